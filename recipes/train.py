@@ -1,0 +1,252 @@
+"""Train one model with a beta for every pair: one YAML is one run.
+
+    accelerate launch --config_file recipes/accelerate/single.yaml recipes/train.py \
+        --config recipes/dpo/tiny-demo.yaml
+
+The keys are those below, those of PairDPOConfig (TRL's DPOConfig and `pair_columns`,
+`missing_beta`) and those of TRL's ModelConfig. Each can be given on the command line too and wins
+there; `--pair_columns` with nothing behind it is the YAML's `pair_columns: []`, stock DPO.
+
+It writes the model with its tokenizer and card and, last of all, results.json to `output_dir`:
+where that file is, the run is complete. What is wrong is said in one line, before the model loads
+if possible; exit code 2: the settings are wrong, 1: the data or the model are. (`accelerate launch`
+adds a traceback of its own and always exits with 1.)
+"""
+
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+import yaml
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+
+
+@dataclass
+class DataConfig:
+    """What is trained on, and what it is evaluated on.
+
+    Attributes:
+        dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
+        dataset_revision: The commit, tag or branch of a data set on the Hub.
+        dataset_split: The split to read, of `eval_dataset` too.
+        eval_dataset: A second folder or name, to evaluate on in place of held-out prompts.
+        held_out: The share of the prompts, in [0, 0.9], to evaluate on and never train on.
+        traceback: Show where an error arose, not its message alone.
+    """
+
+    dataset: str | None = field(default=None, metadata={"help": "A folder, or a name on the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "A commit on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "The split to read."})
+    eval_dataset: str | None = field(default=None, metadata={"help": "What to evaluate on."})
+    held_out: float = field(default=0.0, metadata={"help": "Share of the prompts to evaluate on."})
+    traceback: bool = field(default=False, metadata={"help": "Show where an error arose."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out <= 0.9:
+            raise ValueError(f"held_out must be in [0, 0.9], not {self.held_out}")
+        if self.held_out and self.eval_dataset:
+            raise ValueError("held_out and eval_dataset exclude each other: set one of them")
+
+
+CONFIGS: Any = (DataConfig, PairDPOConfig, ModelConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, load, train, evaluate, save."""
+    with one_line_errors(2, arguments):
+        data, args, model = parse(arguments)
+    with one_line_errors(1, arguments):
+        train, test = load(data)
+        trainer = build_trainer(model, args, train, test)
+    outcome = Path(str(args.output_dir), "results.json")
+    outcome.unlink(missing_ok=True)  # that of an earlier run
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if test is not None:
+        trainer.evaluate()
+    trainer.save_model(args.output_dir)
+    trainer.create_model_card(model_name=Path(str(args.output_dir)).name)
+    if trainer.accelerator.is_main_process:
+        rows = count(trainer, {"train": train, "eval": test})
+        write(results(trainer, data, model) | {"rows": rows}, outcome)
+        print(f"{args.output_dir}: the model and results.json are written")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.end_training()
+
+
+@contextmanager
+def one_line_errors(exit_code: int, arguments: list[str]) -> Iterator[None]:
+    """Turn what a wrong setting, file or data set raises into one line and an exit code."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, DatasetsError, yaml.YAMLError) as error:
+        if "--traceback" in arguments:
+            raise
+        print("train.py:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(exit_code) from None
+
+
+def parse(arguments: list[str]) -> tuple[DataConfig, PairDPOConfig, ModelConfig]:
+    """Return the settings of the YAML file, overridden by those of the command line.
+
+    Raises:
+        ValueError: On a key that no config has, on a bad value, and where there is no data set
+            or no model.
+    """
+    parser = TrlParser(CONFIGS, usage="train.py --config FILE.yaml [--key value ...]")
+    for action in parser._actions:
+        if action.dest == "pair_columns":
+            action.nargs = "*"  # the list may be empty on the command line too
+    data, args, model, in_yaml, on_command_line = parser.parse_args_and_config(
+        arguments, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    # The unknown keys of the YAML come with their values, those of the command line as they stand.
+    refuse_unknown([*in_yaml[::2], *on_command_line])
+    for key, value in (("dataset", data.dataset), ("model_name_or_path", model.model_name_or_path)):
+        if not value:
+            raise ValueError(f"{key} is missing: set it in the YAML file or give --{key}")
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        args.model_init_kwargs["quantization_config"] = quantization
+    return data, args, model
+
+
+def refuse_unknown(options: list[str]) -> None:
+    """Raise ValueError, with a guess at what was meant, if any option is left over."""
+    if not options:
+        return
+    known = [field.name for config in CONFIGS for field in fields(config)]
+    name = options[0].removeprefix("--").split("=")[0]
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f", did you mean {close[0]}?" if close else ""
+    raise ValueError(f"unknown setting {name}{guess}")
+
+
+def load(data: DataConfig) -> tuple[Dataset, Dataset | None]:
+    """Return the rows to train on and those to evaluate on, if any.
+
+    Raises:
+        ValueError: If a data set cannot be read, or if a side of the split has no pair.
+    """
+    train = read(str(data.dataset), data)
+    if data.eval_dataset:
+        return train, read(data.eval_dataset, data)
+    if not data.held_out:
+        return train, None
+    if "prompt" not in train.column_names:
+        raise ValueError(f"held_out needs a column prompt, {data.dataset} has none")
+    held = [place(prompt) < data.held_out for prompt in train["prompt"]]
+    if all(held) or not any(held):
+        raise ValueError(f"held_out {data.held_out}: of {len(held)} pairs one side gets none")
+    kept, out = (
+        train.select([row for row, is_held in enumerate(held) if is_held == side])
+        for side in (False, True)
+    )
+    return kept, out
+
+
+def read(source: str, data: DataConfig) -> Dataset:
+    """Return one split of a folder or of a data set on the Hub; ValueError if there is none."""
+    local = Path(source).is_dir()
+    revision = None if local else data.dataset_revision
+    try:
+        return load_dataset(source, split=data.dataset_split, revision=revision)
+    except (ValueError, OSError, DatasetsError) as error:
+        where = "cannot be read" if local else "is no folder here, and no data set on the Hub"
+        raise ValueError(f"{source} {where}: {error}") from error
+
+
+def build_trainer(
+    model: ModelConfig, args: PairDPOConfig, train: Dataset, test: Dataset | None
+) -> PairDPOTrainer:
+    """Return the trainer, its model loaded; ValueError if the data set or the model is no good."""
+    try:
+        return PairDPOTrainer(
+            model.model_name_or_path,
+            args=args,
+            train_dataset=train,
+            eval_dataset=test,
+            peft_config=get_peft_config(model),
+        )
+    except OSError as error:
+        raise ValueError(f"the model {model.model_name_or_path} cannot be read: {error}") from error
+
+
+def place(prompt: Any) -> float:
+    """Return a prompt's place in [0, 1): the same in every run, whatever else is in the data.
+
+    Pairs of one prompt share it, so a split by it never puts a prompt on both sides.
+    """
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> dict[str, Any]:
+    """Return what came out of a run and what went into it."""
+    args, history = trainer.args, trainer.state.log_history
+    losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    betas = trainer.train_dataset["beta"][:] if "beta" in args.pair_columns else [args.beta]
+    local = Path(str(data.dataset)).is_dir()
+    return {
+        "train_loss": losses[-1],
+        "eval": evaluations[-1] if evaluations else None,
+        "beta": {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)},
+        "pair_columns": args.pair_columns,
+        "missing_beta": args.missing_beta,
+        "model": model.model_name_or_path,
+        "model_revision": model.model_revision,
+        "dataset": Path(str(data.dataset)).resolve().name if local else data.dataset,
+        "dataset_revision": None if local else data.dataset_revision,
+        "held_out": data.held_out,
+        "seed": args.seed,
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
+    }
+
+
+def count(trainer: PairDPOTrainer, given: dict[str, Dataset | None]) -> dict[str, dict[str, int]]:
+    """Return, for each data set, its rows, those without beta and those the trainer used.
+
+    The rows that were neither dropped for want of a beta nor used are prompts longer than
+    `max_length`, which TRL leaves out.
+    """
+    used = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    return {
+        name: {
+            "given": len(rows),
+            "without_beta": trainer.rows_without_beta.get(name, 0),
+            "used": len(used[name]),
+        }
+        for name, rows in given.items()
+        if rows is not None
+    }
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write a JSON file, complete or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

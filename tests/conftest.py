@@ -1,0 +1,63 @@
+"""Fixtures of all tests: teachers as processes of their own, small stores, the finished demo."""
+
+import os
+from contextlib import ExitStack
+
+import pytest
+
+from harness import DEMO, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
+from sp2dpo.store import Store
+
+pytest_plugins = ["services_fixtures"]
+
+# No test asks the real Hub for anything: what is not here fails at once, not after retries.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def replay_url():
+    """The address of the teacher that repeats the demo's recorded replies."""
+    with process(DEMO / "replay_teacher.py") as url:
+        yield url
+
+
+@pytest.fixture
+def scripted(tmp_path):
+    """Starts scripted teachers; each is ended with the test."""
+    with ExitStack() as stack:
+
+        def start(behaviour="valid", **options):
+            log = tmp_path / f"requests-{len(list(tmp_path.glob('requests-*')))}.log"
+            log.touch()
+            command = [TESTS / "scripted_teacher.py", "--behaviour", behaviour, "--log", log]
+            for name, value in options.items():
+                command += [f"--{name.replace('_', '-')}", value]
+            return Scripted(stack.enter_context(process(*command)), log)
+
+        yield start
+
+
+@pytest.fixture
+def new_store(tmp_path):
+    """Makes stores in the test's folder; they are closed with the test."""
+    with ExitStack() as stack:
+
+        def make(name="run.sqlite"):
+            return stack.enter_context(Store(tmp_path / name, create=True))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, replay_url):
+    """The demo corpus, annotated, scheduled and built by the command line."""
+    folder = tmp_path_factory.mktemp("demo")
+    panel = write_panel(
+        folder / "panel.yaml", replay_url, names=("reader-a", "reader-b", "reader-c")
+    )
+    store, betas = folder / "run.sqlite", folder / "betas.parquet"
+    succeed("annotate", "--pairs", DEMO / "pairs.jsonl", "--panel", panel, "--store", store)
+    succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
+    succeed("build", "--store", store, "--betas", betas, "--out", folder / "dataset")
+    return folder

@@ -1,0 +1,105 @@
+"""A teacher that misbehaves on demand: an OpenAI-compatible server for the tests.
+
+Its replies follow the JSON schema of the request, whatever the rubric, and depend on the request
+alone. Every request is noted in a log, one line each, before it is answered.
+
+    python tests/scripted_teacher.py --behaviour valid --log requests.log
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+
+from aiohttp import web
+
+MODEL = "scripted"
+
+
+def valid(body):
+    """A reply that the schema allows, drawn from the hash of what is asked."""
+    digest = hashlib.sha256(body["messages"][-1]["content"].encode()).digest()
+    fields = body["response_format"]["json_schema"]["schema"]["properties"]
+    said = {}
+    for place, (name, field) in enumerate(fields.items()):
+        if "enum" in field:
+            said[name] = field["enum"][digest[place] % len(field["enum"])]
+        elif field["type"] == "integer":
+            low, high = field["minimum"], field["maximum"]
+            said[name] = low + digest[place] % (high - low + 1)
+        else:
+            said[name] = f"reason {digest.hex()[:8]}"[: field["maxLength"]]
+    return said
+
+
+def text_of(behaviour, body):
+    said = valid(body)
+    texts = {
+        "valid": json.dumps(said),
+        "prose": "I would say that the first response is better.",
+        "fenced": f"```json\n{json.dumps(said)}\n```",
+        "cut": json.dumps(said)[:-9],
+        "out-of-scale": json.dumps(said | {"magnitude": 1000}),
+        "empty": "",
+        "surrogate": json.dumps(said | {"rationale": "\ud800"}),
+    }
+    return texts[behaviour]
+
+
+class Teacher:
+    def __init__(self, options):
+        self.options = options
+        self.asked = 0
+
+    async def models(self, _):
+        return web.json_response({"data": [{"id": MODEL}]})
+
+    async def chat(self, request):
+        body = await request.json()
+        self.asked += 1
+        self.note(body)
+        number = self.asked
+        await asyncio.sleep(self.options.delay)
+        behaviour = self.options.behaviour
+        if number <= self.options.faults:
+            return web.Response(status=self.options.status, text="scripted fault")
+        if self.options.faults < 0 and behaviour == "status":
+            return web.Response(status=self.options.status, text="scripted fault")
+        if self.options.hang_after and number > self.options.hang_after:
+            await asyncio.Event().wait()
+        if behaviour == "page":
+            return web.Response(text="<html>a proxy's page</html>", content_type="text/html")
+        finish = "length" if behaviour == "length" else "stop"
+        content = text_of("cut" if behaviour == "length" else behaviour, body)
+        choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish}
+        usage = {"prompt_tokens": 100, "completion_tokens": 20}
+        return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})
+
+    def note(self, body):
+        asked = body["messages"][-1]["content"]
+        with self.options.log.open("a") as log:
+            log.write(hashlib.sha256(asked.encode()).hexdigest() + "\n")
+
+
+async def serve(options):
+    teacher = Teacher(options)
+    application = web.Application()
+    application.router.add_get("/v1/models", teacher.models)
+    application.router.add_post("/v1/chat/completions", teacher.chat)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--behaviour", default="valid")
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--status", type=int, default=500)
+    parser.add_argument("--faults", type=int, default=0, help="answers of --status; -1 for ever")
+    parser.add_argument("--hang-after", type=int, default=0)
+    asyncio.run(serve(parser.parse_args()))

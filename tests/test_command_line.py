@@ -1,0 +1,221 @@
+"""The command line under bad input: one clear line, an exit code, nothing lost, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from harness import DEMO, SCHEDULE, fail, run, succeed, write_pairs, write_panel
+
+
+@pytest.fixture
+def inputs(tmp_path, scripted):
+    """Everything that `annotate` needs, with nothing wrong."""
+
+    class Inputs:
+        pairs = write_pairs(tmp_path / "pairs.jsonl", 10)
+        teacher = scripted()
+        panel = write_panel(tmp_path / "panel.yaml", teacher.url)
+        store = tmp_path / "run.sqlite"
+
+        def annotate(self):
+            return ["annotate", "--pairs", self.pairs, "--panel", self.panel, "--store", self.store]
+
+        def rows(self, *lines):
+            self.pairs.write_text("".join(line + "\n" for line in lines))
+
+    return Inputs()
+
+
+def refused(inputs, *, code=1):
+    """The complaint about `annotate`, which must not have asked nor stored anything."""
+    complaint = fail(*inputs.annotate(), code=code)
+    assert inputs.teacher.requests == []
+    assert not inputs.store.exists()
+    return complaint
+
+
+def test_a_missing_file_of_pairs_is_named(inputs):
+    inputs.pairs.unlink()
+    assert "pairs.jsonl: no such file" in refused(inputs)
+
+
+def test_an_empty_file_holds_no_pair(inputs):
+    inputs.rows()
+    assert "pairs.jsonl: no row holds a preference pair" in refused(inputs)
+
+
+def test_wrong_columns_are_named(inputs):
+    inputs.rows('{"question": "?", "answer": "!"}')
+    done = run(*inputs.annotate())
+    assert done.returncode == 1
+    assert "set aside 1: missing column chosen" in done.stdout
+    assert "no row holds a preference pair" in done.stderr
+    assert not inputs.store.exists()
+
+
+def test_broken_json_is_named_with_its_row(inputs):
+    good = inputs.pairs.read_text().splitlines()
+    inputs.rows(*good[:6], '{"prompt": "Q?", "chosen":', *good[7:])
+    assert "row 7 is not JSON" in refused(inputs)
+
+
+def test_a_typo_in_the_panel_is_named_with_what_was_meant(inputs):
+    said = yaml.safe_load(inputs.panel.read_text())
+    said["teachers"][0]["max_inflight"] = 3
+    inputs.panel.write_text(yaml.safe_dump(said))
+    assert "unknown key 'max_inflight', did you mean 'max_in_flight'?" in refused(inputs)
+
+
+def test_a_panel_that_is_no_yaml_is_named_with_the_line(inputs):
+    inputs.panel.write_text("rubric: semantic-gap\nvariants: [direct\nteachers: x\n")
+    assert "panel.yaml: not valid YAML (line 3" in refused(inputs)
+
+
+def test_a_missing_panel_is_named(inputs):
+    inputs.panel.unlink()
+    assert "panel.yaml" in refused(inputs)
+
+
+def test_a_first_run_without_pairs_is_told_to_name_them(inputs):
+    complaint = fail("annotate", "--panel", inputs.panel, "--store", inputs.store, code=2)
+    assert "say where the --pairs are" in complaint
+    assert not inputs.store.exists()
+
+
+def test_a_store_in_a_folder_that_is_not_there_is_named(inputs, tmp_path):
+    inputs.store = tmp_path / "nowhere" / "run.sqlite"
+    assert "there is no folder" in refused(inputs)
+
+
+def test_a_file_that_is_no_store_is_refused_and_kept(inputs):
+    inputs.store.write_text("my only copy of something else\n" * 50)
+    assert "not a store of this toolkit" in fail(*inputs.annotate())
+    assert inputs.store.read_text().startswith("my only copy")
+
+
+def test_commands_on_a_missing_store_make_none(tmp_path):
+    store = tmp_path / "run.sqlite"
+    complaint = fail(
+        "schedule", "--store", store, "--schedule", SCHEDULE, "--out", tmp_path / "b.parquet"
+    )
+    assert "no such store" in complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_with_swapped_ends_writes_nothing(demo, tmp_path):
+    said = yaml.safe_load(SCHEDULE.read_text()) | {"beta_min": 0.4}
+    schedule, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"
+    schedule.write_text(yaml.safe_dump(said))
+    complaint = fail(
+        "schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", out
+    )
+    assert "beta_min 0.4 must be below beta_max 0.3" in complaint
+    assert not out.exists()
+
+
+def test_betas_of_another_store_are_refused_by_all_that_take_them(demo, inputs, tmp_path):
+    succeed(*inputs.annotate())
+    both = ["--store", inputs.store, "--betas", demo / "betas.parquet"]
+    out = tmp_path / "out"
+    for command in (
+        ["build", *both, "--out", out],
+        ["explain", "demo-001", *both],
+        ["report", *both, "--out", tmp_path / "report.html"],
+    ):
+        assert "run `sp2dpo schedule` again on this store" in fail(*command)
+    assert not out.exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_data_set_never_replaces_somebody_elses_folder(demo, tmp_path):
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("the only copy")
+    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    assert "holds other files" in fail("build", *both, "--out", tmp_path)
+    assert mine.read_text() == "the only copy"
+
+
+def test_a_mistyped_command_gets_a_hint():
+    assert "annotate" in fail("anotate", code=2)
+
+
+def test_debug_shows_where_an_error_arose(tmp_path):
+    missing = ["--store", tmp_path / "none", "--schedule", SCHEDULE, "--out", tmp_path / "b"]
+    assert "Traceback" in run("--debug", "schedule", *missing).stderr
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ["polars", "pyarrow", "datasets", "torch", "trl", "gradio", "aiohttp", "numpy"]
+    script = (
+        "import sys; from sp2dpo.cli import cli; cli(['--help'], standalone_mode=False); "
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "annotate" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_every_command_explains_itself():
+    listed = succeed("--help")
+    for command in ("annotate", "schedule", "explain", "build", "report"):
+        assert command in listed
+        assert "--store" in succeed(command, "--help")
+
+
+def test_explain_shows_every_reply_and_the_arithmetic(demo):
+    lines = succeed(
+        "explain", "demo-001", "--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"
+    ).splitlines()
+    assert any(line.startswith("prompt (user)") for line in lines)
+    for teacher in ("reader-a", "reader-b", "reader-c"):
+        for variant in ("direct", "critic", "reader"):
+            assert any(line.startswith(f"{teacher}  {variant}") for line in lines)
+    (beta,) = [line for line in lines if line.startswith("beta  ")]
+    assert beta.startswith("beta  0.03 + (0.3 - 0.03) x ")
+
+
+def test_explain_neutralises_terminal_escapes(inputs, tmp_path):
+    inputs.rows('{"prompt": "Q", "chosen": "\\u001b[2Jgone\\u202e", "rejected": "no"}')
+    schedule = yaml.safe_load(SCHEDULE.read_text()) | {"quorum": 1}
+    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(schedule))
+    betas = tmp_path / "betas.parquet"
+    succeed(*inputs.annotate())
+    succeed(
+        "schedule", "--store", inputs.store,
+        "--schedule", tmp_path / "schedule.yaml", "--out", betas,
+    )  # fmt: skip
+    import polars as pl
+
+    pair_id = pl.read_parquet(betas)["pair_id"][0]
+    said = succeed("explain", pair_id[:12], "--store", inputs.store, "--betas", betas)
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    assert "\\u001b[2Jgone\\u202e" in said
+
+
+def test_explain_of_an_unknown_pair_is_named(demo):
+    complaint = fail(
+        "explain", "demo-999", "--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"
+    )
+    assert "no pair is called 'demo-999'" in complaint
+
+
+def test_the_demo_gives_the_numbers_that_the_readme_shows(demo):
+    import json
+
+    import polars as pl
+
+    betas = pl.read_parquet(demo / "betas.parquet")
+    beta = betas["beta"]
+    assert (len(beta), beta.min(), beta.max()) == (96, 0.03, 0.3)
+    assert round(beta.mean(), 3) == 0.166
+    counts = json.loads((demo / "dataset" / "manifest.json").read_text())["counts"]
+    assert (counts["kept"], counts["refused"]) == (864, 0)
+    rows = pl.read_parquet(demo / "dataset" / "data" / "*.parquet")
+    planted = pl.read_ndjson(DEMO / "planted.jsonl").select("label_flipped", source_id="pair_id")
+    at_the_floor = rows.join(planted, on="source_id").filter(pl.col("beta") == 0.03)
+    assert (len(at_the_floor), at_the_floor["label_flipped"].sum()) == (19, 12)

@@ -1,0 +1,206 @@
+"""The data set on disk, as somebody reads it who has never heard of this toolkit."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from harness import SCHEDULE, filled, kept, pairs_of, panel_of, run, succeed
+from sp2dpo.annotations import Key
+from sp2dpo.pairs import Pair
+from sp2dpo.schedule import Betas, betas, load_schedule
+from sp2dpo.sources import SetAside, Source, SourceRow
+from sp2dpo.store import Entry
+
+PAPER = load_schedule(SCHEDULE)
+
+
+def made_of(store):
+    annotations = store.annotations()
+    return Betas(table=betas(annotations, PAPER), schedule=PAPER, annotations_hash=annotations.hash)
+
+
+def read(folder, tmp_path, config=None):
+    """All rows of a config, read by stock `datasets` in a process that cannot see the toolkit."""
+    script = (
+        "import json, sys; sys.modules['sp2dpo'] = None\n"
+        "from datasets import load_dataset\n"
+        f"rows = load_dataset({str(folder)!r}, {config!r}, split='train')\n"
+        "print(json.dumps([dict(row) for row in rows]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def build(store, folder):
+    from sp2dpo.dataset import build as build_folder
+
+    return build_folder(store, made_of(store), folder)
+
+
+def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path):
+    store = new_store()
+    good = [
+        SourceRow(row=n, pair=row.pair, source_id=f"id-{n}", columns=columns)
+        for n, row, columns in [
+            (1, pairs_of(2)[1], {"score": 1, "beta": "theirs", "tags": ["x", "y"]}),
+            (3, pairs_of(2)[0], {"score": 2.5, "beta": None, "meta": {"a": 1}}),
+            (4, pairs_of(2)[1], {"score": None, "beta": "again", "mixed": 1}),
+            (5, pairs_of(2)[0], {"mixed": "text"}),
+        ]
+    ]
+    aside = SetAside(row=2, reason="empty chosen", raw="{}")
+    store.corpus.add(Source(name="hand.jsonl"), [good[0], aside, *good[1:]])
+    store.adopt(panel_of("a"))
+    one, two = (row.pair.id for row in pairs_of(2))
+    store.add([kept(one, "a", v, 10, 10, "safety") for v in ("direct", "critic", "reader")])
+    store.add([kept(two, "a", v, 0, 10, "style") for v in ("direct", "critic")])
+    assert build(store, tmp_path / "out") == (4, 5)
+    rows = read(tmp_path / "out", tmp_path)
+    assert [row["source_row"] for row in rows] == [1, 3, 4, 5]
+    assert [row["source_id"] for row in rows] == ["id-1", "id-3", "id-4", "id-5"]
+    assert [row["pair_id"] for row in rows] == [two, one, two, one]
+    assert [row["score"] for row in rows] == [1.0, 2.5, None, None]
+    assert [row["source_beta"] for row in rows] == ["theirs", None, "again", None]
+    assert [row["tags"] for row in rows] == [["x", "y"], None, None, None]
+    assert [row["mixed"] for row in rows] == [None, None, 1, "text"]
+    assert rows[1]["meta"] == {"a": 1}
+    assert rows[1]["prompt"] == [{"role": "user", "content": "Question 1?"}]
+    assert rows[1]["chosen"] == [{"role": "assistant", "content": "Good answer 1."}]
+    # Both pairs have fewer than the quorum of five replies.
+    assert [row["beta"] for row in rows] == [None] * 4
+    assert [row["has_beta"] for row in rows] == [False] * 4
+    assert [row["votes"] for row in rows] == [2, 3, 2, 3]
+    lines = (tmp_path / "out" / "set_aside.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"row": 2, "reason": "empty chosen"}]
+
+
+def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a", "b")
+    store.add([kept(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")])
+    store.add([kept(pair_id, "b", v, 9, 10, "factuality") for v in ("direct", "critic")])
+    key = Key(pair_id=pair_id, teacher="b", variant="reader")
+    refused = Entry(
+        key=key, annotation=None, reason="not-json", detail="", raw="Well...", reply=None, arrived=0
+    )
+    store.add([refused])
+    assert build(store, tmp_path / "out") == (1, 6)
+    replies = read(tmp_path / "out", tmp_path, "annotations")
+    assert [reply["status"] for reply in replies] == ["kept"] * 5 + ["refused"]
+    last = replies[-1]
+    assert (last["reason"], last["raw"], last["category"]) == ("not-json", "Well...", None)
+    assert replies[0]["model"] == "model-a"
+    (row,) = read(tmp_path / "out", tmp_path)
+    assert row["beta"] == pytest.approx(0.03 + 0.27 * (0.5 + 0.9) / 2)
+    assert row["category"] == 1  # factuality, the rubric's second
+
+
+def test_tool_calls_and_tools_survive(new_store, tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, "two"]}}}
+    pair = Pair(
+        prompt=({"role": "user", "content": "Call f."},),
+        chosen=({"role": "assistant", "content": None, "tool_calls": [call]},),
+        rejected=({"role": "assistant", "content": "I would rather not."},),
+        tools=({"type": "function", "function": {"name": "f"}},),
+    )
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), [SourceRow(row=1, pair=pair, source_id=None)])
+    store.adopt(panel_of("a"))
+    store.add([kept(pair.id, "a", "direct", 5, 10)])
+    build(store, tmp_path / "out")
+    (row,) = read(tmp_path / "out", tmp_path)
+    assert row["chosen"][0]["tool_calls"] == [call]
+    assert row["rejected"][0]["tool_calls"] is None
+    assert row["tools"] == list(pair.tools)
+
+
+def test_a_second_build_changes_no_byte(demo, tmp_path):
+    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+
+    def bytes_of(folder):
+        return {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    before = bytes_of(demo / "dataset")
+    succeed("build", *both, "--out", tmp_path / "again")
+    succeed("build", *both, "--out", tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
+
+
+def test_the_manifest_holds_the_hash_of_every_file(demo):
+    folder = demo / "dataset"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
+        "manifest.json"
+    }
+    assert set(manifest["files"]) == present
+    for name, said in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert said == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_a_failed_build_leaves_the_last_one_whole(demo, tmp_path):
+    """The largest file that the process may write stands in for the end of the disk."""
+    import resource
+
+    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    out = tmp_path / "dataset"
+    succeed("build", *both, "--out", out)
+    before = (out / "manifest.json").read_bytes()
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = run("build", *both, "--out", out, preexec_fn=small_files)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (out / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_the_card_shows_hostile_names_as_text(new_store, tmp_path):
+    store = new_store()
+    store.corpus.add(Source(name="<script>x</script>|a.jsonl"), pairs_of(1))
+    store.adopt(panel_of("![x](http://evil/x.png)"))
+    (pair,) = pairs_of(1)
+    store.add([kept(pair.pair.id, "![x](http://evil/x.png)", "direct", 5, 5)])
+    build(store, tmp_path / "out")
+    body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[2]
+    assert "<script>" not in body
+    assert "![x](" not in body
+
+
+def test_sources_of_every_kind_give_the_same_data(tmp_path, new_store):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sp2dpo.sources import find, read
+
+    rows = [
+        {"prompt": f"Q{n}", "chosen": f"yes {n}", "rejected": f"no {n}", "score": n / 2}
+        for n in range(3)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    found = [
+        list(read(find(str(tmp_path / name)))) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")
+    ]
+    assert found[0] == found[1] == found[2]
+    assert [row.columns for row in found[0]] == [{"score": 0.0}, {"score": 0.5}, {"score": 1.0}]

@@ -1,0 +1,71 @@
+"""The house: which module may import which, and that the parts of the project agree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT
+
+PACKAGE = ROOT / "toolkit" / "sp2dpo"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "_")
+
+# Data flows one way, and the imports with it: a module may import those of earlier rows and those
+# of its own row. `cli` may import all, lazily.
+FLOW = [
+    ["settings", "files", "pairs"],
+    ["formats", "sources", "rubric"],
+    ["panel", "annotations"],
+    ["teachers", "annotation_table"],
+    ["database", "corpus", "store", "terminal"],
+    ["annotate", "progress", "gaps"],
+    ["schedule"],
+    ["explain", "columns", "card", "dataset", "agreement", "signatures", "report", "page"],
+    ["cli"],
+]
+TRAINING = ["pair_columns", "training"]  # knows only column names
+HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}
+
+
+def imported(path: Path) -> set[str]:
+    """All modules that a file imports, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+def ours(module: str) -> set[str]:
+    found = imported(PACKAGE / f"{module}.py")
+    return {name.removeprefix("sp2dpo.") for name in found if name.startswith("sp2dpo.")}
+
+
+def test_every_module_has_its_place():
+    assert sorted([name for row in FLOW for name in row] + TRAINING) == MODULES
+
+
+@pytest.mark.parametrize("module", [name for row in FLOW for name in row])
+def test_imports_follow_the_flow(module):
+    row = next(number for number, names in enumerate(FLOW) if module in names)
+    allowed = {name for names in FLOW[: row + 1] for name in names}
+    assert ours(module) <= allowed
+
+
+@pytest.mark.parametrize("module", TRAINING)
+def test_training_knows_only_column_names(module):
+    assert ours(module) <= set(TRAINING)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in TRAINING])
+def test_only_training_imports_what_training_needs(module):
+    roots = {name.split(".")[0] for name in imported(PACKAGE / f"{module}.py")}
+    assert roots.isdisjoint(HEAVY)
+
+
+def test_nothing_imports_vllm():
+    for folder in ("toolkit", "recipes", "spaces"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "vllm" not in {name.split(".")[0] for name in imported(path)}, path

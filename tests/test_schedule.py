@@ -1,0 +1,146 @@
+"""From gaps to betas, and the file that holds them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from harness import SCHEDULE, filled, kept
+from sp2dpo.schedule import (
+    COLUMNS,
+    Betas,
+    betas,
+    check_origin,
+    load_schedule,
+    read_betas,
+    schedule_of,
+    write_betas,
+)
+
+PAPER = load_schedule(SCHEDULE)
+ONE_VOTE = replace(PAPER, quorum=1)
+
+
+def test_the_shipped_schedule_is_the_papers():
+    assert (PAPER.beta_min, PAPER.beta_max) == (0.03, 0.3)
+    assert (PAPER.over_variants, PAPER.over_teachers, PAPER.map) == ("median", "mean", "linear")
+
+
+def test_beta_is_linear_in_the_gap_and_exact_at_both_ends(new_store):
+    store = new_store()
+    none, half, all_of_it = filled(store, 3, "a")
+    store.add(
+        [
+            kept(none, "a", "direct", 0, 10),
+            kept(half, "a", "direct", 5, 10),
+            kept(all_of_it, "a", "direct", 10, 10),
+        ]
+    )
+    table = betas(store.annotations(), ONE_VOTE)
+    beta = dict(zip(table["pair_id"], table["beta"], strict=True))
+    assert beta[none] == 0.03
+    assert beta[half] == pytest.approx(0.165, abs=1e-15)
+    assert beta[all_of_it] == 0.3
+
+
+def test_below_the_quorum_the_row_stays_without_a_beta(new_store):
+    store = new_store()
+    enough, too_few = filled(store, 2, "a")
+    store.add([kept(enough, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
+    store.add([kept(too_few, "a", v, 5, 10) for v in ("direct", "critic")])
+    table = betas(store.annotations(), replace(PAPER, quorum=3))
+    rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
+    assert rows[enough]["has_beta"]
+    assert not rows[too_few]["has_beta"]
+    assert rows[too_few]["beta"] is rows[too_few]["gap"] is None
+    assert (rows[too_few]["votes"], rows[too_few]["category"]) == (2, "style")
+
+
+def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
+    store = new_store()
+    ids = filled(store, 30, "a")
+    store.add([kept(ids[3], "a", "direct", 5, 5)])
+    table = betas(store.annotations(), ONE_VOTE)
+    assert tuple(table.columns) == COLUMNS
+    assert table["pair_id"].to_list() == sorted(ids)
+
+
+@pytest.fixture
+def made(new_store):
+    store = new_store()
+    ids = filled(store, 5, "a")
+    store.add([kept(pair_id, "a", "direct", 5, 9) for pair_id in ids])
+    annotations = store.annotations()
+    return Betas(
+        table=betas(annotations, ONE_VOTE), schedule=ONE_VOTE, annotations_hash=annotations.hash
+    )
+
+
+def test_a_file_of_betas_reads_back_and_repeats_its_bytes(made, tmp_path):
+    one, two = tmp_path / "1.parquet", tmp_path / "2.parquet"
+    write_betas(made, one)
+    write_betas(made, two)
+    assert one.read_bytes() == two.read_bytes()
+    again = read_betas(one)
+    assert again.table.equals(made.table)
+    assert (again.schedule, again.annotations_hash) == (ONE_VOTE, made.annotations_hash)
+    assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == ["1.parquet", "2.parquet"]
+
+
+def test_files_that_are_no_betas_are_refused(made, tmp_path):
+    text = tmp_path / "text.parquet"
+    text.write_text("not a table")
+    foreign = tmp_path / "foreign.parquet"
+    pl.DataFrame({"x": [1]}).write_parquet(foreign)
+    for path in (text, foreign):
+        with pytest.raises(ValueError, match="not a table of betas"):
+            read_betas(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_betas(tmp_path / "nowhere.parquet")
+    changed = tmp_path / "changed.parquet"
+    write_betas(replace(made, table=made.table.drop("gap")), changed)
+    with pytest.raises(ValueError, match="its columns are not those"):
+        read_betas(changed)
+
+
+def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
+    paths = {"path": Path("betas.parquet"), "store": Path("run.sqlite")}
+    other = new_store("other.sqlite")
+    ids = filled(other, 3, "a")
+    other.add([kept(ids[0], "a", "direct", 5, 9)])
+    with pytest.raises(ValueError, match="are of other pairs than"):
+        check_origin(made, other.annotations(), **paths)
+    grown = new_store("grown.sqlite")
+    ids = filled(grown, 5, "a")
+    grown.add([kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")])
+    with pytest.raises(ValueError, match="holds other replies than"):
+        check_origin(made, grown.annotations(), **paths)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"beta_min": 0.4}, "beta_min 0.4 must be below beta_max 0.3"),
+        ({"beta_min": 0}, "beta_min 0 must be a finite number above 0"),
+        ({"beta_max": float("inf")}, "beta_max inf must be a finite number above 0"),
+        ({"beta_max": "0.3"}, "beta_max must be int or float, not '0.3'"),
+        ({"beta_max": True}, "beta_max must be int or float, not True"),
+        ({"quorum": 0}, "quorum 0 must be at least 1"),
+        ({"quorum": 2.5}, "quorum must be int, not 2.5"),
+        ({"map": "liner"}, "map 'liner' is not known, did you mean 'linear'"),
+        ({"over_variants": "mode"}, "over_variants 'mode' is not known"),
+        ({"quorom": 5}, "unknown key 'quorom', did you mean 'quorum'"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_named(change, complaint):
+    said = yaml.safe_load(SCHEDULE.read_text()) | change
+    with pytest.raises(ValueError, match=r"^here: ") as error:
+        schedule_of(said, where="here")
+    assert complaint in str(error.value)
+
+
+def test_a_schedule_has_no_defaults():
+    with pytest.raises(ValueError, match="missing key 'map'"):
+        schedule_of({key: value for key, value in vars(PAPER).items() if key != "map"}, where="s")

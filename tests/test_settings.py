@@ -1,0 +1,165 @@
+"""YAML that people write: what is wrong is named with file, key and value."""
+
+import pytest
+
+from sp2dpo.files import whole
+from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a YAML file."""
+
+    def write(text):
+        path = tmp_path / "panel.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def error_of(path):
+    with pytest.raises(ValueError, match=r"panel\.yaml: ") as refused:
+        read_yaml(path)
+    said = str(refused.value)
+    assert "\n" not in said
+    return said.removeprefix(f"{path}: ")
+
+
+def test_a_mapping_is_read_as_yaml_reads_it(written):
+    path = written("a: 1\nb: [x, é]\nc: {d: null, e: 5e-7}\n# comment\nf: 2.0e-7\n")
+    assert read_yaml(path) == {"a": 1, "b": ["x", "é"], "c": {"d": None, "e": "5e-7"}, "f": 2e-7}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("", "NoneType"), ("- a\n", "list"), ("word", "str"), ("# only this", "NoneType")],
+)
+def test_a_file_that_holds_no_mapping_is_refused(written, text, kind):
+    assert error_of(written(text)) == f"expected keys and values, found {kind}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1, 2\nb: 3\n", "not valid YAML (line 2, column 2)"),
+        ("a: b: c\n", "not valid YAML (line 1, column 5)"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML (line 2, column 1)"),
+        ("a: *gone\n", "not valid YAML (line 1, column 4)"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML (line 1, column 4)"),
+        ("? [1, 2]\n: 3\n", "not valid YAML (line 1, column 3)"),
+        ("\ta: 1\n", "not valid YAML (line 1, column 1)"),
+        ("a: \x00\n", "not valid YAML: "),
+        (b"a: \xff\n", "not valid YAML: "),
+        ("a: 2026-13-45\n", "not valid YAML: month must be in 1..12"),
+        ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+    ],
+)
+def test_what_is_not_yaml_is_named_with_its_place(written, text, expected):
+    assert error_of(written(text)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "a"),
+        ("x:\n  a: 1\n  a: 1\n", 3, "a"),
+        ("x: [{a: 1, a: 2}]\n", 1, "a"),
+        ("a: 1\n'a': 2\n", 2, "a"),
+        ("no: 1\nfalse: 2\n", 2, "False"),
+        ("1: a\n0x1: b\n", 2, "1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_at_its_second_place(written, text, line, key):
+    said = error_of(written(text))
+    assert said.startswith(f"not valid YAML (line {line}, ")
+    assert said.endswith(f"key {key} stands twice")
+
+
+def test_one_key_may_stand_in_two_mappings(written):
+    assert read_yaml(written("a: {b: 1}\nc: {b: 2}\n")) == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+def test_merged_keys_give_way_to_what_is_written_beside_them(written):
+    path = written("base: &base {a: 1, b: 2}\nmine:\n  <<: *base\n  b: 3\n")
+    assert read_yaml(path)["mine"] == {"a": 1, "b": 3}
+    said = error_of(written("base: &base {a: 1}\nmine:\n  <<: *base\n  b: 3\n  b: 4\n"))
+    assert said == "not valid YAML (line 5, column 3): key b stands twice"
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_yaml(tmp_path / "panel.yaml")
+
+
+def test_all_wrong_keys_are_named_at_once_with_what_was_meant():
+    given = {"teachrs": [], "variants": [], "rubik": "x", 7: 0, False: 1}
+    with pytest.raises(ValueError, match=r"^p\.yaml: ") as refused:
+        check_keys("p.yaml", given, required=("rubric", "variants", "teachers"), optional=("note",))
+    assert str(refused.value) == (
+        "p.yaml: unknown key 'teachrs', did you mean 'teachers'?; "
+        "unknown key 'rubik', did you mean 'rubric'?; unknown key 7; unknown key False; "
+        "missing key 'rubric'; missing key 'teachers' (known: rubric, variants, teachers, note)"
+    )
+
+
+def test_the_right_keys_pass_with_and_without_the_optional_ones():
+    for given in ({"a": 1}, {"a": None, "b": 2}):
+        check_keys("x", given, required=("a",), optional=("b",))
+    with pytest.raises(ValueError, match="missing key 'a'"):
+        check_keys("x", {"b": 2}, required=("a",), optional=("b",))
+
+
+def test_a_hint_is_given_only_where_a_word_is_near():
+    assert did_you_mean("temprature", ["temperature", "top_p"]) == ", did you mean 'temperature'?"
+    assert did_you_mean("banana", ["temperature", "top_p"]) == ""
+    assert did_you_mean(None, ["temperature"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "names"),
+    [
+        ("3", int, "int"),
+        (True, int, "int"),
+        (False, (int, float), "int or float"),
+        (3.0, int, "int"),
+        (None, str, "str"),
+        (1, bool, "bool"),
+        ([], dict, "dict"),
+        ("5e-7", (int, float), "int or float"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_as_it_stands(value, kind, names):
+    with pytest.raises(ValueError, match=r"^p\.yaml: ") as refused:
+        check_type("p.yaml", "seed", value, kind)
+    assert str(refused.value) == f"p.yaml: seed must be {names}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(3, int), (3, (int, float)), (True, bool), (None, (str, type(None)))]
+)
+def test_a_value_of_its_type_passes(value, kind):
+    assert check_type("p.yaml", "seed", value, kind) is None
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out.txt"
+    with whole(path) as unfinished:
+        unfinished.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+
+    def break_off():
+        with whole(path) as unfinished:
+            unfinished.write_text("half of")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert path.read_text() == "first"
+    assert [one.name for one in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_a_file_in_no_folder_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"), whole(tmp_path / "a" / "b"):
+        pass

@@ -1,0 +1,105 @@
+"""What reaches a terminal cannot steer it, reorder it or hide in it."""
+
+import unicodedata
+
+import pytest
+
+from sp2dpo.terminal import harmless, table
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain",
+        "tab\tand\nline",
+        "é 林檎 🍌 العربية עברית",
+        "a\u0301",
+        "\\",
+        "\u2764\ufe0f",
+        "\U0001f469\u200d\U0001f52c",
+        "می\u200cخواهم",
+    ],
+)
+def test_text_that_people_write_stays(text):
+    assert harmless(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", "\\u001b[31mred"),
+        ("\x1b]0;title\x07", "\\u001b]0;title\\u0007"),
+        ("over\rwritten", "over\\u000dwritten"),
+        ("\x9b2J", "\\u009b2J"),
+        ("a\x08b\x7f", "a\\u0008b\\u007f"),
+        ("a\x00b", "a\\u0000b"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\u2066x\u2069", "\\u2066x\\u2069"),
+        ("\u061cx", "\\u061cx"),
+        ("zero\u200bwidth\u200e", "zero\\u200bwidth\\u200e"),
+        ("\ufeffx", "\\ufeffx"),
+        ("soft\xadhyphen", "soft\\u00adhyphen"),
+        ("\u3164\u115f", "\\u3164\\u115f"),
+        ("a\u2028b", "a\\u2028b"),
+        ("\ud83d", "\\ud83d"),
+        ("A\ufe00\ufe01", "A\\ufe00\\ufe01"),
+        ("\U000e0041\U000e007f", "\\U000e0041\\U000e007f"),
+        ("\U000e0100", "\\U000e0100"),
+    ],
+)
+def test_what_steers_reorders_or_hides_is_shown_as_its_code(text, shown):
+    assert harmless(text) == shown
+
+
+def test_no_control_half_character_or_line_end_of_unicode_gets_through():
+    unsafe = {"Cc", "Cs", "Zl", "Zp"}
+    passed = [
+        number
+        for number in range(0x110000)
+        if unicodedata.category(chr(number)) in unsafe and harmless(chr(number)) == chr(number)
+    ]
+    assert passed == [0x09, 0x0A]
+
+
+def test_every_format_character_that_draws_nothing_is_shown():
+    # What is left draws: signs over Arabic, Syriac, Kaithi and hieroglyphs, shorthand, music; and
+    # the two joiners, which change how their neighbours are drawn.
+    drawn = [
+        range(0x200C, 0x200E),
+        range(0x600, 0x606),
+        range(0x6DD, 0x6DE),
+        range(0x70F, 0x710),
+        range(0x890, 0x892),
+    ]
+    drawn += [range(0x8E2, 0x8E3), range(0x110BD, 0x110CE), range(0x13430, 0x13456)]
+    drawn += [range(0x1BCA0, 0x1BCA4), range(0x1D173, 0x1D17B)]
+    for number in range(0x110000):
+        if unicodedata.category(chr(number)) == "Cf" and not any(number in some for some in drawn):
+            assert harmless(chr(number)) != chr(number), hex(number)
+
+
+def test_columns_of_numbers_stand_to_the_right_and_words_to_the_left():
+    rows = [("reader-a", "9", "1.5%"), ("b", "1,234", "-20.0%")]
+    assert table(("name", "kept", "share"), rows) == [
+        "name       kept   share",
+        "reader-a      9    1.5%",
+        "b         1,234  -20.0%",
+    ]
+
+
+def test_one_word_among_numbers_turns_a_column_to_the_left():
+    assert table(("a", "b"), [("1", "x"), ("none", "y")], indent="  ") == [
+        "  a     b",
+        "  1     x",
+        "  none  y",
+    ]
+
+
+def test_a_table_without_rows_is_its_head():
+    assert table(("name", "kept"), []) == ["name  kept"]
+
+
+def test_rows_of_unequal_length_make_no_table():
+    with pytest.raises(ValueError, match="shorter"):
+        table(("a", "b"), [("1",)])

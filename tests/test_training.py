@@ -1,0 +1,590 @@
+"""The trainer, on a model of two tiny layers: numbers by hand or from stock TRL, no mocks."""
+
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+from sp2dpo.training import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+BETAS = [0.03, 0.3, 0.1, 0.05, 0.2, 0.07, 0.15, 0.25]
+PAIRS = {
+    "prompt": [f"say the number {n}" for n in range(8)],
+    "chosen": ["one two", "a b c", "yes it is", "no", "three", "here", "so be it", "all of them"],
+    "rejected": ["x", "never", "q q", "maybe so", "none", "z z z", "go", "who knows it"],
+}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+LOSS_TYPES = [
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+]
+LOSS_TYPES = [name for name in LOSS_TYPES if f'"{name}"' in str(DPOConfig.__doc__)]  # of this TRL
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(directory)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=1,
+        )
+    ).save_pretrained(directory)
+    return str(directory)
+
+
+def pairs(**columns):
+    return Dataset.from_dict(PAIRS | columns)
+
+
+def settings(tmp_path, **changes):
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 3,
+        "learning_rate": 1.0e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+    } | changes
+
+
+def train(trainer):
+    """Train and return the parameters and what was logged, times left out."""
+    trainer.train()
+    trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    logs = [
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
+        for entry in trainer.state.log_history
+    ]
+    return trained, logs
+
+
+def without_ours(logs):
+    ours = ("beta/", "margins/unscaled", "eval_beta/", "eval_margins/unscaled")
+    return [{k: v for k, v in entry.items() if not k.startswith(ours)} for entry in logs]
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def make(model_dir, tmp_path, dataset, *, trainer=PairDPOTrainer, eval_dataset=None, **changes):
+    config = DPOConfig if trainer is DPOTrainer else PairDPOConfig
+    args = config(**settings(tmp_path, **changes))
+    return trainer(model_dir, args=args, train_dataset=dataset, eval_dataset=eval_dataset)
+
+
+def shake(trainer):
+    """Move the policy away from its reference, the same way every time: no D_i is 0."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def loss_and_gradient(trainer, rows):
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
+    trainer.model.zero_grad()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    return loss.detach().clone(), gradient.clone()
+
+
+def margin_by_hand(trainer, row):
+    """D of one pair, in nats, from plain forward passes and log_softmax."""
+    example = trainer.train_dataset[row]
+    sums = []
+    for model in (trainer.model, trainer.ref_model):
+        for answer in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([example["prompt_ids"] + example[answer]])
+            with torch.no_grad():
+                logps = model(input_ids=ids).logits[0].log_softmax(-1)
+            first = len(example["prompt_ids"])
+            sums.append(sum(logps[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1])))
+    return (sums[0] - sums[2]) - (sums[1] - sums[3])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_uniform_betas_train_exactly_like_stock_trl(model_dir, tmp_path, loss_type):
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    loss = {"loss_type": [loss_type], "label_smoothing": smoothing}
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=0.3, **loss)
+    ours = make(model_dir, tmp_path, pairs(beta=[0.3] * 8), beta=0.9, **loss)
+    stock_parameters, stock_logs = train(stock)
+    our_parameters, our_logs = train(ours)
+    assert_same(our_parameters, stock_parameters)
+    assert without_ours(our_logs) == stock_logs
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"precompute_ref_log_probs": True},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+        {"gradient_checkpointing": True},
+        {"bf16": True},
+        {"use_weighting": True},
+        {"ld_alpha": 0.5},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.3]},
+        {"sync_ref_model": True, "ref_model_sync_steps": 1},
+        {"max_length": 24},
+    ],
+    ids=lambda setting: "-".join(setting),
+)
+def test_uniform_betas_train_and_evaluate_like_stock_trl_under(model_dir, tmp_path, setting):
+    run = {"eval_strategy": "steps", "eval_steps": 2, "beta": 0.1, **setting}
+    data, held = pairs(), pairs().select(range(5))
+    stock = make(model_dir, tmp_path, data, trainer=DPOTrainer, eval_dataset=held, **run)
+    data, held = pairs(beta=[0.1] * 8), pairs(beta=[0.1] * 8).select(range(5))
+    ours = make(model_dir, tmp_path, data, eval_dataset=held, **run)
+    stock_parameters, stock_logs = train(stock)
+    our_parameters, our_logs = train(ours)
+    assert_same(our_parameters, stock_parameters)
+    assert without_ours(our_logs) == stock_logs
+
+
+def test_uniform_betas_train_an_adapter_like_stock_trl(model_dir, tmp_path):
+    trained = []
+    for trainer, data in ((DPOTrainer, pairs()), (PairDPOTrainer, pairs(beta=[0.1] * 8))):
+        config = DPOConfig if trainer is DPOTrainer else PairDPOConfig
+        torch.manual_seed(0)  # TRL 1.0 draws the adapter before it sets the seed
+        trained.append(
+            train(
+                trainer(
+                    model_dir,
+                    args=config(**settings(tmp_path, beta=0.1)),
+                    train_dataset=data,
+                    peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+                )
+            )
+        )
+    assert_same(trained[1][0], trained[0][0])
+    assert without_ours(trained[1][1]) == trained[0][1]
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_varying_betas_equal_single_pairs_of_stock_trl(model_dir, tmp_path, precompute):
+    run = {"precompute_ref_log_probs": precompute}
+    ours = make(model_dir, tmp_path, pairs(beta=BETAS), beta=0.9, **run)
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, **run)
+    shake(ours)
+    shake(stock)
+    loss, gradient = loss_and_gradient(ours, range(8))
+    singles = []
+    for row, beta in enumerate(BETAS):
+        stock.beta = beta
+        singles.append(loss_and_gradient(stock, [row]))
+    expected_loss = sum(single[0] for single in singles) / 8
+    expected_gradient = sum(single[1] for single in singles) / 8
+    assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-6)
+    assert (gradient - expected_gradient).abs().max() < 1e-6
+    assert gradient.abs().max() > 1e-3
+
+
+def test_loss_and_margin_equal_the_formula_computed_by_hand(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path, pairs(beta=BETAS))
+    shake(trainer)
+    margins = [margin_by_hand(trainer, row) for row in range(8)]
+    loss, _ = loss_and_gradient(trainer, range(8))
+    by_hand = [math.log1p(math.exp(-b * d)) for b, d in zip(BETAS, margins, strict=True)]
+    assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
+    assert trainer._metrics["train"]["margins/unscaled"] == [
+        pytest.approx(sum(margins) / 8, abs=1e-4)
+    ]
+    assert max(margins) - min(margins) > 0.1
+
+
+def test_without_pair_columns_the_unscaled_margin_is_logged_all_the_same(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path, pairs(), pair_columns=[], beta=0.2)
+    shake(trainer)
+    margins = [margin_by_hand(trainer, row) for row in range(8)]
+    loss_and_gradient(trainer, range(8))
+    assert trainer._metrics["train"]["margins/unscaled"] == [
+        pytest.approx(sum(margins) / 8, abs=1e-4)
+    ]
+
+
+def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir, tmp_path, caplog):
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer)
+    with caplog.at_level(logging.INFO, logger="sp2dpo.training"):
+        ours = make(model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), pair_columns=[])
+    stock_parameters, stock_logs = train(stock)
+    our_parameters, our_logs = train(ours)
+    assert_same(our_parameters, stock_parameters)
+    assert without_ours(our_logs) == stock_logs
+    assert not any(key.startswith("beta/") for entry in our_logs for key in entry)
+    assert [r.getMessage() for r in caplog.records if r.name == "sp2dpo.training"] == [
+        "[RANK 0] pair_columns is empty: the column beta of the train data set is ignored"
+    ]
+
+
+def test_eight_times_one_pair_accumulates_to_one_batch_of_eight(model_dir, tmp_path):
+    steps = {"max_steps": 3, "optim": "sgd"}
+    one = make(model_dir, tmp_path, pairs(beta=BETAS), per_device_train_batch_size=8, **steps)
+    eight = make(
+        model_dir,
+        tmp_path,
+        pairs(beta=BETAS),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        **steps,
+    )
+    shake(one)
+    shake(eight)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    left, left_logs = train(one)
+    right, right_logs = train(eight)
+    assert any(not torch.equal(left[name], before[name]) for name in left)
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=1e-6), name
+    for key in ("loss", "beta/mean", "margins/unscaled"):
+        assert left_logs[0][key] == pytest.approx(right_logs[0][key], abs=1e-4), key
+
+
+def test_betas_stay_with_their_pairs_and_are_logged(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS[::-1]))
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in (5, 0)])
+    assert batch["beta"].dtype == torch.float32
+    assert batch["beta"].tolist() == pytest.approx([0.07, 0.03])
+    assert batch["input_ids"].shape[0] == 4
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_beta/mean"] == pytest.approx(sum(BETAS) / 8)
+    # The mean over two batches, (.25 .15 .07 .2) and (.05 .1 .3 .03), of their least and greatest.
+    assert logged["eval_beta/min"] == pytest.approx((0.07 + 0.03) / 2)
+    assert logged["eval_beta/max"] == pytest.approx((0.25 + 0.3) / 2)
+    assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference: D = 0
+    assert trainer.beta == 0.1
+
+
+class Doubled(DPOTrainer):
+    """Somebody's own trainer: its loss is twice TRL's."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        assert "beta" not in inputs
+        return 2 * super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class PairDoubled(PairColumnsMixin, Doubled):
+    pass
+
+
+def test_the_mixin_serves_a_trainer_of_the_users_own(model_dir, tmp_path):
+    ours = make(model_dir, tmp_path, pairs(beta=BETAS))
+    theirs = make(model_dir, tmp_path, pairs(beta=BETAS), trainer=PairDoubled)
+    shake(ours)
+    shake(theirs)
+    loss, _ = loss_and_gradient(ours, range(8))
+    doubled, _ = loss_and_gradient(theirs, range(8))
+    assert doubled.item() == pytest.approx(2 * loss.item())
+
+
+def test_rows_without_beta_are_an_error_by_default(model_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"2 of 8 rows in the train data set have no beta.* row 1"):
+        make(model_dir, tmp_path, pairs(beta=[0.1, None, None, *BETAS[3:]]))
+
+
+def test_rows_without_beta_can_be_dropped(model_dir, tmp_path, caplog):
+    holes = [0.1, None, *BETAS[2:7], None]
+    trainer = make(
+        model_dir, tmp_path, pairs(beta=holes), eval_dataset=pairs(beta=BETAS), missing_beta="drop"
+    )
+    assert trainer.train_dataset["prompt"][:] == [PAIRS["prompt"][row] for row in (0, *range(2, 7))]
+    assert trainer.train_dataset["beta"][:] == [0.1, *BETAS[2:7]]
+    assert trainer.rows_without_beta == {"train": 2, "eval": 0}
+    assert "the train data set: 2 of 8 rows have no beta and are dropped" in caplog.text
+
+
+def test_rows_without_beta_can_get_the_global_one(model_dir, tmp_path, caplog):
+    trainer = make(
+        model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), missing_beta="constant", beta=0.17
+    )
+    assert trainer.train_dataset["beta"][:] == [0.17, *BETAS[1:]]
+    assert trainer.rows_without_beta == {"train": 1}
+    assert "the train data set: 1 of 8 rows have no beta and get 0.17" in caplog.text
+
+
+def test_a_data_set_in_which_no_row_has_a_beta_cannot_be_dropped_to_nothing(model_dir, tmp_path):
+    with pytest.raises(ValueError, match="a beta in none of its 8 rows"):
+        make(model_dir, tmp_path, pairs(beta=[None] * 8), missing_beta="drop")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (math.nan, "nan"),
+        (0.0, "0.0"),
+        (-0.1, "-0.1"),
+        (math.inf, "inf"),
+        (1.0e-50, "1e-50"),  # 0 in float32
+        ("0.1", "'0.1'"),
+        (True, "True"),
+    ],
+)
+@pytest.mark.parametrize("missing_beta", ["error", "drop", "constant"])
+def test_a_beta_that_is_no_number_above_0_is_refused(tmp_path, value, shown, missing_beta):
+    betas = [value] * 8 if isinstance(value, (str, bool)) else [0.1, 0.2, *[value] * 6]
+    first = betas.index(value)
+    message = (
+        f"{8 - first} of 8 betas in the train data set are not finite numbers above 0, the first is"
+        f" {shown} in row {first}"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):  # before the model is looked for
+        make("no-such-model", tmp_path, pairs(beta=betas), missing_beta=missing_beta)
+
+
+def test_a_column_that_is_named_must_be_in_every_data_set(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"train data set has no column beta \(it has prompt, chosen"
+    ):
+        make("no-such-model", tmp_path, pairs())
+    with pytest.raises(ValueError, match="eval data set has no column beta"):
+        make("no-such-model", tmp_path, pairs(beta=BETAS), eval_dataset=pairs())
+    hard = DatasetDict(easy=pairs(beta=BETAS), hard=pairs())
+    with pytest.raises(ValueError, match="hard data set has no column beta"):
+        make("no-such-model", tmp_path, pairs(beta=BETAS), eval_dataset=hard)
+
+
+def test_a_data_set_given_to_evaluate_is_checked_too(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path, pairs(beta=BETAS))
+    with pytest.raises(ValueError, match="eval data set has no column beta"):
+        trainer.evaluate(pairs())
+    with pytest.raises(ValueError, match="8 of 8 betas in the eval data set are not finite"):
+        trainer.evaluate(pairs(beta=[0.0] * 8))
+
+
+if "evaluate" in vars(DPOTrainer):  # TRL 1.0 evaluates no data that it has not prepared
+
+    @pytest.mark.parametrize("precompute", [False, True])
+    def test_a_data_set_given_to_evaluate_has_its_own_betas(model_dir, tmp_path, precompute):
+        trainer = make(model_dir, tmp_path, pairs(beta=BETAS), precompute_ref_log_probs=precompute)
+        metrics = trainer.evaluate({"low": pairs(beta=[0.03] * 8), "high": pairs(beta=[0.3] * 8)})
+        assert metrics["eval_low_loss"] == pytest.approx(math.log(2), abs=1e-6)
+        means = [e[k] for e in trainer.state.log_history for k in e if k.endswith("beta/mean")]
+        assert means == pytest.approx([0.03, 0.3])
+
+
+def test_the_betas_of_a_stream_are_checked_batch_by_batch(model_dir, tmp_path):
+    stream = pairs(beta=BETAS).to_iterable_dataset()
+    streamed, _ = train(make(model_dir, tmp_path, stream, max_steps=2))
+    order = {"train_sampling_strategy": "sequential"}
+    if "train_sampling_strategy" in PairDPOConfig.__dataclass_fields__:
+        from_memory, _ = train(make(model_dir, tmp_path, pairs(beta=BETAS), max_steps=2, **order))
+        assert_same(streamed, from_memory)
+    stream = pairs(beta=[*BETAS[:6], math.nan, 0.1]).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"1 of 4 betas in a batch .* the first is nan in row 2"):
+        train(make(model_dir, tmp_path, stream, max_steps=2))
+    with pytest.raises(ValueError, match="missing_beta: drop would have to count the rows"):
+        make(model_dir, tmp_path, stream, missing_beta="drop")
+
+
+@pytest.mark.parametrize("loss_type", ["aot", "aot_unpaired"])
+def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
+    with pytest.raises(ValueError, match=f"loss_type {loss_type} sorts the batch"):
+        PairDPOConfig(**settings(tmp_path, loss_type=["sigmoid", loss_type]))
+    assert PairDPOConfig(**settings(tmp_path, loss_type=[loss_type], pair_columns=[])).beta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pair_columns": ["bets"]}, "pair_columns: 'bets' is not one of beta, did you mean beta?"),
+        ({"pair_columns": ["margin"]}, "pair_columns: 'margin' is not one of beta"),
+        ({"pair_columns": "beta"}, "pair_columns must be a list, [beta] or [], not 'beta'"),
+        (
+            {"missing_beta": "dorp"},
+            "'dorp' is not one of error, drop, constant, did you mean drop?",
+        ),
+        ({"beta": 0.0}, "beta must be a finite number above 0, not 0.0"),
+        ({"use_liger_kernel": True}, "use_liger_kernel gives wrong losses with a beta per pair"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PairDPOConfig(**settings(tmp_path, **change))
+
+
+def test_a_stock_config_is_refused(tmp_path):
+    args = DPOConfig(**settings(tmp_path))
+    with pytest.raises(TypeError, match="args must be a PairDPOConfig, not a DPOConfig"):
+        PairDPOTrainer("no-such-model", args=args, train_dataset=pairs(beta=BETAS))
+
+
+def test_the_model_card_names_the_method_that_was_used(model_dir, tmp_path):
+    cards = []
+    for columns in (["beta"], []):
+        trainer = make(model_dir, tmp_path, pairs(beta=BETAS), pair_columns=columns)
+        trainer.create_model_card(model_name="student")
+        cards.append(Path(trainer.args.output_dir, "README.md").read_text())
+    assert "2601.22385" in cards[0]
+    assert "sp2dpo" in cards[0]
+    assert "2601.22385" not in cards[1]
+    assert "sp2dpo" not in cards[1]
+    assert "2305.18290" in cards[1]
+
+
+DEEPSPEED_RUN = """
+import json, sys
+import deepspeed
+from datasets import Dataset
+from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
+PER_PAIR = ("beta", "ref_chosen_logps", "ref_rejected_logps")
+
+class Recorder(PairDPOTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        seen = {key: [str(inputs[key].dtype), *inputs[key].tolist()] for key in PER_PAIR}
+        print(json.dumps(seen))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+run = json.load(open(sys.argv[1]))
+trainer = Recorder(
+    run["model"],
+    args=PairDPOConfig(
+        **run["settings"],
+        deepspeed={
+            "zero_optimization": {"stage": 1},
+            "bf16": {"enabled": True},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+        },
+    ),
+    train_dataset=Dataset.from_dict(run["pairs"]),
+)
+ours = trainer.train_dataset
+print(json.dumps({key: ours[key][:] for key in PER_PAIR}))
+trainer.train()
+"""
+
+
+def run_in(processes, script, tmp_path, **run):
+    """Run the script in so many processes, return the JSON objects it printed."""
+    Path(tmp_path, "script.py").write_text(script)
+    Path(tmp_path, "run.json").write_text(json.dumps(run))
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *launch, "script.py", "run.json"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+
+
+def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
+    """bf16 keeps 8 bits: it makes 0.3008 of 0.3001 and -66.0 of -66.2."""
+    stored, seen = run_in(
+        1,
+        DEEPSPEED_RUN,
+        tmp_path,
+        model=model_dir,
+        pairs={name: values[:2] for name, values in PAIRS.items()} | {"beta": [0.3001, 0.2999]},
+        settings=settings(
+            tmp_path,
+            bf16=True,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            precompute_ref_log_probs=True,
+        ),
+    )
+    rounding_would_be_seen = set()
+    for name, values in stored.items():
+        dtype, *batch = seen[name]
+        expected = torch.tensor(values, dtype=torch.float32)
+        assert dtype == "torch.float32"
+        assert sorted(batch) == sorted(expected.tolist())
+        if not torch.equal(expected, expected.bfloat16().float()):
+            rounding_would_be_seen.add(name)
+    assert "beta" in rounding_would_be_seen  # TRL 1.0 computes the others in bf16 to begin with
+
+
+TWO_PROCESSES_RUN = """
+import json, sys
+from datasets import Dataset
+from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+
+run = json.load(open(sys.argv[1]))
+trainer = PairDPOTrainer(
+    run["model"],
+    args=PairDPOConfig(**run["settings"]),
+    train_dataset=Dataset.from_dict(run["pairs"]),
+)
+trainer.train()
+if trainer.accelerator.is_main_process:
+    print(json.dumps({"processes": trainer.accelerator.num_processes}))
+    for entry in trainer.state.log_history[:-1]:
+        print(json.dumps(entry))
+"""
+
+
+def test_two_processes_log_what_one_logs_on_the_same_pairs(model_dir, tmp_path):
+    run = settings(tmp_path, learning_rate=0.05)
+    one = make(model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8})
+    _, logs = train(one)
+    started, *entries = run_in(
+        2, TWO_PROCESSES_RUN, tmp_path, model=model_dir, pairs=PAIRS | {"beta": BETAS}, settings=run
+    )
+    assert started == {"processes": 2}
+    assert len(entries) == 3
+    for entry, expected in zip(entries, logs, strict=False):
+        assert entry["beta/min"] == pytest.approx(0.03)
+        assert entry["beta/max"] == pytest.approx(0.3)
+        for key in ("beta/mean", "margins/unscaled", "rewards/margins", "loss"):
+            assert entry[key] == pytest.approx(expected[key], abs=1e-3), key
+    assert abs(entries[-1]["margins/unscaled"]) > 0.1

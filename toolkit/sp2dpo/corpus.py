@@ -1,0 +1,162 @@
+"""The pairs of a store, and the source rows that say them."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sp2dpo.database import read_meta, transaction, write_meta
+from sp2dpo.pairs import Pair
+from sp2dpo.sources import SetAside, Source, SourceRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """How the rows of a source were read; `pairs` counts distinct ones."""
+
+    name: str
+    revision: str | None
+    rows: int
+    usable: int
+    pairs: int
+    set_aside: dict[str, int]
+
+
+class Corpus:
+    """The pairs in an open store: taken in once, read often."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._db = database
+        self.path = path
+
+    def add(self, source: Source, rows: Iterable[SourceRow | SetAside]) -> None:
+        """Takes in all rows of a source, or none; the same source again changes nothing.
+
+        Raises:
+            ValueError: the store holds the pairs of another source.
+        """
+        digest = hashlib.sha256()
+        with transaction(self._db):
+            held = read_meta(self._db, "source_digest")
+            for row in rows:
+                record = _record(row)
+                digest.update(json.dumps(record).encode())
+                if held is None:
+                    self._insert(row, record)
+            if held is None:
+                write_meta(self._db, "source_digest", digest.hexdigest())
+                write_meta(self._db, "source_name", source.name)
+                write_meta(self._db, "source_revision", source.revision or "")
+            elif held != digest.hexdigest():
+                raise ValueError(
+                    f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
+                    f"{source} gives others; use another --store, or leave --pairs out to go on "
+                    "with these"
+                )
+
+    def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> None:
+        if isinstance(row, SetAside):
+            self._db.execute("INSERT INTO set_aside VALUES (?, ?, ?)", record)
+            return
+        said = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
+        self._db.execute(
+            "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
+            [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in said)],
+        )
+        self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
+
+    def source(self) -> SourceSummary | None:
+        """How the source was read; None before it was."""
+        name = read_meta(self._db, "source_name")
+        if name is None:
+            return None
+        reasons = "SELECT reason, count(*) FROM set_aside GROUP BY reason ORDER BY 2 DESC, 1"
+        set_aside = dict(self._db.execute(reasons))
+        usable = self._count("source_rows")
+        return SourceSummary(
+            name=name,
+            revision=read_meta(self._db, "source_revision") or None,
+            rows=usable + sum(set_aside.values()),
+            usable=usable,
+            pairs=self._count("pairs"),
+            set_aside=set_aside,
+        )
+
+    def pair(self, pair_id: str) -> Pair:
+        """The pair of that id, or of its first digits where they name one pair.
+
+        Raises:
+            ValueError: no pair, or several.
+        """
+        found = self._db.execute(
+            "SELECT pair_id, prompt, chosen, rejected, tools FROM pairs "
+            "WHERE pair_id >= ? AND pair_id < ? LIMIT 2",
+            (pair_id, pair_id + "g"),
+        ).fetchall()
+        if not found:
+            found = self._db.execute(
+                "SELECT DISTINCT p.pair_id, prompt, chosen, rejected, tools "
+                "FROM pairs p JOIN source_rows r USING (pair_id) WHERE source_id = ? LIMIT 2",
+                (pair_id,),
+            ).fetchall()
+        if len(found) != 1:
+            problem = "several pairs begin with" if found else "no pair is called"
+            raise ValueError(f"{self.path}: {problem} {pair_id!r}")
+        return pair_from(found[0][1:])
+
+    def rows(self) -> Iterator[tuple[SourceRow, str]]:
+        """All rows that hold a pair, in the source's order, each with its pair's id."""
+        with closing(self._db.cursor()) as cursor:
+            cursor.execute(
+                "SELECT row, pair_id, source_id, columns, prompt, chosen, rejected, tools "
+                "FROM source_rows JOIN pairs USING (pair_id) ORDER BY row"
+            )
+            for row, pair_id, source_id, columns, *said in cursor:
+                yield (
+                    SourceRow(
+                        row=row,
+                        pair=pair_from(said),
+                        source_id=source_id,
+                        columns=json.loads(columns),
+                    ),
+                    pair_id,
+                )
+
+    def source_ids(self, pair_ids: Collection[str]) -> dict[str, str | None]:
+        """The source's own names of a few pairs; of its first row where a pair has several."""
+        marks = ", ".join("?" * len(pair_ids))
+        return dict(
+            self._db.execute(
+                "SELECT pair_id, source_id FROM source_rows WHERE row IN (SELECT min(row) "
+                f"FROM source_rows WHERE pair_id IN ({marks}) GROUP BY pair_id)",
+                tuple(pair_ids),
+            )
+        )
+
+    def set_aside(self) -> Iterator[SetAside]:
+        """All rows that hold no pair, in the source's order."""
+        for row, reason, raw in self._db.execute("SELECT * FROM set_aside ORDER BY row"):
+            yield SetAside(row=row, reason=reason, raw=raw)
+
+    def pair_ids(self) -> list[str]:
+        """The ids of all pairs, sorted."""
+        return [row[0] for row in self._db.execute("SELECT pair_id FROM pairs ORDER BY pair_id")]
+
+    def _count(self, table: str) -> int:
+        return self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def _record(row: SourceRow | SetAside) -> list[Any]:
+    if isinstance(row, SetAside):
+        return [row.row, row.reason, row.raw]
+    return [row.row, row.pair.id, row.source_id, json.dumps(row.columns, default=str)]
+
+
+def pair_from(said: Sequence[str]) -> Pair:
+    """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools."""
+    prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in said)
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)

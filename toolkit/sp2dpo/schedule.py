@@ -1,0 +1,191 @@
+"""A schedule: how annotations become gaps, and gaps betas; and the table of betas it makes."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.files import whole
+from sp2dpo.gaps import gaps
+from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+
+_CHOICES = {
+    "gap": ("product",),
+    "over_variants": ("median",),
+    "over_teachers": ("mean",),
+    "map": ("linear",),
+}
+_METADATA = "sp2dpo"
+COLUMNS = (
+    "pair_id", "beta", "has_beta", "gap", "category", "magnitude", "confidence", "spread",
+    "agreement", "votes", "teachers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """From annotations to betas. No key has a default: each defines the result.
+
+    Attributes:
+        beta_min: the beta of a gap of 0; above 0. SP2DPO: 0.03.
+        beta_max: the beta of a gap of 1; above `beta_min`. SP2DPO: 0.3.
+        quorum: kept replies below which a pair gets no beta; at least 1. Our choice.
+        gap: of one reply. `product`: magnitude share times confidence share (our choice; the
+            sources we hold do not print the paper's formula).
+        over_variants: `median` over a teacher's variants (SP2DPO, section 4.3.3).
+        over_teachers: `mean` over the teachers (SP2DPO, JMAMP).
+        map: `linear` from the gap to beta (SP2DPO).
+    """
+
+    beta_min: float
+    beta_max: float
+    quorum: int
+    gap: str
+    over_variants: str
+    over_teachers: str
+    map: str
+
+
+def load_schedule(path: Path) -> Schedule:
+    """The schedule in a YAML file.
+
+    Raises:
+        ValueError: naming the file, the key and the value.
+        OSError: the file cannot be read.
+    """
+    return schedule_of(read_yaml(path), where=str(path))
+
+
+def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
+    """The schedule that a mapping says, checked.
+
+    Raises:
+        ValueError: with `where` and what is wrong.
+    """
+    check_keys(where, said, required=list(Schedule.__dataclass_fields__))
+    for key, known in _CHOICES.items():
+        if said[key] not in known:
+            hint = did_you_mean(said[key], known)
+            raise ValueError(
+                f"{where}: {key} {said[key]!r} is not known{hint} (known: {', '.join(known)})"
+            )
+    for key in ("beta_min", "beta_max"):
+        check_type(where, key, said[key], (int, float))
+        if not 0 < said[key] < math.inf:
+            raise ValueError(f"{where}: {key} {said[key]} must be a finite number above 0")
+    if said["beta_min"] >= said["beta_max"]:
+        raise ValueError(
+            f"{where}: beta_min {said['beta_min']} must be below beta_max {said['beta_max']}"
+        )
+    check_type(where, "quorum", said["quorum"], int)
+    if said["quorum"] < 1:
+        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1")
+    return Schedule(**said)
+
+
+def linear(gap: pl.Expr, *, beta_min: float, beta_max: float) -> pl.Expr:
+    """SP2DPO's map: beta_i = beta_min + (beta_max - beta_min) g_i.
+
+    Written as a mean of the two ends, so that a gap of 0 or 1 gives them to the last bit.
+
+    Args:
+        gap: in [0, 1].
+        beta_min: the beta of a gap of 0.
+        beta_max: the beta of a gap of 1.
+    """
+    return beta_min * (1 - gap) + beta_max * gap
+
+
+def betas(annotations: AnnotationTable, schedule: Schedule) -> pl.DataFrame:
+    """The table of betas, one row for every pair, sorted by pair_id.
+
+    Args:
+        annotations: of one store.
+        schedule: how to combine them.
+
+    Returns:
+        pair_id: 64 hexadecimal digits.
+        beta: in [beta_min, beta_max]; null below the quorum.
+        has_beta: whether there is one.
+        gap: effective semantic gap in [0, 1]; null below the quorum.
+        category: of most replies, ties to the higher priority; null without replies.
+        magnitude, confidence: JMAMP of each alone, on the rubric's scale, for display.
+        spread: population standard deviation of the teachers' gaps, in [0, 0.5].
+        agreement: share of the replies that name that category, in (0, 1].
+        votes: kept replies.
+        teachers: teachers with at least one kept reply.
+    """
+    enough = pl.col("votes") >= schedule.quorum
+    beta = linear(pl.col("gap"), beta_min=schedule.beta_min, beta_max=schedule.beta_max)
+    return (
+        gaps(annotations)
+        .with_columns(gap=pl.when(enough).then("gap"))
+        .with_columns(beta=beta, has_beta=pl.col("gap").is_not_null())
+        .select(COLUMNS)
+        .sort("pair_id")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Betas:
+    """A table of betas and where it comes from.
+
+    Attributes:
+        table: as `betas` makes it.
+        schedule: that made it.
+        annotations_hash: of the annotations that it was made from.
+    """
+
+    table: pl.DataFrame
+    schedule: Schedule
+    annotations_hash: str
+
+
+def write_betas(made: Betas, path: Path) -> None:
+    """Writes the table with its schedule and hash in the file's metadata; whole or not at all.
+
+    The same betas give the same bytes.
+    """
+    origin = {"schedule": asdict(made.schedule), "annotations": made.annotations_hash}
+    metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
+    with whole(path) as unfinished:
+        made.table.write_parquet(unfinished, metadata=metadata)
+
+
+def read_betas(path: Path) -> Betas:
+    """The betas in a Parquet file that `write_betas` made.
+
+    Raises:
+        ValueError: another file, or one that was changed.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
+    try:
+        origin = json.loads(pl.read_parquet_metadata(path)[_METADATA])
+        table = pl.read_parquet(path)
+        schedule = schedule_of(origin["schedule"], where=f"{path}: schedule")
+    except (pl.exceptions.PolarsError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"{path}: its columns are not those that `sp2dpo schedule` writes")
+    return Betas(table=table, schedule=schedule, annotations_hash=origin["annotations"])
+
+
+def check_origin(made: Betas, annotations: AnnotationTable, *, path: Path, store: Path) -> None:
+    """Refuses betas that were made from other annotations than the store now holds.
+
+    Raises:
+        ValueError: they belong to another store, or the store has grown since.
+    """
+    if made.annotations_hash == annotations.hash:
+        return
+    if set(made.table["pair_id"]) == set(annotations.pair_ids):
+        problem = f"{store} holds other replies than the betas in {path} were made from"
+    else:
+        problem = f"the betas in {path} are of other pairs than {store} holds"
+    raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")
