@@ -8,6 +8,7 @@ models, so it shows how the parts work together and nothing about how well the m
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -109,15 +110,9 @@ def print_table(out: Path, *, seconds: float) -> None:
         ("replies", f"{counts['annotations']}: {counts['kept']} kept, {counts['refused']} refused"),
         ("beta", f"mean {beta.mean():.3f}, min {beta.min():.2f}, max {beta.max():.2f}"),
         (f"planted magnitude and beta, {len(right)} right labels", f"Spearman {rank:.2f}"),
-        (
-            "wrong labels at the lowest beta",
-            f"{found} of {len(wrong)} (recall {found / len(wrong):.2f})",
-        ),
-        ("all pairs at the lowest beta", f"{len(floor)} (precision {found / len(floor):.2f})"),
-        *(
-            student(out / "students" / name / "results.json", name)
-            for name in ("global", "per-pair")
-        ),
+        ("wrong labels at beta_min", f"{found} of {len(wrong)} (recall {found / len(wrong):.2f})"),
+        ("all pairs at beta_min", f"{len(floor)} (precision {found / len(floor):.2f})"),
+        *(student(out, name) for name in ("global", "per-pair")),
     ]
     width = max(len(label) for label, _ in rows)
     rule = "-" * (width + 2 + max(len(value) for _, value in rows))
@@ -144,11 +139,20 @@ def student(out: Path, name: str) -> tuple[str, str]:
     """A student's line: held-out accuracy, and the margin D that no beta scales."""
     results: dict[str, Any] = json.loads((out / "students" / name / "results.json").read_text())
     held_out, scores = results["rows"]["eval"]["used"], results["eval"]
+    accuracy, margin = scores["eval_rewards/accuracies"], scores["eval_margins/unscaled"]
+    low, high = wilson(accuracy, held_out)
     beta = f"beta {GLOBAL_BETA} for all" if name == "global" else "beta per pair"
-    return f"student, {beta}", (
-        f"held-out accuracy {scores['eval_rewards/accuracies']:.2f}, "
-        f"unscaled margin {scores['eval_margins/unscaled']:+.2f} nats ({held_out} pairs)"
+    return f"student, {beta}, {held_out} held-out pairs", (
+        f"accuracy {accuracy:.2f} ({low:.2f} to {high:.2f}), unscaled margin {margin:+.2f} nats"
     )
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` (Wilson's score interval)."""
+    z = 1.96
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return centre - half, centre + half
 
 
 if __name__ == "__main__":

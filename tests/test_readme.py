@@ -1,0 +1,84 @@
+"""What the README says is what happens: its commands, its snippet, the demo's table."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import DEMO, ROOT, write_panel
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run_in(folder, *command):
+    """Runs a command with this environment's programs first on the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, replay_url):
+    """A folder in which the README's commands find what they name."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "pairs.jsonl").symlink_to(DEMO / "pairs.jsonl")
+    write_panel(folder / "panel.yaml", replay_url, names=("reader-a", "reader-b", "reader-c"))
+    run_in(
+        folder, "python", "recipes/demo/tiny_model.py",
+        "--text", "pairs.jsonl", "--out", "MODEL", "--vocab", "400",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def walked(folder):
+    """The folder after the commands for one's own pairs, word for word but for `--max_steps`."""
+    (commands,) = [block for block in blocks("sh") if "sp2dpo annotate" in block]
+    commands = commands.replace('pip install -e ".[train]"', "")
+    commands = commands.replace("--output_dir student/", "--output_dir student/ --max_steps 2")
+    run_in(folder, "bash", "-e", "-c", commands)
+    return folder
+
+
+def test_the_commands_for_your_own_pairs_run_as_they_stand(walked):
+    assert "<html" in (walked / "report.html").read_text()
+    assert (walked / "student" / "results.json").is_file()
+
+
+def test_the_snippet_trains(walked):
+    (snippet,) = [block for block in blocks("python") if "trainer.train()" in block]
+    short = 'learning_rate=5.0e-7, max_steps=1, report_to="none", use_cpu=True'
+    snippet = snippet.replace('"org/model"', '"MODEL"').replace("learning_rate=5.0e-7", short)
+    run_in(walked, "python", "-c", snippet)
+
+
+def test_the_demo_prints_the_readmes_table(tmp_path):
+    said = run_in(ROOT, "python", "recipes/demo/run.py", "--out", str(tmp_path / "demo"))
+    (table,) = [block for block in blocks("text") if "Spearman" in block]
+    for line in table.splitlines():
+        # What the students reach depends on the processor to the last digit.
+        assert line.startswith("student") or line in said.splitlines(), line
+    for student in ("beta 0.1 for all", "beta per pair"):
+        line = rf"student, {student}, 24 held-out pairs +accuracy 0\.\d\d \(0\.\d\d to 0\.\d\d\), "
+        assert re.search(line + r"unscaled margin [+-]\d+\.\d\d nats", said)
+    assert "no evidence for or against the method" in said
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {
+        "run.sqlite", "betas.parquet", "dataset", "report.html", "students",
+    }  # fmt: skip
