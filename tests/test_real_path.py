@@ -5,10 +5,7 @@ demo corpus takes their place.
 """
 
 import gzip
-import json
 import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from harness import DEMO, ROOT, SCHEDULE, run, succeed, write_panel
+from harness import DEMO, SCHEDULE, run, succeed, train, write_panel
 from services_fixtures import TEACHER_NAME
 
 pytestmark = pytest.mark.services
@@ -92,18 +89,7 @@ def test_nothing_is_asked_twice_once_the_server_is_gone(finished):
 
 def test_the_data_set_trains_a_student_for_four_steps(finished, tiny_teacher):
     output = finished / "student"
-    command = [
-        Path(sys.executable).with_name("accelerate"), "launch",
-        "--config_file", ROOT / "recipes" / "accelerate" / "single.yaml",
-        ROOT / "recipes" / "train.py", "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml",
-        "--model_name_or_path", tiny_teacher, "--dataset", finished / "dataset",
-        "--output_dir", output, "--max_steps", 4,
-    ]  # fmt: skip
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((output / "results.json").read_text())
+    results = train(tiny_teacher, finished / "dataset", output, "--max_steps", 4)
     assert results["pair_columns"] == ["beta"]
     assert results["rows"]["train"]["used"] >= 20
     assert 0.03 <= results["beta"]["min"] < results["beta"]["max"] <= 0.3

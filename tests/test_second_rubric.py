@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import yaml
 
-from harness import SCHEDULE, succeed, write_pairs, write_panel
+from harness import SCHEDULE, TESTS, process, succeed, train, write_pairs, write_panel
 
 RUBRIC = """
 name: dreistufig
@@ -32,25 +32,26 @@ variants:
 """
 
 
-@pytest.fixture
-def finished(tmp_path, scripted):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
     """A run under the rubric from pairs to data set and report."""
+    tmp_path = tmp_path_factory.mktemp("dreistufig")
     rubric = tmp_path / "dreistufig.yaml"
     rubric.write_text(RUBRIC)
-    teacher = scripted()
-    panel = write_panel(
-        tmp_path / "panel.yaml",
-        teacher.url,
-        names=("scripted-1", "scripted-2"),
-        rubric="dreistufig.yaml",
-        variants=["kurz", "gründlich"],
-    )
     schedule = tmp_path / "schedule.yaml"
     schedule.write_text(yaml.safe_dump(yaml.safe_load(SCHEDULE.read_text()) | {"quorum": 4}))
     pairs = write_pairs(tmp_path / "pairs.jsonl", 12)
     store, betas = tmp_path / "run.sqlite", tmp_path / "betas.parquet"
     both = ["--store", store, "--betas", betas]
-    succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
+    with process(TESTS / "scripted_teacher.py", "--log", tmp_path / "requests.log") as url:
+        panel = write_panel(
+            tmp_path / "panel.yaml",
+            url,
+            names=("scripted-1", "scripted-2"),
+            rubric="dreistufig.yaml",
+            variants=["kurz", "gründlich"],
+        )
+        succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
     succeed("build", *both, "--out", tmp_path / "dataset")
     succeed("report", *both, "--out", tmp_path / "report.html")
@@ -93,3 +94,12 @@ def test_the_report_and_explain_speak_of_its_categories(finished):
     assert json.loads(succeed("report", *both, "--json"))
     pair_id = pl.read_parquet(finished / "betas.parquet")["pair_id"][0]
     assert "gründlich" in succeed("explain", pair_id, *both)
+
+
+def test_a_student_trains_on_its_betas(finished, tiny_student):
+    output = finished / "student"
+    short = ("--max_steps", 2, "--held_out", 0, "--eval_strategy", "no")
+    results = train(tiny_student, finished / "dataset", output, *short)
+    betas = pl.read_parquet(finished / "betas.parquet")["beta"]
+    assert results["beta"]["mean"] == pytest.approx(betas.mean())
+    assert results["rows"]["train"] == {"given": 12, "without_beta": 0, "used": 12}

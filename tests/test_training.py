@@ -506,6 +506,7 @@ trainer = Recorder(
 ours = trainer.train_dataset
 print(json.dumps({key: ours[key][:] for key in PER_PAIR}))
 trainer.train()
+trainer.accelerator.end_training()
 """
 
 
@@ -570,6 +571,8 @@ if trainer.accelerator.is_main_process:
     print(json.dumps({"processes": trainer.accelerator.num_processes}))
     for entry in trainer.state.log_history[:-1]:
         print(json.dumps(entry))
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()  # a process that ends with the group alive may abort
 """
 
 
