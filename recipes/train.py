@@ -43,6 +43,7 @@ class DataConfig:
         dataset_revision: The commit, tag or branch of a data set on the Hub.
         dataset_split: The split to read, of `eval_dataset` too.
         eval_dataset: A second folder or name, to evaluate on in place of held-out prompts.
+        eval_revision: Its commit, tag or branch on the Hub.
         held_out: The share of the prompts, in [0, 0.9], to evaluate on and never train on.
         traceback: Show where an error arose, not its message alone.
     """
@@ -51,6 +52,7 @@ class DataConfig:
     dataset_revision: str | None = field(default=None, metadata={"help": "A commit on the Hub."})
     dataset_split: str = field(default="train", metadata={"help": "The split to read."})
     eval_dataset: str | None = field(default=None, metadata={"help": "What to evaluate on."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
     held_out: float = field(default=0.0, metadata={"help": "Share of the prompts to evaluate on."})
     traceback: bool = field(default=False, metadata={"help": "Show where an error arose."})
 
@@ -147,9 +149,9 @@ def load(data: DataConfig) -> tuple[Dataset, Dataset | None]:
     Raises:
         ValueError: If a data set cannot be read, or if a side of the split has no pair.
     """
-    train = read(str(data.dataset), data)
+    train = read(str(data.dataset), data.dataset_split, data.dataset_revision)
     if data.eval_dataset:
-        return train, read(data.eval_dataset, data)
+        return train, read(data.eval_dataset, data.dataset_split, data.eval_revision)
     if not data.held_out:
         return train, None
     if "prompt" not in train.column_names:
@@ -164,12 +166,11 @@ def load(data: DataConfig) -> tuple[Dataset, Dataset | None]:
     return kept, out
 
 
-def read(source: str, data: DataConfig) -> Dataset:
+def read(source: str, split: str, revision: str | None) -> Dataset:
     """Return one split of a folder or of a data set on the Hub; ValueError if there is none."""
     local = Path(source).is_dir()
-    revision = None if local else data.dataset_revision
     try:
-        return load_dataset(source, split=data.dataset_split, revision=revision)
+        return load_dataset(source, split=split, revision=None if local else revision)
     except (ValueError, OSError, DatasetsError) as error:
         where = "cannot be read" if local else "is no folder here, and no data set on the Hub"
         raise ValueError(f"{source} {where}: {error}") from error

@@ -46,7 +46,7 @@ def new_store(tmp_path):
     with ExitStack() as stack:
 
         def make(name="run.sqlite"):
-            return stack.enter_context(Store(tmp_path / name, create=True))
+            return stack.enter_context(Store(tmp_path / name, write=True))
 
         yield make
 

@@ -160,6 +160,19 @@ def kept(pair_id, teacher, variant, magnitude, confidence, category="style"):
     )
 
 
+def refused(pair_id, teacher, variant, *, attempt=0, reason="empty", raw=""):
+    """A refused reply, for stores made by hand."""
+    return Entry(
+        key=Key(pair_id=pair_id, teacher=teacher, variant=variant, attempt=attempt),
+        annotation=None,
+        reason=reason,
+        detail="",
+        raw=raw,
+        reply=None,
+        arrived=0.0,
+    )
+
+
 def pairs_of(count):
     """Plain, distinct pairs as source rows."""
     return [

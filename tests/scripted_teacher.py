@@ -41,6 +41,8 @@ def text_of(behaviour, body):
         "fenced": f"```json\n{json.dumps(said)}\n```",
         "cut": json.dumps(said)[:-9],
         "out-of-scale": json.dumps(said | {"magnitude": 1000}),
+        "odd-fields": json.dumps(said),
+        "odd-ending": json.dumps(said),
         "empty": "",
         "surrogate": json.dumps(said | {"rationale": "\ud800"}),
     }
@@ -74,7 +76,13 @@ class Teacher:
         content = text_of("cut" if behaviour == "length" else behaviour, body)
         choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish}
         usage = {"prompt_tokens": 100, "completion_tokens": 20}
-        return web.json_response({"model": MODEL, "choices": [choice], "usage": usage})
+        said = {"model": MODEL, "choices": [choice], "usage": usage}
+        if behaviour == "odd-fields":
+            said["model"] = "\ud800\x1b[31m"
+            usage |= {"prompt_tokens": 2**70, "prompt_tokens_details": {"cached_tokens": -1}}
+        if behaviour == "odd-ending":
+            choice["finish_reason"] = "kept\ud800\x1b[31m"
+        return web.json_response(said)
 
     def note(self, body):
         asked = body["messages"][-1]["content"]

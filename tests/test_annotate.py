@@ -291,6 +291,88 @@ def test_duplicates_are_asked_once_and_map_back_to_all_rows(scripted, files):
     assert len(teacher.requests) == 60
 
 
+def test_a_typo_in_the_model_can_be_corrected(scripted, files):
+    teacher = scripted()
+    fail(*files.annotate(teacher.url, model="scriptedd"))
+    assert "60 kept" in succeed(*files.annotate(teacher.url))
+
+
+def test_two_runs_on_one_store_do_not_get_in_each_others_way(scripted, files):
+    teacher = scripted(delay=0.05)
+    command = files.annotate(teacher.url, max_in_flight=2)
+    first = subprocess.Popen(
+        [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with first:
+        while not teacher.requests:
+            time.sleep(0.01)
+        assert f"another process ({first.pid}) is annotating into this store" in fail(*command)
+        said, complaint = first.communicate(timeout=60)
+    assert "60 kept + 0 refused + 0 pending" in said, complaint
+    assert len(teacher.requests) == 60
+    assert not files.store.with_name("run.sqlite.lock").exists()
+
+
+def test_what_a_server_says_of_itself_cannot_harm_the_store(scripted, files):
+    said = succeed(*files.annotate(scripted("odd-fields").url))
+    assert "60 kept + 0 refused + 0 pending" in said
+    with closing(sqlite3.connect(files.store)) as database:
+        told = database.execute("SELECT DISTINCT model, prompt_tokens, cached_tokens FROM replies")
+        assert told.fetchall() == [("\\ud800\x1b[31m", None, None)]
+
+
+def test_an_ending_that_is_no_ending_is_a_refusal_in_our_words(scripted, files):
+    complaint = fail(*files.annotate(scripted("odd-ending").url))
+    assert "unfinished" in complaint
+    assert "\x1b" not in complaint
+    assert {(status, why) for _, _, status, why, _ in stored(files.store)} == {
+        ("refused", "unfinished")
+    }
+
+
+def test_refused_replies_are_asked_again_when_told_to(scripted, files):
+    write_pairs(files.pairs, 5)
+    fail(*files.annotate(scripted("prose").url))
+    teacher = scripted()
+    assert (
+        "0 kept + 15 refused (not-json 15) + 0 pending" in run(*files.annotate(teacher.url)).stdout
+    )
+    assert teacher.requests == []
+    said = succeed(*files.annotate(teacher.url), "--retry-refused")
+    assert "15 asked for = 15 kept + 0 refused + 0 pending" in said
+    assert len(teacher.requests) == 15
+    assert len(stored(files.store)) == 30  # the refused ones are kept beside
+    succeed(*files.annotate(teacher.url), "--retry-refused")
+    assert len(teacher.requests) == 15
+
+
+def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkeypatch):
+    """The writer's last commit is awaited: a disk that fills up then loses nothing in silence."""
+    import asyncio
+
+    from sp2dpo.annotate import annotate
+    from sp2dpo.panel import load_panel
+    from sp2dpo.sources import find, read
+
+    write_pairs(files.pairs, 3)
+    files.annotate(scripted().url, max_in_flight=1)
+    commit = Store.add
+
+    def add(self, entries):
+        if sum(self.counts("scripted", ("direct", "critic", "reader")).values()) >= 8:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self, entries)
+
+    monkeypatch.setattr(Store, "add", add)
+    with Store(files.store, write=True) as store:
+        store.corpus.add(find(str(files.pairs)), read(find(str(files.pairs))))
+        run_of = annotate(
+            store, load_panel(files.panel), patience=1, again=False, progress=lambda _: None
+        )
+        with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+            asyncio.run(run_of)
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_was_stored(scripted, files):
     """The largest file that the process may write stands in for the end of the disk."""
     import resource

@@ -50,7 +50,7 @@ def test_wrong_columns_are_named(inputs):
     inputs.rows('{"question": "?", "answer": "!"}')
     done = run(*inputs.annotate())
     assert done.returncode == 1
-    assert "set aside 1: missing column chosen" in done.stdout
+    assert "set aside 1: missing column chosen (row 1)" in done.stdout
     assert "no row holds a preference pair" in done.stderr
     assert not inputs.store.exists()
 
@@ -129,11 +129,37 @@ def test_betas_of_another_store_are_refused_by_all_that_take_them(demo, inputs, 
     assert not (tmp_path / "report.html").exists()
 
 
+def test_an_output_never_takes_the_place_of_another_kind_of_file(demo, tmp_path):
+    import shutil
+
+    store, betas = tmp_path / "run.sqlite", tmp_path / "betas.parquet"
+    shutil.copy(demo / "run.sqlite", store)
+    shutil.copy(demo / "betas.parquet", betas)
+    before = store.read_bytes(), betas.read_bytes()
+    plan = ["schedule", "--store", store, "--schedule", SCHEDULE]
+    page = ["report", "--store", store, "--betas", betas]
+    assert "is not a table of betas of ours" in fail(*plan, "--out", store)
+    assert "is not a report of ours" in fail(*page, "--out", store)
+    assert "is not a report of ours" in fail(*page, "--out", betas)
+    assert (store.read_bytes(), betas.read_bytes()) == before
+    for _ in range(2):
+        succeed(*plan, "--out", betas)
+        succeed(*page, "--out", tmp_path / "report.html")
+
+
+def test_a_quorum_that_no_pair_has_is_an_error_and_writes_nothing(demo, tmp_path):
+    schedule, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"
+    schedule.write_text(yaml.safe_dump(yaml.safe_load(SCHEDULE.read_text()) | {"quorum": 10}))
+    plan = ["schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", out]
+    assert "no pair has the quorum of 10 replies, the most is 9" in fail(*plan)
+    assert not out.exists()
+
+
 def test_a_data_set_never_replaces_somebody_elses_folder(demo, tmp_path):
     mine = tmp_path / "thesis.txt"
     mine.write_text("the only copy")
     both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
-    assert "holds other files" in fail("build", *both, "--out", tmp_path)
+    assert "did not write (thesis.txt)" in fail("build", *both, "--out", tmp_path)
     assert mine.read_text() == "the only copy"
 
 
@@ -144,6 +170,7 @@ def test_a_mistyped_command_gets_a_hint():
 def test_debug_shows_where_an_error_arose(tmp_path):
     missing = ["--store", tmp_path / "none", "--schedule", SCHEDULE, "--out", tmp_path / "b"]
     assert "Traceback" in run("--debug", "schedule", *missing).stderr
+    assert "Traceback" in run("schedule", *missing, "--debug").stderr
 
 
 def test_help_loads_nothing_heavy():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness import SCHEDULE, filled, kept, pairs_of, panel_of, run, succeed
+from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, run, succeed
 from sp2dpo.annotations import Key
 from sp2dpo.pairs import Pair
 from sp2dpo.schedule import Betas, betas, load_schedule
@@ -73,16 +73,17 @@ def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path
     assert [row["score"] for row in rows] == [1.0, 2.5, None, None]
     assert [row["source_beta"] for row in rows] == ["theirs", None, "again", None]
     assert [row["tags"] for row in rows] == [["x", "y"], None, None, None]
-    assert [row["mixed"] for row in rows] == [None, None, 1, "text"]
+    assert [row["mixed"] for row in rows] == [None, None, "1", '"text"']  # as JSON text
     assert rows[1]["meta"] == {"a": 1}
     assert rows[1]["prompt"] == [{"role": "user", "content": "Question 1?"}]
     assert rows[1]["chosen"] == [{"role": "assistant", "content": "Good answer 1."}]
-    # Both pairs have fewer than the quorum of five replies.
-    assert [row["beta"] for row in rows] == [None] * 4
-    assert [row["has_beta"] for row in rows] == [False] * 4
+    # The second pair has fewer replies than the quorum of three.
+    assert [row["beta"] for row in rows] == [None, 0.3, None, 0.3]
+    assert [row["has_beta"] for row in rows] == [False, True, False, True]
     assert [row["votes"] for row in rows] == [2, 3, 2, 3]
     lines = (tmp_path / "out" / "set_aside.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"row": 2, "reason": "empty chosen"}]
+    said = {"file": "hand.jsonl", "row": 2, "reason": "empty chosen"}
+    assert [json.loads(line) for line in lines] == [said]
 
 
 def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
@@ -123,6 +124,74 @@ def test_tool_calls_and_tools_survive(new_store, tmp_path):
     assert row["chosen"][0]["tool_calls"] == [call]
     assert row["rejected"][0]["tool_calls"] is None
     assert row["tools"] == list(pair.tools)
+
+
+@pytest.mark.parametrize(
+    ("values", "read_back"),
+    [
+        ([{}, {}], ["{}", "{}"]),
+        ([{"a": {}}, None], ['{"a": {}}', None]),
+        ([2**63, 1], ["9223372036854775808", "1"]),
+        ([2**53 + 1, 0.5], ["9007199254740993", "0.5"]),
+        ([{"_type": "x"}, None], ['{"_type": "x"}', None]),
+        ([float("nan"), "x"], ["NaN", '"x"']),
+        (["1", 1], ['"1"', "1"]),
+        ([[[[1]]], [[[2]]]], [[[[1]]], [[[2]]]]),
+        ([{"a": 1}, {"a": 2, "b": ["x"]}], [{"a": 1, "b": None}, {"a": 2, "b": ["x"]}]),
+    ],
+)
+def test_columns_of_any_values_come_through(new_store, tmp_path, values, read_back):
+    store = new_store()
+    rows = [
+        SourceRow(row=row.row, pair=row.pair, source_id=None, columns={"theirs": value})
+        for row, value in zip(pairs_of(2), values, strict=True)
+    ]
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    store.adopt(panel_of("a"))
+    store.add([kept(rows[0].pair.id, "a", "direct", 5, 5)])
+    build(store, tmp_path / "out")
+    assert [row["theirs"] for row in read(tmp_path / "out", tmp_path)] == read_back
+
+
+def test_columns_nested_too_deeply_for_readers_come_through_as_text(new_store, tmp_path):
+    deep = value = []
+    for _ in range(100):
+        value.append([])
+        value = value[0]
+    store = new_store()
+    (row,) = pairs_of(1)
+    store.corpus.add(
+        Source(name="hand.jsonl"),
+        [SourceRow(row=1, pair=row.pair, source_id=None, columns={"deep": deep})],
+    )
+    store.adopt(panel_of("a"))
+    store.add([kept(row.pair.id, "a", "direct", 5, 5)])
+    build(store, tmp_path / "out")
+    (read_back,) = read(tmp_path / "out", tmp_path)
+    assert json.loads(read_back["deep"]) == deep
+
+
+def test_a_folder_that_build_did_not_write_is_never_replaced(demo, tmp_path):
+    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "manifest.json").write_text('{"name": "my web application"}')
+    assert "did not write (manifest.json)" in fail("build", *both, "--out", site)
+    out = tmp_path / "out"
+    succeed("build", *both, "--out", out)
+    (out / "data" / "notes.txt").write_text("mine")
+    assert "did not write (data/notes.txt)" in fail("build", *both, "--out", out)
+    assert (out / "data" / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_to_a_folder_stays_a_link(demo, tmp_path):
+    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for _ in range(2):
+        succeed("build", *both, "--out", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target" / "manifest.json").is_file()
 
 
 def test_a_second_build_changes_no_byte(demo, tmp_path):

@@ -14,11 +14,11 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "
 # of its own row. `cli` may import all, lazily.
 FLOW = [
     ["settings", "files", "pairs"],
-    ["formats", "sources", "rubric"],
+    ["formats", "hub", "sources", "rubric"],
     ["panel", "annotations"],
     ["teachers", "annotation_table"],
     ["database", "corpus", "store", "terminal"],
-    ["annotate", "progress", "gaps"],
+    ["writer", "annotate", "progress", "summary", "gaps"],
     ["schedule"],
     ["explain", "columns", "card", "dataset", "agreement", "signatures", "report", "page"],
     ["cli"],

@@ -52,10 +52,14 @@ def read(html):
 
 
 def corpus(new_store, name, word):
-    """A run that puts `word` wherever a source, a rubric or a teacher can put a text."""
+    """A run that puts `word` wherever a source, a rubric or a teacher can put a text.
+
+    Names in a rubric are of one line and printable: there its printable characters stand.
+    """
     said = load_rubric("semantic-gap").as_mapping()
+    title = "".join(character for character in word if character.isprintable())
     rubric = rubric_of(
-        said | {"name": word, "categories": {word: word}, "variants": {word: word, "b": "b"}},
+        said | {"name": word, "categories": {title: word}, "variants": {title: word, "b": "b"}},
         where="test",
     )
     one, other = (
@@ -70,10 +74,10 @@ def corpus(new_store, name, word):
     rows[0] = type(rows[0])(row=1, pair=one, source_id=word)
     store = new_store(name)
     entries = [
-        says(one, word, word, 3, category=word, rationale=word),
-        says(one, "y", word, 4, category=word, rationale=word),
-        says(other, word, word, 8, category=word, rationale=word),
-        says(other, "y", word, 9, category=word, rationale=word),
+        says(one, word, title, 3, category=title, rationale=word),
+        says(one, "y", title, 4, category=title, rationale=word),
+        says(other, word, title, 8, category=title, rationale=word),
+        says(other, "y", title, 9, category=title, rationale=word),
         refused(one, "y", "b", word),
     ]
     fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)

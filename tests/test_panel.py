@@ -127,9 +127,9 @@ def test_a_wrong_panel_is_named(error_of, said, expected):
     [
         ({"modle": "x"}, "unknown key 'modle', did you mean 'model'?"),
         ({"api_key": "secret"}, "unknown key 'api_key', did you mean 'api_key_env'?"),
-        ({"name": 7}, "name must be str, not 7"),
-        ({"name": " "}, "name is empty"),
-        ({"model": None}, "model must be str, not None"),
+        ({"name": 7}, "name 7 must be text of one line"),
+        ({"name": " "}, "name ' ' must be text of one line"),
+        ({"model": None}, "model None must be text of one line"),
         ({"revision": 123}, "revision must be str or NoneType, not 123"),
         ({"base_url": "127.0.0.1:8000"}, "base_url '127.0.0.1:8000' must start with http(s)://"),
         ({"base_url": "ftp://x"}, "base_url 'ftp://x' must start with http(s)://"),

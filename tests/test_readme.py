@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from harness import DEMO, ROOT, write_panel
+from harness import DEMO, ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -35,21 +36,27 @@ def run_in(folder, *command):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, replay_url, tiny_student):
-    """A folder in which the README's commands find what they name."""
+    """A folder in which the README's commands find what they name.
+
+    The panel is the one that the README points to, but for the teacher and its address.
+    """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "pairs.jsonl").symlink_to(DEMO / "pairs.jsonl")
-    write_panel(folder / "panel.yaml", replay_url, names=("reader-a", "reader-b", "reader-c"))
+    panel = yaml.safe_load((ROOT / "recipes" / "panels" / "one-teacher.yaml").read_text())
+    panel["teachers"][0] |= {"model": "reader-a", "base_url": replay_url}
+    (folder / "panel.yaml").write_text(yaml.safe_dump(panel))
     (folder / "MODEL").symlink_to(tiny_student)
     return folder
 
 
 @pytest.fixture(scope="module")
 def walked(folder):
-    """The folder after the commands for one's own pairs, word for word but for `--max_steps`."""
+    """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
     (commands,) = [block for block in blocks("sh") if "sp2dpo annotate" in block]
     commands = commands.replace('pip install -e ".[train]"', "")
-    commands = commands.replace("--output_dir student/", "--output_dir student/ --max_steps 2")
+    short = "--max_steps 2 --held_out 0.2 --eval_steps 2 --use_cpu true"
+    commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
     run_in(folder, "bash", "-e", "-c", commands)
     return folder
 

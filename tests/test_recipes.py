@@ -59,10 +59,14 @@ def write_run(tmp_path, *, columns=None, **changes):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("dpo/*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood_by_the_real_parser(script, path):
-    data, args, model = script.parse(["--config", str(path)])
-    assert data.dataset
-    assert model.model_name_or_path
-    for key, value in yaml.safe_load(path.read_text()).items():
+    said = yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path), "--use_cpu", "true"]
+    for key in ("model_name_or_path", "dataset"):
+        if key not in said:  # then the launch sentence in the file's head gives it
+            assert f"--{key} " in path.read_text()
+            arguments += [f"--{key}", "given"]
+    data, args, model = script.parse(arguments)
+    for key, value in said.items():
         holder = next(config for config in (data, args, model) if hasattr(config, key))
         taken = getattr(holder, key)
         assert taken == ([] if value == "none" else value), key  # report_to: none

@@ -126,7 +126,7 @@ def test_the_head_counts_everything(three):
         "pairs": 3,
         "set_aside": {"no pair": 1},
     }
-    assert found["replies"] == {"kept": 12, "refused": 3}
+    assert found["replies"] == {"asked": 18, "kept": 12, "refused": 3, "pending": 3}
     refusals = {teacher["name"]: teacher["refused"] for teacher in found["teachers"]}
     assert refusals == {"x": {"empty": 2, "not-json": 1}, "y": {}}
     assert found["rubric"]["sha256"] == load_rubric("semantic-gap").hash

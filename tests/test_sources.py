@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -92,7 +93,7 @@ def test_other_columns_stay_even_where_they_are_called_like_ours(tmp_path):
         ({"id": 0}, "0", {}),
         ({"pair_id": "p-1", "id": 7}, "p-1", {"id": 7}),
         ({"source_id": "s", "pair_id": "p"}, "s", {"pair_id": "p"}),
-        ({"source_id": None, "id": "i"}, "i", {"source_id": None}),
+        ({"source_id": None, "id": "i"}, None, {"id": "i"}),
         ({"prompt_id": "x"}, None, {"prompt_id": "x"}),
     ],
 )
@@ -146,7 +147,7 @@ def test_half_of_a_surrogate_pair_is_set_aside_wherever_it_would_be_stored(tmp_p
     )
     assert [row.reason for row in rows] == [
         "chosen holds half of a surrogate pair, not a character",
-        "id holds half of a surrogate pair, not a character",
+        "a column holds half of a surrogate pair, not a character",
         "holds half of a surrogate pair, not a character",
     ]
     assert all(row.raw.isascii() for row in rows)
@@ -261,12 +262,12 @@ def test_nulls_in_parquet_are_empty_columns(tmp_path):
     assert no_prompt.reason == "no common prompt"
 
 
-def test_dates_and_bytes_of_parquet_stay_what_they_are(tmp_path):
-    more = {"day": date(2026, 1, 1), "image": b"\x00\xff"}
+def test_dates_decimals_and_bytes_of_parquet_become_text(tmp_path):
+    more = {"day": date(2026, 1, 1), "image": b"\x00\xff", "cost": Decimal("1.50")}
     path = tmp_path / "p.parquet"
     pq.write_table(pa.Table.from_pylist([GOOD | more, GOOD | more | {"chosen": ""}]), path)
     kept, aside = rows_of(path)
-    assert kept.columns == more
+    assert kept.columns == {"day": "2026-01-01", "image": "AP8=", "cost": "1.50"}
     assert "2026-01-01" in aside.raw
 
 

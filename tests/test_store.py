@@ -1,14 +1,18 @@
 """The store: what goes in comes out, and nothing else goes in."""
 
 import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from harness import filled, kept, pairs_of, panel_of
-from sp2dpo.annotations import Key
+from harness import filled, kept, pairs_of, panel_of, refused
 from sp2dpo.pairs import Pair
 from sp2dpo.sources import SetAside, Source, SourceRow
-from sp2dpo.store import Entry, Store
+from sp2dpo.store import Store
 
 HAND = Source(name="hand.jsonl")
 
@@ -34,10 +38,19 @@ def test_a_pair_is_found_by_its_first_digits_and_by_its_source_id(new_store):
     first, second = filled(store, 2, "a")
     assert store.corpus.pair(first[:10]).id == first
     assert store.corpus.pair("q2").id == second
-    with pytest.raises(ValueError, match="no pair is called 'q3'"):
-        store.corpus.pair("q3")
-    with pytest.raises(ValueError, match="several pairs begin with ''"):
-        store.corpus.pair("")
+    for unknown in ("q3", "", first[:7], "f" * 64):
+        with pytest.raises(ValueError, match=f"no pair is called '{unknown}'"):
+            store.corpus.pair(unknown)
+
+
+def test_a_name_that_two_pairs_answer_to_is_refused(new_store):
+    store = new_store()
+    one, two = pairs_of(2)
+    meant = SourceRow(row=1, pair=one.pair, source_id=two.pair.id[:8])
+    store.corpus.add(HAND, [meant, SourceRow(row=2, pair=two.pair, source_id="7")])
+    assert store.corpus.pair("7").id == two.pair.id
+    with pytest.raises(ValueError, match="several pairs are called"):
+        store.corpus.pair(two.pair.id[:8])
 
 
 def test_the_rows_of_a_source_add_up(new_store):
@@ -85,16 +98,18 @@ def test_what_is_pending_shrinks_by_what_is_stored(new_store):
     variants = ("direct", "critic", "reader")
     store.add([kept(first, "a", "critic", 5, 5), kept(second, "b", "direct", 5, 5)])
 
-    def pending(teacher, after=0, limit=10):
-        page = store.pending(teacher, variants, after=after, limit=limit)
+    def pending(teacher, after=0, limit=10, again=False):
+        page = store.pending(teacher, variants, again=again, after=after, limit=limit)
         return [(pair.id, missing) for _, pair, missing in page]
 
-    assert pending("a") == [(first, ["direct", "reader"]), (second, list(variants))]
-    assert pending("b") == [(first, list(variants)), (second, ["critic", "reader"])]
-    assert pending("a", limit=1) == [(first, ["direct", "reader"])]
-    assert pending("a", after=1) == [(second, list(variants))]
-    store.add([kept(first, "a", "direct", 5, 5), kept(first, "a", "reader", 5, 5)])
-    assert pending("a") == [(second, list(variants))]
+    all_new = {"direct": 0, "critic": 0, "reader": 0}
+    assert pending("a") == [(first, {"direct": 0, "reader": 0}), (second, all_new)]
+    assert pending("b") == [(first, all_new), (second, {"critic": 0, "reader": 0})]
+    assert pending("a", limit=1) == [(first, {"direct": 0, "reader": 0})]
+    assert pending("a", after=1) == [(second, all_new)]
+    store.add([kept(first, "a", "direct", 5, 5), refused(first, "a", "reader")])
+    assert pending("a") == [(second, all_new)]
+    assert pending("a", again=True) == [(first, {"reader": 1}), (second, all_new)]
 
 
 def test_a_key_is_stored_once(new_store):
@@ -109,15 +124,20 @@ def test_a_key_is_stored_once(new_store):
 def test_refusals_are_counted_by_reason(new_store):
     store = new_store()
     first, second = filled(store, 2, "a")
-    for pair_id in (first, second):
-        key = Key(pair_id=pair_id, teacher="a", variant="direct")
-        refused = Entry(
-            key=key, annotation=None, reason="empty", detail="", raw="", reply=None, arrived=0
-        )
-        store.add([refused])
+    store.add([refused(pair_id, "a", "direct") for pair_id in (first, second)])
     store.add([kept(first, "a", "critic", 5, 5)])
     assert store.counts("a", ("direct", "critic")) == {"empty": 2, "kept": 1}
     assert store.counts("a", ("critic",)) == {"kept": 1}
+
+
+def test_the_last_attempt_counts_unless_one_was_kept(new_store):
+    store = new_store()
+    first, second, third = filled(store, 3, "a")
+    store.add([refused(pair_id, "a", "direct") for pair_id in (first, second, third)])
+    again = [refused(first, "a", "direct", attempt=1, reason="length")]
+    again += [replace(kept(second, "a", "direct", 5, 5), key=replace(again[0].key, pair_id=second))]
+    store.add(again)
+    assert store.counts("a", ("direct",)) == {"empty": 1, "kept": 1, "length": 1}
 
 
 def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_store):
@@ -134,9 +154,53 @@ def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_s
 
 def test_a_second_teacher_may_join_later(new_store):
     store = new_store()
-    filled(store, 1, "a")
+    (pair_id,) = filled(store, 1, "a")
     store.adopt(panel_of("b"))
+    assert store.teachers() == []  # nobody has replied yet
+    store.add([kept(pair_id, "b", "direct", 5, 5), kept(pair_id, "a", "direct", 5, 5)])
     assert [teacher["name"] for teacher in store.teachers()] == ["a", "b"]
+
+
+def test_a_teacher_may_change_until_its_first_reply(new_store):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    (teacher,) = panel_of("a").teachers
+    changed = replace(panel_of("a"), teachers=(replace(teacher, model="another"),))
+    store.adopt(changed)
+    store.add([kept(pair_id, "a", "direct", 5, 5)])
+    assert store.teachers()[0]["model"] == "another"
+    with pytest.raises(ValueError, match="knows the teacher a with model another"):
+        store.adopt(panel_of("a"))
+
+
+def test_what_is_read_in_a_snapshot_is_of_one_moment(new_store, tmp_path):
+    store = new_store("run.sqlite")
+    first, second = filled(store, 2, "a")
+    store.add([kept(first, "a", "direct", 5, 5)])
+    with Store(tmp_path / "run.sqlite") as reader, reader.snapshot():
+        assert len(list(reader.replies())) == 1
+        store.add([kept(second, "a", "direct", 5, 5)])
+        assert len(list(reader.replies())) == 1
+    assert len(list(store.replies())) == 2
+
+
+def test_a_store_is_read_where_nobody_can_write():
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "run.sqlite"
+        with Store(path, write=True) as store:
+            (pair_id,) = filled(store, 1, "a")
+            store.add([kept(pair_id, "a", "direct", 5, 5)])
+        script = (
+            "import os, sys; from pathlib import Path; from sp2dpo.store import Store\n"
+            "os.setuid(65534) if os.getuid() == 0 else None\n"
+            "with Store(Path(sys.argv[1])) as store: print(len(list(store.replies())))"
+        )
+        path.chmod(0o444)
+        path.parent.chmod(0o555)
+        command = [sys.executable, "-c", script, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        path.parent.chmod(0o755)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path):
@@ -156,7 +220,7 @@ def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such store"):
         Store(tmp_path / "nowhere.sqlite")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        Store(tmp_path / "no" / "folder.sqlite", create=True)
+        Store(tmp_path / "no" / "folder.sqlite", write=True)
 
 
 def test_a_store_of_another_format_is_refused(new_store, tmp_path):

@@ -6,7 +6,7 @@ Every reply is committed as soon as the disk takes it; a second run asks only wh
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from sp2dpo.teachers import (
     check_listed,
     open_session,
 )
+from sp2dpo.writer import Writer
 
 _PAGE = 200
 """Pairs read from the store at a time."""
@@ -48,6 +49,10 @@ class Tally:
         """Requests that have no reply yet."""
         return self.all - self.kept - sum(self.refused.values())
 
+    def wanted(self, again: bool) -> int:
+        """Requests to be made; those refused before count if they are asked again."""
+        return self.all - self.kept if again else self.pending
+
 
 def tally(store: Store, panel: Panel) -> list[Tally]:
     """What the store holds of what the panel asks, by teacher."""
@@ -62,14 +67,20 @@ def tally(store: Store, panel: Panel) -> list[Tally]:
 
 
 async def annotate(
-    store: Store, panel: Panel, *, patience: float, progress: Callable[[Entry], object]
+    store: Store,
+    panel: Panel,
+    *,
+    patience: float,
+    again: bool,
+    progress: Callable[[Entry], object],
 ) -> None:
     """Asks every teacher of a panel what the store is missing, all teachers at once.
 
     Args:
         store: holds the pairs, and takes the replies.
-        panel: whom to ask what; the store adopts it.
+        panel: whom to ask what; the store adopts it once every teacher has been found.
         patience: seconds for which a request is tried again while its server is away.
+        again: whether to ask once more where a reply was refused.
         progress: called with every reply.
 
     Raises:
@@ -78,107 +89,114 @@ async def annotate(
         ValueError: the panel contradicts the store.
         sqlite3.Error: the disk does not take a reply.
     """
-    store.adopt(panel)
-    waiting = {tally.teacher: tally for tally in tally(store, panel) if tally.pending}
-    teachers = [teacher for teacher in panel.teachers if teacher.name in waiting]
-    for teacher in teachers:
+    store.check(panel)
+    for teacher in panel.teachers:
         teacher.api_key()
-    with ThreadPoolExecutor(1, "store") as thread:
-        run = _Run(store, panel, thread, patience, progress)
+    with (
+        ThreadPoolExecutor(1) as writing,
+        ThreadPoolExecutor(1) as reading,
+        Store(store.path) as reader,
+    ):
+        run = _Run(panel, Writer(store, writing), progress, patience=patience, again=again)
+        pages = _Pages(reader, reading, panel.variants, again=again)
         try:
-            async with open_session() as session, asyncio.TaskGroup() as group:
-                for teacher in teachers:
-                    await check_listed(session, teacher)
-                writer = group.create_task(run.write())
-                async with asyncio.TaskGroup() as asking:
-                    for teacher in teachers:
-                        asking.create_task(run.ask_all(session, teacher, waiting[teacher.name]))
-                writer.cancel()
+            await run.ask_panel(store, pages)
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         finally:
-            run.flush()
+            run.writer.flush()
+
+
+class _Pages:
+    """What is still to be asked, read a page at a time on a connection of its own."""
+
+    def __init__(
+        self, reader: Store, thread: ThreadPoolExecutor, variants: Sequence[str], *, again: bool
+    ) -> None:
+        self._reader = reader
+        self._thread = thread
+        self._variants = variants
+        self._again = again
+
+    async def missing(self, teacher: str) -> AsyncIterator[tuple[Pair, Key]]:
+        """The variants of a pair follow each other, so that the server's cache serves them."""
+        loop, after = asyncio.get_running_loop(), 0
+        while page := await loop.run_in_executor(self._thread, self._page, teacher, after):
+            after = page[-1][0]
+            for _, pair, variants in page:
+                for variant, attempt in variants.items():
+                    yield (
+                        pair,
+                        Key(pair_id=pair.id, teacher=teacher, variant=variant, attempt=attempt),
+                    )
+
+    def _page(self, teacher: str, after: int) -> list[tuple[int, Pair, dict[str, int]]]:
+        return self._reader.pending(
+            teacher, self._variants, again=self._again, after=after, limit=_PAGE
+        )
 
 
 class _Run:
-    """One run: what its tasks share. The store is touched by one thread alone."""
+    """One run: what its tasks share."""
 
     def __init__(
         self,
-        store: Store,
         panel: Panel,
-        thread: ThreadPoolExecutor,
-        patience: float,
+        writer: Writer,
         progress: Callable[[Entry], object],
+        *,
+        patience: float,
+        again: bool,
     ) -> None:
-        self._store = store
+        self.writer = writer
         self._panel = panel
-        self._thread = thread
+        self._again = again
         self._progress = progress
-        self._arrived: asyncio.Queue[Entry] = asyncio.Queue(maxsize=2000)
         self._retry = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=30, jitter=1),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=30) + tenacity.wait_random(0, 1),
             stop=tenacity.stop_after_delay(patience),
             reraise=True,
         )
 
-    async def write(self) -> None:
-        """Commits what has arrived, again and again; while one commit runs the next gathers."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._arrived.get(), *self._drained()]
-            await asyncio.shield(loop.run_in_executor(self._thread, self._store.add, batch))
+    async def ask_panel(self, store: Store, pages: _Pages) -> None:
+        """Asks all teachers of which something is missing."""
+        waiting = {one.teacher: one for one in tally(store, self._panel) if one.wanted(self._again)}
+        teachers = [teacher for teacher in self._panel.teachers if teacher.name in waiting]
+        async with open_session() as session, asyncio.TaskGroup() as group:
+            for teacher in teachers:
+                await check_listed(session, teacher)
+            store.adopt(self._panel)
+            group.create_task(self.writer.write())
+            async with asyncio.TaskGroup() as asking:
+                for teacher in teachers:
+                    kept = waiting[teacher.name].kept
+                    asking.create_task(self._ask_all(session, teacher, pages, kept))
+            await self.writer.put(None)
 
-    def flush(self) -> None:
-        """Commits what is left, however the run ended."""
-        batch = self._drained()
-        if batch:
-            self._thread.submit(self._store.add, batch).result()
-
-    def _drained(self) -> list[Entry]:
-        return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
-
-    async def ask_all(self, session: aiohttp.ClientSession, teacher: Teacher, start: Tally) -> None:
+    async def _ask_all(
+        self, session: aiohttp.ClientSession, teacher: Teacher, pages: _Pages, kept: int
+    ) -> None:
         """Asks one teacher everything that is missing, `max_in_flight` requests at a time."""
         slots = asyncio.Semaphore(teacher.max_in_flight)
-        outcomes = Counter({"kept": start.kept})
+        outcomes = Counter({"kept": kept})
         async with asyncio.TaskGroup() as group:
-            async for pair, variant in self._missing(teacher):
+            async for pair, key in pages.missing(teacher.name):
                 await slots.acquire()
                 _stop_if_hopeless(teacher, outcomes)
-                task = group.create_task(self._one(session, teacher, pair, variant, outcomes))
+                task = group.create_task(self._one(session, teacher, pair, key, outcomes))
                 task.add_done_callback(lambda _: slots.release())
-
-    async def _missing(self, teacher: Teacher) -> AsyncIterator[tuple[Pair, str]]:
-        """The variants of a pair follow each other, so that the server's cache serves them."""
-        loop, after = asyncio.get_running_loop(), 0
-        while True:
-            page = await loop.run_in_executor(
-                self._thread,
-                lambda seen: self._store.pending(
-                    teacher.name, self._panel.variants, after=seen, limit=_PAGE
-                ),
-                after,
-            )
-            if not page:
-                return
-            after = page[-1][0]
-            for _, pair, variants in page:
-                for variant in variants:
-                    yield pair, variant
 
     async def _one(
         self,
         session: aiohttp.ClientSession,
         teacher: Teacher,
         pair: Pair,
-        variant: str,
+        key: Key,
         outcomes: Counter[str],
     ) -> None:
         rubric = self._panel.rubric
-        key = Key(pair_id=pair.id, teacher=teacher.name, variant=variant)
-        messages = rubric.messages(pair, variant)
+        messages = rubric.messages(pair, key.variant)
         try:
             # A copy, because what a retrying object counts is its own: requests run side by side.
             retry = self._retry.copy()
@@ -189,14 +207,16 @@ class _Run:
             entry = _judged(key, reply, rubric)
         outcomes[entry.reason or "kept"] += 1
         self._progress(entry)
-        await self._arrived.put(entry)
+        await self.writer.put(entry)
 
 
 def _judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
     annotation, reason, detail = None, None, None
     try:
+        if reply.finish_reason == "length":
+            raise Refusal("length", "the reply reached the token limit")
         if reply.finish_reason != "stop":
-            raise Refusal(reply.finish_reason or "unfinished", "the model did not end by itself")
+            raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
         annotation = parse(reply.text, rubric)
     except Refusal as refusal:
         reason, detail = refusal.reason, refusal.detail
@@ -204,8 +224,8 @@ def _judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
         key=key,
         annotation=annotation,
         reason=reason,
-        detail=_storable(detail),
-        raw=_storable(reply.text) or "",
+        detail=detail,
+        raw=reply.text,
         reply=reply,
         arrived=time.time(),
     )
@@ -216,16 +236,11 @@ def _declined(key: Key, error: Declined) -> Entry:
         key=key,
         annotation=None,
         reason=f"http-{error.status}",
-        detail=_storable(str(error)),
+        detail=str(error),
         raw="",
         reply=None,
         arrived=time.time(),
     )
-
-
-def _storable(text: str | None) -> str | None:
-    """The text with lone surrogates written as escapes: no file takes them as they are."""
-    return text and text.encode("utf-8", "backslashreplace").decode()
 
 
 def _stop_if_hopeless(teacher: Teacher, outcomes: Counter[str]) -> None:

@@ -39,7 +39,7 @@ class AnnotationTable:
     def hash(self) -> str:
         """64 hexadecimal digits over the replies in the order of their keys and the rubric.
 
-        No times, no raw text, no rationale: only what a beta can depend on.
+        No times, no raw text, no rationale: only what a beta can depend on. Names hold no tabs.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
         lines = self.replies.select(pl.concat_str(pl.all().cast(pl.String), separator="\t"))

@@ -9,6 +9,7 @@ import yaml
 from datasets import Features
 
 from sp2dpo.rubric import Rubric
+from sp2dpo.terminal import harmless
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -29,7 +30,12 @@ def card(facts: Mapping[str, Any], features: Mapping[str, Features], rubric: Rub
         rubric: that the teachers were asked under.
     """
     template = _templates().get_template("card.md.jinja")
-    return template.render(head=_head(facts, features), facts=facts, rubric=rubric)
+    return template.render(
+        head=_head(facts, features),
+        facts=facts,
+        rubric=rubric,
+        schedule=yaml.safe_dump(facts["schedule"], sort_keys=False),
+    )
 
 
 def _head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> str:
@@ -76,5 +82,5 @@ def _templates() -> jinja2.Environment:
 
 
 def plain(text: object) -> str:
-    """Data as Markdown text: on one line, every mark of Markdown and HTML escaped."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    """Data as Markdown text: harmless, on one line, every mark of Markdown and HTML escaped."""
+    return _MARKDOWN.sub(r"\\\1", harmless(" ".join(str(text).split())))

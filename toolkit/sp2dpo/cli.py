@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that help is instant."""
 
+import math
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ import click
 from sp2dpo import __version__
 
 if TYPE_CHECKING:
-    from sp2dpo.annotate import Tally
     from sp2dpo.annotation_table import AnnotationTable
     from sp2dpo.panel import Panel
     from sp2dpo.schedule import Betas
@@ -43,93 +43,78 @@ def cli(debug: bool) -> None:
 @click.option("--store", "store_file", type=FILE, required=True, help="Where replies are kept.")
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1e6),
     default=900,
     show_default=True,
     help="Seconds for which a request is tried again while its server is away.",
 )
-def annotate(pairs: str | None, panel_file: Path, store_file: Path, patience: float) -> None:
+@click.option("--retry-refused", is_flag=True, help="Ask again where a reply was refused.")
+def annotate(
+    pairs: str | None, panel_file: Path, store_file: Path, patience: float, retry_refused: bool
+) -> None:
     """Ask a panel of teachers about every pair.
 
     Running it again asks only what is missing; --pairs may then be left out.
     """
-    from sp2dpo.annotate import tally
+    from sp2dpo.database import only_writer
     from sp2dpo.panel import load_panel
     from sp2dpo.sources import find, read
     from sp2dpo.store import Store
+    from sp2dpo.summary import source_lines
 
+    if math.isnan(patience):
+        raise click.UsageError("--patience must be a number of seconds")
     panel = load_panel(panel_file)
     source = find(pairs) if pairs else None
-    fresh = not store_file.exists()
-    if source is None and fresh:
+    if source is None and not store_file.exists():
         raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
-    try:
-        with Store(store_file, create=True) as store:
-            if source:
-                store.corpus.add(source, read(source))
-            _say_source(store)
-            store.adopt(panel)
-            fresh = False
-            _ask(store, panel, patience)
-            tallies = tally(store, panel)
-    finally:
-        if fresh:  # nothing was taken in: leave no empty store behind
-            store_file.unlink(missing_ok=True)
-    silent = [one.teacher for one in tallies if not one.kept]
-    if silent:
-        raise ValueError(f"no reply of {', '.join(silent)} could be kept")
+    with only_writer(store_file):
+        fresh = not store_file.exists()
+        try:
+            with Store(store_file, write=True) as store:
+                if source:
+                    store.corpus.add(source, read(source))
+                _say(source_lines(store.corpus))
+                if not store.corpus.pair_ids():
+                    raise ValueError(f"{source or store_file}: no row holds a preference pair")
+                store.check(panel)
+                fresh = False
+                _ask(store, panel, patience=patience, again=retry_refused)
+        finally:
+            if fresh:  # nothing was taken in: leave no empty store behind
+                store_file.unlink(missing_ok=True)
 
 
-def _say_source(store: "Store") -> None:
+def _say(lines: list[str]) -> None:
     from sp2dpo.terminal import harmless
 
-    source = store.corpus.source()
-    if source is None:
-        raise ValueError(f"{store.path} holds no pairs yet: say where the --pairs are")
-    aside = source.rows - source.usable
-    click.echo(
-        f"{source.name}: {source.rows} rows = {source.usable} usable + {aside} set aside; "
-        f"{source.pairs} distinct pairs"
-    )
-    for reason, count in source.set_aside.items():
-        click.echo(f"  set aside {count}: {harmless(reason)}")
-    if not source.pairs:
-        raise ValueError(f"{source.name}: no row holds a preference pair")
+    for line in lines:
+        click.echo(harmless(line))
 
 
-def _ask(store: "Store", panel: "Panel", patience: float) -> None:
+def _ask(store: "Store", panel: "Panel", *, patience: float, again: bool) -> None:
     import asyncio
 
     from sp2dpo.annotate import annotate as ask_panel
     from sp2dpo.annotate import tally
     from sp2dpo.progress import bar
+    from sp2dpo.summary import tally_lines
 
-    pending = sum(one.pending for one in tally(store, panel))
+    wanted = sum(one.wanted(again) for one in tally(store, panel))
     try:
-        if pending:
-            with bar(pending) as progress:
-                asyncio.run(ask_panel(store, panel, patience=patience, progress=progress))
+        if wanted:
+            with bar(wanted) as progress:
+                asyncio.run(
+                    ask_panel(store, panel, patience=patience, again=again, progress=progress)
+                )
     finally:
-        _say_tallies(tally(store, panel))
-
-
-def _say_tallies(tallies: "list[Tally]") -> None:
-    for one in tallies:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in one.refused.items())
-        refused = sum(one.refused.values())
-        click.echo(
-            f"{one.teacher}: {one.all} asked for = {one.kept} kept + {refused} refused"
-            f"{f' ({reasons})' if reasons else ''} + {one.pending} pending"
-        )
-    kept, refused, pending = (
-        sum(one.kept for one in tallies),
-        sum(sum(one.refused.values()) for one in tallies),
-        sum(one.pending for one in tallies),
-    )
-    click.echo(
-        f"{kept + refused + pending} asked for = "
-        f"{kept} kept + {refused} refused + {pending} pending"
-    )
+        tallies = tally(store, panel)
+        _say(tally_lines(tallies))
+    silent = [one.teacher for one in tallies if not one.kept]
+    if silent:
+        raise ValueError(f"no reply of {', '.join(silent)} could be kept")
+    if any(one.pending for one in tallies):
+        raise ValueError("some replies are still missing: run the same command again")
 
 
 @cli.command()
@@ -147,12 +132,16 @@ def schedule(store_file: Path, schedule_file: Path, out: Path) -> None:
     with Store(store_file) as store:
         annotations = store.annotations()
     table = betas(annotations, said)
+    if not table["has_beta"].any():
+        raise ValueError(
+            f"no pair has the quorum of {said.quorum} replies, the most is {table['votes'].max()}: "
+            "lower `quorum` in the schedule, or ask more"
+        )
     write_betas(Betas(table=table, schedule=said, annotations_hash=annotations.hash), out)
-    without = len(table) - int(table["has_beta"].sum())
+    beta = table["beta"].drop_nulls()
+    without = len(table) - len(beta)
     click.echo(f"{len(table)} pairs, {without} below the quorum of {said.quorum} replies")
-    if without < len(table):
-        beta = table["beta"].drop_nulls()
-        click.echo(f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}")
+    click.echo(f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}")
     click.echo(f"wrote {out}")
 
 
@@ -202,8 +191,8 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
     """Draw one page that shows the betas, the agreement and what looks wrong."""
     import json
 
-    from sp2dpo.files import whole
-    from sp2dpo.page import draw
+    from sp2dpo.files import refuse_foreign, whole
+    from sp2dpo.page import draw, is_report
     from sp2dpo.report import report as report_of
 
     if out is None and not as_json:
@@ -211,6 +200,7 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
     with _opened(store_file, betas_file) as (store, made, annotations):
         found = report_of(store, made, annotations)
     if out is not None:
+        refuse_foreign(out, is_report, "a report")
         with whole(out) as unfinished:
             unfinished.write_text(draw(found), encoding="utf-8")
         click.echo(f"wrote {out}", err=as_json)
@@ -225,7 +215,7 @@ def _opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas,
     from sp2dpo.store import Store
 
     made = read_betas(betas_file)
-    with Store(store_file) as store:
+    with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
         check_origin(made, annotations, path=betas_file, store=store_file)
         yield store, made, annotations
@@ -233,8 +223,9 @@ def _opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas,
 
 def main() -> None:
     """Runs the command line; an error is one line, never a traceback (but for --debug)."""
+    debug = "--debug" in sys.argv[1:]  # wherever it stands
     try:
-        cli(standalone_mode=False)
+        cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -242,7 +233,7 @@ def main() -> None:
         click.echo("stopped; the same command goes on from here", err=True)
         sys.exit(130)
     except (ValueError, OSError, sqlite3.Error) as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         click.echo(f"sp2dpo: {_said(error)}", err=True)
         sys.exit(1)

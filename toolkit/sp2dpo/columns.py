@@ -1,5 +1,6 @@
 """The columns of the data set: their types, and the row that a source row and a beta make."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -27,6 +28,8 @@ _BETA_COLUMNS = {
 }
 _OURS = ("pair_id", "prompt", "chosen", "rejected", "tools", *_BETA_COLUMNS, "source_id")
 _SOURCE_ROW = "source_row"
+_DEEPEST = 16
+"""Levels of lists and objects in a column; deeper ones are kept as JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +39,12 @@ class RowColumns:
     Attributes:
         features: of all columns, ours first, then the source's own.
         renamed: the source's name -> the data set's; a name that we use gets `source_` before it.
+        as_text: the source's columns whose values have no common type: they are kept as JSON text.
     """
 
     features: Features
     renamed: Mapping[str, str]
+    as_text: frozenset[str]
 
     @classmethod
     def of(cls, store: Store, rubric: Rubric) -> Self:
@@ -60,9 +65,11 @@ class RowColumns:
             "source_id": Value("string"),
             _SOURCE_ROW: Value("int64"),
         }
-        renamed = {name: _free_name(name, {*ours, *_OURS}, seen.types) for name in seen.types}
-        own = {renamed[name]: _feature(kind) for name, kind in seen.types.items()}
-        return cls(features=Features(ours | own), renamed=renamed)
+        types = seen.settled()
+        renamed = {name: _free_name(name, {*ours, *_OURS}, types) for name in types}
+        own = {renamed[name]: _feature(kind) for name, kind in types.items()}
+        as_text = frozenset(name for name, kind in types.items() if kind is None)
+        return cls(features=Features(ours | own), renamed=renamed, as_text=as_text)
 
     def values(self, row: SourceRow, beta: Mapping[str, Any]) -> dict[str, Any]:
         """The row as the data set holds it.
@@ -78,7 +85,10 @@ class RowColumns:
         if "tools" in self.features:
             said["tools"] = list(row.pair.tools)
         said |= {"source_id": row.source_id, _SOURCE_ROW: row.row}
-        return said | {self.renamed[name]: value for name, value in row.columns.items()}
+        for name, value in row.columns.items():
+            text = name in self.as_text and value is not None
+            said[self.renamed[name]] = json.dumps(value, ensure_ascii=False) if text else value
+        return said
 
     def _message(self, turn: Message) -> dict[str, Any]:
         return {key: turn.get(key) for key in self.features["prompt"].feature}
@@ -91,6 +101,7 @@ class _Seen:
         self.types: dict[str, pa.DataType | None] = {}
         self.message_keys: set[str] = set()
         self.tools = False
+        self._beyond_doubles: set[str] = set()
 
     def take(self, row: SourceRow) -> None:
         pair = row.pair
@@ -99,6 +110,17 @@ class _Seen:
         self.tools = self.tools or bool(pair.tools)
         for name, value in row.columns.items():
             self.types[name] = _common(self.types.get(name, pa.null()), value)
+            if isinstance(value, int) and abs(value) > 2**53:
+                self._beyond_doubles.add(name)
+
+    def settled(self) -> dict[str, pa.DataType | None]:
+        """The type of each column; None where no one type holds all its values as they are."""
+        return {
+            name: None
+            if kind is not None and pa.types.is_floating(kind) and name in self._beyond_doubles
+            else kind
+            for name, kind in self.types.items()
+        }
 
 
 def _common(known: pa.DataType | None, value: Any) -> pa.DataType | None:
@@ -110,14 +132,26 @@ def _common(known: pa.DataType | None, value: Any) -> pa.DataType | None:
         if found in (known, pa.null()):
             return known
         fields = [pa.schema([("column", one)]) for one in (known, found)]
-        return pa.unify_schemas(fields, promote_options="permissive").field("column").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        both = pa.unify_schemas(fields, promote_options="permissive").field("column").type
+    except (pa.ArrowException, OverflowError):
         return None
+    return both if _is_plain(both) else None
+
+
+def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether every reader of Parquet and of the data set's features takes the type."""
+    if depth > _DEEPEST:
+        return False
+    if pa.types.is_struct(kind):
+        parts = [kind.field(number) for number in range(kind.num_fields)]
+        named = bool(parts) and all(part.name and part.name[0] != "_" for part in parts)
+        return named and all(_is_plain(part.type, depth + 1) for part in parts)
+    return not pa.types.is_list(kind) or _is_plain(kind.value_type, depth + 1)
 
 
 def _feature(kind: pa.DataType | None) -> Any:
     if kind is None or pa.types.is_null(kind):
-        return Json() if kind is None else Value("string")
+        return Value("string")
     return datasets.features.features.generate_from_arrow_type(kind)
 
 

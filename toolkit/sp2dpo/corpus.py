@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -12,6 +13,8 @@ from typing import Any
 from sp2dpo.database import read_meta, transaction, write_meta
 from sp2dpo.pairs import Pair
 from sp2dpo.sources import SetAside, Source, SourceRow
+
+_ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +89,31 @@ class Corpus:
             set_aside=set_aside,
         )
 
-    def pair(self, pair_id: str) -> Pair:
-        """The pair of that id, or of its first digits where they name one pair.
+    def pair(self, name: str) -> Pair:
+        """The pair that a person means.
+
+        Args:
+            name: the source's own name of it, its id, or at least eight digits that its id begins
+                with.
 
         Raises:
-            ValueError: no pair, or several.
+            ValueError: no pair is called so, or several are.
         """
-        found = self._db.execute(
-            "SELECT pair_id, prompt, chosen, rejected, tools FROM pairs "
-            "WHERE pair_id >= ? AND pair_id < ? LIMIT 2",
-            (pair_id, pair_id + "g"),
-        ).fetchall()
-        if not found:
-            found = self._db.execute(
-                "SELECT DISTINCT p.pair_id, prompt, chosen, rejected, tools "
-                "FROM pairs p JOIN source_rows r USING (pair_id) WHERE source_id = ? LIMIT 2",
-                (pair_id,),
-            ).fetchall()
+        queries: list[tuple[str, tuple[str, ...]]] = [
+            ("SELECT pair_id FROM source_rows WHERE source_id = ?", (name,)),
+            ("SELECT pair_id FROM pairs WHERE pair_id = ?", (name,)),
+        ]
+        if _ID_BEGINNING.fullmatch(name):
+            beginning = "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?"
+            queries.append((beginning, (name, name + "g")))
+        found = {row[0] for query, values in queries for row in self._db.execute(query, values)}
         if len(found) != 1:
-            problem = "several pairs begin with" if found else "no pair is called"
-            raise ValueError(f"{self.path}: {problem} {pair_id!r}")
-        return pair_from(found[0][1:])
+            problem = "several pairs are called" if found else "no pair is called"
+            raise ValueError(f"{self.path}: {problem} {name!r}")
+        said = self._db.execute(
+            "SELECT prompt, chosen, rejected, tools FROM pairs WHERE pair_id = ?", (found.pop(),)
+        )
+        return pair_from(said.fetchone())
 
     def rows(self) -> Iterator[tuple[SourceRow, str]]:
         """All rows that hold a pair, in the source's order, each with its pair's id."""
@@ -153,7 +160,7 @@ class Corpus:
 def _record(row: SourceRow | SetAside) -> list[Any]:
     if isinstance(row, SetAside):
         return [row.row, row.reason, row.raw]
-    return [row.row, row.pair.id, row.source_id, json.dumps(row.columns, default=str)]
+    return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
 
 
 def pair_from(said: Sequence[str]) -> Pair:

@@ -1,5 +1,7 @@
-"""The SQLite file behind a store: its format, how it is opened, and whole transactions."""
+"""The SQLite file behind a store: its format, how it is opened, who may write, transactions."""
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,20 +59,23 @@ CREATE TABLE replies (
 """
 
 
-def connect(path: Path, *, create: bool) -> sqlite3.Connection:
-    """Opens a store's file, and makes it where `create` allows.
+def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    """Opens a store's file: to read it, or to write to it, and then it is made where it is not.
 
     Raises:
         ValueError: the file is no store, or of another format.
         OSError: it is not there.
     """
-    if not create and not path.is_file():
+    if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` makes one")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _reading(path)}"
+    database = sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=30
+    )
     try:
-        _prepare(database, path, create=create)
+        _prepare(database, path, write=write)
     except sqlite3.DatabaseError as error:
         database.close()
         if "not a database" in str(error):
@@ -82,22 +87,70 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     return database
 
 
-def _prepare(database: sqlite3.Connection, path: Path, *, create: bool) -> None:
+def _reading(path: Path) -> str:
+    """How to read the file: where nobody can write beside it, as one that never changes."""
+    log = path.with_name(f"{path.name}-wal")
+    settled = not os.access(path.absolute().parent, os.W_OK) and not log.exists()
+    return "ro&immutable=1" if settled else "ro"
+
+
+def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
     known = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if create and known == 0 and tables == 0:
+    if write and known == 0 and tables == 0:
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(
             f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; "
             f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} COMMIT;"
         )
     elif known != _APPLICATION_ID:
-        raise ValueError(f"{path}: a database, but not a store of this toolkit")
+        raise ValueError(f"{path}: not a store of this toolkit, though a database")
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version != _FORMAT:
         raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
     # A reply survives the loss of power, not only of the process.
     database.execute("PRAGMA synchronous = FULL")
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Keeps every other process from annotating into the same store.
+
+    Raises:
+        ValueError: another process does, named by its number.
+        OSError: there is no such folder, or it cannot be written to.
+    """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    mark = path.with_name(f"{path.name}.lock")
+    with mark.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"{path}: another process ({lock.read().strip() or 'unknown'}) is annotating into "
+                "this store; wait for it or stop it"
+            ) from None
+        if not mark.exists() or mark.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+            raise ValueError(f"{path}: another process has just ended here; try again")
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def snapshot(database: sqlite3.Connection) -> Iterator[None]:
+    """Whatever is read inside the block is of one moment."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        database.execute("ROLLBACK")
 
 
 @contextmanager
@@ -120,5 +173,5 @@ def read_meta(database: sqlite3.Connection, key: str) -> str | None:
 
 
 def write_meta(database: sqlite3.Connection, key: str, value: str) -> None:
-    """Records a single value, once and for all."""
-    database.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+    """Records a single value."""
+    database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

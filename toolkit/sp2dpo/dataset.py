@@ -9,6 +9,7 @@ DIR/manifest.json                             where all of it comes from, and it
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -47,9 +48,9 @@ def build(store: Store, made: Betas, out: Path) -> tuple[int, int]:
         ValueError: the folder holds something else.
         OSError: the disk does not take it; what was there before stays.
     """
+    out = out.resolve()
     _check_ours(out)
-    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
         (unfinished / "data").mkdir(parents=True)
         (unfinished / "annotations").mkdir()
@@ -61,18 +62,33 @@ def build(store: Store, made: Betas, out: Path) -> tuple[int, int]:
 
 
 def _check_ours(out: Path) -> None:
+    """Refuses a folder that holds anything but what `build` wrote there."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if out == Path.cwd():
+        raise ValueError(f"{out} is the folder that you are in; name one inside it")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        ours = {MANIFEST, *manifest["files"]} if manifest["toolkit"]["name"] == "sp2dpo" else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = set()
+    foreign = sorted(
+        name
+        for path in out.rglob("*")
+        if not path.is_dir() and (name := path.relative_to(out).as_posix()) not in ours
+    )
+    if foreign:
         raise ValueError(
-            f"{out} holds other files and no {MANIFEST} of ours; name an empty or a new folder"
+            f"{out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an empty or "
+            "a new folder"
         )
 
 
 def _take_place(unfinished: Path, out: Path) -> None:
     """Puts the new folder in the place of the old one, which is deleted last."""
-    old = unfinished.with_name(f".{out.absolute().name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = unfinished.with_suffix(".old")
     if out.exists():
         out.rename(old)
     unfinished.rename(out)
@@ -94,10 +110,12 @@ def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
         features,
         folder / ANNOTATIONS,
     )
+    facts = _facts(store, made, rows=rows, annotations=annotations)
+    made_from = facts["source"]["name"]
     with (folder / SET_ASIDE).open("w", encoding="utf-8") as lines:
         for aside in store.corpus.set_aside():
-            lines.write(json.dumps({"row": aside.row, "reason": aside.reason}) + "\n")
-    facts = _facts(store, made, rows=rows, annotations=annotations)
+            said = {"file": made_from, "row": aside.row, "reason": aside.reason}
+            lines.write(json.dumps(said, ensure_ascii=False) + "\n")
     features_of = {"default": layout.features, "annotations": features}
     (folder / "README.md").write_text(card(facts, features_of, rubric), encoding="utf-8")
     facts["files"] = {
@@ -144,6 +162,7 @@ def _facts(store: Store, made: Betas, *, rows: int, annotations: int) -> dict[st
         "source": asdict(source),
         "rubric": {"name": rubric.name, "sha256": rubric.hash},
         "teachers": store.teachers(),
+        "variants": store.variants(),
         "schedule": asdict(made.schedule),
         "annotations_sha256": made.annotations_hash,
         "counts": {

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +15,26 @@ def whole(path: Path) -> Iterator[Path]:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def refuse_foreign(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
+    """Keeps an output from taking the place of a file of another kind.
+
+    Args:
+        path: where the output is to go.
+        ours: whether a file is of the output's kind.
+        kind: what that is, for the message.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    if path.exists() and not (path.is_file() and ours(path)):
+        raise ValueError(
+            f"{path} exists and is not {kind} of ours: name another file, or remove it"
+        )

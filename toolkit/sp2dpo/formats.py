@@ -83,6 +83,7 @@ def _text_or_turns(value: Any, name: str) -> str | Turns:
 def _turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
         raise Unreadable(f"{name} holds something that is not a message with a role")
+    _check_text(turn["role"], name)
     content = turn.get("content")
     if content is not None and not isinstance(content, str):
         raise Unreadable(f"{name} holds content that is not text")

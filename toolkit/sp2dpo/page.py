@@ -8,6 +8,7 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -24,6 +25,7 @@ _DARK = (
     "#63cfe6", "#a0b1c9",
 )  # fmt: skip
 _UNKNOWN = "\N{EN DASH}"
+_GENERATOR = '<meta name="generator" content="sp2dpo report">'
 
 
 def draw(found: dict[str, Any]) -> str:
@@ -39,6 +41,7 @@ def draw(found: dict[str, Any]) -> str:
     agreement = found["agreement"]
     return template.render(
         found=found,
+        generator=markupsafe.Markup(_GENERATOR),
         colours=[colour(number) for number in range(len(names))],
         place={name: number for number, name in enumerate(names)},
         charts=[
@@ -56,6 +59,12 @@ def draw(found: dict[str, Any]) -> str:
         gauges={one["name"]: gauge(one) for one in found["signatures"]},
         reasons=sorted({reason for teacher in found["teachers"] for reason in teacher["refused"]}),
     )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `draw` made."""
+    with path.open("rb") as file:
+        return _GENERATOR.encode() in file.read(1000)
 
 
 def decimals(width: float) -> int:

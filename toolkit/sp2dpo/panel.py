@@ -8,7 +8,7 @@ from typing import Any
 
 from sp2dpo.pairs import canonical_json
 from sp2dpo.rubric import Rubric, load_rubric
-from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
 
 _SAMPLING = {
     "temperature": (int, float),
@@ -53,7 +53,7 @@ class Teacher:
         """The key from the environment.
 
         Raises:
-            ValueError: the variable is named but not set.
+            ValueError: the variable is named but not set, or holds more than a key.
         """
         if self.api_key_env is None:
             return None
@@ -61,6 +61,10 @@ class Teacher:
         if not key:
             raise ValueError(
                 f"teacher {self.name}: the environment variable {self.api_key_env} is not set"
+            )
+        if not key.isprintable():
+            raise ValueError(
+                f"teacher {self.name}: {self.api_key_env} holds more than a key, such as a line end"
             )
         return key
 
@@ -134,9 +138,7 @@ def _teacher(where: str, number: int, said: Any) -> Teacher:
         optional=("max_in_flight", "timeout", "api_key_env"),
     )
     for key in ("name", "model", "base_url"):
-        check_type(where, key, said[key], str)
-        if not said[key].strip():
-            raise ValueError(f"{where}: {key} is empty")
+        check_name(where, key, said[key])
     check_type(where, "revision", said["revision"], (str, type(None)))
     check_type(where, "api_key_env", said.get("api_key_env"), (str, type(None)))
     if not said["base_url"].startswith(("http://", "https://")):

@@ -39,7 +39,7 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
     replies = steady(annotations)
     teachers = _teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
-    variants = _variants(store, annotations, names)
+    variants = store.variants()
     between_teachers = comparisons(by_teacher(replies, categories), names)
     between_variants = comparisons(by_variant(replies, categories), variants)
     table = made.table
@@ -51,10 +51,7 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
         "annotations": made.annotations_hash,
         "teachers": teachers,
         "variants": variants,
-        "replies": {
-            "kept": sum(teacher["kept"] for teacher in teachers),
-            "refused": sum(sum(teacher["refused"].values()) for teacher in teachers),
-        },
+        "replies": _replies(teachers, asked=len(table) * len(variants) * len(teachers)),
         "beta": _beta(table),
         "histogram": _histogram(made, categories),
         "categories": _categories(table, categories),
@@ -96,14 +93,11 @@ def _teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     return found
 
 
-def _variants(store: Store, annotations: AnnotationTable, teachers: Sequence[str]) -> list[str]:
-    """The variants with at least one reply, kept or refused, in the rubric's order."""
-    heard = set(annotations.replies["variant"])
-    return [
-        variant
-        for variant in annotations.rubric.variants
-        if variant in heard or any(store.counts(teacher, [variant]) for teacher in teachers)
-    ]
+def _replies(teachers: Sequence[dict[str, Any]], *, asked: int) -> dict[str, int]:
+    """Kept + refused + pending = asked: all teachers, variants and pairs that appear in the run."""
+    kept = sum(teacher["kept"] for teacher in teachers)
+    refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
+    return {"asked": asked, "kept": kept, "refused": refused, "pending": asked - kept - refused}
 
 
 def _beta(table: pl.DataFrame) -> dict[str, Any]:

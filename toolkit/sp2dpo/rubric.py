@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo.pairs import Message, Pair, canonical_json
-from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
 
 PACKAGED = "semantic-gap"
 _PARTS = ("prompt", "chosen", "rejected")
@@ -200,8 +200,11 @@ def rubric_of(said: dict[str, Any], *, where: str) -> Rubric:
     check_type(where, "rationale_length", said["rationale_length"], int)
     if said["rationale_length"] < 1:
         raise ValueError(f"{where}: rationale_length {said['rationale_length']} must be at least 1")
-    if "{mark}" not in said["fence"]:
-        raise ValueError(f"{where}: fence must hold {{mark}}, or no teacher knows where it is")
+    needed = {"task": ("{categories}", "{magnitude}", "{confidence}"), "fence": ("{mark}",)}
+    for key, tokens in needed.items():
+        for token in tokens:
+            if token not in said[key]:
+                raise ValueError(f"{where}: {key} must hold {token}, or no teacher reads of it")
     return Rubric(
         name=said["name"],
         system=said["system"],
@@ -223,6 +226,7 @@ def _check_texts(where: str, key: str, value: Any) -> None:
     for name, text in value.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise ValueError(f"{where}: {key} must map names to texts; put {name!r} in quotes")
+        check_name(where, f"a name of {key}", name)
 
 
 def _scale(where: str, said: Any) -> Scale:

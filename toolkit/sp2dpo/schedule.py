@@ -1,7 +1,6 @@
 """A schedule: how annotations become gaps, and gaps betas; and the table of betas it makes."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.files import whole
+from sp2dpo.files import refuse_foreign, whole
 from sp2dpo.gaps import gaps
 from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
 
@@ -20,6 +19,8 @@ _CHOICES = {
     "map": ("linear",),
 }
 _METADATA = "sp2dpo"
+_LARGEST = 1_000_000
+"""A beta or a quorum above it is a slip of the pen."""
 COLUMNS = (
     "pair_id", "beta", "has_beta", "gap", "category", "magnitude", "confidence", "spread",
     "agreement", "votes", "teachers",
@@ -75,15 +76,15 @@ def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
             )
     for key in ("beta_min", "beta_max"):
         check_type(where, key, said[key], (int, float))
-        if not 0 < said[key] < math.inf:
-            raise ValueError(f"{where}: {key} {said[key]} must be a finite number above 0")
+        if not 0 < said[key] <= _LARGEST:
+            raise ValueError(f"{where}: {key} {said[key]} must be above 0, and no more than 1e6")
     if said["beta_min"] >= said["beta_max"]:
         raise ValueError(
             f"{where}: beta_min {said['beta_min']} must be below beta_max {said['beta_max']}"
         )
     check_type(where, "quorum", said["quorum"], int)
-    if said["quorum"] < 1:
-        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1")
+    if not 1 <= said["quorum"] <= _LARGEST:
+        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1, and below 1e6")
     return Schedule(**said)
 
 
@@ -149,11 +150,22 @@ def write_betas(made: Betas, path: Path) -> None:
     """Writes the table with its schedule and hash in the file's metadata; whole or not at all.
 
     The same betas give the same bytes.
+
+    Raises:
+        ValueError: a file that is no table of betas stands there.
     """
     origin = {"schedule": asdict(made.schedule), "annotations": made.annotations_hash}
+    refuse_foreign(path, _is_betas, "a table of betas")
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
     with whole(path) as unfinished:
         made.table.write_parquet(unfinished, metadata=metadata)
+
+
+def _is_betas(path: Path) -> bool:
+    try:
+        return _METADATA in pl.read_parquet_metadata(path)
+    except pl.exceptions.PolarsError:
+        return False
 
 
 def read_betas(path: Path) -> Betas:
@@ -182,10 +194,10 @@ def check_origin(made: Betas, annotations: AnnotationTable, *, path: Path, store
     Raises:
         ValueError: they belong to another store, or the store has grown since.
     """
-    if made.annotations_hash == annotations.hash:
-        return
-    if set(made.table["pair_id"]) == set(annotations.pair_ids):
+    if set(made.table["pair_id"]) != set(annotations.pair_ids):
+        problem = f"the betas in {path} are of other pairs than {store} holds"
+    elif made.annotations_hash != annotations.hash:
         problem = f"{store} holds other replies than the betas in {path} were made from"
     else:
-        problem = f"the betas in {path} are of other pairs than {store} holds"
+        return
     raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")

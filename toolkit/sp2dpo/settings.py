@@ -38,11 +38,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{path}: not valid YAML{where}: {error.problem}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: not UTF-8, or a date like 2026-13-45
+    # ValueError: not UTF-8, or a date like 2026-13-45.
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected keys and values, found {type(value).__name__}")
     return value
@@ -85,3 +85,15 @@ def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) 
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(one.__name__ for one in kinds)
         raise ValueError(f"{where}: {key} must be {names}, not {value!r}")
+
+
+def check_name(where: str, key: str, name: Any) -> None:
+    """Refuses what cannot stand for a thing in tables, files and logs.
+
+    Raises:
+        ValueError: no text, an empty one, or one with line ends, controls or spaces around it.
+    """
+    if not isinstance(name, str) or not name.isprintable() or not name or name != name.strip():
+        raise ValueError(
+            f"{where}: {key} {name!r} must be text of one line, without spaces around it"
+        )

@@ -4,16 +4,18 @@ Every row of a source becomes either a `SourceRow` with its pair or a `SetAside`
 the two counts add up to all rows.
 """
 
+import base64
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
+from sp2dpo import hub
 from sp2dpo.formats import Unreadable, pair_of
 from sp2dpo.pairs import Pair
 
@@ -33,7 +35,8 @@ class SourceRow:
         row: its number in the source, from 1.
         pair: what it says.
         source_id: the source's own name for it (its `source_id`, `pair_id` or `id`), if any.
-        columns: all its other columns, as read (dates, bytes and NaN included).
+        columns: all its other columns in JSON values: dates in ISO 8601, decimals as text, bytes in
+            base64; NaN as it is.
     """
 
     row: int
@@ -85,54 +88,18 @@ def find(text: str) -> Source:
             raise ValueError(f"{text}: pairs are read from {', '.join(FILE_ENDINGS)} or a Hub id")
         if not path.is_file():
             raise FileNotFoundError(f"{text}: no such file")
-        return Source(name=path.name, path=path)
+        name = path.name.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # the file system may not care
+        return Source(name=name, path=path)
     named = _HUB_ID.fullmatch(text)
     if path.exists() or not named:
         raise ValueError(
             f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
             "nor a Hub id (org/name, org/name:split@revision)"
         )
-    return _find_on_hub(named["name"], named["split"], named["revision"])
-
-
-def _find_on_hub(name: str, split: str | None, revision: str | None) -> Source:
-    import datasets  # noqa: PLC0415 - slow to import, and only Hub sources need it
-    import huggingface_hub  # noqa: PLC0415
-
-    with _hub_errors(f"{name}@{revision}" if revision else name):
-        sha = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
-        splits = datasets.get_dataset_split_names(name, revision=sha)
-    if split is None:
-        split = splits[0] if len(splits) == 1 else "train"
-    if split not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}: name one as {name}:SPLIT")
-    return Source(name=f"{name}:{split}", revision=sha)
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Makes one line for people of whatever the Hub's clients raise."""
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415
-    from huggingface_hub import errors  # noqa: PLC0415
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise OSError(f"{what}: the Hub gives it only to those who asked for access") from error
-    except errors.RepositoryNotFoundError as error:
-        raise OSError(f"{what}: the Hub has no such data set, or none that you may read") from error
-    except errors.RevisionNotFoundError as error:
-        raise OSError(f"{what}: the data set has no such revision") from error
-    except ValueError as error:
-        raise ValueError(f"{what}: {_one_line(error)}") from error
-    # HTTPError also stands for a Hub that cannot be reached; it is no OSError.
-    except (errors.HTTPError, DatasetsError, OSError) as error:
-        said = ": ".join(_one_line(one) for one in (error, error.__cause__) if one)
-        raise OSError(f"{what}: the Hub's client says: {said}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    split, sha = hub.find(named["name"], named["split"], named["revision"])
+    return Source(name=f"{named['name']}:{split}", revision=sha)
 
 
 def read(source: Source) -> Iterator[SourceRow | SetAside]:
@@ -148,25 +115,42 @@ def read(source: Source) -> Iterator[SourceRow | SetAside]:
             row = _source_row(number, pair_of(columns), columns)
         except Unreadable as error:
             raw = json.dumps(columns, default=str)
-            yield SetAside(row=number, reason=str(error), raw=raw)
+            reason = str(error).encode("utf-8", "backslashreplace").decode()
+            yield SetAside(row=number, reason=reason, raw=raw)
         else:
             yield row
 
 
 def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
-    own = next((name for name in _OWN_ID_COLUMNS if columns.get(name) is not None), None)
-    source_id = None if own is None else str(columns[own])
+    own = next((name for name in _OWN_ID_COLUMNS if name in columns), None)
+    source_id = None if own is None or columns[own] is None else str(columns[own])
+    left = {k: _json_value(v) for k, v in columns.items() if k not in _PAIR_COLUMNS and k != own}
     try:
-        (source_id or "").encode()
+        json.dumps([source_id, left], ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise Unreadable(f"{own} holds half of a surrogate pair, not a character") from None
-    left = {k: v for k, v in columns.items() if k not in _PAIR_COLUMNS and k != own}
+        raise Unreadable("a column holds half of a surrogate pair, not a character") from None
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
     return SourceRow(row=number, pair=pair, source_id=source_id, columns=left)
+
+
+def _json_value(value: Any) -> Any:
+    """A column's value in JSON's words: dates in ISO 8601, decimals as text, bytes in base64."""
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
     if source.path is None:
-        return _hub_rows(source)
+        name, split = source.name.split(":", 1)
+        return hub.rows(name, split, source.revision)
     if source.path.suffix == ".parquet":
         return _parquet_rows(source.path)
     return _json_rows(source.path)
@@ -225,16 +209,9 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             for row in batch.to_pylist():
                 yield row
                 done += 1
-    except (pa.ArrowException, OSError, ValueError) as error:  # OSError: a damaged page
+    # OSError: a damaged page; OverflowError: a date that Python does not know.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: not a Parquet file we can read, after row {done}: {_one_line(error)}"
+            f"{path}: not a Parquet file we can read, after row {done}: "
+            f"{' '.join(str(error).split())}"
         ) from error
-
-
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    import datasets  # noqa: PLC0415
-
-    name, split = source.name.split(":", 1)
-    with _hub_errors(str(source)):
-        rows = datasets.load_dataset(name, split=split, revision=source.revision)
-    yield from rows  # type: ignore[misc]

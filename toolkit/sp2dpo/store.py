@@ -7,7 +7,7 @@ beside it (`-wal`) belongs to it.
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,9 @@ from typing import Any, Self
 from sp2dpo.annotation_table import AnnotationTable, annotation_table
 from sp2dpo.annotations import LABELLED, Annotation, Key
 from sp2dpo.corpus import Corpus, pair_from
-from sp2dpo.database import connect, read_meta, transaction, write_meta
+from sp2dpo.database import connect, read_meta, snapshot, transaction, write_meta
 from sp2dpo.pairs import Pair
-from sp2dpo.panel import Panel, Teacher
+from sp2dpo.panel import Panel
 from sp2dpo.rubric import Rubric, rubric_of
 from sp2dpo.teachers import Reply
 
@@ -53,7 +53,7 @@ class Entry:
 
 
 class Store:
-    """An open store; use it in a `with` block.
+    """An open store, for reading unless `write` is given; use it in a `with` block.
 
     Attributes:
         path: of the file.
@@ -64,9 +64,9 @@ class Store:
         OSError: it is not there, or cannot be opened.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
-        self._db = connect(path, create=create)
+        self._db = connect(path, write=write)
         self.corpus = Corpus(self._db, path)
 
     def __enter__(self) -> Self:
@@ -80,42 +80,56 @@ class Store:
     ) -> None:
         self._db.close()
 
-    def adopt(self, panel: Panel) -> None:
-        """Records the rubric and the teachers; what is recorded cannot change.
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read inside the block is of one moment, even while others write."""
+        with snapshot(self._db):
+            yield
+
+    def check(self, panel: Panel) -> None:
+        """Refuses a panel that contradicts the replies that are here.
 
         Raises:
             ValueError: another rubric, or a teacher whose model, revision or sampling changed.
         """
-        with transaction(self._db):
-            self._adopt_rubric(panel.rubric)
-            for teacher in panel.teachers:
-                self._adopt_teacher(teacher)
-
-    def _adopt_rubric(self, rubric: Rubric) -> None:
+        replies = self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]
         held = read_meta(self._db, "rubric_hash")
-        if held is None:
-            write_meta(self._db, "rubric_hash", rubric.hash)
-            write_meta(self._db, "rubric", json.dumps(rubric.as_mapping(), ensure_ascii=False))
-        elif held != rubric.hash:
+        if replies and held is not None and held != panel.rubric.hash:
             raise ValueError(
                 f"{self.path} was annotated under the rubric {held[:12]} ({self.rubric().name}), "
-                f"the panel asks under {rubric.hash[:12]} ({rubric.name}); use another --store"
+                f"the panel asks under {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
+                "--store"
             )
+        heard = {teacher["name"]: teacher for teacher in self.teachers()}
+        for teacher in panel.teachers:
+            for what in ("model", "revision", "sampling") if teacher.name in heard else ():
+                before, now = heard[teacher.name][what], getattr(teacher, what)
+                if before != now:
+                    raise ValueError(
+                        f"{self.path} knows the teacher {teacher.name} with {what} {before}, the "
+                        f"panel says {now}; give the changed teacher another name, or use another "
+                        "--store"
+                    )
 
-    def _adopt_teacher(self, teacher: Teacher) -> None:
-        held = self._db.execute(
-            "SELECT model, revision, sampling FROM teachers WHERE name = ?", (teacher.name,)
-        ).fetchone()
-        said = (teacher.model, teacher.revision, json.dumps(teacher.sampling, sort_keys=True))
-        if held is None:
-            self._db.execute("INSERT INTO teachers VALUES (?, ?, ?, ?)", (teacher.name, *said))
-            return
-        for what, before, now in zip(("model", "revision", "sampling"), held, said, strict=True):
-            if before != now:
-                raise ValueError(
-                    f"{self.path} knows the teacher {teacher.name} with {what} {before}, the panel "
-                    f"says {now}; give the changed teacher another name, or use another --store"
-                )
+    def adopt(self, panel: Panel) -> None:
+        """Records the rubric and the teachers; from their first reply on they cannot change.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(panel)
+        rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
+        heard = {teacher["name"] for teacher in self.teachers()}
+        with transaction(self._db):
+            write_meta(self._db, "rubric_hash", panel.rubric.hash)
+            write_meta(self._db, "rubric", rubric)
+            for teacher in panel.teachers:
+                if teacher.name not in heard:
+                    sampling = json.dumps(teacher.sampling, sort_keys=True)
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
+                        (teacher.name, teacher.model, teacher.revision, sampling),
+                    )
 
     def rubric(self) -> Rubric:
         """The rubric of all replies.
@@ -129,47 +143,56 @@ class Store:
         return rubric_of(json.loads(said), where=f"{self.path}: rubric")
 
     def teachers(self) -> list[dict[str, Any]]:
-        """name, model, revision and sampling of every teacher that was ever asked, by name."""
+        """name, model, revision and sampling of every teacher that has replied, by name."""
         rows = self._db.execute(
-            "SELECT name, model, revision, sampling FROM teachers ORDER BY name"
+            "SELECT name, model, revision, sampling FROM teachers "
+            "WHERE EXISTS (SELECT 1 FROM replies WHERE teacher = name) ORDER BY name"
         )
         return [
             {"name": name, "model": model, "revision": revision, "sampling": json.loads(sampling)}
             for name, model, revision, sampling in rows
         ]
 
+    def variants(self) -> list[str]:
+        """The variants that a reply came under, kept or refused, in the rubric's order."""
+        heard = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
+        return [variant for variant in self.rubric().variants if variant in heard]
+
     def pending(
-        self, teacher: str, variants: Sequence[str], *, after: int, limit: int
-    ) -> list[tuple[int, Pair, list[str]]]:
+        self, teacher: str, variants: Sequence[str], *, again: bool, after: int, limit: int
+    ) -> list[tuple[int, Pair, dict[str, int]]]:
         """The next pairs of which a teacher's reply is missing, in the order of the source.
 
         Args:
             teacher: its name.
             variants: those asked for.
+            again: whether a refused reply counts as missing.
             after: the number of the last pair seen; 0 to begin.
             limit: pairs at most.
 
         Returns:
-            (number, pair, the missing variants in the given order).
+            (number, pair, missing variant -> the attempt that comes next), variants in the given
+            order.
         """
         marks = ", ".join("?" * len(variants))
+        done = "status = 'kept'" if again else "true"
+        asked = f'r.pair_id = p.pair_id AND teacher = ? AND "order" = ? AND variant IN ({marks})'
+        values = (teacher, LABELLED, *variants)
         rows = self._db.execute(
             f"""
             SELECT number, prompt, chosen, rejected, tools,
-                (SELECT group_concat(variant, char(10)) FROM replies r
-                 WHERE r.pair_id = p.pair_id AND teacher = ? AND "order" = ?) AS answered
-            FROM pairs p
-            WHERE number > ? AND (
-                SELECT count(*) FROM replies r WHERE r.pair_id = p.pair_id
-                AND teacher = ? AND "order" = ? AND attempt = 0 AND variant IN ({marks})
+                (SELECT json_group_array(json_array(variant, {done}, attempt))
+                 FROM replies r WHERE {asked})
+            FROM pairs p WHERE number > ? AND (
+                SELECT count(DISTINCT variant) FROM replies r WHERE {asked} AND {done}
             ) < ?
             ORDER BY number LIMIT ?
             """,
-            (teacher, LABELLED, after, teacher, LABELLED, *variants, len(variants), limit),
+            (*values, after, *values, len(variants), limit),
         )
         return [
-            (number, pair_from(said), _without(variants, answered or ""))
-            for number, *said, answered in rows
+            (number, pair_from(said), _missing(variants, json.loads(replies)))
+            for number, *said, replies in rows
         ]
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -213,19 +236,24 @@ class Store:
         return annotation_table(rows, pair_ids=self.corpus.pair_ids(), rubric=rubric)
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
-        """How often each outcome came back: `kept`, or the reason of a refusal."""
+        """How often each outcome came back: `kept`, or the reason of the last refusal."""
         marks = ", ".join("?" * len(variants))
+        # SQLite takes the bare column `reason` from the row that has the maximum.
         return dict(
             self._db.execute(
-                "SELECT coalesce(reason, 'kept'), count(*) FROM replies WHERE teacher = ? "
-                f'AND "order" = ? AND attempt = 0 AND variant IN ({marks}) GROUP BY 1 ORDER BY 1',
+                "SELECT coalesce(reason, 'kept'), count(*) FROM ("
+                "SELECT reason, max((status = 'kept') * 1000000 + attempt) FROM replies "
+                f'WHERE teacher = ? AND "order" = ? AND variant IN ({marks}) '
+                "GROUP BY pair_id, variant) GROUP BY 1 ORDER BY 1",
                 (teacher, LABELLED, *variants),
             )
         )
 
 
-def _without(variants: Sequence[str], answered: str) -> list[str]:
-    return [variant for variant in variants if variant not in answered.split("\n")]
+def _missing(variants: Sequence[str], replies: list[tuple[str, int, int]]) -> dict[str, int]:
+    done = {variant for variant, is_done, _ in replies if is_done}
+    last = {variant: attempt for variant, _, attempt in sorted(replies)}
+    return {variant: last.get(variant, -1) + 1 for variant in variants if variant not in done}
 
 
 def _columns(entry: Entry, rubric: str | None) -> tuple[Any, ...]:

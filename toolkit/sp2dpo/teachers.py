@@ -72,7 +72,7 @@ async def check_listed(session: aiohttp.ClientSession, teacher: Teacher) -> None
     try:
         async with session.get(url, headers=_headers(teacher), timeout=_timeout(30)) as response:
             body = await response.read()
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
         raise TeacherError(
             f"teacher {teacher.name}: nothing answers at {teacher.base_url} "
             f"({_said(error)}); start its server or correct base_url"
@@ -168,7 +168,7 @@ def _reply(teacher: Teacher, said: dict[str, Any], seconds: float) -> Reply:
         usage = said.get("usage") or {}
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         return Reply(
-            text=str(text),
+            text=storable(str(text)),
             finish_reason=_text(choice.get("finish_reason")),
             model=_text(said.get("model")),
             prompt_tokens=_count(usage.get("prompt_tokens")),
@@ -181,12 +181,20 @@ def _reply(teacher: Teacher, said: dict[str, Any], seconds: float) -> Reply:
         raise Unavailable(f"teacher {teacher.name}: not a chat completion: {brief}") from error
 
 
+def storable(text: str) -> str:
+    """The text with halves of surrogate pairs written as escapes: no file takes them as they are.
+
+    A reply that holds one is refused all the same: the escape stands for the half in JSON too.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return storable(value) if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def _brief(body: bytes) -> str:

@@ -12,11 +12,11 @@ all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it
 
 Two things to know before reading a result:
 
-- A per-pair beta is not a loss weight (SP2DPO, Proposition 1). The slope of the loss in D is
-  -beta_i * sigmoid(-beta_i * D); a weight w_i gives -w_i * beta * sigmoid(-beta * D). The two are
-  equal for all D only if beta_i = beta and w_i = 1.
-- A larger beta_i gives stronger early steps and a *smaller* final margin: where a label is right
-  with probability p, the loss is least at D* = logit(p) / beta_i.
+- A beta is no weight (SP2DPO, Proposition 1): it changes the slope of the loss in D to
+  -beta_i * sigmoid(-beta_i * D), where a weight w_i would only scale it, to
+  -w_i * beta * sigmoid(-beta * D). The slopes agree at every D for beta_i = beta, w_i = 1 alone.
+- With a larger beta_i a pair moves more at first and ends with a *smaller* margin: a label that is
+  right with probability p is served best by D* = logit(p) / beta_i.
 
 TRL's `rewards/*` metrics are multiplied by beta_i, so runs with different betas cannot be compared
 by them: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
@@ -86,6 +86,8 @@ class PairDPOConfig(DPOConfig):
             )
         for column in self.pair_columns:
             one_of(column, PAIR_COLUMNS, "pair_columns")
+        if len(set(self.pair_columns)) < len(self.pair_columns):
+            raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
         one_of(self.missing_beta, MISSING_BETA, "missing_beta")
         if not is_beta(self.beta):
             raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")

@@ -1,0 +1,60 @@
+"""Rows of a data set on the Hub, through its own clients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def find(name: str, split: str | None, revision: str | None) -> tuple[str, str | None]:
+    """The split to read, and the commit that a branch or a tag names now.
+
+    Raises:
+        ValueError: there is no such split.
+        OSError: there is no such data set or revision, or the Hub cannot be reached.
+    """
+    import datasets  # noqa: PLC0415 - slow to import, and only Hub sources need it
+    import huggingface_hub  # noqa: PLC0415
+
+    with _hub_errors(f"{name}@{revision}" if revision else name):
+        sha = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
+        splits = datasets.get_dataset_split_names(name, revision=sha)
+    if split is None:
+        split = splits[0] if len(splits) == 1 else "train"
+    if split not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}: name one as {name}:SPLIT")
+    return split, sha
+
+
+def rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
+    """All rows of a split at a commit, in their order."""
+    import datasets  # noqa: PLC0415
+
+    with _hub_errors(f"{name}@{sha}"):
+        found = datasets.load_dataset(name, split=split, revision=sha)
+    yield from found  # type: ignore[misc]
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Makes one line for people of whatever the Hub's clients raise."""
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise OSError(f"{what}: the Hub gives it only to those who asked for access") from error
+    except errors.RepositoryNotFoundError as error:
+        raise OSError(f"{what}: the Hub has no such data set, or none that you may read") from error
+    except errors.RevisionNotFoundError as error:
+        raise OSError(f"{what}: the data set has no such revision") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: {_one_line(error)}") from error
+    # HTTPError also stands for a Hub that cannot be reached; it is no OSError.
+    except (errors.HTTPError, DatasetsError, OSError) as error:
+        said = ": ".join(_one_line(one) for one in (error, error.__cause__) if one)
+        raise OSError(f"{what}: the Hub's client says: {said}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
