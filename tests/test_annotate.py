@@ -140,7 +140,7 @@ def test_what_came_before_a_hang_is_on_the_disk(scripted, files):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as victim:
         while len(teacher.requests) < 11:
             time.sleep(0.01)
-        time.sleep(0.1)
+        time.sleep(0.5)
         victim.send_signal(signal.SIGKILL)
     assert len(stored(files.store)) == 10
 
