@@ -75,7 +75,8 @@ def annotate(
                 if source:
                     store.corpus.add(source, read(source))
                 _say(source_lines(store.corpus))
-                if not store.corpus.pair_ids():
+                read_in = store.corpus.source()
+                if read_in is None or not read_in.pairs:
                     raise ValueError(f"{source or store_file}: no row holds a preference pair")
                 store.check(panel)
                 fresh = False
