@@ -216,12 +216,19 @@ def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> di
         "missing_beta": args.missing_beta,
         "model": model.model_name_or_path,
         "model_revision": model.model_revision,
-        "dataset": Path(str(data.dataset)).resolve().name if local else data.dataset,
+        "dataset": called(str(data.dataset)),
         "dataset_revision": None if local else data.dataset_revision,
+        "eval_dataset": data.eval_dataset and called(data.eval_dataset),
+        "eval_revision": data.eval_revision,
         "held_out": data.held_out,
         "seed": args.seed,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
+
+
+def called(source: str) -> str:
+    """Return what to call a data set: a folder by its own name alone, wherever it lies."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def count(trainer: PairDPOTrainer, given: dict[str, Dataset | None]) -> dict[str, dict[str, int]]:

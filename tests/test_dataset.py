@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -240,6 +241,27 @@ def test_a_failed_build_leaves_the_last_one_whole(demo, tmp_path):
     assert "Traceback" not in done.stderr
     assert (out / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_a_build_that_fails_at_the_last_step_puts_the_old_one_back(
+    new_store, tmp_path, monkeypatch
+):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", "direct", 5, 5)])
+    build(store, tmp_path / "out")
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name.endswith(".unfinished"):
+            raise PermissionError("not today")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(PermissionError, match="not today"):
+        build(store, tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_the_card_shows_hostile_names_as_text(new_store, tmp_path):

@@ -128,7 +128,7 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
         ({"beta_max": "0.3"}, "beta_max must be int or float, not '0.3'"),
         ({"beta_max": True}, "beta_max must be int or float, not True"),
         ({"quorum": 0}, "quorum 0 must be at least 1"),
-        ({"quorum": 10**30}, "must be at least 1, and below 1e6"),
+        ({"quorum": 10**30}, "must be at least 1, at most 1e6"),
         ({"beta_max": 10**400}, "must be above 0, and no more than 1e6"),
         ({"quorum": 2.5}, "quorum must be int, not 2.5"),
         ({"map": "liner"}, "map 'liner' is not known, did you mean 'linear'"),

@@ -262,6 +262,15 @@ def test_nulls_in_parquet_are_empty_columns(tmp_path):
     assert no_prompt.reason == "no common prompt"
 
 
+def test_a_column_nested_deeper_than_we_can_follow_sets_its_row_aside(tmp_path):
+    deep = "[" * 700 + "]" * 700
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(GOOD)[:-1] + f', "deep": {deep}}}\n' + json.dumps(GOOD) + "\n")
+    aside, kept = rows_of(path)
+    assert aside.reason == "nested too deeply"
+    assert kept.pair
+
+
 def test_dates_decimals_and_bytes_of_parquet_become_text(tmp_path):
     more = {"day": date(2026, 1, 1), "image": b"\x00\xff", "cost": Decimal("1.50")}
     path = tmp_path / "p.parquet"

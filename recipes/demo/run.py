@@ -9,6 +9,7 @@ models, so it shows how the parts work together and nothing about how well the m
 import argparse
 import json
 import math
+import resource
 import shlex
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def print_table(out: Path, *, seconds: float) -> None:
     print(rule)
     print("This shows that the parts work together. It is no evidence for or against the method:")
     print("the replies were recorded, the students are tiny random models, one seed, few pairs.")
-    print(f"{seconds:.0f} s. Look at {out}/report.html, or ask where a beta comes from:")
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # KiB on Linux
+    print(f"{seconds:.0f} s, {largest:.1f} GB in the largest process.")
+    print(f"Look at {out}/report.html, or ask where a beta comes from:")
     print(f"  sp2dpo explain demo-022 --store {out}/run.sqlite --betas {out}/betas.parquet")
 
 

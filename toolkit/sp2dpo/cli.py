@@ -198,10 +198,11 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
 
     if out is None and not as_json:
         raise click.UsageError("say --out PAGE.html, --json, or both")
+    if out is not None:
+        refuse_foreign(out, is_report, "a report")
     with _opened(store_file, betas_file) as (store, made, annotations):
         found = report_of(store, made, annotations)
     if out is not None:
-        refuse_foreign(out, is_report, "a report")
         with whole(out) as unfinished:
             unfinished.write_text(draw(found), encoding="utf-8")
         click.echo(f"wrote {out}", err=as_json)

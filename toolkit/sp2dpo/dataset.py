@@ -91,7 +91,12 @@ def _take_place(unfinished: Path, out: Path) -> None:
     old = unfinished.with_suffix(".old")
     if out.exists():
         out.rename(old)
-    unfinished.rename(out)
+    try:
+        unfinished.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

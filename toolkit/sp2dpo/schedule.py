@@ -84,7 +84,7 @@ def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
         )
     check_type(where, "quorum", said["quorum"], int)
     if not 1 <= said["quorum"] <= _LARGEST:
-        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1, and below 1e6")
+        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1, at most 1e6")
     return Schedule(**said)
 
 

@@ -124,8 +124,9 @@ def read(source: Source) -> Iterator[SourceRow | SetAside]:
 def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
     own = next((name for name in _OWN_ID_COLUMNS if name in columns), None)
     source_id = None if own is None or columns[own] is None else str(columns[own])
-    left = {k: _json_value(v) for k, v in columns.items() if k not in _PAIR_COLUMNS and k != own}
+    more = {name: columns[name] for name in columns if name not in (*_PAIR_COLUMNS, own)}
     try:
+        left = _json_value(more)
         json.dumps([source_id, left], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise Unreadable("a column holds half of a surrogate pair, not a character") from None

@@ -19,9 +19,11 @@ def source_lines(corpus: Corpus) -> list[str]:
         f"{source.name}: {source.rows} rows = {source.usable} usable + {aside} set aside; "
         f"{source.pairs} distinct pairs"
     ]
+    rows: dict[str, list[int]] = {reason: [] for reason in source.set_aside}
+    for one in corpus.set_aside():
+        rows[one.reason].append(one.row)
     for reason, count in source.set_aside.items():
-        rows = [str(one.row) for one in corpus.set_aside() if one.reason == reason]
-        some = ", ".join(rows[:_NAMED]) + (", ..." if count > _NAMED else "")
+        some = ", ".join(map(str, rows[reason][:_NAMED])) + (", ..." if count > _NAMED else "")
         lines.append(f"  set aside {count}: {reason} (row {some})")
     return lines
 
