@@ -51,13 +51,13 @@ class Scripted:
         return self.log.read_text().split() if self.log.exists() else []
 
 
-def run(*arguments, env=None, **options):
+def run(*arguments, env=None, timeout=120, **options):
     """Runs `sp2dpo` as a person would."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
         env=os.environ | (env or {}),
         **options,
@@ -137,7 +137,7 @@ def panel_of(*teachers, rubric=None, variants=("direct", "critic", "reader")):
                 name=name,
                 model=f"model-{name}",
                 revision=None,
-                base_url="http://127.0.0.1:9/v1",
+                base_urls=("http://127.0.0.1:9/v1",),
                 sampling={"temperature": 0, "max_tokens": 100},
             )
             for name in teachers
@@ -145,18 +145,36 @@ def panel_of(*teachers, rubric=None, variants=("direct", "critic", "reader")):
     )
 
 
-def kept(pair_id, teacher, variant, magnitude, confidence, category="style"):
-    """A kept reply, for stores made by hand."""
+def kept(
+    pair_id,
+    teacher,
+    variant,
+    magnitude,
+    confidence,
+    category="style",
+    *,
+    order="chosen-first",
+    better=None,
+    expected=(None, None),
+    rationale="because",
+):
+    """A kept reply, for stores made by hand; `expected` is of magnitude and of confidence."""
     return Entry(
-        key=Key(pair_id=pair_id, teacher=teacher, variant=variant),
+        key=Key(pair_id=pair_id, teacher=teacher, variant=variant, order=order),
         annotation=Annotation(
-            category=category, magnitude=magnitude, confidence=confidence, rationale="because"
+            category=category,
+            magnitude=magnitude,
+            confidence=confidence,
+            rationale=rationale,
+            better=better,
         ),
         reason=None,
         detail=None,
         raw="{}",
         reply=None,
         arrived=0.0,
+        magnitude=expected[0],
+        confidence=expected[1],
     )
 
 

@@ -49,13 +49,29 @@ def text_of(behaviour, body):
     return texts[behaviour]
 
 
+def sure(letter):
+    """A token of one character that could have been nothing else."""
+    told = {"token": letter, "bytes": list(letter.encode()), "logprob": 0.0}
+    return told | {"top_logprobs": [told]}
+
+
 class Teacher:
     def __init__(self, options):
         self.options = options
         self.asked = 0
 
     async def models(self, _):
-        return web.json_response({"data": [{"id": MODEL}]})
+        model = {"id": MODEL}
+        if self.options.context:
+            model["max_model_len"] = self.options.context
+        return web.json_response({"data": [model]})
+
+    async def tokenize(self, request):
+        """A token for every four bytes."""
+        if not self.options.counts:
+            return web.Response(status=404)
+        said = "".join(one["content"] for one in (await request.json())["messages"])
+        return web.json_response({"count": len(said.encode()) // 4})
 
     async def chat(self, request):
         body = await request.json()
@@ -76,6 +92,8 @@ class Teacher:
         content = text_of("cut" if behaviour == "length" else behaviour, body)
         choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish}
         usage = {"prompt_tokens": 100, "completion_tokens": 20}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [sure(letter) for letter in content]}
         said = {"model": MODEL, "choices": [choice], "usage": usage}
         if behaviour == "odd-fields":
             said["model"] = "\ud800\x1b[31m"
@@ -95,6 +113,7 @@ async def serve(options):
     application = web.Application()
     application.router.add_get("/v1/models", teacher.models)
     application.router.add_post("/v1/chat/completions", teacher.chat)
+    application.router.add_post("/tokenize", teacher.tokenize)
     runner = web.AppRunner(application)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -110,4 +129,6 @@ if __name__ == "__main__":
     parser.add_argument("--status", type=int, default=500)
     parser.add_argument("--faults", type=int, default=0, help="answers of --status; -1 for ever")
     parser.add_argument("--hang-after", type=int, default=0)
+    parser.add_argument("--context", type=int, default=0, help="tokens; 0: does not tell")
+    parser.add_argument("--counts", type=int, default=1, help="0: has no /tokenize")
     asyncio.run(serve(parser.parse_args()))

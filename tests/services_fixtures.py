@@ -1,15 +1,38 @@
 """One real vLLM server for all services tests of a session; tests/conftest.py loads this plugin."""
 
+import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vllm_server import serve
+from sp2dpo.serve_block import serve_of
+from sp2dpo.serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER_NAME = "tiny-teacher"
+
+
+def serve_without_gpu(environment: Path, model: Path) -> dict[str, Any]:
+    """What a panel says under `serve` to serve a small model where there is no GPU."""
+    positions = json.loads((model / "config.json").read_text())["max_position_embeddings"]
+    return {
+        "environment": str(environment.absolute()),
+        "model": str(model.absolute()),
+        "args": [
+            "--enforce-eager",
+            "--max-num-seqs=32",
+            # A seeded request whose prompt is read in chunks kills the engine on a CPU ("CPU
+            # Generator does not use offset"): read every prompt in one step.
+            "--no-enable-chunked-prefill",
+            f"--max-num-batched-tokens={positions}",
+        ],
+        "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},  # GiB
+        "healthy_within": 240,  # 20 on an idle machine, over 60 on a loaded one
+    }
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +62,13 @@ def vllm_url(
     vllm_environment: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The base URL of a server that serves the tiny teacher as `TEACHER_NAME`."""
+    said = serve_without_gpu(vllm_environment, tiny_teacher)
+    serve = serve_of(said, where="the tiny teacher", beside=ROOT)
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with serve(
-        tiny_teacher, environment=vllm_environment, served_name=TEACHER_NAME, log=log
-    ) as url:
-        yield url
+    context = serving(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=print)
+    with asyncio.Runner() as runner:
+        servers = runner.run(context.__aenter__())
+        try:
+            yield servers.urls[0]
+        finally:
+            runner.run(context.__aexit__(None, None, None))

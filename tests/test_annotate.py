@@ -179,7 +179,7 @@ def test_replies_that_cannot_be_read_are_kept_raw_and_end_the_run(
     scripted, files, behaviour, reason
 ):
     teacher = scripted(behaviour)
-    complaint = fail(*files.annotate(teacher.url, max_in_flight=5))
+    complaint = fail(*files.annotate(teacher.url, max_in_flight=5, retries=0))
     assert "none of its first" in complaint
     assert reason in complaint
     replies = stored(files.store)
@@ -332,17 +332,16 @@ def test_an_ending_that_is_no_ending_is_a_refusal_in_our_words(scripted, files):
 
 def test_refused_replies_are_asked_again_when_told_to(scripted, files):
     write_pairs(files.pairs, 5)
-    fail(*files.annotate(scripted("prose").url))
+    fail(*files.annotate(scripted("prose").url, retries=0))
     teacher = scripted()
-    assert (
-        "0 kept + 15 refused (not-json 15) + 0 pending" in run(*files.annotate(teacher.url)).stdout
-    )
+    once_more = files.annotate(teacher.url, retries=0)
+    assert "0 kept + 15 refused (not-json 15) + 0 pending" in run(*once_more).stdout
     assert teacher.requests == []
-    said = succeed(*files.annotate(teacher.url), "--retry-refused")
+    said = succeed(*once_more, "--retry-refused")
     assert "15 asked for = 15 kept + 0 refused + 0 pending" in said
     assert len(teacher.requests) == 15
     assert len(stored(files.store)) == 30  # the refused ones are kept beside
-    succeed(*files.annotate(teacher.url), "--retry-refused")
+    succeed(*once_more, "--retry-refused")
     assert len(teacher.requests) == 15
 
 
@@ -350,7 +349,7 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
     """The writer's last commit is awaited: a disk that fills up then loses nothing in silence."""
     import asyncio
 
-    from sp2dpo.annotate import annotate
+    from sp2dpo.annotate import Terms, annotate
     from sp2dpo.panel import load_panel
     from sp2dpo.sources import find, read
 
@@ -358,17 +357,24 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
     files.annotate(scripted().url, max_in_flight=1)
     commit = Store.add
 
-    def add(self, entries):
-        if sum(self.counts("scripted", ("direct", "critic", "reader")).values()) >= 8:
+    def add(self, entries, settled):
+        stored = sum(self.counts("scripted", ("direct", "critic", "reader")).values())
+        if stored + len(entries) == 9:
             raise sqlite3.OperationalError("database or disk is full")
-        commit(self, entries)
+        commit(self, entries, settled)
 
     monkeypatch.setattr(Store, "add", add)
     with Store(files.store, write=True) as store:
         store.corpus.add(find(str(files.pairs)), read(find(str(files.pairs))))
-        run_of = annotate(
-            store, load_panel(files.panel), patience=1, again=False, progress=lambda _: None
+        terms = Terms(
+            patience=1,
+            again=False,
+            stop=asyncio.Event(),
+            progress=lambda entry, final: None,
+            spare=print,
+            say=print,
         )
+        run_of = annotate(store, load_panel(files.panel), terms)
         with pytest.raises(sqlite3.OperationalError, match="disk is full"):
             asyncio.run(run_of)
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sp2dpo.annotations import LABELLED, Annotation, Key, Refusal, parse
-from sp2dpo.rubric import load_rubric, rubric_of
+from sp2dpo.annotations import Annotation, Key, Refusal, parse
+from sp2dpo.rubric import CHOSEN_FIRST, load_rubric, rubric_of
 
 RUBRIC = load_rubric("semantic-gap")
 GOOD = {"rationale": "Because.", "category": "style", "magnitude": 3, "confidence": 9}
@@ -168,5 +168,5 @@ def test_the_rubric_decides_what_may_be_answered():
 
 def test_a_key_of_a_reply_is_the_labelled_order_and_the_first_attempt_unless_said():
     key = Key(pair_id="p", teacher="t", variant="v")
-    assert (key.order, key.attempt) == (LABELLED, 0) == ("chosen-first", 0)
+    assert (key.order, key.attempt) == (CHOSEN_FIRST, 0) == ("chosen-first", 0)
     assert len({key, Key(pair_id="p", teacher="t", variant="v", attempt=1)}) == 2

@@ -5,16 +5,16 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, run, succeed
-from sp2dpo.annotations import Key
+from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
 from sp2dpo.pairs import Pair
+from sp2dpo.rubric import load_rubric
 from sp2dpo.schedule import Betas, betas, load_schedule
 from sp2dpo.sources import SetAside, Source, SourceRow
-from sp2dpo.store import Entry
 
 PAPER = load_schedule(SCHEDULE)
 
@@ -92,11 +92,8 @@ def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
     (pair_id,) = filled(store, 1, "a", "b")
     store.add([kept(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")])
     store.add([kept(pair_id, "b", v, 9, 10, "factuality") for v in ("direct", "critic")])
-    key = Key(pair_id=pair_id, teacher="b", variant="reader")
-    refused = Entry(
-        key=key, annotation=None, reason="not-json", detail="", raw="Well...", reply=None, arrived=0
-    )
-    store.add([refused])
+    key = (pair_id, "b", "reader")
+    store.add([refused(*key, reason="not-json", raw="Well...")])
     assert build(store, tmp_path / "out") == (1, 6)
     replies = read(tmp_path / "out", tmp_path, "annotations")
     assert [reply["status"] for reply in replies] == ["kept"] * 5 + ["refused"]
@@ -106,6 +103,64 @@ def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
     (row,) = read(tmp_path / "out", tmp_path)
     assert row["beta"] == pytest.approx(0.03 + 0.27 * (0.5 + 0.9) / 2)
     assert row["category"] == 1  # factuality, the rubric's second
+
+
+def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a", rubric=load_rubric("semantic-gap-blind"))
+    said = [("direct", "A"), ("critic", "B"), ("reader", "tie")]
+    entries = [
+        kept(pair_id, "a", variant, 9, 10, order="rejected-first", better=better)
+        for variant, better in said
+    ]
+    tokens = [{"token": "9", "top": []}]
+    entries[0] = replace(entries[0], tokens=tokens, magnitude=8.5, confidence=9.5)
+    store.add(entries)
+    build(store, tmp_path / "out")
+    (row,) = read(tmp_path / "out", tmp_path)
+    assert (row["gap"], row["signed_gap"], row["label_disputed"]) == (0, 0, False)
+    replies = {one["variant"]: one for one in read(tmp_path / "out", tmp_path, "annotations")}
+    assert {variant: one["better"] for variant, one in replies.items()} == dict(said)
+    assert {one["order"] for one in replies.values()} == {"rejected-first"}
+    direct = replies["direct"]
+    assert (direct["expected_magnitude"], direct["expected_confidence"]) == (8.5, 9.5)
+    assert json.loads(direct["logprobs"]) == tokens
+    assert replies["critic"]["logprobs"] is replies["critic"]["expected_magnitude"] is None
+
+
+def test_a_labelled_data_set_says_that_it_cannot_tell_disputes(new_store, tmp_path):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
+    build(store, tmp_path / "out")
+    (row,) = read(tmp_path / "out", tmp_path)
+    assert row["gap"] == row["signed_gap"] == pytest.approx(0.5)
+    assert row["label_disputed"] is None
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `label_disputed` | null: " in card
+    assert "blind" not in card
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["counts"]["labels_disputed"] is None
+    assert manifest["rubric"]["protocol"] == "labelled"
+
+
+def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
+    from sp2dpo.dataset import build as build_folder
+
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", "direct", 5, 10, expected=(4.0, 10.0))])
+    store.add([kept(pair_id, "a", "critic", 5, 10), refused(pair_id, "a", "reader")])
+    store.add([refused(pair_id, "a", "reader", attempt=1)])
+    schedule = replace(PAPER, quorum=1, estimate="expected")
+    annotations = store.annotations()
+    table = betas(annotations, schedule)
+    made = Betas(table=table, schedule=schedule, annotations_hash=annotations.hash)
+    assert build_folder(store, made, tmp_path / "out") == (1, 4)
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    said = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}
+    assert said == {"annotations": 4, "kept": 2, "refused": 2, "votes": 1}
+    assert "expectations" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_tool_calls_and_tools_survive(new_store, tmp_path):

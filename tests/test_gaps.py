@@ -5,11 +5,15 @@ import random
 import pytest
 
 from harness import filled, kept
-from sp2dpo.gaps import gaps
+from sp2dpo.gaps import ESTIMATES, effective, gaps, signed_gap
+from sp2dpo.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric
+
+ORDERS = (CHOSEN_FIRST, REJECTED_FIRST)
 
 
-def gaps_of(store):
-    return {row["pair_id"]: row for row in gaps(store.annotations()).iter_rows(named=True)}
+def gaps_of(store, estimate="sampled"):
+    table = gaps(store.annotations(), estimate)
+    return {row["pair_id"]: row for row in table.iter_rows(named=True)}
 
 
 def test_the_gap_is_the_mean_over_teachers_of_the_median_over_variants(new_store):
@@ -83,4 +87,55 @@ def test_the_order_of_replies_changes_no_bit(new_store):
     ]
     one.add(replies)
     two.add(draw.sample(replies, len(replies)))
-    assert gaps(one.annotations()).equals(gaps(two.annotations()))
+    assert gaps(one.annotations(), "sampled").equals(gaps(two.annotations(), "sampled"))
+
+
+def test_expectations_take_the_place_of_what_was_said(new_store):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a", "b")
+    for who, expected in {
+        ("a", "direct"): (7.5, 8.0),  # .60
+        ("a", "critic"): (5.0, 5.0),  # .25: the median of a
+        ("a", "reader"): (0.5, 2.0),  # .01
+        ("b", "direct"): (9.5, 10.0),  # .95
+    }.items():
+        store.add([kept(pair_id, *who, 10, 10, expected=expected)])
+    row = gaps_of(store, "expected")[pair_id]
+    assert row["gap"] == pytest.approx((0.25 + 0.95) / 2)
+    assert row["magnitude"] == pytest.approx((5 + 9.5) / 2)
+    assert row["confidence"] == pytest.approx((5 + 10) / 2)
+    assert gaps_of(store)[pair_id]["gap"] == 1
+
+
+@pytest.mark.parametrize("half", [(None, None), (5.0, None), (None, 5.0)])
+def test_a_reply_without_expectations_is_no_vote(new_store, half):
+    store = new_store()
+    one, other = filled(store, 2, "a")
+    store.add([kept(one, "a", "direct", 9, 9, "style", expected=(4.0, 5.0))])
+    store.add([kept(one, "a", v, 9, 9, "safety", expected=half) for v in ("critic", "reader")])
+    store.add([kept(other, "a", "direct", 9, 9, expected=half)])
+    rows = gaps_of(store, "expected")
+    assert rows[one]["gap"] == pytest.approx(0.2)
+    assert (rows[one]["votes"], rows[one]["category"], rows[one]["agreement"]) == (1, "style", 1)
+    assert (rows[other]["votes"], rows[other]["gap"]) == (0, None)
+
+
+def test_expectations_that_no_reply_has_are_missed_by_name(new_store):
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", "direct", 9, 9)])
+    with pytest.raises(ValueError, match="`logprobs: true` and `top_logprobs`"):
+        gaps(store.annotations(), "expected")
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("name", ["semantic-gap", "semantic-gap-blind"])
+def test_one_reply_alone_has_the_gap_that_it_has_in_the_table(new_store, name, estimate):
+    draw, rubric, store = random.Random(3), load_rubric(name), new_store()
+    for pair_id in filled(store, 50, "a", rubric=rubric):
+        expected = (draw.uniform(0, 10), draw.uniform(0, 10))
+        scores = (draw.randint(0, 10), draw.randint(0, 10))
+        said = {"order": draw.choice(ORDERS), "better": draw.choice(BETTER)} if rubric.blind else {}
+        store.add([kept(pair_id, "a", "direct", *scores, expected=expected, **said)])
+    alone = [signed_gap(reply, rubric, estimate) for reply in store.replies()]
+    assert effective(store.annotations(), estimate)["gap"].to_list() == pytest.approx(alone)

@@ -13,15 +13,18 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "
 # Data flows one way, and the imports with it: a module may import those of earlier rows and those
 # of its own row. `cli` may import all, lazily.
 FLOW = [
-    ["settings", "files", "pairs"],
-    ["formats", "hub", "sources", "rubric"],
-    ["panel", "annotations"],
+    ["settings", "files", "pairs", "shards", "limits", "terminal", "amounts", "interrupts"],
+    ["formats", "hub", "sources", "fence", "rubric", "replicas", "adaptive", "sample"],
+    ["price", "vllm_flags", "serve_block", "vllm_command", "keeper", "server", "serving"],
+    ["panel", "annotations", "expectation"],
     ["teachers", "annotation_table"],
-    ["database", "corpus", "store", "terminal"],
-    ["writer", "annotate", "progress", "summary", "gaps"],
+    ["database", "corpus", "entries", "backlog", "ledger", "store", "tally", "gaps"],
+    ["writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
+    ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
     ["schedule"],
-    ["explain", "columns", "card", "dataset", "agreement", "signatures", "report", "page"],
-    ["cli"],
+    ["explain", "columns", "card", "dataset", "agreement", "signatures", "examples", "report"],
+    ["page", "gold", "performance", "projection", "verdict", "pilot", "briefing"],
+    ["cli_teachers", "cli_files", "cli_betas", "cli_pilot", "cli"],
 ]
 TRAINING = ["pair_columns", "training"]  # knows only column names
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}

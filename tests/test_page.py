@@ -12,7 +12,7 @@ from sp2dpo.sources import SetAside
 from test_report import VARIANTS, fill, pair, refused, report_on, says, source_rows
 
 HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}</style></title></svg>"
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
 )
 VOID = {"meta"}
 
@@ -51,12 +51,12 @@ def read(html):
     return reader
 
 
-def corpus(new_store, name, word):
+def corpus(new_store, name, word, *, rubric="semantic-gap"):
     """A run that puts `word` wherever a source, a rubric or a teacher can put a text.
 
     Names in a rubric are of one line and printable: there its printable characters stand.
     """
-    said = load_rubric("semantic-gap").as_mapping()
+    said = load_rubric(rubric).as_mapping()
     title = "".join(character for character in word if character.isprintable())
     rubric = rubric_of(
         said | {"name": word, "categories": {title: word}, "variants": {title: word, "b": "b"}},
@@ -73,20 +73,22 @@ def corpus(new_store, name, word):
     rows = [*source_rows(one, other), SetAside(row=3, reason=word, raw=word)]
     rows[0] = type(rows[0])(row=1, pair=one, source_id=word)
     store = new_store(name)
+    against = {"category": title, "rationale": word} | ({"better": "B"} if rubric.blind else {})
     entries = [
-        says(one, word, title, 3, category=title, rationale=word),
-        says(one, "y", title, 4, category=title, rationale=word),
-        says(other, word, title, 8, category=title, rationale=word),
-        says(other, "y", title, 9, category=title, rationale=word),
+        says(one, word, title, 3, **against),
+        says(one, "y", title, 4, **against),
+        says(other, word, title, 8, **against),
+        says(other, "y", title, 9, **against),
         refused(one, "y", "b", word),
     ]
     fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)
     return report_on(store)
 
 
-def test_hostile_text_changes_no_tag_of_the_page(new_store):
-    tame = read(draw(corpus(new_store, "tame.sqlite", "tame")))
-    hostile = read(draw(corpus(new_store, "hostile.sqlite", HOSTILE)))
+@pytest.mark.parametrize("rubric", ["semantic-gap", "semantic-gap-blind"])
+def test_hostile_text_changes_no_tag_of_the_page(new_store, rubric):
+    tame = read(draw(corpus(new_store, "tame.sqlite", "tame", rubric=rubric)))
+    hostile = read(draw(corpus(new_store, "hostile.sqlite", HOSTILE, rubric=rubric)))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
     names = [sorted(attributes) for _, attributes in hostile.tags]
     assert names == [sorted(attributes) for _, attributes in tame.tags]
@@ -103,7 +105,7 @@ def test_hostile_text_is_shown_as_it_is_wherever_tame_text_is(new_store):
     count = tame.said.count("tame")
     assert count > 20
     assert hostile.said.count(HOSTILE) >= count - previews
-    assert "49" not in hostile.said
+    assert "49861" not in hostile.said
 
 
 def test_hidden_and_reordering_characters_are_made_visible(new_store):
@@ -280,3 +282,37 @@ def test_all_variants_and_teachers_head_a_matrix(new_store):
     html = draw(report_on(store))
     for name in (*VARIANTS, "x", "y", "z"):
         assert f'<th scope="col">{name}</th>' in html
+
+
+def test_only_a_blind_page_speaks_of_places_and_disputes(new_store):
+    blind = read(draw(corpus(new_store, "blind.sqlite", "word", rubric="semantic-gap-blind")))
+    labelled = read(draw(corpus(new_store, "labelled.sqlite", "word")))
+    for said in (
+        "2 labels disputed (100%)",
+        "When the responses change places",
+        "most disputed labels",
+    ):
+        assert said in blind.said
+        assert said not in labelled.said
+    assert "protocolblind" in blind.said
+    assert "protocollabelled" in labelled.said
+
+
+def test_a_share_of_places_stands_beside_its_interval(new_store):
+    one = pair(0)
+    store = new_store()
+    entries = [
+        says(one, "x", "direct", 5, better="A"),
+        says(one, "x", "direct", 5, better="A", order="rejected-first"),
+        says(one, "silent", "direct", 5, better="A"),
+    ]
+    rubric = load_rubric("semantic-gap-blind")
+    fill(store, source_rows(one), entries, teachers=("x", "silent"), rubric=rubric)
+    html = draw(report_on(store))
+    body = html.split('id="position"', 1)[1].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in body.split("</tr>")]
+    # Wilson, 1 of 1: from 1 / (1 + 3.8415); 0 of 1: up to 3.8415 / (1 + 3.8415)
+    none, all_of_it = "0% 0% – 79%", "100% 21% – 100%"
+    assert rows[0] == ["silent", "0", "–", "–", "–", "–"]
+    assert rows[1] == f"x 1 {none} {all_of_it} {none} {none}".split()
+    assert "None: no label is disputed." in html

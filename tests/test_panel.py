@@ -63,18 +63,65 @@ def test_a_panel_says_all_of_its_teachers(load):
     panel = load(with_teacher(max_in_flight=4, timeout=1.5, api_key_env="KEY", revision=None))
     (teacher,) = panel.teachers
     assert panel.variants == ("direct", "critic")
-    assert (teacher.model, teacher.revision, teacher.base_url) == (
-        "org/model",
-        None,
-        "http://127.0.0.1:8000/v1",
-    )
+    assert (teacher.model, teacher.revision) == ("org/model", None)
+    assert teacher.base_urls == ("http://127.0.0.1:8000/v1",)
     assert teacher.sampling == {"temperature": 0.7, "max_tokens": 300}
     assert (teacher.max_in_flight, teacher.timeout, teacher.api_key_env) == (4, 1.5, "KEY")
 
 
 def test_plumbing_has_defaults(load):
     (teacher,) = load(PANEL).teachers
-    assert (teacher.max_in_flight, teacher.timeout, teacher.api_key_env) == (32, 300.0, None)
+    assert (teacher.max_in_flight, teacher.timeout, teacher.api_key_env) == (64, 300.0, None)
+    assert (teacher.warm_prefix, teacher.retries, teacher.serve) == (False, 2, None)
+    assert load(PANEL).budget == "full"
+
+
+def test_a_teacher_has_one_server_or_several_or_says_how_to_start_one(load, error_of, tmp_path):
+    several = ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8001/v1"]
+    (teacher,) = load(with_teacher(base_url=several)).teachers
+    assert teacher.base_urls == tuple(several)
+    served = {key: value for key, value in TEACHER.items() if key != "base_url"}
+    served["serve"] = {"environment": "vllm"}
+    (teacher,) = load(PANEL | {"teachers": [served]}).teachers
+    assert teacher.base_urls == ()
+    assert teacher.serve.environment == tmp_path / "vllm"
+    assert "either base_url" in error_of(with_teacher(serve={"environment": "vllm"}))
+    del served["serve"]
+    assert "either base_url" in error_of(PANEL | {"teachers": [served]})
+    assert "names http://a twice" in error_of(with_teacher(base_url=["http://a", "http://a"]))
+    assert "base_url is empty" in error_of(with_teacher(base_url=[]))
+
+
+def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
+    panel = load(PANEL | {"budget": "adaptive"})
+    assert (panel.budget, panel.tolerance) == ("adaptive", 0.074)
+    assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
+    assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
+    assert "tolerance belongs to" in error_of(PANEL | {"tolerance": 0.1})
+    assert "tolerance 0 must be" in error_of(PANEL | {"budget": "adaptive", "tolerance": 0})
+
+
+def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
+    (teacher,) = load(with_sampling(logprobs=True, top_logprobs=20)).teachers
+    assert teacher.sampling["top_logprobs"] == 20
+    assert "together, or neither" in error_of(with_sampling(logprobs=True))
+    assert "together, or neither" in error_of(with_sampling(top_logprobs=5))
+
+
+def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
+    said = load(with_teacher(api_key_env="KEY", price={"gpu_hour": 2.0, "gpus": 4})).record()
+    assert said["teachers"] == [
+        {
+            "name": "reader",
+            "retries": 2,
+            "price": {
+                "gpu_hour": 2.0, "gpus": 4, "prompt": None, "completion": None, "cached": None,
+                "currency": "USD",
+            },
+        }
+    ]  # fmt: skip
+    assert "KEY" not in str(said)
+    assert "http" not in str(said)
 
 
 def test_a_rubric_file_counts_from_the_panel(load, tmp_path):

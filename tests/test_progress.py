@@ -19,9 +19,10 @@ def test_the_bar_counts_replies_and_refusals():
         annotation = None
 
     with redirect_stderr(Terminal()) as screen, bar(3) as count:
-        count(kept("p", "t", "v", 3, 9))
-        count(Refused())
-        count(kept("p", "t", "v", 3, 9))
+        count(kept("p", "t", "v", 3, 9), True)
+        count(Refused(), False)  # is asked for once more
+        count(Refused(), True)
+        count(kept("p", "t", "v", 3, 9), True)
     last = screen.getvalue().rstrip().rsplit("\r", 1)[-1]
     assert "3/3" in last
     assert "refused=1" in last
@@ -29,5 +30,12 @@ def test_the_bar_counts_replies_and_refusals():
 
 def test_a_bar_that_ends_within_a_minute_leaves_a_log_empty():
     with redirect_stderr(io.StringIO()) as log, bar(2) as count:
-        count(kept("p", "t", "v", 3, 9))
+        count(kept("p", "t", "v", 3, 9), True)
     assert log.getvalue() == ""
+
+
+def test_what_an_adaptive_panel_does_without_brings_the_end_nearer():
+    with redirect_stderr(Terminal()) as screen, bar(9) as count:
+        count(kept("p", "t", "v", 3, 9), True)
+        count.spare(8)
+    assert "9/9" in screen.getvalue().rstrip().rsplit("\r", 1)[-1]

@@ -53,7 +53,7 @@ def folder(tmp_path_factory, replay_url, tiny_student):
 @pytest.fixture(scope="module")
 def walked(folder):
     """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
-    (commands,) = [block for block in blocks("sh") if "sp2dpo annotate" in block]
+    (commands,) = [block for block in blocks("sh") if "accelerate launch" in block]
     commands = commands.replace('pip install -e ".[train]"', "")
     short = "--max_steps 2 --held_out 0.2 --eval_steps 2 --use_cpu true"
     commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
@@ -64,6 +64,14 @@ def walked(folder):
 def test_the_commands_for_your_own_pairs_run_as_they_stand(walked):
     assert "<html" in (walked / "report.html").read_text()
     assert (walked / "student" / "results.json").is_file()
+
+
+def test_the_commands_around_a_large_run_do_as_they_stand(walked):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo pilot" in block]
+    pilot, dry_run, status = (line.partition("#")[0] for line in commands.splitlines())
+    assert "go" in run_in(walked, "bash", "-e", "-c", pilot).lower()
+    assert "need a pilot" in run_in(walked, "bash", "-e", "-c", dry_run)
+    assert "the file is sound" in run_in(walked, "bash", "-e", "-c", status)
 
 
 def test_the_snippet_trains(walked):

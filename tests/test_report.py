@@ -2,23 +2,25 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import polars as pl
 import pytest
 
-from harness import SCHEDULE, panel_of
+from harness import SCHEDULE, kept, panel_of
 from sp2dpo import agreement, signatures
 from sp2dpo.annotation_table import annotation_table
-from sp2dpo.annotations import Annotation, Key
+from sp2dpo.annotations import Key
+from sp2dpo.backlog import Settled
 from sp2dpo.gaps import effective
 from sp2dpo.pairs import Pair
 from sp2dpo.report import report
-from sp2dpo.rubric import load_rubric, rubric_of
+from sp2dpo.rubric import REJECTED_FIRST, load_rubric, rubric_of
 from sp2dpo.schedule import Betas, betas, load_schedule, schedule_of
 from sp2dpo.sources import SetAside, Source, SourceRow
 from sp2dpo.store import Entry
 
+BLIND = load_rubric("semantic-gap-blind")
 VARIANTS = ("direct", "critic", "reader")
 
 
@@ -36,18 +38,8 @@ def source_rows(*pairs):
     ]
 
 
-def says(one, teacher, variant, magnitude, confidence=10, category="style", rationale="because"):
-    return Entry(
-        key=Key(pair_id=one.id, teacher=teacher, variant=variant),
-        annotation=Annotation(
-            category=category, magnitude=magnitude, confidence=confidence, rationale=rationale
-        ),
-        reason=None,
-        detail=None,
-        raw="{}",
-        reply=None,
-        arrived=0.0,
-    )
+def says(one, teacher, variant, magnitude, confidence=10, category="style", **more):
+    return kept(one.id, teacher, variant, magnitude, confidence, category, **more)
 
 
 def refused(one, teacher, variant, reason):
@@ -126,7 +118,9 @@ def test_the_head_counts_everything(three):
         "pairs": 3,
         "set_aside": {"no pair": 1},
     }
-    assert found["replies"] == {"asked": 18, "kept": 12, "refused": 3, "pending": 3}
+    assert found["replies"] == {
+        "asked": 18, "kept": 12, "refused": 3, "spared": 0, "pending": 3,
+    }  # fmt: skip
     refusals = {teacher["name"]: teacher["refused"] for teacher in found["teachers"]}
     assert refusals == {"x": {"empty": 2, "not-json": 1}, "y": {}}
     assert found["rubric"]["sha256"] == load_rubric("semantic-gap").hash
@@ -231,7 +225,9 @@ def test_the_rationale_shown_names_the_category_and_is_nearest_to_the_gap(new_st
         teachers=("x",),
     )
     (shown,) = report_on(store)["most_telling"]
-    assert shown["rationale"] == {"teacher": "x", "variant": "reader", "rationale": "near"}
+    assert shown["rationale"] == {
+        "teacher": "x", "variant": "reader", "rationale": "near", "a": None,
+    }  # fmt: skip
 
 
 def test_long_texts_are_cut_and_tool_calls_shown_as_json(new_store):
@@ -279,12 +275,12 @@ def test_a_beta_on_a_border_belongs_to_the_bin_above():
 def test_equal_gaps_are_tied_in_spite_of_floating_point():
     rubric = load_rubric("semantic-gap")
     rows = [
-        ("p", "x", "direct", "chosen-first", 0, "style", 3, 6),
-        ("q", "x", "direct", "chosen-first", 0, "style", 2, 9),
+        ("p", "x", "direct", "chosen-first", 0, "style", 3, 6, None, None, None),
+        ("q", "x", "direct", "chosen-first", 0, "style", 2, 9, None, None, None),
     ]
     annotations = annotation_table(rows, pair_ids=["p", "q"], rubric=rubric)
-    assert effective(annotations)["gap"].n_unique() == 2
-    assert agreement.steady(annotations)["gap"].n_unique() == 1
+    assert effective(annotations, "sampled")["gap"].n_unique() == 2
+    assert agreement.steady(annotations, "sampled")["gap"].n_unique() == 1
 
 
 def test_spearman_is_not_defined_for_a_constant():
@@ -471,3 +467,96 @@ def test_a_store_without_pairs_has_nothing_to_report(new_store):
     store.add([says(pair(0), "x", "direct", 5)])
     with pytest.raises(ValueError, match="nothing to report"):
         report_on(store)
+
+
+@pytest.fixture
+def blind(new_store):
+    """Three pairs under the blind rubric: one upheld, one disputed, one that teachers cancel."""
+    upheld, disputed, open_ = (pair(number) for number in range(3))
+    store = new_store()
+    entries = [
+        says(upheld, "x", "direct", 8, better="A", rationale="A it is"),
+        says(upheld, "x", "direct", 8, better="A", order=REJECTED_FIRST, rationale="A again"),
+        says(upheld, "y", "direct", 6, better="B", order=REJECTED_FIRST, rationale="B it is"),
+        says(disputed, "x", "direct", 9, better="A", order=REJECTED_FIRST, rationale="A is true"),
+        says(disputed, "y", "direct", 3, better="tie"),
+        says(open_, "x", "direct", 3, better="A"),
+        says(open_, "y", "direct", 3, better="B"),
+        refused(open_, "y", "critic", "empty"),
+    ]
+    fill(store, source_rows(upheld, disputed, open_), entries, rubric=BLIND)
+    return store, (upheld, disputed, open_)
+
+
+def test_a_blind_run_counts_both_orders_and_the_disputed_labels(blind):
+    found = report_on(blind[0])
+    # three pairs, two teachers, the two variants that were heard, two orders
+    assert found["replies"] == {
+        "asked": 24, "kept": 7, "refused": 1, "spared": 0, "pending": 16,
+    }  # fmt: skip
+    assert found["disputed"] == {
+        "pairs": 1, "of": 3, "share": pytest.approx(1 / 3), "signed_gap": pytest.approx(-0.45),
+    }  # fmt: skip
+    places = {one["teacher"]: one for one in found["position"]}
+    assert (places["x"]["both"], places["y"]["both"]) == (1, 0)
+    assert places["x"]["first"]["share"] == 1
+    assert places["y"]["first"]["share"] is None
+    assert found["rubric"]["protocol"] == "blind"
+
+
+def test_a_labelled_run_has_no_disputes_and_no_places(three):
+    found = report_on(three[0])
+    assert found["disputed"] is found["position"] is found["most_disputed"] is None
+    assert found["rubric"]["protocol"] == "labelled"
+
+
+def test_the_most_disputed_label_is_shown_with_what_its_reader_called_a(blind):
+    store, (upheld, disputed, _) = blind
+    found = report_on(store)
+    (shown,) = found["most_disputed"]
+    assert shown["pair_id"] == disputed.id
+    assert (shown["gap"], shown["signed_gap"]) == (0, pytest.approx(-0.45))
+    # -.9 and 0 are equally far from -.45: the first by teacher
+    assert shown["rationale"]["rationale"] == "A is true"
+    assert shown["rationale"]["a"] == "rejected"
+    first = found["most_telling"][0]
+    assert first["pair_id"] == upheld.id
+    assert first["rationale"]["rationale"] == "B it is"  # .6 to .3; the others are .8 and -.8
+
+
+def test_teachers_are_compared_by_their_signed_gaps(blind):
+    (both,) = report_on(blind[0])["agreement"]["between_teachers"]
+    # x: 0 (.8 and -.8), -.9, .3; y: .6, 0, -.3
+    assert both["difference"] == pytest.approx((0.6 + 0.9 + 0.6) / 3)
+    assert both["spearman"] == pytest.approx(-0.5)  # ranks 2 1 3 against 3 2 1
+
+
+def test_replies_that_an_adaptive_panel_spares_are_not_pending(new_store):
+    one, other = pair(0), pair(1)
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), source_rows(one, other))
+    store.adopt(replace(panel_of("x", "y"), budget="adaptive"))
+    store.add(
+        [says(one, "x", "direct", 5), says(one, "y", "direct", 5), says(one, "x", "critic", 5)],
+        [Settled(pair_id=one.id, replies=3, chance=0.99)],
+    )
+    # the variants that were heard: direct and critic
+    assert report_on(store)["replies"] == {
+        "asked": 8, "kept": 3, "refused": 0, "spared": 1, "pending": 4,
+    }  # fmt: skip
+
+
+def test_a_report_on_expectations_reads_expectations(new_store):
+    one, other = pair(0), pair(1)
+    store = new_store()
+    entries = [
+        says(one, "x", "direct", 9, expected=(2.5, 10.0), rationale="near"),
+        says(one, "x", "critic", 9, rationale="no expectations"),
+        says(other, "x", "direct", 9, expected=(7.5, 10.0)),
+    ]
+    fill(store, source_rows(one, other), entries, teachers=("x",))
+    found = report_on(store, estimate="expected")
+    assert found["beta"]["min"] == pytest.approx(0.03 + 0.27 * 0.25)
+    assert found["least_telling"][0]["rationale"]["rationale"] == "near"
+    assert found["least_telling"][0]["votes"] == 1
+    assert found["replies"]["kept"] == 3

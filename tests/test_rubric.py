@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness import ROOT
 from sp2dpo.pairs import Pair
+from sp2dpo.rubric import PACKAGED as PACKAGED_NAMES
 from sp2dpo.rubric import Scale, load_rubric, read_rubric, rubric_of
 
 PACKAGED = load_rubric("semantic-gap")
@@ -366,3 +368,18 @@ def test_a_rubric_is_loaded_by_name_or_from_beside_the_panel(tmp_path):
         load_rubric("french.yaml", beside=tmp_path)
     with pytest.raises(ValueError, match=r"'semantic-gpa', did you mean 'semantic-gap'\?"):
         load_rubric("semantic-gpa")
+
+
+def test_the_packaged_rubrics_are_known_by_their_hashes():
+    """A word changed in one of them is another rubric: stores and data sets name the hash."""
+    assert {name: load_rubric(name).hash for name in PACKAGED_NAMES} == {
+        "semantic-gap": "3d1f5e99937a443662b1fe5a64317ab9822f83e817a74281e989e2531854c332",
+        "semantic-gap-blind": "95720edfcc03524f1ec2b4615cefd626d37818c2ef30d7fba696d74d8df1160f",
+    }
+
+
+def test_recipes_point_at_the_packaged_rubrics():
+    for name in PACKAGED_NAMES:
+        path = ROOT / "recipes" / "rubrics" / f"{name}.yaml"
+        assert path.is_symlink()
+        assert read_rubric(path) == load_rubric(name)

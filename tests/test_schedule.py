@@ -131,6 +131,8 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
         ({"quorum": 10**30}, "must be at least 1, at most 1e6"),
         ({"beta_max": 10**400}, "must be above 0, and no more than 1e6"),
         ({"quorum": 2.5}, "quorum must be int, not 2.5"),
+        ({"estimate": "expcted"}, "estimate 'expcted' is not known, did you mean 'expected'"),
+        ({"estimate": None}, "estimate None is not known (known: sampled, expected)"),
         ({"map": "liner"}, "map 'liner' is not known, did you mean 'linear'"),
         ({"over_variants": "mode"}, "over_variants 'mode' is not known"),
         ({"quorom": 5}, "unknown key 'quorom', did you mean 'quorum'"),
@@ -146,3 +148,37 @@ def test_a_schedule_that_makes_no_sense_is_named(change, complaint):
 def test_a_schedule_has_no_defaults():
     with pytest.raises(ValueError, match="missing key 'map'"):
         schedule_of({key: value for key, value in vars(PAPER).items() if key != "map"}, where="s")
+
+
+def test_a_schedule_without_an_estimate_is_told_what_to_write():
+    said = {key: value for key, value in vars(PAPER).items() if key != "estimate"}
+    with pytest.raises(ValueError, match=r"^s: missing key 'estimate'") as error:
+        schedule_of(said, where="s")
+    assert "`estimate: sampled`" in str(error.value)
+    assert "`estimate: expected`" in str(error.value)
+
+
+def test_the_adaptive_schedule_is_the_papers_but_for_the_quorum():
+    assert load_schedule(SCHEDULE.with_name("adaptive.yaml")) == ONE_VOTE
+
+
+def test_a_schedule_can_take_expectations(new_store):
+    store = new_store()
+    enough, too_few = filled(store, 2, "a")
+    for variant, magnitude in (("direct", 2.0), ("critic", 4.5), ("reader", 9.0)):
+        store.add([kept(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
+        told = (magnitude, 10.0) if magnitude > 4 else (None, None)
+        store.add([kept(too_few, "a", variant, 10, 10, expected=told)])
+    table = betas(store.annotations(), replace(PAPER, estimate="expected"))
+    rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
+    assert rows[enough]["beta"] == pytest.approx(0.03 + 0.27 * 0.45)
+    assert (rows[too_few]["votes"], rows[too_few]["beta"]) == (2, None)
+
+
+def test_a_table_of_other_columns_is_refused_for_its_columns(made, tmp_path):
+    other = tmp_path / "other.parquet"
+    table = made.table.drop("signed_gap", "label_disputed")
+    said = {"sp2dpo": '{"schedule": {"quorum": 3}, "annotations": "x"}'}
+    table.write_parquet(other, metadata=said)
+    with pytest.raises(ValueError, match=r"its columns are not those .* run it again"):
+        read_betas(other)

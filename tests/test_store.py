@@ -92,26 +92,6 @@ def test_a_source_that_breaks_off_leaves_no_pair(new_store):
     assert store.corpus.pair_ids() == []
 
 
-def test_what_is_pending_shrinks_by_what_is_stored(new_store):
-    store = new_store()
-    first, second = filled(store, 2, "a", "b")
-    variants = ("direct", "critic", "reader")
-    store.add([kept(first, "a", "critic", 5, 5), kept(second, "b", "direct", 5, 5)])
-
-    def pending(teacher, after=0, limit=10, again=False):
-        page = store.pending(teacher, variants, again=again, after=after, limit=limit)
-        return [(pair.id, missing) for _, pair, missing in page]
-
-    all_new = {"direct": 0, "critic": 0, "reader": 0}
-    assert pending("a") == [(first, {"direct": 0, "reader": 0}), (second, all_new)]
-    assert pending("b") == [(first, all_new), (second, {"critic": 0, "reader": 0})]
-    assert pending("a", limit=1) == [(first, {"direct": 0, "reader": 0})]
-    assert pending("a", after=1) == [(second, all_new)]
-    store.add([kept(first, "a", "direct", 5, 5), refused(first, "a", "reader")])
-    assert pending("a") == [(second, all_new)]
-    assert pending("a", again=True) == [(first, {"reader": 1}), (second, all_new)]
-
-
 def test_a_key_is_stored_once(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")

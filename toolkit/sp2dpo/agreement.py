@@ -1,5 +1,9 @@
-"""Agreement: how alike different teachers, or different variants, read the same pairs."""
+"""Agreement: how alike teachers, variants, or the two orders of responses, read the same pairs.
 
+Under the blind protocol all gaps here are signed: in [-1, 1], below 0 against the label.
+"""
+
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -7,15 +11,19 @@ from typing import Any
 import polars as pl
 
 from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.gaps import effective, majority, over_variants
+from sp2dpo.gaps import effective, majority, over_orders, over_variants
+from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST
+
+_Z = 1.959964
+"""Of the normal distribution, for an interval that holds 95 %."""
 
 
-def steady(annotations: AnnotationTable) -> pl.DataFrame:
-    """The replies with their effective gaps, rounded to 9 decimals.
+def steady(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
+    """The replies that count, with their gaps, rounded to 9 decimals.
 
     0.2 x 0.6 and 0.3 x 0.4 are one gap; floating point must not put one above the other.
     """
-    return effective(annotations).with_columns(pl.col("gap").round(9))
+    return effective(annotations, estimate).with_columns(pl.col("gap").round(9))
 
 
 def by_teacher(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
@@ -26,10 +34,12 @@ def by_teacher(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame
         categories: in order of priority.
 
     Returns:
-        reader (the teacher), pair_id, gap (median over its variants), category (of most of its
-        replies, ties to the higher priority).
+        reader (the teacher), pair_id, gap (median over its variants of the mean over the orders),
+        category (of most of its replies, ties to the higher priority).
     """
-    medians = over_variants(replies).select("pair_id", pl.col("gap").round(9), reader="teacher")
+    medians = over_variants(over_orders(replies)).select(
+        "pair_id", pl.col("gap").round(9), reader="teacher"
+    )
     return _with_category(medians, replies, "teacher", categories)
 
 
@@ -41,10 +51,14 @@ def by_variant(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame
         categories: in order of priority.
 
     Returns:
-        reader (the variant), pair_id, gap (mean over the teachers), category (of most teachers,
-        ties to the higher priority).
+        reader (the variant), pair_id, gap (mean over the teachers of the mean over the orders),
+        category (of most replies, ties to the higher priority).
     """
-    means = replies.group_by("pair_id", reader="variant").agg(pl.col("gap").mean().round(9))
+    means = (
+        over_orders(replies)
+        .group_by("pair_id", reader="variant")
+        .agg(pl.col("gap").mean().round(9))
+    )
     return _with_category(means, replies, "variant", categories)
 
 
@@ -72,7 +86,8 @@ def comparisons(read: pl.DataFrame, readers: Sequence[str]) -> list[dict[str, An
         pairs: read by both.
         same_category: share of them that both give the same category; None without pairs.
         spearman: rho of their gaps, in [-1, 1]; see `spearman`.
-        difference: mean absolute difference of their gaps, in [0, 1]; None without pairs.
+        difference: mean absolute difference of their gaps, in [0, 1], of signed ones in [0, 2];
+            None without pairs.
     """
     apart = {reader: read.filter(pl.col("reader") == reader) for reader in readers}
     found = []
@@ -95,6 +110,68 @@ def comparisons(read: pl.DataFrame, readers: Sequence[str]) -> list[dict[str, An
     return found
 
 
+def by_position(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[str, Any]]:
+    """What becomes of a teacher's word when the two responses change places.
+
+    Asked once about a pair under a variant in each order, a teacher names the same response twice,
+    the same place twice, or calls it a tie at least once: the four shares add up to 1.
+
+    Args:
+        replies: kept under the blind protocol: pair_id, teacher, variant, order, better.
+        teachers: in this order.
+
+    Returns:
+        teacher.
+        both: (pair, variant) read in both orders.
+        consistent, first, second, tie: count, share, low and high: the same response twice, A
+            (shown first) twice, B twice, a tie; see `wilson` for low and high.
+    """
+    key = ["teacher", "pair_id", "variant"]
+    one, other = (
+        replies.filter(pl.col("order") == order).select(*key, "better")
+        for order in (CHOSEN_FIRST, REJECTED_FIRST)
+    )
+    both = one.join(other, on=key, suffix="_turned").with_columns(
+        found=pl.when((pl.col("better") == "tie") | (pl.col("better_turned") == "tie"))
+        .then(pl.lit("tie"))
+        .when(pl.col("better") != pl.col("better_turned"))
+        .then(pl.lit("consistent"))
+        .when(pl.col("better") == "A")
+        .then(pl.lit("first"))
+        .otherwise(pl.lit("second"))
+    )
+    counts = {
+        (teacher, found): count
+        for teacher, found, count in both.group_by("teacher", "found").len().iter_rows()
+    }
+    kinds = ("consistent", "first", "second", "tie")
+    table = []
+    for teacher in teachers:
+        told = {kind: counts.get((teacher, kind), 0) for kind in kinds}
+        total = sum(told.values())
+        shares = {kind: wilson(count, total) for kind, count in told.items()}
+        table.append({"teacher": teacher, "both": total, **shares})
+    return table
+
+
+def wilson(count: int, total: int) -> dict[str, Any]:
+    """A share with its 95 % interval (Wilson 1927), each case taken as independent of the others.
+
+    The variants of one pair are not quite that, so the interval is somewhat narrow.
+
+    Returns:
+        count; share, low and high in [0, 1], None of nothing.
+    """
+    if not total:
+        return {"count": count, "share": None, "low": None, "high": None}
+    share, square = count / total, _Z**2
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = _Z * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    half /= 1 + square / total
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return {"count": count, "share": share, "low": low, "high": high}
+
+
 def spearman(one: pl.Series, other: pl.Series) -> float | None:
     """Spearman's rho: Pearson's correlation of the ranks, ties given their mean rank.
 
@@ -113,7 +190,7 @@ def intraclass(replies: pl.DataFrame) -> pl.DataFrame:
     (Shrout and Fleiss 1979; k0 for groups of unequal size.) Pairs with one reply are left out.
 
     Args:
-        replies: with pair_id, teacher and gap.
+        replies: with pair_id, teacher and gap; one row per variant.
 
     Returns:
         teacher, pairs, icc, by teacher; icc is null for fewer than two pairs or equal gaps.

@@ -4,252 +4,291 @@ Every reply is committed as soon as the disk takes it; a second run asks only wh
 """
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+import gc
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
-import aiohttp
-import tenacity
-
-from sp2dpo.annotations import Key, Refusal, parse
-from sp2dpo.pairs import Pair
+from sp2dpo.asking import Asking
+from sp2dpo.backlog import Heard, Job, Settled, Wanted
+from sp2dpo.entries import Entry
+from sp2dpo.interrupts import unless
 from sp2dpo.panel import Panel, Teacher
-from sp2dpo.rubric import Rubric
-from sp2dpo.store import Entry, Store
-from sp2dpo.teachers import (
-    Declined,
-    Reply,
-    TeacherError,
-    Unavailable,
-    ask,
-    check_listed,
-    open_session,
-)
+from sp2dpo.serving import Servers, serving
+from sp2dpo.sparing import Sparing
+from sp2dpo.store import Store
+from sp2dpo.tally import tally
+from sp2dpo.teachers import Client, open_session
 from sp2dpo.writer import Writer
 
 _PAGE = 200
 """Pairs read from the store at a time."""
-_HOPELESS = 20
-"""A teacher that has sent so many replies, and none that can be read, is not asked on."""
+Numbered = TypeVar("Numbered", Job, Heard)
+Ask = Callable[[list[Asking]], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
-    """Where a teacher stands: `kept + refused + pending == all`."""
+class Terms:
+    """How a run behaves; none of it changes what a reply means.
 
-    teacher: str
-    all: int
-    kept: int
-    refused: dict[str, int]
+    Attributes:
+        patience: seconds for which a teacher may answer nothing before the run ends.
+        again: whether to ask once more where a reply was refused.
+        stop: set when the run is to end with what is in flight.
+        progress: called with every reply, and whether it is the last to its key.
+        spare: called with numbers of replies that an adaptive panel does without.
+        say: called with lines for people: about servers that are started.
+    """
 
-    @property
-    def pending(self) -> int:
-        """Requests that have no reply yet."""
-        return self.all - self.kept - sum(self.refused.values())
-
-    def wanted(self, again: bool) -> int:
-        """Requests to be made; those refused before count if they are asked again."""
-        return self.all - self.kept if again else self.pending
-
-
-def tally(store: Store, panel: Panel) -> list[Tally]:
-    """What the store holds of what the panel asks, by teacher."""
-    source = store.corpus.source()
-    wanted = (source.pairs if source else 0) * len(panel.variants)
-    tallies = []
-    for teacher in panel.teachers:
-        outcomes = store.counts(teacher.name, panel.variants)
-        kept = outcomes.pop("kept", 0)
-        tallies.append(Tally(teacher=teacher.name, all=wanted, kept=kept, refused=outcomes))
-    return tallies
+    patience: float
+    again: bool
+    stop: asyncio.Event
+    progress: Callable[[Entry, bool], object]
+    spare: Callable[[int], object]
+    say: Callable[[str], None]
 
 
-async def annotate(
-    store: Store,
-    panel: Panel,
-    *,
-    patience: float,
-    again: bool,
-    progress: Callable[[Entry], object],
-) -> None:
-    """Asks every teacher of a panel what the store is missing, all teachers at once.
+async def annotate(store: Store, panel: Panel, terms: Terms) -> None:
+    """Asks every teacher of a panel what the store is missing.
+
+    Teachers whose servers are there are asked side by side, then those that are served by us, one
+    after the other.
 
     Args:
         store: holds the pairs, and takes the replies.
-        panel: whom to ask what; the store adopts it once every teacher has been found.
-        patience: seconds for which a request is tried again while its server is away.
-        again: whether to ask once more where a reply was refused.
-        progress: called with every reply.
+        panel: whom to ask what; the store adopts it once the first teachers have been found.
+        terms: how the run behaves.
 
     Raises:
         TeacherError: a teacher cannot be asked, stayed away, or says nothing that can be read;
             what came until then is stored.
-        ValueError: the panel contradicts the store.
+        ServerDied: a server of ours cannot be started, or died too often.
+        ValueError: the panel contradicts the store, or the terms the panel.
         sqlite3.Error: the disk does not take a reply.
     """
     for teacher in panel.teachers:
         teacher.api_key()
+    if terms.again and panel.budget == "adaptive":
+        raise ValueError("what was refused is asked again under `budget: full` only")
     with (
+        _settled_heap(),
         ThreadPoolExecutor(1) as writing,
         ThreadPoolExecutor(1) as reading,
         Store(store.path) as reader,
     ):
-        run = _Run(panel, Writer(store, writing), progress, patience=patience, again=again)
-        pages = _Pages(reader, reading, panel.variants, again=again)
+        writer = Writer(store, writing)
+        run = _Run(store, panel, terms, writer, _Pages(reader, reading))
         try:
-            await run.ask_panel(store, pages)
+            await run.ask_panel()
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         finally:
-            run.writer.flush()
+            writer.flush()
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """Keeps the garbage collector from walking all imported modules again and again.
+
+    Thousands of short-lived objects a second would make it; it took a tenth of the time.
+    """
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 class _Pages:
     """What is still to be asked, read a page at a time on a connection of its own."""
 
-    def __init__(
-        self, reader: Store, thread: ThreadPoolExecutor, variants: Sequence[str], *, again: bool
-    ) -> None:
+    def __init__(self, reader: Store, thread: ThreadPoolExecutor) -> None:
         self._reader = reader
         self._thread = thread
-        self._variants = variants
-        self._again = again
 
-    async def missing(self, teacher: str) -> AsyncIterator[tuple[Pair, Key]]:
-        """The variants of a pair follow each other, so that the server's cache serves them."""
-        loop, after = asyncio.get_running_loop(), 0
-        while page := await loop.run_in_executor(self._thread, self._page, teacher, after):
-            after = page[-1][0]
-            for _, pair, variants in page:
-                for variant, attempt in variants.items():
-                    yield (
-                        pair,
-                        Key(pair_id=pair.id, teacher=teacher, variant=variant, attempt=attempt),
-                    )
+    def jobs(self, wanted: Wanted) -> AsyncIterator[Job]:
+        """What is missing of a teacher, pair by pair."""
+        return self._all(lambda after: self._reader.backlog.page(wanted, after=after, limit=_PAGE))
 
-    def _page(self, teacher: str, after: int) -> list[tuple[int, Pair, dict[str, int]]]:
-        return self._reader.pending(
-            teacher, self._variants, again=self._again, after=after, limit=_PAGE
-        )
+    def heard(self, *, settled: bool) -> AsyncIterator[Heard]:
+        """What was said of the pairs, with or without those that are settled."""
+        backlog = self._reader.backlog
+        return self._all(lambda after: backlog.heard(settled=settled, after=after, limit=_PAGE))
+
+    async def _all(self, page_after: Callable[[int], list[Numbered]]) -> AsyncIterator[Numbered]:
+        """The items of all pages; the next page is read ahead."""
+        run = asyncio.get_running_loop().run_in_executor
+        page = run(self._thread, page_after, 0)
+        while items := await page:
+            page = run(self._thread, page_after, items[-1].number)
+            for item in items:
+                yield item
 
 
 class _Run:
     """One run: what its tasks share."""
 
     def __init__(
-        self,
-        panel: Panel,
-        writer: Writer,
-        progress: Callable[[Entry], object],
-        *,
-        patience: float,
-        again: bool,
+        self, store: Store, panel: Panel, terms: Terms, writer: Writer, pages: _Pages
     ) -> None:
-        self.writer = writer
+        self._store = store
         self._panel = panel
-        self._again = again
-        self._progress = progress
-        self._retry = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_exponential(multiplier=0.5, max=30) + tenacity.wait_random(0, 1),
-            stop=tenacity.stop_after_delay(patience),
-            reraise=True,
+        self._terms = terms
+        self._writer = writer
+        self._pages = pages
+        self._missing = {
+            one.teacher: one.kept for one in tally(store, panel) if one.wanted(terms.again)
+        }
+        """Teachers of which something is missing, and how much of each was kept before."""
+
+    async def ask_panel(self) -> None:
+        """Asks all teachers of which something is missing."""
+        async with open_session() as session, asyncio.TaskGroup() as group:
+            self._session = session
+            group.create_task(self._writer.write())
+            if self._panel.budget == "adaptive":
+                await self._ask_sparingly()
+            else:
+                await self._each_phase(self._missing, self._ask_all)
+            await self._writer.put(None)
+
+    async def _ask_sparingly(self) -> None:
+        """Some pairs in full; then every other one, for as long as the rule wants more."""
+        sparing = Sparing(
+            self._panel,
+            pairs=self._store.backlog.pairs(),
+            heard=self._pages.heard,
+            stop=self._terms.stop,
         )
 
-    async def ask_panel(self, store: Store, pages: _Pages) -> None:
-        """Asks all teachers of which something is missing."""
-        waiting = {one.teacher: one for one in tally(store, self._panel) if one.wanted(self._again)}
-        teachers = [teacher for teacher in self._panel.teachers if teacher.name in waiting]
-        async with open_session() as session, asyncio.TaskGroup() as group:
-            for teacher in teachers:
-                await check_listed(session, teacher)
-            store.adopt(self._panel)
-            group.create_task(self.writer.write())
-            async with asyncio.TaskGroup() as asking:
-                for teacher in teachers:
-                    kept = waiting[teacher.name].kept
-                    asking.create_task(self._ask_all(session, teacher, pages, kept))
-            await self.writer.put(None)
+        async def calibrate(askings: list[Asking]) -> None:
+            await self._ask_all(askings, only=sparing.calibrates)
+
+        async def spare(askings: list[Asking]) -> None:
+            await sparing.ask({one.teacher.name: one for one in askings}, self._take, self._settle)
+
+        for calibrating, ask in ((True, calibrate), (False, spare)):
+            if not calibrating:
+                await sparing.learn()
+                await spare([])  # what needs no asking at all is settled
+                await self._writer.sync()
+            while wanted := await sparing.wanted(calibrating=calibrating):
+                await self._each_phase(wanted, ask)
+                await self._writer.sync()
+                if self._terms.stop.is_set():
+                    return
+
+    async def _each_phase(self, wanted: Container[str], ask: Ask) -> None:
+        """Asks the wanted teachers, those whose servers we start one after the other."""
+        for teachers in phases(self._panel.teachers):
+            waiting = [teacher for teacher in teachers if teacher.name in wanted]
+            if waiting:
+                await self._phase(waiting, ask)
+
+    async def _phase(self, teachers: Sequence[Teacher], ask: Ask) -> None:
+        """Asks those teachers side by side, their servers started where that is ours to do."""
+        async with AsyncExitStack() as stack:
+            found = await unless(self._terms.stop, self._find(stack, teachers))
+            if found is None:
+                return
+            askings, servers = found
+            self._store.adopt(self._panel)
+            async with asyncio.TaskGroup() as group:
+                watching = [group.create_task(one.watch()) for one in servers]
+                await ask(askings)
+                for watch in watching:
+                    watch.cancel()
+
+    async def _find(
+        self, stack: AsyncExitStack, teachers: Sequence[Teacher]
+    ) -> tuple[list[Asking], list[Servers]]:
+        """Teachers that are there and serve their models; what was started ends with the stack."""
+        askings, started = [], []
+        for teacher in teachers:
+            urls, grace = teacher.base_urls, 0.0
+            if teacher.serve is not None:
+                servers = await stack.enter_async_context(
+                    serving(
+                        teacher.name,
+                        teacher.model,
+                        teacher.revision,
+                        teacher.serve,
+                        log=log_of(self._store.path, teacher.name),
+                        say=self._terms.say,
+                    )
+                )
+                started.append(servers)
+                # While a server of ours starts again, its silence is no outage.
+                urls, grace = servers.urls, teacher.serve.healthy_within
+            asking = Asking(
+                Client(self._session, teacher, self._panel.rubric.schema()),
+                self._panel.rubric,
+                urls,
+                patience=self._terms.patience + grace,
+                stop=self._terms.stop,
+                kept=self._missing.get(teacher.name, 0),
+            )
+            for line in await asking.check():
+                self._terms.say(line)
+            askings.append(asking)
+        return askings, started
 
     async def _ask_all(
-        self, session: aiohttp.ClientSession, teacher: Teacher, pages: _Pages, kept: int
+        self, askings: list[Asking], *, only: Callable[[str], bool] = lambda _: True
     ) -> None:
-        """Asks one teacher everything that is missing, `max_in_flight` requests at a time."""
-        slots = asyncio.Semaphore(teacher.max_in_flight)
-        outcomes = Counter({"kept": kept})
+        """Asks teachers everything that is missing about all pairs, or about some only."""
         async with asyncio.TaskGroup() as group:
-            async for pair, key in pages.missing(teacher.name):
-                await slots.acquire()
-                _stop_if_hopeless(teacher, outcomes)
-                task = group.create_task(self._one(session, teacher, pair, key, outcomes))
-                task.add_done_callback(lambda _: slots.release())
+            for asking in askings:
+                group.create_task(self._ask_one(asking, only))
 
-    async def _one(
-        self,
-        session: aiohttp.ClientSession,
-        teacher: Teacher,
-        pair: Pair,
-        key: Key,
-        outcomes: Counter[str],
-    ) -> None:
-        rubric = self._panel.rubric
-        messages = rubric.messages(pair, key.variant)
-        try:
-            # A copy, because what a retrying object counts is its own: requests run side by side.
-            retry = self._retry.copy()
-            reply = await retry(ask, session, teacher, messages, rubric.schema())
-        except Declined as error:
-            entry = _declined(key, error)
-        else:
-            entry = _judged(key, reply, rubric)
-        outcomes[entry.reason or "kept"] += 1
-        self._progress(entry)
-        await self.writer.put(entry)
-
-
-def _judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
-    annotation, reason, detail = None, None, None
-    try:
-        if reply.finish_reason == "length":
-            raise Refusal("length", "the reply reached the token limit")
-        if reply.finish_reason != "stop":
-            raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
-        annotation = parse(reply.text, rubric)
-    except Refusal as refusal:
-        reason, detail = refusal.reason, refusal.detail
-    return Entry(
-        key=key,
-        annotation=annotation,
-        reason=reason,
-        detail=detail,
-        raw=reply.text,
-        reply=reply,
-        arrived=time.time(),
-    )
-
-
-def _declined(key: Key, error: Declined) -> Entry:
-    return Entry(
-        key=key,
-        annotation=None,
-        reason=f"http-{error.status}",
-        detail=str(error),
-        raw="",
-        reply=None,
-        arrived=time.time(),
-    )
-
-
-def _stop_if_hopeless(teacher: Teacher, outcomes: Counter[str]) -> None:
-    refused = Counter({reason: n for reason, n in outcomes.items() if reason != "kept"})
-    if not outcomes["kept"] and refused.total() >= _HOPELESS:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common())
-        raise TeacherError(
-            f"teacher {teacher.name}: none of its first {refused.total()} replies can be read "
-            f"({reasons}); does its server support response_format json_schema?"
+    async def _ask_one(self, asking: Asking, only: Callable[[str], bool]) -> None:
+        teacher = asking.teacher
+        wanted = Wanted(
+            teacher=teacher.name,
+            variants=self._panel.variants,
+            rubric=self._panel.rubric,
+            retries=teacher.retries,
+            again=self._terms.again,
         )
+        begun = asyncio.Semaphore(asking.most)  # so many pairs at a time
+        async with asyncio.TaskGroup() as group:
+            async for job in self._pages.jobs(wanted):
+                if not only(job.pair.id):
+                    continue
+                await begun.acquire()
+                if self._terms.stop.is_set():
+                    return
+                task = group.create_task(asking.job(job, self._take))
+                task.add_done_callback(lambda _: begun.release())
+
+    async def _take(self, entry: Entry, final: bool) -> None:
+        self._terms.progress(entry, final)
+        await self._writer.put(entry)
+
+    async def _settle(self, settled: Settled) -> None:
+        full = self._panel.questions() * len(self._panel.teachers)
+        self._terms.spare(max(0, full - settled.replies))
+        await self._writer.put(settled)
+
+
+def phases(teachers: Sequence[Teacher]) -> list[list[Teacher]]:
+    """Who is asked side by side: all whose servers are there, then each that we serve, alone."""
+    there = [teacher for teacher in teachers if teacher.serve is None]
+    served = [[teacher] for teacher in teachers if teacher.serve is not None]
+    return [there, *served] if there else served
+
+
+def log_of(store: Path, teacher: str) -> Path:
+    """Where the log of a server that we start for a teacher is kept: beside the store."""
+    return store.with_name(f"{store.name}.{re.sub(r'[^A-Za-z0-9_.-]', '_', teacher)}.log")
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

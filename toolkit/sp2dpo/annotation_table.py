@@ -17,6 +17,9 @@ _SCHEMA = {
     "category": pl.String,
     "magnitude": pl.Int32,
     "confidence": pl.Int32,
+    "better": pl.String,
+    "expected_magnitude": pl.Float64,
+    "expected_confidence": pl.Float64,
 }
 
 
@@ -25,8 +28,9 @@ class AnnotationTable:
     """All kept annotations, and all pairs that they could be of.
 
     Attributes:
-        replies: pair_id, teacher, variant, order, attempt, category, magnitude, confidence; one row
-            per kept reply, sorted by key.
+        replies: one row per kept reply, sorted by key: pair_id, teacher, variant, order, attempt,
+            category, magnitude, confidence; better (null under the labelled protocol);
+            expected_magnitude, expected_confidence (null without log-probabilities).
         pair_ids: of all pairs of the store, sorted; some may have no reply.
         rubric: that all of them were asked under.
     """
@@ -42,7 +46,8 @@ class AnnotationTable:
         No times, no raw text, no rationale: only what a beta can depend on. Names hold no tabs.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
-        lines = self.replies.select(pl.concat_str(pl.all().cast(pl.String), separator="\t"))
+        said = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
+        lines = self.replies.select(pl.concat_str(said, separator="\t"))
         for line in lines.to_series():
             digest.update(line.encode() + b"\n")
         return digest.hexdigest()
@@ -54,7 +59,7 @@ def annotation_table(
     """The table of rows as a store gives them; their order does not matter.
 
     Args:
-        rows: pair_id, teacher, variant, order, attempt, category, magnitude, confidence.
+        rows: the columns of `AnnotationTable.replies`, in that order.
         pair_ids: of all pairs.
         rubric: that they were asked under.
     """

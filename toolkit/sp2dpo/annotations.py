@@ -4,20 +4,25 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo.rubric import Rubric, Scale
-
-LABELLED = "chosen-first"
-"""The order in which the labelled protocol shows the responses: `chosen`, then `rejected`."""
+from sp2dpo.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What names a reply in a store, for ever."""
+    """What names a reply in a store, for ever.
+
+    Attributes:
+        pair_id: of the pair.
+        teacher: its name.
+        variant: of the rubric.
+        order: in which the responses were shown; one of `Rubric.orders`.
+        attempt: from 0; counts up where a refused reply was asked for again.
+    """
 
     pair_id: str
     teacher: str
     variant: str
-    order: str = LABELLED
+    order: str = CHOSEN_FIRST
     attempt: int = 0
 
 
@@ -30,12 +35,14 @@ class Annotation:
         magnitude: on the rubric's scale.
         confidence: on the rubric's scale.
         rationale: at most the rubric's `rationale_length` characters.
+        better: `A` (the response shown first), `B` or `tie`; None under the labelled protocol.
     """
 
     category: str
     magnitude: int
     confidence: int
     rationale: str
+    better: str | None = None
 
 
 class Refusal(ValueError):
@@ -73,7 +80,7 @@ def parse(text: str, rubric: Rubric) -> Annotation:
         raise Refusal("schema", "nested too deeply") from error
     if not isinstance(said, dict):
         raise Refusal("schema", f"an object was asked for, this is {type(said).__name__}")
-    expected = ("rationale", "category", "magnitude", "confidence")
+    expected = rubric.reply_keys
     if set(said) != set(expected):
         raise Refusal(
             "schema", f"keys {', '.join(map(repr, said))} instead of {', '.join(expected)}"
@@ -83,6 +90,7 @@ def parse(text: str, rubric: Rubric) -> Annotation:
         category=_category(said["category"], rubric),
         magnitude=_score("magnitude", said["magnitude"], rubric.magnitude),
         confidence=_score("confidence", said["confidence"], rubric.confidence),
+        better=_better(said["better"]) if rubric.blind else None,
     )
 
 
@@ -109,6 +117,12 @@ def _rationale(value: Any, rubric: Rubric) -> str:
 def _category(value: Any, rubric: Rubric) -> str:
     if not isinstance(value, str) or value not in rubric.categories:
         raise Refusal("schema", f"category {value!r} is none of the rubric's")
+    return value
+
+
+def _better(value: Any) -> str:
+    if not isinstance(value, str) or value not in BETTER:
+        raise Refusal("schema", f"better {value!r} is none of {', '.join(BETTER)}")
     return value
 
 

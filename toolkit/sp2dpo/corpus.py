@@ -163,7 +163,15 @@ def _record(row: SourceRow | SetAside) -> list[Any]:
     return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
 
 
-def pair_from(said: Sequence[str]) -> Pair:
-    """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools."""
+def pair_from(said: Sequence[str], pair_id: str | None = None) -> Pair:
+    """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools.
+
+    Args:
+        said: the texts.
+        pair_id: its id where that is at hand: hashing it anew costs more than all the rest.
+    """
     prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in said)
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+    pair = Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+    if pair_id is not None:
+        pair.__dict__["id"] = pair_id  # what its cached property would hold
+    return pair

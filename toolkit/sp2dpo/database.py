@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _APPLICATION_ID = 0x53503244  # "SP2D"
-_FORMAT = 1
+_FORMAT = 2
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE pairs (
@@ -54,9 +54,32 @@ CREATE TABLE replies (
     cached_tokens INTEGER,
     seconds REAL,
     arrived REAL NOT NULL,
+    better TEXT,
+    logprobs TEXT,
+    expected_magnitude REAL,
+    expected_confidence REAL,
     PRIMARY KEY (pair_id, teacher, variant, "order", attempt)
 );
 """
+# What is still to be asked, what became of the rest and what a beta depends on are read from the
+# index alone: rows are wide, with the text of the reply in them.
+_NARROW = """
+CREATE INDEX replies_narrow ON replies (
+    pair_id, teacher, variant, "order", attempt, status, reason, category, magnitude, confidence,
+    better, expected_magnitude, expected_confidence
+);
+CREATE TABLE settled (
+    pair_id TEXT PRIMARY KEY,
+    replies INTEGER NOT NULL,
+    chance REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_FROM_FORMAT_1 = "".join(
+    f"ALTER TABLE replies ADD COLUMN {column};"
+    for column in (
+        "better TEXT", "logprobs TEXT", "expected_magnitude REAL", "expected_confidence REAL",
+    )
+)  # fmt: skip
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -101,15 +124,27 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(
             f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; "
-            f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} COMMIT;"
+            f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} {_NARROW} COMMIT;"
         )
     elif known != _APPLICATION_ID:
         raise ValueError(f"{path}: not a store of this toolkit, though a database")
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version != _FORMAT:
+    if version == 1 and write:
+        database.executescript(
+            f"BEGIN; {_FROM_FORMAT_1} {_NARROW} PRAGMA user_version = {_FORMAT}; COMMIT;"
+        )
+    elif version == 1:
+        raise ValueError(f"{path}: store format 1; `sp2dpo annotate` on it makes it {_FORMAT}")
+    elif version != _FORMAT:
         raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
     # A reply survives the loss of power, not only of the process.
     database.execute("PRAGMA synchronous = FULL")
+
+
+def integrity(database: sqlite3.Connection) -> list[str]:
+    """What SQLite finds wrong with the file; empty where it is sound."""
+    found = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
+    return [] if found == ["ok"] else found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import polars as pl
 import pyarrow.parquet as pq
 
 from sp2dpo import __version__
@@ -115,7 +116,9 @@ def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
         features,
         folder / ANNOTATIONS,
     )
-    facts = _facts(store, made, rows=rows, annotations=annotations)
+    statuses = pl.read_parquet(folder / ANNOTATIONS, columns=["status"])["status"]
+    kept = int((statuses == "kept").sum())
+    facts = _facts(store, made, rows=rows, annotations=annotations, kept=kept)
     made_from = facts["source"]["name"]
     with (folder / SET_ASIDE).open("w", encoding="utf-8") as lines:
         for aside in store.corpus.set_aside():
@@ -156,16 +159,16 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _facts(store: Store, made: Betas, *, rows: int, annotations: int) -> dict[str, Any]:
+def _facts(store: Store, made: Betas, *, rows: int, annotations: int, kept: int) -> dict[str, Any]:
     source, rubric = store.corpus.source(), store.rubric()
     if source is None:
         raise ValueError(f"{store.path} holds no pairs")
-    kept = int(made.table["votes"].sum())
+    disputed = int(made.table["label_disputed"].sum()) if rubric.blind else None
     beta = made.table["beta"].drop_nulls()
     return {
         "toolkit": {"name": "sp2dpo", "version": __version__},
         "source": asdict(source),
-        "rubric": {"name": rubric.name, "sha256": rubric.hash},
+        "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
         "teachers": store.teachers(),
         "variants": store.variants(),
         "schedule": asdict(made.schedule),
@@ -174,8 +177,10 @@ def _facts(store: Store, made: Betas, *, rows: int, annotations: int) -> dict[st
             "rows": rows,
             "pairs": len(made.table),
             "pairs_with_beta": len(beta),
+            "labels_disputed": disputed,
             "annotations": annotations,
             "kept": kept,
+            "votes": int(made.table["votes"].sum()),
             "refused": annotations - kept,
         },
         "beta": {"mean": beta.mean(), "min": beta.min(), "max": beta.max()},

@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
+from sp2dpo.gaps import NOISE, signed_gap
 from sp2dpo.pairs import Message, Pair
-from sp2dpo.rubric import Rubric
+from sp2dpo.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.schedule import Schedule
 from sp2dpo.terminal import harmless, table
 
@@ -31,19 +33,25 @@ def explain(
         schedule: that made the table.
 
     Raises:
-        ValueError: the table says another beta than the replies give.
+        ValueError: the table says another gap or beta than the replies give.
     """
-    lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric)]
+    estimate = schedule.estimate
+    lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimate)]
     kept = [reply for reply in replies if reply["status"] == "kept"]
-    if len(kept) < schedule.quorum:
-        given = None
-        lines += ["", f"beta  none: {len(kept)} replies, the quorum is {schedule.quorum}"]
+    votes = [reply for reply in kept if signed_gap(reply, rubric, estimate) is not None]
+    signed = beta = None
+    if len(votes) < schedule.quorum:
+        without = f", {len(kept) - len(votes)} without expectations" if kept != votes else ""
+        counts = f"{len(votes)} replies{without}, the quorum is {schedule.quorum}"
+        lines += ["", f"beta  none: {counts}"]
     else:
-        gap, steps = _gap(kept, rubric)
-        given = schedule.beta_min * (1 - gap) + schedule.beta_max * gap
+        signed, steps = _gap(votes, rubric, estimate)
+        gap = max(0.0, signed)
+        beta = schedule.beta_min * (1 - gap) + schedule.beta_max * gap
         low, high = f"{schedule.beta_min:g}", f"{schedule.beta_max:g}"
-        lines += ["", *steps, f"beta  {low} + ({high} - {low}) x {gap:.4g} = {given:.6g}"]
-    _check(row["beta"], given)
+        lines += ["", *steps, f"beta  {low} + ({high} - {low}) x {gap:.4g} = {beta:.6g}"]
+    _check("signed gap", row["signed_gap"], signed)
+    _check("beta", row["beta"], beta)
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
         lines.append(f"kind  {row['category']} ({share}), spread between teachers {_g(row)}")
@@ -68,51 +76,102 @@ def _indented(turn: Message) -> list[str]:
     return [f"  | {line}" for line in said]
 
 
-def _replies(replies: list[dict[str, Any]], rubric: Rubric) -> list[str]:
+def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimate: str) -> list[str]:
+    """A table of all replies, refused ones with their reasons."""
+    scores = ("magnitude", "confidence")
+    if estimate == "expected":
+        scores = ("expected magnitude", "expected confidence")
+    head = (
+        "teacher", "variant", *(("order",) if rubric.blind else ()), "category",
+        *(("better",) if rubric.blind else ()), *scores, "gap", "rationale",
+    )  # fmt: skip
     rows = []
     for reply in replies:
-        who = (reply["teacher"], reply["variant"])
+        said = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
+        said["order"] = reply["order"]
         if reply["status"] == "kept":
-            gap = _product(reply, rubric)
-            scores = (str(reply["magnitude"]), str(reply["confidence"]), f"{gap:.4g}")
-            rows.append((*who, reply["category"], *scores, _flat(reply["rationale"])))
+            gap = signed_gap(reply, rubric, estimate)
+            said["category"] = reply["category"]
+            said["better"] = _named(reply)
+            said |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
+            said["gap"] = "no vote" if gap is None else _number(gap)
+            said["rationale"] = _flat(reply["rationale"])
         else:
-            rows.append(
-                (*who, "refused", "", "", "", _flat(f"{reply['reason']} {reply['detail']}"))
-            )
-    head = ("teacher", "variant", "category", "magnitude", "confidence", "gap", "rationale")
+            said["category"] = "refused"
+            said["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
+        rows.append(tuple(said[name] for name in head))
     return table(head, rows)
+
+
+def _named(reply: dict[str, Any]) -> str:
+    """What a blind reply calls the better one, and which response that is."""
+    if reply["better"] not in ("A", "B"):
+        return reply["better"] or ""
+    shown = ("chosen", "rejected") if reply["order"] == CHOSEN_FIRST else ("rejected", "chosen")
+    return f"{reply['better']}, {shown['AB'.index(reply['better'])]}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value + 0.0:.4g}"  # adding nought makes -0 plain 0
 
 
 def _flat(text: str) -> str:
     return " ".join(harmless(text).split())
 
 
-def _product(reply: dict[str, Any], rubric: Rubric) -> float:
-    return rubric.magnitude.share(reply["magnitude"]) * rubric.confidence.share(reply["confidence"])
-
-
-def _gap(kept: list[dict[str, Any]], rubric: Rubric) -> tuple[float, list[str]]:
-    """JMAMP of one pair, and how it came about."""
-    by_teacher: dict[str, list[float]] = {}
-    for reply in kept:
-        by_teacher.setdefault(reply["teacher"], []).append(_product(reply, rubric))
-    medians = {teacher: statistics.median(gaps) for teacher, gaps in by_teacher.items()}
+def _gap(votes: list[dict[str, Any]], rubric: Rubric, estimate: str) -> tuple[float, list[str]]:
+    """JMAMP of one pair, before it is clipped, and how it came about."""
+    readings: dict[str, dict[str, list[float]]] = {}
+    for reply in votes:
+        gap = signed_gap(reply, rubric, estimate)
+        if gap is not None:
+            by_variant = readings.setdefault(reply["teacher"], {})
+            by_variant.setdefault(reply["variant"], []).append(gap)
+    expected = "expected " if estimate == "expected" else ""
+    product = f"share of the {expected}magnitude on its scale x share of the {expected}confidence"
+    lines = [f"gap of a reply  {'sign x ' if rubric.blind else ''}{product}"]
+    if rubric.blind:
+        lines.append("sign  +1 for chosen, -1 for rejected, 0 for a tie")
+        lines += _over_orders(readings)
+    means = {
+        teacher: [statistics.fmean(gaps) for gaps in by_variant.values()]
+        for teacher, by_variant in readings.items()
+    }
+    medians = {teacher: statistics.median(gaps) for teacher, gaps in means.items()}
     width = max(map(len, medians))
-    lines = ["gap of a reply  share of the magnitude scale x share of the confidence scale"]
-    for teacher, gaps in by_teacher.items():
-        listed = ", ".join(f"{gap:.4g}" for gap in sorted(gaps))
-        lines.append(f"{teacher:<{width}}  median({listed}) = {medians[teacher]:.4g}")
+    for teacher, gaps in means.items():
+        lines.append(
+            f"{teacher:<{width}}  median({_listed(sorted(gaps))}) = {_number(medians[teacher])}"
+        )
     gap = statistics.fmean(medians.values())
-    listed = ", ".join(f"{median:.4g}" for median in medians.values())
-    return gap, [*lines, f"gap   mean({listed}) = {gap:.4g}"]
+    gap = 0.0 if abs(gap) <= NOISE else gap
+    listed = f"mean({_listed(medians.values())}) = {_number(gap)}"
+    if not rubric.blind:
+        return gap, [*lines, f"gap   {listed}"]
+    disputed = ", so the label is disputed" if gap < 0 else ""
+    clipped = f"gap   max(0, {_number(gap)}) = {_number(max(0.0, gap))}"
+    return gap, [*lines, f"signed gap  {listed}{disputed}", clipped]
 
 
-def _check(stored: float | None, given: float | None) -> None:
+def _over_orders(readings: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A line for each teacher and variant: the mean over the orders that came."""
+    rows = [
+        (teacher, variant, f"mean({_listed(gaps)}) = {_number(statistics.fmean(gaps))}")
+        for teacher, by_variant in readings.items()
+        for variant, gaps in by_variant.items()
+    ]
+    return table(("teacher", "variant", "over the orders"), rows)
+
+
+def _listed(gaps: Iterable[float]) -> str:
+    return ", ".join(map(_number, gaps))
+
+
+def _check(what: str, stored: float | None, given: float | None) -> None:
     same = (
         stored is given
         if stored is None or given is None
-        else math.isclose(stored, given, rel_tol=1e-9)
+        else math.isclose(stored, given, rel_tol=1e-9, abs_tol=NOISE)
     )
     if not same:
-        raise ValueError(f"the table of betas says {stored}, but its replies give {given}")
+        raise ValueError(f"the table of betas says {what} {stored}, but its replies give {given}")

@@ -57,6 +57,7 @@ def draw(found: dict[str, Any]) -> str:
             ),
         ],
         gauges={one["name"]: gauge(one) for one in found["signatures"]},
+        shares=("consistent", "first", "second", "tie"),
         reasons=sorted({reason for teacher in found["teachers"] for reason in teacher["refused"]}),
     )
 

@@ -60,7 +60,7 @@ def canonical_json(value: Any) -> str:
 def normalised(value: Any) -> Any:
     """The value with every string in Unicode normal form C and without the keys that are null."""
     if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
+        return value if value.isascii() else unicodedata.normalize("NFC", value)
     if isinstance(value, Mapping):
         return {
             unicodedata.normalize("NFC", key): normalised(item)

@@ -2,14 +2,25 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sp2dpo.pairs import canonical_json
+from sp2dpo.price import Price, price_of
 from sp2dpo.rubric import Rubric, load_rubric
+from sp2dpo.serve_block import Serve, serve_of
 from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
 
+BUDGETS = ("full", "adaptive")
+_PLUMBING: dict[str, type | tuple[type, ...]] = {
+    "max_in_flight": int,
+    "timeout": (int, float),
+    "api_key_env": (str, type(None)),
+    "warm_prefix": bool,
+    "retries": int,
+}
+_MOST_RETRIES = 100
 _SAMPLING = {
     "temperature": (int, float),
     "top_p": (int, float),
@@ -22,6 +33,8 @@ _SAMPLING = {
     "repetition_penalty": (int, float),
     "reasoning_effort": str,
     "chat_template_kwargs": dict,
+    "logprobs": bool,
+    "top_logprobs": int,
 }
 
 
@@ -33,21 +46,34 @@ class Teacher:
         name: what replies are filed under; its model, revision and sampling never change.
         model: as the server lists it.
         revision: the commit of its weights; None where it has none (a hosted model).
-        base_url: of the API, `http://127.0.0.1:8000/v1`.
-        sampling: sent with every request; has `temperature` and `max_tokens` at least.
-        max_in_flight: requests at a time.
+        base_urls: of the API on each replica, `http://127.0.0.1:8000/v1`; empty where `serve`
+            says how to start one.
+        sampling: sent with every request; has `temperature` and `max_tokens` at least. With
+            `logprobs: true` and `top_logprobs`, magnitude and confidence are also kept as
+            expectations.
+        serve: how to start its server; None where one is there.
+        max_in_flight: requests at a time, at each replica, at most; fewer where it answers no
+            faster for more.
         timeout: seconds for one request.
         api_key_env: name of the environment variable that holds the API key.
+        warm_prefix: await the first question about a pair before the others are sent, for models
+            whose servers share a prefix only once it has been read (hybrid ones).
+        retries: how often a reply that cannot be read is asked for again, each with another seed.
+        price: what it costs to ask; None where nobody says.
     """
 
     name: str
     model: str
     revision: str | None
-    base_url: str
+    base_urls: tuple[str, ...]
     sampling: dict[str, Any]
-    max_in_flight: int = 32
+    serve: Serve | None = None
+    max_in_flight: int = 64
     timeout: float = 300.0
     api_key_env: str | None = None
+    warm_prefix: bool = False
+    retries: int = 2
+    price: Price | None = None
 
     def api_key(self) -> str | None:
         """The key from the environment.
@@ -77,11 +103,40 @@ class Panel:
         rubric: what they are told.
         variants: the rubric's variants that are asked, in this order.
         teachers: in the file's order; names are unique.
+        budget: `full` asks every teacher every variant of every pair (the paper's way);
+            `adaptive` asks until more replies could hardly move the gap (ours).
+        tolerance: by how much a gap may still move when an adaptive panel stops asking, in (0, 1].
+            0.074 is 0.02 in beta under SP2DPO's envelope.
     """
 
     rubric: Rubric
     variants: tuple[str, ...]
     teachers: tuple[Teacher, ...] = field(default_factory=tuple)
+    budget: str = "full"
+    tolerance: float = 0.074
+
+    def record(self) -> dict[str, Any]:
+        """What a store remembers of a panel, as JSON: who is asked what, and what it costs.
+
+        No addresses, no commands and no names of keys.
+        """
+        return {
+            "variants": list(self.variants),
+            "budget": self.budget,
+            "tolerance": self.tolerance,
+            "teachers": [
+                {
+                    "name": teacher.name,
+                    "retries": teacher.retries,
+                    "price": None if teacher.price is None else asdict(teacher.price),
+                }
+                for teacher in self.teachers
+            ],
+        }
+
+    def questions(self) -> int:
+        """Replies that a full budget takes for each pair and teacher."""
+        return len(self.variants) * len(self.rubric.orders("0"))
 
 
 def load_panel(path: Path) -> Panel:
@@ -93,7 +148,9 @@ def load_panel(path: Path) -> Panel:
     """
     where = str(path)
     said = read_yaml(path)
-    check_keys(where, said, required=("rubric", "variants", "teachers"))
+    check_keys(
+        where, said, required=("rubric", "variants", "teachers"), optional=("budget", "tolerance")
+    )
     check_type(where, "rubric", said["rubric"], str)
     check_type(where, "teachers", said["teachers"], list)
     try:
@@ -102,14 +159,35 @@ def load_panel(path: Path) -> Panel:
         raise ValueError(f"{where}: rubric: {error}") from error
     if not said["teachers"]:
         raise ValueError(f"{where}: teachers is empty")
-    teachers = tuple(_teacher(where, number, one) for number, one in enumerate(said["teachers"], 1))
+    teachers = tuple(
+        _teacher(f"{where}: teacher {number}", one, beside=path.parent)
+        for number, one in enumerate(said["teachers"], 1)
+    )
     names = [teacher.name for teacher in teachers]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{where}: two teachers are called {name!r}")
     return Panel(
-        rubric=rubric, variants=_variants(where, said["variants"], rubric), teachers=teachers
+        rubric=rubric,
+        variants=_variants(where, said["variants"], rubric),
+        teachers=teachers,
+        **_budget(where, said),
     )
+
+
+def _budget(where: str, said: dict[str, Any]) -> dict[str, Any]:
+    if "budget" not in said:
+        if "tolerance" in said:
+            raise ValueError(f"{where}: tolerance belongs to `budget: adaptive`")
+        return {}
+    if said["budget"] not in BUDGETS:
+        hint = did_you_mean(said["budget"], BUDGETS)
+        raise ValueError(f"{where}: budget {said['budget']!r} is not known{hint} (full, adaptive)")
+    tolerance = said.get("tolerance", Panel.tolerance)
+    check_type(where, "tolerance", tolerance, (int, float))
+    if not 0 < tolerance <= 1:
+        raise ValueError(f"{where}: tolerance {tolerance} must be above 0, at most 1")
+    return {"budget": said["budget"], "tolerance": float(tolerance)}
 
 
 def _variants(where: str, said: Any, rubric: Rubric) -> tuple[str, ...]:
@@ -128,29 +206,54 @@ def _variants(where: str, said: Any, rubric: Rubric) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _teacher(where: str, number: int, said: Any) -> Teacher:
-    where = f"{where}: teacher {number}"
+def _teacher(where: str, said: Any, *, beside: Path) -> Teacher:
     check_type(where, "the entry", said, dict)
     check_keys(
         where,
         said,
-        required=("name", "model", "revision", "base_url", "sampling"),
-        optional=("max_in_flight", "timeout", "api_key_env"),
+        required=("name", "model", "revision", "sampling"),
+        optional=("base_url", "serve", *_PLUMBING, "price"),
     )
-    for key in ("name", "model", "base_url"):
+    for key in ("name", "model"):
         check_name(where, key, said[key])
     check_type(where, "revision", said["revision"], (str, type(None)))
-    check_type(where, "api_key_env", said.get("api_key_env"), (str, type(None)))
-    if not said["base_url"].startswith(("http://", "https://")):
-        raise ValueError(f"{where}: base_url {said['base_url']!r} must start with http(s)://")
-    check_type(where, "max_in_flight", said.get("max_in_flight", 1), int)
-    check_type(where, "timeout", said.get("timeout", 1), (int, float))
+    for key, kind in _PLUMBING.items():
+        if key in said:
+            check_type(where, key, said[key], kind)
     for key in ("max_in_flight", "timeout"):
         if not 0 < said.get(key, 1) < math.inf:
             raise ValueError(f"{where}: {key} {said[key]} must be above 0")
-    return Teacher(
-        **(said | {"sampling": _sampling(where, said["sampling"])}),
+    if not 0 <= said.get("retries", 0) <= _MOST_RETRIES:
+        raise ValueError(f"{where}: retries {said['retries']} must be 0 to {_MOST_RETRIES}")
+    if ("base_url" in said) == ("serve" in said):
+        raise ValueError(f"{where}: say either base_url, where its server is, or serve")
+    serve = (
+        serve_of(said["serve"], where=f"{where}: serve", beside=beside) if "serve" in said else None
     )
+    price = price_of(said["price"], where=where) if "price" in said else None
+    return Teacher(
+        name=said["name"],
+        model=said["model"],
+        revision=said["revision"],
+        base_urls=_base_urls(where, said["base_url"]) if "base_url" in said else (),
+        sampling=_sampling(where, said["sampling"]),
+        serve=serve,
+        price=price,
+        **{key: said[key] for key in _PLUMBING if key in said},
+    )
+
+
+def _base_urls(where: str, said: Any) -> tuple[str, ...]:
+    addresses = said if isinstance(said, list) else [said]
+    if not addresses:
+        raise ValueError(f"{where}: base_url is empty")
+    for address in addresses:
+        check_name(where, "base_url", address)
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"{where}: base_url {address!r} must start with http(s)://")
+        if addresses.count(address) > 1:
+            raise ValueError(f"{where}: base_url names {address} twice")
+    return tuple(addresses)
 
 
 def _sampling(where: str, said: Any) -> dict[str, Any]:
@@ -162,6 +265,11 @@ def _sampling(where: str, said: Any) -> dict[str, Any]:
         check_type(f"{where}: sampling", key, value, _SAMPLING[key])
     if said["max_tokens"] < 1:
         raise ValueError(f"{where}: sampling: max_tokens {said['max_tokens']} must be at least 1")
+    if said.get("logprobs", False) != bool(said.get("top_logprobs", 0)):
+        raise ValueError(
+            f"{where}: sampling: write logprobs: true and top_logprobs (20 is what most servers "
+            "allow) together, or neither"
+        )
     try:
         canonical_json(said)
     except (TypeError, ValueError) as error:

@@ -1,12 +1,17 @@
 """A bar of progress over a long annotation."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from sp2dpo.store import Entry
+from sp2dpo.entries import Entry
+from sp2dpo.terminal import harmless
+
+_PACE = 0.1
+"""Seconds between two looks at the bar: it costs more than a reply does."""
 
 
 class Bar:
@@ -14,13 +19,30 @@ class Bar:
 
     def __init__(self, bar: "tqdm[None]") -> None:
         self._bar = bar
+        self._done = 0
         self._refused = 0
+        self._shown = 0.0
 
-    def __call__(self, entry: Entry) -> None:
-        """Counts a reply."""
-        self._refused += entry.annotation is None
+    def __call__(self, entry: Entry, final: bool) -> None:
+        """Counts a reply; one that is asked for once more does not bring the end nearer."""
+        self._done += final
+        self._refused += final and entry.annotation is None
+        if time.monotonic() - self._shown > _PACE:
+            self.show()
+
+    def spare(self, replies: int) -> None:
+        """Counts replies that an adaptive panel does without."""
+        self._done += replies
+
+    def show(self) -> None:
+        """Draws what has been counted."""
+        self._shown = time.monotonic()
         self._bar.set_postfix(refused=self._refused, refresh=False)
-        self._bar.update()
+        self._bar.update(self._done - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.write(harmless(line), file=sys.stderr)
 
 
 @contextmanager
@@ -29,4 +51,8 @@ def bar(total: int) -> Iterator[Bar]:
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
     with tqdm(total=total, unit=" replies", smoothing=0.05, **pace) as inner:
         inner.set_postfix(refused=0, refresh=False)
-        yield Bar(inner)
+        counting = Bar(inner)
+        try:
+            yield counting
+        finally:
+            counting.show()

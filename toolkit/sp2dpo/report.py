@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 
 from sp2dpo import __version__
-from sp2dpo.agreement import by_teacher, by_variant, comparisons, steady
+from sp2dpo.agreement import by_position, by_teacher, by_variant, comparisons, steady
 from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.pairs import Message, Pair, canonical_json
+from sp2dpo.examples import examples
+from sp2dpo.gaps import over_orders
 from sp2dpo.rubric import Rubric
 from sp2dpo.schedule import Betas
 from sp2dpo.signatures import envelope_shares, signatures
@@ -17,10 +18,6 @@ from sp2dpo.store import Store
 
 BINS = 20
 """Bars of the histogram; each is a twentieth of the envelope wide."""
-SHOWN = 10
-"""Pairs shown at either end."""
-LONGEST = 600
-"""Characters of a text that are shown."""
 
 
 def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
     """
     rubric = annotations.rubric
     categories = list(rubric.categories)
-    replies = steady(annotations)
+    replies = steady(annotations, made.schedule.estimate)
     teachers = _teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
@@ -51,18 +48,22 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
         "annotations": made.annotations_hash,
         "teachers": teachers,
         "variants": variants,
-        "replies": _replies(teachers, asked=len(table) * len(variants) * len(teachers)),
+        "replies": _replies(store, teachers, questions=len(variants) * len(rubric.orders(""))),
         "beta": _beta(table),
         "histogram": _histogram(made, categories),
         "categories": _categories(table, categories),
+        "disputed": _disputed(table) if rubric.blind else None,
+        "position": by_position(annotations.replies, names) if rubric.blind else None,
         "agreement": {
             "agreement": table["agreement"].mean(),
             "spread": table["spread"].mean(),
             "between_teachers": between_teachers,
             "between_variants": between_variants,
         },
-        "signatures": [asdict(one) for one in signatures(made, replies, between_teachers)],
-        **_shown(store, table, rubric),
+        "signatures": [
+            asdict(one) for one in signatures(made, over_orders(replies), between_teachers)
+        ],
+        **examples(store, made, rubric),
     }
 
 
@@ -77,6 +78,7 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
     return {
         "name": rubric.name,
         "sha256": rubric.hash,
+        "protocol": rubric.protocol,
         "categories": [{"name": name, "text": text} for name, text in rubric.categories.items()],
         "magnitude": {"min": rubric.magnitude.min, "max": rubric.magnitude.max},
         "confidence": {"min": rubric.confidence.min, "max": rubric.confidence.max},
@@ -93,11 +95,22 @@ def _teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     return found
 
 
-def _replies(teachers: Sequence[dict[str, Any]], *, asked: int) -> dict[str, int]:
-    """Kept + refused + pending = asked: all teachers, variants and pairs that appear in the run."""
+def _replies(store: Store, teachers: Sequence[dict[str, Any]], *, questions: int) -> dict[str, int]:
+    """Kept + refused + spared + pending = asked: all teachers, variants, orders and pairs.
+
+    Spared are those that an adaptive panel does without.
+    """
     kept = sum(teacher["kept"] for teacher in teachers)
     refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
-    return {"asked": asked, "kept": kept, "refused": refused, "pending": asked - kept - refused}
+    settled = store.backlog.spared(questions)
+    spared = 0
+    if settled[""] and store.panel()["budget"] == "adaptive":
+        spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)
+    asked = store.backlog.pairs() * questions * len(teachers)
+    pending = asked - kept - refused - spared
+    return {
+        "asked": asked, "kept": kept, "refused": refused, "spared": spared, "pending": pending,
+    }  # fmt: skip
 
 
 def _beta(table: pl.DataFrame) -> dict[str, Any]:
@@ -112,6 +125,17 @@ def _beta(table: pl.DataFrame) -> dict[str, Any]:
         "max": beta.max(),
         "median": beta.median(),
         "std": beta.std(ddof=0),
+    }
+
+
+def _disputed(table: pl.DataFrame) -> dict[str, Any]:
+    """The pairs whose label the teachers contradict: how many of those with a gap."""
+    told = table["label_disputed"].drop_nulls()
+    return {
+        "pairs": int(told.sum()),
+        "of": len(told),
+        "share": told.mean(),
+        "signed_gap": table.filter("label_disputed")["signed_gap"].mean(),
     }
 
 
@@ -151,69 +175,3 @@ def _categories(table: pl.DataFrame, categories: Sequence[str]) -> list[dict[str
         .rename({"category": "name"})
         .to_dicts()
     )
-
-
-def _shown(store: Store, table: pl.DataFrame, rubric: Rubric) -> dict[str, Any]:
-    """The most and the least telling pairs; equal betas stand in the order of their ids."""
-    told = table.drop_nulls("beta").with_columns(pl.col("beta").round(9).alias("place"))
-    most = told.sort("place", "pair_id", descending=[True, False]).head(SHOWN).to_dicts()
-    least = told.sort("place", "pair_id").head(SHOWN).to_dicts()
-    names = store.corpus.source_ids({row["pair_id"] for row in most + least})
-    return {
-        key: [_example(store, row, names, rubric) for row in rows]
-        for key, rows in (("most_telling", most), ("least_telling", least))
-    }
-
-
-def _example(
-    store: Store, row: dict[str, Any], names: dict[str, str | None], rubric: Rubric
-) -> dict[str, Any]:
-    pair = store.corpus.pair(row["pair_id"])
-    return {
-        "pair_id": pair.id,
-        "source_id": names.get(pair.id),
-        **{key: row[key] for key in ("category", "beta", "gap", "agreement", "spread", "votes")},
-        **_texts(pair),
-        "rationale": _rationale(store, row, rubric),
-    }
-
-
-def _texts(pair: Pair) -> dict[str, str]:
-    return {
-        "prompt": _short(_said(pair.prompt[-1])),
-        "chosen": _short("\n\n".join(_said(turn) for turn in pair.chosen)),
-        "rejected": _short("\n\n".join(_said(turn) for turn in pair.rejected)),
-    }
-
-
-def _said(turn: Message) -> str:
-    """What a turn says; what is not text (tool calls, parts of a message) as JSON."""
-    content = turn.get("content")
-    said = [content if isinstance(content, str) else canonical_json(content)] if content else []
-    more = {key: turn[key] for key in turn if key not in ("role", "content")}
-    return "\n".join([*said, canonical_json(more)] if more else said)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
-
-
-def _rationale(store: Store, row: dict[str, Any], rubric: Rubric) -> dict[str, Any] | None:
-    """Of the replies that name the pair's category, the one whose gap is nearest to the pair's.
-
-    Of equally near ones the first by teacher and variant.
-    """
-    named = [
-        reply
-        for reply in store.replies(row["pair_id"])
-        if reply["status"] == "kept" and reply["category"] == row["category"]
-    ]
-
-    def distance(reply: dict[str, Any]) -> float:
-        magnitude = rubric.magnitude.share(reply["magnitude"])
-        return round(abs(magnitude * rubric.confidence.share(reply["confidence"]) - row["gap"]), 9)
-
-    nearest = min(named, key=distance, default=None)
-    if nearest is None:
-        return None
-    return {key: nearest[key] for key in ("teacher", "variant", "rationale")}

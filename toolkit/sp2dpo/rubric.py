@@ -8,15 +8,22 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sp2dpo.fence import fenced
 from sp2dpo.pairs import Message, Pair, canonical_json
 from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
 
-PACKAGED = "semantic-gap"
-_PARTS = ("prompt", "chosen", "rejected")
+PACKAGED = ("semantic-gap", "semantic-gap-blind")
+CHOSEN_FIRST = "chosen-first"
+REJECTED_FIRST = "rejected-first"
+BETTER = ("A", "B", "tie")
+"""What a reply under the blind protocol may call better; A is the response shown first."""
+_PARTS = {"labelled": ("prompt", "chosen", "rejected"), "blind": ("prompt", "a", "b")}
+"""The parts of a request, by protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,10 @@ class Scale:
         """Where a value stands on the scale, in [0, 1]."""
         return (value - self.min) / (self.max - self.min)
 
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a value."""
+        return {"type": "integer", "minimum": self.min, "maximum": self.max}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rubric:
@@ -41,12 +52,14 @@ class Rubric:
         system: the system message; empty for none.
         task: the text that all requests share.
         fence: the sentence that explains the marks around the pair; holds `{mark}`.
-        parts: what the rubric calls prompt, chosen and rejected.
+        parts: what the rubric calls prompt, chosen and rejected; blind: prompt, a and b.
         categories: name -> description, in order of priority (ties go to the earlier).
-        magnitude: how much better `chosen` is.
+        magnitude: how much better `chosen` is; blind: the response that the reply names.
         confidence: how sure the teacher is.
         rationale_length: in characters.
         variants: name -> closing paragraph.
+        protocol: `labelled` (SP2DPO's) says which response is `chosen`; `blind` (ours) does not,
+            and asks in both orders which one is better.
     """
 
     name: str
@@ -59,6 +72,12 @@ class Rubric:
     confidence: Scale
     rationale_length: int
     variants: Mapping[str, str]
+    protocol: str = "labelled"
+
+    @property
+    def blind(self) -> bool:
+        """Whether the teacher is not told which response is `chosen`."""
+        return self.protocol == "blind"
 
     @property
     def hash(self) -> str:
@@ -70,24 +89,39 @@ class Rubric:
 
     def as_mapping(self) -> dict[str, Any]:
         """What its YAML file says; `rubric_of` reads it back."""
-        return asdict(self)
+        said = asdict(self)
+        if not self.blind:
+            del said["protocol"]  # as files leave it out
+        return said
+
+    def orders(self, pair_id: str) -> tuple[str, ...]:
+        """The orders in which the responses of a pair are shown, the one to ask first at its head.
+
+        Which one that is under the blind protocol depends on the pair's id alone, so that neither
+        order comes first more often, and no reader of the mark can tell it. Our choice.
+        """
+        if not self.blind:
+            return (CHOSEN_FIRST,)
+        drawn = hashlib.sha256(f"order of {pair_id}".encode()).digest()[0]
+        orders = (CHOSEN_FIRST, REJECTED_FIRST)
+        return orders if drawn % 2 else orders[::-1]
+
+    @property
+    def reply_keys(self) -> tuple[str, ...]:
+        """The keys of a reply; the rationale comes first so that it informs the rest."""
+        better = ("better",) if self.blind else ()
+        return ("rationale", "category", *better, "magnitude", "confidence")
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of a reply; the rationale comes first so that it informs the rest."""
-        fields = {
+        """The JSON schema of a reply."""
+        known = {
             "rationale": {"type": "string", "maxLength": self.rationale_length},
             "category": {"type": "string", "enum": list(self.categories)},
-            "magnitude": {
-                "type": "integer",
-                "minimum": self.magnitude.min,
-                "maximum": self.magnitude.max,
-            },
-            "confidence": {
-                "type": "integer",
-                "minimum": self.confidence.min,
-                "maximum": self.confidence.max,
-            },
+            "better": {"type": "string", "enum": list(BETTER)},
+            "magnitude": self.magnitude.schema(),
+            "confidence": self.confidence.schema(),
         }
+        fields = {key: known[key] for key in self.reply_keys}
         return {
             "type": "object",
             "properties": fields,
@@ -95,19 +129,43 @@ class Rubric:
             "additionalProperties": False,
         }
 
-    def messages(self, pair: Pair, variant: str) -> list[dict[str, str]]:
+    def shared(self, pair: Pair, order: str = CHOSEN_FIRST) -> str:
+        """What the requests about a pair have in common: the task, and the pair behind its fence.
+
+        Raises:
+            ValueError: the protocol does not show the responses in that order.
+        """
+        if order not in self.orders(pair.id):
+            raise ValueError(f"the {self.protocol} protocol knows no order {order!r}")
+        return f"{self._asked_of_all}\n\n{fenced(pair, self.fence, self._shown(pair, order))}"
+
+    def messages(
+        self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
+    ) -> list[dict[str, str]]:
         """The chat that asks for one annotation.
 
-        Everything up to the last paragraph is the same for all variants of a pair, so that a
-        server's prefix cache serves all variants but the first.
+        Everything up to the last paragraph is the same for all variants of a pair in one order, so
+        that a server's prefix cache serves all variants but the first.
+
+        Args:
+            pair: what is judged.
+            variant: whose paragraph closes the request.
+            order: in which the responses are shown.
+            shared: what `shared` gives for the pair and the order, where it is at hand.
+
+        Raises:
+            ValueError: as `shared`.
         """
-        asked = "\n\n".join((self._task(), self._fenced(pair), self.variants[variant].strip()))
-        messages = [{"role": "user", "content": asked}]
+        if shared is None:
+            shared = self.shared(pair, order)
+        messages = [{"role": "user", "content": f"{shared}\n\n{self.variants[variant].strip()}"}]
         if self.system.strip():
             messages.insert(0, {"role": "system", "content": self.system.strip()})
         return messages
 
-    def _task(self) -> str:
+    @cached_property
+    def _asked_of_all(self) -> str:
+        """The task, its tokens filled in: what the requests about all pairs begin with."""
         listed = "\n".join(
             f"  {number}. `{name}`: {text}"
             for number, (name, text) in enumerate(self.categories.items(), start=1)
@@ -123,47 +181,19 @@ class Rubric:
         tokens = "|".join(map(re.escape, texts))
         return re.sub(tokens, lambda found: texts[found[0]], self.task.strip())
 
-    def _fenced(self, pair: Pair) -> str:
-        mark = _mark(pair)
-        lines = [self.fence.strip().replace("{mark}", mark), ""]
-        for part in _PARTS:
-            name = self.parts[part]
-            for turn in getattr(pair, part):
-                lines += [f"{mark} {name} ({turn['role']})", _spoken(turn)]
-        if pair.tools:
-            lines += [f"{mark} tools", canonical_json(pair.tools)]
-        lines.append(mark)
-        return "\n".join(lines)
-
-
-def _mark(pair: Pair) -> str:
-    """A fence that no text of the pair holds: a piece of the pair's own hash.
-
-    A text would have to contain a piece of a hash over itself; should it ever, the next piece is
-    taken.
-    """
-    texts = [canonical_json(turn) for part in _PARTS for turn in getattr(pair, part)]
-    texts.append(canonical_json(pair.tools))
-    seed = pair.id
-    while any(seed[:16] in text for text in texts):
-        seed = hashlib.sha256(seed.encode()).hexdigest()
-    return f"#{seed[:16]}#"
-
-
-def _spoken(turn: Message) -> str:
-    """What a turn says, tool calls and other keys as JSON behind the text."""
-    more = {key: turn[key] for key in turn if key not in ("role", "content")}
-    said = [turn.get("content") or ""]
-    if more:
-        said.append(canonical_json(more))
-    return "\n".join(text for text in said if text)
+    def _shown(self, pair: Pair, order: str) -> list[tuple[str, tuple[Message, ...]]]:
+        """The parts of a pair under their names, in the order in which they are shown."""
+        responses = (pair.chosen, pair.rejected)
+        parts = (pair.prompt, *(responses if order == CHOSEN_FIRST else responses[::-1]))
+        names = (self.parts[part] for part in _PARTS[self.protocol])
+        return list(zip(names, parts, strict=True))
 
 
 def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
     """The packaged rubric of that name, or the one in a YAML file.
 
     Args:
-        name: `semantic-gap`, or a path; a relative one counts from `beside`.
+        name: `semantic-gap`, `semantic-gap-blind`, or a path; a relative one counts from `beside`.
         beside: the folder of the panel that names it.
 
     Raises:
@@ -173,8 +203,10 @@ def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
     if "/" not in name and not name.endswith((".yaml", ".yml")):
         packaged = resources.files("sp2dpo") / "rubrics" / f"{name}.yaml"
         if not packaged.is_file():
-            hint = did_you_mean(name, [PACKAGED])
-            raise ValueError(f"no packaged rubric is called {name!r}{hint} (known: {PACKAGED})")
+            raise ValueError(
+                f"no packaged rubric is called {name!r}{did_you_mean(name, PACKAGED)} "
+                f"(known: {', '.join(PACKAGED)})"
+            )
         with resources.as_file(packaged) as path:
             return read_rubric(path)
     return read_rubric((beside or Path()) / name)
@@ -191,12 +223,13 @@ def rubric_of(said: dict[str, Any], *, where: str) -> Rubric:
     Raises:
         ValueError: with `where` and what is wrong.
     """
-    check_keys(where, said, required=list(Rubric.__dataclass_fields__))
+    required = [key for key in Rubric.__dataclass_fields__ if key != "protocol"]
+    check_keys(where, said, required=required, optional=["protocol"])
     for key in ("name", "system", "task", "fence"):
         check_type(where, key, said[key], str)
     for key in ("parts", "categories", "variants"):
         _check_texts(where, key, said[key])
-    check_keys(f"{where}: parts", said["parts"], required=_PARTS)
+    _check_parts(where, said["parts"], said.get("protocol", "labelled"))
     check_type(where, "rationale_length", said["rationale_length"], int)
     if said["rationale_length"] < 1:
         raise ValueError(f"{where}: rationale_length {said['rationale_length']} must be at least 1")
@@ -205,18 +238,21 @@ def rubric_of(said: dict[str, Any], *, where: str) -> Rubric:
         for token in tokens:
             if token not in said[key]:
                 raise ValueError(f"{where}: {key} must hold {token}, or no teacher reads of it")
-    return Rubric(
-        name=said["name"],
-        system=said["system"],
-        task=said["task"],
-        fence=said["fence"],
-        parts=said["parts"],
-        categories=said["categories"],
-        magnitude=_scale(f"{where}: magnitude", said["magnitude"]),
-        confidence=_scale(f"{where}: confidence", said["confidence"]),
-        rationale_length=said["rationale_length"],
-        variants=said["variants"],
-    )
+    scales: dict[str, Any] = {
+        key: _scale(f"{where}: {key}", said[key]) for key in ("magnitude", "confidence")
+    }
+    return Rubric(**(said | scales))
+
+
+def _check_parts(where: str, parts: dict[str, str], protocol: Any) -> None:
+    check_type(where, "protocol", protocol, str)
+    if protocol not in _PARTS:
+        known = ", ".join(_PARTS)
+        hint = did_you_mean(protocol, _PARTS)
+        raise ValueError(f"{where}: protocol {protocol!r} is not known{hint} (known: {known})")
+    check_keys(f"{where}: parts", parts, required=_PARTS[protocol])
+    if protocol == "blind" and parts["a"] == parts["b"]:
+        raise ValueError(f"{where}: parts: a and b are both called {parts['a']!r}")
 
 
 def _check_texts(where: str, key: str, value: Any) -> None:

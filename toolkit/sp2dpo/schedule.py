@@ -9,21 +9,26 @@ import polars as pl
 
 from sp2dpo.annotation_table import AnnotationTable
 from sp2dpo.files import refuse_foreign, whole
-from sp2dpo.gaps import gaps
+from sp2dpo.gaps import ESTIMATES, gaps
 from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
 
 _CHOICES = {
+    "estimate": ESTIMATES,
     "gap": ("product",),
     "over_variants": ("median",),
     "over_teachers": ("mean",),
     "map": ("linear",),
 }
+_ESTIMATE = (
+    "write `estimate: sampled` to take a reply's magnitude and confidence as it says them, "
+    "`estimate: expected` to take their expectations, which needs replies with log-probabilities"
+)
 _METADATA = "sp2dpo"
 _LARGEST = 1_000_000
 """A beta or a quorum above it is a slip of the pen."""
 COLUMNS = (
-    "pair_id", "beta", "has_beta", "gap", "category", "magnitude", "confidence", "spread",
-    "agreement", "votes", "teachers",
+    "pair_id", "beta", "has_beta", "gap", "signed_gap", "label_disputed", "category", "magnitude",
+    "confidence", "spread", "agreement", "votes", "teachers",
 )  # fmt: skip
 
 
@@ -34,7 +39,11 @@ class Schedule:
     Attributes:
         beta_min: the beta of a gap of 0; above 0. SP2DPO: 0.03.
         beta_max: the beta of a gap of 1; above `beta_min`. SP2DPO: 0.3.
-        quorum: kept replies below which a pair gets no beta; at least 1. Our choice.
+        quorum: votes below which a pair gets no beta; at least 1. A kept reply is a vote, each
+            order of a blind protocol for itself. Our choice.
+        estimate: of a reply's magnitude and confidence. `sampled`: as the reply says them.
+            `expected`: their expectations over the tokens that it could have said; a reply without
+            log-probabilities is no vote. Our choice.
         gap: of one reply. `product`: magnitude share times confidence share (our choice; the
             sources we hold do not print the paper's formula).
         over_variants: `median` over a teacher's variants (SP2DPO, section 4.3.3).
@@ -45,6 +54,7 @@ class Schedule:
     beta_min: float
     beta_max: float
     quorum: int
+    estimate: str
     gap: str
     over_variants: str
     over_teachers: str
@@ -67,7 +77,12 @@ def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
     Raises:
         ValueError: with `where` and what is wrong.
     """
-    check_keys(where, said, required=list(Schedule.__dataclass_fields__))
+    try:
+        check_keys(where, said, required=list(Schedule.__dataclass_fields__))
+    except ValueError as error:
+        if "estimate" in said:
+            raise
+        raise ValueError(f"{error}; {_ESTIMATE}") from None
     for key, known in _CHOICES.items():
         if said[key] not in known:
             hint = did_you_mean(said[key], known)
@@ -112,19 +127,31 @@ def betas(annotations: AnnotationTable, schedule: Schedule) -> pl.DataFrame:
         pair_id: 64 hexadecimal digits.
         beta: in [beta_min, beta_max]; null below the quorum.
         has_beta: whether there is one.
-        gap: effective semantic gap in [0, 1]; null below the quorum.
+        gap: effective semantic gap in [0, 1]: the signed gap, at least 0; null below the quorum.
+        signed_gap: in [-1, 1], below 0 where the teachers prefer the rejected response, which the
+            labelled protocol cannot tell; null below the quorum. Ours.
+        label_disputed: whether the signed gap is below 0; null below the quorum and under the
+            labelled protocol. Ours.
         category: of most replies, ties to the higher priority; null without replies.
-        magnitude, confidence: JMAMP of each alone, on the rubric's scale, for display.
-        spread: population standard deviation of the teachers' gaps, in [0, 0.5].
+        magnitude, confidence: JMAMP of each alone, without a sign, on the rubric's scale, for
+            display.
+        spread: population standard deviation of the teachers' signed gaps: in [0, 0.5], under the
+            blind protocol in [0, 1].
         agreement: share of the replies that name that category, in (0, 1].
-        votes: kept replies.
-        teachers: teachers with at least one kept reply.
+        votes: kept replies that count under the schedule's estimate.
+        teachers: teachers with at least one of them.
+
+    Raises:
+        ValueError: no reply has the expectations that the schedule wants.
     """
     enough = pl.col("votes") >= schedule.quorum
     beta = linear(pl.col("gap"), beta_min=schedule.beta_min, beta_max=schedule.beta_max)
     return (
-        gaps(annotations)
-        .with_columns(gap=pl.when(enough).then("gap"))
+        gaps(annotations, schedule.estimate)
+        .with_columns(
+            pl.when(enough).then(name).alias(name)
+            for name in ("gap", "signed_gap", "label_disputed")
+        )
         .with_columns(beta=beta, has_beta=pl.col("gap").is_not_null())
         .select(COLUMNS)
         .sort("pair_id")
@@ -179,13 +206,16 @@ def read_betas(path: Path) -> Betas:
         raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
     try:
         origin = json.loads(pl.read_parquet_metadata(path)[_METADATA])
+        said, made_from = origin["schedule"], origin["annotations"]
         table = pl.read_parquet(path)
-        schedule = schedule_of(origin["schedule"], where=f"{path}: schedule")
     except (pl.exceptions.PolarsError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
     if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: its columns are not those that `sp2dpo schedule` writes")
-    return Betas(table=table, schedule=schedule, annotations_hash=origin["annotations"])
+        raise ValueError(
+            f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
+        )
+    schedule = schedule_of(said, where=f"{path}: schedule")
+    return Betas(table=table, schedule=schedule, annotations_hash=made_from)
 
 
 def check_origin(made: Betas, annotations: AnnotationTable, *, path: Path, store: Path) -> None:

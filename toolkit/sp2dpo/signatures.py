@@ -76,7 +76,8 @@ def signatures(
 
     Args:
         made: the betas.
-        replies: kept, with pair_id, teacher and gap.
+        replies: pair_id, teacher and gap, one row per variant; under the blind protocol a mean over
+            the orders, so that what a teacher owes to a place is not taken for wavering.
         between_teachers: as `agreement.comparisons` makes them.
     """
     shares = envelope_shares(made.table, made.schedule).drop_nulls()

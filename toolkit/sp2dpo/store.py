@@ -8,48 +8,18 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sp2dpo.annotation_table import AnnotationTable, annotation_table
-from sp2dpo.annotations import LABELLED, Annotation, Key
-from sp2dpo.corpus import Corpus, pair_from
-from sp2dpo.database import connect, read_meta, snapshot, transaction, write_meta
-from sp2dpo.pairs import Pair
+from sp2dpo.backlog import Backlog, Settled, counted
+from sp2dpo.corpus import Corpus
+from sp2dpo.database import connect, integrity, read_meta, snapshot, transaction, write_meta
+from sp2dpo.entries import COLUMNS, Entry, row_of
+from sp2dpo.ledger import Ledger
 from sp2dpo.panel import Panel
 from sp2dpo.rubric import Rubric, rubric_of
-from sp2dpo.teachers import Reply
-
-_REPLY_COLUMNS = (
-    "pair_id", "teacher", "variant", "order", "attempt", "status", "reason", "detail",
-    "category", "magnitude", "confidence", "rationale", "raw", "finish_reason", "model", "rubric",
-    "prompt_tokens", "completion_tokens", "cached_tokens", "seconds", "arrived",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A reply as it is stored: kept with its annotation, or refused with its reason.
-
-    Attributes:
-        key: what it answers.
-        annotation: None where it was refused.
-        reason: why it was refused, one word; None where it was kept.
-        detail: more of the reason.
-        raw: what came back, word for word.
-        reply: the counts around it; None where the server declined the request.
-        arrived: seconds since 1970.
-    """
-
-    key: Key
-    annotation: Annotation | None
-    reason: str | None
-    detail: str | None
-    raw: str
-    reply: Reply | None
-    arrived: float
 
 
 class Store:
@@ -58,6 +28,8 @@ class Store:
     Attributes:
         path: of the file.
         corpus: its pairs.
+        backlog: what is still to be asked about them.
+        ledger: what the replies took.
 
     Raises:
         ValueError: the file is no store, or of another format.
@@ -68,6 +40,8 @@ class Store:
         self.path = path
         self._db = connect(path, write=write)
         self.corpus = Corpus(self._db, path)
+        self.backlog = Backlog(self._db, path)
+        self.ledger = Ledger(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +53,10 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self._db.close()
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty where it is sound."""
+        return integrity(self._db)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -123,6 +101,7 @@ class Store:
         with transaction(self._db):
             write_meta(self._db, "rubric_hash", panel.rubric.hash)
             write_meta(self._db, "rubric", rubric)
+            write_meta(self._db, "panel", json.dumps(panel.record(), ensure_ascii=False))
             for teacher in panel.teachers:
                 if teacher.name not in heard:
                     sampling = json.dumps(teacher.sampling, sort_keys=True)
@@ -142,6 +121,17 @@ class Store:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
         return rubric_of(json.loads(said), where=f"{self.path}: rubric")
 
+    def panel(self) -> dict[str, Any]:
+        """What the last panel asked: see `Panel.record`.
+
+        Raises:
+            ValueError: nothing was annotated yet.
+        """
+        said = read_meta(self._db, "panel")
+        if said is None:
+            raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
+        return json.loads(said)
+
     def teachers(self) -> list[dict[str, Any]]:
         """name, model, revision and sampling of every teacher that has replied, by name."""
         rows = self._db.execute(
@@ -158,57 +148,27 @@ class Store:
         heard = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
         return [variant for variant in self.rubric().variants if variant in heard]
 
-    def pending(
-        self, teacher: str, variants: Sequence[str], *, again: bool, after: int, limit: int
-    ) -> list[tuple[int, Pair, dict[str, int]]]:
-        """The next pairs of which a teacher's reply is missing, in the order of the source.
+    def add(self, entries: Sequence[Entry], settled: Sequence[Settled] = ()) -> None:
+        """Stores replies, and pairs that are asked no more about, in one transaction.
 
-        Args:
-            teacher: its name.
-            variants: those asked for.
-            again: whether a refused reply counts as missing.
-            after: the number of the last pair seen; 0 to begin.
-            limit: pairs at most.
-
-        Returns:
-            (number, pair, missing variant -> the attempt that comes next), variants in the given
-            order.
+        When it returns, they are on the disk.
         """
-        marks = ", ".join("?" * len(variants))
-        done = "status = 'kept'" if again else "true"
-        asked = f'r.pair_id = p.pair_id AND teacher = ? AND "order" = ? AND variant IN ({marks})'
-        values = (teacher, LABELLED, *variants)
-        rows = self._db.execute(
-            f"""
-            SELECT number, prompt, chosen, rejected, tools,
-                (SELECT json_group_array(json_array(variant, {done}, attempt))
-                 FROM replies r WHERE {asked})
-            FROM pairs p WHERE number > ? AND (
-                SELECT count(DISTINCT variant) FROM replies r WHERE {asked} AND {done}
-            ) < ?
-            ORDER BY number LIMIT ?
-            """,
-            (*values, after, *values, len(variants), limit),
-        )
-        return [
-            (number, pair_from(said), _missing(variants, json.loads(replies)))
-            for number, *said, replies in rows
-        ]
-
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Stores replies in one transaction: when it returns, they are on the disk."""
-        names = ", ".join(f'"{name}"' for name in _REPLY_COLUMNS)
-        marks = ", ".join("?" * len(_REPLY_COLUMNS))
+        names = ", ".join(f'"{name}"' for name in COLUMNS)
+        marks = ", ".join("?" * len(COLUMNS))
         rubric = read_meta(self._db, "rubric_hash")
         with transaction(self._db):
             self._db.executemany(
                 f"INSERT INTO replies ({names}) VALUES ({marks})",
-                [_columns(entry, rubric) for entry in entries],
+                [row_of(entry, rubric) for entry in entries],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO settled VALUES (?, ?, ?)",
+                [(one.pair_id, one.replies, one.chance) for one in settled],
             )
 
     def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
         """All replies, or those of one pair, by their keys; teachers' revisions included."""
-        names = ", ".join(f'replies."{name}"' for name in _REPLY_COLUMNS if name != "model")
+        names = ", ".join(f'replies."{name}"' for name in COLUMNS if name != "model")
         where = "" if pair_id is None else "WHERE pair_id = ?"
         with closing(self._db.cursor()) as cursor:
             cursor.row_factory = sqlite3.Row
@@ -227,7 +187,10 @@ class Store:
         Raises:
             ValueError: there is none.
         """
-        names = (*_REPLY_COLUMNS[:5], "category", "magnitude", "confidence")
+        names = (
+            *COLUMNS[:5], "category", "magnitude", "confidence", "better",
+            "expected_magnitude", "expected_confidence",
+        )  # fmt: skip
         quoted = ", ".join(f'"{name}"' for name in names)
         rows = self._db.execute(f"SELECT {quoted} FROM replies WHERE status = 'kept'").fetchall()
         rubric = self.rubric()
@@ -237,33 +200,10 @@ class Store:
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
         """How often each outcome came back: `kept`, or the reason of the last refusal."""
-        marks = ", ".join("?" * len(variants))
-        # SQLite takes the bare column `reason` from the row that has the maximum.
-        return dict(
-            self._db.execute(
-                "SELECT coalesce(reason, 'kept'), count(*) FROM ("
-                "SELECT reason, max((status = 'kept') * 1000000 + attempt) FROM replies "
-                f'WHERE teacher = ? AND "order" = ? AND variant IN ({marks}) '
-                "GROUP BY pair_id, variant) GROUP BY 1 ORDER BY 1",
-                (teacher, LABELLED, *variants),
-            )
+        return counted(
+            [
+                one
+                for one in self.backlog.outcomes()
+                if one.teacher == teacher and one.variant in variants
+            ]
         )
-
-
-def _missing(variants: Sequence[str], replies: list[tuple[str, int, int]]) -> dict[str, int]:
-    done = {variant for variant, is_done, _ in replies if is_done}
-    last = {variant: attempt for variant, _, attempt in sorted(replies)}
-    return {variant: last.get(variant, -1) + 1 for variant in variants if variant not in done}
-
-
-def _columns(entry: Entry, rubric: str | None) -> tuple[Any, ...]:
-    key, said, reply = entry.key, entry.annotation, entry.reply
-    return (
-        key.pair_id, key.teacher, key.variant, key.order, key.attempt,
-        "refused" if said is None else "kept", entry.reason, entry.detail,
-        said and said.category, said and said.magnitude,
-        said and said.confidence, said and said.rationale,
-        entry.raw, reply and reply.finish_reason, reply and reply.model, rubric,
-        reply and reply.prompt_tokens, reply and reply.completion_tokens,
-        reply and reply.cached_tokens, reply and reply.seconds, entry.arrived,
-    )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sp2dpo.annotate import Tally
 from sp2dpo.corpus import Corpus
+from sp2dpo.tally import Tally
 
 _NAMED = 5
 """Rows that are named for each reason."""
@@ -35,11 +35,13 @@ def tally_lines(tallies: Sequence[Tally]) -> list[str]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in one.refused.items())
         lines.append(
             f"{one.teacher}: {one.all} asked for = {one.kept} kept + {sum(one.refused.values())} "
-            f"refused{f' ({reasons})' if reasons else ''} + {one.pending} pending"
+            f"refused{f' ({reasons})' if reasons else ''}"
+            f"{f' + {one.spared} spared' if one.spared else ''} + {one.pending} pending"
         )
+    spared = sum(one.spared for one in tallies)
     lines.append(
         f"{sum(one.all for one in tallies)} asked for = {sum(one.kept for one in tallies)} kept + "
         f"{sum(sum(one.refused.values()) for one in tallies)} refused + "
-        f"{sum(one.pending for one in tallies)} pending"
+        f"{f'{spared} spared + ' if spared else ''}{sum(one.pending for one in tallies)} pending"
     )
     return lines

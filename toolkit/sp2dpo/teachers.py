@@ -13,13 +13,38 @@ import aiohttp
 
 from sp2dpo.panel import Teacher
 
+_LONGEST_WAIT = 300.0
+"""Seconds at most that a server's Retry-After is heeded."""
+
 
 class TeacherError(OSError):
     """A teacher that cannot be asked: the run stops, and nothing is recorded for the request."""
 
 
 class Unavailable(TeacherError):
-    """A fault that may pass: overload, an error of the server, a lost connection, a time-out."""
+    """A fault that may pass: overload, an error of the server, a lost connection, a time-out.
+
+    Attributes:
+        reason: what a request is refused with that fails so for good: `http-500`, `no-answer`.
+        overloaded: whether the server, or the time that it takes, asks for fewer requests at once.
+        lost: whether there was no answer at all.
+        wait: seconds that the server wants to be left alone.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        reason: str,
+        overloaded: bool = False,
+        lost: bool = False,
+        wait: float = 0.0,
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.overloaded = overloaded
+        self.lost = lost
+        self.wait = wait
 
 
 class Declined(ValueError):
@@ -45,7 +70,8 @@ class Reply:
         prompt_tokens: of the request, as the server counted.
         completion_tokens: of the reply.
         cached_tokens: of the prompt, served from the prefix cache; None where it does not tell.
-        seconds: from sending to the whole reply.
+        seconds: from sending to the whole reply; None where nobody took the time.
+        logprobs: of its tokens, as the server gives them; None where it gives none.
     """
 
     text: str
@@ -54,80 +80,159 @@ class Reply:
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None
-    seconds: float
+    seconds: float | None
+    logprobs: list[Any] | None = None
 
 
 def open_session() -> aiohttp.ClientSession:
     """A session for all teachers; how much is in flight is decided above it."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
 
 
-async def check_listed(session: aiohttp.ClientSession, teacher: Teacher) -> None:
-    """Asks the server for its models.
+def body(
+    teacher: Teacher, messages: list[dict[str, str]], schema: dict[str, Any], attempt: int
+) -> dict[str, Any]:
+    """What is sent for one reply.
 
-    Raises:
-        TeacherError: nothing answers there, it refuses us, or it does not list the model.
+    Args:
+        teacher: whose model and sampling.
+        messages: the chat.
+        schema: of the reply.
+        attempt: 0 at first; a later one is sent with its own seed, the sampling's (or 0) plus it.
     """
-    url = f"{teacher.base_url.rstrip('/')}/models"
-    try:
-        async with session.get(url, headers=_headers(teacher), timeout=_timeout(30)) as response:
-            body = await response.read()
-    except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
-        raise TeacherError(
-            f"teacher {teacher.name}: nothing answers at {teacher.base_url} "
-            f"({_said(error)}); start its server or correct base_url"
-        ) from error
-    _check_status(teacher, response.status, body)
-    if response.status != 200:
-        raise TeacherError(f"teacher {teacher.name}: {url} answered HTTP {response.status}")
-    listed = [model.get("id") for model in _parsed(teacher, body).get("data", [])]
-    if teacher.model not in listed:
-        raise TeacherError(
-            f"teacher {teacher.name}: the server at {teacher.base_url} does not serve "
-            f"{teacher.model}; it serves {', '.join(map(str, listed)) or 'nothing'}"
-        )
-
-
-async def ask(
-    session: aiohttp.ClientSession,
-    teacher: Teacher,
-    messages: list[dict[str, str]],
-    schema: dict[str, Any],
-) -> Reply:
-    """Sends one chat and waits for the whole reply.
-
-    Raises:
-        Declined: the server will not answer this request.
-        Unavailable: it may answer later.
-        TeacherError: it will not answer us at all (401, 403, 404).
-    """
-    body = {
-        "model": teacher.model,
+    seed = {"seed": teacher.sampling.get("seed", 0) + attempt} if attempt else {}
+    return {
         "messages": messages,
+        "model": teacher.model,
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "annotation", "strict": True, "schema": schema},
         },
         **teacher.sampling,
+        **seed,
     }
-    url = f"{teacher.base_url.rstrip('/')}/chat/completions"
-    started = time.monotonic()
-    try:
-        async with session.post(
-            url, json=body, headers=_headers(teacher), timeout=_timeout(teacher.timeout)
-        ) as response:
-            answer = await response.read()
-    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        raise Unavailable(f"teacher {teacher.name}: {_said(error)}") from error
-    _check_status(teacher, response.status, answer)
-    if response.status != 200:
-        raise Unavailable(f"teacher {teacher.name}: HTTP {response.status}: {_brief(answer)}")
-    return _reply(teacher, _parsed(teacher, answer), time.monotonic() - started)
 
 
-def _headers(teacher: Teacher) -> dict[str, str]:
-    key = teacher.api_key()
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+class Client:
+    """One teacher, to be asked over HTTP at any of its addresses."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, teacher: Teacher, schema: dict[str, Any]
+    ) -> None:
+        self.teacher = teacher
+        self._session = session
+        self._schema = schema
+        self._timeout = _timeout(teacher.timeout)
+        key = teacher.api_key()
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._rest: dict[int, bytes] = {}
+        """What follows the messages in a request, by attempt: the same for all pairs."""
+
+    async def check(self, url: str) -> int | None:
+        """Asks a server for its models.
+
+        Returns:
+            The longest context of the model in tokens, where the server tells.
+
+        Raises:
+            Unavailable: nothing answers there.
+            TeacherError: it refuses us, or does not list the model.
+        """
+        teacher, address = self.teacher, f"{url.rstrip('/')}/models"
+        try:
+            async with self._session.get(
+                address, headers=self._headers, timeout=_timeout(30)
+            ) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
+            raise Unavailable(
+                f"teacher {teacher.name}: nothing answers at {url} "
+                f"({_said(error)}); start its server or correct base_url",
+                reason="no-answer",
+                lost=True,
+            ) from error
+        _check_status(teacher, response.status, answer)
+        if response.status != 200:
+            raise TeacherError(f"teacher {teacher.name}: {address} answered HTTP {response.status}")
+        listed = _parsed(teacher, answer).get("data")
+        models = (
+            [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        )
+        for model in models:
+            if model.get("id") == teacher.model:
+                return _count(model.get("max_model_len"))
+        named = ", ".join(str(model.get("id")) for model in models)
+        raise TeacherError(
+            f"teacher {teacher.name}: the server at {url} does not serve "
+            f"{teacher.model}; it serves {named or 'nothing'}"
+        )
+
+    async def tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:
+        """How many tokens a chat takes, as vLLM's tokenizer counts; None where a server cannot.
+
+        Raises:
+            Unavailable: it may answer later.
+        """
+        server = url.rstrip("/").removesuffix("/v1")
+        said = {"model": self.teacher.model, "messages": messages, "add_generation_prompt": True}
+        if "chat_template_kwargs" in self.teacher.sampling:
+            said["chat_template_kwargs"] = self.teacher.sampling["chat_template_kwargs"]
+        status, answer, _ = await self._post(f"{server}/tokenize", json.dumps(said).encode())
+        if status != 200:
+            return None
+        try:
+            return _count(json.loads(answer)["count"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    async def ask(self, url: str, messages: list[dict[str, str]], attempt: int) -> Reply:
+        """Sends one chat and waits for the whole reply.
+
+        Raises:
+            Declined: the server will not answer this request.
+            Unavailable: it may answer later.
+            TeacherError: it will not answer us at all (401, 403, 404).
+        """
+        data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
+        started = time.monotonic()
+        status, answer, wait = await self._post(f"{url.rstrip('/')}/chat/completions", data)
+        _check_status(self.teacher, status, answer)
+        if status != 200:
+            raise Unavailable(
+                f"teacher {self.teacher.name}: HTTP {status}: {_brief(answer)}",
+                reason=f"http-{status}",
+                overloaded=status in (429, 503),
+                wait=wait,
+            )
+        return reply_of(self.teacher, _parsed(self.teacher, answer), time.monotonic() - started)
+
+    def _after_messages(self, attempt: int) -> bytes:
+        if attempt not in self._rest:
+            said = body(self.teacher, [], self._schema, attempt)
+            del said["messages"]
+            self._rest[attempt] = b"," + json.dumps(said).encode()[1:]
+        return self._rest[attempt]
+
+    async def _post(self, address: str, data: bytes) -> tuple[int, bytes, float]:
+        headers = {**self._headers, "Content-Type": "application/json"}
+        try:
+            async with self._session.post(
+                address, data=data, headers=headers, timeout=self._timeout
+            ) as response:
+                wait = response.headers.get("Retry-After", "")
+                seconds = min(float(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0
+                return response.status, await response.read(), seconds
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise Unavailable(
+                f"teacher {self.teacher.name}: {_said(error)}",
+                reason="no-answer",
+                overloaded=isinstance(error, TimeoutError),
+                lost=True,
+            ) from error
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
@@ -146,7 +251,7 @@ def _check_status(teacher: Teacher, status: int, body: bytes) -> None:
         )
     if status in (404, 405):
         raise TeacherError(
-            f"teacher {teacher.name}: HTTP {status} at {teacher.base_url}: wrong base_url or model "
+            f"teacher {teacher.name}: HTTP {status}: wrong base_url or model "
             f"({teacher.model}): {_brief(body)}"
         )
 
@@ -155,13 +260,28 @@ def _parsed(teacher: Teacher, body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Unavailable(f"teacher {teacher.name}: not an answer: {_brief(body)}") from error
+        raise _no_answer(teacher, body) from error
     if not isinstance(said, dict):
-        raise Unavailable(f"teacher {teacher.name}: not an answer: {_brief(body)}")
+        raise _no_answer(teacher, body)
     return said
 
 
-def _reply(teacher: Teacher, said: dict[str, Any], seconds: float) -> Reply:
+def _no_answer(teacher: Teacher, body: bytes) -> Unavailable:
+    text = f"teacher {teacher.name}: not an answer: {_brief(body)}"
+    return Unavailable(text, reason="no-answer")
+
+
+def reply_of(teacher: Teacher, said: dict[str, Any], seconds: float | None) -> Reply:
+    """What a chat completion says.
+
+    Args:
+        teacher: that was asked.
+        said: the completion, as JSON.
+        seconds: from sending to the whole reply; None where nobody took the time.
+
+    Raises:
+        Unavailable: it is no chat completion.
+    """
     try:
         choice = said["choices"][0]
         text = choice["message"].get("content") or ""
@@ -175,10 +295,19 @@ def _reply(teacher: Teacher, said: dict[str, Any], seconds: float) -> Reply:
             completion_tokens=_count(usage.get("completion_tokens")),
             cached_tokens=_count(cached),
             seconds=seconds,
+            logprobs=_logprobs(choice),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         brief = _brief(json.dumps(said).encode())
-        raise Unavailable(f"teacher {teacher.name}: not a chat completion: {brief}") from error
+        text = f"teacher {teacher.name}: not a chat completion: {brief}"
+        raise Unavailable(text, reason="no-answer") from error
+
+
+def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
+    """Of the reply's tokens; a reply is whole without them."""
+    said = choice.get("logprobs")
+    content = said.get("content") if isinstance(said, dict) else None
+    return content if isinstance(content, list) else None
 
 
 def storable(text: str) -> str:

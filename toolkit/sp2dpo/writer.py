@@ -3,7 +3,9 @@
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sp2dpo.store import Entry, Store
+from sp2dpo.backlog import Settled
+from sp2dpo.entries import Entry
+from sp2dpo.store import Store
 
 
 class Writer:
@@ -12,12 +14,18 @@ class Writer:
     def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
         self._store = store
         self._thread = thread
-        self._arrived: asyncio.Queue[Entry | None] = asyncio.Queue(maxsize=2000)
+        self._arrived: asyncio.Queue[Entry | Settled | asyncio.Event | None] = asyncio.Queue(2000)
         self._commit: Future[None] | None = None
 
-    async def put(self, entry: Entry | None) -> None:
-        """Takes a reply; None says that no more will come."""
-        await self._arrived.put(entry)
+    async def put(self, item: Entry | Settled | None) -> None:
+        """Takes a reply, or a pair that needs no more; None says that nothing more will come."""
+        await self._arrived.put(item)
+
+    async def sync(self) -> None:
+        """Waits until everything that was put before is on the disk."""
+        done = asyncio.Event()
+        await self._arrived.put(done)
+        await done.wait()
 
     async def write(self) -> None:
         """Commits what has arrived, again and again; while one commit runs the next gathers."""
@@ -28,6 +36,9 @@ class Writer:
             self._submit(batch)
             if self._commit:
                 await asyncio.shield(asyncio.wrap_future(self._commit))
+            for item in batch:
+                if isinstance(item, asyncio.Event):
+                    item.set()
 
     def flush(self) -> None:
         """Commits what is left, however the run ended; a commit that failed is an error here."""
@@ -37,10 +48,11 @@ class Writer:
         if self._commit:
             self._commit.result()
 
-    def _submit(self, batch: list[Entry | None]) -> None:
-        entries = [entry for entry in batch if entry is not None]
-        if entries:
-            self._commit = self._thread.submit(self._store.add, entries)
+    def _submit(self, batch: list[Entry | Settled | asyncio.Event | None]) -> None:
+        entries = [item for item in batch if isinstance(item, Entry)]
+        settled = [item for item in batch if isinstance(item, Settled)]
+        if entries or settled:
+            self._commit = self._thread.submit(self._store.add, entries, settled)
 
-    def _drained(self) -> list[Entry | None]:
+    def _drained(self) -> list[Entry | Settled | asyncio.Event | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]

@@ -1,0 +1,169 @@
+"""One teacher, asked through real servers: which replica, in what order, and what does not fit."""
+
+import json
+import sqlite3
+from collections import Counter
+from contextlib import ExitStack, closing
+
+import pytest
+import yaml
+
+from harness import ROOT, TESTS, Scripted, fail, process, succeed, write_pairs, write_panel
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_pairs(tmp_path / "pairs.jsonl", 40)
+    return tmp_path
+
+
+def annotate(folder, url, *arguments, expect=succeed, **more):
+    panel = write_panel(folder / "panel.yaml", url, **more)
+    store = folder / "run.sqlite"
+    return expect(
+        "annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel, "--store", store,
+        *arguments,
+    )  # fmt: skip
+
+
+def replies(folder, columns):
+    with closing(sqlite3.connect(folder / "run.sqlite")) as database:
+        return database.execute(f"SELECT {columns} FROM replies ORDER BY 1, 2").fetchall()
+
+
+def test_a_pair_stays_on_one_replica_and_the_pairs_are_shared_out(scripted, folder):
+    one, two = scripted(), scripted()
+    annotate(folder, [one.url, two.url])
+    asked = Counter(len(teacher.requests) % 3 for teacher in (one, two))
+    assert asked == {0: 2}  # whole pairs only
+    assert len(one.requests) + len(two.requests) == 120
+    assert min(len(one.requests), len(two.requests)) >= 24
+    assert set(one.requests).isdisjoint(two.requests)
+
+
+def test_the_pairs_of_a_replica_that_dies_move_to_the_other(scripted, folder):
+    log = folder / "dying.log"
+    with ExitStack() as stack:
+        dying = Scripted(
+            stack.enter_context(
+                process(TESTS / "scripted_teacher.py", "--log", log, "--hang-after", "20")
+            ),
+            log,
+        )
+        standing = scripted()
+        said = annotate(folder, [dying.url, standing.url], timeout=0.5, max_in_flight=4)
+    assert "120 asked for = 120 kept + 0 refused + 0 pending" in said
+    assert len(standing.requests) >= 100
+
+
+def test_a_replica_that_is_away_at_the_start_is_named_and_does_without(scripted, folder):
+    from harness import run
+
+    teacher = scripted()
+    done = annotate(folder, ["http://127.0.0.1:9/v1", teacher.url], expect=run)
+    assert "120 kept + 0 refused + 0 pending" in done.stdout
+    assert "nothing answers at http://127.0.0.1:9/v1" in done.stderr
+    assert "the other replicas are asked meanwhile" in done.stderr
+    assert len(teacher.requests) == 120
+
+
+def test_a_replica_with_another_model_ends_the_run(scripted, folder, replay_url):
+    complaint = annotate(folder, [scripted().url, replay_url], expect=fail)
+    assert "does not serve scripted; it serves reader-a" in complaint
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_warm_prefix_awaits_the_first_variant(scripted, folder, warm):
+    write_pairs(folder / "pairs.jsonl", 1)
+    annotate(folder, scripted(delay=0.5).url, warm_prefix=warm)
+    arrived = dict(replies(folder, "variant, arrived"))
+    later = min(arrived["critic"], arrived["reader"]) - arrived["direct"]
+    assert (later > 0.4) is warm
+
+
+def test_what_does_not_fit_into_the_context_is_set_aside_unasked(scripted, folder):
+    with (folder / "pairs.jsonl").open("a") as lines:
+        long = {"prompt": "word " * 4000, "chosen": "yes", "rejected": "no"}
+        lines.write(json.dumps(long) + "\n")
+    teacher = scripted(context=3000)
+    said = annotate(folder, teacher.url)
+    assert "123 asked for = 120 kept + 3 refused (too-long 3) + 0 pending" in said
+    assert len(teacher.requests) == 120
+    detail = next(row[1] for row in replies(folder, "status, detail") if row[0] == "refused")
+    assert "and max_tokens 300 exceed the model's 3000" in detail
+
+
+def test_a_server_that_cannot_count_is_asked_all_the_same(scripted, folder):
+    write_pairs(folder / "pairs.jsonl", 2)
+    assert "6 kept" in annotate(folder, scripted(context=400, counts=0).url)
+
+
+def test_logprobs_become_expectations_and_stay_traceable(scripted, folder):
+    sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 5}
+    annotate(folder, scripted().url, sampling=sampling)
+    found = replies(
+        folder, "magnitude, expected_magnitude, confidence, expected_confidence, logprobs"
+    )
+    assert len(found) == 120
+    for magnitude, expected_magnitude, confidence, expected_confidence, tokens in found:
+        assert expected_magnitude == magnitude
+        assert expected_confidence == confidence
+        assert {one["field"] for one in json.loads(tokens)} == {
+            "category", "magnitude", "confidence",
+        }  # fmt: skip
+
+
+def test_no_logprobs_are_kept_where_the_panel_does_not_ask(scripted, folder):
+    annotate(folder, scripted().url)
+    assert set(replies(folder, "expected_magnitude, logprobs")) == {(None, None)}
+
+
+def served(folder, environment):
+    panel = write_panel(folder / "panel.yaml", "http://127.0.0.1:9/v1")
+    said = yaml.safe_load(panel.read_text())
+    (teacher,) = said["teachers"]
+    del teacher["base_url"]
+    teacher["serve"] = {"environment": str(environment), "args": ["--max-model-len", "4096"]}
+    panel.write_text(yaml.safe_dump(said))
+    return panel
+
+
+def test_the_command_of_a_panel_is_shown_and_never_run_unasked(folder):
+    ran = folder / "ran"
+    program = folder / "environment" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    panel = served(folder, folder / "environment")
+    command = ["annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel]
+    store = ["--store", folder / "run.sqlite"]
+    complaint = fail(*command, *store)
+    assert "never run unasked; give --serve" in complaint
+    assert not ran.exists()
+    complaint = fail(*command, *store, "--serve")
+    assert "--max-model-len 4096" in complaint
+    assert ran.exists()
+
+
+def test_serving_wants_a_teacher_that_says_how(folder, tmp_path):
+    panel = write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1")
+    assert "not a `serve`" in fail("serve", panel, "--teacher", "scripted")
+    assert "did you mean 'scripted'" in fail("serve", panel, "--teacher", "scriptd")
+
+
+def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripted, folder):
+    teacher = scripted()
+    said = annotate(folder, teacher.url, "--shard", "1/4")
+    first = len(teacher.requests)
+    assert f"{first} asked for = {first} kept" in said
+    assert 0 < first < 60
+    annotate(folder, teacher.url)
+    assert len(teacher.requests) == first
+    assert "is for the shard 1/4" in annotate(folder, teacher.url, "--shard", "0/4", expect=fail)
+
+
+def test_panels_in_recipes_can_be_read():
+    from sp2dpo.panel import load_panel
+
+    for path in (ROOT / "recipes" / "panels").glob("*.yaml"):
+        assert load_panel(path).teachers

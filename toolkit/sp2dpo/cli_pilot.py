@@ -1,0 +1,186 @@
+"""The commands that say how a run stands, and whether to begin a long one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sp2dpo.panel import Panel
+    from sp2dpo.pilot import Trial
+    from sp2dpo.sources import Source, SourceRow
+    from sp2dpo.store import Store
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+NO_GO = 3
+"""The exit code of a pilot that says no-go."""
+_MANY = 20
+"""Replies after which a teacher none of which can be read is of no use."""
+
+
+@click.command()
+@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` makes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def status(store_file: Path, as_json: bool) -> None:
+    """Say where a run stands, also while another process annotates."""
+    from sp2dpo.status import status as status_of
+    from sp2dpo.status_lines import status_lines
+
+    found = status_of(store_file)
+    _print(found, [] if as_json else status_lines(found), as_json=as_json)
+    if found["integrity"]:
+        raise ValueError(
+            f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
+            "`sqlite3 FILE .recover`"
+        )
+
+
+@click.command()
+@click.option("--pairs", metavar="P", required=True, help="As for `annotate`: the whole corpus.")
+@click.option("--panel", "panel_file", type=FILE, required=True, help="Whom to ask what.")
+@click.option(
+    "--store", "store_file", type=FILE, required=True, help="A store for the pilot alone."
+)
+@click.option("--n", type=click.IntRange(min=1), default=300, show_default=True, help="Pairs.")
+@click.option("--gold", "gold_file", type=FILE, help="Pairs whose truth is known, JSON Lines.")
+@click.option("--schedule", "schedule_file", type=FILE, help="From replies to betas; or SP2DPO's.")
+@click.option("--sweep", "runs", type=click.IntRange(min=1), help="Compare with so many runs.")
+@click.option(
+    "--run-hours",
+    type=click.FloatRange(min=0, min_open=True, max=1e9),
+    help="GPU-hours of one run of the sweep.",
+)
+@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0, max=1e6),
+    default=900,
+    show_default=True,
+    help="Seconds for which a teacher may answer nothing at all before the run ends.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def pilot(
+    pairs: str,
+    panel_file: Path,
+    store_file: Path,
+    n: int,
+    gold_file: Path | None,
+    schedule_file: Path | None,
+    runs: int | None,
+    run_hours: float | None,
+    serve: bool,
+    patience: float,
+    as_json: bool,
+) -> None:
+    """Try a panel on a sample of the pairs: go or no-go, and at what cost.
+
+    Ends with 0 for go and 3 for no-go. Running it again asks only what is missing.
+    """
+    import sys
+    from contextlib import redirect_stdout
+    from dataclasses import replace
+
+    from sp2dpo.briefing import briefing
+    from sp2dpo.pilot import findings
+    from sp2dpo.sources import find
+    from sp2dpo.store import Store
+
+    if run_hours is not None and runs is None:
+        raise click.UsageError("--run-hours belongs to --sweep")
+    source = find(pairs)
+    trial = _trial(source, n, panel_file, gold_file, schedule_file)
+    trial = replace(trial, runs=runs, run_hours=run_hours)
+    # What the asking prints is no part of the JSON.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        trouble = _try(source, trial, store_file, patience=patience, serve=serve)
+    with Store(store_file) as store, store.snapshot():
+        found = findings(store, replace(trial, trouble=trouble))
+    _print(found, [] if as_json else ["", *briefing(found)], as_json=as_json)
+    if not found["verdict"]["go"]:
+        sys.exit(NO_GO)
+
+
+def _trial(
+    source: "Source", n: int, panel_file: Path, gold_file: Path | None, schedule_file: Path | None
+) -> "Trial":
+    """What is to be found out, with all that is wrong with the files found before."""
+    from sp2dpo.gold import read_gold
+    from sp2dpo.panel import load_panel
+    from sp2dpo.pilot import USUAL, Trial
+    from sp2dpo.sample import draw
+    from sp2dpo.schedule import load_schedule
+    from sp2dpo.sources import read
+
+    panel = load_panel(panel_file)
+    schedule = load_schedule(schedule_file) if schedule_file else USUAL
+    truths = read_gold(gold_file, panel.rubric) if gold_file else None
+    sample = draw(read(source), n, prefer=[truth.name for truth in truths or ()])
+    if not sample.pairs:
+        raise ValueError(f"{source}: no row holds a preference pair")
+    return Trial(panel=panel, sample=sample, schedule=schedule, truths=truths)
+
+
+def _try(
+    source: "Source", trial: "Trial", store_file: Path, *, patience: float, serve: bool
+) -> str | None:
+    """Asks the panel about the sample; why that ended early, where a teacher is of no use."""
+    from dataclasses import replace
+
+    from sp2dpo.cli_teachers import ask
+    from sp2dpo.database import only_writer
+    from sp2dpo.sample import only
+    from sp2dpo.sources import read
+    from sp2dpo.store import Store
+
+    sampled = len(trial.sample.pair_ids)
+    named = replace(source, name=f"{source.name}, sample of {sampled}")
+    with only_writer(store_file):
+        fresh = not store_file.exists()
+        try:
+            with Store(store_file, write=True) as store:
+                _take_in(store, named, only(read(source), trial.sample))
+                store.check(trial.panel)
+                fresh = False
+                try:
+                    ask(store, trial.panel, patience=patience, again=False, serve=serve)
+                except (ValueError, OSError) as error:
+                    if not _is_hopeless(store, trial.panel):
+                        raise
+                    return str(error)
+        finally:
+            if fresh:  # nothing was taken in: leave no empty store behind
+                store_file.unlink(missing_ok=True)
+    return None
+
+
+def _take_in(store: "Store", source: "Source", rows: "Iterator[SourceRow]") -> None:
+    try:
+        store.corpus.add(source, rows)
+    except ValueError as error:
+        raise ValueError(
+            f"{store.path} holds other pairs than this sample: give every pilot a --store of its "
+            "own, which a whole run is never kept in"
+        ) from error
+
+
+def _is_hopeless(store: "Store", panel: "Panel") -> bool:
+    """Whether a teacher answers, and says nothing that can be read: that is a finding, no fault."""
+    from sp2dpo.tally import tally
+
+    outcomes = store.backlog.outcomes()
+    for one in tally(store, panel):
+        heard = [outcome for outcome in outcomes if outcome.teacher == one.teacher]
+        replies = sum((outcome.attempt + 1) * outcome.count for outcome in heard)
+        enough = replies >= _MANY or (one.refused and not one.pending)
+        if enough and all(outcome.reason is not None for outcome in heard):
+            return True
+    return False
+
+
+def _print(found: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+    import json
+
+    for line in [json.dumps(found, indent=2)] if as_json else lines:
+        click.echo(line)

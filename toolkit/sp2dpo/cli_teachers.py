@@ -1,0 +1,270 @@
+"""The commands that ask teachers, and those that say how the asking stands."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    from sp2dpo.annotate import Terms
+    from sp2dpo.panel import Panel, Teacher
+    from sp2dpo.shards import Shard
+    from sp2dpo.store import Store
+
+    Engine = Callable[[Store, Panel, Terms], Awaitable[None]]
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class ShardType(click.ParamType):
+    """`I/N`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Shard":
+        """The shard that a word names."""
+        from sp2dpo.shards import Shard
+
+        try:
+            return Shard.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.option("--pairs", metavar="P", help="A .jsonl, .jsonl.gz or .parquet file, or a Hub id.")
+@click.option("--panel", "panel_file", type=FILE, required=True, help="Whom to ask what.")
+@click.option("--store", "store_file", type=FILE, required=True, help="Where replies are kept.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0, max=1e6),
+    default=900,
+    show_default=True,
+    help="Seconds for which a teacher may answer nothing at all before the run ends.",
+)
+@click.option("--retry-refused", is_flag=True, help="Ask again where a reply was refused.")
+@click.option("--shard", type=ShardType(), help="Ask about one of N shares of the pairs only.")
+@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked, and ask nothing.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Ask from this computer, or from all nodes of a Ray cluster.",
+)
+@click.option("--ray-address", metavar="A", help="The cluster; $RAY_ADDRESS unless given.")
+def annotate(
+    pairs: str | None,
+    panel_file: Path,
+    store_file: Path,
+    patience: float,
+    retry_refused: bool,
+    shard: "Shard | None",
+    serve: bool,
+    dry_run: bool,
+    engine: str,
+    ray_address: str | None,
+) -> None:
+    """Ask a panel of teachers about every pair.
+
+    Running it again asks only what is missing; --pairs may then be left out.
+    """
+    from sp2dpo.database import only_writer
+    from sp2dpo.panel import load_panel
+    from sp2dpo.sources import find, read
+    from sp2dpo.store import Store
+    from sp2dpo.summary import source_lines
+
+    if math.isnan(patience):
+        raise click.UsageError("--patience must be a number of seconds")
+    panel = load_panel(panel_file)
+    source = find(pairs) if pairs else None
+    if source is None and not store_file.exists():
+        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
+    with only_writer(store_file):
+        fresh = not store_file.exists()
+        try:
+            with Store(store_file, write=True) as store:
+                if source:
+                    store.corpus.add(source, read(source))
+                _say(source_lines(store.corpus))
+                read_in = store.corpus.source()
+                if read_in is None or not read_in.pairs:
+                    raise ValueError(f"{source or store_file}: no row holds a preference pair")
+                store.check(panel)
+                store.backlog.take_shard(shard)
+                if dry_run:
+                    from sp2dpo.forecast import plan
+
+                    _say(plan(store, panel))
+                    return
+                fresh = False
+                ask(
+                    store,
+                    panel,
+                    patience=patience,
+                    again=retry_refused,
+                    serve=serve,
+                    engine=_engine(engine, ray_address),
+                )
+        finally:
+            if fresh:  # nothing was taken in: leave no empty store behind
+                store_file.unlink(missing_ok=True)
+
+
+def _say(lines: list[str]) -> None:
+    from sp2dpo.terminal import harmless
+
+    for line in lines:
+        click.echo(harmless(line))
+
+
+def _engine(name: str, ray_address: str | None) -> "Engine":
+    if name == "local":
+        from sp2dpo.annotate import annotate as ask_panel
+
+        return ask_panel
+    from functools import partial
+
+    try:
+        from sp2dpo.ray_engine import annotate_on_ray
+    except ModuleNotFoundError as error:
+        raise click.UsageError('--engine ray needs Ray: pip install "sp2dpo[ray]"') from error
+    return partial(annotate_on_ray, address=ray_address)
+
+
+def ask(
+    store: "Store",
+    panel: "Panel",
+    *,
+    patience: float,
+    again: bool,
+    serve: bool,
+    engine: "Engine | None" = None,
+) -> None:
+    """Asks what is missing, with a bar, and says how it stands in the end.
+
+    Raises:
+        ValueError: a teacher could keep nothing, or something is still missing.
+        Interrupted: somebody said stop.
+        OSError: a teacher cannot be asked, or its server not started.
+    """
+    import asyncio
+
+    from sp2dpo.annotate import Terms
+    from sp2dpo.annotate import annotate as ask_panel
+    from sp2dpo.interrupts import interruptible
+    from sp2dpo.progress import bar
+    from sp2dpo.summary import tally_lines
+    from sp2dpo.tally import tally
+
+    tallies = tally(store, panel)
+    waiting = {one.teacher: one.wanted(again) for one in tallies}
+    wanted = sum(waiting.values())
+    if not serve:
+        for teacher in panel.teachers:
+            if waiting[teacher.name]:
+                _consent(teacher)
+    try:
+        if wanted:
+            with bar(wanted) as progress:
+
+                async def work(stop: "asyncio.Event") -> None:
+                    terms = Terms(
+                        patience=patience,
+                        again=again,
+                        stop=stop,
+                        progress=progress,
+                        spare=progress.spare,
+                        say=progress.say,
+                    )
+                    await (engine or ask_panel)(store, panel, terms)
+
+                asyncio.run(interruptible(work, say=progress.say))
+    finally:
+        if wanted:
+            tallies = tally(store, panel)
+        _say(tally_lines(tallies))
+    silent = [one.teacher for one in tallies if not one.kept]
+    if silent:
+        raise ValueError(f"no reply of {', '.join(silent)} could be kept")
+    if any(one.pending for one in tallies):
+        raise ValueError("some replies are still missing: run the same command again")
+
+
+def _consent(teacher: "Teacher") -> None:
+    """Has a person agree to run the command of a panel, which somebody else may have written."""
+    import sys
+
+    from sp2dpo.vllm_command import shown, warnings
+
+    if teacher.serve is None:
+        return
+    lines = shown(teacher.model, teacher.revision, teacher.serve)
+    _say([f"teacher {teacher.name} would be served by:", *(f"  {line}" for line in lines)])
+    _say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
+    if not (sys.stdin.isatty() and click.confirm("Run this?")):
+        raise ValueError(
+            f"teacher {teacher.name}: a panel's command is never run unasked; give --serve if you "
+            "trust this one"
+        )
+
+
+@click.command()
+@click.argument("panel_file", metavar="PANEL.yaml", type=FILE)
+@click.option("--teacher", "name", required=True, help="The teacher of the panel to serve.")
+@click.option("--log", type=FILE, help="What the server says; NAME.log where nothing is said.")
+def serve(panel_file: Path, name: str, log: Path | None) -> None:
+    """Run the server of a panel's teacher, and nothing else, until you stop it."""
+    import asyncio
+
+    from sp2dpo.annotate import log_of
+    from sp2dpo.interrupts import interruptible
+    from sp2dpo.panel import load_panel
+    from sp2dpo.settings import did_you_mean
+
+    teachers = {teacher.name: teacher for teacher in load_panel(panel_file).teachers}
+    if name not in teachers:
+        hint = did_you_mean(name, teachers)
+        raise ValueError(f"{panel_file}: no teacher is called {name!r}{hint}")
+    teacher = teachers[name]
+    if teacher.serve is None:
+        raise ValueError(f"{panel_file}: {name} has a base_url, not a `serve` that can be run")
+    path = log or log_of(Path("serve"), name)
+
+    async def work(stop: asyncio.Event) -> None:
+        await _serve_until(stop, teacher, path)
+
+    asyncio.run(interruptible(work, say=_echo))
+
+
+async def _serve_until(stop: "asyncio.Event", teacher: "Teacher", log: Path) -> None:
+    from contextlib import AsyncExitStack
+
+    from sp2dpo.interrupts import unless
+    from sp2dpo.serving import serving
+
+    if teacher.serve is None:
+        return
+    async with AsyncExitStack() as stack:
+        started = serving(
+            teacher.name, teacher.model, teacher.revision, teacher.serve, log=log, say=_echo
+        )
+        servers = await unless(stop, stack.enter_async_context(started))
+        if servers is not None:
+            for url in servers.urls:
+                _echo(f"{teacher.name} is served at {url}; log in {log}")
+            await unless(stop, servers.watch())
+
+
+def _echo(line: str) -> None:
+    from sp2dpo.terminal import harmless
+
+    click.echo(harmless(line), err=True)

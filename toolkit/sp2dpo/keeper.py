@@ -1,0 +1,100 @@
+"""Runs a command, and ends with all that came of it: a program of its own, never imported.
+
+    python keeper.py PARENT GRACE COMMAND...
+
+It runs in a session of its own. It ends when COMMAND ends, with its exit code (128 + n where a
+signal n ended it); when it is asked to (SIGTERM); and when the process PARENT dies, however it
+dies: the kernel tells. The whole session is then asked to stop; what is left after GRACE seconds
+is killed, also what has left the session, and nothing runs any more when the keeper is gone.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+# From linux/prctl.h: a signal when the parent dies; orphans below become children of ours.
+_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
+_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_HOUR = 3600.0
+
+
+def keep(parent: int, grace: float, command: list[str]) -> int:
+    """Runs the command until it ends or has to; its exit code, or 143 where it was stopped."""
+    # Blocked, signals wait until they are asked for: none comes at a wrong moment.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {signal.SIGCHLD})
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+    _prctl(_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel was told
+        return 128 + signal.SIGTERM
+    child = _start(command)
+    code, deadline = None, None
+    while code is None and (deadline is None or time.monotonic() < deadline):
+        left = _HOUR if deadline is None else max(0.0, deadline - time.monotonic())
+        came = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, left)
+        if came and came.si_signo in _STOP and deadline is None:
+            deadline = time.monotonic() + grace
+            os.killpg(0, signal.SIGTERM)
+        code = _reap(child)
+    _kill_the_rest()
+    return 128 + signal.SIGTERM if code is None else code
+
+
+def _start(command: list[str]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    _prctl(_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+def _reap(child: int) -> int | None:
+    """Takes leave of everything that has ended; the child's exit code if it is among them."""
+    code = None
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                code = os.waitstatus_to_exitcode(ended[1])
+    except ChildProcessError:
+        pass
+    return 128 - code if code is not None and code < 0 else code
+
+
+def _kill_the_rest() -> None:
+    """Kills children until there are none; those of a killed child become ours before it ends."""
+    try:
+        while True:
+            for child in _children():
+                os.kill(child, signal.SIGKILL)
+            os.wait()
+    except ChildProcessError:
+        return
+
+
+def _children() -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:  # it has just ended
+            continue
+        if int(parent) == os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    sys.exit(keep(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,249 @@
+"""One server as a process: its start, its health, its log, its end."""
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from sp2dpo.terminal import harmless
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+# What colours text or moves the cursor, and the titles of windows.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
+_TAIL = 64 * 1024  # bytes
+_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How patiently servers are treated; all but `failures` in seconds.
+
+    Attributes:
+        poll: between two looks at a server that is loading.
+        word: between two lines that say how far it is.
+        probe: between two looks at a server that is up.
+        answer: for one answer of `/health`.
+        failures: how many in a row lose a server ...
+        failing: ... where the first and the last are so far apart.
+        grace: between asking a server to stop and killing it.
+        pause: before it is started again.
+        port: for a port to become free; the kernel keeps one for a minute after its last use.
+    """
+
+    poll: float = 0.25
+    word: float = 10.0
+    probe: float = 10.0
+    answer: float = 10.0
+    failures: int = 3
+    failing: float = 30.0
+    grace: float = 15.0
+    pause: float = 5.0
+    port: float = 70.0
+
+
+class Server:
+    """A server that is started, watched and stopped.
+
+    Attributes:
+        label: what it is called where a person reads of it.
+        url: of its API.
+        restarts: how often it has been started again.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        host: str,
+        port: int,
+        log: Path,
+        client: aiohttp.ClientSession,
+        pace: Pace,
+    ) -> None:
+        self.label = label
+        self.restarts = 0
+        self._command = list(command)
+        self._variables = dict(variables)
+        self._address = (host, port)
+        self._root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._log = log
+        self._log_begins: int | None = None  # where it stood at the last start
+        self._client = client
+        self._pace = pace
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"{self._root}/v1"
+
+    async def start(self, say: Callable[[str], None], *, within: float) -> str | None:
+        """Starts it and waits until it is healthy.
+
+        Args:
+            say: hears how far it is.
+            within: seconds for it to become healthy.
+
+        Returns:
+            What went wrong, or None: it is up.
+
+        Raises:
+            OSError: the log cannot be written.
+        """
+        self._log_begins = None
+        if trouble := await self._until_port_is_free(say):
+            return trouble
+        self._spawn()
+        began = time.monotonic()
+        word = began + self._pace.word
+        while (problem := await self._probe()) or self._has_ended():
+            waited = time.monotonic() - began
+            if self._has_ended():
+                return f"{self._ending()} before it was healthy"
+            if waited > within:
+                return (
+                    f"the server was not healthy within {within:g} s ({problem}): "
+                    "raise `healthy_within`, or see what it says"
+                )
+            if time.monotonic() >= word:
+                word += self._pace.word
+                last = "".join(self._last_lines(1)) or "nothing in its log yet"
+                say(f"waiting for {self.label}: {waited:.0f} s of {within:g} s: {last}")
+            await asyncio.sleep(self._pace.poll)
+        say(f"{self.label} is up after {time.monotonic() - began:.0f} s: {self.url}")
+        return None
+
+    async def _until_port_is_free(self, say: Callable[[str], None]) -> str | None:
+        began = time.monotonic()
+        port = self._address[1]
+        while not _is_free(*self._address, again=self.restarts > 0):
+            in_use = not _is_free(*self._address, again=True)
+            if in_use or time.monotonic() - began > self._pace.port:
+                return f"port {port} is taken by another program: stop it, or choose another `port`"
+            say(f"waiting for port {port} to become free")
+            await asyncio.sleep(min(self._pace.word, self._pace.port / 5))
+        return None
+
+    def _spawn(self) -> None:
+        with self._log.open("ab") as sink:
+            written = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            sink.write(f"=== {written} {shlex.join(self._command)}\n".encode())
+            self._log_begins = sink.tell()
+            sink.flush()
+            keeper = [sys.executable, "-I", "-S", _KEEPER, str(os.getpid()), str(self._pace.grace)]
+            # The kernel tells the keeper when the thread that started it ends: the loop's own.
+            self._process = subprocess.Popen(
+                [*keeper, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=self._variables,
+                start_new_session=True,
+            )
+
+    async def trouble(self) -> str:
+        """Waits until the server has ended or no longer answers; what has happened to it."""
+        failures, first = 0, 0.0
+        while not await self._ends_within(self._pace.probe):
+            problem = await self._probe()
+            if problem is None:
+                failures = 0
+                continue
+            if not failures:
+                first = time.monotonic()
+            failures += 1
+            for_long = time.monotonic() - first >= self._pace.failing
+            if failures >= self._pace.failures and for_long and not self._has_ended():
+                return f"no answer to {failures} questions about its health ({problem})"
+        return self._ending()
+
+    async def _ends_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._has_ended() and time.monotonic() < deadline:
+            await asyncio.sleep(min(self._pace.poll, seconds))
+        return self._has_ended()
+
+    async def _probe(self) -> str | None:
+        """What is wrong with the server's health, if anything."""
+        limit = aiohttp.ClientTimeout(total=self._pace.answer)
+        try:
+            async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
+                return None if answer.status == 200 else f"HTTP {answer.status}"
+        except TimeoutError:
+            return f"no answer within {self._pace.answer:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            return str(error) or type(error).__name__
+
+    def _has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _ending(self) -> str:
+        code = self._process.returncode if self._process else 0
+        if code < 0 or code > 128:
+            number = -code if code < 0 else code - 128
+            name = signal.Signals(number).name if number in list(signal.Signals) else str(number)
+            return f"the server was ended by signal {name}"
+        return f"the server ended with exit code {code}"
+
+    def ask_to_stop(self) -> None:
+        """Tells its keeper to end it; does not wait."""
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+    async def stop(self) -> None:
+        """Ends it with all its children, and returns when they are gone."""
+        self.ask_to_stop()
+        deadline = time.monotonic() + 2 * self._pace.grace + 1  # the keeper takes one grace
+        while not self._has_ended() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        # A keeper that hangs, or was killed itself, has not done its work.
+        if self._process and (self._process.poll() is None or self._process.returncode < 0):
+            await self._kill_session(self._process)
+
+    async def _kill_session(self, keeper: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._pace.grace
+        with suppress(ProcessLookupError):  # nobody is left
+            while time.monotonic() < deadline:
+                os.killpg(keeper.pid, signal.SIGKILL)  # it leads its own session
+                keeper.poll()
+                await asyncio.sleep(0.02)
+
+    def tail(self) -> str:
+        """The end of the log since the last start, below the file's name; "" before the first."""
+        if self._log_begins is None:
+            return ""
+        lines = self._last_lines(_LINES) or ["(nothing)"]
+        return "\n".join([f"; the end of {self._log}:", *lines])
+
+    def _last_lines(self, count: int) -> list[str]:
+        with self._log.open("rb") as source:
+            end = source.seek(0, os.SEEK_END)
+            source.seek(max(self._log_begins or 0, end - _TAIL))
+            text = source.read().decode(errors="replace")
+        lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
+        # Of a line that was written over and over, such as a progress bar, the last state counts.
+        last = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
+        return [harmless(line) for line in last if line][-count:]
+
+
+def _is_free(host: str, port: int, *, again: bool) -> bool:
+    """Whether a port can be listened at; `again` after ourselves, its last connections over."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        if again:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError:
+            return False
+    return True

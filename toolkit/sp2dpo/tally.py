@@ -1,0 +1,62 @@
+"""Where an annotation stands: everything asked for is kept, refused, spared or pending."""
+
+from dataclasses import dataclass
+
+from sp2dpo.backlog import counted
+from sp2dpo.panel import Panel
+from sp2dpo.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Where a teacher stands: `kept + refused + spared + pending == all`.
+
+    Attributes:
+        teacher: its name.
+        all: replies that a full budget takes.
+        kept: those that hold an annotation.
+        refused: those that hold none and are not asked for again by themselves, by reason.
+        spared: those that an adaptive panel does without.
+    """
+
+    teacher: str
+    all: int
+    kept: int
+    refused: dict[str, int]
+    spared: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Replies that are still to come."""
+        return self.all - self.kept - sum(self.refused.values()) - self.spared
+
+    def wanted(self, again: bool) -> int:
+        """Requests to be made; those refused before count if they are asked again."""
+        return self.pending + (sum(self.refused.values()) if again else 0)
+
+
+def tally(store: Store, panel: Panel) -> list[Tally]:
+    """What the store holds of what the panel asks, by teacher."""
+    wanted = store.backlog.pairs() * panel.questions()
+    spared = store.backlog.spared(panel.questions()) if panel.budget == "adaptive" else {}
+    outcomes = store.backlog.outcomes()
+    tallies = []
+    for teacher in panel.teachers:
+        said = [
+            one
+            for one in outcomes
+            if one.teacher == teacher.name
+            and one.variant in panel.variants
+            and one.is_final(teacher.retries)
+        ]
+        refused = counted(said)
+        tallies.append(
+            Tally(
+                teacher=teacher.name,
+                all=wanted,
+                kept=refused.pop("kept", 0),
+                refused=refused,
+                spared=spared.get(teacher.name, spared.get("", 0)),
+            )
+        )
+    return tallies
