@@ -81,7 +81,12 @@ class Teacher:
         await asyncio.sleep(self.options.delay)
         behaviour = self.options.behaviour
         if number <= self.options.faults:
-            return web.Response(status=self.options.status, text="scripted fault")
+            wait = (
+                {"Retry-After": str(self.options.retry_after)} if self.options.retry_after else {}
+            )
+            return web.Response(status=self.options.status, text="scripted fault", headers=wait)
+        if self.options.limited and self.options.limited in body["messages"][-1]["content"]:
+            return web.Response(status=429, text="too large for your rate")
         if self.options.faults < 0 and behaviour == "status":
             return web.Response(status=self.options.status, text="scripted fault")
         if self.options.hang_after and number > self.options.hang_after:
@@ -130,5 +135,7 @@ if __name__ == "__main__":
     parser.add_argument("--faults", type=int, default=0, help="answers of --status; -1 for ever")
     parser.add_argument("--hang-after", type=int, default=0)
     parser.add_argument("--context", type=int, default=0, help="tokens; 0: does not tell")
+    parser.add_argument("--retry-after", type=int, default=0, help="seconds, with the faults")
+    parser.add_argument("--limited", default="", help="words; what holds them always gets a 429")
     parser.add_argument("--counts", type=int, default=1, help="0: has no /tokenize")
     asyncio.run(serve(parser.parse_args()))

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections import Counter
 from contextlib import ExitStack, closing
 
@@ -93,6 +94,48 @@ def test_what_does_not_fit_into_the_context_is_set_aside_unasked(scripted, folde
     assert "and max_tokens 300 exceed the model's 3000" in detail
 
 
+def test_pairs_too_long_at_the_beginning_do_not_end_the_run(scripted, folder):
+    rows = (folder / "pairs.jsonl").read_text()
+    long = [{"prompt": f"{n} word " * 4000, "chosen": "y", "rejected": "n"} for n in range(8)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long) + rows)
+    said = annotate(folder, scripted(context=3000).url)
+    assert "144 asked for = 120 kept + 24 refused (too-long 24) + 0 pending" in said
+
+
+def test_replies_that_all_reach_the_token_limit_are_answered_with_advice(scripted, folder):
+    complaint = annotate(folder, scripted("length").url, retries=0, expect=fail)
+    assert "raise max_tokens in its sampling" in complaint
+
+
+def test_the_servers_own_words_are_shown_where_it_declines_everything(scripted, folder):
+    teacher = scripted("status", status=422, faults=-1)
+    assert "scripted fault" in annotate(folder, teacher.url, expect=fail)
+
+
+def test_a_replica_that_hangs_keeps_little_of_the_work(scripted, folder):
+    write_pairs(folder / "pairs.jsonl", 300)
+    hanging, standing = scripted(hang_after=30), scripted()
+    said = annotate(folder, [hanging.url, standing.url], timeout=2, max_in_flight=16)
+    assert "900 kept" in said
+    # What was in flight when it fell ill, then single trials.
+    assert len(hanging.requests) <= 30 + 16 + 6
+
+
+def test_a_server_that_wants_to_be_left_alone_is(scripted, folder):
+    write_pairs(folder / "pairs.jsonl", 1)
+    teacher = scripted(faults=3, status=429, retry_after=2)
+    started = time.time()
+    assert "3 kept" in annotate(folder, teacher.url)
+    assert replies(folder, "arrived, variant")[0][0] - started >= 2
+
+
+def test_a_request_that_is_told_to_wait_for_ever_is_refused_in_the_end(scripted, folder):
+    write_pairs(folder / "pairs.jsonl", 8)
+    teacher = scripted("valid", limited="Question 3")
+    said = annotate(folder, teacher.url, "--patience", 2)
+    assert "24 asked for = 21 kept + 3 refused (http-429 3) + 0 pending" in said
+
+
 def test_a_server_that_cannot_count_is_asked_all_the_same(scripted, folder):
     write_pairs(folder / "pairs.jsonl", 2)
     assert "6 kept" in annotate(folder, scripted(context=400, counts=0).url)
@@ -160,6 +203,52 @@ def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripte
     annotate(folder, teacher.url)
     assert len(teacher.requests) == first
     assert "is for the shard 1/4" in annotate(folder, teacher.url, "--shard", "0/4", expect=fail)
+
+
+def test_a_shard_without_pairs_is_done_at_once(scripted, folder):
+    write_pairs(folder / "pairs.jsonl", 2)
+    said = [
+        succeed(
+            "annotate", "--pairs", folder / "pairs.jsonl", "--shard", f"{index}/8",
+            "--panel", write_panel(folder / "panel.yaml", scripted().url),
+            "--store", folder / f"{index}.sqlite",
+        )
+        for index in range(8)
+    ]  # fmt: skip
+    assert sum("no pair falls into the shard" in one for one in said) >= 6
+
+
+def test_a_dry_run_leaves_a_store_as_it_was(scripted, folder):
+    teacher = scripted()
+    fail_at_once = ["--patience", 0]
+    annotate(folder, "http://127.0.0.1:9/v1", *fail_at_once, expect=fail)
+    annotate(folder, teacher.url, "--dry-run", "--shard", "0/4")
+    assert teacher.requests == []
+    assert "120 kept" in annotate(folder, teacher.url)
+
+
+def test_a_damaged_store_is_not_written_to(scripted, folder):
+    teacher = scripted()
+    annotate(folder, teacher.url)
+    store = folder / "run.sqlite"
+    said = bytearray(store.read_bytes())
+    said[len(said) // 2 : len(said) // 2 + 8192] = b"\xff" * 8192
+    store.write_bytes(said)
+    complaint = annotate(folder, teacher.url, expect=fail)
+    assert "run.sqlite is damaged" in complaint
+    assert store.read_bytes() == said
+
+
+def test_a_teacher_that_fails_lets_the_others_bring_home_what_is_in_flight(scripted, folder):
+    slow, refusing = scripted(delay=1), scripted("status", status=401, faults=-1)
+    panel = write_panel(folder / "panel.yaml", slow.url, names=("scripted-a", "scripted-b"))
+    said = yaml.safe_load(panel.read_text())
+    said["teachers"][1]["base_url"] = refusing.url
+    panel.write_text(yaml.safe_dump(said))
+    command = ["annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel]
+    assert "HTTP 401" in fail(*command, "--store", folder / "run.sqlite")
+    assert len(slow.requests) >= 1
+    assert len(replies(folder, "pair_id, variant")) == len(slow.requests)
 
 
 def test_panels_in_recipes_can_be_read():

@@ -1,5 +1,7 @@
 """What is still to be asked: it shrinks by what is stored, and the numbers add up."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness import filled, kept, panel_of, refused
@@ -54,6 +56,19 @@ def test_an_unreadable_reply_is_pending_until_its_retries_are_used_up(new_store)
     assert pending(store, "a", retries=2, again=True) == [(pair_id, {"reader": (3, 5)})]
 
 
+def test_the_last_reply_to_a_key_says_whether_it_is_asked_again(new_store):
+    """What an interrupted --retry-refused leaves: final before, unreadable now."""
+    store = new_store()
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
+    store.add([refused(pair_id, "a", "reader", reason="http-400")])
+    store.add([refused(pair_id, "a", "reader", attempt=1, reason="not-json")])
+    assert pending(store, "a", retries=2) == [(pair_id, {"reader": (2, 2)})]
+    assert tally(store, panel_of("a"))[0].pending == 1
+    store.add([refused(pair_id, "a", "reader", attempt=2, reason="http-400")])
+    assert pending(store, "a", retries=5) == []
+
+
 @pytest.mark.parametrize("reason", ["http-400", "http-500", "no-answer", "too-long"])
 def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
     store = new_store()
@@ -76,8 +91,6 @@ def test_the_numbers_of_a_tally_add_up(new_store):
 
 
 def test_what_an_adaptive_panel_does_without_is_spared(new_store):
-    from dataclasses import replace
-
     store = new_store()
     first, second = filled(store, 2, "a", "b")
     store.add(
@@ -94,6 +107,26 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     assert [heard.pair.id for heard in every] == [first, second]
     full, _ = tally(store, panel_of("a", "b"))
     assert (full.spared, full.pending) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tolerance": 0.01},
+        {"variants": ("direct",)},
+        {"teachers": panel_of("a", "b", "c").teachers},
+    ],
+)
+def test_what_another_panel_settled_is_open_again(new_store, change):
+    store = new_store()
+    first, _ = filled(store, 2, "a", "b")
+    adaptive = replace(panel_of("a", "b"), budget="adaptive")
+    store.adopt(adaptive)
+    store.add([kept(first, "a", "direct", 5, 5)], [Settled(pair_id=first, replies=1, chance=0.97)])
+    store.adopt(adaptive)
+    assert len(store.backlog.heard(settled=False, after=0, limit=5)) == 1
+    store.adopt(replace(adaptive, **change))
+    assert len(store.backlog.heard(settled=False, after=0, limit=5)) == 2
 
 
 def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):

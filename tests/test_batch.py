@@ -344,7 +344,8 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
 def test_only_some_of_many_bad_lines_are_named(files):
     files.export()
     done = run(*files.write(*["nonsense"] * 50))
-    assert done.stderr.count("malformed") == 20
+    assert done.stderr.count(": malformed: not JSON") == 20
+    assert "and 30 more that cannot be filed: malformed" in done.stderr
     assert "left out (malformed 50)" in done.stdout
 
 
@@ -444,3 +445,85 @@ def test_custom_ids_depend_on_everything_that_defines_a_reply(tmp_path):
         panel = load_panel(write_panel(tmp_path / f"{number}.yaml", NOBODY, **more))
         names |= set(CustomIds(panel).meant(2))
     assert len(names) == 4 * 3 * 2 + 3 * 2 * 2
+
+
+def test_one_line_is_called_a_line(files):
+    requests = files.export()
+    assert "1 line = 1 new" in succeed(*files.write(reply(requests[0])))
+    assert "1 line could not be filed" in fail(*files.write("nonsense"))
+    said = succeed("export-requests", *files.both, "--out", files.folder / "requests-2.jsonl")
+    assert "scripted: 11 requests in " in said
+
+
+def test_what_is_no_object_is_named_in_plain_words(files):
+    files.export()
+    for line, kind in (("[]", "a list"), ("null", "nothing"), ("7", "a whole number")):
+        assert f"an object was expected, this is {kind}\n" in fail(*files.write(line))
+
+
+def test_a_file_without_any_line_is_an_error(files):
+    requests = files.export()
+    nothing = files.folder / "nothing.jsonl"
+    nothing.write_text("\n\n")
+    command = files.write(*map(reply, requests))
+    complaint = fail(*command, nothing)
+    assert complaint == f"sp2dpo: no line in {nothing}\n"
+    assert len(files.rows()) == 12
+
+
+def test_replies_of_nobody_that_the_store_knows_are_refused(files):
+    requests = files.export()
+    with Store(files.store) as store:
+        before = store.panel()
+    command = files.write(*map(reply, requests))
+    write_panel(files.panel, NOBODY, names=("other",))
+    complaint = fail(*command)
+    assert f"{files.store} knows none of the panel's teachers (it knows scripted)" in complaint
+    with Store(files.store) as store:
+        assert store.panel() == before
+
+
+def test_a_panel_of_which_nothing_is_filed_leaves_no_trace(files):
+    requests = files.export()
+    with Store(files.store) as store:
+        before = store.panel()
+    command = files.write(*map(reply, requests))
+    write_panel(files.panel, NOBODY, names=("scripted", "other"), rubric="semantic-gap-blind")
+    assert "12 lines could not be filed" in fail(*command)
+    with Store(files.store) as store:
+        assert store.panel() == before
+        assert store.rubric().name == "semantic-gap"
+
+
+def test_a_panel_of_which_something_is_filed_is_the_stores_from_then_on(files):
+    requests = files.export()
+    write_panel(files.panel, NOBODY, names=("scripted",), retries=2)
+    succeed(*files.write(reply(requests[0])))
+    with Store(files.store) as store:
+        assert store.panel()["teachers"][0]["retries"] == 2
+
+
+def test_file_names_that_steer_a_terminal_are_shown_harmless(files):
+    out = files.folder / "requests\x1b[2J.jsonl"
+    said = succeed("export-requests", "--pairs", files.pairs, *files.both, "--out", out)
+    assert "12 requests in " in said
+    assert "requests\\u001b[2J.jsonl" in said
+    assert "\x1b" not in said
+    (files.folder / "other.jsonl").write_text("")
+    complaint = fail("import-replies", *files.both, files.folder / "none\x1b[2J.jsonl")
+    assert "none\\u001b[2J.jsonl: No such file" in complaint
+    assert "\x1b" not in complaint
+
+
+def test_a_full_disk_is_no_damage_and_what_came_before_is_safe(files):
+    import resource
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    requests = files.export()
+    complaint = fail(*files.write(*map(reply, requests)), preexec_fn=small_files)
+    assert "the store cannot be used: " in complaint
+    assert "; what it has taken before is safe" in complaint
+    assert "damaged" not in complaint
+    assert "12 lines = 12 new" in succeed(*files.write(*map(reply, requests)))

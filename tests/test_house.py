@@ -19,7 +19,7 @@ FLOW = [
     ["panel", "annotations", "expectation"],
     ["teachers", "annotation_table"],
     ["database", "corpus", "entries", "backlog", "ledger", "store", "tally", "gaps"],
-    ["writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
+    ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
     ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
     ["schedule"],
     ["explain", "columns", "card", "dataset", "agreement", "signatures", "examples", "report"],

@@ -95,7 +95,7 @@ def test_a_missing_shard_is_said_and_can_be_added_later(shards):
         left = store.backlog.pairs() * 6
     assert "NOT among them: shard 1/3" in said
     assert f"72 asked for = {72 - left} kept + 0 refused + {left} pending" in said
-    assert f"{left} new replies of 1 stores" in succeed(
+    assert f"{left} new replies of 1 store\n" in succeed(
         "merge", "--out", shards.out, shards.paths[1]
     )
     assert merge(shards.out, shards.paths).added == 0
@@ -211,4 +211,35 @@ def test_what_is_no_store_or_was_never_annotated_is_refused(shards, new_store, t
     assert "nothing was annotated" in fail("merge", "--out", shards.out, empty.path)
     assert "named twice" in fail("merge", "--out", shards.out, *shards.paths[:1] * 2)
     assert run("merge", "--out", shards.out).returncode == 2
+    assert not shards.out.exists()
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_shard_that_no_pair_falls_into_is_merged_with_the_others(tmp_path, new_store, adopted):
+    shards = Shards(tmp_path, new_store, of=4, pairs=2)
+    empty = next(i for i in range(4) if not any(Shard(index=i, of=4).holds(p) for p in shards.ids))
+    path = tmp_path / f"empty-{empty}.sqlite"
+    with Store(path, write=True) as store:
+        if adopted:
+            filled(store, 2, "anna", "ben")
+        else:
+            store.corpus.add(Source(name="hand.jsonl"), pairs_of(2))
+        store.backlog.take_shard(Shard(index=empty, of=4))
+    paths = [path if number == empty else one for number, one in enumerate(shards.paths)]
+    for number, order in enumerate(([path, *paths[:empty], *paths[empty + 1 :]], paths[::-1])):
+        out = tmp_path / f"whole-{number}.sqlite"
+        said = succeed("merge", "--out", out, *order)
+        assert "12 asked for = 12 kept + 0 refused + 0 pending" in said
+        assert "NOT among them" not in said
+    assert contents(tmp_path / "whole-0.sqlite") == contents(tmp_path / "whole-1.sqlite")
+    before = contents(out)
+    assert "0 new replies of 1 store\n" in succeed("merge", "--out", out, path)
+    assert contents(out) == before
+
+
+def test_an_empty_shard_of_another_source_is_refused(shards, new_store):
+    other = new_store("other.sqlite")
+    other.corpus.add(Source(name="hand.jsonl"), pairs_of(5))
+    complaint = fail("merge", "--out", shards.out, *shards.paths, other.path)
+    assert f"{other.path} does not belong to {shards.paths[0]}: its source is" in complaint
     assert not shards.out.exists()

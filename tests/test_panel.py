@@ -90,6 +90,22 @@ def test_a_teacher_has_one_server_or_several_or_says_how_to_start_one(load, erro
     assert "either base_url" in error_of(PANEL | {"teachers": [served]})
     assert "names http://a twice" in error_of(with_teacher(base_url=["http://a", "http://a"]))
     assert "base_url is empty" in error_of(with_teacher(base_url=[]))
+    assert "twice" in error_of(with_teacher(base_url=["http://a/v1", "http://a/v1/"]))
+
+
+def test_an_address_is_one_and_holds_no_password(error_of):
+    assert "is no address" in error_of(with_teacher(base_url="http://a:99999/v1"))
+    assert "names no host" in error_of(with_teacher(base_url="http:///v1"))
+    complaint = error_of(with_teacher(base_url="http://me:hunter2@a/v1"))
+    assert "use api_key_env" in complaint
+    assert "hunter2" not in complaint
+
+
+def test_a_key_among_the_arguments_of_a_server_is_refused(error_of):
+    served = {key: value for key, value in TEACHER.items() if key != "base_url"}
+    served["serve"] = {"environment": "vllm", "args": ["--api-key=sk-secret"]}
+    complaint = error_of(PANEL | {"teachers": [served]})
+    assert "VLLM_API_KEY" in complaint
 
 
 def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
@@ -149,20 +165,23 @@ def test_teachers_may_share_their_sampling_by_a_yaml_anchor(load):
     [
         (PANEL | {"teacher": []}, "unknown key 'teacher', did you mean 'teachers'?"),
         ({"rubric": "semantic-gap"}, "missing key 'variants'; missing key 'teachers'"),
-        (PANEL | {"rubric": None}, "rubric must be str, not None"),
+        (PANEL | {"rubric": None}, "rubric must be text, not None"),
         (PANEL | {"rubric": "semantic_gap"}, "rubric: no packaged rubric is called 'semantic_gap'"),
         (PANEL | {"rubric": ""}, "rubric: no packaged rubric is called ''"),
         (PANEL | {"teachers": []}, "teachers is empty"),
-        (PANEL | {"teachers": TEACHER}, "teachers must be list"),
-        (PANEL | {"teachers": ["reader"]}, "teacher 1: the entry must be dict, not 'reader'"),
+        (PANEL | {"teachers": TEACHER}, "teachers must be a list"),
+        (
+            PANEL | {"teachers": ["reader"]},
+            "teacher 1: the entry must be keys and values, not 'reader'",
+        ),
         (PANEL | {"teachers": [TEACHER, TEACHER]}, "two teachers are called 'reader'"),
-        (PANEL | {"variants": "direct"}, "variants must be list, not 'direct'"),
+        (PANEL | {"variants": "direct"}, "variants must be a list, not 'direct'"),
         (PANEL | {"variants": []}, "variants must name at least one variant, each once"),
         (PANEL | {"variants": ["direct", "direct"]}, "variants must name at least one variant"),
         (PANEL | {"variants": ["direkt"]}, "has no variant 'direkt', did you mean 'direct'?"),
-        (PANEL | {"variants": [False]}, "each of variants must be str, not False"),
-        (PANEL | {"variants": [["direct"]]}, "each of variants must be str, not ['direct']"),
-        (PANEL | {"variants": [None]}, "each of variants must be str, not None"),
+        (PANEL | {"variants": [False]}, "each of variants must be text, not False"),
+        (PANEL | {"variants": [["direct"]]}, "each of variants must be text, not ['direct']"),
+        (PANEL | {"variants": [None]}, "each of variants must be text, not None"),
     ],
 )
 def test_a_wrong_panel_is_named(error_of, said, expected):
@@ -177,20 +196,20 @@ def test_a_wrong_panel_is_named(error_of, said, expected):
         ({"name": 7}, "name 7 must be text of one line"),
         ({"name": " "}, "name ' ' must be text of one line"),
         ({"model": None}, "model None must be text of one line"),
-        ({"revision": 123}, "revision must be str or NoneType, not 123"),
+        ({"revision": 123}, "revision must be text or nothing, not 123"),
         ({"base_url": "127.0.0.1:8000"}, "base_url '127.0.0.1:8000' must start with http(s)://"),
         ({"base_url": "ftp://x"}, "base_url 'ftp://x' must start with http(s)://"),
         ({"max_in_flight": 0}, "max_in_flight 0 must be above 0"),
         ({"max_in_flight": -3}, "max_in_flight -3 must be above 0"),
-        ({"max_in_flight": 1.5}, "max_in_flight must be int, not 1.5"),
-        ({"max_in_flight": True}, "max_in_flight must be int, not True"),
-        ({"max_in_flight": None}, "max_in_flight must be int, not None"),
-        ({"timeout": "300"}, "timeout must be int or float, not '300'"),
+        ({"max_in_flight": 1.5}, "max_in_flight must be a whole number, not 1.5"),
+        ({"max_in_flight": True}, "max_in_flight must be a whole number, not True"),
+        ({"max_in_flight": None}, "max_in_flight must be a whole number, not None"),
+        ({"timeout": "300"}, "timeout must be a number, not '300'"),
         ({"timeout": 0}, "timeout 0 must be above 0"),
         ({"timeout": float("inf")}, "timeout inf must be"),
         ({"timeout": float("nan")}, "timeout nan must be"),
-        ({"api_key_env": 3}, "api_key_env must be str or NoneType, not 3"),
-        ({"sampling": []}, "sampling must be dict, not []"),
+        ({"api_key_env": 3}, "api_key_env must be text or nothing, not 3"),
+        ({"sampling": []}, "sampling must be keys and values, not []"),
         ({"sampling": {"temperature": 0}}, "sampling: missing key 'max_tokens'"),
     ],
 )
@@ -204,16 +223,19 @@ def test_a_wrong_teacher_is_named_by_number_key_and_value(error_of, change, expe
     ("change", "expected"),
     [
         ({"temprature": 1}, "sampling: unknown key 'temprature', did you mean 'temperature'?"),
-        ({"temperature": "0.7"}, "sampling: temperature must be int or float, not '0.7'"),
-        ({"temperature": False}, "sampling: temperature must be int or float, not False"),
-        ({"temperature": None}, "sampling: temperature must be int or float, not None"),
+        ({"temperature": "0.7"}, "sampling: temperature must be a number, not '0.7'"),
+        ({"temperature": False}, "sampling: temperature must be a number, not False"),
+        ({"temperature": None}, "sampling: temperature must be a number, not None"),
         ({"temperature": float("nan")}, "sampling must be JSON"),
         ({"top_p": float("inf")}, "sampling must be JSON"),
         ({"max_tokens": 0}, "sampling: max_tokens 0 must be at least 1"),
-        ({"max_tokens": 300.0}, "sampling: max_tokens must be int, not 300.0"),
-        ({"max_tokens": True}, "sampling: max_tokens must be int, not True"),
-        ({"seed": "1"}, "sampling: seed must be int, not '1'"),
-        ({"chat_template_kwargs": "x"}, "sampling: chat_template_kwargs must be dict, not 'x'"),
+        ({"max_tokens": 300.0}, "sampling: max_tokens must be a whole number, not 300.0"),
+        ({"max_tokens": True}, "sampling: max_tokens must be a whole number, not True"),
+        ({"seed": "1"}, "sampling: seed must be a whole number, not '1'"),
+        (
+            {"chat_template_kwargs": "x"},
+            "sampling: chat_template_kwargs must be keys and values, not 'x'",
+        ),
     ],
 )
 def test_wrong_sampling_is_named_by_key_and_value(error_of, change, expected):

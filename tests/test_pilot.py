@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from harness import DEMO, fail, pairs_of, run, succeed, write_pairs, write_panel
 from sp2dpo.annotations import Annotation, Key
+from sp2dpo.briefing import briefing
 from sp2dpo.entries import Entry
 from sp2dpo.forecast import plan
 from sp2dpo.gold import Truth, against_gold, by_pair, read_gold
@@ -21,10 +24,12 @@ from sp2dpo.projection import projection, sweep
 from sp2dpo.rubric import load_rubric
 from sp2dpo.sample import draw, only
 from sp2dpo.serve_block import Serve
+from sp2dpo.shards import Shard
 from sp2dpo.sources import SetAside, Source, SourceRow
 from sp2dpo.store import Store
 from sp2dpo.teachers import Reply
 from sp2dpo.verdict import verdict
+from sp2dpo.vllm_command import shown
 
 PAIRS, PLANTED = DEMO / "pairs.jsonl", DEMO / "planted.jsonl"
 READERS = ("reader-a", "reader-b", "reader-c")
@@ -98,6 +103,16 @@ def test_repeated_pairs_count_once_and_rows_without_a_pair_are_counted():
     assert [one.row for one in only(rows, sample)] == [1, 2, 3]
 
 
+def test_rows_that_are_set_aside_are_named_by_reason():
+    aside = [SetAside(row=n, reason="no prompt", raw="{}") for n in range(2, 9)]
+    found = draw([row(1, 20), *aside, SetAside(row=9, reason="not JSON", raw="{")], 1)
+    assert found.set_aside == 8
+    assert [(one.reason, one.count, one.rows) for one in found.aside] == [
+        ("no prompt", 7, (2, 3, 4, 5, 6)),
+        ("not JSON", 1, (9,)),
+    ]
+
+
 def test_pairs_whose_truth_is_known_go_first_and_the_strata_keep_their_shares():
     rows = [row(number, prompt=20 if number % 2 else 400) for number in range(100)]
     known = [f"q{number}" for number in range(0, 40, 2)]  # all of them long
@@ -145,8 +160,8 @@ def test_every_way_to_say_a_label_is_understood(tmp_path):
         ({"pair_id": "a"}, "say one of label, label_flipped, label_ok, not 0"),
         ({"pair_id": "a", "label": "tie", "label_ok": True}, "not 2 of them"),
         ({"pair_id": "a", "label": "choosen"}, "'choosen' must be one of"),
-        ({"pair_id": "a", "label_ok": 1}, "label_ok must be bool"),
-        ({"pair_id": 7, "label": "tie"}, "pair_id must be str"),
+        ({"pair_id": "a", "label_ok": 1}, "label_ok must be"),
+        ({"pair_id": 7, "label": "tie"}, "pair_id must be"),
         ({"label": "tie"}, "missing key 'pair_id'"),
         ({"pair_id": "a", "lable": "tie"}, "did you mean 'label'"),
         ({"pair_id": "a", "label": "tie", "category": "styl"}, "did you mean 'style'"),
@@ -239,7 +254,7 @@ def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
         a_teacher("hours", price=Price(gpu_hour=3.0, gpus=4)),
         a_teacher("unpriced", base_urls=(), serve=served(gpus=("0", "1"))),
     )
-    took = {"requests": 30, "prompt": 3000, "completion": 600, "cached": 1000}
+    took = {"requests": 30, "timed": 30, "prompt": 3000, "completion": 600, "cached": 1000}
     used = {
         "tokens": Usage(**took, seconds=36),
         "hours": Usage(**took, seconds=72),
@@ -295,17 +310,70 @@ def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
     shared = texts[1, "direct"] - len(LABELLED.variants["direct"].strip())
     assert (
         f"a: 2 requests, about {missing / 4:,.0f} prompt tokens, of which a prefix cache can serve "
-        f"about {shared / 4:,.0f}" in lines
+        f"about {shared / 4:,.0f}" in " ".join(line.strip() for line in lines)
     )
     assert any(
         line.startswith(f"b: 6 requests, about {sum(texts.values()) / 4:,.0f}") for line in lines
     )
     said = "\n".join(lines)
+    assert max(map(len, lines)) <= 100
     assert "secret" not in said
     assert f"{DEMO}/bin/vllm serve b" in said
     assert "together 8 requests" in said
     assert "at most 800 tokens" in said
     assert f"semantic-gap ({LABELLED.hash[:12]})" in said
+
+
+def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_it(
+    new_store, tmp_path
+):
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), [row(1, 100)])
+    program = tmp_path / "environment" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$SOME_LIST" "$@"\n')
+    program.chmod(0o755)
+    serve = Serve(
+        environment=tmp_path / "environment",
+        args=("--trust-remote-code", "--host=0.0.0.0", '--note=it\'s a "note"  with  blanks'),
+        env={"SOME_LIST": "a b  c", "SOME_KEY": "hidden from everybody"},
+    )
+    teacher = a_teacher("b", base_urls=(), serve=serve)
+    sampling = teacher.sampling | {"chat_template_kwargs": {f"option_{n}": n for n in range(20)}}
+    lines = plan(store, panel_of(replace(teacher, sampling=sampling)))
+    assert max(map(len, lines)) <= 100
+    begin = lines.index("  would be served by") + 1
+    end = next(n for n, line in enumerate(lines) if line.startswith("    WARNING: "))
+    folded = "\n".join(lines[begin:end])
+    heard = [
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
+        for command in (folded, *shown("b", None, serve))
+    ]
+    assert heard[0] == heard[1]
+    assert heard[0].startswith("a b  c\nserve\nb\n")
+    assert f"{program} serve b" in folded
+    warned = " ".join(line.strip() for line in lines[end : lines.index(lines[-1])])
+    assert "WARNING: --trust-remote-code runs code" in warned
+    assert "WARNING: --host '0.0.0.0' offers the server to other computers" in warned
+
+
+def test_a_plan_counts_only_the_pairs_of_a_shard_and_keeps_nothing(new_store):
+    store, shard = new_store(), Shard(index=1, of=3)
+    rows = [row(n, 50) for n in range(30)]
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    panel = panel_of(a_teacher("a"), a_teacher("b"))
+    held = sum(shard.holds(one.pair.id) for one in rows)
+    assert 0 < held < 30
+    said = "\n".join(plan(store, panel, shard=shard))
+    assert f"a: {3 * held} requests" in said
+    assert f"together {6 * held} requests" in said
+    assert "shard 1/3 of the pairs" in said
+    assert store.backlog.shard() is None
+    assert "a: 90 requests" in "\n".join(plan(store, panel))
+    store.backlog.take_shard(shard)
+    assert f"a: {3 * held} requests" in "\n".join(plan(store, panel))
+    with pytest.raises(ValueError, match="is for 1/3, not for the shard 0/3"):
+        plan(store, panel, shard=Shard(index=0, of=3))
 
 
 def test_a_dry_run_shows_the_plan_and_asks_nothing(scripted, tmp_path):
@@ -329,14 +397,16 @@ def entry(pair_id, teacher, variant, magnitude=5, *, cached=None, reason=None, a
         key=Key(pair_id=pair_id, teacher=teacher, variant=variant),
         annotation=None if reason else said,
         reason=reason,
-        detail=None,
+        detail="the prompt is rude" if reason else None,
         raw="{}",
         reply=reply,
         arrived=at,
     )
 
 
-def trial(tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: None, cached=None):
+def trial(
+    tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: None, cached=None, **more
+):
     """What a pilot finds whose teachers give pair n the magnitude of (n, teacher, variant)."""
     rows = [row(n, 50) for n in range(pairs)]
     with Store(tmp_path / "pilot.sqlite", write=True) as store:
@@ -353,7 +423,7 @@ def trial(tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: Non
                 for variant in panel.variants
             ]
         )  # fmt: skip
-    found = Trial(panel=panel, sample=draw(rows, pairs), schedule=USUAL)
+    found = Trial(panel=panel, sample=draw(rows, pairs), schedule=USUAL, **more)
     with Store(tmp_path / "pilot.sqlite") as store:
         return findings(store, found)
 
@@ -443,8 +513,61 @@ def test_gold_that_a_coin_could_match_is_a_no_go():
 
     assert told(gold) is False
     assert told(gold | {"balanced_low": 0.51}) is True
-    assert told(gold | {"judged": 19}) is None
-    assert told(gold | {"balanced_low": None}) is None
+    # Whoever gives truths wants them to be met.
+    assert told(gold | {"judged": 19, "balanced_low": 0.9}) is False
+    assert told(gold | {"balanced_low": None}) is False
+
+
+def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
+    reasons = {0: "length", 1: "length", 2: "not-json", 3: "too-long", 4: "http-400"}
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: reasons.get(n % 8))
+    rule = rules_of(found)["refused"]
+    assert rule["passed"] is False
+    assert rule["advice"].startswith("length 30: raise max_tokens")
+    assert (
+        "not-json 15: see whether its server supports response_format json_schema"
+        in (rule["advice"])
+    )
+    assert "too-long 15: raise --max-model-len" in rule["advice"]
+    assert "http-400 15: the server says: the prompt is rude" in rule["advice"]
+    lines = briefing(found)
+    at = next(n for n, line in enumerate(lines) if line.startswith("  NO  refused"))
+    assert lines[at + 1 : at + 3] == ["        the worst: a", lines[at + 2]]
+    assert lines[at + 2].startswith("        length 30: raise max_tokens")
+    assert "  a refused: http-400 15, length 30, not-json 15, too-long 15" in lines
+
+
+def test_one_teacher_has_no_spread_between_teachers(tmp_path):
+    found = trial(tmp_path, panel_of(a_teacher("a")), lambda n, *_: n % 11)
+    assert found["agreement"]["spread"] is None
+    assert any("between teachers -" in line for line in briefing(found))
+
+
+def test_what_a_sweep_takes_is_told_where_the_annotation_has_no_price(tmp_path):
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, runs=4, run_hours=12.5)
+    said = " ".join(line.strip() for line in briefing(found))
+    assert "a sweep of 4 runs of 12.5 GPU-hours each takes 50 GPU-hours" in said
+    assert "is not known: state a price in the panel" in said
+    assert "at the pilot's pace, without starting the servers" in said
+
+
+def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
+    names = [f"organisation/a-teacher-with-a-very-long-name-{n}-instruct" for n in range(3)]
+    teachers = [a_teacher(name, price=Price(gpu_hour=1e6, gpus=8)) for name in names]
+    found = trial(
+        tmp_path,
+        panel_of(*teachers),
+        lambda n, *_: 10 if n % 5 else 1,
+        refuse=lambda n, _: None if n % 4 else "http-400",
+        runs=4,
+        run_hours=2.0,
+        truths=[Truth(name=f"q{n}", label="chosen") for n in range(40)],
+        trouble=None,
+    )
+    found["sample"]["aside"] = [{"reason": "no prompt " * 20, "count": 9, "rows": [1, 2, 3, 4, 5]}]
+    lines = briefing(found)
+    assert max(map(len, lines)) <= 100
+    assert "NO-GO: refused, without-beta, clumped-high" in " ".join(lines)
 
 
 def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
@@ -600,6 +723,62 @@ def test_nothing_is_asked_where_the_gold_file_is_wrong(scripted, tmp_path):
     assert "gold.jsonl: line 1: say one of label" in fail(*words)
     assert teacher.requests == []
     assert not (tmp_path / "pilot.sqlite").exists()
+
+
+def test_nothing_is_asked_where_no_name_of_the_gold_file_is_a_pair(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    gold = gold_file(
+        tmp_path, *({"pair_id": f"nope-{n:03}", "label_ok": True} for n in range(1, 97))
+    )
+    words = [word if word != PLANTED else gold for word in command(tmp_path)]
+    complaint = " ".join(fail(*words).split())
+    assert f"none of the 96 names in {gold} is a pair of" in complaint
+    assert "(first: 'nope-001')" in complaint
+    assert teacher.requests == []
+    assert not (tmp_path / "pilot.sqlite").exists()
+
+
+def test_too_few_truths_are_no_reason_to_go(replay_url, tmp_path):
+    write_panel(tmp_path / "panel.yaml", replay_url, names=READERS)
+    lines = [json.loads(line) for line in PLANTED.read_text().splitlines()[:5]]
+    words = [word if word != PLANTED else gold_file(tmp_path, *lines) for word in command(tmp_path)]
+    done = run(*words)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.endswith("\nNO-GO: gold\n")
+    assert "5 pairs with a known truth were judged; it takes 20" in done.stdout
+
+
+def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    schedule = tmp_path / "schedule.yaml"
+    said = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
+    schedule.write_text(yaml.safe_dump(said | {"estimate": "expected"}))
+    complaint = fail(*command(tmp_path), "--schedule", schedule)
+    assert "teacher scripted: sampling has no `logprobs: true`" in complaint
+    assert teacher.requests == []
+    sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}
+    write_panel(tmp_path / "panel.yaml", teacher.url, sampling=sampling)
+    done = run(*command(tmp_path), "--schedule", schedule, "--json")
+    assert json.loads(done.stdout)["betas"]["with_beta"] == 60, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--patience", "--run-hours"])
+def test_what_is_no_number_is_refused(tmp_path, option):
+    write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    complaint = fail(*command(tmp_path), "--sweep", 4, option, "nan", code=2)
+    assert f"{option} must be a number of" in complaint
+
+
+def test_rows_that_are_set_aside_are_told(replay_url, tmp_path):
+    write_panel(tmp_path / "panel.yaml", replay_url, names=READERS)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(PAIRS.read_text() + '{"prompt": "Only a prompt"}\n')
+    words = [word if word != PAIRS else pairs for word in command(tmp_path)]
+    told = succeed(*words)
+    assert "97 rows = 96 usable + 1 set aside; 96 distinct pairs" in told
+    assert "(row 97)" in told
 
 
 def test_what_one_run_takes_says_nothing_without_a_sweep(tmp_path):

@@ -49,7 +49,7 @@ def test_a_price_made_of_nothing_is_refused():
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (7, "the entry must be dict, not 7"),
+        (7, "the entry must be keys and values, not 7"),
         ({}, "missing key 'prompt'; missing key 'completion'"),
         ({"gpu_hour": 2}, "missing key 'gpus'"),
         ({"gpu_hour": 2, "gpus": 1, "prompt": 1}, "not both"),

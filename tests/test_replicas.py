@@ -217,13 +217,6 @@ def test_a_retry_goes_round_the_pairs_own_order():
     assert replicas.another("a", first) is first  # nobody is up
 
 
-def test_all_slots_together_are_counted():
-    replicas, _ = replicas_of(3)
-    assert (len(replicas), replicas.current) == (3, 24)
-    next(iter(replicas)).limit.congested()
-    assert replicas.current == 20
-
-
 def test_a_teacher_without_replicas_is_refused():
     with pytest.raises(ValueError, match="at least one replica"):
         Replicas([], ceiling=8)
@@ -247,4 +240,20 @@ def test_an_answer_that_is_no_reply_shows_that_a_replica_is_there():
     put_down(replica, clock)
     assert not replica.is_up(clock.now)
     replica.answered()
+    assert replica.is_up(clock.now)
+
+
+def test_after_its_time_down_a_replica_gets_one_request_to_show_how_it_is():
+    replicas, clock = replicas_of(2)
+    replica, _ = replicas
+    put_down(replica, clock)
+    assert not replica.may_be_asked(clock.now)
+    clock.now += 5
+    assert replica.is_up(clock.now)
+    take(replica, 1)
+    assert not replica.is_up(clock.now)  # the trial is under way
+    assert replica.may_be_asked(clock.now)  # for the trial itself
+    take(replica, 1)
+    assert not replica.may_be_asked(clock.now)
+    replica.succeeded(0.1)
     assert replica.is_up(clock.now)

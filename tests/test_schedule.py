@@ -1,5 +1,7 @@
 """From gaps to betas, and the file that holds them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
-from harness import SCHEDULE, filled, kept
+from harness import SCHEDULE, filled, kept, pairs_of, succeed
 from sp2dpo.schedule import (
     COLUMNS,
     Betas,
@@ -18,6 +20,7 @@ from sp2dpo.schedule import (
     schedule_of,
     write_betas,
 )
+from sp2dpo.shards import Shard
 
 PAPER = load_schedule(SCHEDULE)
 ONE_VOTE = replace(PAPER, quorum=1)
@@ -125,12 +128,12 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
         ({"beta_min": 0.4}, "beta_min 0.4 must be below beta_max 0.3"),
         ({"beta_min": 0}, "beta_min 0 must be above 0"),
         ({"beta_max": float("inf")}, "beta_max inf must be above 0, and no more than 1e6"),
-        ({"beta_max": "0.3"}, "beta_max must be int or float, not '0.3'"),
-        ({"beta_max": True}, "beta_max must be int or float, not True"),
+        ({"beta_max": "0.3"}, "beta_max must be a number, not '0.3'"),
+        ({"beta_max": True}, "beta_max must be a number, not True"),
         ({"quorum": 0}, "quorum 0 must be at least 1"),
         ({"quorum": 10**30}, "must be at least 1, at most 1e6"),
         ({"beta_max": 10**400}, "must be above 0, and no more than 1e6"),
-        ({"quorum": 2.5}, "quorum must be int, not 2.5"),
+        ({"quorum": 2.5}, "quorum must be a whole number, not 2.5"),
         ({"estimate": "expcted"}, "estimate 'expcted' is not known, did you mean 'expected'"),
         ({"estimate": None}, "estimate None is not known (known: sampled, expected)"),
         ({"map": "liner"}, "map 'liner' is not known, did you mean 'linear'"),
@@ -182,3 +185,76 @@ def test_a_table_of_other_columns_is_refused_for_its_columns(made, tmp_path):
     table.write_parquet(other, metadata=said)
     with pytest.raises(ValueError, match=r"its columns are not those .* run it again"):
         read_betas(other)
+
+
+def test_betas_whose_file_name_looks_like_a_pattern_read_back(made, tmp_path):
+    (tmp_path / "x1.parquet").write_bytes(b"another file that the pattern would match")
+    for name in ("x[1].parquet", "x*.parquet", "x?.parquet"):
+        path = tmp_path / name
+        for _ in range(2):  # the second time it takes the place of the first
+            write_betas(made, path)
+        assert read_betas(path).table.equals(made.table)
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_file(made, tmp_path):
+    path = tmp_path / "betas.parquet"
+    script = (
+        "import resource, signal, sys; from pathlib import Path; "
+        "from sp2dpo.schedule import read_betas, write_betas; "
+        "made = read_betas(Path(sys.argv[1])); "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+        "write_betas(made, Path(sys.argv[2]))"
+    )
+    write_betas(made, tmp_path / "made.parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "made.parquet", path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"OSError: {path}: cannot be written" in done.stderr
+    assert [one.name for one in tmp_path.glob("*betas*")] == []
+
+
+@pytest.fixture
+def planned(new_store, tmp_path):
+    """Schedules a store of four pairs with three replies to each; what the command says."""
+    store = new_store()
+    ids = filled(store, 4, "a")
+
+    def schedule(replies, shard=None):
+        store.backlog.take_shard(shard)
+        store.add(
+            [
+                kept(pair_id, "a", variant, 5, 9)
+                for pair_id in ids
+                if shard is None or shard.holds(pair_id)
+                for variant in ("direct", "critic", "reader")[:replies]
+            ]
+        )
+        plan = tmp_path / "schedule.yaml"
+        plan.write_text(yaml.safe_dump(yaml.safe_load(SCHEDULE.read_text()) | {"quorum": 2}))
+        out = tmp_path / "betas.parquet"
+        return succeed("schedule", "--store", store.path, "--schedule", plan, "--out", out)
+
+    return schedule
+
+
+def test_betas_of_a_run_that_is_not_finished_are_called_so(planned):
+    assert "4 of 12 replies are still pending: these betas are not final\n" in planned(2)
+
+
+def test_betas_of_a_finished_run_are_not_doubted(planned):
+    said = planned(3)
+    assert "pending" not in said
+    assert "shard" not in said
+
+
+def test_betas_of_a_shard_say_of_which(planned):
+    shard = Shard(index=0, of=2)
+    mine = sum(shard.holds(row.pair.id) for row in pairs_of(4))
+    said = planned(2, shard)
+    assert 0 < mine < 4
+    assert (
+        f"4 pairs, {4 - mine} below the quorum of 2 replies (shard 0/2: {mine} of 4 pairs)" in said
+    )
+    assert f"{mine} of {mine * 3} replies are still pending: these betas are not final\n" in said

@@ -33,7 +33,15 @@ def test_a_mapping_is_read_as_yaml_reads_it(written):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("", "NoneType"), ("- a\n", "list"), ("word", "str"), ("# only this", "NoneType")],
+    [
+        ("", "nothing"),
+        ("- a\n", "a list"),
+        ("word", "text"),
+        ("# only this", "nothing"),
+        ("7", "a whole number"),
+        ("0.5", "a number"),
+        ("yes", "true or false"),
+    ],
 )
 def test_a_file_that_holds_no_mapping_is_refused(written, text, kind):
     assert error_of(written(text)) == f"expected keys and values, found {kind}"
@@ -110,6 +118,11 @@ def test_the_right_keys_pass_with_and_without_the_optional_ones():
         check_keys("x", {"b": 2}, required=("a",), optional=("b",))
 
 
+def test_a_key_that_is_required_of_some_and_optional_to_others_is_listed_once():
+    with pytest.raises(ValueError, match=r"\(known: a, b\)$"):
+        check_keys("x", {"c": 1}, required=("a",), optional=("a", "b"))
+
+
 def test_a_hint_is_given_only_where_a_word_is_near():
     assert did_you_mean("temprature", ["temperature", "top_p"]) == ", did you mean 'temperature'?"
     assert did_you_mean("banana", ["temperature", "top_p"]) == ""
@@ -119,14 +132,17 @@ def test_a_hint_is_given_only_where_a_word_is_near():
 @pytest.mark.parametrize(
     ("value", "kind", "names"),
     [
-        ("3", int, "int"),
-        (True, int, "int"),
-        (False, (int, float), "int or float"),
-        (3.0, int, "int"),
-        (None, str, "str"),
-        (1, bool, "bool"),
-        ([], dict, "dict"),
-        ("5e-7", (int, float), "int or float"),
+        ("3", int, "a whole number"),
+        (True, int, "a whole number"),
+        (False, (int, float), "a number"),
+        (3.0, int, "a whole number"),
+        (None, str, "text"),
+        (1, bool, "true or false"),
+        ([], dict, "keys and values"),
+        ("a", list, "a list"),
+        ("5e-7", (int, float), "a number"),
+        (7, (str, type(None)), "text or nothing"),
+        ("x", (int, float, type(None)), "a number or nothing"),
     ],
 )
 def test_a_value_of_another_type_is_refused_as_it_stands(value, kind, names):
@@ -163,3 +179,19 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_a_file_in_no_folder_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"), whole(tmp_path / "a" / "b"):
         pass
+
+
+def test_what_cannot_be_written_is_named_with_its_folder_and_not_as_a_temporary_file(tmp_path):
+    path = tmp_path / ("x" * 250)  # the temporary name beside it is too long for the disk
+    with pytest.raises(OSError, match="too long") as refused, whole(path) as unfinished:
+        unfinished.write_text("never")
+    assert refused.value.filename == str(path)
+    assert refused.value.strerror == f"File name too long (in the folder {tmp_path})"
+    assert "unfinished" not in str(refused.value)
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as refused, whole(tmp_path / "out.txt"):
+        (tmp_path / "input.txt").read_text()
+    assert refused.value.filename == str(tmp_path / "input.txt")
+    assert list(tmp_path.iterdir()) == []

@@ -5,21 +5,24 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from harness import COMMAND, fail, pairs_of, succeed, write_pairs, write_panel
 from sp2dpo.annotations import Annotation, Key
 from sp2dpo.backlog import Settled
+from sp2dpo.database import only_writer
 from sp2dpo.entries import Entry
 from sp2dpo.ledger import Slice, recent, usage
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.price import Price
 from sp2dpo.rubric import load_rubric
 from sp2dpo.sources import Source
-from sp2dpo.status import status
+from sp2dpo.status import annotating, status
 from sp2dpo.status_lines import status_lines
 from sp2dpo.teachers import Reply
 
@@ -85,6 +88,15 @@ def said(
         ),
         arrived=at,
     )
+
+
+def imported(pair_id, name, variant="direct", *, prompt=None, reason=None):
+    """A reply out of a file: nobody took its time, and perhaps nobody counted its tokens."""
+    timed = said(pair_id, name, variant, at=7000.0, reason=reason)
+    counts = {"prompt_tokens": prompt, "completion_tokens": prompt and 20}
+    finish = None if reason else "stop"
+    reply = replace(timed.reply, finish_reason=finish, model=None, seconds=None, **counts)
+    return replace(timed, reply=reply)
 
 
 def declined(pair_id, name, variant):
@@ -171,8 +183,8 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
 def test_a_pause_is_no_work_and_requests_side_by_side_count_once():
     def reply(started, ended):
         return Slice(
-            teacher="a", variant="direct", order="chosen-first", requests=1, untold=0, prompt=0,
-            completion=0, cached=None, started=started, ended=ended,
+            teacher="a", variant="direct", order="chosen-first", requests=1, untold=0, timed=1,
+            untimed=0, prompt=0, completion=0, cached=None, started=started, ended=ended,
         )  # fmt: skip
 
     assert usage([reply(20, 30), reply(0, 4), reply(2, 6), reply(3, 5)]).seconds == 6 + 10
@@ -229,6 +241,106 @@ def test_money_that_cannot_be_known_is_not_told(new_store):
     assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
     assert found["total"]["unpriced"] == ["free", "silent"]
     assert "not in it: free, silent" in "\n".join(status_lines(found))
+
+
+def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new_store):
+    store = new_store()
+    price = Price(gpu_hour=3.6, gpus=2, currency="EUR")
+    panel = panel_of(a_teacher("a", price=price), variants=("direct", "critic"))
+    ids = begun(store, 3, panel)
+    store.add([imported(one, "a") for one in ids])
+    store.add([declined(ids[0], "a", "critic")])
+    store.add([imported(ids[1], "a", "critic", reason="unfinished")])
+    found = status(store.path)
+    a = found["teachers"][0]
+    assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
+    assert a["busy_seconds"] is a["replies_per_second"] is a["seconds_left"] is None
+    assert a["money"] is a["money_left"] is None
+    lines = status_lines(found)
+    assert "4 replies came without counts of tokens" in lines
+    assert any(line.split() == ["a", "-", "-", "-", "-", "-"] for line in lines)
+    assert any(line.startswith("4 replies came without a time") for line in lines)
+
+
+def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
+    store = new_store()
+    panel = panel_of(a_teacher("a", price=Price(gpu_hour=3.6, gpus=1)), variants=("direct",))
+    ids = begun(store, 10, panel)
+    store.add([said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])])
+    store.add([imported(one, "a", prompt=50) for one in ids[3:8]])
+    a = status(store.path)["teachers"][0]
+    assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
+    assert a["busy_seconds"] == pytest.approx(6)
+    assert a["replies_per_second"] == pytest.approx(3 / 6)
+    assert a["seconds_left"] == pytest.approx(2 / 0.5)
+    assert a["money"] is None  # of five nobody knows it
+    assert a["money_left"] == pytest.approx(4 * 0.001)
+
+
+def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
+    store = new_store()
+    ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
+    store.add([said(ids[0], "a", at=5.0, seconds=1)])
+    store.add([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
+    a = status(store.path)["teachers"][0]
+    assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
+
+
+def test_the_command_tells_what_was_imported_without_inventing_anything(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 2)
+    panel = write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1")
+    both = ("--panel", panel, "--store", tmp_path / "run.sqlite")
+    out, replies = tmp_path / "requests.jsonl", tmp_path / "replies.jsonl"
+    succeed("export-requests", "--pairs", pairs, *both, "--out", out)
+    content = json.dumps(
+        {"rationale": "because", "category": "style", "magnitude": 4, "confidence": 7}
+    )
+    answer = {"choices": [{"finish_reason": "stop", "message": {"content": content}}]}
+    lines = [
+        {
+            "custom_id": json.loads(line)["custom_id"],
+            "response": {"status_code": 200, "body": answer},
+            "error": None,
+        }
+        for line in out.read_text().splitlines()
+    ]
+    replies.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    succeed("import-replies", *both, replies)
+    told = succeed("status", "--store", tmp_path / "run.sqlite")
+    assert "6 replies came without counts of tokens" in told
+    assert any(line.split()[:3] == ["scripted", "-", "-"] for line in told.splitlines())
+
+
+@pytest.mark.parametrize("name", ["a", "organisation/a-teacher-with-a-very-long-name-{}-instruct"])
+def test_every_line_fits_a_terminal(new_store, name):
+    store = new_store()
+    prices = [Price(gpu_hour=1234.5, gpus=8), Price(prompt=2.0, completion=3.0)]
+    teachers = [a_teacher(name.format(n) + str(n), price=price) for n, price in enumerate(prices)]
+    panel = panel_of(*teachers, rubric="semantic-gap-blind", variants=VARIANTS, budget="adaptive")
+    ids = begun(store, 3, panel)
+    reasons = ("not-json", "schema", "length", "unfinished", "empty", "http-400", "too-long")
+    store.add(
+        [
+            said(one, teacher.name, variant, order=order, attempt=2, reason=reason, better="A")
+            for one in ids
+            for teacher in teachers
+            for variant, order, reason in (
+                ("direct", "chosen-first", reasons[0]),
+                ("direct", "rejected-first", reasons[1]),
+                ("critic", "chosen-first", reasons[2]),
+                ("critic", "rejected-first", reasons[3]),
+                ("reader", "chosen-first", reasons[5]),
+            )
+        ]
+    )
+    found = status(store.path)
+    for each in (found["total"], *(c for one in found["teachers"] for c in one["cells"])):
+        each |= {"asked": 10**8, "kept": 10**7, "prompt_tokens": 10**11}
+    lines = status_lines(found)
+    assert max(map(len, lines)) <= 100
+    # Cut in the middle, so that they can still be told apart.
+    rows = [line.split()[0] for line in lines if line.startswith((name[0], "all"))]
+    assert {row[-1] for row in rows} == {"0", "1", "l"}
 
 
 def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
@@ -327,6 +439,42 @@ def test_a_damaged_file_is_found_out(new_store):
     complaint = fail("status", "--store", store.path)
     assert "is damaged" in complaint
     assert status(store.path)["integrity"]
+
+
+def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
+    store = new_store()
+    ids = begun(store, 300, panel_of(a_teacher("a")))
+    store.add([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    with closing(sqlite3.connect(store.path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+    with store.path.open("r+b") as file:
+        file.seek(2 * size)
+        file.write(b"\xff" * (store.path.stat().st_size - 2 * size))
+    assert "is damaged" in fail("status", "--store", store.path)
+
+
+def test_looking_never_keeps_an_annotation_from_beginning(tmp_path):
+    store, mark = tmp_path / "run.sqlite", tmp_path / "run.sqlite.lock"
+    looked, over = [], threading.Event()
+
+    def look():
+        while not over.is_set():
+            looked.append(annotating(store))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            # Left behind by a process that was killed; its number is now that of another.
+            mark.write_text(str(os.getpid()))
+            time.sleep(0.0005)
+            with only_writer(store):
+                time.sleep(0.0005)
+    finally:
+        over.set()
+        looking.join()
+    assert set(looked) == {None, os.getpid()}
 
 
 def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):

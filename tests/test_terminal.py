@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from sp2dpo.terminal import harmless, table
+from sp2dpo.terminal import brief, harmless, number_of, table
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,25 @@ def test_a_table_without_rows_is_its_head():
 def test_rows_of_unequal_length_make_no_table():
     with pytest.raises(ValueError, match="shorter"):
         table(("a", "b"), [("1",)])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("x" * 10, "x" * 10),
+        ("x" * 11, "x" * 10 + "..."),
+        (" two\n\n lines\t", "two lines"),
+        ("a" * 9 + "\n\n" + "b", "a" * 9 + " ..."),
+    ],
+)
+def test_a_long_text_is_cut_to_one_short_line(text, shown):
+    assert brief(text, 10) == shown
+    assert brief("y" * 301) == "y" * 300 + "..."
+
+
+def test_one_thing_is_not_called_by_its_plural():
+    said = [number_of(number, "line") for number in (0, 1, 2)]
+    assert said == ["0 lines", "1 line", "2 lines"]
+    assert number_of(1, "reply", "replies") == "1 reply"
+    assert number_of(2, "reply", "replies") == "2 replies"

@@ -1,8 +1,18 @@
-"""Amounts as a person reads them; what is not known is a dash."""
+"""Amounts as a person reads them, what is not known as a dash, on lines as long as a terminal's."""
 
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from sp2dpo.terminal import harmless, table
 
 UNKNOWN = "-"
+WIDTH = 100
+"""Characters of a line."""
+_SHORTEST = 9
+"""Characters to which a cell is cut at most."""
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_SHELL_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
 
 
 def whole(number: float | None) -> str:
@@ -43,3 +53,74 @@ def money(amounts: Mapping[str, float]) -> str:
         f"{f'{amount:.3g}' if 0 < amount < 1 else f'{amount:,.2f}'} {currency}"
         for currency, amount in amounts.items()
     )
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of words as lines of `WIDTH`, harmless; those that go on are set in by two more."""
+    line = harmless(line)
+    if len(line) <= WIDTH:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(),
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def shell_lines(command: str, *, indent: str = "") -> list[str]:
+    """A shell command over as many lines as it takes, which a shell reads as the same command.
+
+    Args:
+        command: on one line.
+        indent: before each line; those that go on are set in by two more.
+    """
+    words = _SHELL_WORD.findall(harmless(command))
+    first = next((n for n, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
+    # The program, what it is to do and the model are easier to find on one line.
+    words[first : first + 3] = [" ".join(words[first : first + 3])]
+    lines = [indent + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + len("  \\") <= WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{indent}  {word}")
+    return lines
+
+
+def narrow_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int, indent: str = ""
+) -> list[str]:
+    """A table, harmless, whose first columns are cut so far that it has `WIDTH`, if it can.
+
+    Args:
+        head: of the columns.
+        rows: their cells.
+        names: columns that may be cut, from the left: the whole names stand in the JSON.
+        indent: before each line.
+    """
+    rows = [[harmless(cell) for cell in row] for row in rows]
+    for _ in range(names):
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - WIDTH
+        if excess <= 0:
+            break
+        widest = max(range(names), key=lambda at: widths[at])
+        room = max(_SHORTEST, len(head[widest]), widths[widest] - excess)
+        rows = [
+            [_cut(cell, room) if at == widest else cell for at, cell in enumerate(row)]
+            for row in rows
+        ]
+    return table(head, rows, indent=indent)
+
+
+def _cut(text: str, length: int) -> str:
+    """A name without its middle: what tells names apart stands at their ends."""
+    if len(text) <= length:
+        return text
+    end = (length - 3) // 2
+    return f"{text[: length - 3 - end]}...{text[len(text) - end :]}"

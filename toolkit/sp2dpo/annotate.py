@@ -6,28 +6,26 @@ Every reply is committed as soon as the disk takes it; a second run asks only wh
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from sp2dpo.asking import Asking
-from sp2dpo.backlog import Heard, Job, Settled, Wanted
+from sp2dpo.backlog import Settled, Wanted
 from sp2dpo.entries import Entry
-from sp2dpo.interrupts import unless
+from sp2dpo.interrupts import first_failure, unless
+from sp2dpo.pages import Pages
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.serving import Servers, serving
 from sp2dpo.sparing import Sparing
 from sp2dpo.store import Store
 from sp2dpo.tally import tally
-from sp2dpo.teachers import Client, open_session
+from sp2dpo.teachers import Client, TeacherError, open_session
 from sp2dpo.writer import Writer
 
-_PAGE = 200
-"""Pairs read from the store at a time."""
-Numbered = TypeVar("Numbered", Job, Heard)
 Ask = Callable[[list[Asking]], Awaitable[None]]
 
 
@@ -77,15 +75,15 @@ async def annotate(store: Store, panel: Panel, terms: Terms) -> None:
     with (
         _settled_heap(),
         ThreadPoolExecutor(1) as writing,
+        Store(store.path) as reader,  # outlives its thread, which may be in the middle of a page
         ThreadPoolExecutor(1) as reading,
-        Store(store.path) as reader,
     ):
         writer = Writer(store, writing)
-        run = _Run(store, panel, terms, writer, _Pages(reader, reading))
+        run = _Run(store, panel, terms, writer, Pages(reader, reading))
         try:
             await run.ask_panel()
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         finally:
             writer.flush()
 
@@ -107,47 +105,23 @@ def _settled_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Pages:
-    """What is still to be asked, read a page at a time on a connection of its own."""
-
-    def __init__(self, reader: Store, thread: ThreadPoolExecutor) -> None:
-        self._reader = reader
-        self._thread = thread
-
-    def jobs(self, wanted: Wanted) -> AsyncIterator[Job]:
-        """What is missing of a teacher, pair by pair."""
-        return self._all(lambda after: self._reader.backlog.page(wanted, after=after, limit=_PAGE))
-
-    def heard(self, *, settled: bool) -> AsyncIterator[Heard]:
-        """What was said of the pairs, with or without those that are settled."""
-        backlog = self._reader.backlog
-        return self._all(lambda after: backlog.heard(settled=settled, after=after, limit=_PAGE))
-
-    async def _all(self, page_after: Callable[[int], list[Numbered]]) -> AsyncIterator[Numbered]:
-        """The items of all pages; the next page is read ahead."""
-        run = asyncio.get_running_loop().run_in_executor
-        page = run(self._thread, page_after, 0)
-        while items := await page:
-            page = run(self._thread, page_after, items[-1].number)
-            for item in items:
-                yield item
-
-
 class _Run:
     """One run: what its tasks share."""
 
     def __init__(
-        self, store: Store, panel: Panel, terms: Terms, writer: Writer, pages: _Pages
+        self, store: Store, panel: Panel, terms: Terms, writer: Writer, pages: Pages
     ) -> None:
         self._store = store
         self._panel = panel
         self._terms = terms
         self._writer = writer
         self._pages = pages
-        self._missing = {
-            one.teacher: one.kept for one in tally(store, panel) if one.wanted(terms.again)
-        }
-        """Teachers of which something is missing, and how much of each was kept before."""
+        tallies = tally(store, panel)
+        self._missing = {one.teacher for one in tallies if one.wanted(terms.again)}
+        self._kept = Counter({one.teacher: one.kept for one in tallies})
+        self._taken = 0
+        self._askings: dict[tuple[str, tuple[str, ...]], Asking] = {}
+        self._failure: BaseException | None = None
 
     async def ask_panel(self) -> None:
         """Asks all teachers of which something is missing."""
@@ -159,6 +133,8 @@ class _Run:
             else:
                 await self._each_phase(self._missing, self._ask_all)
             await self._writer.put(None)
+        if self._failure is not None:
+            raise self._failure
 
     async def _ask_sparingly(self) -> None:
         """Some pairs in full; then every other one, for as long as the rule wants more."""
@@ -173,7 +149,11 @@ class _Run:
             await self._ask_all(askings, only=sparing.calibrates)
 
         async def spare(askings: list[Asking]) -> None:
-            await sparing.ask({one.teacher.name: one for one in askings}, self._take, self._settle)
+            named = {one.teacher.name: one for one in askings}
+            try:
+                await sparing.ask(named, self._take, self._settle)
+            except* TeacherError as failures:
+                self._fail(first_failure(failures))
 
         for calibrating, ask in ((True, calibrate), (False, spare)):
             if not calibrating:
@@ -181,16 +161,19 @@ class _Run:
                 await spare([])  # what needs no asking at all is settled
                 await self._writer.sync()
             while wanted := await sparing.wanted(calibrating=calibrating):
+                before = self._taken
                 await self._each_phase(wanted, ask)
                 await self._writer.sync()
                 if self._terms.stop.is_set():
                     return
+                if self._taken == before:
+                    raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
 
     async def _each_phase(self, wanted: Container[str], ask: Ask) -> None:
         """Asks the wanted teachers, those whose servers we start one after the other."""
         for teachers in phases(self._panel.teachers):
             waiting = [teacher for teacher in teachers if teacher.name in wanted]
-            if waiting:
+            if waiting and not self._terms.stop.is_set():
                 await self._phase(waiting, ask)
 
     async def _phase(self, teachers: Sequence[Teacher], ask: Ask) -> None:
@@ -200,6 +183,7 @@ class _Run:
             if found is None:
                 return
             askings, servers = found
+            await self._writer.sync()  # the store's connection is its own while nothing is written
             self._store.adopt(self._panel)
             async with asyncio.TaskGroup() as group:
                 watching = [group.create_task(one.watch()) for one in servers]
@@ -213,7 +197,7 @@ class _Run:
         """Teachers that are there and serve their models; what was started ends with the stack."""
         askings, started = [], []
         for teacher in teachers:
-            urls, grace = teacher.base_urls, 0.0
+            urls, excused = teacher.base_urls, _never
             if teacher.serve is not None:
                 servers = await stack.enter_async_context(
                     serving(
@@ -223,21 +207,25 @@ class _Run:
                         teacher.serve,
                         log=log_of(self._store.path, teacher.name),
                         say=self._terms.say,
+                        hidden=[one.api_key_env for one in self._panel.teachers if one.api_key_env],
                     )
                 )
                 started.append(servers)
-                # While a server of ours starts again, its silence is no outage.
-                urls, grace = servers.urls, teacher.serve.healthy_within
-            asking = Asking(
-                Client(self._session, teacher, self._panel.rubric.schema()),
-                self._panel.rubric,
-                urls,
-                patience=self._terms.patience + grace,
-                stop=self._terms.stop,
-                kept=self._missing.get(teacher.name, 0),
-            )
-            for line in await asking.check():
-                self._terms.say(line)
+                urls, excused = servers.urls, servers.are_starting
+            asking = self._askings.get((teacher.name, urls))
+            if asking is None:
+                asking = Asking(
+                    Client(self._session, teacher, self._panel.rubric.schema()),
+                    self._panel.rubric,
+                    urls,
+                    patience=self._terms.patience,
+                    stop=self._terms.stop,
+                    kept=self._kept[teacher.name],
+                    excused=excused,
+                )
+                for line in await asking.check():
+                    self._terms.say(line)
+                self._askings[teacher.name, urls] = asking
             askings.append(asking)
         return askings, started
 
@@ -259,24 +247,37 @@ class _Run:
             again=self._terms.again,
         )
         begun = asyncio.Semaphore(asking.most)  # so many pairs at a time
-        async with asyncio.TaskGroup() as group:
-            async for job in self._pages.jobs(wanted):
-                if not only(job.pair.id):
-                    continue
-                await begun.acquire()
-                if self._terms.stop.is_set():
-                    return
-                task = group.create_task(asking.job(job, self._take))
-                task.add_done_callback(lambda _: begun.release())
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for job in self._pages.jobs(wanted):
+                    if not only(job.pair.id):
+                        continue
+                    await begun.acquire()
+                    if self._terms.stop.is_set():
+                        break
+                    task = group.create_task(asking.job(job, self._take))
+                    task.add_done_callback(lambda _: begun.release())
+        except* TeacherError as failures:
+            self._fail(first_failure(failures))
+
+    def _fail(self, failure: BaseException) -> None:
+        """Ends the run; what the other teachers have been asked comes home before."""
+        self._failure = self._failure or failure
+        self._terms.stop.set()
 
     async def _take(self, entry: Entry, final: bool) -> None:
+        self._taken += 1
+        self._kept[entry.key.teacher] += entry.annotation is not None
         self._terms.progress(entry, final)
         await self._writer.put(entry)
 
-    async def _settle(self, settled: Settled) -> None:
-        full = self._panel.questions() * len(self._panel.teachers)
-        self._terms.spare(max(0, full - settled.replies))
+    async def _settle(self, settled: Settled, spared: int) -> None:
+        self._terms.spare(spared)
         await self._writer.put(settled)
+
+
+def _never() -> bool:
+    return False
 
 
 def phases(teachers: Sequence[Teacher]) -> list[list[Teacher]]:
@@ -289,11 +290,3 @@ def phases(teachers: Sequence[Teacher]) -> list[list[Teacher]]:
 def log_of(store: Path, teacher: str) -> Path:
     """Where the log of a server that we start for a teacher is kept: beside the store."""
     return store.with_name(f"{store.name}.{re.sub(r'[^A-Za-z0-9_.-]', '_', teacher)}.log")
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first failure itself, out of however many groups."""
-    failure: BaseException = failures
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

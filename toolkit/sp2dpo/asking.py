@@ -1,8 +1,7 @@
 """Asking one teacher about pairs: which replica, how many at once, what is tried again, how long.
 
-A fault that may pass is tried again for as long as the teacher answers anything at all, and for an
-outage budget beyond that. A request that fails again and again while others come
-back is refused.
+A fault that may pass is tried again until the teacher has answered nothing at all for the outage
+budget. A request that fails again and again while others are answered in between is refused.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -53,10 +52,18 @@ class _Place:
 
 @dataclass(kw_only=True)
 class _Trouble:
-    """A request that has failed: how often, and what the teacher had answered before."""
+    """A request that has failed.
 
-    answered: int
-    failures: int = 0
+    Attributes:
+        failures: how often.
+        last: when it did so last.
+        alone: whether another request was sent after the failure before that, and was answered. A
+            reply that was in flight all the time says nothing of a server that has gone since.
+    """
+
+    failures: int
+    last: float
+    alone: bool = False
 
 
 class Asking:
@@ -71,6 +78,7 @@ class Asking:
         patience: float,
         stop: asyncio.Event,
         kept: int = 0,
+        excused: Callable[[], bool] = lambda: False,
     ) -> None:
         """Nothing is sent yet.
 
@@ -81,6 +89,7 @@ class Asking:
             patience: seconds for which nothing may be answered before the run ends.
             stop: set when nothing more is to be sent.
             kept: replies of this teacher that could be read before.
+            excused: whether silence is no outage now, as a server of ours is starting again.
         """
         self.teacher = client.teacher
         self._replicas = Replicas(urls, ceiling=self.teacher.max_in_flight)
@@ -89,9 +98,11 @@ class Asking:
         self._rubric = rubric
         self._patience = patience
         self._stop = stop
+        self._excused = excused
         self._context: int | None = None
         self._outcomes = Counter(kept=kept)
-        self._answered = 0
+        self._answered = float("-inf")
+        """When the latest request that was answered was sent."""
         self._silent_since: float | None = None
         self._known_good: Messages | None = None
 
@@ -134,13 +145,19 @@ class Asking:
             replica=self._replicas.of(job.pair.id),
             shared={order: self._rubric.shared(job.pair, order) for order in orders},
         )
-        first, *others = job.questions
-        if self.teacher.warm_prefix or not others:
-            await self._question(job, first, place, take)
+        if self.teacher.warm_prefix:  # what goes ahead is read before the others are sent
+            ahead = {question.key.order: question for question in reversed(job.questions)}
+            await self._all(job, list(ahead.values()), place, take)
+            others = [one for one in job.questions if one not in ahead.values()]
+            await self._all(job, others, place, take)
         else:
-            others = job.questions
+            await self._all(job, job.questions, place, take)
+
+    async def _all(
+        self, job: Job, questions: Sequence[Question], place: _Place, take: Take
+    ) -> None:
         async with asyncio.TaskGroup() as group:
-            for question in others:
+            for question in questions:
                 group.create_task(self._question(job, question, place, take))
 
     async def _question(self, job: Job, question: Question, place: _Place, take: Take) -> None:
@@ -170,8 +187,7 @@ class Asking:
         except Declined as error:
             return refused(key, f"http-{error.status}", str(error))
         except Unavailable as error:
-            said = f"failed {_POISONED} times while others were answered; the last: {error}"
-            return refused(key, error.reason, said)
+            return refused(key, error.reason, f"fails while others are answered: {error}")
         self._known_good = messages
         return judged(key, reply, self._rubric)
 
@@ -200,19 +216,21 @@ class Asking:
         except Unavailable as error:
             if self._silence() > self._patience:
                 raise self._outage(error) from error
-            trouble = _Trouble(answered=self._answered, failures=_counts(error))
+            trouble = _Trouble(failures=_counts(error), last=time.monotonic())
+            asked = error.wait
         retry = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=_backoff,
-            stop=lambda _: self._silence() > self._patience or self._is_poisoned(trouble),
+            stop=lambda _: self._silence() > self._patience or _is_poisoned(trouble),
             sleep=self._pause,
             reraise=True,
         )
-        await self._pause(random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE))
+        await self._pause(max(asked, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
         try:
             return await retry(self._again, send, place, trouble)
         except Unavailable as error:
-            if self._is_poisoned(trouble):
+            # One that is told to wait for ever, while another is answered, is refused as well.
+            if _is_poisoned(trouble) or (not _counts(error) and await self._probe(place)):
                 raise
             raise self._outage(error) from error
 
@@ -229,21 +247,34 @@ class Asking:
             return await self._send(send, place)
         except Unavailable as error:
             trouble.failures += _counts(error)
-            if trouble.failures >= _POISONED and not self._is_poisoned(trouble):
-                await self._probe(place)
+            trouble.alone = self._answered > trouble.last
+            trouble.last = time.monotonic()
+            if trouble.failures >= _POISONED - 1 and not trouble.alone:
+                await self._probe(place)  # the next failure tells
             raise
 
-    async def _probe(self, place: _Place) -> None:
+    async def _probe(self, place: _Place) -> bool:
         """Asks once more what was answered before: is it the request that fails, or the server?"""
         good = self._known_good
-        if good is not None:
-            with contextlib.suppress(Unavailable, Declined):
-                await self._send(lambda url: self._client.ask(url, good, 0), place)
+        if good is None:
+            return False
+        try:
+            await self._send(lambda url: self._client.ask(url, good, 0), place)
+        except (Unavailable, Declined):
+            return False
+        return True
 
     async def _send(self, send: Callable[[str], Awaitable[Answer]], place: _Place) -> Answer:
-        """Sends once, when the replica has room for it."""
-        replica = place.replica
-        await replica.limit.acquire()
+        """Sends once, when the replica has room for it; elsewhere if it goes down meanwhile."""
+        while True:
+            replica = place.replica
+            await replica.limit.acquire()
+            if replica.may_be_asked(time.monotonic()):
+                break
+            place.replica = self._replicas.another(place.pair_id, than=replica)
+            if place.replica is replica:
+                break
+            replica.limit.release()
         started = time.monotonic()
         try:
             if self._stop.is_set():
@@ -263,7 +294,7 @@ class Asking:
             replica.succeeded(time.monotonic() - started)
         else:
             replica.answered()
-        self._answered += 1
+        self._answered = max(self._answered, started)
         self._silent_since = None
         return answer
 
@@ -271,17 +302,16 @@ class Asking:
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now
-        if error.lost:
+        if error.lost or error.reason.startswith("http-5"):
             replica.failed(now)
         if error.overloaded and not (error.lost and replica.is_quick(self.teacher.timeout)):
             replica.limit.congested()
 
     def _silence(self) -> float:
         """Seconds since the first failure after the last answer."""
+        if self._excused():
+            self._silent_since = None
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
-
-    def _is_poisoned(self, trouble: _Trouble) -> bool:
-        return trouble.failures >= _POISONED and self._answered > trouble.answered
 
     async def _pause(self, seconds: float) -> None:
         """Waits, but not beyond the end of the run."""
@@ -293,17 +323,32 @@ class Asking:
 
     def _count(self, entry: Entry) -> None:
         """Stops where none of many replies can be read: the server does not do what is asked."""
+        if entry.reason == "too-long":  # nobody was asked
+            return
         self._outcomes[entry.reason or "kept"] += 1
         if self._outcomes["kept"] or self._outcomes.total() < _HOPELESS:
             return
         reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
         raise TeacherError(
             f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies can "
-            f"be read ({reasons}); does its server support response_format json_schema?"
+            f"be read ({reasons}); {_advice(entry)}"
         )
 
 
+def _advice(entry: Entry) -> str:
+    """What to do about a reply that cannot be read."""
+    if entry.reason == "length":
+        return "raise max_tokens in its sampling"
+    if entry.reason and entry.reason.startswith("http-"):
+        return f"the server says: {entry.detail}"
+    return "does its server support response_format json_schema?"
+
+
 _exponential = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 1)
+
+
+def _is_poisoned(trouble: _Trouble) -> bool:
+    return trouble.failures >= _POISONED and trouble.alone
 
 
 def _counts(failure: Unavailable) -> bool:
@@ -315,4 +360,4 @@ def _backoff(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try; not before the server's Retry-After."""
     failure = state.outcome.exception() if state.outcome else None
     asked = failure.wait if isinstance(failure, Unavailable) else 0.0
-    return max(asked, _exponential(state))
+    return max(asked + random.uniform(0, 1), _exponential(state)) if asked else _exponential(state)

@@ -165,8 +165,13 @@ class Backlog:
         """
         marks = ", ".join("?" * len(wanted.variants))
         final = "status = 'kept'"
-        if not wanted.again:
-            final += f" OR attempt >= {int(wanted.retries)} OR reason NOT IN ({_UNREADABLE})"
+        if not wanted.again:  # of several replies to one key the last one counts
+            final += f""" OR (
+                (attempt >= {int(wanted.retries)} OR reason NOT IN ({_UNREADABLE}))
+                AND NOT EXISTS (SELECT 1 FROM replies later WHERE
+                    (later.pair_id, later.teacher, later.variant, later."order")
+                    = (r.pair_id, r.teacher, r.variant, r."order") AND later.attempt > r.attempt)
+            )"""
         asked = f"r.pair_id = p.pair_id AND teacher = ? AND variant IN ({marks})"
         values = (wanted.teacher, *wanted.variants)
         questions = len(wanted.variants) * len(wanted.rubric.orders("0"))
@@ -230,10 +235,16 @@ class Backlog:
             for number, pair_id, *said, replies in rows
         ]
 
-    def spared(self, questions: int) -> dict[str, int]:
+    def reopen(self) -> None:
+        """Forgets which pairs are settled: another panel may want to know more about them."""
+        with transaction(self._db):
+            self._db.execute("DELETE FROM settled")
+
+    def spared(self, variants: Sequence[str], questions: int) -> dict[str, int]:
         """How many replies settled pairs do without, by teacher.
 
         Args:
+            variants: that the panel asks.
             questions: replies that a full budget takes for each pair and teacher.
 
         Returns:
@@ -242,7 +253,9 @@ class Backlog:
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
         heard = self._db.execute(
             'SELECT teacher, count(*) FROM (SELECT DISTINCT pair_id, teacher, variant, "order" '
-            "FROM replies WHERE pair_id IN (SELECT pair_id FROM settled)) GROUP BY teacher"
+            "FROM replies WHERE pair_id IN (SELECT pair_id FROM settled) "
+            f"AND variant IN ({', '.join('?' * len(variants))})) GROUP BY teacher",
+            tuple(variants),
         )
         return {"": settled * questions} | {
             teacher: settled * questions - count for teacher, count in heard

@@ -3,8 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sp2dpo.amounts import UNKNOWN, duration, fixed, money, percent, significant, whole
-from sp2dpo.terminal import harmless, table
+from sp2dpo.amounts import (
+    UNKNOWN,
+    duration,
+    fixed,
+    money,
+    narrow_table,
+    percent,
+    significant,
+    whole,
+    wrapped,
+)
 
 _BAR = 40
 """The length of the longest bar of the histogram."""
@@ -29,8 +38,11 @@ def briefing(found: dict[str, Any]) -> list[str]:
         _projection(found),
         _verdict(found),
     ]
-    # Names of teachers and of servers' faults come from elsewhere.
-    return [harmless(line) for part in parts if part for line in (*part, "")][:-1]
+    return [line for part in parts if part for line in (*part, "")][:-1]
+
+
+def _wrapped(*lines: str) -> list[str]:
+    return [part for line in lines for part in wrapped(line)]
 
 
 def _sample(sample: dict[str, Any]) -> list[str]:
@@ -38,11 +50,22 @@ def _sample(sample: dict[str, Any]) -> list[str]:
         [_span(one["prompt"]), _span(one["difference"]), whole(one["pairs"]), whole(one["sampled"])]
         for one in sample["strata"]
     ]
+    usable = sample["rows"] - sample["set_aside"]
     return [
-        f"{whole(sample['sampled'])} of {whole(sample['pairs'])} pairs, by the length of the "
-        "prompt and by how much longer the chosen response is (characters)",
-        *table(["prompt", "difference", "pairs", "sampled"], rows, indent="  "),
+        f"{sample['rows']} rows = {usable} usable + {sample['set_aside']} set aside; "
+        f"{sample['pairs']} distinct pairs",
+        *_wrapped(*map(_aside, sample["aside"])),
+        *_wrapped(
+            f"{whole(sample['sampled'])} of {whole(sample['pairs'])} pairs, by the length of the "
+            "prompt and by how much longer the chosen response is (characters)"
+        ),
+        *narrow_table(["prompt", "difference", "pairs", "sampled"], rows, names=1, indent="  "),
     ]
+
+
+def _aside(one: dict[str, Any]) -> str:
+    rows = ", ".join(map(str, one["rows"])) + (", ..." if one["count"] > len(one["rows"]) else "")
+    return f"  set aside {one['count']}: {one['reason']} (row {rows})"
 
 
 def _span(ends: Sequence[int]) -> str:
@@ -56,15 +79,20 @@ def _replies(found: dict[str, Any]) -> list[str]:
             whole(one["heard"]),
             whole(one["kept"]),
             percent(one["refused_share"]),
-            ", ".join(f"{reason} {count}" for reason, count in one["refused"].items()) or UNKNOWN,
         ]
         for one in found["teachers"]
+    ]
+    why = [
+        f"  {one['name']} refused: "
+        + ", ".join(f"{reason} {whole(count)}" for reason, count in one["refused"].items())
+        for one in found["teachers"]
+        if one["refused"]
     ]
     trouble = found["trouble"]
     return [
         "what came back",
-        *table(["teacher", "heard", "kept", "refused", "why"], rows, indent="  "),
-        *([f"  the asking ended early: {trouble}"] if trouble else []),
+        *narrow_table(["teacher", "heard", "kept", "refused"], rows, names=1, indent="  "),
+        *_wrapped(*why, *([f"  the asking ended early: {trouble}"] if trouble else [])),
     ]
 
 
@@ -83,7 +111,10 @@ def _measured(teachers: Sequence[dict[str, Any]]) -> list[str]:
         for one in teachers
     ]
     head = ["teacher", "prompt", "cached", "could be", "reply", "replies/s", "prompt/s", "reply/s"]
-    return ["tokens of a request, and what came in a second", *table(head, rows, indent="  ")]
+    return [
+        "tokens of a request, and what came in a second",
+        *narrow_table(head, rows, names=1, indent="  "),
+    ]
 
 
 def _betas(found: dict[str, Any]) -> list[str]:
@@ -103,26 +134,26 @@ def _betas(found: dict[str, Any]) -> list[str]:
     )
     return [
         *lines,
-        f"  mean {significant(betas['mean'])}; quantiles {quantiles}",
+        *_wrapped(f"  mean {significant(betas['mean'])}; quantiles {quantiles}"),
         f"  {percent(betas['floor'])} in the lowest 5% of the envelope, "
         f"{percent(betas['ceiling'])} in the highest",
     ]
 
 
 def _agreement(agreement: dict[str, Any]) -> list[str]:
-    lines = [
+    lines = _wrapped(
         f"agreement: {percent(agreement['agreement'])} of the replies name their pair's category; "
         f"spread of the gaps between teachers {fixed(agreement['spread'])}"
-    ]
+    )
     rows = [
         [one["one"], one["other"], *_compared(one)]
         for one in (*agreement["between_teachers"], *agreement["between_variants"])
     ]
     if rows:
         head = ["one", "other", "same category", "rank correlation", "mean difference"]
-        lines += table(head, rows, indent="  ")
+        lines += narrow_table(head, rows, names=2, indent="  ")
     for one in agreement["position"] or ():
-        lines.append(
+        lines += _wrapped(
             f"  {one['teacher']} in both orders: same response "
             f"{percent(one['consistent']['share'])}, A twice {percent(one['first']['share'])}, "
             f"B twice {percent(one['second']['share'])}, tie {percent(one['tie']['share'])}"
@@ -140,7 +171,7 @@ def _gold(gold: dict[str, Any] | None) -> list[str]:
     labels = [
         f"  of those that are {label}: {_share(one)}" for label, one in gold["labels"].items()
     ]
-    return [
+    return _wrapped(
         f"gold: {whole(gold['judged'])} pairs judged of {whole(gold['given'])} with a known truth; "
         f"a gap below {gold['threshold']:g} is no preference",
         f"  right: {_share(gold['accuracy'])}; believing every label gives "
@@ -150,7 +181,7 @@ def _gold(gold: dict[str, Any] | None) -> list[str]:
         f"{percent(gold['balanced_low'])}",
         f"  category: {_share(gold['category'])}; rank correlation of the magnitudes "
         f"{fixed(gold['magnitude'])}",
-    ]
+    )
 
 
 def _share(one: dict[str, Any]) -> str:
@@ -178,19 +209,21 @@ def _projection(found: dict[str, Any]) -> list[str]:
     hours = whole_corpus["hours"]
     at_most = "; at most, for a large corpus spares more" if _is_adaptive(found) else ""
     head = ["teacher", "requests", "prompt tokens", "reply tokens", "time", "GPU-hours", "money"]
-    lines = [
-        f"all {whole(whole_corpus['pairs'])} pairs at the pilot's pace (a short run is slower "
-        f"than a long one{at_most})",
-        *table(head, rows, indent="  "),
+    rest = [
         f"  together {duration(hours and hours * 3600)}, "
         f"{significant(whole_corpus['gpu_hours'])} GPU-hours, "
         f"{money(whole_corpus['money']) or 'money not known'}",
     ]
     if whole_corpus["unpriced"] and whole_corpus["money"]:
-        lines.append(
-            f"  without {', '.join(whole_corpus['unpriced'])}: no price, or no tokens told"
-        )
-    return [*lines, *_sweep(found["sweep"], whole_corpus)]
+        rest.append(f"  without {', '.join(whole_corpus['unpriced'])}: no price, or no tokens told")
+    return [
+        *_wrapped(
+            f"all {whole(whole_corpus['pairs'])} pairs at the pilot's pace, without starting the "
+            f"servers (a short run is slower than a long one{at_most})"
+        ),
+        *narrow_table(head, rows, names=1, indent="  "),
+        *_wrapped(*rest, *_sweep(found["sweep"], whole_corpus)),
+    ]
 
 
 def _is_adaptive(found: dict[str, Any]) -> bool:
@@ -201,18 +234,24 @@ def _sweep(sweep: dict[str, Any] | None, whole_corpus: dict[str, Any]) -> list[s
     if sweep is None:
         return []
     runs = f"a sweep of {sweep['runs']} runs"
-    if sweep["ratio"] is not None:
-        return [
+    if sweep["gpu_hours"] is not None:
+        told = (
             f"  {runs} of {sweep['run_hours']:g} GPU-hours each takes "
-            f"{significant(sweep['gpu_hours'])} GPU-hours; the annotation takes "
-            f"{significant(sweep['ratio'])} times as much"
-        ]
-    unknown = "" if sweep["run_hours"] is not None else " (what a run takes: --run-hours)"
+            f"{significant(sweep['gpu_hours'])} GPU-hours"
+        )
+        if sweep["ratio"] is not None:
+            return [f"{told}; the annotation takes {significant(sweep['ratio'])} times as much"]
+        return [told, *_beside(sweep, whole_corpus, runs)]
     if sweep["even_run_hours"] is not None:
         return [
             f"  the annotation costs as much as {runs} of "
-            f"{significant(sweep['even_run_hours'])} GPU-hours each{unknown}"
+            f"{significant(sweep['even_run_hours'])} GPU-hours each (what a run takes: --run-hours)"
         ]
+    return _beside(sweep, whole_corpus, runs)
+
+
+def _beside(sweep: dict[str, Any], whole_corpus: dict[str, Any], runs: str) -> list[str]:
+    """What can be said where nobody knows the annotation's GPU-hours."""
     if whole_corpus["money"]:
         return [
             f"  the annotation costs as much as {runs} of {money(sweep['even_money'])} each; its "
@@ -226,11 +265,11 @@ def _verdict(found: dict[str, Any]) -> list[str]:
     lines = []
     for one in rules:
         lines.append(f"  {_MARKS[one['passed']]:<2}  {one['name']} {_value(one)}: {one['rule']}")
-        if one["note"] and one["passed"] is not True:
-            lines.append(f"        {one['note']}")
+        if one["passed"] is not True:
+            lines += [f"        {said}" for said in (one["note"], one["advice"]) if said]
     failed = [one["name"] for one in rules if one["passed"] is False]
     said = "GO" if found["verdict"]["go"] else f"NO-GO: {', '.join(failed)}"
-    return ["rules", *lines, "", said]
+    return ["rules", *_wrapped(*lines), "", *_wrapped(said)]
 
 
 def _value(rule: dict[str, Any]) -> str:

@@ -1,7 +1,10 @@
 """The command line. Every command imports what it needs when it runs, so that help is instant."""
 
+import io
+import signal
 import sqlite3
 import sys
+from types import FrameType
 
 import click
 
@@ -40,19 +43,27 @@ for _command in (
 
 
 _STOPPED = "stopped; the same command goes on from here"
+_DAMAGE = ("malformed", "not a database", "decode")
+"""Words of SQLite about a file whose bytes are not what it wrote."""
 
 
 def main() -> None:
     """Runs the command line; an error is one line, never a traceback (but for --debug)."""
     debug = "--debug" in sys.argv[1:]  # wherever it stands
+    signal.signal(signal.SIGTERM, _end)
     try:
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(_harmless(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except Interrupted as stopped:
         click.echo(_STOPPED, err=True)
         sys.exit(128 + stopped.number)
+    except _Ended:
+        click.echo(_STOPPED, err=True)
+        sys.exit(128 + signal.SIGTERM)
     except (click.Abort, KeyboardInterrupt):
         click.echo(_STOPPED, err=True)
         sys.exit(130)
@@ -63,11 +74,35 @@ def main() -> None:
         sys.exit(1)
 
 
-def _said(error: Exception) -> str:
-    from sp2dpo.terminal import harmless
+class _Ended(BaseException):
+    """The process was told to end (SIGTERM); as with Ctrl-C, nothing but `main` may catch it."""
 
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """While teachers are asked, `interruptible` has handlers of its own in place of this one."""
+    raise _Ended
+
+
+def _said(error: Exception) -> str:
+    return _harmless(_explained(error))
+
+
+def _explained(error: Exception) -> str:
+    said = str(error)
     if isinstance(error, sqlite3.Error):
-        return f"the store cannot be used: {error}; what it has taken before is safe"
+        if any(word in said for word in _DAMAGE):
+            return (
+                f"the store is damaged ({said}): keep it and its -wal file, and copy what can be "
+                "read with `sqlite3 FILE .recover`"
+            )
+        safe = "; what it has taken before is safe" * isinstance(error, sqlite3.OperationalError)
+        return f"the store cannot be used: {said}{safe}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return harmless(str(error))
+    return said
+
+
+def _harmless(text: str) -> str:
+    from sp2dpo.terminal import harmless
+
+    return harmless(text)

@@ -26,10 +26,13 @@ def schedule(store_file: Path, schedule_file: Path, out: Path) -> None:
     """Turn annotations into one beta for every pair."""
     from sp2dpo.schedule import Betas, betas, load_schedule, write_betas
     from sp2dpo.store import Store
+    from sp2dpo.terminal import harmless
 
     said = load_schedule(schedule_file)
-    with Store(store_file) as store:
+    with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
+        shard, mine = store.backlog.shard(), store.backlog.pairs()
+        pending, asked = _pending(store)
     table = betas(annotations, said)
     if not table["has_beta"].any():
         raise ValueError(
@@ -39,12 +42,30 @@ def schedule(store_file: Path, schedule_file: Path, out: Path) -> None:
     write_betas(Betas(table=table, schedule=said, annotations_hash=annotations.hash), out)
     beta = table["beta"].drop_nulls()
     without = len(table) - len(beta)
-    click.echo(f"{len(table)} pairs, {without} below the quorum of {said.quorum} replies")
+    share = f" (shard {shard}: {mine} of {len(table)} pairs)" if shard else ""
+    click.echo(f"{len(table)} pairs, {without} below the quorum of {said.quorum} replies{share}")
     click.echo(f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}")
     if annotations.rubric.blind:
         disputed = table["label_disputed"].sum()
         click.echo(f"{disputed} labels disputed: the panel prefers the rejected response")
-    click.echo(f"wrote {out}")
+    if pending:
+        click.echo(f"{pending} of {asked} replies are still pending: these betas are not final")
+    click.echo(harmless(f"wrote {out}"))
+
+
+def _pending(store: "Store") -> tuple[int, int]:
+    """Replies that are still to come under the last panel, and all that it asks for.
+
+    None where the store does not say what its last panel was.
+    """
+    from sp2dpo.tally import panel_of, tally
+
+    try:
+        panel = panel_of(store)
+    except ValueError:
+        return 0, 0
+    tallies = tally(store, panel)
+    return sum(one.pending for one in tallies), sum(one.all for one in tallies)
 
 
 @click.command()
@@ -54,7 +75,7 @@ def schedule(store_file: Path, schedule_file: Path, out: Path) -> None:
 def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     """Show how the beta of a pair came about.
 
-    PAIR_ID is the pair's id, its first digits, or the source's own name for it.
+    PAIR_ID is the pair's id, at least eight of its first digits, or the source's own name for it.
     """
     from sp2dpo.explain import explain as lines_of
 
@@ -78,10 +99,11 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
 def build(store_file: Path, betas_file: Path, out: Path) -> None:
     """Make a data set that anybody can load, with betas and all replies."""
     from sp2dpo.dataset import build as build_folder
+    from sp2dpo.terminal import harmless
 
     with _opened(store_file, betas_file) as (store, made, _):
         rows, replies = build_folder(store, made, out)
-    click.echo(f"wrote {out}: {rows} rows, {replies} annotations")
+    click.echo(harmless(f"wrote {out}: {rows} rows, {replies} annotations"))
 
 
 @click.command()
@@ -96,6 +118,7 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
     from sp2dpo.files import refuse_foreign, whole
     from sp2dpo.page import draw, is_report
     from sp2dpo.report import report as report_of
+    from sp2dpo.terminal import harmless
 
     if out is None and not as_json:
         raise click.UsageError("say --out PAGE.html, --json, or both")
@@ -106,7 +129,7 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
     if out is not None:
         with whole(out) as unfinished:
             unfinished.write_text(draw(found), encoding="utf-8")
-        click.echo(f"wrote {out}", err=as_json)
+        click.echo(harmless(f"wrote {out}"), err=as_json)
     if as_json:
         click.echo(json.dumps(found, indent=2))
 

@@ -45,15 +45,17 @@ def export_requests(
     from sp2dpo.panel import load_panel
     from sp2dpo.summary import tally_lines
     from sp2dpo.tally import tally
+    from sp2dpo.terminal import number_of
 
     panel = load_panel(panel_file)
     with _taken_in(pairs, store_file, panel, shard) as store:
         written = export(store, panel, out, teacher=teacher, again=retry_refused, per_file=per_file)
         for one in written:
             where = f" in {', '.join(map(str, one.files))}" if one.files else ""
-            click.echo(f"{one.teacher}: {one.requests} requests{where}")
-            for path in one.leftover:
-                click.echo(f"  NOT part of it: {path} of an earlier export; remove it")
+            left = [
+                f"  NOT part of it: {it} of an earlier export; remove it" for it in one.leftover
+            ]
+            _say([f"{one.teacher}: {number_of(one.requests, 'request')}{where}", *left])
         _say(tally_lines(tally(store, panel)))
 
 
@@ -105,17 +107,17 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     from sp2dpo.store import Store
     from sp2dpo.summary import tally_lines
     from sp2dpo.tally import tally
+    from sp2dpo.terminal import number_of
 
     panel = load_panel(panel_file)
     if not store_file.exists():
         raise FileNotFoundError(f"{store_file}: no such store; `sp2dpo export-requests` makes one")
     with only_writer(store_file), Store(store_file, write=True) as store:
-        store.adopt(panel)
         done = take_in(store, panel, replies, say=lambda line: _say([line], err=True))
         stored = done.kept + done.refused.total()
         _say(
             [
-                f"{done.lines} lines = {stored} new ({done.kept} kept, "
+                f"{number_of(done.lines, 'line')} = {stored} new ({done.kept} kept, "
                 f"{done.refused.total()} refused{_named(done.refused)}) + {done.known} known + "
                 f"{done.failed.total()} failed{_named(done.failed)} + "
                 f"{done.left_out.total()} left out{_named(done.left_out)}"
@@ -124,7 +126,10 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
         _say(tally_lines(tally(store, panel)))
         silent = [one.name for one in panel.teachers if _is_silent(store, one.name, panel.variants)]
     if done.left_out:
-        raise ValueError(f"{done.left_out.total()} lines could not be filed; the others are stored")
+        lines = number_of(done.left_out.total(), "line")
+        raise ValueError(f"{lines} could not be filed; the others are stored")
+    if done.empty:
+        raise ValueError(f"no line in {', '.join(map(str, done.empty))}")
     if silent:
         raise ValueError(
             f"no reply of {', '.join(silent)} could be kept so far: see that the service heeds "
@@ -148,13 +153,14 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     same ones again change nothing.
     """
     from sp2dpo.merge import merge as put_together
-    from sp2dpo.merge import panel_of
     from sp2dpo.store import Store
     from sp2dpo.summary import tally_lines
-    from sp2dpo.tally import tally
+    from sp2dpo.tally import panel_of, tally
+    from sp2dpo.terminal import number_of
 
     done = put_together(out, shards)
-    lines = [f"{out}: {done.added} new replies of {len(shards)} stores"]
+    new = number_of(done.added, "new reply", "new replies")
+    lines = [f"{out}: {new} of {number_of(len(shards), 'store')}"]
     if done.missing:
         lines.append(f"NOT among them: shard {', '.join(map(str, done.missing))}")
     with Store(out) as store:

@@ -1,5 +1,6 @@
 """The commands that say how a run stands, and whether to begin a long one."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
     from sp2dpo.panel import Panel
     from sp2dpo.pilot import Trial
+    from sp2dpo.schedule import Schedule
     from sp2dpo.sources import Source, SourceRow
     from sp2dpo.store import Store
 
@@ -89,6 +91,10 @@ def pilot(
 
     if run_hours is not None and runs is None:
         raise click.UsageError("--run-hours belongs to --sweep")
+    if math.isnan(patience):
+        raise click.UsageError("--patience must be a number of seconds")
+    if run_hours is not None and math.isnan(run_hours):
+        raise click.UsageError("--run-hours must be a number of hours")
     source = find(pairs)
     trial = _trial(source, n, panel_file, gold_file, schedule_file)
     trial = replace(trial, runs=runs, run_hours=run_hours)
@@ -106,7 +112,7 @@ def _trial(
     source: "Source", n: int, panel_file: Path, gold_file: Path | None, schedule_file: Path | None
 ) -> "Trial":
     """What is to be found out, with all that is wrong with the files found before."""
-    from sp2dpo.gold import read_gold
+    from sp2dpo.gold import check_known, read_gold
     from sp2dpo.panel import load_panel
     from sp2dpo.pilot import USUAL, Trial
     from sp2dpo.sample import draw
@@ -115,11 +121,25 @@ def _trial(
 
     panel = load_panel(panel_file)
     schedule = load_schedule(schedule_file) if schedule_file else USUAL
+    _check_estimate(panel, panel_file, schedule)
     truths = read_gold(gold_file, panel.rubric) if gold_file else None
     sample = draw(read(source), n, prefer=[truth.name for truth in truths or ()])
     if not sample.pairs:
         raise ValueError(f"{source}: no row holds a preference pair")
+    if truths is not None and gold_file is not None:
+        check_known(truths, sample.preferred, path=gold_file, source=str(source))
     return Trial(panel=panel, sample=sample, schedule=schedule, truths=truths)
+
+
+def _check_estimate(panel: "Panel", panel_file: Path, schedule: "Schedule") -> None:
+    """Refuses a schedule that wants expectations of teachers who give none."""
+    silent = [one.name for one in panel.teachers if not one.sampling.get("logprobs")]
+    if schedule.estimate == "expected" and silent:
+        raise ValueError(
+            f"{panel_file}: teacher {', '.join(silent)}: sampling has no `logprobs: true` and "
+            "`top_logprobs`, without which the schedule's `estimate: expected` counts no reply; "
+            "add them, or write `estimate: sampled`"
+        )
 
 
 def _try(
@@ -142,6 +162,7 @@ def _try(
             with Store(store_file, write=True) as store:
                 _take_in(store, named, only(read(source), trial.sample))
                 store.check(trial.panel)
+                store.reopen_for(trial.panel)
                 fresh = False
                 try:
                     ask(store, trial.panel, patience=patience, again=False, serve=serve)

@@ -99,12 +99,13 @@ def annotate(
                 if read_in is None or not read_in.pairs:
                     raise ValueError(f"{source or store_file}: no row holds a preference pair")
                 store.check(panel)
-                store.backlog.take_shard(shard)
                 if dry_run:
                     from sp2dpo.forecast import plan
 
-                    _say(plan(store, panel))
+                    _say(plan(store, panel, shard=shard))
                     return
+                store.backlog.take_shard(shard)
+                store.reopen_for(panel)
                 fresh = False
                 ask(
                     store,
@@ -127,6 +128,8 @@ def _say(lines: list[str]) -> None:
 
 
 def _engine(name: str, ray_address: str | None) -> "Engine":
+    if ray_address is not None and name != "ray":
+        raise click.UsageError("--ray-address belongs to --engine ray")
     if name == "local":
         from sp2dpo.annotate import annotate as ask_panel
 
@@ -188,27 +191,35 @@ def ask(
                     await (engine or ask_panel)(store, panel, terms)
 
                 asyncio.run(interruptible(work, say=progress.say))
+        else:
+            store.adopt(panel)  # its prices, say, may be new
     finally:
         if wanted:
             tallies = tally(store, panel)
         _say(tally_lines(tallies))
-    silent = [one.teacher for one in tallies if not one.kept]
+    if not any(one.all for one in tallies):
+        _say([f"no pair falls into the shard {store.backlog.shard()}"])
+    silent = [one.teacher for one in tallies if one.all and not one.kept]
     if silent:
         raise ValueError(f"no reply of {', '.join(silent)} could be kept")
     if any(one.pending for one in tallies):
         raise ValueError("some replies are still missing: run the same command again")
+    if panel.budget == "full" and any(one.refused for one in tallies):
+        _say(["--retry-refused asks once more for those that were refused"])
 
 
 def _consent(teacher: "Teacher") -> None:
     """Has a person agree to run the command of a panel, which somebody else may have written."""
     import sys
 
+    from sp2dpo.amounts import shell_lines
     from sp2dpo.vllm_command import shown, warnings
 
     if teacher.serve is None:
         return
     lines = shown(teacher.model, teacher.revision, teacher.serve)
-    _say([f"teacher {teacher.name} would be served by:", *(f"  {line}" for line in lines)])
+    folded = [part for line in lines for part in shell_lines(line)]
+    _say([f"teacher {teacher.name} would be served by:", *(f"  {part}" for part in folded)])
     _say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
@@ -220,13 +231,13 @@ def _consent(teacher: "Teacher") -> None:
 @click.command()
 @click.argument("panel_file", metavar="PANEL.yaml", type=FILE)
 @click.option("--teacher", "name", required=True, help="The teacher of the panel to serve.")
-@click.option("--log", type=FILE, help="What the server says; NAME.log where nothing is said.")
+@click.option("--log", type=FILE, help="What the server says; serve.TEACHER.log if left out.")
 def serve(panel_file: Path, name: str, log: Path | None) -> None:
     """Run the server of a panel's teacher, and nothing else, until you stop it."""
     import asyncio
 
     from sp2dpo.annotate import log_of
-    from sp2dpo.interrupts import interruptible
+    from sp2dpo.interrupts import Interrupted, interruptible
     from sp2dpo.panel import load_panel
     from sp2dpo.settings import did_you_mean
 
@@ -242,7 +253,10 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
     async def work(stop: asyncio.Event) -> None:
         await _serve_until(stop, teacher, path)
 
-    asyncio.run(interruptible(work, say=_echo))
+    try:
+        asyncio.run(interruptible(work, say=lambda _: _echo(f"stopping {name}")))
+    except Interrupted as stopped:
+        raise SystemExit(128 + stopped.number) from None
 
 
 async def _serve_until(stop: "asyncio.Event", teacher: "Teacher", log: Path) -> None:
@@ -260,7 +274,7 @@ async def _serve_until(stop: "asyncio.Event", teacher: "Teacher", log: Path) -> 
         servers = await unless(stop, stack.enter_async_context(started))
         if servers is not None:
             for url in servers.urls:
-                _echo(f"{teacher.name} is served at {url}; log in {log}")
+                _echo(f"{teacher.name} is served at {url}; logs: {log.stem}*{log.suffix}")
             await unless(stop, servers.watch())
 
 

@@ -116,7 +116,7 @@ def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
         features,
         folder / ANNOTATIONS,
     )
-    statuses = pl.read_parquet(folder / ANNOTATIONS, columns=["status"])["status"]
+    statuses = pl.read_parquet(folder / ANNOTATIONS, columns=["status"], glob=False)["status"]
     kept = int((statuses == "kept").sum())
     facts = _facts(store, made, rows=rows, annotations=annotations, kept=kept)
     made_from = facts["source"]["name"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,15 +12,23 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the folder is not there.
+        OSError: nothing can be written there; it names `path`, not the temporary name.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        unfinished.touch()
         yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        if unfinished.name not in str(error):
+            raise
+        why = f"{error.strerror or error} (in the folder {path.absolute().parent})"
+        raise OSError(error.errno, why.replace(unfinished.name, path.name), str(path)) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def refuse_foreign(path: Path, ours: Callable[[Path], bool], kind: str) -> None:

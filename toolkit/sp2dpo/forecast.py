@@ -5,14 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sp2dpo.amounts import whole
+from sp2dpo.amounts import shell_lines, whole, wrapped
 from sp2dpo.backlog import Wanted
 from sp2dpo.pairs import Pair
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.rubric import Rubric
+from sp2dpo.shards import Shard
 from sp2dpo.store import Store
 from sp2dpo.tally import tally
-from sp2dpo.vllm_command import shown
+from sp2dpo.vllm_command import shown, warnings
 
 CHARACTERS = 4
 """Of a text for each token: what English takes, about. Our choice."""
@@ -47,8 +48,15 @@ class Text:
         )
 
 
-def to_read(store: Store, panel: Panel, teacher: Teacher) -> Text:
-    """What a teacher would still read; read from the store a page at a time."""
+def to_read(store: Store, panel: Panel, teacher: Teacher, *, shard: Shard | None = None) -> Text:
+    """What a teacher would still read; read from the store a page at a time.
+
+    Args:
+        store: holds the pairs.
+        panel: that the teacher is of.
+        teacher: that would be asked.
+        shard: only pairs that it holds; None for all of the store's own share.
+    """
     wanted = Wanted(
         teacher=teacher.name,
         variants=panel.variants,
@@ -60,6 +68,8 @@ def to_read(store: Store, panel: Panel, teacher: Teacher) -> Text:
     while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
+            if shard is not None and not shard.holds(job.pair.id):
+                continue
             asked = [(question.key.variant, question.key.order) for question in job.questions]
             found += text_of(job.pair, asked, panel.rubric)
     return found
@@ -83,35 +93,50 @@ def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Tex
     return found
 
 
-def plan(store: Store, panel: Panel) -> list[str]:
-    """What would be asked, as lines; nothing is asked for it, and no server started.
+def plan(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
+    """What would be asked, as lines; nothing is asked for it, no server started, nothing stored.
 
     Args:
         store: holds the pairs.
         panel: whom to ask what.
+        shard: the share of the pairs that the store would be for; None: the one that it is for.
+
+    Raises:
+        ValueError: the store is for another share, or for all pairs.
     """
-    rubric = panel.rubric
+    held = store.backlog.shard()
+    if shard is not None and shard != held and (held is not None or store.teachers()):
+        raise ValueError(f"{store.path} is for {held or 'all pairs'}, not for the shard {shard}")
+    rubric, shard = panel.rubric, shard or held
     protocol = f"{rubric.protocol}, both orders" if rubric.blind else rubric.protocol
     budget = f"{panel.budget}, tolerance {panel.tolerance:g}"
     lines = [
         f"rubric {rubric.name} ({rubric.hash[:12]}), protocol {protocol}",
         f"variants {', '.join(panel.variants)}; budget "
         f"{budget if panel.budget == 'adaptive' else panel.budget}",
+        *([f"shard {shard} of the pairs"] if shard else []),
     ]
+    lines = [part for line in lines for part in wrapped(line)]
     for teacher in panel.teachers:
         lines += _described(teacher)
-    return [*lines, *_requests(store, panel)]
+    return [*lines, *(part for line in _requests(store, panel, shard) for part in wrapped(line))]
 
 
 def _described(teacher: Teacher) -> list[str]:
     lines = [
-        f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}",
-        f"  sampling {json.dumps(teacher.sampling)}",
+        *wrapped(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
+        *wrapped(f"  sampling {json.dumps(teacher.sampling)}"),
     ]
-    if teacher.serve is not None:
-        commands = shown(teacher.model, teacher.revision, teacher.serve)
-        return [*lines, "  would be served by", *(f"    {command}" for command in commands)]
-    return [*lines, f"  at {', '.join(_without_password(url) for url in teacher.base_urls)}"]
+    serve = teacher.serve
+    if serve is None:
+        urls = ", ".join(_without_password(url) for url in teacher.base_urls)
+        return [*lines, *wrapped(f"  at {urls}")]
+    lines.append("  would be served by")
+    for command in shown(teacher.model, teacher.revision, serve):
+        lines += shell_lines(command, indent="    ")
+    for warning in warnings(serve):
+        lines += wrapped(f"    WARNING: {warning}")
+    return lines
 
 
 def _without_password(url: str) -> str:
@@ -119,12 +144,14 @@ def _without_password(url: str) -> str:
     return url.replace(f"{before}{at}", "(hidden)@", 1) if at else url
 
 
-def _requests(store: Store, panel: Panel) -> list[str]:
+def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     lines, total, most = [], Text(), 0
     whole_text: Text | None = None  # the same for all of whom everything is missing
     for teacher, one in zip(panel.teachers, tally(store, panel), strict=True):
         untouched = one.pending == one.all
-        text = whole_text if untouched and whole_text else to_read(store, panel, teacher)
+        text = (
+            whole_text if untouched and whole_text else to_read(store, panel, teacher, shard=shard)
+        )
         whole_text = text if untouched else whole_text
         total += text
         most += text.requests * teacher.sampling["max_tokens"]

@@ -118,6 +118,25 @@ def _label(said: dict[str, Any], where: str) -> str:
     return "chosen" if value == (key == "label_ok") else "rejected"
 
 
+def check_known(truths: Sequence[Truth], pairs: int, *, path: Path, source: str) -> None:
+    """Refuses truths none of which is about a pair of the source.
+
+    Args:
+        truths: of the file.
+        pairs: of the source that they name.
+        path: of the file.
+        source: for people.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not pairs:
+        raise ValueError(
+            f"none of the {len(truths)} names in {path} is a pair of {source} (first: "
+            f"{truths[0].name!r}); a name is a pair's id, or its source_id, pair_id or id there"
+        )
+
+
 def by_pair(truths: Iterable[Truth], rows: Iterable[SourceRow]) -> dict[str, Truth]:
     """The truths about the pairs of some rows, by the pairs' ids; others are left out.
 

@@ -25,8 +25,10 @@ from sp2dpo.batch import CustomIds
 from sp2dpo.database import connect
 from sp2dpo.entries import COLUMNS, Entry, judged, refused, row_of
 from sp2dpo.panel import Panel
+from sp2dpo.settings import kind_of
 from sp2dpo.store import Store
 from sp2dpo.teachers import Unavailable, reply_of
+from sp2dpo.terminal import brief
 
 _PAGE = 500
 """Replies committed at a time."""
@@ -50,6 +52,7 @@ class Imported:
         known: replies that the store had before.
         failed: requests that the service did not get answered, by reason; they stay pending.
         left_out: lines that cannot be filed, by problem.
+        empty: files without any line.
     """
 
     lines: int = 0
@@ -58,6 +61,7 @@ class Imported:
     known: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    empty: list[Path] = field(default_factory=list)
 
 
 def import_replies(
@@ -69,23 +73,43 @@ def import_replies(
     stays pending, and the next export asks for it.
 
     Args:
-        store: the panel's, which the requests were exported from.
+        store: the panel's, which the requests were exported from; it adopts the panel with the
+            first reply that it files.
         panel: the same as for the export.
         paths: of the files.
         say: called with a line for people about what was left out.
 
     Raises:
+        ValueError: the panel contradicts the store, or none of its teachers is known there.
         OSError: a file cannot be read.
     """
+    store.check(panel)
     with closing(connect(store.path, write=False)) as reader:
+        _refuse_strangers(store, panel, reader)
         inbox = _Inbox(store, panel, reader, say)
         for path in paths:
+            before = inbox.so_far.lines
             with path.open("rb") as source:
                 for number, line in enumerate(source, 1):
                     if line.strip():
                         inbox.take(line, f"{path}: line {number}")
+            if inbox.so_far.lines == before:
+                inbox.so_far.empty.append(path)
         inbox.commit()
+    for kind, count in sorted(inbox.so_far.left_out.items()):
+        if count > _SAID:
+            say(f"and {count - _SAID} more that cannot be filed: {kind}")
     return inbox.so_far
+
+
+def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) -> None:
+    """Refuses the panel of another run: nothing of it could be filed here."""
+    known = {row[0] for row in reader.execute("SELECT name FROM teachers")}
+    if known and known.isdisjoint(teacher.name for teacher in panel.teachers):
+        raise ValueError(
+            f"{store.path} knows none of the panel's teachers (it knows "
+            f"{', '.join(sorted(known))}): give the panel that the requests were exported with"
+        )
 
 
 class _Problem(ValueError):
@@ -109,6 +133,7 @@ class _Inbox:
         self._teachers = {teacher.name: teacher for teacher in panel.teachers}
         self._shard = store.backlog.shard()
         self._waiting: dict[Key, Entry] = {}
+        self._adopted = False
 
     def take(self, line: bytes, where: str) -> None:
         """Reads a line, and stores its reply with the next commit."""
@@ -140,6 +165,11 @@ class _Inbox:
 
     def commit(self) -> None:
         """Stores what waits."""
+        if not self._waiting:
+            return
+        if not self._adopted:
+            self._store.adopt(self._panel)
+            self._adopted = True
         self._store.add(list(self._waiting.values()))
         self._waiting.clear()
 
@@ -180,16 +210,16 @@ class _Inbox:
         if not isinstance(response, dict):
             if error is None:
                 raise _Problem("malformed", "neither a response nor an error")
-            raise Unavailable(_brief(error), reason="no-answer")
+            raise Unavailable(_shown(error), reason="no-answer")
         status, answer = response.get("status_code"), response.get("body")
         if not isinstance(status, int) or isinstance(status, bool):
-            raise _Problem("malformed", f"status_code {_brief(status)} is no number")
+            raise _Problem("malformed", f"status_code {_shown(status)} is no number")
         if status in _DECLINED:
-            return refused(key, f"http-{status}", f"HTTP {status}: {_brief(error or answer)}")
+            return refused(key, f"http-{status}", f"HTTP {status}: {_shown(error or answer)}")
         if status != 200:
-            raise Unavailable(_brief(error or answer), reason=f"http-{status}")
+            raise Unavailable(_shown(error or answer), reason=f"http-{status}")
         if error is not None or not isinstance(answer, dict):
-            raise Unavailable(_brief(error), reason="no-answer")
+            raise Unavailable(_shown(error), reason="no-answer")
         return judged(key, reply_of(teacher, answer, None), self._panel.rubric)
 
     def _is_known(self, entry: Entry) -> bool:
@@ -228,10 +258,9 @@ def _object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _Problem("malformed", f"not JSON: {error}") from error
     if not isinstance(said, dict):
-        raise _Problem("malformed", f"an object was expected, this is {type(said).__name__}")
+        raise _Problem("malformed", f"an object was expected, this is {kind_of(said)}")
     return said
 
 
-def _brief(said: Any) -> str:
-    text = json.dumps(said)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+def _shown(said: Any) -> str:
+    return brief(json.dumps(said))

@@ -44,6 +44,7 @@ async def interruptible(
             say("stopping when what is in flight has come; once more stops at once")
             stop.set()
 
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
         loop.add_signal_handler(number, interrupt, number)
     try:
@@ -54,12 +55,16 @@ async def interruptible(
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
     if seen:
         raise Interrupted(seen[0])
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Found]) -> Found | None:
     """What the work gives; None where it was told to stop before, and the work was given up."""
+    if stop.is_set():
+        work.close()
+        return None
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,3 +75,11 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Found]) -> Found
         for task in (working, stopping):
             task.cancel()
         await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure itself, out of however many groups."""
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

@@ -10,6 +10,12 @@ RECENT = 600
 """Seconds before a teacher's newest reply over which its rate is measured. Our choice."""
 _SLICE = 10
 """Seconds over which replies are counted together."""
+# Neither a time nor counts of tokens tell an answer from a request that was declined: what is
+# imported may come without both. Without a finish_reason it is `unfinished`. The text would tell
+# too, but takes twice the time: SQLite would sort it with the rest.
+_ANSWERED = (
+    "(status = 'kept' OR finish_reason IS NOT NULL OR model IS NOT NULL OR reason = 'unfinished')"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +27,15 @@ class Slice:
         variant: of the rubric.
         order: in which the responses were shown.
         requests: replies, those included that could not be read or were asked for again.
-        untold: replies whose server did not count their tokens.
+        untold: answers without counts of tokens.
+        timed: answers that somebody took the time of; those from files come without.
+        untimed: the other answers. What a server declined is no answer.
         prompt: tokens of the requests, as far as told.
         completion: tokens of the replies, as far as told.
         cached: prompt tokens that came from a prefix cache; None where none of these replies tells.
-        started: when the first of these requests was sent, in seconds since 1970.
-        ended: when the last of these replies came.
+        started: when the first of the timed requests was sent, in seconds since 1970; None where
+            there is none.
+        ended: when the last of the timed replies came.
     """
 
     teacher: str
@@ -34,11 +43,13 @@ class Slice:
     order: str
     requests: int
     untold: int
+    timed: int
+    untimed: int
     prompt: int
     completion: int
     cached: int | None
-    started: float
-    ended: float
+    started: float | None
+    ended: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +58,20 @@ class Usage:
 
     Attributes:
         requests: replies, those included that could not be read or were asked for again.
-        untold: replies whose server did not count their tokens.
+        untold: answers without counts of tokens.
+        timed: answers that somebody took the time of.
+        untimed: the other answers.
         prompt: tokens of the requests, as far as told.
         completion: tokens of the replies, as far as told.
         cached: prompt tokens that came from a prefix cache; None where no reply tells. Servers
             leave a zero out, so that silence beside a number is taken for 0.
-        seconds: for which at least one of the requests was in flight, to a few seconds.
+        seconds: for which at least one of the timed requests was in flight, to a few seconds.
     """
 
     requests: int = 0
     untold: int = 0
+    timed: int = 0
+    untimed: int = 0
     prompt: int = 0
     completion: int = 0
     cached: int | None = None
@@ -69,17 +84,24 @@ class Usage:
 
     @property
     def rate(self) -> float | None:
-        """Replies per second while requests were in flight; None of nothing."""
-        return self.requests / self.seconds if self.requests and self.seconds > 0 else None
+        """Timed answers per second while requests were in flight; None where there is none."""
+        return self.timed / self.seconds if self.timed and self.seconds > 0 else None
+
+    @property
+    def busy(self) -> float | None:
+        """The seconds; None where there are answers and nobody took the time of one."""
+        return None if self.untimed and not self.timed else self.seconds
 
     def cost(self, price: Price | None) -> float | None:
         """What it cost, in the price's currency; None where that cannot be known.
 
-        By the hour, GPUs count while requests were in flight, not while servers started.
+        By the hour, GPUs count while requests were in flight, not while servers started; the price
+        of an answer whose time nobody took is not known.
         """
         if price is None:
             return None
-        if self.untold if price.gpu_hour is None else self.requests and not self.seconds:
+        untimed = self.untimed or (self.requests and not self.seconds)
+        if self.untold if price.gpu_hour is None else untimed:
             return None
         return cost(
             price,
@@ -98,13 +120,13 @@ class Ledger:
 
     def slices(self) -> list[Slice]:
         """All replies, counted together by teacher, variant, order and time."""
-        # Where there is no `seconds` there was no answer, and so no tokens to tell. Grouped by the
-        # time first, the rows are nearly in order, which is faster.
+        # Grouped by the time first, the rows are nearly in order, which is faster.
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(*), '
-            "sum(seconds IS NOT NULL AND (prompt_tokens IS NULL OR completion_tokens IS NULL)), "
+            f"sum((prompt_tokens IS NULL OR completion_tokens IS NULL) AND {_ANSWERED}), "
+            f"count(seconds), sum(seconds IS NULL AND {_ANSWERED}), "
             "coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
-            "sum(cached_tokens), min(arrived - coalesce(seconds, 0)), max(arrived) "
+            "sum(cached_tokens), min(arrived - seconds), max(iif(seconds IS NULL, NULL, arrived)) "
             f"FROM replies GROUP BY CAST(arrived / {_SLICE} AS INTEGER), 1, 2, 3"
         )
         names = Slice.__dataclass_fields__
@@ -131,21 +153,32 @@ def usage(slices: Iterable[Slice]) -> Usage:
     return Usage(
         requests=sum(one.requests for one in some),
         untold=sum(one.untold for one in some),
+        timed=sum(one.timed for one in some),
+        untimed=sum(one.untimed for one in some),
         prompt=sum(one.prompt for one in some),
         completion=sum(one.completion for one in some),
         cached=sum(told) if told else None,
-        seconds=_covered([(one.started, one.ended) for one in some]),
+        seconds=_covered(_spans(some)),
     )
 
 
 def recent(slices: Sequence[Slice]) -> Usage:
-    """What the replies took that came in the last `RECENT` seconds before the newest of them."""
-    if not slices:
-        return Usage()
-    begin = (max(one.ended for one in slices) - RECENT) // _SLICE * _SLICE
-    some = [one for one in slices if one.ended >= begin]
-    seconds = _covered([(max(one.started, begin), one.ended) for one in some])
-    return Usage(requests=sum(one.requests for one in some), seconds=seconds)
+    """The timed answers of the last `RECENT` seconds before the newest of them, and their time."""
+    newest = max((ended for _, ended in _spans(slices)), default=0.0)
+    begin = (newest - RECENT) // _SLICE * _SLICE
+    some = [one for one in slices if one.ended is not None and one.ended >= begin]
+    timed = sum(one.timed for one in some)
+    seconds = _covered([(max(started, begin), ended) for started, ended in _spans(some)])
+    return Usage(requests=timed, timed=timed, seconds=seconds)
+
+
+def _spans(slices: Iterable[Slice]) -> list[tuple[float, float]]:
+    """From when to when each of them was at work, of those that somebody took the time of."""
+    return [
+        (one.started, one.ended)
+        for one in slices
+        if one.started is not None and one.ended is not None
+    ]
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

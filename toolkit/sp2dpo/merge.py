@@ -11,9 +11,9 @@ from typing import Any
 from sp2dpo.database import connect, only_writer, read_meta, transaction, write_meta
 from sp2dpo.entries import COLUMNS
 from sp2dpo.files import whole
-from sp2dpo.panel import Panel, Teacher
 from sp2dpo.shards import Shard
 from sp2dpo.store import Store
+from sp2dpo.terminal import brief
 
 _KEY = COLUMNS[:5]
 _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
@@ -44,7 +44,8 @@ def merge(out: Path, shards: Sequence[Path]) -> Merged:
 
     Args:
         out: the store to make, or one that was merged before.
-        shards: stores of one source that one panel annotated.
+        shards: stores of one source that one panel annotated; those without replies need not know
+            the panel.
 
     Raises:
         ValueError: the stores do not belong together, two hold different replies to one request,
@@ -99,20 +100,23 @@ def _check_alike(paths: Sequence[Path]) -> None:
             held = expected.setdefault(what, value)
             if held != value:
                 raise ValueError(
-                    f"{path} does not belong to {first}: its {what} is {_brief(value)}, there it "
-                    f"is {_brief(held)}"
+                    f"{path} does not belong to {first}: its {what} is {_shown(value)}, there it "
+                    f"is {_shown(held)}"
                 )
+    if "rubric" not in expected:
+        raise ValueError(f"{first}: nothing was annotated yet; run `sp2dpo annotate` first")
 
 
 def _what_must_agree(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
     source = store.corpus.source()
     if source is None:
         raise ValueError(f"{store.path}: holds no pairs")
+    digest = (read_meta(database, "source_digest") or "")[:12]
+    found: dict[str, Any] = {"source": [source.name, digest]}
+    if read_meta(database, "panel") is None and not store.teachers():
+        return found  # a share that no pair falls into, or that nobody has asked about yet
     panel = store.panel()
-    found = {
-        "source": [source.name, (read_meta(database, "source_digest") or "")[:12]],
-        "rubric": [store.rubric().name, store.rubric().hash[:12]],
-    }
+    found["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
     asked = {teacher["name"] for teacher in panel["teachers"]}
     heard = {teacher["name"] for teacher in store.teachers()}
     for name, *said in database.execute("SELECT * FROM teachers ORDER BY name"):
@@ -123,9 +127,8 @@ def _what_must_agree(store: Store, database: sqlite3.Connection) -> dict[str, An
     return found
 
 
-def _brief(said: Any) -> str:
-    text = json.dumps(said, ensure_ascii=False)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+def _shown(said: Any) -> str:
+    return brief(json.dumps(said, ensure_ascii=False))
 
 
 @contextmanager
@@ -189,13 +192,11 @@ def _attached(database: sqlite3.Connection, path: Path) -> Iterator[None]:
 def _begin(database: sqlite3.Connection) -> None:
     for table in _COPIED:
         database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
-    for key in _META:
-        database.execute("INSERT INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,))
     write_meta(database, "merged", "yes")
 
 
 def _insert(database: sqlite3.Connection, path: Path) -> None:
-    """Adds the replies of the attached store."""
+    """Adds the replies of the attached store, and what all have in common where it is missing."""
     other = database.execute(
         'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
         "FROM theirs.replies theirs JOIN main.replies ours "
@@ -206,6 +207,10 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
         raise ValueError(
             f"{path}: another store holds a different reply to pair {other[0]}, {asked}; one "
             "request has one reply: leave one of the two stores out"
+        )
+    for key in _META:
+        database.execute(
+            "INSERT OR IGNORE INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,)
         )
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     database.execute(
@@ -235,25 +240,3 @@ def _missing(shards: Sequence[Path]) -> tuple[Shard, ...]:
     (of,) = counts
     there = {shard.index for shard in held if shard is not None}
     return tuple(Shard(index=index, of=of) for index in range(of) if index not in there)
-
-
-def panel_of(store: Store) -> Panel:
-    """The last panel of a store as far as a tally needs it: its teachers cannot be asked."""
-    said = store.panel()
-    return Panel(
-        rubric=store.rubric(),
-        variants=tuple(said["variants"]),
-        budget=said["budget"],
-        tolerance=said["tolerance"],
-        teachers=tuple(
-            Teacher(
-                name=teacher["name"],
-                model="",
-                revision=None,
-                base_urls=(),
-                sampling={},
-                retries=teacher["retries"],
-            )
-            for teacher in said["teachers"]
-        ),
-    )

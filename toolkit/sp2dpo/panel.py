@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sp2dpo.pairs import canonical_json
 from sp2dpo.price import Price, price_of
@@ -251,9 +252,24 @@ def _base_urls(where: str, said: Any) -> tuple[str, ...]:
         check_name(where, "base_url", address)
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"{where}: base_url {address!r} must start with http(s)://")
-        if addresses.count(address) > 1:
+        _check_address(where, address)
+        if [one.rstrip("/") for one in addresses].count(address.rstrip("/")) > 1:
             raise ValueError(f"{where}: base_url names {address} twice")
     return tuple(addresses)
+
+
+def _check_address(where: str, address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError(f"{where}: base_url {address!r} is no address: {error}") from error
+    if not known:
+        raise ValueError(f"{where}: base_url {address!r} names no host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            f"{where}: base_url holds a name or a password, which logs would show: use api_key_env"
+        )
 
 
 def _sampling(where: str, said: Any) -> dict[str, Any]:

@@ -68,16 +68,18 @@ def findings(store: Store, trial: Trial) -> dict[str, Any]:
         trial: what was to be found out.
 
     Returns:
-        sample: rows, set_aside and pairs of the source, sampled, and the strata.
+        sample: rows, set_aside and pairs of the source, sampled, aside (set_aside by reason, with
+            the first rows), and the strata.
         panel: rubric, sha256, protocol, variants, budget. schedule: that was used.
         trouble: why the asking ended early.
         teachers: see `performance.performance`.
         betas: see `_betas`.
         agreement: between_teachers and between_variants as `agreement.comparisons` makes them,
-            spread and agreement as means over the pairs, position (blind, else None).
+            spread (over the pairs that several teachers have read) and agreement as means over
+            the pairs, position (blind, else None).
         gold: see `gold.against_gold`; None without.
-        projection: see `projection.projection`; None where the asking ended early. sweep: beside
-            it; None where nobody asked.
+        projection: see `projection.projection`, without starting the servers; None where the
+            asking ended early. sweep: beside it; None where nobody asked.
         verdict: go and rules.
 
     Raises:
@@ -138,7 +140,7 @@ def _agreement(
     variants = by_variant(replies, categories) if there else nothing
     return {
         "agreement": table["agreement"].mean(),
-        "spread": table["spread"].mean(),
+        "spread": table.filter(pl.col("teachers") > 1)["spread"].mean(),
         "between_teachers": comparisons(teachers, names),
         "between_variants": comparisons(variants, list(panel.variants)),
         "position": by_position(annotations.replies, names) if panel.rubric.blind else None,
@@ -192,6 +194,7 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "set_aside": sample.set_aside,
         "pairs": sample.pairs,
         "sampled": len(sample.pair_ids),
+        "aside": [asdict(aside) for aside in sample.aside],
         "strata": [asdict(stratum) for stratum in sample.strata],
     }
 

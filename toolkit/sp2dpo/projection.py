@@ -54,12 +54,14 @@ def _scaled(teacher: Teacher, used: Usage, factor: float) -> dict[str, Any]:
     scaled = Usage(
         requests=round(used.requests * factor),
         untold=round(used.untold * factor),
+        timed=round(used.timed * factor),
+        untimed=round(used.untimed * factor),
         prompt=round(used.prompt * factor),
         completion=round(used.completion * factor),
         cached=None if used.cached is None else round(used.cached * factor),
         seconds=used.seconds * factor,
     )
-    hours = None if used.rate is None else scaled.seconds / 3600
+    hours = None if used.rate is None or used.untimed else scaled.seconds / 3600
     return {
         "name": teacher.name,
         "requests": scaled.requests,

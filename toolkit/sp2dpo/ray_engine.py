@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -23,16 +23,16 @@ import ray
 
 from sp2dpo.annotate import Terms
 from sp2dpo.backlog import Job, Wanted
+from sp2dpo.interrupts import first_failure
+from sp2dpo.pages import Pages
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.ray_crew import Crew, Member
-from sp2dpo.ray_worker import first_failure
 from sp2dpo.store import Store
 from sp2dpo.tally import tally
 from sp2dpo.teachers import TeacherError
+from sp2dpo.terminal import brief
 from sp2dpo.writer import Writer
 
-_PAGE = 200
-"""Pairs read from the store at a time."""
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -54,20 +54,19 @@ async def annotate_on_ray(store: Store, panel: Panel, terms: Terms, *, address: 
         TeacherError: a teacher cannot be asked, stayed away, or says nothing that can be read, or
             no node is left; what came until then is stored.
         ValueError: the panel contradicts the store, or needs another engine.
-        ConnectionError: there is no such cluster.
-        RuntimeError: the cluster has another version of Ray or Python.
+        ConnectionError: there is no such cluster, or it has another version of Ray or Python.
         sqlite3.Error: the disk does not take a reply.
     """
     _refuse(panel)
     with (
+        Store(store.path) as reader,
         ThreadPoolExecutor(1) as writing,
         ThreadPoolExecutor(1) as reading,
-        Store(store.path) as reader,
         _cluster(address, log=store.path.with_name(f"{store.path.name}.ray.log")),
     ):
         writer = Writer(store, writing)
         crew = Crew(panel, terms, {one.teacher: one.kept for one in tally(store, panel)})
-        run = _Run(store, panel, terms, writer, crew, reader, reading)
+        run = _Run(store, panel, terms, writer, crew, Pages(reader, reading))
         try:
             await run.ask_panel()
         except BaseExceptionGroup as failures:
@@ -117,6 +116,10 @@ def _connect(address: str) -> None:
             f"{error}; where the cluster asks for a token (`ray start` says so), set "
             "RAY_AUTH_MODE=token, and give this computer the cluster's token"
         ) from error
+    except RuntimeError as error:  # another version of Ray or Python, in several lines
+        raise ConnectionError(
+            f"the cluster at {address} cannot be used: {brief(str(error))}"
+        ) from error
 
 
 def _knock(address: str) -> None:
@@ -142,16 +145,14 @@ class _Run:
         terms: Terms,
         writer: Writer,
         crew: Crew,
-        reader: Store,
-        thread: ThreadPoolExecutor,
+        pages: Pages,
     ) -> None:
         self._store = store
         self._panel = panel
         self._terms = terms
         self._writer = writer
         self._crew = crew
-        self._reader = reader
-        self._thread = thread
+        self._pages = pages
 
     async def ask_panel(self) -> None:
         """Asks all teachers side by side."""
@@ -159,6 +160,7 @@ class _Run:
             group.create_task(self._writer.write())
             around = [group.create_task(one) for one in (self._crew.watch(), self._crew.stop())]
             if await self._crew.is_there():
+                await self._writer.sync()
                 self._store.adopt(self._panel)
                 async with asyncio.TaskGroup() as asking:
                     for teacher in self._panel.teachers:
@@ -168,8 +170,15 @@ class _Run:
             await self._writer.put(None)
 
     async def _ask_all(self, teacher: Teacher) -> None:
+        wanted = Wanted(
+            teacher=teacher.name,
+            variants=self._panel.variants,
+            rubric=self._panel.rubric,
+            retries=teacher.retries,
+            again=self._terms.again,
+        )
         async with asyncio.TaskGroup() as group:
-            async for job in self._jobs(teacher):
+            async for job in self._pages.jobs(wanted):
                 member = await self._crew.place(teacher)
                 if member is None:
                     return
@@ -187,21 +196,3 @@ class _Run:
             await self._writer.put(entry)
         if answers and answers.failure is not None:
             raise TeacherError(answers.failure)
-
-    async def _jobs(self, teacher: Teacher) -> AsyncIterator[Job]:
-        """What is missing of a teacher, pair by pair."""
-        wanted = Wanted(
-            teacher=teacher.name,
-            variants=self._panel.variants,
-            rubric=self._panel.rubric,
-            retries=teacher.retries,
-            again=self._terms.again,
-        )
-        run, after = asyncio.get_running_loop().run_in_executor, 0
-        while jobs := await run(self._thread, self._page, wanted, after):
-            after = jobs[-1].number
-            for job in jobs:
-                yield job
-
-    def _page(self, wanted: Wanted, after: int) -> list[Job]:
-        return self._reader.backlog.page(wanted, after=after, limit=_PAGE)

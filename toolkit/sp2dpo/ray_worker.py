@@ -7,6 +7,7 @@ from typing import Any
 from sp2dpo.asking import Asking
 from sp2dpo.backlog import Job
 from sp2dpo.entries import Entry
+from sp2dpo.interrupts import first_failure
 from sp2dpo.panel import Panel
 from sp2dpo.teachers import Client, TeacherError, open_session
 
@@ -104,10 +105,3 @@ class Worker:
 
     def _said(self, error: BaseException) -> str:
         return f"{error} (on node {self._node})"
-
-
-def first_failure(failure: BaseException) -> BaseException:
-    """The first failure itself, out of however many groups."""
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

@@ -42,8 +42,12 @@ class Replica:
         return self._down_until
 
     def is_up(self, now: float) -> bool:
-        """Whether it may be asked; after its time down it may, until the next failure."""
-        return now >= self._down_until
+        """Whether it may be asked: after its time down by one request, which shows how it is."""
+        return now >= self._down_until and (self._failures < _FAILURES or not self.limit.in_flight)
+
+    def may_be_asked(self, now: float) -> bool:
+        """As `is_up`, for a request that holds one of its slots already."""
+        return now >= self._down_until and (self._failures < _FAILURES or self.limit.in_flight <= 1)
 
     def failed(self, now: float) -> None:
         """The connection was refused or lost, or no reply came in time. Leaves `limit` alone."""
@@ -106,11 +110,6 @@ class Replicas:
 
     def __len__(self) -> int:
         return len(self._all)
-
-    @property
-    def current(self) -> int:
-        """Requests that may be in flight, all replicas together."""
-        return sum(replica.limit.current for replica in self._all)
 
     def of(self, pair_id: str) -> Replica:
         """The replica that a pair which has not begun anywhere begins at.

@@ -48,7 +48,7 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
         "annotations": made.annotations_hash,
         "teachers": teachers,
         "variants": variants,
-        "replies": _replies(store, teachers, questions=len(variants) * len(rubric.orders(""))),
+        "replies": _replies(store, teachers, rubric, variants),
         "beta": _beta(table),
         "histogram": _histogram(made, categories),
         "categories": _categories(table, categories),
@@ -95,14 +95,17 @@ def _teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     return found
 
 
-def _replies(store: Store, teachers: Sequence[dict[str, Any]], *, questions: int) -> dict[str, int]:
+def _replies(
+    store: Store, teachers: Sequence[dict[str, Any]], rubric: Rubric, variants: Sequence[str]
+) -> dict[str, int]:
     """Kept + refused + spared + pending = asked: all teachers, variants, orders and pairs.
 
     Spared are those that an adaptive panel does without.
     """
     kept = sum(teacher["kept"] for teacher in teachers)
     refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
-    settled = store.backlog.spared(questions)
+    questions = len(variants) * len(rubric.orders(""))
+    settled = store.backlog.spared(variants, questions)
     spared = 0
     if settled[""] and store.panel()["budget"] == "adaptive":
         spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)

@@ -16,6 +16,8 @@ from sp2dpo.sources import SetAside, SourceRow
 
 _BINS = 3
 """Quantiles of each length."""
+_NAMED = 5
+"""Rows that are named for each reason to set them aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,21 @@ class Stratum:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aside:
+    """Rows that hold no pair for one reason.
+
+    Attributes:
+        reason: in words.
+        count: of rows.
+        rows: the first few of them.
+    """
+
+    reason: str
+    count: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Which pairs are tried.
 
@@ -45,6 +62,8 @@ class Sample:
         rows: of the source.
         pairs: distinct ones in it.
         set_aside: rows that hold no pair.
+        aside: the same by reason, in the order of the source.
+        preferred: pairs of the source that were to go first.
     """
 
     pair_ids: frozenset[str]
@@ -52,6 +71,8 @@ class Sample:
     rows: int
     pairs: int
     set_aside: int
+    aside: tuple[Aside, ...]
+    preferred: int
 
 
 @dataclass(kw_only=True)
@@ -61,7 +82,8 @@ class _Seen:
     lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
     preferred: set[str] = field(default_factory=set)
     rows: int = 0
-    set_aside: int = 0
+    set_aside: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    """How many rows, and the first few of them, by reason."""
 
 
 def draw(rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str] = ()) -> Sample:
@@ -95,7 +117,12 @@ def draw(rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str
         strata=tuple(strata),
         rows=seen.rows,
         pairs=len(seen.lengths),
-        set_aside=seen.set_aside,
+        set_aside=sum(count for count, _ in seen.set_aside.values()),
+        aside=tuple(
+            Aside(reason=reason, count=count, rows=tuple(first))
+            for reason, (count, first) in seen.set_aside.items()
+        ),
+        preferred=len(seen.preferred),
     )
 
 
@@ -111,7 +138,9 @@ def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Seen
     for row in rows:
         seen.rows += 1
         if isinstance(row, SetAside):
-            seen.set_aside += 1
+            count, first = seen.set_aside.get(row.reason, (0, []))
+            some = [*first, row.row] if count < _NAMED else first
+            seen.set_aside[row.reason] = (count + 1, some)
             continue
         pair_id = row.pair.id
         if pair_id not in seen.lengths:

@@ -180,17 +180,22 @@ def write_betas(made: Betas, path: Path) -> None:
 
     Raises:
         ValueError: a file that is no table of betas stands there.
+        OSError: it cannot be written.
     """
     origin = {"schedule": asdict(made.schedule), "annotations": made.annotations_hash}
     refuse_foreign(path, _is_betas, "a table of betas")
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
     with whole(path) as unfinished:
-        made.table.write_parquet(unfinished, metadata=metadata)
+        try:
+            made.table.write_parquet(unfinished, metadata=metadata)
+        except pl.exceptions.PolarsError as error:  # a full disk, among others
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def _is_betas(path: Path) -> bool:
     try:
-        return _METADATA in pl.read_parquet_metadata(path)
+        with path.open("rb") as source:  # polars takes a name for a pattern
+            return _METADATA in pl.read_parquet_metadata(source)
     except pl.exceptions.PolarsError:
         return False
 
@@ -205,9 +210,10 @@ def read_betas(path: Path) -> Betas:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
     try:
-        origin = json.loads(pl.read_parquet_metadata(path)[_METADATA])
+        with path.open("rb") as source:
+            origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
         said, made_from = origin["schedule"], origin["annotations"]
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
     if tuple(table.columns) != COLUMNS:

@@ -17,6 +17,8 @@ _ANY = ("0.0.0.0", "::")
 _REFUSED = {
     "--port": "write it as the key port",
     "--model": "write it as the key model",
+    "--api-key": "write it as VLLM_API_KEY into env, which is not shown",
+    "--hf-token": "write it as HF_TOKEN into env, which is not shown",
     "--uds": "a server is reached by its port",
     "--ssl-keyfile": "a server is reached by plain http",
     "--ssl-certfile": "a server is reached by plain http",

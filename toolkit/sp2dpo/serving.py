@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class Servers:
         self._serve = serve
         self._say = say
         self._pace = pace
+        self._starting = 0
+
+    def are_starting(self) -> bool:
+        """Whether one of them is being started again at this moment."""
+        return self._starting > 0
 
     async def watch(self) -> None:
         """Starts lost servers again, the others going on; runs until it is cancelled.
@@ -89,6 +94,7 @@ async def serving(
     log: Path,
     say: Callable[[str], None],
     pace: Pace = USUAL,
+    hidden: Collection[str] = (),
 ) -> AsyncIterator[Servers]:
     """Serves a teacher while the block lasts; its servers end with it, however this process ends.
 
@@ -101,6 +107,7 @@ async def serving(
             `NAME-0.log` and so on.
         say: hears the command, the warnings and how far the servers are, in lines for people.
         pace: how patiently.
+        hidden: names of environment variables that the servers do not inherit, such as API keys.
 
     Raises:
         FileNotFoundError: there is no vLLM in the environment.
@@ -109,6 +116,7 @@ async def serving(
     """
     _check(model, serve)
     ports = _ports(serve)
+    inherited = {name: text for name, text in os.environ.items() if name not in hidden}
     for line in warnings(serve):
         say(harmless(f"WARNING: {name}: {line}"))
     for line in shown(model, revision, serve, ports=ports):
@@ -119,7 +127,7 @@ async def serving(
             Server(
                 name if serve.replicas == 1 else f"{name} (replica {replica})",
                 command(model, revision, serve, port=port),
-                environment_variables(os.environ, serve, replica=replica),
+                environment_variables(inherited, serve, replica=replica),
                 host=serve.host,
                 port=port,
                 log=log if serve.replicas == 1 else log.with_stem(f"{log.stem}-{replica}"),

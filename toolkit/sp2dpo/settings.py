@@ -9,6 +9,16 @@ import yaml
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: what is written beside it wins
 
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "keys and values",
+    type(None): "nothing",
+}
+
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice; YAML would keep the last one silently."""
@@ -44,8 +54,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected keys and values, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected keys and values, found {kind_of(value)}")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """What a value of YAML or JSON is, in words for people."""
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 def check_keys(
@@ -60,7 +75,7 @@ def check_keys(
     Raises:
         ValueError: with the nearest known key for each unknown one.
     """
-    known = [*required, *optional]
+    known = list(dict.fromkeys([*required, *optional]))
     problems = [
         f"unknown key {key!r}{did_you_mean(key, known)}" for key in given if key not in known
     ]
@@ -83,7 +98,8 @@ def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) 
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join(one.__name__ for one in kinds)
+        wider = [one for one in kinds if not (one is int and float in kinds)]
+        names = " or ".join(_KINDS.get(one, one.__name__) for one in wider)
         raise ValueError(f"{where}: {key} must be {names}, not {value!r}")
 
 

@@ -19,7 +19,8 @@ from sp2dpo.entries import UNREADABLE, Entry
 from sp2dpo.gaps import signed_gap
 from sp2dpo.panel import Panel
 
-Settle = Callable[[Settled], Awaitable[None]]
+Settle = Callable[[Settled, int], Awaitable[None]]
+"""Is handed every pair of which enough is known, and how many replies it does without."""
 
 
 class Reader(Protocol):
@@ -60,6 +61,12 @@ class State:
     def replies(self) -> int:
         """Replies that hold a reading."""
         return sum(reading is not None for _, _, reading in self._last.values())
+
+    @property
+    def spared(self) -> int:
+        """Replies that it does without."""
+        keys = [key for slot in self._slots for key in self._keys(slot)]
+        return sum(key not in self._last for key in keys)
 
     def readings(self) -> tuple[np.ndarray, np.ndarray]:
         """(1, S) readings, NaN where there is none, and (1, S) whether the slot was asked."""
@@ -176,7 +183,8 @@ class Sparing:
         while not self._stop.is_set():
             slot, chance = self._next(state)
             if slot is None:
-                await settle(Settled(pair_id=state.pair.id, replies=state.replies, chance=chance))
+                settled = Settled(pair_id=state.pair.id, replies=state.replies, chance=chance)
+                await settle(settled, state.spared)
                 return
             if slot.teacher not in askings:
                 return

@@ -3,7 +3,6 @@
 import fcntl
 import math
 import os
-import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +12,7 @@ from sp2dpo.ledger import Slice, Usage, recent, usage
 from sp2dpo.price import Price
 from sp2dpo.store import Store
 
+_LOCKS = Path("/proc/locks")
 _COUNTS = ("asked", "kept", "spared", "pending")
 
 
@@ -33,10 +33,11 @@ def status(path: Path) -> dict[str, Any]:
         budget: `full` or `adaptive`; None where nothing was annotated yet.
         teachers: of the last panel, each with its name, the counts (asked = kept + refused + spared
             + pending; refused by reason), requests, prompt_tokens, cached_tokens, cached_share,
-            completion_tokens, untold (replies without counts of tokens), busy_seconds (while
-            requests were in flight), replies_per_second (over the last ten minutes before its
-            newest reply, while requests were in flight), seconds_left, money, money_left,
-            currency; and `cells`: the counts and tokens by variant and order.
+            completion_tokens, untold (replies without counts of tokens), untimed (replies whose
+            time nobody took: imported ones), busy_seconds (while the others were in flight),
+            replies_per_second (of the others, over the last ten minutes before the newest, while
+            they were in flight), seconds_left, money, money_left, currency; and `cells`: the
+            counts and tokens by variant and order.
         total: the same counts and tokens of all teachers; money and money_left by currency, of the
             teachers whose price is known, and `unpriced`, the others; seconds_left_side_by_side
             and seconds_left_in_turn: the longest and the sum of what is left of each.
@@ -47,7 +48,7 @@ def status(path: Path) -> dict[str, Any]:
         OSError: it is not there.
     """
     with Store(path) as store, store.snapshot():
-        problems = _problems(store)
+        problems = store.integrity()
         source = None if problems else store.corpus.source()
         shard = None if problems else store.backlog.shard()
         found = {
@@ -66,23 +67,13 @@ def status(path: Path) -> dict[str, Any]:
     return found | {"total": _total(found["teachers"])}
 
 
-def _problems(store: Store) -> list[str]:
-    """What is wrong with the file; some damage keeps SQLite from saying more than that."""
-    try:
-        return store.integrity()
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
-        return [str(error)]
-
-
 def annotating(path: Path) -> int | None:
     """The number of the process that annotates into a store on this computer; None for none."""
     mark = path.with_name(f"{path.name}.lock")
     try:
         with mark.open() as lock:
             pid = int(lock.read())
-            return pid if _exists(pid) and _is_locked(lock) else None
+            return pid if _exists(pid) and _holds(pid, lock) else None
     except (FileNotFoundError, PermissionError, ValueError):
         return None
 
@@ -97,8 +88,28 @@ def _exists(pid: int) -> bool:
     return pid > 0
 
 
+def _holds(pid: int, lock: TextIO) -> bool:
+    """Whether a process holds the lock: its number may be that of one that ended long ago.
+
+    Looked up in Linux's list of locks, not tried: an `annotate` that starts while somebody tries
+    the lock, for however short, is refused. It is tried only where there is no such list, or where
+    the list names another file (some file systems have two numbers for one).
+    """
+    try:
+        listed = [line.split() for line in _LOCKS.read_text().splitlines()]
+    except OSError:
+        return _is_locked(lock)
+    files = [
+        fields[5].rpartition(":")[2]
+        for fields in listed
+        if fields[1] == "FLOCK" and fields[4] == str(pid)
+    ]
+    inode = str(os.fstat(lock.fileno()).st_ino)
+    return inode in files or (bool(files) and _is_locked(lock))
+
+
 def _is_locked(lock: TextIO) -> bool:
-    """Whether somebody holds the lock: the number alone may have gone to another process."""
+    """Whether somebody holds the lock, found out by trying it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -180,7 +191,8 @@ def _teacher(
         "name": teacher["name"],
         **counts,
         **_tokens(used),
-        "busy_seconds": used.seconds,
+        "untimed": used.untimed,
+        "busy_seconds": used.busy,
         "replies_per_second": rate,
         "seconds_left": seconds_left,
         "money": used.cost(price),
@@ -220,7 +232,7 @@ def _total(teachers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **_counts(teachers),
         **{
             name: sum(one[name] for one in teachers)
-            for name in ("requests", "untold", "prompt_tokens", "completion_tokens")
+            for name in ("requests", "untold", "untimed", "prompt_tokens", "completion_tokens")
         },
         "cached_tokens": sum(cached) if cached else None,
         "cached_share": sum(cached) / sum(told) if sum(told) else None,

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sp2dpo.amounts import duration, fixed, money, percent, whole
+from sp2dpo.amounts import WIDTH, duration, fixed, money, narrow_table, percent, whole, wrapped
 from sp2dpo.ledger import RECENT
-from sp2dpo.terminal import harmless, table
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -14,12 +13,13 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     Args:
         found: as `status.status` gives it.
     """
-    lines = [harmless(line) for line in _head(found)]
+    lines = [part for line in _head(found) for part in wrapped(line)]
     if found["integrity"]:
-        return [*lines, *(f"  {harmless(problem)}" for problem in found["integrity"])]
+        return lines + [part for one in found["integrity"] for part in wrapped(f"  {one}")]
     if not found["teachers"]:
         return [*lines, "nothing was annotated yet: `sp2dpo annotate` asks"]
-    return [*lines, "", *_replies(found), "", *_teachers(found), "", *_rest(found)]
+    rest = [part for line in _rest(found) for part in wrapped(line)]
+    return [*lines, "", *_replies(found), "", *_teachers(found), "", *rest]
 
 
 def _head(found: dict[str, Any]) -> list[str]:
@@ -33,50 +33,51 @@ def _head(found: dict[str, Any]) -> list[str]:
 
 
 def _replies(found: dict[str, Any]) -> list[str]:
-    """What became of what was asked: a row for each teacher, variant and order, and their sum."""
-    orders = {cell["order"] for teacher in found["teachers"] for cell in teacher["cells"]}
-    adaptive = found["budget"] == "adaptive"
-    rows = [
-        _row(teacher["name"], cell, len(orders) > 1, adaptive)
+    """What became of what was asked: a row for each teacher, variant and order, and their sum.
+
+    The tokens stand beside it, or below where there is no room.
+    """
+    cells = [
+        {"teacher": teacher["name"], **cell}
         for teacher in found["teachers"]
         for cell in teacher["cells"]
     ]
-    total = found["total"] | {"variant": "", "order": ""}
-    rows.append(_row("all", total, len(orders) > 1, adaptive))
-    head = [
-        "teacher",
-        "variant",
-        *(["order"] if len(orders) > 1 else []),
-        "asked",
-        "kept",
-        "refused",
-        *(["spared"] if adaptive else []),
-        *("pending", "prompt tokens", "cached", "reply tokens"),
-    ]
+    blind = len({cell["order"] for cell in cells}) > 1
+    cells.append({"teacher": "all", "variant": "", "order": "", **found["total"]})
+    names = ["teacher", "variant", *(["order"] if blind else [])]
+    counts = {
+        "asked": [whole(cell["asked"]) for cell in cells],
+        "kept": [whole(cell["kept"]) for cell in cells],
+        "refused": [whole(sum(cell["refused"].values())) for cell in cells],
+        "spared": [whole(cell["spared"]) for cell in cells],
+        "pending": [whole(cell["pending"]) for cell in cells],
+    }
+    if found["budget"] != "adaptive":
+        del counts["spared"]
+    tokens = {
+        "prompt tokens": [whole(cell["prompt_tokens"]) for cell in cells],
+        "cached": [percent(cell["cached_share"]) for cell in cells],
+        "reply tokens": [whole(cell["completion_tokens"]) for cell in cells],
+    }
+    who = [[cell[name] for name in names] for cell in cells]
+    lines = _table(names, who, counts | tokens)
+    if max(map(len, lines)) > WIDTH or any("..." in line for line in lines):
+        lines = [*_table(names, who, counts), "", *_table(names, who, tokens)]
     reasons = ", ".join(f"{why} {whole(n)}" for why, n in found["total"]["refused"].items())
-    return [*table(head, rows), *([f"refused: {harmless(reasons)}"] if reasons else [])]
+    return [*lines, *(wrapped(f"refused: {reasons}") if reasons else [])]
 
 
-def _row(name: str, cell: dict[str, Any], blind: bool, adaptive: bool) -> list[str]:
-    return [
-        harmless(name),
-        harmless(cell["variant"]),
-        *([cell["order"]] if blind else []),
-        whole(cell["asked"]),
-        whole(cell["kept"]),
-        whole(sum(cell["refused"].values())),
-        *([whole(cell["spared"])] if adaptive else []),
-        whole(cell["pending"]),
-        whole(cell["prompt_tokens"]),
-        percent(cell["cached_share"]),
-        whole(cell["completion_tokens"]),
-    ]
+def _table(
+    names: Sequence[str], who: Sequence[Sequence[str]], columns: dict[str, list[str]]
+) -> list[str]:
+    rows = [[*one, *numbers] for one, *numbers in zip(who, *columns.values(), strict=True)]
+    return narrow_table([*names, *columns], rows, names=2)
 
 
 def _teachers(found: dict[str, Any]) -> list[str]:
     rows = [
         [
-            harmless(one["name"]),
+            one["name"],
             fixed(one["replies_per_second"]),
             duration(one["busy_seconds"]),
             duration(one["seconds_left"]),
@@ -86,7 +87,7 @@ def _teachers(found: dict[str, Any]) -> list[str]:
         for one in found["teachers"]
     ]
     head = ["teacher", "replies/s", "worked", "left", "cost", "to come"]
-    return table(head, rows)
+    return narrow_table(head, rows, names=1)
 
 
 def _amount(amount: float | None, currency: str | None) -> str:
@@ -105,11 +106,14 @@ def _rest(found: dict[str, Any]) -> list[str]:
         said = f"cost until now: {money(total['money'])}"
         lines.append(f"{said}; to come: {money(total['money_left']) or 'not known'}")
     if total["unpriced"] and total["money"]:
-        lines.append(
-            f"not in it: {harmless(', '.join(total['unpriced']))} (price or tokens unknown)"
-        )
+        lines.append(f"not in it: {', '.join(total['unpriced'])} (price, tokens or time unknown)")
     if total["untold"]:
         lines.append(f"{whole(total['untold'])} replies came without counts of tokens")
+    if total["untimed"]:
+        lines.append(
+            f"{whole(total['untimed'])} replies came without a time, as imported ones do; "
+            "replies/s and what follows from it are of the others"
+        )
     if found["outside"]["replies"]:
         lines.append(
             f"{whole(found['outside']['replies'])} replies of teachers or variants that the last "

@@ -32,13 +32,21 @@ class Store:
         ledger: what the replies took.
 
     Raises:
-        ValueError: the file is no store, or of another format.
+        ValueError: the file is no store, of another format, or damaged (looked for when it is
+            opened for writing).
         OSError: it is not there, or cannot be opened.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
+        known = write and path.exists()
         self._db = connect(path, write=write)
+        if known and (problems := self.integrity()):
+            self._db.close()
+            raise ValueError(
+                f"{path} is damaged ({problems[0]}): keep it and its -wal file, and copy what can "
+                "be read with `sqlite3 FILE .recover`"
+            )
         self.corpus = Corpus(self._db, path)
         self.backlog = Backlog(self._db, path)
         self.ledger = Ledger(self._db)
@@ -96,6 +104,7 @@ class Store:
             ValueError: as `check`.
         """
         self.check(panel)
+        self.reopen_for(panel)
         rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
         heard = {teacher["name"] for teacher in self.teachers()}
         with transaction(self._db):
@@ -109,6 +118,16 @@ class Store:
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
                         (teacher.name, teacher.model, teacher.revision, sampling),
                     )
+
+    def reopen_for(self, panel: Panel) -> None:
+        """Opens settled pairs again where an adaptive panel is not the one that settled them."""
+        said = read_meta(self._db, "panel")
+        if panel.budget == "adaptive" and said is not None:
+            held, now = json.loads(said), panel.record()
+            for teacher in (*held["teachers"], *now["teachers"]):
+                del teacher["price"]
+            if held != now:
+                self.backlog.reopen()
 
     def rubric(self) -> Rubric:
         """The rubric of all replies.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sp2dpo.backlog import counted
-from sp2dpo.panel import Panel
+from sp2dpo.panel import Panel, Teacher
 from sp2dpo.store import Store
 
 
@@ -38,7 +38,8 @@ class Tally:
 def tally(store: Store, panel: Panel) -> list[Tally]:
     """What the store holds of what the panel asks, by teacher."""
     wanted = store.backlog.pairs() * panel.questions()
-    spared = store.backlog.spared(panel.questions()) if panel.budget == "adaptive" else {}
+    adaptive = panel.budget == "adaptive"
+    spared = store.backlog.spared(panel.variants, panel.questions()) if adaptive else {}
     outcomes = store.backlog.outcomes()
     tallies = []
     for teacher in panel.teachers:
@@ -60,3 +61,25 @@ def tally(store: Store, panel: Panel) -> list[Tally]:
             )
         )
     return tallies
+
+
+def panel_of(store: Store) -> Panel:
+    """The last panel of a store as far as a tally needs it: its teachers cannot be asked."""
+    said = store.panel()
+    return Panel(
+        rubric=store.rubric(),
+        variants=tuple(said["variants"]),
+        budget=said["budget"],
+        tolerance=said["tolerance"],
+        teachers=tuple(
+            Teacher(
+                name=teacher["name"],
+                model="",
+                revision=None,
+                base_urls=(),
+                sampling={},
+                retries=teacher["retries"],
+            )
+            for teacher in said["teachers"]
+        ),
+    )

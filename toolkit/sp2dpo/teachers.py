@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from sp2dpo.panel import Teacher
+from sp2dpo.terminal import brief
 
 _LONGEST_WAIT = 300.0
 """Seconds at most that a server's Retry-After is heeded."""
@@ -139,7 +140,7 @@ class Client:
             The longest context of the model in tokens, where the server tells.
 
         Raises:
-            Unavailable: nothing answers there.
+            Unavailable: nothing answers there, or it is not ready.
             TeacherError: it refuses us, or does not list the model.
         """
         teacher, address = self.teacher, f"{url.rstrip('/')}/models"
@@ -155,9 +156,13 @@ class Client:
                 reason="no-answer",
                 lost=True,
             ) from error
-        _check_status(teacher, response.status, answer)
-        if response.status != 200:
-            raise TeacherError(f"teacher {teacher.name}: {address} answered HTTP {response.status}")
+        status, said = response.status, f"{address} answered HTTP {response.status}"
+        if status == 429 or status >= 500:
+            raise Unavailable(f"teacher {teacher.name}: {said}", reason=f"http-{status}")
+        if status not in (400, 413, 422):
+            _check_status(teacher, status, answer)
+        if status != 200:
+            raise TeacherError(f"teacher {teacher.name}: {said}: {_brief(answer)}")
         listed = _parsed(teacher, answer).get("data")
         models = (
             [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
@@ -223,9 +228,8 @@ class Client:
             async with self._session.post(
                 address, data=data, headers=headers, timeout=self._timeout
             ) as response:
-                wait = response.headers.get("Retry-After", "")
-                seconds = min(float(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0
-                return response.status, await response.read(), seconds
+                wait = _seconds(response.headers.get("Retry-After", "0"))
+                return response.status, await response.read(), wait
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise Unavailable(
                 f"teacher {self.teacher.name}: {_said(error)}",
@@ -237,6 +241,14 @@ class Client:
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 30))
+
+
+def _seconds(said: str) -> float:
+    """A Retry-After in seconds; one that names a date is left to our own backoff."""
+    try:
+        return min(max(0.0, float(said)), _LONGEST_WAIT)
+    except ValueError:
+        return 0.0
 
 
 def _check_status(teacher: Teacher, status: int, body: bytes) -> None:
@@ -327,8 +339,7 @@ def _count(value: Any) -> int | None:
 
 
 def _brief(body: bytes) -> str:
-    text = " ".join(body.decode(errors="replace").split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return brief(body.decode(errors="replace"))
 
 
 def _said(error: BaseException) -> str:

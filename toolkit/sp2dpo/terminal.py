@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: text made harmless, and tables."""
+"""What a person sees in a terminal: text made harmless and short, numbers of things, tables."""
 
 import re
 from collections.abc import Sequence
@@ -20,6 +20,22 @@ def harmless(text: str) -> str:
 
 def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
+
+
+def brief(text: str, length: int = 300) -> str:
+    """The text as one line, with "..." behind what is cut.
+
+    Args:
+        text: of any length.
+        length: characters of it at most.
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def number_of(number: int, one: str, several: str | None = None) -> str:
+    """A number of things: `1 line`, `2 lines`; the plural is said where it takes more than an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """The command that serves a teacher with vLLM, and what a person is shown of it."""
 
-import hashlib
 import json
 import os
 import re
@@ -118,19 +117,3 @@ def warnings(serve: Serve) -> list[str]:
     if names(serve.args, "--config"):
         found.append("--config reads more settings from a file that is not shown here")
     return found
-
-
-def fingerprint(model: str, revision: str | None, serve: Serve) -> str:
-    """SHA-256 over everything in the panel that decides what would be run.
-
-    What lies inside the environment and the model's folder is not part of it.
-    """
-    runs = [
-        {
-            "command": _command_of(model, revision, serve, replica, None),
-            "variables": _own_variables(serve, replica),
-            "environment": str(serve.environment),
-        }
-        for replica in range(serve.replicas)
-    ]
-    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()
