@@ -33,9 +33,8 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "demo"))
 
-from replay_teacher import RUBRIC, Recording
-
 from harness import DEMO, ROOT, SCHEDULE, succeed, write_panel
+from replay_teacher import RUBRIC, Recording
 from services_fixtures import TEACHER_NAME, serve_without_gpu
 from sp2dpo.adaptive import is_calibration
 from sp2dpo.rubric import load_rubric
