@@ -16,7 +16,7 @@ FLOW = [
     ["settings", "files", "pairs", "shards", "limits", "terminal", "amounts", "interrupts"],
     ["formats", "hub", "sources", "fence", "rubric", "replicas", "adaptive", "sample"],
     ["price", "vllm_flags", "serve_block", "vllm_command", "keeper", "server", "serving"],
-    ["panel", "annotations", "expectation"],
+    ["panel", "annotations", "expectation", "faults", "replies"],
     ["teachers", "annotation_table"],
     ["database", "corpus", "entries", "backlog", "ledger", "store", "tally", "gaps"],
     ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
@@ -24,7 +24,7 @@ FLOW = [
     ["schedule"],
     ["explain", "columns", "card", "dataset", "agreement", "signatures", "examples", "report"],
     ["page", "gold", "performance", "projection", "verdict", "pilot", "briefing"],
-    ["cli_teachers", "cli_files", "cli_betas", "cli_pilot", "cli"],
+    ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_pilot", "cli"],
 ]
 TRAINING = ["pair_columns", "training"]  # knows only column names
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}

@@ -21,13 +21,13 @@ from sp2dpo.panel import Panel, Teacher
 from sp2dpo.pilot import USUAL, Trial, findings
 from sp2dpo.price import Price
 from sp2dpo.projection import projection, sweep
+from sp2dpo.replies import Reply
 from sp2dpo.rubric import load_rubric
 from sp2dpo.sample import draw, only
 from sp2dpo.serve_block import Serve
 from sp2dpo.shards import Shard
 from sp2dpo.sources import SetAside, Source, SourceRow
 from sp2dpo.store import Store
-from sp2dpo.teachers import Reply
 from sp2dpo.verdict import verdict
 from sp2dpo.vllm_command import shown
 

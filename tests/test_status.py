@@ -20,11 +20,11 @@ from sp2dpo.entries import Entry
 from sp2dpo.ledger import Slice, recent, usage
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.price import Price
+from sp2dpo.replies import Reply
 from sp2dpo.rubric import load_rubric
 from sp2dpo.sources import Source
 from sp2dpo.status import annotating, status
 from sp2dpo.status_lines import status_lines
-from sp2dpo.teachers import Reply
 
 VARIANTS = ("direct", "critic", "reader")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from sp2dpo.asking import Asking
 from sp2dpo.backlog import Settled, Wanted
 from sp2dpo.entries import Entry
+from sp2dpo.faults import TeacherError
 from sp2dpo.interrupts import first_failure, unless
 from sp2dpo.pages import Pages
 from sp2dpo.panel import Panel, Teacher
@@ -23,7 +24,7 @@ from sp2dpo.serving import Servers, serving
 from sp2dpo.sparing import Sparing
 from sp2dpo.store import Store
 from sp2dpo.tally import tally
-from sp2dpo.teachers import Client, TeacherError, open_session
+from sp2dpo.teachers import Client, open_session
 from sp2dpo.writer import Writer
 
 Ask = Callable[[list[Asking]], Awaitable[None]]
@@ -239,13 +240,7 @@ class _Run:
 
     async def _ask_one(self, asking: Asking, only: Callable[[str], bool]) -> None:
         teacher = asking.teacher
-        wanted = Wanted(
-            teacher=teacher.name,
-            variants=self._panel.variants,
-            rubric=self._panel.rubric,
-            retries=teacher.retries,
-            again=self._terms.again,
-        )
+        wanted = Wanted.of(self._panel, teacher, again=self._terms.again)
         begun = asyncio.Semaphore(asking.most)  # so many pairs at a time
         try:
             async with asyncio.TaskGroup() as group:

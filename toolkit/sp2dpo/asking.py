@@ -18,9 +18,11 @@ import tenacity
 from sp2dpo.annotations import Key
 from sp2dpo.backlog import Job, Question
 from sp2dpo.entries import UNREADABLE, Entry, judged, refused
+from sp2dpo.faults import Declined, TeacherError, Unavailable
 from sp2dpo.replicas import Replica, Replicas
+from sp2dpo.replies import Reply
 from sp2dpo.rubric import Rubric
-from sp2dpo.teachers import Client, Declined, Reply, TeacherError, Unavailable
+from sp2dpo.teachers import Client
 
 _POISONED = 10
 """Failures after which a request is refused, if the teacher answers others meanwhile."""

@@ -5,13 +5,14 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sp2dpo.annotations import Key
 from sp2dpo.corpus import pair_from
 from sp2dpo.database import read_meta, transaction, write_meta
 from sp2dpo.entries import UNREADABLE
 from sp2dpo.pairs import Pair
+from sp2dpo.panel import Panel, Teacher
 from sp2dpo.rubric import Rubric
 from sp2dpo.shards import Shard
 
@@ -35,6 +36,17 @@ class Wanted:
     rubric: Rubric
     retries: int
     again: bool
+
+    @classmethod
+    def of(cls, panel: Panel, teacher: Teacher, *, again: bool) -> Self:
+        """What a panel asks of one of its teachers."""
+        return cls(
+            teacher=teacher.name,
+            variants=panel.variants,
+            rubric=panel.rubric,
+            retries=teacher.retries,
+            again=again,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

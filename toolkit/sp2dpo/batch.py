@@ -142,13 +142,7 @@ def _lines(
     store: Store, panel: Panel, teacher: Teacher, ids: CustomIds, *, again: bool
 ) -> Iterator[bytes]:
     schema = panel.rubric.schema()
-    wanted = Wanted(
-        teacher=teacher.name,
-        variants=panel.variants,
-        rubric=panel.rubric,
-        retries=teacher.retries,
-        again=again,
-    )
+    wanted = Wanted.of(panel, teacher, again=again)
     after = 0
     while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number

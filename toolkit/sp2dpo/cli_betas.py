@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sp2dpo.cli_store import FILE
+
 if TYPE_CHECKING:
     from sp2dpo.annotation_table import AnnotationTable
     from sp2dpo.schedule import Betas
     from sp2dpo.store import Store
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 

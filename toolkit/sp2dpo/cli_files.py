@@ -1,18 +1,15 @@
 """The commands that carry requests, replies and shares of a store about as files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli_teachers import FILE, ShardType
+from sp2dpo.cli_store import FILE, ShardType, say, taken_in, writing
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from sp2dpo.panel import Panel
     from sp2dpo.shards import Shard
     from sp2dpo.store import Store
 
@@ -48,48 +45,17 @@ def export_requests(
     from sp2dpo.terminal import number_of
 
     panel = load_panel(panel_file)
-    with _taken_in(pairs, store_file, panel, shard) as store:
+    with taken_in(pairs, store_file, panel) as store:
+        store.backlog.take_shard(shard)
+        store.adopt(panel)
         written = export(store, panel, out, teacher=teacher, again=retry_refused, per_file=per_file)
         for one in written:
             where = f" in {', '.join(map(str, one.files))}" if one.files else ""
             left = [
                 f"  NOT part of it: {it} of an earlier export; remove it" for it in one.leftover
             ]
-            _say([f"{one.teacher}: {number_of(one.requests, 'request')}{where}", *left])
-        _say(tally_lines(tally(store, panel)))
-
-
-@contextmanager
-def _taken_in(
-    pairs: str | None, store_file: Path, panel: "Panel", shard: "Shard | None"
-) -> "Iterator[Store]":
-    """The store, to write to, with the pairs and the panel in it; none is left behind empty."""
-    from sp2dpo.database import only_writer
-    from sp2dpo.sources import find, read
-    from sp2dpo.store import Store
-    from sp2dpo.summary import source_lines
-
-    source = find(pairs) if pairs else None
-    if source is None and not store_file.exists():
-        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
-    with only_writer(store_file):
-        fresh = not store_file.exists()
-        try:
-            with Store(store_file, write=True) as store:
-                if source:
-                    store.corpus.add(source, read(source))
-                _say(source_lines(store.corpus))
-                read_in = store.corpus.source()
-                if read_in is None or not read_in.pairs:
-                    raise ValueError(f"{source or store_file}: no row holds a preference pair")
-                store.check(panel)
-                store.backlog.take_shard(shard)
-                store.adopt(panel)
-                fresh = False
-                yield store
-        finally:
-            if fresh:
-                store_file.unlink(missing_ok=True)
+            say([f"{one.teacher}: {number_of(one.requests, 'request')}{where}", *left])
+        say(tally_lines(tally(store, panel)))
 
 
 @click.command("import-replies")
@@ -101,10 +67,8 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
 
     The same file again changes nothing. Whatever was not answered stays pending: export again.
     """
-    from sp2dpo.database import only_writer
     from sp2dpo.inbox import import_replies as take_in
     from sp2dpo.panel import load_panel
-    from sp2dpo.store import Store
     from sp2dpo.summary import tally_lines
     from sp2dpo.tally import tally
     from sp2dpo.terminal import number_of
@@ -112,10 +76,10 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     panel = load_panel(panel_file)
     if not store_file.exists():
         raise FileNotFoundError(f"{store_file}: no such store; `sp2dpo export-requests` makes one")
-    with only_writer(store_file), Store(store_file, write=True) as store:
-        done = take_in(store, panel, replies, say=lambda line: _say([line], err=True))
+    with writing(store_file) as store:
+        done = take_in(store, panel, replies, say=lambda line: say([line], err=True))
         stored = done.kept + done.refused.total()
-        _say(
+        say(
             [
                 f"{number_of(done.lines, 'line')} = {stored} new ({done.kept} kept, "
                 f"{done.refused.total()} refused{_named(done.refused)}) + {done.known} known + "
@@ -123,7 +87,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
                 f"{done.left_out.total()} left out{_named(done.left_out)}"
             ]
         )
-        _say(tally_lines(tally(store, panel)))
+        say(tally_lines(tally(store, panel)))
         silent = [one.name for one in panel.teachers if _is_silent(store, one.name, panel.variants)]
     if done.left_out:
         lines = number_of(done.left_out.total(), "line")
@@ -164,16 +128,9 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     if done.missing:
         lines.append(f"NOT among them: shard {', '.join(map(str, done.missing))}")
     with Store(out) as store:
-        _say([*lines, *tally_lines(tally(store, panel_of(store)))])
+        say([*lines, *tally_lines(tally(store, panel_of(store)))])
 
 
 def _named(counts: "Counter[str]") -> str:
     named = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
     return f" ({named})" if named else ""
-
-
-def _say(lines: list[str], *, err: bool = False) -> None:
-    from sp2dpo.terminal import harmless
-
-    for line in lines:
-        click.echo(harmless(line), err=err)

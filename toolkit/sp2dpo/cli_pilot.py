@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sp2dpo.cli_store import FILE, writing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from sp2dpo.sources import Source, SourceRow
     from sp2dpo.store import Store
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 NO_GO = 3
 """The exit code of a pilot that says no-go."""
 _MANY = 20
@@ -149,30 +150,21 @@ def _try(
     from dataclasses import replace
 
     from sp2dpo.cli_teachers import ask
-    from sp2dpo.database import only_writer
     from sp2dpo.sample import only
     from sp2dpo.sources import read
-    from sp2dpo.store import Store
 
     sampled = len(trial.sample.pair_ids)
     named = replace(source, name=f"{source.name}, sample of {sampled}")
-    with only_writer(store_file):
-        fresh = not store_file.exists()
+    with writing(store_file) as store:
+        _take_in(store, named, only(read(source), trial.sample))
+        store.check(trial.panel)
+        store.reopen_for(trial.panel)
         try:
-            with Store(store_file, write=True) as store:
-                _take_in(store, named, only(read(source), trial.sample))
-                store.check(trial.panel)
-                store.reopen_for(trial.panel)
-                fresh = False
-                try:
-                    ask(store, trial.panel, patience=patience, again=False, serve=serve)
-                except (ValueError, OSError) as error:
-                    if not _is_hopeless(store, trial.panel):
-                        raise
-                    return str(error)
-        finally:
-            if fresh:  # nothing was taken in: leave no empty store behind
-                store_file.unlink(missing_ok=True)
+            ask(store, trial.panel, patience=patience, again=False, serve=serve)
+        except (ValueError, OSError) as error:
+            if not _is_hopeless(store, trial.panel):
+                raise
+            return str(error)
     return None
 
 

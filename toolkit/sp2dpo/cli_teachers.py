@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sp2dpo.cli_store import FILE, ShardType, say, taken_in
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
@@ -16,25 +18,6 @@ if TYPE_CHECKING:
     from sp2dpo.store import Store
 
     Engine = Callable[[Store, Panel, Terms], Awaitable[None]]
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-class ShardType(click.ParamType):
-    """`I/N`."""
-
-    name = "I/N"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> "Shard":
-        """The shard that a word names."""
-        from sp2dpo.shards import Shard
-
-        try:
-            return Shard.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -76,55 +59,21 @@ def annotate(
 
     Running it again asks only what is missing; --pairs may then be left out.
     """
-    from sp2dpo.database import only_writer
     from sp2dpo.panel import load_panel
-    from sp2dpo.sources import find, read
-    from sp2dpo.store import Store
-    from sp2dpo.summary import source_lines
 
     if math.isnan(patience):
         raise click.UsageError("--patience must be a number of seconds")
     panel = load_panel(panel_file)
-    source = find(pairs) if pairs else None
-    if source is None and not store_file.exists():
-        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
-    with only_writer(store_file):
-        fresh = not store_file.exists()
-        try:
-            with Store(store_file, write=True) as store:
-                if source:
-                    store.corpus.add(source, read(source))
-                _say(source_lines(store.corpus))
-                read_in = store.corpus.source()
-                if read_in is None or not read_in.pairs:
-                    raise ValueError(f"{source or store_file}: no row holds a preference pair")
-                store.check(panel)
-                if dry_run:
-                    from sp2dpo.forecast import plan
+    asks = _engine(engine, ray_address)
+    with taken_in(pairs, store_file, panel, keep=not dry_run) as store:
+        if dry_run:
+            from sp2dpo.forecast import plan
 
-                    _say(plan(store, panel, shard=shard))
-                    return
-                store.backlog.take_shard(shard)
-                store.reopen_for(panel)
-                fresh = False
-                ask(
-                    store,
-                    panel,
-                    patience=patience,
-                    again=retry_refused,
-                    serve=serve,
-                    engine=_engine(engine, ray_address),
-                )
-        finally:
-            if fresh:  # nothing was taken in: leave no empty store behind
-                store_file.unlink(missing_ok=True)
-
-
-def _say(lines: list[str]) -> None:
-    from sp2dpo.terminal import harmless
-
-    for line in lines:
-        click.echo(harmless(line))
+            say(plan(store, panel, shard=shard))
+            return
+        store.backlog.take_shard(shard)
+        store.reopen_for(panel)
+        ask(store, panel, patience=patience, again=retry_refused, serve=serve, engine=asks)
 
 
 def _engine(name: str, ray_address: str | None) -> "Engine":
@@ -196,16 +145,16 @@ def ask(
     finally:
         if wanted:
             tallies = tally(store, panel)
-        _say(tally_lines(tallies))
+        say(tally_lines(tallies))
     if not any(one.all for one in tallies):
-        _say([f"no pair falls into the shard {store.backlog.shard()}"])
+        say([f"no pair falls into the shard {store.backlog.shard()}"])
     silent = [one.teacher for one in tallies if one.all and not one.kept]
     if silent:
         raise ValueError(f"no reply of {', '.join(silent)} could be kept")
     if any(one.pending for one in tallies):
         raise ValueError("some replies are still missing: run the same command again")
     if panel.budget == "full" and any(one.refused for one in tallies):
-        _say(["--retry-refused asks once more for those that were refused"])
+        say(["--retry-refused asks once more for those that were refused"])
 
 
 def _consent(teacher: "Teacher") -> None:
@@ -219,8 +168,8 @@ def _consent(teacher: "Teacher") -> None:
         return
     lines = shown(teacher.model, teacher.revision, teacher.serve)
     folded = [part for line in lines for part in shell_lines(line)]
-    _say([f"teacher {teacher.name} would be served by:", *(f"  {part}" for part in folded)])
-    _say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
+    say([f"teacher {teacher.name} would be served by:", *(f"  {part}" for part in folded)])
+    say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
             f"teacher {teacher.name}: a panel's command is never run unasked; give --serve if you "

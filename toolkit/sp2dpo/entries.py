@@ -7,8 +7,8 @@ from typing import Any
 
 from sp2dpo.annotations import Annotation, Key, Refusal, parse
 from sp2dpo.expectation import expected, tokens_of_values
+from sp2dpo.replies import Reply
 from sp2dpo.rubric import Rubric
-from sp2dpo.teachers import Reply
 
 UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
 """Refusals that another seed may cure; all others are final."""

@@ -57,13 +57,7 @@ def to_read(store: Store, panel: Panel, teacher: Teacher, *, shard: Shard | None
         teacher: that would be asked.
         shard: only pairs that it holds; None for all of the store's own share.
     """
-    wanted = Wanted(
-        teacher=teacher.name,
-        variants=panel.variants,
-        rubric=panel.rubric,
-        retries=teacher.retries,
-        again=False,
-    )
+    wanted = Wanted.of(panel, teacher, again=False)
     found, after = Text(), 0
     while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number

@@ -24,10 +24,11 @@ from sp2dpo.annotations import Key
 from sp2dpo.batch import CustomIds
 from sp2dpo.database import connect
 from sp2dpo.entries import COLUMNS, Entry, judged, refused, row_of
+from sp2dpo.faults import Unavailable
 from sp2dpo.panel import Panel
+from sp2dpo.replies import reply_of
 from sp2dpo.settings import kind_of
 from sp2dpo.store import Store
-from sp2dpo.teachers import Unavailable, reply_of
 from sp2dpo.terminal import brief
 
 _PAGE = 500

@@ -13,9 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sp2dpo.annotate import Terms
 from sp2dpo.backlog import Job
+from sp2dpo.faults import TeacherError
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.ray_worker import Answers, Worker
-from sp2dpo.teachers import TeacherError
 
 _LOOK_SECONDS = 1.0
 """How often the driver looks which nodes there are."""

@@ -23,13 +23,13 @@ import ray
 
 from sp2dpo.annotate import Terms
 from sp2dpo.backlog import Job, Wanted
+from sp2dpo.faults import TeacherError
 from sp2dpo.interrupts import first_failure
 from sp2dpo.pages import Pages
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.ray_crew import Crew, Member
 from sp2dpo.store import Store
 from sp2dpo.tally import tally
-from sp2dpo.teachers import TeacherError
 from sp2dpo.terminal import brief
 from sp2dpo.writer import Writer
 
@@ -170,13 +170,7 @@ class _Run:
             await self._writer.put(None)
 
     async def _ask_all(self, teacher: Teacher) -> None:
-        wanted = Wanted(
-            teacher=teacher.name,
-            variants=self._panel.variants,
-            rubric=self._panel.rubric,
-            retries=teacher.retries,
-            again=self._terms.again,
-        )
+        wanted = Wanted.of(self._panel, teacher, again=self._terms.again)
         async with asyncio.TaskGroup() as group:
             async for job in self._pages.jobs(wanted):
                 member = await self._crew.place(teacher)

@@ -7,9 +7,10 @@ from typing import Any
 from sp2dpo.asking import Asking
 from sp2dpo.backlog import Job
 from sp2dpo.entries import Entry
+from sp2dpo.faults import TeacherError
 from sp2dpo.interrupts import first_failure
 from sp2dpo.panel import Panel
-from sp2dpo.teachers import Client, TeacherError, open_session
+from sp2dpo.teachers import Client, open_session
 
 
 @dataclass(frozen=True, kw_only=True)

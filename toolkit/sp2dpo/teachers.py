@@ -6,83 +6,16 @@ The client is aiohttp itself; the OpenAI SDK costs about ten times the processor
 import asyncio
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from sp2dpo.faults import Declined, TeacherError, Unavailable
 from sp2dpo.panel import Teacher
-from sp2dpo.terminal import brief
+from sp2dpo.replies import Reply, brief_of, count_of, parsed, reply_of
 
 _LONGEST_WAIT = 300.0
 """Seconds at most that a server's Retry-After is heeded."""
-
-
-class TeacherError(OSError):
-    """A teacher that cannot be asked: the run stops, and nothing is recorded for the request."""
-
-
-class Unavailable(TeacherError):
-    """A fault that may pass: overload, an error of the server, a lost connection, a time-out.
-
-    Attributes:
-        reason: what a request is refused with that fails so for good: `http-500`, `no-answer`.
-        overloaded: whether the server, or the time that it takes, asks for fewer requests at once.
-        lost: whether there was no answer at all.
-        wait: seconds that the server wants to be left alone.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        reason: str,
-        overloaded: bool = False,
-        lost: bool = False,
-        wait: float = 0.0,
-    ) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.overloaded = overloaded
-        self.lost = lost
-        self.wait = wait
-
-
-class Declined(ValueError):
-    """The server will not answer this request (HTTP 400, 413, 422); asking again is no use.
-
-    Attributes:
-        status: of the HTTP answer.
-    """
-
-    def __init__(self, status: int, body: str) -> None:
-        super().__init__(f"HTTP {status}: {body}")
-        self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What a server answered.
-
-    Attributes:
-        text: of the message; empty where it gave none.
-        finish_reason: `stop` where the model ended by itself, `length` at the token limit.
-        model: as the server names it.
-        prompt_tokens: of the request, as the server counted.
-        completion_tokens: of the reply.
-        cached_tokens: of the prompt, served from the prefix cache; None where it does not tell.
-        seconds: from sending to the whole reply; None where nobody took the time.
-        logprobs: of its tokens, as the server gives them; None where it gives none.
-    """
-
-    text: str
-    finish_reason: str | None
-    model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int | None
-    seconds: float | None
-    logprobs: list[Any] | None = None
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -162,14 +95,14 @@ class Client:
         if status not in (400, 413, 422):
             _check_status(teacher, status, answer)
         if status != 200:
-            raise TeacherError(f"teacher {teacher.name}: {said}: {_brief(answer)}")
-        listed = _parsed(teacher, answer).get("data")
+            raise TeacherError(f"teacher {teacher.name}: {said}: {brief_of(answer)}")
+        listed = parsed(teacher, answer).get("data")
         models = (
             [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         )
         for model in models:
             if model.get("id") == teacher.model:
-                return _count(model.get("max_model_len"))
+                return count_of(model.get("max_model_len"))
         named = ", ".join(str(model.get("id")) for model in models)
         raise TeacherError(
             f"teacher {teacher.name}: the server at {url} does not serve "
@@ -190,7 +123,7 @@ class Client:
         if status != 200:
             return None
         try:
-            return _count(json.loads(answer)["count"])
+            return count_of(json.loads(answer)["count"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -208,12 +141,12 @@ class Client:
         _check_status(self.teacher, status, answer)
         if status != 200:
             raise Unavailable(
-                f"teacher {self.teacher.name}: HTTP {status}: {_brief(answer)}",
+                f"teacher {self.teacher.name}: HTTP {status}: {brief_of(answer)}",
                 reason=f"http-{status}",
                 overloaded=status in (429, 503),
                 wait=wait,
             )
-        return reply_of(self.teacher, _parsed(self.teacher, answer), time.monotonic() - started)
+        return reply_of(self.teacher, parsed(self.teacher, answer), time.monotonic() - started)
 
     def _after_messages(self, attempt: int) -> bytes:
         if attempt not in self._rest:
@@ -253,93 +186,20 @@ def _seconds(said: str) -> float:
 
 def _check_status(teacher: Teacher, status: int, body: bytes) -> None:
     if status in (400, 413, 422):
-        raise Declined(status, _brief(body))
+        raise Declined(status, brief_of(body))
     if status in (401, 403):
         hint = (
             "set api_key_env in the panel" if teacher.api_key_env is None else "check its API key"
         )
         raise TeacherError(
-            f"teacher {teacher.name}: HTTP {status}, the server refuses us; {hint}: {_brief(body)}"
+            f"teacher {teacher.name}: HTTP {status}, the server refuses us; {hint}: "
+            f"{brief_of(body)}"
         )
     if status in (404, 405):
         raise TeacherError(
             f"teacher {teacher.name}: HTTP {status}: wrong base_url or model "
-            f"({teacher.model}): {_brief(body)}"
+            f"({teacher.model}): {brief_of(body)}"
         )
-
-
-def _parsed(teacher: Teacher, body: bytes) -> dict[str, Any]:
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _no_answer(teacher, body) from error
-    if not isinstance(said, dict):
-        raise _no_answer(teacher, body)
-    return said
-
-
-def _no_answer(teacher: Teacher, body: bytes) -> Unavailable:
-    text = f"teacher {teacher.name}: not an answer: {_brief(body)}"
-    return Unavailable(text, reason="no-answer")
-
-
-def reply_of(teacher: Teacher, said: dict[str, Any], seconds: float | None) -> Reply:
-    """What a chat completion says.
-
-    Args:
-        teacher: that was asked.
-        said: the completion, as JSON.
-        seconds: from sending to the whole reply; None where nobody took the time.
-
-    Raises:
-        Unavailable: it is no chat completion.
-    """
-    try:
-        choice = said["choices"][0]
-        text = choice["message"].get("content") or ""
-        usage = said.get("usage") or {}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        return Reply(
-            text=storable(str(text)),
-            finish_reason=_text(choice.get("finish_reason")),
-            model=_text(said.get("model")),
-            prompt_tokens=_count(usage.get("prompt_tokens")),
-            completion_tokens=_count(usage.get("completion_tokens")),
-            cached_tokens=_count(cached),
-            seconds=seconds,
-            logprobs=_logprobs(choice),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        brief = _brief(json.dumps(said).encode())
-        text = f"teacher {teacher.name}: not a chat completion: {brief}"
-        raise Unavailable(text, reason="no-answer") from error
-
-
-def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
-    """Of the reply's tokens; a reply is whole without them."""
-    said = choice.get("logprobs")
-    content = said.get("content") if isinstance(said, dict) else None
-    return content if isinstance(content, list) else None
-
-
-def storable(text: str) -> str:
-    """The text with halves of surrogate pairs written as escapes: no file takes them as they are.
-
-    A reply that holds one is refused all the same: the escape stands for the half in JSON too.
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _text(value: Any) -> str | None:
-    return storable(value) if isinstance(value, str) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < 2**31 else None
-
-
-def _brief(body: bytes) -> str:
-    return brief(body.decode(errors="replace"))
 
 
 def _said(error: BaseException) -> str:

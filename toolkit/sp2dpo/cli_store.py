@@ -1,0 +1,94 @@
+"""What the commands that write to a store share: its options, how it is opened, what they say."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sp2dpo.panel import Panel
+    from sp2dpo.shards import Shard
+    from sp2dpo.store import Store
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class ShardType(click.ParamType):
+    """`I/N`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Shard":
+        """The shard that a word names."""
+        from sp2dpo.shards import Shard
+
+        try:
+            return Shard.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def say(lines: Sequence[str], *, err: bool = False) -> None:
+    """Prints lines, whatever is in them."""
+    from sp2dpo.terminal import harmless
+
+    for line in lines:
+        click.echo(harmless(line), err=err)
+
+
+@contextmanager
+def writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
+    """The store, to be written to by this process alone.
+
+    Args:
+        store_file: the file; it is made where it is not.
+        keep: whether a new one may stay; one that took no pair in never does.
+    """
+    from sp2dpo.database import only_writer
+    from sp2dpo.store import Store
+
+    with only_writer(store_file):
+        goes = not store_file.exists()
+        try:
+            with Store(store_file, write=True) as store:
+                try:
+                    yield store
+                finally:
+                    source = store.corpus.source()
+                    goes = goes and not (keep and source and source.pairs)
+        finally:
+            if goes:
+                store_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def taken_in(
+    pairs: str | None, store_file: Path, panel: "Panel", *, keep: bool = True
+) -> "Iterator[Store]":
+    """The store, to be written to, with the pairs in it and nothing that contradicts the panel.
+
+    Args:
+        pairs: where they are; None where the store has them.
+        store_file: the file.
+        panel: that is to be asked.
+        keep: as `writing`.
+    """
+    from sp2dpo.sources import find, read
+    from sp2dpo.summary import source_lines
+
+    source = find(pairs) if pairs else None
+    if source is None and not store_file.exists():
+        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
+    with writing(store_file, keep=keep) as store:
+        if source:
+            store.corpus.add(source, read(source))
+        say(source_lines(store.corpus))
+        read_in = store.corpus.source()
+        if read_in is None or not read_in.pairs:
+            raise ValueError(f"{source or store_file}: no row holds a preference pair")
+        store.check(panel)
+        yield store
