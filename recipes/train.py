@@ -72,6 +72,8 @@ def main(arguments: list[str]) -> None:
         data, args, model = parse(arguments)
     with one_line_errors(1, arguments):
         train, test = load(data)
+        given = len(train)
+        train, marked = as_marked(train)
         trainer = build_trainer(model, args, train, test)
     outcome = Path(str(args.output_dir), "results.json")
     outcome.unlink(missing_ok=True)  # that of an earlier run
@@ -81,7 +83,8 @@ def main(arguments: list[str]) -> None:
     trainer.save_model(args.output_dir)
     trainer.create_model_card(model_name=Path(str(args.output_dir)).name)
     if trainer.accelerator.is_main_process:
-        rows = count(trainer, {"train": train, "eval": test})
+        rows = count(trainer, {"train": given, "eval": None if test is None else len(test)})
+        rows["train"] |= marked
         write(results(trainer, data, model) | {"rows": rows}, outcome)
         print(f"{args.output_dir}: the model and results.json are written")
     if args.push_to_hub:
@@ -166,6 +169,37 @@ def load(data: DataConfig) -> tuple[Dataset, Dataset | None]:
     return kept, out
 
 
+def as_marked(rows: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """Return the rows as the arm of a comparison marks them, and how many it left out and flipped.
+
+    A row with `keep: false` is left out, one with `flip: true` gets its responses exchanged. What
+    becomes of rows without a beta is `missing_beta`'s to say. Rows to evaluate on stay as they are,
+    so that arms are compared on the same ones.
+
+    Raises:
+        ValueError: If the arm leaves no row.
+    """
+    marks = {name: rows[name][:] for name in ("keep", "beta", "flip") if name in rows.column_names}
+    keep = marks.get("keep", [True] * len(rows))
+    beta = marks.get("beta", [None] * len(rows))
+    left = [row for row in range(len(rows)) if keep[row] is not False or beta[row] is None]
+    if not left:
+        raise ValueError(f"the column keep leaves none of the {len(rows)} rows to train on")
+    counts = {"left_out": len(rows) - len(left), "flipped": 0}
+    if counts["left_out"]:
+        rows = rows.select(left)
+    if "flip" in marks:
+        counts["flipped"] = sum(bool(marks["flip"][row]) for row in left)
+        rows = rows.map(exchanged)
+    return rows, counts
+
+
+def exchanged(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the two responses of a row, exchanged where it says `flip`."""
+    names = ("rejected", "chosen") if row["flip"] else ("chosen", "rejected")
+    return {"chosen": row[names[0]], "rejected": row[names[1]]}
+
+
 def read(source: str, split: str, revision: str | None) -> Dataset:
     """Return one split of a folder or of a data set on the Hub; ValueError if there is none."""
     local = Path(source).is_dir()
@@ -231,16 +265,16 @@ def called(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-def count(trainer: PairDPOTrainer, given: dict[str, Dataset | None]) -> dict[str, dict[str, int]]:
+def count(trainer: PairDPOTrainer, given: dict[str, int | None]) -> dict[str, dict[str, int]]:
     """Return, for each data set, its rows, those without beta and those the trainer used.
 
-    The rows that were neither dropped for want of a beta nor used are prompts longer than
-    `max_length`, which TRL leaves out.
+    The rows that were neither left out, nor dropped for want of a beta, nor used are prompts longer
+    than `max_length`, which TRL leaves out.
     """
     used = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     return {
         name: {
-            "given": len(rows),
+            "given": rows,
             "without_beta": trainer.rows_without_beta.get(name, 0),
             "used": len(used[name]),
         }

@@ -9,6 +9,7 @@ import pytest
 
 from harness import filled, kept
 from sp2dpo.adaptive import LEVEL, Rule, is_calibration, jmamp, slots
+from sp2dpo.estimators import JMAMP
 from sp2dpo.gaps import gaps
 
 NO = np.nan
@@ -79,7 +80,7 @@ def test_jmamp_is_what_the_gaps_are_made_of(new_store):
     ])  # fmt: skip
     readings = np.where(there, said.prod(axis=2) / 100, NO)
     expected = dict(zip(ids, jmamp(readings, ORDER), strict=True))
-    for row in gaps(store.annotations(), "sampled").iter_rows(named=True):
+    for row in gaps(store.annotations(), JMAMP).iter_rows(named=True):
         gap = NO if row["signed_gap"] is None else row["signed_gap"]
         assert gap == pytest.approx(expected[row["pair_id"]], abs=1e-12, nan_ok=True)
 

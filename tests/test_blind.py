@@ -9,10 +9,12 @@ import pytest
 from harness import DEMO, SCHEDULE, TESTS, filled, kept, process, succeed, write_panel
 from sp2dpo.agreement import by_position, wilson
 from sp2dpo.annotations import Refusal, parse
+from sp2dpo.betas import betas
+from sp2dpo.estimators import JMAMP
 from sp2dpo.gaps import gaps
 from sp2dpo.pairs import Pair
 from sp2dpo.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, rubric_of
-from sp2dpo.schedule import betas, load_schedule
+from sp2dpo.schedule import load_schedule
 
 BLIND = load_rubric("semantic-gap-blind")
 LABELLED = load_rubric("semantic-gap")
@@ -140,7 +142,7 @@ def test_a_tie_of_whatever_magnitude_counts_as_nothing(new_store):
 
 
 def row_of(store):
-    (row,) = gaps(store.annotations(), "sampled").iter_rows(named=True)
+    (row,) = gaps(store.annotations(), JMAMP).iter_rows(named=True)
     return row
 
 

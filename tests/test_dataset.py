@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
+from sp2dpo.arms import Arm
+from sp2dpo.betas import betas
+from sp2dpo.betas_file import Betas
 from sp2dpo.pairs import Pair
 from sp2dpo.rubric import load_rubric
-from sp2dpo.schedule import Betas, betas, load_schedule
+from sp2dpo.schedule import load_schedule
 from sp2dpo.sources import SetAside, Source, SourceRow
 
 PAPER = load_schedule(SCHEDULE)
@@ -21,7 +24,9 @@ PAPER = load_schedule(SCHEDULE)
 
 def made_of(store):
     annotations = store.annotations()
-    return Betas(table=betas(annotations, PAPER), schedule=PAPER, annotations_hash=annotations.hash)
+    return Betas(
+        table=betas(annotations, PAPER), arm=Arm(of=PAPER), annotations_hash=annotations.hash
+    )
 
 
 def read(folder, tmp_path, config=None):
@@ -155,7 +160,7 @@ def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
     schedule = replace(PAPER, quorum=1, estimate="expected")
     annotations = store.annotations()
     table = betas(annotations, schedule)
-    made = Betas(table=table, schedule=schedule, annotations_hash=annotations.hash)
+    made = Betas(table=table, arm=Arm(of=schedule), annotations_hash=annotations.hash)
     assert build_folder(store, made, tmp_path / "out") == (1, 4)
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     said = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from harness import SCHEDULE, filled, kept, refused
+from sp2dpo.arms import Arm
+from sp2dpo.betas import betas
 from sp2dpo.explain import explain
 from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.schedule import betas, load_schedule
+from sp2dpo.schedule import load_schedule
 
 BLIND = load_rubric("semantic-gap-blind")
 PAPER = load_schedule(SCHEDULE)
@@ -22,7 +24,7 @@ def lines_of(store, pair_id, schedule=PAPER, **change):
         list(store.replies(pair_id)),
         row | change,
         rubric=store.rubric(),
-        schedule=schedule,
+        arm=Arm(of=schedule),
     )
     start = next(number for number, line in enumerate(lines) if line.startswith("teacher"))
     return lines[start:]
@@ -40,7 +42,7 @@ def test_a_labelled_pair_goes_from_replies_to_beta_line_by_line(new_store):
         "bb       direct   clarity           2           5  0.1  because",
         "bb       reader   refused                               empty",
         "",
-        "gap of a reply  share of the magnitude on its scale x share of the confidence",
+        "gap of a reply  magnitude x confidence, the scores as shares of their scales",
         "a   median(0.5, 0.8) = 0.65",
         "bb  median(0.1) = 0.1",
         "gap   mean(0.65, 0.1) = 0.375",
@@ -74,7 +76,7 @@ def test_a_blind_pair_shows_signs_orders_and_the_clip(new_store):
         "b        direct   rejected-first  style     B, chosen            1          10   0.1  "
         "because",
         "",
-        "gap of a reply  sign x share of the magnitude on its scale x share of the confidence",
+        "gap of a reply  sign x magnitude x confidence, the scores as shares of their scales",
         "sign  +1 for chosen, -1 for rejected, 0 for a tie",
         "teacher  variant  over the orders",
         "a        critic   mean(0.6, -0.8) = -0.1",
@@ -102,14 +104,13 @@ def test_expectations_are_shown_where_they_count(new_store):
         "a        direct   style                      5                    6  0.3      because",
         "a        reader   style                                              no vote  because",
         "",
-        "gap of a reply  share of the expected magnitude on its scale x share of the expected "
-        "confidence",
+        "gap of a reply  magnitude x confidence, the expected scores as shares of their scales",
         "a  median(0.3, 0.58) = 0.44",
     ]
     (told,) = [
         line for line in lines_of(store, pair_id, replace(schedule, quorum=3)) if "none" in line
     ]
-    assert told == "beta  none: 2 replies, 1 without expectations, the quorum is 3"
+    assert told == "beta  none: 2 replies, 1 that does not count, the quorum is 3"
 
 
 @pytest.mark.parametrize("column", ["signed_gap", "beta"])

@@ -1,18 +1,20 @@
 """JMAMP by hand: medians over variants, means over teachers, and what happens where some miss."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from harness import filled, kept
-from sp2dpo.gaps import ESTIMATES, effective, gaps, signed_gap
+from sp2dpo.estimators import ESTIMATES, JMAMP
+from sp2dpo.gaps import effective, gaps, signed_gap
 from sp2dpo.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric
 
 ORDERS = (CHOSEN_FIRST, REJECTED_FIRST)
 
 
 def gaps_of(store, estimate="sampled"):
-    table = gaps(store.annotations(), estimate)
+    table = gaps(store.annotations(), replace(JMAMP, estimate=estimate))
     return {row["pair_id"]: row for row in table.iter_rows(named=True)}
 
 
@@ -87,7 +89,7 @@ def test_the_order_of_replies_changes_no_bit(new_store):
     ]
     one.add(replies)
     two.add(draw.sample(replies, len(replies)))
-    assert gaps(one.annotations(), "sampled").equals(gaps(two.annotations(), "sampled"))
+    assert gaps(one.annotations(), JMAMP).equals(gaps(two.annotations(), JMAMP))
 
 
 def test_expectations_take_the_place_of_what_was_said(new_store):
@@ -125,7 +127,7 @@ def test_expectations_that_no_reply_has_are_missed_by_name(new_store):
     (pair_id,) = filled(store, 1, "a")
     store.add([kept(pair_id, "a", "direct", 9, 9)])
     with pytest.raises(ValueError, match="`logprobs: true` and `top_logprobs`"):
-        gaps(store.annotations(), "expected")
+        gaps(store.annotations(), replace(JMAMP, estimate="expected"))
 
 
 @pytest.mark.parametrize("estimate", ESTIMATES)
@@ -137,5 +139,6 @@ def test_one_reply_alone_has_the_gap_that_it_has_in_the_table(new_store, name, e
         scores = (draw.randint(0, 10), draw.randint(0, 10))
         said = {"order": draw.choice(ORDERS), "better": draw.choice(BETTER)} if rubric.blind else {}
         store.add([kept(pair_id, "a", "direct", *scores, expected=expected, **said)])
-    alone = [signed_gap(reply, rubric, estimate) for reply in store.replies()]
-    assert effective(store.annotations(), estimate)["gap"].to_list() == pytest.approx(alone)
+    estimator = replace(JMAMP, estimate=estimate)
+    alone = [signed_gap(reply, rubric, estimator) for reply in store.replies()]
+    assert effective(store.annotations(), estimator)["gap"].to_list() == pytest.approx(alone)

@@ -14,14 +14,15 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "
 # of its own row. `cli` may import all, lazily.
 FLOW = [
     ["settings", "files", "pairs", "shards", "limits", "terminal", "amounts", "interrupts"],
+    ["choices", "gap_forms", "maps", "rewards", "intervals", "reliability"],
     ["formats", "hub", "sources", "fence", "rubric", "replicas", "adaptive", "sample"],
     ["price", "vllm_flags", "serve_block", "vllm_command", "keeper", "server", "serving"],
     ["panel", "annotations", "expectation", "faults", "replies"],
-    ["teachers", "annotation_table"],
-    ["database", "corpus", "entries", "backlog", "ledger", "store", "tally", "gaps"],
+    ["teachers", "annotation_table", "estimators", "gaps"],
+    ["database", "corpus", "entries", "backlog", "ledger", "store", "tally"],
     ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
     ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
-    ["schedule"],
+    ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
     ["explain", "columns", "card", "dataset", "agreement", "signatures", "examples", "report"],
     ["page", "gold", "performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_pilot", "cli"],

@@ -176,6 +176,27 @@ def test_a_second_data_set_can_be_evaluated_on(script, tmp_path):
     assert (len(train), len(test)) == (8, 8)
 
 
+def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
+    rows = Dataset.from_dict(
+        {
+            "chosen": ["a", "b", "c", "d"],
+            "rejected": ["A", "B", "C", "D"],
+            "beta": [0.1, None, 0.2, 0.3],
+            "keep": [True, False, False, True],
+            "flip": [False, False, True, True],
+        }
+    )
+    kept, counts = script.as_marked(rows)
+    assert counts == {"left_out": 1, "flipped": 1}
+    assert kept["chosen"][:] == ["a", "b", "D"]
+    assert kept["rejected"][:] == ["A", "B", "d"]
+    assert kept["beta"][:] == [0.1, None, 0.3]  # what becomes of a null is `missing_beta`'s to say
+    plain, counts = script.as_marked(rows.select_columns(["chosen", "rejected"]))
+    assert (len(plain), counts) == (4, {"left_out": 0, "flipped": 0})
+    with pytest.raises(ValueError, match="leaves none of the 1 rows"):
+        script.as_marked(rows.select([2]))
+
+
 def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F811 - a fixture
     arguments = write_run(
         tmp_path,
@@ -201,7 +222,7 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F81
     results = json.loads((output / "results.json").read_text())
     # By their SHA-256 prompts 3, 5 and 6 are below 0.6; pair 0 has no beta.
     assert results["rows"] == {
-        "train": {"given": 5, "without_beta": 1, "used": 4},
+        "train": {"given": 5, "without_beta": 1, "used": 4, "left_out": 0, "flipped": 0},
         "eval": {"given": 3, "without_beta": 0, "used": 3},
     }
     assert results["beta"] == {"mean": pytest.approx(0.2125), "min": 0.1, "max": 0.3}

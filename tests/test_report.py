@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -11,12 +11,16 @@ from harness import SCHEDULE, kept, panel_of
 from sp2dpo import agreement, signatures
 from sp2dpo.annotation_table import annotation_table
 from sp2dpo.annotations import Key
+from sp2dpo.arms import Arm
 from sp2dpo.backlog import Settled
+from sp2dpo.betas import betas
+from sp2dpo.betas_file import Betas
+from sp2dpo.estimators import JMAMP
 from sp2dpo.gaps import effective
 from sp2dpo.pairs import Pair
 from sp2dpo.report import report
 from sp2dpo.rubric import REJECTED_FIRST, load_rubric, rubric_of
-from sp2dpo.schedule import Betas, betas, load_schedule, schedule_of
+from sp2dpo.schedule import load_schedule, schedule_of
 from sp2dpo.sources import SetAside, Source, SourceRow
 from sp2dpo.store import Entry
 
@@ -62,11 +66,11 @@ def fill(store, rows, entries, *, teachers=("x", "y"), rubric=None, name="hand.j
 
 
 def report_on(store, *, quorum=1, **changed):
-    said = asdict(load_schedule(SCHEDULE)) | {"quorum": quorum} | changed
+    said = load_schedule(SCHEDULE).as_mapping() | {"quorum": quorum} | changed
     schedule = schedule_of(said, where="test")
     annotations = store.annotations()
     made = Betas(
-        table=betas(annotations, schedule), schedule=schedule, annotations_hash=annotations.hash
+        table=betas(annotations, schedule), arm=Arm(of=schedule), annotations_hash=annotations.hash
     )
     found = report(store, made, annotations)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -279,8 +283,8 @@ def test_equal_gaps_are_tied_in_spite_of_floating_point():
         ("q", "x", "direct", "chosen-first", 0, "style", 2, 9, None, None, None),
     ]
     annotations = annotation_table(rows, pair_ids=["p", "q"], rubric=rubric)
-    assert effective(annotations, "sampled")["gap"].n_unique() == 2
-    assert agreement.steady(annotations, "sampled")["gap"].n_unique() == 1
+    assert effective(annotations, JMAMP)["gap"].n_unique() == 2
+    assert agreement.steady(annotations, JMAMP)["gap"].n_unique() == 1
 
 
 def test_spearman_is_not_defined_for_a_constant():
@@ -324,7 +328,7 @@ def signatures_of(shares):
     """The signatures of betas that stand so in the envelope, without any reply."""
     schedule = load_schedule(SCHEDULE)
     table = pl.DataFrame({"beta": [0.03 * (1 - share) + 0.3 * share for share in shares]})
-    made = Betas(table=table, schedule=schedule, annotations_hash="")
+    made = Betas(table=table, arm=Arm(of=schedule), annotations_hash="")
     none = pl.DataFrame(schema={"pair_id": pl.String, "teacher": pl.String, "gap": pl.Float64})
     return {one.name: one for one in signatures.signatures(made, none, [])}
 

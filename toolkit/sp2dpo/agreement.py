@@ -5,42 +5,66 @@ Under the blind protocol all gaps here are signed: in [-1, 1], below 0 against t
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import polars as pl
 
 from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.estimators import JMAMP, WAYS, Estimator
 from sp2dpo.gaps import effective, majority, over_orders, over_variants
 from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST
 
+_SCORES = ["gap", "magnitude", "confidence"]
 _Z = 1.959964
 """Of the normal distribution, for an interval that holds 95 %."""
 
 
-def steady(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
-    """The replies that count, with their gaps, rounded to 9 decimals.
+def steady(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+    """The replies of the whole panel that count, with their gaps, rounded to 9 decimals.
 
     0.2 x 0.6 and 0.3 x 0.4 are one gap; floating point must not put one above the other.
     """
-    return effective(annotations, estimate).with_columns(pl.col("gap").round(9))
+    return effective(annotations, of_all(estimator)).with_columns(pl.col("gap").round(9))
 
 
-def by_teacher(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
+def of_all(estimator: Estimator) -> Estimator:
+    """The estimator, but with JMAMP's median or mean where it names an only variant or teacher."""
+    return replace(
+        estimator,
+        over_variants=_way(estimator.over_variants, JMAMP.over_variants),
+        over_teachers=_way(estimator.over_teachers, JMAMP.over_teachers),
+    )
+
+
+def _way(way: str, otherwise: str) -> str:
+    return way if way in WAYS else otherwise
+
+
+def by_teacher(
+    replies: pl.DataFrame, categories: Sequence[str], estimator: Estimator
+) -> pl.DataFrame:
     """What each teacher says of each pair: what would be, were it the only one asked.
 
     Args:
         replies: as `steady` makes them.
         categories: in order of priority.
+        estimator: says how its variants are combined.
 
     Returns:
-        reader (the teacher), pair_id, gap (median over its variants of the mean over the orders),
-        category (of most of its replies, ties to the higher priority).
+        reader (the teacher), pair_id, gap, magnitude, confidence, category (of most of its replies,
+        ties to the higher priority), by reader and pair.
     """
-    medians = over_variants(over_orders(replies)).select(
-        "pair_id", pl.col("gap").round(9), reader="teacher"
+    way = of_all(estimator).over_variants
+    key = ["pair_id", "teacher"]
+    return (
+        over_variants(over_orders(replies), way)
+        .join(majority(replies, list(categories), key), on=key)
+        .select("pair_id", *_SCORES, "category", reader="teacher")
+        .with_columns(pl.col("gap").round(9))
+        .sort("reader", "pair_id")
     )
-    return _with_category(medians, replies, "teacher", categories)
 
 
 def by_variant(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
@@ -51,27 +75,37 @@ def by_variant(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame
         categories: in order of priority.
 
     Returns:
-        reader (the variant), pair_id, gap (mean over the teachers of the mean over the orders),
-        category (of most replies, ties to the higher priority).
+        reader (the variant), pair_id, gap, magnitude, confidence (means over the teachers of the
+        means over the orders), category (of most replies, ties to the higher priority), by reader
+        and pair.
     """
-    means = (
-        over_orders(replies)
-        .group_by("pair_id", reader="variant")
-        .agg(pl.col("gap").mean().round(9))
+    key = ["pair_id", "variant"]
+    means = over_orders(replies).group_by(key).agg(pl.col(_SCORES).mean())
+    return (
+        means.join(majority(replies.sort(key), list(categories), key), on=key)
+        .select("pair_id", *_SCORES, "category", reader="variant")
+        .with_columns(pl.col("gap").round(9))
+        .sort("reader", "pair_id")
     )
-    return _with_category(means, replies, "variant", categories)
 
 
-def _with_category(
-    read: pl.DataFrame, replies: pl.DataFrame, by: str, categories: Sequence[str]
-) -> pl.DataFrame:
-    named = [
-        majority(replies.filter(pl.col(by) == reader), list(categories)).select(
-            "pair_id", "category", reader=pl.lit(reader)
-        )
-        for reader in sorted(set(replies[by]))
-    ]
-    return read.join(pl.concat(named), on=["reader", "pair_id"]).sort("reader", "pair_id")
+def by_reading(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
+    """What each teacher says of each pair under each variant, both orders taken together.
+
+    Args:
+        replies: as `steady` makes them.
+        categories: in order of priority.
+
+    Returns:
+        pair_id, teacher, reader (the variant), gap, magnitude, confidence, category.
+    """
+    key = ["pair_id", "teacher", "variant"]
+    return (
+        over_orders(replies)
+        .join(majority(replies, list(categories), key), on=key)
+        .select("pair_id", "teacher", *_SCORES, "category", reader="variant")
+        .with_columns(pl.col("gap").round(9))
+    )
 
 
 def comparisons(read: pl.DataFrame, readers: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,14 +1,17 @@
 """The kept annotations of a store as one table: what gaps are computed from."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from sp2dpo.rubric import Rubric
 
-_SCHEMA = {
+_SCHEMA: dict[Any, Any] = {
     "pair_id": pl.String,
     "teacher": pl.String,
     "variant": pl.String,
@@ -21,6 +24,13 @@ _SCHEMA = {
     "expected_magnitude": pl.Float64,
     "expected_confidence": pl.Float64,
 }
+
+
+COLUMNS = tuple(_SCHEMA)
+"""Of the replies; the first five are their key."""
+APART = "\x1f"
+"""Stands between the values of a column in one text; names are printable and hold none."""
+_SLICE = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +57,11 @@ class AnnotationTable:
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
         said = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
-        lines = self.replies.select(pl.concat_str(said, separator="\t"))
-        for line in lines.to_series():
-            digest.update(line.encode() + b"\n")
+        line = pl.concat_str(pl.concat_str(said, separator="\t"), pl.lit("\n"))
+        for some in self.replies.iter_slices(_SLICE):
+            # An Arrow column of text holds all its lines end to end.
+            lines: Any = some.select(line).to_series().to_arrow().cast(pa.large_string())
+            digest.update(lines.buffers()[2])
         return digest.hexdigest()
 
 
@@ -64,8 +76,39 @@ def annotation_table(
         rubric: that they were asked under.
     """
     replies = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
-    return AnnotationTable(
-        replies=replies.sort("pair_id", "teacher", "variant", "order", "attempt"),
-        pair_ids=sorted(pair_ids),
-        rubric=rubric,
+    return AnnotationTable(replies=by_key(replies), pair_ids=sorted(pair_ids), rubric=rubric)
+
+
+def by_key(replies: pl.DataFrame) -> pl.DataFrame:
+    """The replies sorted by their keys; a look is cheaper than a sort of what is sorted."""
+    rises = pl.lit(False)
+    for name in reversed(COLUMNS[:5]):
+        value, before = pl.col(name), pl.col(name).shift()
+        rises = (value > before) | ((value == before) & rises)
+    is_sorted = replies.select(rises.slice(1).all()).item()
+    return replies if is_sorted else replies.sort(COLUMNS[:5])
+
+
+def replies_of(
+    texts: Mapping[str, str], numbers: Mapping[str, Sequence[float | None]], count: int
+) -> pl.DataFrame:
+    """Some of the rows of `AnnotationTable.replies`, from whole columns.
+
+    Args:
+        texts: the values of a column, `APART` between them, nothing for null.
+        numbers: the values of others as they are; a column that is in neither is null.
+        count: of rows.
+    """
+    split = pl.DataFrame({name: [text] for name, text in texts.items()}).select(
+        pl.all().str.split(APART)
     )
+    table = split.explode(split.columns).with_columns(
+        pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()
+    )
+    missing = [
+        pl.repeat(None, count, dtype=kind).alias(name)
+        for name, kind in _SCHEMA.items()
+        if name not in table.columns
+    ]
+    words = pl.col(pl.String).replace("", None)
+    return table.with_columns(words).with_columns(missing).select(COLUMNS).cast(_SCHEMA)

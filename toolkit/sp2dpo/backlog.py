@@ -16,6 +16,10 @@ from sp2dpo.panel import Panel, Teacher
 from sp2dpo.rubric import Rubric
 from sp2dpo.shards import Shard
 
+_KEPT = "FROM replies r INDEXED BY replies_narrow WHERE status = 'kept'"
+_SAME_KEY = (
+    '(k.pair_id, k.teacher, k.variant, k."order") = (r.pair_id, r.teacher, r.variant, r."order")'
+)
 _UNREADABLE = ", ".join(f"'{reason}'" for reason in UNREADABLE)
 
 
@@ -109,14 +113,14 @@ class Settled:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How often the last reply to a key was of one kind.
+    """What became of some keys: a reply was kept, or the last one was refused.
 
     Attributes:
         teacher: that was asked.
         variant: of the rubric.
         order: in which the responses were shown.
-        reason: of the refusal; None where it was kept.
-        attempt: the number of that reply among those to its key, from 0.
+        reason: of the refusal; None where one was kept.
+        attempt: the number of the refused reply among those to its key, from 0.
         count: of keys.
     """
 
@@ -205,13 +209,35 @@ class Backlog:
         ]
 
     def outcomes(self) -> list[Outcome]:
-        """What became of everything that was asked, by the last reply to each key."""
-        # SQLite takes the bare columns from the row that has the maximum.
+        """What became of everything that was asked: for each key a kept reply, or the last one."""
+        return [*self.kept(), *self.refused()]
+
+    def kept(self) -> list[Outcome]:
+        """The keys that a reply was kept for."""
+        most = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
+        # Where nothing was asked twice, no row needs a look at the others of its key.
         rows = self._db.execute(
-            'SELECT teacher, variant, "order", reason, attempt, count(*) FROM ('
-            'SELECT teacher, variant, "order", reason, attempt, '
-            "max((status = 'kept') * 1000000 + attempt) FROM replies "
-            'GROUP BY pair_id, teacher, variant, "order") GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3'
+            f"""SELECT teacher, variant, "order", count(*) {_KEPT} AND NOT (attempt < ? AND EXISTS (
+                SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
+                AND k.attempt > r.attempt
+            )) GROUP BY 1, 2, 3""",
+            (most,),
+        )
+        return [
+            Outcome(
+                teacher=row[0], variant=row[1], order=row[2], reason=None, attempt=0, count=row[3],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def refused(self) -> list[Outcome]:
+        """The keys that no reply was kept for, by the reason of their last one."""
+        rows = self._db.execute(
+            f"""SELECT teacher, variant, "order", reason, attempt, count(*)
+            FROM replies r INDEXED BY replies_narrow WHERE status = 'refused' AND NOT EXISTS (
+                SELECT 1 FROM replies k WHERE {_SAME_KEY}
+                AND (k.status = 'kept' OR k.attempt > r.attempt)
+            ) GROUP BY 1, 2, 3, 4, 5"""
         )
         return [
             Outcome(

@@ -35,7 +35,18 @@ def card(facts: Mapping[str, Any], features: Mapping[str, Features], rubric: Rub
         facts=facts,
         rubric=rubric,
         schedule=yaml.safe_dump(facts["schedule"], sort_keys=False),
+        arm=yaml.safe_dump(facts["arm"], sort_keys=False),
+        formulas=facts["formulas"],
+        ends=_ends(facts["schedule"]),
+        columns=features["default"],
+        tells=facts["counts"]["labels_disputed"] is not None,
     )
+
+
+def _ends(schedule: Mapping[str, Any]) -> tuple[float, float]:
+    """The lowest and the highest beta that any category may get."""
+    every = (schedule, *schedule.get("envelopes", {}).values())
+    return min(one["beta_min"] for one in every), max(one["beta_max"] for one in every)
 
 
 def _head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> str:

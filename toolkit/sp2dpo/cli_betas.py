@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli_store import FILE
+from sp2dpo.cli_store import FILE, say
 
 if TYPE_CHECKING:
     from sp2dpo.annotation_table import AnnotationTable
-    from sp2dpo.schedule import Betas
+    from sp2dpo.betas_file import Betas
     from sp2dpo.store import Store
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -22,39 +22,65 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--schedule", "schedule_file", type=FILE, required=True, help="How gaps become betas."
 )
+@click.option("--scores", "scores_file", type=FILE, help="A reward model's, for MADPO and ODPO.")
 @click.option("--out", type=FILE, required=True, help="The Parquet file to write.")
-def schedule(store_file: Path, schedule_file: Path, out: Path) -> None:
-    """Turn annotations into one beta for every pair."""
-    from sp2dpo.schedule import Betas, betas, load_schedule, write_betas
-    from sp2dpo.store import Store
-    from sp2dpo.terminal import harmless
+def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, out: Path) -> None:
+    """Turn annotations into one beta for every pair.
 
-    said = load_schedule(schedule_file)
+    The schedule's file says how, or an arm's: what a schedule is compared with.
+    """
+    from sp2dpo.arms import load_arm, table_of
+    from sp2dpo.betas_file import Betas, write_betas
+    from sp2dpo.scores import read_scores
+    from sp2dpo.store import Store
+
+    arm = load_arm(schedule_file)
+    scores = read_scores(scores_file) if scores_file else None
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
         shard, mine = store.backlog.shard(), store.backlog.pairs()
-        pending, asked = _pending(store)
-    table = betas(annotations, said)
+        pending, asked = _pending(store, annotations)
+    table = table_of(annotations, arm, scores)
     if not table["has_beta"].any():
         raise ValueError(
-            f"no pair has the quorum of {said.quorum} replies, the most is {table['votes'].max()}: "
-            "lower `quorum` in the schedule, or ask more"
+            f"no pair has the quorum of {arm.of.quorum} replies, the most is "
+            f"{table['votes'].max()}: lower `quorum` in the schedule, or ask more"
         )
-    write_betas(Betas(table=table, schedule=said, annotations_hash=annotations.hash), out)
+    made = Betas(
+        table=table,
+        arm=arm,
+        annotations_hash=annotations.hash,
+        scores_hash=scores.hash if scores else None,
+    )
+    write_betas(made, out)
+    share = f" (shard {shard}: {mine} of {len(table)} pairs)" if shard else ""
+    say([*_made_lines(made, share)])
+    if pending:
+        say([f"{pending} of {asked} replies are still pending: these betas are not final"])
+    say([f"wrote {out}"])
+
+
+def _made_lines(made: "Betas", share: str) -> "Iterator[str]":
+    """What came out, in a few lines."""
+    table, quorum = made.table, made.schedule.quorum
     beta = table["beta"].drop_nulls()
     without = len(table) - len(beta)
-    share = f" (shard {shard}: {mine} of {len(table)} pairs)" if shard else ""
-    click.echo(f"{len(table)} pairs, {without} below the quorum of {said.quorum} replies{share}")
-    click.echo(f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}")
-    if annotations.rubric.blind:
-        disputed = table["label_disputed"].sum()
-        click.echo(f"{disputed} labels disputed: the panel prefers the rejected response")
-    if pending:
-        click.echo(f"{pending} of {asked} replies are still pending: these betas are not final")
-    click.echo(harmless(f"wrote {out}"))
+    yield f"{len(table)} pairs, {without} below the quorum of {quorum} replies{share}"
+    yield f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}"
+    for key, said in made.arm.departures().items():
+        yield f"{key}: {said}"
+    for name in ("weight", "margin"):
+        if name in table.columns:
+            kept = table.filter("keep")[name]
+            yield f"{name} mean {kept.mean():.4g}, min {kept.min():.4g}, max {kept.max():.4g}"
+    if (disputed := table["label_disputed"]).count():
+        yield f"{disputed.sum()} labels disputed: the panel thinks the rejected response better"
+    flipped = f", {table['flip'].sum()} with their responses exchanged" if "flip" in table else ""
+    if made.arm.departures():
+        yield f"{table['keep'].sum()} pairs are kept for training{flipped}"
 
 
-def _pending(store: "Store") -> tuple[int, int]:
+def _pending(store: "Store", annotations: "AnnotationTable") -> tuple[int, int]:
     """Replies that are still to come under the last panel, and all that it asks for.
 
     None where the store does not say what its last panel was.
@@ -65,7 +91,7 @@ def _pending(store: "Store") -> tuple[int, int]:
         panel = panel_of(store)
     except ValueError:
         return 0, 0
-    tallies = tally(store, panel)
+    tallies = tally(store, panel, annotations)
     return sum(one.pending for one in tallies), sum(one.all for one in tallies)
 
 
@@ -78,17 +104,22 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
 
     PAIR_ID is the pair's id, at least eight of its first digits, or the source's own name for it.
     """
+    import polars as pl
+
     from sp2dpo.explain import explain as lines_of
+    from sp2dpo.maps import places
 
     with _opened(store_file, betas_file) as (store, made, _):
         pair = store.corpus.pair(pair_id)
-        row = made.table.filter(made.table["pair_id"] == pair.id).row(0, named=True)
+        table = made.table.with_columns(place=places(pl.col("gap")))
+        row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
         lines = lines_of(
             pair,
             list(store.replies(pair.id)),
             row,
             rubric=store.rubric(),
-            schedule=made.schedule,
+            arm=made.arm,
+            place=row["place"],
         )
     click.echo("\n".join(lines))
 
@@ -138,7 +169,7 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
 @contextmanager
 def _opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas, AnnotationTable]]":
     """A store and the betas that were made from it."""
-    from sp2dpo.schedule import check_origin, read_betas
+    from sp2dpo.betas_file import check_origin, read_betas
     from sp2dpo.store import Store
 
     made = read_betas(betas_file)

@@ -1,7 +1,7 @@
 """The columns of the data set: their types, and the row that a source row and a beta make."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from sp2dpo.store import Store
 _BETA_COLUMNS = {
     "beta": Value("float64"),
     "has_beta": Value("bool"),
+    "keep": Value("bool"),
     "gap": Value("float64"),
     "signed_gap": Value("float64"),
     "label_disputed": Value("bool"),
@@ -28,7 +29,16 @@ _BETA_COLUMNS = {
     "votes": Value("int32"),
     "teachers": Value("int32"),
 }
-_OURS = ("pair_id", "prompt", "chosen", "rejected", "tools", *_BETA_COLUMNS, "source_id")
+_ARM_COLUMNS = {
+    "flip": Value("bool"),
+    "weight": Value("float64"),
+    "margin": Value("float64"),
+    "reward_margin": Value("float64"),
+}
+"""Only where the arm of the betas makes them."""
+_OURS = (
+    "pair_id", "prompt", "chosen", "rejected", "tools", *_BETA_COLUMNS, *_ARM_COLUMNS, "source_id",
+)  # fmt: skip
 _SOURCE_ROW = "source_row"
 _DEEPEST = 16
 """Levels of lists and objects in a column; deeper ones are kept as JSON text."""
@@ -49,8 +59,14 @@ class RowColumns:
     as_text: frozenset[str]
 
     @classmethod
-    def of(cls, store: Store, rubric: Rubric) -> Self:
-        """The columns that a store's rows need: what they hold decides the types."""
+    def of(cls, store: Store, rubric: Rubric, made: Sequence[str]) -> Self:
+        """The columns that a store's rows need: what they hold decides the types.
+
+        Args:
+            store: with the rows.
+            rubric: that was asked under.
+            made: columns of the table of betas.
+        """
         seen = _Seen()
         for row, _ in store.corpus.rows():
             seen.take(row)
@@ -64,6 +80,7 @@ class RowColumns:
             **({"tools": List(Json())} if seen.tools else {}),
             **_BETA_COLUMNS,
             "category": _label(rubric),
+            **{name: kind for name, kind in _ARM_COLUMNS.items() if name in made},
             "source_id": Value("string"),
             _SOURCE_ROW: Value("int64"),
         }
@@ -81,7 +98,8 @@ class RowColumns:
             beta: its pair's row in the table of betas.
         """
         said: dict[str, Any] = dict.fromkeys(self.features)
-        said |= {name: beta[name] for name in ("pair_id", *_BETA_COLUMNS)}
+        ours = ("pair_id", *_BETA_COLUMNS, *_ARM_COLUMNS)
+        said |= {name: beta[name] for name in ours if name in self.features}
         for part in ("prompt", "chosen", "rejected"):
             said[part] = [self._message(turn) for turn in getattr(row.pair, part)]
         if "tools" in self.features:

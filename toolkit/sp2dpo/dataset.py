@@ -22,9 +22,11 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from sp2dpo import __version__
+from sp2dpo.betas_file import Betas
 from sp2dpo.card import card
 from sp2dpo.columns import RowColumns, annotation_features
-from sp2dpo.schedule import Betas
+from sp2dpo.formulas import formulas
+from sp2dpo.gaps import tells_labels
 from sp2dpo.store import Store
 
 MANIFEST = "manifest.json"
@@ -103,7 +105,7 @@ def _take_place(unfinished: Path, out: Path) -> None:
 
 def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
     rubric = store.rubric()
-    layout = RowColumns.of(store, rubric)
+    layout = RowColumns.of(store, rubric, made.table.columns)
     by_pair = {row["pair_id"]: row for row in made.table.iter_rows(named=True)}
     rows = write_parquet(
         (layout.values(row, by_pair[pair_id]) for row, pair_id in store.corpus.rows()),
@@ -163,7 +165,8 @@ def _facts(store: Store, made: Betas, *, rows: int, annotations: int, kept: int)
     source, rubric = store.corpus.source(), store.rubric()
     if source is None:
         raise ValueError(f"{store.path} holds no pairs")
-    disputed = int(made.table["label_disputed"].sum()) if rubric.blind else None
+    tells = tells_labels(rubric, made.schedule.estimator)
+    disputed = int(made.table["label_disputed"].sum()) if tells else None
     beta = made.table["beta"].drop_nulls()
     return {
         "toolkit": {"name": "sp2dpo", "version": __version__},
@@ -171,12 +174,16 @@ def _facts(store: Store, made: Betas, *, rows: int, annotations: int, kept: int)
         "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
         "teachers": store.teachers(),
         "variants": store.variants(),
-        "schedule": asdict(made.schedule),
+        "schedule": made.schedule.as_mapping(),
+        "arm": made.arm.departures(),
+        "formulas": asdict(formulas(made.arm, rubric)),
         "annotations_sha256": made.annotations_hash,
+        "scores_sha256": made.scores_hash,
         "counts": {
             "rows": rows,
             "pairs": len(made.table),
             "pairs_with_beta": len(beta),
+            "pairs_kept": int(made.table["keep"].sum()),
             "labels_disputed": disputed,
             "annotations": annotations,
             "kept": kept,

@@ -4,10 +4,11 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.gaps import signed_gap
+from sp2dpo.betas_file import Betas
+from sp2dpo.estimators import Estimator
+from sp2dpo.gaps import signed_gap, tells_labels
 from sp2dpo.pairs import Message, Pair, canonical_json
 from sp2dpo.rubric import CHOSEN_FIRST, Rubric
-from sp2dpo.schedule import Betas
 from sp2dpo.store import Store
 
 SHOWN = 10
@@ -19,8 +20,8 @@ LONGEST = 600
 def examples(store: Store, made: Betas, rubric: Rubric) -> dict[str, Any]:
     """The most and the least telling pairs, and those whose labels are disputed the most.
 
-    Equal ones stand in the order of their ids. Under the labelled protocol there is no telling
-    which labels are disputed, and `most_disputed` is None.
+    Equal ones stand in the order of their ids. Where there is no telling which labels are disputed,
+    `most_disputed` is None.
 
     Args:
         store: the run.
@@ -38,14 +39,19 @@ def examples(store: Store, made: Betas, rubric: Rubric) -> dict[str, Any]:
     rows = {key: some.to_dicts() for key, some in shown.items()}
     names = store.corpus.source_ids({row["pair_id"] for some in rows.values() for row in some})
     examples = {
-        key: [_example(store, row, names, rubric, made.schedule.estimate) for row in some]
+        key: [_example(store, row, names, rubric, made.schedule.estimator) for row in some]
         for key, some in rows.items()
     }
-    return examples if rubric.blind else examples | {"most_disputed": None}
+    tells = tells_labels(rubric, made.schedule.estimator)
+    return examples if tells else examples | {"most_disputed": None}
 
 
 def _example(
-    store: Store, row: dict[str, Any], names: dict[str, str | None], rubric: Rubric, estimate: str
+    store: Store,
+    row: dict[str, Any],
+    names: dict[str, str | None],
+    rubric: Rubric,
+    estimator: Estimator,
 ) -> dict[str, Any]:
     pair = store.corpus.pair(row["pair_id"])
     shown = (
@@ -56,7 +62,7 @@ def _example(
         "source_id": names.get(pair.id),
         **{key: row[key] for key in shown},
         **_texts(pair),
-        "rationale": _rationale(store, row, rubric, estimate),
+        "rationale": _rationale(store, row, rubric, estimator),
     }
 
 
@@ -81,7 +87,7 @@ def _short(text: str) -> str:
 
 
 def _rationale(
-    store: Store, row: dict[str, Any], rubric: Rubric, estimate: str
+    store: Store, row: dict[str, Any], rubric: Rubric, estimator: Estimator
 ) -> dict[str, Any] | None:
     """Of the replies that name the pair's category, the one whose gap is nearest to the pair's.
 
@@ -92,7 +98,7 @@ def _rationale(
     for reply in store.replies(row["pair_id"]):
         if reply["status"] != "kept" or reply["category"] != row["category"]:
             continue
-        gap = signed_gap(reply, rubric, estimate)
+        gap = signed_gap(reply, rubric, estimator)
         distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
         if distance is not None and (nearest is None or distance < nearest):
             found, nearest = reply, distance

@@ -2,10 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sp2dpo.gaps import NOISE, signed_gap
+from sp2dpo.arms import Arm
+from sp2dpo.estimators import Estimator, combine
+from sp2dpo.gaps import NOISE, signed_gap, tells_labels
+from sp2dpo.maps import Quantile
 from sp2dpo.pairs import Message, Pair
 from sp2dpo.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.schedule import Schedule
@@ -15,50 +18,87 @@ from sp2dpo.terminal import harmless, table
 def explain(
     pair: Pair,
     replies: list[dict[str, Any]],
-    row: dict[str, Any],
+    row: Mapping[str, Any],
     *,
     rubric: Rubric,
-    schedule: Schedule,
+    arm: Arm,
+    place: float | None = None,
 ) -> list[str]:
     """The lines that `sp2dpo explain` prints.
 
     The arithmetic is done here once more, by hand and for this pair alone; it must arrive at the
-    table's beta.
+    table's beta. What depends on all pairs (a place among all gaps, a mean, a random draw) is taken
+    from the table.
 
     Args:
         pair: what was judged.
         replies: all its replies, as `Store.replies` gives them.
         row: its row in the table of betas.
         rubric: that was asked under.
-        schedule: that made the table.
+        arm: that made the table.
+        place: of the pair's gap among all, in (0, 1); None where the map does without.
 
     Raises:
         ValueError: the table says another gap or beta than the replies give.
     """
-    estimate = schedule.estimate
-    lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimate)]
+    estimator = arm.of.estimator
+    lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimator)]
     kept = [reply for reply in replies if reply["status"] == "kept"]
-    votes = [reply for reply in kept if signed_gap(reply, rubric, estimate) is not None]
+    votes = [reply for reply in kept if signed_gap(reply, rubric, estimator) is not None]
     signed = beta = None
-    if len(votes) < schedule.quorum:
-        without = f", {len(kept) - len(votes)} without expectations" if kept != votes else ""
-        counts = f"{len(votes)} replies{without}, the quorum is {schedule.quorum}"
+    if len(votes) < arm.of.quorum:
+        lost = len(kept) - len(votes)
+        without = f", {lost} that {'does' if lost == 1 else 'do'} not count" if lost else ""
+        counts = f"{len(votes)} replies{without}, the quorum is {arm.of.quorum}"
         lines += ["", f"beta  none: {counts}"]
     else:
-        signed, steps = _gap(votes, rubric, estimate)
-        gap = max(0.0, signed)
-        beta = schedule.beta_min * (1 - gap) + schedule.beta_max * gap
-        low, high = f"{schedule.beta_min:g}", f"{schedule.beta_max:g}"
-        lines += ["", *steps, f"beta  {low} + ({high} - {low}) x {gap:.4g} = {beta:.6g}"]
+        signed, steps = _gap(votes, rubric, estimator)
+        flipped = bool(row.get("flip"))
+        gap = -signed if flipped else max(0.0, signed)
+        if flipped:
+            steps.append(f"flipped, so the gap is {_number(gap)}")
+        beta, step = _beta(gap, row["category"], arm.of, place)
+        lines += ["", *steps, step]
     _check("signed gap", row["signed_gap"], signed)
-    _check("beta", row["beta"], beta)
+    if arm.beta is None:
+        _check("beta", row["beta"], beta)
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
         lines.append(f"kind  {row['category']} ({share}), spread between teachers {_g(row)}")
-    return [harmless(line) for line in lines]
+    return [harmless(line) for line in (*lines, *_departures(row, arm))]
 
 
-def _g(row: dict[str, Any]) -> str:
+def _beta(gap: float, category: str, schedule: Schedule, place: float | None) -> tuple[float, str]:
+    """The beta of a gap, and how it came about."""
+    envelope = schedule.envelope(category)
+    low, high = envelope.beta_min, envelope.beta_max
+    what = gap if place is None or not isinstance(schedule.map, Quantile) else place
+    beta = schedule.map.beta(what, low, high)
+    words = schedule.map.words(f"{what:.4g}", f"{low:g}", f"{high:g}")
+    whose = f"  (the envelope of {category})" if category in schedule.envelopes else ""
+    return beta, f"beta  {words} = {beta:.6g}{whose}"
+
+
+def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
+    """What the arm did with this pair, from the table."""
+    said = arm.departures()
+    lines = []
+    if "beta" in said and row["beta"] is not None:
+        lines.append(f"beta  {said['beta']} takes its place: {row['beta']:.6g}")
+    if row.get("reward_margin") is not None:
+        lines.append(f"reward margin  {row['reward_margin']:.6g}")
+    for key in ("weight", "margin"):
+        if row.get(key) is not None:
+            lines.append(f"{key}  {said[key]}: {row[key]:.6g}")
+    if said and row["has_beta"]:
+        flipped = ", with its responses exchanged" if row.get("flip") else ""
+        lines.append(
+            "trained on" + flipped if row["keep"] else "not trained on: the arm leaves it out"
+        )
+    return lines
+
+
+def _g(row: Mapping[str, Any]) -> str:
     return f"{row['spread']:.3g}"
 
 
@@ -76,10 +116,10 @@ def _indented(turn: Message) -> list[str]:
     return [f"  | {line}" for line in said]
 
 
-def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimate: str) -> list[str]:
+def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
     """A table of all replies, refused ones with their reasons."""
     scores = ("magnitude", "confidence")
-    if estimate == "expected":
+    if estimator.estimate == "expected":
         scores = ("expected magnitude", "expected confidence")
     head = (
         "teacher", "variant", *(("order",) if rubric.blind else ()), "category",
@@ -90,7 +130,7 @@ def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimate: str) -> li
         said = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
         said["order"] = reply["order"]
         if reply["status"] == "kept":
-            gap = signed_gap(reply, rubric, estimate)
+            gap = signed_gap(reply, rubric, estimator)
             said["category"] = reply["category"]
             said["better"] = _named(reply)
             said |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
@@ -119,17 +159,19 @@ def _flat(text: str) -> str:
     return " ".join(harmless(text).split())
 
 
-def _gap(votes: list[dict[str, Any]], rubric: Rubric, estimate: str) -> tuple[float, list[str]]:
-    """JMAMP of one pair, before it is clipped, and how it came about."""
+def _gap(
+    votes: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
+) -> tuple[float, list[str]]:
+    """The signed gap of one pair, before it is clipped, and how it came about."""
     readings: dict[str, dict[str, list[float]]] = {}
     for reply in votes:
-        gap = signed_gap(reply, rubric, estimate)
+        gap = signed_gap(reply, rubric, estimator)
         if gap is not None:
             by_variant = readings.setdefault(reply["teacher"], {})
             by_variant.setdefault(reply["variant"], []).append(gap)
-    expected = "expected " if estimate == "expected" else ""
-    product = f"share of the {expected}magnitude on its scale x share of the {expected}confidence"
-    lines = [f"gap of a reply  {'sign x ' if rubric.blind else ''}{product}"]
+    read = "expected scores" if estimator.estimate == "expected" else "scores"
+    formula = estimator.gap.words(blind=rubric.blind)
+    lines = [f"gap of a reply  {formula}, the {read} as shares of their scales"]
     if rubric.blind:
         lines.append("sign  +1 for chosen, -1 for rejected, 0 for a tie")
         lines += _over_orders(readings)
@@ -137,20 +179,24 @@ def _gap(votes: list[dict[str, Any]], rubric: Rubric, estimate: str) -> tuple[fl
         teacher: [statistics.fmean(gaps) for gaps in by_variant.values()]
         for teacher, by_variant in readings.items()
     }
-    medians = {teacher: statistics.median(gaps) for teacher, gaps in means.items()}
-    width = max(map(len, medians))
+    way = estimator.over_variants
+    made = {teacher: combine(gaps, way) for teacher, gaps in means.items()}
+    width = max(map(len, made))
     for teacher, gaps in means.items():
-        lines.append(
-            f"{teacher:<{width}}  median({_listed(sorted(gaps))}) = {_number(medians[teacher])}"
-        )
-    gap = statistics.fmean(medians.values())
+        listed = f"{_way(way)}({_listed(sorted(gaps))}) = {_number(made[teacher])}"
+        lines.append(f"{teacher:<{width}}  {listed}")
+    gap = combine(list(made.values()), estimator.over_teachers)
     gap = 0.0 if abs(gap) <= NOISE else gap
-    listed = f"mean({_listed(medians.values())}) = {_number(gap)}"
-    if not rubric.blind:
+    listed = f"{_way(estimator.over_teachers)}({_listed(made.values())}) = {_number(gap)}"
+    if not tells_labels(rubric, estimator):
         return gap, [*lines, f"gap   {listed}"]
     disputed = ", so the label is disputed" if gap < 0 else ""
     clipped = f"gap   max(0, {_number(gap)}) = {_number(max(0.0, gap))}"
     return gap, [*lines, f"signed gap  {listed}{disputed}", clipped]
+
+
+def _way(way: str) -> str:
+    return {"median": "median", "mean": "mean", "trimmed": "trimmed mean"}.get(way, "only")
 
 
 def _over_orders(readings: dict[str, dict[str, list[float]]]) -> list[str]:

@@ -1,68 +1,70 @@
-"""From annotations to effective semantic gaps: JMAMP, vectorised over a table.
+"""From annotations to effective semantic gaps, vectorised over a table.
 
-SP2DPO's joint multi-annotator multi-prompt estimator takes the median over the prompt variants of a
-teacher, then the mean over the teachers (arXiv 2601.22385, section 4.3.3). The gap of a single
-reply is our choice, and so are the sign, the mean over the orders and what happens where replies
-are missing:
+    g_iapo = gap of one reply, in [-1, 1]: see `gap_forms`
+    g_iap  = mean over o of g_iapo                              the reading under a variant
+    s_i    = over a of ( over p of g_iap ): see `estimators`    the signed gap
+    g_i    = max(0, s_i)                                        the gap, in [0, 1]
 
-    g_iapo = sign * share of magnitude * share of confidence   gap of one reply, in [-1, 1]
-    g_iap  = mean over o of g_iapo                             the reading under a variant
-    s_i    = mean over a of ( median over p of g_iap )         JMAMP: the signed gap
-    g_i    = max(0, s_i)                                       the gap, in [0, 1]
+JMAMP (SP2DPO, arXiv 2601.22385, section 4.3.3) takes the median over the variants p of a teacher,
+then the mean over the teachers a. The gap of one reply, its sign, the mean over the orders o and
+what happens where replies are missing are our choice: the mean of the other order, the median (or
+mean) of the variants that came, the mean (or median) of the teachers that did.
 
-The labelled protocol knows one order and only the sign +1, so that s_i is g_i. Under the blind one
-the sign is +1 where the reply names the chosen response, -1 where it names the rejected one, 0 for
-a tie; a label is disputed where s_i < 0.
-
-A missing reply: the mean of the other order, the median of the variants that came (of an even
-number of them the mean of the middle two). A missing teacher: the mean of the rest.
+The labelled protocol knows one order, and there s_i is below 0 only under the form `signed`. A
+label is disputed where s_i < 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.estimators import WAYS, Estimator, combined
 from sp2dpo.rubric import CHOSEN_FIRST, Rubric, Scale
 
-ESTIMATES = ("sampled", "expected")
-"""How a reply's magnitude and confidence are read: as it says them, or as their expectations over
-the tokens that it could have said. Both are our choice."""
 NOISE = 1e-9
 """Readings that cancel leave this much at most of floating point; it counts as 0."""
+_READ = ("gap", "magnitude", "confidence")
 
 
-def gaps(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
+def gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """One row for every pair of a store, sorted by pair_id.
 
     Args:
         annotations: of one store.
-        estimate: one of `ESTIMATES`.
+        estimator: how replies become a gap.
 
     Returns:
         pair_id, gap, signed_gap, label_disputed, category, magnitude, confidence, spread,
-        agreement, votes, teachers: see `schedule.betas`. A pair without replies that count has
-        nulls and no votes.
+        agreement, votes, teachers: see `betas.betas`. A pair without replies that count has nulls
+        and no votes.
 
     Raises:
-        ValueError: as `counted`.
+        ValueError: as `effective`.
     """
     rubric = annotations.rubric
-    replies = effective(annotations, estimate)
-    found = over_teachers(over_variants(over_orders(replies))).join(
+    replies = effective(annotations, estimator)
+    read = over_variants(over_orders(replies), estimator.over_variants)
+    found = over_teachers(read, estimator.over_teachers).join(
         majority(replies, list(rubric.categories)), on="pair_id"
     )
     signed = pl.col("gap")
     settled = pl.when(signed.abs() <= NOISE).then(0.0).otherwise(signed)
-    disputed = pl.col("signed_gap") < 0 if rubric.blind else pl.lit(None, pl.Boolean)
+    disputed = pl.col("signed_gap") < 0
+    if not tells_labels(rubric, estimator):
+        disputed = pl.lit(None, pl.Boolean)
     return (
         pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
-        .join(found, on="pair_id", how="left")
+        .join(found, on="pair_id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "teachers").fill_null(0), signed_gap=settled)
         .with_columns(gap=pl.col("signed_gap").clip(lower_bound=0.0), label_disputed=disputed)
-        .sort("pair_id")
     )
+
+
+def tells_labels(rubric: Rubric, estimator: Estimator) -> bool:
+    """Whether a signed gap can say that a label is wrong."""
+    return rubric.blind or estimator.gap.tells_labels
 
 
 def share(column: str, scale: Scale) -> pl.Expr:
@@ -70,15 +72,16 @@ def share(column: str, scale: Scale) -> pl.Expr:
     return (pl.col(column) - scale.min) / (scale.max - scale.min)
 
 
-def counted(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
+def counted(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """The replies that count, their magnitude and confidence as the estimate reads them.
 
     Raises:
-        ValueError: expectations are wanted and no reply has them.
+        ValueError: expectations are wanted and no reply has them, or as `Estimator.only`.
     """
-    if estimate == "sampled":
-        return annotations.replies
-    told = annotations.replies.drop_nulls(["expected_magnitude", "expected_confidence"])
+    replies = estimator.only(annotations)
+    if estimator.estimate == "sampled":
+        return replies
+    told = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
     if told.is_empty():
         raise ValueError(
             "no reply came with expectations, which the schedule's `estimate: expected` needs: ask "
@@ -88,90 +91,137 @@ def counted(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
     return told.with_columns(magnitude="expected_magnitude", confidence="expected_confidence")
 
 
-def effective(annotations: AnnotationTable, estimate: str) -> pl.DataFrame:
-    """The replies that count, with the signed gap of each in the column `gap`.
+def effective(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+    """The replies that count, by their keys, with the signed gap of each in the column `gap`.
 
     Raises:
         ValueError: as `counted`.
     """
     rubric = annotations.rubric
-    gap = share("magnitude", rubric.magnitude) * share("confidence", rubric.confidence)
-    replies = counted(annotations, estimate)
-    if not rubric.blind:
-        return replies.with_columns(gap=gap)
-    named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
-    turned = pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
-    return replies.with_columns(gap=named * turned * gap)
+    sign = None
+    if rubric.blind:
+        named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
+        sign = named * pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
+    m, c = share("magnitude", rubric.magnitude), share("confidence", rubric.confidence)
+    return counted(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
 
 
-def signed_gap(reply: Mapping[str, Any], rubric: Rubric, estimate: str) -> float | None:
+def signed_gap(reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator) -> float | None:
     """The signed gap of one kept reply, as `Store.replies` gives it; None where it does not count.
 
     The same as `effective`, for a reply on its own.
     """
-    prefix = "expected_" if estimate == "expected" else ""
-    magnitude, confidence = reply[f"{prefix}magnitude"], reply[f"{prefix}confidence"]
-    if magnitude is None or confidence is None:
+    if not counts(reply, estimator):
         return None
-    gap = rubric.magnitude.share(magnitude) * rubric.confidence.share(confidence)
-    return sign(reply, rubric) * gap
+    prefix = "expected_" if estimator.estimate == "expected" else ""
+    m = rubric.magnitude.share(reply[f"{prefix}magnitude"])
+    c = rubric.confidence.share(reply[f"{prefix}confidence"])
+    return estimator.gap.gap(m, c, sign(reply, rubric))
 
 
-def sign(reply: Mapping[str, Any], rubric: Rubric) -> int:
-    """+1 for the label, -1 against it, 0 for a tie."""
+def counts(reply: Mapping[str, Any], estimator: Estimator) -> bool:
+    """Whether a kept reply is a vote."""
+    for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
+        if way not in WAYS and reply[axis] != way:
+            return False
+    if estimator.estimate == "sampled":
+        return True
+    return reply["expected_magnitude"] is not None and reply["expected_confidence"] is not None
+
+
+def sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
+    """+1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
     if not rubric.blind:
-        return 1
+        return None
     turned = 1 if reply["order"] == CHOSEN_FIRST else -1
     return {"A": 1, "B": -1, "tie": 0}[reply["better"]] * turned
 
 
 def over_orders(replies: pl.DataFrame) -> pl.DataFrame:
-    """One row per pair, teacher and variant: means over the orders that came."""
-    return (
-        replies.sort("pair_id", "teacher", "variant", "order")
-        .group_by("pair_id", "teacher", "variant", maintain_order=True)
-        .agg(pl.col("gap", "magnitude", "confidence").mean(), votes=pl.len())
+    """One row per pair, teacher and variant: means over the orders that came.
+
+    Args:
+        replies: as `effective` makes them.
+    """
+    return _each(
+        replies,
+        ["pair_id", "teacher", "variant"],
+        *(pl.col(name).mean() for name in _READ),
+        votes=pl.len(),
     )
 
 
-def over_variants(readings: pl.DataFrame) -> pl.DataFrame:
-    """One row per pair and teacher: medians over the variants (JMAMP, first half).
+def over_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
+    """One row per pair and teacher (JMAMP, first half: `median`).
 
     Args:
         readings: as `over_orders` makes them.
+        way: see `Estimator.over_variants`.
     """
-    return readings.group_by("pair_id", "teacher", maintain_order=True).agg(
-        pl.col("gap", "magnitude", "confidence").median(), pl.col("votes").sum()
-    )
+    made = (combined(name, way) for name in _READ)
+    return _each(readings, ["pair_id", "teacher"], *made, votes=pl.col("votes").sum())
 
 
-def over_teachers(by_teacher: pl.DataFrame) -> pl.DataFrame:
-    """One row per pair: means over the teachers (JMAMP, second half), their spread and counts."""
-    return by_teacher.group_by("pair_id", maintain_order=True).agg(
-        pl.col("gap", "magnitude", "confidence").mean(),
+def over_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
+    """One row per pair (JMAMP, second half: `mean`), with the teachers' spread and their count.
+
+    Args:
+        by_teacher: as `over_variants` makes them.
+        way: see `Estimator.over_teachers`.
+    """
+    return _each(
+        by_teacher,
+        ["pair_id"],
+        *(combined(name, way) for name in _READ),
         spread=pl.col("gap").std(ddof=0),
         votes=pl.col("votes").sum().cast(pl.Int32),
         teachers=pl.len().cast(pl.Int32),
     )
 
 
-def majority(replies: pl.DataFrame, categories: list[str]) -> pl.DataFrame:
+def _each(table: pl.DataFrame, names: list[str], *made: pl.Expr, **more: pl.Expr) -> pl.DataFrame:
+    """One row for each run of equal names.
+
+    The table is sorted by them, so a run is a group: its number is quicker to group by than names.
+    """
+    runs = table.with_columns(run=pl.struct(names).rle_id().set_sorted())
+    return (
+        runs.group_by("run", maintain_order=True)
+        .agg(pl.col(names).first(), *made, **more)
+        .drop("run")
+    )
+
+
+def majority(
+    replies: pl.DataFrame, categories: list[str], by: Sequence[str] = ("pair_id",)
+) -> pl.DataFrame:
     """The category that most replies name, and their share.
 
     Args:
-        replies: with pair_id and category.
+        replies: with the columns of `by`, those of a group in a row, and category.
         categories: in order of priority; a tie goes to the earlier.
+        by: what a group has in common.
 
     Returns:
-        pair_id, category, agreement in (0, 1].
+        The columns of `by`, category, agreement in (0, 1].
     """
+    names, size = dict(enumerate(categories)), len(categories)
+    # One number holds a count and, below it, a priority: the largest is the majority's.
+    place = pl.col("category").cast(pl.Enum(categories)).to_physical().cast(pl.Int64)
+    numbered = replies.select(*by, run=pl.struct(by).rle_id().cast(pl.Int64), cell=place)
+    groups = numbered.group_by("run", maintain_order=True).agg(pl.col(by).first(), total=pl.len())
+    counts = numbered.group_by(pl.col("run") * size + pl.col("cell")).len()
+    ranked = pl.col("len").cast(pl.Int64) * size + size - 1 - pl.col("run") % size
     return (
-        replies.group_by("pair_id", pl.col("category").cast(pl.Enum(categories)))
-        .agg(count=pl.len())
-        .sort("pair_id", -pl.col("count").cast(pl.Int64), pl.col("category").to_physical())
-        .group_by("pair_id", maintain_order=True)
-        .agg(
-            pl.col("category").first().cast(pl.String),
-            agreement=pl.col("count").first() / pl.col("count").sum(),
+        counts.group_by(run=pl.col("run") // size)
+        .agg(best=ranked.max())
+        .join(groups, on="run")
+        .sort("run")
+        .select(
+            *by,
+            category=(size - 1 - pl.col("best") % size).replace_strict(
+                names, return_dtype=pl.String
+            ),
+            agreement=(pl.col("best") // size) / pl.col("total"),
         )
     )

@@ -34,8 +34,8 @@ def draw(found: dict[str, Any]) -> str:
     Args:
         found: as `report.report` gives it.
     """
-    low, high = found["schedule"]["beta_min"], found["schedule"]["beta_max"]
-    template = _templates(decimals(high - low)).get_template("report.html.jinja")
+    edges = found["histogram"]["edges"]
+    template = _templates(decimals(edges[-1] - edges[0])).get_template("report.html.jinja")
     names = [category["name"] for category in found["categories"]]
     teachers = [teacher["name"] for teacher in found["teachers"]]
     agreement = found["agreement"]

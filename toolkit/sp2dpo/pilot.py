@@ -8,14 +8,19 @@ import polars as pl
 
 from sp2dpo.agreement import by_position, by_teacher, by_variant, comparisons, steady
 from sp2dpo.annotation_table import AnnotationTable, annotation_table
+from sp2dpo.arms import Arm
+from sp2dpo.betas import betas
+from sp2dpo.betas_file import Betas
+from sp2dpo.gap_forms import Product
 from sp2dpo.gaps import over_orders
 from sp2dpo.gold import Truth, against_gold, by_pair
 from sp2dpo.ledger import Usage
+from sp2dpo.maps import Linear
 from sp2dpo.panel import Panel
 from sp2dpo.performance import performance, used_by
 from sp2dpo.projection import projection, sweep
 from sp2dpo.sample import Sample
-from sp2dpo.schedule import Betas, Schedule, betas
+from sp2dpo.schedule import Schedule
 from sp2dpo.signatures import END, envelope_shares, signatures
 from sp2dpo.store import Store
 from sp2dpo.verdict import verdict
@@ -29,10 +34,10 @@ USUAL = Schedule(
     beta_max=0.3,
     quorum=1,
     estimate="sampled",
-    gap="product",
+    gap=Product(),
     over_variants="median",
     over_teachers="mean",
-    map="linear",
+    map=Linear(),
 )
 """SP2DPO's schedule for a pilot that is given none; the quorum is our choice."""
 
@@ -88,20 +93,20 @@ def findings(store: Store, trial: Trial) -> dict[str, Any]:
     annotations = _annotations(store, trial.panel)
     made = Betas(
         table=betas(annotations, trial.schedule),
-        schedule=trial.schedule,
+        arm=Arm(of=trial.schedule),
         annotations_hash=annotations.hash,
     )
     used = used_by(store, trial.panel)
     teachers = performance(store, trial.panel, used)
-    replies = steady(annotations, trial.schedule.estimate)
-    agreement = _agreement(annotations, replies, made.table, trial.panel)
+    replies = steady(annotations, trial.schedule.estimator)
+    agreement = _agreement(annotations, replies, made.table, trial)
     position, gold = agreement["position"], _gold(store, made.table, trial)
     between = agreement["between_teachers"]
     told = _betas(made)
     return {
         "sample": _sample(trial.sample),
         "panel": _panel(trial.panel),
-        "schedule": asdict(trial.schedule),
+        "schedule": trial.schedule.as_mapping(),
         "trouble": trial.trouble,
         "teachers": teachers,
         "betas": told,
@@ -131,12 +136,13 @@ def _annotations(store: Store, panel: Panel) -> AnnotationTable:
 
 
 def _agreement(
-    annotations: AnnotationTable, replies: pl.DataFrame, table: pl.DataFrame, panel: Panel
+    annotations: AnnotationTable, replies: pl.DataFrame, table: pl.DataFrame, trial: Trial
 ) -> dict[str, Any]:
+    panel = trial.panel
     names, categories = [one.name for one in panel.teachers], list(panel.rubric.categories)
     nothing = pl.DataFrame(schema={"reader": pl.String, "pair_id": pl.String, **_READ})
     there = not replies.is_empty()
-    teachers = by_teacher(replies, categories) if there else nothing
+    teachers = by_teacher(replies, categories, trial.schedule.estimator) if there else nothing
     variants = by_variant(replies, categories) if there else nothing
     return {
         "agreement": table["agreement"].mean(),

@@ -9,11 +9,12 @@ import polars as pl
 from sp2dpo import __version__
 from sp2dpo.agreement import by_position, by_teacher, by_variant, comparisons, steady
 from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.betas_file import Betas
 from sp2dpo.examples import examples
-from sp2dpo.gaps import over_orders
+from sp2dpo.formulas import formulas
+from sp2dpo.gaps import over_orders, tells_labels
 from sp2dpo.rubric import Rubric
-from sp2dpo.schedule import Betas
-from sp2dpo.signatures import envelope_shares, signatures
+from sp2dpo.signatures import signatures
 from sp2dpo.store import Store
 
 BINS = 20
@@ -33,18 +34,20 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
     """
     rubric = annotations.rubric
     categories = list(rubric.categories)
-    replies = steady(annotations, made.schedule.estimate)
+    replies = steady(annotations, made.schedule.estimator)
     teachers = _teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
-    between_teachers = comparisons(by_teacher(replies, categories), names)
+    between_teachers = comparisons(by_teacher(replies, categories, made.schedule.estimator), names)
     between_variants = comparisons(by_variant(replies, categories), variants)
     table = made.table
     return {
         "toolkit": {"version": __version__},
         "source": _source(store),
         "rubric": _rubric(rubric),
-        "schedule": asdict(made.schedule),
+        "schedule": made.schedule.as_mapping(),
+        "arm": made.arm.departures(),
+        "formulas": asdict(formulas(made.arm, rubric)),
         "annotations": made.annotations_hash,
         "teachers": teachers,
         "variants": variants,
@@ -52,7 +55,7 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
         "beta": _beta(table),
         "histogram": _histogram(made, categories),
         "categories": _categories(table, categories),
-        "disputed": _disputed(table) if rubric.blind else None,
+        "disputed": _disputed(table) if tells_labels(rubric, made.schedule.estimator) else None,
         "position": by_position(annotations.replies, names) if rubric.blind else None,
         "agreement": {
             "agreement": table["agreement"].mean(),
@@ -143,16 +146,17 @@ def _disputed(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def _histogram(made: Betas, categories: Sequence[str]) -> dict[str, Any]:
-    """How many betas of each category fall into each twentieth of the envelope.
+    """How many betas of each category fall into each twentieth of the axis.
 
-    A bin holds its lower border; the last one its upper border too.
+    It reaches from the lowest to the highest end of the envelopes, further where a baseline does. A
+    bin holds its lower border; the last one its upper border too.
     """
-    low, high = made.schedule.beta_min, made.schedule.beta_max
+    beta, envelope = made.table["beta"].drop_nulls(), made.schedule.widest
+    low, high = min([envelope.beta_min, *beta]), max([envelope.beta_max, *beta])
+    share = ((pl.col("beta") - low) / (high - low)).round(9)  # on a border, if it is
     bins = (
-        made.table.select("category", share=envelope_shares(made.table, made.schedule))
-        .drop_nulls("share")
-        .with_columns(bin=(pl.col("share") * BINS).floor().clip(0, BINS - 1))
-        .group_by("category", pl.col("bin").cast(pl.Int32))
+        made.table.drop_nulls("beta")
+        .group_by("category", bin=(share * BINS).floor().clip(0, BINS - 1).cast(pl.Int32))
         .len()
     )
     counts = {category: [0] * BINS for category in categories}

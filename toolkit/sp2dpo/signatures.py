@@ -14,7 +14,9 @@ from typing import Any
 import polars as pl
 
 from sp2dpo.agreement import intraclass
-from sp2dpo.schedule import Betas, Schedule
+from sp2dpo.betas import ends
+from sp2dpo.betas_file import Betas
+from sp2dpo.schedule import Schedule
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
@@ -91,12 +93,14 @@ def signatures(
 
 
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-    """Where each beta stands in the envelope, in [0, 1]: (beta - beta_min) / (beta_max - beta_min).
+    """Where each beta stands in its envelope: (beta - beta_min) / (beta_max - beta_min).
 
-    Rounded to 9 decimals, so that a beta on a border is on it in spite of floating point.
+    In [0, 1], but for a baseline's beta, which may lie outside. Rounded to 9 decimals, so that a
+    beta on a border is on it in spite of floating point.
     """
-    width = schedule.beta_max - schedule.beta_min
-    return ((table["beta"] - schedule.beta_min) / width).round(9)
+    low, high = ends(schedule)
+    share = (pl.col("beta") - low) / (high - low)
+    return table.select(share.round(9)).to_series()
 
 
 def _clumped_low(shares: pl.Series) -> Signature:

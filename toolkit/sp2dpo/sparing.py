@@ -16,6 +16,7 @@ from sp2dpo.annotations import Key
 from sp2dpo.asking import Asking, Take
 from sp2dpo.backlog import Heard, Job, Question, Settled
 from sp2dpo.entries import UNREADABLE, Entry
+from sp2dpo.estimators import JMAMP
 from sp2dpo.gaps import signed_gap
 from sp2dpo.panel import Panel
 
@@ -54,7 +55,7 @@ class State:
             return
         kept = reply["reason"] is None
         final = kept or reply["reason"] not in UNREADABLE or attempt >= self._retries[teacher]
-        reading = signed_gap(reply, self._panel.rubric, "sampled") if kept else None
+        reading = signed_gap(reply, self._panel.rubric, JMAMP) if kept else None
         self._last[key] = (attempt, final, reading)
 
     @property

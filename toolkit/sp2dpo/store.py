@@ -7,19 +7,23 @@ beside it (`-wal`) belongs to it.
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sp2dpo.annotation_table import AnnotationTable, annotation_table
+import polars as pl
+
+from sp2dpo.annotation_table import APART, AnnotationTable, by_key, replies_of
+from sp2dpo.annotation_table import COLUMNS as READ
 from sp2dpo.backlog import Backlog, Settled, counted
 from sp2dpo.corpus import Corpus
 from sp2dpo.database import connect, integrity, read_meta, snapshot, transaction, write_meta
 from sp2dpo.entries import COLUMNS, Entry, row_of
 from sp2dpo.ledger import Ledger
 from sp2dpo.panel import Panel
-from sp2dpo.rubric import Rubric, rubric_of
+from sp2dpo.rubric import CHOSEN_FIRST, Rubric, rubric_of
 
 
 class Store:
@@ -206,16 +210,50 @@ class Store:
         Raises:
             ValueError: there is none.
         """
-        names = (
-            *COLUMNS[:5], "category", "magnitude", "confidence", "better",
-            "expected_magnitude", "expected_confidence",
-        )  # fmt: skip
-        quoted = ", ".join(f'"{name}"' for name in names)
-        rows = self._db.execute(f"SELECT {quoted} FROM replies WHERE status = 'kept'").fetchall()
         rubric = self.rubric()
-        if not rows:
+        pair_ids = self.corpus.pair_ids()
+        # SQLite reads one part while polars takes apart the one before.
+        with ThreadPoolExecutor(max_workers=1) as apart:
+            parts = [
+                apart.submit(replies_of, *said) for said in self._kept(len(pair_ids), rubric.blind)
+            ]
+            tables = [part.result() for part in parts]
+        if not tables:
             raise ValueError(f"{self.path}: no reply was kept, so there are no gaps to compute")
-        return annotation_table(rows, pair_ids=self.corpus.pair_ids(), rubric=rubric)
+        return AnnotationTable(replies=by_key(pl.concat(tables)), pair_ids=pair_ids, rubric=rubric)
+
+    def _kept(
+        self, pairs: int, blind: bool
+    ) -> Iterator[tuple[dict[str, str], dict[str, list[float | None]], int]]:
+        """The kept replies in parts, for `replies_of`; a part has some 4,000 pairs.
+
+        SQLite makes one text of a column, many times quicker than a row of Python objects each. A
+        driver with a SQLite of its own (ADBC's) would be as quick, but two of them in one process
+        take the locks of a file away from each other, and a store is read while others write to it.
+        """
+        names = [name for name in READ[:9] if blind or name not in ("order", "better")]
+        listed = ", ".join(f"group_concat({_text_of(name)}, '{APART}')" for name in names)
+        found = (
+            "FROM replies INDEXED BY replies_narrow "
+            "WHERE status = 'kept' AND pair_id >= ? AND pair_id < ?"
+        )
+        for span in _spans(pairs // 4000):
+            expected = "count(expected_magnitude) + count(expected_confidence)"
+            count, expected, *texts = self._db.execute(
+                f"SELECT count(*), {expected}, {listed} {found}", span
+            ).fetchone()
+            said = dict(zip(names, texts, strict=True))
+            if not blind and count:
+                said["order"] = APART.join([CHOSEN_FIRST] * count)
+            numbers = {}
+            if expected:  # as numbers: the text of one is not exact
+                rows = self._db.execute(
+                    f"SELECT expected_magnitude, expected_confidence {found}", span
+                )
+                columns = zip(*rows, strict=True)
+                numbers = dict(zip(READ[9:], map(list, columns), strict=True))
+            if count:
+                yield said, numbers, count
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
         """How often each outcome came back: `kept`, or the reason of the last refusal."""
@@ -226,3 +264,14 @@ class Store:
                 if one.teacher == teacher and one.variant in variants
             ]
         )
+
+
+def _text_of(name: str) -> str:
+    return "ifnull(better, '')" if name == "better" else f'"{name}"'
+
+
+def _spans(parts: int) -> list[tuple[str, str]]:
+    """The ids of pairs, which begin with hexadecimal digits at random, in about so many parts."""
+    digits = 0 if parts < 2 else 1 if parts < 64 else 2
+    starts = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
+    return list(zip(starts, [*starts[1:], "g"], strict=True))

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from sp2dpo.backlog import counted
+import polars as pl
+
+from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.backlog import Outcome, counted
 from sp2dpo.panel import Panel, Teacher
 from sp2dpo.store import Store
 
@@ -35,12 +38,19 @@ class Tally:
         return self.pending + (sum(self.refused.values()) if again else 0)
 
 
-def tally(store: Store, panel: Panel) -> list[Tally]:
-    """What the store holds of what the panel asks, by teacher."""
+def tally(store: Store, panel: Panel, annotations: AnnotationTable | None = None) -> list[Tally]:
+    """What the store holds of what the panel asks, by teacher.
+
+    Args:
+        store: with what came.
+        panel: what it asks.
+        annotations: of the store, where they are at hand: it need not count them again then.
+    """
     wanted = store.backlog.pairs() * panel.questions()
     adaptive = panel.budget == "adaptive"
     spared = store.backlog.spared(panel.variants, panel.questions()) if adaptive else {}
-    outcomes = store.backlog.outcomes()
+    kept = store.backlog.kept() if annotations is None else _kept(annotations)
+    outcomes = [*kept, *store.backlog.refused()]
     tallies = []
     for teacher in panel.teachers:
         said = [
@@ -61,6 +71,18 @@ def tally(store: Store, panel: Panel) -> list[Tally]:
             )
         )
     return tallies
+
+
+def _kept(annotations: AnnotationTable) -> list[Outcome]:
+    """As `Backlog.kept`: a key that has two kept replies counts once."""
+    key = ["teacher", "variant", "order"]
+    keys = annotations.replies.select("pair_id", *key)
+    again = pl.all_horizontal(pl.all() == pl.all().shift())
+    counts = keys.filter(~again.fill_null(False)).group_by(key).len()
+    return [
+        Outcome(teacher=teacher, variant=variant, order=order, reason=None, attempt=0, count=count)
+        for teacher, variant, order, count in counts.iter_rows()
+    ]
 
 
 def panel_of(store: Store) -> Panel:
