@@ -23,9 +23,12 @@ FLOW = [
     ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
     ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
     ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
-    ["explain", "columns", "card", "dataset", "agreement", "signatures", "examples", "report"],
-    ["page", "gold", "performance", "projection", "verdict", "pilot", "briefing"],
-    ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_pilot", "cli"],
+    ["agreement", "gold", "detection", "concord", "signature", "signatures", "biases", "audit"],
+    ["ablation", "comparison", "explain", "columns", "card", "dataset", "examples", "report"],
+    ["charts", "page", "plots", "audit_lines"],
+    ["performance", "projection", "verdict", "pilot", "briefing"],
+    ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot"],
+    ["cli"],
 ]
 TRAINING = ["pair_columns", "training"]  # knows only column names
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}

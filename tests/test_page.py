@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sp2dpo.page import chart, colour, decimals, draw, gauge, matrix, steps
+from sp2dpo.charts import chart, gauge, steps
+from sp2dpo.page import colour, decimals, draw, matrix
 from sp2dpo.pairs import Pair
 from sp2dpo.rubric import load_rubric, rubric_of
 from sp2dpo.sources import SetAside
@@ -174,7 +175,7 @@ def test_a_page_with_nothing_to_show_says_so(new_store):
     assert "There is only one, so there is nothing to compare." in reader.said
     assert "None: every row of the source holds a pair." in reader.said
     assert reader.said.count("None: no pair has a beta.") == 2
-    assert reader.said.count("cannot be told") == 6  # five checks and their summary
+    assert reader.said.count("cannot be told") == 11  # ten checks and their summary
     assert "nan" not in reader.said.lower().split()
     assert not re.search(r"\bNone\b(?!:)", reader.said)
 

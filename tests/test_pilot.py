@@ -183,8 +183,8 @@ def test_a_truth_must_not_be_said_twice(tmp_path):
     rows = pairs_of(2)
     twice = [Truth(name="q1", label="tie"), Truth(name=rows[0].pair.id, label="tie")]
     with pytest.raises(ValueError, match="are one pair, said twice"):
-        by_pair(twice, rows)
-    alike = [rows[0], SourceRow(row=2, pair=rows[1].pair, source_id="q1")]
+        by_pair(twice, [(row.pair.id, row.source_id) for row in rows])
+    alike = [(row.pair.id, "q1") for row in rows]
     with pytest.raises(ValueError, match="'q1' names several pairs"):
         by_pair(twice[:1], alike)
 

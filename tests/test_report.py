@@ -78,7 +78,7 @@ def report_on(store, *, quorum=1, **changed):
 
 
 def verdicts(found):
-    return {one["name"]: one["verdict"] for one in found["signatures"]}
+    return {one["name"]: one["verdict"] for one in found["signatures"][:5]}
 
 
 def values(found):
@@ -399,7 +399,7 @@ def test_the_one_teacher_that_wavers_is_named(new_store):
     found = annotated(
         new_store, lambda number, teacher, _: dice.randint(0, 10) if teacher == "y" else number % 11
     )
-    wavering = found["signatures"][-1]
+    wavering = found["signatures"][4]
     assert wavering["verdict"] == "bad"
     assert wavering["note"] == "lowest of 3: y"
 
@@ -423,7 +423,7 @@ def test_equal_gaps_have_no_spread_and_no_order(new_store):
 
 def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
     found = annotated(new_store, lambda number, teacher, _: 5 if teacher == "z" else number % 11)
-    guessing, wavering = found["signatures"][-2:]
+    guessing, wavering = found["signatures"][3:5]
     assert guessing["value"] == pytest.approx(1)
     assert guessing["note"] == "2 of 3 comparisons left out"
     assert wavering["note"] == "lowest of 2: x; left out: z"

@@ -8,7 +8,7 @@ from types import FrameType
 
 import click
 
-from sp2dpo import __version__, cli_betas, cli_files, cli_pilot, cli_teachers
+from sp2dpo import __version__, cli_audit, cli_betas, cli_files, cli_pilot, cli_teachers
 from sp2dpo.interrupts import Interrupted
 
 _PATH = """\b
@@ -36,6 +36,10 @@ for _command in (
     cli_files.merge,
     cli_betas.schedule,
     cli_betas.explain,
+    cli_audit.agreement,
+    cli_audit.estimators,
+    cli_audit.compare,
+    cli_audit.audit,
     cli_betas.build,
     cli_betas.report,
 ):

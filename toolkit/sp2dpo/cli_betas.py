@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli_store import FILE, say
+from sp2dpo.cli_store import DRAWS, FILE, GOLD, known_of, plots, say
 
 if TYPE_CHECKING:
     from sp2dpo.annotation_table import AnnotationTable
@@ -74,7 +74,7 @@ def _made_lines(made: "Betas", share: str) -> "Iterator[str]":
             kept = table.filter("keep")[name]
             yield f"{name} mean {kept.mean():.4g}, min {kept.min():.4g}, max {kept.max():.4g}"
     if (disputed := table["label_disputed"]).count():
-        yield f"{disputed.sum()} labels disputed: the panel thinks the rejected response better"
+        yield f"{disputed.sum()} labels disputed: the panel thinks them wrong"
     flipped = f", {table['flip'].sum()} with their responses exchanged" if "flip" in table else ""
     if made.arm.departures():
         yield f"{table['keep'].sum()} pairs are kept for training{flipped}"
@@ -109,7 +109,7 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     from sp2dpo.explain import explain as lines_of
     from sp2dpo.maps import places
 
-    with _opened(store_file, betas_file) as (store, made, _):
+    with opened(store_file, betas_file) as (store, made, _):
         pair = store.corpus.pair(pair_id)
         table = made.table.with_columns(place=places(pl.col("gap")))
         row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
@@ -133,7 +133,7 @@ def build(store_file: Path, betas_file: Path, out: Path) -> None:
     from sp2dpo.dataset import build as build_folder
     from sp2dpo.terminal import harmless
 
-    with _opened(store_file, betas_file) as (store, made, _):
+    with opened(store_file, betas_file) as (store, made, _):
         rows, replies = build_folder(store, made, out)
     click.echo(harmless(f"wrote {out}: {rows} rows, {replies} annotations"))
 
@@ -142,8 +142,19 @@ def build(store_file: Path, betas_file: Path, out: Path) -> None:
 @click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
 @click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
 @click.option("--out", type=FILE, help="The HTML page to write.")
+@click.option("--plots", "folder", type=FOLDER, help="A folder for each plot as PNG and SVG.")
+@GOLD
+@DRAWS
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) -> None:
+def report(
+    store_file: Path,
+    betas_file: Path,
+    out: Path | None,
+    folder: Path | None,
+    gold_file: Path | None,
+    draws: int,
+    as_json: bool,
+) -> None:
     """Draw one page that shows the betas, the agreement and what looks wrong."""
     import json
 
@@ -152,12 +163,17 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
     from sp2dpo.report import report as report_of
     from sp2dpo.terminal import harmless
 
-    if out is None and not as_json:
-        raise click.UsageError("say --out PAGE.html, --json, or both")
+    if out is None and folder is None and not as_json:
+        raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
     if out is not None:
         refuse_foreign(out, is_report, "a report")
-    with _opened(store_file, betas_file) as (store, made, annotations):
-        found = report_of(store, made, annotations)
+    drawing = plots() if folder is not None else None
+    with opened(store_file, betas_file) as (store, made, annotations):
+        truths, given = known_of(gold_file, store) if gold_file else (None, 0)
+        found = report_of(store, made, annotations, truths=truths, given=given, draws=draws)
+    if drawing is not None and folder is not None:
+        for path in drawing.save_all(found, folder):
+            click.echo(harmless(f"wrote {path}"), err=as_json)
     if out is not None:
         with whole(out) as unfinished:
             unfinished.write_text(draw(found), encoding="utf-8")
@@ -167,7 +183,7 @@ def report(store_file: Path, betas_file: Path, out: Path | None, as_json: bool) 
 
 
 @contextmanager
-def _opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas, AnnotationTable]]":
+def opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas, AnnotationTable]]":
     """A store and the betas that were made from it."""
     from sp2dpo.betas_file import check_origin, read_betas
     from sp2dpo.store import Store

@@ -1,18 +1,30 @@
-"""What the commands that write to a store share: its options, how it is opened, what they say."""
+"""What commands share: options, how a store is opened to be written to, what they say."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from sp2dpo.gold import Truth
     from sp2dpo.panel import Panel
     from sp2dpo.shards import Shard
     from sp2dpo.store import Store
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+GOLD = click.option(
+    "--gold", "gold_file", type=FILE, help="JSON Lines of pairs whose truth is known."
+)
+DRAWS = click.option(
+    "--draws",
+    type=click.IntRange(min=1, max=100_000),
+    default=1000,
+    show_default=True,
+    help="Bootstrap samples behind the intervals.",
+)
 
 
 class ShardType(click.ParamType):
@@ -92,3 +104,28 @@ def taken_in(
             raise ValueError(f"{source or store_file}: no row holds a preference pair")
         store.check(panel)
         yield store
+
+
+def known_of(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
+    """What a gold file knows of the store's pairs, and how many truths it holds."""
+    from sp2dpo.gold import by_pair, check_known, read_gold
+
+    truths = read_gold(path, store.rubric())
+    found = by_pair(truths, store.corpus.names())
+    check_known(truths, len(found), path=path, source=str(store.path))
+    return found, len(truths)
+
+
+def plots() -> ModuleType:
+    """The module that draws pictures.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from sp2dpo import plots as module
+    except ImportError as error:
+        raise ValueError(
+            f"pictures need matplotlib ({error}): pip install 'sp2dpo[plots]'"
+        ) from error
+    return module

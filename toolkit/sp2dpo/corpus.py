@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from sp2dpo.database import read_meta, transaction, write_meta
 from sp2dpo.pairs import Pair
 from sp2dpo.sources import SetAside, Source, SourceRow
@@ -142,6 +144,23 @@ class Corpus:
                 f"FROM source_rows WHERE pair_id IN ({marks}) GROUP BY pair_id)",
                 tuple(pair_ids),
             )
+        )
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """pair_id and source_id of every row that holds a pair, in the source's order."""
+        yield from self._db.execute("SELECT pair_id, source_id FROM source_rows ORDER BY row")
+
+    def lengths(self) -> pl.DataFrame:
+        """pair_id, and the characters of its chosen and of its rejected response, by pair_id.
+
+        Of a turn whose content is a list of parts, the characters of its JSON count.
+        """
+        said = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
+        query = f"SELECT pair_id, {said.format('chosen')}, {said.format('rejected')} FROM pairs"
+        return pl.DataFrame(
+            self._db.execute(f"{query} ORDER BY pair_id").fetchall(),
+            schema={"pair_id": pl.String, "chosen": pl.Float64, "rejected": pl.Float64},
+            orient="row",
         )
 
     def set_aside(self) -> Iterator[SetAside]:

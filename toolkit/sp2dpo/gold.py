@@ -21,7 +21,6 @@ import polars as pl
 from sp2dpo.agreement import spearman, wilson
 from sp2dpo.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean
-from sp2dpo.sources import SourceRow
 
 LABELS = ("chosen", "rejected", "tie")
 NEAR = 0.05
@@ -137,8 +136,12 @@ def check_known(truths: Sequence[Truth], pairs: int, *, path: Path, source: str)
         )
 
 
-def by_pair(truths: Iterable[Truth], rows: Iterable[SourceRow]) -> dict[str, Truth]:
-    """The truths about the pairs of some rows, by the pairs' ids; others are left out.
+def by_pair(truths: Iterable[Truth], names: Iterable[tuple[str, str | None]]) -> dict[str, Truth]:
+    """The truths about some pairs, by the pairs' ids; others are left out.
+
+    Args:
+        truths: of a file.
+        names: the pairs' ids and the source's own names for them, of every row.
 
     Raises:
         ValueError: a name means several pairs, or two truths are about one pair.
@@ -146,15 +149,15 @@ def by_pair(truths: Iterable[Truth], rows: Iterable[SourceRow]) -> dict[str, Tru
     known = {truth.name: truth for truth in truths}
     found: dict[str, Truth] = {}
     meant: dict[str, str] = {}
-    for row in rows:
-        for name in (row.pair.id, row.source_id):
+    for pair_id, source_id in names:
+        for name in (pair_id, source_id):
             if name is None or name not in known:
                 continue
-            if meant.setdefault(name, row.pair.id) != row.pair.id:
+            if meant.setdefault(name, pair_id) != pair_id:
                 raise ValueError(f"gold: {name!r} names several pairs; name each by its id")
-            if found.setdefault(row.pair.id, known[name]) is not known[name]:
+            if found.setdefault(pair_id, known[name]) is not known[name]:
                 raise ValueError(
-                    f"gold: {name!r} and {found[row.pair.id].name!r} are one pair, said twice"
+                    f"gold: {name!r} and {found[pair_id].name!r} are one pair, said twice"
                 )
     return found
 

@@ -57,7 +57,11 @@ def estimate(value: float | None, drawn: Iterable[float | None]) -> dict[str, fl
 
 
 def resampled(
-    statistic: Callable[[NDArray[np.float64]], float | None], units: int, *, draws: int
+    statistic: Callable[[NDArray[np.float64]], float | None],
+    units: int,
+    *,
+    draws: int,
+    counts: NDArray[np.int64] | None = None,
 ) -> dict[str, float | None]:
     """A statistic of weighted units with its interval; see `estimate`.
 
@@ -65,11 +69,12 @@ def resampled(
         statistic: of (units,) weights.
         units: how many.
         draws: bootstrap samples.
+        counts: as `resamples`.
     """
     if units == 0:
         return {"value": None, "low": None, "high": None}
-    value = statistic(np.ones(units))
-    return estimate(value, map(statistic, resamples(units, draws=draws)))
+    value = statistic(np.ones(units) if counts is None else counts.astype(np.float64))
+    return estimate(value, map(statistic, resamples(units, draws=draws, counts=counts)))
 
 
 def correlation(x: Any, y: Any, weights: NDArray[np.float64]) -> float | None:
@@ -102,6 +107,63 @@ class Ranked:
         return (np.cumsum(sizes) - (sizes - 1) / 2)[self.codes]
 
 
-def spearman(one: Ranked, other: Ranked, weights: NDArray[np.float64]) -> float | None:
+class RankedWithin:
+    """Values ranked each within its own part, centred, as shares of the part's weight.
+
+    What differs between the parts is taken out, whatever its form.
+    """
+
+    def __init__(self, values: Any, parts: Any) -> None:
+        _, self._part = np.unique(np.asarray(parts), return_inverse=True)
+        both = np.stack([self._part, Ranked(values).codes])
+        found, self._codes = np.unique(both, axis=1, return_inverse=True)
+        self._part_of = found[0]
+        self._first = np.searchsorted(self._part_of, np.arange(self._part.max(initial=-1) + 1))
+
+    def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) in [-0.5, 0.5]; a value of weight w stands for w equal ones."""
+        sizes = np.bincount(self._codes, weights=weights, minlength=len(self._part_of))
+        upto = np.cumsum(sizes)
+        before = (upto - sizes)[self._first][self._part_of]
+        totals = np.add.reduceat(sizes, self._first)[self._part_of]
+        ranks = upto - (sizes - 1) / 2 - before
+        centred = (ranks - (totals + 1) / 2) / np.where(totals > 0, totals, 1.0)
+        return centred[self._codes]
+
+
+def spearman(
+    one: Ranked | RankedWithin, other: Ranked | RankedWithin, weights: NDArray[np.float64]
+) -> float | None:
     """Spearman's rho of weighted values, ties given their mean rank."""
     return correlation(one.ranks(weights), other.ranks(weights), weights)
+
+
+def rank_correlation(
+    one: Any, other: Any, *, draws: int, parts: Any = None
+) -> dict[str, float | None]:
+    """Spearman's rho of two columns with its interval; see `estimate`.
+
+    Equal rows are drawn together, which is the same and, where values are few, quicker.
+
+    Args:
+        one: (n,) values.
+        other: (n,) values.
+        draws: bootstrap samples.
+        parts: (n,) where given, ranks are taken within equal ones: see `RankedWithin`.
+    """
+    sides = [Ranked(one).codes, Ranked(other).codes]
+    if parts is not None:
+        sides.append(np.unique(np.asarray(parts), return_inverse=True)[1])
+    if not len(sides[0]):
+        return estimate(None, [])
+    rows, counts = np.unique(np.stack(sides), axis=1, return_counts=True)
+    if parts is None:
+        ranked = [Ranked(side) for side in rows]
+    else:
+        ranked = [RankedWithin(side, rows[2]) for side in rows[:2]]
+    return resampled(
+        lambda weights: spearman(ranked[0], ranked[1], weights),
+        rows.shape[1],
+        draws=draws,
+        counts=counts,
+    )

@@ -7,13 +7,15 @@ the templates escape all of it, and control and direction marks are written as t
 import colorsys
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
 
+from sp2dpo.charts import chart, gauge, points
+from sp2dpo.concord import MEASURES
+from sp2dpo.detection import RULES
 from sp2dpo.terminal import harmless
 
 _LIGHT = (
@@ -56,10 +58,24 @@ def draw(found: dict[str, Any]) -> str:
                 matrix(found["variants"], agreement["between_variants"]),
             ),
         ],
+        measures=tuple(MEASURES),
+        alphas=_alphas(agreement["alpha"]),
+        drawn_lengths=points(found["lengths"], width=880, height=280),
+        rules=RULES,
         gauges={one["name"]: gauge(one) for one in found["signatures"]},
         shares=("consistent", "first", "second", "tie"),
         reasons=sorted({reason for teacher in found["teachers"] for reason in teacher["refused"]}),
     )
+
+
+def _alphas(alpha: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of the table of alphas."""
+    own = alpha["by_teacher"] if len(alpha["by_teacher"]) > 1 else {}
+    return [
+        ("teachers", alpha["teachers"]),
+        ("variants", alpha["variants"]),
+        *((f"variants, {name} alone", one) for name, one in own.items()),
+    ]
 
 
 def is_report(path: Path) -> bool:
@@ -88,118 +104,6 @@ def colour(number: int) -> tuple[str, str]:
 def _hexadecimal(hue: float, lightness: float, saturation: float) -> str:
     parts = colorsys.hls_to_rgb(hue, lightness, saturation)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A piece of a stacked bar: `count` betas of a category from `low` to `high`; in pixels."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    category: int
-    name: str
-    count: int
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tick:
-    """A value on an axis, and where it stands, in pixels."""
-
-    at: float
-    value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A stacked histogram, laid out; all lengths in pixels, from the upper left corner."""
-
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
-    bars: list[Bar]
-    across: list[Tick]
-    up: list[Tick]
-
-
-def chart(histogram: dict[str, Any], *, width: int, height: int, ticks: int) -> Chart:
-    """Lays out the histogram.
-
-    Args:
-        histogram: as `report.report` gives it.
-        width: in pixels.
-        height: in pixels.
-        ticks: steps between the ends of the axis of beta.
-    """
-    right, top, bottom = width - 14, 12, height - 46
-    edges, categories = histogram["edges"], histogram["categories"]
-    bins = len(edges) - 1
-    sums = [sum(category["counts"][number] for category in categories) for number in range(bins)]
-    marks = steps(max(sums))
-    left = max(44, 16 + 8 * len(f"{marks[-1]:,}"))  # the longest number has to fit
-    scale = (bottom - top) / marks[-1]
-    step = (right - left) / bins
-    bars = []
-    for number in range(bins):
-        level = float(bottom)
-        for place, category in enumerate(categories):
-            count = category["counts"][number]
-            level -= count * scale
-            if count:
-                bars.append(
-                    Bar(
-                        x=round(left + number * step + 1, 2),
-                        y=round(level, 2),
-                        width=round(step - 2, 2),
-                        height=round(count * scale, 2),
-                        category=place,
-                        name=category["name"],
-                        count=count,
-                        low=edges[number],
-                        high=edges[number + 1],
-                    )
-                )
-    across = [
-        (end / ticks, edges[0] + (edges[-1] - edges[0]) * end / ticks) for end in range(ticks + 1)
-    ]
-    return Chart(
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        bars=bars,
-        across=[Tick(at=round(left + (right - left) * at, 2), value=beta) for at, beta in across],
-        up=[Tick(at=round(bottom - mark * scale, 2), value=mark) for mark in marks],
-    )
-
-
-def steps(highest: int) -> list[int]:
-    """Round numbers from 0 to at least `highest`, at most six of them."""
-    size = 1
-    while size * 5 < highest:
-        size = size * 5 // 2 if str(size)[0] == "2" else size * 2
-    return [size * number for number in range(max(1, math.ceil(highest / size)) + 1)]
-
-
-def gauge(signature: dict[str, Any]) -> dict[str, Any]:
-    """Where the thresholds and the value of a signature stand, in percent of its scale."""
-    top = signature["top"]
-    look, bad = 100 * signature["look"] / top, 100 * signature["bad"] / top
-    if bad > look:
-        zones = [("ok", 0, look), ("look", look, bad - look), ("bad", bad, 100 - bad)]
-    else:
-        zones = [("bad", 0, bad), ("look", bad, look - bad), ("ok", look, 100 - look)]
-    value = signature["value"]
-    at = None if value is None else min(max(100 * value / top, 0.0), 100.0)
-    return {"zones": zones, "at": at}
 
 
 def matrix(

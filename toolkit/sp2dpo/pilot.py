@@ -21,7 +21,8 @@ from sp2dpo.performance import performance, used_by
 from sp2dpo.projection import projection, sweep
 from sp2dpo.sample import Sample
 from sp2dpo.schedule import Schedule
-from sp2dpo.signatures import END, envelope_shares, signatures
+from sp2dpo.signature import END
+from sp2dpo.signatures import envelope_shares, signatures
 from sp2dpo.store import Store
 from sp2dpo.verdict import verdict
 
@@ -179,7 +180,7 @@ def _betas(made: Betas) -> dict[str, Any]:
 def _gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | None:
     if trial.truths is None:
         return None
-    truths = by_pair(trial.truths, (row for row, _ in store.corpus.rows()))
+    truths = by_pair(trial.truths, store.corpus.names())
     return against_gold(table, truths, trial.panel.rubric, given=len(trial.truths))
 
 

@@ -1,33 +1,49 @@
 """The report on a run: every number that the page shows, as plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
 from sp2dpo import __version__
+from sp2dpo.ablation import ablation
 from sp2dpo.agreement import by_position, by_teacher, by_variant, comparisons, steady
 from sp2dpo.annotation_table import AnnotationTable
+from sp2dpo.audit import audit
 from sp2dpo.betas_file import Betas
+from sp2dpo.biases import by_length
+from sp2dpo.concord import concord
 from sp2dpo.examples import examples
 from sp2dpo.formulas import formulas
-from sp2dpo.gaps import over_orders, tells_labels
+from sp2dpo.gaps import tells_labels
+from sp2dpo.gold import Truth
+from sp2dpo.intervals import DRAWS
 from sp2dpo.rubric import Rubric
-from sp2dpo.signatures import signatures
 from sp2dpo.store import Store
 
 BINS = 20
 """Bars of the histogram; each is a twentieth of the envelope wide."""
 
 
-def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str, Any]:
+def report(
+    store: Store,
+    made: Betas,
+    annotations: AnnotationTable,
+    *,
+    truths: Mapping[str, Truth] | None = None,
+    given: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
     """Everything that `sp2dpo report` says, as JSON values; what is not known is None.
 
     Args:
         store: the run.
         made: its betas.
         annotations: of the store, which the betas were made from.
+        truths: what is known of some pairs, by pair_id; None where nothing is.
+        given: truths in the file.
+        draws: bootstrap samples behind the intervals.
 
     Raises:
         ValueError: the store holds no pairs.
@@ -40,7 +56,9 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
     variants = store.variants()
     between_teachers = comparisons(by_teacher(replies, categories, made.schedule.estimator), names)
     between_variants = comparisons(by_variant(replies, categories), variants)
-    table = made.table
+    table, lengths = made.table, store.corpus.lengths()
+    agreed = concord(annotations, made.schedule.estimator, draws=draws)
+    audited = audit(made, annotations, lengths, truths=truths, given=given, draws=draws)
     return {
         "toolkit": {"version": __version__},
         "source": _source(store),
@@ -62,11 +80,28 @@ def report(store: Store, made: Betas, annotations: AnnotationTable) -> dict[str,
             "spread": table["spread"].mean(),
             "between_teachers": between_teachers,
             "between_variants": between_variants,
+            "alpha": {
+                "teachers": agreed["teachers"]["alpha"],
+                "variants": agreed["variants"]["alpha"],
+                "by_teacher": agreed["variants"]["by_teacher"],
+            },
+            "outliers": agreed["outliers"],
+            "splits": _named(agreed["splits"], store),
         },
-        "signatures": [
-            asdict(one) for one in signatures(made, over_orders(replies), between_teachers)
-        ],
+        "signatures": audited["signatures"],
+        "gold": audited["gold"],
+        "lengths": by_length(table, lengths),
+        "estimators": ablation(annotations, made.schedule, truths=truths, draws=draws),
+        "draws": draws,
         **examples(store, made, rubric),
+    }
+
+
+def _named(splits: dict[str, Any], store: Store) -> dict[str, Any]:
+    """With the source's own names of the pairs."""
+    names = store.corpus.source_ids([one["pair_id"] for one in splits["pairs"]])
+    return splits | {
+        "pairs": [one | {"source_id": names.get(one["pair_id"])} for one in splits["pairs"]]
     }
 
 

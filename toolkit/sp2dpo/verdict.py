@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sp2dpo.signatures import BAD, FEWEST, UNKNOWN, Signature
+from sp2dpo.signature import BAD, FEWEST, UNKNOWN, Signature
 from sp2dpo.terminal import brief
 
 MOST_REFUSED = 0.05
