@@ -6,6 +6,7 @@ the templates escape all of it, and control and direction marks are written as t
 
 import colorsys
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ def draw(found: dict[str, Any]) -> str:
         ],
         measures=tuple(MEASURES),
         alphas=_alphas(agreement["alpha"]),
-        drawn_lengths=points(found["lengths"], width=880, height=280),
+        lengths=[
+            points(found["lengths"], width=880, height=280),
+            points(found["lengths"], width=350, height=260),
+        ],
         rules=RULES,
         gauges={one["name"]: gauge(one) for one in found["signatures"]},
         shares=("consistent", "first", "second", "tie"),
@@ -130,6 +134,7 @@ def _templates(beta_decimals: int) -> jinja2.Environment:
         "percent": lambda value: _UNKNOWN if value is None else f"{value:.0%}",
         "whole": lambda value: f"{value:,}",
         "flat": lambda text: " ".join(text.split()),
+        "code": _code,
     }
     return environment
 
@@ -139,6 +144,12 @@ def _visible(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
         return harmless(value.replace("\r\n", "\n"))
     return value
+
+
+def _code(text: str) -> markupsafe.Markup:
+    """Text with what stands between backticks set as code."""
+    said = markupsafe.escape(harmless(text))
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", said))
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
