@@ -7,10 +7,10 @@ train on the same ones.
 """
 
 from dataclasses import dataclass
-from statistics import fmean, harmonic_mean
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from sp2dpo.betas import ends
 from sp2dpo.choices import check_number, check_seed
@@ -46,7 +46,7 @@ class ArithmeticMean:
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Its beta for every pair that has one."""
-        return _same(table, fmean(_kept(table)))
+        return _same(table, _kept(table).mean())
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HarmonicMean:
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Its beta for every pair that has one."""
-        return _same(table, harmonic_mean(_kept(table)))
+        return _same(table, 1 / (1 / _kept(table)).mean())
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class GapWeight:
         Raises:
             ValueError: every gap is 0.
         """
-        mean = fmean(table.filter("keep")["gap"])
+        mean = table.filter("keep")["gap"].to_numpy().mean()
         if not mean:
             raise ValueError("weight: gap: every kept pair has the gap 0, so no weight is above 0")
         return table["gap"] / mean
@@ -158,7 +158,7 @@ class BetaWeight:
 
     def values(self, table: pl.DataFrame) -> pl.Series:
         """The weights of pairs with a beta."""
-        return table["beta"] / fmean(_kept(table))
+        return table["beta"] / _kept(table).mean()
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class GapMargin:
         return table["gap"] * float(self.scale)
 
 
-def _kept(table: pl.DataFrame) -> list[float]:
-    return table.filter("keep")["beta"].to_list()
+def _kept(table: pl.DataFrame) -> NDArray[np.float64]:
+    return table.filter("keep")["beta"].to_numpy()
 
 
 def _same(table: pl.DataFrame, beta: float) -> pl.Series:
-    return table.select(pl.when("has_beta").then(pl.lit(beta))).to_series()
+    return table.select(pl.when("has_beta").then(pl.lit(float(beta)))).to_series()

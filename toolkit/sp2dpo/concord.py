@@ -225,8 +225,9 @@ def _bias(said: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | Non
         said.filter(pl.col("reader") != teacher).group_by("pair_id").agg(rest=pl.col("gap").mean())
     )
     both = own.join(rest, on="pair_id").sort("pair_id")
-    difference = (both["own"] - both["rest"]).to_numpy()
-    return resampled(lambda w: float(w @ difference / w.sum()), len(difference), draws=draws)
+    difference = (both["own"] - both["rest"]).round(9).to_numpy()
+    values, counts = np.unique(difference, return_counts=True)
+    return resampled(lambda w: float(w @ values / w.sum()), len(values), draws=draws, counts=counts)
 
 
 def _splits(said: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:

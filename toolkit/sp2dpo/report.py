@@ -11,6 +11,7 @@ from sp2dpo.ablation import ablation
 from sp2dpo.agreement import by_position, by_teacher, by_variant, comparisons, steady
 from sp2dpo.annotation_table import AnnotationTable
 from sp2dpo.audit import audit
+from sp2dpo.backlog import counted
 from sp2dpo.betas_file import Betas
 from sp2dpo.biases import by_length
 from sp2dpo.concord import concord
@@ -125,9 +126,15 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
 
 def _teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     """Every teacher that was asked, by name, with what became of its replies."""
-    found = []
+    found, outcomes = [], store.backlog.outcomes()
     for teacher in store.teachers():
-        counts = store.counts(teacher["name"], list(rubric.variants))
+        counts = counted(
+            [
+                one
+                for one in outcomes
+                if one.teacher == teacher["name"] and one.variant in rubric.variants
+            ]
+        )
         kept = counts.pop("kept", 0)
         found.append({**teacher, "kept": kept, "refused": counts})
     return found
