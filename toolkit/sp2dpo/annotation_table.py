@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from sp2dpo.rubric import Rubric
 
@@ -59,8 +58,10 @@ class AnnotationTable:
         said = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
         line = pl.concat_str(pl.concat_str(said, separator="\t"), pl.lit("\n"))
         for some in self.replies.iter_slices(_SLICE):
-            # An Arrow column of text holds all its lines end to end.
-            lines: Any = some.select(line).to_series().to_arrow().cast(pa.large_string())
+            # An Arrow column of text, in its older layout, holds all its lines end to end.
+            lines: Any = (
+                some.select(line).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+            )
             digest.update(lines.buffers()[2])
         return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from sp2dpo.baselines import (
     Permuted,
     Uniform,
 )
-from sp2dpo.betas import betas
+from sp2dpo.betas import COLUMNS, betas
 from sp2dpo.choices import read_choice, written
 from sp2dpo.gaps import tells_labels
 from sp2dpo.rewards import Madpo, Odpo
@@ -182,7 +182,7 @@ def table_of(annotations: AnnotationTable, arm: Arm, scores: Scores | None = Non
         table = table.with_columns(margin=arm.margin.values(table))
     if arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
-    return table
+    return table.select(*COLUMNS, *(name for name in OPTIONAL if name in table.columns))
 
 
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:

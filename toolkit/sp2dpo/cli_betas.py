@@ -29,6 +29,8 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
 
     The schedule's file says how, or an arm's: what a schedule is compared with.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from sp2dpo.arms import load_arm, table_of
     from sp2dpo.betas_file import Betas, write_betas
     from sp2dpo.scores import read_scores
@@ -36,11 +38,14 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
 
     arm = load_arm(schedule_file)
     scores = read_scores(scores_file) if scores_file else None
-    with Store(store_file) as store, store.snapshot():
-        annotations = store.annotations()
-        shard, mine = store.backlog.shard(), store.backlog.pairs()
-        pending, asked = _pending(store, annotations)
-    table = table_of(annotations, arm, scores)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        with Store(store_file) as store, store.snapshot():
+            annotations = store.annotations()
+            hashing = beside.submit(getattr, annotations, "hash")
+            shard, mine = store.backlog.shard(), store.backlog.pairs()
+            pending, asked = _pending(store, annotations)
+        table = table_of(annotations, arm, scores)
+        annotations_hash = hashing.result()
     if not table["has_beta"].any():
         raise ValueError(
             f"no pair has the quorum of {arm.of.quorum} replies, the most is "
@@ -49,7 +54,7 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     made = Betas(
         table=table,
         arm=arm,
-        annotations_hash=annotations.hash,
+        annotations_hash=annotations_hash,
         scores_hash=scores.hash if scores else None,
     )
     write_betas(made, out)

@@ -146,7 +146,7 @@ def over_orders(replies: pl.DataFrame) -> pl.DataFrame:
     return _each(
         replies,
         ["pair_id", "teacher", "variant"],
-        *(pl.col(name).mean() for name in _READ),
+        *(pl.col(name).mean() for name in _read(replies)),
         votes=pl.len(),
     )
 
@@ -158,7 +158,7 @@ def over_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
         readings: as `over_orders` makes them.
         way: see `Estimator.over_variants`.
     """
-    made = (combined(name, way) for name in _READ)
+    made = (combined(name, way) for name in _read(readings))
     return _each(readings, ["pair_id", "teacher"], *made, votes=pl.col("votes").sum())
 
 
@@ -172,11 +172,16 @@ def over_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
     return _each(
         by_teacher,
         ["pair_id"],
-        *(combined(name, way) for name in _READ),
+        *(combined(name, way) for name in _read(by_teacher)),
         spread=pl.col("gap").std(ddof=0),
         votes=pl.col("votes").sum().cast(pl.Int32),
         teachers=pl.len().cast(pl.Int32),
     )
+
+
+def _read(table: pl.DataFrame) -> list[str]:
+    """What is combined: as much of gap, magnitude and confidence as a table has."""
+    return [name for name in _READ if name in table.columns]
 
 
 def _each(table: pl.DataFrame, names: list[str], *made: pl.Expr, **more: pl.Expr) -> pl.DataFrame:

@@ -109,7 +109,7 @@ def madpo_weight(
             ablations would divide by zero at c_min = 1).
 
     Returns:
-        Weights above 0, of the shape of h.
+        Weights of the shape of h; above 0 but where floating point has nothing left of them.
     """
     h = np.asarray(h, dtype=np.float64)
     odds = np.log((c_max - 1) / (1 - c_min)) + lam * (np.abs(h) - tau)

@@ -1,0 +1,29 @@
+"""A pair's gap and beta and nothing else, by the functions of the package: store to Parquet.
+
+python tests/benchmarks/same_columns.py run.sqlite betas.parquet
+"""
+
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from sp2dpo.estimators import JMAMP
+from sp2dpo.gaps import effective, over_orders, over_teachers, over_variants
+from sp2dpo.maps import Linear
+from sp2dpo.store import Store
+
+
+def main():
+    store_file, out = map(Path, sys.argv[1:])
+    with Store(store_file) as store:
+        annotations = store.annotations()
+    replies = effective(annotations, JMAMP).drop("magnitude", "confidence")
+    by_teacher = over_variants(over_orders(replies), JMAMP.over_variants)
+    table = over_teachers(by_teacher, JMAMP.over_teachers).select("pair_id", "gap")
+    beta = Linear().beta(pl.col("gap"), 0.03, 0.3)
+    table.with_columns(beta=beta).write_parquet(out)
+
+
+if __name__ == "__main__":
+    main()

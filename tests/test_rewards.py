@@ -1,0 +1,109 @@
+"""What a reward margin makes of a pair: MADPO's weight and ODPO's offset."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from sp2dpo.rewards import Madpo, Odpo, madpo_weight
+
+NOTEBOOK = {"c_max": 2, "c_min": 0.5, "lam": 1, "tau": math.log(0.999 / 0.001)}
+quick = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+def plain(h, *, c_max, c_min, lam, tau):
+    """The formula as it stands, for where floating point takes it."""
+    c = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) * math.exp(lam * (abs(h) - tau)))
+
+    def s(z):
+        return 1 / (1 + math.exp(-z))
+
+    return s(c * h) / s(h) if h > -tau else 1.0
+
+
+@pytest.mark.parametrize(
+    ("h", "weight"),
+    [
+        (-4, 0.033667),
+        (-1, 0.446409),
+        (0.5, 1.173688),
+        (1, 1.203655),
+        (4, 1.017699),
+        (8, 0.997072),
+    ],
+)
+def test_the_weight_is_that_of_the_released_code(h, weight):
+    assert madpo_weight(h, **NOTEBOOK) == pytest.approx(weight, abs=1e-6)
+
+
+def test_the_weight_is_1_without_a_margin_and_at_and_below_minus_tau():
+    tau = NOTEBOOK["tau"]
+    assert madpo_weight([0.0, -tau, -tau - 1, -1e4], **NOTEBOOK).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("settings_", [NOTEBOOK, {"c_max": 4, "c_min": 0.25, "lam": 1, "tau": 7}])
+def test_the_weight_is_continuous(settings_):
+    tau = settings_["tau"]
+    assert madpo_weight(-tau + 1e-9, **settings_) == pytest.approx(1, abs=1e-6)
+    h = np.linspace(-3 * tau, 3 * tau, 200_001)
+    w = madpo_weight(h, **settings_)
+    assert np.abs(np.diff(w)).max() < 40 * (h[1] - h[0])
+
+
+@quick
+@given(some.floats(-1e4, 1e4), some.floats(1.01, 100), some.floats(0.01, 0.99))
+def test_the_weight_is_a_number_above_0_for_every_margin(h, c_max, c_min):
+    weight = float(madpo_weight(h, c_max=c_max, c_min=c_min, lam=1.0, tau=7.0))
+    assert math.isfinite(weight)
+    assert weight >= 0
+
+
+@quick
+@given(some.floats(-20, 20))
+def test_the_weight_equals_the_plain_formula_where_that_can_be_computed(h):
+    assert madpo_weight(h, **NOTEBOOK) == pytest.approx(plain(h, **NOTEBOOK), rel=1e-9)
+
+
+def test_the_ablations_hold_c_on_one_side_of_1():
+    h = np.linspace(-6.5, 20, 1000)
+    both, amplify, regularise = (
+        madpo_weight(h, only=only, **NOTEBOOK) for only in (None, "amplify", "regularise")
+    )
+    inside = np.abs(h) < NOTEBOOK["tau"]
+    assert np.allclose(amplify[inside], both[inside])
+    assert np.allclose(amplify[~inside], 1)
+    assert np.allclose(regularise[inside], 1)
+    assert np.allclose(regularise[~inside], both[~inside])
+
+
+def test_the_shape_of_the_margins_stays():
+    assert madpo_weight(np.zeros((2, 3)), **NOTEBOOK).shape == (2, 3)
+    assert madpo_weight(1.0, **NOTEBOOK).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"c_max": 1}, "c_max 1 must be above 1"),
+        ({"c_min": 1}, "c_min 1 must be above 0, below 1"),
+        ({"lam": 0}, "lam 0 must be above 0"),
+        ({"tau": -1}, "tau -1 must be above 0"),
+        ({"tau": math.nan}, "tau nan must be above 0"),
+        ({"c_max": True}, "c_max must be a number, not True"),
+        ({"only": "both"}, "only must be one of amplify, regularise, not 'both'"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Madpo(**(NOTEBOOK | wrong))
+
+
+def test_odpos_offset_is_the_scaled_logarithm_of_the_margin():
+    values = Odpo(alpha=2, f="log").values([math.e, 1.0, 0.5, 0.0, -3.0])
+    assert values[:3] == pytest.approx([2, 0, 2 * math.log(0.5)])
+    assert np.isnan(values[3:]).all()
+    assert Odpo(alpha=2, f="identity").values([1.5]) == pytest.approx([3])
+    with pytest.raises(ValueError, match="f must be one of log, identity, not 'sqrt'"):
+        Odpo(alpha=1, f="sqrt")
