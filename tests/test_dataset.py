@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
@@ -355,3 +356,18 @@ def test_sources_of_every_kind_give_the_same_data(tmp_path, new_store):
     ]
     assert found[0] == found[1] == found[2]
     assert [row.columns for row in found[0]] == [{"score": 0.0}, {"score": 0.5}, {"score": 1.0}]
+
+
+def test_another_schedule_in_a_folder_of_that_name_is_not_served_from_the_cache(demo, tmp_path):
+    """`datasets` keeps local folders by their card and name: the card must tell them apart."""
+    store, betas = demo / "run.sqlite", tmp_path / "betas.parquet"
+    found = []
+    for name in ("sp2dpo.yaml", "arms/constant.yaml", "arms/permuted.yaml"):
+        schedule = SCHEDULE.parent / name
+        succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
+        succeed("build", "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
+        loaded = read(tmp_path / "dataset", tmp_path)
+        written = pl.read_parquet(tmp_path / "dataset" / "data" / "*.parquet")["beta"]
+        assert [row["beta"] for row in loaded] == written.to_list()
+        found.append(tuple(written))
+    assert len(set(found)) == 3

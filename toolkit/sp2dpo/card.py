@@ -50,8 +50,17 @@ def _ends(schedule: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> str:
-    """The YAML that the Hub and `datasets` read."""
+    """The YAML that the Hub and `datasets` read.
+
+    `datasets` keeps what it has read of a local folder under a hash of this YAML and the folder's
+    name, not of its files: without their digests here, betas of another schedule, built into a
+    folder of the same name, would be served from the cache of the first.
+    """
     folders = {"default": "data", "annotations": "annotations"}
+    digests = {
+        name: [one["sha256"] for path, one in facts["files"].items() if path.startswith(folder)]
+        for name, folder in folders.items()
+    }
     said = {
         "pretty_name": f"{facts['source']['name']} with per-pair beta",
         "task_categories": ["text-generation"],
@@ -61,6 +70,7 @@ def _head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> str:
         "configs": [
             {
                 "config_name": name,
+                "description": f"SHA-256 {' '.join(digests[name])}",
                 "data_files": [{"split": "train", "path": f"{folders[name]}/train-*"}],
                 **({"default": True} if name == "default" else {}),
             }

@@ -126,12 +126,10 @@ def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
         for aside in store.corpus.set_aside():
             said = {"file": made_from, "row": aside.row, "reason": aside.reason}
             lines.write(json.dumps(said, ensure_ascii=False) + "\n")
+    facts["files"] = {name: _file(folder / name) for name in (ROWS, ANNOTATIONS, SET_ASIDE)}
     features_of = {"default": layout.features, "annotations": features}
     (folder / "README.md").write_text(card(facts, features_of, rubric), encoding="utf-8")
-    facts["files"] = {
-        name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in (ROWS, ANNOTATIONS, SET_ASIDE, "README.md")
-    }
+    facts["files"]["README.md"] = _file(folder / "README.md")
     manifest = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return rows, annotations
@@ -194,6 +192,7 @@ def _facts(store: Store, made: Betas, *, rows: int, annotations: int, kept: int)
     }
 
 
-def _sha256(path: Path) -> str:
+def _file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
