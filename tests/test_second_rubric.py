@@ -102,4 +102,6 @@ def test_a_student_trains_on_its_betas(finished, tiny_student):
     results = train(tiny_student, finished / "dataset", output, *short)
     betas = pl.read_parquet(finished / "betas.parquet")["beta"]
     assert results["beta"]["mean"] == pytest.approx(betas.mean())
-    assert results["rows"]["train"] == {"given": 12, "without_beta": 0, "used": 12}
+    assert results["rows"]["train"] == {
+        "given": 12, "without_beta": 0, "used": 12, "left_out": 0, "flipped": 0,
+    }  # fmt: skip
