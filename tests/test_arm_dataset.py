@@ -68,3 +68,24 @@ def test_a_student_is_trained_on_what_the_arm_keeps(built, tiny_student, tmp_pat
     assert results["rows"]["train"]["used"] == 77
     flipped = train(tiny_student, built("flip-disputed"), tmp_path / "flip", *short)
     assert flipped["rows"]["train"]["flipped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("madpo", ["beta", "weight"]), ("odpo", ["beta", "margin"])]
+)
+def test_a_student_is_trained_with_a_reward_models_weights_and_margins(
+    built, tiny_student, tmp_path, name, columns
+):
+    results = train(
+        tiny_student, built(name), tmp_path / "run", "--max_steps", "2", "--held_out", "0.2",
+        "--eval_strategy", "no", "--pair_columns", *columns, "--missing_beta", "drop",
+        "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1",
+    )  # fmt: skip
+    assert results["pair_columns"] == columns
+    rows = results["rows"]["train"]
+    if name == "odpo":
+        assert rows["left_out"] > 0  # where the reward model orders the responses otherwise
+    assert rows["used"] == rows["given"] - rows["left_out"] - rows["without_beta"]
+    state = json.loads(next((tmp_path / "run").glob("**/trainer_state.json")).read_text())
+    logged = {key for entry in state["log_history"] for key in entry}
+    assert {"weight/mean", "pairs/saturated", "accuracy/safety"} <= logged

@@ -30,7 +30,9 @@ FLOW = [
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot"],
     ["cli"],
 ]
-TRAINING = ["pair_columns", "training"]  # knows only column names
+TRAINING = [  # knows only column names
+    *("online", "pair_batch", "pair_columns", "pair_config", "pair_losses", "slopes", "training"),
+]
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}
 
 

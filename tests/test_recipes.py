@@ -99,7 +99,7 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
         ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean pair_columns?"),
         ({"dataset": ...}, [], 2, "dataset is missing"),
         ({"model_name_or_path": ...}, [], 2, "model_name_or_path is missing"),
-        ({"pair_columns": ["bets"]}, [], 2, "'bets' is not one of beta, did you mean beta?"),
+        ({"pair_columns": ["bets"]}, [], 2, "'bets' is not one of beta, weight, margin"),
         ({"held_out": 0.95}, [], 2, "held_out must be in [0, 0.9], not 0.95"),
         ({"held_out": 0.5, "eval_dataset": "x"}, [], 2, "exclude each other"),
         (

@@ -107,7 +107,8 @@ def train(trainer):
 
 
 def without_ours(logs):
-    ours = ("beta/", "margins/unscaled", "eval_beta/", "eval_margins/unscaled")
+    names = ("beta/", "margins/unscaled", "weight/", "pairs/", "gradient_share/", "accuracy/")
+    ours = (*names, *(f"eval_{name}" for name in names))
     return [{k: v for k, v in entry.items() if not k.startswith(ours)} for entry in logs]
 
 
@@ -295,7 +296,7 @@ def test_eight_times_one_pair_accumulates_to_one_batch_of_eight(model_dir, tmp_p
 def test_betas_stay_with_their_pairs_and_are_logged(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS[::-1]))
     batch = trainer.data_collator([trainer.train_dataset[row] for row in (5, 0)])
-    assert batch["beta"].dtype == torch.float32
+    assert batch["beta"].dtype == torch.float64
     assert batch["beta"].tolist() == pytest.approx([0.07, 0.03])
     assert batch["input_ids"].shape[0] == 4
     metrics = trainer.evaluate()
@@ -439,8 +440,12 @@ def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pair_columns": ["bets"]}, "pair_columns: 'bets' is not one of beta, did you mean beta?"),
-        ({"pair_columns": ["margin"]}, "pair_columns: 'margin' is not one of beta"),
+        (
+            {"pair_columns": ["bets"]},
+            "pair_columns: 'bets' is not one of beta, weight, margin, label_smoothing, did you mean"
+            " beta?",
+        ),
+        ({"pair_columns": ["reward_margin"]}, "'reward_margin' is not one of beta, weight, margin"),
         ({"pair_columns": "beta"}, "pair_columns must be a list, [beta] or [], not 'beta'"),
         (
             {"missing_beta": "dorp"},
@@ -547,10 +552,10 @@ def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
     rounding_would_be_seen = set()
     for name, values in stored.items():
         dtype, *batch = seen[name]
-        expected = torch.tensor(values, dtype=torch.float32)
-        assert dtype == "torch.float32"
+        expected = torch.tensor(values, dtype=torch.float64 if name == "beta" else torch.float32)
+        assert dtype == ("torch.float64" if name == "beta" else "torch.float32")
         assert sorted(batch) == sorted(expected.tolist())
-        if not torch.equal(expected, expected.bfloat16().float()):
+        if not torch.equal(expected, expected.bfloat16().to(expected.dtype)):
             rounding_would_be_seen.add(name)
     assert "beta" in rounding_would_be_seen  # TRL 1.0 computes the others in bf16 to begin with
 

@@ -1,18 +1,63 @@
 """Per-pair columns of a data set: which there are, what they may hold, how they reach a batch."""
 
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
-PAIR_COLUMNS = ("beta",)
 MISSING_BETA = ("error", "drop", "constant")
+CATEGORY = "category"
+"""A ClassLabel column of that name is carried along, so that metrics can be told by category."""
 
 logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a column may hold.
+
+    Attributes:
+        holds: whether a number may stand there.
+        words: the same, for people.
+        neutral: what a row without a value gets under `missing_beta: constant`; None for the global
+            beta.
+    """
+
+    holds: Callable[[float], bool]
+    words: str
+    neutral: float | None
+
+
+def is_beta(value: Any) -> bool:
+    """Whether a value is a number above 0 that float32 can hold (so no NaN, no infinity)."""
+    limits = torch.finfo(torch.float32)
+    return _is_number(value) and limits.tiny <= value <= limits.max
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+RULES: Mapping[str, Rule] = {
+    "beta": Rule(holds=is_beta, words="finite numbers above 0", neutral=None),
+    "weight": Rule(
+        holds=lambda value: math.isfinite(value) and value >= 0,
+        words="finite numbers, 0 or more",
+        neutral=1.0,
+    ),
+    "margin": Rule(holds=math.isfinite, words="finite numbers", neutral=0.0),
+    "label_smoothing": Rule(
+        holds=lambda value: 0 <= value < 0.5,
+        words="numbers of 0 or more, below 0.5",
+        neutral=0.0,
+    ),
+}
+PAIR_COLUMNS = tuple(RULES)
 
 
 @dataclass(frozen=True)
@@ -21,81 +66,125 @@ class PairCollator:
 
     Attributes:
         inner: Makes the batch from the examples; sees them unchanged.
-        columns: Added as float32 tensors of shape (B,). The names decide, never the values, so
+        columns: Added as float64 tensors of shape (B,). The names decide, never the values, so
             that all processes of a run agree on the keys of a batch.
+        category: Whether the numbers of the column `category` are added too, -1 for none.
     """
 
     inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
     columns: tuple[str, ...]
+    category: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch; ValueError if an example has no usable value (a stream may)."""
         batch = self.inner(examples)
+        where = f"a batch (it has the columns {', '.join(examples[0])})"
         for column in self.columns:
             values = [example.get(column) for example in examples]
-            refuse_bad_betas(values, f"a batch (it has the columns {', '.join(examples[0])})")
-            batch[column] = torch.tensor(values, dtype=torch.float32)
+            refuse_bad_values(column, values, where)
+            batch[column] = torch.tensor(values, dtype=torch.float64)
+        if self.category:
+            numbers = [example.get(CATEGORY) for example in examples]
+            batch[CATEGORY] = torch.tensor([-1 if n is None else n for n in numbers])
         return batch
 
 
-def with_all_betas(
-    dataset: Dataset, *, name: str, missing: str, constant: float
+def with_all_values(
+    dataset: Dataset,
+    columns: tuple[str, ...],
+    *,
+    name: str,
+    missing: str,
+    constant: float,
 ) -> tuple[Dataset, int]:
-    """Return the data set with a beta in every row, and how many rows had none.
+    """Return the data set with a value in every row and column, and how many rows missed one.
 
     Args:
-        dataset: Has a column `beta`.
+        dataset: Has the columns.
+        columns: Out of PAIR_COLUMNS.
         name: Names the data set in messages.
-        missing: One of MISSING_BETA, what becomes of rows whose beta is null.
-        constant: The beta above 0 that such a row gets if `missing` is "constant".
+        missing: One of MISSING_BETA, what becomes of rows in which a value is null.
+        constant: The beta above 0 that such a row gets if `missing` is "constant"; its weight is
+            then 1, its margin 0 and its label smoothing 0 where they are null.
 
     Raises:
-        ValueError: If a beta is not a finite number above 0, if one is null and `missing` is
-            "error", or if no row is left.
+        ValueError: If a value breaks its column's rule, if one is null and `missing` is "error",
+            or if no row is left.
     """
-    table: Any = dataset.select_columns(["beta"]).with_format("arrow")[:]
-    betas = table.column("beta").to_pylist()
-    nulls = betas.count(None)
+    table: Any = dataset.select_columns(list(columns)).with_format("arrow")[:]
+    values = {column: table.column(column).to_pylist() for column in columns}
     where = f"the {name} data set"
-    refuse_bad_betas(betas, where, null_is_bad=missing == "error")
-    if nulls == 0:
+    for column in columns:
+        refuse_bad_values(column, values[column], where, null_is_bad=missing == "error")
+    missed = [row for row in range(len(dataset)) if any(values[c][row] is None for c in columns)]
+    if not missed:
         return dataset, 0
+    what = "beta" if columns == ("beta",) else f"value of {', '.join(columns)}"
     if missing == "constant":
-        logger.warning(f"{where}: {nulls} of {len(betas)} rows have no beta and get {constant}")
-        filled = [constant if beta is None else float(beta) for beta in betas]
-        return dataset.remove_columns("beta").add_column("beta", filled), nulls
-    if nulls == len(betas):
-        raise ValueError(f"{where} has a beta in none of its {nulls} rows: nothing is left of it")
-    logger.warning(f"{where}: {nulls} of {len(betas)} rows have no beta and are dropped")
-    return dataset.select([row for row, beta in enumerate(betas) if beta is not None]), nulls
+        logger.warning(
+            f"{where}: {len(missed)} of {len(dataset)} rows have no {what} and get "
+            + _neutral(columns, constant)
+        )
+        for column in columns:
+            neutral = RULES[column].neutral
+            filled = [
+                (constant if neutral is None else neutral) if value is None else float(value)
+                for value in values[column]
+            ]
+            dataset = dataset.remove_columns(column).add_column(column, filled)
+        return dataset, len(missed)
+    if len(missed) == len(dataset):
+        raise ValueError(
+            f"{where} has a {what} in none of its {len(missed)} rows: nothing is left of it"
+        )
+    logger.warning(f"{where}: {len(missed)} of {len(dataset)} rows have no {what} and are dropped")
+    gone = set(missed)
+    return dataset.select([row for row in range(len(dataset)) if row not in gone]), len(missed)
 
 
-def is_beta(value: Any) -> bool:
-    """Whether a value is a number above 0 that float32 can hold (so no NaN, no infinity)."""
-    limits = torch.finfo(torch.float32)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and limits.tiny <= value <= limits.max
+def _neutral(columns: tuple[str, ...], constant: float) -> str:
+    """What rows without a value get, in words."""
+    neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
+    if columns == ("beta",):
+        return str(constant)
+    return ", ".join(f"{column} {value}" for column, value in neutral.items())
 
 
-def refuse_bad_betas(betas: list[Any], where: str, *, null_is_bad: bool = True) -> None:
-    """Raise ValueError, with how many are bad and the first of them, if any beta is.
+def refuse_bad_values(
+    column: str, values: list[Any], where: str, *, null_is_bad: bool = True
+) -> None:
+    """Raise ValueError, with how many are bad and the first of them, if any value is.
 
     Args:
-        betas: One value per row.
+        column: Whose rule holds.
+        values: One per row.
         where: Names the rows in the message.
         null_is_bad: Whether a null counts as bad.
     """
-    bad = [row for row, beta in enumerate(betas) if beta is not None and not is_beta(beta)]
+    rule = RULES[column]
+    bad = [
+        row
+        for row, value in enumerate(values)
+        if value is not None and not (_is_number(value) and rule.holds(value))
+    ]
+    plural = "betas" if column == "beta" else f"values of {column}"
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(betas)} betas in {where} are not finite numbers above 0, the"
-            f" first is {betas[bad[0]]!r} in row {bad[0]}: build the data set again"
+            f"{len(bad)} of {len(values)} {plural} in {where} are not {rule.words}, the"
+            f" first is {values[bad[0]]!r} in row {bad[0]}: build the data set again"
         )
-    if null_is_bad and None in betas:
+    if null_is_bad and None in values:
         raise ValueError(
-            f"{betas.count(None)} of {len(betas)} rows in {where} have no beta, the first is row"
-            f" {betas.index(None)}: set missing_beta to drop or constant"
+            f"{values.count(None)} of {len(values)} rows in {where} have no {column}, the first is"
+            f" row {values.index(None)}: set missing_beta to drop or constant"
         )
+
+
+def categories(dataset: Any) -> list[str] | None:
+    """Return the names of the column `category`, None where there is no such ClassLabel."""
+    features = getattr(dataset, "features", None) or {}
+    kind = features.get(CATEGORY)
+    return list(kind.names) if isinstance(kind, ClassLabel) else None
 
 
 def one_of(value: str, legal: tuple[str, ...], key: str) -> None:

@@ -23,31 +23,38 @@ by them: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accur
 """
 
 import inspect
+import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
+from sp2dpo.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scaled
+from sp2dpo.pair_batch import Betas, KeepsOutput, Mixture, PairBatch, batch_of, hold_to_trl
 from sp2dpo.pair_columns import (
-    MISSING_BETA,
+    CATEGORY,
     PAIR_COLUMNS,
     PairCollator,
-    is_beta,
-    one_of,
-    with_all_betas,
+    categories,
+    with_all_values,
 )
+from sp2dpo.pair_config import CAPTURES, PairDPOConfig
+from sp2dpo.pair_losses import LOSSES
+from sp2dpo.slopes import Slopes, decile_edges, inversion
 
-# These losses sort the batch: row i of their loss is not pair i any more.
-SORTING_LOSSES = ("aot", "aot_unpaired", "aot_pair")
+__all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
+
 # Per-pair numbers that DeepSpeed must not round to the precision of the model.
 EXACT_COLUMNS = (*PAIR_COLUMNS, "ref_chosen_logps", "ref_rejected_logps")
 # TRL 1.0 finds the reference model itself, later versions are given it.
 REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
+GUARD_EVERY = 100
+"""Batches after which our losses are held to TRL's once more."""
 
 logger = get_logger(__name__)
 
@@ -55,58 +62,15 @@ logger = get_logger(__name__)
 Trainer: Any = object
 
 
-@dataclass
-class PairDPOConfig(DPOConfig):
-    """TRL's DPOConfig and which per-pair columns of the data set act.
-
-    Attributes:
-        pair_columns: The columns that act on the loss: `["beta"]`, or `[]` for stock DPO with the
-            global `beta`. Nothing else decides it: a `beta` column that is not named is ignored.
-        missing_beta: What becomes of rows whose beta is null: `error`, `drop` (the row is left
-            out) or `constant` (the row gets the global `beta`). Used only if `beta` acts.
-
-    Raises:
-        ValueError: On an unknown column or mode, on a global beta that is not a finite number
-            above 0, and on a setting that has no meaning with a beta per pair.
-    """
-
-    pair_columns: list[str] = field(
-        default_factory=lambda: ["beta"],
-        metadata={"help": "Per-pair columns that act on the loss: beta, or none for stock DPO."},
-    )
-    missing_beta: str = field(
-        default="error",
-        metadata={"help": "Rows whose beta is null: error, drop, or constant (the global beta)."},
-    )
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.pair_columns, list):
-            raise ValueError(
-                f"pair_columns must be a list, [beta] or [], not {self.pair_columns!r}"
-            )
-        for column in self.pair_columns:
-            one_of(column, PAIR_COLUMNS, "pair_columns")
-        if len(set(self.pair_columns)) < len(self.pair_columns):
-            raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
-        one_of(self.missing_beta, MISSING_BETA, "missing_beta")
-        if not is_beta(self.beta):
-            raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
-        super().__post_init__()
-        if "beta" in self.pair_columns:
-            self._refuse_what_cannot_take_a_beta_per_pair()
-
-    def _refuse_what_cannot_take_a_beta_per_pair(self) -> None:
-        sorting = sorted(set(self.loss_type) & set(SORTING_LOSSES))
-        if sorting:
-            raise ValueError(
-                f"loss_type {', '.join(sorting)} sorts the batch, so a beta per pair has no meaning"
-                " there: choose another loss_type, or set pair_columns: []"
-            )
-        if self.use_liger_kernel:
-            raise ValueError(
-                "use_liger_kernel gives wrong losses with a beta per pair: set it to false, or set"
-                " pair_columns: []"
-            )
+def _slopes(dataset: Any, args: PairDPOConfig, names: list[str]) -> Slopes:
+    """What is watched of a run on a data set; the deciles of a stream are not known."""
+    edges, inverts_at = None, math.inf
+    if "beta" in args.pair_columns and isinstance(dataset, Dataset):
+        betas = [float(beta) for beta in dataset["beta"]]
+        low, high = min(betas), max(betas)
+        if low < high:
+            edges, inverts_at = decile_edges(betas), inversion(low, high)
+    return Slopes(edges, inverts_at, names)
 
 
 class PairColumnsMixin(Trainer):
@@ -114,17 +78,21 @@ class PairColumnsMixin(Trainer):
 
     Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`; the arguments are those of DPOTrainer,
     all but the models by keyword, and `args` is a PairDPOConfig. Everything not named here is
-    inherited. Beside TRL's metrics it logs `margins/unscaled` and, where beta acts, `beta/mean`,
-    `beta/min` and `beta/max`, each over all processes and averaged over the logged batches.
+    inherited. With weight, margin, label smoothing or an online variant the loss is ours (see
+    `pair_losses`), held to TRL's on the first batch and every `GUARD_EVERY`th: there
+    TheirDPOTrainer must keep TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and, where
+    beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over the
+    logged batches, and on TRL 1.16 or later what `slopes` says.
 
     Attributes:
         rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
-            rows whose beta was null and which `missing_beta` dropped or gave the global beta.
+            rows without a value in an acting column, which `missing_beta` dropped or filled.
 
     Raises:
         TypeError: If `args` is no PairDPOConfig.
-        ValueError: Before the model loads, if a named column is absent or holds values that are
-            not finite numbers above 0. The values of a stream are checked batch by batch.
+        ValueError: Before the model loads, if a named column is absent or holds values that break
+            its rule. The values of a stream are checked batch by batch.
+        RuntimeError: While training, if this TRL computes another loss than ours.
     """
 
     def __init__(
@@ -140,10 +108,20 @@ class PairColumnsMixin(Trainer):
         self.rows_without_beta: dict[str, int] = {}
         train_dataset = self._admit(train_dataset, "train", args)
         eval_dataset = self._admit_all(eval_dataset, args)
+        names = categories(train_dataset) if CAPTURES else None
+        self._slopes = {
+            mode: _slopes(train_dataset, args, names or []) for mode in ("train", "eval")
+        }
+        self._guarded = {"train": 0, "eval": 0}
         super().__init__(
             *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **rest
         )
-        self.data_collator = PairCollator(self.data_collator, tuple(args.pair_columns))
+        for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
+            if getattr(args, setting):
+                self.add_callback(state())
+        self.data_collator = PairCollator(
+            self.data_collator, tuple(args.pair_columns), category=names is not None
+        )
 
     def _admit_all(self, datasets: Any, args: PairDPOConfig) -> Any:
         if isinstance(datasets, Mapping):
@@ -151,19 +129,23 @@ class PairColumnsMixin(Trainer):
         return datasets if datasets is None else self._admit(datasets, "eval", args)
 
     def _admit(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Return the data set as it will be trained on: every row has a beta, if beta acts."""
+        """Return the data set as it will be trained on: all that acts has a value in every row."""
         columns = dataset.column_names or list(next(iter(dataset)))
-        if "beta" not in args.pair_columns:
-            if "beta" in columns:
+        for column in PAIR_COLUMNS:
+            if column in columns and column not in args.pair_columns:
+                listed = ", ".join(args.pair_columns) or "empty"
                 logger.info(
-                    f"pair_columns is empty: the column beta of the {name} data set is ignored"
+                    f"pair_columns is {listed}: the column {column} of the {name} data set is"
+                    " ignored"
                 )
+        for column in args.pair_columns:
+            if column not in columns:
+                raise ValueError(
+                    f"the {name} data set has no column {column} (it has {', '.join(columns)}):"
+                    " build one, or take it out of pair_columns"
+                )
+        if not args.pair_columns:
             return dataset
-        if "beta" not in columns:
-            raise ValueError(
-                f"the {name} data set has no column beta (it has {', '.join(columns)}): build one,"
-                " or set pair_columns: []"
-            )
         if not isinstance(dataset, Dataset):
             if args.missing_beta != "error":
                 raise ValueError(
@@ -171,21 +153,38 @@ class PairColumnsMixin(Trainer):
                     f" filter or fill the {name} data set yourself and use missing_beta: error"
                 )
             return dataset
-        dataset, self.rows_without_beta[name] = with_all_betas(
-            dataset, name=name, missing=args.missing_beta, constant=args.beta
+        dataset, self.rows_without_beta[name] = with_all_values(
+            dataset,
+            tuple(args.pair_columns),
+            name=name,
+            missing=args.missing_beta,
+            constant=args.beta,
         )
+        smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
+        if smoothed and min(dataset["label_smoothing"]) <= 0:
+            raise ValueError(
+                f"loss_type exo_pair takes a label_smoothing above 0, and the {name} data set has"
+                " a row with 0"
+            )
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         listed = self._signature_columns or []
-        self._signature_columns = [*listed, *(c for c in self.args.pair_columns if c not in listed)]
+        told = isinstance(self.data_collator, PairCollator) and self.data_collator.category
+        wanted = [*self.args.pair_columns, *([CATEGORY] if told else [])]
+        self._signature_columns = [*listed, *(name for name in wanted if name not in listed)]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move the batch to the device; unlike Trainer, never round the per-pair numbers."""
         exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
         prepared = super()._prepare_inputs(inputs)
-        return {**prepared, **{name: v.to(self.args.device) for name, v in exact.items()}}
+        device = self.args.device
+        return {
+            **prepared,
+            # Apple's GPUs know no double.
+            **{n: (v.float() if device.type == "mps" else v).to(device) for n, v in exact.items()},
+        }
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as DPOTrainer does; a data set given here is checked like the others."""
@@ -196,7 +195,7 @@ class PairColumnsMixin(Trainer):
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return TRL's reference log-probs, two (B,); the model never sees the pair columns."""
         *model, inputs = model_and_inputs
-        inputs = {name: v for name, v in inputs.items() if name not in PAIR_COLUMNS}
+        inputs = {name: v for name, v in inputs.items() if name not in (*PAIR_COLUMNS, CATEGORY)}
         return super().compute_ref_log_probs(*model, inputs)
 
     def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -215,34 +214,137 @@ class PairColumnsMixin(Trainer):
     ) -> Any:
         """Return TRL's loss, a scalar, with the batch's own betas in place of the global one.
 
-        TRL reads `self.beta` once per formula and broadcasts, so a (B,) tensor is all it takes.
-        The reference log-probs are computed first and handed over as precomputed ones (no forward
-        pass more than TRL's): without them D_i cannot be told from beta_i * D_i.
+        TRL reads `self.beta` once per formula and broadcasts, so what acts like a number does. The
+        reference log-probs are computed first and handed over as precomputed ones (no forward pass
+        more than TRL's): without them D_i cannot be told from beta_i * D_i.
         """
         settings = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        if "beta" not in self.args.pair_columns:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        inputs = dict(inputs)
+        category = inputs.pop(CATEGORY, None)
+        if not self.args.pair_columns and not self.args.needs_single_losses:
             result = super().compute_loss(model, inputs, **settings)
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
             return result
-        inputs = dict(inputs)
-        beta = inputs.pop("beta")
+        said = {name: inputs.pop(name) for name in self.args.pair_columns}
         reference = self._reference(inputs)
         inputs |= reference
-        stock = self.beta, self.precompute_ref_logps
-        self.beta, self.precompute_ref_logps = beta, True
+        global_beta: Any = self.beta
+        stock = global_beta, self.precompute_ref_logps
+        keeps = KeepsOutput(model)
+        self.beta = Betas(said["beta"]) if "beta" in said else self.beta
+        self.precompute_ref_logps = True
         try:
-            result = super().compute_loss(model, inputs, **settings)
+            result = super().compute_loss(keeps, inputs, **settings)
         finally:
             self.beta, self.precompute_ref_logps = stock
         ref_margin = reference["ref_chosen_logps"] - reference["ref_rejected_logps"]
-        gathered: Any = self.accelerator.gather(torch.stack((beta, ref_margin), dim=1))
-        betas, ref_margins = gathered.T
         margin = metrics["logps/chosen"][-1] - metrics["logps/rejected"][-1]
-        metrics["margins/unscaled"].append(margin - ref_margins.mean().item())
-        for statistic in ("mean", "min", "max"):
-            metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
+        gathered: Any = self.accelerator.gather(ref_margin)
+        metrics["margins/unscaled"].append(margin - gathered.mean().item())
+        if "beta" in said:
+            betas = self.accelerator.gather(said["beta"])
+            for statistic in ("mean", "min", "max"):
+                metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
+        if not self._knows_single_losses:
+            return result
+        batch = batch_of(
+            keeps.output,
+            inputs,
+            said,
+            beta=global_beta,
+            label_smoothing=self.args.label_smoothing,
+        )
+        if self.args.needs_single_losses:
+            loss = result[0] if return_outputs else result
+            router = self._router_loss(keeps.output)
+            if self._guarded[mode] % GUARD_EVERY == 0:
+                theirs = (loss - router).item()
+                smoothing = self.args.label_smoothing
+                hold_to_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
+            self._guarded[mode] += 1
+            batch = self._online(batch) if mode == "train" else batch
+            ours = batch.losses(self._mixture).mean() + router
+            result = (ours, *result[1:]) if return_outputs else ours
+        self._watch(batch, category, mode)
         return result
+
+    @property
+    def _knows_single_losses(self) -> bool:
+        """Whether this loss is a sum over pairs that we can compute: else TRL's alone is there."""
+        if not CAPTURES:
+            return False
+        plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
+        known = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
+        return plain and known
+
+    @property
+    def _mixture(self) -> Mixture:
+        return Mixture(names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau)
+
+    def _router_loss(self, output: Any) -> Any:
+        """What TRL adds for mixtures of experts."""
+        return self.router_aux_loss_coef * output.aux_loss if self.aux_loss_enabled else 0.0
+
+    def _online(self, batch: PairBatch) -> PairBatch:
+        """What beta-DPO and AlphaDPO make of a batch that is trained on."""
+        if self.args.alpha_dpo:
+            average = batch.ratios.average.detach()
+            state = self._state(AlphaDpoState)
+            state.watch(self.accelerator.gather(average).cpu())
+            zscore = state.zscore(average.double())
+            batch = replace(batch, margin=batch.margin + self.args.alpha_dpo * batch.beta * zscore)
+        if self.args.beta_dpo:
+            own = batch.ratios.difference.detach()
+            everyone = self.accelerator.gather(own)
+            found = beta_dpo(
+                self._state(BetaDpoState),
+                everyone,
+                alpha=self.args.beta_dpo,
+                mode_weight=self.args.beta_dpo_mode_weight,
+                seed=self.args.seed,
+            )
+            first = self.accelerator.process_index * len(own)
+            kept = found.kept[first : first + len(own)].to(own.device)
+            # A mean over the kept pairs of all processes, out of means over all pairs of each.
+            share = kept.double() * (len(everyone) / found.kept.sum().item())
+            self._metrics["train"]["beta_dpo/factor"].append(found.factor)
+            batch = replace(
+                batch, beta=scaled(batch.beta, found.factor), weight=batch.weight * share
+            )
+        return batch
+
+    def _state(self, kind: type[Running]) -> Running:
+        """The state of an online variant; a checkpoint that is resumed from has put its own in."""
+        return next(one for one in self.callback_handler.callbacks if type(one) is kind)
+
+    def _watch(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
+        """Takes in where the gradient of a batch goes."""
+        number = torch.full_like(batch.beta, -1.0) if category is None else category
+        rows = torch.stack(
+            [
+                batch.beta.double(),
+                batch.ratios.difference.detach().double(),
+                batch.weight.double(),
+                batch.slopes(self._mixture).double(),
+                number.to(batch.beta.device).double(),
+            ],
+            dim=1,
+        )
+        gathered: Any = self.accelerator.gather(rows)
+        beta, margin, weight, slope, number = gathered.cpu().T
+        self._slopes[mode].add(
+            beta=beta, margin=margin, weight=weight, slope=slope, category=number
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as DPOTrainer does, and where the gradient went since the last time."""
+        mode = "train" if self.model.training else "eval"
+        for name, value in self._slopes[mode].metrics().items():
+            self._metrics[mode][name] = [value]
+        self._slopes[mode].clear()
+        super().log(logs, start_time)
 
 
 # TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.

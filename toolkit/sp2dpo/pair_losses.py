@@ -1,0 +1,178 @@
+r"""The losses of TRL pair by pair, with a beta, a weight, a margin and a flip rate for each.
+
+    loss_i = w_i f(beta_i D_i - gamma_i; eps_i)
+
+TRL takes the mean of a batch before anybody can weigh its pairs, so what needs the single losses
+(weight, margin, label smoothing) computes them here, elementwise, from the log-ratios
+
+    u_i = log pi(chosen) - log ref(chosen),  v_i the same of rejected,  D_i = u_i - v_i   (nats)
+
+and is held to TRL's own mean while it trains (see `training`). Each line names the paper of its
+loss; where a margin or a flip rate enters is the family's (facts: cDPO, ODPO) and otherwise our
+choice. A margin or a flip rate has no meaning for a loss that is no function of z = beta D.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatios:
+    """What a loss sees of a batch; all (B,).
+
+    Attributes:
+        chosen: u_i, in nats, summed over completion tokens.
+        rejected: v_i.
+        chosen_length: completion tokens, at least 1.
+        rejected_length: likewise.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+
+    @property
+    def difference(self) -> Tensor:
+        """D_i, (B,)."""
+        return self.chosen - self.rejected
+
+    @property
+    def average(self) -> Tensor:
+        """u_i / tokens - v_i / tokens, (B,)."""
+        return self.chosen / self.chosen_length - self.rejected / self.rejected_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairwise:
+    """What the columns of a batch say of its pairs; all (B,).
+
+    Attributes:
+        beta: above 0.
+        margin: gamma_i, in the units of beta D.
+        label_smoothing: eps_i in [0, 0.5), the chance that the label is wrong.
+        tau: of `discopop`, a number.
+    """
+
+    beta: Tensor
+    margin: Tensor
+    label_smoothing: Tensor
+    tau: float
+
+
+Loss = Callable[[LogRatios, Pairwise], Tensor]
+
+
+def sigmoid(r: LogRatios, p: Pairwise) -> Tensor:
+    """-(1 - eps) log s(z) - eps log s(-z), z = beta D - gamma: DPO, cDPO (eps), ODPO (gamma)."""
+    return _smoothed(p.beta * r.difference - p.margin, p.label_smoothing)
+
+
+def sigmoid_norm(r: LogRatios, p: Pairwise) -> Tensor:
+    """The same with log-ratios averaged over tokens."""
+    return _smoothed(p.beta * r.average - p.margin, p.label_smoothing)
+
+
+def robust(r: LogRatios, p: Pairwise) -> Tensor:
+    """[-(1 - eps) log s(z) + eps log s(-z)] / (1 - 2 eps) (robust DPO, arXiv 2403.00409)."""
+    z, eps = p.beta * r.difference - p.margin, p.label_smoothing
+    return (-(1 - eps) * F.logsigmoid(z) + eps * F.logsigmoid(-z)) / (1 - 2 * eps)
+
+
+def hinge(r: LogRatios, p: Pairwise) -> Tensor:
+    """max(0, 1 - z) (SLiC, arXiv 2305.10425)."""
+    return torch.relu(1 - (p.beta * r.difference - p.margin))
+
+
+def exo_pair(r: LogRatios, p: Pairwise) -> Tensor:
+    """KL of (s(z), s(-z)) from (1 - eps, eps) (EXO, arXiv 2402.00856, eq. 16)."""
+    z, eps = p.beta * r.difference - p.margin, p.label_smoothing
+    forward = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-eps))
+    return forward + torch.sigmoid(-z) * (F.logsigmoid(-z) - torch.log(eps))
+
+
+def discopop(r: LogRatios, p: Pairwise) -> Tensor:
+    """A blend of -log s(z) and exp(-z) by s(z / tau) (DiscoPOP, arXiv 2406.08414, eq. 5)."""
+    z = p.beta * r.difference - p.margin
+    blend = torch.sigmoid(z / p.tau)
+    return -F.logsigmoid(z) * (1 - blend) + torch.exp(-z) * blend
+
+
+def ipo(r: LogRatios, p: Pairwise) -> Tensor:
+    """(average D - 1 / (2 beta))^2 (IPO, arXiv 2310.12036, eq. 17)."""
+    return (r.average - _over(0.5, p.beta)) ** 2
+
+
+def sppo_hard(r: LogRatios, p: Pairwise) -> Tensor:
+    """(u - 1 / (2 beta))^2 + (v + 1 / (2 beta))^2 (SPPO, arXiv 2405.00675, eq. 4.7)."""
+    target = _over(0.5, p.beta)
+    return (r.chosen - target) ** 2 + (r.rejected + target) ** 2
+
+
+def nca_pair(r: LogRatios, p: Pairwise) -> Tensor:
+    """-log s(beta u) - (log s(-beta u) + log s(-beta v)) / 2 (NCA, arXiv 2402.05369)."""
+    chosen, rejected = p.beta * r.chosen, p.beta * r.rejected
+    return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
+
+
+def bco_pair(r: LogRatios, p: Pairwise) -> Tensor:
+    """-log s(beta u) - log s(-beta v) (BCO, arXiv 2404.04656)."""
+    return -F.logsigmoid(p.beta * r.chosen) - F.logsigmoid(-p.beta * r.rejected)
+
+
+def apo_zero(r: LogRatios, p: Pairwise) -> Tensor:
+    """1 - s(beta u) + s(beta v) (APO, arXiv 2408.06266, eq. 7)."""
+    return 1 - torch.sigmoid(p.beta * r.chosen) + torch.sigmoid(p.beta * r.rejected)
+
+
+def apo_down(r: LogRatios, p: Pairwise) -> Tensor:
+    """S(beta u) + 1 - s(beta D) (APO, eq. 8)."""
+    return torch.sigmoid(p.beta * r.chosen) + 1 - torch.sigmoid(p.beta * r.difference)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "sigmoid": sigmoid,
+    "hinge": hinge,
+    "ipo": ipo,
+    "exo_pair": exo_pair,
+    "nca_pair": nca_pair,
+    "robust": robust,
+    "bco_pair": bco_pair,
+    "sppo_hard": sppo_hard,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "discopop": discopop,
+    "sigmoid_norm": sigmoid_norm,
+}
+"""TRL's losses that are made of single pairs, by TRL's names."""
+OF_Z = ("sigmoid", "hinge", "exo_pair", "robust", "discopop", "sigmoid_norm")
+"""Those that are functions of z: a margin has a meaning."""
+SMOOTHED = ("sigmoid", "exo_pair", "robust", "sigmoid_norm")
+"""Those that know a chance of a wrong label."""
+SORTING = ("aot", "aot_unpaired", "aot_pair")
+"""These sort the batch: row i of their loss is not pair i any more."""
+
+
+def takes(loss_type: str) -> tuple[str, ...]:
+    """The per-pair columns that have a meaning for a loss.
+
+    `sft` is a mean over tokens and knows no beta: a beta column leaves it as it is.
+    """
+    if loss_type not in LOSSES:
+        return () if loss_type in SORTING else ("beta",)
+    more = (("margin", OF_Z), ("label_smoothing", SMOOTHED))
+    return ("beta", "weight", *(name for name, of in more if loss_type in of))
+
+
+def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
+    return -(1 - eps) * F.logsigmoid(z) - eps * F.logsigmoid(-z)
+
+
+def _over(number: float, beta: Tensor) -> Tensor:
+    """A number over beta, in double, as TRL divides by a global one."""
+    return (number / beta.double()).to(torch.float32)
