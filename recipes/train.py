@@ -256,6 +256,8 @@ def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> di
         "eval_revision": data.eval_revision,
         "held_out": data.held_out,
         "seed": args.seed,
+        "processes": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
 

@@ -233,3 +233,49 @@ def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):  # 
         assert torch.allclose(left[name], right[name], atol=1e-6), name
     for key in ("loss", "weight/mean", "pairs/saturated"):
         assert left_logs[0][key] == pytest.approx(right_logs[0][key], abs=1e-4), key
+
+
+def test_reference_log_probs_that_are_there_are_not_computed_again(
+    model_dir,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    run = {"precompute_ref_log_probs": True}
+    first = make(model_dir, tmp_path, pairs(beta=BETAS), **run)
+    columns = {
+        name: first.train_dataset[name][:] for name in ("ref_chosen_logps", "ref_rejected_logps")
+    }
+    expected, logs = train(first)
+    calls = []
+    monkeypatch.setattr(
+        DPOTrainer, "compute_ref_log_probs", lambda *_: calls.append(1), raising=True
+    )
+    swept = make(model_dir, tmp_path, pairs(beta=BETAS, **columns), **run)
+    found, swept_logs = train(swept)
+    assert calls == []
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert swept_logs == logs
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"ref_chosen_logps": [-1.0] * 8}, "ref_chosen_logps without its fellow"),
+        (
+            {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [*[-1.0] * 7, 0.5]},
+            "1 of 8 values of ref_rejected_logps .* the first is 0.5 in row 7",
+        ),
+        (
+            {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [math.nan] * 8},
+            "8 of 8 values of ref_rejected_logps .* no log-probabilities",
+        ),
+    ],
+)
+def test_reference_log_probs_that_are_none_are_refused(
+    model_dir,  # noqa: F811
+    tmp_path,
+    columns,
+    complaint,
+):
+    with pytest.raises(ValueError, match=complaint):
+        make(model_dir, tmp_path, pairs(beta=BETAS, **columns), precompute_ref_log_probs=True)

@@ -49,8 +49,10 @@ from sp2dpo.slopes import Slopes, decile_edges, inversion
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
+# TRL's columns of reference log-probs.
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 # Per-pair numbers that DeepSpeed must not round to the precision of the model.
-EXACT_COLUMNS = (*PAIR_COLUMNS, "ref_chosen_logps", "ref_rejected_logps")
+EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
 # TRL 1.0 finds the reference model itself, later versions are given it.
 REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
 GUARD_EVERY = 100
@@ -198,9 +200,34 @@ class PairColumnsMixin(Trainer):
         inputs = {name: v for name, v in inputs.items() if name not in (*PAIR_COLUMNS, CATEGORY)}
         return super().compute_ref_log_probs(*model, inputs)
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Return the data set with TRL's reference log-probs, or as it is where it has its own.
+
+        Log-probs that are there already are taken for those of this reference model on these texts:
+        a sweep over schedules computes them once.
+
+        Raises:
+            ValueError: If one is not a finite number of 0 or below, or one column stands alone.
+        """
+        there = [column for column in REFERENCE if column in dataset.column_names]
+        if not there:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        if len(there) < len(REFERENCE):
+            raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
+        for column in REFERENCE:
+            values = dataset.with_format("numpy")[column][:]
+            bad = [row for row, value in enumerate(values) if not -math.inf < float(value) <= 0]
+            if bad:
+                raise ValueError(
+                    f"{len(bad)} of {len(values)} values of {column} in the {name} data set are no"
+                    f" log-probabilities, the first is {values[bad[0]]} in row {bad[0]}"
+                )
+        logger.info(f"the {name} data set brings its reference log-probs: none are computed")
+        return dataset
+
     def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.precompute_ref_logps:
-            return {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+            return {name: inputs[name] for name in REFERENCE}
         model = [self.model if self.ref_model is None else self.ref_model] * REFERENCE_IS_GIVEN
         chosen, rejected = self.compute_ref_log_probs(*model, inputs)
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -1,0 +1,90 @@
+"""Two real processes on the CPU, launched with the shipped YAMLs: the same losses as one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from harness import ROOT
+from test_training import BETAS, PAIRS, model_dir  # noqa: F401 - a fixture is among them
+
+ACCELERATE = ROOT / "recipes" / "accelerate"
+# DeepSpeed would compile a shared-memory library for two minutes; gloo does without.
+WITHOUT_COMPILING = """
+import sys
+if any("recipes/train.py" in word for word in sys.argv):
+    import deepspeed
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+"""
+COLUMNS = {
+    "beta": BETAS,
+    "weight": [1.0, 0.5, 2.0, 0.25, 1.5, 0.25, 3.0, 0.75],
+    "margin": [0.0, 0.5, -0.5, 1.0, 0.1, 0.2, -0.2, 2.0],
+}
+
+
+@pytest.fixture(scope="module")
+def launched(model_dir, tmp_path_factory):  # noqa: F811
+    """Trains four steps of eight pairs, with so many processes; the losses, and results.json."""
+    data = tmp_path_factory.mktemp("data")
+    Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING)
+
+    def launch(name, processes, *more):
+        out = tmp_path_factory.mktemp(name)
+        engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
+        engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": "no"}
+        (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", out / "engine.yaml",
+            ROOT / "recipes" / "train.py", "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml",
+            "--model_name_or_path", model_dir, "--dataset", data, "--output_dir", out / "run",
+            "--pair_columns", "beta", "weight", "margin", "--held_out", 0, "--max_steps", 4,
+            "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 4,
+            "--logging_steps", 1, "--learning_rate", 0.01, "--lr_scheduler_type", "constant",
+            "--per_device_train_batch_size", 8 // processes, "--use_cpu", "true", *more,
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*map(str, command)],
+            env=os.environ
+            | {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        state = json.loads(next((out / "run").glob("checkpoint-4/trainer_state.json")).read_text())
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        return losses, json.loads((out / "run" / "results.json").read_text())
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def alone(launched):
+    losses, results = launched("single", 1)
+    assert results["processes"] == 1
+    assert len(losses) == 4
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ddp", "MULTI_CPU"),
+        ("zero1", "DEEPSPEED"),
+        ("zero2", "DEEPSPEED"),
+        ("zero3", "DEEPSPEED"),
+    ],
+)
+def test_two_processes_train_as_one_does(launched, alone, name, kind):
+    losses, results = launched(name, 2)
+    assert (results["processes"], results["distributed_type"]) == (2, kind)
+    assert losses == pytest.approx(alone, abs=1e-5)
