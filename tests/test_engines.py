@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 
 from harness import ROOT
@@ -88,3 +89,9 @@ def test_two_processes_train_as_one_does(launched, alone, name, kind):
     losses, results = launched(name, 2)
     assert (results["processes"], results["distributed_type"]) == (2, kind)
     assert losses == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_what_is_shipped(path):
+    said = load_config_from_file(str(path))
+    assert said.num_processes == yaml.safe_load(path.read_text())["num_processes"]
