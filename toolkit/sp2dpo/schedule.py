@@ -108,7 +108,13 @@ def load_schedule(path: Path) -> Schedule:
         ValueError: naming the file, the key and the value.
         OSError: the file cannot be read.
     """
-    return schedule_of(read_yaml(path), where=str(path))
+    said = read_yaml(path)
+    if "of" in said:
+        raise ValueError(
+            f"{path}: this is an arm of a comparison, and a schedule is asked for: name "
+            f"{said['of']}"
+        )
+    return schedule_of(said, where=str(path))
 
 
 def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
