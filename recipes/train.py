@@ -14,7 +14,6 @@ adds a traceback of its own and always exits with 1.)
 """
 
 import difflib
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from sp2dpo.folds import place
 from sp2dpo.training import PairDPOConfig, PairDPOTrainer
 
 
@@ -224,15 +224,6 @@ def build_trainer(
         )
     except OSError as error:
         raise ValueError(f"the model {model.model_name_or_path} cannot be read: {error}") from error
-
-
-def place(prompt: Any) -> float:
-    """Return a prompt's place in [0, 1): the same in every run, whatever else is in the data.
-
-    Pairs of one prompt share it, so a split by it never puts a prompt on both sides.
-    """
-    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> dict[str, Any]:

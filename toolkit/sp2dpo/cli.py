@@ -8,7 +8,15 @@ from types import FrameType
 
 import click
 
-from sp2dpo import __version__, cli_audit, cli_betas, cli_files, cli_pilot, cli_teachers
+from sp2dpo import (
+    __version__,
+    cli_audit,
+    cli_betas,
+    cli_files,
+    cli_pilot,
+    cli_score,
+    cli_teachers,
+)
 from sp2dpo.interrupts import Interrupted
 
 _PATH = """\b
@@ -40,6 +48,7 @@ for _command in (
     cli_audit.estimators,
     cli_audit.compare,
     cli_audit.audit,
+    cli_score.score,
     cli_betas.build,
     cli_betas.report,
 ):
