@@ -36,10 +36,10 @@ def launched(model_dir, tmp_path_factory):  # noqa: F811
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(WITHOUT_COMPILING)
 
-    def launch(name, processes, *more):
+    def launch(name, processes, *more, precision="no"):
         out = tmp_path_factory.mktemp(name)
         engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
-        engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": "no"}
+        engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": precision}
         (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
         command = [
             sys.executable, "-m", "accelerate.commands.launch",
@@ -95,3 +95,22 @@ def test_two_processes_train_as_one_does(launched, alone, name, kind):
 def test_accelerate_reads_what_is_shipped(path):
     said = load_config_from_file(str(path))
     assert said.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):
+    adapter = ("--use_peft", "true", "--lora_r", 2, "--lora_target_modules", "q_proj", "v_proj")
+    expected, _ = launched("single", 1, *adapter)
+    losses, results = launched("zero3", 2, *adapter)
+    assert results["distributed_type"] == "DEEPSPEED"
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] != pytest.approx(losses[0], abs=1e-3)
+
+
+def test_bf16_under_zero_2_is_the_same_with_and_without_precomputed_references(launched):
+    bf16 = ("--bf16", "true")
+    plain, _ = launched("zero2", 2, *bf16, precision="bf16")
+    precomputed, _ = launched(
+        "zero2", 2, *bf16, "--precompute_ref_log_probs", "true", precision="bf16"
+    )
+    assert precomputed == plain
+    assert plain[-1] != plain[0]
