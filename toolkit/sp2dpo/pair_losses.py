@@ -8,8 +8,8 @@ TRL takes the mean of a batch before anybody can weigh its pairs, so what needs 
     u_i = log pi(chosen) - log ref(chosen),  v_i the same of rejected,  D_i = u_i - v_i   (nats)
 
 and is held to TRL's own mean while it trains (see `training`). Each line names the paper of its
-loss; where a margin or a flip rate enters is the family's (facts: cDPO, ODPO) and otherwise our
-choice. A margin or a flip rate has no meaning for a loss that is no function of z = beta D.
+loss; a margin enters as in ODPO and a flip rate as in cDPO, elsewhere by our choice. Neither has a
+meaning for a loss that is no function of z = beta D.
 """
 
 from collections.abc import Callable, Mapping
@@ -131,7 +131,7 @@ def apo_zero(r: LogRatios, p: Pairwise) -> Tensor:
 
 
 def apo_down(r: LogRatios, p: Pairwise) -> Tensor:
-    """S(beta u) + 1 - s(beta D) (APO, eq. 8)."""
+    """The sum of s(beta u) and 1 - s(beta D) (APO, eq. 8)."""
     return torch.sigmoid(p.beta * r.chosen) + 1 - torch.sigmoid(p.beta * r.difference)
 
 
