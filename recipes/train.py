@@ -195,9 +195,14 @@ def as_marked(rows: Dataset) -> tuple[Dataset, dict[str, int]]:
 
 
 def exchanged(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the two responses of a row, exchanged where it says `flip`."""
-    names = ("rejected", "chosen") if row["flip"] else ("chosen", "rejected")
-    return {"chosen": row[names[0]], "rejected": row[names[1]]}
+    """Return what belongs to the two responses of a row, exchanged where it says `flip`.
+
+    Reference log-probs go with their responses.
+    """
+    sides = {"chosen": "rejected", "ref_chosen_logps": "ref_rejected_logps"}
+    there = {one: other for one, other in sides.items() if one in row and other in row}
+    both = there | {other: one for one, other in there.items()}
+    return {name: row[other if row["flip"] else name] for name, other in both.items()}
 
 
 def read(source: str, split: str, revision: str | None) -> Dataset:

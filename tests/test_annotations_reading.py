@@ -3,8 +3,6 @@
 import random
 from dataclasses import replace
 
-import polars as pl
-
 from harness import filled, kept, pairs_of, panel_of, refused
 from sp2dpo.annotation_table import COLUMNS, annotation_table
 from sp2dpo.backlog import Outcome
@@ -140,4 +138,4 @@ def test_what_became_of_every_question_is_counted_once(new_store):
                         entry = refused(pair_id, teacher, variant, attempt=attempt, reason=reason)
                     store.add([entry])
     assert counted(store.backlog.outcomes()) == brute_force(store)
-    assert isinstance(store.annotations().replies, pl.DataFrame)
+    same(store)

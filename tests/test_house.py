@@ -26,7 +26,7 @@ FLOW = [
     ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
     ["agreement", "gold", "detection", "concord", "signature", "signatures", "biases", "audit"],
     ["ablation", "comparison", "explain", "columns", "card", "dataset", "examples", "report"],
-    ["charts", "page", "plots", "audit_lines"],
+    ["charts", "page", "plots", "audit_lines", "comparison_lines", "concord_lines"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
     ["cli"],

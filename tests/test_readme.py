@@ -74,6 +74,20 @@ def test_the_commands_around_a_large_run_do_as_they_stand(walked):
     assert "the file is sound" in run_in(walked, "bash", "-e", "-c", status)
 
 
+def test_the_commands_before_training_do_as_they_stand(walked):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo agreement" in block]
+    (walked / "schedule.yaml").write_text((ROOT / "recipes/schedules/sp2dpo.yaml").read_text())
+    other = ROOT / "recipes" / "schedules" / "signed.yaml"
+    run_in(
+        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(other),
+        "--out", "other.parquet",
+    )  # fmt: skip
+    said = run_in(walked, "bash", "-e", "-c", commands)
+    for words in ("Krippendorff's alpha", "what is varied", "verdict", "kept for training by both"):
+        assert words in said
+    assert (walked / "both.png").stat().st_size > 0
+
+
 def test_the_snippet_trains(walked):
     (snippet,) = [block for block in blocks("python") if "trainer.train()" in block]
     short = 'learning_rate=5.0e-7, max_steps=1, report_to="none", use_cpu=True'

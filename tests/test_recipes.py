@@ -191,6 +191,13 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
     assert kept["chosen"][:] == ["a", "b", "D"]
     assert kept["rejected"][:] == ["A", "B", "d"]
     assert kept["beta"][:] == [0.1, None, 0.3]  # what becomes of a null is `missing_beta`'s to say
+    logps = {"ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-3.0, -4.0]}
+    two = rows.select([0, 3])
+    for name, values in logps.items():
+        two = two.add_column(name, values)
+    two, _ = script.as_marked(two)
+    assert two["ref_chosen_logps"][:] == [-1.0, -4.0]
+    assert two["ref_rejected_logps"][:] == [-3.0, -2.0]
     plain, counts = script.as_marked(rows.select_columns(["chosen", "rejected"]))
     assert (len(plain), counts) == (4, {"left_out": 0, "flipped": 0})
     with pytest.raises(ValueError, match="leaves none of the 1 rows"):

@@ -122,6 +122,13 @@ def test_a_run_that_was_stopped_goes_on(demo, rewards, scored, tmp_path):
     with pytest.raises(ValueError, match="was begun with other settings"):
         score(rows, replace(said, max_length=512), out, batch_size=16, device="cpu")
     assert unfinished.read_text() == begun
+    unfinished.write_text("notes of mine\nin two lines, and")
+    with pytest.raises(ValueError, match="holds no scores; move it away"):
+        score(rows, said, out, batch_size=16, device="cpu")
+    assert unfinished.read_text() == "notes of mine\nin two lines, and"
+    unfinished.write_text('{"data": "data')  # killed at the very first line
+    assert score(rows, said, out, batch_size=16, device="cpu") == 0
+    unfinished.write_text(begun)
     assert score(rows, said, out, batch_size=16, device="cpu") == 40
     assert pl.read_parquet(out)["reward_margin"].to_list() == pytest.approx(
         expected["reward_margin"].to_list(), abs=1e-5
@@ -159,3 +166,13 @@ def test_a_fold_that_is_none_is_said_in_one_line(demo, tiny_student, tmp_path):
     done = reward(tiny_student, demo / "dataset", tmp_path / "out", "--folds", 2, "--fold", 2)
     assert done.returncode != 0
     assert "fold 2 of 2: folds count from 0" in done.stderr
+
+
+def test_conversations_that_are_cut_are_counted(demo, rewards, tmp_path):
+    out = tmp_path / "scores.parquet"
+    command = [str(word) for word in scoring(demo, rewards, out)]
+    command[command.index("--max-length") + 1] = "60"
+    said = succeed(*command)
+    cut = int(pl.read_parquet(out)["cut"].sum())
+    assert cut > 0
+    assert f"{cut} of them longer than 60 tokens: cut at the beginning" in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sp2dpo.slopes import Slopes, decile_edges, inversion
+from sp2dpo.slopes import Slopes, inversion
 from test_training import (  # noqa: F401 - a fixture is among them
     BETAS,
     PAIRS,
@@ -36,7 +36,8 @@ def test_the_order_of_gradients_inverts_where_both_ends_have_the_same():
 
 
 def test_shares_are_of_all_pairs_since_the_last_log():
-    slopes = Slopes(decile_edges([n / 10 for n in range(1, 11)]), 10.4, ["safety", "style"])
+    slopes = Slopes([n / 10 for n in range(1, 11)], ["safety", "style"])
+    slopes.inverts_at = 10.4
     beta = torch.tensor([0.1, 1.0], dtype=torch.float64)
     one = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": torch.ones(2).double()}
     slopes.add(

@@ -48,6 +48,23 @@ def contenders(store, folder, peer):
             outs["pandas-all"],
         ),
         "sp2dpo agreement": ([*COMMAND, "agreement", "--store", store], None),
+        "sp2dpo estimators": (
+            [*COMMAND, "estimators", "--store", store, "--schedule", SCHEDULE],
+            None,
+        ),
+        "sp2dpo report": (
+            [
+                *COMMAND,
+                "report",
+                "--store",
+                store,
+                "--betas",
+                outs["all"],
+                "--out",
+                folder / "r.html",
+            ],
+            None,
+        ),
         "sp2dpo audit": ([*COMMAND, "audit", "--store", store, "--betas", outs["all"]], None),
     }
 

@@ -96,7 +96,7 @@ def ablation(
     truths: Mapping[str, Truth] | None,
     draws: int,
 ) -> list[dict[str, Any]]:
-    """A row for each variation; intervals hold 95 %, pairs are drawn again, the same for all rows.
+    """A row for each variation; intervals hold 95 %, pairs are drawn again.
 
     Args:
         annotations: of one store.

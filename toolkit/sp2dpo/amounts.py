@@ -25,9 +25,26 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share:.1%}"
 
 
-def fixed(number: float | None, digits: int = 2) -> str:
-    """A number with so many decimals."""
-    return UNKNOWN if number is None else f"{number:.{digits}f}"
+def fixed(number: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number with so many decimals, where asked with its sign."""
+    if number is None:
+        return UNKNOWN
+    return f"{number:{'+' if signed else ''}.{digits}f}"
+
+
+def interval(measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False) -> str:
+    """A value with the ends of its interval: `0.85 (0.80 to 0.90)`."""
+    if measured["value"] is None:
+        return UNKNOWN
+    value, low, high = (
+        fixed(measured[name], digits, signed=signed) for name in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def intervals_hold(draws: int) -> str:
+    """What the intervals beside are, in a sentence."""
+    return f"Intervals hold 95 %: {whole(draws)} bootstrap samples of the pairs."
 
 
 def significant(number: float | None) -> str:

@@ -1,232 +1,10 @@
-"""What a person reads of agreement, ablation, comparison and audit: lines and tables."""
+"""What a person reads of the audit and of the ensembling ablation: lines and tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sp2dpo.terminal import number_of, table
-
-_NONE = "-"
-_INTERVALS = "Intervals hold 95 %: {} bootstrap samples of the pairs."
-
-
-def agreement_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `sp2dpo agreement`.
-
-    Args:
-        found: as `concord.concord` gives it; its split pairs may have a source_id.
-    """
-    yield f"{number_of(found['pairs'], 'pair')}, {number_of(found['replies'], 'reply', 'replies')}"
-    head = ("Krippendorff's alpha", "category", "magnitude", "confidence", "gap")
-    rows = [_alphas("between teachers", found["teachers"]["alpha"])]
-    rows += [_alphas("between variants", found["variants"]["alpha"])]
-    rows += [
-        _alphas(f"{teacher}, between variants", alpha)
-        for teacher, alpha in found["variants"]["by_teacher"].items()
-    ]
-    yield ""
-    yield from table(head, rows)
-    for axis in ("teachers", "variants"):
-        if found[axis]["twos"]:
-            yield ""
-            yield from _twos(axis, found[axis]["twos"])
-    yield ""
-    yield from _outliers(found["outliers"])
-    yield ""
-    yield from _splits(found["splits"])
-    yield ""
-    yield (
-        "1 is always alike, 0 as by chance, below 0 less than by chance. Nominal for the category, "
-        "ordinal for the rest."
-    )
-    yield _INTERVALS.format(found["draws"])
-
-
-def _alphas(name: str, alpha: Mapping[str, Any]) -> tuple[str, ...]:
-    measures = ("category", "magnitude", "confidence", "gap")
-    return (name, *(interval(alpha[what]) if what in alpha else "" for what in measures))
-
-
-def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [
-        (
-            f"{one['one']}, {one['other']}",
-            str(one["pairs"]),
-            percent(one["same_category"]),
-            number(one["spearman"]),
-            number(one["difference"]),
-        )
-        for one in twos
-    ]
-    head = (f"two {axis}", "pairs", "same category", "rho of gaps", "mean |difference|")
-    return table(head, rows)
-
-
-def _outliers(outliers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    rows = [
-        (
-            one["teacher"],
-            interval(one["without"]["gap"], signed=True),
-            interval(one["without"]["category"], signed=True),
-            interval(one["bias"], signed=True),
-            number(one["spearman"]),
-        )
-        for one in outliers
-    ]
-    head = (
-        "teacher", "alpha of gaps without it", "of categories", "its gap less the others'",
-        "rho with each other",
-    )  # fmt: skip
-    yield from table(head, rows)
-    odd = [one["teacher"] for one in outliers if one["stands_out"]]
-    if len(outliers) > 2:
-        yield f"stands out: {', '.join(odd)}" if odd else "no teacher stands out"
-
-
-def _splits(splits: Mapping[str, Any]) -> Iterator[str]:
-    if not splits["of"]:
-        yield "no pair was read by two teachers"
-        return
-    yield (
-        f"of {number_of(splits['of'], 'pair')} that several teachers read, "
-        f"{percent(splits['apart'])} have gaps 0.5 or more apart, {percent(splits['no_majority'])} "
-        "no category of most teachers"
-    )
-    rows = [
-        (
-            _name(one),
-            number(one["spread"]),
-            ", ".join(f"{who} {said['gap']:.2f} {said['category']}" for who, said in _said(one)),
-        )
-        for one in splits["pairs"]
-        if one["spread"]
-    ]
-    if rows:
-        yield from table(("pairs that split the panel", "spread", "gap and category"), rows)
-
-
-def _said(one: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return list(one["said"].items())
-
-
-def _name(one: Mapping[str, Any]) -> str:
-    return one.get("source_id") or one["pair_id"][:12]
-
-
-def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator[str]:
-    """The lines of `sp2dpo estimators`.
-
-    Args:
-        rows: as `ablation.ablation` gives them.
-        draws: bootstrap samples.
-    """
-    gold = rows[0]["gold"] is not None
-    head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
-    if gold:
-        head += ["rho with known magnitude", "wrong found", "precision", "AUC"]
-    yield from table(head, [_variation(row, gold=gold) for row in rows])
-    yield ""
-    yield (
-        "rho: rank correlation with the schedule's betas; moved: mean |difference| from them; at "
-        "floor: betas in the lowest 5 % of the envelope."
-    )
-    if gold:
-        yield (
-            "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
-            "that a wrong label has a lower signed gap than a right one."
-        )
-    yield _INTERVALS.format(draws) + (" Shares: Wilson's." if gold else "")
-
-
-def _variation(row: Mapping[str, Any], *, gold: bool) -> list[str]:
-    cells = [
-        row["group"], row["name"], str(row["pairs"]), number(row["mean"], 3), number(row["std"], 3),
-        percent(row["floor"]), interval(row["rho"], 3), number(row["moved"], 3),
-    ]  # fmt: skip
-    if gold:
-        labels = row["gold"]["labels"]
-        cells += [
-            interval(row["gold"]["magnitude"]),
-            _share(labels["recall"], labels["wrong"]),
-            _share(labels["precision"], labels["found"]),
-            interval(labels["auc"]),
-        ]
-    return cells
-
-
-def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator[str]:
-    """The lines of `sp2dpo compare`.
-
-    Args:
-        found: as `comparison.comparison` gives it; its movers may have a source_id.
-        one: what to call the first table.
-        other: what to call the second.
-    """
-    pairs, kept = found["pairs"], found["kept"]
-    yield f"A  {one}"
-    yield f"B  {other}"
-    yield (
-        f"{number_of(pairs['compared'], 'pair')} with a beta in both (only in A: "
-        f"{pairs['only_one'] + pairs['beta_only_one']}, only in B: "
-        f"{pairs['only_other'] + pairs['beta_only_other']})"
-    )
-    yield (
-        f"kept for training by both {kept['both']}, by A alone {kept['only_one']}, by B alone "
-        f"{kept['only_other']}"
-    )
-    for key, (here, there) in found["differs"].items():
-        yield f"{key}: A {_plain(here)}, B {_plain(there)}"
-    if not found["same_annotations"]:
-        yield "they were made from different annotations"
-    yield ""
-    yield from table(
-        ("beta", "mean", "std", "min", "max"),
-        [
-            (name, *(number(found[side][what], 4) for what in ("mean", "std", "min", "max")))
-            for name, side in (("A", "one"), ("B", "other"))
-        ],
-    )
-    yield ""
-    yield f"Pearson   {interval(found['pearson'], 3)}"
-    yield f"Spearman  {interval(found['spearman'], 3)}"
-    yield f"shift     {interval(found['shift'], 4, signed=True)} (mean of B less A)"
-    mean, largest = number(found["distance"], 4), number(found["largest"], 4)
-    yield f"distance  {mean} (mean), {largest} (largest)"
-    yield ""
-    yield from table(
-        ("category", "pairs", "A", "B", "shift", "Spearman"),
-        [
-            (
-                row["category"],
-                str(row["pairs"]),
-                number(row["one"], 4),
-                number(row["other"], 4),
-                number(row["shift"], 4, signed=True),
-                number(row["spearman"], 3),
-            )
-            for row in found["categories"]
-        ],
-    )
-    if found["movers"]:
-        yield ""
-        yield from table(
-            ("moved most", "category", "A", "B", "shift"),
-            [
-                (
-                    _name(row),
-                    row["category"],
-                    number(row["one"], 4),
-                    number(row["other"], 4),
-                    number(row["shift"], 4, signed=True),
-                )
-                for row in found["movers"]
-            ],
-        )
-    yield ""
-    yield _INTERVALS.format(found["draws"])
-
-
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
+from sp2dpo.amounts import UNKNOWN, fixed, interval, intervals_hold, percent
+from sp2dpo.terminal import table
 
 
 def audit_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -237,7 +15,7 @@ def audit_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """
     rows = []
     for one in found["signatures"]:
-        as_said = percent if one["unit"] == "share" else number
+        as_said = percent if one["unit"] == "share" else fixed
         side = "or more" if one["bad"] > one["look"] else "or less"
         value = as_said(one["value"])
         if one["low"] is not None:
@@ -294,30 +72,46 @@ def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
 
 def _share(one: Mapping[str, Any], of: int) -> str:
     if one["share"] is None:
-        return _NONE
+        return UNKNOWN
     return f"{one['count']}/{of} {one['share']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
 
 
-def interval(
-    measured: Mapping[str, float | None], decimals: int = 2, *, signed: bool = False
-) -> str:
-    """`0.85 (0.80 to 0.90)`; a dash for what is not defined."""
-    if measured["value"] is None:
-        return _NONE
-    value, low, high = (
-        number(measured[name], decimals, signed=signed) for name in ("value", "low", "high")
+def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator[str]:
+    """The lines of `sp2dpo estimators`.
+
+    Args:
+        rows: as `ablation.ablation` gives them.
+        draws: bootstrap samples.
+    """
+    gold = rows[0]["gold"] is not None
+    head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
+    if gold:
+        head += ["rho with known magnitude", "wrong found", "precision", "AUC"]
+    yield from table(head, [_variation(row, gold=gold) for row in rows])
+    yield ""
+    yield (
+        "rho: rank correlation with the schedule's betas; moved: mean |difference| from them; at "
+        "floor: betas in the lowest 5 % of the envelope."
     )
-    return f"{value} ({low} to {high})"
+    if gold:
+        yield (
+            "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
+            "that a wrong label has a lower signed gap than a right one."
+        )
+    yield intervals_hold(draws) + (" Shares: Wilson's." if gold else "")
 
 
-def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> str:
-    """A number with so many decimals; a dash for None."""
-    if value is None:
-        return _NONE
-    said = f"{value:{'+' if signed else ''}.{decimals}f}"
-    return said.replace("-", "") if float(said) == 0 and not signed else said
-
-
-def percent(value: float | None) -> str:
-    """A share as a whole percentage; a dash for None."""
-    return _NONE if value is None else f"{value:.0%}"
+def _variation(row: Mapping[str, Any], *, gold: bool) -> list[str]:
+    cells = [
+        row["group"], row["name"], str(row["pairs"]), fixed(row["mean"], 3), fixed(row["std"], 3),
+        percent(row["floor"]), interval(row["rho"], 3), fixed(row["moved"], 3),
+    ]  # fmt: skip
+    if gold:
+        labels = row["gold"]["labels"]
+        cells += [
+            interval(row["gold"]["magnitude"]),
+            _share(labels["recall"], labels["wrong"]),
+            _share(labels["precision"], labels["found"]),
+            interval(labels["auc"]),
+        ]
+    return cells

@@ -15,9 +15,9 @@ import polars as pl
 from sp2dpo.agreement import by_teacher, steady
 from sp2dpo.annotation_table import AnnotationTable
 from sp2dpo.betas_file import Betas
-from sp2dpo.detection import NEAR
 from sp2dpo.gap_forms import Magnitude
 from sp2dpo.gaps import tells_labels
+from sp2dpo.gold import NEAR
 from sp2dpo.intervals import RankedWithin, estimate, rank_correlation, resampled, spearman
 from sp2dpo.signature import FEWEST, Signature, within
 
@@ -148,9 +148,7 @@ def _confidence(made: Betas, annotations: AnnotationTable, *, draws: int) -> Sig
         measure="rank correlation of a teacher's confidence with its nearness to the others, "
         "within readings of about the same magnitude",
         unit="coefficient",
-        value=measured["value"],
-        low=measured["low"],
-        high=measured["high"],
+        **measured,
         top=1.0,
         look=0.1,
         bad=0.0,
@@ -160,9 +158,7 @@ def _confidence(made: Betas, annotations: AnnotationTable, *, draws: int) -> Sig
     )
 
 
-def _surer_is_nearer(
-    said: pl.DataFrame, *, steps: int, draws: int
-) -> tuple[dict[str, float | None], int]:
+def _surer_is_nearer(said: pl.DataFrame, *, steps: int, draws: int) -> tuple[dict[str, Any], int]:
     """The correlation with its interval, and how many pairs it is of."""
     sums = said.group_by("pair_id").agg(total=pl.col("gap").sum(), readers=pl.len())
     told = said.join(sums, on="pair_id").filter(pl.col("readers") > 1).sort("reader", "pair_id")
@@ -219,15 +215,13 @@ def _label_noise(told: pl.DataFrame, made: Betas, annotations: AnnotationTable) 
 
 def _follows(kept: pl.DataFrame, *, draws: int) -> Signature:
     """Spearman's rho of beta and gap over the kept pairs: 1 for a schedule with one envelope."""
-    measured = rank_correlation(kept["beta"], kept["gap"], draws=draws)
+    measured: dict[str, Any] = rank_correlation(kept["beta"], kept["gap"], draws=draws)
     return Signature(
         name="unrelated",
         title="Betas do not follow the gap",
         measure="rank correlation of beta and gap over the pairs that are trained on",
         unit="coefficient",
-        value=measured["value"],
-        low=measured["low"],
-        high=measured["high"],
+        **measured,
         top=1.0,
         look=0.8,
         bad=0.3,

@@ -43,8 +43,8 @@ def agreement(
 
     Krippendorff's alpha with intervals, all twos, who stands out, and which pairs split the panel.
     """
-    from sp2dpo.audit_lines import agreement_lines
     from sp2dpo.concord import concord, subset
+    from sp2dpo.concord_lines import agreement_lines
     from sp2dpo.estimators import JMAMP
     from sp2dpo.schedule import load_schedule
     from sp2dpo.store import Store
@@ -135,9 +135,9 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare two files of betas: correlation, shift, what moved, by category."""
-    from sp2dpo.audit_lines import comparison_lines
     from sp2dpo.betas_file import read_betas
     from sp2dpo.comparison import comparison
+    from sp2dpo.comparison_lines import comparison_lines
     from sp2dpo.store import Store
 
     drawing = plots() if picture else None

@@ -48,6 +48,7 @@ def score(
     """
     if folds > 1 and "{fold}" not in model:
         raise click.UsageError(f"--folds {folds}: say where the fold stands, --model ...{{fold}}")
+    import polars as pl
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -69,13 +70,18 @@ def score(
         max_length=max_length,
     )
     before = score(rows, scoring, out, batch_size=batch_size, device=device)
-    h = read_scores(out).table["reward_margin"]
+    h, cut = read_scores(out).table["reward_margin"], pl.read_parquet(out, glob=False)["cut"].sum()
     right = int((h > 0).sum())
     say(
         [
             *([f"{before} pairs were scored before"] if before else []),
             f"{len(h)} pairs: reward margin mean {h.mean():.4g}, min {h.min():.4g}, max "
             f"{h.max():.4g}; {right} ordered like their labels ({right / len(h):.0%})",
+            *(
+                [f"{cut} of them longer than {max_length} tokens: cut at the beginning"]
+                if cut
+                else []
+            ),
             f"wrote {out}",
         ]
     )

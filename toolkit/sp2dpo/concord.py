@@ -1,6 +1,6 @@
 """How far a panel agrees: Krippendorff's alpha with intervals, the odd one out, what splits it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from sp2dpo.estimators import Estimator
 from sp2dpo.gaps import majority
 from sp2dpo.intervals import estimate, resampled
 from sp2dpo.reliability import Ratings
+from sp2dpo.settings import did_you_mean
 
 MEASURES = {
     "category": "nominal",
@@ -57,6 +58,7 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
     under = by_variant(replies, categories)
     readings = by_reading(replies, categories)
     ratings = {what: ratings_of(said, teachers, what, categories) for what in MEASURES}
+    twos = comparisons(said, teachers)
     return {
         "pairs": replies["pair_id"].n_unique(),
         "replies": len(replies),
@@ -64,7 +66,7 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
         "teachers": {
             "names": teachers,
             "alpha": _alphas(ratings, draws),
-            "twos": comparisons(said, teachers),
+            "twos": twos,
         },
         "variants": {
             "names": variants,
@@ -84,7 +86,7 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
                 for own in [readings.filter(pl.col("teacher") == teacher)]
             },
         },
-        "outliers": _outliers(said, teachers, ratings, draws),
+        "outliers": _outliers(said, teachers, twos, ratings, draws),
         "splits": _splits(said, teachers),
     }
 
@@ -112,8 +114,8 @@ def subset(
     categories = list(annotations.rubric.categories)
     if category is not None and category not in categories:
         raise ValueError(
-            f"the rubric {annotations.rubric.name} has no category {category!r} "
-            f"(known: {', '.join(categories)})"
+            f"the rubric {annotations.rubric.name} has no category {category!r}"
+            f"{did_you_mean(category, categories)} (known: {', '.join(categories)})"
         )
     if pair_ids is not None:
         replies = replies.filter(pl.col("pair_id").is_in(list(pair_ids)))
@@ -161,7 +163,11 @@ def _alphas(ratings: dict[str, Ratings], draws: int) -> dict[str, Any]:
 
 
 def _outliers(
-    said: pl.DataFrame, teachers: Sequence[str], ratings: dict[str, Ratings], draws: int
+    said: pl.DataFrame,
+    teachers: Sequence[str],
+    twos: Sequence[Mapping[str, Any]],
+    ratings: dict[str, Ratings],
+    draws: int,
 ) -> list[dict[str, Any]]:
     """What each teacher does to the agreement, the one that lowers it most first.
 
@@ -173,13 +179,14 @@ def _outliers(
         spearman: mean rho of its gaps with each other teacher's; None of one.
         stands_out: whether the gaps' alpha is higher without it by `STANDS_OUT`, and beyond chance.
     """
-    twos = comparisons(said, teachers)
+    shown = ("category", "gap")
+    everyone = {what: ratings[what].sampled(MEASURES[what], draws=draws) for what in shown}
     found = []
     for place, teacher in enumerate(teachers):
         others = [column for column in range(len(teachers)) if column != place]
         without = {
-            what: _gain(ratings[what], MEASURES[what], others, draws)
-            for what in ("category", "gap")
+            what: _gain(everyone[what], ratings[what], MEASURES[what], others, draws)
+            for what in shown
         }
         known = [
             one["spearman"]
@@ -199,16 +206,21 @@ def _outliers(
                 and low > 0,
             }
         )
-    return sorted(found, key=lambda one: -(one["without"]["gap"]["value"] or -9.0))
+    # Of two teachers none has a gain, and they stay in their order.
+    return sorted(found, key=lambda one: -(one["without"]["gap"]["value"] or 0.0))
 
 
 def _gain(
-    ratings: Ratings, level: str, others: Sequence[int], draws: int
+    of_all: tuple[float | None, list[float | None]],
+    ratings: Ratings,
+    level: str,
+    others: Sequence[int],
+    draws: int,
 ) -> dict[str, float | None]:
     """Alpha of the others less alpha of all."""
     if len(others) < 2:
         return estimate(None, [])
-    everyone, all_drawn = ratings.sampled(level, draws=draws)
+    everyone, all_drawn = of_all
     rest, rest_drawn = ratings.sampled(level, others, draws=draws)
     return estimate(
         None if rest is None or everyone is None else rest - everyone,

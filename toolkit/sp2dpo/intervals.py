@@ -1,7 +1,8 @@
 """Intervals by the bootstrap: pairs are drawn again with replacement, what is computed stays.
 
 95 % percentile intervals (Efron 1979) over whole pairs, since the replies about one pair depend on
-each other. The draws are seeded, so that two statistics of the same pairs see the same draws.
+each other. The draws are seeded: what is computed twice is the same, and two statistics that are
+resampled over the same units see the same draws.
 """
 
 from collections.abc import Callable, Iterable, Iterator

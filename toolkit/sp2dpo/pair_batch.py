@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import trl
 
+from sp2dpo.pair_columns import widest
 from sp2dpo.pair_losses import LOSSES, LogRatios, Pairwise
 
 TOLERANCE = 1e-5
@@ -147,7 +148,7 @@ def batch_of(
     columns = {
         name: said[name]
         if name in said
-        else torch.full(chosen.shape, value, dtype=torch.float64, device=chosen.device)
+        else widest(torch.full(chosen.shape, value, dtype=torch.float64), chosen.device)
         for name, value in otherwise.items()
     }
     return PairBatch(

@@ -180,6 +180,31 @@ def refuse_bad_values(
         )
 
 
+def refuse_bad_log_probs(column: str, values: list[Any], where: str) -> None:
+    """Raise ValueError if a value is no log-probability: a finite number of 0 or below.
+
+    Args:
+        column: For the message.
+        values: One per row.
+        where: Names the rows in the message.
+    """
+    bad = [
+        row
+        for row, value in enumerate(values)
+        if not (_is_number(value) and -math.inf < value <= 0)
+    ]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(values)} values of {column} in {where} are no log-probabilities,"
+            f" the first is {values[bad[0]]} in row {bad[0]}"
+        )
+
+
+def widest(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the values on a device, as exact as it can hold them: Apple's GPUs know no double."""
+    return (values.float() if device.type == "mps" else values).to(device)
+
+
 def categories(dataset: Any) -> list[str] | None:
     """Return the names of the column `category`, None where there is no such ClassLabel."""
     features = getattr(dataset, "features", None) or {}

@@ -86,18 +86,17 @@ class PairDPOConfig(DPOConfig):
         return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
 
     def _refuse_what_has_no_meaning(self) -> None:
-        acting = [*self.pair_columns]
+        acting = [(column, "take it out of pair_columns") for column in self.pair_columns]
         for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
             if getattr(self, setting):
-                acting.append(column)
+                acting.append((column, f"set {setting}: 0"))
         for loss_type in self.loss_type:
             known = takes(loss_type)
-            for column in acting:
+            for column, otherwise in acting:
                 if column not in known:
                     raise ValueError(
                         f"loss_type {loss_type} {_why(loss_type, column)}, so a {column} per pair"
-                        " has no meaning there: choose another loss_type, or take it out of"
-                        " pair_columns"
+                        f" has no meaning there: choose another loss_type, or {otherwise}"
                     )
         if self.use_liger_kernel and (self.pair_columns or self.needs_single_losses):
             raise ValueError(

@@ -175,4 +175,5 @@ def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
 
 def _over(number: float, beta: Tensor) -> Tensor:
     """A number over beta, in double, as TRL divides by a global one."""
-    return (number / beta.double()).to(torch.float32)
+    exact = beta if beta.device.type == "mps" else beta.double()
+    return (number / exact).to(torch.float32)

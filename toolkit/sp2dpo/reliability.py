@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from sp2dpo.intervals import estimate, resamples
 
-LEVELS = ("nominal", "ordinal")
-
 
 class Ratings:
     """What readers said of units, values as numbers.
@@ -40,7 +38,7 @@ class Ratings:
         """Alpha and its interval, units drawn again; see `intervals.estimate`.
 
         Args:
-            level: one of `LEVELS`.
+            level: `nominal` or `ordinal`.
             readers: the columns to compare; all where it is None.
             draws: bootstrap samples.
         """
@@ -92,7 +90,7 @@ def alpha_of(met: NDArray[np.float64], level: str) -> float | None:
 
     Args:
         met: (values, values), the values of an ordinal level in their order.
-        level: one of `LEVELS`.
+        level: `nominal` or `ordinal`.
     """
     sums = met.sum(axis=0)
     total = sums.sum()

@@ -63,29 +63,30 @@ class RewardModel:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.tokenizer.padding_side, self.tokenizer.truncation_side = "right", "left"
+        self.tokenizer.padding_side = "right"
         self.model.to(device).eval()
         self._device = device
 
-    def rewards(self, conversations: list[list[dict[str, Any]]], max_length: int) -> torch.Tensor:
-        """(B,) the reward of each conversation, in float32."""
+    def rewards(
+        self, conversations: list[list[dict[str, Any]]], max_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) the reward of each conversation, in float32, and whether its beginning was cut."""
         texts = [self.tokenizer.apply_chat_template(said, tokenize=False) for said in conversations]
-        batch = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
+        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        batch = self.tokenizer.pad(
+            {"input_ids": [ids[-max_length:] for ids in tokens]}, return_tensors="pt"
         ).to(self._device)
         with torch.inference_mode():
-            return self.model(**batch).logits[:, 0].float().cpu()
+            rewards = self.model(**batch).logits[:, 0].float().cpu()
+        return rewards, torch.tensor([len(ids) > max_length for ids in tokens])
 
 
 def score(
     rows: Dataset, scoring: Scoring, out: Path, *, batch_size: int, device: str | None = None
 ) -> int:
-    """Scores every pair once, and writes scores.parquet: pair_id, reward_margin, fold.
+    """Scores every pair once, and writes scores.parquet.
+
+    Its columns: pair_id, reward_margin, fold, and cut: whether a conversation lost its beginning.
 
     What was scored stands in OUT.unfinished until all of it is there, so that a run that was
     stopped goes on.
@@ -120,7 +121,12 @@ def score(
         done |= {one["pair_id"]: one for one in said}
     table = pl.DataFrame(
         list(done.values()),
-        schema={"pair_id": pl.String, "reward_margin": pl.Float64, "fold": pl.Int32},
+        schema={
+            "pair_id": pl.String,
+            "reward_margin": pl.Float64,
+            "fold": pl.Int32,
+            "cut": pl.Boolean,
+        },
     ).sort("pair_id")
     with whole(out) as path:
         table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
@@ -129,15 +135,24 @@ def score(
 
 
 def _begun(path: Path, scoring: Scoring) -> dict[str, dict[str, Any]]:
-    """The scores of a run that was stopped; a last line that broke off is dropped."""
+    """The scores of a run that was stopped; a last line that broke off is cut off.
+
+    Raises:
+        ValueError: it was begun with other settings, or is something else.
+    """
     if not path.exists():
         return {}
-    head, *lines = path.read_text(encoding="utf-8").split("\n")
-    if head and json.loads(head) != asdict(scoring):
+    content = path.read_bytes()
+    try:
+        head, *lines = [json.loads(line) for line in content.split(b"\n")[:-1]] or [None]
+        done = {said["pair_id"]: said for said in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no scores; move it away") from error
+    if head is not None and head != asdict(scoring):
         raise ValueError(f"{path} was begun with other settings: {head}; delete it, or go on there")
-    lines = lines[:-1]
-    path.write_text("".join(f"{line}\n" for line in ([head] if head else []) + lines), "utf-8")
-    return {said["pair_id"]: said for said in map(json.loads, lines)}
+    with path.open("rb+") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+    return done
 
 
 def _scored(
@@ -163,7 +178,10 @@ def _scored(
 
 
 def _margins(
-    some: Dataset, fold: int, rewards: Callable[..., torch.Tensor], max_length: int
+    some: Dataset,
+    fold: int,
+    rewards: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    max_length: int,
 ) -> list[dict[str, Any]]:
     pairs: list[Any] = list(some)
     both = [
@@ -171,10 +189,11 @@ def _margins(
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
-    chosen, rejected = rewards(both, max_length).chunk(2)
+    (chosen, rejected), cut = (one.view(2, -1) for one in rewards(both, max_length))
+    margins, was_cut = (chosen - rejected).tolist(), cut.any(dim=0).tolist()
     return [
-        {"pair_id": pair["pair_id"], "reward_margin": margin, "fold": fold}
-        for pair, margin in zip(pairs, (chosen - rejected).tolist(), strict=True)
+        {"pair_id": pair["pair_id"], "reward_margin": margin, "fold": fold, "cut": lost}
+        for pair, margin, lost in zip(pairs, margins, was_cut, strict=True)
     ]
 
 

@@ -7,7 +7,8 @@ pairs since the last log, over all processes.
     inverted   share of the pairs with D > D*, where beta_min s(-beta_min D*) = beta_max
                s(-beta_max D*): beyond it a pair at the floor has more gradient than one at the
                ceiling (10.4 nats for SP2DPO's ends)
-    saturated  share of the pairs whose slope is below 1 % of what it is at z = 0 (our choice)
+    saturated  share of the pairs whose slope is below 1 % of w_i beta_i / 2, what that of
+               -log s(z) is at z = 0 (our choice)
 """
 
 import math
@@ -53,16 +54,21 @@ def decile_edges(betas: Sequence[float]) -> torch.Tensor:
 class Slopes:
     """Sums since the last log.
 
+    Args:
+        betas: of the data set; none where they are not known.
+        categories: names; none where the data set has none.
+
     Attributes:
-        edges: (9,) of the deciles; None where betas are all alike.
-        inverts_at: D*.
-        categories: names; empty where the data set has none.
+        edges: (9,) of the deciles; None where betas are all alike, or not known.
+        inverts_at: D*, infinite then.
+        categories: names.
     """
 
-    def __init__(
-        self, edges: torch.Tensor | None, inverts_at: float, categories: Sequence[str]
-    ) -> None:
-        self.edges, self.inverts_at, self.categories = edges, inverts_at, list(categories)
+    def __init__(self, betas: Sequence[float], categories: Sequence[str]) -> None:
+        varied = bool(betas) and min(betas) < max(betas)
+        self.edges = decile_edges(betas) if varied else None
+        self.inverts_at = inversion(min(betas), max(betas)) if varied else math.inf
+        self.categories = list(categories)
         self.clear()
 
     def clear(self) -> None:

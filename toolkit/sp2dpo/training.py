@@ -7,8 +7,8 @@ For pair i, with log-probabilities summed over completion tokens (in nats),
 
 and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). TRL keeps
 everything else: tokenisation, models, reference, the losses themselves. A batch whose betas are
-all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it; `ipo` and
-`sppo_hard` up to the last bit, since TRL computes 1 / (2 beta) of a global beta in double).
+all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it). With a weight, a
+margin or a flip rate, or an online variant, the losses are `pair_losses`', held to TRL's.
 
 Two things to know before reading a result:
 
@@ -23,7 +23,6 @@ by them: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accur
 """
 
 import inspect
-import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,11 +40,13 @@ from sp2dpo.pair_columns import (
     PAIR_COLUMNS,
     PairCollator,
     categories,
+    refuse_bad_log_probs,
+    widest,
     with_all_values,
 )
 from sp2dpo.pair_config import CAPTURES, PairDPOConfig
 from sp2dpo.pair_losses import LOSSES
-from sp2dpo.slopes import Slopes, decile_edges, inversion
+from sp2dpo.slopes import Slopes
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
@@ -62,17 +63,6 @@ logger = get_logger(__name__)
 
 # What the mixin is mixed into: a DPOTrainer, of whatever TRL version.
 Trainer: Any = object
-
-
-def _slopes(dataset: Any, args: PairDPOConfig, names: list[str]) -> Slopes:
-    """What is watched of a run on a data set; the deciles of a stream are not known."""
-    edges, inverts_at = None, math.inf
-    if "beta" in args.pair_columns and isinstance(dataset, Dataset):
-        betas = [float(beta) for beta in dataset["beta"]]
-        low, high = min(betas), max(betas)
-        if low < high:
-            edges, inverts_at = decile_edges(betas), inversion(low, high)
-    return Slopes(edges, inverts_at, names)
 
 
 class PairColumnsMixin(Trainer):
@@ -111,9 +101,10 @@ class PairColumnsMixin(Trainer):
         train_dataset = self._admit(train_dataset, "train", args)
         eval_dataset = self._admit_all(eval_dataset, args)
         names = categories(train_dataset) if CAPTURES else None
-        self._slopes = {
-            mode: _slopes(train_dataset, args, names or []) for mode in ("train", "eval")
-        }
+        betas: list[float] = []  # those of a stream are not known
+        if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
+            betas = list(train_dataset["beta"])
+        self._slopes = {mode: Slopes(betas, names or []) for mode in ("train", "eval")}
         self._guarded = {"train": 0, "eval": 0}
         super().__init__(
             *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **rest
@@ -182,11 +173,7 @@ class PairColumnsMixin(Trainer):
         exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
         prepared = super()._prepare_inputs(inputs)
         device = self.args.device
-        return {
-            **prepared,
-            # Apple's GPUs know no double.
-            **{n: (v.float() if device.type == "mps" else v).to(device) for n, v in exact.items()},
-        }
+        return prepared | {name: widest(value, device) for name, value in exact.items()}
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as DPOTrainer does; a data set given here is checked like the others."""
@@ -215,13 +202,7 @@ class PairColumnsMixin(Trainer):
         if len(there) < len(REFERENCE):
             raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
         for column in REFERENCE:
-            values = dataset.with_format("numpy")[column][:]
-            bad = [row for row, value in enumerate(values) if not -math.inf < float(value) <= 0]
-            if bad:
-                raise ValueError(
-                    f"{len(bad)} of {len(values)} values of {column} in the {name} data set are no"
-                    f" log-probabilities, the first is {values[bad[0]]} in row {bad[0]}"
-                )
+            refuse_bad_log_probs(column, dataset[column][:], f"the {name} data set")
         logger.info(f"the {name} data set brings its reference log-probs: none are computed")
         return dataset
 
@@ -318,16 +299,17 @@ class PairColumnsMixin(Trainer):
         """What beta-DPO and AlphaDPO make of a batch that is trained on."""
         if self.args.alpha_dpo:
             average = batch.ratios.average.detach()
+            everyone: Any = self.accelerator.gather(average)
             state = self._state(AlphaDpoState)
-            state.watch(self.accelerator.gather(average).cpu())
-            zscore = state.zscore(average.double())
+            state.watch(everyone.cpu())
+            zscore = state.zscore(average)
             batch = replace(batch, margin=batch.margin + self.args.alpha_dpo * batch.beta * zscore)
         if self.args.beta_dpo:
             own = batch.ratios.difference.detach()
             everyone = self.accelerator.gather(own)
             found = beta_dpo(
                 self._state(BetaDpoState),
-                everyone,
+                everyone.cpu(),
                 alpha=self.args.beta_dpo,
                 mode_weight=self.args.beta_dpo_mode_weight,
                 seed=self.args.seed,
@@ -335,7 +317,7 @@ class PairColumnsMixin(Trainer):
             first = self.accelerator.process_index * len(own)
             kept = found.kept[first : first + len(own)].to(own.device)
             # A mean over the kept pairs of all processes, out of means over all pairs of each.
-            share = kept.double() * (len(everyone) / found.kept.sum().item())
+            share = kept * (len(everyone) / found.kept.sum().item())
             self._metrics["train"]["beta_dpo/factor"].append(found.factor)
             batch = replace(
                 batch, beta=scaled(batch.beta, found.factor), weight=batch.weight * share
@@ -350,17 +332,17 @@ class PairColumnsMixin(Trainer):
         """Takes in where the gradient of a batch goes."""
         number = torch.full_like(batch.beta, -1.0) if category is None else category
         rows = torch.stack(
-            [
-                batch.beta.double(),
-                batch.ratios.difference.detach().double(),
-                batch.weight.double(),
-                batch.slopes(self._mixture).double(),
-                number.to(batch.beta.device).double(),
+            [  # in double, but for Apple's GPUs
+                batch.beta,
+                batch.ratios.difference.detach(),
+                batch.weight,
+                batch.slopes(self._mixture),
+                number.to(batch.beta.device),
             ],
             dim=1,
         )
         gathered: Any = self.accelerator.gather(rows)
-        beta, margin, weight, slope, number = gathered.cpu().T
+        beta, margin, weight, slope, number = gathered.cpu().double().T
         self._slopes[mode].add(
             beta=beta, margin=margin, weight=weight, slope=slope, category=number
         )
@@ -396,8 +378,8 @@ class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportInc
     }
 
     def __init__(self, *models: Any, args: PairDPOConfig, **rest: Any) -> None:
-        if isinstance(args, PairDPOConfig) and not args.pair_columns:
-            # What no column acts on is plain DPO, and its tags and its model card say so.
+        if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
+            # Without a beta per pair it is no SP2DPO, and its tags and its model card say so.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
         super().__init__(*models, args=args, **rest)
