@@ -4,8 +4,10 @@
         --config recipes/dpo/tiny-demo.yaml
 
 The keys are those below, those of PairDPOConfig (TRL's DPOConfig and `pair_columns`,
-`missing_beta`) and those of TRL's ModelConfig. Each can be given on the command line too and wins
-there; `--pair_columns` with nothing behind it is the YAML's `pair_columns: []`, stock DPO.
+`missing_values`, ...) and those of TRL's ModelConfig. Several `--config`s are one run: a key of a
+later file replaces that of an earlier one, whole, and the result is printed. Each key can be given
+on the command line too and wins there; `--pair_columns` with nothing behind it is the YAML's
+`pair_columns: []`, stock DPO.
 
 It writes the model with its tokenizer and card and, last of all, results.json to `output_dir`:
 where that file is, the run is complete. What is wrong is said in one line, before the model loads
@@ -15,10 +17,12 @@ adds a traceback of its own and always exits with 1.)
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +32,12 @@ import trl
 import yaml
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
+from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from sp2dpo.folds import place
+from sp2dpo.provenance import card_section, provenance
+from sp2dpo.run_files import compose, one_config, take_configs
 from sp2dpo.training import PairDPOConfig, PairDPOTrainer
 
 
@@ -74,18 +81,23 @@ def main(arguments: list[str]) -> None:
         train, test = load(data)
         given = len(train)
         train, marked = as_marked(train)
+        checkpoint = to_resume_from(args)
         trainer = build_trainer(model, args, train, test)
     outcome = Path(str(args.output_dir), "results.json")
     outcome.unlink(missing_ok=True)  # that of an earlier run
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if test is not None:
         trainer.evaluate()
     trainer.save_model(args.output_dir)
     trainer.create_model_card(model_name=Path(str(args.output_dir)).name)
     if trainer.accelerator.is_main_process:
+        card = Path(str(args.output_dir), "README.md")
+        said = provenance(str(data.dataset), data.dataset_revision, train, args.pair_columns)
+        section = card_section(said, changed_settings((data, args, model)))
+        card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
         rows = count(trainer, {"train": given, "eval": None if test is None else len(test)})
         rows["train"] |= marked
-        write(results(trainer, data, model) | {"rows": rows}, outcome)
+        write(results(trainer, data, model) | {"rows": rows, "data": said}, outcome)
         print(f"{args.output_dir}: the model and results.json are written")
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -105,19 +117,24 @@ def one_line_errors(exit_code: int, arguments: list[str]) -> Iterator[None]:
 
 
 def parse(arguments: list[str]) -> tuple[DataConfig, PairDPOConfig, ModelConfig]:
-    """Return the settings of the YAML file, overridden by those of the command line.
+    """Return the settings of the YAML files, overridden by those of the command line.
 
     Raises:
         ValueError: On a key that no config has, on a bad value, and where there is no data set
             or no model.
     """
+    paths, arguments = take_configs(arguments)
+    files = compose(paths)
+    if len(paths) > 1 and os.environ.get("RANK", "0") == "0":
+        print("\n".join(files.lines()))
     parser = TrlParser(CONFIGS, usage="train.py --config FILE.yaml [--key value ...]")
     for action in parser._actions:
         if action.dest == "pair_columns":
             action.nargs = "*"  # the list may be empty on the command line too
-    data, args, model, in_yaml, on_command_line = parser.parse_args_and_config(
-        arguments, return_remaining_strings=True, separate_remaining_strings=True
-    )
+    with one_config(files, arguments) as said:
+        data, args, model, in_yaml, on_command_line = parser.parse_args_and_config(
+            said, return_remaining_strings=True, separate_remaining_strings=True
+        )
     # The unknown keys of the YAML come with their values, those of the command line as they stand.
     refuse_unknown([*in_yaml[::2], *on_command_line])
     for key, value in (("dataset", data.dataset), ("model_name_or_path", model.model_name_or_path)):
@@ -173,8 +190,8 @@ def as_marked(rows: Dataset) -> tuple[Dataset, dict[str, int]]:
     """Return the rows as the arm of a comparison marks them, and how many it left out and flipped.
 
     A row with `keep: false` is left out, one with `flip: true` gets its responses exchanged. What
-    becomes of rows without a beta is `missing_beta`'s to say. Rows to evaluate on stay as they are,
-    so that arms are compared on the same ones.
+    becomes of rows without a beta is for `missing_values` to say. Rows to evaluate on stay as they
+    are, so that arms are compared on the same ones.
 
     Raises:
         ValueError: If the arm leaves no row.
@@ -215,6 +232,23 @@ def read(source: str, split: str, revision: str | None) -> Dataset:
         raise ValueError(f"{source} {where}: {error}") from error
 
 
+def to_resume_from(args: PairDPOConfig) -> str | None:
+    """Return the checkpoint to go on from: for `true` the last one, if there is one.
+
+    Raises:
+        ValueError: If what is named is no folder.
+    """
+    said = args.resume_from_checkpoint
+    if said is None or str(said).lower() == "false":
+        return None
+    if str(said).lower() == "true":
+        out = str(args.output_dir)
+        return get_last_checkpoint(out) if Path(out).is_dir() else None
+    if not Path(said).is_dir():
+        raise ValueError(f"resume_from_checkpoint: {said} is no folder; `true` is the last one")
+    return said
+
+
 def build_trainer(
     model: ModelConfig, args: PairDPOConfig, train: Dataset, test: Dataset | None
 ) -> PairDPOTrainer:
@@ -243,8 +277,8 @@ def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> di
         "eval": evaluations[-1] if evaluations else None,
         "beta": {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)},
         "pair_columns": args.pair_columns,
-        "missing_beta": args.missing_beta,
-        "model": model.model_name_or_path,
+        "missing_values": args.missing_values,
+        "model": called(str(model.model_name_or_path)),
         "model_revision": model.model_revision,
         "dataset": called(str(data.dataset)),
         "dataset_revision": None if local else data.dataset_revision,
@@ -254,12 +288,41 @@ def results(trainer: PairDPOTrainer, data: DataConfig, model: ModelConfig) -> di
         "seed": args.seed,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
+        "parameters": parameters(trainer.model),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)},
     }
 
 
+def parameters(model: Any) -> dict[str, int]:
+    """Return how many parameters a model has, and how many of them this process holds."""
+    whole = held = 0
+    for one in model.parameters():
+        whole += getattr(one, "ds_numel", one.numel())  # ZeRO-3 leaves an empty one behind
+        local = one.to_local() if hasattr(one, "to_local") else getattr(one, "ds_tensor", one)
+        held += local.numel()
+    return {"all": whole, "on_a_process": held}
+
+
+def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, key -> value; of folders their names.
+
+    Where a run writes and reports to, and secrets, are no part of them.
+    """
+    left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    found: dict[str, Any] = {}
+    for config in configs:
+        for one in fields(config):
+            value = getattr(config, one.name)
+            value = value.value if isinstance(value, Enum) else value
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            plain = isinstance(value, (str, int, float, bool, list))
+            if one.init and plain and value != default and one.name not in left_out:
+                found[one.name] = called(value) if isinstance(value, str) else value
+    return found
+
+
 def called(source: str) -> str:
-    """Return what to call a data set: a folder by its own name alone, wherever it lies."""
+    """Return what to call a data set or a model: a folder by its own name alone."""
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 

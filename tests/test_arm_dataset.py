@@ -78,7 +78,7 @@ def test_a_student_is_trained_with_a_reward_models_weights_and_margins(
 ):
     results = train(
         tiny_student, built(name), tmp_path / "run", "--max_steps", "2", "--held_out", "0.2",
-        "--eval_strategy", "no", "--pair_columns", *columns, "--missing_beta", "drop",
+        "--eval_strategy", "no", "--pair_columns", *columns, "--missing_values", "drop",
         "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1",
     )  # fmt: skip
     assert results["pair_columns"] == columns

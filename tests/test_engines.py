@@ -9,6 +9,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from harness import ROOT
 from test_training import BETAS, PAIRS, model_dir  # noqa: F401 - a fixture is among them
@@ -20,6 +21,27 @@ import sys
 if any("recipes/train.py" in word for word in sys.argv):
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+"""
+# accelerate makes FSDP of GPUs alone: on CPUs it falls back to DDP without a word.
+FSDP_ON_CPUS = """
+    import os
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, DistributedType
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        plain = AcceleratorState.__init__
+        def on_cpus(self, *args, **kwargs):
+            plain(self, *args, **kwargs)
+            plugin = kwargs.get("fsdp_plugin") or getattr(self, "fsdp_plugin", None)
+            if self.distributed_type == DistributedType.MULTI_CPU and plugin is not None:
+                if self._mixed_precision != "no":
+                    plugin.set_mixed_precision(self._mixed_precision)
+                self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+        AcceleratorState.__init__ = on_cpus
+        # On a CPU torch leaves the gathered state sharded: gather it here.
+        Accelerator.get_state_dict = lambda self, model, **kwargs: {
+            name: getattr(value, "full_tensor", value.clone)().clone()
+            for name, value in model.state_dict().items()
+        }
 """
 COLUMNS = {
     "beta": BETAS,
@@ -34,7 +56,7 @@ def launched(model_dir, tmp_path_factory):  # noqa: F811
     data = tmp_path_factory.mktemp("data")
     Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
     site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING)
+    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + FSDP_ON_CPUS)
 
     def launch(name, processes, *more, precision="no"):
         out = tmp_path_factory.mktemp(name)
@@ -60,10 +82,11 @@ def launched(model_dir, tmp_path_factory):  # noqa: F811
             timeout=280,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.returncode == 0, done.stderr[-14000:]
         state = json.loads(next((out / "run").glob("checkpoint-4/trainer_state.json")).read_text())
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-        return losses, json.loads((out / "run" / "results.json").read_text())
+        results = json.loads((out / "run" / "results.json").read_text())
+        return losses, results | {"output_dir": out / "run"}
 
     return launch
 
@@ -83,12 +106,17 @@ def alone(launched):
         ("zero1", "DEEPSPEED"),
         ("zero2", "DEEPSPEED"),
         ("zero3", "DEEPSPEED"),
+        ("fsdp2", "FSDP"),
     ],
 )
 def test_two_processes_train_as_one_does(launched, alone, name, kind):
     losses, results = launched(name, 2)
     assert (results["processes"], results["distributed_type"]) == (2, kind)
     assert losses == pytest.approx(alone, abs=1e-5)
+    held = results["parameters"]["on_a_process"] / results["parameters"]["all"]
+    assert held == (pytest.approx(0.5, abs=0.01) if name in ("zero3", "fsdp2") else 1)
+    model = AutoModelForCausalLM.from_pretrained(results["output_dir"])
+    assert sum(p.numel() for p in model.parameters()) == results["parameters"]["all"]
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
@@ -104,6 +132,15 @@ def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):
     assert results["distributed_type"] == "DEEPSPEED"
     assert losses == pytest.approx(expected, abs=1e-5)
     assert losses[-1] != pytest.approx(losses[0], abs=1e-3)
+
+
+def test_bf16_under_fsdp2_keeps_the_precision_of_log_probs(launched):
+    """Log-probs of 16 bits would be refused: see `batch_of`."""
+    expected, _ = launched("single", 1, "--bf16", "true", precision="bf16")
+    losses, results = launched("fsdp2", 2, "--bf16", "true", precision="bf16")
+    assert results["distributed_type"] == "FSDP"
+    assert losses == pytest.approx(expected, abs=2e-2)
+    assert losses[0] == pytest.approx(expected[0], abs=1e-5)  # D = 0: log-probs are the reference's
 
 
 def test_bf16_under_zero_2_is_the_same_with_and_without_precomputed_references(launched):

@@ -33,6 +33,7 @@ FLOW = [
 ]
 TRAINING = [  # knows only column names
     *("online", "pair_batch", "pair_columns", "pair_config", "pair_losses", "slopes", "training"),
+    *("provenance", "reference", "run_files"),
     "reward_scores",  # and how a file is written
 ]
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}

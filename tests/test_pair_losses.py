@@ -190,10 +190,10 @@ def test_values_that_break_their_rule_are_refused(tmp_path, columns, complaint):
 def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):  # noqa: F811
     data = pairs(beta=[None, *BETAS[1:]], weight=[2.0, None, *[1.0] * 6])
     run = {"pair_columns": ["beta", "weight"]}
-    dropped = make(model_dir, tmp_path, data, missing_beta="drop", **run)
+    dropped = make(model_dir, tmp_path, data, missing_values="drop", **run)
     assert len(dropped.train_dataset) == 6
     assert dropped.rows_without_beta == {"train": 2}
-    filled = make(model_dir, tmp_path, data, missing_beta="constant", beta=0.2, **run)
+    filled = make(model_dir, tmp_path, data, missing_values="constant", beta=0.2, **run)
     assert filled.train_dataset["beta"][0] == 0.2
     assert filled.train_dataset["weight"][:2] == [2.0, 1.0]
 

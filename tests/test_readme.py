@@ -55,7 +55,8 @@ def walked(folder):
     """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
     (commands,) = [block for block in blocks("sh") if "accelerate launch" in block]
     commands = commands.replace('pip install -e ".[train]"', "")
-    short = "--max_steps 2 --held_out 0.2 --eval_steps 2 --use_cpu true"
+    short = "--model_name_or_path MODEL --dtype float32 --bf16 false --max_steps 2 --held_out 0.2"
+    short += " --eval_steps 2 --use_cpu true"
     commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
     run_in(folder, "bash", "-e", "-c", commands)
     return folder

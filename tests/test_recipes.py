@@ -190,7 +190,11 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
     assert counts == {"left_out": 1, "flipped": 1}
     assert kept["chosen"][:] == ["a", "b", "D"]
     assert kept["rejected"][:] == ["A", "B", "d"]
-    assert kept["beta"][:] == [0.1, None, 0.3]  # what becomes of a null is `missing_beta`'s to say
+    assert kept["beta"][:] == [
+        0.1,
+        None,
+        0.3,
+    ]  # what becomes of a null is `missing_values`'s to say
     logps = {"ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-3.0, -4.0]}
     two = rows.select([0, 3])
     for name, values in logps.items():
@@ -210,7 +214,7 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F81
         columns={"beta": [None, *BETAS[1:]], "has_beta": [False] + [True] * 7},
         model_name_or_path=model_dir,
         held_out=0.6,
-        missing_beta="drop",
+        missing_values="drop",
         max_steps=1,
         seed=3,
     )
@@ -242,6 +246,21 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F81
     assert AutoModelForCausalLM.from_pretrained(output).config.hidden_size == 16
     assert "2601.22385" in (output / "README.md").read_text()
     assert not list(output.glob("*.tmp"))
+
+
+def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(script, tmp_path):
+    def named(said):
+        return script.to_resume_from(
+            script.PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
+        )
+
+    assert (named(None), named("false"), named("true")) == (None, None, None)
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert named("true") == str(tmp_path / "checkpoint-10")
+    assert named(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="checkpoint-3 is no folder; `true` is the last one"):
+        named(str(tmp_path / "checkpoint-3"))
 
 
 def test_the_demo_data_set_folder_is_read_the_way_the_hub_reads_it(tmp_path):

@@ -339,7 +339,11 @@ def test_rows_without_beta_are_an_error_by_default(model_dir, tmp_path):
 def test_rows_without_beta_can_be_dropped(model_dir, tmp_path, caplog):
     holes = [0.1, None, *BETAS[2:7], None]
     trainer = make(
-        model_dir, tmp_path, pairs(beta=holes), eval_dataset=pairs(beta=BETAS), missing_beta="drop"
+        model_dir,
+        tmp_path,
+        pairs(beta=holes),
+        eval_dataset=pairs(beta=BETAS),
+        missing_values="drop",
     )
     assert trainer.train_dataset["prompt"][:] == [PAIRS["prompt"][row] for row in (0, *range(2, 7))]
     assert trainer.train_dataset["beta"][:] == [0.1, *BETAS[2:7]]
@@ -349,7 +353,7 @@ def test_rows_without_beta_can_be_dropped(model_dir, tmp_path, caplog):
 
 def test_rows_without_beta_can_get_the_global_one(model_dir, tmp_path, caplog):
     trainer = make(
-        model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), missing_beta="constant", beta=0.17
+        model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), missing_values="constant", beta=0.17
     )
     assert trainer.train_dataset["beta"][:] == [0.17, *BETAS[1:]]
     assert trainer.rows_without_beta == {"train": 1}
@@ -358,7 +362,7 @@ def test_rows_without_beta_can_get_the_global_one(model_dir, tmp_path, caplog):
 
 def test_a_data_set_in_which_no_row_has_a_beta_cannot_be_dropped_to_nothing(model_dir, tmp_path):
     with pytest.raises(ValueError, match="a beta in none of its 8 rows"):
-        make(model_dir, tmp_path, pairs(beta=[None] * 8), missing_beta="drop")
+        make(model_dir, tmp_path, pairs(beta=[None] * 8), missing_values="drop")
 
 
 @pytest.mark.parametrize(
@@ -373,8 +377,8 @@ def test_a_data_set_in_which_no_row_has_a_beta_cannot_be_dropped_to_nothing(mode
         (True, "True"),
     ],
 )
-@pytest.mark.parametrize("missing_beta", ["error", "drop", "constant"])
-def test_a_beta_that_is_no_number_above_0_is_refused(tmp_path, value, shown, missing_beta):
+@pytest.mark.parametrize("missing_values", ["error", "drop", "constant"])
+def test_a_beta_that_is_no_number_above_0_is_refused(tmp_path, value, shown, missing_values):
     betas = [value] * 8 if isinstance(value, (str, bool)) else [0.1, 0.2, *[value] * 6]
     first = betas.index(value)
     message = (
@@ -382,7 +386,7 @@ def test_a_beta_that_is_no_number_above_0_is_refused(tmp_path, value, shown, mis
         f" {shown} in row {first}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):  # before the model is looked for
-        make("no-such-model", tmp_path, pairs(beta=betas), missing_beta=missing_beta)
+        make("no-such-model", tmp_path, pairs(beta=betas), missing_values=missing_values)
 
 
 def test_a_column_that_is_named_must_be_in_every_data_set(tmp_path):
@@ -426,8 +430,8 @@ def test_the_betas_of_a_stream_are_checked_batch_by_batch(model_dir, tmp_path):
     stream = pairs(beta=[*BETAS[:6], math.nan, 0.1]).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"1 of 4 betas in a batch .* the first is nan in row 2"):
         train(make(model_dir, tmp_path, stream, max_steps=2))
-    with pytest.raises(ValueError, match="missing_beta: drop would have to count the rows"):
-        make(model_dir, tmp_path, stream, missing_beta="drop")
+    with pytest.raises(ValueError, match="missing_values: drop would have to count the rows"):
+        make(model_dir, tmp_path, stream, missing_values="drop")
 
 
 @pytest.mark.parametrize("loss_type", ["aot", "aot_unpaired"])
@@ -448,7 +452,7 @@ def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
         ({"pair_columns": ["reward_margin"]}, "'reward_margin' is not one of beta, weight, margin"),
         ({"pair_columns": "beta"}, "pair_columns must be a list, [beta] or [], not 'beta'"),
         (
-            {"missing_beta": "dorp"},
+            {"missing_values": "dorp"},
             "'dorp' is not one of error, drop, constant, did you mean drop?",
         ),
         ({"beta": 0.0}, "beta must be a finite number above 0, not 0.0"),

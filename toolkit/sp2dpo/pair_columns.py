@@ -10,7 +10,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import ClassLabel, Dataset
 
-MISSING_BETA = ("error", "drop", "constant")
+MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
 """A ClassLabel column of that name is carried along, so that metrics can be told by category."""
 
@@ -24,8 +24,8 @@ class Rule:
     Attributes:
         holds: whether a number may stand there.
         words: the same, for people.
-        neutral: what a row without a value gets under `missing_beta: constant`; None for the global
-            beta.
+        neutral: what a row without a value gets under `missing_values: constant`; None for the
+            global beta.
     """
 
     holds: Callable[[float], bool]
@@ -103,7 +103,7 @@ def with_all_values(
         dataset: Has the columns.
         columns: Out of PAIR_COLUMNS.
         name: Names the data set in messages.
-        missing: One of MISSING_BETA, what becomes of rows in which a value is null.
+        missing: One of MISSING_VALUES, what becomes of rows in which a value is null.
         constant: The beta above 0 that such a row gets if `missing` is "constant"; its weight is
             then 1, its margin 0 and its label smoothing 0 where they are null.
 
@@ -176,7 +176,7 @@ def refuse_bad_values(
     if null_is_bad and None in values:
         raise ValueError(
             f"{values.count(None)} of {len(values)} rows in {where} have no {column}, the first is"
-            f" row {values.index(None)}: set missing_beta to drop or constant"
+            f" row {values.index(None)}: set missing_values to drop or constant"
         )
 
 

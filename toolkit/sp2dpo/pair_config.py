@@ -6,7 +6,7 @@ import trl
 from packaging.version import Version
 from trl import DPOConfig
 
-from sp2dpo.pair_columns import MISSING_BETA, PAIR_COLUMNS, is_beta, one_of
+from sp2dpo.pair_columns import MISSING_VALUES, PAIR_COLUMNS, is_beta, one_of
 from sp2dpo.pair_losses import LOSSES, SORTING, takes
 
 FIRST_WITH_LOG_PROBS = "1.16"
@@ -22,11 +22,15 @@ class PairDPOConfig(DPOConfig):
         pair_columns: The columns that act on the loss, out of `beta`, `weight` (w_i), `margin`
             (gamma_i) and `label_smoothing` (eps_i); `[]` is stock DPO with the global `beta`.
             Nothing else decides it: a column that is not named is ignored.
-        missing_beta: What becomes of rows in which an acting column is null: `error`, `drop` (the
+        missing_values: What becomes of rows in which an acting column is null: `error`, `drop` (the
             row is left out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
         beta_dpo: beta-DPO's a, 0.6 in its paper; 0 for none. See `online`.
         beta_dpo_mode_weight: The share of a batch that beta-DPO leaves out, 0.2 in its paper.
         alpha_dpo: The alpha of AlphaDPO's margin on top of the betas; 0 for none. See `online`.
+        reference_cache: A folder in which reference log-probs are kept and looked up, under a key
+            of all that they depend on; it implies `precompute_ref_log_probs`. See `reference`.
+        global_batch_size: Pairs per update over all processes. With it
+            `gradient_accumulation_steps` follows from the number of processes.
 
     `label_smoothing` above 0 makes `sigmoid` and `sigmoid_norm` cDPO, which TRL 1.16 leaves out
     without a word.
@@ -43,7 +47,7 @@ class PairDPOConfig(DPOConfig):
             f"{', '.join(PAIR_COLUMNS)}; none for stock DPO."
         },
     )
-    missing_beta: str = field(
+    missing_values: str = field(
         default="error",
         metadata={"help": "Rows without a value: error, drop, or constant (the global beta)."},
     )
@@ -52,6 +56,12 @@ class PairDPOConfig(DPOConfig):
         default=0.2, metadata={"help": "The share of a batch that beta-DPO leaves out."}
     )
     alpha_dpo: float = field(default=0.0, metadata={"help": "AlphaDPO's alpha; 0 for none."})
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "A folder that keeps reference log-probs."}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per update over all processes."}
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.pair_columns, list):
@@ -62,13 +72,17 @@ class PairDPOConfig(DPOConfig):
             one_of(column, PAIR_COLUMNS, "pair_columns")
         if len(set(self.pair_columns)) < len(self.pair_columns):
             raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
-        one_of(self.missing_beta, MISSING_BETA, "missing_beta")
+        one_of(self.missing_values, MISSING_VALUES, "missing_values")
         if not is_beta(self.beta):
             raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
         for name, most in (("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("beta_dpo_mode_weight", 0.99)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")
+        if self.reference_cache:
+            self.precompute_ref_log_probs = True
         super().__post_init__()
+        if self.global_batch_size is not None:
+            self._accumulate(self.global_batch_size)
         self._refuse_what_has_no_meaning()
         if self.beta_dpo or self.alpha_dpo:  # else a resumed run would begin with other statistics
             self.restore_callback_states_from_checkpoint = True
@@ -84,6 +98,23 @@ class PairDPOConfig(DPOConfig):
         """Whether anything acts that TRL's mean over a batch cannot give."""
         more = set(self.pair_columns) - {"beta"}
         return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
+
+    def _accumulate(self, pairs: int) -> None:
+        """Set the accumulation with which an update is of so many pairs."""
+        at_once = self.train_batch_size * self.world_size
+        if pairs < 1 or pairs % at_once:
+            raise ValueError(
+                f"global_batch_size {pairs} is no multiple of {at_once}, the pairs of one step"
+                f" ({self.train_batch_size} on each of {self.world_size} processes): change"
+                " per_device_train_batch_size or the number of processes"
+            )
+        steps = pairs // at_once
+        if self.gradient_accumulation_steps not in (1, steps):
+            raise ValueError(
+                f"global_batch_size {pairs} takes {steps} steps of {at_once} pairs, not"
+                f" gradient_accumulation_steps {self.gradient_accumulation_steps}: set one of them"
+            )
+        self.gradient_accumulation_steps = steps
 
     def _refuse_what_has_no_meaning(self) -> None:
         acting = [(column, "take it out of pair_columns") for column in self.pair_columns]

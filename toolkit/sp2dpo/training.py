@@ -46,12 +46,11 @@ from sp2dpo.pair_columns import (
 )
 from sp2dpo.pair_config import CAPTURES, PairDPOConfig
 from sp2dpo.pair_losses import LOSSES
+from sp2dpo.reference import REFERENCE, with_log_probs
 from sp2dpo.slopes import Slopes
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
-# TRL's columns of reference log-probs.
-REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 # Per-pair numbers that DeepSpeed must not round to the precision of the model.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
 # TRL 1.0 finds the reference model itself, later versions are given it.
@@ -78,7 +77,7 @@ class PairColumnsMixin(Trainer):
 
     Attributes:
         rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
-            rows without a value in an acting column, which `missing_beta` dropped or filled.
+            rows without a value in an acting column, which `missing_values` dropped or filled.
 
     Raises:
         TypeError: If `args` is no PairDPOConfig.
@@ -140,17 +139,18 @@ class PairColumnsMixin(Trainer):
         if not args.pair_columns:
             return dataset
         if not isinstance(dataset, Dataset):
-            if args.missing_beta != "error":
+            if args.missing_values != "error":
                 raise ValueError(
-                    f"missing_beta: {args.missing_beta} would have to count the rows of a stream:"
-                    f" filter or fill the {name} data set yourself and use missing_beta: error"
+                    f"missing_values: {args.missing_values} would have to count the rows of a"
+                    f" stream: filter or fill the {name} data set yourself and use missing_values:"
+                    " error"
                 )
             return dataset
         dataset, self.rows_without_beta[name] = with_all_values(
             dataset,
             tuple(args.pair_columns),
             name=name,
-            missing=args.missing_beta,
+            missing=args.missing_values,
             constant=args.beta,
         )
         smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
@@ -160,6 +160,18 @@ class PairColumnsMixin(Trainer):
                 " a row with 0"
             )
         return dataset
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator as Trainer does; under FSDP2 log-probs then keep their precision.
+
+        Accelerate lets FSDP2 cast what a model returns to 16 bits, log-probs of whole sequences
+        too.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        policy = getattr(plugin, "mixed_precision_policy", None)
+        if policy is not None and getattr(plugin, "fsdp_version", 1) == 2:
+            plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -190,15 +202,17 @@ class PairColumnsMixin(Trainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Return the data set with TRL's reference log-probs, or as it is where it has its own.
 
-        Log-probs that are there already are taken for those of this reference model on these texts:
-        a sweep over schedules computes them once.
+        Log-probs that are there already are taken for those of this reference model on these texts.
+        Others are computed, or read from `reference_cache`, whatever else has changed since.
 
         Raises:
             ValueError: If one is not a finite number of 0 or below, or one column stands alone.
         """
         there = [column for column in REFERENCE if column in dataset.column_names]
         if not there:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            if not CAPTURES or not isinstance(dataset, Dataset):
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            return with_log_probs(self, dataset, name, batch_size)
         if len(there) < len(REFERENCE):
             raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
         for column in REFERENCE:

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains on several machines of a Slurm cluster with ZeRO-3: one task on each, which launches a
+# process per GPU. Not run: it needs Slurm and GPUs.
+#
+#     recipes/dpo/slurm.sh 2 --config recipes/dpo/models/mistral-7b.yaml \
+#         --config recipes/dpo/methods/sp2dpo.yaml --dataset dataset/ --output_dir /shared/student
+#
+# The first word is the number of machines, the others are train.py's. output_dir, the data set and
+# reference_cache have to be on a file system that all of them see. A job that was stopped is
+# submitted again by the same sentence and --resume_from_checkpoint true.
+set -euo pipefail
+
+export MACHINES=${1:?how many machines}
+shift
+export GPUS=${GPUS:-8} # of one machine
+
+sbatch --nodes="$MACHINES" --ntasks-per-node=1 --gpus-per-node="$GPUS" --cpus-per-task=32 \
+  --time="${TIME:-12:00:00}" --job-name=dpo --output=dpo-%j.log --open-mode=append \
+  --export=ALL /dev/stdin "$@" <<'JOB'
+#!/usr/bin/env bash
+export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export PORT=$((29500 + SLURM_JOB_ID % 1000))
+exec srun --kill-on-bad-exit=1 bash -c '
+  exec accelerate launch --config_file recipes/accelerate/zero3-multinode.yaml \
+    --num_machines "$MACHINES" --num_processes "$((MACHINES * GPUS))" \
+    --machine_rank "$SLURM_NODEID" --main_process_ip "$FIRST" --main_process_port "$PORT" \
+    recipes/train.py "$@"' train "$@"
+JOB

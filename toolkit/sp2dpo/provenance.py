@@ -1,0 +1,85 @@
+"""What a model was trained on: data set, revision, schedule, and a hash of what acted."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+
+__all__ = ["card_section", "provenance"]
+
+MANIFEST = "manifest.json"
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+
+
+def provenance(
+    source: str, revision: str | None, dataset: Dataset, columns: Sequence[str]
+) -> dict[str, Any]:
+    """Return where the rows are from and what they say.
+
+    Args:
+        source: A folder, or the name of a data set on the Hub.
+        revision: What was asked for on the Hub.
+        dataset: The rows as they are trained on.
+        columns: The per-pair columns that act.
+
+    Returns:
+        `dataset` (a folder by its own name alone), `revision` (of the Hub: the commit, where the
+        data set's files tell it), `pair_columns`, `schedule`, `arm` and `manifest_sha256` (None
+        where the data set has no manifest, or none that can be read), and `columns_sha256`, of the
+        acting columns with the pairs' ids in the order of the rows.
+    """
+    folder = Path(source)
+    local = folder.is_dir()
+    files = " ".join(map(str, dataset.info.download_checksums or {}))
+    commit = _COMMIT.search(files)
+    revision = None if local else commit[1] if commit else revision
+    manifest = _manifest(source, revision)
+    said = json.loads(manifest) if manifest else {}
+    named = [name for name in ("pair_id", *columns) if name in dataset.column_names]
+    content = json.dumps([dataset[name][:] for name in named])
+    return {
+        "dataset": folder.resolve().name if local else source,
+        "revision": revision,
+        "pair_columns": list(columns),
+        "schedule": said.get("schedule"),
+        "arm": said.get("arm") or None,
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest() if manifest else None,
+        "columns_sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
+
+
+def _manifest(source: str, revision: str | None) -> bytes | None:
+    try:
+        if Path(source).is_dir():
+            return Path(source, MANIFEST).read_bytes()
+        path = hf_hub_download(source, MANIFEST, revision=revision, repo_type="dataset")
+        return Path(path).read_bytes()
+    except (OSError, ValueError):  # there is none, or the Hub is out of reach
+        return None
+
+
+def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return a section of a model card, in Markdown.
+
+    Args:
+        data: See `provenance`.
+        settings: Those of the run, key -> value.
+    """
+    fence = "`" * 4
+    return "\n".join(
+        [
+            "\n\n## Data and settings\n",
+            "What was trained on, which settings differ from the defaults, and SHA-256 hashes of"
+            " the data set's manifest and of the columns that acted, with the pairs' ids, in the"
+            " order of the rows.\n",
+            f"{fence}yaml",
+            yaml.safe_dump({"data": data, "settings": settings}, sort_keys=False).rstrip(),
+            f"{fence}\n",
+        ]
+    )
