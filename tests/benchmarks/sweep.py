@@ -26,7 +26,7 @@ BETAS = [0.01, 0.03, 0.1, 0.2, 0.3]
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=3.0, help="the default of TRL is 3")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     ratios, furthest = [], 0.0

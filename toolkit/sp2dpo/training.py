@@ -168,7 +168,7 @@ class PairColumnsMixin(Trainer):
         too.
         """
         super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
         policy = getattr(plugin, "mixed_precision_policy", None)
         if policy is not None and getattr(plugin, "fsdp_version", 1) == 2:
             plugin.mixed_precision_policy = replace(policy, output_dtype=None)

@@ -1,0 +1,61 @@
+"""`label_smoothing` is ignored by `loss_type: sigmoid` without a word: there is no cDPO any more.
+
+Expected: the losses of cDPO, or an error. Seen with TRL 1.16.0.
+"""
+
+import sys
+import tempfile
+import warnings
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+warnings.simplefilter("ignore")
+PAIRS = {
+    "prompt": ["w0 w1", "w2 w3", "w4 w5", "w6 w7"],
+    "chosen": ["w8 w9 w10", "w11", "w12 w13", "w14 w15"],
+    "rejected": ["w16", "w17 w18", "w19 w20 w21", "w22"],
+}
+
+
+def make(pairs, **settings):
+    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(30))]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+    folder = tempfile.mkdtemp()
+    model.save_pretrained(folder)
+    plain = {
+        "output_dir": tempfile.mkdtemp(), "report_to": "none", "use_cpu": True, "bf16": False,
+        "disable_tqdm": True, "max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4, "save_strategy": "no",
+    }  # fmt: skip
+    return DPOTrainer(
+        folder,
+        args=DPOConfig(**plain | settings),
+        train_dataset=Dataset.from_dict(pairs),
+        processing_class=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"
+        ),
+    )
+
+
+def losses(trainer):
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+plain, smooth = (losses(make(PAIRS, label_smoothing=eps)) for eps in (0.0, 0.3))
+if plain == smooth:
+    sys.exit(f"defect: label_smoothing 0 and 0.3 give the same losses, {plain}")
