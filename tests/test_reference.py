@@ -82,6 +82,26 @@ def test_an_arm_that_leaves_out_and_flips_computes_only_the_flipped_pairs(start)
     assert start(arm)[0] == 0
 
 
+def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("sp2dpo.reference.KEPT_AT_ONCE", 4)  # a batch
+    compute = PairDPOTrainer.compute_ref_log_probs
+    calls = []
+
+    def dies(self, *model_and_inputs):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return compute(self, *model_and_inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairDPOTrainer, "compute_ref_log_probs", dies)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert start()[0] == 4
+    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 2
+    assert not list((tmp_path / "cache").glob("*/*.tmp"))
+
+
 def test_without_a_folder_nothing_is_kept(start):
     given = {"reference_cache": None, "precompute_ref_log_probs": True}
     assert start(**given)[0] == 8

@@ -31,6 +31,8 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """TRL's columns of reference log-probs."""
 # A pair's log-probs of the chosen and of the rejected response, in nats.
 LogProbs = tuple[float, float]
+KEPT_AT_ONCE = 4096
+"""Pairs after which what was computed is kept: a run that is killed loses no more."""
 SCHEMA = pa.schema({"pair": pa.string()} | dict.fromkeys(REFERENCE, pa.float32()))
 
 logger = get_logger(__name__)
@@ -95,21 +97,25 @@ def with_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) -
     folder = trainer.args.reference_cache
     cache = KeptLogProbs(Path(folder), _depends(trainer)) if folder else None
     main = trainer.accelerator.is_main_process
-    shared: list[Any] = [cache.read() if cache and main else {}]
+    there = cache.read() if cache and main else {}
+    shared: list[Any] = [{key: there[key] for key in set(keys) & there.keys()}]
     broadcast_object_list(shared, from_process=0)
-    kept = {key: shared[0][key] for key in set(keys) & shared[0].keys()}
+    kept = shared[0]
     rows = [row for row, key in enumerate(keys) if key not in kept]
     if cache:
         logger.info(
             f"the {name} data set: reference log-probs of {len(keys) - len(rows)} of {len(keys)}"
             f" pairs are in {folder}"
         )
-    if rows:
-        found = _compute(trainer, dataset.select(rows), name, batch_size)
-        new = {keys[row]: pair for row, pair in zip(rows, found, strict=True)}
-        if cache and main:
-            cache.write(new)
-        kept |= new
+    shown = f"Reference log-probs of the {name} data set"
+    with tqdm(desc=shown, total=len(rows), disable=trainer.args.disable_tqdm or not main) as bar:
+        for first in range(0, len(rows), KEPT_AT_ONCE):
+            part = rows[first : first + KEPT_AT_ONCE]
+            found = _compute(trainer, dataset.select(part), batch_size, bar)
+            new = {keys[row]: pair for row, pair in zip(part, found, strict=True)}
+            if cache and main:
+                cache.write(new)
+            kept |= new
     for column, values in zip(
         REFERENCE, zip(*map(kept.__getitem__, keys), strict=True), strict=True
     ):
@@ -138,7 +144,7 @@ def _depends(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _compute(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> list[LogProbs]:
+def _compute(trainer: Any, dataset: Dataset, batch_size: int, bar: tqdm) -> list[LogProbs]:
     """The log-probs of all pairs, in order, on every process."""
     accelerator, args = trainer.accelerator, trainer.args
     model = trainer.ref_model or trainer.model
@@ -157,12 +163,10 @@ def _compute(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> list
         )
     )
     found: list[LogProbs] = []
-    shown = f"Reference log-probs of the {name} data set"
-    for batch in tqdm(
-        batches, desc=shown, disable=args.disable_tqdm or not accelerator.is_main_process
-    ):
+    for batch in batches:
         sides = accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
         found += zip(*(side.float().tolist() for side in sides), strict=True)
+        bar.update(len(sides[0]))
     return found
 
 
