@@ -182,6 +182,8 @@ trainer = PairDPOTrainer(
 values = [trainer.train_dataset[s][:] for s in ("ref_chosen_logps", "ref_rejected_logps")]
 with open(f"{trainer.accelerator.process_index}.json", "w") as file:
     json.dump(values, file)
+if run.get("train"):
+    trainer.train()
 trainer.accelerator.end_training()
 """
 ZERO_3 = {
@@ -204,3 +206,14 @@ def test_two_processes_compute_and_keep_what_one_does(start, tmp_path, model_dir
     # The weights that ZeRO-3 has shared out have the key of the whole ones.
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1
+
+
+def test_a_process_without_a_pair_of_its_own_does_as_the_other(start, tmp_path, model_dir):  # noqa: F811
+    one = Dataset.from_dict(pairs(beta=BETAS)[:1])
+    _, alone = start(one)
+    given = settings(tmp_path, per_device_train_batch_size=1)
+    given["reference_cache"] = str(tmp_path / "two")
+    run_in(2, TWO, tmp_path, model=model_dir, settings=given, pairs=one[:], train=True)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said == [pytest.approx(side, abs=1e-4) for side in reference(alone)]
