@@ -155,6 +155,12 @@ def test_a_file_that_cannot_be_read_is_computed_again(start, tmp_path):
     assert json.loads((path.parent / "depends.json").read_text())["truncation_mode"]
 
 
+def test_an_older_trl_is_told_that_it_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr("sp2dpo.pair_config.CAPTURES", False)
+    with pytest.raises(ValueError, match=r"reference_cache needs TRL 1\.16"):
+        PairDPOConfig(**settings(tmp_path, reference_cache=str(tmp_path)))
+
+
 def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
     kept = KeptLogProbs(tmp_path, {"weights": "a"})
     one, other = pair_keys([[1, 2]] * 2, [[3], [4]], [[4], [3]])

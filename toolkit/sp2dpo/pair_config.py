@@ -79,6 +79,11 @@ class PairDPOConfig(DPOConfig):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")
         if self.reference_cache:
+            if not CAPTURES:
+                raise ValueError(
+                    f"reference_cache needs TRL {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}:"
+                    " install it, or leave it out"
+                )
             self.precompute_ref_log_probs = True
         super().__post_init__()
         if self.global_batch_size is not None:
