@@ -19,6 +19,7 @@ import difflib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
@@ -102,6 +103,10 @@ def main(arguments: list[str]) -> None:
     if args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.end_training()
+    if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
+        # A thread of gloo's needs the interpreter to give back its last tensor, and a process group
+        # that is taken down meanwhile waits for that thread, holding the interpreter, for ever.
+        time.sleep(1)
 
 
 @contextmanager
