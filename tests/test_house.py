@@ -14,6 +14,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "
 # of its own row. `cli` may import all, lazily.
 FLOW = [
     ["settings", "files", "folds", "pairs", "shards", "limits", "terminal", "amounts"],
+    ["redaction"],
     ["interrupts"],
     ["choices", "gap_forms", "maps", "rewards", "intervals", "reliability"],
     ["formats", "hub", "sources", "fence", "rubric", "replicas", "adaptive", "sample"],
@@ -25,10 +26,13 @@ FLOW = [
     ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
     ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
     ["agreement", "gold", "detection", "concord", "signature", "signatures", "biases", "audit"],
-    ["ablation", "comparison", "explain", "columns", "card", "dataset", "examples", "report"],
+    ["ablation", "comparison", "explain", "examples", "report"],
     ["charts", "page", "plots", "audit_lines", "comparison_lines", "concord_lines"],
+    ["manifest", "parquet_files", "columns", "facts", "card", "dataset"],
+    ["release", "hub_repo", "publish", "verify", "loading"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
+    ["cli_publish"],
     ["cli"],
 ]
 TRAINING = [  # knows only column names

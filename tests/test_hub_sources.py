@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import TESTS, process
-from hub_server import Repo
+from hub_server import folder_commit
 
 NAME = "org/pairs"
 SINGLE = "org/single"
@@ -29,7 +29,8 @@ for text in sys.argv[1:]:
             else [row.row, row.reason]
             for row in read(source)
         ]
-        found.append({"name": source.name, "revision": source.revision, "rows": rows})
+        named = {"name": source.name, "revision": source.revision, "license": source.license}
+        found.append(named | {"rows": rows})
     except (ValueError, OSError) as error:
         found.append({"error": type(error).__name__, "said": str(error)})
 json.dump(found, sys.stdout)
@@ -48,6 +49,12 @@ def rows_of(ref, split):
         }
         for n in range(3)
     ]
+
+
+def hub(name, root):
+    """A Hub that has the data set."""
+    objects = root.with_name(f"{root.name}-objects")
+    return process(TESTS / "hub_server.py", "--root", objects, "--seed", f"{name}={root}")
 
 
 def client(url, home, *texts, **more):
@@ -101,13 +108,13 @@ def found(root, tmp_path_factory):
         *(f"{NAME}:nope", f"{NAME}:train[:1]", f"{NAME}@v7", f"{NAME}:test@{'0' * 40}"),
         *("org/none", "org/na..me", f"{NAME}:validation", f"{NAME}:validation@v1"),
     )
-    with process(TESTS / "hub_server.py", "--name", NAME, "--root", root) as url:
+    with hub(NAME, root) as url:
         answers = client(url, tmp_path_factory.mktemp("home"), *asked)
     return dict(zip(asked, answers, strict=True))
 
 
 def commit(root, ref):
-    return Repo.commit(root / ref)
+    return folder_commit(root / ref)
 
 
 def read_from(path):
@@ -135,6 +142,7 @@ def test_a_split_at_a_ref_is_read_and_its_commit_is_recorded(root, found, asked,
     answer = found[asked]
     assert answer["name"] == f"{NAME}:{split}"
     assert answer["revision"] == commit(root, ref)
+    assert answer["license"] == "mit"
     assert [row[2:] for row in answer["rows"][:2]] == [
         [f"{ref} {split} {n}: é?", f"{ref}-{split}-{n}", {"score": n / 2}] for n in range(2)
     ]
@@ -158,7 +166,7 @@ def test_rows_of_the_hub_that_hold_no_pair_are_set_aside(tmp_path):
     good = {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
     lines = [good, good | {"rejected": "A."}, good | {"prompt": None}]
     (root / "main" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    with process(TESTS / "hub_server.py", "--name", SINGLE, "--root", root) as url:
+    with hub(SINGLE, root) as url:
         (answer,) = client(url, tmp_path / "home", SINGLE)
     assert answer["name"] == f"{SINGLE}:test"  # the only split needs no name
     assert answer["rows"][1:] == [[2, "chosen equals rejected"], [3, "no common prompt"]]
@@ -214,7 +222,7 @@ def test_a_data_set_that_cannot_be_read_is_said_in_one_line(tmp_path, file, cont
     root = tmp_path / "root"
     (root / "main").mkdir(parents=True)
     (root / "main" / file).write_text(content)
-    with process(TESTS / "hub_server.py", "--name", SINGLE, "--root", root) as url:
+    with hub(SINGLE, root) as url:
         (answer,) = client(url, tmp_path / "home", SINGLE)
     assert answer["said"].startswith(SINGLE)
     assert said in answer["said"]

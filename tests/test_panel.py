@@ -125,7 +125,8 @@ def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
 
 
 def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
-    said = load(with_teacher(api_key_env="KEY", price={"gpu_hour": 2.0, "gpus": 4})).record()
+    price = {"gpu_hour": 2.0, "gpus": 4}
+    said = load(with_teacher(api_key_env="KEY", license="mit", price=price)).record()
     assert said["teachers"] == [
         {
             "name": "reader",
@@ -134,6 +135,7 @@ def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
                 "gpu_hour": 2.0, "gpus": 4, "prompt": None, "completion": None, "cached": None,
                 "currency": "USD",
             },
+            "license": "mit",
         }
     ]  # fmt: skip
     assert "KEY" not in str(said)

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from harness import fail, succeed
+from harness import succeed
 
 NAMES = ("agreement", "betas", "estimators", "lengths", "signatures", "teachers", "variants")
 
@@ -43,10 +43,3 @@ def test_the_same_run_draws_the_same_bytes(drawn, demo, tmp_path):
     succeed(*plotting(demo, tmp_path))
     for path in drawn.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
-
-
-def test_a_person_without_matplotlib_is_told_what_to_install(demo, tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')\n")
-    complaint = fail(*plotting(demo, tmp_path / "plots"), env={"PYTHONPATH": str(tmp_path)})
-    assert "pip install 'sp2dpo[plots]'" in complaint
-    assert not (tmp_path / "plots").exists()

@@ -117,6 +117,7 @@ def test_the_head_counts_everything(three):
     assert found["source"] == {
         "name": "hand.jsonl",
         "revision": None,
+        "license": None,
         "rows": 5,
         "usable": 4,
         "pairs": 3,

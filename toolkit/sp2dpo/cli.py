@@ -14,6 +14,7 @@ from sp2dpo import (
     cli_betas,
     cli_files,
     cli_pilot,
+    cli_publish,
     cli_score,
     cli_teachers,
 )
@@ -50,6 +51,8 @@ for _command in (
     cli_audit.audit,
     cli_score.score,
     cli_betas.build,
+    cli_publish.publish,
+    cli_publish.verify,
     cli_betas.report,
 ):
     cli.add_command(_command)
@@ -81,9 +84,7 @@ def main() -> None:
         click.echo(_STOPPED, err=True)
         sys.exit(130)
     except (ValueError, OSError, sqlite3.Error) as error:
-        if debug:
-            raise
-        click.echo(f"sp2dpo: {_said(error)}", err=True)
+        click.echo(_traceback() if debug else f"sp2dpo: {_said(error)}", err=True)
         sys.exit(1)
 
 
@@ -116,6 +117,15 @@ def _explained(error: Exception) -> str:
 
 
 def _harmless(text: str) -> str:
+    from sp2dpo.redaction import redacted
     from sp2dpo.terminal import harmless
 
-    return harmless(text)
+    return harmless(redacted(text))
+
+
+def _traceback() -> str:
+    import traceback
+
+    from sp2dpo.redaction import redacted
+
+    return redacted(traceback.format_exc().rstrip())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli_store import DRAWS, FILE, GOLD, known_of, plots, say
+from sp2dpo.cli_store import DRAWS, FILE, GOLD, known_of, say
 
 if TYPE_CHECKING:
     from sp2dpo.store import Store
@@ -135,14 +135,14 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare two files of betas: correlation, shift, what moved, by category."""
+    from sp2dpo import plots
     from sp2dpo.betas_file import read_betas
     from sp2dpo.comparison import comparison
     from sp2dpo.comparison_lines import comparison_lines
     from sp2dpo.store import Store
 
-    drawing = plots() if picture else None
-    if drawing and picture:
-        drawing.check_name(picture)
+    if picture:
+        plots.check_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
         found = comparison(one, other, movers=movers, draws=draws)
@@ -151,10 +151,8 @@ def compare(
     if store_file:
         with Store(store_file) as store:
             _name(found["movers"], store)
-    if drawing and picture:
-        drawing.save(
-            drawing.both_betas(one, other, names=(one_file.name, other_file.name)), picture
-        )
+    if picture:
+        plots.save(plots.both_betas(one, other, names=(one_file.name, other_file.name)), picture)
     _print(found, comparison_lines(found, str(one_file), str(other_file)), as_json=as_json)
     if picture:
         say([f"wrote {picture}"], err=as_json)

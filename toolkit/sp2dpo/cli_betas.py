@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli_store import DRAWS, FILE, GOLD, known_of, plots, say
+from sp2dpo.cli_store import DRAWS, FILE, GOLD, known_of, say
 
 if TYPE_CHECKING:
     from sp2dpo.annotation_table import AnnotationTable
@@ -132,15 +132,45 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
 @click.command()
 @click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
 @click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
+@click.option(
+    "--also",
+    metavar="NAME=BETAS",
+    multiple=True,
+    help="Other betas of this store, for a column NAME of the config `schedules`.",
+)
+@click.option(
+    "--license", help="Of the data set, as the Hub names it; that of the source if known."
+)
 @click.option("--out", type=FOLDER, required=True, help="The folder to write.")
-def build(store_file: Path, betas_file: Path, out: Path) -> None:
-    """Make a data set that anybody can load, with betas and all replies."""
-    from sp2dpo.dataset import build as build_folder
-    from sp2dpo.terminal import harmless
+def build(
+    store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
+) -> None:
+    """Make a data set that anybody can load, with betas and all replies.
 
-    with opened(store_file, betas_file) as (store, made, _):
-        rows, replies = build_folder(store, made, out)
-    click.echo(harmless(f"wrote {out}: {rows} rows, {replies} annotations"))
+    `publish` puts it on the Hub.
+    """
+    from sp2dpo.betas_file import check_origin, read_betas
+    from sp2dpo.dataset import build as build_folder
+    from sp2dpo.progress import watched
+
+    files = dict(map(_named_file, also))
+    if len(files) < len(also):
+        raise click.UsageError("--also names a column twice")
+    with opened(store_file, betas_file) as (store, made, annotations):
+        others = {name: read_betas(path) for name, path in files.items()}
+        for name, one in others.items():
+            check_origin(one, annotations, path=files[name], store=store_file)
+        rows, replies = build_folder(
+            store, made, out, others=others, license=license, watch=watched
+        )
+    say([f"wrote {out}: {rows} rows, {replies} annotations"])
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, stands, path = text.partition("=")
+    if not stands or not name or not path:
+        raise click.UsageError(f"--also {text}: say NAME=BETAS.parquet")
+    return name, Path(path)
 
 
 @click.command()
@@ -172,12 +202,13 @@ def report(
         raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
     if out is not None:
         refuse_foreign(out, is_report, "a report")
-    drawing = plots() if folder is not None else None
     with opened(store_file, betas_file) as (store, made, annotations):
         truths, given = known_of(gold_file, store) if gold_file else (None, 0)
         found = report_of(store, made, annotations, truths=truths, given=given, draws=draws)
-    if drawing is not None and folder is not None:
-        for path in drawing.save_all(found, folder):
+    if folder is not None:
+        from sp2dpo import plots
+
+        for path in plots.save_all(found, folder):
             click.echo(harmless(f"wrote {path}"), err=as_json)
     if out is not None:
         with whole(out) as unfinished:

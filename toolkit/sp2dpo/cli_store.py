@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -114,18 +113,3 @@ def known_of(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
     found = by_pair(truths, store.corpus.names())
     check_known(truths, len(found), path=path, source=str(store.path))
     return found, len(truths)
-
-
-def plots() -> ModuleType:
-    """The module that draws pictures.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from sp2dpo import plots as module
-    except ImportError as error:
-        raise ValueError(
-            f"pictures need matplotlib ({error}): pip install 'sp2dpo[plots]'"
-        ) from error
-    return module

@@ -1,7 +1,7 @@
 """The columns of the data set: their types, and the row that a source row and a beta make."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -181,6 +181,12 @@ def _free_name(name: str, taken: set[str], source: Mapping[str, Any]) -> str:
         if name in source:
             taken = taken | {name}
     return name
+
+
+def schedule_features(names: Iterable[str]) -> Features:
+    """The columns of the `schedules` config: the pair, its beta in `default`, and the others."""
+    betas = dict.fromkeys(("default", *names), Value("float64"))
+    return Features({"pair_id": Value("string"), **betas})
 
 
 def _label(rubric: Rubric) -> ClassLabel:

@@ -25,6 +25,7 @@ class SourceSummary:
 
     name: str
     revision: str | None
+    license: str | None
     rows: int
     usable: int
     pairs: int
@@ -56,6 +57,7 @@ class Corpus:
                 write_meta(self._db, "source_digest", digest.hexdigest())
                 write_meta(self._db, "source_name", source.name)
                 write_meta(self._db, "source_revision", source.revision or "")
+                write_meta(self._db, "source_license", source.license or "")
             elif held != digest.hexdigest():
                 raise ValueError(
                     f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
@@ -85,6 +87,7 @@ class Corpus:
         return SourceSummary(
             name=name,
             revision=read_meta(self._db, "source_revision") or None,
+            license=read_meta(self._db, "source_license") or None,
             rows=usable + sum(set_aside.values()),
             usable=usable,
             pairs=self._count("pairs"),

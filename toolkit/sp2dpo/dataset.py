@@ -1,63 +1,94 @@
 """The data set on disk: a folder that stock `datasets` loads, with every reply behind every beta.
 
-DIR/README.md                                 the card; its YAML names the two configs
-DIR/data/train-00000-of-00001.parquet         `default`: all source rows, in their order
-DIR/annotations/train-00000-of-00001.parquet  one row per reply, kept or refused
-DIR/set_aside.jsonl                           rows that hold no pair, with the reason
-DIR/manifest.json                             where all of it comes from, and its SHA-256
+DIR/README.md                    the card; its YAML names the configs and their files
+DIR/data/train-*.parquet         `default`: all source rows, in their order
+DIR/annotations/train-*.parquet  one row per reply, kept or refused
+DIR/schedules/train-*.parquet    where there are several: a column of betas for each
+DIR/rubric.yaml                  what the teachers were told, word for word
+DIR/label_noise.jsonl            pairs whose label may be wrong, the most doubtful first
+DIR/set_aside.jsonl              rows that hold no pair, with the reason
+DIR/assets/betas.png             the histogram on the card
+DIR/manifest.json                where all of it comes from, and its SHA-256
 """
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import polars as pl
-import pyarrow.parquet as pq
+import yaml
 
-from sp2dpo import __version__
+from sp2dpo import plots
+from sp2dpo.annotation_table import AnnotationTable
 from sp2dpo.betas_file import Betas
-from sp2dpo.card import card
-from sp2dpo.columns import RowColumns, annotation_features
-from sp2dpo.formulas import formulas
+from sp2dpo.card import card, digest
+from sp2dpo.columns import RowColumns, annotation_features, schedule_features
+from sp2dpo.facts import facts_of, suspects
 from sp2dpo.gaps import tells_labels
+from sp2dpo.manifest import (
+    CARD,
+    CONFIGS,
+    LABEL_NOISE,
+    MANIFEST,
+    PICTURE,
+    RUBRIC,
+    SET_ASIDE,
+    fingerprint,
+    read_manifest,
+    written,
+)
+from sp2dpo.parquet_files import write_rows
+from sp2dpo.report import histogram
 from sp2dpo.store import Store
 
-MANIFEST = "manifest.json"
-ROWS = "data/train-00000-of-00001.parquet"
-ANNOTATIONS = "annotations/train-00000-of-00001.parquet"
-SET_ASIDE = "set_aside.jsonl"
-_BATCH = 1000
+Watch = Callable[[Iterable[dict[str, Any]], str, int], Iterable[dict[str, Any]]]
+"""Passes rows on and shows how many of how many went by; the text says what they are."""
 
 
-def build(store: Store, made: Betas, out: Path) -> tuple[int, int]:
+_COLUMN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _unwatched(rows: Iterable[dict[str, Any]], what: str, of: int) -> Iterable[dict[str, Any]]:
+    return rows
+
+
+def build(
+    store: Store,
+    made: Betas,
+    out: Path,
+    *,
+    others: Mapping[str, Betas] | None = None,
+    license: str | None = None,
+    watch: Watch = _unwatched,
+) -> tuple[int, int]:
     """Writes the folder; the same store and betas give the same bytes.
 
     Args:
         store: pairs, source rows and replies.
         made: betas of that store.
         out: the folder. One that this function made is replaced; any other must be empty.
+        others: betas of other schedules, by the name of their column in the config `schedules`.
+        license: of the data set; that of the source where it is None.
+        watch: shows progress.
 
     Returns:
         How many rows and how many annotations it holds.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or other betas cannot stand beside these.
         OSError: the disk does not take it; what was there before stays.
     """
     out = out.resolve()
     _check_ours(out)
+    _check_others(others or {})
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
-        (unfinished / "data").mkdir(parents=True)
-        (unfinished / "annotations").mkdir()
-        counts = _write(store, made, unfinished)
+        unfinished.mkdir(parents=True)
+        counts = _write(store, made, others or {}, unfinished, license=license, watch=watch)
         _take_place(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -73,9 +104,9 @@ def _check_ours(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        ours = {MANIFEST, *manifest["files"]} if manifest["toolkit"]["name"] == "sp2dpo" else set()
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = read_manifest((out / MANIFEST).read_bytes(), where=str(out / MANIFEST))
+        ours = {MANIFEST, CARD, *facts["files"]}
+    except (OSError, ValueError):
         ours = set()
     foreign = sorted(
         name
@@ -87,6 +118,23 @@ def _check_ours(out: Path) -> None:
             f"{out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an empty or "
             "a new folder"
         )
+
+
+def _check_others(others: Mapping[str, Betas]) -> None:
+    """Refuses betas that one column cannot say, and names that are taken."""
+    for name, one in others.items():
+        if not _COLUMN.fullmatch(name) or name in ("pair_id", "default"):
+            raise ValueError(
+                f"{name!r} cannot name a schedule: take letters, digits, - and _, and neither "
+                "pair_id nor default"
+            )
+        acts = [key for key in ("weight", "margin") if key in one.arm.departures()]
+        acts += ["disputed: flip"] * (one.arm.disputed == "flip")
+        if acts:
+            raise ValueError(
+                f"{name}: the config `schedules` holds betas alone, and this arm's {acts[0]} acts "
+                "too: build a data set of its own from it"
+            )
 
 
 def _take_place(unfinished: Path, out: Path) -> None:
@@ -103,96 +151,108 @@ def _take_place(unfinished: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(store: Store, made: Betas, folder: Path) -> tuple[int, int]:
-    rubric = store.rubric()
-    layout = RowColumns.of(store, rubric, made.table.columns)
+def _write(
+    store: Store,
+    made: Betas,
+    others: Mapping[str, Betas],
+    folder: Path,
+    *,
+    license: str | None,
+    watch: Watch,
+) -> tuple[int, int]:
+    annotations = store.annotations()
+    rubric = annotations.rubric
+    features, counts, names = {}, {}, []
+    for config, (columns, rows, of) in _configs(store, made, others, annotations).items():
+        watched = watch(rows, f"{config} rows", of)
+        counts[config], files = write_rows(watched, columns, folder / CONFIGS[config])
+        features[config] = columns
+        names += [f"{CONFIGS[config]}/{file}" for file in files]
+    said = yaml.safe_dump(rubric.as_mapping(), sort_keys=False, allow_unicode=True)
+    (folder / RUBRIC).write_text(said, encoding="utf-8")
+    facts = facts_of(
+        store,
+        made,
+        others,
+        annotations,
+        rows=counts["default"],
+        replies=counts["annotations"],
+        license=license,
+    )
+    doubtful = list(_doubtful(store, made, annotations))
+    _write_lines(folder / LABEL_NOISE, doubtful)
+    _write_lines(folder / SET_ASIDE, _set_aside(store))
+    names += [RUBRIC, LABEL_NOISE, SET_ASIDE]
+    if facts["beta"]["mean"] is not None:
+        (folder / PICTURE).parent.mkdir()
+        drawn = plots.drawn(plots.betas, {"histogram": histogram(made, list(rubric.categories))})
+        plots.save(drawn, folder / PICTURE)
+        names.append(PICTURE)
+    facts["files"] = {name: fingerprint(folder / name) for name in names}
+    text = card(facts, features, rubric, doubtful)
+    (folder / CARD).write_text(text, encoding="utf-8")
+    facts["card_sha256"] = digest(text, where=CARD)
+    (folder / MANIFEST).write_text(written(facts), encoding="utf-8")
+    return counts["default"], counts["annotations"]
+
+
+def _configs(
+    store: Store, made: Betas, others: Mapping[str, Betas], annotations: AnnotationTable
+) -> dict[str, Any]:
+    """Config -> its columns, its rows, and how many they are."""
+    layout = RowColumns.of(store, annotations.rubric, made.table.columns)
     by_pair = {row["pair_id"]: row for row in made.table.iter_rows(named=True)}
-    rows = write_parquet(
-        (layout.values(row, by_pair[pair_id]) for row, pair_id in store.corpus.rows()),
-        layout.features,
-        folder / ROWS,
-    )
-    features = annotation_features(rubric)
-    annotations = write_parquet(
-        ({name: reply[name] for name in features} for reply in store.replies()),
-        features,
-        folder / ANNOTATIONS,
-    )
-    statuses = pl.read_parquet(folder / ANNOTATIONS, columns=["status"], glob=False)["status"]
-    kept = int((statuses == "kept").sum())
-    facts = _facts(store, made, rows=rows, annotations=annotations, kept=kept)
-    made_from = facts["source"]["name"]
-    with (folder / SET_ASIDE).open("w", encoding="utf-8") as lines:
-        for aside in store.corpus.set_aside():
-            said = {"file": made_from, "row": aside.row, "reason": aside.reason}
-            lines.write(json.dumps(said, ensure_ascii=False) + "\n")
-    facts["files"] = {name: _file(folder / name) for name in (ROWS, ANNOTATIONS, SET_ASIDE)}
-    features_of = {"default": layout.features, "annotations": features}
-    (folder / "README.md").write_text(card(facts, features_of, rubric), encoding="utf-8")
-    facts["files"]["README.md"] = _file(folder / "README.md")
-    manifest = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(manifest, encoding="utf-8")
-    return rows, annotations
-
-
-def write_parquet(rows: Iterable[dict[str, Any]], features: datasets.Features, path: Path) -> int:
-    """Writes rows to one Parquet file in memory that does not grow with them; returns how many.
-
-    Pages are indexed and chunks are cut by content, so that a changed column leaves the bytes of
-    the others alike between two releases.
-    """
-    schema = features.arrow_schema
-    count = 0
-    with pq.ParquetWriter(
-        path, schema, write_page_index=True, use_content_defined_chunking=True
-    ) as writer:
-        for batch in _batches(rows):
-            encoded: Any = datasets.Dataset.from_list(batch, features=features)
-            writer.write_table(encoded.with_format("arrow")[:].cast(schema))
-            count += len(batch)
-    return count
-
-
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, _BATCH)):
-        yield batch
-
-
-def _facts(store: Store, made: Betas, *, rows: int, annotations: int, kept: int) -> dict[str, Any]:
-    source, rubric = store.corpus.source(), store.rubric()
-    if source is None:
-        raise ValueError(f"{store.path} holds no pairs")
-    tells = tells_labels(rubric, made.schedule.estimator)
-    disputed = int(made.table["label_disputed"].sum()) if tells else None
-    beta = made.table["beta"].drop_nulls()
-    return {
-        "toolkit": {"name": "sp2dpo", "version": __version__},
-        "source": asdict(source),
-        "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
-        "teachers": store.teachers(),
-        "variants": store.variants(),
-        "schedule": made.schedule.as_mapping(),
-        "arm": made.arm.departures(),
-        "formulas": asdict(formulas(made.arm, rubric)),
-        "annotations_sha256": made.annotations_hash,
-        "scores_sha256": made.scores_hash,
-        "counts": {
-            "rows": rows,
-            "pairs": len(made.table),
-            "pairs_with_beta": len(beta),
-            "pairs_kept": int(made.table["keep"].sum()),
-            "labels_disputed": disputed,
-            "annotations": annotations,
-            "kept": kept,
-            "votes": int(made.table["votes"].sum()),
-            "refused": annotations - kept,
-        },
-        "beta": {"mean": beta.mean(), "min": beta.min(), "max": beta.max()},
+    source = store.corpus.source()
+    usable = source.usable if source else 0
+    features = annotation_features(annotations.rubric)
+    replies = sum(one.count for one in store.backlog.outcomes())
+    found: dict[str, Any] = {
+        "default": (
+            layout.features,
+            (layout.values(row, by_pair[pair_id]) for row, pair_id in store.corpus.rows()),
+            usable,
+        ),
+        "annotations": (
+            features,
+            ({name: reply[name] for name in features} for reply in store.replies()),
+            replies,
+        ),
     }
+    if others:
+        columns = schedule_features(others)
+        found["schedules"] = (columns, _schedules(store, made, others), usable)
+    return found
 
 
-def _file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+def _schedules(store: Store, made: Betas, others: Mapping[str, Betas]) -> Iterator[dict[str, Any]]:
+    """A row for each source row: the betas that each schedule trains the pair with."""
+    trained = pl.when("keep").then("beta")
+    tables = {"default": made.table, **{name: one.table for name, one in others.items()}}
+    betas = {
+        name: dict(table.select("pair_id", trained.alias("beta")).iter_rows())
+        for name, table in tables.items()
+    }
+    for pair_id, _ in store.corpus.names():
+        yield {"pair_id": pair_id, **{name: of[pair_id] for name, of in betas.items()}}
+
+
+def _doubtful(store: Store, made: Betas, annotations: AnnotationTable) -> Iterator[dict[str, Any]]:
+    """The pairs whose label may be wrong, with the source's own names."""
+    tells = tells_labels(annotations.rubric, made.schedule.estimator)
+    names: dict[str, str | None] = {}
+    for pair_id, name in store.corpus.names():
+        names.setdefault(pair_id, name)
+    for row in suspects(made, tells=tells).iter_rows(named=True):
+        yield {"pair_id": row["pair_id"], "source_id": names[row["pair_id"]]} | row
+
+
+def _set_aside(store: Store) -> Iterator[dict[str, Any]]:
+    source = store.corpus.source()
+    for aside in store.corpus.set_aside():
+        yield {"file": source and source.name, "row": aside.row, "reason": aside.reason}
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -20,7 +20,10 @@ _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds",
 _SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
 _DIFFERS = " OR ".join(f'ours."{name}" IS NOT theirs."{name}"' for name in _CONTENT)
 _COPIED = ("pairs", "source_rows", "set_aside")
-_META = ("source_digest", "source_name", "source_revision", "rubric_hash", "rubric", "panel")
+_META = (
+    "source_digest", "source_name", "source_revision", "source_license", "rubric_hash", "rubric",
+    "panel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

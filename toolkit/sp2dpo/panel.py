@@ -61,6 +61,8 @@ class Teacher:
             whose servers share a prefix only once it has been read (hybrid ones).
         retries: how often a reply that cannot be read is asked for again, each with another seed.
         price: what it costs to ask; None where nobody says.
+        license: of the model, as the Hub names it (`apache-2.0`), for the card of the data set;
+            None where nobody says.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Teacher:
     warm_prefix: bool = False
     retries: int = 2
     price: Price | None = None
+    license: str | None = None
 
     def api_key(self) -> str | None:
         """The key from the environment.
@@ -117,7 +120,7 @@ class Panel:
     tolerance: float = 0.074
 
     def record(self) -> dict[str, Any]:
-        """What a store remembers of a panel, as JSON: who is asked what, and what it costs.
+        """What a store remembers of a panel, as JSON: who is asked what, under which terms.
 
         No addresses, no commands and no names of keys.
         """
@@ -130,6 +133,7 @@ class Panel:
                     "name": teacher.name,
                     "retries": teacher.retries,
                     "price": None if teacher.price is None else asdict(teacher.price),
+                    "license": teacher.license,
                 }
                 for teacher in self.teachers
             ],
@@ -213,9 +217,9 @@ def _teacher(where: str, said: Any, *, beside: Path) -> Teacher:
         where,
         said,
         required=("name", "model", "revision", "sampling"),
-        optional=("base_url", "serve", *_PLUMBING, "price"),
+        optional=("base_url", "serve", *_PLUMBING, "price", "license"),
     )
-    for key in ("name", "model"):
+    for key in ("name", "model", *(["license"] if "license" in said else [])):
         check_name(where, key, said[key])
     check_type(where, "revision", said["revision"], (str, type(None)))
     for key, kind in _PLUMBING.items():
@@ -240,6 +244,7 @@ def _teacher(where: str, said: Any, *, beside: Path) -> Teacher:
         sampling=_sampling(where, said["sampling"]),
         serve=serve,
         price=price,
+        license=said.get("license"),
         **{key: said[key] for key in _PLUMBING if key in said},
     )
 

@@ -1,7 +1,6 @@
 """The plots of a report and of a comparison as pictures, PNG and SVG.
 
-They need matplotlib, which the extra `plots` brings. The same numbers give the same SVG, to the
-byte, under one version of it.
+The same numbers give the same pictures, to the byte, under one version of matplotlib.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,12 +54,22 @@ def save_all(found: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in _plots(found):
-        with mpl.rc_context(_STYLE):
-            figure = draw(found)
+        figure = drawn(draw, found)
         for kind in FORMATS:
             save(figure, folder / f"{name}.{kind}")
             written.append(folder / f"{name}.{kind}")
     return written
+
+
+def drawn(draw: Callable[[Mapping[str, Any]], Figure], found: Mapping[str, Any]) -> Figure:
+    """A plot in the style of all.
+
+    Args:
+        draw: one of the functions below.
+        found: what it draws of a report.
+    """
+    with mpl.rc_context(_STYLE):
+        return draw(found)
 
 
 def _plots(found: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[Mapping[str, Any]], Figure]]]:

@@ -1,9 +1,10 @@
-"""A bar of progress over a long annotation."""
+"""Bars of progress: over a long annotation, and over rows."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -12,6 +13,32 @@ from sp2dpo.terminal import harmless
 
 _PACE = 0.1
 """Seconds between two looks at the bar: it costs more than a reply does."""
+
+_Row = TypeVar("_Row")
+
+
+def watched(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
+    """Rows, counted by a bar as they go by.
+
+    Args:
+        rows: of whatever kind.
+        what: they are.
+        of: how many there will be.
+    """
+    yield from tqdm(rows, total=of, unit=" rows", desc=what, leave=False, **_pace())
+
+
+def watched_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[list[_Row]]:
+    """The same for rows that come in parts."""
+    with tqdm(total=of, unit=" rows", desc=what, leave=False, **_pace()) as inner:
+        for part in parts:
+            yield part
+            inner.update(len(part))
+
+
+def _pace() -> dict[str, Any]:
+    """How often a bar is drawn: in a log, a line a minute."""
+    return {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
 
 
 class Bar:
@@ -47,9 +74,8 @@ class Bar:
 
 @contextmanager
 def bar(total: int) -> Iterator[Bar]:
-    """A bar over `total` requests; in a log, a line a minute."""
-    pace = {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
-    with tqdm(total=total, unit=" replies", smoothing=0.05, **pace) as inner:
+    """A bar over `total` requests."""
+    with tqdm(total=total, unit=" replies", smoothing=0.05, **_pace()) as inner:
         inner.set_postfix(refused=0, refresh=False)
         counting = Bar(inner)
         try:

@@ -52,7 +52,7 @@ def report(
     rubric = annotations.rubric
     categories = list(rubric.categories)
     replies = steady(annotations, made.schedule.estimator)
-    teachers = _teachers(store, rubric)
+    teachers = teachers_of(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
     between_teachers = comparisons(by_teacher(replies, categories, made.schedule.estimator), names)
@@ -72,7 +72,7 @@ def report(
         "variants": variants,
         "replies": _replies(store, teachers, rubric, variants),
         "beta": _beta(table),
-        "histogram": _histogram(made, categories),
+        "histogram": histogram(made, categories),
         "categories": _categories(table, categories),
         "disputed": _disputed(table) if tells_labels(rubric, made.schedule.estimator) else None,
         "position": by_position(annotations.replies, names) if rubric.blind else None,
@@ -124,7 +124,7 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
     }
 
 
-def _teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
+def teachers_of(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     """Every teacher that was asked, by name, with what became of its replies."""
     found, outcomes = [], store.backlog.outcomes()
     for teacher in store.teachers():
@@ -187,7 +187,7 @@ def _disputed(table: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _histogram(made: Betas, categories: Sequence[str]) -> dict[str, Any]:
+def histogram(made: Betas, categories: Sequence[str]) -> dict[str, Any]:
     """How many betas of each category fall into each twentieth of the axis.
 
     It reaches from the lowest to the highest end of the envelopes, further where a baseline does. A

@@ -61,11 +61,13 @@ class Source:
     Attributes:
         name: the file's name, or `org/name:split`.
         revision: the commit of a Hub data set; None for a file.
+        license: of a Hub data set, as its card names it there; None where nobody says.
         path: the file; None for a Hub data set.
     """
 
     name: str
     revision: str | None = None
+    license: str | None = None
     path: Path | None = None
 
     def __str__(self) -> str:
@@ -98,8 +100,8 @@ def find(text: str) -> Source:
             f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
             "nor a Hub id (org/name, org/name:split@revision)"
         )
-    split, sha = hub.find(named["name"], named["split"], named["revision"])
-    return Source(name=f"{named['name']}:{split}", revision=sha)
+    split, sha, license = hub.find(named["name"], named["split"], named["revision"])
+    return Source(name=f"{named['name']}:{split}", revision=sha, license=license)
 
 
 def read(source: Source) -> Iterator[SourceRow | SetAside]:

@@ -129,7 +129,8 @@ class Store:
         if panel.budget == "adaptive" and said is not None:
             held, now = json.loads(said), panel.record()
             for teacher in (*held["teachers"], *now["teachers"]):
-                del teacher["price"]
+                for terms in ("price", "license"):
+                    teacher.pop(terms, None)
             if held != now:
                 self.backlog.reopen()
 
