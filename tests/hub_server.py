@@ -372,7 +372,8 @@ class Hub(BaseHTTPRequestHandler):
         with self.world.lock:
             if (kind, name) in self.world.repos:
                 raise Refused(409, "Conflict", "You already created this repo")
-            repo = Repo(kind, name, private=bool(said.get("private")))
+            private = said.get("private") or said.get("visibility") == "private"
+            repo = Repo(kind, name, private=bool(private))
             text = ".parquet filter=lfs diff=lfs merge=lfs -text\n"
             repo.add("main", {".gitattributes": self.world.put(text.encode(), "x")}, "initial")
             self.world.repos[kind, name] = repo

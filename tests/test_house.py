@@ -29,7 +29,7 @@ FLOW = [
     ["ablation", "comparison", "explain", "examples", "report"],
     ["charts", "page", "plots", "audit_lines", "comparison_lines", "concord_lines"],
     ["manifest", "parquet_files", "columns", "facts", "card", "dataset"],
-    ["release", "hub_repo", "publish", "verify", "loading"],
+    ["release", "hub_repo", "publish", "verify", "resample", "loading"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
     ["cli_publish"],

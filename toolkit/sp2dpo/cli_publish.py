@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli_store import say
+from sp2dpo.cli_store import FILE, say, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,26 +87,70 @@ def _lines(order: "Order", done: "Outcome") -> "Iterator[str]":
 @click.command()
 @click.argument("what", metavar="DIR_OR_REPO")
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-def verify(what: str, as_json: bool) -> None:
+@click.option(
+    "--resample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ask the teachers again, of N pairs.",
+)
+@click.option("--panel", "panel_file", type=FILE, help="With --resample: where the teachers are.")
+@click.option("--store", "store_file", type=FILE, help="With --resample: keeps the new replies.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one draws others.")
+@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0, max=1e6),
+    default=900,
+    show_default=True,
+    help="Seconds for which a teacher may answer nothing at all before the asking ends.",
+)
+def verify(
+    what: str,
+    as_json: bool,
+    resample: int | None,
+    panel_file: Path | None,
+    store_file: Path | None,
+    seed: int,
+    serve: bool,
+    patience: float,
+) -> None:
     """Recompute every hash and every beta of a data set.
 
     DIR_OR_REPO is a folder, org/name, or org/name@tag. Ends with 0 where all is consistent, and
-    with 3 where something differs.
+    with 3 where something differs. What the teachers say when they are asked again is reported, and
+    does not decide.
     """
     import json
+    from contextlib import redirect_stdout
     from dataclasses import asdict
 
     from sp2dpo.loading import fetch
     from sp2dpo.progress import watched_parts
+    from sp2dpo.resample import resample_lines
     from sp2dpo.verify import consistent
     from sp2dpo.verify import verify as look
 
+    if resample is not None and (panel_file is None or store_file is None):
+        raise click.UsageError("--resample needs --panel PANEL.yaml and --store FILE")
     fetched = fetch(what)
     checks = look(fetched.folder, watch=watched_parts)
     good = consistent(checks)
+    again = None
+    if resample is not None and panel_file is not None and store_file is not None:
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            again = _ask_again(
+                fetched.folder,
+                resample,
+                seed,
+                panel_file,
+                store_file,
+                serve=serve,
+                patience=patience,
+            )
     if as_json:
         said = {"consistent": good, "name": fetched.name, "commit": fetched.commit}
-        click.echo(json.dumps(said | {"checks": [asdict(one) for one in checks]}, indent=2))
+        said |= {"checks": [asdict(one) for one in checks], "resampled": again}
+        click.echo(json.dumps(said, indent=2))
     else:
         say([f"{'ok' if one.holds else 'DIFFERS':8} {one.name:10} {one.said}" for one in checks])
         say([f"{'consistent' if good else 'NOT consistent'}: {fetched}"])
@@ -114,5 +158,32 @@ def verify(what: str, as_json: bool) -> None:
             say(
                 ["This shows that the betas follow from the replies, not that a teacher gave them."]
             )
+        if again is not None:
+            say(["", *resample_lines(again)])
     if not good:
         sys.exit(DIFFERS)
+
+
+def _ask_again(
+    folder: Path,
+    count: int,
+    seed: int,
+    panel_file: Path,
+    store_file: Path,
+    *,
+    serve: bool,
+    patience: float,
+) -> dict[str, Any]:
+    """Asks the panel about some pairs once more; the same command goes on where it stopped."""
+    from sp2dpo.cli_teachers import ask
+    from sp2dpo.panel import load_panel
+    from sp2dpo.resample import check_panel, compared, drawn
+    from sp2dpo.sources import Source
+
+    panel = load_panel(panel_file)
+    check_panel(folder, panel)
+    rows = drawn(folder, count, seed)
+    with writing(store_file) as store:
+        store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
+        ask(store, panel, patience=patience, again=False, serve=serve)
+        return compared(store, folder)

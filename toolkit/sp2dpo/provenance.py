@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 __all__ = ["card_section", "provenance"]
 
 MANIFEST = "manifest.json"
-_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
 
 def provenance(
@@ -36,8 +36,9 @@ def provenance(
     """
     folder = Path(source)
     local = folder.is_dir()
-    files = " ".join(map(str, dataset.info.download_checksums or {}))
-    commit = _COMMIT.search(files)
+    # `datasets` names the folder of what it keeps of a Hub data set after the commit.
+    kept = [str(file["filename"]) for file in dataset.cache_files]
+    commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *kept]))
     revision = None if local else commit[1] if commit else revision
     manifest = _manifest(source, revision)
     said = json.loads(manifest) if manifest else {}
