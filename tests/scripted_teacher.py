@@ -14,8 +14,6 @@ from pathlib import Path
 
 from aiohttp import web
 
-MODEL = "scripted"
-
 
 def valid(body):
     """A reply that the schema allows, drawn from the hash of what is asked."""
@@ -61,10 +59,9 @@ class Teacher:
         self.asked = 0
 
     async def models(self, _):
-        model = {"id": MODEL}
-        if self.options.context:
-            model["max_model_len"] = self.options.context
-        return web.json_response({"data": [model]})
+        more = {"max_model_len": self.options.context} if self.options.context else {}
+        names = self.options.models.split(",")
+        return web.json_response({"data": [{"id": name} | more for name in names]})
 
     async def tokenize(self, request):
         """A token for every four bytes."""
@@ -99,7 +96,7 @@ class Teacher:
         usage = {"prompt_tokens": 100, "completion_tokens": 20}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": [sure(letter) for letter in content]}
-        said = {"model": MODEL, "choices": [choice], "usage": usage}
+        said = {"model": body["model"], "choices": [choice], "usage": usage}
         if behaviour == "odd-fields":
             said["model"] = "\ud800\x1b[31m"
             usage |= {"prompt_tokens": 2**70, "prompt_tokens_details": {"cached_tokens": -1}}
@@ -129,6 +126,7 @@ async def serve(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--behaviour", default="valid")
+    parser.add_argument("--models", default="scripted", help="names, by commas")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--status", type=int, default=500)

@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from harness import ROOT, run, succeed
 
@@ -216,10 +217,54 @@ def test_rows_are_cut_into_files_where_what_they_hold_says(tmp_path):
 
     rows = [{"n": n, "text": "x" * 100} for n in range(10_000)]
     features = Features({"n": Value("int64"), "text": Value("string")})
-    count, names = write_rows(rows, features, tmp_path / "many", shard=500_000, group=200_000)
+    count, names = write_rows(rows, features, tmp_path / "many", shard=400_000, group=200_000)
     assert count == 10_000
     assert names == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
     parts = read_rows([tmp_path / "many" / name for name in names], ["n"])
     assert [row["n"] for part in parts for row in part] == list(range(10_000))
     assert write_rows([], features, tmp_path / "none") == (0, ["train-00000-of-00001.parquet"])
     assert pq.read_table(tmp_path / "none" / "train-00000-of-00001.parquet").num_rows == 0
+
+
+def test_the_teachers_are_asked_again(demo, tmp_path):
+    words = ("--panel", demo / "panel.yaml", "--store", tmp_path / "again.sqlite")
+    done = run("verify", demo / "dataset", "--resample", 10, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["resampled"]
+    assert found["pairs"] == 10
+    assert [one["teacher"] for one in found["teachers"]] == ["reader-a", "reader-b", "reader-c"]
+    # The demo's teachers repeat what they said.
+    assert {(one["replies"], one["same"], one["magnitude"]) for one in found["teachers"]} == {
+        (30, 1, 0)
+    }
+    assert (found["gap"]["mean"], found["gap"]["max"]) == (0, 0)
+    said = succeed("verify", demo / "dataset", "--resample", 10, *words)
+    assert "asked again: 10 pairs" in said
+    assert "mean |difference| 0.000" in said
+
+
+def test_a_teacher_who_now_says_something_else_shows(demo, scripted, tmp_path):
+    panel = yaml.safe_load((demo / "panel.yaml").read_text())
+    teacher = scripted(models=",".join(one["model"] for one in panel["teachers"]))
+    for one in panel["teachers"]:
+        one["base_url"] = teacher.url
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    words = ("--panel", tmp_path / "panel.yaml", "--store", tmp_path / "again.sqlite")
+    found = json.loads(succeed("verify", demo / "dataset", "--resample", 5, *words, "--json"))
+    # The difference is told; the data set is as consistent as before.
+    assert found["consistent"]
+    found = found["resampled"]
+    assert {one["replies"] for one in found["teachers"]} == {15}
+    assert all(one["same"] < 1 and one["magnitude"] > 0 for one in found["teachers"])
+    assert found["gap"]["mean"] > 0
+
+
+def test_another_panel_is_refused(demo, tmp_path):
+    panel = yaml.safe_load((demo / "panel.yaml").read_text())
+    panel["teachers"][0]["sampling"]["temperature"] = 0.9
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    words = ("--panel", tmp_path / "panel.yaml", "--store", tmp_path / "again.sqlite")
+    done = run("verify", demo / "dataset", "--resample", 5, *words)
+    assert done.returncode == 1
+    assert "teacher reader-a: the data set says sampling" in done.stderr
+    assert "needs --panel" in run("verify", demo / "dataset", "--resample", 5).stderr

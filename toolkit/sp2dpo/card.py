@@ -6,6 +6,7 @@ What is generated stands between two marks. The rest of the file is for people, 
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,8 @@ def digest(text: str, *, where: str) -> str:
         key: [one for one in said.get(key) or [] if one.get("config_name") in known]
         for key in ("configs", "dataset_info")
     }
-    content = json.dumps([held, _between(text)], sort_keys=True)
+    block = _between(text.replace("\r\n", "\n"))
+    content = json.dumps([held, block], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -240,7 +242,11 @@ def plain(text: object) -> str:
 
 def fenced(said: Mapping[str, Any]) -> str:
     """Data as a block of YAML that nothing in it can close; long texts stand as they are."""
-    text = harmless(yaml.dump(dict(said), Dumper=_Verbatim, sort_keys=False, allow_unicode=True))
+    text = harmless(
+        yaml.dump(
+            dict(said), Dumper=_Verbatim, sort_keys=False, allow_unicode=True, width=sys.maxsize
+        )
+    )
     fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
     return f"{fence}yaml\n{text}{fence}"
 

@@ -117,7 +117,7 @@ def compared(store: Store, folder: Path) -> dict[str, Any]:
     twice = before.join(again, on=_KEY, suffix="_new")
     if twice.is_empty():
         raise ValueError("no reply of the data set was asked for again")
-    same = pl.all_horizontal(pl.col(one).eq_missing(f"{one}_new") for one in _READ)
+    same = pl.all_horizontal(pl.col(one).eq_missing(pl.col(f"{one}_new")) for one in _READ)
     by_teacher = twice.group_by("teacher").agg(
         replies=pl.len(),
         same_category=(pl.col("category") == pl.col("category_new")).mean(),
