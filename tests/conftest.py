@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from harness import DEMO, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
+from hub import TOKEN, Hub
 from sp2dpo.store import Store
 
 pytest_plugins = ["services_fixtures"]
@@ -63,6 +64,14 @@ def demo(tmp_path_factory, replay_url):
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
     succeed("build", "--store", store, "--betas", betas, "--out", folder / "dataset")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A Hub that takes one token."""
+    root = tmp_path_factory.mktemp("hub")
+    with process(TESTS / "hub_server.py", "--root", root, "--token", TOKEN) as url:
+        yield Hub(url, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,13 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def run_in(folder, *command):
+def run_in(folder, *command, **env):
     """Runs a command with this environment's programs first on the path."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"PATH": path},
+        env=os.environ | {"PATH": path} | env,
         capture_output=True,
         text=True,
         check=False,
@@ -87,6 +87,22 @@ def test_the_commands_before_training_do_as_they_stand(walked):
     for words in ("Krippendorff's alpha", "what is varied", "verdict", "kept for training by both"):
         assert words in said
     assert (walked / "both.png").stat().st_size > 0
+
+
+def test_the_commands_that_publish_do_as_they_stand(walked, hub):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo publish" in block]
+    arm = ROOT / "recipes" / "schedules" / "arms" / "rand.yaml"
+    run_in(
+        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(arm),
+        "--out", "rand.parquet",
+    )  # fmt: skip
+    said = run_in(walked, "bash", "-e", "-c", commands, **hub.env)
+    assert "consistent: dataset" in said
+    assert "would change 9 files" in said
+    said = run_in(walked, "bash", "-e", "-c", commands.replace(" --dry-run", ""), **hub.env)
+    assert "tag v1" in said
+    snippet = 'import sp2dpo.loading; print(len(sp2dpo.loading.load_pairs("org/name@v1")))'
+    assert run_in(walked, "python", "-c", snippet, **hub.env).strip() == "96"
 
 
 def test_the_snippet_trains(walked):
