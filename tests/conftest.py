@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from browser import chromium
 from harness import DEMO, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
 from hub import TOKEN, Hub
 from sp2dpo.store import Store
@@ -72,6 +73,12 @@ def hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     with process(TESTS / "hub_server.py", "--root", root, "--token", TOKEN) as url:
         yield Hub(url, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,7 @@ class Repo:
     refs: dict = field(default_factory=dict)
     tags: dict = field(default_factory=dict)
     pulls: list = field(default_factory=list)
+    variables: dict = field(default_factory=dict)
 
     def at(self, revision):
         """The commit that a ref, a tag or a commit names, and its files."""
@@ -192,6 +193,7 @@ class Hub(BaseHTTPRequestHandler):
             (rf"{repo}/revision/(?P<revision>[^/]+)", self.info),
             (rf"{repo}/refs", self.refs),
             (rf"{repo}/auth-check", self.auth_check),
+            (rf"{repo}/variables", self.variables),
             (rf"{repo}/commits/(?P<revision>[^/]+)", self.commits),
             (rf"{repo}/discussions", self.discussions),
             (rf"{repo}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", self.tree),
@@ -218,6 +220,7 @@ class Hub(BaseHTTPRequestHandler):
             (rf"{repo}/preupload/(?P<revision>[^/]+)", self.preupload),
             (rf"{repo}/commit/(?P<revision>[^/]+)", self.commit),
             (rf"{repo}/tag/(?P<revision>[^/]+)", self.tag),
+            (rf"{repo}/variables", self.set_variable),
             (rf"{git}/info/lfs/objects/batch", self.lfs_batch),
             (r"/_lfs/verify", self.lfs_verify),
             (r"/_lfs/(?P<oid>[0-9a-f]{64})/complete", self.lfs_complete),
@@ -236,6 +239,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(
             (r"/api/repos/delete", self.delete),
             (rf"{repo}/tag/(?P<revision>[^/]+)", self.untag),
+            (rf"{repo}/variables", self.unset_variable),
         )
 
     def answer(self, *routes):
@@ -384,6 +388,18 @@ class Hub(BaseHTTPRequestHandler):
         said = json.loads(self.body)
         del self.world.repos[said.get("type", "model"), f"{said['organization']}/{said['name']}"]
         self.say({})
+
+    def variables(self, repo):
+        self.say({key: {"key": key, "value": value} for key, value in repo.variables.items()})
+
+    def set_variable(self, repo):
+        said = json.loads(self.body)
+        repo.variables[said["key"]] = said["value"]
+        self.variables(repo)
+
+    def unset_variable(self, repo):
+        repo.variables.pop(json.loads(self.body)["key"])
+        self.variables(repo)
 
     def settings(self, repo):
         said = json.loads(self.body)

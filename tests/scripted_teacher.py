@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from aiohttp import web
@@ -47,10 +48,16 @@ def text_of(behaviour, body):
     return texts[behaviour]
 
 
-def sure(letter):
-    """A token of one character that could have been nothing else."""
-    told = {"token": letter, "bytes": list(letter.encode()), "logprob": 0.0}
-    return told | {"top_logprobs": [told]}
+def likely(letter, *, unsure):
+    """A token of one character: it could have been nothing else, or a digit the next one, too."""
+    chances = {letter: 1.0}
+    if unsure and letter in "2345678":
+        chances = {letter: 0.75, str(int(letter) + 1): 0.25}
+    told = [
+        {"token": one, "bytes": list(one.encode()), "logprob": math.log(chance)}
+        for one, chance in chances.items()
+    ]
+    return told[0] | {"top_logprobs": told}
 
 
 class Teacher:
@@ -88,6 +95,8 @@ class Teacher:
             return web.Response(status=self.options.status, text="scripted fault")
         if self.options.hang_after and number > self.options.hang_after:
             await asyncio.Event().wait()
+        if self.options.muddled and self.options.muddled in body["messages"][-1]["content"]:
+            behaviour = "prose"
         if behaviour == "page":
             return web.Response(text="<html>a proxy's page</html>", content_type="text/html")
         finish = "length" if behaviour == "length" else "stop"
@@ -95,7 +104,9 @@ class Teacher:
         choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish}
         usage = {"prompt_tokens": 100, "completion_tokens": 20}
         if body.get("logprobs"):
-            choice["logprobs"] = {"content": [sure(letter) for letter in content]}
+            choice["logprobs"] = {
+                "content": [likely(letter, unsure=self.options.unsure) for letter in content]
+            }
         said = {"model": body["model"], "choices": [choice], "usage": usage}
         if behaviour == "odd-fields":
             said["model"] = "\ud800\x1b[31m"
@@ -135,5 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("--context", type=int, default=0, help="tokens; 0: does not tell")
     parser.add_argument("--retry-after", type=int, default=0, help="seconds, with the faults")
     parser.add_argument("--limited", default="", help="words; what holds them always gets a 429")
+    parser.add_argument("--muddled", default="", help="words; what holds them is not understood")
+    parser.add_argument("--unsure", type=int, default=0, help="1: digits that could be others")
     parser.add_argument("--counts", type=int, default=1, help="0: has no /tokenize")
     asyncio.run(serve(parser.parse_args()))

@@ -32,7 +32,8 @@ FLOW = [
     ["release", "hub_repo", "publish", "verify", "resample", "loading"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
-    ["cli_publish"],
+    ["space"],
+    ["cli_publish", "cli_space"],
     ["cli"],
 ]
 TRAINING = [  # knows only column names

@@ -16,6 +16,7 @@ from sp2dpo import (
     cli_pilot,
     cli_publish,
     cli_score,
+    cli_space,
     cli_teachers,
 )
 from sp2dpo.interrupts import Interrupted
@@ -53,6 +54,7 @@ for _command in (
     cli_betas.build,
     cli_publish.publish,
     cli_publish.verify,
+    cli_space.space,
     cli_betas.report,
 ):
     cli.add_command(_command)

@@ -1,4 +1,4 @@
-"""A data set repo on the Hub, looked at and changed through the Hub's own client."""
+"""A repo on the Hub, a data set or a Space, looked at and changed through the Hub's own client."""
 
 import hashlib
 import json
@@ -26,7 +26,6 @@ from huggingface_hub.hf_api import RepoFile
 from sp2dpo.hub import Failed
 from sp2dpo.redaction import Redacted
 
-_KIND = "dataset"
 _MAY_PASS = (408, 425, 429, 500, 502, 503, 504)
 _TRIES = 5
 _T = TypeVar("_T")
@@ -93,13 +92,14 @@ def may_pass(error: BaseException) -> bool:
 
 
 class HubRepo:
-    """A data set repo, by its name.
+    """A repo, by its name and kind (`dataset` or `space`).
 
     Every method raises what the Hub's client raises; `hub.hub_errors` puts it into words.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, kind: str = "dataset") -> None:
         self.name = name
+        self._kind = kind
         for handler in logging.getLogger("huggingface_hub").handlers:
             handler.addFilter(Redacted())
         self._api = HfApi()
@@ -107,30 +107,38 @@ class HubRepo:
     def head(self) -> Head | None:
         """How it stands; None where there is none that we may see."""
         try:
-            info = _asked(lambda: self._api.dataset_info(self.name))
+            info: Any = _asked(lambda: self._api.repo_info(self.name, repo_type=self._kind))
         except RepositoryNotFoundError:
             return None
-        return Head(commit=info.sha or "", private=bool(info.private), gated=info.gated or False)
+        return Head(
+            commit=info.sha or "",
+            private=bool(info.private),
+            gated=getattr(info, "gated", None) or False,
+        )
 
     def create(self, *, private: bool) -> None:
         """Makes it; one that is there stays."""
         _asked(
             lambda: self._api.create_repo(
-                self.name, repo_type=_KIND, private=private or None, exist_ok=True
+                self.name,
+                repo_type=self._kind,
+                space_sdk="gradio" if self._kind == "space" else None,
+                private=private or None,
+                exist_ok=True,
             )
         )
 
     def gate(self, how: str) -> None:
         """Lets only those load it who have asked for access."""
         gated: Any = how
-        _asked(lambda: self._api.update_repo_settings(self.name, repo_type=_KIND, gated=gated))
+        _asked(lambda: self._api.update_repo_settings(self.name, repo_type=self._kind, gated=gated))
 
     def files(self, commit: str) -> dict[str, Stored]:
         """All files of a commit, by path."""
         entries = _asked(
             lambda: list(
                 self._api.list_repo_tree(
-                    self.name, revision=commit, recursive=True, repo_type=_KIND
+                    self.name, revision=commit, recursive=True, repo_type=self._kind
                 )
             )
         )
@@ -146,7 +154,7 @@ class HubRepo:
         """The content of a small file; None where there is none."""
         try:
             found = _asked(
-                lambda: hf_hub_download(self.name, path, revision=revision, repo_type=_KIND)
+                lambda: hf_hub_download(self.name, path, revision=revision, repo_type=self._kind)
             )
         except EntryNotFoundError:
             return None
@@ -154,7 +162,7 @@ class HubRepo:
 
     def tags(self) -> dict[str, str]:
         """Tag -> its commit."""
-        refs = _asked(lambda: self._api.list_repo_refs(self.name, repo_type=_KIND))
+        refs = _asked(lambda: self._api.list_repo_refs(self.name, repo_type=self._kind))
         return {one.name: one.target_commit for one in refs.tags}
 
     def open_pulls(self, title: str) -> list[int]:
@@ -163,7 +171,7 @@ class HubRepo:
             lambda: list(
                 self._api.get_repo_discussions(
                     self.name,
-                    repo_type=_KIND,
+                    repo_type=self._kind,
                     discussion_type="pull_request",
                     discussion_status="open",
                 )
@@ -203,7 +211,7 @@ class HubRepo:
                 self.name,
                 operations,
                 commit_message=title,
-                repo_type=_KIND,
+                repo_type=self._kind,
                 parent_commit=parent,
                 create_pr=create_pr,
             )
@@ -232,7 +240,9 @@ class HubRepo:
         """
         try:
             _asked(
-                lambda: self._api.create_tag(self.name, tag=name, revision=commit, repo_type=_KIND)
+                lambda: self._api.create_tag(
+                    self.name, tag=name, revision=commit, repo_type=self._kind
+                )
             )
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:

@@ -1,0 +1,188 @@
+// One language for choosing pairs: filters.py in JavaScript, held to the same table of cases.
+const filters = (() => {
+  const LONGEST = 1000, MOST_TERMS = 50, NEAR = 1e-6;
+  const NUMBER = "[+-]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[+-]?\\d+)?";
+  const NAME = /[a-z][a-z0-9_]*/y;
+  const RANGE = new RegExp(`^(${NUMBER})?\\.\\.(${NUMBER})?$`);
+  const BOUND = new RegExp(`^(>=|<=|>|<)(${NUMBER})$`);
+  const WHOLE = new RegExp(`^${NUMBER}$`);
+  const SPACE = /\s/u;
+
+  class Refused extends Error {}
+
+  const range = (word, low, high, openLow = false, openHigh = false) =>
+    ({kind: "range", word, low, high, openLow, openHigh});
+
+  function value(word, quoted) {
+    if (!quoted) {
+      if (word === "missing") return {kind: "missing", word};
+      let match = RANGE.exec(word);
+      if (match && word !== "..")
+        return range(word, match[1] === undefined ? -Infinity : Number(match[1]),
+          match[2] === undefined ? Infinity : Number(match[2]));
+      match = BOUND.exec(word);
+      if (match) {
+        const number = Number(match[2]);
+        return match[1][0] === ">"
+          ? range(word, number, Infinity, match[1] === ">")
+          : range(word, -Infinity, number, false, match[1] === "<");
+      }
+      if (WHOLE.test(word)) return range(word, Number(word), Number(word));
+    }
+    return {kind: "word", word};
+  }
+
+  // A word, or a text in quotes: [it, whether it was quoted, where it ends].
+  function word(text, place, stop) {
+    if (text[place] === '"') {
+      let end = place + 1, said = "";
+      while (end < text.length && text[end] !== '"') {
+        if (text[end] === "\\" && end + 1 < text.length) end += 1;
+        said += text[end];
+        end += 1;
+      }
+      if (end >= text.length) throw new Refused("a quotation mark is not closed");
+      return [said, true, end + 1];
+    }
+    let end = place;
+    while (end < text.length && !SPACE.test(text[end]) && text[end] !== stop) end += 1;
+    return [text.slice(place, end), false, end];
+  }
+
+  function values(text, place) {
+    const found = [];
+    while (place < text.length && !SPACE.test(text[place])) {
+      const [said, quoted, end] = word(text, place, ",");
+      if (said || quoted) found.push([said, quoted]);
+      place = text[end] === "," ? end + 1 : end;
+    }
+    return [found, place];
+  }
+
+  function read(text) {
+    if (text.length > LONGEST) throw new Refused(`a query has at most ${LONGEST} characters`);
+    const query = {terms: [], sort: null, descending: false};
+    let place = 0;
+    while (place < text.length) {
+      if (SPACE.test(text[place])) { place += 1; continue; }
+      const negated = text[place] === "-" && place + 1 < text.length && !SPACE.test(text[place + 1]);
+      place += negated ? 1 : 0;
+      NAME.lastIndex = place;
+      const match = NAME.exec(text);
+      if (match && text[NAME.lastIndex] === ":") {
+        const name = match[0];
+        const [raw, end] = values(text, place + name.length + 1);
+        place = end;
+        if (!raw.length) throw new Refused(`${name}: says nothing; write a value behind the colon`);
+        if (name === "sort") {
+          if (negated || raw.length !== 1)
+            throw new Refused("sort: takes one field, as sort:beta or sort:-beta");
+          query.descending = raw[0][0].startsWith("-");
+          query.sort = raw[0][0].slice(query.descending ? 1 : 0);
+          continue;
+        }
+        query.terms.push({field: name, values: raw.map((one) => value(...one)), negated});
+      } else {
+        const [said, , end] = word(text, place, null);
+        place = end;
+        query.terms.push({field: "text", values: [{kind: "word", word: said}], negated});
+      }
+      if (query.terms.length > MOST_TERMS)
+        throw new Refused(`a query has at most ${MOST_TERMS} terms`);
+    }
+    return query;
+  }
+
+  const plain = /^[^\s",:-][^\s",]*$/u;
+  const quoted = (text) => `"${text.replace(/[\\"]/g, "\\$&")}"`;
+  const isWord = (text) => plain.test(text) && value(text, false).kind === "word";
+
+  // The text of a query; reading it gives the query back.
+  function written(query) {
+    const terms = query.terms.map((term) => {
+      const said = term.values.map((one) =>
+        one.kind === "word" ? (isWord(one.word) && !(term.field === "text" && one.word.includes(":"))
+          ? one.word : quoted(one.word)) : one.word);
+      const sign = term.negated ? "-" : "";
+      return term.field === "text" ? sign + said[0] : `${sign}${term.field}:${said.join(",")}`;
+    });
+    if (query.sort) terms.push(`sort:${query.descending ? "-" : ""}${query.sort}`);
+    return terms.join(" ");
+  }
+
+  function known(name, fields) {
+    const field = Object.hasOwn(fields, name) ? fields[name] : null;
+    if (!field)
+      throw new Refused(`there is no field ${name} (there are ${Object.keys(fields).join(", ")})`);
+    return field;
+  }
+
+  // A test of one pair's place, for one value of a term.
+  function test(name, field, one) {
+    const held = field.values;
+    if (field.kind === "number") {
+      if (one.kind === "missing") return (at) => Number.isNaN(held[at]);
+      if (one.kind !== "range")
+        throw new Refused(`${name}: takes numbers, as 0.3, 0.1..0.2, >=0.1 or missing`);
+      const low = one.openLow ? one.low + NEAR : one.low - NEAR;
+      const high = one.openHigh ? one.high - NEAR : one.high + NEAR;
+      return (at) => held[at] >= low && held[at] <= high;
+    }
+    if (one.kind === "missing")
+      return field.kind === "set" ? (at) => held[at] === 0 : (at) => held[at] < 0;
+    if (field.kind === "flag") {
+      const words = {yes: 1, true: 1, no: 0, false: 0};
+      if (!Object.hasOwn(words, one.word)) throw new Refused(`${name}: takes yes, no or missing`);
+      return (at) => held[at] === words[one.word];
+    }
+    const level = field.levels.indexOf(one.word);
+    if (level < 0)
+      throw new Refused(`${name}: has no ${one.word} (it has ${field.levels.join(", ")})`);
+    if (field.kind === "set") return (at) => ((held[at] >>> level) & 1) === 1;
+    return (at) => held[at] === level;
+  }
+
+  // What only the server can look up: texts, and the beginnings of ids.
+  const asked = (query) => query.terms.filter((term) => term.field === "text" || term.field === "id")
+    .flatMap((term) => term.values.map((one) => [term.field, one.word]));
+
+  // Which pairs a term holds for, as a byte each. `found` has those of what the server looked up.
+  function mask(term, fields, count, found) {
+    const held = new Uint8Array(count);
+    for (const one of term.values) {
+      if (term.field === "text" || term.field === "id") {
+        const flags = found.get(`${term.field} ${one.word}`);
+        if (flags) for (let at = 0; at < count; at += 1) held[at] |= flags[at];
+        continue;
+      }
+      const holds = test(term.field, known(term.field, fields), one);
+      for (let at = 0; at < count; at += 1) if (!held[at] && holds(at)) held[at] = 1;
+    }
+    if (term.negated) for (let at = 0; at < count; at += 1) held[at] ^= 1;
+    return held;
+  }
+
+  function ordered(places, query, fields) {
+    if (query.sort === null) return places;
+    const field = known(query.sort, fields);
+    if (field.kind === "set" || field.kind === "id")
+      throw new Refused(`sort: cannot go by ${query.sort}`);
+    const sign = query.descending ? -1 : 1;
+    const key = new Float64Array(field.values.length);
+    for (const at of places) {
+      const held = field.values[at];
+      key[at] = (field.kind === "number" ? Number.isNaN(held) : held < 0) ? Infinity : sign * held;
+    }
+    return places.sort((one, other) => key[one] - key[other] || one - other);
+  }
+
+  // The places that a query chooses, in its order.
+  function chosen(query, fields, count, found = new Map()) {
+    const masks = query.terms.map((term) => mask(term, fields, count, found));
+    const places = [];
+    for (let at = 0; at < count; at += 1) if (masks.every((one) => one[at])) places.push(at);
+    return ordered(Uint32Array.from(places), query, fields);
+  }
+
+  return {Refused, read, written, asked, mask, chosen, ordered, value};
+})();

@@ -1,0 +1,268 @@
+// The page as a whole: what is open, what is chosen, and the address that says so.
+const inspector = (() => {
+  const {el, plural, table} = page;
+  const STATE = {q: "", tab: "pairs", pair: "", n: 0, look: "side", x: "", y: "", s: ""};
+  const TABS = [["pairs", "pairs"], ["compare", "compare"], ["schedule", "schedule"], ["teachers", "teachers"], ["about", "about"]];
+  const HUB = "https://huggingface.co";
+
+  function readAddress() {
+    const said = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
+    for (const key of Object.keys(STATE)) if (said.has(key)) state[key] = said.get(key);
+    state.n = Math.max(0, parseInt(state.n, 10) || 0);
+    if (!TABS.some(([key]) => key === state.tab)) state.tab = "pairs";
+    return state;
+  }
+
+  function fragment(state) {
+    const said = new URLSearchParams();
+    for (const [key, value] of Object.entries(state)) if (value !== STATE[key]) said.set(key, value);
+    const text = said.toString();
+    return text ? `#${text}` : "";
+  }
+
+  function begin(root, server) {
+    const host = root.querySelector(".inspector") ?? root;
+    const data = () => new URLSearchParams(location.search).get("data") ?? "";
+    const live = el("p", {class: "hidden", role: "status", "aria-live": "polite"});
+    const toast = el("p", {class: "toast", "aria-hidden": "true", hidden: true});
+    let toasting = 0;
+    const app = {state: readAddress(), D: null, selection: null, place: null};
+
+    app.say = (message) => {
+      live.textContent = message;
+      toast.textContent = message;
+      toast.hidden = false;
+      clearTimeout(toasting);
+      toasting = setTimeout(() => { toast.hidden = true; }, 4000);
+    };
+
+    app.ask = async (name, said = {}) => {
+      let told;
+      try { told = await server[name]({...said, data: data()}); } catch { throw new Error("the server does not answer: try again"); }
+      if (told === null || told === undefined) throw new Error("the server gave no answer: try again");
+      if (told.error) throw new Error(told.error);
+      return told;
+    };
+
+    app.file = (path) => new URL(`gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`, new URL(".", location.href)).href;
+
+    app.query = () => { try { return filters.read(app.state.q); } catch { return {terms: [], sort: null, descending: false}; } };
+
+    // The schedule as it is edited; the published one where nothing was.
+    app.spec = () => {
+      const published = schedule.read(app.D.facts.schedule);
+      if (!app.state.s) return published;
+      try { return {...published, ...JSON.parse(app.state.s)}; } catch { return published; }
+    };
+    app.edit = (spec) => {
+      const published = schedule.read(app.D.facts.schedule);
+      const changed = Object.fromEntries(Object.entries(spec).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(published[key])));
+      app.set({s: Object.keys(changed).length ? JSON.stringify(changed) : ""});
+    };
+
+    let scores = null;
+    app.scores = () => {
+      scores ??= app.ask("scores").then(async (told) => schedule.prepared({slots: told.slots, ...(await page.unpacked(told))}));
+      scores.catch(() => { scores = null; });
+      return scores;
+    };
+
+    const computed = new Map();
+    const compute = async (key, spec) => {
+      if (!computed.has(key)) {
+        const read = await app.scores();
+        if (computed.size > 4) computed.clear();
+        computed.set(key, schedule.compute(spec, app.D.rubric, read));
+      }
+      return computed.get(key);
+    };
+    // What depends on all pairs: the betas under the edited schedule, and places among all gaps.
+    app.everywhere = async (always = false) => {
+      const found = {published: null, edited: null, problem: null}, published = schedule.read(app.D.facts.schedule);
+      try {
+        if (always || published.map === "quantile") found.published = await compute("published", published);
+        if (app.state.s) found.edited = await compute(app.state.s, app.spec());
+      } catch (error) {
+        if (!(error instanceof schedule.Refused)) throw error;
+        found.problem = error.message;
+      }
+      return found;
+    };
+
+    app.open = async (place) => {
+      app.place = place;
+      views.pair.update();
+      const [said] = await app.ask("rows", {places: [place]}).catch(() => [null]);
+      if (said && app.place === place) app.set({pair: said.id.slice(0, 16)}, false);
+    };
+    app.close = () => { app.place = null; app.set({pair: ""}, false); views.pair.update(); };
+
+    app.copyLink = (into) => {
+      const space = host.dataset.space ?? "";
+      const inside = window.parent !== window && document.referrer.startsWith(HUB);
+      const base = inside && space ? `${HUB}/spaces/${space}${location.search}` : `${location.origin}${location.pathname}${location.search}`;
+      page.copied(`${base}${fragment(app.state)}`, into ?? host, app.say);
+    };
+
+    let written = 0;
+    function writeAddress() {
+      clearTimeout(written);
+      written = setTimeout(() => {
+        const hash = fragment(app.state);
+        history.replaceState(null, "", `${location.pathname}${location.search}${hash}`);
+        // A Space stands in a frame of the Hub's page, whose address follows on request.
+        if (window.parent !== window) window.parent.postMessage({queryString: location.search.slice(1), hash: hash.slice(1)}, HUB);
+      }, 120);
+    }
+
+    app.set = (more, draw = true) => { app.state = {...app.state, ...more}; writeAddress(); return draw ? update() : Promise.resolve(); };
+
+    const found = new Map(), views = {}, masks = new Map();
+
+    function maskOf(term) {
+      const key = JSON.stringify(term);
+      if (!masks.has(key)) {
+        if (masks.size > 40) masks.clear();
+        masks.set(key, filters.mask(term, app.D.fields, app.D.count, found));
+      }
+      return masks.get(key);
+    }
+
+    function select(query) {
+      const {count, fields} = app.D, held = query.terms.map(maskOf), fails = new Uint8Array(count);
+      for (const mask of held) for (let at = 0; at < count; at += 1) fails[at] += 1 - mask[at];
+      let many = 0;
+      for (let at = 0; at < count; at += 1) many += fails[at] === 0 ? 1 : 0;
+      const places = new Uint32Array(many);
+      for (let at = 0, to = 0; at < count; at += 1) if (fails[at] === 0) { places[to] = at; to += 1; }
+      return {query, masks: held, fails, places: filters.ordered(places, query, fields), problem: null};
+    }
+
+    let turn = 0;
+    async function chosen() {
+      const mine = turn += 1;
+      try {
+        const query = filters.read(app.state.q);
+        const wanted = filters.asked(query).filter(([kind, said]) => !found.has(`${kind} ${said}`));
+        if (wanted.length) {
+          host.dataset.state = "searching";
+          const told = await app.ask("search", {wanted});
+          const flags = await Promise.all(told.map((one) => page.flags(one, app.D.count)));
+          if (found.size > 40) { found.clear(); masks.clear(); }
+          wanted.forEach(([kind, said], at) => found.set(`${kind} ${said}`, flags[at]));
+        }
+        return mine === turn ? select(query) : null;
+      } catch (error) {
+        if (mine !== turn) return null;
+        const nothing = {terms: [], sort: null, descending: false};
+        return {...(app.selection ?? select(nothing)), problem: error.message};
+      }
+    }
+
+    async function update() {
+      const selection = await chosen();
+      if (!selection) return;
+      app.selection = selection;
+      const {tab} = app.state;
+      for (const [key] of TABS) {
+        tabs[key].setAttribute("aria-selected", String(key === tab));
+        tabs[key].tabIndex = key === tab ? 0 : -1;
+        panels[key].hidden = key !== tab;
+      }
+      try {
+        await views[tab].update(selection);
+        await views.pair.update();
+        host.dataset.state = "ready";
+      } catch (error) {
+        host.dataset.state = "error";
+        app.say(error.message);
+      }
+    }
+
+    const tabs = {}, panels = {};
+
+    function shell() {
+      const {D} = app, opener = openBox();
+      const strip = el("div", {role: "tablist", class: "tabs", "aria-label": "views"}, TABS.map(([key, said]) => {
+        tabs[key] = el("button", {type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, text: said, onclick: () => app.set({tab: key})});
+        return tabs[key];
+      }));
+      strip.addEventListener("keydown", (event) => {
+        const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+        if (!step) return;
+        const keys = TABS.map(([key]) => key), next = keys[(keys.indexOf(app.state.tab) + step + keys.length) % keys.length];
+        app.set({tab: next});
+        tabs[next].focus();
+      });
+      const title = el("h1", {}, D.name, D.commit ? el("span", {class: "soft", text: ` at ${D.commit.slice(0, 12)}`}) : null);
+      const share = el("button", {type: "button", text: "copy link", onclick: () => app.copyLink()});
+      Object.assign(views, {pairs: pairs.view(app), compare: compare.view(app), schedule: editor.view(app), teachers: teachers.view(app), about: about(), pair: pair.view(app)});
+      const held = TABS.map(([key]) => {
+        panels[key] = el("div", {role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true}, views[key].root);
+        return panels[key];
+      });
+      host.replaceChildren(el("header", {class: "top"}, title, opener, share), strip, ...held, views.pair.root, live, toast);
+    }
+
+    function openBox() {
+      const box = el("input", {type: "text", "aria-label": "data set on the Hub", placeholder: "org/name@revision", value: data(), maxlength: "240"});
+      const go = () => { const to = new URL(location.href); to.hash = ""; if (box.value.trim()) to.searchParams.set("data", box.value.trim()); else to.searchParams.delete("data"); location.href = to.href; };
+      return el("form", {class: "opener", onsubmit: (event) => { event.preventDefault(); go(); }}, box, el("button", {type: "submit", text: "open"}));
+    }
+
+    function about() {
+      const {facts, rubric, count} = app.D, source = facts.source ?? {};
+      const said = [["source", `${source.name ?? "–"}${source.revision ? ` at ${source.revision}` : ""}`], ["licence", facts.license ?? "not stated"], ["pairs", plural(count, "pair")],
+        ["rubric", `${rubric.name}, ${facts.rubric.sha256.slice(0, 12)}`], ["protocol", rubric.blind ? "blind" : "labelled"], ["made with", `sp2dpo ${facts.toolkit?.version ?? ""}`]];
+      const checks = facts.audit?.checks ?? [];
+      const rows = (all) => el("dl", {class: "facts"}, all.flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value)})]));
+      const root = el("section", {class: "about", "aria-label": "about"}, el("h2", {text: "this data set"}), rows(said),
+        el("h3", {text: "schedule"}), el("pre", {class: "yaml", text: schedule.written(schedule.read(facts.schedule))}),
+        el("h3", {text: "categories"}), rows(Object.entries(rubric.categories)),
+        checks.length ? el("h3", {text: "audit"}) : null, checks.length ? table("audit", ["verdict", "check"], checks.map((one) => [one.verdict, one.title])) : null,
+        el("h2", {text: "filters"}), el("p", {text: "Terms must all hold; values are joined by commas, one of them must hold; - turns a term round."}),
+        rows([["beta:0.1..0.2", "a range; also >=0.1, <0.1, 0.3, missing"], ["category:safety,factuality", "one of some words"], ["-disputed:yes", "all but these"], ['"word for word"', "in the prompt or in a response"],
+          ["sort:-gap", "order, highest first"], ["fields", Object.keys(app.D.fields).join(", ")]]),
+        el("h2", {text: "keys"}), rows([["/", "to the filters"], ["← →", "in an open pair: the previous, the next"], ["Escape", "closes a pair, clears a brushed range"], ["1 to 5", "the views"]]),
+        el("h2", {text: "for programs"}), el("p", {text: "The same filters over HTTP and for agents: the API function find_pairs, and the MCP tool of that name under gradio_api/mcp/. See “Use via API” at the foot of the page."}));
+      return {root, update() {}};
+    }
+
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || !app.D) return;
+      if (["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName) || app.place !== null) return;
+      if (event.key === "/") { event.preventDefault(); app.set({tab: "pairs"}).then(() => views.pairs.focus()); }
+      const tab = TABS[Number(event.key) - 1];
+      if (tab) app.set({tab: tab[0]});
+    });
+    window.addEventListener("hashchange", async () => { app.state = readAddress(); await openNamed(); update(); });
+
+    async function openNamed() {
+      app.place = null;
+      if (!app.state.pair) return;
+      try { app.place = (await app.ask("find", {id: app.state.pair})).place; } catch (error) { app.say(error.message); app.state.pair = ""; }
+    }
+
+    async function load() {
+      host.dataset.state = "loading";
+      host.replaceChildren(el("p", {class: "wait", role: "status", text: data() ? `opening ${data()}…` : "opening the data set…"}));
+      try {
+        const told = await app.ask("start"), arrays = await page.unpacked(told);
+        const fields = Object.fromEntries(Object.entries(told.fields).map(([name, one]) => [name, {...one, values: arrays[`field ${name}`]}]));
+        app.D = {...told, fields, schedules: Object.fromEntries(told.schedules.map((name) => [name, arrays[`schedule ${name}`]]))};
+        host.dataset.space = told.space ?? "";
+        document.title = `${told.name} · SP2DPO inspector`;
+        shell();
+        await openNamed();
+        await update();
+      } catch (error) {
+        host.dataset.state = "error";
+        host.replaceChildren(el("div", {class: "failed", role: "alert"}, el("h1", {text: "This data set cannot be shown"}), el("p", {text: error.message}), openBox(),
+          el("button", {type: "button", text: "try again", onclick: load})));
+      }
+    }
+    load();
+  }
+
+  return {begin};
+})();

@@ -1,0 +1,106 @@
+// The bricks of the page: elements, numbers, files, and what the server packs.
+const page = (() => {
+  const SVG = "http://www.w3.org/2000/svg";
+
+  function fill(node, said, children) {
+    for (const [key, value] of Object.entries(said ?? {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (key === "text") node.textContent = value;
+      else if (["value", "checked", "disabled", "open"].includes(key)) node[key] = value;
+      else node.setAttribute(key, value === true ? "" : value);
+    }
+    node.append(...children.flat().filter((one) => one !== null && one !== undefined));
+    return node;
+  }
+
+  const el = (tag, said, ...children) => fill(document.createElement(tag), said, children);
+  const svg = (tag, said, ...children) => fill(document.createElementNS(SVG, tag), said, children);
+
+  const missing = (value) => value === null || value === undefined || Number.isNaN(value);
+  const fixed = (value, digits = 3) => (missing(value) ? "–" : (value + 0).toFixed(digits));
+  const short = (value) => (missing(value) ? "–" : String(Number((value + 0).toPrecision(4))));
+  const whole = (value) => value.toLocaleString("en-US");
+  const percent = (value) => (missing(value) ? "–" : `${(100 * value).toFixed(1)}%`);
+  const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+  const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+  const colour = (at) => `var(${COLOURS[at % COLOURS.length]})`;
+
+  async function inflated(text) {
+    const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(stream).arrayBuffer();
+  }
+
+  const TYPES = {
+    f4: Float32Array, f8: Float64Array, i1: Int8Array, u1: Uint8Array, u2: Uint16Array,
+    i4: Int32Array, u4: Uint32Array,
+  };
+
+  // The arrays of what `pack` made, by name.
+  async function unpacked({layout, blob}) {
+    const held = await inflated(blob);
+    return Object.fromEntries(layout.map(({name, type, at, count}) => [name, new TYPES[type](held, at, count)]));
+  }
+
+  // A bit for each pair, as a byte for each.
+  async function flags(text, count) {
+    const bits = new Uint8Array(await inflated(text)), found = new Uint8Array(count);
+    for (let at = 0; at < count; at += 1) found[at] = (bits[at >> 3] >> (7 - (at & 7))) & 1;
+    return found;
+  }
+
+  function base64(buffer) {
+    const bytes = new Uint8Array(buffer);
+    let said = "";
+    for (let at = 0; at < bytes.length; at += 32768)
+      said += String.fromCharCode(...bytes.subarray(at, at + 32768));
+    return btoa(said);
+  }
+
+  function download(name, content) {
+    const url = content instanceof Blob ? URL.createObjectURL(content) : content;
+    const link = el("a", {href: url, download: name});
+    document.body.append(link);
+    link.click();
+    link.remove();
+    if (content instanceof Blob) setTimeout(() => URL.revokeObjectURL(url), 60000);
+  }
+
+  const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+
+  // Puts a text on the clipboard; where the browser forbids it, into a field to copy from.
+  async function copied(text, host, say) {
+    try {
+      await navigator.clipboard.writeText(text);
+      say("copied");
+    } catch {
+      const field = el("textarea", {class: "copy-from", "aria-label": "to copy from", readonly: true, value: text});
+      host.append(field);
+      field.select();
+      field.addEventListener("blur", () => field.remove());
+      say("press Ctrl-C to copy");
+    }
+  }
+
+  const labelled = (label, control) => el("label", {class: "field"}, el("span", {text: label}), control);
+
+  function select(label, choices, value, change) {
+    const node = el("select", {"aria-label": label, onchange: () => change(node.value)},
+      choices.map(([key, said]) => el("option", {value: key, text: said})));
+    node.value = value;
+    return node;
+  }
+
+  function table(label, head, rows, kind = "") {
+    return el("div", {class: `scroll ${kind}`, tabindex: "0", role: "region", "aria-label": label},
+      el("table", {}, el("caption", {class: "hidden", text: label}),
+        el("thead", {}, el("tr", {}, head.map((one) => el("th", {scope: "col"}, one)))),
+        el("tbody", {}, rows.map((row) => (row instanceof Node ? row
+          : el("tr", {}, row.map((one, at) => el(at ? "td" : "th", at ? {} : {scope: "row"}, one))))))));
+  }
+
+  return {el, svg, missing, fixed, short, whole, percent, plural, colour, unpacked, flags, base64,
+    download, bytes, copied, labelled, select, table};
+})();

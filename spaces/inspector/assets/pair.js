@@ -1,0 +1,202 @@
+// One pair: what was asked and answered, who said what about it, and the arithmetic to its beta.
+const pair = (() => {
+  const {el, fixed, short, colour, table, missing} = page;
+
+  const contents = (messages) => (messages ?? []).map((one) => one.content ?? "").join("\n\n");
+
+  function conversation(messages, raw) {
+    return (messages ?? []).map((one) => el("div", {class: `turn ${one.role === "user" ? "user" : ""}`},
+      el("span", {class: "role", text: one.role}),
+      el("div", {class: "content"}, raw ? el("pre", {class: "raw", text: one.content ?? ""}) : text.readable(one.content ?? ""))));
+  }
+
+  function differing(row) {
+    const runs = diff.compared(contents(row.rejected), contents(row.chosen));
+    const tags = {both: "span", first: "del", second: "ins"};
+    return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "in rejected alone"}), " ", el("ins", {text: "in chosen alone"})),
+      el("pre", {class: "raw"}, runs.map(([which, said]) => el(tags[which], {text: said}))));
+  }
+
+  function responses(app, row) {
+    const look = app.state.look, set = (value) => el("button", {type: "button", "aria-pressed": String(look === value[0]), text: value[1],
+      onclick: () => app.set({look: value[0]})});
+    const choices = el("div", {class: "buttons", role: "group", "aria-label": "how to show the responses"},
+      [["side", "side by side"], ["diff", "word diff"], ["raw", "as it stands"]].map(set));
+    const raw = look === "raw";
+    const both = look === "diff" ? differing(row) : el("div", {class: "sides"},
+      ["chosen", "rejected"].map((name) => el("section", {class: name, "aria-label": name}, el("h4", {text: name}), conversation(row[name], raw))));
+    return [el("section", {class: "asked", "aria-label": "prompt"}, el("h3", {text: "prompt"}), conversation(row.prompt, raw)),
+      el("div", {class: "bar-line"}, el("h3", {text: "responses"}), choices), both];
+  }
+
+  // The scores of one pair's kept replies, as `schedule` takes them.
+  function scoresOf(app, replies) {
+    const {rubric} = app.D, kept = replies.filter((one) => one.status === "kept");
+    const categories = Object.keys(rubric.categories), told = (name) => kept.some((one) => !missing(one[name]));
+    const packed = {
+      slots: kept.map((one) => [one.teacher, one.variant, one.order]), slot: kept.map((_, at) => at), counts: [kept.length],
+      category: kept.map((one) => categories.indexOf(one.category)),
+      better: kept.map((one) => ["tie", "A", "B"].indexOf(one.better ?? "")),
+      magnitude: kept.map((one) => one.magnitude - rubric.magnitude.min), confidence: kept.map((one) => one.confidence - rubric.confidence.min),
+    };
+    for (const name of ["expected_magnitude", "expected_confidence"])
+      if (told(name)) packed[name] = kept.map((one) => (missing(one[name]) ? NaN : one[name]));
+    return {kept, scores: schedule.prepared(packed)};
+  }
+
+  const FORMS = {
+    product: "magnitude × confidence", magnitude: "magnitude",
+    shrink: "confidence × magnitude + (1 − confidence) × m0", signed: "magnitude × (2 × confidence − 1)",
+  };
+
+  function formula(spec, rubric) {
+    if (!rubric.blind) return FORMS[spec.gap];
+    return spec.gap === "shrink" ? "confidence × (sign × magnitude) + (1 − confidence) × m0"
+      : `sign × ${spec.gap === "magnitude" ? "magnitude" : FORMS.product}`;
+  }
+
+  const listed = (values) => values.map(short).join(", ");
+  const named = (way) => (schedule.WAYS.includes(way) ? (way === "trimmed" ? "trimmed mean" : way) : "only");
+
+  // The lines from the replies to the beta: [what, how, result].
+  function arithmetic(app, spec, replies, place) {
+    const {rubric} = app.D, {kept, scores} = scoresOf(app, replies);
+    const counts = schedule.counted(spec, scores), gapOf = schedule.reader(spec, rubric, scores);
+    const votes = kept.map((_, at) => at).filter((at) => counts(at));
+    const lines = [["gap of a reply", `${formula(spec, rubric)}, the ${spec.estimate === "expected" ? "expected " : ""}scores as shares of their scales`, ""]];
+    const gaps = kept.map((_, at) => (counts(at) ? gapOf(at) : null));
+    if (votes.length < spec.quorum) return {lines: [...lines, ["beta", `${votes.length} replies, the quorum is ${spec.quorum}`, "none"]], beta: NaN, gaps};
+    const means = new Map();
+    for (const at of votes) {
+      const {teacher, variant} = kept[at], key = JSON.stringify([teacher, variant]);
+      means.set(key, [...(means.get(key) ?? []), gaps[at]]);
+    }
+    const byTeacher = new Map();
+    for (const [key, values] of means) {
+      const [teacher, variant] = JSON.parse(key), mean = values.reduce((sum, one) => sum + one, 0) / values.length;
+      if (values.length > 1) lines.push([`${teacher}, ${variant}`, `mean over the orders (${listed(values)})`, short(mean)]);
+      byTeacher.set(teacher, [...(byTeacher.get(teacher) ?? []), mean]);
+    }
+    const combined = [];
+    for (const [teacher, values] of byTeacher) {
+      const one = schedule.combine([...values], values.length, spec.overVariants);
+      lines.push([teacher, `${named(spec.overVariants)}(${listed(values)})`, short(one)]);
+      combined.push(one);
+    }
+    let signed = schedule.combine([...combined], combined.length, spec.overTeachers);
+    if (Math.abs(signed) <= 1e-9) signed = 0;
+    lines.push([signed < 0 ? "signed gap" : "gap", `${named(spec.overTeachers)}(${listed(combined)})`, short(signed)]);
+    if (signed < 0) lines.push(["gap", `max(0, ${short(signed)}): the label is disputed`, "0"]);
+    const gap = Math.max(0, signed), where = spec.map === "quantile" ? place : gap;
+    const {category} = schedule.gaps(spec, rubric, scores);
+    const name = Object.keys(rubric.categories)[category[0]], own = spec.envelopes[name], ends = own ?? spec;
+    const beta = Math.min(ends.betaMax, Math.max(ends.betaMin, schedule.mapped(spec, where, ends.betaMin, ends.betaMax)));
+    const share = spec.map === "power" ? `${short(where)}^${short(spec.exponent)}` : short(where);
+    const how = spec.map === "log-linear" ? `${ends.betaMin}^(1 − ${share}) × ${ends.betaMax}^${share}` : `${ends.betaMin} + (${ends.betaMax} − ${ends.betaMin}) × ${share}`;
+    lines.push(["beta", `${how}${spec.map === "quantile" ? ", the gap's place among all" : ""}${own ? `, the envelope of ${name}` : ""}`, fixed(beta, 6)]);
+    return {lines, beta, gaps};
+  }
+
+  function steps(label, lines) {
+    return table(label, ["", "how", ""], lines.map((line) => line.map((one) => String(one))), "steps");
+  }
+
+  function replyTable(app, replies, gaps) {
+    const {rubric} = app.D, categories = Object.keys(rubric.categories);
+    const head = ["teacher", "variant", ...(rubric.blind ? ["order", "better"] : []), "category", "magnitude", "confidence", "gap", "what it says"];
+    let at = 0;
+    const rows = replies.map((one) => {
+      const kept = one.status === "kept", gap = kept ? gaps[at++] : null;
+      const shown = one.order === "chosen-first" ? ["chosen", "rejected"] : ["rejected", "chosen"];
+      const better = {A: `A, ${shown[0]}`, B: `B, ${shown[1]}`}[one.better] ?? one.better ?? "";
+      const said = el("details", {class: "reply"}, el("summary", {text: kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`}),
+        el("dl", {}, [["model", one.model], ["revision", one.revision], ["attempt", one.attempt], ["finish", one.finish_reason],
+          ["tokens", missing(one.prompt_tokens) ? null : `${one.prompt_tokens} read, ${one.completion_tokens} written`],
+          ["expected", missing(one.expected_magnitude) ? null : `magnitude ${short(one.expected_magnitude)}, confidence ${short(one.expected_confidence)}`]]
+          .filter(([, value]) => !missing(value)).flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value)})])),
+        el("pre", {class: "raw", text: one.raw ?? ""}));
+      const category = kept ? el("span", {class: "tag"}, el("span", {class: "key", style: `background: ${colour(categories.indexOf(one.category))}`}), one.category) : "–";
+      return [one.teacher, one.variant, ...(rubric.blind ? [one.order, better] : []), category, missing(one.magnitude) ? "–" : String(one.magnitude),
+        missing(one.confidence) ? "–" : String(one.confidence), kept ? (gap === null ? "no vote" : short(gap)) : "–", said];
+    });
+    return table("replies", head, rows, "replies");
+  }
+
+  function evidence(app, place, replies, everywhere) {
+    const {D} = app, published = schedule.read(D.facts.schedule), beta = D.fields.beta.values[place];
+    const told = arithmetic(app, published, replies, everywhere.published?.places?.[place]);
+    const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), replyTable(app, replies, told.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", told.lines)];
+    if (Object.keys(arm).length)
+      parts.push(el("p", {class: "note", text: `The published betas are an arm's: ${Object.entries(arm).map(([key, one]) => `${key} ${one}`).join("; ")}. Published: ${fixed(beta, 6)}.`}));
+    else if (!missing(told.beta) !== !missing(beta) || Math.abs(told.beta - beta) > 1e-5)
+      parts.push(el("p", {class: "problem", role: "alert", text: `published is ${fixed(beta, 6)}, and the replies give ${fixed(told.beta, 6)}`}));
+    if (app.state.s) {
+      const edited = arithmetic(app, app.spec(), replies, everywhere.edited?.places?.[place]);
+      parts.push(el("h3", {text: "under the schedule as edited"}), steps("under the schedule as edited", edited.lines));
+    }
+    return parts;
+  }
+
+  const HIDDEN = new Set(["pair_id", "prompt", "chosen", "rejected", "has_beta", "keep", "label_disputed"]);
+
+  function facts(row) {
+    const said = Object.entries(row).filter(([key, value]) => !HIDDEN.has(key) && !missing(value));
+    return el("dl", {class: "facts"}, said.flatMap(([key, value]) => [el("dt", {text: key}),
+      el("dd", {text: typeof value === "number" ? short(value) : typeof value === "string" ? value : JSON.stringify(value)})]));
+  }
+
+  function view(app) {
+    const body = el("div", {class: "pair-body"}), title = el("h2", {id: "pair-title", tabindex: "-1"});
+    const move = (step) => {
+      const {places} = app.selection, at = places.indexOf(app.place);
+      if (at >= 0 && places[at + step] !== undefined) app.open(places[at + step]);
+    };
+    const back = el("button", {type: "button", text: "previous", onclick: () => move(-1)});
+    const on = el("button", {type: "button", text: "next", onclick: () => move(1)});
+    const link = el("button", {type: "button", text: "copy link", onclick: () => app.copyLink(root)});
+    const close = el("button", {type: "button", class: "close", "aria-label": "close", text: "×", onclick: () => app.close()});
+    const root = el("dialog", {class: "pair", "aria-labelledby": "pair-title"}, el("header", {}, title, el("div", {class: "buttons"}, back, on, link, close)), body);
+    root.addEventListener("cancel", (event) => { event.preventDefault(); app.close(); });
+    root.addEventListener("click", (event) => { if (event.target === root) app.close(); });
+    root.addEventListener("keydown", (event) => {
+      if (["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName)) return;
+      if (event.key === "ArrowRight" || event.key === "j") move(1);
+      if (event.key === "ArrowLeft" || event.key === "k") move(-1);
+    });
+    let shown = null, drawn = "", turn = 0;
+
+    async function update() {
+      const place = app.place;
+      if (place === null) { if (root.open) root.close(); shown = null; drawn = ""; return; }
+      if (!root.open) root.showModal();
+      const key = JSON.stringify([place, app.state.look, app.state.s]);
+      if (key === drawn) return;
+      const mine = turn += 1;
+      drawn = key;
+      const {places} = app.selection, at = places.indexOf(place);
+      back.disabled = at <= 0;
+      on.disabled = at < 0 || at >= places.length - 1;
+      try {
+        if (shown?.place !== place) {
+          root.setAttribute("aria-busy", "true");
+          const told = await app.ask("pair", {place});
+          if (mine !== turn) return;
+          shown = {place, ...told};
+          body.scrollTop = 0;
+        }
+        const everywhere = await app.everywhere();
+        if (mine !== turn) return;
+        const {row, replies} = shown;
+        title.textContent = `${row.source_id ?? "pair"} · beta ${fixed(row.beta, 4)}${row.category ? ` · ${row.category}` : ""}`;
+        body.replaceChildren(el("p", {class: "soft id", text: row.pair_id}), ...responses(app, row), ...evidence(app, place, replies, everywhere), el("h3", {text: "all columns"}), facts(row));
+      } catch (error) {
+        if (mine === turn) { title.textContent = "pair"; body.replaceChildren(el("p", {class: "problem", role: "alert", text: error.message})); }
+      } finally {
+        if (mine === turn) root.removeAttribute("aria-busy");
+      }
+    }
+    return {root, update};
+  }
+
+  return {view};
+})();

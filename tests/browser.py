@@ -1,0 +1,87 @@
+"""The inspector as the tests run it, and the browser that they open it in."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import ROOT
+
+INSPECTOR = ROOT / "spaces" / "inspector"
+ASSETS = INSPECTOR / "assets"
+CHROMIUM = next(
+    (
+        path
+        for path in (os.environ.get("CHROMIUM"), "/usr/bin/chromium", "/usr/bin/google-chrome")
+        if path and Path(path).exists()
+    ),
+    None,
+)
+
+
+@contextmanager
+def chromium():
+    """Debian's Chromium, or that of CHROMIUM, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        raise FileNotFoundError(
+            "the tests of the inspector need Chromium: apt-get install chromium"
+        )
+    with sync_playwright() as player:
+        running = player.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield running
+        running.close()
+
+
+@contextmanager
+def inspector(data="", *, python=sys.executable, folder=INSPECTOR, wait=60, **env):
+    """A running inspector; gives its address, and fails where it does not come up."""
+    port = free_port()
+    running = subprocess.Popen(
+        [python, "app.py"],
+        cwd=folder,
+        env=os.environ
+        | {"SP2DPO_DATA": str(data), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "0"}
+        | {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+        | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(4 * wait):
+            if running.poll() is not None:
+                raise RuntimeError(running.stdout.read().decode())
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            raise TimeoutError(f"no inspector at {url}")
+        yield url
+    finally:
+        running.terminate()
+        running.communicate(timeout=30)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def scripts(page, *names):
+    """Loads files of the page into an empty one, to call what they hold."""
+    for name in names:
+        source = (ASSETS / f"{name}.js").read_text()
+        page.evaluate(f"{{ const run = (0, eval); run({source!r}.replace('const {name} =', "
+                      f"'globalThis.{name} =')); }}")  # fmt: skip
