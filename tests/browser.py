@@ -1,6 +1,7 @@
 """The inspector as the tests run it, and the browser that they open it in."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -40,8 +41,8 @@ def chromium():
 
 
 @contextmanager
-def inspector(data="", *, python=sys.executable, folder=INSPECTOR, wait=60, **env):
-    """A running inspector; gives its address, and fails where it does not come up."""
+def inspector(data="", *, python=sys.executable, folder=INSPECTOR, **env):
+    """A running inspector; gives its address."""
     port = free_port()
     running = subprocess.Popen(
         [python, "app.py"],
@@ -50,30 +51,31 @@ def inspector(data="", *, python=sys.executable, folder=INSPECTOR, wait=60, **en
         | {"SP2DPO_DATA": str(data), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "0"}
         | {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
         | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(4 * wait):
-            if running.poll() is not None:
-                raise RuntimeError(running.stdout.read().decode())
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            raise TimeoutError(f"no inspector at {url}")
+        answers(url, lambda: running.poll() is None)
         yield url
     finally:
         running.terminate()
-        running.communicate(timeout=30)
+        running.wait(timeout=30)
+
+
+def answers(url, lives=lambda: True):
+    """Waits until there is a page."""
+    end = time.monotonic() + 60
+    while lives() and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"nothing answers at {url}")
 
 
 def free_port():
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

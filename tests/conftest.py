@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from browser import chromium
-from harness import DEMO, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
+from harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
 from hub import TOKEN, Hub
 from sp2dpo.store import Store
 
@@ -73,6 +73,23 @@ def hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     with process(TESTS / "hub_server.py", "--root", root, "--token", TOKEN) as url:
         yield Hub(url, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def releases(demo, tmp_path_factory):
+    """The demo under the paper's schedule, with another beside it, and under that one alone."""
+    folder = tmp_path_factory.mktemp("releases")
+    for name, schedule in (
+        ("one", SCHEDULE),
+        ("two", ROOT / "recipes" / "schedules" / "signed.yaml"),
+    ):
+        betas = folder / f"{name}.parquet"
+        succeed("schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", betas)
+    build = ("build", "--store", demo / "run.sqlite", "--betas")
+    also = ("--also", f"signed={folder / 'two.parquet'}")
+    succeed(*build, folder / "one.parquet", *also, "--out", folder / "one")
+    succeed(*build, folder / "two.parquet", "--out", folder / "two")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,24 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import COMMAND, DEMO, ROOT, SCHEDULE, run, succeed, train
+from harness import COMMAND, DEMO, ROOT, run, train
 from hub import LICENSE, TOKEN, Hub
 
 SIGNED = ROOT / "recipes" / "schedules" / "signed.yaml"
-
-
-@pytest.fixture(scope="module")
-def releases(demo, tmp_path_factory):
-    """The demo under the paper's schedule, with another beside it, and under that one alone."""
-    folder = tmp_path_factory.mktemp("releases")
-    for name, schedule in (("one", SCHEDULE), ("two", SIGNED)):
-        betas = folder / f"{name}.parquet"
-        succeed("schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", betas)
-    build = ("build", "--store", demo / "run.sqlite", "--betas")
-    also = ("--also", f"signed={folder / 'two.parquet'}")
-    succeed(*build, folder / "one.parquet", *also, "--out", folder / "one")
-    succeed(*build, folder / "two.parquet", "--out", folder / "two")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,7 @@ def _write_lines(parts: Iterable[pa.Table], path: Path) -> None:
                 lines.write(json.dumps(one, ensure_ascii=False, default=str) + "\n")
 
 
-def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> dict[str, Any]:
+def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> str:
     """Find preference pairs by what teacher models say of them, with their beta and all replies.
 
     Args:
@@ -210,8 +210,8 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         offset: how many to leave out first.
 
     Returns:
-        count: of all that are found. pairs: those asked for, with prompt, chosen, rejected, beta
-        and replies. error: what was wrong.
+        JSON: `count` of all that are found, and the `pairs` asked for with prompt, chosen,
+        rejected, beta and replies; or `error`, what was wrong.
     """
     try:
         said = {"query": query, "data": data, "limit": limit, "offset": offset}
@@ -220,10 +220,11 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         first = _whole(said, "offset", len(corpus.ids))
         wanted = places[first : first + _whole(said, "limit", MOST_FOUND)]
         pairs = [corpus.row(int(one)) | {"replies": corpus.heard(int(one))} for one in wanted]
-        return {"data": corpus.name, "commit": corpus.commit, "count": len(places),
-                "pairs": _plain(pairs)}  # fmt: skip
+        found = {"data": corpus.name, "commit": corpus.commit, "count": len(places)}
+        # A text: what looks like one of Gradio's files in it is none.
+        return json.dumps(found | {"pairs": _plain(pairs)}, ensure_ascii=False)
     except (Refused, Unusable) as error:
-        return {"error": str(error)}
+        return json.dumps({"error": str(error)})
 
 
 def demo() -> gr.Blocks:
@@ -250,4 +251,5 @@ if __name__ == "__main__":
         mcp_server=True,
         footer_links=["api"],
         ssr_mode=False,
+        max_file_size="1kb",  # nothing is to be sent here
     )

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     HTTPError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.hf_api import RepoFile
 
 from corpus import Corpus, Unusable, open_folder
 
@@ -140,11 +141,13 @@ def _fetched(
         raise Unusable(f"{text}: neither a folder nor a data set of the Hub")
     where = scratch / "files"
     try:
-        info = HfApi(token=token).dataset_info(name, revision=revision or None, files_metadata=True)
+        hub = HfApi(token=token)
+        info = hub.dataset_info(name, revision=revision or None)
+        tree = hub.list_repo_tree(name, revision=info.sha, recursive=True, repo_type="dataset")
         files = {
-            one.rfilename: one.size or 0
-            for one in info.siblings or []
-            if WANTED.fullmatch(one.rfilename)
+            one.path: one.size
+            for one in tree
+            if isinstance(one, RepoFile) and WANTED.fullmatch(one.path)
         }
         if "manifest.json" not in files:
             raise Unusable(f"{text}: no data set of sp2dpo (it has no manifest.json)")
