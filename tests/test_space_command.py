@@ -7,6 +7,7 @@ import sys
 import venv
 import zipfile
 
+import psutil
 import pytest
 
 from browser import INSPECTOR, answers, free_port, inspector

@@ -106,7 +106,7 @@ def both(page, folder, dataset, *, count, expected):
         )
         for _ in range(count)
     ]  # fmt: skip
-    told = page.evaluate(RECOMPUTE, [opened.packed_scores(), opened.rubric, specs])
+    told = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, specs])
     for said, one in zip(specs, told, strict=True):
         spec = schedule_of(yaml.safe_load(one["yaml"]), where="the page's YAML")
         assert spec == schedule_of(said, where="the test")
@@ -163,5 +163,5 @@ def test_the_yaml_of_odd_names_and_small_numbers_is_read_back(page):
 def test_a_schedule_that_cannot_be_is_refused(page, demo, tmp_path, change, why):
     opened = corpus.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
     said = yaml.safe_load(SCHEDULE.read_text()) | change
-    (told,) = page.evaluate(RECOMPUTE, [opened.packed_scores(), opened.rubric, [said]])
+    (told,) = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, [said]])
     assert why in told["error"]

@@ -69,13 +69,13 @@ def answered(function: Callable[[Corpus, dict[str, Any]], Any]) -> Callable[[Any
 @answered
 def start(corpus: Corpus, asked: dict[str, Any]) -> Any:
     """All fields of all pairs."""
-    return corpus.packed() | {"space": os.environ.get("SPACE_ID", "")}
+    return corpus.packed | {"space": os.environ.get("SPACE_ID", "")}
 
 
 @answered
 def scores(corpus: Corpus, asked: dict[str, Any]) -> Any:
     """What every kept reply says, without its words."""
-    return corpus.packed_scores()
+    return corpus.packed_scores
 
 
 @answered
@@ -227,7 +227,7 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         return json.dumps({"error": str(error)})
 
 
-def demo() -> gr.Blocks:
+def page() -> gr.Blocks:
     """The page."""
     script = "\n".join((HERE / "assets" / f"{one}.js").read_text("utf-8") for one in SCRIPTS)
     with gr.Blocks(title="SP2DPO inspector", analytics_enabled=False, fill_width=True) as blocks:
@@ -242,7 +242,7 @@ def demo() -> gr.Blocks:
     return blocks
 
 
-DEMO = demo()
+DEMO = page()
 
 if __name__ == "__main__":
     DEMO.launch(

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class Corpus:
             one["category"] = None if one["category"] is None else category[one["category"]]
         return found
 
+    @cached_property
     def packed(self) -> dict[str, Any]:
         """What the page starts with: the facts, and every field of every pair."""
         arrays = {
@@ -164,6 +166,7 @@ class Corpus:
             **pack(arrays),
         }
 
+    @cached_property
     def packed_scores(self) -> dict[str, Any]:
         """What the kept replies say, for recomputing betas in the page."""
         arrays = {name: one for name, one in self.scores.items() if isinstance(one, np.ndarray)}
@@ -302,8 +305,8 @@ def _corpus(
     ids = texts["pair_id"].to_pylist()
     if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
         raise Unusable("an id of a pair is no SHA-256")
-    index = {one: place for place, one in enumerate(ids)}
-    pairs = np.array([index.get(one, -1) for one in replies["pair_id"].to_pylist()], np.int64)
+    known = pa.array(ids)
+    pairs = _numbers(pc.index_in(replies["pair_id"], known), np.int32, -1)
     if (pairs < 0).any():
         raise Unusable("a reply is about a pair that is not there")
     places = np.argsort(pairs, kind="stable")
@@ -320,7 +323,7 @@ def _corpus(
         ids=ids,
         fields=fields | own,
         labels=labels,
-        schedules=_schedules(_files(folder, manifest, "schedules"), index),
+        schedules=_schedules(_files(folder, manifest, "schedules"), known),
         texts=texts,
         replies=replies,
         places=places,
@@ -396,15 +399,17 @@ def _own(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], dict[str, 
     return fields, labels
 
 
-def _schedules(paths: Sequence[Path], index: Mapping[str, int]) -> dict[str, Any]:
+def _schedules(paths: Sequence[Path], ids: pa.Array) -> dict[str, Any]:
     """The betas of each schedule, by pair."""
     found: dict[str, Any] = {}
     for batch in _batches(paths) if paths else ():
-        places = np.array([index[one] for one in batch["pair_id"].to_pylist()], np.int64)
+        places = _numbers(pa.chunked_array([pc.index_in(batch["pair_id"], ids)]), np.int64, -1)
+        if (places < 0).any():
+            raise Unusable("a schedule names a pair that is not there")
         for name in batch.schema.names:
             if name == "pair_id":
                 continue
-            values = found.setdefault(name, np.full(len(index), np.nan, np.float32))
+            values = found.setdefault(name, np.full(len(ids), np.nan, np.float32))
             values[places] = _numbers(pa.chunked_array([batch[name]]), np.float32, np.nan)
     return found
 
@@ -416,18 +421,14 @@ def _scores(
     kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
     order = places[kept[places]]
     rows = pa.array(order)
-    asked = [replies[name].take(rows).to_pylist() for name in ("teacher", "variant", "order")]
-    slots: dict[tuple[str, ...], int] = {}
-    which = [slots.setdefault(one, len(slots)) for one in zip(*asked, strict=True)]
-    if len(slots) > MOST_SLOTS:
-        raise Unusable(f"it has {len(slots)} ways to ask, and {MOST_SLOTS} can be shown")
+    slots, which = _slots(replies, rows)
     better = pc.index_in(
         replies["better"].cast(pa.string()).take(rows), pa.array(["tie", "A", "B"])
     )
     found: dict[str, Any] = {
-        "slots": list(slots),
+        "slots": slots,
         "counts": np.bincount(pairs[order], minlength=count).astype(np.uint16),
-        "slot": np.array(which, np.uint8),
+        "slot": which,
         "category": _numbers(replies["category"].take(rows), np.uint8, 255),
         "better": _numbers(better, np.uint8, 255),
     }
@@ -440,3 +441,21 @@ def _scores(
         if expected.null_count < len(expected):
             found[f"expected_{name}"] = _numbers(expected, np.float32, np.nan)
     return found
+
+
+def _slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any]:
+    """The ways that a teacher was asked in, and which of them each reply answers."""
+    words, code = [], np.zeros(len(rows), np.int64)
+    for name in ("teacher", "variant", "order"):
+        coded = replies[name].combine_chunks().dictionary_encode()
+        words.append(coded.dictionary.to_pylist())
+        code = code * len(words[-1]) + coded.indices.to_numpy()[rows.to_numpy()]
+    used, which = np.unique(code, return_inverse=True)
+    if len(used) > MOST_SLOTS:
+        raise Unusable(f"it has {len(used)} ways to ask, and {MOST_SLOTS} can be shown")
+    found = []
+    for one in used.tolist():
+        rest, order = divmod(one, len(words[2]))
+        teacher, variant = divmod(rest, len(words[1]))
+        found.append([words[0][teacher], words[1][variant], words[2][order]])
+    return found, which.astype(np.uint8)

@@ -5,7 +5,11 @@ const charts = (() => {
   // Bins of one number over all pairs: its range, and where each pair falls (255: nowhere).
   function binned(values, most, whole_) {
     let low = Infinity, high = -Infinity;
-    for (const one of values) if (!Number.isNaN(one)) { if (one < low) low = one; if (one > high) high = one; }
+    for (let at = 0; at < values.length; at += 1) {
+      const one = values[at];  // NaN is neither below nor above
+      if (one < low) low = one;
+      if (one > high) high = one;
+    }
     if (low > high) return null;
     if (low === high) { low -= whole_ ? 0.5 : 0.005; high += whole_ ? 0.5 : 0.005; }
     let bins = most;

@@ -131,11 +131,10 @@ const inspector = (() => {
     function select(query) {
       const {count, fields} = app.D, held = query.terms.map(maskOf), fails = new Uint8Array(count);
       for (const mask of held) for (let at = 0; at < count; at += 1) fails[at] += 1 - mask[at];
+      const passes = new Uint8Array(count), all = new Uint32Array(count);
       let many = 0;
-      for (let at = 0; at < count; at += 1) many += fails[at] === 0 ? 1 : 0;
-      const places = new Uint32Array(many);
-      for (let at = 0, to = 0; at < count; at += 1) if (fails[at] === 0) { places[to] = at; to += 1; }
-      return {query, masks: held, fails, places: filters.ordered(places, query, fields), problem: null};
+      for (let at = 0; at < count; at += 1) if (fails[at] === 0) { passes[at] = 1; all[many] = at; many += 1; }
+      return {query, masks: held, fails, passes, places: filters.ordered(all.slice(0, many), query, fields), problem: null};
     }
 
     let turn = 0;

@@ -27,9 +27,14 @@ const page = (() => {
   const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
   const colour = (at) => `var(${COLOURS[at % COLOURS.length]})`;
 
+  function bytes(text) {
+    const said = atob(text), found = new Uint8Array(said.length);
+    for (let at = 0; at < said.length; at += 1) found[at] = said.charCodeAt(at);
+    return found;
+  }
+
   async function inflated(text) {
-    const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Response(stream).arrayBuffer();
   }
 
@@ -67,8 +72,6 @@ const page = (() => {
     link.remove();
     if (content instanceof Blob) setTimeout(() => URL.revokeObjectURL(url), 60000);
   }
-
-  const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
 
   // Puts a text on the clipboard; where the browser forbids it, into a field to copy from.
   async function copied(text, host, say) {

@@ -37,16 +37,17 @@ const pairs = (() => {
     return one ? [one.low, one.high] : null;
   };
 
-  // For a field: which pairs all terms but its own let through.
+  // For a field: the pairs, as flags, that all terms but its own let through.
   function others(selection, field) {
-    const own = selection.query.terms.map((term, at) => (term.field === field ? at : -1)).filter((at) => at >= 0);
-    if (!own.length) return (at) => selection.fails[at] === 0;
-    const masks = own.map((at) => selection.masks[at]);
-    return (at) => {
-      let fails = selection.fails[at];
-      for (const mask of masks) fails -= 1 - mask[at];
-      return fails === 0;
-    };
+    const {query, masks, fails, passes} = selection, own = masks.filter((_, at) => query.terms[at].field === field);
+    if (!own.length) return passes;
+    const found = new Uint8Array(fails.length);
+    for (let at = 0; at < fails.length; at += 1) {
+      let left = fails[at];
+      for (const mask of own) left -= 1 - mask[at];
+      found[at] = left === 0 ? 1 : 0;
+    }
+    return found;
   }
 
   function measured(app, name, options) {
@@ -55,7 +56,7 @@ const pairs = (() => {
     if (!bins) return null;
     const groups = options.groups ?? 1, categories = D.fields.category.values;
     const all = new Uint32Array(bins.bins);
-    for (const bin of bins.places) if (bin !== 255) all[bin] += 1;
+    for (let at = 0; at < D.count; at += 1) if (bins.places[at] !== 255) all[bins.places[at]] += 1;
     const chart = charts.histogram({
       name: title(app, name), bins, groups, height: options.height, axis: options.axis,
       chosen: (range, single) => {
@@ -65,11 +66,10 @@ const pairs = (() => {
       },
     });
     function update(selection) {
-      const some = new Uint32Array(bins.bins * groups), passes = others(selection, name);
+      const some = new Uint32Array(bins.bins * groups), passes = others(selection, name), {places} = bins;
       for (let at = 0; at < D.count; at += 1) {
-        if (bins.places[at] === 255 || !passes(at)) continue;
-        const group = groups === 1 ? 0 : Math.max(0, categories[at]);
-        some[bins.places[at] * groups + group] += 1;
+        if (!passes[at] || places[at] === 255) continue;
+        some[groups === 1 ? places[at] : places[at] * groups + Math.max(0, categories[at])] += 1;
       }
       chart.draw(all, some, rangeOf(selection.query, name));
     }
@@ -90,10 +90,10 @@ const pairs = (() => {
       return {button, count, bar, word};
     });
     function update(selection) {
-      const counts = new Uint32Array(shown.length), passes = others(selection, name);
+      const counts = new Uint32Array(shown.length), passes = others(selection, name), {values} = field;
       for (let at = 0; at < D.count; at += 1) {
-        if (!passes(at)) continue;
-        const held = field.values[at];
+        if (!passes[at]) continue;
+        const held = values[at];
         if (field.kind === "set") { for (let bit = 0; bit < words.length; bit += 1) if ((held >>> bit) & 1) counts[bit] += 1; }
         else counts[held < 0 ? words.length : held] += 1;
       }
