@@ -103,6 +103,11 @@ def test_the_commands_that_publish_do_as_they_stand(walked, hub):
     assert "tag v1" in said
     snippet = 'import sp2dpo.loading; print(len(sp2dpo.loading.load_pairs("org/name@v1")))'
     assert run_in(walked, "python", "-c", snippet, **hub.env).strip() == "96"
+    (commands,) = [block for block in blocks("sh") if "space deploy" in block]
+    (deploy,) = [line for line in commands.splitlines() if "space deploy" in line]
+    deploy = deploy.replace("@tag", "@v1")
+    said = run_in(walked, "bash", "-e", "-c", deploy, **hub.env)
+    assert said.startswith("org/inspector: ")
 
 
 def test_the_snippet_trains(walked):

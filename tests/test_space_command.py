@@ -62,7 +62,7 @@ def test_what_is_no_data_set_is_refused(data, why):
 
 
 def deploy(hub, *words):
-    return hub.run("space", "deploy", "--repo", "org/inspector", *words)
+    return hub.run("space", "deploy", "--repo", "org/page", *words)
 
 
 def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
@@ -70,19 +70,19 @@ def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
     done = deploy(hub, "--data", "org/shown@v1")
     assert done.returncode == 0, done.stderr
     assert f"{len(FILES)} files changed, 0 there already" in done.stdout
-    info = hub.ask("/api/spaces/org/inspector")
+    info = hub.ask("/api/spaces/org/page")
     assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
     assert info["cardData"]["datasets"] == ["org/shown"]
     assert info["cardData"]["sdk"] == "gradio"
-    held = hub.ask("/api/spaces/org/inspector/variables")
+    held = hub.ask("/api/spaces/org/page/variables")
     assert held == {"SP2DPO_DATA": {"key": "SP2DPO_DATA", "value": "org/shown@v1"}}
     again = deploy(hub, "--data", "org/shown@v1")
     assert f"0 files changed, {len(FILES)} there already, at {info['sha']}" in again.stdout
     # Back to the demo: the variable goes, and the card names no data set.
     back = deploy(hub)
     assert "1 file changed" in back.stdout
-    assert hub.ask("/api/spaces/org/inspector/variables") == {}
-    assert "datasets" not in hub.ask("/api/spaces/org/inspector")["cardData"]
+    assert hub.ask("/api/spaces/org/page/variables") == {}
+    assert "datasets" not in hub.ask("/api/spaces/org/page")["cardData"]
     deploy(hub, "--data", "org/shown@v1")
 
 
@@ -114,7 +114,7 @@ def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, browser, tmp
     where = str(tmp_path / "space")
     hub.python(
         "from huggingface_hub import snapshot_download\n"
-        f"snapshot_download('org/inspector', repo_type='space', local_dir={where!r})"
+        f"snapshot_download('org/page', repo_type='space', local_dir={where!r})"
     )
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")

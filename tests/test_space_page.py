@@ -17,6 +17,7 @@ LOOKS = {
     "phone, dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
 CODE = "Use **this**:\n\n```python\nprint(1 < 2)\n```\n\n1. first\n2. second"
+SERVER = re.compile("component_server")
 UNNAMED = """
 () => {
   const which = ["button", "input", "select", "svg[role=img]", "[role=region]", "[role=tab]",
@@ -122,6 +123,11 @@ def shows(page, count, of=97):
     page.locator(".shown").get_by_text(f"{count} of {of} pairs", exact=True).wait_for()
 
 
+def listed(page, count):
+    """Waits until so many rows are there."""
+    page.wait_for_function(f"document.querySelectorAll('.listing tbody tr').length === {count}")
+
+
 def filters_open(page):
     """The facets are folded away on a phone."""
     summary = page.locator(".facets > summary")
@@ -149,7 +155,7 @@ def address(page):
 
 def test_it_opens_with_all_pairs_and_says_so_to_everybody(page, table):
     shows(page, 97)
-    assert page.locator(".listing tbody tr").count() == 50
+    listed(page, 50)
     assert page.get_by_role("status").filter(has_text="1 to 50 of 97 pairs").count() == 1
     unnamed = page.evaluate(UNNAMED)
     assert unnamed == []
@@ -253,7 +259,7 @@ def test_the_list_is_sorted_and_turned_over(page, table):
 
 def test_a_pair_shows_its_replies_and_the_arithmetic_of_explain(page, run_folder, table):
     asked(page, '"do I compare"')
-    shows(page, 1)
+    listed(page, 1)
     page.locator(".listing .open").first.click()
     pair = page.get_by_role("dialog")
     pair.get_by_role("heading", name="from the replies to beta").wait_for()
@@ -374,7 +380,8 @@ def test_the_teachers_are_beside_each_other(page, run_folder):
 
 def test_a_copied_link_opens_the_same(page, url):
     asked(page, "category:safety sort:-gap")
-    ready(page)
+    page.get_by_role("status").filter(has_text="1 to ").wait_for()
+    page.locator(".listing:not([aria-busy])").wait_for()
     page.locator(".listing .open").first.click()
     page.locator("#pair-title").get_by_text("beta").wait_for()
     title = page.locator("#pair-title").inner_text()
@@ -411,6 +418,30 @@ def test_what_cannot_be_opened_says_so(page, url):
     page.get_by_role("button", name="open", exact=True).click()
     page.get_by_role("heading", name="This data set cannot be shown").wait_for()
     page.get_by_text("name a data set of the Hub: org/name").wait_for()
+
+
+def test_a_server_that_does_not_answer_is_said_and_asked_again(looks, url):
+    page = looks["desktop, light"].new_page()
+    page.route(SERVER, lambda route: route.abort())
+    page.goto(url)
+    page.get_by_role("alert").filter(has_text="the server does not answer: try again").wait_for()
+    page.unroute(SERVER)
+    page.get_by_role("button", name="try again").click()
+    ready(page)
+    shows(page, 97)
+    # A page that is lost later leaves what is shown, and says so where it is missed.
+    page.route(SERVER, lambda route: route.abort())
+    page.get_by_role("button", name="next", exact=True).click()
+    page.get_by_role("status").filter(has_text="the server does not answer").first.wait_for()
+    page.close()
+
+
+def test_while_it_opens_it_says_so(looks, url):
+    page = looks["desktop, light"].new_page()
+    page.route(SERVER, lambda route: None)
+    page.goto(url)
+    page.get_by_role("status").filter(has_text="opening the data set…").wait_for()
+    page.close()
 
 
 def test_the_about_page_says_what_it_is(page):

@@ -13,8 +13,10 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import gradio as gr
@@ -244,7 +246,15 @@ def page() -> gr.Blocks:
 
 DEMO = page()
 
+
+def warm() -> None:
+    """Opens the Space's own data set before anybody asks for it."""
+    with suppress(Unusable):  # whoever asks is told
+        LIBRARY.get("")
+
+
 if __name__ == "__main__":
+    Thread(target=warm, daemon=True).start()
     DEMO.launch(
         head=f"<style>{(HERE / 'assets' / 'inspector.css').read_text('utf-8')}</style>",
         theme=gr.themes.Base(font="system-ui", font_mono="ui-monospace"),

@@ -77,7 +77,7 @@ def opened(running, url):
     wire.on("Network.loadingFinished", lambda said: came.append(said["encodedDataLength"]))
     started = time.perf_counter()
     page.goto(url, wait_until="commit")
-    page.wait_for_selector(READY)
+    page.wait_for_selector(READY, timeout=900_000)
     page.evaluate("clocks.painted()")
     shown = 1000 * (time.perf_counter() - started)
     first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

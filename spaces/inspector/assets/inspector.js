@@ -37,9 +37,9 @@ const inspector = (() => {
     };
 
     app.ask = async (name, said = {}) => {
-      let told;
-      try { told = await server[name]({...said, data: data()}); } catch { throw new Error("the server does not answer: try again"); }
-      if (told === null || told === undefined) throw new Error("the server gave no answer: try again");
+      // Gradio gives nothing where the server cannot be reached.
+      const told = await server[name]({...said, data: data()}).catch(() => null);
+      if (told === null || told === undefined) throw new Error("the server does not answer: try again");
       if (told.error) throw new Error(told.error);
       return told;
     };

@@ -172,7 +172,7 @@ const pairs = (() => {
     const root = el("div", {class: "listing"}, el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "pairs"},
       el("table", {}, el("caption", {class: "hidden", text: "pairs"}), el("thead", {}, head), body)),
       el("div", {class: "pager"}, back, status, on));
-    let turn = 0;
+    let turn = 0, last = 0;
 
     const row = (place, said) => {
       const {fields} = app.D, category = fields.category.values[place], beta = fields.beta.values[place];
@@ -193,6 +193,11 @@ const pairs = (() => {
       root.classList.toggle("empty", !count);
       if (!count) { body.replaceChildren(); return; }
       root.setAttribute("aria-busy", "true");
+      // While somebody brushes, texts wait until the hand rests.
+      const rapid = performance.now() - last < 400;
+      last = performance.now();
+      if (rapid) await new Promise((done) => setTimeout(done, 100));
+      if (mine !== turn) return;
       try {
         const said = await app.ask("rows", {places});
         if (mine !== turn) return;
