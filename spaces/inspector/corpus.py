@@ -131,7 +131,7 @@ class Corpus:
         held = self.texts.drop_columns([_TEXT])
         where = held.schema.get_field_index("category")
         for at in range(0, max(len(places), 1), BATCH):
-            part = held.take(pa.array(places[at : at + BATCH], pa.int64()))
+            part = taken(held, places[at : at + BATCH])
             named = categories.take(part["category"].combine_chunks())
             yield part.set_column(where, "category", named).replace_schema_metadata()
 
@@ -139,7 +139,7 @@ class Corpus:
         """All replies about a pair."""
         rows = self.places[self.starts[place] : self.starts[place + 1]]
         category = self.fields["category"].levels
-        found = self.replies.take(pa.array(rows)).to_pylist()
+        found = taken(self.replies, rows).to_pylist()
         for one in found:
             one["category"] = None if one["category"] is None else category[one["category"]]
         return found
@@ -171,6 +171,36 @@ class Corpus:
         """What the kept replies say, for recomputing betas in the page."""
         arrays = {name: one for name, one in self.scores.items() if isinstance(one, np.ndarray)}
         return {"slots": self.scores["slots"], **pack(arrays)}
+
+
+def taken(table: pa.Table, places: Any) -> pa.Table:
+    """Some rows of a table, in that order.
+
+    Batch by batch: Arrow's own `take` would first put the whole table into one piece.
+    """
+    batches = table.to_batches()
+    ends = np.cumsum([len(batch) for batch in batches])
+    wanted = np.asarray(places, np.int64)
+    where = np.searchsorted(ends, wanted, side="right")
+    order = np.argsort(where, kind="stable")
+    pieces = []
+    for one in np.unique(where):
+        begins = ends[one] - len(batches[one])
+        pieces.append(batches[one].take(pa.array(wanted[where == one] - begins)))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    found = pa.Table.from_batches(pieces, schema=table.schema)
+    return found.combine_chunks().take(pa.array(back))
+
+
+def coded(column: pa.ChunkedArray, most: int) -> tuple[list[str], Any] | None:
+    """The words of a column, and which each row has (-1: none); None where they are more."""
+    if column.num_chunks and len(column.chunk(0).unique()) > most + 1:
+        return None
+    words = column.unique().drop_null()
+    if len(words) > most:
+        return None
+    return words.to_pylist(), _numbers(pc.index_in(column, words), np.int32, -1)
 
 
 def pack(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,11 +385,11 @@ def _measured(texts: pa.Table, categories: Sequence[str]) -> dict[str, Field]:
 
 def _by_teacher(replies: pa.Table, pairs: Any, category: Any) -> dict[str, Field]:
     """Whose replies a pair has, whose were refused, and who names another category than it has."""
-    coded = replies["teacher"].combine_chunks().dictionary_encode()
-    teachers = coded.dictionary.to_pylist()
-    if len(teachers) > MOST_TEACHERS:
-        raise Unusable(f"it has {len(teachers)} teachers, and {MOST_TEACHERS} can be shown")
-    bit = np.uint32(1) << coded.indices.to_numpy().astype(np.uint32)
+    said = coded(replies["teacher"], MOST_TEACHERS)
+    if said is None:
+        raise Unusable(f"it has more teachers than can be shown ({MOST_TEACHERS})")
+    teachers, which = said
+    bit = np.uint32(1) << which.astype(np.uint32)
     kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
     named = _numbers(replies["category"], np.int8, -1)
     found = {}
@@ -368,9 +398,9 @@ def _by_teacher(replies: pa.Table, pairs: Any, category: Any) -> dict[str, Field
         "refused": ~kept,
         "dissent": kept & (named != category[pairs]),
     }
-    for name, which in flags.items():
+    for name, rows in flags.items():
         held = np.zeros(len(category), np.uint32)
-        np.bitwise_or.at(held, pairs[which], bit[which])
+        np.bitwise_or.at(held, pairs[rows], bit[rows])
         found[name] = Field("set", held, teachers)
     return found
 
@@ -388,13 +418,10 @@ def _own(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], dict[str, 
             pa.types.is_string(texts[column].type) or pa.types.is_large_string(texts[column].type)
         ):
             continue
-        coded = texts[column].combine_chunks().dictionary_encode()
-        if not 1 <= len(coded.dictionary) <= MOST_LEVELS:
+        said = coded(texts[column], MOST_LEVELS)
+        if said is None or not said[0]:
             continue
-        levels = coded.dictionary.to_pylist()
-        fields[name] = Field(
-            "level", _numbers(pa.chunked_array([coded.indices]), np.int8, -1), levels
-        )
+        fields[name] = Field("level", said[1].astype(np.int8), said[0])
         labels[name] = column
     return fields, labels
 
@@ -447,9 +474,11 @@ def _slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any]:
     """The ways that a teacher was asked in, and which of them each reply answers."""
     words, code = [], np.zeros(len(rows), np.int64)
     for name in ("teacher", "variant", "order"):
-        coded = replies[name].combine_chunks().dictionary_encode()
-        words.append(coded.dictionary.to_pylist())
-        code = code * len(words[-1]) + coded.indices.to_numpy()[rows.to_numpy()]
+        said = coded(replies[name], MOST_SLOTS)
+        if said is None:
+            raise Unusable(f"it has more than {MOST_SLOTS} of {name}")
+        words.append(said[0])
+        code = code * len(said[0]) + said[1][rows.to_numpy()]
     used, which = np.unique(code, return_inverse=True)
     if len(used) > MOST_SLOTS:
         raise Unusable(f"it has {len(used)} ways to ask, and {MOST_SLOTS} can be shown")
