@@ -92,8 +92,9 @@ def releases(demo, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Of one module: while it runs, no other event loop does."""
     with chromium() as running:
         yield running
 
