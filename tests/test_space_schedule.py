@@ -14,7 +14,7 @@ from sp2dpo.schedule import schedule_of
 from sp2dpo.store import Store
 
 sys.path.insert(0, str(INSPECTOR))
-import corpus
+import reading
 
 RECOMPUTE = """
 async ([packed, rubric, specs]) => {
@@ -94,7 +94,7 @@ def made(annotations, spec):
 
 def both(page, folder, dataset, *, count, expected):
     """Pairs of betas, the page's and the toolkit's, by schedule; refusals on both sides agree."""
-    opened = corpus.open_folder(dataset, folder, name="x", commit=None)
+    opened = reading.open_folder(dataset, folder, name="x", commit=None)
     with Store(folder / "run.sqlite") as store:
         annotations = store.annotations()
     rng = random.Random(0)
@@ -161,7 +161,7 @@ def test_the_yaml_of_odd_names_and_small_numbers_is_read_back(page):
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(page, demo, tmp_path, change, why):
-    opened = corpus.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
+    opened = reading.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
     said = yaml.safe_load(SCHEDULE.read_text()) | change
     (told,) = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, [said]])
     assert why in told["error"]

@@ -18,6 +18,7 @@ from browser import INSPECTOR, inspector
 sys.path.insert(0, str(INSPECTOR))
 import corpus
 import opening
+import reading
 
 BITE = """<script>window.bitten = 1</script><img src=x onerror="window.bitten = 2">
 <svg onload="window.bitten = 3"></svg> ![tracked](https://tracker.example/pixel.png)
@@ -191,7 +192,6 @@ def test_a_visitors_data_set_has_a_size(hub, url, limits, why):
         "    library.get('org/open')\n"
         "except corpus.Unusable as error:\n"
         "    print(error)\n"
-        "library.close()\n"
     )
     assert why in said
 
@@ -202,7 +202,6 @@ def test_few_data_sets_stay_open(tmp_path, monkeypatch):
     for name in ("", "a/a", "b/b", "c/c", "a/a"):
         library.get(name)
     assert list(library._held) == ["", "c/c", "a/a"]
-    library.close()
 
 
 def test_fifty_people_at_once(ask):
@@ -234,7 +233,7 @@ def test_a_damaged_data_set_is_refused_in_a_line(demo, tmp_path, name, content):
     folder = shutil.copytree(demo / "dataset", tmp_path / "dataset")
     (folder / name).write_text(content)
     with pytest.raises(corpus.Unusable) as caught:
-        corpus.open_folder(folder, tmp_path, name="org/x", commit=None)
+        reading.open_folder(folder, tmp_path, name="org/x", commit=None)
     assert "\n" not in str(caught.value)
 
 

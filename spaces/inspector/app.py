@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import wraps
+from itertools import chain
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import gradio as gr
@@ -36,6 +37,7 @@ MOST_EXPORTED, MOST_FILES = 100_000, 8
 SNIPPET = 240
 
 LIBRARY = Library(own_data_set(), HERE / "demo")
+EXPORTING = Lock()
 
 
 def _text(said: dict[str, Any], key: str, longest: int = LONGEST) -> str:
@@ -174,25 +176,28 @@ def export(corpus: Corpus, asked: dict[str, Any]) -> Any:
     folder = Path(DEMO.GRADIO_CACHE) / "inspector-exports"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"pairs-{hashlib.sha256(said.encode()).hexdigest()[:16]}.{kind}"
-    if not path.exists():
-        for old in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)[: -MOST_FILES + 1]:
-            old.unlink(missing_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        (_write_parquet if kind == "parquet" else _write_lines)(corpus.parts(places), unfinished)
-        unfinished.rename(path)
+    with (
+        EXPORTING
+    ):  # one after the other: it takes memory, and the same file may be asked for twice
+        if not path.exists():
+            others = sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)
+            for old in others[: -MOST_FILES + 1]:
+                old.unlink()
+            unfinished = path.with_suffix(".unfinished")
+            write = _write_parquet if kind == "parquet" else _write_lines
+            write(corpus.parts(places), unfinished)
+            unfinished.rename(path)
     return {"path": str(path), "name": path.name, "count": len(places)}
 
 
-def _write_parquet(parts: Iterable[pa.Table], path: Path) -> None:
-    writer = None
-    for part in parts:
-        writer = writer or pq.ParquetWriter(path, part.schema)
-        writer.write_table(part)
-    if writer:
-        writer.close()
+def _write_parquet(parts: Iterator[pa.Table], path: Path) -> None:
+    first = next(parts)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for part in chain([first], parts):
+            writer.write_table(part)
 
 
-def _write_lines(parts: Iterable[pa.Table], path: Path) -> None:
+def _write_lines(parts: Iterator[pa.Table], path: Path) -> None:
     with path.open("w", encoding="utf-8") as lines:
         for part in parts:
             for one in part.to_pylist():

@@ -7,11 +7,9 @@ token, and neither larger on the disk nor longer than `Limits` says. No name is 
 
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +24,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from corpus import Corpus, Unusable, open_folder
+from corpus import Corpus, Unusable
+from reading import open_folder
 
 NAME = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}(@[\w][\w./-]{0,119})?")
 WANTED = re.compile(r"manifest\.json|rubric\.yaml|(data|annotations|schedules)/[\w.-]+\.parquet")
@@ -62,10 +61,8 @@ class Library:
             limits: for what visitors name.
         """
         self._own, self._demo, self._limits = own, demo, limits or Limits()
-        self._scratch = Path(tempfile.mkdtemp(prefix="inspector-"))
         self._held: OrderedDict[str, Corpus] = OrderedDict()
         self._changing, self._opening = threading.Lock(), threading.Lock()
-        self._number = 0
 
     def get(self, name: str) -> Corpus:
         """The data set of that name; the Space's own where it is empty.
@@ -93,49 +90,23 @@ class Library:
                     del self._held[one]
         return found
 
-    def close(self) -> None:
-        """Gives the disk back."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
-
     def _open(self, key: str) -> Corpus:
-        self._number += 1
-        scratch = self._scratch / str(self._number)
-        scratch.mkdir()
-        try:
+        # What is mapped stays readable when its names are gone; its space is given back with it.
+        with tempfile.TemporaryDirectory(prefix="inspector-") as name:
+            scratch = Path(name)
             if key:
-                return self._visited(key, scratch)
+                return _fetched(key, scratch, self._limits)
             if not self._own:
                 return open_folder(self._demo, scratch, name="the demo corpus", commit=None)
             if Path(self._own).is_dir():
                 shown = Path(self._own).resolve().name
                 return open_folder(Path(self._own), scratch, name=shown, commit=None)
-            return _fetched(self._own, scratch, token=None, check=lambda files: None)
-        finally:
-            # What is mapped stays readable; its space is given back when nobody reads it any more.
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _visited(self, name: str, scratch: Path) -> Corpus:
-        limits = self._limits
-
-        def check(files: dict[str, int]) -> None:
-            if sum(files.values()) > limits.packed:
-                raise Unusable(
-                    f"{name}: {sum(files.values()) / 1e6:,.0f} MB, and {limits.packed / 1e6:,.0f} "
-                    "MB are what this Space opens for visitors: duplicate it, or run it yourself"
-                )
-
-        return _fetched(name, scratch, token=False, check=check, limits=limits)
+            return _fetched(self._own, scratch, None)
 
 
-def _fetched(
-    text: str,
-    scratch: Path,
-    *,
-    token: bool | None,
-    check: Callable[[dict[str, int]], None],
-    limits: Limits | None = None,
-) -> Corpus:
-    """A data set of the Hub at one commit."""
+def _fetched(text: str, scratch: Path, limits: Limits | None) -> Corpus:
+    """A data set of the Hub at one commit: a visitor's, or, without limits, the Space's own."""
+    token = None if limits is None else False
     name, _, revision = text.partition("@")
     if not NAME.fullmatch(text):
         raise Unusable(f"{text}: neither a folder nor a data set of the Hub")
@@ -151,7 +122,11 @@ def _fetched(
         }
         if "manifest.json" not in files:
             raise Unusable(f"{text}: no data set of sp2dpo (it has no manifest.json)")
-        check(files)
+        if limits is not None and sum(files.values()) > limits.packed:
+            raise Unusable(
+                f"{text}: {sum(files.values()) / 1e6:,.0f} MB, and {limits.packed / 1e6:,.0f} MB "
+                "are what this Space opens for visitors: duplicate it, or run it yourself"
+            )
         for file in files:
             hf_hub_download(
                 name, file, repo_type="dataset", revision=info.sha, token=token, local_dir=where
@@ -162,7 +137,7 @@ def _fetched(
         raise Unusable(
             f"{text}: the Hub has no such data set that is public, or cannot be reached"
         ) from error
-    if limits:
+    if limits is not None:
         _check_rows(text, where, limits)
     return open_folder(where, scratch, name=name, commit=info.sha)
 

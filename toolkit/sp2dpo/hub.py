@@ -46,8 +46,8 @@ class Failed(OSError):
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Makes one line for people of whatever the Hub's clients raise."""
+def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
+    """Makes one line for people of whatever the Hub's clients raise about a repo of that kind."""
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
 
@@ -58,9 +58,9 @@ def hub_errors(what: str) -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise OSError(f"{what}: the Hub gives it only to those who asked for access") from error
     except errors.RepositoryNotFoundError as error:
-        raise OSError(f"{what}: the Hub has no such data set, or none that you may read") from error
+        raise OSError(f"{what}: the Hub has no such {kind}, or none that you may read") from error
     except errors.RevisionNotFoundError as error:
-        raise OSError(f"{what}: the data set has no such revision") from error
+        raise OSError(f"{what}: the {kind} has no such revision") from error
     except errors.LocalTokenNotFoundError as error:
         raise OSError(f"{what}: {NO_TOKEN}") from error
     except ValueError as error:

@@ -128,10 +128,10 @@ def deploy(
         ValueError: the Space is another program, or the data set is a folder.
         OSError: the Hub cannot be reached, or does not take it.
     """
-    if Path(data).is_dir() and data:
+    if data and Path(data).is_dir():
         raise ValueError(f"{data} is a folder, which a Space cannot see: `sp2dpo publish` it first")
     check_data(data)
-    with hub_errors(name):
+    with hub_errors(name, kind="Space"):
         if get_token() is None:
             raise Failed(NO_TOKEN)
         wanted = files(data)

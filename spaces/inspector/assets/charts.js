@@ -3,7 +3,7 @@ const charts = (() => {
   const {el, svg, short, whole, colour} = page;
 
   // Bins of one number over all pairs: its range, and where each pair falls (255: nowhere).
-  function binned(values, most, whole_) {
+  function binned(values, most, integers) {
     let low = Infinity, high = -Infinity;
     for (let at = 0; at < values.length; at += 1) {
       const one = values[at];  // NaN is neither below nor above
@@ -11,13 +11,13 @@ const charts = (() => {
       if (one > high) high = one;
     }
     if (low > high) return null;
-    if (low === high) { low -= whole_ ? 0.5 : 0.005; high += whole_ ? 0.5 : 0.005; }
+    if (low === high) { low -= integers ? 0.5 : 0.005; high += integers ? 0.5 : 0.005; }
     let bins = most;
-    if (whole_ && high - low + 1 <= most) { low = Math.floor(low) - 0.5; high = Math.ceil(high) + 0.5; bins = high - low; }
+    if (integers && high - low + 1 <= most) { low = Math.floor(low) - 0.5; high = Math.ceil(high) + 0.5; bins = high - low; }
     const width = (high - low) / bins, places = new Uint8Array(values.length);
     for (let at = 0; at < values.length; at += 1)
       places[at] = Number.isNaN(values[at]) ? 255 : Math.min(bins - 1, Math.max(0, Math.floor((values[at] - low) / width + 1e-6)));
-    return {low, high, bins, width, places, whole: whole_ && bins === high - low};
+    return {low, high, bins, width, places, whole: integers && bins === high - low};
   }
 
   const ticks = (low, high) => {

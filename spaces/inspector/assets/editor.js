@@ -1,6 +1,6 @@
 // The schedule, edited: all betas at once, and the YAML that `sp2dpo schedule` takes.
 const editor = (() => {
-  const {el, fixed, percent, plural, labelled, select, short} = page;
+  const {el, fixed, percent, plural, labelled, select} = page;
   const BINS = 54;
 
   const number = (label, value, change, step = "any") => {

@@ -1,6 +1,6 @@
 // The list of pairs: a histogram, facets that all follow each other, a search, a table.
 const pairs = (() => {
-  const {el, fixed, short, whole, plural, colour, select} = page;
+  const {el, fixed, whole, plural, colour, select} = page;
   const PAGE = 50, MEASURES = ["gap", "magnitude", "confidence", "agreement", "spread", "votes", "weight", "margin", "reward_margin"];
   const TITLES = {
     beta: "beta", gap: "gap", magnitude: "magnitude", confidence: "confidence", agreement: "agreement",
@@ -52,7 +52,7 @@ const pairs = (() => {
 
   function measured(app, name, options) {
     const {D} = app, values = D.fields[name].values;
-    const bins = charts.binned(values, options.bins, COUNTED.includes(name) || options.whole);
+    const bins = charts.binned(values, options.bins, COUNTED.includes(name));
     if (!bins) return null;
     const groups = options.groups ?? 1, categories = D.fields.category.values;
     const all = new Uint32Array(bins.bins);
