@@ -81,9 +81,13 @@ def free_port():
         return one.getsockname()[1]
 
 
-def scripts(page, *names):
-    """Loads files of the page into an empty one, to call what they hold."""
+@contextmanager
+def bare(running, *names):
+    """An empty page that holds some files of the inspector's, to call what is in them."""
+    page = running.new_page()
     for name in names:
         source = (ASSETS / f"{name}.js").read_text()
-        page.evaluate(f"{{ const run = (0, eval); run({source!r}.replace('const {name} =', "
-                      f"'globalThis.{name} =')); }}")  # fmt: skip
+        source = source.replace(f"const {name} =", f"globalThis.{name} =")
+        page.evaluate("(source) => { (0, eval)(source); }", source)
+    yield page
+    page.close()

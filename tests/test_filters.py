@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from browser import INSPECTOR, scripts
+from browser import INSPECTOR, bare
 from harness import TESTS
 
 sys.path.insert(0, str(INSPECTOR))
@@ -46,10 +46,8 @@ def told(query):
 
 @pytest.fixture(scope="module")
 def page(browser):
-    page = browser.new_page()
-    scripts(page, "filters")
-    yield page
-    page.close()
+    with bare(browser, "filters") as page:
+        yield page
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["query"] for case in CASES])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from browser import INSPECTOR, scripts
+from browser import INSPECTOR, bare
 from harness import SCHEDULE, TESTS, process, succeed, write_pairs, write_panel
 from sp2dpo.betas import betas
 from sp2dpo.schedule import schedule_of
@@ -36,10 +36,8 @@ async ([packed, rubric, specs]) => {
 
 @pytest.fixture(scope="module")
 def page(browser):
-    page = browser.new_page()
-    scripts(page, "schedule", "page")
-    yield page
-    page.close()
+    with bare(browser, "schedule", "page") as page:
+        yield page
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,15 @@ import random
 
 import pytest
 
-from browser import scripts
+from browser import bare
 
 WORDS = ["a", "the", "word", "two  spaces", ".", "3.14", "<b>", "`x`", "é", "\n", "日本", "--"]
 
 
 @pytest.fixture(scope="module")
 def page(browser):
-    page = browser.new_page()
-    scripts(page, "diff", "text")
-    yield page
-    page.close()
+    with bare(browser, "diff", "text") as page:
+        yield page
 
 
 def some(rng, most):

@@ -176,9 +176,7 @@ def export(corpus: Corpus, asked: dict[str, Any]) -> Any:
     folder = Path(DEMO.GRADIO_CACHE) / "inspector-exports"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"pairs-{hashlib.sha256(said.encode()).hexdigest()[:16]}.{kind}"
-    with (
-        EXPORTING
-    ):  # one after the other: it takes memory, and the same file may be asked for twice
+    with EXPORTING:  # two may ask for the same file
         if not path.exists():
             others = sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)
             for old in others[: -MOST_FILES + 1]:
