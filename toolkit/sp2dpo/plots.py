@@ -19,7 +19,7 @@ from sp2dpo.page import colour
 from sp2dpo.terminal import harmless
 
 FORMATS = ("png", "svg")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sp2dpo",
     "svg.fonttype": "path",
     "font.size": 10,
@@ -35,6 +35,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "text.parse_math": False,
 }
+"""Of every picture of the project."""
 _INK, _ACCENT, _QUIET = "#1c2227", "#2b5f94", "#59636d"
 _VERDICTS = {"ok": "#a5d3b6", "look": "#efc97f", "bad": "#e59b97"}
 _MANY = 3000
@@ -68,7 +69,7 @@ def drawn(draw: Callable[[Mapping[str, Any]], Figure], found: Mapping[str, Any])
         draw: one of the functions below.
         found: what it draws of a report.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return draw(found)
 
 
@@ -107,7 +108,7 @@ def save(figure: Figure, path: Path) -> None:
     check_name(path)
     kind = path.suffix.removeprefix(".").lower()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    with mpl.rc_context(_STYLE), whole(path) as unfinished:
+    with mpl.rc_context(STYLE), whole(path) as unfinished:
         FigureCanvasAgg(figure)
         figure.savefig(unfinished, format=kind, dpi=160, metadata=metadata)
 
@@ -234,7 +235,7 @@ def both_betas(one: Betas, other: Betas, *, names: Sequence[str]) -> Figure:
     a, b = both["beta"].to_numpy(), both["beta_other"].to_numpy()
     low, high = min(a.min(), b.min()), max(a.max(), b.max())
     margin = 0.03 * (high - low) or 0.01
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.4), layout="constrained")
         panels: Any = figure.subplot_mosaic(
             [["above", "."], ["both", "beside"]], width_ratios=[4, 1], height_ratios=[1, 4]
