@@ -54,7 +54,7 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train pyproject.toml
-	$(PIP) install --quiet --editable ".[train,ray,space,dev]"
+	$(PIP) install --quiet --editable ".[train,ray,space,eval,dev]"
 	@touch $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml

@@ -63,6 +63,7 @@ class Teacher:
         price: what it costs to ask; None where nobody says.
         license: of the model, as the Hub names it (`apache-2.0`), for the card of the data set;
             None where nobody says.
+        role: what it is asked as, for messages: a student and a judge are asked like a teacher.
     """
 
     name: str
@@ -78,6 +79,12 @@ class Teacher:
     retries: int = 2
     price: Price | None = None
     license: str | None = None
+    role: str = "teacher"
+
+    @property
+    def label(self) -> str:
+        """What messages call it: `teacher NAME`."""
+        return f"{self.role} {self.name}"
 
     def api_key(self) -> str | None:
         """The key from the environment.
@@ -90,11 +97,11 @@ class Teacher:
         key = os.environ.get(self.api_key_env)
         if not key:
             raise ValueError(
-                f"teacher {self.name}: the environment variable {self.api_key_env} is not set"
+                f"{self.label}: the environment variable {self.api_key_env} is not set"
             )
         if not key.isprintable():
             raise ValueError(
-                f"teacher {self.name}: {self.api_key_env} holds more than a key, such as a line end"
+                f"{self.label}: {self.api_key_env} holds more than a key, such as a line end"
             )
         return key
 
@@ -165,7 +172,7 @@ def load_panel(path: Path) -> Panel:
     if not said["teachers"]:
         raise ValueError(f"{where}: teachers is empty")
     teachers = tuple(
-        _teacher(f"{where}: teacher {number}", one, beside=path.parent)
+        teacher_of(one, where=f"{where}: teacher {number}", beside=path.parent)
         for number, one in enumerate(said["teachers"], 1)
     )
     names = [teacher.name for teacher in teachers]
@@ -211,7 +218,17 @@ def _variants(where: str, said: Any, rubric: Rubric) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _teacher(where: str, said: Any, *, beside: Path) -> Teacher:
+def teacher_of(said: Any, *, where: str, beside: Path) -> Teacher:
+    """The entry of a model that is asked, as a panel says it.
+
+    Args:
+        said: the mapping of the YAML file.
+        where: the file and the entry, for messages.
+        beside: the file's folder; relative paths start there.
+
+    Raises:
+        ValueError: with `where` and what is wrong.
+    """
     check_type(where, "the entry", said, dict)
     check_keys(
         where,

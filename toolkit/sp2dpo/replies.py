@@ -50,7 +50,7 @@ def parsed(teacher: Teacher, body: bytes) -> dict[str, Any]:
 
 
 def _no_answer(teacher: Teacher, body: bytes) -> Unavailable:
-    text = f"teacher {teacher.name}: not an answer: {brief_of(body)}"
+    text = f"{teacher.label}: not an answer: {brief_of(body)}"
     return Unavailable(text, reason="no-answer")
 
 
@@ -82,7 +82,7 @@ def reply_of(teacher: Teacher, said: dict[str, Any], seconds: float | None) -> R
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         brief = brief_of(json.dumps(said).encode())
-        text = f"teacher {teacher.name}: not a chat completion: {brief}"
+        text = f"{teacher.label}: not a chat completion: {brief}"
         raise Unavailable(text, reason="no-answer") from error
 
 

@@ -28,34 +28,31 @@ def open_session() -> aiohttp.ClientSession:
 
 
 def body(
-    teacher: Teacher, messages: list[dict[str, str]], schema: dict[str, Any], attempt: int
+    teacher: Teacher, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
 ) -> dict[str, Any]:
     """What is sent for one reply.
 
     Args:
         teacher: whose model and sampling.
         messages: the chat.
-        schema: of the reply.
+        schema: of the reply; None where it may say anything.
         attempt: 0 at first; a later one is sent with its own seed, the sampling's (or 0) plus it.
     """
     seed = {"seed": teacher.sampling.get("seed", 0) + attempt} if attempt else {}
-    return {
-        "messages": messages,
-        "model": teacher.model,
-        "response_format": {
+    said = {"messages": messages, "model": teacher.model}
+    if schema is not None:
+        said["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "annotation", "strict": True, "schema": schema},
-        },
-        **teacher.sampling,
-        **seed,
-    }
+        }
+    return {**said, **teacher.sampling, **seed}
 
 
 class Client:
     """One teacher, to be asked over HTTP at any of its addresses."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, teacher: Teacher, schema: dict[str, Any]
+        self, session: aiohttp.ClientSession, teacher: Teacher, schema: dict[str, Any] | None
     ) -> None:
         self.teacher = teacher
         self._session = session
@@ -84,18 +81,18 @@ class Client:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
             raise Unavailable(
-                f"teacher {teacher.name}: nothing answers at {url} "
+                f"{teacher.label}: nothing answers at {url} "
                 f"({_said(error)}); start its server or correct base_url",
                 reason="no-answer",
                 lost=True,
             ) from error
         status, said = response.status, f"{address} answered HTTP {response.status}"
         if status == 429 or status >= 500:
-            raise Unavailable(f"teacher {teacher.name}: {said}", reason=f"http-{status}")
+            raise Unavailable(f"{teacher.label}: {said}", reason=f"http-{status}")
         if status not in (400, 413, 422):
             _check_status(teacher, status, answer)
         if status != 200:
-            raise TeacherError(f"teacher {teacher.name}: {said}: {brief_of(answer)}")
+            raise TeacherError(f"{teacher.label}: {said}: {brief_of(answer)}")
         listed = parsed(teacher, answer).get("data")
         models = (
             [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
@@ -105,7 +102,7 @@ class Client:
                 return count_of(model.get("max_model_len"))
         named = ", ".join(str(model.get("id")) for model in models)
         raise TeacherError(
-            f"teacher {teacher.name}: the server at {url} does not serve "
+            f"{teacher.label}: the server at {url} does not serve "
             f"{teacher.model}; it serves {named or 'nothing'}"
         )
 
@@ -141,7 +138,7 @@ class Client:
         _check_status(self.teacher, status, answer)
         if status != 200:
             raise Unavailable(
-                f"teacher {self.teacher.name}: HTTP {status}: {brief_of(answer)}",
+                f"{self.teacher.label}: HTTP {status}: {brief_of(answer)}",
                 reason=f"http-{status}",
                 overloaded=status in (429, 503),
                 wait=wait,
@@ -165,7 +162,7 @@ class Client:
                 return response.status, await response.read(), wait
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise Unavailable(
-                f"teacher {self.teacher.name}: {_said(error)}",
+                f"{self.teacher.label}: {_said(error)}",
                 reason="no-answer",
                 overloaded=isinstance(error, TimeoutError),
                 lost=True,
@@ -192,12 +189,11 @@ def _check_status(teacher: Teacher, status: int, body: bytes) -> None:
             "set api_key_env in the panel" if teacher.api_key_env is None else "check its API key"
         )
         raise TeacherError(
-            f"teacher {teacher.name}: HTTP {status}, the server refuses us; {hint}: "
-            f"{brief_of(body)}"
+            f"{teacher.label}: HTTP {status}, the server refuses us; {hint}: {brief_of(body)}"
         )
     if status in (404, 405):
         raise TeacherError(
-            f"teacher {teacher.name}: HTTP {status}: wrong base_url or model "
+            f"{teacher.label}: HTTP {status}: wrong base_url or model "
             f"({teacher.model}): {brief_of(body)}"
         )
 
