@@ -13,42 +13,38 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "
 # Data flows one way, and the imports with it: a module may import those of earlier rows and those
 # of its own row. `cli` may import all, lazily.
 FLOW = [
-    ["settings", "files", "folds", "pairs", "shards", "limits", "terminal", "amounts"],
+    ["settings", "files", "folds", "pairs", "shards", "limits", "terminal", "amounts", "journal"],
     ["redaction"],
     ["interrupts"],
     ["choices", "gap_forms", "maps", "rewards", "intervals", "reliability"],
-    ["formats", "hub", "sources", "fence", "rubric", "replicas", "adaptive", "sample"],
+    [
+        *("formats", "hub", "sources", "prompt_sets"),
+        *("fence", "rubric", "replicas", "adaptive", "sample"),
+    ],
     ["price", "vllm_flags", "serve_block", "vllm_command", "keeper", "server", "serving"],
     ["panel", "annotations", "expectation", "faults", "replies"],
     ["teachers", "calling", "annotation_table", "estimators", "gaps"],
     ["database", "corpus", "entries", "backlog", "ledger", "store", "tally"],
-    [
-        "pages",
-        "writer",
-        "calling",
-        "asking",
-        "sparing",
-        "annotate",
-        "ray_worker",
-        "ray_crew",
-        "ray_engine",
-    ],
+    ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
     ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
     ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
     ["agreement", "gold", "detection", "concord", "signature", "signatures", "biases", "audit"],
     ["ablation", "comparison", "explain", "examples", "report"],
     ["charts", "page", "plots", "audit_lines", "comparison_lines", "concord_lines"],
     ["manifest", "parquet_files", "columns", "facts", "card", "dataset"],
+    ["student", "judge", "chats", "generations", "judging"],
+    ["winrates", "winrate_lines", "temperatures", "evaluation_plots"],
     ["release", "hub_repo", "publish", "verify", "resample", "loading"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
     ["space"],
-    ["cli_publish", "cli_space"],
+    ["cli_publish", "cli_space", "cli_evaluate"],
     ["cli"],
 ]
 TRAINING = [  # knows only column names
     *("online", "pair_batch", "pair_columns", "pair_config", "pair_losses", "slopes", "training"),
     *("provenance", "reference", "run_files"),
+    "local_generation",
     "reward_scores",  # and how a file is written
 ]
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}

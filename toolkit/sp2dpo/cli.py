@@ -12,6 +12,7 @@ from sp2dpo import (
     __version__,
     cli_audit,
     cli_betas,
+    cli_evaluate,
     cli_files,
     cli_pilot,
     cli_publish,
@@ -55,6 +56,7 @@ for _command in (
     cli_publish.publish,
     cli_publish.verify,
     cli_space.space,
+    cli_evaluate.evaluate,
     cli_betas.report,
 ):
     cli.add_command(_command)

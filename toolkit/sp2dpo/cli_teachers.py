@@ -123,7 +123,7 @@ def ask(
     if not serve:
         for teacher in panel.teachers:
             if waiting[teacher.name]:
-                _consent(teacher)
+                consent(teacher)
     try:
         if wanted:
             with bar(wanted) as progress:
@@ -157,7 +157,7 @@ def ask(
         say(["--retry-refused asks once more for those that were refused"])
 
 
-def _consent(teacher: "Teacher") -> None:
+def consent(teacher: "Teacher") -> None:
     """Has a person agree to run the command of a panel, which somebody else may have written."""
     import sys
 
@@ -168,12 +168,12 @@ def _consent(teacher: "Teacher") -> None:
         return
     lines = shown(teacher.model, teacher.revision, teacher.serve)
     folded = [part for line in lines for part in shell_lines(line)]
-    say([f"teacher {teacher.name} would be served by:", *(f"  {part}" for part in folded)])
+    say([f"{teacher.label} would be served by:", *(f"  {part}" for part in folded)])
     say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
-            f"teacher {teacher.name}: a panel's command is never run unasked; give --serve if you "
-            "trust this one"
+            f"{teacher.label}: a file's command is never run unasked; give --serve if you trust "
+            "this one"
         )
 
 

@@ -258,7 +258,7 @@ def teacher_of(said: Any, *, where: str, beside: Path) -> Teacher:
         model=said["model"],
         revision=said["revision"],
         base_urls=_base_urls(where, said["base_url"]) if "base_url" in said else (),
-        sampling=_sampling(where, said["sampling"]),
+        sampling=sampling_of(where, said["sampling"]),
         serve=serve,
         price=price,
         license=said.get("license"),
@@ -294,7 +294,12 @@ def _check_address(where: str, address: str) -> None:
         )
 
 
-def _sampling(where: str, said: Any) -> dict[str, Any]:
+def sampling_of(where: str, said: Any) -> dict[str, Any]:
+    """The `sampling` of a model, checked.
+
+    Raises:
+        ValueError: with `where` and what is wrong.
+    """
     check_type(where, "sampling", said, dict)
     check_keys(
         f"{where}: sampling", said, required=("temperature", "max_tokens"), optional=_SAMPLING

@@ -81,6 +81,36 @@ class RewardModel:
         return rewards, torch.tensor([len(ids) > max_length for ids in tokens])
 
 
+def output_rewards(
+    name: str,
+    revision: str | None,
+    chats: list[list[dict[str, Any]]],
+    *,
+    batch_size: int = 16,
+    max_length: int = 2048,
+    device: str | None = None,
+) -> list[float]:
+    """The reward of each conversation.
+
+    Args:
+        name: of the reward model: a folder, or a name on the Hub.
+        revision: on the Hub.
+        chats: conversations.
+        batch_size: conversations at a time.
+        max_length: tokens; a longer one loses its beginning.
+        device: `cpu`, `cuda`...; a GPU if there is one where it is None.
+
+    Raises:
+        ValueError: as `RewardModel`.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, found = RewardModel(name, revision, device), []
+    for start in tqdm(range(0, len(chats), batch_size), desc="scoring", disable=None):
+        rewards, _ = model.rewards(chats[start : start + batch_size], max_length)
+        found += rewards.tolist()
+    return found
+
+
 def score(
     rows: Dataset, scoring: Scoring, out: Path, *, batch_size: int, device: str | None = None
 ) -> int:

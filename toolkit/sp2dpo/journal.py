@@ -1,0 +1,71 @@
+"""A journal: what came, one line of JSON each, so that a run that was stopped goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """The lines of one run, by their key; the first line says what defines the run.
+
+    A line that broke off, as the process was killed, is cut off. Of two lines with one key the
+    later counts.
+
+    Args:
+        path: the file; it is made where it is not.
+        head: what defines the run.
+
+    Attributes:
+        lines: key -> what came.
+
+    Raises:
+        ValueError: the file was begun with another head, or is no journal.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        begun = self._read(path.read_bytes() if path.exists() else b"")
+        if begun is not None and begun != json.loads(json.dumps(head)):
+            differs = sorted(key for key in {*begun, *head} if begun.get(key) != head.get(key))
+            raise ValueError(
+                f"{path} was begun with another {', '.join(differs)}: go on with what it was, or "
+                "name another folder"
+            )
+        self._file = path.open("a", encoding="utf-8")
+        if begun is None:
+            self._write(dict(head))
+
+    def _read(self, content: bytes) -> dict[str, Any] | None:
+        try:
+            found = [json.loads(line) for line in content.split(b"\n")[:-1]]
+            for line in found[1:]:
+                self.lines[line["key"]] = line
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is no journal of ours; move it away") from error
+        if len(content) > content.rfind(b"\n") + 1:
+            with self.path.open("rb+") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+        return found[0] if found else None
+
+    def add(self, key: str, **said: Any) -> None:
+        """Takes a line in; it is on its way to the disk when this returns."""
+        line = {"key": key, **said}
+        self._write(line)
+        self.lines[key] = line
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
