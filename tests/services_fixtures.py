@@ -25,6 +25,7 @@ def serve_without_gpu(environment: Path, model: Path) -> dict[str, Any]:
         "args": [
             "--enforce-eager",
             "--max-num-seqs=32",
+            "--max-logprobs=-1",  # a random model's verdict is far from its likeliest tokens
             # A seeded request whose prompt is read in chunks kills the engine on a CPU ("CPU
             # Generator does not use offset"): read every prompt in one step.
             "--no-enable-chunked-prefill",

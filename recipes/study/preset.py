@@ -115,10 +115,7 @@ def load_preset(path: Path) -> Preset:
         ValueError: naming the file, the key and what is wrong.
         OSError: a file cannot be read.
     """
-    said = read_yaml(path)
-    if "like" in said:
-        check_type(str(path), "like", said["like"], str)
-        said = read_yaml(path.parent / said.pop("like")) | said
+    said = _said(path)
     keys = [one.name for one in fields(Preset)]
     check_keys(str(path), said, required=keys)
     panels = {name: _panel(f"{path}: panels: {name}", one) for name, one in said["panels"].items()}
@@ -126,6 +123,14 @@ def load_preset(path: Path) -> Preset:
     preset = Preset(**made)
     _check_names(preset, str(path))
     return preset
+
+
+def _said(path: Path) -> dict[str, Any]:
+    said = read_yaml(path)
+    if "like" not in said:
+        return said
+    check_type(str(path), "like", said["like"], str)
+    return _said(path.parent / said.pop("like")) | said
 
 
 def _panel(where: str, said: Any) -> list[SimulatedTeacher]:

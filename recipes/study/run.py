@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -47,23 +48,42 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where everything goes")
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers} must be at least 1")
     try:
         preset = load_preset(options.preset)
-        check_same(options.preset, options.out)
+        check_same(preset, options.out)
     except (ValueError, OSError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    runs = preset.runs()
-    folder = options.out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(
-        options.workers, multiprocessing.get_context("spawn"), initializer=prepared
-    ) as pool:
-        each(pool, build, [(options.preset, seed, options.out) for seed in preset.seeds], "grounds")
-        left = [one for one in runs if not (folder / f"{one.name}.json").exists()]
-        each(pool, student, [(options.preset, one, options.out) for one in left], "students")
+    try:
+        run_all(options.preset, preset, options.out, workers=options.workers)
+    except KeyboardInterrupt:
+        print("run.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenProcessPool:
+        print(
+            "run.py: a process of it died, for want of memory perhaps; the same command goes on "
+            "from here, --workers 1 takes less",
+            file=sys.stderr,
+        )
+        return 1
     report(preset, options.out)
     return 0
+
+
+def run_all(file: Path, preset: Preset, out: Path, *, workers: int) -> None:
+    """Makes what is missing."""
+    folder = out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [one for one in preset.runs() if not (folder / f"{one.name}.json").exists()]
+    if not left:
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=prepared
+    ) as pool:
+        each(pool, build, [(file, seed, out) for seed in preset.seeds], "grounds")
+        each(pool, student, [(file, one, out) for one in left], "students")
 
 
 def report(preset: Preset, out: Path) -> None:
@@ -118,17 +138,23 @@ def prepared() -> None:
     quiet()
 
 
-def check_same(preset: Path, out: Path) -> None:
+def check_same(preset: Preset, out: Path) -> None:
     """A folder belongs to one preset.
 
     Raises:
         ValueError: it was begun with another.
+        OSError: nothing can be written there.
     """
-    said, kept = preset.read_bytes(), out / "preset.yaml"
-    if kept.exists() and kept.read_bytes() != said:
-        raise ValueError(f"{out} was begun with another preset: see {kept}; choose another folder")
+    said, kept = json.loads(json.dumps(asdict(preset))), out / "preset.json"
+    if kept.exists():
+        before = json.loads(kept.read_text())
+        differs = sorted(key for key in {*before, *said} if before.get(key) != said.get(key))
+        if differs:
+            raise ValueError(
+                f"{out} was begun with another {', '.join(differs)}: choose another folder"
+            )
     out.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(said)
+    write(kept, json.dumps(said, indent=1) + "\n")
 
 
 def build(preset: Path, seed: int, out: Path) -> None:
