@@ -406,3 +406,33 @@ def test_only_the_official_judge_and_reference_make_it_alpaca_eval_2():
     assert title(prompts, official, baseline="b", own_reference=True) == "AlpacaEval 2.0"
     assert "AlpacaEval 2.0" not in title(prompts, official, baseline="b", own_reference=False)
     assert "AlpacaEval" not in title(own, official, baseline="b", own_reference=True)
+
+
+def test_the_readmes_commands_do_as_they_stand(hub, files, servers, tmp_path):
+    """But for the bootstrap, which is cut short, and the reward model, which is another test's."""
+    blocks = (ROOT / "README.md").read_text().split("```")
+    (commands,) = [block for block in blocks if "sp2dpo evaluate generate" in block]
+    commands = commands.removeprefix("sh\n").replace('pip install -e ".[eval]"', "")
+    commands = commands.replace("--reward org/reward-model ", "")
+    commands = commands.replace("evaluate judge ", "evaluate judge --draws 2 ")
+    for name in ("compare", "sweep"):
+        commands = commands.replace(f"evaluate {name} ", f"evaluate {name} --draws 2 ")
+    url = servers().url
+    entry(tmp_path / "student.yaml", url, "mine")
+    judge_of(tmp_path / "judge.yaml", url)
+    entry(tmp_path / "dpo.yaml", url, "dpo", "other")
+    for words in (
+        ("generate", "--student", tmp_path / "dpo.yaml", "--out", tmp_path / "outputs" / "dpo"),
+        ("judge", "--outputs", tmp_path / "outputs" / "dpo", "--judge", tmp_path / "judge.yaml",
+         "--out", tmp_path / "results" / "dpo", "--draws", 2),
+    ):  # fmt: skip
+        ok(hub, *words)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=os.environ | hub.env | {"PATH": path},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "both.png").exists()
+    assert "win rate less dpo" in done.stdout
+    assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["temperatures"]) == 5

@@ -177,17 +177,31 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         difference = "" if one["name"] == against else _signed(one["difference"])
         name = f"**{one['name']}**" if one["name"] == against else one["name"]
         said.append(
-            f"| {name}{' *' * one['matched']} | {_interval(tuned and tuned['reward'])} "
-            f"| {difference} | {_interval(default and default['reward'])} "
+            f"| {name}{' *' * one['matched']} | {interval(tuned and tuned['reward'])} "
+            f"| {difference} | {interval(default and default['reward'])} "
             f"| {shown['by_temperature']['0']['mean']:.2f} | {shown['kl']['mean']:.2f} "
             f"| {shown['accuracy']['mean']:.3f} | {shown['length']['mean']:.1f} "
             f"| {_scales(one['scales'])} |"
         )
     said += ["", _scatter(found)]
     said += ["", f"\\* carries the same information in another way. {_in_words(found)}"]
+    said += ["", *_by_temperature(found)]
     if found["damage"]:
-        said += ["", "| method | what the flipped labels cost, reward at scale 1 |", "|---|---|"]
-        said += [f"| {name} | {_interval(one, '+')} |" for name, one in found["damage"].items()]
+        said += ["", "| method, scale 1 | what the flipped labels cost, true reward |", "|---|---|"]
+        said += [f"| {name} | {interval(one, '+')} |" for name, one in found["damage"].items()]
+    return said
+
+
+def _by_temperature(found: Mapping[str, Any]) -> list[str]:
+    shown = [one for one in found["methods"] if one["tuned"]]
+    heats = list(shown[0]["tuned"]["by_temperature"])
+    said = [
+        "| method, tuned | " + " | ".join(f"reward at {heat}" for heat in heats) + " |",
+        "|---" * (len(heats) + 1) + "|",
+    ]
+    for one in shown:
+        values = (one["tuned"]["by_temperature"][heat] for heat in heats)
+        said.append(f"| {one['name']} | " + " | ".join(map(interval, values)) + " |")
     return said
 
 
@@ -215,7 +229,8 @@ def _in_words(found: Mapping[str, Any]) -> str:
     )
 
 
-def _interval(one: Mapping[str, Any] | None, sign: str = "") -> str:
+def interval(one: Mapping[str, Any] | None, sign: str = "") -> str:
+    """`1.73 (1.54 to 1.93)`."""
     if one is None:
         return "-"
     if one["low"] is None:
@@ -224,7 +239,7 @@ def _interval(one: Mapping[str, Any] | None, sign: str = "") -> str:
 
 
 def _signed(one: Mapping[str, Any] | None) -> str:
-    return "-" if one is None else _interval(one["1"], "+")
+    return "-" if one is None else interval(one["1"], "+")
 
 
 def _scales(scales: Sequence[float] | None) -> str:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 import figures
 import ground
 import measures
+import mechanism
 from comparison import compared, lines, outcomes
 from methods import load_methods
 from preset import Preset, Run, load_preset
@@ -90,8 +91,9 @@ def report(preset: Preset, out: Path) -> None:
     """Writes the table, the figures and every run; prints the table."""
     found = outcomes(preset, out)
     about = compared(preset, found)
-    write(out / "table.json", json.dumps(about, indent=1) + "\n")
-    text = "\n".join(lines(about)) + "\n"
+    told = mechanism.mechanism(preset, found)
+    text = "\n".join([*lines(about), "", *mechanism.lines(told)]) + "\n"
+    write(out / "table.json", json.dumps(about | {"mechanism": told}, indent=1) + "\n")
     write(out / "table.md", text)
     columns = ("method", "panel", "scale", "seed", "corrected", "chosen", "pairs", "validation")
     rows = pl.DataFrame(

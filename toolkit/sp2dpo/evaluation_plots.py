@@ -67,13 +67,13 @@ def _sweep(found: Mapping[str, Any]) -> Figure:
         for kind, words in (("reward", "reward model's score"), ("win_rate", "win rate, %"))
         if any(one[kind] for one in found["temperatures"])
     ]
-    figure = Figure(figsize=(4.4 * max(1, len(shown)), 3.4), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 4.4 * len(shown)), 3.6), layout="constrained")
     for axes, (kind, words) in zip(
         figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False
     ):
         _line(axes, found, kind)
         axes.set_ylabel(words)
-    figure.suptitle(harmless(f"{found['student']}: {found['title']}"), fontsize=10)
+    figure.suptitle(f"{harmless(found['student'])}\n{harmless(found['title'])}", fontsize=10)
     return figure
 
 
