@@ -73,8 +73,6 @@ class Server:
             return web.Response(status=500, text="scripted fault")
         if self.options.declined and self.options.declined in content:
             return web.Response(status=400, text="scripted refusal")
-        if self.options.broken and self.options.broken in content:
-            return web.Response(status=500, text="always a fault")
         choice = {"index": 0, "finish_reason": "stop"}
         if body["model"] == "judge":
             text, told = verdict(content, self.options)
@@ -113,6 +111,5 @@ if __name__ == "__main__":
     parser.add_argument("--logprobs", type=int, default=1, help="0: tells none")
     parser.add_argument("--unreadable", default="", help="words; a verdict on them is neither")
     parser.add_argument("--declined", default="", help="words; what holds them gets a 400")
-    parser.add_argument("--broken", default="", help="words; what holds them always gets a 500")
     parser.add_argument("--silent", default="", help="words; a student says nothing to them")
     asyncio.run(serve(parser.parse_args()))

@@ -235,14 +235,14 @@ def test_faults_are_waited_out_and_verdicts_that_never_come_stay_unscored(
     for number, row in enumerate(rows):
         row["output"] = f"said{number}x much longer than the baseline is"
     outputs.write_text(json.dumps(rows))
-    server = servers(faults=5, declined="said3x", unreadable="said4x", broken="said5x")
+    server = servers(faults=5, declined="said3x", unreadable="said4x")
     judge = judge_of(tmp_path / "judge.yaml", server.url)
     said = ok(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", judge,
               "--out", tmp_path / "j", *DRAWS)  # fmt: skip
     unscored = [n for n, row in enumerate(annotations(tmp_path / "j")) if row["preference"] is None]
-    assert unscored == [3, 4, 5]
-    assert "no verdict came to 2 prompts (http-400 1, http-500 1)" in said
-    assert "3 of 30" in said
+    assert unscored == [3, 4]
+    assert "no verdict came to 1 prompts (http-400 1)" in said
+    assert "2 of 30" in said
     assert "left out, not counted as lost" in said
     scored = [row["preference"] for row in annotations(tmp_path / "j") if row["preference"]]
     rate = 100 * (sum(scored) / len(scored) - 1)
@@ -361,6 +361,14 @@ def test_a_sweep_over_temperatures_tells_win_rates_with_intervals(hub, files, se
     lengths = [one["length"] for one in said["temperatures"]]
     assert lengths[0] > lengths[-1]  # this student says less the hotter it is
     assert picture.exists()
+    other = entry(tmp_path / "other.yaml", server.url, "other", "other")
+    ok(hub, "sweep", "--prompts", prompts, "--student", other, "--judge", judge,
+       "--reference", tmp_path / "s", "--out", tmp_path / "o", "--draws", 50,
+       "--temperature", 0, "--temperature", 1)  # fmt: skip
+    for heat, name in (("0", "temperature-0"), ("1", "temperature-1")):
+        rows = annotations(tmp_path / "o" / name / "verdicts")
+        base = json.loads((tmp_path / "s" / f"temperature-{heat}" / "outputs.json").read_text())
+        assert [row["output_1"] for row in rows] == [row["output"] for row in base]
 
 
 @pytest.mark.parametrize(
@@ -379,6 +387,12 @@ def test_bad_prompts_are_one_line(hub, tmp_path, rows, complaint):
     student = entry(tmp_path / "student.yaml", "http://127.0.0.1:9/v1")
     said = no(hub, "generate", "--prompts", path, "--student", student, "--out", tmp_path / "a")
     assert complaint in said
+
+
+def test_a_folder_of_verdicts_belongs_to_one_student(hub, done):
+    said = no(hub, "judge", "--outputs", done / "student-b", "--judge", done / "judge.yaml",
+              "--out", done / "judged-student-a", *DRAWS)  # fmt: skip
+    assert "was begun with another outputs_of" in said
 
 
 def test_a_folder_belongs_to_one_student(hub, files, servers, tmp_path):

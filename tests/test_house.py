@@ -37,7 +37,7 @@ FLOW = [
     ["release", "hub_repo", "publish", "verify", "resample", "loading"],
     ["performance", "projection", "verdict", "pilot", "briefing"],
     ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
-    ["space"],
+    ["space", "cli_evaluation"],
     ["cli_publish", "cli_space", "cli_evaluate"],
     ["cli"],
 ]

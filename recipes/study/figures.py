@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from comparison import key
 from preset import Preset
@@ -61,6 +62,9 @@ def _frontier(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         kl, reward = np.array(points).T
         axes.plot(kl, reward, "o-", color=colour, markersize=4, linewidth=1.3, label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.03, 0.1, 0.3, 1, 3, 10, 30]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("KL from the first model, nats per response")
     axes.set_ylabel("true reward at temperature 1")
     axes.set_title("every trial, mean over the seeds", fontsize=9, loc="left")
@@ -81,7 +85,8 @@ def mechanism(preset: Preset, runs: Sequence[Mapping[str, Any]]) -> Figure:
     left.set_title("labels right (solid), flipped (dashed)", fontsize=9, loc="left")
     left.grid()
     left.legend(frameon=False, fontsize=8)
-    for axes, scale in ((middle, min(preset.scales)), (right, 1.0)):
+    further = min((one for one in preset.scales if one > 1), default=1.0)
+    for axes, scale in ((middle, 1.0), (right, further)):
         mine = [
             one
             for one in runs

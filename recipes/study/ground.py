@@ -129,6 +129,37 @@ def read(preset: Preset, seed: int, folder: Path) -> Ground:
     )  # fmt: skip
 
 
+def about(preset: Preset, out: Path) -> list[str]:
+    """What all students of the seeds shared, in lines: means over the seeds, least to most."""
+    said = [json.loads((out / f"seed-{seed}" / "ground.json").read_text()) for seed in preset.seeds]
+
+    def span(*keys: str) -> str:
+        values = []
+        for one in said:
+            for key in keys:
+                one = one[key]
+            values.append(float(one))
+        low, high = min(values), max(values)
+        return f"{np.mean(values):.2f} ({low:.2f} to {high:.2f})"
+
+    lines = [
+        "Means over the seeds (least to most): the first model's true reward "
+        f"{span('reward', '1')} at temperature 1, {span('reward', '0')} greedy, its responses "
+        f"{span('length')} tokens; wrong labels {span('wrong')}; difference of the rewards of a "
+        f"pair {span('gap')}; reward models rank rightly, out of fold, "
+        f"{span('reward_model_given')} of the pairs.",
+    ]
+    lines += [
+        f"Panel {panel}: correlation of its signed gap with the true difference "
+        f"{span('teachers', panel, 'correlation')}; of the wrong labels it disputes "
+        f"{span('teachers', panel, 'recall')}, and of what it disputes is wrong "
+        f"{span('teachers', panel, 'precision')}; beta on average "
+        f"{span('teachers', panel, 'beta')}, harmonic {span('teachers', panel, 'harmonic')}."
+        for panel in preset.panels
+    ]
+    return [part for line in lines for part in (line, "")]
+
+
 def replies(preset: Preset, panel: str, pairs: list[LabelledPair], seed: int) -> AnnotationTable:
     """What a panel says of the pairs."""
     return annotated(pairs, preset.panels[panel], load_rubric(RUBRIC), seed=seed)

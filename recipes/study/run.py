@@ -92,7 +92,7 @@ def report(preset: Preset, out: Path) -> None:
     found = outcomes(preset, out)
     about = compared(preset, found)
     told = mechanism.mechanism(preset, found)
-    text = "\n".join([*lines(about), "", *mechanism.lines(told)]) + "\n"
+    text = "\n".join([*lines(about), "", *mechanism.lines(told), "", *ground.about(preset, out)])
     write(out / "table.json", json.dumps(about | {"mechanism": told}, indent=1) + "\n")
     write(out / "table.md", text)
     columns = ("method", "panel", "scale", "seed", "corrected", "chosen", "pairs", "validation")
