@@ -184,7 +184,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"| {_scales(one['scales'])} |"
         )
     said += ["", _scatter(found)]
-    said += ["", f"\\* carries the same information in another way. {_in_words(found)}"]
+    if any(one["matched"] for one in found["methods"]):
+        star = "\\* carries the same information in another way."
+        said += ["", f"{star} {_in_words(found)}".rstrip()]
     said += ["", *_by_temperature(found)]
     if found["damage"]:
         said += ["", "| method, scale 1 | what the flipped labels cost, true reward |", "|---|---|"]
@@ -219,8 +221,8 @@ def _scatter(found: Mapping[str, Any]) -> str:
 
 def _in_words(found: Mapping[str, Any]) -> str:
     claim, against = found["claim"], found["against"]
-    if not claim["beaten"] and not claim["not_beaten"]:
-        return "No such arm was run."
+    if against != "sp2dpo" or not (claim["beaten"] or claim["not_beaten"]):
+        return ""  # the rules claim nothing there
     if claim["holds"]:
         return f"{against} beats every one of them: an effect of the per-pair temperature itself."
     rest = ", ".join(claim["not_beaten"])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from labelled import LabelledPair, Split, candidates, corrected, labelled, split
-from language_model import fine_tune, loaded, new_model, saved
+from language_model import WORDS, fine_tune, loaded, new_model, saved
 from measures import TEMPERATURES, Sides, rewards, sides
 from methods import SCHEDULES
 from preset import Preset
@@ -133,6 +133,8 @@ def about(preset: Preset, out: Path) -> list[str]:
     """What all students of the seeds shared, in lines: means over the seeds, least to most."""
     said = [json.loads((out / f"seed-{seed}" / "ground.json").read_text()) for seed in preset.seeds]
 
+    parameters = loaded(out / f"seed-{preset.seeds[0]}" / "start").num_parameters()
+
     def span(*keys: str) -> str:
         values = []
         for one in said:
@@ -143,6 +145,7 @@ def about(preset: Preset, out: Path) -> list[str]:
         return f"{np.mean(values):.2f} ({low:.2f} to {high:.2f})"
 
     lines = [
+        f"Students have {parameters:,} parameters and {len(WORDS)} tokens. "
         "Means over the seeds (least to most): the first model's true reward "
         f"{span('reward', '1')} at temperature 1, {span('reward', '0')} greedy, its responses "
         f"{span('length')} tokens; wrong labels {span('wrong')}; difference of the rewards of a "

@@ -106,9 +106,10 @@ def judge(
     patience: float,
     serve: bool,
 ) -> None:
-    """Let a judge compare a student's outputs with a baseline's, as AlpacaEval 2.0 does.
+    """Let a judge compare outputs with a baseline's.
 
-    Stop it at any moment; the same command goes on, and asks again where no verdict came.
+    As AlpacaEval 2.0 does it: its prompt, its order, its reading, its length control. Stop it at
+    any moment; the same command goes on, and asks again where no verdict came.
     """
     from sp2dpo.judge import load_judge
     from sp2dpo.prompt_sets import read_prompts
@@ -140,9 +141,10 @@ def compare(
     as_json: bool,
     picture: Path | None,
 ) -> None:
-    """Put students beside each other: RESULTS are folders that `judge` wrote.
+    """Put students beside each other, with intervals.
 
-    Several results of one student are seeds of it. Differences are paired by prompt.
+    RESULTS are folders that `judge` wrote. Several results of one student are seeds of it.
+    Differences are paired by prompt.
     """
     if picture is not None:
         from sp2dpo.plots import check_name
@@ -189,9 +191,10 @@ def sweep(
     allow_refused: bool,
     picture: Path | None,
 ) -> None:
-    """Evaluate a student at several decoding temperatures: reward and win rate.
+    """Evaluate a student at several temperatures.
 
-    Where --reference is another student's sweep, each temperature is compared with the same one
+    A reward model scores its outputs, a judge compares them, at each decoding temperature. Where
+    --reference is another student's sweep, each temperature is compared with the same one
     there. Stop it at any moment; the same command goes on.
     """
     from sp2dpo import temperatures as heats
