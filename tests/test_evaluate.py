@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,19 @@ def test_a_comparison_is_paired_and_draws_the_same_prompts(hub, done):
     assert again["students"][0]["win_rate"]["sd"] == 0
 
 
+def test_results_of_different_judges_are_not_compared(hub, done, tmp_path):
+    other = shutil.copytree(done / "judged-student-b", tmp_path / "other")
+    record = json.loads((other / "evaluation.json").read_text())
+    record["judge"]["model"] = "another"
+    (other / "evaluation.json").write_text(json.dumps(record))
+    said = no(hub, "compare", done / "judged-student-a", other, *DRAWS)
+    assert "cannot be compared: their judge differ" in said
+    assert "no result is of 'nobody'" in no(
+        hub, "compare", done / "judged-student-a", "--against", "nobody", *DRAWS
+    )
+    assert "no evaluation.json" in no(hub, "compare", tmp_path, *DRAWS)
+
+
 def test_a_second_run_asks_nobody_and_changes_no_byte(hub, files, servers, tmp_path):
     server, prompts = servers(), small(tmp_path / "prompts.json")
     student = entry(tmp_path / "student.yaml", server.url)
@@ -272,6 +286,16 @@ def test_a_judge_without_log_probabilities_is_refused(hub, files, servers, tmp_p
     said = no(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", plain,
               "--out", tmp_path / "j", *DRAWS)  # fmt: skip
     assert "a judge needs `logprobs: true` and `top_logprobs`" in said
+
+
+def test_a_judge_that_says_neither_is_no_judge(hub, files, servers, tmp_path):
+    prompts = small(tmp_path / "prompts.json")
+    outputs = small(tmp_path / "outputs.json", generator="mine")
+    judge = judge_of(tmp_path / "judge.yaml", servers(unreadable="mine").url)
+    said = no(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", judge,
+              "--out", tmp_path / "j", *DRAWS)  # fmt: skip
+    assert "neither m nor M is among the top_logprobs" in said
+    assert not (tmp_path / "j" / "evaluation.json").exists()
 
 
 def test_shuffled_outputs_are_put_in_order_and_missing_ones_refused(hub, done, tmp_path):

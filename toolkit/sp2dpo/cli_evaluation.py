@@ -140,15 +140,15 @@ def verdicts_on(
             _asked(work, len(chats), "verdicts")
         missing = verdicts.missing()
         annotations = verdicts.annotations()
-    if all(row["preference"] is None for row in annotations):
-        raise ValueError(
-            f"no verdict of {model.name} could be read: neither m nor M is among its "
-            "top_logprobs; see verdicts.jsonl, or take another judge"
-        )
     if missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
         say([f"no verdict came to {sum(missing.values())} prompts ({reasons}): the same command "
              "asks for them again; meanwhile they are unscored"])  # fmt: skip
+    if all(row["preference"] is None for row in annotations):
+        raise ValueError(
+            f"there is no verdict of {model.name} that can be read: in those that came, neither m "
+            "nor M is among the top_logprobs; see verdicts.jsonl, or take another judge"
+        )
     record = {
         "title": called,
         "student": said[0].generator,

@@ -151,7 +151,7 @@ def compared(
     """
     first = results[0].record
     for one in results[1:]:
-        for key in ("title", "baseline", "prompts"):
+        for key in ("title", "judge", "baseline", "prompts"):
             if one.record[key] != first[key]:
                 raise ValueError(
                     f"{one.folder} and {results[0].folder} cannot be compared: their {key} differ"
