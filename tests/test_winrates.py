@@ -135,7 +135,9 @@ def test_no_verdict_at_all_is_no_rate(table):
 
 
 def a_student(name, rate, controlled, *, difference=None, seeds=1, unscored=0, length=300):
-    told = lambda value: {"value": value, "low": value - 1, "high": value + 1, "sd": None}  # noqa: E731
+    def told(value):
+        return {"value": value, "low": value - 1, "high": value + 1, "sd": None}
+
     return {
         "name": name, "seeds": seeds, "prompts": 805, "unscored": [unscored], "length": length,
         "baseline_length": 300, "win_rate": told(rate), "length_controlled": told(controlled),

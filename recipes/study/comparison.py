@@ -85,7 +85,6 @@ def compared(preset: Preset, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any
             {
                 "name": name,
                 "matched": name in MATCHED,
-                "trials": len(preset.scales) if any(_is(one, name) for one in runs) else 0,
                 "scales": [one["scale"] for one in mine] if mine else None,
                 "tuned": _numbers(mine),
                 "default": _numbers(defaults),

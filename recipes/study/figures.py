@@ -57,8 +57,7 @@ def _frontier(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         points = []
         for scale in sorted({one["scale"] for one in mine}):
             same = [one for one in mine if one["scale"] == scale]
-            points.append([np.mean([one[what] for one in same]) for what in ("kl",)])
-            points[-1].append(np.mean([one["reward"]["1"] for one in same]))
+            points.append(np.mean([[one["kl"], one["reward"]["1"]] for one in same], axis=0))
         kl, reward = np.array(points).T
         axes.plot(kl, reward, "o-", color=colour, markersize=4, linewidth=1.3, label=name)
     axes.set_xscale("log")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from labelled import LabelledPair, Split, candidates, corrected, labelled, split
-from language_model import WORDS, fine_tune, loaded, new_model, saved
+from language_model import WORDS, fine_tune, loaded, new_model
 from measures import TEMPERATURES, Sides, rewards, sides
 from methods import SCHEDULES
 from preset import Preset
@@ -76,7 +76,7 @@ def build(preset: Preset, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     world, cut = World(seed), split(seed, **preset.prompts)
     model = fine_tune(new_model(seed=seed, **preset.model), world, seed=seed, **preset.sft)
-    saved(model, folder / "start")
+    model.save_pretrained(folder / "start")
     how = preset.pairs
     found = candidates(model, world, cut.train, each=how["each"], seed=10 * seed)
     pairs = labelled(found, sharpness=how["sharpness"], flips=how["flips"], seed=seed)

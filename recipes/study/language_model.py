@@ -170,12 +170,7 @@ def words_of(response: Sequence[int]) -> tuple[list[str], bool]:
     return [WORDS[number] for number in (response[:-1] if ended else response)], ended
 
 
-def saved(model: LlamaForCausalLM, folder: Path) -> None:
-    """Writes a model."""
-    model.save_pretrained(folder)
-
-
 def loaded(folder: Path) -> LlamaForCausalLM:
-    """Reads it."""
+    """Reads a model, to be evaluated."""
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     return model.to(DEVICE).eval()

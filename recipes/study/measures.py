@@ -135,11 +135,12 @@ def gradient(
     exchanged = torch.tensor(table["flip"].to_list()) if "flip" in table.columns else None
     if exchanged is not None:
         u, v = torch.where(exchanged, v, u), torch.where(exchanged, u, v)
-    column = lambda name, otherwise: (  # noqa: E731
-        torch.tensor(table[name].to_list(), dtype=torch.float64)
-        if name in table.columns
-        else torch.full_like(u, otherwise)
-    )
+
+    def column(name: str, otherwise: float) -> torch.Tensor:
+        if name not in table.columns:
+            return torch.full_like(u, otherwise)
+        return torch.tensor(table[name].to_list(), dtype=torch.float64)
+
     lengths = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs]).double()
     batch = PairBatch(
         ratios=LogRatios(

@@ -80,7 +80,13 @@ async def ask_chats(
         urls, excused, servers = model.base_urls, (lambda: False), None
         if model.serve is not None:
             started = serving(
-                model.name, model.model, model.revision, model.serve, log=log, say=say
+                model.name,
+                model.model,
+                model.revision,
+                model.serve,
+                log=log,
+                say=say,
+                hidden=[model.api_key_env] if model.api_key_env else (),
             )
             servers = await unless(stop, stack.enter_async_context(started))
             if servers is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from sp2dpo.cli_evaluation import beside_each_other, outputs_of, rewards_of, verdicts_on
-from sp2dpo.cli_store import FILE, say
+from sp2dpo.cli_store import FILE, draws_option, say
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY = click.Path(path_type=Path)
@@ -30,13 +30,7 @@ PATIENCE = click.option(
     help="Seconds for which a server may answer nothing at all before the run ends.",
 )
 SERVE = click.option("--serve", is_flag=True, help="Start the servers that the YAML describes.")
-SAMPLES = click.option(
-    "--draws",
-    type=click.IntRange(min=1, max=100_000),
-    default=500,
-    show_default=True,
-    help="Bootstrap samples behind the intervals.",
-)
+SAMPLES = draws_option(500)
 CONTROL = click.option(
     "--length-control/--no-length-control",
     default=True,

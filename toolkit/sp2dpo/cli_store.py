@@ -1,6 +1,6 @@
 """What commands share: options, how a store is opened to be written to, what they say."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from click.decorators import FC
+
     from sp2dpo.gold import Truth
     from sp2dpo.panel import Panel
     from sp2dpo.shards import Shard
@@ -17,13 +19,24 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 GOLD = click.option(
     "--gold", "gold_file", type=FILE, help="JSON Lines of pairs whose truth is known."
 )
-DRAWS = click.option(
-    "--draws",
-    type=click.IntRange(min=1, max=100_000),
-    default=1000,
-    show_default=True,
-    help="Bootstrap samples behind the intervals.",
-)
+
+
+def draws_option(default: int) -> "Callable[[FC], FC]":
+    """`--draws`, the bootstrap samples of a command.
+
+    Args:
+        default: how many, by what one of them takes there.
+    """
+    return click.option(
+        "--draws",
+        type=click.IntRange(min=1, max=100_000),
+        default=default,
+        show_default=True,
+        help="Bootstrap samples behind the intervals.",
+    )
+
+
+DRAWS = draws_option(1000)
 
 
 class ShardType(click.ParamType):

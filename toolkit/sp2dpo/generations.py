@@ -26,11 +26,7 @@ JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"
 
 
 class Generation:
-    """The folder of one, open.
-
-    Attributes:
-        pending: numbers of the prompts that have no output yet.
-    """
+    """The folder of one, open."""
 
     def __init__(
         self, folder: Path, prompts: PromptSet, student: Student, journal: Journal

@@ -27,13 +27,17 @@ class Journal:
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
-        begun = self._read(path.read_bytes() if path.exists() else b"")
+        content = path.read_bytes() if path.exists() else b""
+        begun = self._read(content)
         if begun is not None and begun != json.loads(json.dumps(head)):
             differs = sorted(key for key in {*begun, *head} if begun.get(key) != head.get(key))
             raise ValueError(
                 f"{path} was begun with another {', '.join(differs)}: go on with what it was, or "
                 "name another folder"
             )
+        if not content.endswith(b"\n"):  # only now that the file is known to be this run's
+            with path.open("ab") as file:
+                file.truncate(content.rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
         if begun is None:
             self._write(dict(head))
@@ -43,11 +47,10 @@ class Journal:
             found = [json.loads(line) for line in content.split(b"\n")[:-1]]
             for line in found[1:]:
                 self.lines[line["key"]] = line
+            if content and not content.startswith(b"{"):
+                raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is no journal of ours; move it away") from error
-        if len(content) > content.rfind(b"\n") + 1:
-            with self.path.open("rb+") as file:
-                file.truncate(content.rfind(b"\n") + 1)
         return found[0] if found else None
 
     def add(self, key: str, **said: Any) -> None:

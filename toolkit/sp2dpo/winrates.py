@@ -163,7 +163,10 @@ def compared(
     if against is not None and against not in names:
         raise ValueError(f"no result is of {against!r} (there are: {', '.join(names)})")
     groups = {name: [one for one in results if one.student == name] for name in names}
-    point = {name: [_rates(one, controlled) for one in group] for name, group in groups.items()}
+    point = {
+        name: [rates(one.table, length_controlled=controlled) for one in group]
+        for name, group in groups.items()
+    }
     drawn = _draws(groups, draws, seed, controlled)
     kinds = RATES if controlled else RATES[:1]
     students = []
@@ -195,10 +198,6 @@ def compared(
         "title": first["title"], "judge": first["judge"]["student"], "against": against,
         "draws": draws, "length_controlled": controlled, "students": students,
     }  # fmt: skip
-
-
-def _rates(one: Result, controlled: bool) -> dict[str, float]:
-    return rates(one.table, length_controlled=controlled)
 
 
 def _draws(
