@@ -279,6 +279,10 @@ def test_a_judge_without_log_probabilities_is_refused(hub, files, servers, tmp_p
     said = no(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", judge,
               "--out", tmp_path / "j", *DRAWS)  # fmt: skip
     assert "none of its first 12 replies comes with log-probabilities" in said
+    better = judge_of(tmp_path / "judge.yaml", servers().url)  # the same judge, served better
+    ok(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", better,
+       "--out", tmp_path / "j", *DRAWS)  # fmt: skip
+    assert None not in [row["preference"] for row in annotations(tmp_path / "j")]
     plain = judge_of(
         tmp_path / "plain.yaml", "http://127.0.0.1:9/v1",
         sampling={"temperature": 0, "max_tokens": 1},

@@ -105,7 +105,7 @@ class Verdicts:
         return [
             Chat(key=key, messages=turn(prompt))
             for key, prompt in {_key(prompt): prompt for prompt in self._prompts}.items()
-            if "text" not in self._journal.lines.get(key, {})
+            if not self._journal.lines.get(key, {}).get("logprobs")
         ]
 
     def take(self, outcome: Outcome) -> None:
@@ -132,7 +132,9 @@ class Verdicts:
         """Reason -> how many verdicts never came for it; the next run asks for them again."""
         found: dict[str, int] = {}
         for chat in self.chats():
-            reason = self._journal.lines.get(chat.key, {}).get("reason", "not asked yet")
+            line = self._journal.lines.get(chat.key, {})
+            otherwise = "no log-probabilities" if "text" in line else "not asked yet"
+            reason = line.get("reason", otherwise)
             found[reason] = found.get(reason, 0) + 1
         return found
 
