@@ -21,7 +21,7 @@ import transformers
 import trl
 from trl import ModelConfig, RewardConfig, RewardTrainer, TrlParser, get_peft_config
 
-from sp2dpo.folds import fold_of
+from sp2dpo.training.reward_model import fold_of
 from train import as_marked, called, one_line_errors, read, write
 
 

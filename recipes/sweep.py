@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.agreement import wilson
-from sp2dpo.amounts import UNKNOWN, duration, fixed, interval
-from sp2dpo.run_files import compose
-from sp2dpo.terminal import table
+from sp2dpo.diagnostics.agreement import wilson
+from sp2dpo.text import UNKNOWN, duration, fixed, interval, table
+from sp2dpo.training.run_config import compose
 
 TRAIN = Path(__file__).with_name("train.py")
 ACCURACY = "eval_rewards/accuracies"

@@ -36,10 +36,10 @@ from datasets.exceptions import DatasetsError
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from sp2dpo.folds import place
-from sp2dpo.provenance import card_section, provenance
-from sp2dpo.run_files import compose, one_config, take_configs
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.provenance import card_section, provenance
+from sp2dpo.training.reward_model import place
+from sp2dpo.training.run_config import compose, one_config, take_configs
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 
 @dataclass

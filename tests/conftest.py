@@ -10,7 +10,7 @@ import pytest
 from browser import chromium
 from harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
 from hub import TOKEN, Hub
-from sp2dpo.store import Store
+from sp2dpo.store.store import Store
 
 pytest_plugins = ["services_fixtures"]
 

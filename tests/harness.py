@@ -9,12 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from sp2dpo.annotations import Annotation, Key
-from sp2dpo.pairs import Pair
-from sp2dpo.panel import Panel, Teacher
-from sp2dpo.rubric import load_rubric
-from sp2dpo.sources import Source, SourceRow
-from sp2dpo.store import Entry
+from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import Source, SourceRow
+from sp2dpo.panel.annotation import Annotation, Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.store import Entry
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"

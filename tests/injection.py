@@ -21,8 +21,8 @@ from pathlib import Path
 import polars as pl
 
 from harness import SCHEDULE, TESTS, process, succeed, write_panel
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import load_rubric
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.rubric import load_rubric
 
 PLACES = ("prompt", "chosen", "rejected")
 ORDERS = ((10, 10), (0, 0))

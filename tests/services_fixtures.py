@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sp2dpo.serve_block import serve_of
-from sp2dpo.serving import serving
+from sp2dpo.inference.serve import serve_of
+from sp2dpo.inference.servers import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER_NAME = "tiny-teacher"

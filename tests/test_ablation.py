@@ -7,12 +7,11 @@ import polars as pl
 import pytest
 
 from harness import DEMO, SCHEDULE, fail, succeed
-from sp2dpo.ablation import ablation, variations
-from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.betas import betas
-from sp2dpo.gap_forms import Magnitude
-from sp2dpo.schedule import load_schedule
-from sp2dpo.store import Store
+from sp2dpo.betas.estimators import Magnitude
+from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.diagnostics.ablation import ablation, variations
+from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.store import Store
 
 PLANTED = DEMO / "planted.jsonl"
 PAPER = load_schedule(SCHEDULE)

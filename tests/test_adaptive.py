@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from harness import filled, kept
-from sp2dpo.adaptive import LEVEL, Rule, is_calibration, jmamp, slots
-from sp2dpo.estimators import JMAMP
-from sp2dpo.gaps import gaps
+from sp2dpo.annotation.adaptive_rule import LEVEL, Rule, is_calibration, jmamp, slots
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.gaps import gaps
 
 NO = np.nan
 TEACHERS, VARIANTS = ("a", "b", "c"), ("direct", "critic", "reader")
@@ -194,7 +194,7 @@ def test_another_process_decides_alike():
 
 _DECISIONS = """
 import numpy as np
-from sp2dpo.adaptive import Rule, is_calibration, slots
+from sp2dpo.annotation.adaptive_rule import Rule, is_calibration, slots
 readings = np.random.default_rng(1).random((300, 9)).round(2)
 known, asked = readings[:50].copy(), np.zeros((50, 9), dtype=bool)
 asked[:, :4], known[:, 4:] = True, np.nan

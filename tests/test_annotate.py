@@ -23,8 +23,8 @@ from harness import (
     write_pairs,
     write_panel,
 )
-from sp2dpo.rubric import load_rubric
-from sp2dpo.store import Store
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.store import Store
 
 
 def stored(path: Path) -> list[tuple]:
@@ -349,9 +349,9 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
     """The writer's last commit is awaited: a disk that fills up then loses nothing in silence."""
     import asyncio
 
-    from sp2dpo.annotate import Terms, annotate
-    from sp2dpo.panel import load_panel
-    from sp2dpo.sources import find, read
+    from sp2dpo.annotation.run import Terms, annotate
+    from sp2dpo.pairs.sources import find, read
+    from sp2dpo.panel.panel import load_panel
 
     write_pairs(files.pairs, 3)
     files.annotate(scripted().url, max_in_flight=1)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sp2dpo.annotations import Annotation, Key, Refusal, parse
-from sp2dpo.rubric import CHOSEN_FIRST, load_rubric, rubric_of
+from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse
+from sp2dpo.panel.rubric import CHOSEN_FIRST, load_rubric, rubric_of
 
 RUBRIC = load_rubric("semantic-gap")
 GOOD = {"rationale": "Because.", "category": "style", "magnitude": 3, "confidence": 9}

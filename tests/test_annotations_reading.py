@@ -4,10 +4,10 @@ import random
 from dataclasses import replace
 
 from harness import filled, kept, pairs_of, panel_of, refused
-from sp2dpo.annotation_table import COLUMNS, annotation_table
-from sp2dpo.backlog import Outcome
-from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.sources import Source
+from sp2dpo.pairs.sources import Source
+from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
+from sp2dpo.store.annotations import COLUMNS, annotation_table
+from sp2dpo.store.questions import Outcome
 
 BLIND = load_rubric("semantic-gap-blind")
 VARIANTS = ("direct", "critic", "reader")

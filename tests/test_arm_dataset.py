@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 
 from harness import SCHEDULE, succeed, train
-from sp2dpo.betas_file import read_betas
+from sp2dpo.betas.file import read_betas
 
 ARMS = SCHEDULE.parent / "arms"
 

@@ -8,9 +8,8 @@ import polars as pl
 import pytest
 
 from harness import ROOT, SCHEDULE, succeed
-from sp2dpo.annotation_table import annotation_table
-from sp2dpo.arms import Arm, load_arm, table_of
-from sp2dpo.baselines import (
+from sp2dpo.betas.arms import Arm, load_arm, table_of
+from sp2dpo.betas.baselines import (
     ArithmeticMean,
     BetaWeight,
     Constant,
@@ -18,17 +17,19 @@ from sp2dpo.baselines import (
     GapMargin,
     GapWeight,
     HarmonicMean,
+    Madpo,
+    Odpo,
     Permuted,
     Uniform,
+    madpo_weight,
 )
-from sp2dpo.betas import COLUMNS
-from sp2dpo.betas_file import Betas, read_betas, write_betas
-from sp2dpo.gap_forms import Signed
-from sp2dpo.maps import Envelope
-from sp2dpo.rewards import Madpo, Odpo, madpo_weight
-from sp2dpo.rubric import load_rubric
-from sp2dpo.schedule import load_schedule
-from sp2dpo.scores import Scores
+from sp2dpo.betas.estimators import Signed
+from sp2dpo.betas.file import Betas, read_betas, write_betas
+from sp2dpo.betas.maps import Envelope
+from sp2dpo.betas.schedule import COLUMNS, load_schedule
+from sp2dpo.betas.scores import Scores
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.annotations import annotation_table
 
 PAPER = replace(load_schedule(SCHEDULE), quorum=1)
 SIGNED = replace(PAPER, gap=Signed())

@@ -252,7 +252,7 @@ def test_a_teacher_that_fails_lets_the_others_bring_home_what_is_in_flight(scrip
 
 
 def test_panels_in_recipes_can_be_read():
-    from sp2dpo.panel import load_panel
+    from sp2dpo.panel.panel import load_panel
 
     for path in (ROOT / "recipes" / "panels").glob("*.yaml"):
         assert load_panel(path).teachers

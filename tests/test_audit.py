@@ -8,17 +8,16 @@ import polars as pl
 import pytest
 
 from harness import DEMO, ROOT, SCHEDULE, fail, run, succeed
-from sp2dpo.annotation_table import annotation_table
-from sp2dpo.arms import Arm, table_of
-from sp2dpo.audit import audit, fails
-from sp2dpo.baselines import Constant, Permuted
-from sp2dpo.betas_file import Betas
-from sp2dpo.biases import by_length
-from sp2dpo.detection import detection, known
-from sp2dpo.gap_forms import Signed
-from sp2dpo.gold import Truth
-from sp2dpo.rubric import load_rubric
-from sp2dpo.schedule import load_schedule
+from sp2dpo.betas.arms import Arm, table_of
+from sp2dpo.betas.baselines import Constant, Permuted
+from sp2dpo.betas.estimators import Signed
+from sp2dpo.betas.file import Betas
+from sp2dpo.betas.schedule import load_schedule
+from sp2dpo.diagnostics.audit import audit, fails
+from sp2dpo.diagnostics.biases import by_length
+from sp2dpo.diagnostics.gold import Truth, detection, known
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.annotations import annotation_table
 
 RUBRIC = load_rubric("semantic-gap")
 PAPER = replace(load_schedule(SCHEDULE), quorum=1)

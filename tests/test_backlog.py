@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from harness import filled, kept, panel_of, refused
-from sp2dpo.backlog import Settled, Wanted
-from sp2dpo.shards import Shard
-from sp2dpo.store import Store
-from sp2dpo.tally import tally
+from sp2dpo.store.counts import tally
+from sp2dpo.store.questions import Settled, Shard, Wanted
+from sp2dpo.store.store import Store
 
 VARIANTS = ("direct", "critic", "reader")
 

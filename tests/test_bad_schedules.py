@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from harness import SCHEDULE, fail, filled, kept, refused, succeed
-from sp2dpo.betas_file import read_betas
+from sp2dpo.betas.file import read_betas
 
 PAPER = yaml.safe_load(SCHEDULE.read_text())
 

@@ -7,11 +7,11 @@ from contextlib import closing
 import pytest
 
 from harness import COMMAND, fail, run, succeed, write_pairs, write_panel
-from sp2dpo.batch import CustomIds
-from sp2dpo.database import only_writer
-from sp2dpo.panel import load_panel
-from sp2dpo.rubric import load_rubric
-from sp2dpo.store import Store
+from sp2dpo.annotation.request_files import CustomIds
+from sp2dpo.panel.panel import load_panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.database import only_writer
+from sp2dpo.store.store import Store
 
 NOBODY = "http://127.0.0.1:9/v1"
 ANNOTATION = {"rationale": "because", "category": "style", "magnitude": 4, "confidence": 7}

@@ -7,14 +7,13 @@ import polars as pl
 import pytest
 
 from harness import DEMO, SCHEDULE, TESTS, filled, kept, process, succeed, write_panel
-from sp2dpo.agreement import by_position, wilson
-from sp2dpo.annotations import Refusal, parse
-from sp2dpo.betas import betas
-from sp2dpo.estimators import JMAMP
-from sp2dpo.gaps import gaps
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, rubric_of
-from sp2dpo.schedule import load_schedule
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.gaps import gaps
+from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.diagnostics.agreement import by_position, wilson
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.annotation import Refusal, parse
+from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, rubric_of
 
 BLIND = load_rubric("semantic-gap-blind")
 LABELLED = load_rubric("semantic-gap")

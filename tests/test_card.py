@@ -7,7 +7,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from sp2dpo.card import BEGIN, END, digest, fenced, license_of, merged, plain
+from sp2dpo.dataset.card import BEGIN, END, digest, fenced, license_of, merged, plain
 
 OURS = f"""---
 license: mit

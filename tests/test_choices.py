@@ -2,10 +2,10 @@
 
 import pytest
 
-from sp2dpo.choices import read_choice, written
-from sp2dpo.gap_forms import GAP_FORMS, Product, Shrink
-from sp2dpo.maps import MAPS, Power, Quantile
-from sp2dpo.rewards import Madpo
+from sp2dpo.betas.baselines import Madpo
+from sp2dpo.betas.choices import read_choice, written
+from sp2dpo.betas.estimators import GAP_FORMS, Product, Shrink
+from sp2dpo.betas.maps import MAPS, Power, Quantile
 
 WEIGHTS = {"madpo": Madpo}
 

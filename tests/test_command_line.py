@@ -177,7 +177,7 @@ def test_debug_shows_where_an_error_arose(tmp_path):
 def test_help_loads_nothing_heavy():
     heavy = ["polars", "pyarrow", "datasets", "torch", "trl", "gradio", "aiohttp", "numpy"]
     script = (
-        "import sys; from sp2dpo.cli import cli; cli(['--help'], standalone_mode=False); "
+        "import sys; from sp2dpo.cli.main import cli; cli(['--help'], standalone_mode=False); "
         f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 
 from harness import SCHEDULE, fail, succeed
-from sp2dpo.arms import Arm
-from sp2dpo.baselines import DropLowest
-from sp2dpo.betas_file import Betas
-from sp2dpo.comparison import comparison
-from sp2dpo.gap_forms import Magnitude
-from sp2dpo.schedule import load_schedule
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.baselines import DropLowest
+from sp2dpo.betas.estimators import Magnitude
+from sp2dpo.betas.file import Betas
+from sp2dpo.betas.schedule import load_schedule
+from sp2dpo.diagnostics.comparison import comparison
 
 ARMS = SCHEDULE.parent / "arms"
 PAPER = load_schedule(SCHEDULE)

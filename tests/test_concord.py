@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from harness import fail, run, succeed
-from sp2dpo.agreement import by_teacher, steady
-from sp2dpo.annotation_table import annotation_table
-from sp2dpo.concord import concord, subset
-from sp2dpo.estimators import JMAMP
-from sp2dpo.rubric import load_rubric
-from sp2dpo.store import Store
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.diagnostics.agreement import by_teacher, steady
+from sp2dpo.diagnostics.panel_agreement import concord, subset
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.store import Store
 
 RUBRIC = load_rubric("semantic-gap")
 

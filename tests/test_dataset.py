@@ -12,13 +12,12 @@ import polars as pl
 import pytest
 
 from harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
-from sp2dpo.arms import Arm
-from sp2dpo.betas import betas
-from sp2dpo.betas_file import Betas
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import load_rubric
-from sp2dpo.schedule import load_schedule
-from sp2dpo.sources import SetAside, Source, SourceRow
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.file import Betas
+from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.rubric import load_rubric
 
 PAPER = load_schedule(SCHEDULE)
 
@@ -50,7 +49,7 @@ def read(folder, tmp_path, config=None):
 
 
 def build(store, folder):
-    from sp2dpo.dataset import build as build_folder
+    from sp2dpo.dataset.build import build as build_folder
 
     return build_folder(store, made_of(store), folder)
 
@@ -151,7 +150,7 @@ def test_a_labelled_data_set_says_that_it_cannot_tell_disputes(new_store, tmp_pa
 
 
 def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
-    from sp2dpo.dataset import build as build_folder
+    from sp2dpo.dataset.build import build as build_folder
 
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
@@ -341,7 +340,7 @@ def test_sources_of_every_kind_give_the_same_data(tmp_path, new_store):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from sp2dpo.sources import find, read
+    from sp2dpo.pairs.sources import find, read
 
     rows = [
         {"prompt": f"Q{n}", "chosen": f"yes {n}", "rejected": f"no {n}", "score": n / 2}

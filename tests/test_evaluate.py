@@ -16,9 +16,8 @@ import yaml
 
 import alpaca
 from harness import COMMAND, ROOT, TESTS, Scripted, process
-from sp2dpo.judge import is_official, load_judge, title
-from sp2dpo.prompt_sets import PromptSet
-from sp2dpo.student import load_student
+from sp2dpo.evaluation.models import is_official, load_judge, load_student, title
+from sp2dpo.evaluation.prompts import PromptSet
 
 DRAWS = ("--draws", 8)
 

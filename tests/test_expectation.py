@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from sp2dpo.expectation import expected, tokens_of_values
-from sp2dpo.rubric import Scale
+from sp2dpo.panel.logprobs import expected, tokens_of_values
+from sp2dpo.panel.rubric import Scale
 
 TEN = Scale(min=0, max=10, text="")
 FIVE = Scale(min=1, max=5, text="")

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from harness import SCHEDULE, filled, kept, refused
-from sp2dpo.arms import Arm
-from sp2dpo.betas import betas
-from sp2dpo.explain import explain
-from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.schedule import load_schedule
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.explain import explain
+from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
 
 BLIND = load_rubric("semantic-gap-blind")
 PAPER = load_schedule(SCHEDULE)

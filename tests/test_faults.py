@@ -18,8 +18,8 @@ import pytest
 
 from faulty_teacher import PASSING, UNREADABLE, digest, parsed, plan, read_log
 from harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
-from sp2dpo.rubric import load_rubric
-from sp2dpo.store import Store
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.store import Store
 
 STORM = {
     "seed": 20261, "faulty": 0.15, "slow": 0.005, "never": 0.01, "declined": 0.01,

@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from sp2dpo.formats import Unreadable, pair_of
+from sp2dpo.pairs.formats import Unreadable, pair_of
 
 
 def user(text):

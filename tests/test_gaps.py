@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from harness import filled, kept
-from sp2dpo.estimators import ESTIMATES, JMAMP
-from sp2dpo.gaps import effective, gaps, signed_gap
-from sp2dpo.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric
+from sp2dpo.betas.estimators import ESTIMATES, JMAMP
+from sp2dpo.betas.gaps import effective, gaps, signed_gap
+from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric
 
 ORDERS = (CHOSEN_FIRST, REJECTED_FIRST)
 

@@ -1,4 +1,4 @@
-"""The house: which module may import which, and that the parts of the project agree."""
+"""The order of the packages: each imports only from the rows below its own."""
 
 import ast
 from pathlib import Path
@@ -8,86 +8,42 @@ import pytest
 from harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem[0] != "_")
-
-# Data flows one way, and the imports with it: a module may import those of earlier rows and those
-# of its own row. `cli` may import all, lazily.
-FLOW = [
-    ["settings", "files", "folds", "pairs", "shards", "limits", "terminal", "amounts", "journal"],
-    ["redaction"],
-    ["interrupts"],
-    ["choices", "gap_forms", "maps", "rewards", "intervals", "reliability"],
-    [
-        *("formats", "hub", "sources", "prompt_sets"),
-        *("fence", "rubric", "replicas", "adaptive", "sample"),
-    ],
-    ["price", "vllm_flags", "serve_block", "vllm_command", "keeper", "server", "serving"],
-    ["panel", "annotations", "expectation", "faults", "replies"],
-    ["teachers", "calling", "annotation_table", "estimators", "gaps"],
-    ["database", "corpus", "entries", "backlog", "ledger", "store", "tally"],
-    ["pages", "writer", "asking", "sparing", "annotate", "ray_worker", "ray_crew", "ray_engine"],
-    ["batch", "inbox", "merge", "forecast", "status", "status_lines", "progress", "summary"],
-    ["schedule", "betas", "scores", "baselines", "arms", "betas_file", "formulas"],
-    ["agreement", "gold", "detection", "concord", "signature", "signatures", "biases", "audit"],
-    ["ablation", "comparison", "explain", "examples", "report"],
-    ["charts", "page", "plots", "audit_lines", "comparison_lines", "concord_lines"],
-    ["manifest", "parquet_files", "columns", "facts", "card", "dataset"],
-    ["student", "judge", "chats", "generations", "judging"],
-    ["winrates", "winrate_lines", "temperatures", "evaluation_plots"],
-    ["release", "hub_repo", "publish", "verify", "resample", "loading"],
-    ["performance", "projection", "verdict", "pilot", "briefing"],
-    ["cli_store", "cli_teachers", "cli_files", "cli_betas", "cli_audit", "cli_pilot", "cli_score"],
-    ["space", "cli_evaluation"],
-    ["cli_publish", "cli_space", "cli_evaluate"],
-    ["cli"],
-]
-TRAINING = [  # knows only column names
-    *("online", "pair_batch", "pair_columns", "pair_config", "pair_losses", "slopes", "training"),
-    *("provenance", "reference", "run_files"),
-    "local_generation",
-    "reward_scores",  # and how a file is written
+GROUND = {"text", "settings", "files", "hub", "interrupts", "__init__"}
+ORDER = [
+    {"pairs", "inference", "training"},
+    {"panel"},
+    {"store"},
+    {"betas"},
+    {"annotation", "diagnostics"},
+    {"report"},
+    {"dataset", "evaluation"},
+    {"cli"},
 ]
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "deepspeed", "gradio", "vllm"}
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """All modules that a file imports, wherever it does."""
-    names = set()
+def imported(path):
+    """Every absolute import of a file, wherever it is made, as `package.module.name`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def ours(module: str) -> set[str]:
-    found = imported(PACKAGE / f"{module}.py")
-    return {name.removeprefix("sp2dpo.") for name in found if name.startswith("sp2dpo.")}
-
-
-def test_every_module_has_its_place():
-    assert sorted([name for row in FLOW for name in row] + TRAINING) == MODULES
-
-
-@pytest.mark.parametrize("module", [name for row in FLOW for name in row])
-def test_imports_follow_the_flow(module):
-    row = next(number for number, names in enumerate(FLOW) if module in names)
-    allowed = {name for names in FLOW[: row + 1] for name in names}
-    if module.startswith("cli"):  # lazily
-        allowed |= set(TRAINING)
-    assert ours(module) <= allowed
-
-
-@pytest.mark.parametrize("module", TRAINING)
-def test_training_knows_only_column_names(module):
-    assert ours(module) <= {*TRAINING, "files", "folds"}
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in TRAINING])
-def test_only_training_imports_what_training_needs(module):
-    roots = {name.split(".")[0] for name in imported(PACKAGE / f"{module}.py")}
-    assert roots.isdisjoint(HEAVY)
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_imports_point_down_and_torch_stays_in_training(file):
+    room = file.parts[0].removesuffix(".py")
+    names = set(imported(PACKAGE / file))
+    used = {name.split(".")[1] for name in names if name.startswith("sp2dpo.")} - {"__version__"}
+    if room in GROUND:
+        assert used <= GROUND
+    elif room != "__main__":
+        row = next(number for number, rooms in enumerate(ORDER) if room in rooms)
+        assert used <= GROUND.union(*ORDER[:row], {room})
+    if room != "training" and file != Path("evaluation", "local_model.py"):
+        assert {name.split(".")[0] for name in names}.isdisjoint(HEAVY)
 
 
 def test_nothing_imports_vllm():

@@ -17,7 +17,7 @@ SINGLE = "org/single"
 SPLITS = {"main": ("train", "test"), "v1": ("train", "validation", "test")}
 PROGRAM = """
 import json, sys
-from sp2dpo.sources import SourceRow, find, read
+from sp2dpo.pairs.sources import SourceRow, find, read
 
 found = []
 for text in sys.argv[1:]:
@@ -118,7 +118,7 @@ def commit(root, ref):
 
 
 def read_from(path):
-    from sp2dpo.sources import SourceRow, find, read
+    from sp2dpo.pairs.sources import SourceRow, find, read
 
     return [
         [row.row, row.pair.id, row.pair.prompt[-1]["content"], row.source_id, row.columns]

@@ -3,7 +3,7 @@
 import pytest
 
 from injection import TEXTS, clean_texts, trial, twins, wilson
-from sp2dpo.rubric import load_rubric
+from sp2dpo.panel.rubric import load_rubric
 
 RUBRICS = ["semantic-gap", "semantic-gap-blind"]
 FORGED = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sp2dpo.journal import Journal
+from sp2dpo.files import Journal
 
 HEAD = {"of": "one", "sampling": {"temperature": 0.7}}
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sp2dpo.limits import Limit
+from sp2dpo.inference.replicas import Limit
 
 
 class Clock:

@@ -6,12 +6,11 @@ from contextlib import closing
 import pytest
 
 from harness import fail, filled, kept, pairs_of, panel_of, refused, run, succeed
-from sp2dpo.backlog import Settled
-from sp2dpo.database import only_writer
-from sp2dpo.merge import merge
-from sp2dpo.shards import Shard
-from sp2dpo.sources import Source
-from sp2dpo.store import Store
+from sp2dpo.pairs.sources import Source
+from sp2dpo.store.database import only_writer
+from sp2dpo.store.merge import merge
+from sp2dpo.store.questions import Settled, Shard
+from sp2dpo.store.store import Store
 
 VARIANTS = ("direct", "critic", "reader")
 
@@ -163,7 +162,7 @@ def test_stores_that_do_not_belong_together_are_refused(shards, new_store, sourc
 
 
 def test_another_rubric_is_refused(shards, new_store):
-    from sp2dpo.rubric import load_rubric
+    from sp2dpo.panel.rubric import load_rubric
 
     other = new_store("other.sqlite")
     filled(other, 12, "anna", "ben", rubric=load_rubric("semantic-gap-blind"))

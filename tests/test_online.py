@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sp2dpo.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scaled
+from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scaled
 from test_training import (  # noqa: F401 - a fixture is among them
     BETAS,
     PAIRS,

@@ -7,12 +7,12 @@ from aiohttp import web
 
 from harness import pairs_of, panel_of
 from scripted_teacher import text_of
-from sp2dpo import calling
-from sp2dpo.annotations import Key
-from sp2dpo.asking import Asking
-from sp2dpo.backlog import Job, Question
-from sp2dpo.rubric import load_rubric
-from sp2dpo.teachers import Client, open_session
+from sp2dpo.annotation.teacher import Asking
+from sp2dpo.inference import caller as calling
+from sp2dpo.inference.client import Client, open_session
+from sp2dpo.panel.annotation import Key
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.questions import Job, Question
 
 RUBRIC = load_rubric("semantic-gap")
 

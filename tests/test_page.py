@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sp2dpo.charts import chart, gauge, steps
-from sp2dpo.page import colour, decimals, draw, matrix
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import load_rubric, rubric_of
-from sp2dpo.sources import SetAside
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside
+from sp2dpo.panel.rubric import load_rubric, rubric_of
+from sp2dpo.report.charts import chart, gauge, steps
+from sp2dpo.report.page import colour, decimals, draw, matrix
 from test_report import VARIANTS, fill, pair, refused, report_on, says, source_rows
 
 HOSTILE = (

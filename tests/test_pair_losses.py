@@ -9,9 +9,9 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from harness import ROOT
-from sp2dpo.pair_columns import PAIR_COLUMNS
-from sp2dpo.pair_losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, takes
-from sp2dpo.training import PairDPOConfig
+from sp2dpo.training.columns import PAIR_COLUMNS
+from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, takes
+from sp2dpo.training.trainer import PairDPOConfig
 from test_training import (  # noqa: F401 - a fixture is among them
     BETAS,
     PAIRS,

@@ -5,8 +5,9 @@ import unicodedata
 
 import pytest
 
-from sp2dpo.formats import pair_of
-from sp2dpo.pairs import Pair, canonical_json
+from sp2dpo.pairs.formats import pair_of
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.text import canonical_json
 
 
 def pair(prompt="Name a red fruit.", chosen="An apple.", rejected="A banana.", **more):

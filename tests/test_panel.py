@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from harness import ROOT
-from sp2dpo.panel import load_panel
+from sp2dpo.panel.panel import load_panel
 
 TEACHER = {
     "name": "reader",

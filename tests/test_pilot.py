@@ -10,26 +10,26 @@ import pytest
 import yaml
 
 from harness import DEMO, fail, pairs_of, run, succeed, write_pairs, write_panel
-from sp2dpo.annotations import Annotation, Key
-from sp2dpo.briefing import briefing
-from sp2dpo.entries import Entry
-from sp2dpo.forecast import plan
-from sp2dpo.gold import Truth, against_gold, by_pair, read_gold
-from sp2dpo.ledger import Usage
-from sp2dpo.pairs import Pair
-from sp2dpo.panel import Panel, Teacher
-from sp2dpo.pilot import USUAL, Trial, findings
-from sp2dpo.price import Price
-from sp2dpo.projection import projection, sweep
-from sp2dpo.replies import Reply
-from sp2dpo.rubric import load_rubric
-from sp2dpo.sample import draw, only
-from sp2dpo.serve_block import Serve
-from sp2dpo.shards import Shard
-from sp2dpo.sources import SetAside, Source, SourceRow
-from sp2dpo.store import Store
-from sp2dpo.verdict import verdict
-from sp2dpo.vllm_command import shown
+from sp2dpo.annotation.dry_run import plan
+from sp2dpo.diagnostics.gold import Truth, against_gold, by_pair, read_gold
+from sp2dpo.inference.client import Reply
+from sp2dpo.inference.endpoint import Price, Teacher
+from sp2dpo.inference.serve import Serve
+from sp2dpo.inference.vllm import shown
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sample import draw, only
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.annotation import Annotation, Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.report.cost import projection, sweep
+from sp2dpo.report.pilot import USUAL, Trial, findings
+from sp2dpo.report.text import briefing
+from sp2dpo.report.verdict import verdict
+from sp2dpo.store.questions import Shard
+from sp2dpo.store.records import Entry
+from sp2dpo.store.store import Store
+from sp2dpo.store.usage import Usage
 
 PAIRS, PLANTED = DEMO / "pairs.jsonl", DEMO / "planted.jsonl"
 READERS = ("reader-a", "reader-b", "reader-c")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sp2dpo.price import Price, cost, price_of
+from sp2dpo.inference.endpoint import Price, cost, price_of
 
 
 def test_gpus_are_paid_by_the_hour():

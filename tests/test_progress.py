@@ -4,7 +4,7 @@ import io
 from contextlib import redirect_stderr
 
 from harness import kept
-from sp2dpo.progress import bar
+from sp2dpo.cli.progress import bar
 
 
 class Terminal(io.StringIO):

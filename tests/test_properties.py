@@ -10,14 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from sp2dpo.annotation_table import annotation_table
-from sp2dpo.betas import betas
-from sp2dpo.estimators import JMAMP
-from sp2dpo.gap_forms import Magnitude, Product, Shrink, Signed
-from sp2dpo.gaps import gaps
-from sp2dpo.maps import Envelope, Linear, LogLinear, Power, Quantile
-from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.schedule import Schedule
+from sp2dpo.betas.estimators import JMAMP, Magnitude, Product, Shrink, Signed
+from sp2dpo.betas.gaps import gaps
+from sp2dpo.betas.maps import Envelope, Linear, LogLinear, Power, Quantile
+from sp2dpo.betas.schedule import Schedule, betas
+from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
+from sp2dpo.store.annotations import annotation_table
 
 RUBRIC, BLIND = load_rubric("semantic-gap"), load_rubric("semantic-gap-blind")
 CATEGORIES = list(RUBRIC.categories)

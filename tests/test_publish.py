@@ -66,7 +66,7 @@ def test_two_steps_are_trained_on_it_with_stock_trl_and_with_ours(
 
 def test_load_pairs_checks_what_it_loads(hub, published):
     said = hub.python(
-        "from sp2dpo.loading import load_pairs\n"
+        "from sp2dpo.dataset.load import load_pairs\n"
         f"rows = load_pairs('{published}@v1')\n"
         "print(len(rows), rows.features['category'].names[0])"
     )
@@ -196,8 +196,8 @@ def test_without_a_token_nobody_is_asked_for_one(hub, releases, tmp_path):
 FAULTS = """
 import json, sys, urllib.request
 from pathlib import Path
-from sp2dpo.publish import Order, publish
-from sp2dpo.release import read_release
+from sp2dpo.dataset.publish import Order, publish
+from sp2dpo.dataset.publish import read_release
 
 url, one, two, after = sys.argv[1], *map(Path, sys.argv[2:4]), sys.argv[4] == "after"
 
@@ -275,9 +275,9 @@ def test_somebody_else_is_quicker(hub, releases):
     script = f"""
 import json, threading, urllib.request
 from pathlib import Path
-from sp2dpo import hub_repo
-from sp2dpo.publish import Order, publish
-from sp2dpo.release import read_release
+from sp2dpo.dataset import repo as hub_repo
+from sp2dpo.dataset.publish import Order, publish
+from sp2dpo.dataset.publish import read_release
 stock, raced = hub_repo.HubRepo.commit, []
 def commit(self, *args, **more):
     if len(raced) < 2:
@@ -339,7 +339,7 @@ def test_a_corrupted_file_of_the_same_size_is_found(hub, releases):
         assert re.search(rf"DIFFERS +files +{path} has another SHA-256", done.stdout)
         assert "NOT consistent: org/rotten at " in done.stdout
         said = other.python(
-            "from sp2dpo.loading import load_pairs\n"
+            "from sp2dpo.dataset.load import load_pairs\n"
             f"try: load_pairs({repo!r})\n"
             "except ValueError as error: print(error)"
         )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
-from sp2dpo.store import Store
+from sp2dpo.store.store import Store
 
 
 class Cluster:

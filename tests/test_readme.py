@@ -101,7 +101,9 @@ def test_the_commands_that_publish_do_as_they_stand(walked, hub):
     assert "would change 9 files" in said
     said = run_in(walked, "bash", "-e", "-c", commands.replace(" --dry-run", ""), **hub.env)
     assert "tag v1" in said
-    snippet = 'import sp2dpo.loading; print(len(sp2dpo.loading.load_pairs("org/name@v1")))'
+    snippet = (
+        'import sp2dpo.dataset.load; print(len(sp2dpo.dataset.load.load_pairs("org/name@v1")))'
+    )
     assert run_in(walked, "python", "-c", snippet, **hub.env).strip() == "96"
     (commands,) = [block for block in blocks("sh") if "space deploy" in block]
     (deploy,) = [line for line in commands.splitlines() if "space deploy" in line]

@@ -8,8 +8,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from sp2dpo.reference import KeptLogProbs, pair_keys
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.reference import KeptLogProbs, pair_keys
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 from test_training import (  # a fixture is among them
     BETAS,
     PAIRS,
@@ -83,7 +83,7 @@ def test_an_arm_that_leaves_out_and_flips_computes_only_the_flipped_pairs(start)
 
 
 def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("sp2dpo.reference.KEPT_AT_ONCE", 4)  # a batch
+    monkeypatch.setattr("sp2dpo.training.reference.KEPT_AT_ONCE", 4)  # a batch
     compute = PairDPOTrainer.compute_ref_log_probs
     calls = []
 
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_read_is_computed_again(start, tmp_path):
 
 
 def test_an_older_trl_is_told_that_it_cannot(tmp_path, monkeypatch):
-    monkeypatch.setattr("sp2dpo.pair_config.CAPTURES", False)
+    monkeypatch.setattr("sp2dpo.training.config.CAPTURES", False)
     with pytest.raises(ValueError, match=r"reference_cache needs TRL 1\.16"):
         PairDPOConfig(**settings(tmp_path, reference_cache=str(tmp_path)))
 
@@ -176,7 +176,7 @@ TWO = """
 import json, sys
 import deepspeed
 from datasets import Dataset
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
 run = json.load(open(sys.argv[1]))

@@ -4,7 +4,8 @@ import krippendorff
 import numpy as np
 import pytest
 
-from sp2dpo.intervals import (
+from sp2dpo.diagnostics.alpha import Ratings, alpha_of
+from sp2dpo.diagnostics.bootstrap import (
     Ranked,
     RankedWithin,
     correlation,
@@ -14,7 +15,6 @@ from sp2dpo.intervals import (
     resamples,
     spearman,
 )
-from sp2dpo.reliability import Ratings, alpha_of
 
 NOT = -1
 # Four observers, twelve units: the data of Krippendorff 2011, "Computing Krippendorff's

@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from sp2dpo.limits import Limit
-from sp2dpo.replicas import Replica, Replicas
+from sp2dpo.inference.replicas import Limit, Replica, Replicas
 
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(3000)]
 
@@ -67,7 +66,7 @@ def test_the_place_in_the_list_counts_and_not_the_address():
 def test_another_process_sends_a_pair_to_the_same_replica():
     replicas, _ = replicas_of(7)
     code = (
-        "import sys; from sp2dpo.replicas import Replicas\n"
+        "import sys; from sp2dpo.inference.replicas import Replicas\n"
         "all = Replicas([f'http://127.0.0.1:{8000 + place}/v1' for place in range(7)], ceiling=8)\n"
         "print(*(all.of(name).url for name in sys.argv[1:]))"
     )

@@ -8,21 +8,21 @@ import polars as pl
 import pytest
 
 from harness import SCHEDULE, kept, panel_of
-from sp2dpo import agreement, signatures
-from sp2dpo.annotation_table import annotation_table
-from sp2dpo.annotations import Key
-from sp2dpo.arms import Arm
-from sp2dpo.backlog import Settled
-from sp2dpo.betas import betas
-from sp2dpo.betas_file import Betas
-from sp2dpo.estimators import JMAMP
-from sp2dpo.gaps import effective
-from sp2dpo.pairs import Pair
-from sp2dpo.report import report
-from sp2dpo.rubric import REJECTED_FIRST, load_rubric, rubric_of
-from sp2dpo.schedule import load_schedule, schedule_of
-from sp2dpo.sources import SetAside, Source, SourceRow
-from sp2dpo.store import Entry
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.file import Betas
+from sp2dpo.betas.gaps import effective
+from sp2dpo.betas.schedule import betas, load_schedule, schedule_of
+from sp2dpo.diagnostics import agreement
+from sp2dpo.diagnostics import checks as signatures
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.annotation import Key
+from sp2dpo.panel.rubric import REJECTED_FIRST, load_rubric, rubric_of
+from sp2dpo.report.report import report
+from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.questions import Settled
+from sp2dpo.store.store import Entry
 
 BLIND = load_rubric("semantic-gap-blind")
 VARIANTS = ("direct", "critic", "reader")

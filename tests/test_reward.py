@@ -13,9 +13,8 @@ from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from harness import ROOT, SCHEDULE, fail, run, succeed, train
-from sp2dpo.folds import fold_of
-from sp2dpo.reward_scores import Scoring, score
-from sp2dpo.rewards import madpo_weight
+from sp2dpo.betas.baselines import madpo_weight
+from sp2dpo.training.reward_model import Scoring, fold_of, score
 
 RECIPES = ROOT / "recipes"
 FOLDS = 2

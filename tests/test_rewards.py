@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from sp2dpo.rewards import Madpo, Odpo, madpo_weight
+from sp2dpo.betas.baselines import Madpo, Odpo, madpo_weight
 
 NOTEBOOK = {"c_max": 2, "c_min": 0.5, "lam": 1, "tau": math.log(0.999 / 0.001)}
 quick = settings(derandomize=True, deadline=None, max_examples=200)

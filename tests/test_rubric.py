@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from harness import ROOT
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import PACKAGED as PACKAGED_NAMES
-from sp2dpo.rubric import Scale, load_rubric, read_rubric, rubric_of
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.rubric import PACKAGED as PACKAGED_NAMES
+from sp2dpo.panel.rubric import Scale, load_rubric, read_rubric, rubric_of
 
 PACKAGED = load_rubric("semantic-gap")
 FRENCH = {

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness import ROOT
-from sp2dpo.run_files import compose, one_config, take_configs
+from sp2dpo.training.run_config import compose, one_config, take_configs
 from test_recipes import conversations, script  # noqa: F401 - a fixture
 from test_training import BETAS, model_dir  # noqa: F401 - a fixture
 

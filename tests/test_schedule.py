@@ -10,12 +10,11 @@ import pytest
 import yaml
 
 from harness import SCHEDULE, filled, kept, pairs_of, succeed
-from sp2dpo.arms import Arm
-from sp2dpo.betas import COLUMNS, betas
-from sp2dpo.betas_file import Betas, check_origin, read_betas, write_betas
-from sp2dpo.maps import Linear
-from sp2dpo.schedule import load_schedule, schedule_of
-from sp2dpo.shards import Shard
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.file import Betas, check_origin, read_betas, write_betas
+from sp2dpo.betas.maps import Linear
+from sp2dpo.betas.schedule import COLUMNS, betas, load_schedule, schedule_of
+from sp2dpo.store.questions import Shard
 
 PAPER = load_schedule(SCHEDULE)
 ONE_VOTE = replace(PAPER, quorum=1)
@@ -196,7 +195,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_file(made, tmp_path):
     path = tmp_path / "betas.parquet"
     script = (
         "import resource, signal, sys; from pathlib import Path; "
-        "from sp2dpo.betas_file import read_betas, write_betas; "
+        "from sp2dpo.betas.file import read_betas, write_betas; "
         "made = read_betas(Path(sys.argv[1])); "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "

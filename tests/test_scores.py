@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from sp2dpo.scores import read_scores
+from sp2dpo.betas.scores import read_scores
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sp2dpo.serve_block import Serve, is_path, serve_of
-from sp2dpo.vllm_command import command, environment_variables, shown, warnings
-from sp2dpo.vllm_flags import names, turns_on, value_of
+from sp2dpo.inference.serve import Serve, is_path, names, serve_of, turns_on, value_of
+from sp2dpo.inference.vllm import command, environment_variables, shown, warnings
 
 WHERE = "panel.yaml: teacher 1: serve"
 STRUCTURED = '{"backend":"guidance","disable_any_whitespace":true}'

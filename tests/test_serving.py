@@ -15,9 +15,8 @@ import aiohttp
 import pytest
 
 from harness import TESTS
-from sp2dpo.serve_block import Serve
-from sp2dpo.server import Pace
-from sp2dpo.serving import ServerDied, serving
+from sp2dpo.inference.serve import Serve
+from sp2dpo.inference.servers import Pace, ServerDied, serving
 
 QUICK = Pace(
     poll=0.01, word=0.2, probe=0.05, answer=0.2, failures=3, failing=0.2, grace=0.4, pause=0.01,
@@ -28,8 +27,8 @@ QUICK = Pace(
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from sp2dpo.serve_block import Serve
-from sp2dpo.serving import serving
+from sp2dpo.inference.serve import Serve
+from sp2dpo.inference.servers import serving
 
 async def main(environment, behaviour):
     serve = Serve(environment=environment, env={"BEHAVIOUR": behaviour})

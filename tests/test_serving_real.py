@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from services_fixtures import ROOT, TEACHER_NAME, serve_without_gpu
-from sp2dpo.serve_block import serve_of
-from sp2dpo.serving import serving
+from sp2dpo.inference.serve import serve_of
+from sp2dpo.inference.servers import serving
 
 pytestmark = pytest.mark.services
 
@@ -40,8 +40,8 @@ LONG_TEXT = "Which of the two answers is better, and why? " * 200
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
-from sp2dpo.serve_block import serve_of
-from sp2dpo.serving import serving
+from sp2dpo.inference.serve import serve_of
+from sp2dpo.inference.servers import serving
 
 async def main(said, log):
     serve = serve_of(said, where="the tiny teacher", beside=Path())

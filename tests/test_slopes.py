@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sp2dpo.slopes import Slopes, inversion
+from sp2dpo.training.gradients import Slopes, inversion
 from test_training import (  # noqa: F401 - a fixture is among them
     BETAS,
     PAIRS,

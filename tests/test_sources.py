@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp2dpo.sources import SetAside, Source, SourceRow, find, read
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow, find, read
 
 GOOD = {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
 REAL = os.environ.get("SP2DPO_REAL_PAIRS")
@@ -339,7 +339,7 @@ def test_a_missing_file_is_missing_and_no_hub_id(tmp_path):
 def test_reading_lines_imports_neither_arrow_nor_the_hub(tmp_path):
     path = write(tmp_path / "p.jsonl", GOOD)
     program = (
-        "import sys; from sp2dpo.sources import find, read; "
+        "import sys; from sp2dpo.pairs.sources import find, read; "
         f"assert len(list(read(find({str(path)!r})))) == 1; "
         "sys.exit(bool({'pyarrow', 'datasets', 'huggingface_hub'} & set(sys.modules)))"
     )

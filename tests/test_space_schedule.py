@@ -9,9 +9,8 @@ import yaml
 
 from browser import INSPECTOR, bare
 from harness import SCHEDULE, TESTS, process, succeed, write_pairs, write_panel
-from sp2dpo.betas import betas
-from sp2dpo.schedule import schedule_of
-from sp2dpo.store import Store
+from sp2dpo.betas.schedule import betas, schedule_of
+from sp2dpo.store.store import Store
 
 sys.path.insert(0, str(INSPECTOR))
 import reading

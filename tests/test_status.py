@@ -13,18 +13,18 @@ from dataclasses import replace
 import pytest
 
 from harness import COMMAND, fail, pairs_of, succeed, write_pairs, write_panel
-from sp2dpo.annotations import Annotation, Key
-from sp2dpo.backlog import Settled
-from sp2dpo.database import only_writer
-from sp2dpo.entries import Entry
-from sp2dpo.ledger import Slice, recent, usage
-from sp2dpo.panel import Panel, Teacher
-from sp2dpo.price import Price
-from sp2dpo.replies import Reply
-from sp2dpo.rubric import load_rubric
-from sp2dpo.sources import Source
-from sp2dpo.status import annotating, status
-from sp2dpo.status_lines import status_lines
+from sp2dpo.inference.client import Reply
+from sp2dpo.inference.endpoint import Price, Teacher
+from sp2dpo.pairs.sources import Source
+from sp2dpo.panel.annotation import Annotation, Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.report.status import annotating, status
+from sp2dpo.report.text import status_lines
+from sp2dpo.store.database import only_writer
+from sp2dpo.store.questions import Settled
+from sp2dpo.store.records import Entry
+from sp2dpo.store.usage import Slice, recent, usage
 
 VARIANTS = ("direct", "critic", "reader")
 

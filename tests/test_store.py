@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness import filled, kept, pairs_of, panel_of, refused
-from sp2dpo.pairs import Pair
-from sp2dpo.sources import SetAside, Source, SourceRow
-from sp2dpo.store import Store
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.store.store import Store
 
 HAND = Source(name="hand.jsonl")
 
@@ -171,7 +171,7 @@ def test_a_store_is_read_where_nobody_can_write():
             (pair_id,) = filled(store, 1, "a")
             store.add([kept(pair_id, "a", "direct", 5, 5)])
         script = (
-            "import os, sys; from pathlib import Path; from sp2dpo.store import Store\n"
+            "import os, sys; from pathlib import Path; from sp2dpo.store.store import Store\n"
             "os.setuid(65534) if os.getuid() == 0 else None\n"
             "with Store(Path(sys.argv[1])) as store: print(len(list(store.replies())))"
         )

@@ -21,9 +21,8 @@ from labelled import LabelledPair, corrected, labelled, split  # noqa: E402
 from methods import load_methods  # noqa: E402
 from preset import load_preset  # noqa: E402
 from simulated import SimulatedTeacher, annotated  # noqa: E402
-from sp2dpo.betas import betas  # noqa: E402
-from sp2dpo.rubric import load_rubric  # noqa: E402
-from sp2dpo.schedule import load_schedule  # noqa: E402
+from sp2dpo.betas.schedule import betas, load_schedule  # noqa: E402
+from sp2dpo.panel.rubric import load_rubric  # noqa: E402
 from world import PROMPTS, RISKY, Prompt, World  # noqa: E402
 
 SCHEDULE = ROOT / "recipes" / "schedules" / "sp2dpo.yaml"

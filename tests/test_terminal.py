@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from sp2dpo.terminal import brief, harmless, number_of, table
+from sp2dpo.text import brief, harmless, number_of, table
 
 
 @pytest.mark.parametrize(

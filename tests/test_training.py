@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from sp2dpo.training import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -258,14 +258,14 @@ def test_without_pair_columns_the_unscaled_margin_is_logged_all_the_same(model_d
 
 def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir, tmp_path, caplog):
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer)
-    with caplog.at_level(logging.INFO, logger="sp2dpo.training"):
+    with caplog.at_level(logging.INFO, logger="sp2dpo.training.trainer"):
         ours = make(model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), pair_columns=[])
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert_same(our_parameters, stock_parameters)
     assert without_ours(our_logs) == stock_logs
     assert not any(key.startswith("beta/") for entry in our_logs for key in entry)
-    assert [r.getMessage() for r in caplog.records if r.name == "sp2dpo.training"] == [
+    assert [r.getMessage() for r in caplog.records if r.name == "sp2dpo.training.trainer"] == [
         "[RANK 0] pair_columns is empty: the column beta of the train data set is ignored"
     ]
 
@@ -487,7 +487,7 @@ DEEPSPEED_RUN = """
 import json, sys
 import deepspeed
 from datasets import Dataset
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
 PER_PAIR = ("beta", "ref_chosen_logps", "ref_rejected_logps")
@@ -567,7 +567,7 @@ def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
 TWO_PROCESSES_RUN = """
 import json, os, sys
 from datasets import Dataset
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 run = json.load(open(sys.argv[1]))
 trainer = PairDPOTrainer(

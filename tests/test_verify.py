@@ -159,7 +159,7 @@ def test_a_manifest_that_is_none_is_refused(folder, text, said):
 
 @pytest.mark.parametrize("arm", sorted(ARMS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_arm_is_recomputed(demo, arm, tmp_path):
-    from sp2dpo.arms import load_arm
+    from sp2dpo.betas.arms import load_arm
 
     scores = ()
     if load_arm(arm).uses_scores:
@@ -213,7 +213,7 @@ def test_a_column_that_cannot_say_it_all_is_refused(demo, tmp_path):
 def test_rows_are_cut_into_files_where_what_they_hold_says(tmp_path):
     from datasets import Features, Value
 
-    from sp2dpo.parquet_files import read_rows, write_rows
+    from sp2dpo.dataset.parquet import read_rows, write_rows
 
     rows = [{"n": n, "text": "x" * 100} for n in range(10_000)]
     features = Features({"n": Value("int64"), "text": Value("string")})

@@ -7,10 +7,10 @@ from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 
 import alpaca
-from sp2dpo import winrates
-from sp2dpo.judging import package
-from sp2dpo.prompt_sets import Output
-from sp2dpo.temperatures import at_temperature
+from sp2dpo.evaluation import winrates
+from sp2dpo.evaluation.prompts import Output
+from sp2dpo.evaluation.temperatures import at_temperature
+from sp2dpo.evaluation.verdicts import package
 
 REGULARISED = 0.2
 """AlpacaEval's weight of the gamed baselines, over both of them."""

@@ -14,12 +14,11 @@ from measures import TEMPERATURES, Sides, rewards, sides
 from methods import SCHEDULES
 from preset import Preset
 from simulated import annotated
-from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.betas import betas
+from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.betas.scores import Scores, read_scores
 from sp2dpo.files import whole
-from sp2dpo.rubric import load_rubric
-from sp2dpo.schedule import load_schedule
-from sp2dpo.scores import Scores, read_scores
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.annotations import AnnotationTable
 from students import reward_margins
 from world import World
 

@@ -9,8 +9,8 @@ import torch
 from labelled import LabelledPair
 from language_model import log_probs, prompt_ids, sample, words_of
 from methods import Method
-from sp2dpo.pair_batch import Mixture, PairBatch
-from sp2dpo.pair_losses import LogRatios
+from sp2dpo.training.batch import Mixture, PairBatch
+from sp2dpo.training.losses import LogRatios
 from world import PARTS, PROMPTS, World
 
 Sides = tuple[torch.Tensor, torch.Tensor]

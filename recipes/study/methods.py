@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.annotation_table import AnnotationTable
-from sp2dpo.arms import Arm, arm_of, table_of
-from sp2dpo.baselines import Constant
-from sp2dpo.schedule import Schedule, load_schedule, schedule_of
-from sp2dpo.scores import Scores
+from sp2dpo.betas.arms import Arm, arm_of, table_of
+from sp2dpo.betas.baselines import Constant
+from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_of
+from sp2dpo.betas.scores import Scores
 from sp2dpo.settings import check_keys, read_yaml
+from sp2dpo.store.annotations import AnnotationTable
 
 HERE = Path(__file__).parent
 SCHEDULES = HERE.parent / "schedules"

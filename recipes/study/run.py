@@ -35,10 +35,9 @@ import mechanism
 from comparison import compared, lines, outcomes
 from methods import load_methods
 from preset import Preset, Run, load_preset
-from sp2dpo import plots
-from sp2dpo.betas import betas
+from sp2dpo.betas.schedule import betas, load_schedule
 from sp2dpo.files import whole
-from sp2dpo.schedule import load_schedule
+from sp2dpo.report import plots
 from students import quiet, rows_of, train
 
 

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelled import LabelledPair
-from sp2dpo.annotation_table import AnnotationTable, annotation_table
-from sp2dpo.rubric import CHOSEN_FIRST, REJECTED_FIRST, Rubric
+from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, Rubric
+from sp2dpo.store.annotations import AnnotationTable, annotation_table
 from world import PARTS
 
 LARGEST = 4.0

@@ -17,9 +17,9 @@ from labelled import LabelledPair
 from language_model import DEVICE, PAD, loaded, tokenizer
 from measures import Sides
 from methods import Method
-from sp2dpo.folds import fold_of
-from sp2dpo.scores import Scores
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.betas.scores import Scores
+from sp2dpo.training.reward_model import fold_of
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 COLUMNS = ("beta", "weight", "margin")
 PLAIN: dict[str, Any] = {

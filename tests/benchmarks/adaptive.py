@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sp2dpo.adaptive import LEVEL, Rule, is_calibration, jmamp, slots
+from sp2dpo.annotation.adaptive_rule import LEVEL, Rule, is_calibration, jmamp, slots
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "replies.jsonl"
 READERS, VARIANTS = ("reader-a", "reader-b", "reader-c"), ("direct", "critic", "reader")

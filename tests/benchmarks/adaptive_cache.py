@@ -36,11 +36,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "demo"))
 from harness import DEMO, ROOT, SCHEDULE, succeed, write_panel
 from replay_teacher import RUBRIC, Recording
 from services_fixtures import TEACHER_NAME, serve_without_gpu
-from sp2dpo.adaptive import is_calibration
-from sp2dpo.rubric import load_rubric
-from sp2dpo.serve_block import serve_of
-from sp2dpo.serving import serving
-from sp2dpo.store import Store
+from sp2dpo.annotation.adaptive_rule import is_calibration
+from sp2dpo.inference.serve import serve_of
+from sp2dpo.inference.servers import serving
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.store import Store
 
 IN_FLIGHT = 16
 READERS = ("reader-a", "reader-b", "reader-c")

@@ -34,8 +34,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import COMMAND, TESTS, process, write_panel
-from sp2dpo.pairs import Pair
-from sp2dpo.rubric import load_rubric
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.rubric import load_rubric
 
 HERE = Path(__file__).parent
 VARIANTS = ("direct", "critic", "reader")

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import DEMO, ROOT, succeed, write_panel
 from services_fixtures import TEACHER_NAME, serve_without_gpu
-from sp2dpo.rubric import load_rubric
-from sp2dpo.serve_block import serve_of
-from sp2dpo.serving import serving
-from sp2dpo.store import Store
+from sp2dpo.inference.serve import serve_of
+from sp2dpo.inference.servers import serving
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.store import Store
 
 IN_FLIGHT = 16
 SAMPLING = {"temperature": 1.0, "max_tokens": 200}

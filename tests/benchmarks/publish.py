@@ -28,12 +28,12 @@ from scale import EACH, QUIET, TEACHERS, WORDS, identities
 
 from annotate import VARIANTS, write_long_pairs
 from harness import COMMAND, ROOT, SCHEDULE, TESTS, process, write_panel
-from sp2dpo.annotations import Key
-from sp2dpo.entries import judged
-from sp2dpo.panel import load_panel
-from sp2dpo.replies import Reply
-from sp2dpo.sources import find, read
-from sp2dpo.store import Store
+from sp2dpo.inference.client import Reply
+from sp2dpo.pairs.sources import find, read
+from sp2dpo.panel.annotation import Key
+from sp2dpo.panel.panel import load_panel
+from sp2dpo.store.records import judged
+from sp2dpo.store.store import Store
 
 SIGNED = ROOT / "recipes" / "schedules" / "signed.yaml"
 BATCH = 20_000

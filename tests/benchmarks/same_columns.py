@@ -8,10 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
-from sp2dpo.estimators import JMAMP
-from sp2dpo.gaps import effective, over_orders, over_teachers, over_variants
-from sp2dpo.maps import Linear
-from sp2dpo.store import Store
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.gaps import effective, over_orders, over_teachers, over_variants
+from sp2dpo.betas.maps import Linear
+from sp2dpo.store.store import Store
 
 
 def main():

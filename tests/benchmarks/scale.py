@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from annotate import HERE, VARIANTS, annotation, long_pairs, write_long_pairs
 from harness import COMMAND, SCHEDULE, kept, process, write_panel
-from sp2dpo.pairs import Pair
-from sp2dpo.panel import load_panel
-from sp2dpo.replies import Reply
-from sp2dpo.sources import find, read
-from sp2dpo.store import Store
+from sp2dpo.inference.client import Reply
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import find, read
+from sp2dpo.panel.panel import load_panel
+from sp2dpo.store.store import Store
 from zero_latency import SAID, completion
 
 TEACHERS = ("scripted-1", "scripted-2", "scripted-3")

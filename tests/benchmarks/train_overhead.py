@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from sp2dpo.training import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 TRAINERS = {
     "stock": None,

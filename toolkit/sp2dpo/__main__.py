@@ -1,5 +1,5 @@
 """`python -m sp2dpo` is the command line."""
 
-from sp2dpo.cli import main
+from sp2dpo.cli.main import main
 
 main()

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -46,3 +48,71 @@ def refuse_foreign(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
         raise ValueError(
             f"{path} exists and is not {kind} of ours: name another file, or remove it"
         )
+
+
+class Journal:
+    """The lines of one run, by their key; the first line says what defines the run.
+
+    A line that broke off, as the process was killed, is cut off. Of two lines with one key the
+    later counts.
+
+    Args:
+        path: the file; it is made where it is not.
+        head: what defines the run.
+
+    Attributes:
+        lines: key -> what came.
+
+    Raises:
+        ValueError: the file was begun with another head, or is no journal.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        content = path.read_bytes() if path.exists() else b""
+        begun = self._read(content)
+        if begun is not None and begun != json.loads(json.dumps(head)):
+            differs = sorted(key for key in {*begun, *head} if begun.get(key) != head.get(key))
+            raise ValueError(
+                f"{path} was begun with another {', '.join(differs)}: go on with what it was, or "
+                "name another folder"
+            )
+        if not content.endswith(b"\n"):  # only now that the file is known to be this run's
+            with path.open("ab") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="utf-8")
+        if begun is None:
+            self._write(dict(head))
+
+    def _read(self, content: bytes) -> dict[str, Any] | None:
+        try:
+            found = [json.loads(line) for line in content.split(b"\n")[:-1]]
+            for line in found[1:]:
+                self.lines[line["key"]] = line
+            if content and not content.startswith(b"{"):
+                raise ValueError
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is no journal of ours; move it away") from error
+        return found[0] if found else None
+
+    def add(self, key: str, **said: Any) -> None:
+        """Takes a line in; it is on its way to the disk when this returns."""
+        line = {"key": key, **said}
+        self._write(line)
+        self.lines[key] = line
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

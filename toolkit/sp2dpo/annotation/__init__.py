@@ -1,0 +1,1 @@
+"""Ask a panel about every pair in a store."""

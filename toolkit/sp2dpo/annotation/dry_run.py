@@ -1,0 +1,168 @@
+"""What asking a panel will take, as far as the texts alone tell."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.inference.vllm import shown, warnings
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import Rubric
+from sp2dpo.store.counts import tally
+from sp2dpo.store.questions import Shard, Wanted
+from sp2dpo.store.store import Store
+from sp2dpo.text import shell_lines, whole, wrapped
+
+CHARACTERS = 4
+"""Of a text for each token: what English takes, about. Our choice."""
+_PAGE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What a teacher is to read.
+
+    Attributes:
+        requests: replies to ask for.
+        characters: of them all.
+        shared: those of them that an earlier request about the same pair began with, in the same
+            order of the responses: what a prefix cache can serve.
+    """
+
+    requests: int = 0
+    characters: int = 0
+    shared: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the characters that a prefix cache can serve, in [0, 1)."""
+        return self.shared / self.characters if self.characters else 0.0
+
+    def __add__(self, other: "Text") -> "Text":
+        return Text(
+            requests=self.requests + other.requests,
+            characters=self.characters + other.characters,
+            shared=self.shared + other.shared,
+        )
+
+
+def to_read(store: Store, panel: Panel, teacher: Teacher, *, shard: Shard | None = None) -> Text:
+    """What a teacher would still read; read from the store a page at a time.
+
+    Args:
+        store: holds the pairs.
+        panel: that the teacher is of.
+        teacher: that would be asked.
+        shard: only pairs that it holds; None for all of the store's own share.
+    """
+    wanted = Wanted.of(panel, teacher, again=False)
+    found, after = Text(), 0
+    while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
+        after = jobs[-1].number
+        for job in jobs:
+            if shard is not None and not shard.holds(job.pair.id):
+                continue
+            asked = [(question.key.variant, question.key.order) for question in job.questions]
+            found += text_of(job.pair, asked, panel.rubric)
+    return found
+
+
+def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Text:
+    """What a teacher reads about a pair that it is asked these variants and orders of."""
+    variants_of: dict[str, list[str]] = {}
+    for variant, order in asked:
+        variants_of.setdefault(order, []).append(variant)
+    found = Text()
+    for order, variants in variants_of.items():
+        messages = rubric.messages(pair, variants[0], order)
+        closings = [len(rubric.variants[variant].strip()) for variant in variants]
+        before = sum(len(message["content"]) for message in messages) - closings[0]
+        found += Text(
+            requests=len(variants),
+            characters=before * len(variants) + sum(closings),
+            shared=before * (len(variants) - 1),
+        )
+    return found
+
+
+def plan(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
+    """What would be asked, as lines; nothing is asked for it, no server started, nothing stored.
+
+    Args:
+        store: holds the pairs.
+        panel: whom to ask what.
+        shard: the share of the pairs that the store would be for; None: the one that it is for.
+
+    Raises:
+        ValueError: the store is for another share, or for all pairs.
+    """
+    held = store.backlog.shard()
+    if shard is not None and shard != held and (held is not None or store.teachers()):
+        raise ValueError(f"{store.path} is for {held or 'all pairs'}, not for the shard {shard}")
+    rubric, shard = panel.rubric, shard or held
+    protocol = f"{rubric.protocol}, both orders" if rubric.blind else rubric.protocol
+    budget = f"{panel.budget}, tolerance {panel.tolerance:g}"
+    lines = [
+        f"rubric {rubric.name} ({rubric.hash[:12]}), protocol {protocol}",
+        f"variants {', '.join(panel.variants)}; budget "
+        f"{budget if panel.budget == 'adaptive' else panel.budget}",
+        *([f"shard {shard} of the pairs"] if shard else []),
+    ]
+    lines = [part for line in lines for part in wrapped(line)]
+    for teacher in panel.teachers:
+        lines += _described(teacher)
+    return [*lines, *(part for line in _requests(store, panel, shard) for part in wrapped(line))]
+
+
+def _described(teacher: Teacher) -> list[str]:
+    lines = [
+        *wrapped(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
+        *wrapped(f"  sampling {json.dumps(teacher.sampling)}"),
+    ]
+    serve = teacher.serve
+    if serve is None:
+        urls = ", ".join(_without_password(url) for url in teacher.base_urls)
+        return [*lines, *wrapped(f"  at {urls}")]
+    lines.append("  would be served by")
+    for command in shown(teacher.model, teacher.revision, serve):
+        lines += shell_lines(command, indent="    ")
+    for warning in warnings(serve):
+        lines += wrapped(f"    WARNING: {warning}")
+    return lines
+
+
+def _without_password(url: str) -> str:
+    before, at, _ = urlsplit(url).netloc.rpartition("@")
+    return url.replace(f"{before}{at}", "(hidden)@", 1) if at else url
+
+
+def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
+    lines, total, most = [], Text(), 0
+    whole_text: Text | None = None  # the same for all of whom everything is missing
+    for teacher, one in zip(panel.teachers, tally(store, panel), strict=True):
+        untouched = one.pending == one.all
+        text = (
+            whole_text if untouched and whole_text else to_read(store, panel, teacher, shard=shard)
+        )
+        whole_text = text if untouched else whole_text
+        total += text
+        most += text.requests * teacher.sampling["max_tokens"]
+        lines.append(f"{teacher.name}: {_counted(text)}")
+    at_most = "at most " if panel.budget == "adaptive" else ""
+    return [
+        *lines,
+        f"together {at_most}{_counted(total)}; the replies take at most {whole(most)} tokens",
+        f"estimated from the texts, rubric included, at {CHARACTERS} characters a token; the cache "
+        "serves what the variants of a pair share",
+        "nothing was asked; time and money need a pilot: `sp2dpo pilot` measures both",
+    ]
+
+
+def _counted(text: Text) -> str:
+    tokens, shared = text.characters / CHARACTERS, text.shared / CHARACTERS
+    return (
+        f"{whole(text.requests)} requests, about {whole(tokens)} prompt tokens, of which a prefix "
+        f"cache can serve about {whole(shared)}"
+    )

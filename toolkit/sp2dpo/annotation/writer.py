@@ -1,0 +1,90 @@
+"""Replies on their way to the disk: committed as soon as it takes them, and none left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from sp2dpo.store.questions import Heard, Job, Settled, Wanted
+from sp2dpo.store.records import Entry
+from sp2dpo.store.store import Store
+
+_PAGE = 200
+"""Pairs at a time."""
+Numbered = TypeVar("Numbered", Job, Heard)
+
+
+class Pages:
+    """What is still to be asked, read a page at a time on a connection of its own."""
+
+    def __init__(self, reader: Store, thread: ThreadPoolExecutor) -> None:
+        self._reader = reader
+        self._thread = thread
+
+    def jobs(self, wanted: Wanted) -> AsyncIterator[Job]:
+        """What is missing of a teacher, pair by pair."""
+        return self._all(lambda after: self._reader.backlog.page(wanted, after=after, limit=_PAGE))
+
+    def heard(self, *, settled: bool) -> AsyncIterator[Heard]:
+        """What was said of the pairs, with or without those that are settled."""
+        backlog = self._reader.backlog
+        return self._all(lambda after: backlog.heard(settled=settled, after=after, limit=_PAGE))
+
+    async def _all(self, page_after: Callable[[int], list[Numbered]]) -> AsyncIterator[Numbered]:
+        """The items of all pages; the next page is read ahead."""
+        run = asyncio.get_running_loop().run_in_executor
+        page = run(self._thread, page_after, 0)
+        while items := await page:
+            page = run(self._thread, page_after, items[-1].number)
+            for item in items:
+                yield item
+
+
+class Writer:
+    """Commits replies in a thread of its own; the queue before it is bounded."""
+
+    def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._thread = thread
+        self._arrived: asyncio.Queue[Entry | Settled | asyncio.Event | None] = asyncio.Queue(2000)
+        self._commit: Future[None] | None = None
+
+    async def put(self, item: Entry | Settled | None) -> None:
+        """Takes a reply, or a pair that needs no more; None says that nothing more will come."""
+        await self._arrived.put(item)
+
+    async def sync(self) -> None:
+        """Waits until everything that was put before is on the disk."""
+        done = asyncio.Event()
+        await self._arrived.put(done)
+        await done.wait()
+
+    async def write(self) -> None:
+        """Commits what has arrived, again and again; while one commit runs the next gathers."""
+        more = True
+        while more:
+            batch = [await self._arrived.get(), *self._drained()]
+            more = None not in batch
+            self._submit(batch)
+            if self._commit:
+                await asyncio.shield(asyncio.wrap_future(self._commit))
+            for item in batch:
+                if isinstance(item, asyncio.Event):
+                    item.set()
+
+    def flush(self) -> None:
+        """Commits what is left, however the run ended; a commit that failed is an error here."""
+        if self._commit:
+            self._commit.result()
+        self._submit(self._drained())
+        if self._commit:
+            self._commit.result()
+
+    def _submit(self, batch: list[Entry | Settled | asyncio.Event | None]) -> None:
+        entries = [item for item in batch if isinstance(item, Entry)]
+        settled = [item for item in batch if isinstance(item, Settled)]
+        if entries or settled:
+            self._commit = self._thread.submit(self._store.add, entries, settled)
+
+    def _drained(self) -> list[Entry | Settled | asyncio.Event | None]:
+        return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]

@@ -1,0 +1,1 @@
+"""From replies to one beta per pair, and the arms a schedule is compared with."""

@@ -1,0 +1,298 @@
+"""What a schedule is compared with: the same pairs with other betas, or the gap put to other use.
+
+Everything here is a pure function of a table of betas (`betas.betas`) in the order of pair_id.
+Rand-beta and a tuned global beta are the paper's baselines (arXiv 2601.22385); the others are ours.
+The means and the permutation go over the pairs that are kept, so that all arms of a comparison
+train on the same ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+
+from sp2dpo.betas.choices import check_number, check_seed
+from sp2dpo.betas.maps import LARGEST_BETA, PLACE_DECIMALS
+from sp2dpo.betas.schedule import Schedule, ends
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One beta for all pairs: DPO's own.
+
+    Attributes:
+        beta: above 0.
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, above=0, most=LARGEST_BETA)
+        object.__setattr__(self, "beta", float(self.beta))
+
+    def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
+        """Its beta for every pair that has one."""
+        return _same(table, self.beta)
+
+
+@dataclass(frozen=True)
+class ArithmeticMean:
+    """One beta for all: mean of beta_i.
+
+    At D = 0, where |dl/dD| = beta / 2, the sum of the gradients is that of the schedule.
+    """
+
+    def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
+        """Its beta for every pair that has one."""
+        return _same(table, _kept(table).mean())
+
+
+@dataclass(frozen=True)
+class HarmonicMean:
+    """One beta for all: 1 / mean of 1 / beta_i.
+
+    A pair whose label is right with probability p ends at D* = logit(p) / beta: where p is the same
+    for all, the mean of D* is that of the schedule.
+    """
+
+    def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
+        """Its beta for every pair that has one."""
+        return _same(table, 1 / (1 / _kept(table)).mean())
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Rand-beta: beta_i ~ U[beta_min, beta_max], each pair drawn on its own (SP2DPO's baseline).
+
+    Attributes:
+        seed: the same one gives the same pair of the same set the same beta.
+    """
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
+        """Its beta for every pair that has one, in the pair's own envelope."""
+        drawn = np.random.default_rng(self.seed).uniform(size=len(table))
+        low, high = ends(schedule)
+        u = pl.col("u")
+        inside = (low * (1 - u) + high * u).clip(low, high)
+        return table.with_columns(u=drawn).select(pl.when("has_beta").then(inside)).to_series()
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """The same betas on the wrong pairs.
+
+    In a random circle of the kept pairs each takes its neighbour's beta, so that none keeps its own
+    (its neighbour's may be equal).
+
+    Attributes:
+        seed: of the circle.
+    """
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
+        """Its beta for every pair that has one; a pair that is not kept keeps its own."""
+        kept = np.flatnonzero(table["keep"].to_numpy())
+        circle = np.random.default_rng(self.seed).permutation(kept)
+        source = np.arange(len(table))
+        source[circle] = np.roll(circle, 1)
+        return table["beta"].gather(source)
+
+
+@dataclass(frozen=True)
+class DropLowest:
+    """Leaves out the pairs with the lowest gaps; of equal ones the first by pair_id, a hash.
+
+    Attributes:
+        percent: of the kept pairs, in (0, 100), rounded down to whole pairs.
+    """
+
+    percent: float
+
+    def __post_init__(self) -> None:
+        check_number("percent", self.percent, above=0, below=100)
+
+    def keep(self, table: pl.DataFrame) -> pl.Series:
+        """Whether each pair is kept."""
+        kept = table["keep"].to_numpy().copy()
+        left = np.flatnonzero(kept)
+        gap = table["gap"].round(PLACE_DECIMALS).to_numpy()[left]
+        lowest = np.argsort(gap, kind="stable")[: int(self.percent / 100 * len(left) + 1e-9)]
+        kept[left[lowest]] = False
+        return pl.Series("keep", kept)
+
+
+@dataclass(frozen=True)
+class GapWeight:
+    """w_i = g_i / mean of g: the gap as a loss weight, 1 on average."""
+
+    def values(self, table: pl.DataFrame) -> pl.Series:
+        """The weights of pairs with a gap.
+
+        Raises:
+            ValueError: every gap is 0.
+        """
+        mean = table.filter("keep")["gap"].to_numpy().mean()
+        if not mean:
+            raise ValueError("weight: gap: every kept pair has the gap 0, so no weight is above 0")
+        return table["gap"] / mean
+
+
+@dataclass(frozen=True)
+class BetaWeight:
+    """w_i = beta_i / mean of beta, by the schedule's betas: 1 on average.
+
+    Under the constant beta `arithmetic-mean` a pair's gradient at D = 0 is exactly the one that it
+    has under the schedule, beta_i / 2: what differs later is the temperature alone.
+    """
+
+    def values(self, table: pl.DataFrame) -> pl.Series:
+        """The weights of pairs with a beta."""
+        return table["beta"] / _kept(table).mean()
+
+
+@dataclass(frozen=True)
+class GapMargin:
+    """gamma_i = scale g_i: the gap as an offset.
+
+    Attributes:
+        scale: the offset of a gap of 1, in nats; above 0.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, above=0, most=LARGEST_BETA)
+
+    def values(self, table: pl.DataFrame) -> pl.Series:
+        """The offsets of pairs with a gap, in nats."""
+        return table["gap"] * float(self.scale)
+
+
+def _kept(table: pl.DataFrame) -> NDArray[np.float64]:
+    return table.filter("keep")["beta"].to_numpy()
+
+
+def _same(table: pl.DataFrame, beta: float) -> pl.Series:
+    return table.select(pl.when("has_beta").then(pl.lit(float(beta)))).to_series()
+
+
+LARGEST = 1e4
+"""Reward margins beyond it are no reward model's; the formulas are stable up to there."""
+ONLY = ("amplify", "regularise")
+SCALINGS = ("log", "identity")
+
+
+@dataclass(frozen=True)
+class Madpo:
+    """MADPO's weight (arXiv 2510.05342); see `madpo_weight`.
+
+    The released notebook: c_max 2, c_min 0.5, lam 1, tau 6.906755; its headline runs: c_max 4,
+    c_min 0.25, lam 1, tau 7.
+
+    Attributes:
+        c_max: what the margin of a pair without a difference is multiplied by, about; above 1.
+        c_min: what that of a pair with a very large one is; in (0, 1).
+        lam: how fast it falls from one to the other; above 0.
+        tau: the margin at which it is 1; above 0.
+        only: `amplify` or `regularise` for the ablations (our choice of how: c is clamped at 1).
+    """
+
+    c_max: float
+    c_min: float
+    lam: float
+    tau: float
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("c_max", self.c_max, above=1, most=LARGEST)
+        check_number("c_min", self.c_min, above=0, below=1)
+        check_number("lam", self.lam, above=0, most=LARGEST)
+        check_number("tau", self.tau, above=0, most=LARGEST)
+        if self.only not in (None, *ONLY):
+            raise ValueError(f"only must be one of {', '.join(ONLY)}, not {self.only!r}")
+
+    def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
+        """The weights of pairs, above 0."""
+        return madpo_weight(
+            reward_margin,
+            c_max=self.c_max,
+            c_min=self.c_min,
+            lam=self.lam,
+            tau=self.tau,
+            only=self.only,
+        )
+
+
+@dataclass(frozen=True)
+class Odpo:
+    """ODPO's offset gamma = alpha f(h); a pair with h <= 0 has none.
+
+    ODPO orders the responses of a pair by their scores, so that h is above 0 there. f = log is the
+    paper's; `identity` is our choice.
+
+    Attributes:
+        alpha: above 0.
+        f: `log` or `identity`.
+    """
+
+    alpha: float
+    f: str
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, above=0, most=LARGEST)
+        if self.f not in SCALINGS:
+            raise ValueError(f"f must be one of {', '.join(SCALINGS)}, not {self.f!r}")
+
+    def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
+        """The offsets of pairs, in nats; NaN where h <= 0."""
+        h = np.asarray(reward_margin, dtype=np.float64)
+        ordered = h > 0
+        scaled = np.log(np.where(ordered, h, 1.0)) if self.f == "log" else h
+        return np.where(ordered, self.alpha * scaled, np.nan)
+
+
+def madpo_weight(
+    h: ArrayLike, *, c_max: float, c_min: float, lam: float, tau: float, only: str | None = None
+) -> NDArray[np.float64]:
+    """MADPO's weight of a pair (arXiv 2510.05342, its released code).
+
+        c(m) = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(lam (m - tau)))
+        w(h) = s(c(|h|) h) / s(h) if h > -tau, else 1
+
+    It is continuous, 1 at 0 and at -tau, and computed from logarithms, so that no h overflows.
+
+    Args:
+        h: reward margins, any shape.
+        c_max: above 1.
+        c_min: in (0, 1).
+        lam: above 0.
+        tau: above 0.
+        only: `amplify` keeps c at 1 or above, `regularise` at 1 or below (our choice: the paper's
+            ablations would divide by zero at c_min = 1).
+
+    Returns:
+        Weights of the shape of h; above 0 but where floating point has nothing left of them.
+    """
+    h = np.asarray(h, dtype=np.float64)
+    odds = np.log((c_max - 1) / (1 - c_min)) + lam * (np.abs(h) - tau)
+    c = c_min + (c_max - c_min) * np.exp(_log_sigmoid(-odds))
+    if only is not None:
+        c = np.maximum(c, 1.0) if only == "amplify" else np.minimum(c, 1.0)
+    inside = h > -tau
+    safe = np.where(inside, h, 0.0)
+    return np.where(inside, np.exp(_log_sigmoid(c * safe) - _log_sigmoid(safe)), 1.0)
+
+
+def _log_sigmoid(z: Any) -> NDArray[np.float64]:
+    return -np.logaddexp(0.0, -z)

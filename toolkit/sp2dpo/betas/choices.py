@@ -1,0 +1,146 @@
+"""Choices in a YAML file that take numbers: `shrink(0.3)`, `madpo(c_max=4, ...)`.
+
+A choice is a frozen dataclass; its fields are what stands between the brackets, by place or by
+name. What defines a result has no default, so that nothing may be left out but what says "no".
+"""
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from sp2dpo.settings import did_you_mean
+from sp2dpo.text import brief
+
+
+def read_choice(where: str, key: str, said: Any, known: Mapping[str, type]) -> Any:
+    """The choice that a value of a key names.
+
+    Args:
+        where: the file, for messages.
+        key: for messages.
+        said: the value.
+        known: the choices of that key, by name.
+
+    Raises:
+        ValueError: no such choice, or it does not take what stands between its brackets.
+    """
+    listed = ", ".join(usage(name, kind) for name, kind in known.items())
+    name, brackets, inside = said.strip().partition("(") if isinstance(said, str) else ("", "", "")
+    if name.strip() not in known:
+        hint = did_you_mean(name.strip() or said, list(known))
+        raise ValueError(f"{where}: {key} {said!r} is not known{hint} (known: {listed})")
+    kind = known[name.strip()]
+    try:
+        places, names = _arguments(f"{brackets}{inside}")
+        taken = [field.name for field in fields(kind)]
+        given = dict(zip(taken, places, strict=False)) | names
+        unknown = [word for word in names if word not in taken]
+        missing = [
+            field.name
+            for field in fields(kind)
+            if field.default is MISSING and field.name not in given
+        ]
+        if len(places) > len(taken) or unknown or missing or set(taken[: len(places)]) & set(names):
+            raise ValueError(f"write {usage(name.strip(), kind)}")
+        return kind(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {key} {said!r}: {error}") from error
+
+
+def usage(name: str, kind: type) -> str:
+    """How a choice is written, its numbers by name: `shrink(m0)`."""
+    taken = [
+        field.name if field.default is MISSING else f"[{field.name}]" for field in fields(kind)
+    ]
+    return f"{name}({', '.join(taken)})" if taken else name
+
+
+def written(choice: Any, known: Mapping[str, type]) -> str:
+    """The choice as a file says it; `read_choice` reads it back."""
+    name = next(name for name, kind in known.items() if kind is type(choice))
+    given = [
+        f"{field.name}={value}"
+        for field in fields(choice)
+        if (value := getattr(choice, field.name)) is not None
+    ]
+    return f"{name}({', '.join(given)})" if given else name
+
+
+def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Numbers and words between brackets, by place and by name.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    if not text:
+        return [], {}
+    try:
+        call = ast.parse(f"choice{text}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError("its brackets hold no list of numbers") from None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise ValueError("its brackets hold no list of numbers")
+    names: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ValueError("its brackets hold no list of numbers")
+        names[keyword.arg] = _value(keyword.value)
+    return [_value(argument) for argument in call.args], names
+
+
+def _value(node: ast.expr) -> int | float | str:
+    """A number, or a bare word."""
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        sign, node = -1, node.operand
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return sign * value
+    if isinstance(node, ast.Name) and sign == 1:
+        return node.id
+    raise ValueError(f"{ast.unparse(node)} is no number")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Refuses what is not a finite number within limits.
+
+    Raises:
+        ValueError: naming it, the rule and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    rules = {
+        "above": (above, lambda limit: value > limit),
+        "at least": (least, lambda limit: value >= limit),
+        "below": (below, lambda limit: value < limit),
+        "at most": (most, lambda limit: value <= limit),
+    }
+    asked = {words: rule for words, rule in rules.items() if rule[0] is not None}
+    if not all(holds(limit) for limit, holds in asked.values()) or not math.isfinite(value):
+        said = ", ".join(f"{words} {_plain(limit)}" for words, (limit, _) in asked.items())
+        raise ValueError(f"{name} {brief(str(value), 40)} must be {said or 'finite'}")
+
+
+def _plain(limit: float | None) -> str:
+    return f"{limit:g}".replace("e+0", "e")
+
+
+def check_seed(value: Any) -> None:
+    """Refuses what seeds no generator.
+
+    Raises:
+        ValueError: it is no whole number of [0, 2^63).
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"seed must be a whole number from 0, not {value!r}")

@@ -1,0 +1,223 @@
+"""The arithmetic of one pair, from its replies to its beta, line by line."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.estimators import Estimator, combine
+from sp2dpo.betas.gaps import NOISE, signed_gap, tells_labels
+from sp2dpo.betas.maps import Quantile
+from sp2dpo.betas.schedule import Schedule
+from sp2dpo.pairs.pair import Message, Pair
+from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
+from sp2dpo.text import harmless, table
+
+
+def explain(
+    pair: Pair,
+    replies: list[dict[str, Any]],
+    row: Mapping[str, Any],
+    *,
+    rubric: Rubric,
+    arm: Arm,
+    place: float | None = None,
+) -> list[str]:
+    """The lines that `sp2dpo explain` prints.
+
+    The arithmetic is done here once more, by hand and for this pair alone; it must arrive at the
+    table's beta. What depends on all pairs (a place among all gaps, a mean, a random draw) is taken
+    from the table.
+
+    Args:
+        pair: what was judged.
+        replies: all its replies, as `Store.replies` gives them.
+        row: its row in the table of betas.
+        rubric: that was asked under.
+        arm: that made the table.
+        place: of the pair's gap among all, in (0, 1); None where the map does without.
+
+    Raises:
+        ValueError: the table says another gap or beta than the replies give.
+    """
+    estimator = arm.of.estimator
+    lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimator)]
+    kept = [reply for reply in replies if reply["status"] == "kept"]
+    votes = [reply for reply in kept if signed_gap(reply, rubric, estimator) is not None]
+    signed = beta = None
+    if len(votes) < arm.of.quorum:
+        lost = len(kept) - len(votes)
+        without = f", {lost} that {'does' if lost == 1 else 'do'} not count" if lost else ""
+        counts = f"{len(votes)} replies{without}, the quorum is {arm.of.quorum}"
+        lines += ["", f"beta  none: {counts}"]
+    else:
+        signed, steps = _gap(votes, rubric, estimator)
+        flipped = bool(row.get("flip"))
+        gap = -signed if flipped else max(0.0, signed)
+        if flipped:
+            steps.append(f"flipped, so the gap is {_number(gap)}")
+        beta, step = _beta(gap, row["category"], arm.of, place)
+        lines += ["", *steps, step]
+    _check("signed gap", row["signed_gap"], signed)
+    if arm.beta is None:
+        _check("beta", row["beta"], beta)
+    if row["category"]:
+        share = f"{row['agreement']:.0%} of {row['votes']} replies"
+        lines.append(f"kind  {row['category']} ({share}), spread between teachers {_g(row)}")
+    return [harmless(line) for line in (*lines, *_departures(row, arm))]
+
+
+def _beta(gap: float, category: str, schedule: Schedule, place: float | None) -> tuple[float, str]:
+    """The beta of a gap, and how it came about."""
+    envelope = schedule.envelope(category)
+    low, high = envelope.beta_min, envelope.beta_max
+    what = gap if place is None or not isinstance(schedule.map, Quantile) else place
+    beta = schedule.map.beta(what, low, high)
+    words = schedule.map.words(f"{what:.4g}", f"{low:g}", f"{high:g}")
+    whose = f"  (the envelope of {category})" if category in schedule.envelopes else ""
+    return beta, f"beta  {words} = {beta:.6g}{whose}"
+
+
+def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
+    """What the arm did with this pair, from the table."""
+    said = arm.departures()
+    lines = []
+    if "beta" in said and row["beta"] is not None:
+        lines.append(f"beta  {said['beta']} takes its place: {row['beta']:.6g}")
+    if row.get("reward_margin") is not None:
+        lines.append(f"reward margin  {row['reward_margin']:.6g}")
+    for key in ("weight", "margin"):
+        if row.get(key) is not None:
+            lines.append(f"{key}  {said[key]}: {row[key]:.6g}")
+    if said and row["has_beta"]:
+        flipped = ", with its responses exchanged" if row.get("flip") else ""
+        lines.append(
+            "trained on" + flipped if row["keep"] else "not trained on: the arm leaves it out"
+        )
+    return lines
+
+
+def _g(row: Mapping[str, Any]) -> str:
+    return f"{row['spread']:.3g}"
+
+
+def _conversation(pair: Pair) -> list[str]:
+    lines = []
+    for part in ("prompt", "chosen", "rejected"):
+        for turn in getattr(pair, part):
+            lines += ["", f"{part} ({turn['role']})", *_indented(turn)]
+    return lines
+
+
+def _indented(turn: Message) -> list[str]:
+    more = [f"{key}: {turn[key]}" for key in turn if key not in ("role", "content")]
+    said = [*(turn.get("content") or "").split("\n"), *more]
+    return [f"  | {line}" for line in said]
+
+
+def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
+    """A table of all replies, refused ones with their reasons."""
+    scores = ("magnitude", "confidence")
+    if estimator.estimate == "expected":
+        scores = ("expected magnitude", "expected confidence")
+    head = (
+        "teacher", "variant", *(("order",) if rubric.blind else ()), "category",
+        *(("better",) if rubric.blind else ()), *scores, "gap", "rationale",
+    )  # fmt: skip
+    rows = []
+    for reply in replies:
+        said = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
+        said["order"] = reply["order"]
+        if reply["status"] == "kept":
+            gap = signed_gap(reply, rubric, estimator)
+            said["category"] = reply["category"]
+            said["better"] = _named(reply)
+            said |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
+            said["gap"] = "no vote" if gap is None else _number(gap)
+            said["rationale"] = _flat(reply["rationale"])
+        else:
+            said["category"] = "refused"
+            said["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
+        rows.append(tuple(said[name] for name in head))
+    return table(head, rows)
+
+
+def _named(reply: dict[str, Any]) -> str:
+    """What a blind reply calls the better one, and which response that is."""
+    if reply["better"] not in ("A", "B"):
+        return reply["better"] or ""
+    shown = ("chosen", "rejected") if reply["order"] == CHOSEN_FIRST else ("rejected", "chosen")
+    return f"{reply['better']}, {shown['AB'.index(reply['better'])]}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value + 0.0:.4g}"  # adding nought makes -0 plain 0
+
+
+def _flat(text: str) -> str:
+    return " ".join(harmless(text).split())
+
+
+def _gap(
+    votes: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
+) -> tuple[float, list[str]]:
+    """The signed gap of one pair, before it is clipped, and how it came about."""
+    readings: dict[str, dict[str, list[float]]] = {}
+    for reply in votes:
+        gap = signed_gap(reply, rubric, estimator)
+        if gap is not None:
+            by_variant = readings.setdefault(reply["teacher"], {})
+            by_variant.setdefault(reply["variant"], []).append(gap)
+    read = "expected scores" if estimator.estimate == "expected" else "scores"
+    formula = estimator.gap.words(blind=rubric.blind)
+    lines = [f"gap of a reply  {formula}, the {read} as shares of their scales"]
+    if rubric.blind:
+        lines.append("sign  +1 for chosen, -1 for rejected, 0 for a tie")
+        lines += _over_orders(readings)
+    means = {
+        teacher: [statistics.fmean(gaps) for gaps in by_variant.values()]
+        for teacher, by_variant in readings.items()
+    }
+    way = estimator.over_variants
+    made = {teacher: combine(gaps, way) for teacher, gaps in means.items()}
+    width = max(map(len, made))
+    for teacher, gaps in means.items():
+        listed = f"{_way(way)}({_listed(sorted(gaps))}) = {_number(made[teacher])}"
+        lines.append(f"{teacher:<{width}}  {listed}")
+    gap = combine(list(made.values()), estimator.over_teachers)
+    gap = 0.0 if abs(gap) <= NOISE else gap
+    listed = f"{_way(estimator.over_teachers)}({_listed(made.values())}) = {_number(gap)}"
+    if not tells_labels(rubric, estimator):
+        return gap, [*lines, f"gap   {listed}"]
+    disputed = ", so the label is disputed" if gap < 0 else ""
+    clipped = f"gap   max(0, {_number(gap)}) = {_number(max(0.0, gap))}"
+    return gap, [*lines, f"signed gap  {listed}{disputed}", clipped]
+
+
+def _way(way: str) -> str:
+    return {"median": "median", "mean": "mean", "trimmed": "trimmed mean"}.get(way, "only")
+
+
+def _over_orders(readings: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A line for each teacher and variant: the mean over the orders that came."""
+    rows = [
+        (teacher, variant, f"mean({_listed(gaps)}) = {_number(statistics.fmean(gaps))}")
+        for teacher, by_variant in readings.items()
+        for variant, gaps in by_variant.items()
+    ]
+    return table(("teacher", "variant", "over the orders"), rows)
+
+
+def _listed(gaps: Iterable[float]) -> str:
+    return ", ".join(map(_number, gaps))
+
+
+def _check(what: str, stored: float | None, given: float | None) -> None:
+    same = (
+        stored is given
+        if stored is None or given is None
+        else math.isclose(stored, given, rel_tol=1e-9, abs_tol=NOISE)
+    )
+    if not same:
+        raise ValueError(f"the table of betas says {what} {stored}, but its replies give {given}")

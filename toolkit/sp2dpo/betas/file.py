@@ -1,0 +1,116 @@
+"""The file of betas: a table, the arm that made it, and what it was made from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from sp2dpo.betas.arms import OPTIONAL, Arm, arm_of
+from sp2dpo.betas.schedule import COLUMNS, Schedule, schedule_of
+from sp2dpo.files import refuse_foreign, whole
+from sp2dpo.store.annotations import AnnotationTable
+
+_METADATA = "sp2dpo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Betas:
+    """A table of betas and where it comes from.
+
+    Attributes:
+        table: as `arms.table_of` makes it.
+        arm: that made it.
+        annotations_hash: of the annotations that it was made from.
+        scores_hash: of the reward model's scores; None where none were used.
+    """
+
+    table: pl.DataFrame
+    arm: Arm
+    annotations_hash: str
+    scores_hash: str | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """That the arm is of."""
+        return self.arm.of
+
+
+def write_betas(made: Betas, path: Path) -> None:
+    """Writes the table with its arm and hashes in the file's metadata; whole or not at all.
+
+    The same betas give the same bytes.
+
+    Raises:
+        ValueError: a file that is no table of betas stands there.
+        OSError: it cannot be written.
+    """
+    origin = {
+        "schedule": made.schedule.as_mapping(),
+        "arm": made.arm.departures(),
+        "annotations": made.annotations_hash,
+        "scores": made.scores_hash,
+    }
+    refuse_foreign(path, _is_betas, "a table of betas")
+    metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
+    with whole(path) as unfinished:
+        try:
+            made.table.write_parquet(unfinished, metadata=metadata)
+        except pl.exceptions.PolarsError as error:  # a full disk, among others
+            raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _is_betas(path: Path) -> bool:
+    try:
+        with path.open("rb") as source:  # polars takes a name for a pattern
+            return _METADATA in pl.read_parquet_metadata(source)
+    except pl.exceptions.PolarsError:
+        return False
+
+
+def read_betas(path: Path) -> Betas:
+    """The betas in a Parquet file that `write_betas` made.
+
+    Raises:
+        ValueError: another file, or one that was changed.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
+    try:
+        with path.open("rb") as source:
+            origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
+        said, departures, made_from = origin["schedule"], origin.get("arm"), origin["annotations"]
+        table = pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
+    added = [name for name in OPTIONAL if name in table.columns]
+    if tuple(table.columns[: len(COLUMNS)]) != COLUMNS or len(table.columns) > len(
+        COLUMNS + OPTIONAL
+    ):
+        raise ValueError(
+            f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
+        )
+    schedule = schedule_of(said, where=f"{path}: schedule")
+    arm = arm_of(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
+    return Betas(
+        table=table.select(*COLUMNS, *added),
+        arm=arm,
+        annotations_hash=made_from,
+        scores_hash=origin.get("scores"),
+    )
+
+
+def check_origin(made: Betas, annotations: AnnotationTable, *, path: Path, store: Path) -> None:
+    """Refuses betas that were made from other annotations than the store now holds.
+
+    Raises:
+        ValueError: they belong to another store, or the store has grown since.
+    """
+    if set(made.table["pair_id"]) != set(annotations.pair_ids):
+        problem = f"the betas in {path} are of other pairs than {store} holds"
+    elif made.annotations_hash != annotations.hash:
+        problem = f"{store} holds other replies than the betas in {path} were made from"
+    else:
+        return
+    raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")

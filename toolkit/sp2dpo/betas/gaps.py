@@ -1,0 +1,232 @@
+"""From annotations to effective semantic gaps, vectorised over a table.
+
+    g_iapo = gap of one reply, in [-1, 1]: see `gap_forms`
+    g_iap  = mean over o of g_iapo                              the reading under a variant
+    s_i    = over a of ( over p of g_iap ): see `estimators`    the signed gap
+    g_i    = max(0, s_i)                                        the gap, in [0, 1]
+
+JMAMP (SP2DPO, arXiv 2601.22385, section 4.3.3) takes the median over the variants p of a teacher,
+then the mean over the teachers a. The gap of one reply, its sign, the mean over the orders o and
+what happens where replies are missing are our choice: the mean of the other order, the median (or
+mean) of the variants that came, the mean (or median) of the teachers that did.
+
+The labelled protocol knows one order, and there s_i is below 0 only under the form `signed`. A
+label is disputed where s_i < 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from sp2dpo.betas.estimators import WAYS, Estimator, combined
+from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
+from sp2dpo.store.annotations import AnnotationTable
+
+NOISE = 1e-9
+"""Readings that cancel leave this much at most of floating point; it counts as 0."""
+_READ = ("gap", "magnitude", "confidence")
+
+
+def gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+    """One row for every pair of a store, sorted by pair_id.
+
+    Args:
+        annotations: of one store.
+        estimator: how replies become a gap.
+
+    Returns:
+        pair_id, gap, signed_gap, label_disputed, category, magnitude, confidence, spread,
+        agreement, votes, teachers: see `betas.betas`. A pair without replies that count has nulls
+        and no votes.
+
+    Raises:
+        ValueError: as `effective`.
+    """
+    rubric = annotations.rubric
+    replies = effective(annotations, estimator)
+    read = over_variants(over_orders(replies), estimator.over_variants)
+    found = over_teachers(read, estimator.over_teachers).join(
+        majority(replies, list(rubric.categories)), on="pair_id"
+    )
+    signed = pl.col("gap")
+    settled = pl.when(signed.abs() <= NOISE).then(0.0).otherwise(signed)
+    disputed = pl.col("signed_gap") < 0
+    if not tells_labels(rubric, estimator):
+        disputed = pl.lit(None, pl.Boolean)
+    return (
+        pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
+        .join(found, on="pair_id", how="left", maintain_order="left")
+        .with_columns(pl.col("votes", "teachers").fill_null(0), signed_gap=settled)
+        .with_columns(gap=pl.col("signed_gap").clip(lower_bound=0.0), label_disputed=disputed)
+    )
+
+
+def tells_labels(rubric: Rubric, estimator: Estimator) -> bool:
+    """Whether a signed gap can say that a label is wrong."""
+    return rubric.blind or estimator.gap.tells_labels
+
+
+def share(column: str, scale: Scale) -> pl.Expr:
+    """Where a column's values stand on their scale, in [0, 1]."""
+    return (pl.col(column) - scale.min) / (scale.max - scale.min)
+
+
+def counted(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+    """The replies that count, their magnitude and confidence as the estimate reads them.
+
+    Raises:
+        ValueError: expectations are wanted and no reply has them, or as `Estimator.only`.
+    """
+    replies = estimator.only(annotations)
+    if estimator.estimate == "sampled":
+        return replies
+    told = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
+    if told.is_empty():
+        raise ValueError(
+            "no reply came with expectations, which the schedule's `estimate: expected` needs: ask "
+            "teachers whose sampling in the panel says `logprobs: true` and `top_logprobs`, or "
+            "write `estimate: sampled`"
+        )
+    return told.with_columns(magnitude="expected_magnitude", confidence="expected_confidence")
+
+
+def effective(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+    """The replies that count, by their keys, with the signed gap of each in the column `gap`.
+
+    Raises:
+        ValueError: as `counted`.
+    """
+    rubric = annotations.rubric
+    sign = None
+    if rubric.blind:
+        named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
+        sign = named * pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
+    m, c = share("magnitude", rubric.magnitude), share("confidence", rubric.confidence)
+    return counted(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
+
+
+def signed_gap(reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator) -> float | None:
+    """The signed gap of one kept reply, as `Store.replies` gives it; None where it does not count.
+
+    The same as `effective`, for a reply on its own.
+    """
+    if not counts(reply, estimator):
+        return None
+    prefix = "expected_" if estimator.estimate == "expected" else ""
+    m = rubric.magnitude.share(reply[f"{prefix}magnitude"])
+    c = rubric.confidence.share(reply[f"{prefix}confidence"])
+    return estimator.gap.gap(m, c, sign(reply, rubric))
+
+
+def counts(reply: Mapping[str, Any], estimator: Estimator) -> bool:
+    """Whether a kept reply is a vote."""
+    for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
+        if way not in WAYS and reply[axis] != way:
+            return False
+    if estimator.estimate == "sampled":
+        return True
+    return reply["expected_magnitude"] is not None and reply["expected_confidence"] is not None
+
+
+def sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
+    """+1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
+    if not rubric.blind:
+        return None
+    turned = 1 if reply["order"] == CHOSEN_FIRST else -1
+    return {"A": 1, "B": -1, "tie": 0}[reply["better"]] * turned
+
+
+def over_orders(replies: pl.DataFrame) -> pl.DataFrame:
+    """One row per pair, teacher and variant: means over the orders that came.
+
+    Args:
+        replies: as `effective` makes them.
+    """
+    return _each(
+        replies,
+        ["pair_id", "teacher", "variant"],
+        *(pl.col(name).mean() for name in _read(replies)),
+        votes=pl.len(),
+    )
+
+
+def over_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
+    """One row per pair and teacher (JMAMP, first half: `median`).
+
+    Args:
+        readings: as `over_orders` makes them.
+        way: see `Estimator.over_variants`.
+    """
+    made = (combined(name, way) for name in _read(readings))
+    return _each(readings, ["pair_id", "teacher"], *made, votes=pl.col("votes").sum())
+
+
+def over_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
+    """One row per pair (JMAMP, second half: `mean`), with the teachers' spread and their count.
+
+    Args:
+        by_teacher: as `over_variants` makes them.
+        way: see `Estimator.over_teachers`.
+    """
+    return _each(
+        by_teacher,
+        ["pair_id"],
+        *(combined(name, way) for name in _read(by_teacher)),
+        spread=pl.col("gap").std(ddof=0),
+        votes=pl.col("votes").sum().cast(pl.Int32),
+        teachers=pl.len().cast(pl.Int32),
+    )
+
+
+def _read(table: pl.DataFrame) -> list[str]:
+    """What is combined: as much of gap, magnitude and confidence as a table has."""
+    return [name for name in _READ if name in table.columns]
+
+
+def _each(table: pl.DataFrame, names: list[str], *made: pl.Expr, **more: pl.Expr) -> pl.DataFrame:
+    """One row for each run of equal names.
+
+    The table is sorted by them, so a run is a group: its number is quicker to group by than names.
+    """
+    runs = table.with_columns(run=pl.struct(names).rle_id().set_sorted())
+    return (
+        runs.group_by("run", maintain_order=True)
+        .agg(pl.col(names).first(), *made, **more)
+        .drop("run")
+    )
+
+
+def majority(
+    replies: pl.DataFrame, categories: list[str], by: Sequence[str] = ("pair_id",)
+) -> pl.DataFrame:
+    """The category that most replies name, and their share.
+
+    Args:
+        replies: with the columns of `by`, those of a group in a row, and category.
+        categories: in order of priority; a tie goes to the earlier.
+        by: what a group has in common.
+
+    Returns:
+        The columns of `by`, category, agreement in (0, 1].
+    """
+    names, size = dict(enumerate(categories)), len(categories)
+    # One number holds a count and, below it, a priority: the largest is the majority's.
+    place = pl.col("category").cast(pl.Enum(categories)).to_physical().cast(pl.Int64)
+    numbered = replies.select(*by, run=pl.struct(by).rle_id().cast(pl.Int64), cell=place)
+    groups = numbered.group_by("run", maintain_order=True).agg(pl.col(by).first(), total=pl.len())
+    counts = numbered.group_by(pl.col("run") * size + pl.col("cell")).len()
+    ranked = pl.col("len").cast(pl.Int64) * size + size - 1 - pl.col("run") % size
+    return (
+        counts.group_by(run=pl.col("run") // size)
+        .agg(best=ranked.max())
+        .join(groups, on="run")
+        .sort("run")
+        .select(
+            *by,
+            category=(size - 1 - pl.col("best") % size).replace_strict(
+                names, return_dtype=pl.String
+            ),
+            agreement=(pl.col("best") // size) / pl.col("total"),
+        )
+    )

@@ -1,0 +1,91 @@
+"""A reward model's scores of pairs: what ODPO's `margin` and MADPO's `weight` derive from."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from sp2dpo.betas.baselines import LARGEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Reward margins by pair.
+
+    Attributes:
+        table: pair_id, reward_margin (h = r(chosen) - r(rejected), a finite float64), by pair_id.
+        name: of the file, for messages.
+    """
+
+    table: pl.DataFrame
+    name: str
+
+    @cached_property
+    def hash(self) -> str:
+        """64 hexadecimal digits over the pairs and their margins."""
+        digest = hashlib.sha256("\n".join(self.table["pair_id"]).encode())
+        digest.update(self.table["reward_margin"].to_numpy().astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def of(self, pair_ids: pl.Series) -> pl.Series:
+        """The margins of pairs, in their order.
+
+        Raises:
+            ValueError: a pair has none.
+        """
+        pairs = pl.DataFrame({"pair_id": pair_ids})
+        found = pairs.join(self.table, on="pair_id", how="left", maintain_order="left")
+        without = found.filter(pl.col("reward_margin").is_null())
+        if len(without) == len(found):
+            raise ValueError(f"{self.name} scores no pair of this store: it is of other pairs")
+        if len(without):
+            raise ValueError(
+                f"{self.name}: {len(without)} of {len(found)} pairs with a beta have no score, the "
+                f"first is {without['pair_id'][0][:12]}: score them too"
+            )
+        return found["reward_margin"]
+
+
+def read_scores(path: Path) -> Scores:
+    """The scores in a Parquet file with `pair_id` and `reward_margin`; other columns do not matter.
+
+    Raises:
+        ValueError: another file, or scores that are none.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: not a Parquet file") from error
+    missing = [name for name in ("pair_id", "reward_margin") if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{path}: no column {' and no column '.join(missing)} (it has: "
+            f"{', '.join(table.columns)}); scores are `pair_id` and `reward_margin`"
+        )
+    table = table.select("pair_id", "reward_margin")
+    if table["pair_id"].dtype != pl.String or not table["reward_margin"].dtype.is_numeric():
+        raise ValueError(f"{path}: pair_id must be text, and reward_margin a number")
+    _check(table, path)
+    table = table.with_columns(pl.col("reward_margin").cast(pl.Float64)).sort("pair_id")
+    return Scores(table=table, name=str(path))
+
+
+def _check(table: pl.DataFrame, path: Path) -> None:
+    h = pl.col("reward_margin").cast(pl.Float64)
+    bad = table.filter(h.is_null() | ~h.is_finite() | (h.abs() > LARGEST))
+    if len(bad):
+        pair_id, value = bad.row(0)
+        raise ValueError(
+            f"{path}: {len(bad)} of {len(table)} reward margins are not numbers from -1e4 to 1e4, "
+            f"the first is {value} (pair {str(pair_id)[:12]})"
+        )
+    twice = table.filter(pl.col("pair_id").is_duplicated() | pl.col("pair_id").is_null())
+    if len(twice):
+        raise ValueError(f"{path}: pair {str(twice['pair_id'][0])[:12]} is scored more than once")
+    if table.is_empty():
+        raise ValueError(f"{path}: it holds no score")

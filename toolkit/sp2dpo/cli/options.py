@@ -1,0 +1,129 @@
+"""What commands share: options, how a store is opened to be written to, what they say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click.decorators import FC
+
+    from sp2dpo.diagnostics.gold import Truth
+    from sp2dpo.panel.panel import Panel
+    from sp2dpo.store.questions import Shard
+    from sp2dpo.store.store import Store
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+GOLD = click.option(
+    "--gold", "gold_file", type=FILE, help="JSON Lines of pairs whose truth is known."
+)
+
+
+def draws_option(default: int) -> "Callable[[FC], FC]":
+    """`--draws`, the bootstrap samples of a command.
+
+    Args:
+        default: how many, by what one of them takes there.
+    """
+    return click.option(
+        "--draws",
+        type=click.IntRange(min=1, max=100_000),
+        default=default,
+        show_default=True,
+        help="Bootstrap samples behind the intervals.",
+    )
+
+
+DRAWS = draws_option(1000)
+
+
+class ShardType(click.ParamType):
+    """`I/N`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Shard":
+        """The shard that a word names."""
+        from sp2dpo.store.questions import Shard
+
+        try:
+            return Shard.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def say(lines: Sequence[str], *, err: bool = False) -> None:
+    """Prints lines, whatever is in them."""
+    from sp2dpo.text import harmless
+
+    for line in lines:
+        click.echo(harmless(line), err=err)
+
+
+@contextmanager
+def writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
+    """The store, to be written to by this process alone.
+
+    Args:
+        store_file: the file; it is made where it is not.
+        keep: whether a new one may stay; one that took no pair in never does.
+    """
+    from sp2dpo.store.database import only_writer
+    from sp2dpo.store.store import Store
+
+    with only_writer(store_file):
+        goes = not store_file.exists()
+        try:
+            with Store(store_file, write=True) as store:
+                try:
+                    yield store
+                finally:
+                    source = store.corpus.source()
+                    goes = goes and not (keep and source and source.pairs)
+        finally:
+            if goes:
+                store_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def taken_in(
+    pairs: str | None, store_file: Path, panel: "Panel", *, keep: bool = True
+) -> "Iterator[Store]":
+    """The store, to be written to, with the pairs in it and nothing that contradicts the panel.
+
+    Args:
+        pairs: where they are; None where the store has them.
+        store_file: the file.
+        panel: that is to be asked.
+        keep: as `writing`.
+    """
+    from sp2dpo.pairs.sources import find, read
+    from sp2dpo.store.counts import source_lines
+
+    source = find(pairs) if pairs else None
+    if source is None and not store_file.exists():
+        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
+    with writing(store_file, keep=keep) as store:
+        if source:
+            store.corpus.add(source, read(source))
+        say(source_lines(store.corpus))
+        read_in = store.corpus.source()
+        if read_in is None or not read_in.pairs:
+            raise ValueError(f"{source or store_file}: no row holds a preference pair")
+        store.check(panel)
+        yield store
+
+
+def known_of(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
+    """What a gold file knows of the store's pairs, and how many truths it holds."""
+    from sp2dpo.diagnostics.gold import by_pair, check_known, read_gold
+
+    truths = read_gold(path, store.rubric())
+    found = by_pair(truths, store.corpus.names())
+    check_known(truths, len(found), path=path, source=str(store.path))
+    return found, len(truths)

@@ -1,0 +1,1 @@
+"""The data set folder that anybody can load: build, verify, load, publish."""

@@ -1,0 +1,1 @@
+"""Whether replies and betas can be trusted: agreement, audits, comparisons, known truth."""

@@ -1,0 +1,1 @@
+"""A student's outputs, a judge's verdicts, and win rates."""

@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible servers: described, started, and called with retries."""

@@ -1,0 +1,278 @@
+"""Calling one model at all its servers: which one, how many at once, what is tried again, how long.
+
+A fault that may pass is tried again until nothing at all has been answered for the outage budget. A
+request that fails again and again while others are answered in between fails for good.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from sp2dpo.inference.client import Client, Declined, Reply, TeacherError, Unavailable
+from sp2dpo.inference.replicas import Replica, Replicas
+
+_POISONED = 10
+"""Failures after which a request fails for good, if others are answered meanwhile."""
+_FIRST_PAUSE = 0.25
+"""Seconds between the first failure and the second try; the pauses grow from there."""
+
+Messages = list[dict[str, str]]
+Answer = TypeVar("Answer")
+
+
+class Stopped(Exception):
+    """The run is to end; what has not been sent stays pending."""
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where requests that begin alike go: to one replica, until it fails.
+
+    Attributes:
+        key: what they have in common.
+        replica: that they go to.
+    """
+
+    key: str
+    replica: Replica
+
+
+@dataclass(kw_only=True)
+class _Trouble:
+    """A request that has failed.
+
+    Attributes:
+        failures: how often.
+        last: when it did so last.
+        alone: whether another request was sent after the failure before that, and was answered. A
+            reply that was in flight all the time says nothing of a server that has gone since.
+    """
+
+    failures: int
+    last: float
+    alone: bool = False
+
+
+class Calling:
+    """One model, to be called on all its replicas.
+
+    Attributes:
+        context: the longest context of the model in tokens, once `check` has asked; None where no
+            server tells.
+        known_good: the messages of a request that was answered; None before the first.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        urls: tuple[str, ...],
+        *,
+        patience: float,
+        stop: asyncio.Event,
+        excused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: the model.
+            urls: of its replicas.
+            patience: seconds for which nothing may be answered before the run ends.
+            stop: set when nothing more is to be sent.
+            excused: whether silence is no outage now, as a server of ours is starting again.
+        """
+        self.context: int | None = None
+        self.known_good: Messages | None = None
+        self._client = client
+        self._urls = urls
+        self._replicas = Replicas(urls, ceiling=client.teacher.max_in_flight)
+        self._patience = patience
+        self._stop = stop
+        self._excused = excused
+        self._answered = float("-inf")
+        """When the latest request that was answered was sent."""
+        self._silent_since: float | None = None
+
+    @property
+    def most(self) -> int:
+        """Requests that may ever be in flight, all replicas together."""
+        return self._client.teacher.max_in_flight * len(self._urls)
+
+    async def check(self) -> list[str]:
+        """Looks whether the replicas are there and serve the model; one at least must be.
+
+        Returns:
+            What is to be said of those that are not there; they are asked again later.
+
+        Raises:
+            TeacherError: none is there, or one refuses us or serves another model.
+        """
+        contexts, away = [], []
+        for url in self._urls:
+            try:
+                contexts.append(await self._client.check(url))
+            except Unavailable as error:
+                away.append(error)
+        if not contexts:
+            raise away[0]
+        known = [context for context in contexts if context is not None]
+        self.context = min(known) if known else None
+        return [f"{error}; the other replicas are asked meanwhile" for error in away]
+
+    def place(self, key: str) -> Place:
+        """Where requests with this key begin."""
+        return Place(key=key, replica=self._replicas.of(key))
+
+    async def ask(self, messages: Messages, attempt: int, place: Place) -> Reply:
+        """Sends a chat until it is answered, with backoff and jitter.
+
+        Raises:
+            Stopped: the run is to end.
+            Declined: the server will not answer this request.
+            Unavailable: this request fails for good, while others are answered.
+            TeacherError: nothing was answered for too long, or we are refused.
+        """
+        reply = await self.patiently(lambda url: self._client.ask(url, messages, attempt), place)
+        self.known_good = messages
+        return reply
+
+    async def patiently(self, send: Callable[[str], Awaitable[Answer]], place: Place) -> Answer:
+        """Sends anything until there is an answer; raises as `ask`.
+
+        Args:
+            send: is given the address of a replica.
+            place: where it begins.
+        """
+        try:
+            return await self._send(send, place)
+        except Unavailable as error:
+            if self._silence() > self._patience:
+                raise self._outage(error) from error
+            trouble = _Trouble(failures=_counts(error), last=time.monotonic())
+            asked = error.wait
+        retry = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=_backoff,
+            stop=lambda _: self._silence() > self._patience or _is_poisoned(trouble),
+            sleep=self._pause,
+            reraise=True,
+        )
+        await self._pause(max(asked, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
+        try:
+            return await retry(self._again, send, place, trouble)
+        except Unavailable as error:
+            # One that is told to wait for ever, while another is answered, is refused as well.
+            if _is_poisoned(trouble) or (not _counts(error) and await self._probe(place)):
+                raise
+            raise self._outage(error) from error
+
+    def _outage(self, last: Unavailable) -> TeacherError:
+        return TeacherError(
+            f"{last}; nothing came for {self._silence():.0f} s. What came before is stored: start "
+            "the server again and give the same command, or wait longer with --patience"
+        )
+
+    async def _again(
+        self, send: Callable[[str], Awaitable[Answer]], place: Place, trouble: _Trouble
+    ) -> Answer:
+        try:
+            return await self._send(send, place)
+        except Unavailable as error:
+            trouble.failures += _counts(error)
+            trouble.alone = self._answered > trouble.last
+            trouble.last = time.monotonic()
+            if trouble.failures >= _POISONED - 1 and not trouble.alone:
+                await self._probe(place)  # the next failure tells
+            raise
+
+    async def _probe(self, place: Place) -> bool:
+        """Asks once more what was answered before: is it the request that fails, or the server?"""
+        good = self.known_good
+        if good is None:
+            return False
+        try:
+            await self._send(lambda url: self._client.ask(url, good, 0), place)
+        except (Unavailable, Declined):
+            return False
+        return True
+
+    async def _send(self, send: Callable[[str], Awaitable[Answer]], place: Place) -> Answer:
+        """Sends once, when the replica has room for it; elsewhere if it goes down meanwhile."""
+        while True:
+            replica = place.replica
+            await replica.limit.acquire()
+            if replica.may_be_asked(time.monotonic()):
+                break
+            place.replica = self._replicas.another(place.key, than=replica)
+            if place.replica is replica:
+                break
+            replica.limit.release()
+        started = time.monotonic()
+        try:
+            if self._stop.is_set():
+                raise Stopped
+            answer = await send(replica.url)
+        except Unavailable as error:
+            self._failed(replica, error)
+            if error.reason != "http-429":
+                place.replica = self._replicas.another(place.key, than=replica)
+            raise
+        except Declined:
+            replica.answered()
+            raise
+        finally:
+            replica.limit.release()
+        if isinstance(answer, Reply):  # counting tokens says nothing of the server's pace
+            replica.succeeded(time.monotonic() - started)
+        else:
+            replica.answered()
+        self._answered = max(self._answered, started)
+        self._silent_since = None
+        return answer
+
+    def _failed(self, replica: Replica, error: Unavailable) -> None:
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        if error.lost or error.reason.startswith("http-5"):
+            replica.failed(now)
+        if error.overloaded and not (error.lost and replica.is_quick(self._client.teacher.timeout)):
+            replica.limit.congested()
+
+    def _silence(self) -> float:
+        """Seconds since the first failure after the last answer."""
+        if self._excused():
+            self._silent_since = None
+        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, but not beyond the end of the run."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        if self._stop.is_set():
+            raise Stopped
+
+
+_exponential = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 1)
+
+
+def _is_poisoned(trouble: _Trouble) -> bool:
+    return trouble.failures >= _POISONED and trouble.alone
+
+
+def _counts(failure: Unavailable) -> bool:
+    """Whether a failure may be the request's own fault: being told to wait is not."""
+    return failure.reason != "http-429"
+
+
+def _backoff(state: tenacity.RetryCallState) -> float:
+    """Seconds until the next try; not before the server's Retry-After."""
+    failure = state.outcome.exception() if state.outcome else None
+    asked = failure.wait if isinstance(failure, Unavailable) else 0.0
+    return max(asked + random.uniform(0, 1), _exponential(state)) if asked else _exponential(state)

@@ -1,0 +1,129 @@
+"""Asking one model many chats, each once, at servers that are there or that we start."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from sp2dpo.inference.caller import Calling, Messages, Stopped
+from sp2dpo.inference.client import Client, Declined, Reply, Unavailable, open_session
+from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.inference.servers import serving
+from sp2dpo.interrupts import first_failure, unless
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """What is asked.
+
+    Attributes:
+        key: under which the answer is filed.
+        messages: that are sent.
+    """
+
+    key: str
+    messages: Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a chat.
+
+    Attributes:
+        key: of the chat.
+        reply: None where there is none.
+        reason: why there is none: `http-400`, `no-answer`.
+        detail: what the server said of it.
+    """
+
+    key: str
+    reply: Reply | None
+    reason: str | None = None
+    detail: str | None = None
+
+
+Take = Callable[[Outcome], None]
+"""Is handed every outcome, as it comes."""
+
+
+async def ask_chats(
+    model: Teacher,
+    chats: Iterable[Chat],
+    take: Take,
+    *,
+    stop: asyncio.Event,
+    patience: float,
+    say: Callable[[str], None],
+    log: Path,
+) -> None:
+    """Asks all chats, as many at a time as the servers can do.
+
+    Args:
+        model: whom to ask; with `serve`, its servers are started and end with this.
+        chats: what to ask.
+        take: is handed what comes back.
+        stop: set when nothing more is to be sent.
+        patience: seconds for which nothing may be answered before this gives up.
+        say: hears lines for people.
+        log: what servers of ours say.
+
+    Raises:
+        TeacherError: nothing was answered for too long, or we are refused.
+        OSError: a server could not be started.
+        ValueError: `take` refuses what comes.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(open_session())
+        urls, excused, servers = model.base_urls, (lambda: False), None
+        if model.serve is not None:
+            started = serving(
+                model.name,
+                model.model,
+                model.revision,
+                model.serve,
+                log=log,
+                say=say,
+                hidden=[model.api_key_env] if model.api_key_env else (),
+            )
+            servers = await unless(stop, stack.enter_async_context(started))
+            if servers is None:
+                return
+            urls, excused = servers.urls, servers.are_starting
+        calling = Calling(
+            Client(session, model, None), urls, patience=patience, stop=stop, excused=excused
+        )
+        for line in await calling.check():
+            say(line)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(servers.watch()) if servers else None
+                await _all(calling, chats, take, stop)
+                if watching:
+                    watching.cancel()
+        except* (OSError, ValueError) as failures:
+            raise first_failure(failures) from None
+
+
+async def _all(calling: Calling, chats: Iterable[Chat], take: Take, stop: asyncio.Event) -> None:
+    begun = asyncio.Semaphore(calling.most)
+    async with asyncio.TaskGroup() as group:
+        for chat in chats:
+            await begun.acquire()
+            if stop.is_set():
+                break
+            task = group.create_task(_one(calling, chat, take))
+            task.add_done_callback(lambda _: begun.release())
+
+
+async def _one(calling: Calling, chat: Chat, take: Take) -> None:
+    try:
+        reply = await calling.ask(chat.messages, 0, calling.place(chat.key))
+    except Stopped:
+        return
+    except Declined as error:
+        take(Outcome(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error)))
+    except Unavailable as error:
+        take(Outcome(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
+    else:
+        take(Outcome(key=chat.key, reply=reply))

@@ -1,0 +1,433 @@
+"""A teacher's servers, for as long as a block: started, watched, started again, stopped."""
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from sp2dpo.inference.serve import Serve, is_path
+from sp2dpo.inference.vllm import command, environment_variables, shown, warnings
+from sp2dpo.text import harmless
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+# What colours text or moves the cursor, and the titles of windows.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
+_TAIL = 64 * 1024  # bytes
+_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How patiently servers are treated; all but `failures` in seconds.
+
+    Attributes:
+        poll: between two looks at a server that is loading.
+        word: between two lines that say how far it is.
+        probe: between two looks at a server that is up.
+        answer: for one answer of `/health`.
+        failures: how many in a row lose a server ...
+        failing: ... where the first and the last are so far apart.
+        grace: between asking a server to stop and killing it.
+        pause: before it is started again.
+        port: for a port to become free; the kernel keeps one for a minute after its last use.
+    """
+
+    poll: float = 0.25
+    word: float = 10.0
+    probe: float = 10.0
+    answer: float = 10.0
+    failures: int = 3
+    failing: float = 30.0
+    grace: float = 15.0
+    pause: float = 5.0
+    port: float = 70.0
+
+
+class Server:
+    """A server that is started, watched and stopped.
+
+    Attributes:
+        label: what it is called where a person reads of it.
+        url: of its API.
+        restarts: how often it has been started again.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        host: str,
+        port: int,
+        log: Path,
+        client: aiohttp.ClientSession,
+        pace: Pace,
+    ) -> None:
+        self.label = label
+        self.restarts = 0
+        self._command = list(command)
+        self._variables = dict(variables)
+        self._address = (host, port)
+        self._root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._log = log
+        self._log_begins: int | None = None  # where it stood at the last start
+        self._client = client
+        self._pace = pace
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"{self._root}/v1"
+
+    async def start(self, say: Callable[[str], None], *, within: float) -> str | None:
+        """Starts it and waits until it is healthy.
+
+        Args:
+            say: hears how far it is.
+            within: seconds for it to become healthy.
+
+        Returns:
+            What went wrong, or None: it is up.
+
+        Raises:
+            OSError: the log cannot be written.
+        """
+        self._log_begins = None
+        if trouble := await self._until_port_is_free(say):
+            return trouble
+        self._spawn()
+        began = time.monotonic()
+        word = began + self._pace.word
+        while (problem := await self._probe()) or self._has_ended():
+            waited = time.monotonic() - began
+            if self._has_ended():
+                return f"{self._ending()} before it was healthy"
+            if waited > within:
+                return (
+                    f"the server was not healthy within {within:g} s ({problem}): "
+                    "raise `healthy_within`, or see what it says"
+                )
+            if time.monotonic() >= word:
+                word += self._pace.word
+                last = "".join(self._last_lines(1)) or "nothing in its log yet"
+                say(f"waiting for {self.label}: {waited:.0f} s of {within:g} s: {last}")
+            await asyncio.sleep(self._pace.poll)
+        say(f"{self.label} is up after {time.monotonic() - began:.0f} s: {self.url}")
+        return None
+
+    async def _until_port_is_free(self, say: Callable[[str], None]) -> str | None:
+        began = time.monotonic()
+        port = self._address[1]
+        while not _is_free(*self._address, again=self.restarts > 0):
+            in_use = not _is_free(*self._address, again=True)
+            if in_use or time.monotonic() - began > self._pace.port:
+                return f"port {port} is taken by another program: stop it, or choose another `port`"
+            say(f"waiting for port {port} to become free")
+            await asyncio.sleep(min(self._pace.word, self._pace.port / 5))
+        return None
+
+    def _spawn(self) -> None:
+        with self._log.open("ab") as sink:
+            written = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            sink.write(f"=== {written} {shlex.join(self._command)}\n".encode())
+            self._log_begins = sink.tell()
+            sink.flush()
+            keeper = [sys.executable, "-I", "-S", _KEEPER, str(os.getpid()), str(self._pace.grace)]
+            # The kernel tells the keeper when the thread that started it ends: the loop's own.
+            self._process = subprocess.Popen(
+                [*keeper, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=self._variables,
+                start_new_session=True,
+            )
+
+    async def trouble(self) -> str:
+        """Waits until the server has ended or no longer answers; what has happened to it."""
+        failures, first = 0, 0.0
+        while not await self._ends_within(self._pace.probe):
+            problem = await self._probe()
+            if problem is None:
+                failures = 0
+                continue
+            if not failures:
+                first = time.monotonic()
+            failures += 1
+            for_long = time.monotonic() - first >= self._pace.failing
+            if failures >= self._pace.failures and for_long and not self._has_ended():
+                return f"no answer to {failures} questions about its health ({problem})"
+        return self._ending()
+
+    async def _ends_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._has_ended() and time.monotonic() < deadline:
+            await asyncio.sleep(min(self._pace.poll, seconds))
+        return self._has_ended()
+
+    async def _probe(self) -> str | None:
+        """What is wrong with the server's health, if anything."""
+        limit = aiohttp.ClientTimeout(total=self._pace.answer)
+        try:
+            async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
+                return None if answer.status == 200 else f"HTTP {answer.status}"
+        except TimeoutError:
+            return f"no answer within {self._pace.answer:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            return str(error) or type(error).__name__
+
+    def _has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _ending(self) -> str:
+        code = self._process.returncode if self._process else 0
+        if code < 0 or code > 128:
+            number = -code if code < 0 else code - 128
+            name = signal.Signals(number).name if number in list(signal.Signals) else str(number)
+            return f"the server was ended by signal {name}"
+        return f"the server ended with exit code {code}"
+
+    def ask_to_stop(self) -> None:
+        """Tells its keeper to end it; does not wait."""
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+    async def stop(self) -> None:
+        """Ends it with all its children, and returns when they are gone."""
+        self.ask_to_stop()
+        deadline = time.monotonic() + 2 * self._pace.grace + 1  # the keeper takes one grace
+        while not self._has_ended() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        # A keeper that hangs, or was killed itself, has not done its work.
+        if self._process and (self._process.poll() is None or self._process.returncode < 0):
+            await self._kill_session(self._process)
+
+    async def _kill_session(self, keeper: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._pace.grace
+        with suppress(ProcessLookupError):  # nobody is left
+            while time.monotonic() < deadline:
+                os.killpg(keeper.pid, signal.SIGKILL)  # it leads its own session
+                keeper.poll()
+                await asyncio.sleep(0.02)
+
+    def tail(self) -> str:
+        """The end of the log since the last start, below the file's name; "" before the first."""
+        if self._log_begins is None:
+            return ""
+        lines = self._last_lines(_LINES) or ["(nothing)"]
+        return "\n".join([f"; the end of {self._log}:", *lines])
+
+    def _last_lines(self, count: int) -> list[str]:
+        with self._log.open("rb") as source:
+            end = source.seek(0, os.SEEK_END)
+            source.seek(max(self._log_begins or 0, end - _TAIL))
+            text = source.read().decode(errors="replace")
+        lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
+        # Of a line that was written over and over, such as a progress bar, the last state counts.
+        last = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
+        return [harmless(line) for line in last if line][-count:]
+
+
+def _is_free(host: str, port: int, *, again: bool) -> bool:
+    """Whether a port can be listened at; `again` after ourselves, its last connections over."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        if again:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError:
+            return False
+    return True
+
+
+USUAL = Pace()
+
+
+class ServerDied(OSError):
+    """A server could not be started, or was lost more often than it is started again."""
+
+
+class Servers:
+    """The running servers of a teacher.
+
+    Attributes:
+        urls: the address of each one's API, `http://127.0.0.1:8000/v1`; a server that is started
+            again keeps its own.
+    """
+
+    def __init__(
+        self,
+        servers: list[Server],
+        serve: Serve,
+        *,
+        say: Callable[[str], None],
+        pace: Pace,
+    ) -> None:
+        self.urls = tuple(server.url for server in servers)
+        self._servers = servers
+        self._serve = serve
+        self._say = say
+        self._pace = pace
+        self._starting = 0
+
+    def are_starting(self) -> bool:
+        """Whether one of them is being started again at this moment."""
+        return self._starting > 0
+
+    async def watch(self) -> None:
+        """Starts lost servers again, the others going on; runs until it is cancelled.
+
+        A server is lost when its process has ended, or when `/health` has failed three times in a
+        row over at least half a minute.
+
+        Raises:
+            ServerDied: one was lost more often than `restarts` allows.
+        """
+        await _together(self._keep_up(server) for server in self._servers)
+
+    async def _keep_up(self, server: Server) -> None:
+        while True:
+            trouble = await server.trouble()
+            while trouble:
+                trouble = await self._restart(server, trouble)
+
+    async def _restart(self, server: Server, trouble: str) -> str | None:
+        """Starts a lost server again; what went wrong with that, if it did."""
+        allowed = self._serve.restarts
+        if server.restarts >= allowed:
+            raise ServerDied(
+                f"{server.label}: {trouble}; it has been started again {allowed} times, which is "
+                f"all that `restarts` allows{server.tail()}"
+            )
+        server.restarts += 1
+        self._say(
+            f"{server.label}: {trouble}; starting it again ({server.restarts} of {allowed})"
+            f"{server.tail()}"
+        )
+        await server.stop()
+        await asyncio.sleep(self._pace.pause)
+        return await server.start(self._say, within=self._serve.healthy_within)
+
+
+@asynccontextmanager
+async def serving(
+    name: str,
+    model: str,
+    revision: str | None,
+    serve: Serve,
+    *,
+    log: Path,
+    say: Callable[[str], None],
+    pace: Pace = USUAL,
+    hidden: Collection[str] = (),
+) -> AsyncIterator[Servers]:
+    """Serves a teacher while the block lasts; its servers end with it, however this process ends.
+
+    Args:
+        name: of the teacher.
+        model: of the teacher.
+        revision: of the teacher.
+        serve: how it is served.
+        log: what the servers say is added to this file; with several to one for each,
+            `NAME-0.log` and so on.
+        say: hears the command, the warnings and how far the servers are, in lines for people.
+        pace: how patiently.
+        hidden: names of environment variables that the servers do not inherit, such as API keys.
+
+    Raises:
+        FileNotFoundError: there is no vLLM in the environment.
+        ValueError: the model could be a folder or an id on the Hub.
+        ServerDied: a server did not become healthy; the message holds the end of its log.
+    """
+    _check(model, serve)
+    ports = _ports(serve)
+    inherited = {name: text for name, text in os.environ.items() if name not in hidden}
+    for line in warnings(serve):
+        say(harmless(f"WARNING: {name}: {line}"))
+    for line in shown(model, revision, serve, ports=ports):
+        say(harmless(f"starting {name}: {line}"))
+    connector = aiohttp.TCPConnector(force_close=True)  # a server that is gone leaves no connection
+    async with aiohttp.ClientSession(connector=connector) as client:
+        servers = [
+            Server(
+                name if serve.replicas == 1 else f"{name} (replica {replica})",
+                command(model, revision, serve, port=port),
+                environment_variables(inherited, serve, replica=replica),
+                host=serve.host,
+                port=port,
+                log=log if serve.replicas == 1 else log.with_stem(f"{log.stem}-{replica}"),
+                client=client,
+                pace=pace,
+            )
+            for replica, port in enumerate(ports)
+        ]
+        try:
+            await _together(_start(server, serve, say) for server in servers)
+            yield Servers(servers, serve, say=say, pace=pace)
+        finally:
+            for server in servers:
+                server.ask_to_stop()
+            await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def _start(server: Server, serve: Serve, say: Callable[[str], None]) -> None:
+    if trouble := await server.start(say, within=serve.healthy_within):
+        raise ServerDied(f"{server.label}: {trouble}{server.tail()}")
+
+
+def _check(model: str, serve: Serve) -> None:
+    if not os.access(serve.program, os.X_OK) or not serve.program.is_file():
+        raise FileNotFoundError(
+            f"{serve.program}: no vLLM here: install it into an environment of its own "
+            "(python -m venv ENV; ENV/bin/pip install vllm) and name that as `environment`"
+        )
+    loaded = serve.model or model
+    if not is_path(loaded) and Path(loaded).exists():
+        raise ValueError(
+            f"model {loaded!r} could be an id on the Hub, and vLLM would take the file or folder "
+            f"of that name here: say {Path(loaded).absolute()} as `model` of `serve`, or run this "
+            "in another folder"
+        )
+    if is_path(loaded) and not Path(loaded).exists():
+        raise FileNotFoundError(f"{loaded}: there is no such model")
+
+
+def _ports(serve: Serve) -> tuple[int, ...]:
+    if serve.port is not None:
+        return tuple(range(serve.port, serve.port + serve.replicas))
+    with ExitStack() as stack:  # all held at once, so that no two are the same
+        probes = [stack.enter_context(socket.socket()) for _ in range(serve.replicas)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(probe.getsockname()[1] for probe in probes)
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all; the first failure ends the others and is raised as it is."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

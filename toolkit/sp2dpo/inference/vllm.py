@@ -1,0 +1,118 @@
+"""The command that serves a teacher with vLLM, and what a person is shown of it."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+
+from sp2dpo.inference.serve import Serve, is_path, names, turns_on, value_of
+
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PARALLEL = (
+    *("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"),
+    *("-tp", "-pp", "-dp"),
+)
+# xgrammar turns `maxLength` into invalid JSON, and small models loop on legal white space.
+_STRUCTURED_OUTPUTS = {"backend": "guidance", "disable_any_whitespace": True}
+
+
+def command(model: str, revision: str | None, serve: Serve, *, port: int) -> list[str]:
+    """The command that serves a teacher.
+
+    Args:
+        model: of the teacher: the name that it is served under, and loaded from unless `serve`
+            says otherwise.
+        revision: of the weights; goes to vLLM where they come from the Hub.
+        serve: how.
+        port: of this replica.
+
+    Raises:
+        ValueError: the model could be taken for a flag.
+    """
+    loaded = serve.model or model
+    if loaded.startswith("-"):
+        raise ValueError(f"model {loaded!r} must not begin with a dash")
+    ours = {
+        "--served-model-name": model,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--generation-config": "vllm",
+        "--structured-outputs-config": json.dumps(_STRUCTURED_OUTPUTS, separators=(",", ":")),
+        "--enable-prefix-caching": None,
+        "--enable-prompt-tokens-details": None,
+    }
+    if revision is not None and not is_path(loaded):
+        ours |= {"--revision": revision, "--tokenizer-revision": revision}
+    if serve.gpus_each > 1 and not any(names(serve.args, flag) for flag in _PARALLEL):
+        ours["--tensor-parallel-size"] = str(serve.gpus_each)
+    flags = [
+        flag if value is None else f"{flag}={value}"
+        for flag, value in ours.items()
+        if not names(serve.args, flag)
+    ]
+    return [str(serve.program), "serve", loaded, *flags, *serve.args]
+
+
+def environment_variables(
+    inherited: Mapping[str, str], serve: Serve, *, replica: int
+) -> dict[str, str]:
+    """The variables of a replica's process: what is inherited, ours over it, the panel's last."""
+    path = f"{serve.environment / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+    return {**inherited, "PATH": path, **_own_variables(serve, replica)}
+
+
+def _own_variables(serve: Serve, replica: int) -> dict[str, str]:
+    said = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if serve.gpus:
+        first = replica * serve.gpus_each
+        said["CUDA_VISIBLE_DEVICES"] = ",".join(serve.gpus[first : first + serve.gpus_each])
+    return {**said, **serve.env}
+
+
+def shown(
+    model: str, revision: str | None, serve: Serve, *, ports: tuple[int, ...] | None = None
+) -> list[str]:
+    """One shell line for each replica, for a person to read; secrets among the variables hidden.
+
+    Args:
+        model: of the teacher.
+        revision: of the teacher.
+        serve: how it is served.
+        ports: of the replicas; None: those of `serve`, or PORT where they are not chosen yet.
+    """
+    lines = []
+    for replica in range(serve.replicas):
+        variables = {
+            name: "(hidden)" if _SECRET.search(name) else text
+            for name, text in _own_variables(serve, replica).items()
+        }
+        before = [f"{name}={shlex.quote(text)}" for name, text in variables.items()]
+        before.insert(0, f'PATH={shlex.quote(str(serve.environment / "bin"))}:"$PATH"')
+        words = _command_of(model, revision, serve, replica, ports)
+        lines.append(f"{' '.join(before)} {shlex.join(words)}")
+    return lines
+
+
+def _command_of(
+    model: str, revision: str | None, serve: Serve, replica: int, ports: tuple[int, ...] | None
+) -> list[str]:
+    if ports is None and serve.port is None:
+        words = command(model, revision, serve, port=0)
+        return ["--port=PORT" if word == "--port=0" else word for word in words]
+    port = ports[replica] if ports else (serve.port or 0) + replica
+    return command(model, revision, serve, port=port)
+
+
+def warnings(serve: Serve) -> list[str]:
+    """What a person must not overlook before the command is run."""
+    found = []
+    if names(serve.args, "--trust-remote-code") and turns_on(serve.args, "--trust-remote-code"):
+        found.append("--trust-remote-code runs code that comes with the model, as you")
+    said = value_of(serve.args, "--host")
+    if said is not None and said not in _LOOPBACK:
+        found.append(f"--host {said!r} offers the server to other computers, without a password")
+    if names(serve.args, "--config"):
+        found.append("--config reads more settings from a file that is not shown here")
+    return found

@@ -1,0 +1,194 @@
+"""The shapes in which people keep preference pairs, made into one.
+
+Read are the formats that TRL documents (explicit and implicit prompt, plain text and conversations,
+UltraFeedback-binarized's mixture of them) and the dialogues of hh-rlhf. A row that fits none is
+refused with the reason; nothing is repaired by guessing.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sp2dpo.pairs.pair import Message, Pair, normalised
+
+_DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+_DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
+Turns = tuple[Message, ...]
+
+
+class Unreadable(ValueError):
+    """A row that holds no pair; the message says why."""
+
+
+def pair_of(row: Mapping[str, Any]) -> Pair:
+    """The pair that a row says.
+
+    Args:
+        row: its columns; `chosen` and `rejected` are needed, `prompt` and `tools` are read.
+
+    Raises:
+        Unreadable: a column is missing, a text is empty, the responses are the same (an accent
+            written in two ways is one accent), they have no common prompt, or JSON has no words for
+            what a message holds.
+    """
+    chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
+    prompt = row.get("prompt")
+    if type(chosen) is not type(rejected):
+        raise Unreadable("chosen and rejected are of different kinds")
+    if isinstance(chosen, str):
+        parts = _from_texts(prompt, chosen, rejected)
+    else:
+        parts = _from_conversations(prompt, chosen, rejected)
+    _check(*parts)
+    tools = row.get("tools") or ()
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise Unreadable("tools is not a list")
+    return _with_id(Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=tuple(tools)))
+
+
+def _with_id(pair: Pair) -> Pair:
+    """The pair, once it is sure that it has an id and that its responses differ."""
+    try:
+        same = normalised(pair.chosen) == normalised(pair.rejected)
+        _ = pair.id
+    except UnicodeEncodeError:
+        raise Unreadable("holds half of a surrogate pair, not a character") from None
+    except (TypeError, ValueError):
+        raise Unreadable("holds a value that JSON does not know") from None
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    if same:
+        raise Unreadable("chosen equals rejected")
+    return pair
+
+
+def _column(row: Mapping[str, Any], name: str) -> str | Turns:
+    if name not in row:
+        raise Unreadable(f"missing column {name}")
+    value = row[name]
+    if value is None or (isinstance(value, str | Sequence) and not value):
+        raise Unreadable(f"empty {name}")
+    return _text_or_turns(value, name)
+
+
+def _text_or_turns(value: Any, name: str) -> str | Turns:
+    if isinstance(value, str):
+        _check_text(value, name)
+        return value
+    if not isinstance(value, Sequence):
+        raise Unreadable(f"{name} is neither text nor a list of messages")
+    return tuple(_turn(turn, name) for turn in value)
+
+
+def _turn(turn: Any, name: str) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise Unreadable(f"{name} holds something that is not a message with a role")
+    _check_text(turn["role"], name)
+    content = turn.get("content")
+    if content is not None and not isinstance(content, str):
+        raise Unreadable(f"{name} holds content that is not text")
+    if content is None and not turn.get("tool_calls"):
+        raise Unreadable(f"empty {name}")
+    _check_text(content or "", name)
+    more = {key: turn[key] for key in turn if turn[key] is not None}
+    return {"role": turn["role"], "content": content} | more
+
+
+def _check_text(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable(f"{name} holds half of a surrogate pair, not a character") from None
+
+
+def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
+    if prompt is None:
+        if _DIALOGUE_TURN.match(chosen) or _DIALOGUE_TURN.match(rejected):
+            return _common_beginning(_dialogue(chosen), _dialogue(rejected))
+        return _common_text(chosen, rejected)
+    return _prompt_turns(prompt), _assistant(chosen), _assistant(rejected)
+
+
+def _prompt_turns(prompt: Any) -> Turns:
+    said = _text_or_turns(prompt, "prompt")
+    if not isinstance(said, str):
+        return said
+    if _DIALOGUE_TURN.match(said):
+        turns = _dialogue(said)
+        open_end = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
+        return turns[:-1] if open_end else turns
+    return ({"role": "user", "content": said},)
+
+
+def _assistant(text: str) -> Turns:
+    return ({"role": "assistant", "content": text},)
+
+
+def _dialogue(text: str) -> Turns:
+    """The turns of an hh-rlhf dialogue: blank line, `Human: ...`, blank line, `Assistant: ...`."""
+    before, *parts = _DIALOGUE_TURN.split(text)
+    if before or not parts:
+        raise Unreadable("no common prompt: one response is a dialogue and the other is not")
+    return tuple(
+        {"role": _DIALOGUE_ROLES[who], "content": said}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    )
+
+
+def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
+    """Two texts that begin alike: the prompt is the common beginning, to the last whole word."""
+    length = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one != other:
+            break
+        length += 1
+    while length and not (
+        chosen[length - 1].isspace()
+        or (chosen[length : length + 1].isspace() and rejected[length : length + 1].isspace())
+    ):
+        length -= 1
+    if length and chosen[length - 1].isspace():
+        length -= 1
+    prompt: Turns = ({"role": "user", "content": chosen[:length]},)
+    if not chosen[:length].strip():
+        raise Unreadable("no common prompt")
+    return prompt, _assistant(chosen[length:]), _assistant(rejected[length:])
+
+
+def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
+    explicit = () if prompt is None else _prompt_turns(prompt)
+    if explicit and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        return explicit, chosen, rejected
+    parts = _common_beginning(chosen, rejected)
+    if isinstance(prompt, str) and not any(
+        (turn["content"] or "").strip() == prompt.strip() for turn in parts[0]
+    ):
+        raise Unreadable("the prompt column is not in the conversations' common beginning")
+    if explicit and not isinstance(prompt, str) and explicit != parts[0]:
+        raise Unreadable("the prompt column is not the conversations' common beginning")
+    return parts
+
+
+def _common_beginning(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
+    length = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one != other:
+            break
+        length += 1
+    if length == len(chosen) == len(rejected):
+        raise Unreadable("chosen equals rejected")
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _check(prompt: Turns, chosen: Turns, rejected: Turns) -> None:
+    if not prompt:
+        raise Unreadable("no common prompt")
+    if not any((turn["content"] or "").strip() for turn in prompt):
+        raise Unreadable("empty prompt")
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if not turns:
+            raise Unreadable(f"empty {name}: nothing follows the common beginning")
+        if turns[0]["role"] != "assistant":
+            raise Unreadable(f"no common prompt: {name} goes on with a {turns[0]['role']} turn")
+        if not any((turn["content"] or "").strip() or turn.get("tool_calls") for turn in turns):
+            raise Unreadable(f"empty {name}")

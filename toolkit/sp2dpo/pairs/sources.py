@@ -1,0 +1,220 @@
+"""Where pairs come from: JSON Lines, Parquet, the Hub.
+
+Every row of a source becomes either a `SourceRow` with its pair or a `SetAside` with the reason, so
+the two counts add up to all rows.
+"""
+
+import base64
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from sp2dpo import hub
+from sp2dpo.pairs.formats import Unreadable, pair_of
+from sp2dpo.pairs.pair import Pair
+
+FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+_HUB_ID = re.compile(
+    r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+_OWN_ID_COLUMNS = ("source_id", "pair_id", "id")
+_PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """A row that holds a pair.
+
+    Attributes:
+        row: its number in the source, from 1.
+        pair: what it says.
+        source_id: the source's own name for it (its `source_id`, `pair_id` or `id`), if any.
+        columns: all its other columns in JSON values: dates in ISO 8601, decimals as text, bytes in
+            base64; NaN as it is.
+    """
+
+    row: int
+    pair: Pair
+    source_id: str | None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """A row that holds no pair, with the reason and all that it says."""
+
+    row: int
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file or a Hub data set at one revision.
+
+    Attributes:
+        name: the file's name, or `org/name:split`.
+        revision: the commit of a Hub data set; None for a file.
+        license: of a Hub data set, as its card names it there; None where nobody says.
+        path: the file; None for a Hub data set.
+    """
+
+    name: str
+    revision: str | None = None
+    license: str | None = None
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def find(text: str) -> Source:
+    """The source that a person names: a path, `org/name` or `org/name:split@revision`.
+
+    A Hub revision (a branch or a tag) is resolved to its commit, so that what is recorded can be
+    read again. Without a split the data set must have one only, or one called `train`.
+
+    Raises:
+        ValueError: neither a file we read nor a Hub id, or the split is not there.
+        OSError: the file or the data set cannot be reached.
+    """
+    path = Path(text)
+    if path.is_file() or text.endswith(FILE_ENDINGS):
+        if not text.endswith(FILE_ENDINGS):
+            raise ValueError(f"{text}: pairs are read from {', '.join(FILE_ENDINGS)} or a Hub id")
+        if not path.is_file():
+            raise FileNotFoundError(f"{text}: no such file")
+        name = path.name.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # the file system may not care
+        return Source(name=name, path=path)
+    named = _HUB_ID.fullmatch(text)
+    if path.exists() or not named:
+        raise ValueError(
+            f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
+            "nor a Hub id (org/name, org/name:split@revision)"
+        )
+    split, sha, license = hub.find(named["name"], named["split"], named["revision"])
+    return Source(name=f"{named['name']}:{split}", revision=sha, license=license)
+
+
+def read(source: Source) -> Iterator[SourceRow | SetAside]:
+    """All rows of a source in their order, each as a pair or set aside.
+
+    Raises:
+        ValueError: a row cannot be parsed (broken JSON, a key that stands twice) or the file is
+            damaged; the message names the file and the row.
+        OSError: the data set cannot be reached.
+    """
+    for number, columns in enumerate(_raw_rows(source), start=1):
+        try:
+            row = _source_row(number, pair_of(columns), columns)
+        except Unreadable as error:
+            raw = json.dumps(columns, default=str)
+            reason = str(error).encode("utf-8", "backslashreplace").decode()
+            yield SetAside(row=number, reason=reason, raw=raw)
+        else:
+            yield row
+
+
+def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
+    own = next((name for name in _OWN_ID_COLUMNS if name in columns), None)
+    source_id = None if own is None or columns[own] is None else str(columns[own])
+    more = {name: columns[name] for name in columns if name not in (*_PAIR_COLUMNS, own)}
+    try:
+        left = _json_value(more)
+        json.dumps([source_id, left], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Unreadable("a column holds half of a surrogate pair, not a character") from None
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    return SourceRow(row=number, pair=pair, source_id=source_id, columns=left)
+
+
+def _json_value(value: Any) -> Any:
+    """A column's value in JSON's words: dates in ISO 8601, decimals as text, bytes in base64."""
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
+    if source.path is None:
+        name, split = source.name.split(":", 1)
+        return hub.rows(name, split, source.revision)
+    if source.path.suffix == ".parquet":
+        return _parquet_rows(source.path)
+    return _json_rows(source.path)
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    done = 0
+    with opened(path, "rb") as lines:
+        try:
+            for line in lines:
+                if line.isspace():
+                    continue  # an empty line holds nothing that could get lost
+                yield _json_row(line)
+                done += 1
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged after row {done}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: row {done + 1} {error}") from error
+
+
+def _json_row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=_object_without_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is not an object but a {type(row).__name__}")
+    return row
+
+
+def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    said = dict(items)
+    if len(said) < len(items):
+        names = [name for name, _ in items]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has the key {twice!r} twice")
+    return said
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa  # noqa: PLC0415 - a JSON source does without it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    done = 0
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns have one name among {', '.join(names)}")
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                yield row
+                done += 1
+    # OSError: a damaged page; OverflowError: a date that Python does not know.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: not a Parquet file we can read, after row {done}: "
+            f"{' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,136 @@
+"""What a teacher said of a pair, parsed strictly: a guessed annotation is worse than none."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What names a reply in a store, for ever.
+
+    Attributes:
+        pair_id: of the pair.
+        teacher: its name.
+        variant: of the rubric.
+        order: in which the responses were shown; one of `Rubric.orders`.
+        attempt: from 0; counts up where a refused reply was asked for again.
+    """
+
+    pair_id: str
+    teacher: str
+    variant: str
+    order: str = CHOSEN_FIRST
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """One reading of one pair.
+
+    Attributes:
+        category: one of the rubric's.
+        magnitude: on the rubric's scale.
+        confidence: on the rubric's scale.
+        rationale: at most the rubric's `rationale_length` characters.
+        better: `A` (the response shown first), `B` or `tie`; None under the labelled protocol.
+    """
+
+    category: str
+    magnitude: int
+    confidence: int
+    rationale: str
+    better: str | None = None
+
+
+class Refusal(ValueError):
+    """A reply that holds no annotation.
+
+    Attributes:
+        reason: a short word that replies can be counted by.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def parse(text: str, rubric: Rubric) -> Annotation:
+    """The annotation in the text of a reply.
+
+    Args:
+        text: one JSON object under `rubric.schema()` and nothing else.
+        rubric: the rubric that was asked under.
+
+    Raises:
+        Refusal: `empty`, `not-json`, or `schema` with what is wrong.
+    """
+    if not text.strip():
+        raise Refusal("empty", "")
+    try:
+        said = json.loads(text, object_pairs_hook=_object_without_repeats)
+    except json.JSONDecodeError as error:
+        raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise Refusal("schema", str(error)) from error
+    except RecursionError as error:
+        raise Refusal("schema", "nested too deeply") from error
+    if not isinstance(said, dict):
+        raise Refusal("schema", f"an object was asked for, this is {type(said).__name__}")
+    expected = rubric.reply_keys
+    if set(said) != set(expected):
+        raise Refusal(
+            "schema", f"keys {', '.join(map(repr, said))} instead of {', '.join(expected)}"
+        )
+    return Annotation(
+        rationale=_rationale(said["rationale"], rubric),
+        category=_category(said["category"], rubric),
+        magnitude=_score("magnitude", said["magnitude"], rubric.magnitude),
+        confidence=_score("confidence", said["confidence"], rubric.confidence),
+        better=_better(said["better"]) if rubric.blind else None,
+    )
+
+
+def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    said = dict(items)
+    if len(said) < len(items):
+        raise ValueError("a key stands twice")
+    return said
+
+
+def _rationale(value: Any, rubric: Rubric) -> str:
+    if not isinstance(value, str):
+        raise Refusal("schema", "rationale is not text")
+    if len(value) > rubric.rationale_length:
+        limit = rubric.rationale_length
+        raise Refusal("schema", f"rationale of {len(value)} characters, {limit} allowed")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Refusal("schema", "rationale holds half of a surrogate pair") from None
+    return value
+
+
+def _category(value: Any, rubric: Rubric) -> str:
+    if not isinstance(value, str) or value not in rubric.categories:
+        raise Refusal("schema", f"category {value!r} is none of the rubric's")
+    return value
+
+
+def _better(value: Any) -> str:
+    if not isinstance(value, str) or value not in BETTER:
+        raise Refusal("schema", f"better {value!r} is none of {', '.join(BETTER)}")
+    return value
+
+
+def _score(name: str, value: Any, scale: Scale) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON knows no integers: 7.0 is the integer 7
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refusal("schema", f"{name} {value!r} is not an integer")
+    if not scale.min <= value <= scale.max:
+        raise Refusal("schema", f"{name} {value} is outside {scale.min}-{scale.max}")
+    return value

@@ -1,0 +1,1 @@
+"""One SQLite file with the pairs, the questions and the replies of an annotation run."""

@@ -1,0 +1,199 @@
+"""The pairs of a store, and the source rows that say them."""
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.store.database import read_meta, transaction, write_meta
+
+_ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """How the rows of a source were read; `pairs` counts distinct ones."""
+
+    name: str
+    revision: str | None
+    license: str | None
+    rows: int
+    usable: int
+    pairs: int
+    set_aside: dict[str, int]
+
+
+class Corpus:
+    """The pairs in an open store: taken in once, read often."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._db = database
+        self.path = path
+
+    def add(self, source: Source, rows: Iterable[SourceRow | SetAside]) -> None:
+        """Takes in all rows of a source, or none; the same source again changes nothing.
+
+        Raises:
+            ValueError: the store holds the pairs of another source.
+        """
+        digest = hashlib.sha256()
+        with transaction(self._db):
+            held = read_meta(self._db, "source_digest")
+            for row in rows:
+                record = _record(row)
+                digest.update(json.dumps(record).encode())
+                if held is None:
+                    self._insert(row, record)
+            if held is None:
+                write_meta(self._db, "source_digest", digest.hexdigest())
+                write_meta(self._db, "source_name", source.name)
+                write_meta(self._db, "source_revision", source.revision or "")
+                write_meta(self._db, "source_license", source.license or "")
+            elif held != digest.hexdigest():
+                raise ValueError(
+                    f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
+                    f"{source} gives others; use another --store, or leave --pairs out to go on "
+                    "with these"
+                )
+
+    def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> None:
+        if isinstance(row, SetAside):
+            self._db.execute("INSERT INTO set_aside VALUES (?, ?, ?)", record)
+            return
+        said = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
+        self._db.execute(
+            "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
+            [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in said)],
+        )
+        self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
+
+    def source(self) -> SourceSummary | None:
+        """How the source was read; None before it was."""
+        name = read_meta(self._db, "source_name")
+        if name is None:
+            return None
+        reasons = "SELECT reason, count(*) FROM set_aside GROUP BY reason ORDER BY 2 DESC, 1"
+        set_aside = dict(self._db.execute(reasons))
+        usable = self._count("source_rows")
+        return SourceSummary(
+            name=name,
+            revision=read_meta(self._db, "source_revision") or None,
+            license=read_meta(self._db, "source_license") or None,
+            rows=usable + sum(set_aside.values()),
+            usable=usable,
+            pairs=self._count("pairs"),
+            set_aside=set_aside,
+        )
+
+    def pair(self, name: str) -> Pair:
+        """The pair that a person means.
+
+        Args:
+            name: the source's own name of it, its id, or at least eight digits that its id begins
+                with.
+
+        Raises:
+            ValueError: no pair is called so, or several are.
+        """
+        queries: list[tuple[str, tuple[str, ...]]] = [
+            ("SELECT pair_id FROM source_rows WHERE source_id = ?", (name,)),
+            ("SELECT pair_id FROM pairs WHERE pair_id = ?", (name,)),
+        ]
+        if _ID_BEGINNING.fullmatch(name):
+            beginning = "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?"
+            queries.append((beginning, (name, name + "g")))
+        found = {row[0] for query, values in queries for row in self._db.execute(query, values)}
+        if len(found) != 1:
+            problem = "several pairs are called" if found else "no pair is called"
+            raise ValueError(f"{self.path}: {problem} {name!r}")
+        said = self._db.execute(
+            "SELECT prompt, chosen, rejected, tools FROM pairs WHERE pair_id = ?", (found.pop(),)
+        )
+        return pair_from(said.fetchone())
+
+    def rows(self) -> Iterator[tuple[SourceRow, str]]:
+        """All rows that hold a pair, in the source's order, each with its pair's id."""
+        with closing(self._db.cursor()) as cursor:
+            cursor.execute(
+                "SELECT row, pair_id, source_id, columns, prompt, chosen, rejected, tools "
+                "FROM source_rows JOIN pairs USING (pair_id) ORDER BY row"
+            )
+            for row, pair_id, source_id, columns, *said in cursor:
+                yield (
+                    SourceRow(
+                        row=row,
+                        pair=pair_from(said),
+                        source_id=source_id,
+                        columns=json.loads(columns),
+                    ),
+                    pair_id,
+                )
+
+    def source_ids(self, pair_ids: Collection[str]) -> dict[str, str | None]:
+        """The source's own names of a few pairs; of its first row where a pair has several."""
+        marks = ", ".join("?" * len(pair_ids))
+        return dict(
+            self._db.execute(
+                "SELECT pair_id, source_id FROM source_rows WHERE row IN (SELECT min(row) "
+                f"FROM source_rows WHERE pair_id IN ({marks}) GROUP BY pair_id)",
+                tuple(pair_ids),
+            )
+        )
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """pair_id and source_id of every row that holds a pair, in the source's order."""
+        yield from self._db.execute("SELECT pair_id, source_id FROM source_rows ORDER BY row")
+
+    def lengths(self) -> pl.DataFrame:
+        """pair_id, and the characters of its chosen and of its rejected response, by pair_id.
+
+        Of a turn whose content is a list of parts, the characters of its JSON count.
+        """
+        said = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
+        query = f"SELECT pair_id, {said.format('chosen')}, {said.format('rejected')} FROM pairs"
+        return pl.DataFrame(
+            self._db.execute(f"{query} ORDER BY pair_id").fetchall(),
+            schema={"pair_id": pl.String, "chosen": pl.Float64, "rejected": pl.Float64},
+            orient="row",
+        )
+
+    def set_aside(self) -> Iterator[SetAside]:
+        """All rows that hold no pair, in the source's order."""
+        for row, reason, raw in self._db.execute("SELECT * FROM set_aside ORDER BY row"):
+            yield SetAside(row=row, reason=reason, raw=raw)
+
+    def pair_ids(self) -> list[str]:
+        """The ids of all pairs, sorted."""
+        return [row[0] for row in self._db.execute("SELECT pair_id FROM pairs ORDER BY pair_id")]
+
+    def _count(self, table: str) -> int:
+        return self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def _record(row: SourceRow | SetAside) -> list[Any]:
+    if isinstance(row, SetAside):
+        return [row.row, row.reason, row.raw]
+    return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
+
+
+def pair_from(said: Sequence[str], pair_id: str | None = None) -> Pair:
+    """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools.
+
+    Args:
+        said: the texts.
+        pair_id: its id where that is at hand: hashing it anew costs more than all the rest.
+    """
+    prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in said)
+    pair = Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+    if pair_id is not None:
+        pair.__dict__["id"] = pair_id  # what its cached property would hold
+    return pair

@@ -1,0 +1,245 @@
+"""One store out of the stores of several processes: the shards of a run, put together."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sp2dpo.files import whole
+from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
+from sp2dpo.store.questions import Shard
+from sp2dpo.store.records import COLUMNS
+from sp2dpo.store.store import Store
+from sp2dpo.text import brief
+
+_KEY = COLUMNS[:5]
+_CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
+_SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
+_DIFFERS = " OR ".join(f'ours."{name}" IS NOT theirs."{name}"' for name in _CONTENT)
+_COPIED = ("pairs", "source_rows", "set_aside")
+_META = (
+    "source_digest", "source_name", "source_revision", "source_license", "rubric_hash", "rubric",
+    "panel",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        added: replies that the merged store did not hold before.
+        missing: shares of the pairs whose stores were not given, where the others say so.
+    """
+
+    added: int
+    missing: tuple[Shard, ...]
+
+
+def merge(out: Path, shards: Sequence[Path]) -> Merged:
+    """Puts the replies of several stores into one, whole or not at all.
+
+    In which order they are named does not change what a beta depends on. The same stores again
+    change nothing, and more of them may be merged into `out` later.
+
+    Args:
+        out: the store to make, or one that was merged before.
+        shards: stores of one source that one panel annotated; those without replies need not know
+            the panel.
+
+    Raises:
+        ValueError: the stores do not belong together, two hold different replies to one request,
+            one is being annotated, or `out` is a store of its own.
+        OSError: one of them is not there, or `out` cannot be written.
+    """
+    with ExitStack() as locks:
+        _check_names(out, shards)
+        locks.enter_context(only_writer(out))
+        for path in shards:
+            locks.enter_context(only_writer(path))
+        there = out.exists()
+        _check_alike([*([out] if there else []), *shards])
+        if not there:
+            with whole(out) as unfinished:
+                added = _gather(unfinished, shards)
+        else:
+            _check_merged(out)
+            with _set_aside(out) as gathered:
+                _gather(gathered, shards)
+                added = _add(out, gathered)
+    return Merged(added=added, missing=_missing(shards))
+
+
+def _check_names(out: Path, shards: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {out.resolve(): out}
+    for path in shards:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such store")
+        if path.resolve() == out.resolve():
+            raise ValueError(f"{path} is both merged and the --out: name another --out")
+        if path.resolve() in seen:
+            raise ValueError(f"{path} is named twice")
+        seen[path.resolve()] = path
+
+
+def _check_merged(out: Path) -> None:
+    with closing(connect(out, write=False)) as database:
+        if read_meta(database, "merged") is None:
+            raise ValueError(f"{out} is a store of its own, not a merged one: name another --out")
+
+
+def _check_alike(paths: Sequence[Path]) -> None:
+    """Refuses stores of different sources, rubrics, teachers or panels."""
+    first, expected = None, {}
+    for path in paths:
+        with Store(path) as store, closing(connect(path, write=False)) as database:
+            found = _what_must_agree(store, database)
+        if first is None:
+            first, expected = path, found
+        for what, value in found.items():
+            held = expected.setdefault(what, value)
+            if held != value:
+                raise ValueError(
+                    f"{path} does not belong to {first}: its {what} is {_shown(value)}, there it "
+                    f"is {_shown(held)}"
+                )
+    if "rubric" not in expected:
+        raise ValueError(f"{first}: nothing was annotated yet; run `sp2dpo annotate` first")
+
+
+def _what_must_agree(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
+    source = store.corpus.source()
+    if source is None:
+        raise ValueError(f"{store.path}: holds no pairs")
+    digest = (read_meta(database, "source_digest") or "")[:12]
+    found: dict[str, Any] = {"source": [source.name, digest]}
+    if read_meta(database, "panel") is None and not store.teachers():
+        return found  # a share that no pair falls into, or that nobody has asked about yet
+    panel = store.panel()
+    found["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
+    asked = {teacher["name"] for teacher in panel["teachers"]}
+    heard = {teacher["name"] for teacher in store.teachers()}
+    for name, *said in database.execute("SELECT * FROM teachers ORDER BY name"):
+        if name in asked | heard:
+            found[f"teacher {name} (model, revision, sampling)"] = said
+    for key, value in panel.items():
+        found[f"panel's {key}"] = value
+    return found
+
+
+def _shown(said: Any) -> str:
+    return brief(json.dumps(said, ensure_ascii=False))
+
+
+@contextmanager
+def _set_aside(out: Path) -> Iterator[Path]:
+    """The name of a store that exists inside the block only."""
+    path = out.with_name(f".{out.name}.gathered")
+    _remove(path)  # a process may have been killed here
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    for ending in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _gather(path: Path, shards: Sequence[Path]) -> int:
+    """Makes a new store of several; how many replies it holds."""
+    with closing(connect(path, write=True)) as database:
+        # Nothing depends on this file before it is whole.
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")
+        for shard in shards:
+            with _attached(database, shard), transaction(database):
+                if read_meta(database, "merged") is None:
+                    _begin(database)
+                _insert(database, shard)
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA journal_mode = WAL")
+        return _replies(database)
+
+
+def _add(out: Path, gathered: Path) -> int:
+    """Adds all of a store to another in one transaction; how many replies were new."""
+    with (
+        closing(connect(out, write=True)) as database,
+        _attached(database, gathered),
+        transaction(database),
+    ):
+        before = _replies(database)
+        _insert(database, gathered)
+        return _replies(database) - before
+
+
+def _replies(database: sqlite3.Connection) -> int:
+    return database.execute("SELECT count(*) FROM main.replies").fetchone()[0]
+
+
+@contextmanager
+def _attached(database: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """The other store, to be read as `theirs`."""
+    database.execute("ATTACH ? AS theirs", (f"{path.absolute().as_uri()}?mode=ro",))
+    try:
+        yield
+    finally:
+        database.execute("DETACH theirs")
+
+
+def _begin(database: sqlite3.Connection) -> None:
+    for table in _COPIED:
+        database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
+    write_meta(database, "merged", "yes")
+
+
+def _insert(database: sqlite3.Connection, path: Path) -> None:
+    """Adds the replies of the attached store, and what all have in common where it is missing."""
+    other = database.execute(
+        'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
+        "FROM theirs.replies theirs JOIN main.replies ours "
+        f"ON {_SAME_KEY} WHERE {_DIFFERS} LIMIT 1"
+    ).fetchone()
+    if other is not None:
+        asked = ", ".join(map(str, other[1:]))
+        raise ValueError(
+            f"{path}: another store holds a different reply to pair {other[0]}, {asked}; one "
+            "request has one reply: leave one of the two stores out"
+        )
+    for key in _META:
+        database.execute(
+            "INSERT OR IGNORE INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,)
+        )
+    names = ", ".join(f'"{name}"' for name in COLUMNS)
+    database.execute(
+        "INSERT OR IGNORE INTO main.teachers SELECT * FROM theirs.teachers WHERE name IN "
+        "(SELECT json_extract(each.value, '$.name') FROM theirs.meta AS said, "
+        "json_each(said.value, '$.teachers') AS each WHERE said.key = 'panel') "
+        "OR EXISTS (SELECT 1 FROM theirs.replies WHERE teacher = name)"
+    )
+    database.execute(
+        f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
+    )
+    database.execute(
+        "INSERT INTO main.settled SELECT * FROM theirs.settled WHERE true ON CONFLICT DO UPDATE "
+        "SET replies = excluded.replies, chance = excluded.chance "
+        "WHERE (excluded.replies, excluded.chance) > (replies, chance)"
+    )
+
+
+def _missing(shards: Sequence[Path]) -> tuple[Shard, ...]:
+    held = []
+    for path in shards:
+        with Store(path) as store:
+            held.append(store.backlog.shard())
+    counts = {shard.of for shard in held if shard is not None}
+    if None in held or len(counts) != 1:
+        return ()
+    (of,) = counts
+    there = {shard.index for shard in held if shard is not None}
+    return tuple(Shard(index=index, of=of) for index in range(of) if index not in there)

@@ -1,0 +1,372 @@
+"""What of a store's pairs is still to be asked, and what became of the rest."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.panel.annotation import Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import Rubric
+from sp2dpo.store.corpus import pair_from
+from sp2dpo.store.database import read_meta, transaction, write_meta
+from sp2dpo.store.records import UNREADABLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One of `of` shares of the pairs.
+
+    Attributes:
+        index: from 0 to `of` - 1.
+        of: how many shares there are.
+    """
+
+    index: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The shard that `I/N` names, I from 0 to N-1.
+
+        Raises:
+            ValueError: it names none.
+        """
+        first, slash, last = text.partition("/")
+        if not (slash and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise ValueError(f"shard {text!r}: write I/N with I from 0 to N-1, such as 0/4")
+        return cls(index=int(first), of=int(last))
+
+    def holds(self, pair_id: str) -> bool:
+        """Whether a pair belongs to this share; the ids are hashes, so the shares are even."""
+        return int(pair_id[:15], 16) % self.of == self.index
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.index}/{self.of}"
+
+
+_KEPT = "FROM replies r INDEXED BY replies_narrow WHERE status = 'kept'"
+_SAME_KEY = (
+    '(k.pair_id, k.teacher, k.variant, k."order") = (r.pair_id, r.teacher, r.variant, r."order")'
+)
+_UNREADABLE = ", ".join(f"'{reason}'" for reason in UNREADABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be asked of a teacher about every pair, and when a refusal is final.
+
+    Attributes:
+        teacher: its name.
+        variants: of the rubric, in this order.
+        rubric: says in which orders the responses are shown.
+        retries: how often an unreadable reply is asked for again.
+        again: whether all that was refused counts as missing.
+    """
+
+    teacher: str
+    variants: tuple[str, ...]
+    rubric: Rubric
+    retries: int
+    again: bool
+
+    @classmethod
+    def of(cls, panel: Panel, teacher: Teacher, *, again: bool) -> Self:
+        """What a panel asks of one of its teachers."""
+        return cls(
+            teacher=teacher.name,
+            variants=panel.variants,
+            rubric=panel.rubric,
+            retries=teacher.retries,
+            again=again,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A reply that is missing.
+
+    Attributes:
+        key: with the attempt that comes next.
+        last: the attempt after which an unreadable reply is not asked for again.
+    """
+
+    key: Key
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that is to be asked of one teacher about one pair, in this order.
+
+    Attributes:
+        number: of the pair, in the order of the source.
+        pair: what is judged.
+        questions: never empty.
+    """
+
+    number: int
+    pair: Pair
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """A pair with what was said about it.
+
+    Attributes:
+        number: of the pair, in the order of the source.
+        pair: what is judged.
+        replies: teacher, variant, order, attempt, reason, better, magnitude, confidence of each.
+    """
+
+    number: int
+    pair: Pair
+    replies: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A pair that an adaptive panel asks no more about.
+
+    Attributes:
+        pair_id: of the pair.
+        replies: that it has.
+        chance: that a full panel would leave its gap where it is, as the rule saw it, in [0, 1].
+    """
+
+    pair_id: str
+    replies: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of some keys: a reply was kept, or the last one was refused.
+
+    Attributes:
+        teacher: that was asked.
+        variant: of the rubric.
+        order: in which the responses were shown.
+        reason: of the refusal; None where one was kept.
+        attempt: the number of the refused reply among those to its key, from 0.
+        count: of keys.
+    """
+
+    teacher: str
+    variant: str
+    order: str
+    reason: str | None
+    attempt: int
+    count: int
+
+    def is_final(self, retries: int) -> bool:
+        """Whether it is not asked again by itself."""
+        return self.reason not in UNREADABLE or self.attempt >= retries
+
+
+class Backlog:
+    """The questions of an open store."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._db = database
+        self._path = path
+
+    def shard(self) -> Shard | None:
+        """The share of the pairs that this store is for; None for all."""
+        said = read_meta(self._db, "shard")
+        return Shard.parse(said) if said else None
+
+    def take_shard(self, shard: Shard | None) -> None:
+        """Keeps the store to a share of the pairs, for ever; None leaves it as it is.
+
+        Raises:
+            ValueError: it is for another share, or replies of all pairs are here.
+        """
+        held = self.shard()
+        if shard is None or shard == held:
+            return
+        if held is not None:
+            raise ValueError(
+                f"{self._path} is for the shard {held}, not {shard}; use its own store"
+            )
+        if self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]:
+            raise ValueError(f"{self._path} was annotated as a whole; give each shard a new store")
+        with transaction(self._db):
+            write_meta(self._db, "shard", str(shard))
+
+    def pairs(self) -> int:
+        """Distinct pairs of the store's share."""
+        query = "SELECT count(*) FROM pairs"
+        return self._db.execute(f"{query} WHERE {self._in_shard()}").fetchone()[0]
+
+    def page(self, wanted: Wanted, *, after: int, limit: int) -> list[Job]:
+        """The next pairs of which something is missing, in the order of the source.
+
+        Args:
+            wanted: of which teacher, and what.
+            after: the number of the last pair seen; 0 to begin.
+            limit: pairs at most.
+        """
+        marks = ", ".join("?" * len(wanted.variants))
+        final = "status = 'kept'"
+        if not wanted.again:  # of several replies to one key the last one counts
+            final += f""" OR (
+                (attempt >= {int(wanted.retries)} OR reason NOT IN ({_UNREADABLE}))
+                AND NOT EXISTS (SELECT 1 FROM replies later WHERE
+                    (later.pair_id, later.teacher, later.variant, later."order")
+                    = (r.pair_id, r.teacher, r.variant, r."order") AND later.attempt > r.attempt)
+            )"""
+        asked = f"r.pair_id = p.pair_id AND teacher = ? AND variant IN ({marks})"
+        values = (wanted.teacher, *wanted.variants)
+        questions = len(wanted.variants) * len(wanted.rubric.orders("0"))
+        rows = self._db.execute(
+            f"""
+            SELECT number, pair_id, prompt, chosen, rejected, tools,
+                (SELECT json_group_array(json_array(variant, "order", {final}, attempt))
+                 FROM replies r WHERE {asked})
+            FROM pairs p WHERE number > ? AND {self._in_shard()} AND (
+                SELECT count(DISTINCT variant || "order") FROM replies r WHERE {asked} AND ({final})
+            ) < ?
+            ORDER BY number LIMIT ?
+            """,
+            (*values, after, *values, questions, limit),
+        )
+        return [
+            _job(wanted, number, pair_from(said, pair_id), replies)
+            for number, pair_id, *said, replies in rows
+        ]
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of everything that was asked: for each key a kept reply, or the last one."""
+        return [*self.kept(), *self.refused()]
+
+    def kept(self) -> list[Outcome]:
+        """The keys that a reply was kept for."""
+        most = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
+        # Where nothing was asked twice, no row needs a look at the others of its key.
+        rows = self._db.execute(
+            f"""SELECT teacher, variant, "order", count(*) {_KEPT} AND NOT (attempt < ? AND EXISTS (
+                SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
+                AND k.attempt > r.attempt
+            )) GROUP BY 1, 2, 3""",
+            (most,),
+        )
+        return [
+            Outcome(
+                teacher=row[0], variant=row[1], order=row[2], reason=None, attempt=0, count=row[3],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def refused(self) -> list[Outcome]:
+        """The keys that no reply was kept for, by the reason of their last one."""
+        rows = self._db.execute(
+            f"""SELECT teacher, variant, "order", reason, attempt, count(*)
+            FROM replies r INDEXED BY replies_narrow WHERE status = 'refused' AND NOT EXISTS (
+                SELECT 1 FROM replies k WHERE {_SAME_KEY}
+                AND (k.status = 'kept' OR k.attempt > r.attempt)
+            ) GROUP BY 1, 2, 3, 4, 5"""
+        )
+        return [
+            Outcome(
+                teacher=row[0], variant=row[1], order=row[2], reason=row[3], attempt=row[4],
+                count=row[5],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def heard(self, *, settled: bool, after: int, limit: int) -> list[Heard]:
+        """The next pairs with all their replies, in the order of the source.
+
+        Args:
+            settled: whether pairs that an adaptive panel asks no more about are among them.
+            after: the number of the last pair seen; 0 to begin.
+            limit: pairs at most.
+        """
+        rows = self._db.execute(
+            f"""
+            SELECT number, pair_id, prompt, chosen, rejected, tools,
+                (SELECT json_group_array(json_object('teacher', teacher, 'variant', variant,
+                    'order', "order", 'attempt', attempt, 'reason', reason, 'better', better,
+                    'magnitude', magnitude, 'confidence', confidence))
+                 FROM replies r WHERE r.pair_id = p.pair_id)
+            FROM pairs p WHERE number > ? AND {self._in_shard()}
+                AND (? OR pair_id NOT IN (SELECT pair_id FROM settled))
+            ORDER BY number LIMIT ?
+            """,
+            (after, settled, limit),
+        )
+        return [
+            Heard(number=number, pair=pair_from(said, pair_id), replies=json.loads(replies))
+            for number, pair_id, *said, replies in rows
+        ]
+
+    def reopen(self) -> None:
+        """Forgets which pairs are settled: another panel may want to know more about them."""
+        with transaction(self._db):
+            self._db.execute("DELETE FROM settled")
+
+    def spared(self, variants: Sequence[str], questions: int) -> dict[str, int]:
+        """How many replies settled pairs do without, by teacher.
+
+        Args:
+            variants: that the panel asks.
+            questions: replies that a full budget takes for each pair and teacher.
+
+        Returns:
+            Teachers that replied about settled pairs; under "" what holds for all others.
+        """
+        settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
+        heard = self._db.execute(
+            'SELECT teacher, count(*) FROM (SELECT DISTINCT pair_id, teacher, variant, "order" '
+            "FROM replies WHERE pair_id IN (SELECT pair_id FROM settled) "
+            f"AND variant IN ({', '.join('?' * len(variants))})) GROUP BY teacher",
+            tuple(variants),
+        )
+        return {"": settled * questions} | {
+            teacher: settled * questions - count for teacher, count in heard
+        }
+
+    def _in_shard(self) -> str:
+        shard = self.shard()
+        if shard is None:
+            return "true"
+        self._db.create_function("in_shard", 1, shard.holds, deterministic=True)
+        return "in_shard(pair_id)"
+
+
+def _job(wanted: Wanted, number: int, pair: Pair, replies: str) -> Job:
+    heard: dict[tuple[str, str], tuple[bool, int]] = {}
+    for variant, order, final, attempt in json.loads(replies):
+        done, last = heard.get((variant, order), (False, -1))
+        heard[variant, order] = (done or bool(final), max(last, attempt))
+    questions = []
+    for order in wanted.rubric.orders(pair.id):
+        for variant in wanted.variants:
+            done, last = heard.get((variant, order), (False, -1))
+            if not done:
+                key = Key(
+                    pair_id=pair.id,
+                    teacher=wanted.teacher,
+                    variant=variant,
+                    order=order,
+                    attempt=last + 1,
+                )
+                until = max(wanted.retries, last + 1 + wanted.retries * wanted.again)
+                questions.append(Question(key=key, last=until))
+    return Job(number=number, pair=pair, questions=tuple(questions))
+
+
+def counted(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Outcomes as `kept` and reasons with their numbers, in the order of the alphabet."""
+    counts: dict[str, int] = {}
+    for one in sorted(outcomes, key=lambda one: one.reason or "kept"):
+        reason = one.reason or "kept"
+        counts[reason] = counts.get(reason, 0) + one.count
+    return counts

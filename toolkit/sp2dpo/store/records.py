@@ -1,0 +1,113 @@
+"""A reply on its way into a store: kept with its annotation, or refused with its reason."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sp2dpo.inference.client import Reply
+from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse
+from sp2dpo.panel.logprobs import expected, tokens_of_values
+from sp2dpo.panel.rubric import Rubric
+
+UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
+"""Refusals that another seed may cure; all others are final."""
+
+COLUMNS = (
+    "pair_id", "teacher", "variant", "order", "attempt", "status", "reason", "detail",
+    "category", "magnitude", "confidence", "rationale", "raw", "finish_reason", "model", "rubric",
+    "prompt_tokens", "completion_tokens", "cached_tokens", "seconds", "arrived",
+    "better", "logprobs", "expected_magnitude", "expected_confidence",
+)  # fmt: skip
+"""Of the table `replies`, in its order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A reply as it is stored.
+
+    Attributes:
+        key: what it answers.
+        annotation: None where it was refused.
+        reason: why it was refused, one word; None where it was kept.
+        detail: more of the reason.
+        raw: what came back, word for word.
+        reply: the counts around it; None where the server declined the request.
+        arrived: seconds since 1970.
+        tokens: the raw top-k of the tokens that spell the values, where the panel asks for them.
+        magnitude: its expectation over those tokens, on the rubric's scale.
+        confidence: likewise.
+    """
+
+    key: Key
+    annotation: Annotation | None
+    reason: str | None
+    detail: str | None
+    raw: str
+    reply: Reply | None
+    arrived: float
+    tokens: list[dict[str, Any]] | None = None
+    magnitude: float | None = None
+    confidence: float | None = None
+
+
+def judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
+    """A reply that came: kept if it holds an annotation and ended by itself."""
+    annotation, reason, detail, tokens = None, None, None, None
+    try:
+        if reply.finish_reason == "length":
+            raise Refusal("length", "the reply reached the token limit")
+        if reply.finish_reason != "stop":
+            raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
+        annotation = parse(reply.text, rubric)
+    except Refusal as refusal:
+        reason, detail = refusal.reason, refusal.detail
+    if annotation and reply.logprobs is not None:
+        tokens = tokens_of_values(reply.logprobs, reply.text)
+    return Entry(
+        key=key,
+        annotation=annotation,
+        reason=reason,
+        detail=detail,
+        raw=reply.text,
+        reply=reply,
+        arrived=time.time(),
+        tokens=tokens,
+        magnitude=expected(tokens, "magnitude", rubric.magnitude) if tokens else None,
+        confidence=expected(tokens, "confidence", rubric.confidence) if tokens else None,
+    )
+
+
+def refused(key: Key, reason: str, detail: str) -> Entry:
+    """A request that got no reply, and will get none: the server's words are the detail."""
+    return Entry(
+        key=key,
+        annotation=None,
+        reason=reason,
+        detail=detail,
+        raw="",
+        reply=None,
+        arrived=time.time(),
+    )
+
+
+def row_of(entry: Entry, rubric: str | None) -> tuple[Any, ...]:
+    """An entry as a row of the table `replies`.
+
+    Args:
+        entry: the reply.
+        rubric: the hash of what was asked under.
+    """
+    key, said, reply = entry.key, entry.annotation, entry.reply
+    return (
+        key.pair_id, key.teacher, key.variant, key.order, key.attempt,
+        "refused" if said is None else "kept", entry.reason, entry.detail,
+        said and said.category, said and said.magnitude,
+        said and said.confidence, said and said.rationale,
+        entry.raw, reply and reply.finish_reason, reply and reply.model, rubric,
+        reply and reply.prompt_tokens, reply and reply.completion_tokens,
+        reply and reply.cached_tokens, reply and reply.seconds, entry.arrived,
+        said and said.better,
+        None if entry.tokens is None else json.dumps(entry.tokens, ensure_ascii=False),
+        entry.magnitude, entry.confidence,
+    )  # fmt: skip

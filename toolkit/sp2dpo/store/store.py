@@ -1,0 +1,278 @@
+"""The store of a run: one SQLite file with the pairs, their source rows and every reply.
+
+Replies are added and never changed. The file can be read with any SQLite tool; a write-ahead log
+beside it (`-wal`) belongs to it.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, rubric_of
+from sp2dpo.store.annotations import APART, AnnotationTable, by_key, replies_of
+from sp2dpo.store.annotations import COLUMNS as READ
+from sp2dpo.store.corpus import Corpus
+from sp2dpo.store.database import connect, integrity, read_meta, snapshot, transaction, write_meta
+from sp2dpo.store.questions import Backlog, Settled, counted
+from sp2dpo.store.records import COLUMNS, Entry, row_of
+from sp2dpo.store.usage import Ledger
+
+
+class Store:
+    """An open store, for reading unless `write` is given; use it in a `with` block.
+
+    Attributes:
+        path: of the file.
+        corpus: its pairs.
+        backlog: what is still to be asked about them.
+        ledger: what the replies took.
+
+    Raises:
+        ValueError: the file is no store, of another format, or damaged (looked for when it is
+            opened for writing).
+        OSError: it is not there, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, write: bool = False) -> None:
+        self.path = path
+        known = write and path.exists()
+        self._db = connect(path, write=write)
+        if known and (problems := self.integrity()):
+            self._db.close()
+            raise ValueError(
+                f"{path} is damaged ({problems[0]}): keep it and its -wal file, and copy what can "
+                "be read with `sqlite3 FILE .recover`"
+            )
+        self.corpus = Corpus(self._db, path)
+        self.backlog = Backlog(self._db, path)
+        self.ledger = Ledger(self._db)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty where it is sound."""
+        return integrity(self._db)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read inside the block is of one moment, even while others write."""
+        with snapshot(self._db):
+            yield
+
+    def check(self, panel: Panel) -> None:
+        """Refuses a panel that contradicts the replies that are here.
+
+        Raises:
+            ValueError: another rubric, or a teacher whose model, revision or sampling changed.
+        """
+        replies = self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]
+        held = read_meta(self._db, "rubric_hash")
+        if replies and held is not None and held != panel.rubric.hash:
+            raise ValueError(
+                f"{self.path} was annotated under the rubric {held[:12]} ({self.rubric().name}), "
+                f"the panel asks under {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
+                "--store"
+            )
+        heard = {teacher["name"]: teacher for teacher in self.teachers()}
+        for teacher in panel.teachers:
+            for what in ("model", "revision", "sampling") if teacher.name in heard else ():
+                before, now = heard[teacher.name][what], getattr(teacher, what)
+                if before != now:
+                    raise ValueError(
+                        f"{self.path} knows the teacher {teacher.name} with {what} {before}, the "
+                        f"panel says {now}; give the changed teacher another name, or use another "
+                        "--store"
+                    )
+
+    def adopt(self, panel: Panel) -> None:
+        """Records the rubric and the teachers; from their first reply on they cannot change.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(panel)
+        self.reopen_for(panel)
+        rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
+        heard = {teacher["name"] for teacher in self.teachers()}
+        with transaction(self._db):
+            write_meta(self._db, "rubric_hash", panel.rubric.hash)
+            write_meta(self._db, "rubric", rubric)
+            write_meta(self._db, "panel", json.dumps(panel.record(), ensure_ascii=False))
+            for teacher in panel.teachers:
+                if teacher.name not in heard:
+                    sampling = json.dumps(teacher.sampling, sort_keys=True)
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
+                        (teacher.name, teacher.model, teacher.revision, sampling),
+                    )
+
+    def reopen_for(self, panel: Panel) -> None:
+        """Opens settled pairs again where an adaptive panel is not the one that settled them."""
+        said = read_meta(self._db, "panel")
+        if panel.budget == "adaptive" and said is not None:
+            held, now = json.loads(said), panel.record()
+            for teacher in (*held["teachers"], *now["teachers"]):
+                for terms in ("price", "license"):
+                    teacher.pop(terms, None)
+            if held != now:
+                self.backlog.reopen()
+
+    def rubric(self) -> Rubric:
+        """The rubric of all replies.
+
+        Raises:
+            ValueError: nothing was annotated yet.
+        """
+        said = read_meta(self._db, "rubric")
+        if said is None:
+            raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
+        return rubric_of(json.loads(said), where=f"{self.path}: rubric")
+
+    def panel(self) -> dict[str, Any]:
+        """What the last panel asked: see `Panel.record`.
+
+        Raises:
+            ValueError: nothing was annotated yet.
+        """
+        said = read_meta(self._db, "panel")
+        if said is None:
+            raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
+        return json.loads(said)
+
+    def teachers(self) -> list[dict[str, Any]]:
+        """name, model, revision and sampling of every teacher that has replied, by name."""
+        rows = self._db.execute(
+            "SELECT name, model, revision, sampling FROM teachers "
+            "WHERE EXISTS (SELECT 1 FROM replies WHERE teacher = name) ORDER BY name"
+        )
+        return [
+            {"name": name, "model": model, "revision": revision, "sampling": json.loads(sampling)}
+            for name, model, revision, sampling in rows
+        ]
+
+    def variants(self) -> list[str]:
+        """The variants that a reply came under, kept or refused, in the rubric's order."""
+        heard = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
+        return [variant for variant in self.rubric().variants if variant in heard]
+
+    def add(self, entries: Sequence[Entry], settled: Sequence[Settled] = ()) -> None:
+        """Stores replies, and pairs that are asked no more about, in one transaction.
+
+        When it returns, they are on the disk.
+        """
+        names = ", ".join(f'"{name}"' for name in COLUMNS)
+        marks = ", ".join("?" * len(COLUMNS))
+        rubric = read_meta(self._db, "rubric_hash")
+        with transaction(self._db):
+            self._db.executemany(
+                f"INSERT INTO replies ({names}) VALUES ({marks})",
+                [row_of(entry, rubric) for entry in entries],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO settled VALUES (?, ?, ?)",
+                [(one.pair_id, one.replies, one.chance) for one in settled],
+            )
+
+    def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """All replies, or those of one pair, by their keys; teachers' revisions included."""
+        names = ", ".join(f'replies."{name}"' for name in COLUMNS if name != "model")
+        where = "" if pair_id is None else "WHERE pair_id = ?"
+        with closing(self._db.cursor()) as cursor:
+            cursor.row_factory = sqlite3.Row
+            cursor.execute(
+                f"SELECT {names}, teachers.model, teachers.revision, replies.model AS served_model "
+                f"FROM replies JOIN teachers ON teachers.name = teacher {where} "
+                'ORDER BY pair_id, teacher, variant, "order", attempt',
+                () if pair_id is None else (pair_id,),
+            )
+            for row in cursor:
+                yield dict(row)
+
+    def annotations(self) -> AnnotationTable:
+        """All kept annotations as a table.
+
+        Raises:
+            ValueError: there is none.
+        """
+        rubric = self.rubric()
+        pair_ids = self.corpus.pair_ids()
+        # SQLite reads one part while polars takes apart the one before.
+        with ThreadPoolExecutor(max_workers=1) as apart:
+            parts = [
+                apart.submit(replies_of, *said) for said in self._kept(len(pair_ids), rubric.blind)
+            ]
+            tables = [part.result() for part in parts]
+        if not tables:
+            raise ValueError(f"{self.path}: no reply was kept, so there are no gaps to compute")
+        return AnnotationTable(replies=by_key(pl.concat(tables)), pair_ids=pair_ids, rubric=rubric)
+
+    def _kept(
+        self, pairs: int, blind: bool
+    ) -> Iterator[tuple[dict[str, str], dict[str, list[float | None]], int]]:
+        """The kept replies in parts, for `replies_of`; a part has some 4,000 pairs.
+
+        SQLite makes one text of a column, many times quicker than a row of Python objects each. A
+        driver with a SQLite of its own (ADBC's) would be as quick, but two of them in one process
+        take the locks of a file away from each other, and a store is read while others write to it.
+        """
+        names = [name for name in READ[:9] if blind or name not in ("order", "better")]
+        listed = ", ".join(f"group_concat({_text_of(name)}, '{APART}')" for name in names)
+        found = (
+            "FROM replies INDEXED BY replies_narrow "
+            "WHERE status = 'kept' AND pair_id >= ? AND pair_id < ?"
+        )
+        for span in _spans(pairs // 4000):
+            expected = "count(expected_magnitude) + count(expected_confidence)"
+            count, expected, *texts = self._db.execute(
+                f"SELECT count(*), {expected}, {listed} {found}", span
+            ).fetchone()
+            said = dict(zip(names, texts, strict=True))
+            if not blind and count:
+                said["order"] = APART.join([CHOSEN_FIRST] * count)
+            numbers = {}
+            if expected:  # as numbers: the text of one is not exact
+                rows = self._db.execute(
+                    f"SELECT expected_magnitude, expected_confidence {found}", span
+                )
+                columns = zip(*rows, strict=True)
+                numbers = dict(zip(READ[9:], map(list, columns), strict=True))
+            if count:
+                yield said, numbers, count
+
+    def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
+        """How often each outcome came back: `kept`, or the reason of the last refusal."""
+        return counted(
+            [
+                one
+                for one in self.backlog.outcomes()
+                if one.teacher == teacher and one.variant in variants
+            ]
+        )
+
+
+def _text_of(name: str) -> str:
+    return "ifnull(better, '')" if name == "better" else f'"{name}"'
+
+
+def _spans(parts: int) -> list[tuple[str, str]]:
+    """The ids of pairs, which begin with hexadecimal digits at random, in about so many parts."""
+    digits = 0 if parts < 2 else 1 if parts < 64 else 2
+    starts = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
+    return list(zip(starts, [*starts[1:], "g"], strict=True))

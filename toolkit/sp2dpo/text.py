@@ -1,0 +1,236 @@
+"""What a person sees in a terminal: text made harmless and short, numbers of things, tables."""
+
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# C0 and C1 controls but newline and tab, halves of surrogate pairs, what reorders or hides text:
+# bidi marks, zero widths, soft hyphens, blank letters, variation selectors, tags. Left alone are
+# the joiners U+200C and U+200D and the selector U+FE0F, which scripts and emoji need.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0e\ufeff"
+    "\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+
+
+def harmless(text: str) -> str:
+    """The text with every control and every invisible character written as its code."""
+    return _UNSAFE.sub(lambda found: _code(ord(found[0])), text)
+
+
+def _code(number: int) -> str:
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
+
+
+def brief(text: str, length: int = 300) -> str:
+    """The text as one line, with "..." behind what is cut.
+
+    Args:
+        text: of any length.
+        length: characters of it at most.
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def number_of(number: int, one: str, several: str | None = None) -> str:
+    """A number of things: `1 line`, `2 lines`; the plural is said where it takes more than an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
+    """Lines of a table; a column whose cells are all numbers is set to the right."""
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for row in (head, *rows):
+        cells = (
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.fullmatch(r"[-+\d.,%]*", cell))
+
+
+UNKNOWN = "-"
+WIDTH = 100
+"""Characters of a line."""
+_SHORTEST = 9
+"""Characters to which a cell is cut at most."""
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_SHELL_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
+
+
+def whole(number: float | None) -> str:
+    """A count, with separators."""
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1]."""
+    return UNKNOWN if share is None else f"{share:.1%}"
+
+
+def fixed(number: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number with so many decimals, where asked with its sign."""
+    if number is None:
+        return UNKNOWN
+    return f"{number:{'+' if signed else ''}.{digits}f}"
+
+
+def interval(measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False) -> str:
+    """A value with the ends of its interval: `0.85 (0.80 to 0.90)`."""
+    if measured["value"] is None:
+        return UNKNOWN
+    value, low, high = (
+        fixed(measured[name], digits, signed=signed) for name in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def intervals_hold(draws: int) -> str:
+    """What the intervals beside are, in a sentence."""
+    return f"Intervals hold 95 %: {whole(draws)} bootstrap samples of the pairs."
+
+
+def significant(number: float | None) -> str:
+    """A number with three digits that count, none of them left out before the point."""
+    if number is None:
+        return UNKNOWN
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that fits: seconds, minutes, hours or days."""
+    if seconds is None:
+        return UNKNOWN
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def money(amounts: Mapping[str, float]) -> str:
+    """Amounts by currency; a small one with three digits that count."""
+    return " + ".join(
+        f"{f'{amount:.3g}' if 0 < amount < 1 else f'{amount:,.2f}'} {currency}"
+        for currency, amount in amounts.items()
+    )
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of words as lines of `WIDTH`, harmless; those that go on are set in by two more."""
+    line = harmless(line)
+    if len(line) <= WIDTH:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(),
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def shell_lines(command: str, *, indent: str = "") -> list[str]:
+    """A shell command over as many lines as it takes, which a shell reads as the same command.
+
+    Args:
+        command: on one line.
+        indent: before each line; those that go on are set in by two more.
+    """
+    words = _SHELL_WORD.findall(harmless(command))
+    first = next((n for n, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
+    # The program, what it is to do and the model are easier to find on one line.
+    words[first : first + 3] = [" ".join(words[first : first + 3])]
+    lines = [indent + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + len("  \\") <= WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{indent}  {word}")
+    return lines
+
+
+def narrow_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int, indent: str = ""
+) -> list[str]:
+    """A table, harmless, whose first columns are cut so far that it has `WIDTH`, if it can.
+
+    Args:
+        head: of the columns.
+        rows: their cells.
+        names: columns that may be cut, from the left: the whole names stand in the JSON.
+        indent: before each line.
+    """
+    rows = [[harmless(cell) for cell in row] for row in rows]
+    for _ in range(names):
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - WIDTH
+        if excess <= 0:
+            break
+        widest = max(range(names), key=lambda at: widths[at])
+        room = max(_SHORTEST, len(head[widest]), widths[widest] - excess)
+        rows = [
+            [_cut(cell, room) if at == widest else cell for at, cell in enumerate(row)]
+            for row in rows
+        ]
+    return table(head, rows, indent=indent)
+
+
+def _cut(text: str, length: int) -> str:
+    """A name without its middle: what tells names apart stands at their ends."""
+    if len(text) <= length:
+        return text
+    end = (length - 3) // 2
+    return f"{text[: length - 3 - end]}...{text[len(text) - end :]}"
+
+
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
+HIDDEN = "***"
+
+
+def redacted(text: str) -> str:
+    """The text without tokens: those in the environment, of the login, and what looks like one."""
+    for token in _tokens():
+        text = text.replace(token, HIDDEN)
+    return _TOKEN.sub(HIDDEN, text)
+
+
+def _tokens() -> list[str]:
+    found = [os.environ.get(name, "").strip() for name in _VARIABLES]
+    client = sys.modules.get("huggingface_hub")  # a token that nobody has loaded is in no message
+    if client is not None:
+        found.append(client.get_token() or "")
+    return [token for token in found if len(token) >= 8]
+
+
+class Redacted(logging.Filter):
+    """Takes tokens out of log records."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps every record."""
+        record.msg, record.args = redacted(record.getMessage()), ()
+        return True
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no escapes beyond JSON's own."""
+    return json.dumps(
+        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )

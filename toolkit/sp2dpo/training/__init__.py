@@ -1,0 +1,1 @@
+"""TRL's DPO trainer with per-pair columns."""

@@ -1,0 +1,173 @@
+"""The settings of a run with per-pair columns: what may act, and what has no meaning together."""
+
+from dataclasses import dataclass, field
+
+import trl
+from packaging.version import Version
+from trl import DPOConfig
+
+from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, is_beta, one_of
+from sp2dpo.training.losses import LOSSES, SORTING, takes
+
+FIRST_WITH_LOG_PROBS = "1.16"
+"""From this TRL on the model's output holds what the single losses are computed from."""
+CAPTURES = Version(trl.__version__) >= Version(FIRST_WITH_LOG_PROBS)
+
+
+@dataclass
+class PairDPOConfig(DPOConfig):
+    """TRL's DPOConfig and which per-pair columns of the data set act.
+
+    Attributes:
+        pair_columns: The columns that act on the loss, out of `beta`, `weight` (w_i), `margin`
+            (gamma_i) and `label_smoothing` (eps_i); `[]` is stock DPO with the global `beta`.
+            Nothing else decides it: a column that is not named is ignored.
+        missing_values: What becomes of rows in which an acting column is null: `error`, `drop` (the
+            row is left out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
+        beta_dpo: beta-DPO's a, 0.6 in its paper; 0 for none. See `online`.
+        beta_dpo_mode_weight: The share of a batch that beta-DPO leaves out, 0.2 in its paper.
+        alpha_dpo: The alpha of AlphaDPO's margin on top of the betas; 0 for none. See `online`.
+        reference_cache: A folder in which reference log-probs are kept and looked up, under a key
+            of all that they depend on; it implies `precompute_ref_log_probs`. See `reference`.
+        global_batch_size: Pairs per update over all processes. With it
+            `gradient_accumulation_steps` follows from the number of processes.
+
+    `label_smoothing` above 0 makes `sigmoid` and `sigmoid_norm` cDPO, which TRL 1.16 leaves out
+    without a word.
+
+    Raises:
+        ValueError: On an unknown column or mode, on a global beta that is not a finite number
+            above 0, and on a setting that has no meaning with what acts.
+    """
+
+    pair_columns: list[str] = field(
+        default_factory=lambda: ["beta"],
+        metadata={
+            "help": "Per-pair columns that act on the loss, out of "
+            f"{', '.join(PAIR_COLUMNS)}; none for stock DPO."
+        },
+    )
+    missing_values: str = field(
+        default="error",
+        metadata={"help": "Rows without a value: error, drop, or constant (the global beta)."},
+    )
+    beta_dpo: float = field(default=0.0, metadata={"help": "beta-DPO's a; 0 for none."})
+    beta_dpo_mode_weight: float = field(
+        default=0.2, metadata={"help": "The share of a batch that beta-DPO leaves out."}
+    )
+    alpha_dpo: float = field(default=0.0, metadata={"help": "AlphaDPO's alpha; 0 for none."})
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "A folder that keeps reference log-probs."}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per update over all processes."}
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pair_columns, list):
+            raise ValueError(
+                f"pair_columns must be a list, [beta] or [], not {self.pair_columns!r}"
+            )
+        for column in self.pair_columns:
+            one_of(column, PAIR_COLUMNS, "pair_columns")
+        if len(set(self.pair_columns)) < len(self.pair_columns):
+            raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
+        one_of(self.missing_values, MISSING_VALUES, "missing_values")
+        if not is_beta(self.beta):
+            raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
+        for name, most in (("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("beta_dpo_mode_weight", 0.99)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")
+        if self.reference_cache:
+            if not CAPTURES:
+                raise ValueError(
+                    f"reference_cache needs TRL {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}:"
+                    " install it, or leave it out"
+                )
+            self.precompute_ref_log_probs = True
+        super().__post_init__()
+        if self.global_batch_size is not None:
+            self._accumulate(self.global_batch_size)
+        self._refuse_what_has_no_meaning()
+        if self.beta_dpo or self.alpha_dpo:  # else a resumed run would begin with other statistics
+            self.restore_callback_states_from_checkpoint = True
+
+    @property
+    def smooths(self) -> bool:
+        """Whether the global label smoothing has to be made to act."""
+        plain = {"sigmoid", "sigmoid_norm"} & set(self.loss_type)
+        return self.label_smoothing > 0 and bool(plain)
+
+    @property
+    def needs_single_losses(self) -> bool:
+        """Whether anything acts that TRL's mean over a batch cannot give."""
+        more = set(self.pair_columns) - {"beta"}
+        return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
+
+    def _accumulate(self, pairs: int) -> None:
+        """Set the accumulation with which an update is of so many pairs."""
+        at_once = self.train_batch_size * self.world_size
+        if pairs < 1 or pairs % at_once:
+            raise ValueError(
+                f"global_batch_size {pairs} is no multiple of {at_once}, the pairs of one step"
+                f" ({self.train_batch_size} on each of {self.world_size} processes): change"
+                " per_device_train_batch_size or the number of processes"
+            )
+        steps = pairs // at_once
+        if self.gradient_accumulation_steps not in (1, steps):
+            raise ValueError(
+                f"global_batch_size {pairs} takes {steps} steps of {at_once} pairs, not"
+                f" gradient_accumulation_steps {self.gradient_accumulation_steps}: set one of them"
+            )
+        self.gradient_accumulation_steps = steps
+
+    def _refuse_what_has_no_meaning(self) -> None:
+        acting = [(column, "take it out of pair_columns") for column in self.pair_columns]
+        for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
+            if getattr(self, setting):
+                acting.append((column, f"set {setting}: 0"))
+        for loss_type in self.loss_type:
+            known = takes(loss_type)
+            for column, otherwise in acting:
+                if column not in known:
+                    raise ValueError(
+                        f"loss_type {loss_type} {_why(loss_type, column)}, so a {column} per pair"
+                        f" has no meaning there: choose another loss_type, or {otherwise}"
+                    )
+        if self.use_liger_kernel and (self.pair_columns or self.needs_single_losses):
+            raise ValueError(
+                "use_liger_kernel gives wrong losses with a beta per pair: set it to false, or set"
+                " pair_columns: []"
+            )
+        if not self.needs_single_losses:
+            return
+        unknown = [name for name in self.loss_type if name not in LOSSES]
+        if unknown:
+            raise ValueError(
+                f"loss_type {unknown[0]} {_why(unknown[0], 'weight')}: it does not go with"
+                " label_smoothing above 0; set that to 0"
+            )
+        if not CAPTURES:
+            raise ValueError(
+                f"weight, margin, label_smoothing, beta_dpo and alpha_dpo need TRL"
+                f" {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}: install it, or set"
+                " pair_columns: [beta]"
+            )
+        for setting, plain in (
+            ("use_weighting", False), ("ld_alpha", None), ("f_divergence_type", "reverse_kl"),
+        ):  # fmt: skip
+            if getattr(self, setting) != plain:
+                raise ValueError(
+                    f"{setting}: {getattr(self, setting)} does not go with weight, margin,"
+                    f" label_smoothing, beta_dpo and alpha_dpo: set it to {plain}"
+                )
+
+
+def _why(loss_type: str, column: str) -> str:
+    if loss_type in SORTING:
+        return "sorts the batch"
+    if loss_type not in LOSSES:
+        return "is no sum over pairs"
+    if column == "margin":
+        return "is no function of beta D alone"
+    return "knows no chance of a wrong label"

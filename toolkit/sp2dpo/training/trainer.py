@@ -1,0 +1,399 @@
+r"""DPO with a temperature for every pair, on top of TRL's DPOTrainer.
+
+For pair i, with log-probabilities summed over completion tokens (in nats),
+
+    D_i    = [log pi(chosen) - log ref(chosen)] - [log pi(rejected) - log ref(rejected)]
+    loss_i = -log sigmoid(beta_i * D_i)                      (SP2DPO, arXiv 2601.22385)
+
+and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). TRL keeps
+everything else: tokenisation, models, reference, the losses themselves. A batch whose betas are
+all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it). With a weight, a
+margin or a flip rate, or an online variant, the losses are `pair_losses`', held to TRL's.
+
+Two things to know before reading a result:
+
+- A beta is no weight (SP2DPO, Proposition 1): it changes the slope of the loss in D to
+  -beta_i * sigmoid(-beta_i * D), where a weight w_i would only scale it, to
+  -w_i * beta * sigmoid(-beta * D). The slopes agree at every D for beta_i = beta, w_i = 1 alone.
+- With a larger beta_i a pair moves more at first and ends with a *smaller* margin: a label that is
+  right with probability p is served best by D* = logit(p) / beta_i.
+
+TRL's `rewards/*` metrics are multiplied by beta_i, so runs with different betas cannot be compared
+by them: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from trl import DPOTrainer
+
+from sp2dpo.training.batch import Betas, KeepsOutput, Mixture, PairBatch, batch_of, hold_to_trl
+from sp2dpo.training.columns import (
+    CATEGORY,
+    PAIR_COLUMNS,
+    PairCollator,
+    categories,
+    refuse_bad_log_probs,
+    widest,
+    with_all_values,
+)
+from sp2dpo.training.config import CAPTURES, PairDPOConfig
+from sp2dpo.training.gradients import Slopes
+from sp2dpo.training.losses import LOSSES
+from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scaled
+from sp2dpo.training.reference import REFERENCE, with_log_probs
+
+__all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
+
+# Per-pair numbers that DeepSpeed must not round to the precision of the model.
+EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
+# TRL 1.0 finds the reference model itself, later versions are given it.
+REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
+GUARD_EVERY = 100
+"""Batches after which our losses are held to TRL's once more."""
+
+logger = get_logger(__name__)
+
+# What the mixin is mixed into: a DPOTrainer, of whatever TRL version.
+Trainer: Any = object
+
+
+class PairColumnsMixin(Trainer):
+    """Makes any DPOTrainer obey the per-pair columns of its data sets.
+
+    Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`; the arguments are those of DPOTrainer,
+    all but the models by keyword, and `args` is a PairDPOConfig. Everything not named here is
+    inherited. With weight, margin, label smoothing or an online variant the loss is ours (see
+    `pair_losses`), held to TRL's on the first batch and every `GUARD_EVERY`th: there
+    TheirDPOTrainer must keep TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and, where
+    beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over the
+    logged batches, and on TRL 1.16 or later what `slopes` says.
+
+    Attributes:
+        rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
+            rows without a value in an acting column, which `missing_values` dropped or filled.
+
+    Raises:
+        TypeError: If `args` is no PairDPOConfig.
+        ValueError: Before the model loads, if a named column is absent or holds values that break
+            its rule. The values of a stream are checked batch by batch.
+        RuntimeError: While training, if this TRL computes another loss than ours.
+    """
+
+    def __init__(
+        self,
+        *models: Any,
+        args: PairDPOConfig,
+        train_dataset: Dataset | IterableDataset,
+        eval_dataset: Any = None,
+        **rest: Any,
+    ) -> None:
+        if not isinstance(args, PairDPOConfig):
+            raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
+        self.rows_without_beta: dict[str, int] = {}
+        train_dataset = self._admit(train_dataset, "train", args)
+        eval_dataset = self._admit_all(eval_dataset, args)
+        names = categories(train_dataset) if CAPTURES else None
+        betas: list[float] = []  # those of a stream are not known
+        if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
+            betas = list(train_dataset["beta"])
+        self._slopes = {mode: Slopes(betas, names or []) for mode in ("train", "eval")}
+        self._guarded = {"train": 0, "eval": 0}
+        super().__init__(
+            *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **rest
+        )
+        for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
+            if getattr(args, setting):
+                self.add_callback(state())
+        self.data_collator = PairCollator(
+            self.data_collator, tuple(args.pair_columns), category=names is not None
+        )
+
+    def _admit_all(self, datasets: Any, args: PairDPOConfig) -> Any:
+        if isinstance(datasets, Mapping):
+            return {name: self._admit(data, name, args) for name, data in datasets.items()}
+        return datasets if datasets is None else self._admit(datasets, "eval", args)
+
+    def _admit(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
+        """Return the data set as it will be trained on: all that acts has a value in every row."""
+        columns = dataset.column_names or list(next(iter(dataset)))
+        for column in PAIR_COLUMNS:
+            if column in columns and column not in args.pair_columns:
+                listed = ", ".join(args.pair_columns) or "empty"
+                logger.info(
+                    f"pair_columns is {listed}: the column {column} of the {name} data set is"
+                    " ignored"
+                )
+        for column in args.pair_columns:
+            if column not in columns:
+                raise ValueError(
+                    f"the {name} data set has no column {column} (it has {', '.join(columns)}):"
+                    " build one, or take it out of pair_columns"
+                )
+        if not args.pair_columns:
+            return dataset
+        if not isinstance(dataset, Dataset):
+            if args.missing_values != "error":
+                raise ValueError(
+                    f"missing_values: {args.missing_values} would have to count the rows of a"
+                    f" stream: filter or fill the {name} data set yourself and use missing_values:"
+                    " error"
+                )
+            return dataset
+        dataset, self.rows_without_beta[name] = with_all_values(
+            dataset,
+            tuple(args.pair_columns),
+            name=name,
+            missing=args.missing_values,
+            constant=args.beta,
+        )
+        smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
+        if smoothed and min(dataset["label_smoothing"]) <= 0:
+            raise ValueError(
+                f"loss_type exo_pair takes a label_smoothing above 0, and the {name} data set has"
+                " a row with 0"
+            )
+        return dataset
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator as Trainer does; under FSDP2 log-probs then keep their precision.
+
+        Accelerate lets FSDP2 cast what a model returns to 16 bits, log-probs of whole sequences
+        too.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
+        policy = getattr(plugin, "mixed_precision_policy", None)
+        if policy is not None and getattr(plugin, "fsdp_version", 1) == 2:
+            plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        listed = self._signature_columns or []
+        told = isinstance(self.data_collator, PairCollator) and self.data_collator.category
+        wanted = [*self.args.pair_columns, *([CATEGORY] if told else [])]
+        self._signature_columns = [*listed, *(name for name in wanted if name not in listed)]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move the batch to the device; unlike Trainer, never round the per-pair numbers."""
+        exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
+        prepared = super()._prepare_inputs(inputs)
+        device = self.args.device
+        return prepared | {name: widest(value, device) for name, value in exact.items()}
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as DPOTrainer does; a data set given here is checked like the others."""
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._admit_all(eval_dataset, self.args)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return TRL's reference log-probs, two (B,); the model never sees the pair columns."""
+        *model, inputs = model_and_inputs
+        inputs = {name: v for name, v in inputs.items() if name not in (*PAIR_COLUMNS, CATEGORY)}
+        return super().compute_ref_log_probs(*model, inputs)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Return the data set with TRL's reference log-probs, or as it is where it has its own.
+
+        Log-probs that are there already are taken for those of this reference model on these texts.
+        Others are computed, or read from `reference_cache`, whatever else has changed since.
+
+        Raises:
+            ValueError: If one is not a finite number of 0 or below, or one column stands alone.
+        """
+        there = [column for column in REFERENCE if column in dataset.column_names]
+        if not there:
+            if not CAPTURES or not isinstance(dataset, Dataset):
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            return with_log_probs(self, dataset, name, batch_size)
+        if len(there) < len(REFERENCE):
+            raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
+        for column in REFERENCE:
+            refuse_bad_log_probs(column, dataset[column][:], f"the {name} data set")
+        logger.info(f"the {name} data set brings its reference log-probs: none are computed")
+        return dataset
+
+    def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.precompute_ref_logps:
+            return {name: inputs[name] for name in REFERENCE}
+        model = [self.model if self.ref_model is None else self.ref_model] * REFERENCE_IS_GIVEN
+        chosen, rejected = self.compute_ref_log_probs(*model, inputs)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return TRL's loss, a scalar, with the batch's own betas in place of the global one.
+
+        TRL reads `self.beta` once per formula and broadcasts, so what acts like a number does. The
+        reference log-probs are computed first and handed over as precomputed ones (no forward pass
+        more than TRL's): without them D_i cannot be told from beta_i * D_i.
+        """
+        settings = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        inputs = dict(inputs)
+        category = inputs.pop(CATEGORY, None)
+        if not self.args.pair_columns and not self.args.needs_single_losses:
+            result = super().compute_loss(model, inputs, **settings)
+            metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
+            return result
+        said = {name: inputs.pop(name) for name in self.args.pair_columns}
+        reference = self._reference(inputs)
+        inputs |= reference
+        global_beta: Any = self.beta
+        stock = global_beta, self.precompute_ref_logps
+        keeps = KeepsOutput(model)
+        self.beta = Betas(said["beta"]) if "beta" in said else self.beta
+        self.precompute_ref_logps = True
+        try:
+            result = super().compute_loss(keeps, inputs, **settings)
+        finally:
+            self.beta, self.precompute_ref_logps = stock
+        ref_margin = reference["ref_chosen_logps"] - reference["ref_rejected_logps"]
+        margin = metrics["logps/chosen"][-1] - metrics["logps/rejected"][-1]
+        gathered: Any = self.accelerator.gather(ref_margin)
+        metrics["margins/unscaled"].append(margin - gathered.mean().item())
+        if "beta" in said:
+            betas = self.accelerator.gather(said["beta"])
+            for statistic in ("mean", "min", "max"):
+                metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
+        if not self._knows_single_losses:
+            return result
+        batch = batch_of(
+            keeps.output,
+            inputs,
+            said,
+            beta=global_beta,
+            label_smoothing=self.args.label_smoothing,
+        )
+        if self.args.needs_single_losses:
+            loss = result[0] if return_outputs else result
+            router = self._router_loss(keeps.output)
+            if self._guarded[mode] % GUARD_EVERY == 0:
+                theirs = (loss - router).item()
+                smoothing = self.args.label_smoothing
+                hold_to_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
+            self._guarded[mode] += 1
+            batch = self._online(batch) if mode == "train" else batch
+            ours = batch.losses(self._mixture).mean() + router
+            result = (ours, *result[1:]) if return_outputs else ours
+        self._watch(batch, category, mode)
+        return result
+
+    @property
+    def _knows_single_losses(self) -> bool:
+        """Whether this loss is a sum over pairs that we can compute: else TRL's alone is there."""
+        if not CAPTURES:
+            return False
+        plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
+        known = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
+        return plain and known
+
+    @property
+    def _mixture(self) -> Mixture:
+        return Mixture(names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau)
+
+    def _router_loss(self, output: Any) -> Any:
+        """What TRL adds for mixtures of experts."""
+        return self.router_aux_loss_coef * output.aux_loss if self.aux_loss_enabled else 0.0
+
+    def _online(self, batch: PairBatch) -> PairBatch:
+        """What beta-DPO and AlphaDPO make of a batch that is trained on."""
+        if self.args.alpha_dpo:
+            average = batch.ratios.average.detach()
+            everyone: Any = self.accelerator.gather(average)
+            state = self._state(AlphaDpoState)
+            state.watch(everyone.cpu())
+            zscore = state.zscore(average)
+            batch = replace(batch, margin=batch.margin + self.args.alpha_dpo * batch.beta * zscore)
+        if self.args.beta_dpo:
+            own = batch.ratios.difference.detach()
+            everyone = self.accelerator.gather(own)
+            found = beta_dpo(
+                self._state(BetaDpoState),
+                everyone.cpu(),
+                alpha=self.args.beta_dpo,
+                mode_weight=self.args.beta_dpo_mode_weight,
+                seed=self.args.seed,
+            )
+            first = self.accelerator.process_index * len(own)
+            kept = found.kept[first : first + len(own)].to(own.device)
+            # A mean over the kept pairs of all processes, out of means over all pairs of each.
+            share = kept * (len(everyone) / found.kept.sum().item())
+            self._metrics["train"]["beta_dpo/factor"].append(found.factor)
+            batch = replace(
+                batch, beta=scaled(batch.beta, found.factor), weight=batch.weight * share
+            )
+        return batch
+
+    def _state(self, kind: type[Running]) -> Running:
+        """The state of an online variant; a checkpoint that is resumed from has put its own in."""
+        return next(one for one in self.callback_handler.callbacks if type(one) is kind)
+
+    def _watch(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
+        """Takes in where the gradient of a batch goes."""
+        number = torch.full_like(batch.beta, -1.0) if category is None else category
+        rows = torch.stack(
+            [  # in double, but for Apple's GPUs
+                batch.beta,
+                batch.ratios.difference.detach(),
+                batch.weight,
+                batch.slopes(self._mixture),
+                number.to(batch.beta.device),
+            ],
+            dim=1,
+        )
+        gathered: Any = self.accelerator.gather(rows)
+        beta, margin, weight, slope, number = gathered.cpu().double().T
+        self._slopes[mode].add(
+            beta=beta, margin=margin, weight=weight, slope=slope, category=number
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as DPOTrainer does, and where the gradient went since the last time."""
+        mode = "train" if self.model.training else "eval"
+        for name, value in self._slopes[mode].metrics().items():
+            self._metrics[mode][name] = [value]
+        self._slopes[mode].clear()
+        super().log(logs, start_time)
+
+
+# TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.
+class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """DPOTrainer with a beta for every pair: see PairColumnsMixin."""
+
+    _tag_names: ClassVar = [*DPOTrainer._tag_names, "sp2dpo"]
+    _name = "SP2DPO"
+    _paper: ClassVar = {
+        "title": "SP^2DPO: An LLM-assisted Semantic Per-Pair DPO Generalization",
+        "id": "2601.22385",
+        "citation": textwrap.dedent("""\
+            @article{he2026sp2dpo,
+                title         = {{SP$^2$DPO}: An {LLM}-assisted Semantic Per-Pair {DPO}
+                                 Generalization},
+                author        = {He, Chaoyue and Zhou, Xin and Wang, Di and Xu, Hong and
+                                 Liu, Wei and Miao, Chunyan},
+                year          = 2026,
+                eprint        = {2601.22385},
+                archivePrefix = {arXiv},
+            }"""),
+    }
+
+    def __init__(self, *models: Any, args: PairDPOConfig, **rest: Any) -> None:
+        if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
+            # Without a beta per pair it is no SP2DPO, and its tags and its model card say so.
+            for name in ("_tag_names", "_name", "_paper"):
+                setattr(self, name, getattr(DPOTrainer, name))
+        super().__init__(*models, args=args, **rest)
