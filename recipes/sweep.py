@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo.diagnostics.agreement import wilson
-from sp2dpo.text import UNKNOWN, duration, fixed, interval, table
+from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -155,12 +155,12 @@ def shown(rows: list[dict[str, Any]]) -> list[str]:
                 row["run"],
                 f"{beta['min']:g}" + (f" to {beta['max']:g}" if beta["max"] > beta["min"] else ""),
                 str(pairs or UNKNOWN),
-                interval(share | {"value": share["share"]}, 3),
-                fixed(found.get("eval_margins/unscaled"), 3, signed=True),
-                duration(row["seconds"]),
+                format_interval(share | {"value": share["share"]}, 3),
+                format_fixed(found.get("eval_margins/unscaled"), 3, signed=True),
+                format_duration(row["seconds"]),
             ]
         )
-    return table(head, lines)
+    return format_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from sp2dpo.training.provenance import card_section, provenance
-from sp2dpo.training.reward_model import place
-from sp2dpo.training.run_config import compose, one_config, take_configs
+from sp2dpo.training.reward_model import locate_output
+from sp2dpo.training.run_config import compose, single_config, take_configs
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 
@@ -136,7 +136,7 @@ def parse(arguments: list[str]) -> tuple[DataConfig, PairDPOConfig, ModelConfig]
     for action in parser._actions:
         if action.dest == "pair_columns":
             action.nargs = "*"  # the list may be empty on the command line too
-    with one_config(files, arguments) as said:
+    with single_config(files, arguments) as said:
         data, args, model, in_yaml, on_command_line = parser.parse_args_and_config(
             said, return_remaining_strings=True, separate_remaining_strings=True
         )
@@ -181,7 +181,7 @@ def load(data: DataConfig) -> tuple[Dataset, Dataset | None]:
         return train, None
     if "prompt" not in train.column_names:
         raise ValueError(f"held_out needs a column prompt, {data.dataset} has none")
-    held = [place(prompt) < data.held_out for prompt in train["prompt"]]
+    held = [locate_output(prompt) < data.held_out for prompt in train["prompt"]]
     if all(held) or not any(held):
         raise ValueError(f"held_out {data.held_out}: of {len(held)} pairs one side gets none")
     kept, out = (

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from browser import chromium
-from harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
-from hub import TOKEN, Hub
 from sp2dpo.store.store import Store
+from support.browser import chromium
+from support.harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
+from support.hub import TOKEN, Hub
 
-pytest_plugins = ["services_fixtures"]
+pytest_plugins = ["support.services_fixtures"]
 
 # No test asks the real Hub for anything: what is not here fails at once, not after retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,7 +34,13 @@ def scripted(tmp_path):
         def start(behaviour="valid", **options):
             log = tmp_path / f"requests-{len(list(tmp_path.glob('requests-*')))}.log"
             log.touch()
-            command = [TESTS / "scripted_teacher.py", "--behaviour", behaviour, "--log", log]
+            command = [
+                TESTS / "servers" / "scripted_teacher.py",
+                "--behaviour",
+                behaviour,
+                "--log",
+                log,
+            ]
             for name, value in options.items():
                 command += [f"--{name.replace('_', '-')}", value]
             return Scripted(stack.enter_context(process(*command)), log)
@@ -71,7 +77,7 @@ def demo(tmp_path_factory, replay_url):
 def hub(tmp_path_factory):
     """A Hub that takes one token."""
     root = tmp_path_factory.mktemp("hub")
-    with process(TESTS / "hub_server.py", "--root", root, "--token", TOKEN) as url:
+    with process(TESTS / "servers" / "hub_server.py", "--root", root, "--token", TOKEN) as url:
         yield Hub(url, tmp_path_factory.mktemp("home"))
 
 

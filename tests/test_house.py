@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ROOT
+from support.harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
 GROUND = {"text", "settings", "files", "hub", "interrupts", "__init__"}

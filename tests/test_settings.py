@@ -2,7 +2,7 @@
 
 import pytest
 
-from sp2dpo.files import whole
+from sp2dpo.files import atomic_write
 from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
 
 
@@ -160,13 +160,13 @@ def test_a_value_of_its_type_passes(value, kind):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.txt"
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("first")
         assert not path.exists()
     assert path.read_text() == "first"
 
     def break_off():
-        with whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text("half of")
             raise KeyboardInterrupt
 
@@ -177,13 +177,16 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_a_file_in_no_folder_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"), whole(tmp_path / "a" / "b"):
+    with (
+        pytest.raises(FileNotFoundError, match="there is no folder"),
+        atomic_write(tmp_path / "a" / "b"),
+    ):
         pass
 
 
 def test_what_cannot_be_written_is_named_with_its_folder_and_not_as_a_temporary_file(tmp_path):
     path = tmp_path / ("x" * 250)  # the temporary name beside it is too long for the disk
-    with pytest.raises(OSError, match="too long") as refused, whole(path) as unfinished:
+    with pytest.raises(OSError, match="too long") as refused, atomic_write(path) as unfinished:
         unfinished.write_text("never")
     assert refused.value.filename == str(path)
     assert refused.value.strerror == f"File name too long (in the folder {tmp_path})"
@@ -191,7 +194,7 @@ def test_what_cannot_be_written_is_named_with_its_folder_and_not_as_a_temporary_
 
 
 def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError) as refused, whole(tmp_path / "out.txt"):
+    with pytest.raises(FileNotFoundError) as refused, atomic_write(tmp_path / "out.txt"):
         (tmp_path / "input.txt").read_text()
     assert refused.value.filename == str(tmp_path / "input.txt")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from sp2dpo.text import brief, harmless, number_of, table
+from sp2dpo.text import count_noun, escape_controls, format_table, shorten
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from sp2dpo.text import brief, harmless, number_of, table
     ],
 )
 def test_text_that_people_write_stays(text):
-    assert harmless(text) == text
+    assert escape_controls(text) == text
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_text_that_people_write_stays(text):
     ],
 )
 def test_what_steers_reorders_or_hides_is_shown_as_its_code(text, shown):
-    assert harmless(text) == shown
+    assert escape_controls(text) == shown
 
 
 def test_no_control_half_character_or_line_end_of_unicode_gets_through():
@@ -57,7 +57,8 @@ def test_no_control_half_character_or_line_end_of_unicode_gets_through():
     passed = [
         number
         for number in range(0x110000)
-        if unicodedata.category(chr(number)) in unsafe and harmless(chr(number)) == chr(number)
+        if unicodedata.category(chr(number)) in unsafe
+        and escape_controls(chr(number)) == chr(number)
     ]
     assert passed == [0x09, 0x0A]
 
@@ -76,12 +77,12 @@ def test_every_format_character_that_draws_nothing_is_shown():
     drawn += [range(0x1BCA0, 0x1BCA4), range(0x1D173, 0x1D17B)]
     for number in range(0x110000):
         if unicodedata.category(chr(number)) == "Cf" and not any(number in some for some in drawn):
-            assert harmless(chr(number)) != chr(number), hex(number)
+            assert escape_controls(chr(number)) != chr(number), hex(number)
 
 
 def test_columns_of_numbers_stand_to_the_right_and_words_to_the_left():
     rows = [("reader-a", "9", "1.5%"), ("b", "1,234", "-20.0%")]
-    assert table(("name", "kept", "share"), rows) == [
+    assert format_table(("name", "kept", "share"), rows) == [
         "name       kept   share",
         "reader-a      9    1.5%",
         "b         1,234  -20.0%",
@@ -89,7 +90,7 @@ def test_columns_of_numbers_stand_to_the_right_and_words_to_the_left():
 
 
 def test_one_word_among_numbers_turns_a_column_to_the_left():
-    assert table(("a", "b"), [("1", "x"), ("none", "y")], indent="  ") == [
+    assert format_table(("a", "b"), [("1", "x"), ("none", "y")], indent="  ") == [
         "  a     b",
         "  1     x",
         "  none  y",
@@ -97,12 +98,12 @@ def test_one_word_among_numbers_turns_a_column_to_the_left():
 
 
 def test_a_table_without_rows_is_its_head():
-    assert table(("name", "kept"), []) == ["name  kept"]
+    assert format_table(("name", "kept"), []) == ["name  kept"]
 
 
 def test_rows_of_unequal_length_make_no_table():
     with pytest.raises(ValueError, match="shorter"):
-        table(("a", "b"), [("1",)])
+        format_table(("a", "b"), [("1",)])
 
 
 @pytest.mark.parametrize(
@@ -116,12 +117,12 @@ def test_rows_of_unequal_length_make_no_table():
     ],
 )
 def test_a_long_text_is_cut_to_one_short_line(text, shown):
-    assert brief(text, 10) == shown
-    assert brief("y" * 301) == "y" * 300 + "..."
+    assert shorten(text, 10) == shown
+    assert shorten("y" * 301) == "y" * 300 + "..."
 
 
 def test_one_thing_is_not_called_by_its_plural():
-    said = [number_of(number, "line") for number in (0, 1, 2)]
+    said = [count_noun(number, "line") for number in (0, 1, 2)]
     assert said == ["0 lines", "1 line", "2 lines"]
-    assert number_of(1, "reply", "replies") == "1 reply"
-    assert number_of(2, "reply", "replies") == "2 replies"
+    assert count_noun(1, "reply", "replies") == "1 reply"
+    assert count_noun(2, "reply", "replies") == "2 replies"

@@ -14,9 +14,9 @@ from measures import TEMPERATURES, Sides, rewards, sides
 from methods import SCHEDULES
 from preset import Preset
 from simulated import annotated
-from sp2dpo.betas.schedule import betas, load_schedule
+from sp2dpo.betas.schedule import load_schedule, schedule_betas
 from sp2dpo.betas.scores import Scores, read_scores
-from sp2dpo.files import whole
+from sp2dpo.files import atomic_write
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.annotations import AnnotationTable
 from students import reward_margins
@@ -169,7 +169,7 @@ def replies(preset: Preset, panel: str, pairs: list[LabelledPair], seed: int) ->
 
 def _of_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> dict[str, float]:
     """How well a panel reads: its gaps beside the true ones, and the wrong labels it disputes."""
-    table = betas(annotations, load_schedule(SCHEDULES / "sp2dpo.yaml"))
+    table = schedule_betas(annotations, load_schedule(SCHEDULES / "sp2dpo.yaml"))
     true = np.array([pair.difference for pair in pairs])
     beta = table["beta"].to_numpy()
     disputed = table["label_disputed"].to_numpy()
@@ -187,5 +187,5 @@ def _pairs(path: Path) -> list[LabelledPair]:
 
 
 def _write(path: Path, content: Any) -> None:
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(content))

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.arms import Arm, arm_of, table_of
+from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
 from sp2dpo.betas.baselines import Constant
-from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_of
+from sp2dpo.betas.schedule import Schedule, load_schedule, parse_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.settings import check_keys, read_yaml
 from sp2dpo.store.annotations import AnnotationTable
@@ -44,7 +44,7 @@ class Method:
 
     def table(self, annotations: AnnotationTable, scores: Scores) -> pl.DataFrame:
         """Its betas, weights and margins, as `sp2dpo schedule` makes them."""
-        return table_of(annotations, self.arm, scores if self.arm.uses_scores else None)
+        return compute_betas(annotations, self.arm, scores if self.arm.uses_scores else None)
 
 
 def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
@@ -72,9 +72,9 @@ def _arm(said: dict[str, Any], where: str) -> Arm:
         return Arm(of=_schedule(SCHEDULES / "sp2dpo.yaml", said, where))
     path = SCHEDULES / "arms" / said["arm"]
     arm = read_yaml(path)
-    return arm_of(arm, _schedule(path.parent / arm["of"], said, where), where=where)
+    return parse_arm(arm, _schedule(path.parent / arm["of"], said, where), where=where)
 
 
 def _schedule(path: Path, said: dict[str, Any], where: str) -> Schedule:
     schedule = load_schedule(path)
-    return schedule_of(schedule.as_mapping() | said.get("schedule", {}), where=where)
+    return parse_schedule(schedule.as_mapping() | said.get("schedule", {}), where=where)

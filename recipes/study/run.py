@@ -35,8 +35,8 @@ import mechanism
 from comparison import compared, lines, outcomes
 from methods import load_methods
 from preset import Preset, Run, load_preset
-from sp2dpo.betas.schedule import betas, load_schedule
-from sp2dpo.files import whole
+from sp2dpo.betas.schedule import load_schedule, schedule_betas
+from sp2dpo.files import atomic_write
 from sp2dpo.report import plots
 from students import quiet, rows_of, train
 
@@ -104,7 +104,7 @@ def report(preset: Preset, out: Path) -> None:
             for one in found
         ]
     )
-    with whole(out / "runs.csv") as path:
+    with atomic_write(out / "runs.csv") as path:
         rows.write_csv(path, float_precision=4)
     with mpl.rc_context(plots.STYLE):
         for name, figure in (
@@ -118,7 +118,7 @@ def report(preset: Preset, out: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text)
 
 
@@ -172,7 +172,7 @@ def the_ground(preset: Path, seed: int, out: Path) -> ground.Ground:
 def student(preset: Path, run: Run, out: Path) -> None:
     """Trains one student, measures it, and writes its file."""
     found = outcome(load_preset(preset), run, the_ground(preset, run.seed, out))
-    with whole(out / "runs" / f"{run.name}.json") as path:
+    with atomic_write(out / "runs" / f"{run.name}.json") as path:
         path.write_text(json.dumps(found))
 
 
@@ -184,7 +184,7 @@ def outcome(preset: Preset, run: Run, base: ground.Ground) -> dict[str, Any]:
     table = method.table(annotations, labels.scores)
     data, acting = rows_of(labels.pairs, labels.reference, table)
     standard = load_schedule(ground.SCHEDULES / "sp2dpo.yaml")
-    deciles = deciles_of(betas(annotations, standard)["beta"].to_numpy())
+    deciles = deciles_of(schedule_betas(annotations, standard)["beta"].to_numpy())
     epochs: list[dict[str, Any]] = []
 
     def look(model: Any) -> None:

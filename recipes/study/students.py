@@ -18,7 +18,7 @@ from language_model import DEVICE, PAD, loaded, tokenizer
 from measures import Sides
 from methods import Method
 from sp2dpo.betas.scores import Scores
-from sp2dpo.training.reward_model import fold_of
+from sp2dpo.training.reward_model import prompt_fold
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 COLUMNS = ("beta", "weight", "margin")
@@ -153,7 +153,7 @@ def reward_margins(
         scratch: a folder that the trainer may write to.
     """
     rows = [pair.row() for pair in pairs]
-    places = [fold_of(row["prompt"], folds) for row in rows]
+    places = [prompt_fold(row["prompt"], folds) for row in rows]
     found = {}
     for fold in range(folds):
         torch.manual_seed(seed)

@@ -9,7 +9,8 @@ word or a "text in quotes", and `missing` where there is none. A text must be co
 prompt or in one of the responses, in upper or lower case. `sort:field` and `sort:-field` order
 what is found; pairs without a value come last.
 
-`assets/filters.js` is the same in JavaScript; tests/filter_cases.json holds both to one table.
+`assets/filters.js` is the same in JavaScript; both are tested against one table of cases,
+tests/space/filter_cases.json.
 """
 
 import re

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sp2dpo.annotation.adaptive_rule import LEVEL, Rule, is_calibration, jmamp, slots
+from sp2dpo.annotation.adaptive_rule import LEVEL, StoppingRule, is_calibration, jmamp, slots
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "replies.jsonl"
 READERS, VARIANTS = ("reader-a", "reader-b", "reader-c"), ("direct", "critic", "reader")
@@ -131,7 +131,7 @@ def chances_of(rule, readings, highest):
 def measured(readings, first, further, *, order=ORDER, levels=LEVELS, baselines=True):
     """(levels, columns) for readings in the order of the slots, `first` the calibration pairs."""
     readings = readings[:, [ORDER.index(slot) for slot in order]]
-    rule = Rule.learn(readings[first], order, tolerance=TOLERANCE)
+    rule = StoppingRule.learn(readings[first], order, tolerance=TOLERANCE)
     chances, gaps = chances_of(rule, readings[~first], max(levels))
     share, reread = first.mean(), prompts_of(order, further)
     sizes = np.arange(10) / 9

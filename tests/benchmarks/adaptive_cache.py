@@ -33,14 +33,14 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "demo"))
 
-from harness import DEMO, ROOT, SCHEDULE, succeed, write_panel
 from replay_teacher import RUBRIC, Recording
-from services_fixtures import TEACHER_NAME, serve_without_gpu
 from sp2dpo.annotation.adaptive_rule import is_calibration
-from sp2dpo.inference.serve import serve_of
-from sp2dpo.inference.servers import serving
+from sp2dpo.inference.serve import parse_serve
+from sp2dpo.inference.servers import start_servers
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.store import Store
+from support.harness import DEMO, ROOT, SCHEDULE, succeed, write_panel
+from support.services_fixtures import TEACHER_NAME, serve_without_gpu
 
 IN_FLIGHT = 16
 READERS = ("reader-a", "reader-b", "reader-c")
@@ -93,9 +93,9 @@ async def at_address(stack, proxy):
 
 async def fresh(stack, environment, log):
     said = serve_without_gpu(environment, environment / "tiny-teacher")
-    serve = serve_of(said, where="this benchmark", beside=ROOT)
+    serve = parse_serve(said, where="this benchmark", beside=ROOT)
     servers = await stack.enter_async_context(
-        serving(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
+        start_servers(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
     )
     session = await stack.enter_async_context(aiohttp.ClientSession())
     return Proxy(session, servers.urls[0])

@@ -33,9 +33,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import COMMAND, TESTS, process, write_panel
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.rubric import load_rubric
+from support.harness import COMMAND, TESTS, process, write_panel
 
 HERE = Path(__file__).parent
 VARIANTS = ("direct", "critic", "reader")
@@ -244,7 +244,9 @@ def delays(folder, pairs):
     found, last = [], 0
     rows = write_long_pairs(folder / "few.jsonl", pairs)
     with (
-        process(TESTS / "scripted_teacher.py", "--log", folder / "log", "--delay", "0.05") as url,
+        process(
+            TESTS / "servers" / "scripted_teacher.py", "--log", folder / "log", "--delay", "0.05"
+        ) as url,
         subprocess.Popen(
             annotation(folder, url, rows, max_in_flight=16),
             stdout=subprocess.DEVNULL,

@@ -23,10 +23,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import alpaca
 from annotate import HERE
-from harness import COMMAND, process
-from hub import TOKEN, Hub
+from support import alpaca
+from support.harness import COMMAND, process
+from support.hub import TOKEN, Hub
 
 NAME = "weighted_alpaca_eval_vllm_llama3_70b"
 
@@ -94,9 +94,13 @@ def main():
         log = folder / "requests.log"
         with (
             process(
-                HERE.parent / "hub_server.py", "--root", folder / "hub", "--token", TOKEN
+                HERE.parent / "servers" / "hub_server.py",
+                "--root",
+                folder / "hub",
+                "--token",
+                TOKEN,
             ) as hub,
-            process(HERE.parent / "scripted_judge.py", "--log", log) as url,
+            process(HERE.parent / "servers" / "scripted_judge.py", "--log", log) as url,
         ):
             report(Hub(hub, folder / "home"), url, folder, rounds)
 

@@ -28,12 +28,12 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import DEMO, ROOT, succeed, write_panel
-from services_fixtures import TEACHER_NAME, serve_without_gpu
-from sp2dpo.inference.serve import serve_of
-from sp2dpo.inference.servers import serving
+from sp2dpo.inference.serve import parse_serve
+from sp2dpo.inference.servers import start_servers
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.store import Store
+from support.harness import DEMO, ROOT, succeed, write_panel
+from support.services_fixtures import TEACHER_NAME, serve_without_gpu
 
 IN_FLIGHT = 16
 SAMPLING = {"temperature": 1.0, "max_tokens": 200}
@@ -48,10 +48,10 @@ class Servers:
 
     async def open(self, stack, count):
         said = serve_without_gpu(self.environment, self.environment / "tiny-teacher")
-        serve = serve_of(said | {"replicas": count}, where="this benchmark", beside=ROOT)
+        serve = parse_serve(said | {"replicas": count}, where="this benchmark", beside=ROOT)
         log = self.folder / f"vllm-{len(list(self.folder.glob('vllm-*')))}.log"
         running = await stack.enter_async_context(
-            serving(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
+            start_servers(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
         )
         return running.urls
 

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from scale import EACH, QUIET, TEACHERS, WORDS, identities
 
 from annotate import VARIANTS, write_long_pairs
-from harness import COMMAND, ROOT, SCHEDULE, TESTS, process, write_panel
 from sp2dpo.inference.client import Reply
-from sp2dpo.pairs.sources import find, read
+from sp2dpo.pairs.sources import open_source, read_rows
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import load_panel
-from sp2dpo.store.records import judged
+from sp2dpo.store.records import record_reply
 from sp2dpo.store.store import Store
+from support.harness import COMMAND, ROOT, SCHEDULE, TESTS, process, write_panel
 
 SIGNED = ROOT / "recipes" / "schedules" / "signed.yaml"
 BATCH = 20_000
@@ -61,18 +61,20 @@ def replies(pair_ids, rubric):
                 text=json.dumps(said), finish_reason="stop", model="m", prompt_tokens=900,
                 completion_tokens=80, cached_tokens=None, seconds=0.5,
             )  # fmt: skip
-            yield judged(Key(pair_id=pair_id, teacher=teacher, variant=variant), reply, rubric)
+            yield record_reply(
+                Key(pair_id=pair_id, teacher=teacher, variant=variant), reply, rubric
+            )
 
 
 def make_store(folder, pairs):
     panel = load_panel(write_panel(folder / "panel.yaml", "http://127.0.0.1:9/v1", names=TEACHERS))
-    source = find(str(write_long_pairs(folder / "pairs.jsonl", pairs, WORDS)))
+    source = open_source(str(write_long_pairs(folder / "pairs.jsonl", pairs, WORDS)))
     with Store(folder / "run.sqlite", write=True) as store:
-        store.corpus.add(source, read(source))
-        store.adopt(panel)
+        store.corpus.add(source, read_rows(source))
+        store.record_panel(panel)
         coming = replies(identities(pairs), panel.rubric)
         while batch := list(islice(coming, BATCH)):
-            store.add(batch)
+            store.add_replies(batch)
     size = (folder / "run.sqlite").stat().st_size / 1e6
     print(f"store: {pairs:,} pairs, {EACH * pairs:,} replies, {size:,.0f} MB", flush=True)
 
@@ -97,7 +99,7 @@ def size_of(folder):
 def publish_both(folder, *, xet):
     how = "hf_xet" if xet else "LFS"
     with tempfile.TemporaryDirectory() as root:
-        server = [TESTS / "hub_server.py", "--root", root, *(["--xet"] if xet else [])]
+        server = [TESTS / "servers" / "hub_server.py", "--root", root, *(["--xet"] if xet else [])]
         with process(*server) as url:
             env = {
                 "HF_ENDPOINT": url, "HF_TOKEN": "hf_benchmark", "HF_HUB_OFFLINE": "0",

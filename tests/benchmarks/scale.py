@@ -26,12 +26,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from annotate import HERE, VARIANTS, annotation, long_pairs, write_long_pairs
-from harness import COMMAND, SCHEDULE, kept, process, write_panel
 from sp2dpo.inference.client import Reply
 from sp2dpo.pairs.pair import Pair
-from sp2dpo.pairs.sources import find, read
+from sp2dpo.pairs.sources import open_source, read_rows
 from sp2dpo.panel.panel import load_panel
 from sp2dpo.store.store import Store
+from support.harness import COMMAND, SCHEDULE, kept, process, write_panel
 from zero_latency import SAID, completion
 
 TEACHERS = ("scripted-1", "scripted-2", "scripted-3")
@@ -108,15 +108,15 @@ def replies(pair_ids):
 
 def make_store(folder, pairs, panel):
     rows = write_long_pairs(folder / "pairs.jsonl", pairs, WORDS)
-    source = find(str(rows))
+    source = open_source(str(rows))
     started = time.perf_counter()
     with Store(folder / "run.sqlite", write=True) as store:
-        store.corpus.add(source, read(source))
+        store.corpus.add(source, read_rows(source))
         taken_in = time.perf_counter() - started
-        store.adopt(load_panel(panel))
+        store.record_panel(load_panel(panel))
         coming = replies(identities(pairs))
         while batch := list(islice(coming, BATCH)):
-            store.add(batch)
+            store.add_replies(batch)
     stored = time.perf_counter() - started - taken_in
     size = (folder / "run.sqlite").stat().st_size / 1e6
     print(

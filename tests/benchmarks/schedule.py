@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from scale import QUIET, TEACHERS, make_store
 
 from annotate import HERE
-from harness import COMMAND, SCHEDULE, process, write_panel
+from support.harness import COMMAND, SCHEDULE, process, write_panel
 
 PIPELINE = HERE / "peers" / "pandas_pipeline.py"
 SAME = HERE / "same_columns.py"

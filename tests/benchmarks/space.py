@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from publish import make_store
 
-from browser import chromium, inspector
-from harness import COMMAND, SCHEDULE
+from support.browser import chromium, inspector
+from support.harness import COMMAND, SCHEDULE
 
 READY = '.inspector[data-state="ready"]'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it takes the place of `path` at the end.
 
     Raises:
@@ -33,7 +33,7 @@ def whole(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
-def refuse_foreign(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
+def check_overwrite(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
     """Keeps an output from taking the place of a file of another kind.
 
     Args:

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def find(name: str, split: str | None, revision: str | None) -> tuple[str, str | None, str | None]:
+def resolve(
+    name: str, split: str | None, revision: str | None
+) -> tuple[str, str | None, str | None]:
     """The split to read, the commit that a branch or a tag names now, and the licence there.
 
     The licence is what the data set's card says; None where it says none, or several.
@@ -29,7 +31,7 @@ def find(name: str, split: str | None, revision: str | None) -> tuple[str, str |
     return split, sha, license if isinstance(license, str) else None
 
 
-def rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
+def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
     """All rows of a split at a commit, in their order."""
     import datasets  # noqa: PLC0415
 
@@ -41,7 +43,7 @@ def rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
 NO_TOKEN = "the Hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
 
 
-class Failed(OSError):
+class HubError(OSError):
     """Something of ours that did not work out at the Hub, in words for people."""
 
 
@@ -53,7 +55,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
 
     try:
         yield
-    except Failed as error:
+    except HubError as error:
         raise OSError(f"{what}: {_one_line(error)}") from error
     except errors.GatedRepoError as error:
         raise OSError(f"{what}: the Hub gives it only to those who asked for access") from error

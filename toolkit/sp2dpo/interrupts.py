@@ -60,7 +60,9 @@ async def interruptible(
         raise Interrupted(seen[0])
 
 
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Found]) -> Found | None:
+async def wait_unless_stopped(
+    stop: asyncio.Event, work: Coroutine[Any, Any, Found]
+) -> Found | None:
     """What the work gives; None where it was told to stop before, and the work was given up."""
     if stop.is_set():
         work.close()

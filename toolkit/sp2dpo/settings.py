@@ -54,11 +54,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected keys and values, found {kind_of(value)}")
+        raise ValueError(f"{path}: expected keys and values, found {type_name(value)}")
     return value
 
 
-def kind_of(value: Any) -> str:
+def type_name(value: Any) -> str:
     """What a value of YAML or JSON is, in words for people."""
     return _KINDS.get(type(value), type(value).__name__)
 

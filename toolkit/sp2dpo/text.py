@@ -19,7 +19,7 @@ _UNSAFE = re.compile(
 )
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text with every control and every invisible character written as its code."""
     return _UNSAFE.sub(lambda found: _code(ord(found[0])), text)
 
@@ -28,7 +28,7 @@ def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
 
 
-def brief(text: str, length: int = 300) -> str:
+def shorten(text: str, length: int = 300) -> str:
     """The text as one line, with "..." behind what is cut.
 
     Args:
@@ -39,12 +39,14 @@ def brief(text: str, length: int = 300) -> str:
     return line if len(line) <= length else f"{line[:length]}..."
 
 
-def number_of(number: int, one: str, several: str | None = None) -> str:
+def count_noun(number: int, one: str, several: str | None = None) -> str:
     """A number of things: `1 line`, `2 lines`; the plural is said where it takes more than an s."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
+def format_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = ""
+) -> list[str]:
     """Lines of a table; a column whose cells are all numbers is set to the right."""
     columns = list(zip(head, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -72,46 +74,48 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _SHELL_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
 
 
-def whole(number: float | None) -> str:
+def format_count(number: float | None) -> str:
     """A count, with separators."""
     return UNKNOWN if number is None else f"{number:,.0f}"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """A share in [0, 1]."""
     return UNKNOWN if share is None else f"{share:.1%}"
 
 
-def fixed(number: float | None, digits: int = 2, *, signed: bool = False) -> str:
+def format_fixed(number: float | None, digits: int = 2, *, signed: bool = False) -> str:
     """A number with so many decimals, where asked with its sign."""
     if number is None:
         return UNKNOWN
     return f"{number:{'+' if signed else ''}.{digits}f}"
 
 
-def interval(measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False) -> str:
+def format_interval(
+    measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False
+) -> str:
     """A value with the ends of its interval: `0.85 (0.80 to 0.90)`."""
     if measured["value"] is None:
         return UNKNOWN
     value, low, high = (
-        fixed(measured[name], digits, signed=signed) for name in ("value", "low", "high")
+        format_fixed(measured[name], digits, signed=signed) for name in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
 
 
-def intervals_hold(draws: int) -> str:
+def intervals_reliable(draws: int) -> str:
     """What the intervals beside are, in a sentence."""
-    return f"Intervals hold 95 %: {whole(draws)} bootstrap samples of the pairs."
+    return f"Intervals hold 95 %: {format_count(draws)} bootstrap samples of the pairs."
 
 
-def significant(number: float | None) -> str:
+def format_significant(number: float | None) -> str:
     """A number with three digits that count, none of them left out before the point."""
     if number is None:
         return UNKNOWN
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A time in the unit that fits: seconds, minutes, hours or days."""
     if seconds is None:
         return UNKNOWN
@@ -121,7 +125,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def money(amounts: Mapping[str, float]) -> str:
+def format_money(amounts: Mapping[str, float]) -> str:
     """Amounts by currency; a small one with three digits that count."""
     return " + ".join(
         f"{f'{amount:.3g}' if 0 < amount < 1 else f'{amount:,.2f}'} {currency}"
@@ -129,9 +133,9 @@ def money(amounts: Mapping[str, float]) -> str:
     )
 
 
-def wrapped(line: str) -> list[str]:
+def wrap(line: str) -> list[str]:
     """A line of words as lines of `WIDTH`, harmless; those that go on are set in by two more."""
-    line = harmless(line)
+    line = escape_controls(line)
     if len(line) <= WIDTH:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
@@ -152,7 +156,7 @@ def shell_lines(command: str, *, indent: str = "") -> list[str]:
         command: on one line.
         indent: before each line; those that go on are set in by two more.
     """
-    words = _SHELL_WORD.findall(harmless(command))
+    words = _SHELL_WORD.findall(escape_controls(command))
     first = next((n for n, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
     # The program, what it is to do and the model are easier to find on one line.
     words[first : first + 3] = [" ".join(words[first : first + 3])]
@@ -166,7 +170,7 @@ def shell_lines(command: str, *, indent: str = "") -> list[str]:
     return lines
 
 
-def narrow_table(
+def format_narrow_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int, indent: str = ""
 ) -> list[str]:
     """A table, harmless, whose first columns are cut so far that it has `WIDTH`, if it can.
@@ -177,7 +181,7 @@ def narrow_table(
         names: columns that may be cut, from the left: the whole names stand in the JSON.
         indent: before each line.
     """
-    rows = [[harmless(cell) for cell in row] for row in rows]
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     for _ in range(names):
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - WIDTH
@@ -189,7 +193,7 @@ def narrow_table(
             [_cut(cell, room) if at == widest else cell for at, cell in enumerate(row)]
             for row in rows
         ]
-    return table(head, rows, indent=indent)
+    return format_table(head, rows, indent=indent)
 
 
 def _cut(text: str, length: int) -> str:
@@ -205,7 +209,7 @@ _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
 HIDDEN = "***"
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """The text without tokens: those in the environment, of the login, and what looks like one."""
     for token in _tokens():
         text = text.replace(token, HIDDEN)
@@ -220,12 +224,12 @@ def _tokens() -> list[str]:
     return [token for token in found if len(token) >= 8]
 
 
-class Redacted(logging.Filter):
+class RedactFilter(logging.Filter):
     """Takes tokens out of log records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keeps every record."""
-        record.msg, record.args = redacted(record.getMessage()), ()
+        record.msg, record.args = redact(record.getMessage()), ()
         return True
 
 

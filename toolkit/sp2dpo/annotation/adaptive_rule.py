@@ -115,7 +115,7 @@ def _spread(values: Readings) -> Readings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rule:
+class StoppingRule:
     """When a pair is settled, learnt from pairs that were asked in full; `learn` makes it.
 
     Attributes:

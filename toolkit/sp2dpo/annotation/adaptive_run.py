@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sp2dpo.annotation.adaptive_rule import Rule, Slot, is_calibration, slots
-from sp2dpo.annotation.teacher import Asking, Take
+from sp2dpo.annotation.adaptive_rule import Slot, StoppingRule, is_calibration, slots
+from sp2dpo.annotation.teacher import Take, TeacherSession
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import signed_gap
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.questions import Heard, Job, Question, Settled
-from sp2dpo.store.records import UNREADABLE, Entry
+from sp2dpo.store.questions import Job, PairReplies, Question, Settled
+from sp2dpo.store.records import UNREADABLE, ReplyRecord
 
 Settle = Callable[[Settled, int], Awaitable[None]]
 """Is handed every pair of which enough is known, and how many replies it does without."""
@@ -27,15 +27,15 @@ Settle = Callable[[Settled, int], Awaitable[None]]
 class Reader(Protocol):
     """Reads pairs with what was said of them."""
 
-    def __call__(self, *, settled: bool) -> AsyncIterator[Heard]:
+    def __call__(self, *, settled: bool) -> AsyncIterator[PairReplies]:
         """All from the beginning, with or without those that are settled."""
         ...
 
 
-class State:
+class PairState:
     """What is known of one pair: the readings of its slots, and which slots need no asking."""
 
-    def __init__(self, heard: Heard, panel: Panel, order: Sequence[Slot]) -> None:
+    def __init__(self, heard: PairReplies, panel: Panel, order: Sequence[Slot]) -> None:
         self.pair = heard.pair
         self.number = heard.number
         self._panel = panel
@@ -102,7 +102,7 @@ class State:
         return [(slot.teacher, slot.variant, order) for order in orders]
 
 
-class Sparing:
+class AdaptiveRun:
     """An adaptive panel at work."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Sparing:
         self._heard = heard
         self._stop = stop
         self._slots = slots([teacher.name for teacher in panel.teachers], panel.variants)
-        self._rule: Rule | None = None
+        self._rule: StoppingRule | None = None
 
     def calibrates(self, pair_id: str) -> bool:
         """Whether a pair is one of those that are asked in full."""
@@ -140,7 +140,7 @@ class Sparing:
             if self.calibrates(state.pair.id)
         ]
         readings = np.array(rows).reshape(len(rows), len(self._slots))
-        self._rule = Rule.learn(readings, self._slots, tolerance=self._panel.tolerance)
+        self._rule = StoppingRule.learn(readings, self._slots, tolerance=self._panel.tolerance)
 
     async def wanted(self, *, calibrating: bool) -> Counter[str]:
         """How many pairs wait for which teacher, among those to calibrate with or the others."""
@@ -157,7 +157,7 @@ class Sparing:
                 waiting[slot.teacher] += 1
         return waiting
 
-    async def ask(self, askings: Mapping[str, Asking], take: Take, settle: Settle) -> None:
+    async def ask(self, askings: Mapping[str, TeacherSession], take: Take, settle: Settle) -> None:
         """Asks about every pair for as long as its next slot is of one of these teachers.
 
         Args:
@@ -175,9 +175,9 @@ class Sparing:
                 task.add_done_callback(lambda _: begun.release())
 
     async def _pair(
-        self, state: State, askings: Mapping[str, Asking], take: Take, settle: Settle
+        self, state: PairState, askings: Mapping[str, TeacherSession], take: Take, settle: Settle
     ) -> None:
-        async def hear(entry: Entry, final: bool) -> None:
+        async def hear(entry: ReplyRecord, final: bool) -> None:
             state.hear(_reply(entry))
             await take(entry, final)
 
@@ -191,7 +191,7 @@ class Sparing:
                 return
             await askings[slot.teacher].job(state.job(slot), hear)
 
-    def _next(self, state: State) -> tuple[Slot | None, float]:
+    def _next(self, state: PairState) -> tuple[Slot | None, float]:
         """The slot that a pair is asked next, None where it is settled, and the chance of that."""
         readings, asked = state.readings()
         if self._rule is None or self.calibrates(state.pair.id):
@@ -200,12 +200,12 @@ class Sparing:
         places, chances = self._rule.next(readings, asked)
         return (None if places[0] < 0 else self._slots[places[0]]), float(chances[0])
 
-    async def _states(self, *, settled: bool = False) -> AsyncIterator[State]:
+    async def _states(self, *, settled: bool = False) -> AsyncIterator[PairState]:
         async for heard in self._heard(settled=settled):
-            yield State(heard, self._panel, self._slots)
+            yield PairState(heard, self._panel, self._slots)
 
 
-def _reply(entry: Entry) -> dict[str, Any]:
+def _reply(entry: ReplyRecord) -> dict[str, Any]:
     """An entry as a store gives it back, as far as a reading goes."""
     said = entry.annotation
     return {

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sp2dpo.inference.endpoint import Teacher
-from sp2dpo.inference.vllm import shown, warnings
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.vllm import command_lines, warnings
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.store.counts import tally
-from sp2dpo.store.questions import Shard, Wanted
+from sp2dpo.store.counts import count_replies
+from sp2dpo.store.questions import QuestionPlan, Shard
 from sp2dpo.store.store import Store
-from sp2dpo.text import shell_lines, whole, wrapped
+from sp2dpo.text import format_count, shell_lines, wrap
 
 CHARACTERS = 4
 """Of a text for each token: what English takes, about. Our choice."""
@@ -48,7 +48,7 @@ class Text:
         )
 
 
-def to_read(store: Store, panel: Panel, teacher: Teacher, *, shard: Shard | None = None) -> Text:
+def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | None = None) -> Text:
     """What a teacher would still read; read from the store a page at a time.
 
     Args:
@@ -57,9 +57,9 @@ def to_read(store: Store, panel: Panel, teacher: Teacher, *, shard: Shard | None
         teacher: that would be asked.
         shard: only pairs that it holds; None for all of the store's own share.
     """
-    wanted = Wanted.of(panel, teacher, again=False)
+    wanted = QuestionPlan.from_panel(panel, teacher, again=False)
     found, after = Text(), 0
-    while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
+    while jobs := store.backlog.next_jobs(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
             if shard is not None and not shard.holds(job.pair.id):
@@ -87,7 +87,7 @@ def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Tex
     return found
 
 
-def plan(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
+def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
     """What would be asked, as lines; nothing is asked for it, no server started, nothing stored.
 
     Args:
@@ -110,26 +110,26 @@ def plan(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]
         f"{budget if panel.budget == 'adaptive' else panel.budget}",
         *([f"shard {shard} of the pairs"] if shard else []),
     ]
-    lines = [part for line in lines for part in wrapped(line)]
+    lines = [part for line in lines for part in wrap(line)]
     for teacher in panel.teachers:
         lines += _described(teacher)
-    return [*lines, *(part for line in _requests(store, panel, shard) for part in wrapped(line))]
+    return [*lines, *(part for line in _requests(store, panel, shard) for part in wrap(line))]
 
 
-def _described(teacher: Teacher) -> list[str]:
+def _described(teacher: Endpoint) -> list[str]:
     lines = [
-        *wrapped(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
-        *wrapped(f"  sampling {json.dumps(teacher.sampling)}"),
+        *wrap(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
+        *wrap(f"  sampling {json.dumps(teacher.sampling)}"),
     ]
     serve = teacher.serve
     if serve is None:
         urls = ", ".join(_without_password(url) for url in teacher.base_urls)
-        return [*lines, *wrapped(f"  at {urls}")]
+        return [*lines, *wrap(f"  at {urls}")]
     lines.append("  would be served by")
-    for command in shown(teacher.model, teacher.revision, serve):
+    for command in command_lines(teacher.model, teacher.revision, serve):
         lines += shell_lines(command, indent="    ")
     for warning in warnings(serve):
-        lines += wrapped(f"    WARNING: {warning}")
+        lines += wrap(f"    WARNING: {warning}")
     return lines
 
 
@@ -141,7 +141,7 @@ def _without_password(url: str) -> str:
 def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     lines, total, most = [], Text(), 0
     whole_text: Text | None = None  # the same for all of whom everything is missing
-    for teacher, one in zip(panel.teachers, tally(store, panel), strict=True):
+    for teacher, one in zip(panel.teachers, count_replies(store, panel), strict=True):
         untouched = one.pending == one.all
         text = (
             whole_text if untouched and whole_text else to_read(store, panel, teacher, shard=shard)
@@ -153,7 +153,8 @@ def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     at_most = "at most " if panel.budget == "adaptive" else ""
     return [
         *lines,
-        f"together {at_most}{_counted(total)}; the replies take at most {whole(most)} tokens",
+        f"together {at_most}{_counted(total)}; the replies take at most {format_count(most)} "
+        f"tokens",
         f"estimated from the texts, rubric included, at {CHARACTERS} characters a token; the cache "
         "serves what the variants of a pair share",
         "nothing was asked; time and money need a pilot: `sp2dpo pilot` measures both",
@@ -163,6 +164,7 @@ def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
 def _counted(text: Text) -> str:
     tokens, shared = text.characters / CHARACTERS, text.shared / CHARACTERS
     return (
-        f"{whole(text.requests)} requests, about {whole(tokens)} prompt tokens, of which a prefix "
-        f"cache can serve about {whole(shared)}"
+        f"{format_count(text.requests)} requests, about {format_count(tokens)} prompt tokens, "
+        f"of which a prefix "
+        f"cache can serve about {format_count(shared)}"
     )

@@ -28,18 +28,18 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sp2dpo.annotation.run import Terms
-from sp2dpo.annotation.teacher import Asking
-from sp2dpo.annotation.writer import Pages, Writer
-from sp2dpo.inference.client import Client, TeacherError, open_session
-from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.annotation.run import RunOptions
+from sp2dpo.annotation.teacher import TeacherSession
+from sp2dpo.annotation.writer import StorePages, Writer
+from sp2dpo.inference.client import Client, EndpointError, open_session
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.interrupts import first_failure
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.counts import tally
-from sp2dpo.store.questions import Job, Wanted
-from sp2dpo.store.records import Entry
+from sp2dpo.store.counts import count_replies
+from sp2dpo.store.questions import Job, QuestionPlan
+from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
-from sp2dpo.text import brief
+from sp2dpo.text import shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Answers:
         failure: why the teacher cannot be asked on; None where it can.
     """
 
-    entries: tuple[tuple[Entry, bool], ...]
+    entries: tuple[tuple[ReplyRecord, bool], ...]
     failure: str | None
 
 
@@ -73,7 +73,7 @@ class Worker:
         self._kept = kept
         self._stop = asyncio.Event()
         self._session: Any = None
-        self._askings: dict[tuple[str, int], asyncio.Task[Asking]] = {}
+        self._askings: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
 
     async def stop(self) -> None:
         """Sends nothing more; what is in flight comes home."""
@@ -83,7 +83,7 @@ class Worker:
         """Why a teacher cannot be asked from here; None where it can."""
         try:
             await self._asking(teacher, in_flight)
-        except (TeacherError, ValueError) as error:
+        except (EndpointError, ValueError) as error:
             return self._said(error)
         return None
 
@@ -95,30 +95,30 @@ class Worker:
             job: the pair and the questions.
             in_flight: requests at a time at each of its replicas, from this node.
         """
-        entries: list[tuple[Entry, bool]] = []
+        entries: list[tuple[ReplyRecord, bool]] = []
 
-        async def take(entry: Entry, final: bool) -> None:
+        async def take(entry: ReplyRecord, final: bool) -> None:
             entries.append((entry, final))
 
         failure = None
         try:
             await (await self._asking(teacher, in_flight)).job(job, take)
-        except* (TeacherError, ValueError) as failures:
+        except* (EndpointError, ValueError) as failures:
             failure = self._said(first_failure(failures))
         return Answers(entries=tuple(entries), failure=failure)
 
-    async def _asking(self, teacher: str, in_flight: int) -> Asking:
+    async def _asking(self, teacher: str, in_flight: int) -> TeacherSession:
         """The teacher with that limit; one that was made for another limit ends what it began."""
         if (teacher, in_flight) not in self._askings:
             making = asyncio.ensure_future(self._made(teacher, in_flight))
             self._askings[teacher, in_flight] = making
         return await asyncio.shield(self._askings[teacher, in_flight])
 
-    async def _made(self, name: str, in_flight: int) -> Asking:
+    async def _made(self, name: str, in_flight: int) -> TeacherSession:
         if self._session is None:
             self._session = open_session()
         (teacher,) = (one for one in self._panel.teachers if one.name == name)
-        asking = Asking(
+        asking = TeacherSession(
             Client(
                 self._session,
                 replace(teacher, max_in_flight=in_flight),
@@ -160,10 +160,10 @@ class Member:
     begun: Counter[str] = field(default_factory=Counter)
 
 
-class Crew:
+class RayWorkers:
     """One worker on every node that is there."""
 
-    def __init__(self, panel: Panel, terms: Terms, kept: dict[str, int]) -> None:
+    def __init__(self, panel: Panel, terms: RunOptions, kept: dict[str, int]) -> None:
         """Nobody is there yet.
 
         Args:
@@ -196,7 +196,7 @@ class Crew:
                         group.create_task(self._take_on(node))
                 alone_since = None if self._members else alone_since or now()
                 if alone_since and now() - alone_since > self._terms.patience:
-                    raise TeacherError(
+                    raise EndpointError(
                         "no node of the Ray cluster is there any more. What came before is "
                         "stored: start nodes and give the same command"
                     )
@@ -216,7 +216,7 @@ class Crew:
             await self._changed.wait_for(lambda: self._members or self._terms.stop.is_set())
         return not self._terms.stop.is_set()
 
-    async def place(self, teacher: Teacher) -> Member | None:
+    async def place(self, teacher: Endpoint) -> Member | None:
         """The worker with most room for another pair, once one has any; None: the run ends."""
         async with self._changed:
             while not self._terms.stop.is_set():
@@ -229,7 +229,7 @@ class Crew:
                 await self._changed.wait()
         return None
 
-    async def ask(self, member: Member, teacher: Teacher, job: Job) -> Answers | None:
+    async def ask(self, member: Member, teacher: Endpoint, job: Job) -> Answers | None:
         """What a worker that was placed got; None where it was lost."""
         in_flight = max(1, self._share(teacher, member))
         try:
@@ -244,11 +244,11 @@ class Crew:
                 member.begun[teacher.name] -= 1
                 self._changed.notify_all()
 
-    def _room(self, teacher: Teacher, member: Member) -> int:
+    def _room(self, teacher: Endpoint, member: Member) -> int:
         most = self._share(teacher, member) * len(teacher.base_urls)
         return most - member.begun[teacher.name]
 
-    def _share(self, teacher: Teacher, member: Member) -> int:
+    def _share(self, teacher: Endpoint, member: Member) -> int:
         """Requests at a time at each replica from a worker's node."""
         if all(_is_loopback(url) for url in teacher.base_urls):
             return teacher.max_in_flight
@@ -268,7 +268,7 @@ class Crew:
             for teacher in self._panel.teachers:
                 failure = await actor.check.remote(teacher.name, 1)
                 if failure is not None:
-                    raise TeacherError(failure)
+                    raise EndpointError(failure)
         except RayTaskError:
             raise
         except RayError as error:
@@ -308,7 +308,9 @@ def _is_loopback(url: str) -> bool:
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
-async def annotate_on_ray(store: Store, panel: Panel, terms: Terms, *, address: str | None) -> None:
+async def annotate_on_ray(
+    store: Store, panel: Panel, terms: RunOptions, *, address: str | None
+) -> None:
     """Asks every teacher of a panel what the store is missing, from all nodes of a cluster.
 
     A server at a loopback address is taken for each node's own, and gets `max_in_flight` requests
@@ -337,8 +339,10 @@ async def annotate_on_ray(store: Store, panel: Panel, terms: Terms, *, address: 
         _cluster(address, log=store.path.with_name(f"{store.path.name}.ray.log")),
     ):
         writer = Writer(store, writing)
-        crew = Crew(panel, terms, {one.teacher: one.kept for one in tally(store, panel)})
-        run = _Run(store, panel, terms, writer, crew, Pages(reader, reading))
+        crew = RayWorkers(
+            panel, terms, {one.teacher: one.kept for one in count_replies(store, panel)}
+        )
+        run = _Run(store, panel, terms, writer, crew, StorePages(reader, reading))
         try:
             await run.ask_panel()
         except BaseExceptionGroup as failures:
@@ -390,7 +394,7 @@ def _connect(address: str) -> None:
         ) from error
     except RuntimeError as error:  # another version of Ray or Python, in several lines
         raise ConnectionError(
-            f"the cluster at {address} cannot be used: {brief(str(error))}"
+            f"the cluster at {address} cannot be used: {shorten(str(error))}"
         ) from error
 
 
@@ -414,10 +418,10 @@ class _Run:
         self,
         store: Store,
         panel: Panel,
-        terms: Terms,
+        terms: RunOptions,
         writer: Writer,
-        crew: Crew,
-        pages: Pages,
+        crew: RayWorkers,
+        pages: StorePages,
     ) -> None:
         self._store = store
         self._panel = panel
@@ -433,7 +437,7 @@ class _Run:
             around = [group.create_task(one) for one in (self._crew.watch(), self._crew.stop())]
             if await self._crew.is_there():
                 await self._writer.sync()
-                self._store.adopt(self._panel)
+                self._store.record_panel(self._panel)
                 async with asyncio.TaskGroup() as asking:
                     for teacher in self._panel.teachers:
                         asking.create_task(self._ask_all(teacher))
@@ -441,8 +445,8 @@ class _Run:
                 task.cancel()
             await self._writer.put(None)
 
-    async def _ask_all(self, teacher: Teacher) -> None:
-        wanted = Wanted.of(self._panel, teacher, again=self._terms.again)
+    async def _ask_all(self, teacher: Endpoint) -> None:
+        wanted = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
         async with asyncio.TaskGroup() as group:
             async for job in self._pages.jobs(wanted):
                 member = await self._crew.place(teacher)
@@ -450,7 +454,7 @@ class _Run:
                     return
                 group.create_task(self._job(member, teacher, job))
 
-    async def _job(self, member: Member | None, teacher: Teacher, job: Job) -> None:
+    async def _job(self, member: Member | None, teacher: Endpoint, job: Job) -> None:
         """Has a pair asked about, on another node if one is lost."""
         answers = None
         while answers is None and member is not None:
@@ -461,4 +465,4 @@ class _Run:
             self._terms.progress(entry, final)
             await self._writer.put(entry)
         if answers and answers.failure is not None:
-            raise TeacherError(answers.failure)
+            raise EndpointError(answers.failure)

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo.annotation.request_files import CustomIds
-from sp2dpo.inference.client import Unavailable, reply_of
+from sp2dpo.inference.client import Unavailable, parse_reply
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
-from sp2dpo.settings import kind_of
+from sp2dpo.settings import type_name
 from sp2dpo.store.database import connect
-from sp2dpo.store.records import COLUMNS, Entry, judged, refused, row_of
+from sp2dpo.store.records import COLUMNS, ReplyRecord, record_refusal, record_reply, record_row
 from sp2dpo.store.store import Store
-from sp2dpo.text import brief
+from sp2dpo.text import shorten
 
 _PAGE = 500
 """Replies committed at a time."""
@@ -42,7 +42,7 @@ _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arriv
 
 
 @dataclass(kw_only=True)
-class Imported:
+class ImportCounts:
     """What became of the lines of reply files; they add up to `lines`.
 
     Attributes:
@@ -66,7 +66,7 @@ class Imported:
 
 def import_replies(
     store: Store, panel: Panel, paths: Iterable[Path], *, say: Callable[[str], None]
-) -> Imported:
+) -> ImportCounts:
     """Files the replies to exported requests; the same replies again change nothing.
 
     A line that cannot be filed is named and left out, and the others go on. What was not answered
@@ -83,7 +83,7 @@ def import_replies(
         ValueError: the panel contradicts the store, or none of its teachers is known there.
         OSError: a file cannot be read.
     """
-    store.check(panel)
+    store.check_panel(panel)
     with closing(connect(store.path, write=False)) as reader:
         _refuse_strangers(store, panel, reader)
         inbox = _Inbox(store, panel, reader, say)
@@ -122,7 +122,7 @@ class _Inbox:
     def __init__(
         self, store: Store, panel: Panel, reader: sqlite3.Connection, say: Callable[[str], None]
     ) -> None:
-        self.so_far = Imported()
+        self.so_far = ImportCounts()
         self._store = store
         self._panel = panel
         self._reader = reader
@@ -132,7 +132,7 @@ class _Inbox:
         self._meant = CustomIds(panel).meant(max(retries, -1 if most is None else most) + 2)
         self._teachers = {teacher.name: teacher for teacher in panel.teachers}
         self._shard = store.backlog.shard()
-        self._waiting: dict[Key, Entry] = {}
+        self._waiting: dict[Key, ReplyRecord] = {}
         self._adopted = False
 
     def take(self, line: bytes, where: str) -> None:
@@ -168,9 +168,9 @@ class _Inbox:
         if not self._waiting:
             return
         if not self._adopted:
-            self._store.adopt(self._panel)
+            self._store.record_panel(self._panel)
             self._adopted = True
-        self._store.add(list(self._waiting.values()))
+        self._store.add_replies(list(self._waiting.values()))
         self._waiting.clear()
 
     def _key(self, custom_id: Any) -> Key:
@@ -196,7 +196,7 @@ class _Inbox:
             pair_id=pairs[0][0], teacher=teacher, variant=variant, order=order, attempt=attempt
         )
 
-    def _entry(self, key: Key, said: dict[str, Any]) -> Entry:
+    def _entry(self, key: Key, said: dict[str, Any]) -> ReplyRecord:
         """The reply of a line.
 
         Raises:
@@ -215,14 +215,16 @@ class _Inbox:
         if not isinstance(status, int) or isinstance(status, bool):
             raise _Problem("malformed", f"status_code {_shown(status)} is no number")
         if status in _DECLINED:
-            return refused(key, f"http-{status}", f"HTTP {status}: {_shown(error or answer)}")
+            return record_refusal(
+                key, f"http-{status}", f"HTTP {status}: {_shown(error or answer)}"
+            )
         if status != 200:
             raise Unavailable(_shown(error or answer), reason=f"http-{status}")
         if error is not None or not isinstance(answer, dict):
             raise Unavailable(_shown(error), reason="no-answer")
-        return judged(key, reply_of(teacher, answer, None), self._panel.rubric)
+        return record_reply(key, parse_reply(teacher, answer, None), self._panel.rubric)
 
-    def _is_known(self, entry: Entry) -> bool:
+    def _is_known(self, entry: ReplyRecord) -> bool:
         """Whether the store has this reply.
 
         Raises:
@@ -246,9 +248,11 @@ class _Inbox:
         return held is not None
 
 
-def _content(entry: Entry) -> tuple[Any, ...]:
+def _content(entry: ReplyRecord) -> tuple[Any, ...]:
     return tuple(
-        value for name, value in zip(COLUMNS, row_of(entry, None), strict=True) if name in _CONTENT
+        value
+        for name, value in zip(COLUMNS, record_row(entry, None), strict=True)
+        if name in _CONTENT
     )
 
 
@@ -258,9 +262,9 @@ def _object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _Problem("malformed", f"not JSON: {error}") from error
     if not isinstance(said, dict):
-        raise _Problem("malformed", f"an object was expected, this is {kind_of(said)}")
+        raise _Problem("malformed", f"an object was expected, this is {type_name(said)}")
     return said
 
 
 def _shown(said: Any) -> str:
-    return brief(json.dumps(said))
+    return shorten(json.dumps(said))

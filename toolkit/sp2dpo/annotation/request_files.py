@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
-from sp2dpo.files import refuse_foreign, whole
-from sp2dpo.inference.client import body
-from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.files import atomic_write, check_overwrite
+from sp2dpo.inference.client import request_body
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.questions import Wanted
+from sp2dpo.store.questions import QuestionPlan
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
@@ -59,7 +59,7 @@ class CustomIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportCounts:
     """What was written for one teacher.
 
     Attributes:
@@ -75,7 +75,7 @@ class Exported:
     leftover: tuple[Path, ...]
 
 
-def export(
+def export_requests(
     store: Store,
     panel: Panel,
     out: Path,
@@ -83,7 +83,7 @@ def export(
     teacher: str | None = None,
     again: bool = False,
     per_file: int | None = None,
-) -> list[Exported]:
+) -> list[ExportCounts]:
     """Writes what the store is missing as requests, a file for each teacher.
 
     A file is called `out`; of several teachers `out` with `-TEACHER` before its ending, of several
@@ -140,12 +140,12 @@ def _stems(out: Path, teachers: list[str]) -> dict[str, str]:
 
 
 def _lines(
-    store: Store, panel: Panel, teacher: Teacher, ids: CustomIds, *, again: bool
+    store: Store, panel: Panel, teacher: Endpoint, ids: CustomIds, *, again: bool
 ) -> Iterator[bytes]:
     schema = panel.rubric.schema()
-    wanted = Wanted.of(panel, teacher, again=again)
+    wanted = QuestionPlan.from_panel(panel, teacher, again=again)
     after = 0
-    while jobs := store.backlog.page(wanted, after=after, limit=_PAGE):
+    while jobs := store.backlog.next_jobs(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
             for question in job.questions:
@@ -155,23 +155,23 @@ def _lines(
                     "custom_id": ids.of(key),
                     "method": "POST",
                     "url": "/v1/chat/completions",
-                    "body": body(teacher, messages, schema, key.attempt),
+                    "body": request_body(teacher, messages, schema, key.attempt),
                 }
                 yield json.dumps(request).encode() + b"\n"
 
 
-def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> Exported:
+def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> ExportCounts:
     files, count = [], 0
     for first in lines:
         name = path.with_stem(f"{path.stem}-{len(files) + 1:04d}") if per_file else path
-        refuse_foreign(name, is_requests, "a file of requests")
-        with whole(name) as unfinished, unfinished.open("wb") as sink:
+        check_overwrite(name, is_requests, "a file of requests")
+        with atomic_write(name) as unfinished, unfinished.open("wb") as sink:
             for line in chain([first], islice(lines, per_file and per_file - 1)):
                 count += sink.write(line) > 0
         files.append(name)
     numbered = path.parent.glob(f"{_literal(path.stem)}-[0-9][0-9][0-9][0-9]{path.suffix}")
     there = {path, *numbered} if path.exists() else set(numbered)
-    return Exported(
+    return ExportCounts(
         teacher=teacher,
         requests=count,
         files=tuple(files),

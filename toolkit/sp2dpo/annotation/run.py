@@ -13,24 +13,24 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sp2dpo.annotation.adaptive_run import Sparing
-from sp2dpo.annotation.teacher import Asking
-from sp2dpo.annotation.writer import Pages, Writer
-from sp2dpo.inference.client import Client, TeacherError, open_session
-from sp2dpo.inference.endpoint import Teacher
-from sp2dpo.inference.servers import Servers, serving
-from sp2dpo.interrupts import first_failure, unless
+from sp2dpo.annotation.adaptive_run import AdaptiveRun
+from sp2dpo.annotation.teacher import TeacherSession
+from sp2dpo.annotation.writer import StorePages, Writer
+from sp2dpo.inference.client import Client, EndpointError, open_session
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.servers import Servers, start_servers
+from sp2dpo.interrupts import first_failure, wait_unless_stopped
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.counts import tally
-from sp2dpo.store.questions import Settled, Wanted
-from sp2dpo.store.records import Entry
+from sp2dpo.store.counts import count_replies
+from sp2dpo.store.questions import QuestionPlan, Settled
+from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 
-Ask = Callable[[list[Asking]], Awaitable[None]]
+Ask = Callable[[list[TeacherSession]], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class RunOptions:
     """How a run behaves; none of it changes what a reply means.
 
     Attributes:
@@ -45,12 +45,12 @@ class Terms:
     patience: float
     again: bool
     stop: asyncio.Event
-    progress: Callable[[Entry, bool], object]
+    progress: Callable[[ReplyRecord, bool], object]
     spare: Callable[[int], object]
     say: Callable[[str], None]
 
 
-async def annotate(store: Store, panel: Panel, terms: Terms) -> None:
+async def annotate(store: Store, panel: Panel, terms: RunOptions) -> None:
     """Asks every teacher of a panel what the store is missing.
 
     Teachers whose servers are there are asked side by side, then those that are served by us, one
@@ -79,7 +79,7 @@ async def annotate(store: Store, panel: Panel, terms: Terms) -> None:
         ThreadPoolExecutor(1) as reading,
     ):
         writer = Writer(store, writing)
-        run = _Run(store, panel, terms, writer, Pages(reader, reading))
+        run = _Run(store, panel, terms, writer, StorePages(reader, reading))
         try:
             await run.ask_panel()
         except BaseExceptionGroup as failures:
@@ -109,18 +109,18 @@ class _Run:
     """One run: what its tasks share."""
 
     def __init__(
-        self, store: Store, panel: Panel, terms: Terms, writer: Writer, pages: Pages
+        self, store: Store, panel: Panel, terms: RunOptions, writer: Writer, pages: StorePages
     ) -> None:
         self._store = store
         self._panel = panel
         self._terms = terms
         self._writer = writer
         self._pages = pages
-        tallies = tally(store, panel)
+        tallies = count_replies(store, panel)
         self._missing = {one.teacher for one in tallies if one.wanted(terms.again)}
         self._kept = Counter({one.teacher: one.kept for one in tallies})
         self._taken = 0
-        self._askings: dict[tuple[str, tuple[str, ...]], Asking] = {}
+        self._askings: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
         self._failure: BaseException | None = None
 
     async def ask_panel(self) -> None:
@@ -138,21 +138,21 @@ class _Run:
 
     async def _ask_sparingly(self) -> None:
         """Some pairs in full; then every other one, for as long as the rule wants more."""
-        sparing = Sparing(
+        sparing = AdaptiveRun(
             self._panel,
-            pairs=self._store.backlog.pairs(),
+            pairs=self._store.backlog.pair_count(),
             heard=self._pages.heard,
             stop=self._terms.stop,
         )
 
-        async def calibrate(askings: list[Asking]) -> None:
+        async def calibrate(askings: list[TeacherSession]) -> None:
             await self._ask_all(askings, only=sparing.calibrates)
 
-        async def spare(askings: list[Asking]) -> None:
+        async def spare(askings: list[TeacherSession]) -> None:
             named = {one.teacher.name: one for one in askings}
             try:
                 await sparing.ask(named, self._take, self._settle)
-            except* TeacherError as failures:
+            except* EndpointError as failures:
                 self._fail(first_failure(failures))
 
         for calibrating, ask in ((True, calibrate), (False, spare)):
@@ -176,15 +176,15 @@ class _Run:
             if waiting and not self._terms.stop.is_set():
                 await self._phase(waiting, ask)
 
-    async def _phase(self, teachers: Sequence[Teacher], ask: Ask) -> None:
+    async def _phase(self, teachers: Sequence[Endpoint], ask: Ask) -> None:
         """Asks those teachers side by side, their servers started where that is ours to do."""
         async with AsyncExitStack() as stack:
-            found = await unless(self._terms.stop, self._find(stack, teachers))
+            found = await wait_unless_stopped(self._terms.stop, self._find(stack, teachers))
             if found is None:
                 return
             askings, servers = found
             await self._writer.sync()  # the store's connection is its own while nothing is written
-            self._store.adopt(self._panel)
+            self._store.record_panel(self._panel)
             async with asyncio.TaskGroup() as group:
                 watching = [group.create_task(one.watch()) for one in servers]
                 await ask(askings)
@@ -192,20 +192,20 @@ class _Run:
                     watch.cancel()
 
     async def _find(
-        self, stack: AsyncExitStack, teachers: Sequence[Teacher]
-    ) -> tuple[list[Asking], list[Servers]]:
+        self, stack: AsyncExitStack, teachers: Sequence[Endpoint]
+    ) -> tuple[list[TeacherSession], list[Servers]]:
         """Teachers that are there and serve their models; what was started ends with the stack."""
         askings, started = [], []
         for teacher in teachers:
             urls, excused = teacher.base_urls, _never
             if teacher.serve is not None:
                 servers = await stack.enter_async_context(
-                    serving(
+                    start_servers(
                         teacher.name,
                         teacher.model,
                         teacher.revision,
                         teacher.serve,
-                        log=log_of(self._store.path, teacher.name),
+                        log=server_log_path(self._store.path, teacher.name),
                         say=self._terms.say,
                         hidden=[one.api_key_env for one in self._panel.teachers if one.api_key_env],
                     )
@@ -214,7 +214,7 @@ class _Run:
                 urls, excused = servers.urls, servers.are_starting
             asking = self._askings.get((teacher.name, urls))
             if asking is None:
-                asking = Asking(
+                asking = TeacherSession(
                     Client(self._session, teacher, self._panel.rubric.schema()),
                     self._panel.rubric,
                     urls,
@@ -230,16 +230,16 @@ class _Run:
         return askings, started
 
     async def _ask_all(
-        self, askings: list[Asking], *, only: Callable[[str], bool] = lambda _: True
+        self, askings: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True
     ) -> None:
         """Asks teachers everything that is missing about all pairs, or about some only."""
         async with asyncio.TaskGroup() as group:
             for asking in askings:
                 group.create_task(self._ask_one(asking, only))
 
-    async def _ask_one(self, asking: Asking, only: Callable[[str], bool]) -> None:
+    async def _ask_one(self, asking: TeacherSession, only: Callable[[str], bool]) -> None:
         teacher = asking.teacher
-        wanted = Wanted.of(self._panel, teacher, again=self._terms.again)
+        wanted = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
         begun = asyncio.Semaphore(asking.most)  # so many pairs at a time
         try:
             async with asyncio.TaskGroup() as group:
@@ -251,7 +251,7 @@ class _Run:
                         break
                     task = group.create_task(asking.job(job, self._take))
                     task.add_done_callback(lambda _: begun.release())
-        except* TeacherError as failures:
+        except* EndpointError as failures:
             self._fail(first_failure(failures))
 
     def _fail(self, failure: BaseException) -> None:
@@ -259,7 +259,7 @@ class _Run:
         self._failure = self._failure or failure
         self._terms.stop.set()
 
-    async def _take(self, entry: Entry, final: bool) -> None:
+    async def _take(self, entry: ReplyRecord, final: bool) -> None:
         self._taken += 1
         self._kept[entry.key.teacher] += entry.annotation is not None
         self._terms.progress(entry, final)
@@ -274,13 +274,13 @@ def _never() -> bool:
     return False
 
 
-def phases(teachers: Sequence[Teacher]) -> list[list[Teacher]]:
+def phases(teachers: Sequence[Endpoint]) -> list[list[Endpoint]]:
     """Who is asked side by side: all whose servers are there, then each that we serve, alone."""
     there = [teacher for teacher in teachers if teacher.serve is None]
     served = [[teacher] for teacher in teachers if teacher.serve is not None]
     return [there, *served] if there else served
 
 
-def log_of(store: Path, teacher: str) -> Path:
+def server_log_path(store: Path, teacher: str) -> Path:
     """Where the log of a server that we start for a teacher is kept: beside the store."""
     return store.with_name(f"{store.name}.{re.sub(r'[^A-Za-z0-9_.-]', '_', teacher)}.log")

@@ -5,30 +5,34 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from sp2dpo.store.questions import Heard, Job, Settled, Wanted
-from sp2dpo.store.records import Entry
+from sp2dpo.store.questions import Job, PairReplies, QuestionPlan, Settled
+from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 
 _PAGE = 200
 """Pairs at a time."""
-Numbered = TypeVar("Numbered", Job, Heard)
+Numbered = TypeVar("Numbered", Job, PairReplies)
 
 
-class Pages:
+class StorePages:
     """What is still to be asked, read a page at a time on a connection of its own."""
 
     def __init__(self, reader: Store, thread: ThreadPoolExecutor) -> None:
         self._reader = reader
         self._thread = thread
 
-    def jobs(self, wanted: Wanted) -> AsyncIterator[Job]:
+    def jobs(self, wanted: QuestionPlan) -> AsyncIterator[Job]:
         """What is missing of a teacher, pair by pair."""
-        return self._all(lambda after: self._reader.backlog.page(wanted, after=after, limit=_PAGE))
+        return self._all(
+            lambda after: self._reader.backlog.next_jobs(wanted, after=after, limit=_PAGE)
+        )
 
-    def heard(self, *, settled: bool) -> AsyncIterator[Heard]:
+    def heard(self, *, settled: bool) -> AsyncIterator[PairReplies]:
         """What was said of the pairs, with or without those that are settled."""
         backlog = self._reader.backlog
-        return self._all(lambda after: backlog.heard(settled=settled, after=after, limit=_PAGE))
+        return self._all(
+            lambda after: backlog.replied_pairs(settled=settled, after=after, limit=_PAGE)
+        )
 
     async def _all(self, page_after: Callable[[int], list[Numbered]]) -> AsyncIterator[Numbered]:
         """The items of all pages; the next page is read ahead."""
@@ -46,10 +50,12 @@ class Writer:
     def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
         self._store = store
         self._thread = thread
-        self._arrived: asyncio.Queue[Entry | Settled | asyncio.Event | None] = asyncio.Queue(2000)
+        self._arrived: asyncio.Queue[ReplyRecord | Settled | asyncio.Event | None] = asyncio.Queue(
+            2000
+        )
         self._commit: Future[None] | None = None
 
-    async def put(self, item: Entry | Settled | None) -> None:
+    async def put(self, item: ReplyRecord | Settled | None) -> None:
         """Takes a reply, or a pair that needs no more; None says that nothing more will come."""
         await self._arrived.put(item)
 
@@ -80,11 +86,11 @@ class Writer:
         if self._commit:
             self._commit.result()
 
-    def _submit(self, batch: list[Entry | Settled | asyncio.Event | None]) -> None:
-        entries = [item for item in batch if isinstance(item, Entry)]
+    def _submit(self, batch: list[ReplyRecord | Settled | asyncio.Event | None]) -> None:
+        entries = [item for item in batch if isinstance(item, ReplyRecord)]
         settled = [item for item in batch if isinstance(item, Settled)]
         if entries or settled:
-            self._commit = self._thread.submit(self._store.add, entries, settled)
+            self._commit = self._thread.submit(self._store.add_replies, entries, settled)
 
-    def _drained(self) -> list[Entry | Settled | asyncio.Event | None]:
+    def _drained(self) -> list[ReplyRecord | Settled | asyncio.Event | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]

@@ -24,9 +24,9 @@ from sp2dpo.betas.baselines import (
     Permuted,
     Uniform,
 )
-from sp2dpo.betas.choices import read_choice, written
-from sp2dpo.betas.gaps import tells_labels
-from sp2dpo.betas.schedule import COLUMNS, Schedule, betas, schedule_of
+from sp2dpo.betas.choices import format_choice, read_choice
+from sp2dpo.betas.gaps import disputes_labels
+from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule, schedule_betas
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
@@ -84,7 +84,7 @@ class Arm:
         for key in ("beta", "keep", "disputed", "weight", "margin"):
             value = getattr(self, key)
             if value is not None:
-                said[key] = written(value, _KNOWN[key]) if key in _KNOWN else value
+                said[key] = format_choice(value, _KNOWN[key]) if key in _KNOWN else value
         return said
 
 
@@ -99,16 +99,16 @@ def load_arm(path: Path) -> Arm:
     if "of" not in said:
         if any(key in said for key in ("keep", "disputed", "weight", "margin", "beta")):
             raise ValueError(f"{path}: an arm says what schedule it is an arm of: add `of: FILE`")
-        return Arm(of=schedule_of(said, where=str(path)))
+        return Arm(of=parse_schedule(said, where=str(path)))
     check_type(str(path), "of", said["of"], str)
     base = path.parent / said["of"]
     schedule = read_yaml(base)
     if "of" in schedule:
         raise ValueError(f"{path}: of: {said['of']} is an arm itself; name its schedule")
-    return arm_of(said, schedule_of(schedule, where=str(base)), where=str(path))
+    return parse_arm(said, parse_schedule(schedule, where=str(base)), where=str(path))
 
 
-def arm_of(said: Mapping[str, Any], schedule: Schedule, *, where: str) -> Arm:
+def parse_arm(said: Mapping[str, Any], schedule: Schedule, *, where: str) -> Arm:
     """The arm that a mapping says, checked.
 
     Args:
@@ -137,7 +137,9 @@ def arm_of(said: Mapping[str, Any], schedule: Schedule, *, where: str) -> Arm:
     return Arm(of=schedule, disputed=said.get("disputed"), **made)
 
 
-def table_of(annotations: AnnotationTable, arm: Arm, scores: Scores | None = None) -> pl.DataFrame:
+def compute_betas(
+    annotations: AnnotationTable, arm: Arm, scores: Scores | None = None
+) -> pl.DataFrame:
     """The table of betas of an arm: `betas.COLUMNS`, and what the arm adds.
 
     Args:
@@ -159,7 +161,7 @@ def table_of(annotations: AnnotationTable, arm: Arm, scores: Scores | None = Non
             pair is left.
     """
     _check(arm, annotations.rubric, scores)
-    table = betas(annotations, arm.of, flip=arm.disputed == "flip")
+    table = schedule_betas(annotations, arm.of, flip=arm.disputed == "flip")
     if arm.disputed == "flip":
         table = table.with_columns(flip=pl.col("label_disputed").fill_null(False))
     elif arm.disputed == "drop":
@@ -186,7 +188,7 @@ def table_of(annotations: AnnotationTable, arm: Arm, scores: Scores | None = Non
 
 
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
-    if arm.disputed and not tells_labels(rubric, arm.of.estimator):
+    if arm.disputed and not disputes_labels(rubric, arm.of.estimator):
         raise ValueError(
             f"disputed: {arm.disputed}: teachers who are told the label dispute none under this "
             "gap: write `gap: signed` in the schedule, or ask under the blind rubric"

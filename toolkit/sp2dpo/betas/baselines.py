@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sp2dpo.betas.choices import check_number, check_seed
 from sp2dpo.betas.maps import LARGEST_BETA, PLACE_DECIMALS
-from sp2dpo.betas.schedule import Schedule, ends
+from sp2dpo.betas.schedule import Schedule, category_envelopes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Uniform:
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Its beta for every pair that has one, in the pair's own envelope."""
         drawn = np.random.default_rng(self.seed).uniform(size=len(table))
-        low, high = ends(schedule)
+        low, high = category_envelopes(schedule)
         u = pl.col("u")
         inside = (low * (1 - u) + high * u).clip(low, high)
         return table.with_columns(u=drawn).select(pl.when("has_beta").then(inside)).to_series()

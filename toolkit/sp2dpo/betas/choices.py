@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from sp2dpo.settings import did_you_mean
-from sp2dpo.text import brief
+from sp2dpo.text import shorten
 
 
 def read_choice(where: str, key: str, said: Any, known: Mapping[str, type]) -> Any:
@@ -57,7 +57,7 @@ def usage(name: str, kind: type) -> str:
     return f"{name}({', '.join(taken)})" if taken else name
 
 
-def written(choice: Any, known: Mapping[str, type]) -> str:
+def format_choice(choice: Any, known: Mapping[str, type]) -> str:
     """The choice as a file says it; `read_choice` reads it back."""
     name = next(name for name, kind in known.items() if kind is type(choice))
     given = [
@@ -129,7 +129,7 @@ def check_number(
     asked = {words: rule for words, rule in rules.items() if rule[0] is not None}
     if not all(holds(limit) for limit, holds in asked.values()) or not math.isfinite(value):
         said = ", ".join(f"{words} {_plain(limit)}" for words, (limit, _) in asked.items())
-        raise ValueError(f"{name} {brief(str(value), 40)} must be {said or 'finite'}")
+        raise ValueError(f"{name} {shorten(str(value), 40)} must be {said or 'finite'}")
 
 
 def _plain(limit: float | None) -> str:

@@ -159,7 +159,7 @@ JMAMP = Estimator(estimate="sampled", gap=Product(), over_variants="median", ove
 """SP2DPO's, with our gap of one reply."""
 
 
-def combined(column: str, way: str) -> pl.Expr:
+def combine_expr(column: str, way: str) -> pl.Expr:
     """The values of a group made one; where an only one was named, no other is left."""
     values = pl.col(column)
     if way == "median":

@@ -7,15 +7,15 @@ from typing import Any
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Estimator, combine
-from sp2dpo.betas.gaps import NOISE, signed_gap, tells_labels
+from sp2dpo.betas.gaps import NOISE, disputes_labels, signed_gap
 from sp2dpo.betas.maps import Quantile
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
-from sp2dpo.text import harmless, table
+from sp2dpo.text import escape_controls, format_table
 
 
-def explain(
+def explain_lines(
     pair: Pair,
     replies: list[dict[str, Any]],
     row: Mapping[str, Any],
@@ -65,7 +65,7 @@ def explain(
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
         lines.append(f"kind  {row['category']} ({share}), spread between teachers {_g(row)}")
-    return [harmless(line) for line in (*lines, *_departures(row, arm))]
+    return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
 
 
 def _beta(gap: float, category: str, schedule: Schedule, place: float | None) -> tuple[float, str]:
@@ -140,7 +140,7 @@ def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
             said["category"] = "refused"
             said["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
         rows.append(tuple(said[name] for name in head))
-    return table(head, rows)
+    return format_table(head, rows)
 
 
 def _named(reply: dict[str, Any]) -> str:
@@ -156,7 +156,7 @@ def _number(value: float | None) -> str:
 
 
 def _flat(text: str) -> str:
-    return " ".join(harmless(text).split())
+    return " ".join(escape_controls(text).split())
 
 
 def _gap(
@@ -188,7 +188,7 @@ def _gap(
     gap = combine(list(made.values()), estimator.over_teachers)
     gap = 0.0 if abs(gap) <= NOISE else gap
     listed = f"{_way(estimator.over_teachers)}({_listed(made.values())}) = {_number(gap)}"
-    if not tells_labels(rubric, estimator):
+    if not disputes_labels(rubric, estimator):
         return gap, [*lines, f"gap   {listed}"]
     disputed = ", so the label is disputed" if gap < 0 else ""
     clipped = f"gap   max(0, {_number(gap)}) = {_number(max(0.0, gap))}"
@@ -206,7 +206,7 @@ def _over_orders(readings: dict[str, dict[str, list[float]]]) -> list[str]:
         for teacher, by_variant in readings.items()
         for variant, gaps in by_variant.items()
     ]
-    return table(("teacher", "variant", "over the orders"), rows)
+    return format_table(("teacher", "variant", "over the orders"), rows)
 
 
 def _listed(gaps: Iterable[float]) -> str:

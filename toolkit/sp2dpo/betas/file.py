@@ -6,16 +6,16 @@ from pathlib import Path
 
 import polars as pl
 
-from sp2dpo.betas.arms import OPTIONAL, Arm, arm_of
-from sp2dpo.betas.schedule import COLUMNS, Schedule, schedule_of
-from sp2dpo.files import refuse_foreign, whole
+from sp2dpo.betas.arms import OPTIONAL, Arm, parse_arm
+from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule
+from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.store.annotations import AnnotationTable
 
 _METADATA = "sp2dpo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Betas:
+class BetaTable:
     """A table of betas and where it comes from.
 
     Attributes:
@@ -36,7 +36,7 @@ class Betas:
         return self.arm.of
 
 
-def write_betas(made: Betas, path: Path) -> None:
+def write_betas(made: BetaTable, path: Path) -> None:
     """Writes the table with its arm and hashes in the file's metadata; whole or not at all.
 
     The same betas give the same bytes.
@@ -51,9 +51,9 @@ def write_betas(made: Betas, path: Path) -> None:
         "annotations": made.annotations_hash,
         "scores": made.scores_hash,
     }
-    refuse_foreign(path, _is_betas, "a table of betas")
+    check_overwrite(path, _is_betas, "a table of betas")
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         try:
             made.table.write_parquet(unfinished, metadata=metadata)
         except pl.exceptions.PolarsError as error:  # a full disk, among others
@@ -68,7 +68,7 @@ def _is_betas(path: Path) -> bool:
         return False
 
 
-def read_betas(path: Path) -> Betas:
+def read_betas(path: Path) -> BetaTable:
     """The betas in a Parquet file that `write_betas` made.
 
     Raises:
@@ -91,9 +91,9 @@ def read_betas(path: Path) -> Betas:
         raise ValueError(
             f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
         )
-    schedule = schedule_of(said, where=f"{path}: schedule")
-    arm = arm_of(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
-    return Betas(
+    schedule = parse_schedule(said, where=f"{path}: schedule")
+    arm = parse_arm(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
+    return BetaTable(
         table=table.select(*COLUMNS, *added),
         arm=arm,
         annotations_hash=made_from,
@@ -101,7 +101,7 @@ def read_betas(path: Path) -> Betas:
     )
 
 
-def check_origin(made: Betas, annotations: AnnotationTable, *, path: Path, store: Path) -> None:
+def check_origin(made: BetaTable, annotations: AnnotationTable, *, path: Path, store: Path) -> None:
     """Refuses betas that were made from other annotations than the store now holds.
 
     Raises:

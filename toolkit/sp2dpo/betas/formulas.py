@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sp2dpo.betas.arms import Arm
-from sp2dpo.betas.gaps import tells_labels
+from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.betas.maps import Linear, Quantile
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.panel.rubric import Rubric
@@ -32,7 +32,7 @@ class Formulas:
     ours: str
 
 
-def formulas(arm: Arm, rubric: Rubric) -> Formulas:
+def describe_formulas(arm: Arm, rubric: Rubric) -> Formulas:
     """The words for an arm under a rubric."""
     schedule = arm.of
     read = "expected scores" if schedule.estimate == "expected" else "scores"
@@ -58,7 +58,7 @@ def _pair(schedule: Schedule, rubric: Rubric) -> str:
     orders = "the mean over the two orders, then " if rubric.blind else ""
     variants = _way(schedule.over_variants, "a teacher's variants", "the variant")
     teachers = _way(schedule.over_teachers, "the teachers", "the teacher")
-    clip = "; below 0 it counts as 0" if tells_labels(rubric, schedule.estimator) else ""
+    clip = "; below 0 it counts as 0" if disputes_labels(rubric, schedule.estimator) else ""
     return f"{orders}{variants}, then {teachers}{clip}"
 
 

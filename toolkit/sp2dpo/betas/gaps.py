@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.estimators import WAYS, Estimator, combined
+from sp2dpo.betas.estimators import WAYS, Estimator, combine_expr
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
 from sp2dpo.store.annotations import AnnotationTable
 
@@ -28,7 +28,7 @@ NOISE = 1e-9
 _READ = ("gap", "magnitude", "confidence")
 
 
-def gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """One row for every pair of a store, sorted by pair_id.
 
     Args:
@@ -52,7 +52,7 @@ def gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     signed = pl.col("gap")
     settled = pl.when(signed.abs() <= NOISE).then(0.0).otherwise(signed)
     disputed = pl.col("signed_gap") < 0
-    if not tells_labels(rubric, estimator):
+    if not disputes_labels(rubric, estimator):
         disputed = pl.lit(None, pl.Boolean)
     return (
         pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
@@ -62,7 +62,7 @@ def gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     )
 
 
-def tells_labels(rubric: Rubric, estimator: Estimator) -> bool:
+def disputes_labels(rubric: Rubric, estimator: Estimator) -> bool:
     """Whether a signed gap can say that a label is wrong."""
     return rubric.blind or estimator.gap.tells_labels
 
@@ -72,7 +72,7 @@ def share(column: str, scale: Scale) -> pl.Expr:
     return (pl.col(column) - scale.min) / (scale.max - scale.min)
 
 
-def counted(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """The replies that count, their magnitude and confidence as the estimate reads them.
 
     Raises:
@@ -103,7 +103,7 @@ def effective(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFram
         named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
         sign = named * pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
     m, c = share("magnitude", rubric.magnitude), share("confidence", rubric.confidence)
-    return counted(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
+    return count_votes(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
 
 
 def signed_gap(reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator) -> float | None:
@@ -158,7 +158,7 @@ def over_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
         readings: as `over_orders` makes them.
         way: see `Estimator.over_variants`.
     """
-    made = (combined(name, way) for name in _read(readings))
+    made = (combine_expr(name, way) for name in _read(readings))
     return _each(readings, ["pair_id", "teacher"], *made, votes=pl.col("votes").sum())
 
 
@@ -172,7 +172,7 @@ def over_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
     return _each(
         by_teacher,
         ["pair_id"],
-        *(combined(name, way) for name in _read(by_teacher)),
+        *(combine_expr(name, way) for name in _read(by_teacher)),
         spread=pl.col("gap").std(ddof=0),
         votes=pl.col("votes").sum().cast(pl.Int32),
         teachers=pl.len().cast(pl.Int32),

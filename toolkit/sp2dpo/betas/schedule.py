@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.choices import read_choice, written
+from sp2dpo.betas.choices import format_choice, read_choice
 from sp2dpo.betas.estimators import ESTIMATES, GAP_FORMS, Estimator, GapForm
-from sp2dpo.betas.gaps import gaps
+from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.maps import MAPS, Envelope, Map, Quantile, places
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
@@ -93,7 +93,7 @@ class Schedule:
     def as_mapping(self) -> dict[str, Any]:
         """What its YAML file says; `schedule_of` reads it back."""
         said: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        said |= {"gap": written(self.gap, GAP_FORMS), "map": written(self.map, MAPS)}
+        said |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
         if not self.envelopes:
             del said["envelopes"]
             return said
@@ -117,10 +117,10 @@ def load_schedule(path: Path) -> Schedule:
             f"{path}: this is an arm of a comparison, and a schedule is asked for: name "
             f"{said['of']}"
         )
-    return schedule_of(said, where=str(path))
+    return parse_schedule(said, where=str(path))
 
 
-def schedule_of(said: dict[str, Any], *, where: str) -> Schedule:
+def parse_schedule(said: dict[str, Any], *, where: str) -> Schedule:
     """The schedule that a mapping says, checked.
 
     Raises:
@@ -178,7 +178,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def betas(annotations: AnnotationTable, schedule: Schedule, *, flip: bool = False) -> pl.DataFrame:
+def schedule_betas(
+    annotations: AnnotationTable, schedule: Schedule, *, flip: bool = False
+) -> pl.DataFrame:
     """The table of betas, one row for every pair, sorted by pair_id.
 
     Args:
@@ -211,7 +213,7 @@ def betas(annotations: AnnotationTable, schedule: Schedule, *, flip: bool = Fals
     """
     schedule.check_categories(annotations.rubric, where="the schedule")
     enough = pl.col("votes") >= schedule.quorum
-    table = gaps(annotations, schedule.estimator).with_columns(
+    table = compute_gaps(annotations, schedule.estimator).with_columns(
         pl.when(enough).then(name).alias(name) for name in ("gap", "signed_gap", "label_disputed")
     )
     if flip:
@@ -228,12 +230,12 @@ def beta(schedule: Schedule) -> pl.Expr:
     gap = pl.col("gap")
     if isinstance(schedule.map, Quantile):
         gap = places(gap)
-    low, high = ends(schedule)
+    low, high = category_envelopes(schedule)
     # Floating point must not put a beta outside of its envelope.
     return schedule.map.beta(gap, low, high).clip(low, high)
 
 
-def ends(schedule: Schedule) -> tuple[pl.Expr, pl.Expr]:
+def category_envelopes(schedule: Schedule) -> tuple[pl.Expr, pl.Expr]:
     """Both ends of each pair's envelope, from the column category."""
     common = schedule.envelope(None)
     low, high = pl.lit(float(common.beta_min)), pl.lit(float(common.beta_max))

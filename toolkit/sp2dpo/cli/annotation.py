@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli.options import FILE, ShardType, say, taken_in
+from sp2dpo.cli.options import FILE, ShardType, open_store_with_pairs, print_lines
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
-    from sp2dpo.annotation.run import Terms
-    from sp2dpo.inference.endpoint import Teacher
+    from sp2dpo.annotation.run import RunOptions
+    from sp2dpo.inference.endpoint import Endpoint
     from sp2dpo.panel.panel import Panel
     from sp2dpo.store.questions import Shard
     from sp2dpo.store.store import Store
 
-    Engine = Callable[[Store, Panel, Terms], Awaitable[None]]
+    Engine = Callable[[Store, Panel, RunOptions], Awaitable[None]]
 
 
 from typing import TYPE_CHECKING
 
-from sp2dpo.cli.options import writing
+from sp2dpo.cli.options import open_store_for_writing
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -77,14 +77,14 @@ def annotate(
         raise click.UsageError("--patience must be a number of seconds")
     panel = load_panel(panel_file)
     asks = _engine(engine, ray_address)
-    with taken_in(pairs, store_file, panel, keep=not dry_run) as store:
+    with open_store_with_pairs(pairs, store_file, panel, keep=not dry_run) as store:
         if dry_run:
-            from sp2dpo.annotation.dry_run import plan
+            from sp2dpo.annotation.dry_run import plan_lines
 
-            say(plan(store, panel, shard=shard))
+            print_lines(plan_lines(store, panel, shard=shard))
             return
         store.backlog.take_shard(shard)
-        store.reopen_for(panel)
+        store.reopen_settled(panel)
         ask(store, panel, patience=patience, again=retry_refused, serve=serve, engine=asks)
 
 
@@ -122,13 +122,13 @@ def ask(
     """
     import asyncio
 
-    from sp2dpo.annotation.run import Terms
+    from sp2dpo.annotation.run import RunOptions
     from sp2dpo.annotation.run import annotate as ask_panel
-    from sp2dpo.cli.progress import bar
+    from sp2dpo.cli.progress import reply_bar
     from sp2dpo.interrupts import interruptible
-    from sp2dpo.store.counts import tally, tally_lines
+    from sp2dpo.store.counts import count_replies, tally_lines
 
-    tallies = tally(store, panel)
+    tallies = count_replies(store, panel)
     waiting = {one.teacher: one.wanted(again) for one in tallies}
     wanted = sum(waiting.values())
     if not serve:
@@ -137,10 +137,10 @@ def ask(
                 consent(teacher)
     try:
         if wanted:
-            with bar(wanted) as progress:
+            with reply_bar(wanted) as progress:
 
                 async def work(stop: "asyncio.Event") -> None:
-                    terms = Terms(
+                    terms = RunOptions(
                         patience=patience,
                         again=again,
                         stop=stop,
@@ -152,35 +152,35 @@ def ask(
 
                 asyncio.run(interruptible(work, say=progress.say))
         else:
-            store.adopt(panel)  # its prices, say, may be new
+            store.record_panel(panel)  # its prices, say, may be new
     finally:
         if wanted:
-            tallies = tally(store, panel)
-        say(tally_lines(tallies))
+            tallies = count_replies(store, panel)
+        print_lines(tally_lines(tallies))
     if not any(one.all for one in tallies):
-        say([f"no pair falls into the shard {store.backlog.shard()}"])
+        print_lines([f"no pair falls into the shard {store.backlog.shard()}"])
     silent = [one.teacher for one in tallies if one.all and not one.kept]
     if silent:
         raise ValueError(f"no reply of {', '.join(silent)} could be kept")
     if any(one.pending for one in tallies):
         raise ValueError("some replies are still missing: run the same command again")
     if panel.budget == "full" and any(one.refused for one in tallies):
-        say(["--retry-refused asks once more for those that were refused"])
+        print_lines(["--retry-refused asks once more for those that were refused"])
 
 
-def consent(teacher: "Teacher") -> None:
+def consent(teacher: "Endpoint") -> None:
     """Has a person agree to run the command of a panel, which somebody else may have written."""
     import sys
 
-    from sp2dpo.inference.vllm import shown, warnings
+    from sp2dpo.inference.vllm import command_lines, warnings
     from sp2dpo.text import shell_lines
 
     if teacher.serve is None:
         return
-    lines = shown(teacher.model, teacher.revision, teacher.serve)
+    lines = command_lines(teacher.model, teacher.revision, teacher.serve)
     folded = [part for line in lines for part in shell_lines(line)]
-    say([f"{teacher.label} would be served by:", *(f"  {part}" for part in folded)])
-    say([f"  WARNING: {line}" for line in warnings(teacher.serve)])
+    print_lines([f"{teacher.label} would be served by:", *(f"  {part}" for part in folded)])
+    print_lines([f"  WARNING: {line}" for line in warnings(teacher.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
             f"{teacher.label}: a file's command is never run unasked; give --serve if you trust "
@@ -196,7 +196,7 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
     """Run the server of a panel's teacher, and nothing else, until you stop it."""
     import asyncio
 
-    from sp2dpo.annotation.run import log_of
+    from sp2dpo.annotation.run import server_log_path
     from sp2dpo.interrupts import Interrupted, interruptible
     from sp2dpo.panel.panel import load_panel
     from sp2dpo.settings import did_you_mean
@@ -208,7 +208,7 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
     teacher = teachers[name]
     if teacher.serve is None:
         raise ValueError(f"{panel_file}: {name} has a base_url, not a `serve` that can be run")
-    path = log or log_of(Path("serve"), name)
+    path = log or server_log_path(Path("serve"), name)
 
     async def work(stop: asyncio.Event) -> None:
         await _serve_until(stop, teacher, path)
@@ -219,29 +219,29 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
         raise SystemExit(128 + stopped.number) from None
 
 
-async def _serve_until(stop: "asyncio.Event", teacher: "Teacher", log: Path) -> None:
+async def _serve_until(stop: "asyncio.Event", teacher: "Endpoint", log: Path) -> None:
     from contextlib import AsyncExitStack
 
-    from sp2dpo.inference.servers import serving
-    from sp2dpo.interrupts import unless
+    from sp2dpo.inference.servers import start_servers
+    from sp2dpo.interrupts import wait_unless_stopped
 
     if teacher.serve is None:
         return
     async with AsyncExitStack() as stack:
-        started = serving(
+        started = start_servers(
             teacher.name, teacher.model, teacher.revision, teacher.serve, log=log, say=_echo
         )
-        servers = await unless(stop, stack.enter_async_context(started))
+        servers = await wait_unless_stopped(stop, stack.enter_async_context(started))
         if servers is not None:
             for url in servers.urls:
                 _echo(f"{teacher.name} is served at {url}; logs: {log.stem}*{log.suffix}")
-            await unless(stop, servers.watch())
+            await wait_unless_stopped(stop, servers.watch())
 
 
 def _echo(line: str) -> None:
-    from sp2dpo.text import harmless
+    from sp2dpo.text import escape_controls
 
-    click.echo(harmless(line), err=True)
+    click.echo(escape_controls(line), err=True)
 
 
 @click.command("export-requests")
@@ -268,23 +268,25 @@ def export_requests(
     The files are those of OpenAI's Batch API, one for each teacher; `vllm run-batch` takes them,
     too. No server is asked. `import-replies` takes what comes back.
     """
-    from sp2dpo.annotation.request_files import export
+    from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.panel.panel import load_panel
-    from sp2dpo.store.counts import tally, tally_lines
-    from sp2dpo.text import number_of
+    from sp2dpo.store.counts import count_replies, tally_lines
+    from sp2dpo.text import count_noun
 
     panel = load_panel(panel_file)
-    with taken_in(pairs, store_file, panel) as store:
+    with open_store_with_pairs(pairs, store_file, panel) as store:
         store.backlog.take_shard(shard)
-        store.adopt(panel)
-        written = export(store, panel, out, teacher=teacher, again=retry_refused, per_file=per_file)
+        store.record_panel(panel)
+        written = export_requests(
+            store, panel, out, teacher=teacher, again=retry_refused, per_file=per_file
+        )
         for one in written:
             where = f" in {', '.join(map(str, one.files))}" if one.files else ""
             left = [
                 f"  NOT part of it: {it} of an earlier export; remove it" for it in one.leftover
             ]
-            say([f"{one.teacher}: {number_of(one.requests, 'request')}{where}", *left])
-        say(tally_lines(tally(store, panel)))
+            print_lines([f"{one.teacher}: {count_noun(one.requests, 'request')}{where}", *left])
+        print_lines(tally_lines(count_replies(store, panel)))
 
 
 @click.command("import-replies")
@@ -298,27 +300,27 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     """
     from sp2dpo.annotation.reply_files import import_replies as take_in
     from sp2dpo.panel.panel import load_panel
-    from sp2dpo.store.counts import tally, tally_lines
-    from sp2dpo.text import number_of
+    from sp2dpo.store.counts import count_replies, tally_lines
+    from sp2dpo.text import count_noun
 
     panel = load_panel(panel_file)
     if not store_file.exists():
         raise FileNotFoundError(f"{store_file}: no such store; `sp2dpo export-requests` makes one")
-    with writing(store_file) as store:
-        done = take_in(store, panel, replies, say=lambda line: say([line], err=True))
+    with open_store_for_writing(store_file) as store:
+        done = take_in(store, panel, replies, say=lambda line: print_lines([line], err=True))
         stored = done.kept + done.refused.total()
-        say(
+        print_lines(
             [
-                f"{number_of(done.lines, 'line')} = {stored} new ({done.kept} kept, "
+                f"{count_noun(done.lines, 'line')} = {stored} new ({done.kept} kept, "
                 f"{done.refused.total()} refused{_named(done.refused)}) + {done.known} known + "
                 f"{done.failed.total()} failed{_named(done.failed)} + "
                 f"{done.left_out.total()} left out{_named(done.left_out)}"
             ]
         )
-        say(tally_lines(tally(store, panel)))
+        print_lines(tally_lines(count_replies(store, panel)))
         silent = [one.name for one in panel.teachers if _is_silent(store, one.name, panel.variants)]
     if done.left_out:
-        lines = number_of(done.left_out.total(), "line")
+        lines = count_noun(done.left_out.total(), "line")
         raise ValueError(f"{lines} could not be filed; the others are stored")
     if done.empty:
         raise ValueError(f"no line in {', '.join(map(str, done.empty))}")
@@ -344,18 +346,18 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     Their source, rubric, teachers and panel must be the same. More shards may be added later; the
     same ones again change nothing.
     """
-    from sp2dpo.store.counts import panel_of, tally, tally_lines
-    from sp2dpo.store.merge import merge as put_together
+    from sp2dpo.store.counts import count_replies, recorded_panel, tally_lines
+    from sp2dpo.store.merge import merge_stores as put_together
     from sp2dpo.store.store import Store
-    from sp2dpo.text import number_of
+    from sp2dpo.text import count_noun
 
     done = put_together(out, shards)
-    new = number_of(done.added, "new reply", "new replies")
-    lines = [f"{out}: {new} of {number_of(len(shards), 'store')}"]
+    new = count_noun(done.added, "new reply", "new replies")
+    lines = [f"{out}: {new} of {count_noun(len(shards), 'store')}"]
     if done.missing:
         lines.append(f"NOT among them: shard {', '.join(map(str, done.missing))}")
     with Store(out) as store:
-        say([*lines, *tally_lines(tally(store, panel_of(store)))])
+        print_lines([*lines, *tally_lines(count_replies(store, recorded_panel(store)))])
 
 
 def _named(counts: "Counter[str]") -> str:

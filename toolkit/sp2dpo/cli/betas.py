@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli.options import DRAWS, FILE, GOLD, known_of, say
+from sp2dpo.cli.options import DRAWS, FILE, GOLD, load_gold, print_lines
 
 if TYPE_CHECKING:
-    from sp2dpo.betas.file import Betas
+    from sp2dpo.betas.file import BetaTable
     from sp2dpo.store.annotations import AnnotationTable
     from sp2dpo.store.store import Store
 
@@ -32,8 +32,8 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from sp2dpo.betas.arms import load_arm, table_of
-    from sp2dpo.betas.file import Betas, write_betas
+    from sp2dpo.betas.arms import compute_betas, load_arm
+    from sp2dpo.betas.file import BetaTable, write_betas
     from sp2dpo.betas.scores import read_scores
     from sp2dpo.store.store import Store
 
@@ -43,16 +43,16 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
         with Store(store_file) as store, store.snapshot():
             annotations = store.annotations()
             hashing = beside.submit(getattr, annotations, "hash")
-            shard, mine = store.backlog.shard(), store.backlog.pairs()
+            shard, mine = store.backlog.shard(), store.backlog.pair_count()
             pending, asked = _pending(store, annotations)
-        table = table_of(annotations, arm, scores)
+        table = compute_betas(annotations, arm, scores)
         annotations_hash = hashing.result()
     if not table["has_beta"].any():
         raise ValueError(
             f"no pair has the quorum of {arm.of.quorum} replies, the most is "
             f"{table['votes'].max()}: lower `quorum` in the schedule, or ask more"
         )
-    made = Betas(
+    made = BetaTable(
         table=table,
         arm=arm,
         annotations_hash=annotations_hash,
@@ -60,13 +60,13 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     )
     write_betas(made, out)
     share = f" (shard {shard}: {mine} of {len(table)} pairs)" if shard else ""
-    say([*_made_lines(made, share)])
+    print_lines([*_made_lines(made, share)])
     if pending:
-        say([f"{pending} of {asked} replies are still pending: these betas are not final"])
-    say([f"wrote {out}"])
+        print_lines([f"{pending} of {asked} replies are still pending: these betas are not final"])
+    print_lines([f"wrote {out}"])
 
 
-def _made_lines(made: "Betas", share: str) -> "Iterator[str]":
+def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
     """What came out, in a few lines."""
     table, quorum = made.table, made.schedule.quorum
     beta = table["beta"].drop_nulls()
@@ -91,13 +91,13 @@ def _pending(store: "Store", annotations: "AnnotationTable") -> tuple[int, int]:
 
     None where the store does not say what its last panel was.
     """
-    from sp2dpo.store.counts import panel_of, tally
+    from sp2dpo.store.counts import count_replies, recorded_panel
 
     try:
-        panel = panel_of(store)
+        panel = recorded_panel(store)
     except ValueError:
         return 0, 0
-    tallies = tally(store, panel, annotations)
+    tallies = count_replies(store, panel, annotations)
     return sum(one.pending for one in tallies), sum(one.all for one in tallies)
 
 
@@ -112,10 +112,10 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     """
     import polars as pl
 
-    from sp2dpo.betas.explain import explain as lines_of
+    from sp2dpo.betas.explain import explain_lines as lines_of
     from sp2dpo.betas.maps import places
 
-    with opened(store_file, betas_file) as (store, made, _):
+    with open_store_and_betas(store_file, betas_file) as (store, made, _):
         pair = store.corpus.pair(pair_id)
         table = made.table.with_columns(place=places(pl.col("gap")))
         row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
@@ -151,20 +151,20 @@ def build(
     `publish` puts it on the Hub.
     """
     from sp2dpo.betas.file import check_origin, read_betas
-    from sp2dpo.cli.progress import watched
-    from sp2dpo.dataset.build import build as build_folder
+    from sp2dpo.cli.progress import progress_rows
+    from sp2dpo.dataset.build import build_dataset as build_folder
 
     files = dict(map(_named_file, also))
     if len(files) < len(also):
         raise click.UsageError("--also names a column twice")
-    with opened(store_file, betas_file) as (store, made, annotations):
+    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
         others = {name: read_betas(path) for name, path in files.items()}
         for name, one in others.items():
             check_origin(one, annotations, path=files[name], store=store_file)
         rows, replies = build_folder(
-            store, made, out, others=others, license=license, watch=watched
+            store, made, out, others=others, license=license, watch=progress_rows
         )
-    say([f"wrote {out}: {rows} rows, {replies} annotations"])
+    print_lines([f"wrote {out}: {rows} rows, {replies} annotations"])
 
 
 def _named_file(text: str) -> tuple[str, Path]:
@@ -194,33 +194,35 @@ def report(
     """Draw one page that shows the betas, the agreement and what looks wrong."""
     import json
 
-    from sp2dpo.files import refuse_foreign, whole
-    from sp2dpo.report.page import draw, is_report
-    from sp2dpo.report.report import report as report_of
-    from sp2dpo.text import harmless
+    from sp2dpo.files import atomic_write, check_overwrite
+    from sp2dpo.report.page import is_report, render_page
+    from sp2dpo.report.report import build_report as report_of
+    from sp2dpo.text import escape_controls
 
     if out is None and folder is None and not as_json:
         raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
     if out is not None:
-        refuse_foreign(out, is_report, "a report")
-    with opened(store_file, betas_file) as (store, made, annotations):
-        truths, given = known_of(gold_file, store) if gold_file else (None, 0)
+        check_overwrite(out, is_report, "a report")
+    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
+        truths, given = load_gold(gold_file, store) if gold_file else (None, 0)
         found = report_of(store, made, annotations, truths=truths, given=given, draws=draws)
     if folder is not None:
         from sp2dpo.report import plots
 
         for path in plots.save_all(found, folder):
-            click.echo(harmless(f"wrote {path}"), err=as_json)
+            click.echo(escape_controls(f"wrote {path}"), err=as_json)
     if out is not None:
-        with whole(out) as unfinished:
-            unfinished.write_text(draw(found), encoding="utf-8")
-        click.echo(harmless(f"wrote {out}"), err=as_json)
+        with atomic_write(out) as unfinished:
+            unfinished.write_text(render_page(found), encoding="utf-8")
+        click.echo(escape_controls(f"wrote {out}"), err=as_json)
     if as_json:
         click.echo(json.dumps(found, indent=2))
 
 
 @contextmanager
-def opened(store_file: Path, betas_file: Path) -> "Iterator[tuple[Store, Betas, AnnotationTable]]":
+def open_store_and_betas(
+    store_file: Path, betas_file: Path
+) -> "Iterator[tuple[Store, BetaTable, AnnotationTable]]":
     """A store and the betas that were made from it."""
     from sp2dpo.betas.file import check_origin, read_betas
     from sp2dpo.store.store import Store

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, say, writing
+from sp2dpo.cli.options import FILE, open_store_for_writing, print_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sp2dpo.dataset.publish import Order, Outcome
+    from sp2dpo.dataset.publish import PublishOptions, PublishResult
 
 
 DIFFERS = 3
@@ -46,12 +46,12 @@ def publish(
     The token is that of `hf auth login` or HF_TOKEN. Running it again changes nothing; what people
     wrote on the card stays.
     """
-    from sp2dpo.dataset.publish import Order, read_release
-    from sp2dpo.dataset.publish import publish as send
+    from sp2dpo.dataset.publish import PublishOptions, read_release
+    from sp2dpo.dataset.publish import publish_dataset as send
 
     if tag is not None and create_pr:
         raise click.UsageError("--tag names a commit of the main branch, --create-pr makes none")
-    order = Order(
+    order = PublishOptions(
         repo=repo,
         tag=tag,
         private=private,
@@ -61,17 +61,17 @@ def publish(
         license=license,
         dry_run=dry_run,
     )
-    done = send(read_release(folder), order, say=lambda line: say([line], err=True))
-    say([*_lines(order, done)])
+    done = send(read_release(folder), order, say=lambda line: print_lines([line], err=True))
+    print_lines([*_lines(order, done)])
 
 
-def _lines(order: "Order", done: "Outcome") -> "Iterator[str]":
-    from sp2dpo.text import number_of
+def _lines(order: "PublishOptions", done: "PublishResult") -> "Iterator[str]":
+    from sp2dpo.text import count_noun
 
     for change in done.changes:
         yield f"  {change.what:8} {change.bytes:>12,} B  {change.path}"
     size = sum(one.bytes for one in done.changes) / 1e6
-    changed = number_of(len(done.changes), "file")
+    changed = count_noun(len(done.changes), "file")
     if order.dry_run:
         yield f"would change {changed} ({size:.1f} MB at most), {done.unchanged} are there already"
     elif done.pull_request:
@@ -124,17 +124,17 @@ def verify(
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from sp2dpo.cli.progress import watched_parts
+    from sp2dpo.cli.progress import progress_parts
     from sp2dpo.dataset.load import fetch
     from sp2dpo.dataset.resample import resample_lines
-    from sp2dpo.dataset.verify import consistent
-    from sp2dpo.dataset.verify import verify as look
+    from sp2dpo.dataset.verify import is_consistent
+    from sp2dpo.dataset.verify import verify_dataset as look
 
     if resample is not None and (panel_file is None or store_file is None):
         raise click.UsageError("--resample needs --panel PANEL.yaml and --store FILE")
     fetched = fetch(what)
-    checks = look(fetched.folder, watch=watched_parts)
-    good = consistent(checks)
+    checks = look(fetched.folder, watch=progress_parts)
+    good = is_consistent(checks)
     again = None
     if resample is not None and panel_file is not None and store_file is not None:
         with redirect_stdout(sys.stderr if as_json else sys.stdout):
@@ -152,14 +152,16 @@ def verify(
         said |= {"checks": [asdict(one) for one in checks], "resampled": again}
         click.echo(json.dumps(said, indent=2))
     else:
-        say([f"{'ok' if one.holds else 'DIFFERS':8} {one.name:10} {one.said}" for one in checks])
-        say([f"{'consistent' if good else 'NOT consistent'}: {fetched}"])
+        print_lines(
+            [f"{'ok' if one.holds else 'DIFFERS':8} {one.name:10} {one.said}" for one in checks]
+        )
+        print_lines([f"{'consistent' if good else 'NOT consistent'}: {fetched}"])
         if good:
-            say(
+            print_lines(
                 ["This shows that the betas follow from the replies, not that a teacher gave them."]
             )
         if again is not None:
-            say(["", *resample_lines(again)])
+            print_lines(["", *resample_lines(again)])
     if not good:
         sys.exit(DIFFERS)
 
@@ -176,14 +178,14 @@ def _ask_again(
 ) -> dict[str, Any]:
     """Asks the panel about some pairs once more; the same command goes on where it stopped."""
     from sp2dpo.cli.annotation import ask
-    from sp2dpo.dataset.resample import check_panel, compared, drawn
+    from sp2dpo.dataset.resample import check_panel, compare_replies, draw_pairs
     from sp2dpo.pairs.sources import Source
     from sp2dpo.panel.panel import load_panel
 
     panel = load_panel(panel_file)
     check_panel(folder, panel)
-    rows = drawn(folder, count, seed)
-    with writing(store_file) as store:
+    rows = draw_pairs(folder, count, seed)
+    with open_store_for_writing(store_file) as store:
         store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
         ask(store, panel, patience=patience, again=False, serve=serve)
-        return compared(store, folder)
+        return compare_replies(store, folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import DRAWS, FILE, GOLD, known_of, say
+from sp2dpo.cli.options import DRAWS, FILE, GOLD, load_gold, print_lines
 
 if TYPE_CHECKING:
     from sp2dpo.store.store import Store
@@ -46,7 +46,7 @@ def agreement(
     """
     from sp2dpo.betas.estimators import JMAMP
     from sp2dpo.betas.schedule import load_schedule
-    from sp2dpo.diagnostics.panel_agreement import concord, subset
+    from sp2dpo.diagnostics.panel_agreement import measure_agreement, select_pairs
     from sp2dpo.diagnostics.text import agreement_lines
     from sp2dpo.store.store import Store
 
@@ -54,8 +54,8 @@ def agreement(
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
         wanted = _named(ids_file, store) if ids_file else None
-        some = subset(annotations, pair_ids=wanted, category=category, sample=sample)
-        found = concord(some, estimator, draws=draws)
+        some = select_pairs(annotations, pair_ids=wanted, category=category, sample=sample)
+        found = measure_agreement(some, estimator, draws=draws)
         _name(found["splits"]["pairs"], store)
     _print(found, agreement_lines(found), as_json=as_json)
 
@@ -103,15 +103,15 @@ def estimators(
     With --gold also how well each follows the known magnitude, and finds wrong labels.
     """
     from sp2dpo.betas.schedule import load_schedule
-    from sp2dpo.diagnostics.ablation import ablation
+    from sp2dpo.diagnostics.ablation import compare_estimators
     from sp2dpo.diagnostics.text import ablation_lines
     from sp2dpo.store.store import Store
 
     schedule = load_schedule(schedule_file)
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
-        truths = known_of(gold_file, store)[0] if gold_file else None
-    rows = ablation(annotations, schedule, truths=truths, draws=draws)
+        truths = load_gold(gold_file, store)[0] if gold_file else None
+    rows = compare_estimators(annotations, schedule, truths=truths, draws=draws)
     found = {"schedule": schedule.as_mapping(), "draws": draws, "rows": rows}
     _print(found, ablation_lines(rows, draws=draws), as_json=as_json)
 
@@ -137,7 +137,7 @@ def compare(
 ) -> None:
     """Compare two files of betas: correlation, shift, what moved, by category."""
     from sp2dpo.betas.file import read_betas
-    from sp2dpo.diagnostics.comparison import comparison
+    from sp2dpo.diagnostics.comparison import compare_betas
     from sp2dpo.diagnostics.text import comparison_lines
     from sp2dpo.report import plots
     from sp2dpo.store.store import Store
@@ -146,7 +146,7 @@ def compare(
         plots.check_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
-        found = comparison(one, other, movers=movers, draws=draws)
+        found = compare_betas(one, other, movers=movers, draws=draws)
     except ValueError as error:
         raise ValueError(f"{one_file} and {other_file}: {error}") from error
     if store_file:
@@ -156,7 +156,7 @@ def compare(
         plots.save(plots.both_betas(one, other, names=(one_file.name, other_file.name)), picture)
     _print(found, comparison_lines(found, str(one_file), str(other_file)), as_json=as_json)
     if picture:
-        say([f"wrote {picture}"], err=as_json)
+        print_lines([f"wrote {picture}"], err=as_json)
 
 
 @click.command()
@@ -182,18 +182,18 @@ def audit(
 
     Every check has a number, an interval where there is one, and thresholds.
     """
-    from sp2dpo.cli.betas import opened
-    from sp2dpo.diagnostics.audit import audit as audit_of
-    from sp2dpo.diagnostics.audit import fails
+    from sp2dpo.cli.betas import open_store_and_betas
+    from sp2dpo.diagnostics.audit import audit_betas as audit_of
+    from sp2dpo.diagnostics.audit import has_failed
     from sp2dpo.diagnostics.text import audit_lines
 
-    with opened(store_file, betas_file) as (store, made, annotations):
-        truths, given = known_of(gold_file, store) if gold_file else (None, 0)
+    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
+        truths, given = load_gold(gold_file, store) if gold_file else (None, 0)
         found = audit_of(
             made, annotations, store.corpus.lengths(), truths=truths, given=given, draws=draws
         )
     _print(found, audit_lines(found), as_json=as_json)
-    if fail_on and fails(found, fail_on):
+    if fail_on and has_failed(found, fail_on):
         sys.exit(FAILED)
 
 
@@ -210,4 +210,4 @@ def _print(found: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        say(list(lines))
+        print_lines(list(lines))

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import click
 
-from sp2dpo.cli.evaluation_runs import beside_each_other, outputs_of, rewards_of, verdicts_on
-from sp2dpo.cli.options import FILE, draws_option, say
+from sp2dpo.cli.evaluation_runs import (
+    compare_results,
+    judge_outputs,
+    load_or_generate_outputs,
+    score_outputs,
+)
+from sp2dpo.cli.options import FILE, draws_option, print_lines
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY = click.Path(path_type=Path)
@@ -76,7 +81,9 @@ def generate(
 
     student = load_student(student_file).at(temperature=temperature, seed=seed)
     prompts = read_prompts(prompts_name)
-    outputs_of(prompts, student, out, patience=patience, serve=serve, allow_refused=allow_refused)
+    load_or_generate_outputs(
+        prompts, student, out, patience=patience, serve=serve, allow_refused=allow_refused
+    )
 
 
 @evaluate.command()
@@ -111,11 +118,11 @@ def judge(
     model, prompts = load_judge(judge_file), read_prompts(prompts_name)
     control = length_control and prompts.is_alpaca_eval
     if control:
-        from sp2dpo.evaluation.winrates import needs_gamed
+        from sp2dpo.evaluation.winrates import download_gamed
 
-        needs_gamed()
-    verdicts_on(prompts, outputs, reference, model, out, patience=patience, serve=serve)
-    beside_each_other([out], draws=draws, against=None, length_control=length_control)
+        download_gamed()
+    judge_outputs(prompts, outputs, reference, model, out, patience=patience, serve=serve)
+    compare_results([out], draws=draws, against=None, length_control=length_control)
 
 
 @evaluate.command()
@@ -144,7 +151,7 @@ def compare(
         from sp2dpo.report.plots import check_name
 
         check_name(picture)
-    beside_each_other(
+    compare_results(
         list(results), draws=draws, against=against, length_control=length_control, seed=seed,
         as_json=as_json, picture=picture,
     )  # fmt: skip
@@ -193,7 +200,7 @@ def sweep(
     """
     from sp2dpo.evaluation import temperatures as heats
     from sp2dpo.evaluation.models import load_judge, load_student
-    from sp2dpo.evaluation.prompts import in_order, read_outputs, read_prompts
+    from sp2dpo.evaluation.prompts import order_rows, read_outputs, read_prompts
 
     if judge_file is None and reward is None:
         raise click.UsageError("give --judge, --reward or both: else there is nothing to tell")
@@ -206,17 +213,17 @@ def sweep(
     found = []
     titles = []
     for heat in sorted(set(temperatures or heats.TEMPERATURES)):
-        folder = heats.folder_of(out, heat)
+        folder = heats.temperature_folder(out, heat)
         warm = student.at(temperature=heat, seed=None)
-        outputs_of(
+        load_or_generate_outputs(
             prompts, warm, folder, patience=patience, serve=serve, allow_refused=allow_refused
         )
-        outputs, _ = in_order(prompts, read_outputs(folder), str(folder))
+        outputs, _ = order_rows(prompts, read_outputs(folder), str(folder))
         preferences = None
         if model is not None:
-            beside = None if reference is None else heats.folder_of(reference, heat)
+            beside = None if reference is None else heats.temperature_folder(reference, heat)
             base = beside if beside is not None and beside.is_dir() else reference
-            said = verdicts_on(
+            said = judge_outputs(
                 prompts, folder, base, model, folder / "verdicts", patience=patience, serve=serve
             )
             titles.append(said["title"])
@@ -224,9 +231,9 @@ def sweep(
             preferences = [row["preference"] for row in rows]
         rewards = None
         if reward is not None:
-            rewards = rewards_of(reward, reward_revision, outputs, folder)
+            rewards = score_outputs(reward, reward_revision, outputs, folder)
         found.append(
-            heats.at_temperature(
+            heats.with_temperature(
                 heat, outputs, rewards=rewards, preferences=preferences, draws=draws, seed=0
             )
         )
@@ -236,9 +243,9 @@ def sweep(
         "temperatures": found,
     }  # fmt: skip
     heats.write_sweep(out, told)
-    say([*heats.lines(told), f"wrote {out / heats.SWEEP}"])
+    print_lines([*heats.sweep_lines(told), f"wrote {out / heats.SWEEP}"])
     if picture is not None:
         from sp2dpo.evaluation.plots import save_sweep
 
         save_sweep(told, picture)
-        say([f"wrote {picture}"])
+        print_lines([f"wrote {picture}"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import say
+from sp2dpo.cli.options import print_lines
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from sp2dpo.evaluation.models import Student
     from sp2dpo.evaluation.prompts import Output, PromptSet
-    from sp2dpo.inference.chats import Outcome
-    from sp2dpo.inference.endpoint import Teacher
+    from sp2dpo.inference.chats import ChatResult
+    from sp2dpo.inference.endpoint import Endpoint
 
-    Work = Callable[[asyncio.Event, Callable[[Outcome], None]], Awaitable[None]]
+    Work = Callable[[asyncio.Event, Callable[[ChatResult], None]], Awaitable[None]]
 
 
-def outputs_of(
+def load_or_generate_outputs(
     prompts: "PromptSet",
     student: "Student",
     out: Path,
@@ -30,16 +30,16 @@ def outputs_of(
     allow_refused: bool,
 ) -> None:
     """Asks for what is missing, and writes the outputs."""
-    from sp2dpo.evaluation.outputs import OUTPUTS, from_server, generation
+    from sp2dpo.evaluation.outputs import OUTPUTS, generate_from_server, open_generation
 
-    with generation(out, prompts, student) as running:
+    with open_generation(out, prompts, student) as running:
         if running.pending and student.local is not None:
             _generate_here(running, prompts, student)
         elif running.pending:
             _agree(student.model, serve)
 
-            async def work(stop: "asyncio.Event", count: "Callable[[Outcome], None]") -> None:
-                await from_server(
+            async def work(stop: "asyncio.Event", count: "Callable[[ChatResult], None]") -> None:
+                await generate_from_server(
                     running, student, count, stop=stop, patience=patience, say=_echo,
                     log=out / "server.log",
                 )  # fmt: skip
@@ -50,7 +50,7 @@ def outputs_of(
     empty = f", {record['empty']} empty" * bool(record["empty"])
     cut = record["ended"].get("length", 0)
     at_limit = f", {cut} cut at max_tokens" * bool(cut)
-    say(
+    print_lines(
         [
             f"{student.model.name}: {record['outputs']} outputs, {record['characters']:.0f} "
             f"characters on average{empty}{at_limit}{refused}",
@@ -84,11 +84,11 @@ def _generate_here(running: Any, prompts: "PromptSet", student: "Student") -> No
         )  # fmt: skip
 
 
-def verdicts_on(
+def judge_outputs(
     prompts: "PromptSet",
     outputs: Path,
     reference: Path | None,
-    model: "Teacher",
+    model: "Endpoint",
     out: Path,
     *,
     patience: float,
@@ -96,15 +96,17 @@ def verdicts_on(
 ) -> dict[str, Any]:
     """Asks for the verdicts that are missing, and writes the annotations; what the record says."""
     from sp2dpo.evaluation.models import title
-    from sp2dpo.evaluation.prompts import in_order, read_outputs
-    from sp2dpo.evaluation.verdicts import TEMPLATE, Verdicts, package, write_result
+    from sp2dpo.evaluation.prompts import order_rows, read_outputs
+    from sp2dpo.evaluation.verdicts import TEMPLATE, Verdicts, import_alpaca_eval, write_result
     from sp2dpo.files import Journal
     from sp2dpo.inference.chats import ask_chats
 
-    package()
-    said, moved = in_order(prompts, read_outputs(outputs), str(outputs))
+    import_alpaca_eval()
+    said, moved = order_rows(prompts, read_outputs(outputs), str(outputs))
     if moved:
-        say([f"{outputs}: its rows stood in another order; they are in the prompts' order now"])
+        print_lines(
+            [f"{outputs}: its rows stood in another order; they are in the prompts' order now"]
+        )
     base = _reference(prompts, reference)
     called = title(prompts, model, baseline=base[0].generator, own_reference=reference is None)
     head = {
@@ -116,7 +118,7 @@ def verdicts_on(
     with Journal(out / "verdicts.jsonl", head | of) as journal:
         verdicts = Verdicts(journal, base, said, model.name)
         if verdicts.marked:
-            say(
+            print_lines(
                 [
                     f"{verdicts.marked} texts hold marks of the judge's chat, which would end their"
                     " place in its prompt: the judge sees these marks taken apart"
@@ -126,8 +128,8 @@ def verdicts_on(
         if chats:
             _agree(model, serve)
 
-            async def work(stop: "asyncio.Event", count: "Callable[[Outcome], None]") -> None:
-                def take(outcome: "Outcome") -> None:
+            async def work(stop: "asyncio.Event", count: "Callable[[ChatResult], None]") -> None:
+                def take(outcome: "ChatResult") -> None:
                     verdicts.take(outcome)
                     count(outcome)
 
@@ -141,7 +143,8 @@ def verdicts_on(
         annotations = verdicts.annotations()
     if missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
-        say([f"no verdict came to {sum(missing.values())} prompts ({reasons}): the same command "
+        print_lines([f"no verdict came to {sum(missing.values())} prompts ({reasons}): the "
+                     f"same command "
              "asks for them again; meanwhile they are unscored"])  # fmt: skip
     if all(row["preference"] is None for row in annotations):
         raise ValueError(
@@ -166,10 +169,10 @@ def verdicts_on(
 
 
 def _reference(prompts: "PromptSet", reference: Path | None) -> "list[Output]":
-    from sp2dpo.evaluation.prompts import in_order, read_outputs
+    from sp2dpo.evaluation.prompts import order_rows, read_outputs
 
     if reference is not None:
-        return in_order(prompts, read_outputs(reference), str(reference))[0]
+        return order_rows(prompts, read_outputs(reference), str(reference))[0]
     if prompts.reference is None:
         raise ValueError(
             f"{prompts.name}: its rows have no `output` to compare with: give --reference"
@@ -177,7 +180,7 @@ def _reference(prompts: "PromptSet", reference: Path | None) -> "list[Output]":
     return list(prompts.reference)
 
 
-def beside_each_other(
+def compare_results(
     folders: list[Path],
     *,
     draws: int,
@@ -188,37 +191,37 @@ def beside_each_other(
     picture: Path | None = None,
 ) -> None:
     """Reads results, compares them, prints the table and draws it."""
-    from sp2dpo.cli.progress import watched
-    from sp2dpo.evaluation.text import lines
+    from sp2dpo.cli.progress import progress_rows
+    from sp2dpo.evaluation.text import comparison_lines
     from sp2dpo.evaluation.verdicts import read_result
-    from sp2dpo.evaluation.winrates import compared, notes
+    from sp2dpo.evaluation.winrates import compare_students, comparison_notes
 
     results = [read_result(folder) for folder in folders]
-    found = compared(
+    found = compare_students(
         results,
         draws=draws,
         seed=seed,
         against=against,
         length_control=length_control,
-        watch=watched,
+        watch=progress_rows,
     )
     if as_json:
-        click.echo(json.dumps(found | {"notes": notes(found)}, indent=1))
+        click.echo(json.dumps(found | {"notes": comparison_notes(found)}, indent=1))
     else:
-        say(lines(found))
+        print_lines(comparison_lines(found))
     if picture is not None:
         from sp2dpo.evaluation.plots import save_rates
 
         save_rates(found, picture)
-        say([f"wrote {picture}"], err=as_json)
+        print_lines([f"wrote {picture}"], err=as_json)
 
 
-def rewards_of(
+def score_outputs(
     name: str, revision: str | None, outputs: "list[Output]", folder: Path
 ) -> list[float]:
     """The reward model's scores of outputs, read again where they are there."""
     from sp2dpo.evaluation.temperatures import REWARDS
-    from sp2dpo.files import whole
+    from sp2dpo.files import atomic_write
 
     path, head = folder / REWARDS, {"reward": name, "revision": revision, "count": len(outputs)}
     if path.exists():
@@ -237,12 +240,12 @@ def rewards_of(
         for one in outputs
     ]
     found = output_rewards(name, revision, chats)
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps({"head": head, "rewards": found}))
     return found
 
 
-def _agree(model: "Teacher", serve: bool) -> None:
+def _agree(model: "Endpoint", serve: bool) -> None:
     from sp2dpo.cli.annotation import consent
 
     if not serve:
@@ -259,7 +262,7 @@ def _asked(work: "Work", total: int, unit: str) -> None:
 
     with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
 
-        def count(outcome: "Outcome") -> None:
+        def count(outcome: "ChatResult") -> None:
             bar.update()
 
         async def counted(stop: asyncio.Event) -> None:
@@ -269,4 +272,4 @@ def _asked(work: "Work", total: int, unit: str) -> None:
 
 
 def _echo(line: str) -> None:
-    say([line], err=True)
+    print_lines([line], err=True)

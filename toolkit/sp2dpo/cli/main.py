@@ -61,42 +61,42 @@ _DAMAGE = ("malformed", "not a database", "decode")
 def main() -> None:
     """Runs the command line; an error is one line, never a traceback (but for --debug)."""
     debug = "--debug" in sys.argv[1:]  # wherever it stands
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        click.echo(_harmless(shown.getvalue()), err=True, nl=False)
+        click.echo(_escape(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except Interrupted as stopped:
         click.echo(_STOPPED, err=True)
         sys.exit(128 + stopped.number)
-    except _Ended:
+    except _Terminated:
         click.echo(_STOPPED, err=True)
         sys.exit(128 + signal.SIGTERM)
     except (click.Abort, KeyboardInterrupt):
         click.echo(_STOPPED, err=True)
         sys.exit(130)
     except (ValueError, OSError, sqlite3.Error) as error:
-        click.echo(_traceback() if debug else f"sp2dpo: {_said(error)}", err=True)
+        click.echo(_traceback() if debug else f"sp2dpo: {_message(error)}", err=True)
         sys.exit(1)
 
 
-class _Ended(BaseException):
+class _Terminated(BaseException):
     """The process was told to end (SIGTERM); as with Ctrl-C, nothing but `main` may catch it."""
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """While teachers are asked, `interruptible` has handlers of its own in place of this one."""
-    raise _Ended
+    raise _Terminated
 
 
-def _said(error: Exception) -> str:
-    return _harmless(_explained(error))
+def _message(error: Exception) -> str:
+    return _escape(_describe(error))
 
 
-def _explained(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     said = str(error)
     if isinstance(error, sqlite3.Error):
         if any(word in said for word in _DAMAGE):
@@ -111,15 +111,15 @@ def _explained(error: Exception) -> str:
     return said
 
 
-def _harmless(text: str) -> str:
-    from sp2dpo.text import harmless, redacted
+def _escape(text: str) -> str:
+    from sp2dpo.text import escape_controls, redact
 
-    return harmless(redacted(text))
+    return escape_controls(redact(text))
 
 
 def _traceback() -> str:
     import traceback
 
-    from sp2dpo.text import redacted
+    from sp2dpo.text import redact
 
-    return redacted(traceback.format_exc().rstrip())
+    return redact(traceback.format_exc().rstrip())

@@ -57,16 +57,16 @@ class ShardType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def say(lines: Sequence[str], *, err: bool = False) -> None:
+def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
     """Prints lines, whatever is in them."""
-    from sp2dpo.text import harmless
+    from sp2dpo.text import escape_controls
 
     for line in lines:
-        click.echo(harmless(line), err=err)
+        click.echo(escape_controls(line), err=err)
 
 
 @contextmanager
-def writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
+def open_store_for_writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
     """The store, to be written to by this process alone.
 
     Args:
@@ -91,7 +91,7 @@ def writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
 
 
 @contextmanager
-def taken_in(
+def open_store_with_pairs(
     pairs: str | None, store_file: Path, panel: "Panel", *, keep: bool = True
 ) -> "Iterator[Store]":
     """The store, to be written to, with the pairs in it and nothing that contradicts the panel.
@@ -102,28 +102,28 @@ def taken_in(
         panel: that is to be asked.
         keep: as `writing`.
     """
-    from sp2dpo.pairs.sources import find, read
+    from sp2dpo.pairs.sources import open_source, read_rows
     from sp2dpo.store.counts import source_lines
 
-    source = find(pairs) if pairs else None
+    source = open_source(pairs) if pairs else None
     if source is None and not store_file.exists():
         raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
-    with writing(store_file, keep=keep) as store:
+    with open_store_for_writing(store_file, keep=keep) as store:
         if source:
-            store.corpus.add(source, read(source))
-        say(source_lines(store.corpus))
+            store.corpus.add(source, read_rows(source))
+        print_lines(source_lines(store.corpus))
         read_in = store.corpus.source()
         if read_in is None or not read_in.pairs:
             raise ValueError(f"{source or store_file}: no row holds a preference pair")
-        store.check(panel)
+        store.check_panel(panel)
         yield store
 
 
-def known_of(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
+def load_gold(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
     """What a gold file knows of the store's pairs, and how many truths it holds."""
-    from sp2dpo.diagnostics.gold import by_pair, check_known, read_gold
+    from sp2dpo.diagnostics.gold import check_matched, match_pairs, read_gold
 
     truths = read_gold(path, store.rubric())
-    found = by_pair(truths, store.corpus.names())
-    check_known(truths, len(found), path=path, source=str(store.path))
+    found = match_pairs(truths, store.corpus.names())
+    check_matched(truths, len(found), path=path, source=str(store.path))
     return found, len(truths)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from sp2dpo.store.records import Entry
-from sp2dpo.text import harmless
+from sp2dpo.store.records import ReplyRecord
+from sp2dpo.text import escape_controls
 
 _PACE = 0.1
 """Seconds between two looks at the bar: it costs more than a reply does."""
@@ -17,7 +17,7 @@ _PACE = 0.1
 _Row = TypeVar("_Row")
 
 
-def watched(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
+def progress_rows(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
     """Rows, counted by a bar as they go by.
 
     Args:
@@ -28,7 +28,7 @@ def watched(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
     yield from tqdm(rows, total=of, unit=" rows", desc=what, leave=False, **_pace())
 
 
-def watched_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[list[_Row]]:
+def progress_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[list[_Row]]:
     """The same for rows that come in parts."""
     with tqdm(total=of, unit=" rows", desc=what, leave=False, **_pace()) as inner:
         for part in parts:
@@ -41,7 +41,7 @@ def _pace() -> dict[str, Any]:
     return {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
 
 
-class Bar:
+class ReplyBar:
     """A bar of replies with their rate, the refused ones, and the time left."""
 
     def __init__(self, bar: "tqdm[None]") -> None:
@@ -50,7 +50,7 @@ class Bar:
         self._refused = 0
         self._shown = 0.0
 
-    def __call__(self, entry: Entry, final: bool) -> None:
+    def __call__(self, entry: ReplyRecord, final: bool) -> None:
         """Counts a reply; one that is asked for once more does not bring the end nearer."""
         self._done += final
         self._refused += final and entry.annotation is None
@@ -69,15 +69,15 @@ class Bar:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._bar.write(harmless(line), file=sys.stderr)
+        self._bar.write(escape_controls(line), file=sys.stderr)
 
 
 @contextmanager
-def bar(total: int) -> Iterator[Bar]:
+def reply_bar(total: int) -> Iterator[ReplyBar]:
     """A bar over `total` requests."""
     with tqdm(total=total, unit=" replies", smoothing=0.05, **_pace()) as inner:
         inner.set_postfix(refused=0, refresh=False)
-        counting = Bar(inner)
+        counting = ReplyBar(inner)
         try:
             yield counting
         finally:

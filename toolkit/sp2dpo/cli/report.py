@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, writing
+from sp2dpo.cli.options import FILE, open_store_for_writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ _MANY = 20
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def status(store_file: Path, as_json: bool) -> None:
     """Say where a run stands, also while another process annotates."""
-    from sp2dpo.report.status import status as status_of
+    from sp2dpo.report.status import collect_status as status_of
     from sp2dpo.report.text import status_lines
 
     found = status_of(store_file)
@@ -86,9 +86,9 @@ def pilot(
     from contextlib import redirect_stdout
     from dataclasses import replace
 
-    from sp2dpo.pairs.sources import find
-    from sp2dpo.report.pilot import findings
-    from sp2dpo.report.text import briefing
+    from sp2dpo.pairs.sources import open_source
+    from sp2dpo.report.pilot import pilot_findings
+    from sp2dpo.report.text import pilot_lines
     from sp2dpo.store.store import Store
 
     if run_hours is not None and runs is None:
@@ -97,15 +97,15 @@ def pilot(
         raise click.UsageError("--patience must be a number of seconds")
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
-    source = find(pairs)
+    source = open_source(pairs)
     trial = _trial(source, n, panel_file, gold_file, schedule_file)
     trial = replace(trial, runs=runs, run_hours=run_hours)
     # What the asking prints is no part of the JSON.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         trouble = _try(source, trial, store_file, patience=patience, serve=serve)
     with Store(store_file) as store, store.snapshot():
-        found = findings(store, replace(trial, trouble=trouble))
-    _print(found, [] if as_json else ["", *briefing(found)], as_json=as_json)
+        found = pilot_findings(store, replace(trial, trouble=trouble))
+    _print(found, [] if as_json else ["", *pilot_lines(found)], as_json=as_json)
     if not found["verdict"]["go"]:
         sys.exit(NO_GO)
 
@@ -115,9 +115,9 @@ def _trial(
 ) -> "Trial":
     """What is to be found out, with all that is wrong with the files found before."""
     from sp2dpo.betas.schedule import load_schedule
-    from sp2dpo.diagnostics.gold import check_known, read_gold
-    from sp2dpo.pairs.sample import draw
-    from sp2dpo.pairs.sources import read
+    from sp2dpo.diagnostics.gold import check_matched, read_gold
+    from sp2dpo.pairs.sample import draw_sample
+    from sp2dpo.pairs.sources import read_rows
     from sp2dpo.panel.panel import load_panel
     from sp2dpo.report.pilot import USUAL, Trial
 
@@ -125,11 +125,11 @@ def _trial(
     schedule = load_schedule(schedule_file) if schedule_file else USUAL
     _check_estimate(panel, panel_file, schedule)
     truths = read_gold(gold_file, panel.rubric) if gold_file else None
-    sample = draw(read(source), n, prefer=[truth.name for truth in truths or ()])
+    sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])
     if not sample.pairs:
         raise ValueError(f"{source}: no row holds a preference pair")
     if truths is not None and gold_file is not None:
-        check_known(truths, sample.preferred, path=gold_file, source=str(source))
+        check_matched(truths, sample.preferred, path=gold_file, source=str(source))
     return Trial(panel=panel, sample=sample, schedule=schedule, truths=truths)
 
 
@@ -151,15 +151,15 @@ def _try(
     from dataclasses import replace
 
     from sp2dpo.cli.annotation import ask
-    from sp2dpo.pairs.sample import only
-    from sp2dpo.pairs.sources import read
+    from sp2dpo.pairs.sample import read_sampled
+    from sp2dpo.pairs.sources import read_rows
 
     sampled = len(trial.sample.pair_ids)
     named = replace(source, name=f"{source.name}, sample of {sampled}")
-    with writing(store_file) as store:
-        _take_in(store, named, only(read(source), trial.sample))
-        store.check(trial.panel)
-        store.reopen_for(trial.panel)
+    with open_store_for_writing(store_file) as store:
+        _take_in(store, named, read_sampled(read_rows(source), trial.sample))
+        store.check_panel(trial.panel)
+        store.reopen_settled(trial.panel)
         try:
             ask(store, trial.panel, patience=patience, again=False, serve=serve)
         except (ValueError, OSError) as error:
@@ -181,10 +181,10 @@ def _take_in(store: "Store", source: "Source", rows: "Iterator[SourceRow]") -> N
 
 def _is_hopeless(store: "Store", panel: "Panel") -> bool:
     """Whether a teacher answers, and says nothing that can be read: that is a finding, no fault."""
-    from sp2dpo.store.counts import tally
+    from sp2dpo.store.counts import count_replies
 
     outcomes = store.backlog.outcomes()
-    for one in tally(store, panel):
+    for one in count_replies(store, panel):
         heard = [outcome for outcome in outcomes if outcome.teacher == one.teacher]
         replies = sum((outcome.attempt + 1) * outcome.count for outcome in heard)
         enough = replies >= _MANY or (one.refused and not one.pending)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from sp2dpo.cli.options import FILE, say
+from sp2dpo.cli.options import FILE, print_lines
 
 
 @click.command()
@@ -55,7 +55,7 @@ def score(
     from sp2dpo.betas.scores import read_scores
 
     try:
-        from sp2dpo.training.reward_model import Scoring, score
+        from sp2dpo.training.reward_model import Scoring, score_dataset
     except ImportError as error:
         raise ValueError(f"scoring needs PyTorch ({error}): pip install 'sp2dpo[train]'") from error
     try:
@@ -69,10 +69,10 @@ def score(
         folds=folds,
         max_length=max_length,
     )
-    before = score(rows, scoring, out, batch_size=batch_size, device=device)
+    before = score_dataset(rows, scoring, out, batch_size=batch_size, device=device)
     h, cut = read_scores(out).table["reward_margin"], pl.read_parquet(out, glob=False)["cut"].sum()
     right = int((h > 0).sum())
-    say(
+    print_lines(
         [
             *([f"{before} pairs were scored before"] if before else []),
             f"{len(h)} pairs: reward margin mean {h.mean():.4g}, min {h.min():.4g}, max "

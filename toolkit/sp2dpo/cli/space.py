@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from sp2dpo.cli.options import say
+from sp2dpo.cli.options import print_lines
 
 
 @click.group(invoke_without_command=True)
@@ -21,9 +21,9 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
         if data:
             raise click.UsageError(f"--data belongs behind {context.invoked_subcommand}")
         return
-    from sp2dpo.dataset.space import opened
+    from sp2dpo.dataset.space import load_space_data
 
-    sys.exit(opened(data, port=port, host=host))
+    sys.exit(load_space_data(data, port=port, host=host))
 
 
 @space.command()
@@ -39,10 +39,14 @@ def deploy(repo: str, data: str, private: bool, overwrite: bool) -> None:
     The token is that of `hf auth login` or HF_TOKEN. Running it again changes nothing.
     """
     from sp2dpo.dataset import space as inspector
-    from sp2dpo.text import number_of
+    from sp2dpo.text import count_noun
 
-    done = inspector.deploy(
-        repo, data, private=private, overwrite=overwrite, say=lambda line: say([line], err=True)
+    done = inspector.deploy_space(
+        repo,
+        data,
+        private=private,
+        overwrite=overwrite,
+        say=lambda line: print_lines([line], err=True),
     )
-    changed = number_of(len(done.changed), "file")
-    say([f"{repo}: {changed} changed, {done.unchanged} there already, at {done.commit}"])
+    changed = count_noun(len(done.changed), "file")
+    print_lines([f"{repo}: {changed} changed, {done.unchanged} there already, at {done.commit}"])

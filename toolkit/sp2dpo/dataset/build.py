@@ -22,11 +22,11 @@ from typing import Any
 import polars as pl
 import yaml
 
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.gaps import tells_labels
-from sp2dpo.dataset.card import card, digest
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.gaps import disputes_labels
+from sp2dpo.dataset.card import digest, render_card
 from sp2dpo.dataset.columns import RowColumns, annotation_features, schedule_features
-from sp2dpo.dataset.facts import facts_of, suspects
+from sp2dpo.dataset.facts import collect_facts, find_suspects
 from sp2dpo.dataset.manifest import (
     CARD,
     CONFIGS,
@@ -37,7 +37,7 @@ from sp2dpo.dataset.manifest import (
     SET_ASIDE,
     fingerprint,
     read_manifest,
-    written,
+    write_manifest,
 )
 from sp2dpo.dataset.parquet import write_rows
 from sp2dpo.report import plots
@@ -56,12 +56,12 @@ def _unwatched(rows: Iterable[dict[str, Any]], what: str, of: int) -> Iterable[d
     return rows
 
 
-def build(
+def build_dataset(
     store: Store,
-    made: Betas,
+    made: BetaTable,
     out: Path,
     *,
-    others: Mapping[str, Betas] | None = None,
+    others: Mapping[str, BetaTable] | None = None,
     license: str | None = None,
     watch: Watch = _unwatched,
 ) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _check_ours(out: Path) -> None:
         )
 
 
-def _check_others(others: Mapping[str, Betas]) -> None:
+def _check_others(others: Mapping[str, BetaTable]) -> None:
     """Refuses betas that one column cannot say, and names that are taken."""
     for name, one in others.items():
         if not _COLUMN.fullmatch(name) or name in ("pair_id", "default"):
@@ -153,8 +153,8 @@ def _take_place(unfinished: Path, out: Path) -> None:
 
 def _write(
     store: Store,
-    made: Betas,
-    others: Mapping[str, Betas],
+    made: BetaTable,
+    others: Mapping[str, BetaTable],
     folder: Path,
     *,
     license: str | None,
@@ -170,7 +170,7 @@ def _write(
         names += [f"{CONFIGS[config]}/{file}" for file in files]
     said = yaml.safe_dump(rubric.as_mapping(), sort_keys=False, allow_unicode=True)
     (folder / RUBRIC).write_text(said, encoding="utf-8")
-    facts = facts_of(
+    facts = collect_facts(
         store,
         made,
         others,
@@ -185,22 +185,24 @@ def _write(
     names += [RUBRIC, LABEL_NOISE, SET_ASIDE]
     if facts["beta"]["mean"] is not None:
         (folder / PICTURE).parent.mkdir()
-        drawn = plots.drawn(plots.betas, {"histogram": histogram(made, list(rubric.categories))})
+        drawn = plots.draw_plots(
+            plots.betas, {"histogram": histogram(made, list(rubric.categories))}
+        )
         plots.save(drawn, folder / PICTURE)
         names.append(PICTURE)
     facts["files"] = {name: fingerprint(folder / name) for name in names}
-    text = card(facts, features, rubric, doubtful)
+    text = render_card(facts, features, rubric, doubtful)
     (folder / CARD).write_text(text, encoding="utf-8")
     facts["card_sha256"] = digest(text, where=CARD)
-    (folder / MANIFEST).write_text(written(facts), encoding="utf-8")
+    (folder / MANIFEST).write_text(write_manifest(facts), encoding="utf-8")
     return counts["default"], counts["annotations"]
 
 
 def _configs(
-    store: Store, made: Betas, others: Mapping[str, Betas], annotations: AnnotationTable
+    store: Store, made: BetaTable, others: Mapping[str, BetaTable], annotations: AnnotationTable
 ) -> dict[str, Any]:
     """Config -> its columns, its rows, and how many they are."""
-    layout = RowColumns.of(store, annotations.rubric, made.table.columns)
+    layout = RowColumns.collect(store, annotations.rubric, made.table.columns)
     by_pair = {row["pair_id"]: row for row in made.table.iter_rows(named=True)}
     source = store.corpus.source()
     usable = source.usable if source else 0
@@ -224,7 +226,9 @@ def _configs(
     return found
 
 
-def _schedules(store: Store, made: Betas, others: Mapping[str, Betas]) -> Iterator[dict[str, Any]]:
+def _schedules(
+    store: Store, made: BetaTable, others: Mapping[str, BetaTable]
+) -> Iterator[dict[str, Any]]:
     """A row for each source row: the betas that each schedule trains the pair with."""
     trained = pl.when("keep").then("beta")
     tables = {"default": made.table, **{name: one.table for name, one in others.items()}}
@@ -236,13 +240,15 @@ def _schedules(store: Store, made: Betas, others: Mapping[str, Betas]) -> Iterat
         yield {"pair_id": pair_id, **{name: of[pair_id] for name, of in betas.items()}}
 
 
-def _doubtful(store: Store, made: Betas, annotations: AnnotationTable) -> Iterator[dict[str, Any]]:
+def _doubtful(
+    store: Store, made: BetaTable, annotations: AnnotationTable
+) -> Iterator[dict[str, Any]]:
     """The pairs whose label may be wrong, with the source's own names."""
-    tells = tells_labels(annotations.rubric, made.schedule.estimator)
+    tells = disputes_labels(annotations.rubric, made.schedule.estimator)
     names: dict[str, str | None] = {}
     for pair_id, name in store.corpus.names():
         names.setdefault(pair_id, name)
-    for row in suspects(made, tells=tells).iter_rows(named=True):
+    for row in find_suspects(made, tells=tells).iter_rows(named=True):
         yield {"pair_id": row["pair_id"], "source_id": names[row["pair_id"]]} | row
 
 

@@ -14,9 +14,9 @@ import jinja2
 import yaml
 from datasets import Features
 
-from sp2dpo.dataset.manifest import CONFIGS, files_of
+from sp2dpo.dataset.manifest import CONFIGS, listed_files
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.text import fixed, harmless, interval, percent
+from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
 END = "<!-- sp2dpo: up to here -->"
@@ -35,7 +35,7 @@ _LISTED = 10
 """Pairs with a doubtful label that the card names; the file has them all."""
 
 
-def card(
+def render_card(
     facts: Mapping[str, Any],
     features: Mapping[str, Features],
     rubric: Rubric,
@@ -52,7 +52,7 @@ def card(
     return _joined(head(facts, features), "\n", _block(facts, features, rubric, suspects), "")
 
 
-def merged(text: str, card: str, *, license: str | None, where: str) -> str:
+def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
     """A card in the place of another, with what people wrote there.
 
     Their text above and below the marks stays; a card without marks is theirs whole, and goes
@@ -111,7 +111,7 @@ def digest(text: str, *, where: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def license_of(text: str, *, where: str) -> str | None:
+def card_license(text: str, *, where: str) -> str | None:
     """The licence that a card names.
 
     Raises:
@@ -166,7 +166,7 @@ def head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dict[str
     hub = ":" in facts["source"]["name"] and facts["source"]["revision"]
     return {
         **({"license": facts["license"]} if facts["license"] else {}),
-        "pretty_name": f"{harmless(facts['source']['name'])} with per-pair beta",
+        "pretty_name": f"{escape_controls(facts['source']['name'])} with per-pair beta",
         "task_categories": ["text-generation"],
         "annotations_creators": ["machine-generated"],
         "size_categories": [_size(facts["counts"]["rows"])],
@@ -176,8 +176,8 @@ def head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dict[str
             {
                 "config_name": name,
                 "description": _DIGESTS
-                + " ".join(facts["files"][file]["sha256"] for file in files_of(facts, name)),
-                "data_files": [{"split": "train", "path": files_of(facts, name)}],
+                + " ".join(facts["files"][file]["sha256"] for file in listed_files(facts, name)),
+                "data_files": [{"split": "train", "path": listed_files(facts, name)}],
                 **({"default": True} if name == "default" else {}),
             }
             for name in features
@@ -228,7 +228,7 @@ def _templates() -> jinja2.Environment:
         "plain": plain,
         "yaml": fenced,
         "within": _within,
-        "interval": interval,
+        "interval": format_interval,
         "check": _check,
     }
     return environment
@@ -236,12 +236,12 @@ def _templates() -> jinja2.Environment:
 
 def plain(text: object) -> str:
     """Data as Markdown text: harmless, on one line, every mark of Markdown and HTML escaped."""
-    return _MARKDOWN.sub(r"\\\1", harmless(" ".join(str(text).split())))
+    return _MARKDOWN.sub(r"\\\1", escape_controls(" ".join(str(text).split())))
 
 
 def fenced(said: Mapping[str, Any]) -> str:
     """Data as a block of YAML that nothing in it can close; long texts stand as they are."""
-    text = harmless(
+    text = escape_controls(
         yaml.dump(
             dict(said), Dumper=_Verbatim, sort_keys=False, allow_unicode=True, width=sys.maxsize
         )
@@ -271,7 +271,7 @@ def _within(ends: Sequence[float | None]) -> str:
 
 def _check(one: Mapping[str, Any]) -> str:
     """The value of a check, with its interval where it has one."""
-    as_said = percent if one["unit"] == "share" else fixed
+    as_said = format_percent if one["unit"] == "share" else format_fixed
     value = as_said(one["value"])
     return (
         value

@@ -59,7 +59,7 @@ class RowColumns:
     as_text: frozenset[str]
 
     @classmethod
-    def of(cls, store: Store, rubric: Rubric, made: Sequence[str]) -> Self:
+    def collect(cls, store: Store, rubric: Rubric, made: Sequence[str]) -> Self:
         """The columns that a store's rows need: what they hold decides the types.
 
         Args:

@@ -7,15 +7,15 @@ from typing import Any
 import polars as pl
 
 from sp2dpo import __version__
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.formulas import formulas
-from sp2dpo.betas.gaps import tells_labels
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.formulas import describe_formulas
+from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.dataset.manifest import FORMAT
-from sp2dpo.diagnostics.audit import audit
+from sp2dpo.diagnostics.audit import audit_betas
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import NEAR, RULES
-from sp2dpo.diagnostics.panel_agreement import concord
-from sp2dpo.report.report import teachers_of
+from sp2dpo.diagnostics.panel_agreement import measure_agreement
+from sp2dpo.report.report import describe_teachers
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
@@ -26,10 +26,10 @@ _MEASURED = (
 _CHECK = ("name", "title", "unit", "value", "low", "high", "look", "bad", "verdict")
 
 
-def facts_of(
+def collect_facts(
     store: Store,
-    made: Betas,
-    others: Mapping[str, Betas],
+    made: BetaTable,
+    others: Mapping[str, BetaTable],
     annotations: AnnotationTable,
     *,
     rows: int,
@@ -55,9 +55,9 @@ def facts_of(
     source, rubric, table = store.corpus.source(), annotations.rubric, made.table
     if source is None:
         raise ValueError(f"{store.path} holds no pairs")
-    beta, tells = table["beta"].drop_nulls(), tells_labels(rubric, made.schedule.estimator)
+    beta, tells = table["beta"].drop_nulls(), disputes_labels(rubric, made.schedule.estimator)
     kept = len(annotations.replies)
-    asked = teachers_of(store, rubric)
+    asked = describe_teachers(store, rubric)
     terms = {one["name"]: one.get("license") for one in store.panel()["teachers"]}
     return {
         "format": FORMAT,
@@ -70,7 +70,7 @@ def facts_of(
         "variants": store.variants(),
         "schedule": made.schedule.as_mapping(),
         "arm": made.arm.departures(),
-        "formulas": asdict(formulas(made.arm, rubric)),
+        "formulas": asdict(describe_formulas(made.arm, rubric)),
         "annotations_sha256": made.annotations_hash,
         "scores_sha256": made.scores_hash,
         "schedules": {
@@ -94,7 +94,7 @@ def facts_of(
             for name in _MEASURED
             if name in table.columns
         },
-        "label_noise": {"rule": _rule(tells), "pairs": len(suspects(made, tells=tells))},
+        "label_noise": {"rule": _rule(tells), "pairs": len(find_suspects(made, tells=tells))},
         "agreement": _agreement(annotations, made, draws=draws),
         "audit": _audit(store, made, annotations, draws=draws),
     }
@@ -104,7 +104,7 @@ def _rule(tells: bool) -> str:
     return "a signed gap below 0" if tells else RULES["weak"]
 
 
-def suspects(made: Betas, *, tells: bool) -> pl.DataFrame:
+def find_suspects(made: BetaTable, *, tells: bool) -> pl.DataFrame:
     """Pairs whose label may be wrong, the most suspect first.
 
     Args:
@@ -122,9 +122,9 @@ def suspects(made: Betas, *, tells: bool) -> pl.DataFrame:
     return found.sort(["signed_gap", "pair_id"]).select(named)
 
 
-def _agreement(annotations: AnnotationTable, made: Betas, *, draws: int) -> dict[str, Any]:
+def _agreement(annotations: AnnotationTable, made: BetaTable, *, draws: int) -> dict[str, Any]:
     """Krippendorff's alphas, who stands out, and how many pairs split the panel."""
-    found = concord(annotations, made.schedule.estimator, draws=draws)
+    found = measure_agreement(annotations, made.schedule.estimator, draws=draws)
     return {
         "draws": draws,
         "teachers": found["teachers"]["alpha"],
@@ -135,8 +135,10 @@ def _agreement(annotations: AnnotationTable, made: Betas, *, draws: int) -> dict
 
 
 def _audit(
-    store: Store, made: Betas, annotations: AnnotationTable, *, draws: int
+    store: Store, made: BetaTable, annotations: AnnotationTable, *, draws: int
 ) -> dict[str, Any]:
-    found = audit(made, annotations, store.corpus.lengths(), truths=None, given=0, draws=draws)
+    found = audit_betas(
+        made, annotations, store.corpus.lengths(), truths=None, given=0, draws=draws
+    )
     checks = [{key: one[key] for key in _CHECK} for one in found["signatures"]]
     return {"draws": draws, "verdict": found["verdict"], "checks": checks}

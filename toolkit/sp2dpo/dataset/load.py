@@ -6,8 +6,8 @@ from pathlib import Path
 import datasets
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-from sp2dpo.dataset.manifest import CARD, MANIFEST, files_of, read_manifest
-from sp2dpo.dataset.verify import Watch, consistent, verify
+from sp2dpo.dataset.manifest import CARD, MANIFEST, listed_files, read_manifest
+from sp2dpo.dataset.verify import Watch, is_consistent, verify_dataset
 from sp2dpo.hub import hub_errors
 
 
@@ -71,12 +71,12 @@ def load_pairs(text: str, *, watch: Watch | None = None) -> datasets.Dataset:
         OSError: there is none, or the Hub cannot be reached.
     """
     fetched = fetch(text)
-    checks = verify(fetched.folder, **({"watch": watch} if watch else {}))
-    if not consistent(checks):
+    checks = verify_dataset(fetched.folder, **({"watch": watch} if watch else {}))
+    if not is_consistent(checks):
         wrong = "; ".join(f"{one.name}: {one.said}" for one in checks if not one.holds)
         raise ValueError(f"{fetched} is not consistent: {wrong}")
     facts = read_manifest((fetched.folder / MANIFEST).read_bytes(), where=MANIFEST)
-    files = [str(fetched.folder / name) for name in files_of(facts, "default")]
+    files = [str(fetched.folder / name) for name in listed_files(facts, "default")]
     rows = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
     if not isinstance(rows, datasets.Dataset):
         raise TypeError("a split is a data set")

@@ -24,7 +24,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
-def written(facts: Mapping[str, Any]) -> str:
+def write_manifest(facts: Mapping[str, Any]) -> str:
     """The text of a manifest."""
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
@@ -63,6 +63,6 @@ def _check(files: Mapping[str, Any]) -> None:
             raise KeyError(name)
 
 
-def files_of(facts: Mapping[str, Any], config: str) -> list[str]:
+def listed_files(facts: Mapping[str, Any], config: str) -> list[str]:
     """The names of a config's files, in the order of their rows."""
     return sorted(name for name in facts["files"] if name.startswith(f"{CONFIGS[config]}/"))

@@ -16,23 +16,23 @@ from typing import Any
 from datasets import Features
 from huggingface_hub import get_token
 
-from sp2dpo.dataset.card import card, digest, license_of, merged
+from sp2dpo.dataset.card import card_license, digest, merge_card, render_card
 from sp2dpo.dataset.manifest import (
     CARD,
     CONFIGS,
     LABEL_NOISE,
     MANIFEST,
     RUBRIC,
-    files_of,
     fingerprint,
+    listed_files,
     read_manifest,
-    written,
+    write_manifest,
 )
 from sp2dpo.dataset.parquet import read_features
-from sp2dpo.dataset.repo import Head, HubRepo, Moved, Stored, Unclear
-from sp2dpo.hub import NO_TOKEN, Failed, hub_errors
+from sp2dpo.dataset.repo import BranchMoved, Head, HubRepo, StoredFile, UnknownOutcome
+from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
 from sp2dpo.panel.rubric import Rubric, read_rubric
-from sp2dpo.text import number_of
+from sp2dpo.text import count_noun
 
 UNKNOWN = (None, "unknown", "other")
 """Licences that tell nobody what is allowed."""
@@ -57,7 +57,7 @@ class Release:
     rubric: Rubric
     suspects: list[dict[str, Any]]
 
-    def dressed(
+    def with_card(
         self, repo: str, theirs: str | None, license: str | None
     ) -> tuple[dict[str, Any], str]:
         """The manifest and the card for a repo.
@@ -70,7 +70,7 @@ class Release:
         Raises:
             ValueError: the licence is not known, or the card there cannot be read.
         """
-        there = license_of(theirs, where=CARD) if theirs is not None else None
+        there = card_license(theirs, where=CARD) if theirs is not None else None
         named = license or there or self.facts["license"]
         if license is None and named in UNKNOWN:
             said = f"is {named!r}" if named else "is not known"
@@ -79,9 +79,9 @@ class Release:
                 "those who load this may do, as the Hub names it (apache-2.0, cc-by-4.0, other)"
             )
         facts = {**self.facts, "repo": repo, "license": named}
-        text = card(facts, self.features, self.rubric, self.suspects)
+        text = render_card(facts, self.features, self.rubric, self.suspects)
         if theirs is not None:
-            text = merged(theirs, text, license=license, where=CARD)
+            text = merge_card(theirs, text, license=license, where=CARD)
         facts["card_sha256"] = digest(text, where=CARD)
         return facts, text
 
@@ -112,7 +112,7 @@ def read_release(folder: Path) -> Release:
         features={
             config: read_features(folder / names[0])
             for config in CONFIGS
-            if (names := files_of(facts, config))
+            if (names := listed_files(facts, config))
         },
         rubric=read_rubric(folder / RUBRIC),
         suspects=suspects,
@@ -127,7 +127,7 @@ _NO_DATA = (".md", ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class PublishOptions:
     """What is wanted.
 
     Attributes:
@@ -161,7 +161,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PublishResult:
     """What became of an order.
 
     Attributes:
@@ -197,7 +197,9 @@ class _Plan:
         return [one.path for one in self.changes if one.what == "removed"]
 
 
-def publish(release: Release, order: Order, *, say: Callable[[str], None]) -> Outcome:
+def publish_dataset(
+    release: Release, order: PublishOptions, *, say: Callable[[str], None]
+) -> PublishResult:
     """Brings a release to a repo.
 
     Args:
@@ -211,11 +213,13 @@ def publish(release: Release, order: Order, *, say: Callable[[str], None]) -> Ou
     """
     with hub_errors(order.repo):
         if not order.dry_run and get_token() is None:
-            raise Failed(NO_TOKEN)
+            raise HubError(NO_TOKEN)
         return _publish(release, order, HubRepo(order.repo), say)
 
 
-def _publish(release: Release, order: Order, repo: HubRepo, say: Callable[[str], None]) -> Outcome:
+def _publish(
+    release: Release, order: PublishOptions, repo: HubRepo, say: Callable[[str], None]
+) -> PublishResult:
     trouble: Exception = OSError("nothing was tried")
     for attempt in range(_TRIES):
         if attempt:
@@ -225,14 +229,14 @@ def _publish(release: Release, order: Order, repo: HubRepo, say: Callable[[str],
         unchanged = len(plan.files) - len(plan.added)
         held = _same_tag(order, plan, repo, head)
         if order.dry_run:
-            return Outcome(commit=None, changes=plan.changes, unchanged=unchanged)
+            return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)
         if head is None:
-            raise Failed("the repo was made, and cannot be seen")
+            raise HubError("the repo was made, and cannot be seen")
         commit, pull = head.commit, None
         if plan.changes and order.create_pr:
             number = _same_pull(plan, repo)
             if number is not None:
-                return Outcome(
+                return PublishResult(
                     commit=None, changes=[], unchanged=unchanged, pull_request=f"#{number}"
                 )
         if plan.changes:
@@ -245,11 +249,11 @@ def _publish(release: Release, order: Order, repo: HubRepo, say: Callable[[str],
                     create_pr=order.create_pr,
                 )
                 _check_whole(repo, commit, plan)
-            except Moved as moved:
+            except BranchMoved as moved:
                 say("somebody else has committed meanwhile: looking again")
                 trouble = OSError(f"others commit all the time: {moved}")
                 continue
-            except Unclear as unclear:
+            except UnknownOutcome as unclear:
                 say(f"the Hub failed ({unclear}): looking whether the commit was made")
                 trouble = unclear
                 continue
@@ -258,20 +262,20 @@ def _publish(release: Release, order: Order, repo: HubRepo, say: Callable[[str],
             try:
                 repo.tag(order.tag, commit)
                 tagged = True
-            except Moved as moved:  # made by a request whose answer was lost, or by others
+            except BranchMoved as moved:  # made by a request whose answer was lost, or by others
                 trouble = moved
                 continue
-        return Outcome(
+        return PublishResult(
             commit=commit,
             changes=plan.changes,
             unchanged=unchanged,
             pull_request=pull,
             tagged=tagged,
         )
-    raise Failed(f"given up after {_TRIES} tries: {trouble}") from trouble
+    raise HubError(f"given up after {_TRIES} tries: {trouble}") from trouble
 
 
-def _opened(repo: HubRepo, order: Order) -> Head | None:
+def _opened(repo: HubRepo, order: PublishOptions) -> Head | None:
     """The repo as it stands, made where it is not there, closed as far as it was asked for."""
     head = repo.head()
     if head is None and not order.dry_run:
@@ -286,7 +290,7 @@ def _opened(repo: HubRepo, order: Order) -> Head | None:
     return head
 
 
-def _plan(release: Release, order: Order, repo: HubRepo, head: Head | None) -> _Plan:
+def _plan(release: Release, order: PublishOptions, repo: HubRepo, head: Head | None) -> _Plan:
     there = repo.files(head.commit) if head else {}
     texts = {
         name: repo.read(name, head.commit) if head and name in there else None
@@ -296,11 +300,11 @@ def _plan(release: Release, order: Order, repo: HubRepo, head: Head | None) -> _
     if not order.overwrite and not order.create_pr:
         _check_own(before, there, release)
     theirs = texts[CARD]
-    facts, text = release.dressed(
+    facts, text = release.with_card(
         order.repo, None if theirs is None else theirs.decode(), order.license
     )
     files: dict[str, Path | bytes] = {name: release.folder / name for name in facts["files"]}
-    files |= {CARD: text.encode(), MANIFEST: written(facts).encode()}
+    files |= {CARD: text.encode(), MANIFEST: write_manifest(facts).encode()}
     changes = list(_changes(files, facts, there))
     stale = {*before.get("files", ())} - files.keys()
     changes += [Change(path=name, what="removed", bytes=0) for name in sorted(stale & there.keys())]
@@ -308,7 +312,7 @@ def _plan(release: Release, order: Order, repo: HubRepo, head: Head | None) -> _
 
 
 def _changes(
-    files: Mapping[str, Path | bytes], facts: Mapping[str, Any], there: Mapping[str, Stored]
+    files: Mapping[str, Path | bytes], facts: Mapping[str, Any], there: Mapping[str, StoredFile]
 ) -> Any:
     for name, content in files.items():
         stored, said = there.get(name), facts["files"].get(name)
@@ -329,27 +333,29 @@ def _manifest(text: bytes | None) -> dict[str, Any]:
         return {}
 
 
-def _check_own(before: Mapping[str, Any], there: Mapping[str, Stored], release: Release) -> None:
+def _check_own(
+    before: Mapping[str, Any], there: Mapping[str, StoredFile], release: Release
+) -> None:
     """Refuses to put a data set over another one."""
     instead = "name another --repo, or say --overwrite or --create-pr"
     if not before:
         foreign = sorted(name for name in there if not name.endswith(_NO_DATA))
         if foreign:
             raise ValueError(
-                f"it holds {number_of(len(foreign), 'file')} that sp2dpo did not publish "
+                f"it holds {count_noun(len(foreign), 'file')} that sp2dpo did not publish "
                 f"({foreign[0]}): {instead}"
             )
     elif (held := before["source"]["name"]) != (new := release.facts["source"]["name"]):
         raise ValueError(f"it holds pairs from {held}, and these are from {new}: {instead}")
 
 
-def _title(order: Order, facts: Mapping[str, Any]) -> str:
-    pairs = number_of(facts["counts"]["pairs_with_beta"], "pair")
+def _title(order: PublishOptions, facts: Mapping[str, Any]) -> str:
+    pairs = count_noun(facts["counts"]["pairs_with_beta"], "pair")
     of = f" {order.tag}" if order.tag else ""
     return f"Release{of}: {pairs} with a beta (sp2dpo {facts['toolkit']['version']})"
 
 
-def _same_tag(order: Order, plan: _Plan, repo: HubRepo, head: Head | None) -> bool:
+def _same_tag(order: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | None) -> bool:
     """Whether the tag is there already, with this very content.
 
     Raises:
@@ -382,4 +388,4 @@ def _check_whole(repo: HubRepo, commit: str, plan: _Plan) -> None:
     for name, said in plan.facts["files"].items():
         stored = there.get(name)
         if stored is None or (stored.sha256 or said["sha256"]) != said["sha256"]:
-            raise Failed(f"the Hub says that {name} was stored, and it is not what was sent")
+            raise HubError(f"the Hub says that {name} was stored, and it is not what was sent")

@@ -23,19 +23,19 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from sp2dpo.hub import Failed
-from sp2dpo.text import Redacted
+from sp2dpo.hub import HubError
+from sp2dpo.text import RedactFilter
 
 _MAY_PASS = (408, 425, 429, 500, 502, 503, 504)
 _TRIES = 5
 _T = TypeVar("_T")
 
 
-class Moved(Exception):
+class BranchMoved(Exception):
     """Somebody else has committed since the repo was looked at."""
 
 
-class Unclear(OSError):
+class UnknownOutcome(OSError):
     """A change failed in a way that may pass, and may all the same have been made."""
 
 
@@ -55,7 +55,7 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredFile:
     """A file of a commit: its size in bytes, and its SHA-256 or, of a small one, git's hash."""
 
     size: int
@@ -77,14 +77,14 @@ class Stored:
 def _asked(action: Callable[[], _T]) -> _T:
     """What a question to the Hub gives; a fault that may pass is tried again."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(may_pass),
+        retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_attempt(_TRIES),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
         reraise=True,
     )(action)
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may go well later."""
     if isinstance(error, HfHubHTTPError):
         return error.response is None or error.response.status_code in _MAY_PASS
@@ -101,7 +101,7 @@ class HubRepo:
         self.name = name
         self._kind = kind
         for handler in logging.getLogger("huggingface_hub").handlers:
-            handler.addFilter(Redacted())
+            handler.addFilter(RedactFilter())
         self._api = HfApi()
 
     def head(self) -> Head | None:
@@ -133,7 +133,7 @@ class HubRepo:
         gated: Any = how
         _asked(lambda: self._api.update_repo_settings(self.name, repo_type=self._kind, gated=gated))
 
-    def files(self, commit: str) -> dict[str, Stored]:
+    def files(self, commit: str) -> dict[str, StoredFile]:
         """All files of a commit, by path."""
         entries = _asked(
             lambda: list(
@@ -143,7 +143,7 @@ class HubRepo:
             )
         )
         return {
-            one.path: Stored(
+            one.path: StoredFile(
                 size=one.size, sha256=one.lfs.sha256 if one.lfs else None, git=one.blob_id
             )
             for one in entries
@@ -226,11 +226,11 @@ class HubRepo:
         reason = behind if isinstance(behind, Exception) else error
         response = reason.response if isinstance(reason, HfHubHTTPError) else None
         if response is not None and response.status_code in (409, 412):
-            return Moved(str(reason))
+            return BranchMoved(str(reason))
         said = " ".join(str(reason).split())
-        if may_pass(reason):
-            return Unclear(said)
-        return Failed(said) if isinstance(reason, RuntimeError) else reason
+        if is_transient(reason):
+            return UnknownOutcome(said)
+        return HubError(said) if isinstance(reason, RuntimeError) else reason
 
     def tag(self, name: str, commit: str) -> None:
         """Names a commit.
@@ -246,5 +246,5 @@ class HubRepo:
             )
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
-                raise Moved(str(error)) from error
+                raise BranchMoved(str(error)) from error
             raise

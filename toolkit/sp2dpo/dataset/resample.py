@@ -11,15 +11,15 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.gaps import gaps
-from sp2dpo.betas.schedule import schedule_of
-from sp2dpo.dataset.manifest import MANIFEST, files_of, read_manifest
+from sp2dpo.betas.gaps import compute_gaps
+from sp2dpo.betas.schedule import parse_schedule
+from sp2dpo.dataset.manifest import MANIFEST, listed_files, read_manifest
 from sp2dpo.dataset.parquet import read_features, read_rows
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SourceRow
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.store import Store
-from sp2dpo.text import fixed, number_of, percent, table
+from sp2dpo.text import count_noun, format_fixed, format_percent, format_table
 
 _TEXTS = ("prompt", "chosen", "rejected", "tools")
 _READ = ("category", "magnitude", "confidence", "better")
@@ -53,7 +53,7 @@ def check_panel(folder: Path, panel: Panel) -> None:
                 )
 
 
-def drawn(folder: Path, count: int, seed: int) -> list[SourceRow]:
+def draw_pairs(folder: Path, count: int, seed: int) -> list[SourceRow]:
     """Some pairs of a data set, drawn by a hash of the seed and their ids.
 
     Args:
@@ -62,7 +62,7 @@ def drawn(folder: Path, count: int, seed: int) -> list[SourceRow]:
         seed: another one draws others.
     """
     facts = _facts(folder)
-    paths = [folder / name for name in files_of(facts, "default")]
+    paths = [folder / name for name in listed_files(facts, "default")]
     features = read_features(paths[0])
     texts = [name for name in _TEXTS if name in features]
     ids = {row["pair_id"] for part in read_rows(paths, ["pair_id"]) for row in part}
@@ -81,7 +81,7 @@ def drawn(folder: Path, count: int, seed: int) -> list[SourceRow]:
     return found
 
 
-def compared(store: Store, folder: Path) -> dict[str, Any]:
+def compare_replies(store: Store, folder: Path) -> dict[str, Any]:
     """How the new replies differ from those of the data set.
 
     Args:
@@ -100,8 +100,8 @@ def compared(store: Store, folder: Path) -> dict[str, Any]:
     annotations = store.annotations()
     categories = list(annotations.rubric.categories)
     ids = annotations.replies["pair_id"].unique().to_list()
-    schedule = schedule_of(facts["schedule"], where=MANIFEST)
-    new = gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
+    schedule = parse_schedule(facts["schedule"], where=MANIFEST)
+    new = compute_gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
     held = _rows(folder, facts, "default", ["pair_id", "signed_gap"], set(ids)).unique()
     both = held.join(new, on="pair_id").drop_nulls()
     before = _rows(folder, facts, "annotations", [*_KEY, "status", *_READ], set(ids)).filter(
@@ -139,26 +139,27 @@ def compared(store: Store, folder: Path) -> dict[str, Any]:
 
 def resample_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What a person reads of it."""
-    yield f"asked again: {number_of(found['pairs'], 'pair')}"
+    yield f"asked again: {count_noun(found['pairs'], 'pair')}"
     head = ("teacher", "replies", "same in all", "same category", "magnitude", "confidence")
-    yield from table(
+    yield from format_table(
         head,
         [
             (
                 one["teacher"],
                 str(one["replies"]),
-                percent(one["same"]),
-                percent(one["same_category"]),
-                fixed(one["magnitude"]),
-                fixed(one["confidence"]),
+                format_percent(one["same"]),
+                format_percent(one["same_category"]),
+                format_fixed(one["magnitude"]),
+                format_fixed(one["confidence"]),
             )
             for one in found["teachers"]
         ],
     )
     gap = found["gap"]
     yield (
-        f"signed gap: mean |difference| {fixed(gap['mean'], 3)}, at most {fixed(gap['max'], 3)}, "
-        f"rank correlation {fixed(gap['rho'])}"
+        f"signed gap: mean |difference| {format_fixed(gap['mean'], 3)}, at most "
+        f"{format_fixed(gap['max'], 3)}, "
+        f"rank correlation {format_fixed(gap['rho'])}"
     )
     yield "magnitude, confidence: mean |difference|, on their scales."
 
@@ -171,6 +172,6 @@ def _rows(
     folder: Path, facts: Mapping[str, Any], config: str, columns: list[str], ids: set[str]
 ) -> pl.DataFrame:
     """Some columns of the rows about some pairs."""
-    paths = [folder / name for name in files_of(facts, config)]
+    paths = [folder / name for name in listed_files(facts, config)]
     rows = [row for part in read_rows(paths, columns) for row in part if row["pair_id"] in ids]
     return pl.DataFrame(rows, infer_schema_length=None, orient="row")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-from sp2dpo.dataset.repo import Head, HubRepo, Moved, Unclear
-from sp2dpo.hub import NO_TOKEN, Failed, hub_errors
+from sp2dpo.dataset.repo import BranchMoved, Head, HubRepo, UnknownOutcome
+from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
 
 VARIABLE = "SP2DPO_DATA"
 _CARD, _OURS = "README.md", "title: SP2DPO inspector"
@@ -42,7 +42,7 @@ class Deployed:
     unchanged: int
 
 
-def folder() -> Path:
+def inspector_folder() -> Path:
     """Where the inspector's files are: in the package, or in the checkout that it runs from.
 
     Raises:
@@ -77,7 +77,7 @@ def check_data(data: str) -> str:
     return data
 
 
-def opened(data: str, *, port: int | None, host: str) -> int:
+def load_space_data(data: str, *, port: int | None, host: str) -> int:
     """Runs the inspector until it is stopped, and gives its exit status.
 
     Raises:
@@ -90,16 +90,16 @@ def opened(data: str, *, port: int | None, host: str) -> int:
     env = {**os.environ, VARIABLE: shown, "GRADIO_SERVER_NAME": host}
     if port is not None:
         env["GRADIO_SERVER_PORT"] = str(port)
-    with subprocess.Popen([sys.executable, "app.py"], cwd=folder(), env=env) as running:
+    with subprocess.Popen([sys.executable, "app.py"], cwd=inspector_folder(), env=env) as running:
         try:
             return running.wait()
         except KeyboardInterrupt:  # it has heard it, too
             return 0 if running.wait() in (0, 130, -2) else 1
 
 
-def files(data: str) -> dict[str, bytes]:
+def inspector_files(data: str) -> dict[str, bytes]:
     """The files of a Space, by path: the inspector's, its card naming the data set."""
-    root = folder()
+    root = inspector_folder()
     found = {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -112,7 +112,7 @@ def files(data: str) -> dict[str, bytes]:
     return found
 
 
-def deploy(
+def deploy_space(
     name: str, data: str, *, private: bool, overwrite: bool, say: Callable[[str], None]
 ) -> Deployed:
     """Makes a Space show a data set: its variable, and one commit with all files.
@@ -133,18 +133,18 @@ def deploy(
     check_data(data)
     with hub_errors(name, kind="Space"):
         if get_token() is None:
-            raise Failed(NO_TOKEN)
-        wanted = files(data)
+            raise HubError(NO_TOKEN)
+        wanted = inspector_files(data)
         repo = HubRepo(name, kind="space")
         trouble: Exception = OSError("nothing was tried")
         for attempt in range(_TRIES):
             time.sleep(_PAUSE * 2 ** (attempt - 1) if attempt else 0)
             try:
                 return _committed(repo, wanted, data, private=private, overwrite=overwrite)
-            except (Moved, Unclear) as error:
+            except (BranchMoved, UnknownOutcome) as error:
                 say(f"looking again: {error}")
                 trouble = error
-        raise Failed(f"given up after {_TRIES} tries: {trouble}") from trouble
+        raise HubError(f"given up after {_TRIES} tries: {trouble}") from trouble
 
 
 def _committed(
@@ -155,7 +155,7 @@ def _committed(
         repo.create(private=private)
         head = repo.head()
     if head is None:
-        raise Failed("the Space was made, and cannot be seen")
+        raise HubError("the Space was made, and cannot be seen")
     there = repo.files(head.commit)
     _check_ours(repo, head, set(there), overwrite=overwrite)
     added = {

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.arms import OPTIONAL, Arm, arm_of, table_of
-from sp2dpo.betas.schedule import COLUMNS, schedule_of
+from sp2dpo.betas.arms import OPTIONAL, Arm, compute_betas, parse_arm
+from sp2dpo.betas.schedule import COLUMNS, parse_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.dataset.card import digest
 from sp2dpo.dataset.manifest import (
@@ -21,18 +21,18 @@ from sp2dpo.dataset.manifest import (
     CONFIGS,
     MANIFEST,
     RUBRIC,
-    files_of,
     fingerprint,
+    listed_files,
     read_manifest,
 )
 from sp2dpo.dataset.parquet import read_features, read_rows
 from sp2dpo.pairs.pair import Pair
-from sp2dpo.panel.annotation import Refusal, parse
-from sp2dpo.panel.logprobs import expected
+from sp2dpo.panel.annotation import Refusal, parse_annotation
+from sp2dpo.panel.logprobs import expected_scores
 from sp2dpo.panel.rubric import Rubric, read_rubric
 from sp2dpo.store.annotations import COLUMNS as READ
 from sp2dpo.store.annotations import AnnotationTable, annotation_table
-from sp2dpo.text import number_of
+from sp2dpo.text import count_noun
 
 NEAR = 1e-9
 """By how much a recomputed number may differ: another machine adds in another order."""
@@ -44,7 +44,7 @@ Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class VerifyCheck:
     """One thing that was looked at: what it is, whether it holds, and in words what was found."""
 
     name: str
@@ -52,7 +52,9 @@ class Check:
     said: str
 
 
-def verify(folder: Path, *, watch: Watch = lambda parts, what, of: parts) -> list[Check]:
+def verify_dataset(
+    folder: Path, *, watch: Watch = lambda parts, what, of: parts
+) -> list[VerifyCheck]:
     """Looks at everything in a folder; what cannot be read does not hold.
 
     Args:
@@ -66,10 +68,10 @@ def verify(folder: Path, *, watch: Watch = lambda parts, what, of: parts) -> lis
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is no data set of sp2dpo's")
     facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
-    return list(_Looked(folder, facts, watch).checks())
+    return list(_Verification(folder, facts, watch).checks())
 
 
-class _Looked:
+class _Verification:
     """What the checks share."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], watch: Watch) -> None:
@@ -78,7 +80,7 @@ class _Looked:
         self.rows: pl.DataFrame | None = None
         self.annotations: AnnotationTable | None = None
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[VerifyCheck]:
         for name, look in (
             ("files", self.files),
             ("card", self.card),
@@ -91,10 +93,10 @@ class _Looked:
             try:
                 said = look()
                 if said is not None:
-                    yield Check(name=name, holds=True, said=said)
-            except (_Differs, ValueError, KeyError, OSError) as error:
+                    yield VerifyCheck(name=name, holds=True, said=said)
+            except (_Mismatch, ValueError, KeyError, OSError) as error:
                 said = f"no {error}" if isinstance(error, KeyError) else str(error)
-                yield Check(name=name, holds=False, said=" ".join(said.split()))
+                yield VerifyCheck(name=name, holds=False, said=" ".join(said.split()))
 
     def files(self) -> str:
         """Every file has the bytes that the manifest says."""
@@ -111,25 +113,25 @@ class _Looked:
             elif found["sha256"] != said["sha256"]:
                 wrong.append(f"{name} has another SHA-256 than is said ({path.resolve()})")
         if wrong:
-            raise _Differs("; ".join(wrong))
-        return f"{number_of(len(self.facts['files']), 'file')}, {size / 1e6:.1f} MB: as said"
+            raise _Mismatch("; ".join(wrong))
+        return f"{count_noun(len(self.facts['files']), 'file')}, {size / 1e6:.1f} MB: as said"
 
     def card(self) -> str:
         """What of the card is ours is as it was written; what people add does not matter."""
         text = (self.folder / CARD).read_text(encoding="utf-8")
         if digest(text, where=CARD) != self.facts["card_sha256"]:
-            raise _Differs(f"{CARD}: its configs, or what stands between the marks, were changed")
+            raise _Mismatch(f"{CARD}: its configs, or what stands between the marks, were changed")
         return "its configs and what stands between the marks: as said"
 
     def of_rubric(self) -> str:
         """The rubric is the one that is named."""
         self.rubric = rubric = read_rubric(self.folder / RUBRIC)
         if rubric.hash != self.facts["rubric"]["sha256"]:
-            raise _Differs(f"{RUBRIC} has the hash {rubric.hash[:12]}, another one is said")
+            raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, another one is said")
         for config in ("default", "annotations"):
             column: Any = read_features(self._files(config)[0])["category"]
             if column.names != list(rubric.categories):
-                raise _Differs(f"the categories of {config} are not the rubric's")
+                raise _Mismatch(f"the categories of {config} are not the rubric's")
         return f"{rubric.name}, {rubric.hash[:12]}: as said"
 
     def pairs(self) -> str:
@@ -154,7 +156,7 @@ class _Looked:
             for row, its in zip(part, said, strict=True):
                 pair_id = row["pair_id"]
                 if _pair(its).id != pair_id:
-                    raise _Differs(f"pair {pair_id[:12]}: its id is not the hash of its texts")
+                    raise _Mismatch(f"pair {pair_id[:12]}: its id is not the hash of its texts")
                 known.add(pair_id)
                 kept.append({name: row[name] for name in ours})
         schema = {name: _KINDS[name] for name in ours}
@@ -165,20 +167,20 @@ class _Looked:
         )
         unique = table.unique().with_columns(category=names)
         if len(unique) != len(known):
-            raise _Differs("rows of one pair have different betas")
+            raise _Mismatch("rows of one pair have different betas")
         self.rows = unique.sort("pair_id")
         for name, found, of in (("rows", len(table), rows), ("pairs", len(known), None)):
             of = self.facts["counts"][name]
             if found != of:
-                raise _Differs(f"{found} {name}, {of} are said")
+                raise _Mismatch(f"{found} {name}, {of} are said")
         return (
-            f"{number_of(len(table), 'row')}, {number_of(len(known), 'pair')}: ids as their texts"
+            f"{count_noun(len(table), 'row')}, {count_noun(len(known), 'pair')}: ids as their texts"
         )
 
     def replies(self) -> str:
         """What each kept reply is said to say is what it says, and the hash over all is right."""
         if self.rubric is None or self.rows is None:
-            raise _Differs("not looked at, for want of what is wrong above")
+            raise _Mismatch("not looked at, for want of what is wrong above")
         rubric, known = self.rubric, set(self.rows["pair_id"])
         categories = list(rubric.categories)
         kept, count = [], 0
@@ -191,23 +193,25 @@ class _Looked:
                 number = row["category"]
                 row["category"] = None if number is None else categories[number]
                 if row["pair_id"] not in known:
-                    raise _Differs(f"a reply is about {row['pair_id'][:12]}, which is no pair here")
+                    raise _Mismatch(
+                        f"a reply is about {row['pair_id'][:12]}, which is no pair here"
+                    )
                 _read_again(row, rubric)
                 kept.append(tuple(row[name] for name in READ))
         for name, found in (("annotations", count), ("kept", len(kept))):
             if found != self.facts["counts"][name]:
-                raise _Differs(f"{found} {name}, {self.facts['counts'][name]} are said")
+                raise _Mismatch(f"{found} {name}, {self.facts['counts'][name]} are said")
         self.annotations = annotation_table(kept, pair_ids=list(known), rubric=rubric)
         if self.annotations.hash != self.facts["annotations_sha256"]:
-            raise _Differs("the hash over all kept replies is another than is said")
+            raise _Mismatch("the hash over all kept replies is another than is said")
         return f"{count} replies, {len(kept)} kept: read again from their raw texts"
 
     def betas(self) -> str:
         """The replies give the betas, and all that stands beside them."""
         if self.annotations is None or self.rows is None:
-            raise _Differs("not looked at, for want of what is wrong above")
+            raise _Mismatch("not looked at, for want of what is wrong above")
         arm = _arm(self.facts["schedule"], self.facts["arm"])
-        table = table_of(self.annotations, arm, self._scores(arm))
+        table = compute_betas(self.annotations, arm, self._scores(arm))
         _compare(self.rows, table)
         return f"{len(table)} pairs: beta and all beside it follow from the replies"
 
@@ -216,7 +220,7 @@ class _Looked:
         if not self.facts["schedules"]:
             return None
         if self.annotations is None or self.rows is None:
-            raise _Differs("not looked at, for want of what is wrong above")
+            raise _Mismatch("not looked at, for want of what is wrong above")
         names = list(self.facts["schedules"])
         parts = self._parts(
             "schedules", ["pair_id", "default", *names], self.facts["counts"]["rows"]
@@ -227,13 +231,13 @@ class _Looked:
         trained = pl.when("keep").then("beta").alias("beta")
         told = {"default": self.rows.select("pair_id", trained)}
         for name, said in self.facts["schedules"].items():
-            table = table_of(self.annotations, _arm(said["schedule"], said["arm"]))
+            table = compute_betas(self.annotations, _arm(said["schedule"], said["arm"]))
             told[name] = table.select("pair_id", trained)
         for name, table in told.items():
             try:
                 _compare(held.select("pair_id", beta=name), table)
-            except _Differs as error:
-                raise _Differs(f"{name}: {error}") from None
+            except _Mismatch as error:
+                raise _Mismatch(f"{name}: {error}") from None
         return f"{', '.join(names)}: the betas follow from the replies"
 
     def _scores(self, arm: Arm) -> Scores | None:
@@ -247,9 +251,9 @@ class _Looked:
         return Scores(table=table, name="the column reward_margin")
 
     def _files(self, config: str) -> list[Path]:
-        names = files_of(self.facts, config)
+        names = listed_files(self.facts, config)
         if not names:
-            raise _Differs(f"the manifest names no file of {config}")
+            raise _Mismatch(f"the manifest names no file of {config}")
         return [self.folder / name for name in names]
 
     def _parts(self, config: str, columns: list[str], of: int) -> Iterator[list[dict[str, Any]]]:
@@ -270,7 +274,7 @@ _KINDS: dict[str, Any] = {
 }
 
 
-class _Differs(Exception):
+class _Mismatch(Exception):
     """A check does not hold, for this reason."""
 
 
@@ -287,28 +291,28 @@ def _read_again(row: Mapping[str, Any], rubric: Rubric) -> None:
     """Holds a kept reply to its raw text."""
     who = f"pair {row['pair_id'][:12]}, {row['teacher']}, {row['variant']}"
     try:
-        said = parse(row["raw"], rubric)
+        said = parse_annotation(row["raw"], rubric)
     except Refusal as error:
-        raise _Differs(f"{who}: kept, and its raw text cannot be read: {error}") from None
+        raise _Mismatch(f"{who}: kept, and its raw text cannot be read: {error}") from None
     for name in _SAID:
         if getattr(said, name) != row[name]:
-            raise _Differs(
+            raise _Mismatch(
                 f"{who}: {name} {row[name]!r} stands there, its raw text says "
                 f"{getattr(said, name)!r}"
             )
     tokens = json.loads(row["logprobs"]) if row["logprobs"] else None
     for name, scale in (("magnitude", rubric.magnitude), ("confidence", rubric.confidence)):
         held = row[f"expected_{name}"]
-        told = expected(tokens, name, scale) if tokens else None
+        told = expected_scores(tokens, name, scale) if tokens else None
         if (held is None) != (told is None) or (
             held is not None and told is not None and abs(held - told) > NEAR
         ):
-            raise _Differs(f"{who}: expected_{name} {held}, its log-probabilities give {told}")
+            raise _Mismatch(f"{who}: expected_{name} {held}, its log-probabilities give {told}")
 
 
 def _arm(schedule: dict[str, Any], departures: Mapping[str, Any]) -> Arm:
-    made = schedule_of(schedule, where=f"{MANIFEST}: schedule")
-    return arm_of(departures, made, where=f"{MANIFEST}: arm") if departures else Arm(of=made)
+    made = parse_schedule(schedule, where=f"{MANIFEST}: schedule")
+    return parse_arm(departures, made, where=f"{MANIFEST}: arm") if departures else Arm(of=made)
 
 
 def _compare(held: pl.DataFrame, told: pl.DataFrame) -> None:
@@ -318,10 +322,10 @@ def _compare(held: pl.DataFrame, told: pl.DataFrame) -> None:
         _Differs: naming the column and the first pair.
     """
     if held["pair_id"].to_list() != told["pair_id"].to_list():
-        raise _Differs("the replies are of other pairs")
+        raise _Mismatch("the replies are of other pairs")
     for name in held.columns[1:]:
         if name not in told.columns:
-            raise _Differs(f"the column {name} is not one that this schedule makes")
+            raise _Mismatch(f"the column {name} is not one that this schedule makes")
         one, other = held[name], told[name]
         same = one.eq_missing(other)
         if one.dtype == pl.Float64:
@@ -329,12 +333,12 @@ def _compare(held: pl.DataFrame, told: pl.DataFrame) -> None:
         if not same.all():
             wrong = (~same).arg_true()
             at = int(wrong[0])
-            raise _Differs(
-                f"{name} of {number_of(len(wrong), 'pair')} is another than the replies give, "
+            raise _Mismatch(
+                f"{name} of {count_noun(len(wrong), 'pair')} is another than the replies give, "
                 f"first {held['pair_id'][at][:12]}: {one[at]}, recomputed {other[at]}"
             )
 
 
-def consistent(checks: Sequence[Check]) -> bool:
+def is_consistent(checks: Sequence[VerifyCheck]) -> bool:
     """Whether all of them hold."""
     return all(one.holds for one in checks)

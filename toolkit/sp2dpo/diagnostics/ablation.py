@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sp2dpo.betas.choices import written
+from sp2dpo.betas.choices import format_choice
 from sp2dpo.betas.estimators import FEWEST_TO_TRIM, GAP_FORMS, Magnitude, Product, Shrink, Signed
-from sp2dpo.betas.gaps import counted
+from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
-from sp2dpo.betas.schedule import Schedule, betas
+from sp2dpo.betas.schedule import Schedule, schedule_betas
 from sp2dpo.diagnostics.agreement import of_all
 from sp2dpo.diagnostics.bootstrap import rank_correlation
 from sp2dpo.diagnostics.checks import END, envelope_shares
-from sp2dpo.diagnostics.gold import Truth, detection, known, magnitude_rank
+from sp2dpo.diagnostics.gold import Truth, label_detection, magnitude_rank, with_gold
 from sp2dpo.store.annotations import AnnotationTable
 
 
@@ -50,7 +50,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
     yield Variation(group="the schedule", name=ways(schedule), schedule=schedule)
     whole = of_all(schedule.estimator)
     panel = replace(schedule, over_variants=whole.over_variants, over_teachers=whole.over_teachers)
-    votes = counted(annotations, whole)
+    votes = count_votes(annotations, whole)
     heard = {axis: votes[axis].unique().sort() for axis in ("teacher", "variant")}
     for over_variants in _combinations(len(heard["variant"])):
         for over_teachers in _combinations(len(heard["teacher"])):
@@ -63,7 +63,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
             yield Variation(group=f"one {axis}", name=name, schedule=other)
     for gap in (Product(), Magnitude(), Shrink(0.5), Signed()):
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):
-            name = written(gap, GAP_FORMS)
+            name = format_choice(gap, GAP_FORMS)
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))
     told = ("expected_magnitude", "expected_confidence")
     if len(annotations.replies.drop_nulls(told)):
@@ -72,7 +72,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
         yield Variation(group="estimate", name=estimate, schedule=other)
     for map_ in (Linear(), LogLinear(), Power(0.5), Power(2.0), Quantile()):
         if map_ != schedule.map:
-            name = written(map_, MAPS)
+            name = format_choice(map_, MAPS)
             yield Variation(group="map", name=name, schedule=replace(schedule, map=map_))
 
 
@@ -85,7 +85,7 @@ def _combinations(heard: int) -> tuple[str, ...]:
     return ("median", "mean", "trimmed") if heard >= FEWEST_TO_TRIM else ("median", "mean")
 
 
-def ablation(
+def compare_estimators(
     annotations: AnnotationTable,
     schedule: Schedule,
     *,
@@ -113,7 +113,7 @@ def ablation(
     """
     rows, base = [], None
     for variation in variations(annotations, schedule):
-        table = betas(annotations, variation.schedule)
+        table = schedule_betas(annotations, variation.schedule)
         base = table if base is None else base
         rows.append(
             {
@@ -121,7 +121,7 @@ def ablation(
                 "name": variation.name,
                 **_spread(table, variation.schedule),
                 **_beside(table, base, draws=draws),
-                "gold": None if truths is None else _gold(known(table, truths), draws=draws),
+                "gold": None if truths is None else _gold(with_gold(table, truths), draws=draws),
             }
         )
     return rows
@@ -151,5 +151,5 @@ def _beside(table: pl.DataFrame, base: pl.DataFrame, *, draws: int) -> dict[str,
 def _gold(pairs: pl.DataFrame, *, draws: int) -> dict[str, Any]:
     return {
         "magnitude": magnitude_rank(pairs, "beta", draws=draws),
-        "labels": detection(pairs, "weak", draws=draws),
+        "labels": label_detection(pairs, "weak", draws=draws),
     }

@@ -42,10 +42,10 @@ class Ratings:
             readers: the columns to compare; all where it is None.
             draws: bootstrap samples.
         """
-        value, drawn = self.sampled(level, readers, draws=draws)
+        value, drawn = self.resample(level, readers, draws=draws)
         return estimate(value, drawn)
 
-    def sampled(
+    def resample(
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
     ) -> tuple[float | None, list[float | None]]:
         """Alpha of all units, and of each bootstrap sample."""
@@ -57,7 +57,7 @@ class Ratings:
             met: NDArray[Any] = np.bincount(
                 cell, weights=weights[unit] * share, minlength=self.values**2
             )
-            return alpha_of(met.reshape(self.values, self.values), level)
+            return alpha_from_entries(met.reshape(self.values, self.values), level)
 
         everything = self.counts.astype(np.float64)
         samples = resamples(len(everything), draws=draws, counts=self.counts)
@@ -85,7 +85,7 @@ class Ratings:
         return np.concatenate(units), np.concatenate(cells), np.concatenate(shares)
 
 
-def alpha_of(met: NDArray[np.float64], level: str) -> float | None:
+def alpha_from_entries(met: NDArray[np.float64], level: str) -> float | None:
     """Alpha of a coincidence matrix; None where all readings are equal, or there are none.
 
     Args:

@@ -9,21 +9,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sp2dpo.betas.estimators import Magnitude, Product
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.gaps import over_orders, tells_labels
-from sp2dpo.betas.schedule import betas
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.gaps import disputes_labels, over_orders
+from sp2dpo.betas.schedule import schedule_betas
 from sp2dpo.diagnostics.agreement import by_teacher, comparisons, steady
-from sp2dpo.diagnostics.biases import biases
-from sp2dpo.diagnostics.bootstrap import Ranked, resampled, spearman
-from sp2dpo.diagnostics.checks import BAD, LOOK, OK, UNKNOWN, Signature, signatures
-from sp2dpo.diagnostics.gold import RULES, Truth, against_gold, detection, known
+from sp2dpo.diagnostics.biases import check_biases
+from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, spearman
+from sp2dpo.diagnostics.checks import BAD, LOOK, OK, UNKNOWN, Check, check_betas
+from sp2dpo.diagnostics.gold import RULES, Truth, compare_with_gold, label_detection, with_gold
 from sp2dpo.store.annotations import AnnotationTable
 
 VERDICTS = (BAD, LOOK, OK, UNKNOWN)
 
 
-def audit(
-    made: Betas,
+def audit_betas(
+    made: BetaTable,
     annotations: AnnotationTable,
     lengths: pl.DataFrame,
     *,
@@ -48,7 +48,7 @@ def audit(
         gold: None without truths; else panel (see `gold.against_gold`), labels (by the rules of
             `detection` that these gaps allow) and confidence (see `_confidence`).
     """
-    found = [asdict(one) for one in checks(made, annotations, lengths, draws=draws)]
+    found = [asdict(one) for one in run_checks(made, annotations, lengths, draws=draws)]
     said = [one["verdict"] for one in found]
     gold = None
     if truths is not None:
@@ -61,9 +61,9 @@ def audit(
     }
 
 
-def checks(
-    made: Betas, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
-) -> list[Signature]:
+def run_checks(
+    made: BetaTable, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
+) -> list[Check]:
     """All signatures.
 
     Args:
@@ -77,12 +77,12 @@ def checks(
     said = by_teacher(replies, list(annotations.rubric.categories), estimator)
     between = comparisons(said, sorted(said["reader"].unique()))
     return [
-        *signatures(made, over_orders(replies), between),
-        *biases(made, annotations, lengths, draws=draws),
+        *check_betas(made, over_orders(replies), between),
+        *check_biases(made, annotations, lengths, draws=draws),
     ]
 
 
-def fails(found: Mapping[str, Any], fail_on: str) -> bool:
+def has_failed(found: Mapping[str, Any], fail_on: str) -> bool:
     """Whether an audit is as bad as a pipeline does not take.
 
     Args:
@@ -94,7 +94,7 @@ def fails(found: Mapping[str, Any], fail_on: str) -> bool:
 
 
 def _gold(
-    made: Betas,
+    made: BetaTable,
     annotations: AnnotationTable,
     truths: Mapping[str, Truth],
     *,
@@ -102,17 +102,17 @@ def _gold(
     draws: int,
 ) -> dict[str, Any]:
     rubric = annotations.rubric
-    pairs = known(made.table, truths)
-    rules = RULES if tells_labels(rubric, made.schedule.estimator) else ("weak",)
+    pairs = with_gold(made.table, truths)
+    rules = RULES if disputes_labels(rubric, made.schedule.estimator) else ("weak",)
     return {
-        "panel": against_gold(made.table, truths, rubric, given=given),
-        "labels": {rule: detection(pairs, rule, draws=draws) for rule in rules},
+        "panel": compare_with_gold(made.table, truths, rubric, given=given),
+        "labels": {rule: label_detection(pairs, rule, draws=draws) for rule in rules},
         "confidence": _confidence(made, annotations, truths, draws=draws),
     }
 
 
 def _confidence(
-    made: Betas, annotations: AnnotationTable, truths: Mapping[str, Truth], *, draws: int
+    made: BetaTable, annotations: AnnotationTable, truths: Mapping[str, Truth], *, draws: int
 ) -> dict[str, Any]:
     """What confidence adds: rho with the known magnitude, of gaps with it and without it.
 
@@ -124,8 +124,8 @@ def _confidence(
     """
     sides = []
     for gap in (Product(), Magnitude()):
-        table = betas(annotations, replace(made.schedule, gap=gap))
-        right = known(table, truths).filter(pl.col("label") != "rejected")
+        table = schedule_betas(annotations, replace(made.schedule, gap=gap))
+        right = with_gold(table, truths).filter(pl.col("label") != "rejected")
         sides.append(right.drop_nulls("known_magnitude"))
     truth = Ranked(sides[0]["known_magnitude"])
     product, magnitude = (Ranked(side["gap"]) for side in sides)
@@ -136,7 +136,7 @@ def _confidence(
 
     pairs = len(sides[0])
     return {
-        "with": resampled(lambda w: spearman(product, truth, w), pairs, draws=draws),
-        "without": resampled(lambda w: spearman(magnitude, truth, w), pairs, draws=draws),
-        "gain": resampled(gain, pairs, draws=draws),
+        "with": bootstrap_estimates(lambda w: spearman(product, truth, w), pairs, draws=draws),
+        "without": bootstrap_estimates(lambda w: spearman(magnitude, truth, w), pairs, draws=draws),
+        "gain": bootstrap_estimates(gain, pairs, draws=draws),
     }

@@ -13,24 +13,24 @@ import numpy as np
 import polars as pl
 
 from sp2dpo.betas.estimators import Magnitude
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.gaps import tells_labels
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.diagnostics.agreement import by_teacher, steady
 from sp2dpo.diagnostics.bootstrap import (
     RankedWithin,
+    bootstrap_estimates,
     estimate,
     rank_correlation,
-    resampled,
     spearman,
 )
-from sp2dpo.diagnostics.checks import FEWEST, Signature, within
+from sp2dpo.diagnostics.checks import FEWEST, Check, within
 from sp2dpo.diagnostics.gold import NEAR
 from sp2dpo.store.annotations import AnnotationTable
 
 
-def biases(
-    made: Betas, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
-) -> list[Signature]:
+def check_biases(
+    made: BetaTable, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
+) -> list[Check]:
     """The signatures of this module.
 
     Args:
@@ -82,7 +82,7 @@ def by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[dict[str, Any]
     )
 
 
-def _length(told: pl.DataFrame, *, draws: int) -> list[Signature]:
+def _length(told: pl.DataFrame, *, draws: int) -> list[Check]:
     """Spearman's rho of the signed gap and len(chosen) - len(rejected), and the same in categories.
 
     Within categories the ranks are taken in each category and centred, so that a category whose
@@ -99,7 +99,7 @@ def _length(told: pl.DataFrame, *, draws: int) -> list[Signature]:
         "unit": "coefficient", "top": 1.0, "look": 0.2, "bad": 0.4, "advice": advice,
     }  # fmt: skip
     return [
-        Signature(
+        Check(
             name="length-bias",
             title="Gaps follow length",
             measure="rank correlation of the signed gap with how much longer chosen is, either way",
@@ -108,7 +108,7 @@ def _length(told: pl.DataFrame, *, draws: int) -> list[Signature]:
             **within(raw),
             **common,
         ),
-        Signature(
+        Check(
             name="length-bias-within",
             title="Gaps follow length within categories",
             measure="the same correlation, of ranks within each category",
@@ -127,7 +127,7 @@ def _direction(measured: Mapping[str, float | None]) -> str | None:
     return f"{'longer' if value >= 0 else 'shorter'} chosen responses have the larger gaps"
 
 
-def _confidence(made: Betas, annotations: AnnotationTable, *, draws: int) -> Signature:
+def _confidence(made: BetaTable, annotations: AnnotationTable, *, draws: int) -> Check:
     """Whether confidence tells more than magnitude does, which is what a product takes for granted.
 
     The rank correlation of a teacher's confidence with how near its magnitude (signed, where a
@@ -148,7 +148,7 @@ def _confidence(made: Betas, annotations: AnnotationTable, *, draws: int) -> Sig
         reason = f"{told} pairs were read by several teachers; a verdict needs {FEWEST}"
     elif measured["value"] is None:
         reason = "the confidences, or the magnitudes, are all equal"
-    return Signature(
+    return Check(
         name="confidence",
         title="Confidence says little",
         measure="rank correlation of a teacher's confidence with its nearness to the others, "
@@ -189,18 +189,18 @@ def _surer_is_nearer(said: pl.DataFrame, *, steps: int, draws: int) -> tuple[dic
     confidence, near = (RankedWithin(some[name], some["part"]) for name in ("confidence", "near"))
     place = some["pair_id"].rank("dense").to_numpy() - 1
     counts = patterns["pairs"].to_numpy().astype(np.int64)
-    measured = resampled(
+    measured = bootstrap_estimates(
         lambda w: spearman(confidence, near, w[place]), len(counts), draws=draws, counts=counts
     )
     return measured, int(counts.sum())
 
 
-def _label_noise(told: pl.DataFrame, made: Betas, annotations: AnnotationTable) -> Signature:
+def _label_noise(told: pl.DataFrame, made: BetaTable, annotations: AnnotationTable) -> Check:
     """The share of labels that the panel contradicts, ties apart: a signed gap of -NEAR or less."""
     signed = told["signed_gap"].round(9)
-    tells = tells_labels(annotations.rubric, made.schedule.estimator)
+    tells = disputes_labels(annotations.rubric, made.schedule.estimator)
     ties = int((signed.abs() < NEAR).sum())
-    return Signature(
+    return Check(
         name="label-noise",
         title="Labels disputed",
         measure=f"share of the pairs with a signed gap of -{NEAR} or less",
@@ -219,10 +219,10 @@ def _label_noise(told: pl.DataFrame, made: Betas, annotations: AnnotationTable) 
     )
 
 
-def _follows(kept: pl.DataFrame, *, draws: int) -> Signature:
+def _follows(kept: pl.DataFrame, *, draws: int) -> Check:
     """Spearman's rho of beta and gap over the kept pairs: 1 for a schedule with one envelope."""
     measured: dict[str, Any] = rank_correlation(kept["beta"], kept["gap"], draws=draws)
-    return Signature(
+    return Check(
         name="unrelated",
         title="Betas do not follow the gap",
         measure="rank correlation of beta and gap over the pairs that are trained on",

@@ -57,7 +57,7 @@ def estimate(value: float | None, drawn: Iterable[float | None]) -> dict[str, fl
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def resampled(
+def bootstrap_estimates(
     statistic: Callable[[NDArray[np.float64]], float | None],
     units: int,
     *,
@@ -162,7 +162,7 @@ def rank_correlation(
         ranked = [Ranked(side) for side in rows]
     else:
         ranked = [RankedWithin(side, rows[2]) for side in rows[:2]]
-    return resampled(
+    return bootstrap_estimates(
         lambda weights: spearman(ranked[0], ranked[1], weights),
         rows.shape[1],
         draws=draws,

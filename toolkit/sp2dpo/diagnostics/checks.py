@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.schedule import Schedule, ends
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.schedule import Schedule, category_envelopes
 from sp2dpo.diagnostics.agreement import intraclass
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
@@ -20,7 +20,7 @@ END = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signature:
+class Check:
     """One way in which betas can go wrong, measured.
 
     Attributes:
@@ -84,9 +84,9 @@ def within(measured: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def signatures(
-    made: Betas, replies: pl.DataFrame, between_teachers: Sequence[dict[str, Any]]
-) -> list[Signature]:
+def check_betas(
+    made: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[dict[str, Any]]
+) -> list[Check]:
     """All signatures of a table of betas.
 
     Args:
@@ -111,14 +111,14 @@ def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
     In [0, 1], but for a baseline's beta, which may lie outside. Rounded to 9 decimals, so that a
     beta on a border is on it in spite of floating point.
     """
-    low, high = ends(schedule)
+    low, high = category_envelopes(schedule)
     share = (pl.col("beta") - low) / (high - low)
     return table.select(share.round(9)).to_series()
 
 
-def _clumped_low(shares: pl.Series) -> Signature:
+def _clumped_low(shares: pl.Series) -> Check:
     """The share of the betas in the lowest 5% of the envelope, borders included. Our choice."""
-    return Signature(
+    return Check(
         name="clumped-low",
         title="Clumped at beta_min",
         measure="share of the betas in the lowest 5% of the envelope",
@@ -133,9 +133,9 @@ def _clumped_low(shares: pl.Series) -> Signature:
     )
 
 
-def _clumped_high(shares: pl.Series) -> Signature:
+def _clumped_high(shares: pl.Series) -> Check:
     """The share of the betas in the highest 5% of the envelope, borders included. Our choice."""
-    return Signature(
+    return Check(
         name="clumped-high",
         title="Clumped at beta_max",
         measure="share of the betas in the highest 5% of the envelope",
@@ -150,12 +150,12 @@ def _clumped_high(shares: pl.Series) -> Signature:
     )
 
 
-def _no_spread(shares: pl.Series) -> Signature:
+def _no_spread(shares: pl.Series) -> Check:
     """The population standard deviation of beta over the envelope's width, in [0, 0.5].
 
     Betas spread evenly over the envelope give 0.29. Our choice.
     """
-    return Signature(
+    return Check(
         name="no-spread",
         title="No spread",
         measure="standard deviation of beta, as a share of the envelope's width",
@@ -170,7 +170,7 @@ def _no_spread(shares: pl.Series) -> Signature:
     )
 
 
-def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Signature:
+def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Check:
     """The mean of Spearman's rho over all two teachers' gaps, in [-1, 1].
 
     Teachers that guess, each on its own, rank the pairs in unrelated orders: 0. A teacher that is
@@ -187,7 +187,7 @@ def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Signature:
         reason = f"no two teachers have read {FEWEST} pairs in common"
     elif not known:
         reason = "a teacher whose gaps are all equal puts the pairs in no order"
-    return Signature(
+    return Check(
         name="guessing",
         title="Teachers guess",
         measure="rank correlation between two teachers' gaps, mean over all twos",
@@ -203,7 +203,7 @@ def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Signature:
     )
 
 
-def _wavering(replies: pl.DataFrame) -> Signature:
+def _wavering(replies: pl.DataFrame) -> Check:
     """ICC(1) of a teacher's gaps over the variants, in [-1, 1]; that of the lowest teacher.
 
     The share of the variance of single gaps that lies between pairs: a teacher that rolls dice at
@@ -221,7 +221,7 @@ def _wavering(replies: pl.DataFrame) -> Signature:
         reason = "every teacher's gaps are all equal"
     notes = [] if lowest is None else [f"lowest of {len(known)}: {lowest}"]
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    return Signature(
+    return Check(
         name="wavering",
         title="A teacher wavers",
         measure="share of the variance of a teacher's gaps that lies between pairs, not variants",

@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 
 from sp2dpo.betas.arms import OPTIONAL
-from sp2dpo.betas.file import Betas
+from sp2dpo.betas.file import BetaTable
 from sp2dpo.diagnostics.agreement import spearman
-from sp2dpo.diagnostics.bootstrap import correlation, rank_correlation, resampled
+from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, correlation, rank_correlation
 
 
-def comparison(one: Betas, other: Betas, *, movers: int, draws: int) -> dict[str, Any]:
+def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) -> dict[str, Any]:
     """What `sp2dpo compare` says, as JSON values; what is not defined is None.
 
     Intervals hold 95 %; pairs are drawn again. Shifts are the other's beta less the one's.
@@ -61,9 +61,9 @@ def comparison(one: Betas, other: Betas, *, movers: int, draws: int) -> dict[str
         "differs": _differs(one, other),
         "draws": draws,
         "same_annotations": one.annotations_hash == other.annotations_hash,
-        "pearson": resampled(lambda w: correlation(a, b, w), len(a), draws=draws),
+        "pearson": bootstrap_estimates(lambda w: correlation(a, b, w), len(a), draws=draws),
         "spearman": rank_correlation(a, b, draws=draws),
-        "shift": resampled(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
+        "shift": bootstrap_estimates(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
         "distance": float(np.abs(b - a).mean()),
         "largest": float(np.abs(b - a).max()),
         "one": _about(compared["beta"]),
@@ -73,7 +73,7 @@ def comparison(one: Betas, other: Betas, *, movers: int, draws: int) -> dict[str
     }
 
 
-def _differs(one: Betas, other: Betas) -> dict[str, list[Any]]:
+def _differs(one: BetaTable, other: BetaTable) -> dict[str, list[Any]]:
     said = [betas.schedule.as_mapping() | _arm(betas) for betas in (one, other)]
     keys = [*said[0], *(key for key in said[1] if key not in said[0])]
     return {
@@ -83,7 +83,7 @@ def _differs(one: Betas, other: Betas) -> dict[str, list[Any]]:
     }
 
 
-def _arm(betas: Betas) -> dict[str, Any]:
+def _arm(betas: BetaTable) -> dict[str, Any]:
     """What its arm departs in; a column that only one of two tables has shows here."""
     said = {f"arm: {key}": value for key, value in betas.arm.departures().items()}
     columns = [name for name in OPTIONAL if name in betas.table.columns]

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sp2dpo.diagnostics.agreement import spearman, wilson
-from sp2dpo.diagnostics.bootstrap import Ranked, rank_correlation, resampled
+from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, rank_correlation
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean
 
@@ -120,7 +120,7 @@ def _label(said: dict[str, Any], where: str) -> str:
     return "chosen" if value == (key == "label_ok") else "rejected"
 
 
-def check_known(truths: Sequence[Truth], pairs: int, *, path: Path, source: str) -> None:
+def check_matched(truths: Sequence[Truth], pairs: int, *, path: Path, source: str) -> None:
     """Refuses truths none of which is about a pair of the source.
 
     Args:
@@ -139,7 +139,9 @@ def check_known(truths: Sequence[Truth], pairs: int, *, path: Path, source: str)
         )
 
 
-def by_pair(truths: Iterable[Truth], names: Iterable[tuple[str, str | None]]) -> dict[str, Truth]:
+def match_pairs(
+    truths: Iterable[Truth], names: Iterable[tuple[str, str | None]]
+) -> dict[str, Truth]:
     """The truths about some pairs, by the pairs' ids; others are left out.
 
     Args:
@@ -165,7 +167,7 @@ def by_pair(truths: Iterable[Truth], names: Iterable[tuple[str, str | None]]) ->
     return found
 
 
-def against_gold(
+def compare_with_gold(
     table: pl.DataFrame, truths: Mapping[str, Truth], rubric: Rubric, *, given: int
 ) -> dict[str, Any]:
     """How often a panel is right.
@@ -258,7 +260,7 @@ RULES = {
 """Which pairs count as found. A weak pair may as well be a tie; a disputed one is told apart."""
 
 
-def known(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
+def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
     """The pairs with a gap whose truth is known, by pair_id, with label and known_magnitude.
 
     Args:
@@ -273,7 +275,7 @@ def known(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
     return table.drop_nulls("gap").join(said, on="pair_id").sort("pair_id")
 
 
-def detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> dict[str, Any]:
+def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> dict[str, Any]:
     """How well a rule finds wrong labels.
 
     Args:
@@ -324,4 +326,4 @@ def _auc(pairs: pl.DataFrame, *, draws: int) -> dict[str, float | None]:
         above = float((weights * ranked.ranks(weights))[wrong].sum()) - ones * (ones + 1) / 2
         return above / (ones * others)
 
-    return resampled(auc, len(pairs), draws=draws)
+    return bootstrap_estimates(auc, len(pairs), draws=draws)

@@ -12,7 +12,7 @@ from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.gaps import majority
 from sp2dpo.diagnostics.agreement import by_reading, by_teacher, by_variant, comparisons, steady
 from sp2dpo.diagnostics.alpha import Ratings
-from sp2dpo.diagnostics.bootstrap import estimate, resampled
+from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, estimate
 from sp2dpo.settings import did_you_mean
 from sp2dpo.store.annotations import AnnotationTable
 
@@ -31,7 +31,9 @@ _DECIMALS = {"magnitude": 6, "confidence": 6, "gap": 2}
 """Gaps are compared to a hundredth: finer steps than any scale has only make alpha slow."""
 
 
-def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -> dict[str, Any]:
+def measure_agreement(
+    annotations: AnnotationTable, estimator: Estimator, *, draws: int
+) -> dict[str, Any]:
     """What `sp2dpo agreement` says, as JSON values; what is not defined is None.
 
     Alphas are between teachers (each one's variants combined as the estimator does), between
@@ -57,7 +59,7 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
     said = by_teacher(replies, categories, estimator)
     under = by_variant(replies, categories)
     readings = by_reading(replies, categories)
-    ratings = {what: ratings_of(said, teachers, what, categories) for what in MEASURES}
+    ratings = {what: build_ratings(said, teachers, what, categories) for what in MEASURES}
     twos = comparisons(said, teachers)
     return {
         "pairs": replies["pair_id"].n_unique(),
@@ -71,13 +73,13 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
         "variants": {
             "names": variants,
             "alpha": _alphas(
-                {what: ratings_of(under, variants, what, categories) for what in MEASURES}, draws
+                {what: build_ratings(under, variants, what, categories) for what in MEASURES}, draws
             ),
             "twos": comparisons(under, variants),
             "by_teacher": {
                 teacher: _alphas(
                     {
-                        what: ratings_of(own, variants, what, categories)
+                        what: build_ratings(own, variants, what, categories)
                         for what in ("category", "gap")
                     },
                     draws,
@@ -91,7 +93,7 @@ def concord(annotations: AnnotationTable, estimator: Estimator, *, draws: int) -
     }
 
 
-def subset(
+def select_pairs(
     annotations: AnnotationTable,
     *,
     pair_ids: Collection[str] | None = None,
@@ -129,7 +131,7 @@ def subset(
     return replace(annotations, replies=chosen, pair_ids=left)
 
 
-def ratings_of(
+def build_ratings(
     said: pl.DataFrame, readers: Sequence[str], what: str, categories: Sequence[str]
 ) -> Ratings:
     """What readers said of pairs, for one measure, in the order of the pairs' ids.
@@ -180,7 +182,7 @@ def _outliers(
         stands_out: whether the gaps' alpha is higher without it by `STANDS_OUT`, and beyond chance.
     """
     shown = ("category", "gap")
-    everyone = {what: ratings[what].sampled(MEASURES[what], draws=draws) for what in shown}
+    everyone = {what: ratings[what].resample(MEASURES[what], draws=draws) for what in shown}
     found = []
     for place, teacher in enumerate(teachers):
         others = [column for column in range(len(teachers)) if column != place]
@@ -221,7 +223,7 @@ def _gain(
     if len(others) < 2:
         return estimate(None, [])
     everyone, all_drawn = of_all
-    rest, rest_drawn = ratings.sampled(level, others, draws=draws)
+    rest, rest_drawn = ratings.resample(level, others, draws=draws)
     return estimate(
         None if rest is None or everyone is None else rest - everyone,
         (
@@ -239,7 +241,9 @@ def _bias(said: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | Non
     both = own.join(rest, on="pair_id").sort("pair_id")
     difference = (both["own"] - both["rest"]).round(9).to_numpy()
     values, counts = np.unique(difference, return_counts=True)
-    return resampled(lambda w: float(w @ values / w.sum()), len(values), draws=draws, counts=counts)
+    return bootstrap_estimates(
+        lambda w: float(w @ values / w.sum()), len(values), draws=draws, counts=counts
+    )
 
 
 def _splits(said: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:

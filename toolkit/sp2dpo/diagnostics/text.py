@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sp2dpo.text import UNKNOWN, fixed, interval, intervals_hold, number_of, percent, table
+from sp2dpo.text import (
+    UNKNOWN,
+    count_noun,
+    format_fixed,
+    format_interval,
+    format_percent,
+    format_table,
+    intervals_reliable,
+)
 
 
 def audit_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -14,14 +22,14 @@ def audit_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """
     rows = []
     for one in found["signatures"]:
-        as_said = percent if one["unit"] == "share" else fixed
+        as_said = format_percent if one["unit"] == "share" else format_fixed
         side = "or more" if one["bad"] > one["look"] else "or less"
         value = as_said(one["value"])
         if one["low"] is not None:
             value += f" ({as_said(one['low'])} to {as_said(one['high'])})"
         limits = f"look {as_said(one['look'])}, bad {as_said(one['bad'])} {side}"
         rows.append((one["verdict"], one["name"], value, limits, one["title"]))
-    yield from table(("verdict", "check", "value", "thresholds", "what it means"), rows)
+    yield from format_table(("verdict", "check", "value", "thresholds", "what it means"), rows)
     for one in found["signatures"]:
         if one["verdict"] not in ("ok", "cannot be told"):
             yield ""
@@ -48,7 +56,7 @@ def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
 
     panel = gold["panel"]
     yield f"truth known of {panel['judged']} pairs with a gap (given: {panel['given']})"
-    yield from table(
+    yield from format_table(
         ("wrong labels found by", "found", "recall", "precision", "AUC"),
         [
             (
@@ -56,16 +64,17 @@ def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
                 str(one["found"]),
                 _share(one["recall"], one["wrong"]),
                 _share(one["precision"], one["found"]),
-                interval(one["auc"]),
+                format_interval(one["auc"]),
             )
             for rule, one in gold["labels"].items()
         ],
     )
     confidence = gold["confidence"]
     yield (
-        f"rho with the known magnitude over right labels: {interval(confidence['with'], 3)} with "
-        f"confidence, {interval(confidence['without'], 3)} without it, gain "
-        f"{interval(confidence['gain'], 3, signed=True)}"
+        f"rho with the known magnitude over right labels: "
+        f"{format_interval(confidence['with'], 3)} with "
+        f"confidence, {format_interval(confidence['without'], 3)} without it, gain "
+        f"{format_interval(confidence['gain'], 3, signed=True)}"
     )
 
 
@@ -86,7 +95,7 @@ def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator
     head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
     if gold:
         head += ["rho with known magnitude", "wrong found", "precision", "AUC"]
-    yield from table(head, [_variation(row, gold=gold) for row in rows])
+    yield from format_table(head, [_variation(row, gold=gold) for row in rows])
     yield ""
     yield (
         "rho: rank correlation with the schedule's betas; moved: mean |difference| from them; at "
@@ -97,21 +106,22 @@ def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator
             "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
             "that a wrong label has a lower signed gap than a right one."
         )
-    yield intervals_hold(draws) + (" Shares: Wilson's." if gold else "")
+    yield intervals_reliable(draws) + (" Shares: Wilson's." if gold else "")
 
 
 def _variation(row: Mapping[str, Any], *, gold: bool) -> list[str]:
     cells = [
-        row["group"], row["name"], str(row["pairs"]), fixed(row["mean"], 3), fixed(row["std"], 3),
-        percent(row["floor"]), interval(row["rho"], 3), fixed(row["moved"], 3),
+        row["group"], row["name"], str(row["pairs"]),
+        format_fixed(row["mean"], 3), format_fixed(row["std"], 3),
+        format_percent(row["floor"]), format_interval(row["rho"], 3), format_fixed(row["moved"], 3),
     ]  # fmt: skip
     if gold:
         labels = row["gold"]["labels"]
         cells += [
-            interval(row["gold"]["magnitude"]),
+            format_interval(row["gold"]["magnitude"]),
             _share(labels["recall"], labels["wrong"]),
             _share(labels["precision"], labels["found"]),
-            interval(labels["auc"]),
+            format_interval(labels["auc"]),
         ]
     return cells
 
@@ -122,7 +132,9 @@ def agreement_lines(found: Mapping[str, Any]) -> Iterator[str]:
     Args:
         found: as `concord.concord` gives it; its split pairs may have a source_id.
     """
-    yield f"{number_of(found['pairs'], 'pair')}, {number_of(found['replies'], 'reply', 'replies')}"
+    yield (
+        f"{count_noun(found['pairs'], 'pair')}, {count_noun(found['replies'], 'reply', 'replies')}"
+    )
     head = ("Krippendorff's alpha", "category", "magnitude", "confidence", "gap")
     rows = [_alphas("between teachers", found["teachers"]["alpha"])]
     rows += [_alphas("between variants", found["variants"]["alpha"])]
@@ -131,7 +143,7 @@ def agreement_lines(found: Mapping[str, Any]) -> Iterator[str]:
         for teacher, alpha in found["variants"]["by_teacher"].items()
     ]
     yield ""
-    yield from table(head, rows)
+    yield from format_table(head, rows)
     for axis in ("teachers", "variants"):
         if found[axis]["twos"]:
             yield ""
@@ -145,12 +157,12 @@ def agreement_lines(found: Mapping[str, Any]) -> Iterator[str]:
         "1 is always alike, 0 as by chance, below 0 less than by chance. Nominal for the category, "
         "ordinal for the rest."
     )
-    yield intervals_hold(found["draws"])
+    yield intervals_reliable(found["draws"])
 
 
 def _alphas(name: str, alpha: Mapping[str, Any]) -> tuple[str, ...]:
     measures = ("category", "magnitude", "confidence", "gap")
-    return (name, *(interval(alpha[what]) if what in alpha else "" for what in measures))
+    return (name, *(format_interval(alpha[what]) if what in alpha else "" for what in measures))
 
 
 def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -158,24 +170,24 @@ def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
         (
             f"{one['one']}, {one['other']}",
             str(one["pairs"]),
-            percent(one["same_category"]),
-            fixed(one["spearman"]),
-            fixed(one["difference"]),
+            format_percent(one["same_category"]),
+            format_fixed(one["spearman"]),
+            format_fixed(one["difference"]),
         )
         for one in twos
     ]
     head = (f"two {axis}", "pairs", "same category", "rho of gaps", "mean |difference|")
-    return table(head, rows)
+    return format_table(head, rows)
 
 
 def _outliers(outliers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [
         (
             one["teacher"],
-            interval(one["without"]["gap"], signed=True),
-            interval(one["without"]["category"], signed=True),
-            interval(one["bias"], signed=True),
-            fixed(one["spearman"]),
+            format_interval(one["without"]["gap"], signed=True),
+            format_interval(one["without"]["category"], signed=True),
+            format_interval(one["bias"], signed=True),
+            format_fixed(one["spearman"]),
         )
         for one in outliers
     ]
@@ -183,7 +195,7 @@ def _outliers(outliers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "teacher", "alpha of gaps without it", "of categories", "its gap less the others'",
         "rho with each other",
     )  # fmt: skip
-    yield from table(head, rows)
+    yield from format_table(head, rows)
     odd = [one["teacher"] for one in outliers if one["stands_out"]]
     if len(outliers) > 2:
         yield f"stands out: {', '.join(odd)}" if odd else "no teacher stands out"
@@ -194,14 +206,15 @@ def _splits(splits: Mapping[str, Any]) -> Iterator[str]:
         yield "no pair was read by two teachers"
         return
     yield (
-        f"of {number_of(splits['of'], 'pair')} that several teachers read, "
-        f"{percent(splits['apart'])} have gaps 0.5 or more apart, {percent(splits['no_majority'])} "
+        f"of {count_noun(splits['of'], 'pair')} that several teachers read, "
+        f"{format_percent(splits['apart'])} have gaps 0.5 or more apart, "
+        f"{format_percent(splits['no_majority'])} "
         "no category of most teachers"
     )
     rows = [
         (
             _name(one),
-            fixed(one["spread"]),
+            format_fixed(one["spread"]),
             ", ".join(
                 f"{who} {said['gap']:.2f} {said['category']}" for who, said in one["said"].items()
             ),
@@ -210,7 +223,7 @@ def _splits(splits: Mapping[str, Any]) -> Iterator[str]:
         if one["spread"]
     ]
     if rows:
-        yield from table(("pairs that split the panel", "spread", "gap and category"), rows)
+        yield from format_table(("pairs that split the panel", "spread", "gap and category"), rows)
 
 
 def _name(one: Mapping[str, Any]) -> str:
@@ -229,7 +242,7 @@ def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator
     yield f"A  {one}"
     yield f"B  {other}"
     yield (
-        f"{number_of(pairs['compared'], 'pair')} with a beta in both (only in A: "
+        f"{count_noun(pairs['compared'], 'pair')} with a beta in both (only in A: "
         f"{pairs['only_one'] + pairs['beta_only_one']}, only in B: "
         f"{pairs['only_other'] + pairs['beta_only_other']})"
     )
@@ -242,51 +255,51 @@ def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator
     if not found["same_annotations"]:
         yield "they were made from different annotations"
     yield ""
-    yield from table(
+    yield from format_table(
         ("beta", "mean", "std", "min", "max"),
         [
-            (name, *(fixed(found[side][what], 4) for what in ("mean", "std", "min", "max")))
+            (name, *(format_fixed(found[side][what], 4) for what in ("mean", "std", "min", "max")))
             for name, side in (("A", "one"), ("B", "other"))
         ],
     )
     yield ""
-    yield f"Pearson   {interval(found['pearson'], 3)}"
-    yield f"Spearman  {interval(found['spearman'], 3)}"
-    yield f"shift     {interval(found['shift'], 4, signed=True)} (mean of B less A)"
-    mean, largest = fixed(found["distance"], 4), fixed(found["largest"], 4)
+    yield f"Pearson   {format_interval(found['pearson'], 3)}"
+    yield f"Spearman  {format_interval(found['spearman'], 3)}"
+    yield f"shift     {format_interval(found['shift'], 4, signed=True)} (mean of B less A)"
+    mean, largest = format_fixed(found["distance"], 4), format_fixed(found["largest"], 4)
     yield f"distance  {mean} (mean), {largest} (largest)"
     yield ""
-    yield from table(
+    yield from format_table(
         ("category", "pairs", "A", "B", "shift", "Spearman"),
         [
             (
                 row["category"],
                 str(row["pairs"]),
-                fixed(row["one"], 4),
-                fixed(row["other"], 4),
-                fixed(row["shift"], 4, signed=True),
-                fixed(row["spearman"], 3),
+                format_fixed(row["one"], 4),
+                format_fixed(row["other"], 4),
+                format_fixed(row["shift"], 4, signed=True),
+                format_fixed(row["spearman"], 3),
             )
             for row in found["categories"]
         ],
     )
     if found["movers"]:
         yield ""
-        yield from table(
+        yield from format_table(
             ("moved most", "category", "A", "B", "shift"),
             [
                 (
                     _name(row),
                     row["category"],
-                    fixed(row["one"], 4),
-                    fixed(row["other"], 4),
-                    fixed(row["shift"], 4, signed=True),
+                    format_fixed(row["one"], 4),
+                    format_fixed(row["other"], 4),
+                    format_fixed(row["shift"], 4, signed=True),
                 )
                 for row in found["movers"]
             ],
         )
     yield ""
-    yield intervals_hold(found["draws"])
+    yield intervals_reliable(found["draws"])
 
 
 def _plain(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.inference.endpoint import Teacher, sampling_of, teacher_of
+from sp2dpo.inference.endpoint import Endpoint, parse_endpoint, parse_sampling
 from sp2dpo.settings import check_keys, check_name, check_type, read_yaml
 
 OFFICIAL_MODEL = "gpt-4-1106-preview"
@@ -22,7 +22,7 @@ MARKS = ("m", "M")
 """What the judge answers: the output that it is shown first is called `m`, the other one `M`."""
 
 
-def load_judge(path: Path) -> Teacher:
+def load_judge(path: Path) -> Endpoint:
     """The judge in a YAML file: the entry of a teacher in a panel, `sampling` where it differs.
 
     Raises:
@@ -30,7 +30,7 @@ def load_judge(path: Path) -> Teacher:
         OSError: it cannot be read.
     """
     said = read_yaml(path)
-    judge = teacher_of({"sampling": SAMPLING, **said}, where=str(path), beside=path.parent)
+    judge = parse_endpoint({"sampling": SAMPLING, **said}, where=str(path), beside=path.parent)
     if not judge.sampling.get("logprobs"):
         raise ValueError(
             f"{path}: sampling: a judge needs `logprobs: true` and `top_logprobs`: AlpacaEval 2.0 "
@@ -39,13 +39,13 @@ def load_judge(path: Path) -> Teacher:
     return replace(judge, role="judge")
 
 
-def is_official(judge: Teacher) -> bool:
+def is_official(judge: Endpoint) -> bool:
     """Whether it is AlpacaEval 2.0's own judge, asked at its own host."""
     hosts = {urlsplit(url).hostname for url in judge.base_urls}
     return judge.model == OFFICIAL_MODEL and hosts == {OFFICIAL_HOST}
 
 
-def title(prompts: PromptSet, judge: Teacher, *, baseline: str, own_reference: bool) -> str:
+def title(prompts: PromptSet, judge: Endpoint, *, baseline: str, own_reference: bool) -> str:
     """What a table of these verdicts may be called: AlpacaEval 2.0 only where all of it is.
 
     Args:
@@ -90,7 +90,7 @@ class Student:
         system: a system message for every prompt; None for none.
     """
 
-    model: Teacher
+    model: Endpoint
     local: Local | None
     system: str | None
 
@@ -135,18 +135,18 @@ def load_student(path: Path) -> Student:
     if system is not None:
         check_type(where, "system", system, str)
     if "local" not in said:
-        model = teacher_of(said, where=where, beside=path.parent)
+        model = parse_endpoint(said, where=where, beside=path.parent)
         return Student(model=replace(model, role="student"), local=None, system=system)
     check_keys(where, said, required=("name", "model", "revision", "sampling", "local"))
     for key in ("name", "model"):
         check_name(where, key, said[key])
     check_type(where, "revision", said["revision"], (str, type(None)))
-    sampling = sampling_of(where, said["sampling"])
+    sampling = parse_sampling(where, said["sampling"])
     check_keys(
         f"{where}: sampling of a local model", sampling,
         required=("temperature", "max_tokens"), optional=LOCAL_SAMPLING,
     )  # fmt: skip
-    model = Teacher(
+    model = Endpoint(
         name=said["name"], model=said["model"], revision=said["revision"], base_urls=(),
         sampling=sampling, role="student",
     )  # fmt: skip

@@ -18,8 +18,8 @@ from typing import Any
 
 from sp2dpo.evaluation.models import Student
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.files import Journal, whole
-from sp2dpo.inference.chats import Chat, Outcome, ask_chats
+from sp2dpo.files import Journal, atomic_write
+from sp2dpo.inference.chats import Chat, ChatResult, ask_chats
 
 JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"
 
@@ -64,7 +64,7 @@ class Generation:
             for number in self.pending
         ]
 
-    def take_outcome(self, outcome: Outcome) -> None:
+    def take_outcome(self, outcome: ChatResult) -> None:
         """Takes in what came of a chat; a refused one is asked again by the next run."""
         reply = outcome.reply
         if reply is None:
@@ -107,28 +107,28 @@ class Generation:
             }
             for number, instruction in enumerate(self._prompts.instructions)
         ]
-        with whole(self._folder / OUTPUTS) as path:
+        with atomic_write(self._folder / OUTPUTS) as path:
             path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         ended = Counter(line.get("finish_reason") or "refused" for line in lines.values())
-        record = head_of(self._prompts, self._student) | {
+        record = read_header(self._prompts, self._student) | {
             "outputs": len(rows),
             "refused": len(refused),
             "empty": sum(not row["output"].strip() for row in rows),
             "ended": dict(sorted(ended.items())),
             "characters": sum(len(row["output"]) for row in rows) / len(rows),
         }
-        with whole(self._folder / RECORD) as path:
+        with atomic_write(self._folder / RECORD) as path:
             path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
         return record
 
 
-def head_of(prompts: PromptSet, student: Student) -> dict[str, Any]:
+def read_header(prompts: PromptSet, student: Student) -> dict[str, Any]:
     """What defines a generation."""
     return {"prompts": prompts.name, "prompts_hash": prompts.hash, **student.record()}
 
 
 @contextmanager
-def generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[Generation]:
+def open_generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[Generation]:
     """The folder of a generation, opened to be gone on with.
 
     Raises:
@@ -136,14 +136,14 @@ def generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[G
         OSError: it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder / JOURNAL, head_of(prompts, student)) as journal:
+    with Journal(folder / JOURNAL, read_header(prompts, student)) as journal:
         yield Generation(folder, prompts, student, journal)
 
 
-async def from_server(
+async def generate_from_server(
     running: Generation,
     student: Student,
-    take: Callable[[Outcome], None],
+    take: Callable[[ChatResult], None],
     *,
     stop: asyncio.Event,
     patience: float,
@@ -152,7 +152,7 @@ async def from_server(
 ) -> None:
     """Asks a student's server for all that is pending; see `chats.ask_chats`."""
 
-    def both(outcome: Outcome) -> None:
+    def both(outcome: ChatResult) -> None:
         running.take_outcome(outcome)
         take(outcome)
 

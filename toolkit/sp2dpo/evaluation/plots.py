@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sp2dpo.report import plots
-from sp2dpo.text import harmless
+from sp2dpo.text import escape_controls
 
 _COLOURS = {"win_rate": "#59636d", "length_controlled": "#2b5f94", "reward": "#2b5f94"}
 _WORDS = {"win_rate": "win rate", "length_controlled": "length-controlled win rate"}
@@ -50,12 +50,12 @@ def _rates(found: Mapping[str, Any]) -> Figure:
                 ends = [said["low"], said["high"]]
                 axes.plot(ends, [height, height], color=_COLOURS[kind], linewidth=2)
     axes.axvline(50, color="#1c2227", linewidth=0.8)
-    names = [harmless(one["name"]) for one in students]
+    names = [escape_controls(one["name"]) for one in students]
     axes.set_yticks(range(len(students)), names)
     axes.set_ylim(-0.6, len(students) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("% against the baseline, 95 % intervals")
-    axes.set_title(harmless(found["title"]), fontsize=10, loc="left")
+    axes.set_title(escape_controls(found["title"]), fontsize=10, loc="left")
     axes.grid(axis="x")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -73,7 +73,9 @@ def _sweep(found: Mapping[str, Any]) -> Figure:
     ):
         _line(axes, found, kind)
         axes.set_ylabel(words)
-    figure.suptitle(f"{harmless(found['student'])}\n{harmless(found['title'])}", fontsize=10)
+    figure.suptitle(
+        f"{escape_controls(found['student'])}\n{escape_controls(found['title'])}", fontsize=10
+    )
     return figure
 
 

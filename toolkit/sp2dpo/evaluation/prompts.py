@@ -75,11 +75,11 @@ def read_prompts(text: str) -> PromptSet:
     instructions = tuple(_instruction(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
     outputs = None
     if all("output" in row for row in rows):
-        outputs = tuple(output_of(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
+        outputs = tuple(parse_output(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
     return PromptSet(name=path.name, instructions=instructions, reference=outputs)
 
 
-def from_hub(file: str) -> Path:
+def download(file: str) -> Path:
     """A file of AlpacaEval's data set, from the Hub or its cache.
 
     Raises:
@@ -92,13 +92,15 @@ def from_hub(file: str) -> Path:
 
 
 def _alpaca_eval() -> PromptSet:
-    rows = read_rows(from_hub(ALPACA_EVAL_FILE))
+    rows = read_rows(download(ALPACA_EVAL_FILE))
     if len(rows) != ALPACA_EVAL_PROMPTS:
         raise ValueError(
             f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
             f"{ALPACA_EVAL_PROMPTS}"
         )
-    found = tuple(output_of(row, f"{ALPACA_EVAL_FILE}: row {n}") for n, row in enumerate(rows, 1))
+    found = tuple(
+        parse_output(row, f"{ALPACA_EVAL_FILE}: row {n}") for n, row in enumerate(rows, 1)
+    )
     return PromptSet(
         name=ALPACA_EVAL, instructions=tuple(one.instruction for one in found), reference=found
     )
@@ -131,7 +133,7 @@ def _instruction(row: dict[str, Any], where: str) -> str:
     raise ValueError(f"{where}: no `instruction` (or `prompt`) that is a text with words in it")
 
 
-def output_of(row: dict[str, Any], where: str) -> Output:
+def parse_output(row: dict[str, Any], where: str) -> Output:
     """The output in a row.
 
     Raises:
@@ -156,14 +158,14 @@ def read_outputs(path: Path) -> list[Output]:
     file = path / "outputs.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; is the generation finished?")
-    found = [output_of(row, f"{file}: row {n}") for n, row in enumerate(read_rows(file), 1)]
+    found = [parse_output(row, f"{file}: row {n}") for n, row in enumerate(read_rows(file), 1)]
     names = sorted({one.generator for one in found})
     if len(names) > 1:
         raise ValueError(f"{file}: outputs of several models: {', '.join(names)}; split the file")
     return found
 
 
-def in_order(
+def order_rows(
     prompts: PromptSet, outputs: Iterable[Output], where: str
 ) -> tuple[list[Output], bool]:
     """Outputs in the order of the prompts, one for each.

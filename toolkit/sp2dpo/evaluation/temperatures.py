@@ -14,18 +14,18 @@ import numpy as np
 
 from sp2dpo.evaluation.prompts import Output
 from sp2dpo.evaluation.text import columns, interval
-from sp2dpo.files import whole
+from sp2dpo.files import atomic_write
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SWEEP, REWARDS = "sweep.json", "rewards.json"
 
 
-def folder_of(out: Path, temperature: float) -> Path:
+def temperature_folder(out: Path, temperature: float) -> Path:
     """Where the outputs at a temperature are."""
     return out / f"temperature-{temperature:g}"
 
 
-def at_temperature(
+def with_temperature(
     temperature: float,
     outputs: Sequence[Output],
     *,
@@ -56,13 +56,13 @@ def at_temperature(
         "temperature": temperature,
         "length": float(np.mean([len(one.output) for one in outputs])),
         "empty": sum(not one.output.strip() for one in outputs),
-        "reward": None if rewards is None else mean(rewards, draws=draws, seed=seed),
-        "win_rate": None if won is None else mean(won, draws=draws, seed=seed),
+        "reward": None if rewards is None else mean_rewards(rewards, draws=draws, seed=seed),
+        "win_rate": None if won is None else mean_rewards(won, draws=draws, seed=seed),
         "unscored": None if preferences is None else len(preferences) - len(won or []),
     }
 
 
-def mean(values: Sequence[float], *, draws: int, seed: int) -> dict[str, float | None]:
+def mean_rewards(values: Sequence[float], *, draws: int, seed: int) -> dict[str, float | None]:
     """A mean with the bootstrap's 95 % interval."""
     if not len(values):
         return {"value": None, "low": None, "high": None}
@@ -74,11 +74,11 @@ def mean(values: Sequence[float], *, draws: int, seed: int) -> dict[str, float |
 
 def write_sweep(out: Path, found: Mapping[str, Any]) -> None:
     """Writes sweep.json."""
-    with whole(out / SWEEP) as path:
+    with atomic_write(out / SWEEP) as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def sweep_lines(found: Mapping[str, Any]) -> list[str]:
     """The sweep as a table."""
     rows = [["temperature", "reward", "win rate", "characters", "empty", "unscored"]]
     for one in found["temperatures"]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sp2dpo.evaluation.winrates import notes
+from sp2dpo.evaluation.winrates import comparison_notes
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     """A table and what has to be said of it.
 
     Args:
@@ -33,7 +33,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"95 % intervals: {found['draws']} bootstrap samples of the prompts"
         + (", the regression refitted to each" if found["length_controlled"] else "")
     )
-    return said + [f"NOTE: {note}" for note in notes(found)]
+    return said + [f"NOTE: {note}" for note in comparison_notes(found)]
 
 
 def columns(rows: list[list[str]]) -> list[str]:

@@ -23,9 +23,9 @@ import yaml
 
 from sp2dpo.evaluation.models import MARKS
 from sp2dpo.evaluation.prompts import Output
-from sp2dpo.files import Journal, whole
-from sp2dpo.inference.chats import Chat, Outcome
-from sp2dpo.inference.client import TeacherError
+from sp2dpo.files import Journal, atomic_write
+from sp2dpo.inference.chats import Chat, ChatResult
+from sp2dpo.inference.client import EndpointError
 
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 """AlpacaEval 2.0's: one verdict, no reasoning."""
@@ -35,11 +35,11 @@ _HOPELESS = 20
 """A judge that has sent so many replies without log-probabilities is not asked on."""
 
 
-class NoPackage(ValueError):
+class AlpacaEvalMissing(ValueError):
     """The package is not installed."""
 
 
-def package() -> Any:
+def import_alpaca_eval() -> Any:
     """`alpaca_eval`, its log kept down to what matters.
 
     Raises:
@@ -51,14 +51,14 @@ def package() -> Any:
             import alpaca_eval.annotators  # noqa: PLC0415 - optional, and slow to import
             import alpaca_eval.utils  # noqa: PLC0415
     except ImportError as error:
-        raise NoPackage(
+        raise AlpacaEvalMissing(
             f"judging needs alpaca_eval ({error}): pip install 'sp2dpo[eval]'"
         ) from error
     logging.getLogger().setLevel(logging.CRITICAL)
     return alpaca_eval
 
 
-def harmless_marks(text: str) -> str:
+def escape_chat_marks(text: str) -> str:
     """The text with marks of the judge's chat taken apart."""
     for mark in CHAT_MARKS:
         text = text.replace(mark, mark.replace("<|", "<| "))
@@ -99,18 +99,18 @@ class Verdicts:
             for one in (*self._reference, *self._outputs)
             for text in (one.instruction, one.output)
         ]
-        return sum(harmless_marks(text) != text for text in texts)
+        return sum(escape_chat_marks(text) != text for text in texts)
 
     def chats(self) -> list[Chat]:
         """What is to be asked of the judge."""
-        turn = package().utils.prompt_to_chatml
+        turn = import_alpaca_eval().utils.prompt_to_chatml
         return [
             Chat(key=key, messages=turn(prompt))
             for key, prompt in {_key(prompt): prompt for prompt in self._prompts}.items()
             if not self._journal.lines.get(key, {}).get("logprobs")
         ]
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: ChatResult) -> None:
         """Keeps what came of a chat.
 
         Raises:
@@ -124,7 +124,7 @@ class Verdicts:
         self._heard += 1
         self._weighed += bool(reply.logprobs)
         if not self._weighed and self._heard >= min(_HOPELESS, len(self._prompts)):
-            raise TeacherError(
+            raise EndpointError(
                 f"judge {self._judge}: none of its first {self._heard} replies comes with "
                 "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: take a server "
                 "that sends `top_logprobs` (vLLM does)"
@@ -171,8 +171,8 @@ class Verdicts:
         shown = [
             [
                 {
-                    "instruction": harmless_marks(one.instruction),
-                    "output": harmless_marks(one.output),
+                    "instruction": escape_chat_marks(one.instruction),
+                    "output": escape_chat_marks(one.output),
                     "generator": one.generator,
                 }
                 for one in side
@@ -208,7 +208,7 @@ class _Collected(Exception):
 
 def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> Any:
     """AlpacaEval's annotator, with other completions."""
-    alpaca = package()
+    alpaca = import_alpaca_eval()
     base = Path(alpaca.constants.EVALUATORS_CONFIG_DIR)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "judge", "configs.yaml")
@@ -252,7 +252,7 @@ ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class EvaluationResult:
     """The verdicts on one set of outputs.
 
     Attributes:
@@ -276,19 +276,19 @@ class Result:
 def write_result(folder: Path, annotations: Sequence[Mapping[str, Any]], record: Any) -> None:
     """Writes annotations.json and, last of all, evaluation.json."""
     for name, said in ((ANNOTATIONS, annotations), (RECORD, record)):
-        with whole(folder / name) as path:
+        with atomic_write(folder / name) as path:
             text = json.dumps(said, ensure_ascii=False, indent=1)
             path.write_text(text + "\n", encoding="utf-8")
 
 
-def read_result(folder: Path) -> Result:
+def read_result(folder: Path) -> EvaluationResult:
     """What `write_result` wrote.
 
     Raises:
         ValueError: it is something else.
         OSError: it cannot be read.
     """
-    package()
+    import_alpaca_eval()
     import pandas as pd  # noqa: PLC0415 - comes with alpaca_eval
 
     if not (folder / RECORD).is_file():
@@ -302,4 +302,4 @@ def read_result(folder: Path) -> Result:
             raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: no result of ours: {error}") from error
-    return Result(student=student, folder=folder, record=record, table=table)
+    return EvaluationResult(student=student, folder=folder, record=record, table=table)

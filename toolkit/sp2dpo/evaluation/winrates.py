@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sp2dpo.evaluation.prompts import from_hub
-from sp2dpo.evaluation.verdicts import Result, package
+from sp2dpo.evaluation.prompts import download
+from sp2dpo.evaluation.verdicts import EvaluationResult, import_alpaca_eval
 
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
@@ -31,14 +31,14 @@ def _unwatched(items: Iterable[int], what: str, of: int) -> Iterable[int]:
     return items
 
 
-def needs_gamed() -> None:
+def download_gamed() -> None:
     """Fetches what the length-controlled rate is fitted with, before it is needed.
 
     Raises:
         OSError: neither the Hub nor its cache has it; the message says what to do.
     """
     try:
-        from_hub(GAMED)
+        download(GAMED)
     except OSError as error:
         raise OSError(
             f"{error}; without it there is no length-controlled rate: give --no-length-control for "
@@ -46,7 +46,7 @@ def needs_gamed() -> None:
         ) from error
 
 
-def rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
+def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     """Win rates of annotations, in percent, as alpaca_eval computes them.
 
     Args:
@@ -56,7 +56,7 @@ def rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     Returns:
         win_rate and, where it is fitted, length_controlled; NaN where no row has a verdict.
     """
-    metrics = package().metrics
+    metrics = import_alpaca_eval().metrics
     scored = table["preference"].notna()
     if not scored.any():
         return dict.fromkeys(RATES if length_controlled else RATES[:1], float("nan"))
@@ -73,8 +73,8 @@ def rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     }
 
 
-def compared(
-    results: Sequence[Result],
+def compare_students(
+    results: Sequence[EvaluationResult],
     *,
     draws: int,
     seed: int,
@@ -113,13 +113,13 @@ def compared(
                 )
     controlled = bool(first["length_controlled"]) and length_control
     if controlled:
-        needs_gamed()
+        download_gamed()
     names = list(dict.fromkeys(one.student for one in results))
     if against is not None and against not in names:
         raise ValueError(f"no result is of {against!r} (there are: {', '.join(names)})")
     groups = {name: [one for one in results if one.student == name] for name in names}
     point = {
-        name: [rates(one.table, length_controlled=controlled) for one in group]
+        name: [win_rates(one.table, length_controlled=controlled) for one in group]
         for name, group in groups.items()
     }
     drawn = _draws(groups, draws, seed, controlled, watch)
@@ -156,7 +156,7 @@ def compared(
 
 
 def _draws(
-    groups: Mapping[str, Sequence[Result]],
+    groups: Mapping[str, Sequence[EvaluationResult]],
     draws: int,
     seed: int,
     controlled: bool,
@@ -175,7 +175,7 @@ def _draws(
             for name, group in groups.items():
                 seeds = generator.integers(len(group), size=len(group))
                 some = [
-                    rates(group[place].table.iloc[rows], length_controlled=controlled)
+                    win_rates(group[place].table.iloc[rows], length_controlled=controlled)
                     for place in seeds
                 ]
                 for kind in kinds:
@@ -194,7 +194,7 @@ def _interval(value: float, samples: NDArray[np.float64]) -> dict[str, float | N
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
+def comparison_notes(found: Mapping[str, Any]) -> list[str]:
     """What has to be said aloud of a comparison."""
     said = []
     for one in found["students"]:
@@ -212,11 +212,11 @@ def notes(found: Mapping[str, Any]) -> list[str]:
                 f"control; its outputs are {longer:.2f} times as long as the baseline's"
             )
         if one["difference"]:
-            said += _of_difference(one, found["against"])
+            said += _difference_notes(one, found["against"])
     return said
 
 
-def _of_difference(one: Mapping[str, Any], against: str) -> list[str]:
+def _difference_notes(one: Mapping[str, Any], against: str) -> list[str]:
     plain, controlled = (one["difference"].get(kind) for kind in RATES)
     said = []
     if controlled and (plain["value"] or 0) > 0 > (controlled["value"] or 0):

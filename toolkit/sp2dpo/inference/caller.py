@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import tenacity
 
-from sp2dpo.inference.client import Client, Declined, Reply, TeacherError, Unavailable
+from sp2dpo.inference.client import Client, Declined, EndpointError, Reply, Unavailable
 from sp2dpo.inference.replicas import Replica, Replicas
 
 _POISONED = 10
@@ -26,12 +26,12 @@ Messages = list[dict[str, str]]
 Answer = TypeVar("Answer")
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The run is to end; what has not been sent stays pending."""
 
 
 @dataclass(kw_only=True)
-class Place:
+class Route:
     """Where requests that begin alike go: to one replica, until it fails.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class _Trouble:
+class _Failures:
     """A request that has failed.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Trouble:
     alone: bool = False
 
 
-class Calling:
+class Caller:
     """One model, to be called on all its replicas.
 
     Attributes:
@@ -99,7 +99,7 @@ class Calling:
         self._silent_since: float | None = None
 
     @property
-    def most(self) -> int:
+    def max_requests(self) -> int:
         """Requests that may ever be in flight, all replicas together."""
         return self._client.teacher.max_in_flight * len(self._urls)
 
@@ -124,11 +124,11 @@ class Calling:
         self.context = min(known) if known else None
         return [f"{error}; the other replicas are asked meanwhile" for error in away]
 
-    def place(self, key: str) -> Place:
+    def route(self, key: str) -> Route:
         """Where requests with this key begin."""
-        return Place(key=key, replica=self._replicas.of(key))
+        return Route(key=key, replica=self._replicas.pick(key))
 
-    async def ask(self, messages: Messages, attempt: int, place: Place) -> Reply:
+    async def ask(self, messages: Messages, attempt: int, place: Route) -> Reply:
         """Sends a chat until it is answered, with backoff and jitter.
 
         Raises:
@@ -137,11 +137,11 @@ class Calling:
             Unavailable: this request fails for good, while others are answered.
             TeacherError: nothing was answered for too long, or we are refused.
         """
-        reply = await self.patiently(lambda url: self._client.ask(url, messages, attempt), place)
+        reply = await self.retry(lambda url: self._client.ask(url, messages, attempt), place)
         self.known_good = messages
         return reply
 
-    async def patiently(self, send: Callable[[str], Awaitable[Answer]], place: Place) -> Answer:
+    async def retry(self, send: Callable[[str], Awaitable[Answer]], place: Route) -> Answer:
         """Sends anything until there is an answer; raises as `ask`.
 
         Args:
@@ -153,12 +153,12 @@ class Calling:
         except Unavailable as error:
             if self._silence() > self._patience:
                 raise self._outage(error) from error
-            trouble = _Trouble(failures=_counts(error), last=time.monotonic())
+            trouble = _Failures(failures=_counts(error), last=time.monotonic())
             asked = error.wait
         retry = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=_backoff,
-            stop=lambda _: self._silence() > self._patience or _is_poisoned(trouble),
+            stop=lambda _: self._silence() > self._patience or _always_fails(trouble),
             sleep=self._pause,
             reraise=True,
         )
@@ -167,18 +167,18 @@ class Calling:
             return await retry(self._again, send, place, trouble)
         except Unavailable as error:
             # One that is told to wait for ever, while another is answered, is refused as well.
-            if _is_poisoned(trouble) or (not _counts(error) and await self._probe(place)):
+            if _always_fails(trouble) or (not _counts(error) and await self._probe(place)):
                 raise
             raise self._outage(error) from error
 
-    def _outage(self, last: Unavailable) -> TeacherError:
-        return TeacherError(
+    def _outage(self, last: Unavailable) -> EndpointError:
+        return EndpointError(
             f"{last}; nothing came for {self._silence():.0f} s. What came before is stored: start "
             "the server again and give the same command, or wait longer with --patience"
         )
 
     async def _again(
-        self, send: Callable[[str], Awaitable[Answer]], place: Place, trouble: _Trouble
+        self, send: Callable[[str], Awaitable[Answer]], place: Route, trouble: _Failures
     ) -> Answer:
         try:
             return await self._send(send, place)
@@ -190,7 +190,7 @@ class Calling:
                 await self._probe(place)  # the next failure tells
             raise
 
-    async def _probe(self, place: Place) -> bool:
+    async def _probe(self, place: Route) -> bool:
         """Asks once more what was answered before: is it the request that fails, or the server?"""
         good = self.known_good
         if good is None:
@@ -201,26 +201,26 @@ class Calling:
             return False
         return True
 
-    async def _send(self, send: Callable[[str], Awaitable[Answer]], place: Place) -> Answer:
+    async def _send(self, send: Callable[[str], Awaitable[Answer]], place: Route) -> Answer:
         """Sends once, when the replica has room for it; elsewhere if it goes down meanwhile."""
         while True:
             replica = place.replica
             await replica.limit.acquire()
             if replica.may_be_asked(time.monotonic()):
                 break
-            place.replica = self._replicas.another(place.key, than=replica)
+            place.replica = self._replicas.pick_other(place.key, than=replica)
             if place.replica is replica:
                 break
             replica.limit.release()
         started = time.monotonic()
         try:
             if self._stop.is_set():
-                raise Stopped
+                raise StopRequested
             answer = await send(replica.url)
         except Unavailable as error:
             self._failed(replica, error)
             if error.reason != "http-429":
-                place.replica = self._replicas.another(place.key, than=replica)
+                place.replica = self._replicas.pick_other(place.key, than=replica)
             raise
         except Declined:
             replica.answered()
@@ -256,13 +256,13 @@ class Calling:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
         if self._stop.is_set():
-            raise Stopped
+            raise StopRequested
 
 
 _exponential = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 1)
 
 
-def _is_poisoned(trouble: _Trouble) -> bool:
+def _always_fails(trouble: _Failures) -> bool:
     return trouble.failures >= _POISONED and trouble.alone
 
 

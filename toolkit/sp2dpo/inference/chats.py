@@ -6,11 +6,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from sp2dpo.inference.caller import Calling, Messages, Stopped
+from sp2dpo.inference.caller import Caller, Messages, StopRequested
 from sp2dpo.inference.client import Client, Declined, Reply, Unavailable, open_session
-from sp2dpo.inference.endpoint import Teacher
-from sp2dpo.inference.servers import serving
-from sp2dpo.interrupts import first_failure, unless
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.servers import start_servers
+from sp2dpo.interrupts import first_failure, wait_unless_stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ChatResult:
     """What came of a chat.
 
     Attributes:
@@ -43,12 +43,12 @@ class Outcome:
     detail: str | None = None
 
 
-Take = Callable[[Outcome], None]
+Take = Callable[[ChatResult], None]
 """Is handed every outcome, as it comes."""
 
 
 async def ask_chats(
-    model: Teacher,
+    model: Endpoint,
     chats: Iterable[Chat],
     take: Take,
     *,
@@ -77,7 +77,7 @@ async def ask_chats(
         session = await stack.enter_async_context(open_session())
         urls, excused, servers = model.base_urls, (lambda: False), None
         if model.serve is not None:
-            started = serving(
+            started = start_servers(
                 model.name,
                 model.model,
                 model.revision,
@@ -86,11 +86,11 @@ async def ask_chats(
                 say=say,
                 hidden=[model.api_key_env] if model.api_key_env else (),
             )
-            servers = await unless(stop, stack.enter_async_context(started))
+            servers = await wait_unless_stopped(stop, stack.enter_async_context(started))
             if servers is None:
                 return
             urls, excused = servers.urls, servers.are_starting
-        calling = Calling(
+        calling = Caller(
             Client(session, model, None), urls, patience=patience, stop=stop, excused=excused
         )
         for line in await calling.check():
@@ -105,8 +105,8 @@ async def ask_chats(
             raise first_failure(failures) from None
 
 
-async def _all(calling: Calling, chats: Iterable[Chat], take: Take, stop: asyncio.Event) -> None:
-    begun = asyncio.Semaphore(calling.most)
+async def _all(calling: Caller, chats: Iterable[Chat], take: Take, stop: asyncio.Event) -> None:
+    begun = asyncio.Semaphore(calling.max_requests)
     async with asyncio.TaskGroup() as group:
         for chat in chats:
             await begun.acquire()
@@ -116,14 +116,14 @@ async def _all(calling: Calling, chats: Iterable[Chat], take: Take, stop: asynci
             task.add_done_callback(lambda _: begun.release())
 
 
-async def _one(calling: Calling, chat: Chat, take: Take) -> None:
+async def _one(calling: Caller, chat: Chat, take: Take) -> None:
     try:
-        reply = await calling.ask(chat.messages, 0, calling.place(chat.key))
-    except Stopped:
+        reply = await calling.ask(chat.messages, 0, calling.route(chat.key))
+    except StopRequested:
         return
     except Declined as error:
-        take(Outcome(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error)))
+        take(ChatResult(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error)))
     except Unavailable as error:
-        take(Outcome(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
+        take(ChatResult(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
     else:
-        take(Outcome(key=chat.key, reply=reply))
+        take(ChatResult(key=chat.key, reply=reply))

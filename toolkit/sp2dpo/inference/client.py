@@ -11,15 +11,15 @@ from typing import Any
 
 import aiohttp
 
-from sp2dpo.inference.endpoint import Teacher
-from sp2dpo.text import brief
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.text import shorten
 
 
-class TeacherError(OSError):
+class EndpointError(OSError):
     """A teacher that cannot be asked: the run stops, and nothing is recorded for the request."""
 
 
-class Unavailable(TeacherError):
+class Unavailable(EndpointError):
     """A fault that may pass: overload, an error of the server, a lost connection, a time-out.
 
     Attributes:
@@ -82,7 +82,7 @@ class Reply:
     logprobs: list[Any] | None = None
 
 
-def parsed(teacher: Teacher, body: bytes) -> dict[str, Any]:
+def parse_body(teacher: Endpoint, body: bytes) -> dict[str, Any]:
     """The JSON object of an answer.
 
     Raises:
@@ -91,18 +91,18 @@ def parsed(teacher: Teacher, body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _no_answer(teacher, body) from error
+        raise _unreadable(teacher, body) from error
     if not isinstance(said, dict):
-        raise _no_answer(teacher, body)
+        raise _unreadable(teacher, body)
     return said
 
 
-def _no_answer(teacher: Teacher, body: bytes) -> Unavailable:
-    text = f"{teacher.label}: not an answer: {brief_of(body)}"
+def _unreadable(teacher: Endpoint, body: bytes) -> Unavailable:
+    text = f"{teacher.label}: not an answer: {shorten_body(body)}"
     return Unavailable(text, reason="no-answer")
 
 
-def reply_of(teacher: Teacher, said: dict[str, Any], seconds: float | None) -> Reply:
+def parse_reply(teacher: Endpoint, said: dict[str, Any], seconds: float | None) -> Reply:
     """What a chat completion says.
 
     Args:
@@ -119,17 +119,17 @@ def reply_of(teacher: Teacher, said: dict[str, Any], seconds: float | None) -> R
         usage = said.get("usage") or {}
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         return Reply(
-            text=storable(str(text)),
+            text=escape_surrogates(str(text)),
             finish_reason=_text(choice.get("finish_reason")),
             model=_text(said.get("model")),
-            prompt_tokens=count_of(usage.get("prompt_tokens")),
-            completion_tokens=count_of(usage.get("completion_tokens")),
-            cached_tokens=count_of(cached),
+            prompt_tokens=parse_count(usage.get("prompt_tokens")),
+            completion_tokens=parse_count(usage.get("completion_tokens")),
+            cached_tokens=parse_count(cached),
             seconds=seconds,
             logprobs=_logprobs(choice),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        brief = brief_of(json.dumps(said).encode())
+        brief = shorten_body(json.dumps(said).encode())
         text = f"{teacher.label}: not a chat completion: {brief}"
         raise Unavailable(text, reason="no-answer") from error
 
@@ -141,7 +141,7 @@ def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
     return content if isinstance(content, list) else None
 
 
-def storable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """The text with halves of surrogate pairs written as escapes: no file takes them as they are.
 
     A reply that holds one is refused all the same: the escape stands for the half in JSON too.
@@ -150,17 +150,17 @@ def storable(text: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return storable(value) if isinstance(value, str) else None
+    return escape_surrogates(value) if isinstance(value, str) else None
 
 
-def count_of(value: Any) -> int | None:
+def parse_count(value: Any) -> int | None:
     """A number of tokens; None for what cannot be one."""
     return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
-def brief_of(body: bytes) -> str:
+def shorten_body(body: bytes) -> str:
     """The beginning of an answer, for a message."""
-    return brief(body.decode(errors="replace"))
+    return shorten(body.decode(errors="replace"))
 
 
 _LONGEST_WAIT = 300.0
@@ -176,8 +176,8 @@ def open_session() -> aiohttp.ClientSession:
     )
 
 
-def body(
-    teacher: Teacher, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
+def request_body(
+    teacher: Endpoint, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
 ) -> dict[str, Any]:
     """What is sent for one reply.
 
@@ -201,7 +201,7 @@ class Client:
     """One teacher, to be asked over HTTP at any of its addresses."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, teacher: Teacher, schema: dict[str, Any] | None
+        self, session: aiohttp.ClientSession, teacher: Endpoint, schema: dict[str, Any] | None
     ) -> None:
         self.teacher = teacher
         self._session = session
@@ -231,7 +231,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
             raise Unavailable(
                 f"{teacher.label}: nothing answers at {url} "
-                f"({_said(error)}); start its server or correct base_url",
+                f"({_describe(error)}); start its server or correct base_url",
                 reason="no-answer",
                 lost=True,
             ) from error
@@ -241,16 +241,16 @@ class Client:
         if status not in (400, 413, 422):
             _check_status(teacher, status, answer)
         if status != 200:
-            raise TeacherError(f"{teacher.label}: {said}: {brief_of(answer)}")
-        listed = parsed(teacher, answer).get("data")
+            raise EndpointError(f"{teacher.label}: {said}: {shorten_body(answer)}")
+        listed = parse_body(teacher, answer).get("data")
         models = (
             [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         )
         for model in models:
             if model.get("id") == teacher.model:
-                return count_of(model.get("max_model_len"))
+                return parse_count(model.get("max_model_len"))
         named = ", ".join(str(model.get("id")) for model in models)
-        raise TeacherError(
+        raise EndpointError(
             f"{teacher.label}: the server at {url} does not serve "
             f"{teacher.model}; it serves {named or 'nothing'}"
         )
@@ -269,7 +269,7 @@ class Client:
         if status != 200:
             return None
         try:
-            return count_of(json.loads(answer)["count"])
+            return parse_count(json.loads(answer)["count"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -287,16 +287,18 @@ class Client:
         _check_status(self.teacher, status, answer)
         if status != 200:
             raise Unavailable(
-                f"{self.teacher.label}: HTTP {status}: {brief_of(answer)}",
+                f"{self.teacher.label}: HTTP {status}: {shorten_body(answer)}",
                 reason=f"http-{status}",
                 overloaded=status in (429, 503),
                 wait=wait,
             )
-        return reply_of(self.teacher, parsed(self.teacher, answer), time.monotonic() - started)
+        return parse_reply(
+            self.teacher, parse_body(self.teacher, answer), time.monotonic() - started
+        )
 
     def _after_messages(self, attempt: int) -> bytes:
         if attempt not in self._rest:
-            said = body(self.teacher, [], self._schema, attempt)
+            said = request_body(self.teacher, [], self._schema, attempt)
             del said["messages"]
             self._rest[attempt] = b"," + json.dumps(said).encode()[1:]
         return self._rest[attempt]
@@ -311,7 +313,7 @@ class Client:
                 return response.status, await response.read(), wait
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise Unavailable(
-                f"{self.teacher.label}: {_said(error)}",
+                f"{self.teacher.label}: {_describe(error)}",
                 reason="no-answer",
                 overloaded=isinstance(error, TimeoutError),
                 lost=True,
@@ -330,24 +332,24 @@ def _seconds(said: str) -> float:
         return 0.0
 
 
-def _check_status(teacher: Teacher, status: int, body: bytes) -> None:
+def _check_status(teacher: Endpoint, status: int, body: bytes) -> None:
     if status in (400, 413, 422):
-        raise Declined(status, brief_of(body))
+        raise Declined(status, shorten_body(body))
     if status in (401, 403):
         hint = (
             "set api_key_env in the panel" if teacher.api_key_env is None else "check its API key"
         )
-        raise TeacherError(
-            f"{teacher.label}: HTTP {status}, the server refuses us; {hint}: {brief_of(body)}"
+        raise EndpointError(
+            f"{teacher.label}: HTTP {status}, the server refuses us; {hint}: {shorten_body(body)}"
         )
     if status in (404, 405):
-        raise TeacherError(
+        raise EndpointError(
             f"{teacher.label}: HTTP {status}: wrong base_url or model "
-            f"({teacher.model}): {brief_of(body)}"
+            f"({teacher.model}): {shorten_body(body)}"
         )
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sp2dpo.inference.serve import Serve, serve_of
+from sp2dpo.inference.serve import Serve, parse_serve
 from sp2dpo.settings import check_keys, check_name, check_type
 from sp2dpo.text import canonical_json
 
@@ -35,7 +35,7 @@ class Price:
     currency: str = "USD"
 
 
-def price_of(said: Any, *, where: str) -> Price:
+def parse_price(said: Any, *, where: str) -> Price:
     """The price that a panel states for a teacher.
 
     Args:
@@ -122,7 +122,7 @@ _SAMPLING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class Endpoint:
     """A model that annotates, behind an OpenAI-compatible server.
 
     Attributes:
@@ -188,7 +188,7 @@ class Teacher:
         return key
 
 
-def teacher_of(said: Any, *, where: str, beside: Path) -> Teacher:
+def parse_endpoint(said: Any, *, where: str, beside: Path) -> Endpoint:
     """The entry of a model that is asked, as a panel says it.
 
     Args:
@@ -220,15 +220,17 @@ def teacher_of(said: Any, *, where: str, beside: Path) -> Teacher:
     if ("base_url" in said) == ("serve" in said):
         raise ValueError(f"{where}: say either base_url, where its server is, or serve")
     serve = (
-        serve_of(said["serve"], where=f"{where}: serve", beside=beside) if "serve" in said else None
+        parse_serve(said["serve"], where=f"{where}: serve", beside=beside)
+        if "serve" in said
+        else None
     )
-    price = price_of(said["price"], where=where) if "price" in said else None
-    return Teacher(
+    price = parse_price(said["price"], where=where) if "price" in said else None
+    return Endpoint(
         name=said["name"],
         model=said["model"],
         revision=said["revision"],
         base_urls=_base_urls(where, said["base_url"]) if "base_url" in said else (),
-        sampling=sampling_of(where, said["sampling"]),
+        sampling=parse_sampling(where, said["sampling"]),
         serve=serve,
         price=price,
         license=said.get("license"),
@@ -264,7 +266,7 @@ def _check_address(where: str, address: str) -> None:
         )
 
 
-def sampling_of(where: str, said: Any) -> dict[str, Any]:
+def parse_sampling(where: str, said: Any) -> dict[str, Any]:
     """The `sampling` of a model, checked.
 
     Raises:

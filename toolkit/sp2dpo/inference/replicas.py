@@ -406,7 +406,7 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._all)
 
-    def of(self, pair_id: str) -> Replica:
+    def pick(self, pair_id: str) -> Replica:
         """The replica that a pair which has not begun anywhere begins at.
 
         The pair's own; where that has no slot free, the next of which at least half the slots are
@@ -425,7 +425,7 @@ class Replicas:
         idle = (one for one in standing[1:] if 2 * one.limit.free >= one.limit.current)
         return next(idle, own)
 
-    def another(self, pair_id: str, than: Replica) -> Replica:
+    def pick_other(self, pair_id: str, than: Replica) -> Replica:
         """The next replica in the pair's order that is up, for a retry; `than` if there is none."""
         if len(self._all) == 1:
             return than

@@ -63,11 +63,11 @@ class Serve:
     @property
     def host(self) -> str:
         """Where the server is reached."""
-        said = value_of(self.args, "--host")
+        said = flag_value(self.args, "--host")
         return "127.0.0.1" if not said or said in _ANY else said
 
 
-def serve_of(said: Any, *, where: str, beside: Path) -> Serve:
+def parse_serve(said: Any, *, where: str, beside: Path) -> Serve:
     """The `serve` of a teacher, as a panel says it.
 
     Args:
@@ -129,7 +129,7 @@ def _contradictions(said: Mapping[str, Any]) -> list[str]:
     if gpus and "CUDA_VISIBLE_DEVICES" in said.get("env", {}):
         problems.append("gpus and CUDA_VISIBLE_DEVICES in env say the same: leave one out")
     for flag, reason in _REFUSED.items():
-        if names(said.get("args", []), flag):
+        if has_flag(said.get("args", []), flag):
             problems.append(f"args must not hold {flag}: {reason}")
     return problems
 
@@ -183,7 +183,7 @@ def _flag(word: str) -> str:
     return f"--{name.removeprefix('--no-')}" if name.startswith("--no-") else name
 
 
-def names(args: Sequence[str], flag: str) -> bool:
+def has_flag(args: Sequence[str], flag: str) -> bool:
     """Whether the arguments say anything about a flag."""
     return any(_is_for(word, flag) for word in args)
 
@@ -195,7 +195,7 @@ def _is_for(word: str, flag: str) -> bool:
     return name == flag or (len(name) > 3 and name[:2] == "--" and flag.startswith(name))
 
 
-def value_of(args: Sequence[str], flag: str) -> str | None:
+def flag_value(args: Sequence[str], flag: str) -> str | None:
     """What the last naming of a flag says, as `--flag=value` or as `--flag value`."""
     value = None
     for word, following in zip(args, [*args, None][1:], strict=True):

@@ -26,8 +26,8 @@ from typing import Any
 import aiohttp
 
 from sp2dpo.inference.serve import Serve, is_path
-from sp2dpo.inference.vllm import command, environment_variables, shown, warnings
-from sp2dpo.text import harmless
+from sp2dpo.inference.vllm import command_lines, environment_variables, vllm_command, warnings
+from sp2dpo.text import escape_controls
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 # What colours text or moves the cursor, and the titles of windows.
@@ -37,7 +37,7 @@ _LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class ServerTimeouts:
     """How patiently servers are treated; all but `failures` in seconds.
 
     Attributes:
@@ -82,7 +82,7 @@ class Server:
         port: int,
         log: Path,
         client: aiohttp.ClientSession,
-        pace: Pace,
+        pace: ServerTimeouts,
     ) -> None:
         self.label = label
         self.restarts = 0
@@ -243,7 +243,7 @@ class Server:
         lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
         # Of a line that was written over and over, such as a progress bar, the last state counts.
         last = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
-        return [harmless(line) for line in last if line][-count:]
+        return [escape_controls(line) for line in last if line][-count:]
 
 
 def _is_free(host: str, port: int, *, again: bool) -> bool:
@@ -260,7 +260,7 @@ def _is_free(host: str, port: int, *, again: bool) -> bool:
     return True
 
 
-USUAL = Pace()
+USUAL = ServerTimeouts()
 
 
 class ServerDied(OSError):
@@ -281,7 +281,7 @@ class Servers:
         serve: Serve,
         *,
         say: Callable[[str], None],
-        pace: Pace,
+        pace: ServerTimeouts,
     ) -> None:
         self.urls = tuple(server.url for server in servers)
         self._servers = servers
@@ -330,7 +330,7 @@ class Servers:
 
 
 @asynccontextmanager
-async def serving(
+async def start_servers(
     name: str,
     model: str,
     revision: str | None,
@@ -338,7 +338,7 @@ async def serving(
     *,
     log: Path,
     say: Callable[[str], None],
-    pace: Pace = USUAL,
+    pace: ServerTimeouts = USUAL,
     hidden: Collection[str] = (),
 ) -> AsyncIterator[Servers]:
     """Serves a teacher while the block lasts; its servers end with it, however this process ends.
@@ -363,15 +363,15 @@ async def serving(
     ports = _ports(serve)
     inherited = {name: text for name, text in os.environ.items() if name not in hidden}
     for line in warnings(serve):
-        say(harmless(f"WARNING: {name}: {line}"))
-    for line in shown(model, revision, serve, ports=ports):
-        say(harmless(f"starting {name}: {line}"))
+        say(escape_controls(f"WARNING: {name}: {line}"))
+    for line in command_lines(model, revision, serve, ports=ports):
+        say(escape_controls(f"starting {name}: {line}"))
     connector = aiohttp.TCPConnector(force_close=True)  # a server that is gone leaves no connection
     async with aiohttp.ClientSession(connector=connector) as client:
         servers = [
             Server(
                 name if serve.replicas == 1 else f"{name} (replica {replica})",
-                command(model, revision, serve, port=port),
+                vllm_command(model, revision, serve, port=port),
                 environment_variables(inherited, serve, replica=replica),
                 host=serve.host,
                 port=port,

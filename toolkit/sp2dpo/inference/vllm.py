@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from sp2dpo.inference.serve import Serve, is_path, names, turns_on, value_of
+from sp2dpo.inference.serve import Serve, flag_value, has_flag, is_path, turns_on
 
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -18,7 +18,7 @@ _PARALLEL = (
 _STRUCTURED_OUTPUTS = {"backend": "guidance", "disable_any_whitespace": True}
 
 
-def command(model: str, revision: str | None, serve: Serve, *, port: int) -> list[str]:
+def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -> list[str]:
     """The command that serves a teacher.
 
     Args:
@@ -45,12 +45,12 @@ def command(model: str, revision: str | None, serve: Serve, *, port: int) -> lis
     }
     if revision is not None and not is_path(loaded):
         ours |= {"--revision": revision, "--tokenizer-revision": revision}
-    if serve.gpus_each > 1 and not any(names(serve.args, flag) for flag in _PARALLEL):
+    if serve.gpus_each > 1 and not any(has_flag(serve.args, flag) for flag in _PARALLEL):
         ours["--tensor-parallel-size"] = str(serve.gpus_each)
     flags = [
         flag if value is None else f"{flag}={value}"
         for flag, value in ours.items()
-        if not names(serve.args, flag)
+        if not has_flag(serve.args, flag)
     ]
     return [str(serve.program), "serve", loaded, *flags, *serve.args]
 
@@ -71,7 +71,7 @@ def _own_variables(serve: Serve, replica: int) -> dict[str, str]:
     return {**said, **serve.env}
 
 
-def shown(
+def command_lines(
     model: str, revision: str | None, serve: Serve, *, ports: tuple[int, ...] | None = None
 ) -> list[str]:
     """One shell line for each replica, for a person to read; secrets among the variables hidden.
@@ -99,20 +99,20 @@ def _command_of(
     model: str, revision: str | None, serve: Serve, replica: int, ports: tuple[int, ...] | None
 ) -> list[str]:
     if ports is None and serve.port is None:
-        words = command(model, revision, serve, port=0)
+        words = vllm_command(model, revision, serve, port=0)
         return ["--port=PORT" if word == "--port=0" else word for word in words]
     port = ports[replica] if ports else (serve.port or 0) + replica
-    return command(model, revision, serve, port=port)
+    return vllm_command(model, revision, serve, port=port)
 
 
 def warnings(serve: Serve) -> list[str]:
     """What a person must not overlook before the command is run."""
     found = []
-    if names(serve.args, "--trust-remote-code") and turns_on(serve.args, "--trust-remote-code"):
+    if has_flag(serve.args, "--trust-remote-code") and turns_on(serve.args, "--trust-remote-code"):
         found.append("--trust-remote-code runs code that comes with the model, as you")
-    said = value_of(serve.args, "--host")
+    said = flag_value(serve.args, "--host")
     if said is not None and said not in _LOOPBACK:
         found.append(f"--host {said!r} offers the server to other computers, without a password")
-    if names(serve.args, "--config"):
+    if has_flag(serve.args, "--config"):
         found.append("--config reads more settings from a file that is not shown here")
     return found

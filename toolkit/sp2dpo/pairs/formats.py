@@ -9,18 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sp2dpo.pairs.pair import Message, Pair, normalised
+from sp2dpo.pairs.pair import Message, Pair, normalise
 
 _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 Turns = tuple[Message, ...]
 
 
-class Unreadable(ValueError):
+class NoPair(ValueError):
     """A row that holds no pair; the message says why."""
 
 
-def pair_of(row: Mapping[str, Any]) -> Pair:
+def parse_row(row: Mapping[str, Any]) -> Pair:
     """The pair that a row says.
 
     Args:
@@ -34,7 +34,7 @@ def pair_of(row: Mapping[str, Any]) -> Pair:
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
     prompt = row.get("prompt")
     if type(chosen) is not type(rejected):
-        raise Unreadable("chosen and rejected are of different kinds")
+        raise NoPair("chosen and rejected are of different kinds")
     if isinstance(chosen, str):
         parts = _from_texts(prompt, chosen, rejected)
     else:
@@ -42,32 +42,32 @@ def pair_of(row: Mapping[str, Any]) -> Pair:
     _check(*parts)
     tools = row.get("tools") or ()
     if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise Unreadable("tools is not a list")
+        raise NoPair("tools is not a list")
     return _with_id(Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=tuple(tools)))
 
 
 def _with_id(pair: Pair) -> Pair:
     """The pair, once it is sure that it has an id and that its responses differ."""
     try:
-        same = normalised(pair.chosen) == normalised(pair.rejected)
+        same = normalise(pair.chosen) == normalise(pair.rejected)
         _ = pair.id
     except UnicodeEncodeError:
-        raise Unreadable("holds half of a surrogate pair, not a character") from None
+        raise NoPair("holds half of a surrogate pair, not a character") from None
     except (TypeError, ValueError):
-        raise Unreadable("holds a value that JSON does not know") from None
+        raise NoPair("holds a value that JSON does not know") from None
     except RecursionError:
-        raise Unreadable("nested too deeply") from None
+        raise NoPair("nested too deeply") from None
     if same:
-        raise Unreadable("chosen equals rejected")
+        raise NoPair("chosen equals rejected")
     return pair
 
 
 def _column(row: Mapping[str, Any], name: str) -> str | Turns:
     if name not in row:
-        raise Unreadable(f"missing column {name}")
+        raise NoPair(f"missing column {name}")
     value = row[name]
     if value is None or (isinstance(value, str | Sequence) and not value):
-        raise Unreadable(f"empty {name}")
+        raise NoPair(f"empty {name}")
     return _text_or_turns(value, name)
 
 
@@ -76,19 +76,19 @@ def _text_or_turns(value: Any, name: str) -> str | Turns:
         _check_text(value, name)
         return value
     if not isinstance(value, Sequence):
-        raise Unreadable(f"{name} is neither text nor a list of messages")
+        raise NoPair(f"{name} is neither text nor a list of messages")
     return tuple(_turn(turn, name) for turn in value)
 
 
 def _turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise Unreadable(f"{name} holds something that is not a message with a role")
+        raise NoPair(f"{name} holds something that is not a message with a role")
     _check_text(turn["role"], name)
     content = turn.get("content")
     if content is not None and not isinstance(content, str):
-        raise Unreadable(f"{name} holds content that is not text")
+        raise NoPair(f"{name} holds content that is not text")
     if content is None and not turn.get("tool_calls"):
-        raise Unreadable(f"empty {name}")
+        raise NoPair(f"empty {name}")
     _check_text(content or "", name)
     more = {key: turn[key] for key in turn if turn[key] is not None}
     return {"role": turn["role"], "content": content} | more
@@ -98,7 +98,7 @@ def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Unreadable(f"{name} holds half of a surrogate pair, not a character") from None
+        raise NoPair(f"{name} holds half of a surrogate pair, not a character") from None
 
 
 def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
@@ -128,7 +128,7 @@ def _dialogue(text: str) -> Turns:
     """The turns of an hh-rlhf dialogue: blank line, `Human: ...`, blank line, `Assistant: ...`."""
     before, *parts = _DIALOGUE_TURN.split(text)
     if before or not parts:
-        raise Unreadable("no common prompt: one response is a dialogue and the other is not")
+        raise NoPair("no common prompt: one response is a dialogue and the other is not")
     return tuple(
         {"role": _DIALOGUE_ROLES[who], "content": said}
         for who, said in zip(parts[::2], parts[1::2], strict=True)
@@ -151,7 +151,7 @@ def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
         length -= 1
     prompt: Turns = ({"role": "user", "content": chosen[:length]},)
     if not chosen[:length].strip():
-        raise Unreadable("no common prompt")
+        raise NoPair("no common prompt")
     return prompt, _assistant(chosen[length:]), _assistant(rejected[length:])
 
 
@@ -163,9 +163,9 @@ def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns,
     if isinstance(prompt, str) and not any(
         (turn["content"] or "").strip() == prompt.strip() for turn in parts[0]
     ):
-        raise Unreadable("the prompt column is not in the conversations' common beginning")
+        raise NoPair("the prompt column is not in the conversations' common beginning")
     if explicit and not isinstance(prompt, str) and explicit != parts[0]:
-        raise Unreadable("the prompt column is not the conversations' common beginning")
+        raise NoPair("the prompt column is not the conversations' common beginning")
     return parts
 
 
@@ -176,19 +176,19 @@ def _common_beginning(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Tur
             break
         length += 1
     if length == len(chosen) == len(rejected):
-        raise Unreadable("chosen equals rejected")
+        raise NoPair("chosen equals rejected")
     return chosen[:length], chosen[length:], rejected[length:]
 
 
 def _check(prompt: Turns, chosen: Turns, rejected: Turns) -> None:
     if not prompt:
-        raise Unreadable("no common prompt")
+        raise NoPair("no common prompt")
     if not any((turn["content"] or "").strip() for turn in prompt):
-        raise Unreadable("empty prompt")
+        raise NoPair("empty prompt")
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
-            raise Unreadable(f"empty {name}: nothing follows the common beginning")
+            raise NoPair(f"empty {name}: nothing follows the common beginning")
         if turns[0]["role"] != "assistant":
-            raise Unreadable(f"no common prompt: {name} goes on with a {turns[0]['role']} turn")
+            raise NoPair(f"no common prompt: {name} goes on with a {turns[0]['role']} turn")
         if not any((turn["content"] or "").strip() or turn.get("tool_calls") for turn in turns):
-            raise Unreadable(f"empty {name}")
+            raise NoPair(f"empty {name}")

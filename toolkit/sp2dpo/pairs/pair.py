@@ -48,19 +48,19 @@ class Pair:
         }
         if self.tools:
             said["tools"] = self.tools
-        return hashlib.sha256(canonical_json(normalised(said)).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(normalise(said)).encode()).hexdigest()
 
 
-def normalised(value: Any) -> Any:
+def normalise(value: Any) -> Any:
     """The value with every string in Unicode normal form C and without the keys that are null."""
     if isinstance(value, str):
         return value if value.isascii() else unicodedata.normalize("NFC", value)
     if isinstance(value, Mapping):
         return {
-            unicodedata.normalize("NFC", key): normalised(item)
+            unicodedata.normalize("NFC", key): normalise(item)
             for key, item in value.items()
             if item is not None
         }
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [normalised(item) for item in value]
+        return [normalise(item) for item in value]
     return value

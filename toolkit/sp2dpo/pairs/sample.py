@@ -39,7 +39,7 @@ class Stratum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aside:
+class SkippedPairs:
     """Rows that hold no pair for one reason.
 
     Attributes:
@@ -72,7 +72,7 @@ class Sample:
     rows: int
     pairs: int
     set_aside: int
-    aside: tuple[Aside, ...]
+    aside: tuple[SkippedPairs, ...]
     preferred: int
 
 
@@ -87,7 +87,9 @@ class _Seen:
     """How many rows, and the first few of them, by reason."""
 
 
-def draw(rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str] = ()) -> Sample:
+def draw_sample(
+    rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str] = ()
+) -> Sample:
     """A stratified sample of the pairs of a source.
 
     Args:
@@ -120,14 +122,14 @@ def draw(rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str
         pairs=len(seen.lengths),
         set_aside=sum(count for count, _ in seen.set_aside.values()),
         aside=tuple(
-            Aside(reason=reason, count=count, rows=tuple(first))
+            SkippedPairs(reason=reason, count=count, rows=tuple(first))
             for reason, (count, first) in seen.set_aside.items()
         ),
         preferred=len(seen.preferred),
     )
 
 
-def only(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterator[SourceRow]:
+def read_sampled(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterator[SourceRow]:
     """The rows that hold a sampled pair."""
     for row in rows:
         if isinstance(row, SourceRow) and row.pair.id in sample.pair_ids:

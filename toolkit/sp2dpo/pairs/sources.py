@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo import hub
-from sp2dpo.pairs.formats import Unreadable, pair_of
+from sp2dpo.pairs.formats import NoPair, parse_row
 from sp2dpo.pairs.pair import Pair
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -74,7 +74,7 @@ class Source:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-def find(text: str) -> Source:
+def open_source(text: str) -> Source:
     """The source that a person names: a path, `org/name` or `org/name:split@revision`.
 
     A Hub revision (a branch or a tag) is resolved to its commit, so that what is recorded can be
@@ -100,11 +100,11 @@ def find(text: str) -> Source:
             f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
             "nor a Hub id (org/name, org/name:split@revision)"
         )
-    split, sha, license = hub.find(named["name"], named["split"], named["revision"])
+    split, sha, license = hub.resolve(named["name"], named["split"], named["revision"])
     return Source(name=f"{named['name']}:{split}", revision=sha, license=license)
 
 
-def read(source: Source) -> Iterator[SourceRow | SetAside]:
+def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
     """All rows of a source in their order, each as a pair or set aside.
 
     Raises:
@@ -114,8 +114,8 @@ def read(source: Source) -> Iterator[SourceRow | SetAside]:
     """
     for number, columns in enumerate(_raw_rows(source), start=1):
         try:
-            row = _source_row(number, pair_of(columns), columns)
-        except Unreadable as error:
+            row = _source_row(number, parse_row(columns), columns)
+        except NoPair as error:
             raw = json.dumps(columns, default=str)
             reason = str(error).encode("utf-8", "backslashreplace").decode()
             yield SetAside(row=number, reason=reason, raw=raw)
@@ -131,9 +131,9 @@ def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
         left = _json_value(more)
         json.dumps([source_id, left], ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise Unreadable("a column holds half of a surrogate pair, not a character") from None
+        raise NoPair("a column holds half of a surrogate pair, not a character") from None
     except RecursionError:
-        raise Unreadable("nested too deeply") from None
+        raise NoPair("nested too deeply") from None
     return SourceRow(row=number, pair=pair, source_id=source_id, columns=left)
 
 
@@ -153,7 +153,7 @@ def _json_value(value: Any) -> Any:
 def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
     if source.path is None:
         name, split = source.name.split(":", 1)
-        return hub.rows(name, split, source.revision)
+        return hub.read_hub_rows(name, split, source.revision)
     if source.path.suffix == ".parquet":
         return _parquet_rows(source.path)
     return _json_rows(source.path)

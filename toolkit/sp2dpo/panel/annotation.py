@@ -58,7 +58,7 @@ class Refusal(ValueError):
         self.detail = detail
 
 
-def parse(text: str, rubric: Rubric) -> Annotation:
+def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     """The annotation in the text of a reply.
 
     Args:

@@ -60,7 +60,7 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
         return None
 
 
-def expected(tokens: list[dict[str, Any]], field: str, scale: Scale) -> float | None:
+def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> float | None:
     """E[label] over the integers of a scale, by what a teacher could have said.
 
     Where a label takes several tokens, what stood beside each of them counts with the probability

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.inference.endpoint import Teacher, teacher_of
+from sp2dpo.inference.endpoint import Endpoint, parse_endpoint
 from sp2dpo.panel.rubric import Rubric, load_rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
 
@@ -27,7 +27,7 @@ class Panel:
 
     rubric: Rubric
     variants: tuple[str, ...]
-    teachers: tuple[Teacher, ...] = field(default_factory=tuple)
+    teachers: tuple[Endpoint, ...] = field(default_factory=tuple)
     budget: str = "full"
     tolerance: float = 0.074
 
@@ -77,7 +77,7 @@ def load_panel(path: Path) -> Panel:
     if not said["teachers"]:
         raise ValueError(f"{where}: teachers is empty")
     teachers = tuple(
-        teacher_of(one, where=f"{where}: teacher {number}", beside=path.parent)
+        parse_endpoint(one, where=f"{where}: teacher {number}", beside=path.parent)
         for number, one in enumerate(said["teachers"], 1)
     )
     names = [teacher.name for teacher in teachers]

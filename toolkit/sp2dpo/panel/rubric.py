@@ -137,7 +137,7 @@ class Rubric:
         """
         if order not in self.orders(pair.id):
             raise ValueError(f"the {self.protocol} protocol knows no order {order!r}")
-        return f"{self._asked_of_all}\n\n{fenced(pair, self.fence, self._shown(pair, order))}"
+        return f"{self._asked_of_all}\n\n{fence(pair, self.fence, self._shown(pair, order))}"
 
     def messages(
         self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
@@ -214,10 +214,10 @@ def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
 
 def read_rubric(path: Path) -> Rubric:
     """The rubric in a YAML file; see `load_rubric`."""
-    return rubric_of(read_yaml(path), where=str(path))
+    return parse_rubric(read_yaml(path), where=str(path))
 
 
-def rubric_of(said: dict[str, Any], *, where: str) -> Rubric:
+def parse_rubric(said: dict[str, Any], *, where: str) -> Rubric:
     """The rubric that a mapping says, checked.
 
     Raises:
@@ -276,7 +276,7 @@ def _scale(where: str, said: Any) -> Scale:
     return Scale(**said)
 
 
-def fenced(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
+def fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
     """The pair between marks, and before it the sentence that explains them.
 
     Args:

@@ -5,9 +5,9 @@ from typing import Any
 
 from sp2dpo.annotation.dry_run import Text, text_of
 from sp2dpo.annotation.run import phases
-from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.questions import Outcome, counted
+from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage, usage
 
@@ -21,7 +21,9 @@ def used_by(store: Store, panel: Panel) -> dict[str, Usage]:
     }
 
 
-def performance(store: Store, panel: Panel, used: Mapping[str, Usage]) -> list[dict[str, Any]]:
+def measure_performance(
+    store: Store, panel: Panel, used: Mapping[str, Usage]
+) -> list[dict[str, Any]]:
     """What came of each teacher's replies, and what they took.
 
     Returns:
@@ -58,13 +60,13 @@ def _details(store: Store, variants: Collection[str]) -> dict[str, dict[str, str
 
 def _teacher(
     name: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[KeyCount],
     used: Usage,
     *,
     cacheable: float | None,
     details: Mapping[str, str],
 ) -> dict[str, Any]:
-    refused = counted(outcomes)
+    refused = count_outcomes(outcomes)
     kept = refused.pop("kept", 0)
     heard = kept + sum(refused.values())
     told = used.timed + used.untimed - used.untold
@@ -107,7 +109,7 @@ def _layout(store: Store, panel: Panel) -> Text:
     return found
 
 
-def projection(
+def project_costs(
     panel: Panel, used: Mapping[str, Usage], *, tried: int, pairs: int
 ) -> dict[str, Any]:
     """What a whole corpus will take, if it is like the pairs that were tried.
@@ -147,7 +149,7 @@ def projection(
     }
 
 
-def _scaled(teacher: Teacher, used: Usage, factor: float) -> dict[str, Any]:
+def _scaled(teacher: Endpoint, used: Usage, factor: float) -> dict[str, Any]:
     price = teacher.price
     gpus = price.gpus if price and price.gpus else _served_on(teacher)
     scaled = Usage(
@@ -175,7 +177,7 @@ def _scaled(teacher: Teacher, used: Usage, factor: float) -> dict[str, Any]:
     }
 
 
-def _served_on(teacher: Teacher) -> int | None:
+def _served_on(teacher: Endpoint) -> int | None:
     return len(teacher.serve.gpus) or None if teacher.serve else None
 
 
@@ -189,7 +191,9 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def sweep(found: dict[str, Any], *, runs: int, run_hours: float | None) -> dict[str, Any]:
+def sweep_concurrency(
+    found: dict[str, Any], *, runs: int, run_hours: float | None
+) -> dict[str, Any]:
     """What annotating costs beside a sweep of the global beta, in GPU-hours.
 
     Args:

@@ -17,7 +17,7 @@ import markupsafe
 from sp2dpo.diagnostics.gold import RULES
 from sp2dpo.diagnostics.panel_agreement import MEASURES
 from sp2dpo.report.charts import chart, gauge, points
-from sp2dpo.text import harmless
+from sp2dpo.text import escape_controls
 
 _LIGHT = (
     "#c2453c", "#2f6fb5", "#c2850c", "#23876b", "#8556b5", "#5f8f26", "#c0508c", "#7b6856",
@@ -31,7 +31,7 @@ _UNKNOWN = "\N{EN DASH}"
 _GENERATOR = '<meta name="generator" content="sp2dpo report">'
 
 
-def draw(found: dict[str, Any]) -> str:
+def render_page(found: dict[str, Any]) -> str:
     """The page of a report.
 
     Args:
@@ -142,13 +142,13 @@ def _templates(beta_decimals: int) -> jinja2.Environment:
 def _visible(value: Any) -> Any:
     """What a template puts out: text of data with its hidden characters shown."""
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
-        return harmless(value.replace("\r\n", "\n"))
+        return escape_controls(value.replace("\r\n", "\n"))
     return value
 
 
 def _code(text: str) -> markupsafe.Markup:
     """Text with what stands between backticks set as code."""
-    said = markupsafe.escape(harmless(text))
+    said = markupsafe.escape(escape_controls(text))
     return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", said))
 
 

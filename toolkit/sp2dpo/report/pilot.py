@@ -8,17 +8,17 @@ import polars as pl
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Product
-from sp2dpo.betas.file import Betas
+from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import over_orders
 from sp2dpo.betas.maps import Linear
-from sp2dpo.betas.schedule import Schedule, betas
+from sp2dpo.betas.schedule import Schedule, schedule_betas
 from sp2dpo.diagnostics.agreement import by_position, by_teacher, by_variant, comparisons, steady
-from sp2dpo.diagnostics.checks import END, envelope_shares, signatures
-from sp2dpo.diagnostics.gold import Truth, against_gold, by_pair
+from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
+from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs
 from sp2dpo.pairs.sample import Sample
 from sp2dpo.panel.panel import Panel
-from sp2dpo.report.cost import performance, projection, sweep, used_by
-from sp2dpo.report.verdict import verdict
+from sp2dpo.report.cost import measure_performance, project_costs, sweep_concurrency, used_by
+from sp2dpo.report.verdict import decide
 from sp2dpo.store.annotations import AnnotationTable, annotation_table
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage
@@ -63,7 +63,7 @@ class Trial:
     trouble: str | None = None
 
 
-def findings(store: Store, trial: Trial) -> dict[str, Any]:
+def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
     """Everything that `sp2dpo pilot` says, as JSON values; what is not known is None.
 
     Args:
@@ -89,13 +89,13 @@ def findings(store: Store, trial: Trial) -> dict[str, Any]:
         ValueError: the gold file names pairs in two ways, or the schedule wants what is not there.
     """
     annotations = _annotations(store, trial.panel)
-    made = Betas(
-        table=betas(annotations, trial.schedule),
+    made = BetaTable(
+        table=schedule_betas(annotations, trial.schedule),
         arm=Arm(of=trial.schedule),
         annotations_hash=annotations.hash,
     )
     used = used_by(store, trial.panel)
-    teachers = performance(store, trial.panel, used)
+    teachers = measure_performance(store, trial.panel, used)
     replies = steady(annotations, trial.schedule.estimator)
     agreement = _agreement(annotations, replies, made.table, trial)
     position, gold = agreement["position"], _gold(store, made.table, trial)
@@ -111,10 +111,10 @@ def findings(store: Store, trial: Trial) -> dict[str, Any]:
         "agreement": agreement,
         "gold": gold,
         **_cost(trial, used),
-        "verdict": verdict(
+        "verdict": decide(
             teachers,
             told,
-            signatures(made, over_orders(replies), between),
+            check_betas(made, over_orders(replies), between),
             position=position,
             gold=gold,
         ),
@@ -151,7 +151,7 @@ def _agreement(
     }
 
 
-def _betas(made: Betas) -> dict[str, Any]:
+def _betas(made: BetaTable) -> dict[str, Any]:
     """Where the betas stand in the envelope: floor and ceiling are its lowest and highest 5 %.
 
     Returns:
@@ -177,18 +177,18 @@ def _betas(made: Betas) -> dict[str, Any]:
 def _gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | None:
     if trial.truths is None:
         return None
-    truths = by_pair(trial.truths, store.corpus.names())
-    return against_gold(table, truths, trial.panel.rubric, given=len(trial.truths))
+    truths = match_pairs(trial.truths, store.corpus.names())
+    return compare_with_gold(table, truths, trial.panel.rubric, given=len(trial.truths))
 
 
 def _cost(trial: Trial, used: dict[str, Usage]) -> dict[str, Any]:
     if trial.trouble is not None:
         return {"projection": None, "sweep": None}
     sample = trial.sample
-    found = projection(trial.panel, used, tried=len(sample.pair_ids), pairs=sample.pairs)
+    found = project_costs(trial.panel, used, tried=len(sample.pair_ids), pairs=sample.pairs)
     beside = None
     if trial.runs is not None:
-        beside = sweep(found, runs=trial.runs, run_hours=trial.run_hours)
+        beside = sweep_concurrency(found, runs=trial.runs, run_hours=trial.run_hours)
     return {"projection": found, "sweep": beside}
 
 

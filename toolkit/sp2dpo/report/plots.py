@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sp2dpo.betas.file import Betas
-from sp2dpo.files import whole
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.files import atomic_write
 from sp2dpo.report.page import colour
-from sp2dpo.text import harmless
+from sp2dpo.text import escape_controls
 
 FORMATS = ("png", "svg")
 STYLE: dict[Any, Any] = {
@@ -55,14 +55,14 @@ def save_all(found: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in _plots(found):
-        figure = drawn(draw, found)
+        figure = draw_plots(draw, found)
         for kind in FORMATS:
             save(figure, folder / f"{name}.{kind}")
             written.append(folder / f"{name}.{kind}")
     return written
 
 
-def drawn(draw: Callable[[Mapping[str, Any]], Figure], found: Mapping[str, Any]) -> Figure:
+def draw_plots(draw: Callable[[Mapping[str, Any]], Figure], found: Mapping[str, Any]) -> Figure:
     """A plot in the style of all.
 
     Args:
@@ -108,7 +108,7 @@ def save(figure: Figure, path: Path) -> None:
     check_name(path)
     kind = path.suffix.removeprefix(".").lower()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    with mpl.rc_context(STYLE), whole(path) as unfinished:
+    with mpl.rc_context(STYLE), atomic_write(path) as unfinished:
         FigureCanvasAgg(figure)
         figure.savefig(unfinished, format=kind, dpi=160, metadata=metadata)
 
@@ -123,7 +123,7 @@ def betas(found: Mapping[str, Any]) -> Figure:
         if counts.any():
             axes.bar(
                 edges[:-1], counts, np.diff(edges) * 0.92, bottom, align="edge",
-                color=colour(place)[0], label=harmless(category["name"]),
+                color=colour(place)[0], label=escape_controls(category["name"]),
             )  # fmt: skip
         bottom += counts
     axes.set_xlabel("beta")
@@ -221,7 +221,7 @@ def estimators(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def both_betas(one: Betas, other: Betas, *, names: Sequence[str]) -> Figure:
+def both_betas(one: BetaTable, other: BetaTable, *, names: Sequence[str]) -> Figure:
     """Every pair by its two betas, with the histogram of each beside.
 
     Args:
@@ -248,8 +248,8 @@ def both_betas(one: Betas, other: Betas, *, names: Sequence[str]) -> Figure:
         axes.plot([low, high], [low, high], color=_QUIET, linewidth=0.8)
         limits = (low - margin, high + margin)
         axes.set(xlim=limits, ylim=limits)
-        axes.set_xlabel(f"beta in {harmless(names[0])}")
-        axes.set_ylabel(f"beta in {harmless(names[1])}")
+        axes.set_xlabel(f"beta in {escape_controls(names[0])}")
+        axes.set_ylabel(f"beta in {escape_controls(names[1])}")
         edges = np.linspace(low, high, 31) if high > low else 10
         panels["above"].hist(a, edges, color=_ACCENT)
         panels["beside"].hist(b, edges, color=_ACCENT, orientation="horizontal")
@@ -269,7 +269,7 @@ def _whiskers(axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None
         if measured["value"] is not None:
             axes.plot([measured["low"], measured["high"]], [place, place], color=_ACCENT)
             axes.plot([measured["value"]], [place], "o", color=_ACCENT, markersize=5)
-    axes.set_yticks(range(len(rows)), [harmless(name) for name, _ in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [escape_controls(name) for name, _ in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
@@ -294,7 +294,7 @@ def _matrix(names: Sequence[str], twos: Sequence[Mapping[str, Any]]) -> Figure:
     axes.pcolormesh(edges, edges, values, cmap="Blues", vmin=0, vmax=1)
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    labels = [harmless(name) for name in names]
+    labels = [escape_controls(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=20, ha="right")
     axes.set_yticks(range(len(names)), labels)
     axes.tick_params(length=0)

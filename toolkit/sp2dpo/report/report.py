@@ -8,20 +8,20 @@ import polars as pl
 
 from sp2dpo import __version__
 from sp2dpo.betas.estimators import Estimator
-from sp2dpo.betas.file import Betas
-from sp2dpo.betas.formulas import formulas
-from sp2dpo.betas.gaps import signed_gap, tells_labels
-from sp2dpo.diagnostics.ablation import ablation
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.formulas import describe_formulas
+from sp2dpo.betas.gaps import disputes_labels, signed_gap
+from sp2dpo.diagnostics.ablation import compare_estimators
 from sp2dpo.diagnostics.agreement import by_position, by_teacher, by_variant, comparisons, steady
-from sp2dpo.diagnostics.audit import audit
+from sp2dpo.diagnostics.audit import audit_betas
 from sp2dpo.diagnostics.biases import by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import Truth
-from sp2dpo.diagnostics.panel_agreement import concord
+from sp2dpo.diagnostics.panel_agreement import measure_agreement
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.annotations import AnnotationTable
-from sp2dpo.store.questions import counted
+from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
@@ -29,9 +29,9 @@ BINS = 20
 """Bars of the histogram; each is a twentieth of the envelope wide."""
 
 
-def report(
+def build_report(
     store: Store,
-    made: Betas,
+    made: BetaTable,
     annotations: AnnotationTable,
     *,
     truths: Mapping[str, Truth] | None = None,
@@ -54,21 +54,21 @@ def report(
     rubric = annotations.rubric
     categories = list(rubric.categories)
     replies = steady(annotations, made.schedule.estimator)
-    teachers = teachers_of(store, rubric)
+    teachers = describe_teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
     between_teachers = comparisons(by_teacher(replies, categories, made.schedule.estimator), names)
     between_variants = comparisons(by_variant(replies, categories), variants)
     table, lengths = made.table, store.corpus.lengths()
-    agreed = concord(annotations, made.schedule.estimator, draws=draws)
-    audited = audit(made, annotations, lengths, truths=truths, given=given, draws=draws)
+    agreed = measure_agreement(annotations, made.schedule.estimator, draws=draws)
+    audited = audit_betas(made, annotations, lengths, truths=truths, given=given, draws=draws)
     return {
         "toolkit": {"version": __version__},
         "source": _source(store),
         "rubric": _rubric(rubric),
         "schedule": made.schedule.as_mapping(),
         "arm": made.arm.departures(),
-        "formulas": asdict(formulas(made.arm, rubric)),
+        "formulas": asdict(describe_formulas(made.arm, rubric)),
         "annotations": made.annotations_hash,
         "teachers": teachers,
         "variants": variants,
@@ -76,7 +76,7 @@ def report(
         "beta": _beta(table),
         "histogram": histogram(made, categories),
         "categories": _categories(table, categories),
-        "disputed": _disputed(table) if tells_labels(rubric, made.schedule.estimator) else None,
+        "disputed": _disputed(table) if disputes_labels(rubric, made.schedule.estimator) else None,
         "position": by_position(annotations.replies, names) if rubric.blind else None,
         "agreement": {
             "agreement": table["agreement"].mean(),
@@ -94,7 +94,7 @@ def report(
         "signatures": audited["signatures"],
         "gold": audited["gold"],
         "lengths": by_length(table, lengths),
-        "estimators": ablation(annotations, made.schedule, truths=truths, draws=draws),
+        "estimators": compare_estimators(annotations, made.schedule, truths=truths, draws=draws),
         "draws": draws,
         **examples(store, made, rubric),
     }
@@ -126,11 +126,11 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
     }
 
 
-def teachers_of(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
+def describe_teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     """Every teacher that was asked, by name, with what became of its replies."""
     found, outcomes = [], store.backlog.outcomes()
     for teacher in store.teachers():
-        counts = counted(
+        counts = count_outcomes(
             [
                 one
                 for one in outcomes
@@ -152,11 +152,11 @@ def _replies(
     kept = sum(teacher["kept"] for teacher in teachers)
     refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
     questions = len(variants) * len(rubric.orders(""))
-    settled = store.backlog.spared(variants, questions)
+    settled = store.backlog.saved_replies(variants, questions)
     spared = 0
     if settled[""] and store.panel()["budget"] == "adaptive":
         spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)
-    asked = store.backlog.pairs() * questions * len(teachers)
+    asked = store.backlog.pair_count() * questions * len(teachers)
     pending = asked - kept - refused - spared
     return {
         "asked": asked, "kept": kept, "refused": refused, "spared": spared, "pending": pending,
@@ -189,7 +189,7 @@ def _disputed(table: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def histogram(made: Betas, categories: Sequence[str]) -> dict[str, Any]:
+def histogram(made: BetaTable, categories: Sequence[str]) -> dict[str, Any]:
     """How many betas of each category fall into each twentieth of the axis.
 
     It reaches from the lowest to the highest end of the envelopes, further where a baseline does. A
@@ -234,7 +234,7 @@ LONGEST = 600
 """Characters of a text that are shown."""
 
 
-def examples(store: Store, made: Betas, rubric: Rubric) -> dict[str, Any]:
+def examples(store: Store, made: BetaTable, rubric: Rubric) -> dict[str, Any]:
     """The most and the least telling pairs, and those whose labels are disputed the most.
 
     Equal ones stand in the order of their ids. Where there is no telling which labels are disputed,
@@ -259,7 +259,7 @@ def examples(store: Store, made: Betas, rubric: Rubric) -> dict[str, Any]:
         key: [_example(store, row, names, rubric, made.schedule.estimator) for row in some]
         for key, some in rows.items()
     }
-    tells = tells_labels(rubric, made.schedule.estimator)
+    tells = disputes_labels(rubric, made.schedule.estimator)
     return examples if tells else examples | {"most_disputed": None}
 
 

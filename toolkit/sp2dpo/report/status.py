@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sp2dpo.inference.endpoint import Price
-from sp2dpo.store.questions import Outcome, counted
+from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent, usage
 
@@ -16,7 +16,7 @@ _LOCKS = Path("/proc/locks")
 _COUNTS = ("asked", "kept", "spared", "pending")
 
 
-def status(path: Path) -> dict[str, Any]:
+def collect_status(path: Path) -> dict[str, Any]:
     """Everything that `sp2dpo status` says, as JSON values; what is not known is None.
 
     Args:
@@ -54,7 +54,7 @@ def status(path: Path) -> dict[str, Any]:
         found = {
             "store": str(path),
             "source": source and source.name,
-            "pairs": 0 if problems else store.backlog.pairs(),
+            "pairs": 0 if problems else store.backlog.pair_count(),
             "shard": shard and str(shard),
             "annotating": annotating(path),
             "integrity": problems,
@@ -150,9 +150,9 @@ def _run(store: Store, pairs: int) -> dict[str, Any]:
 
 
 def _cell(
-    cell: tuple[str, str], *, asked: int, final: Sequence[Outcome], spared: int, used: Usage
+    cell: tuple[str, str], *, asked: int, final: Sequence[KeyCount], spared: int, used: Usage
 ) -> dict[str, Any]:
-    refused = counted([one for one in final if (one.variant, one.order) == cell])
+    refused = count_outcomes([one for one in final if (one.variant, one.order) == cell])
     kept = refused.pop("kept", 0)
     return {
         "variant": cell[0],

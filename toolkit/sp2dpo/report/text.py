@@ -7,14 +7,14 @@ from sp2dpo.store.usage import RECENT
 from sp2dpo.text import (
     UNKNOWN,
     WIDTH,
-    duration,
-    fixed,
-    money,
-    narrow_table,
-    percent,
-    significant,
-    whole,
-    wrapped,
+    format_count,
+    format_duration,
+    format_fixed,
+    format_money,
+    format_narrow_table,
+    format_percent,
+    format_significant,
+    wrap,
 )
 
 _BAR = 40
@@ -24,7 +24,7 @@ _TOGETHER = 2
 _MARKS = {True: "ok", False: "NO", None: "?"}
 
 
-def briefing(found: dict[str, Any]) -> list[str]:
+def pilot_lines(found: dict[str, Any]) -> list[str]:
     """What `sp2dpo pilot` prints.
 
     Args:
@@ -44,12 +44,17 @@ def briefing(found: dict[str, Any]) -> list[str]:
 
 
 def _wrapped(*lines: str) -> list[str]:
-    return [part for line in lines for part in wrapped(line)]
+    return [part for line in lines for part in wrap(line)]
 
 
 def _sample(sample: dict[str, Any]) -> list[str]:
     rows = [
-        [_span(one["prompt"]), _span(one["difference"]), whole(one["pairs"]), whole(one["sampled"])]
+        [
+            _span(one["prompt"]),
+            _span(one["difference"]),
+            format_count(one["pairs"]),
+            format_count(one["sampled"]),
+        ]
         for one in sample["strata"]
     ]
     usable = sample["rows"] - sample["set_aside"]
@@ -58,10 +63,13 @@ def _sample(sample: dict[str, Any]) -> list[str]:
         f"{sample['pairs']} distinct pairs",
         *_wrapped(*map(_aside, sample["aside"])),
         *_wrapped(
-            f"{whole(sample['sampled'])} of {whole(sample['pairs'])} pairs, by the length of the "
+            f"{format_count(sample['sampled'])} of {format_count(sample['pairs'])} pairs, by "
+            f"the length of the "
             "prompt and by how much longer the chosen response is (characters)"
         ),
-        *narrow_table(["prompt", "difference", "pairs", "sampled"], rows, names=1, indent="  "),
+        *format_narrow_table(
+            ["prompt", "difference", "pairs", "sampled"], rows, names=1, indent="  "
+        ),
     ]
 
 
@@ -78,22 +86,22 @@ def _replies(found: dict[str, Any]) -> list[str]:
     rows = [
         [
             one["name"],
-            whole(one["heard"]),
-            whole(one["kept"]),
-            percent(one["refused_share"]),
+            format_count(one["heard"]),
+            format_count(one["kept"]),
+            format_percent(one["refused_share"]),
         ]
         for one in found["teachers"]
     ]
     why = [
         f"  {one['name']} refused: "
-        + ", ".join(f"{reason} {whole(count)}" for reason, count in one["refused"].items())
+        + ", ".join(f"{reason} {format_count(count)}" for reason, count in one["refused"].items())
         for one in found["teachers"]
         if one["refused"]
     ]
     trouble = found["trouble"]
     return [
         "what came back",
-        *narrow_table(["teacher", "heard", "kept", "refused"], rows, names=1, indent="  "),
+        *format_narrow_table(["teacher", "heard", "kept", "refused"], rows, names=1, indent="  "),
         *_wrapped(*why, *([f"  the asking ended early: {trouble}"] if trouble else [])),
     ]
 
@@ -102,26 +110,26 @@ def _measured(teachers: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
         [
             one["name"],
-            significant(one["prompt_tokens"]),
-            percent(one["cached_share"]),
-            percent(one["cacheable_share"]),
-            significant(one["completion_tokens"]),
-            significant(one["replies_per_second"]),
-            significant(one["prompt_tokens_per_second"]),
-            significant(one["completion_tokens_per_second"]),
+            format_significant(one["prompt_tokens"]),
+            format_percent(one["cached_share"]),
+            format_percent(one["cacheable_share"]),
+            format_significant(one["completion_tokens"]),
+            format_significant(one["replies_per_second"]),
+            format_significant(one["prompt_tokens_per_second"]),
+            format_significant(one["completion_tokens_per_second"]),
         ]
         for one in teachers
     ]
     head = ["teacher", "prompt", "cached", "could be", "reply", "replies/s", "prompt/s", "reply/s"]
     return [
         "tokens of a request, and what came in a second",
-        *narrow_table(head, rows, names=1, indent="  "),
+        *format_narrow_table(head, rows, names=1, indent="  "),
     ]
 
 
 def _betas(found: dict[str, Any]) -> list[str]:
     betas, schedule = found["betas"], found["schedule"]
-    lines = [f"betas of {whole(betas['with_beta'])} of {whole(betas['pairs'])} pairs"]
+    lines = [f"betas of {format_count(betas['with_beta'])} of {format_count(betas['pairs'])} pairs"]
     if not betas["with_beta"]:
         return lines
     low, high = schedule["beta_min"], schedule["beta_max"]
@@ -130,22 +138,23 @@ def _betas(found: dict[str, Any]) -> list[str]:
     for number, count in enumerate(sums):
         begin = low + (high - low) * number * _TOGETHER / bins
         bar = "#" * round(_BAR * count / max(sums))
-        lines.append(f"  {begin:8.3g}  {bar:<{_BAR}} {whole(count)}".rstrip())
+        lines.append(f"  {begin:8.3g}  {bar:<{_BAR}} {format_count(count)}".rstrip())
     quantiles = ", ".join(
-        f"{float(at):.0%} {significant(beta)}" for at, beta in betas["quantiles"].items()
+        f"{float(at):.0%} {format_significant(beta)}" for at, beta in betas["quantiles"].items()
     )
     return [
         *lines,
-        *_wrapped(f"  mean {significant(betas['mean'])}; quantiles {quantiles}"),
-        f"  {percent(betas['floor'])} in the lowest 5% of the envelope, "
-        f"{percent(betas['ceiling'])} in the highest",
+        *_wrapped(f"  mean {format_significant(betas['mean'])}; quantiles {quantiles}"),
+        f"  {format_percent(betas['floor'])} in the lowest 5% of the envelope, "
+        f"{format_percent(betas['ceiling'])} in the highest",
     ]
 
 
 def _agreement(agreement: dict[str, Any]) -> list[str]:
     lines = _wrapped(
-        f"agreement: {percent(agreement['agreement'])} of the replies name their pair's category; "
-        f"spread of the gaps between teachers {fixed(agreement['spread'])}"
+        f"agreement: {format_percent(agreement['agreement'])} of the replies name their "
+        f"pair's category; "
+        f"spread of the gaps between teachers {format_fixed(agreement['spread'])}"
     )
     rows = [
         [one["one"], one["other"], *_compared(one)]
@@ -153,18 +162,24 @@ def _agreement(agreement: dict[str, Any]) -> list[str]:
     ]
     if rows:
         head = ["one", "other", "same category", "rank correlation", "mean difference"]
-        lines += narrow_table(head, rows, names=2, indent="  ")
+        lines += format_narrow_table(head, rows, names=2, indent="  ")
     for one in agreement["position"] or ():
         lines += _wrapped(
             f"  {one['teacher']} in both orders: same response "
-            f"{percent(one['consistent']['share'])}, A twice {percent(one['first']['share'])}, "
-            f"B twice {percent(one['second']['share'])}, tie {percent(one['tie']['share'])}"
+            f"{format_percent(one['consistent']['share'])}, A twice "
+            f"{format_percent(one['first']['share'])}, "
+            f"B twice {format_percent(one['second']['share'])}, tie "
+            f"{format_percent(one['tie']['share'])}"
         )
     return lines
 
 
 def _compared(one: dict[str, Any]) -> list[str]:
-    return [percent(one["same_category"]), fixed(one["spearman"]), fixed(one["difference"])]
+    return [
+        format_percent(one["same_category"]),
+        format_fixed(one["spearman"]),
+        format_fixed(one["difference"]),
+    ]
 
 
 def _gold(gold: dict[str, Any] | None) -> list[str]:
@@ -174,22 +189,26 @@ def _gold(gold: dict[str, Any] | None) -> list[str]:
         f"  of those that are {label}: {_share(one)}" for label, one in gold["labels"].items()
     ]
     return _wrapped(
-        f"gold: {whole(gold['judged'])} pairs judged of {whole(gold['given'])} with a known truth; "
+        f"gold: {format_count(gold['judged'])} pairs judged of {format_count(gold['given'])} "
+        f"with a known truth; "
         f"a gap below {gold['threshold']:g} is no preference",
         f"  right: {_share(gold['accuracy'])}; believing every label gives "
-        f"{percent(gold['always_chosen'])}",
+        f"{format_percent(gold['always_chosen'])}",
         *labels,
-        f"  mean over the true labels {percent(gold['balanced'])}, at least "
-        f"{percent(gold['balanced_low'])}",
+        f"  mean over the true labels {format_percent(gold['balanced'])}, at least "
+        f"{format_percent(gold['balanced_low'])}",
         f"  category: {_share(gold['category'])}; rank correlation of the magnitudes "
-        f"{fixed(gold['magnitude'])}",
+        f"{format_fixed(gold['magnitude'])}",
     )
 
 
 def _share(one: dict[str, Any]) -> str:
     if one["share"] is None:
         return UNKNOWN
-    return f"{percent(one['share'])} ({percent(one['low'])} to {percent(one['high'])})"
+    return (
+        f"{format_percent(one['share'])} ({format_percent(one['low'])} to "
+        f"{format_percent(one['high'])})"
+    )
 
 
 def _projection(found: dict[str, Any]) -> list[str]:
@@ -199,12 +218,12 @@ def _projection(found: dict[str, Any]) -> list[str]:
     rows = [
         [
             one["name"],
-            whole(one["requests"]),
-            whole(one["prompt_tokens"]),
-            whole(one["completion_tokens"]),
-            duration(one["hours"] and one["hours"] * 3600),
-            significant(one["gpu_hours"]),
-            money({one["currency"]: one["money"]}) if one["money"] is not None else UNKNOWN,
+            format_count(one["requests"]),
+            format_count(one["prompt_tokens"]),
+            format_count(one["completion_tokens"]),
+            format_duration(one["hours"] and one["hours"] * 3600),
+            format_significant(one["gpu_hours"]),
+            format_money({one["currency"]: one["money"]}) if one["money"] is not None else UNKNOWN,
         ]
         for one in whole_corpus["teachers"]
     ]
@@ -212,18 +231,19 @@ def _projection(found: dict[str, Any]) -> list[str]:
     at_most = "; at most, for a large corpus spares more" if _is_adaptive(found) else ""
     head = ["teacher", "requests", "prompt tokens", "reply tokens", "time", "GPU-hours", "money"]
     rest = [
-        f"  together {duration(hours and hours * 3600)}, "
-        f"{significant(whole_corpus['gpu_hours'])} GPU-hours, "
-        f"{money(whole_corpus['money']) or 'money not known'}",
+        f"  together {format_duration(hours and hours * 3600)}, "
+        f"{format_significant(whole_corpus['gpu_hours'])} GPU-hours, "
+        f"{format_money(whole_corpus['money']) or 'money not known'}",
     ]
     if whole_corpus["unpriced"] and whole_corpus["money"]:
         rest.append(f"  without {', '.join(whole_corpus['unpriced'])}: no price, or no tokens told")
     return [
         *_wrapped(
-            f"all {whole(whole_corpus['pairs'])} pairs at the pilot's pace, without starting the "
+            f"all {format_count(whole_corpus['pairs'])} pairs at the pilot's pace, without "
+            f"starting the "
             f"servers (a short run is slower than a long one{at_most})"
         ),
-        *narrow_table(head, rows, names=1, indent="  "),
+        *format_narrow_table(head, rows, names=1, indent="  "),
         *_wrapped(*rest, *_sweep(found["sweep"], whole_corpus)),
     ]
 
@@ -239,15 +259,18 @@ def _sweep(sweep: dict[str, Any] | None, whole_corpus: dict[str, Any]) -> list[s
     if sweep["gpu_hours"] is not None:
         told = (
             f"  {runs} of {sweep['run_hours']:g} GPU-hours each takes "
-            f"{significant(sweep['gpu_hours'])} GPU-hours"
+            f"{format_significant(sweep['gpu_hours'])} GPU-hours"
         )
         if sweep["ratio"] is not None:
-            return [f"{told}; the annotation takes {significant(sweep['ratio'])} times as much"]
+            return [
+                f"{told}; the annotation takes {format_significant(sweep['ratio'])} times as much"
+            ]
         return [told, *_beside(sweep, whole_corpus, runs)]
     if sweep["even_run_hours"] is not None:
         return [
             f"  the annotation costs as much as {runs} of "
-            f"{significant(sweep['even_run_hours'])} GPU-hours each (what a run takes: --run-hours)"
+            f"{format_significant(sweep['even_run_hours'])} GPU-hours each (what a run takes: "
+            f"--run-hours)"
         ]
     return _beside(sweep, whole_corpus, runs)
 
@@ -256,7 +279,8 @@ def _beside(sweep: dict[str, Any], whole_corpus: dict[str, Any], runs: str) -> l
     """What can be said where nobody knows the annotation's GPU-hours."""
     if whole_corpus["money"]:
         return [
-            f"  the annotation costs as much as {runs} of {money(sweep['even_money'])} each; its "
+            f"  the annotation costs as much as {runs} of {format_money(sweep['even_money'])} "
+            f"each; its "
             "GPU-hours are not known"
         ]
     return [f"  what the annotation costs beside {runs} is not known: state a price in the panel"]
@@ -278,7 +302,7 @@ def _value(rule: dict[str, Any]) -> str:
     value = rule["value"]
     if value is None:
         return UNKNOWN
-    return whole(value) if rule["name"] == "enough" else fixed(value, 3)
+    return format_count(value) if rule["name"] == "enough" else format_fixed(value, 3)
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -287,18 +311,18 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     Args:
         found: as `status.status` gives it.
     """
-    lines = [part for line in _head(found) for part in wrapped(line)]
+    lines = [part for line in _head(found) for part in wrap(line)]
     if found["integrity"]:
-        return lines + [part for one in found["integrity"] for part in wrapped(f"  {one}")]
+        return lines + [part for one in found["integrity"] for part in wrap(f"  {one}")]
     if not found["teachers"]:
         return [*lines, "nothing was annotated yet: `sp2dpo annotate` asks"]
-    rest = [part for line in _rest(found) for part in wrapped(line)]
+    rest = [part for line in _rest(found) for part in wrap(line)]
     return [*lines, "", *_reply_counts(found), "", *_teachers(found), "", *rest]
 
 
 def _head(found: dict[str, Any]) -> list[str]:
     pid, share = found["annotating"], f" (shard {found['shard']})" if found["shard"] else ""
-    held = f"{whole(found['pairs'])} pairs{share} of {found['source'] or 'nothing'}"
+    held = f"{format_count(found['pairs'])} pairs{share} of {found['source'] or 'nothing'}"
     return [
         found["store"] if found["integrity"] else f"{found['store']}: {held}",
         "nobody annotates into it now" if pid is None else f"process {pid} annotates into it now",
@@ -320,52 +344,56 @@ def _reply_counts(found: dict[str, Any]) -> list[str]:
     cells.append({"teacher": "all", "variant": "", "order": "", **found["total"]})
     names = ["teacher", "variant", *(["order"] if blind else [])]
     counts = {
-        "asked": [whole(cell["asked"]) for cell in cells],
-        "kept": [whole(cell["kept"]) for cell in cells],
-        "refused": [whole(sum(cell["refused"].values())) for cell in cells],
-        "spared": [whole(cell["spared"]) for cell in cells],
-        "pending": [whole(cell["pending"]) for cell in cells],
+        "asked": [format_count(cell["asked"]) for cell in cells],
+        "kept": [format_count(cell["kept"]) for cell in cells],
+        "refused": [format_count(sum(cell["refused"].values())) for cell in cells],
+        "spared": [format_count(cell["spared"]) for cell in cells],
+        "pending": [format_count(cell["pending"]) for cell in cells],
     }
     if found["budget"] != "adaptive":
         del counts["spared"]
     tokens = {
-        "prompt tokens": [whole(cell["prompt_tokens"]) for cell in cells],
-        "cached": [percent(cell["cached_share"]) for cell in cells],
-        "reply tokens": [whole(cell["completion_tokens"]) for cell in cells],
+        "prompt tokens": [format_count(cell["prompt_tokens"]) for cell in cells],
+        "cached": [format_percent(cell["cached_share"]) for cell in cells],
+        "reply tokens": [format_count(cell["completion_tokens"]) for cell in cells],
     }
     who = [[cell[name] for name in names] for cell in cells]
     lines = _table(names, who, counts | tokens)
     if max(map(len, lines)) > WIDTH or any("..." in line for line in lines):
         lines = [*_table(names, who, counts), "", *_table(names, who, tokens)]
-    reasons = ", ".join(f"{why} {whole(n)}" for why, n in found["total"]["refused"].items())
-    return [*lines, *(wrapped(f"refused: {reasons}") if reasons else [])]
+    reasons = ", ".join(f"{why} {format_count(n)}" for why, n in found["total"]["refused"].items())
+    return [*lines, *(wrap(f"refused: {reasons}") if reasons else [])]
 
 
 def _table(
     names: Sequence[str], who: Sequence[Sequence[str]], columns: dict[str, list[str]]
 ) -> list[str]:
     rows = [[*one, *numbers] for one, *numbers in zip(who, *columns.values(), strict=True)]
-    return narrow_table([*names, *columns], rows, names=2)
+    return format_narrow_table([*names, *columns], rows, names=2)
 
 
 def _teachers(found: dict[str, Any]) -> list[str]:
     rows = [
         [
             one["name"],
-            fixed(one["replies_per_second"]),
-            duration(one["busy_seconds"]),
-            duration(one["seconds_left"]),
+            format_fixed(one["replies_per_second"]),
+            format_duration(one["busy_seconds"]),
+            format_duration(one["seconds_left"]),
             _amount(one["money"], one["currency"]),
             _amount(one["money_left"], one["currency"]),
         ]
         for one in found["teachers"]
     ]
     head = ["teacher", "replies/s", "worked", "left", "cost", "to come"]
-    return narrow_table(head, rows, names=1)
+    return format_narrow_table(head, rows, names=1)
 
 
 def _amount(amount: float | None, currency: str | None) -> str:
-    return fixed(None) if amount is None or currency is None else money({currency: amount})
+    return (
+        format_fixed(None)
+        if amount is None or currency is None
+        else format_money({currency: amount})
+    )
 
 
 def _rest(found: dict[str, Any]) -> list[str]:
@@ -377,20 +405,21 @@ def _rest(found: dict[str, Any]) -> list[str]:
     if total["pending"] and total["seconds_left_in_turn"] is not None:
         lines.append(_left(total, teachers, at_most=found["budget"] == "adaptive"))
     if total["money"]:
-        said = f"cost until now: {money(total['money'])}"
-        lines.append(f"{said}; to come: {money(total['money_left']) or 'not known'}")
+        said = f"cost until now: {format_money(total['money'])}"
+        lines.append(f"{said}; to come: {format_money(total['money_left']) or 'not known'}")
     if total["unpriced"] and total["money"]:
         lines.append(f"not in it: {', '.join(total['unpriced'])} (price, tokens or time unknown)")
     if total["untold"]:
-        lines.append(f"{whole(total['untold'])} replies came without counts of tokens")
+        lines.append(f"{format_count(total['untold'])} replies came without counts of tokens")
     if total["untimed"]:
         lines.append(
-            f"{whole(total['untimed'])} replies came without a time, as imported ones do; "
+            f"{format_count(total['untimed'])} replies came without a time, as imported ones do; "
             "replies/s and what follows from it are of the others"
         )
     if found["outside"]["replies"]:
         lines.append(
-            f"{whole(found['outside']['replies'])} replies of teachers or variants that the last "
+            f"{format_count(found['outside']['replies'])} replies of teachers or variants "
+            f"that the last "
             "panel does not ask are in the file too, and in no row above"
         )
     return lines
@@ -400,8 +429,9 @@ def _left(total: dict[str, Any], teachers: Sequence[dict[str, Any]], *, at_most:
     begin = "left, at most" if at_most else "left"
     side, turn = total["seconds_left_side_by_side"], total["seconds_left_in_turn"]
     if len(teachers) == 1 or side == turn:
-        return f"{begin}: {duration(turn)}"
+        return f"{begin}: {format_duration(turn)}"
     return (
-        f"{begin}: {duration(side)} if the teachers work side by side, {duration(turn)} one after "
+        f"{begin}: {format_duration(side)} if the teachers work side by side, "
+        f"{format_duration(turn)} one after "
         "the other"
     )

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Signature
-from sp2dpo.text import brief
+from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Check
+from sp2dpo.text import shorten
 
 MOST_REFUSED = 0.05
 """Of a teacher's last replies, and of the pairs that may be left without a beta."""
@@ -31,7 +31,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class GoRule:
     """One rule, applied.
 
     Attributes:
@@ -53,10 +53,10 @@ class Rule:
     advice: str | None = None
 
 
-def verdict(
+def decide(
     teachers: Sequence[Mapping[str, Any]],
     betas: Mapping[str, Any],
-    signatures: Sequence[Signature],
+    signatures: Sequence[Check],
     *,
     position: Sequence[Mapping[str, Any]] | None,
     gold: Mapping[str, Any] | None,
@@ -83,12 +83,12 @@ def verdict(
     return {"go": not failed, "rules": [asdict(one) for one in rules]}
 
 
-def _refused(teachers: Sequence[Mapping[str, Any]]) -> Rule:
+def _refused(teachers: Sequence[Mapping[str, Any]]) -> GoRule:
     known = [one for one in teachers if one["refused_share"] is not None]
     worst = max(known, key=lambda one: one["refused_share"], default=None)
     value = None if worst is None else worst["refused_share"]
     passed = None if value is None else value <= MOST_REFUSED
-    return Rule(
+    return GoRule(
         name="refused",
         rule=f"of no teacher's answers more than {MOST_REFUSED:.0%} are refused",
         value=value,
@@ -112,22 +112,22 @@ def _remedy(reason: str, detail: str | None) -> str:
     if reason in _REMEDIES:
         return _REMEDIES[reason]
     if reason.startswith("http-"):
-        return f"the server says: {brief(detail or 'nothing')}"
-    return brief(detail or "read the replies in the store")
+        return f"the server says: {shorten(detail or 'nothing')}"
+    return shorten(detail or "read the replies in the store")
 
 
-def _betas(betas: Mapping[str, Any]) -> list[Rule]:
+def _betas(betas: Mapping[str, Any]) -> list[GoRule]:
     pairs, told = betas["pairs"], betas["with_beta"]
     without = 1 - told / pairs
     return [
-        Rule(
+        GoRule(
             name="enough",
             rule=f"at least {FEWEST} pairs have a beta: fewer could look well by chance",
             value=told,
             threshold=FEWEST,
             passed=told >= FEWEST,
         ),
-        Rule(
+        GoRule(
             name="without-beta",
             rule=f"no more than {MOST_REFUSED:.0%} of the pairs are left without a beta",
             value=without,
@@ -137,11 +137,11 @@ def _betas(betas: Mapping[str, Any]) -> list[Rule]:
     ]
 
 
-def _signature(one: Signature) -> Rule:
+def _signature(one: Check) -> GoRule:
     above = one.bad > one.look
     unknown = one.verdict == UNKNOWN
     bad = f"{one.bad:.0%}" if one.unit == "share" else f"{one.bad:g}"
-    return Rule(
+    return GoRule(
         name=one.name,
         rule=f"{one.measure}: {'below' if above else 'above'} {bad}",
         value=one.value,
@@ -152,7 +152,7 @@ def _signature(one: Signature) -> Rule:
     )
 
 
-def _place(position: Sequence[Mapping[str, Any]]) -> Rule:
+def _place(position: Sequence[Mapping[str, Any]]) -> GoRule:
     """Of the answers that name one response or one place twice, those that name one response."""
     shares = {}
     for one in position:
@@ -160,7 +160,7 @@ def _place(position: Sequence[Mapping[str, Any]]) -> Rule:
         if sum(told.values()) >= FEWEST:
             shares[one["teacher"]] = told["consistent"] / sum(told.values())
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
-    return Rule(
+    return GoRule(
         name="place",
         rule="shown in both orders, every teacher names the same response more often than the same "
         "place",
@@ -171,14 +171,14 @@ def _place(position: Sequence[Mapping[str, Any]]) -> Rule:
     )
 
 
-def _gold(gold: Mapping[str, Any]) -> Rule:
+def _gold(gold: Mapping[str, Any]) -> GoRule:
     low, judged = gold["balanced_low"], gold["judged"]
     note = None
     if judged < FEWEST:
         note = f"{judged} pairs with a known truth were judged; it takes {FEWEST}"
     elif low is None:
         note = "all that is known are ties"
-    return Rule(
+    return GoRule(
         name="gold",
         rule="the teachers tell right labels from wrong ones: the lower end of the 95% interval of "
         f"what they get right, mean over the true labels, is above {COIN:g}, which is a coin's",
@@ -190,7 +190,7 @@ def _gold(gold: Mapping[str, Any]) -> Rule:
     )
 
 
-def _cache(teachers: Sequence[Mapping[str, Any]]) -> Rule:
+def _cache(teachers: Sequence[Mapping[str, Any]]) -> GoRule:
     shares = {
         one["name"]: one["cached_share"] / one["cacheable_share"]
         for one in teachers
@@ -208,7 +208,7 @@ def _cache(teachers: Sequence[Mapping[str, Any]]) -> Rule:
         "see whether its server caches prefixes, whether something between spreads the requests "
         "about a pair over several servers, and try warm_prefix: true"
     )
-    return Rule(
+    return GoRule(
         name="cache",
         rule="of what the layout of the requests lets a prefix cache serve, it serves at least "
         f"{CACHE_WORKS:.0%}",

@@ -77,10 +77,10 @@ def annotation_table(
         rubric: that they were asked under.
     """
     replies = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
-    return AnnotationTable(replies=by_key(replies), pair_ids=sorted(pair_ids), rubric=rubric)
+    return AnnotationTable(replies=sort_by_key(replies), pair_ids=sorted(pair_ids), rubric=rubric)
 
 
-def by_key(replies: pl.DataFrame) -> pl.DataFrame:
+def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
     """The replies sorted by their keys; a look is cheaper than a sort of what is sorted."""
     rises = pl.lit(False)
     for name in reversed(COLUMNS[:5]):
@@ -90,7 +90,7 @@ def by_key(replies: pl.DataFrame) -> pl.DataFrame:
     return replies if is_sorted else replies.sort(COLUMNS[:5])
 
 
-def replies_of(
+def parse_columns(
     texts: Mapping[str, str], numbers: Mapping[str, Sequence[float | None]], count: int
 ) -> pl.DataFrame:
     """Some of the rows of `AnnotationTable.replies`, from whole columns.

@@ -118,7 +118,7 @@ class Corpus:
         said = self._db.execute(
             "SELECT prompt, chosen, rejected, tools FROM pairs WHERE pair_id = ?", (found.pop(),)
         )
-        return pair_from(said.fetchone())
+        return load_pair(said.fetchone())
 
     def rows(self) -> Iterator[tuple[SourceRow, str]]:
         """All rows that hold a pair, in the source's order, each with its pair's id."""
@@ -131,7 +131,7 @@ class Corpus:
                 yield (
                     SourceRow(
                         row=row,
-                        pair=pair_from(said),
+                        pair=load_pair(said),
                         source_id=source_id,
                         columns=json.loads(columns),
                     ),
@@ -185,7 +185,7 @@ def _record(row: SourceRow | SetAside) -> list[Any]:
     return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
 
 
-def pair_from(said: Sequence[str], pair_id: str | None = None) -> Pair:
+def load_pair(said: Sequence[str], pair_id: str | None = None) -> Pair:
     """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools.
 
     Args:

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.corpus import Corpus
-from sp2dpo.store.questions import Outcome, counted
+from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class ReplyCounts:
     """Where a teacher stands: `kept + refused + spared + pending == all`.
 
     Attributes:
@@ -41,7 +41,9 @@ class Tally:
         return self.pending + (sum(self.refused.values()) if again else 0)
 
 
-def tally(store: Store, panel: Panel, annotations: AnnotationTable | None = None) -> list[Tally]:
+def count_replies(
+    store: Store, panel: Panel, annotations: AnnotationTable | None = None
+) -> list[ReplyCounts]:
     """What the store holds of what the panel asks, by teacher.
 
     Args:
@@ -49,9 +51,9 @@ def tally(store: Store, panel: Panel, annotations: AnnotationTable | None = None
         panel: what it asks.
         annotations: of the store, where they are at hand: it need not count them again then.
     """
-    wanted = store.backlog.pairs() * panel.questions()
+    wanted = store.backlog.pair_count() * panel.questions()
     adaptive = panel.budget == "adaptive"
-    spared = store.backlog.spared(panel.variants, panel.questions()) if adaptive else {}
+    spared = store.backlog.saved_replies(panel.variants, panel.questions()) if adaptive else {}
     kept = store.backlog.kept() if annotations is None else _kept(annotations)
     outcomes = [*kept, *store.backlog.refused()]
     tallies = []
@@ -63,9 +65,9 @@ def tally(store: Store, panel: Panel, annotations: AnnotationTable | None = None
             and one.variant in panel.variants
             and one.is_final(teacher.retries)
         ]
-        refused = counted(said)
+        refused = count_outcomes(said)
         tallies.append(
-            Tally(
+            ReplyCounts(
                 teacher=teacher.name,
                 all=wanted,
                 kept=refused.pop("kept", 0),
@@ -76,19 +78,19 @@ def tally(store: Store, panel: Panel, annotations: AnnotationTable | None = None
     return tallies
 
 
-def _kept(annotations: AnnotationTable) -> list[Outcome]:
+def _kept(annotations: AnnotationTable) -> list[KeyCount]:
     """As `Backlog.kept`: a key that has two kept replies counts once."""
     key = ["teacher", "variant", "order"]
     keys = annotations.replies.select("pair_id", *key)
     again = pl.all_horizontal(pl.all() == pl.all().shift())
     counts = keys.filter(~again.fill_null(False)).group_by(key).len()
     return [
-        Outcome(teacher=teacher, variant=variant, order=order, reason=None, attempt=0, count=count)
+        KeyCount(teacher=teacher, variant=variant, order=order, reason=None, attempt=0, count=count)
         for teacher, variant, order, count in counts.iter_rows()
     ]
 
 
-def panel_of(store: Store) -> Panel:
+def recorded_panel(store: Store) -> Panel:
     """The last panel of a store as far as a tally needs it: its teachers cannot be asked."""
     said = store.panel()
     return Panel(
@@ -97,7 +99,7 @@ def panel_of(store: Store) -> Panel:
         budget=said["budget"],
         tolerance=said["tolerance"],
         teachers=tuple(
-            Teacher(
+            Endpoint(
                 name=teacher["name"],
                 model="",
                 revision=None,
@@ -133,7 +135,7 @@ def source_lines(corpus: Corpus) -> list[str]:
     return lines
 
 
-def tally_lines(tallies: Sequence[Tally]) -> list[str]:
+def tally_lines(tallies: Sequence[ReplyCounts]) -> list[str]:
     """What became of everything that was asked for: a line for each teacher, and one for all."""
     lines = []
     for one in tallies:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import whole
+from sp2dpo.files import atomic_write
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import COLUMNS
 from sp2dpo.store.store import Store
-from sp2dpo.text import brief
+from sp2dpo.text import shorten
 
 _KEY = COLUMNS[:5]
 _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
@@ -27,7 +27,7 @@ _META = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
+class MergeCounts:
     """What a merge did.
 
     Attributes:
@@ -39,7 +39,7 @@ class Merged:
     missing: tuple[Shard, ...]
 
 
-def merge(out: Path, shards: Sequence[Path]) -> Merged:
+def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
     """Puts the replies of several stores into one, whole or not at all.
 
     In which order they are named does not change what a beta depends on. The same stores again
@@ -63,14 +63,14 @@ def merge(out: Path, shards: Sequence[Path]) -> Merged:
         there = out.exists()
         _check_alike([*([out] if there else []), *shards])
         if not there:
-            with whole(out) as unfinished:
+            with atomic_write(out) as unfinished:
                 added = _gather(unfinished, shards)
         else:
             _check_merged(out)
             with _set_aside(out) as gathered:
                 _gather(gathered, shards)
                 added = _add(out, gathered)
-    return Merged(added=added, missing=_missing(shards))
+    return MergeCounts(added=added, missing=_missing(shards))
 
 
 def _check_names(out: Path, shards: Sequence[Path]) -> None:
@@ -131,7 +131,7 @@ def _what_must_agree(store: Store, database: sqlite3.Connection) -> dict[str, An
 
 
 def _shown(said: Any) -> str:
-    return brief(json.dumps(said, ensure_ascii=False))
+    return shorten(json.dumps(said, ensure_ascii=False))
 
 
 @contextmanager

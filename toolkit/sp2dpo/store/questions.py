@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from sp2dpo.inference.endpoint import Teacher
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.store.corpus import pair_from
+from sp2dpo.store.corpus import load_pair
 from sp2dpo.store.database import read_meta, transaction, write_meta
 from sp2dpo.store.records import UNREADABLE
 
@@ -58,7 +58,7 @@ _UNREADABLE = ", ".join(f"'{reason}'" for reason in UNREADABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class QuestionPlan:
     """What is to be asked of a teacher about every pair, and when a refusal is final.
 
     Attributes:
@@ -76,7 +76,7 @@ class Wanted:
     again: bool
 
     @classmethod
-    def of(cls, panel: Panel, teacher: Teacher, *, again: bool) -> Self:
+    def from_panel(cls, panel: Panel, teacher: Endpoint, *, again: bool) -> Self:
         """What a panel asks of one of its teachers."""
         return cls(
             teacher=teacher.name,
@@ -116,7 +116,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class PairReplies:
     """A pair with what was said about it.
 
     Attributes:
@@ -146,7 +146,7 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class KeyCount:
     """What became of some keys: a reply was kept, or the last one was refused.
 
     Attributes:
@@ -170,7 +170,7 @@ class Outcome:
         return self.reason not in UNREADABLE or self.attempt >= retries
 
 
-class Backlog:
+class Questions:
     """The questions of an open store."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
@@ -200,12 +200,12 @@ class Backlog:
         with transaction(self._db):
             write_meta(self._db, "shard", str(shard))
 
-    def pairs(self) -> int:
+    def pair_count(self) -> int:
         """Distinct pairs of the store's share."""
         query = "SELECT count(*) FROM pairs"
         return self._db.execute(f"{query} WHERE {self._in_shard()}").fetchone()[0]
 
-    def page(self, wanted: Wanted, *, after: int, limit: int) -> list[Job]:
+    def next_jobs(self, wanted: QuestionPlan, *, after: int, limit: int) -> list[Job]:
         """The next pairs of which something is missing, in the order of the source.
 
         Args:
@@ -238,15 +238,15 @@ class Backlog:
             (*values, after, *values, questions, limit),
         )
         return [
-            _job(wanted, number, pair_from(said, pair_id), replies)
+            _job(wanted, number, load_pair(said, pair_id), replies)
             for number, pair_id, *said, replies in rows
         ]
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[KeyCount]:
         """What became of everything that was asked: for each key a kept reply, or the last one."""
         return [*self.kept(), *self.refused()]
 
-    def kept(self) -> list[Outcome]:
+    def kept(self) -> list[KeyCount]:
         """The keys that a reply was kept for."""
         most = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
         # Where nothing was asked twice, no row needs a look at the others of its key.
@@ -258,13 +258,13 @@ class Backlog:
             (most,),
         )
         return [
-            Outcome(
+            KeyCount(
                 teacher=row[0], variant=row[1], order=row[2], reason=None, attempt=0, count=row[3],
             )
             for row in rows
         ]  # fmt: skip
 
-    def refused(self) -> list[Outcome]:
+    def refused(self) -> list[KeyCount]:
         """The keys that no reply was kept for, by the reason of their last one."""
         rows = self._db.execute(
             f"""SELECT teacher, variant, "order", reason, attempt, count(*)
@@ -274,14 +274,14 @@ class Backlog:
             ) GROUP BY 1, 2, 3, 4, 5"""
         )
         return [
-            Outcome(
+            KeyCount(
                 teacher=row[0], variant=row[1], order=row[2], reason=row[3], attempt=row[4],
                 count=row[5],
             )
             for row in rows
         ]  # fmt: skip
 
-    def heard(self, *, settled: bool, after: int, limit: int) -> list[Heard]:
+    def replied_pairs(self, *, settled: bool, after: int, limit: int) -> list[PairReplies]:
         """The next pairs with all their replies, in the order of the source.
 
         Args:
@@ -303,7 +303,7 @@ class Backlog:
             (after, settled, limit),
         )
         return [
-            Heard(number=number, pair=pair_from(said, pair_id), replies=json.loads(replies))
+            PairReplies(number=number, pair=load_pair(said, pair_id), replies=json.loads(replies))
             for number, pair_id, *said, replies in rows
         ]
 
@@ -312,7 +312,7 @@ class Backlog:
         with transaction(self._db):
             self._db.execute("DELETE FROM settled")
 
-    def spared(self, variants: Sequence[str], questions: int) -> dict[str, int]:
+    def saved_replies(self, variants: Sequence[str], questions: int) -> dict[str, int]:
         """How many replies settled pairs do without, by teacher.
 
         Args:
@@ -341,7 +341,7 @@ class Backlog:
         return "in_shard(pair_id)"
 
 
-def _job(wanted: Wanted, number: int, pair: Pair, replies: str) -> Job:
+def _job(wanted: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
     heard: dict[tuple[str, str], tuple[bool, int]] = {}
     for variant, order, final, attempt in json.loads(replies):
         done, last = heard.get((variant, order), (False, -1))
@@ -363,7 +363,7 @@ def _job(wanted: Wanted, number: int, pair: Pair, replies: str) -> Job:
     return Job(number=number, pair=pair, questions=tuple(questions))
 
 
-def counted(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def count_outcomes(outcomes: Sequence[KeyCount]) -> dict[str, int]:
     """Outcomes as `kept` and reasons with their numbers, in the order of the alphabet."""
     counts: dict[str, int] = {}
     for one in sorted(outcomes, key=lambda one: one.reason or "kept"):

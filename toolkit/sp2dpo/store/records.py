@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sp2dpo.inference.client import Reply
-from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse
-from sp2dpo.panel.logprobs import expected, tokens_of_values
+from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse_annotation
+from sp2dpo.panel.logprobs import expected_scores, tokens_of_values
 from sp2dpo.panel.rubric import Rubric
 
 UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ReplyRecord:
     """A reply as it is stored.
 
     Attributes:
@@ -51,7 +51,7 @@ class Entry:
     confidence: float | None = None
 
 
-def judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
+def record_reply(key: Key, reply: Reply, rubric: Rubric) -> ReplyRecord:
     """A reply that came: kept if it holds an annotation and ended by itself."""
     annotation, reason, detail, tokens = None, None, None, None
     try:
@@ -59,12 +59,12 @@ def judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
             raise Refusal("length", "the reply reached the token limit")
         if reply.finish_reason != "stop":
             raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
-        annotation = parse(reply.text, rubric)
+        annotation = parse_annotation(reply.text, rubric)
     except Refusal as refusal:
         reason, detail = refusal.reason, refusal.detail
     if annotation and reply.logprobs is not None:
         tokens = tokens_of_values(reply.logprobs, reply.text)
-    return Entry(
+    return ReplyRecord(
         key=key,
         annotation=annotation,
         reason=reason,
@@ -73,14 +73,14 @@ def judged(key: Key, reply: Reply, rubric: Rubric) -> Entry:
         reply=reply,
         arrived=time.time(),
         tokens=tokens,
-        magnitude=expected(tokens, "magnitude", rubric.magnitude) if tokens else None,
-        confidence=expected(tokens, "confidence", rubric.confidence) if tokens else None,
+        magnitude=expected_scores(tokens, "magnitude", rubric.magnitude) if tokens else None,
+        confidence=expected_scores(tokens, "confidence", rubric.confidence) if tokens else None,
     )
 
 
-def refused(key: Key, reason: str, detail: str) -> Entry:
+def record_refusal(key: Key, reason: str, detail: str) -> ReplyRecord:
     """A request that got no reply, and will get none: the server's words are the detail."""
-    return Entry(
+    return ReplyRecord(
         key=key,
         annotation=None,
         reason=reason,
@@ -91,7 +91,7 @@ def refused(key: Key, reason: str, detail: str) -> Entry:
     )
 
 
-def row_of(entry: Entry, rubric: str | None) -> tuple[Any, ...]:
+def record_row(entry: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
     """An entry as a row of the table `replies`.
 
     Args:

@@ -16,14 +16,14 @@ from typing import Any, Self
 import polars as pl
 
 from sp2dpo.panel.panel import Panel
-from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, rubric_of
-from sp2dpo.store.annotations import APART, AnnotationTable, by_key, replies_of
+from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, parse_rubric
+from sp2dpo.store.annotations import APART, AnnotationTable, parse_columns, sort_by_key
 from sp2dpo.store.annotations import COLUMNS as READ
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.database import connect, integrity, read_meta, snapshot, transaction, write_meta
-from sp2dpo.store.questions import Backlog, Settled, counted
-from sp2dpo.store.records import COLUMNS, Entry, row_of
-from sp2dpo.store.usage import Ledger
+from sp2dpo.store.questions import Questions, Settled, count_outcomes
+from sp2dpo.store.records import COLUMNS, ReplyRecord, record_row
+from sp2dpo.store.usage import UsageLog
 
 
 class Store:
@@ -52,8 +52,8 @@ class Store:
                 "be read with `sqlite3 FILE .recover`"
             )
         self.corpus = Corpus(self._db, path)
-        self.backlog = Backlog(self._db, path)
-        self.ledger = Ledger(self._db)
+        self.backlog = Questions(self._db, path)
+        self.ledger = UsageLog(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ class Store:
         with snapshot(self._db):
             yield
 
-    def check(self, panel: Panel) -> None:
+    def check_panel(self, panel: Panel) -> None:
         """Refuses a panel that contradicts the replies that are here.
 
         Raises:
@@ -101,14 +101,14 @@ class Store:
                         "--store"
                     )
 
-    def adopt(self, panel: Panel) -> None:
+    def record_panel(self, panel: Panel) -> None:
         """Records the rubric and the teachers; from their first reply on they cannot change.
 
         Raises:
             ValueError: as `check`.
         """
-        self.check(panel)
-        self.reopen_for(panel)
+        self.check_panel(panel)
+        self.reopen_settled(panel)
         rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
         heard = {teacher["name"] for teacher in self.teachers()}
         with transaction(self._db):
@@ -123,7 +123,7 @@ class Store:
                         (teacher.name, teacher.model, teacher.revision, sampling),
                     )
 
-    def reopen_for(self, panel: Panel) -> None:
+    def reopen_settled(self, panel: Panel) -> None:
         """Opens settled pairs again where an adaptive panel is not the one that settled them."""
         said = read_meta(self._db, "panel")
         if panel.budget == "adaptive" and said is not None:
@@ -143,7 +143,7 @@ class Store:
         said = read_meta(self._db, "rubric")
         if said is None:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
-        return rubric_of(json.loads(said), where=f"{self.path}: rubric")
+        return parse_rubric(json.loads(said), where=f"{self.path}: rubric")
 
     def panel(self) -> dict[str, Any]:
         """What the last panel asked: see `Panel.record`.
@@ -172,7 +172,7 @@ class Store:
         heard = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
         return [variant for variant in self.rubric().variants if variant in heard]
 
-    def add(self, entries: Sequence[Entry], settled: Sequence[Settled] = ()) -> None:
+    def add_replies(self, entries: Sequence[ReplyRecord], settled: Sequence[Settled] = ()) -> None:
         """Stores replies, and pairs that are asked no more about, in one transaction.
 
         When it returns, they are on the disk.
@@ -183,7 +183,7 @@ class Store:
         with transaction(self._db):
             self._db.executemany(
                 f"INSERT INTO replies ({names}) VALUES ({marks})",
-                [row_of(entry, rubric) for entry in entries],
+                [record_row(entry, rubric) for entry in entries],
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO settled VALUES (?, ?, ?)",
@@ -216,12 +216,15 @@ class Store:
         # SQLite reads one part while polars takes apart the one before.
         with ThreadPoolExecutor(max_workers=1) as apart:
             parts = [
-                apart.submit(replies_of, *said) for said in self._kept(len(pair_ids), rubric.blind)
+                apart.submit(parse_columns, *said)
+                for said in self._kept(len(pair_ids), rubric.blind)
             ]
             tables = [part.result() for part in parts]
         if not tables:
             raise ValueError(f"{self.path}: no reply was kept, so there are no gaps to compute")
-        return AnnotationTable(replies=by_key(pl.concat(tables)), pair_ids=pair_ids, rubric=rubric)
+        return AnnotationTable(
+            replies=sort_by_key(pl.concat(tables)), pair_ids=pair_ids, rubric=rubric
+        )
 
     def _kept(
         self, pairs: int, blind: bool
@@ -258,7 +261,7 @@ class Store:
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
         """How often each outcome came back: `kept`, or the reason of the last refusal."""
-        return counted(
+        return count_outcomes(
             [
                 one
                 for one in self.backlog.outcomes()

@@ -112,7 +112,7 @@ class Usage:
         )
 
 
-class Ledger:
+class UsageLog:
     """What the replies of an open store took."""
 
     def __init__(self, database: sqlite3.Connection) -> None:

@@ -14,7 +14,7 @@ TOLERANCE = 1e-5
 """Relative to a loss: what our sum and TRL's may differ by."""
 
 
-class Betas:
+class BetaProxy:
     """The betas of a batch in the place of the one number that TRL reads.
 
     TRL multiplies by it, in the precision of its operands, and divides by it, in double: both are
@@ -30,12 +30,12 @@ class Betas:
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, torch.Tensor):
             return self.exact.to(torch.float32) * other
-        return Betas(self.exact * other)
+        return BetaProxy(self.exact * other)
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> "Betas":
-        return Betas(-self.exact)
+    def __neg__(self) -> "BetaProxy":
+        return BetaProxy(-self.exact)
 
     def __rtruediv__(self, other: float) -> torch.Tensor:
         return (other / self.exact).to(torch.float32)
@@ -115,7 +115,7 @@ class PairBatch:
         return slope.abs()
 
 
-def batch_of(
+def make_batch(
     output: Any,
     inputs: Mapping[str, torch.Tensor],
     said: Mapping[str, torch.Tensor],
@@ -162,7 +162,7 @@ def batch_of(
     )
 
 
-def hold_to_trl(
+def check_against_trl(
     theirs: float, batch: PairBatch, mixture: Mixture, *, label_smoothing: float
 ) -> None:
     """Holds our losses to TRL's, at weight 1, margin 0 and the smoothing that TRL knows.

@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class ColumnRule:
     """What a column may hold.
 
     Attributes:
@@ -43,15 +43,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-RULES: Mapping[str, Rule] = {
-    "beta": Rule(holds=is_beta, words="finite numbers above 0", neutral=None),
-    "weight": Rule(
+RULES: Mapping[str, ColumnRule] = {
+    "beta": ColumnRule(holds=is_beta, words="finite numbers above 0", neutral=None),
+    "weight": ColumnRule(
         holds=lambda value: math.isfinite(value) and value >= 0,
         words="finite numbers, 0 or more",
         neutral=1.0,
     ),
-    "margin": Rule(holds=math.isfinite, words="finite numbers", neutral=0.0),
-    "label_smoothing": Rule(
+    "margin": ColumnRule(holds=math.isfinite, words="finite numbers", neutral=0.0),
+    "label_smoothing": ColumnRule(
         holds=lambda value: 0 <= value < 0.5,
         words="numbers of 0 or more, below 0.5",
         neutral=0.0,
@@ -89,7 +89,7 @@ class PairCollator:
         return batch
 
 
-def with_all_values(
+def fill_missing_values(
     dataset: Dataset,
     columns: tuple[str, ...],
     *,
@@ -212,7 +212,7 @@ def categories(dataset: Any) -> list[str] | None:
     return list(kind.names) if isinstance(kind, ClassLabel) else None
 
 
-def one_of(value: str, legal: tuple[str, ...], key: str) -> None:
+def choose_column(value: str, legal: tuple[str, ...], key: str) -> None:
     """Raise ValueError, with the legal values and a guess, if the value of a setting is none."""
     if value in legal:
         return

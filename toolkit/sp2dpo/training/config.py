@@ -6,8 +6,8 @@ import trl
 from packaging.version import Version
 from trl import DPOConfig
 
-from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, is_beta, one_of
-from sp2dpo.training.losses import LOSSES, SORTING, takes
+from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, choose_column, is_beta
+from sp2dpo.training.losses import LOSSES, SORTING, accepts
 
 FIRST_WITH_LOG_PROBS = "1.16"
 """From this TRL on the model's output holds what the single losses are computed from."""
@@ -69,10 +69,10 @@ class PairDPOConfig(DPOConfig):
                 f"pair_columns must be a list, [beta] or [], not {self.pair_columns!r}"
             )
         for column in self.pair_columns:
-            one_of(column, PAIR_COLUMNS, "pair_columns")
+            choose_column(column, PAIR_COLUMNS, "pair_columns")
         if len(set(self.pair_columns)) < len(self.pair_columns):
             raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
-        one_of(self.missing_values, MISSING_VALUES, "missing_values")
+        choose_column(self.missing_values, MISSING_VALUES, "missing_values")
         if not is_beta(self.beta):
             raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
         for name, most in (("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("beta_dpo_mode_weight", 0.99)):
@@ -127,11 +127,12 @@ class PairDPOConfig(DPOConfig):
             if getattr(self, setting):
                 acting.append((column, f"set {setting}: 0"))
         for loss_type in self.loss_type:
-            known = takes(loss_type)
+            known = accepts(loss_type)
             for column, otherwise in acting:
                 if column not in known:
                     raise ValueError(
-                        f"loss_type {loss_type} {_why(loss_type, column)}, so a {column} per pair"
+                        f"loss_type {loss_type} {_reason(loss_type, column)}, so a {column} "
+                        f"per pair"
                         f" has no meaning there: choose another loss_type, or {otherwise}"
                     )
         if self.use_liger_kernel and (self.pair_columns or self.needs_single_losses):
@@ -144,7 +145,7 @@ class PairDPOConfig(DPOConfig):
         unknown = [name for name in self.loss_type if name not in LOSSES]
         if unknown:
             raise ValueError(
-                f"loss_type {unknown[0]} {_why(unknown[0], 'weight')}: it does not go with"
+                f"loss_type {unknown[0]} {_reason(unknown[0], 'weight')}: it does not go with"
                 " label_smoothing above 0; set that to 0"
             )
         if not CAPTURES:
@@ -163,7 +164,7 @@ class PairDPOConfig(DPOConfig):
                 )
 
 
-def _why(loss_type: str, column: str) -> str:
+def _reason(loss_type: str, column: str) -> str:
     if loss_type in SORTING:
         return "sorts the batch"
     if loss_type not in LOSSES:

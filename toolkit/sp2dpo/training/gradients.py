@@ -51,7 +51,7 @@ def decile_edges(betas: Sequence[float]) -> torch.Tensor:
     )
 
 
-class Slopes:
+class GradientMetrics:
     """Sums since the last log.
 
     Args:

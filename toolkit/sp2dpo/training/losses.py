@@ -158,7 +158,7 @@ SORTING = ("aot", "aot_unpaired", "aot_pair")
 """These sort the batch: row i of their loss is not pair i any more."""
 
 
-def takes(loss_type: str) -> tuple[str, ...]:
+def accepts(loss_type: str) -> tuple[str, ...]:
     """The per-pair columns that have a meaning for a loss.
 
     `sft` is a mean over tokens and knows no beta: a beta column leaves it as it is.

@@ -116,6 +116,6 @@ def beta_dpo(
     return Chosen(kept=kept, factor=1 + alpha * (mean - state.mean))
 
 
-def scaled(beta: torch.Tensor, factor: float) -> torch.Tensor:
+def scale(beta: torch.Tensor, factor: float) -> torch.Tensor:
     """max(beta_i factor, 1e-3), (B,)."""
     return (beta * factor).clamp_min(SMALLEST_BETA)

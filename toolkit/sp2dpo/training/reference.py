@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from trl.models import prepare_deepspeed
 
-__all__ = ["REFERENCE", "KeptLogProbs", "pair_keys", "weights_digest", "with_log_probs"]
+__all__ = ["REFERENCE", "KeptLogProbs", "add_log_probs", "pair_keys", "weights_digest"]
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """TRL's columns of reference log-probs."""
@@ -80,7 +80,7 @@ class KeptLogProbs:
         unfinished.replace(unfinished.with_suffix(".parquet"))
 
 
-def with_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> Dataset:
     """Return the data set with the columns REFERENCE, in nats, float32.
 
     Every process computes a part of what no cache has, and gets all of it from the others. The

@@ -17,7 +17,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sp2dpo.files import whole
+from sp2dpo.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def output_rewards(
     return found
 
 
-def score(
+def score_dataset(
     rows: Dataset, scoring: Scoring, out: Path, *, batch_size: int, device: str | None = None
 ) -> int:
     """Scores every pair once, and writes scores.parquet.
@@ -158,7 +158,7 @@ def score(
             "cut": pl.Boolean,
         },
     ).sort("pair_id")
-    with whole(out) as path:
+    with atomic_write(out) as path:
         table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
     unfinished.unlink(missing_ok=True)
     return before
@@ -192,7 +192,7 @@ def _scored(
     wanted: dict[int, dict[str, int]] = {fold: {} for fold in range(scoring.folds)}
     for number, (pair_id, prompt) in enumerate(zip(rows["pair_id"], rows["prompt"], strict=True)):
         if pair_id not in done:
-            wanted[fold_of(prompt, scoring.folds)].setdefault(pair_id, number)
+            wanted[prompt_fold(prompt, scoring.folds)].setdefault(pair_id, number)
     left = sum(map(len, wanted.values()))
     with tqdm(total=left, desc="scoring", unit="pair", disable=None) as bar:
         for fold, pairs in wanted.items():
@@ -231,7 +231,7 @@ def _plain(turn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in turn.items() if value is not None}
 
 
-def place(prompt: Any) -> float:
+def locate_output(prompt: Any) -> float:
     """Return a prompt's place in [0, 1): the head of its SHA-256.
 
     Args:
@@ -241,11 +241,11 @@ def place(prompt: Any) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def fold_of(prompt: Any, folds: int) -> int:
+def prompt_fold(prompt: Any, folds: int) -> int:
     """Return the fold of a prompt, from 0.
 
     Args:
         prompt: as in `place`.
         folds: how many there are.
     """
-    return int(place(prompt) * folds)
+    return int(locate_output(prompt) * folds)

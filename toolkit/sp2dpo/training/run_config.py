@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["RunFiles", "compose", "one_config", "take_configs"]
+__all__ = ["RunFiles", "compose", "single_config", "take_configs"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def take_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 @contextmanager
-def one_config(files: RunFiles, arguments: Sequence[str]) -> Any:
+def single_config(files: RunFiles, arguments: Sequence[str]) -> Any:
     """Yield arguments with one `--config`, a file that is there for so long."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")

@@ -33,21 +33,28 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
-from sp2dpo.training.batch import Betas, KeepsOutput, Mixture, PairBatch, batch_of, hold_to_trl
+from sp2dpo.training.batch import (
+    BetaProxy,
+    KeepsOutput,
+    Mixture,
+    PairBatch,
+    check_against_trl,
+    make_batch,
+)
 from sp2dpo.training.columns import (
     CATEGORY,
     PAIR_COLUMNS,
     PairCollator,
     categories,
+    fill_missing_values,
     refuse_bad_log_probs,
     widest,
-    with_all_values,
 )
 from sp2dpo.training.config import CAPTURES, PairDPOConfig
-from sp2dpo.training.gradients import Slopes
+from sp2dpo.training.gradients import GradientMetrics
 from sp2dpo.training.losses import LOSSES
-from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scaled
-from sp2dpo.training.reference import REFERENCE, with_log_probs
+from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scale
+from sp2dpo.training.reference import REFERENCE, add_log_probs
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
@@ -103,7 +110,7 @@ class PairColumnsMixin(Trainer):
         betas: list[float] = []  # those of a stream are not known
         if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
             betas = list(train_dataset["beta"])
-        self._slopes = {mode: Slopes(betas, names or []) for mode in ("train", "eval")}
+        self._slopes = {mode: GradientMetrics(betas, names or []) for mode in ("train", "eval")}
         self._guarded = {"train": 0, "eval": 0}
         super().__init__(
             *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **rest
@@ -146,7 +153,7 @@ class PairColumnsMixin(Trainer):
                     " error"
                 )
             return dataset
-        dataset, self.rows_without_beta[name] = with_all_values(
+        dataset, self.rows_without_beta[name] = fill_missing_values(
             dataset,
             tuple(args.pair_columns),
             name=name,
@@ -212,7 +219,7 @@ class PairColumnsMixin(Trainer):
         if not there:
             if not CAPTURES or not isinstance(dataset, Dataset):
                 return super()._precompute_ref_logps(dataset, name, batch_size)
-            return with_log_probs(self, dataset, name, batch_size)
+            return add_log_probs(self, dataset, name, batch_size)
         if len(there) < len(REFERENCE):
             raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
         for column in REFERENCE:
@@ -255,7 +262,7 @@ class PairColumnsMixin(Trainer):
         global_beta: Any = self.beta
         stock = global_beta, self.precompute_ref_logps
         keeps = KeepsOutput(model)
-        self.beta = Betas(said["beta"]) if "beta" in said else self.beta
+        self.beta = BetaProxy(said["beta"]) if "beta" in said else self.beta
         self.precompute_ref_logps = True
         try:
             result = super().compute_loss(keeps, inputs, **settings)
@@ -271,7 +278,7 @@ class PairColumnsMixin(Trainer):
                 metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
         if not self._knows_single_losses:
             return result
-        batch = batch_of(
+        batch = make_batch(
             keeps.output,
             inputs,
             said,
@@ -284,7 +291,7 @@ class PairColumnsMixin(Trainer):
             if self._guarded[mode] % GUARD_EVERY == 0:
                 theirs = (loss - router).item()
                 smoothing = self.args.label_smoothing
-                hold_to_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
+                check_against_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
             self._guarded[mode] += 1
             batch = self._online(batch) if mode == "train" else batch
             ours = batch.losses(self._mixture).mean() + router
@@ -334,7 +341,7 @@ class PairColumnsMixin(Trainer):
             share = kept * (len(everyone) / found.kept.sum().item())
             self._metrics["train"]["beta_dpo/factor"].append(found.factor)
             batch = replace(
-                batch, beta=scaled(batch.beta, found.factor), weight=batch.weight * share
+                batch, beta=scale(batch.beta, found.factor), weight=batch.weight * share
             )
         return batch
 

@@ -1,0 +1,153 @@
+"""Two real processes on the CPU, launched with the shipped YAMLs: the same losses as one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset
+from test_training import BETAS, PAIRS, model_dir  # noqa: F401 - a fixture is among them
+from transformers import AutoModelForCausalLM
+
+from support.harness import ROOT
+
+ACCELERATE = ROOT / "recipes" / "accelerate"
+# DeepSpeed would compile a shared-memory library for two minutes; gloo does without.
+WITHOUT_COMPILING = """
+import sys
+if any("recipes/train.py" in word for word in sys.argv):
+    import deepspeed
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+"""
+# accelerate makes FSDP of GPUs alone: on CPUs it falls back to DDP without a word.
+FSDP_ON_CPUS = """
+    import os
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, DistributedType
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        plain = AcceleratorState.__init__
+        def on_cpus(self, *args, **kwargs):
+            plain(self, *args, **kwargs)
+            plugin = kwargs.get("fsdp_plugin") or getattr(self, "fsdp_plugin", None)
+            if self.distributed_type == DistributedType.MULTI_CPU and plugin is not None:
+                if self._mixed_precision != "no":
+                    plugin.set_mixed_precision(self._mixed_precision)
+                self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+        AcceleratorState.__init__ = on_cpus
+        # On a CPU torch leaves the gathered state sharded: gather it here.
+        Accelerator.get_state_dict = lambda self, model, **kwargs: {
+            name: getattr(value, "full_tensor", value.clone)().clone()
+            for name, value in model.state_dict().items()
+        }
+"""
+COLUMNS = {
+    "beta": BETAS,
+    "weight": [1.0, 0.5, 2.0, 0.25, 1.5, 0.25, 3.0, 0.75],
+    "margin": [0.0, 0.5, -0.5, 1.0, 0.1, 0.2, -0.2, 2.0],
+}
+
+
+@pytest.fixture(scope="module")
+def launched(model_dir, tmp_path_factory):  # noqa: F811
+    """Trains four steps of eight pairs, with so many processes; the losses, and results.json."""
+    data = tmp_path_factory.mktemp("data")
+    Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + FSDP_ON_CPUS)
+
+    def launch(name, processes, *more, precision="no"):
+        out = tmp_path_factory.mktemp(name)
+        engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
+        engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": precision}
+        (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", out / "engine.yaml",
+            ROOT / "recipes" / "train.py", "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml",
+            "--model_name_or_path", model_dir, "--dataset", data, "--output_dir", out / "run",
+            "--pair_columns", "beta", "weight", "margin", "--held_out", 0, "--max_steps", 4,
+            "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 4,
+            "--logging_steps", 1, "--learning_rate", 0.01, "--lr_scheduler_type", "constant",
+            "--per_device_train_batch_size", 8 // processes, "--use_cpu", "true", *more,
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*map(str, command)],
+            env=os.environ
+            | {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-14000:]
+        state = json.loads(next((out / "run").glob("checkpoint-4/trainer_state.json")).read_text())
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        results = json.loads((out / "run" / "results.json").read_text())
+        return losses, results | {"output_dir": out / "run"}
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def alone(launched):
+    losses, results = launched("single", 1)
+    assert results["processes"] == 1
+    assert len(losses) == 4
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ddp", "MULTI_CPU"),
+        ("zero1", "DEEPSPEED"),
+        ("zero2", "DEEPSPEED"),
+        ("zero3", "DEEPSPEED"),
+        ("fsdp2", "FSDP"),
+    ],
+)
+def test_two_processes_train_as_one_does(launched, alone, name, kind):
+    losses, results = launched(name, 2)
+    assert (results["processes"], results["distributed_type"]) == (2, kind)
+    assert losses == pytest.approx(alone, abs=1e-5)
+    held = results["parameters"]["on_a_process"] / results["parameters"]["all"]
+    assert held == (pytest.approx(0.5, abs=0.01) if name in ("zero3", "fsdp2") else 1)
+    model = AutoModelForCausalLM.from_pretrained(results["output_dir"])
+    assert sum(p.numel() for p in model.parameters()) == results["parameters"]["all"]
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_what_is_shipped(path):
+    said = load_config_from_file(str(path))
+    assert said.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):
+    adapter = ("--use_peft", "true", "--lora_r", 2, "--lora_target_modules", "q_proj", "v_proj")
+    expected, _ = launched("single", 1, *adapter)
+    losses, results = launched("zero3", 2, *adapter)
+    assert results["distributed_type"] == "DEEPSPEED"
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] != pytest.approx(losses[0], abs=1e-3)
+
+
+def test_bf16_under_fsdp2_keeps_the_precision_of_log_probs(launched):
+    """Log-probs of 16 bits would be refused: see `batch_of`."""
+    expected, _ = launched("single", 1, "--bf16", "true", precision="bf16")
+    losses, results = launched("fsdp2", 2, "--bf16", "true", precision="bf16")
+    assert results["distributed_type"] == "FSDP"
+    assert losses == pytest.approx(expected, abs=2e-2)
+    assert losses[0] == pytest.approx(expected[0], abs=1e-5)  # D = 0: log-probs are the reference's
+
+
+def test_bf16_under_zero_2_is_the_same_with_and_without_precomputed_references(launched):
+    bf16 = ("--bf16", "true")
+    plain, _ = launched("zero2", 2, *bf16, precision="bf16")
+    precomputed, _ = launched(
+        "zero2", 2, *bf16, "--precompute_ref_log_probs", "true", precision="bf16"
+    )
+    assert precomputed == plain
+    assert plain[-1] != plain[0]

@@ -1,0 +1,210 @@
+"""Asking from the nodes of a Ray cluster: what survives a node, a teacher, and being stopped."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+
+import pytest
+import yaml
+
+from sp2dpo.store.store import Store
+from support.harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
+
+
+class Cluster:
+    """A Ray cluster on this computer, in a process of its own: its head, and more nodes."""
+
+    def __init__(self, server):
+        self._server = server
+        self.address = server.stdout.readline().strip()
+
+    def tell(self, word):
+        self._server.stdin.write(word + "\n")
+        self._server.stdin.flush()
+        assert self._server.stdout.readline() == "done\n"
+
+
+@contextmanager
+def clustered():
+    with subprocess.Popen(
+        [sys.executable, TESTS / "support" / "ray_cluster.py"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as server:  # fmt: skip
+        cluster = Cluster(server)
+        assert re.fullmatch(r"[\d.]+:\d+", cluster.address)
+        yield cluster
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with clustered() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def files(tmp_path):
+    class Files:
+        pairs = write_pairs(tmp_path / "pairs.jsonl", 60)
+        panel = tmp_path / "panel.yaml"
+        store = tmp_path / "run.sqlite"
+
+        def annotate(self, url, address, **more):
+            write_panel(self.panel, url, **more)
+            return [
+                "annotate", "--pairs", self.pairs, "--panel", self.panel, "--store", self.store,
+                "--engine", "ray", "--ray-address", address,
+            ]  # fmt: skip
+
+        def keys(self):
+            if not self.store.exists():
+                return []
+            with closing(sqlite3.connect(self.store)) as database:
+                return database.execute(
+                    'SELECT pair_id, variant, "order", attempt FROM replies ORDER BY 1, 2'
+                ).fetchall()
+
+        def all_keys(self):
+            with Store(self.store) as store:
+                ids = [row.pair.id for row, _ in store.corpus.rows()]
+            return sorted(
+                (i, v, "chosen-first", 0) for i in ids for v in ("direct", "critic", "reader")
+            )
+
+    return Files()
+
+
+@contextmanager
+def started(command):
+    with subprocess.Popen(
+        [*COMMAND, *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def until(condition, running):
+    while not condition():
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+
+
+def test_a_killed_node_loses_nothing_and_nothing_is_stored_twice(cluster, scripted, files):
+    """About 20 s; a node joins again afterwards, and takes part."""
+    cluster.tell("add")
+    teacher = scripted(delay=0.1)
+    with started(files.annotate(teacher.url, cluster.address, max_in_flight=4)) as running:
+        until(lambda: len(teacher.requests) > 40, running)
+        cluster.tell("kill")
+        until(lambda: len(teacher.requests) > 70, running)
+        cluster.tell("add")
+        said, complaint = running.communicate(timeout=60)
+    cluster.tell("kill")
+    assert running.returncode == 0, complaint
+    assert "180 asked for = 180 kept + 0 refused + 0 pending" in said
+    assert files.keys() == files.all_keys()
+    assert complaint.count("asking from node") >= 2
+    assert complaint.count("lost node") == 1
+    assert 180 <= len(teacher.requests) <= 180 + 4 * 3  # what was in flight is asked again
+    assert "raylet" not in said + complaint
+
+
+def test_interrupting_brings_home_what_is_in_flight_and_a_second_run_asks_the_rest(
+    cluster, scripted, files
+):
+    teacher = scripted(delay=0.1)
+    command = files.annotate(teacher.url, cluster.address, max_in_flight=4)
+    with started(command) as running:
+        until(lambda: len(teacher.requests) > 20, running)
+        running.send_signal(signal.SIGINT)
+        said, complaint = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in complaint
+    there = len(files.keys())
+    assert f"180 asked for = {there} kept + 0 refused + {180 - there} pending" in said
+    assert there == len(teacher.requests)
+    assert "180 kept" in succeed(*command)
+    assert files.keys() == files.all_keys()
+    assert len(teacher.requests) == 180
+
+
+def test_a_driver_that_was_killed_is_followed_by_another(cluster, scripted, files):
+    teacher = scripted(delay=0.1)
+    command = files.annotate(teacher.url, cluster.address, max_in_flight=4)
+    with started(command) as running:
+        until(lambda: len(teacher.requests) > 40, running)
+        running.send_signal(signal.SIGKILL)
+    assert "180 kept" in succeed(*command)
+    assert files.keys() == files.all_keys()
+
+
+def test_nodes_share_the_limit_of_a_server_that_is_not_their_own(cluster, scripted, files):
+    """180 answers of 0.1 s, 4 at a time, take 4.5 s; 4 on each node would take half of that."""
+    cluster.tell("add")
+    teacher = scripted()
+    host = cluster.address.rpartition(":")[0]
+    with (
+        process(
+            TESTS / "servers" / "slow_teacher.py", teacher.url, "--host", host, "--delay", 0.1
+        ) as url,
+        started(files.annotate(url, cluster.address, max_in_flight=4)) as running,
+    ):
+        until(lambda: teacher.requests, running)
+        begun = time.monotonic()
+        until(lambda: len(teacher.requests) == 180, running)
+        seconds = time.monotonic() - begun
+        _, complaint = running.communicate(timeout=60)
+    cluster.tell("kill")
+    assert running.returncode == 0, complaint
+    assert "2 in all" in complaint
+    assert seconds > 4
+
+
+def test_a_teacher_that_cannot_be_asked_ends_the_run(cluster, scripted, files):
+    complaint = fail(*files.annotate("http://127.0.0.1:9/v1", cluster.address))
+    assert "teacher scripted: nothing answers at http://127.0.0.1:9/v1" in complaint
+    assert "(on node " in complaint
+    assert files.keys() == []
+
+
+def test_replies_that_cannot_be_read_end_the_run_and_are_stored(cluster, scripted, files):
+    teacher = scripted("prose")
+    complaint = fail(*files.annotate(teacher.url, cluster.address, max_in_flight=5))
+    assert "none of its first" in complaint
+    assert len(files.keys()) >= 20
+
+
+def test_an_api_key_must_be_set_on_the_nodes(cluster, scripted, files):
+    command = files.annotate(scripted().url, cluster.address, api_key_env="SP2DPO_TEST_KEY")
+    complaint = fail(*command, env={"SP2DPO_TEST_KEY": "very-secret"})
+    assert "SP2DPO_TEST_KEY is not set (on node " in complaint
+    assert "very-secret" not in complaint
+
+
+def test_what_needs_the_local_engine_says_so(files, tmp_path):
+    """No cluster is looked for."""
+    nowhere = "127.0.0.1:9"
+    command = files.annotate("http://127.0.0.1:9/v1", nowhere)
+    assert f"no Ray cluster answers at {nowhere}" in fail(*command)
+    said = yaml.safe_load(files.panel.read_text())
+    files.panel.write_text(yaml.safe_dump(said | {"budget": "adaptive"}))
+    assert "`budget: adaptive` needs the engine `local`" in fail(*command)
+    served = said["teachers"][0] | {"serve": {"environment": str(tmp_path)}}
+    del served["base_url"]
+    files.panel.write_text(yaml.safe_dump(said | {"teachers": [served]}))
+    done = run(*command, "--serve")
+    assert "the engine `ray` starts no servers" in done.stderr
+    assert not list(tmp_path.glob("*.ray.log"))
+
+
+def test_without_an_address_the_cluster_is_this_computer(scripted, files):
+    command = files.annotate(scripted().url, "")[:-2]
+    assert "180 kept + 0 refused + 0 pending" in succeed(*command)
+    assert files.keys() == files.all_keys()

@@ -1,0 +1,136 @@
+"""What is wrong with a schedule, an arm or scores: one clear line, and nothing is written."""
+
+import math
+
+import polars as pl
+import pytest
+import yaml
+
+from sp2dpo.betas.file import read_betas
+from support.harness import SCHEDULE, fail, filled, kept, refused, succeed
+
+PAPER = yaml.safe_load(SCHEDULE.read_text())
+
+
+@pytest.fixture
+def refuse(demo, tmp_path):
+    """Runs `schedule` with changed files; what it says, once nothing was written for sure."""
+
+    def refuse(changes=None, *, arm=None, scores=None, store=demo / "run.sqlite"):
+        said = {key: one for key, one in (PAPER | (changes or {})).items() if one is not ...}
+        path, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"
+        path.write_text(yaml.safe_dump(said))
+        if arm is not None:
+            path = tmp_path / "arm.yaml"
+            path.write_text(yaml.safe_dump(arm))
+        more = []
+        if scores is not None:
+            pair_ids = read_betas(demo / "betas.parquet").table["pair_id"]
+            table = pl.DataFrame({"pair_id": pair_ids, "reward_margin": scores})
+            table.write_parquet(tmp_path / "scores.parquet")
+            more = ["--scores", tmp_path / "scores.parquet"]
+        out.write_bytes((demo / "betas.parquet").read_bytes())
+        before = out.read_bytes()
+        complaint = fail("schedule", "--store", store, "--schedule", path, "--out", out, *more)
+        assert out.read_bytes() == before
+        assert complaint.startswith("sp2dpo: ")
+        assert complaint.count("\n") == 1
+        return complaint
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"beta_min": 0.4}, "schedule.yaml: beta_min 0.4 must be below beta_max 0.3"),
+        ({"beta_min": math.nan}, "beta_min nan must be above 0"),
+        ({"over_teachers": "reader-d"}, "over_teachers 'reader-d': no kept reply is of a teacher"),
+        ({"over_teachers": "reader-d"}, "did you mean 'reader-"),
+        ({"over_variants": "trimmed"}, "trimmed takes 5 variants or more"),
+        ({"estimate": "expected"}, "no reply came with expectations"),
+        ({"gap": "shrink(2)"}, "gap 'shrink(2)': m0 2 must be at least 0, at most 1"),
+        ({"map": "quadratic"}, "map 'quadratic' is not known"),
+        ({"quorum": 10}, "no pair has the quorum of 10 replies, the most is 9"),
+        ({"gap": ...}, "missing key 'gap'"),
+        ({"gapp": "product"}, "unknown key 'gapp', did you mean 'gap'?"),
+        (
+            {"envelopes": {"stile": {"beta_min": 0.1, "beta_max": 0.2}}},
+            "has no category 'stile', did you mean 'style'?",
+        ),
+        (
+            {"envelopes": {"style": {"beta_min": 0.3, "beta_max": 0.2}}},
+            "envelopes: style: beta_min 0.3 must be below beta_max 0.2",
+        ),
+        ({"envelopes": ["style"]}, "envelopes"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_schedule(refuse, changes, complaint):
+    assert complaint in refuse(changes)
+
+
+MADPO = "madpo(c_max=2, c_min=0.5, lam=1, tau=7)"
+
+
+@pytest.mark.parametrize(
+    ("arm", "complaint"),
+    [
+        ({"of": "nowhere.yaml", "beta": "permuted(seed=0)"}, "nowhere.yaml"),
+        ({"of": "arm.yaml", "beta": "permuted(seed=0)"}, "of: arm.yaml is an arm itself"),
+        ({"beta": "permuted(seed=0)"}, "add `of: FILE`"),
+        ({"of": "schedule.yaml"}, "an arm departs from its schedule in one of beta"),
+        ({"of": "schedule.yaml", "disputed": "drop"}, "write `gap: signed` in the schedule"),
+        ({"of": "schedule.yaml", "disputed": "flop"}, "did you mean 'flip'?"),
+        ({"of": "schedule.yaml", "weigth": "gap"}, "did you mean 'weight'?"),
+        ({"of": "schedule.yaml", "weight": MADPO}, "give --scores SCORES.parquet"),
+        ({"of": "schedule.yaml", "keep": "drop-lowest(percent=100)"}, "must be above 0, below 100"),
+        ({"of": "schedule.yaml", "beta": "uniform(seed=-1)"}, "seed must be a whole number"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_arm(refuse, arm, complaint):
+    assert complaint in refuse(arm=arm)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (math.nan, "1 of 96 reward margins are not numbers from -1e4 to 1e4, the first is nan"),
+        (1e5, "the first is 100000.0"),
+    ],
+)
+def test_scores(refuse, wrong, complaint):
+    arm = {"of": "schedule.yaml", "weight": MADPO}
+    assert complaint in refuse(arm=arm, scores=[wrong, *[1.0] * 95])
+
+
+def test_scores_that_nothing_uses(refuse):
+    assert "nothing here uses --scores" in refuse(scores=[1.0] * 96)
+
+
+def test_a_store_without_a_kept_reply(refuse, new_store, tmp_path):
+    store = new_store("empty.sqlite")
+    (pair_id,) = filled(store, 1, "a")
+    out = tmp_path / "none.parquet"
+    fail("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", out)
+    assert not out.exists()
+    store.add([refused(pair_id, "a", "direct")])
+    assert "no reply was kept" in refuse(store=store.path)
+
+
+@pytest.mark.parametrize("command", ["explain", "build", "report", "audit"])
+def test_betas_of_another_store(demo, new_store, tmp_path, command):
+    store, out = new_store("other.sqlite"), tmp_path / "out"
+    (pair_id,) = filled(store, 1, "a")
+    store.add([kept(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
+    words = [command, *([pair_id] if command == "explain" else [])]
+    words += ["--store", store.path, "--betas", demo / "betas.parquet"]
+    words += ["--out", out] if command in ("build", "report") else []
+    assert "are of other pairs than" in fail(*words)
+    assert not out.exists()
+    betas = tmp_path / "own.parquet"
+    succeed("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", betas)
+    store.add([kept(pair_id, "b", "direct", 9, 9)])
+    words[words.index(demo / "betas.parquet")] = betas
+    assert "holds other replies than the betas" in fail(*words)

@@ -1,0 +1,70 @@
+"""Choices that take numbers: read, written, and every mistake one line."""
+
+import pytest
+
+from sp2dpo.betas.baselines import Madpo
+from sp2dpo.betas.choices import format_choice, read_choice
+from sp2dpo.betas.estimators import GAP_FORMS, Product, Shrink
+from sp2dpo.betas.maps import MAPS, Power, Quantile
+
+WEIGHTS = {"madpo": Madpo}
+
+
+def read(said, known=GAP_FORMS):
+    return read_choice("schedule.yaml", "gap", said, known)
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "choice"),
+    [
+        ("product", GAP_FORMS, Product()),
+        (" product ", GAP_FORMS, Product()),
+        ("product()", GAP_FORMS, Product()),
+        ("shrink(0.3)", GAP_FORMS, Shrink(0.3)),
+        ("shrink( m0 = 1 )", GAP_FORMS, Shrink(1.0)),
+        ("power(5e-1)", MAPS, Power(0.5)),
+        ("quantile", MAPS, Quantile()),
+        ("madpo(2, 0.5, 1, 7)", WEIGHTS, Madpo(2, 0.5, 1, 7)),
+        (
+            "madpo(c_max=2, c_min=0.5, lam=1, tau=7, only=amplify)",
+            WEIGHTS,
+            Madpo(2, 0.5, 1, 7, "amplify"),
+        ),
+    ],
+)
+def test_a_choice_is_read_and_written_back(said, known, choice):
+    assert read(said, known) == choice
+    assert read(format_choice(choice, known), known) == choice
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ("prodct", "'prodct' is not known, did you mean 'product'? (known: product, shrink(m0)"),
+        (3, "gap 3 is not known"),
+        (None, "gap None is not known"),
+        (["product"], "is not known"),
+        ("", "is not known"),
+        ("product(1)", "write product"),
+        ("shrink", "write shrink(m0)"),
+        ("shrink()", "write shrink(m0)"),
+        ("shrink(0.1, 0.2)", "write shrink(m0)"),
+        ("shrink(0.1, m0=0.2)", "write shrink(m0)"),
+        ("shrink(m1=0.2)", "write shrink(m0)"),
+        ("shrink(1.5)", "m0 1.5 must be at least 0, at most 1"),
+        ("shrink(nan)", "m0 must be a number, not 'nan'"),
+        ("shrink(1e999)", "m0 inf must be"),
+        ("shrink(True)", "True is no number"),
+        ("shrink('0.1')", "is no number"),
+        ("shrink(print(1))", "print(1) is no number"),
+        ("shrink(**x)", "hold no list of numbers"),
+        ("shrink(0.1", "hold no list of numbers"),
+        ("shrink(0.1)(2)", "hold no list of numbers"),
+        ("shrink(" + "(" * 5000 + ")", "hold no list of numbers"),
+    ],
+)
+def test_every_mistake_is_one_line_with_file_key_and_value(said, complaint):
+    with pytest.raises(ValueError, match=r"^schedule\.yaml: gap ") as error:
+        read(said)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,158 @@
+"""The card: what is ours on it, what is people's, and data that must stay text."""
+
+import json
+import re
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from sp2dpo.dataset.card import BEGIN, END, card_license, digest, fenced, merge_card, plain
+
+OURS = f"""---
+license: mit
+pretty_name: ours
+tags:
+- dpo
+configs:
+- config_name: default
+  description: SHA-256 aa
+  data_files:
+  - split: train
+    path: [data/a.parquet]
+dataset_info:
+- config_name: default
+  features: []
+---
+
+{BEGIN}
+# New
+{END}
+"""
+
+
+def head_of(text):
+    return yaml.safe_load(re.match(r"---\n(.*?)---\n", text, re.DOTALL)[1])
+
+
+def test_what_people_write_above_and_below_stays():
+    theirs = OURS.replace("# New", "# Old").replace(f"\n{BEGIN}", f"\nAbove.\n\n{BEGIN}")
+    text = merge_card(f"{theirs}\nBelow.\n", OURS, license=None, where="README.md")
+    assert "Above.\n\n" + BEGIN in text
+    assert text.endswith(f"{END}\n\nBelow.\n")
+    assert "# New" in text
+    assert "# Old" not in text
+    assert merge_card(text, OURS, license=None, where="README.md") == text  # nothing drifts
+
+
+def test_a_card_of_theirs_alone_goes_below():
+    text = merge_card("# Mine\n\nWords.\n", OURS, license=None, where="README.md")
+    assert text.endswith(f"{END}\n\n# Mine\n\nWords.\n")
+    assert merge_card(text, OURS, license=None, where="README.md") == text
+
+
+def test_their_keys_and_tags_stay_and_stale_configs_of_ours_do_not():
+    theirs = {
+        "license": "cc-by-4.0",
+        "language": ["en"],
+        "pretty_name": "Theirs",
+        "tags": ["mine", "dpo"],
+        "configs": [
+            {"config_name": "default", "description": "SHA-256 old"},
+            {"config_name": "schedules", "description": "SHA-256 old"},
+            {"config_name": "theirs", "data_files": "x.csv"},
+        ],
+        "viewer": False,
+    }
+    text = merge_card(f"---\n{yaml.safe_dump(theirs)}---\n", OURS, license=None, where="README.md")
+    said = head_of(text)
+    assert [one["config_name"] for one in said["configs"]] == ["default", "theirs"]
+    assert said["configs"][0]["description"] == "SHA-256 aa"
+    assert said["tags"] == ["dpo", "mine"]
+    assert (said["license"], said["pretty_name"], said["viewer"]) == ("cc-by-4.0", "Theirs", False)
+    asked = merge_card(text, OURS, license="apache-2.0", where="README.md")
+    assert card_license(asked, where="README.md") == "apache-2.0"
+
+
+def test_the_digest_covers_what_is_ours_and_nothing_else():
+    same = digest(OURS, where="README.md")
+    for text in (
+        OURS + "\nWords.\n",
+        OURS.replace("license: mit", "license: odc-by"),
+        OURS.replace("- dpo", "- dpo\n- mine"),
+        OURS.replace("\n", "\r\n"),
+    ):
+        assert digest(text, where="README.md") == same
+    for text in (OURS.replace("# New", "# Newer"), OURS.replace("data/a", "data/b")):
+        assert digest(text, where="README.md") != same
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (OURS.replace(END, ""), "stands there 1 times and"),
+        (OURS + OURS.split("---\n")[2], "stands there 2 times"),
+        ("---\na: [\n---\n", "its YAML cannot be read"),
+        ("---\n- a\n---\n", "its YAML holds no keys"),
+    ],
+)
+def test_a_card_that_cannot_be_taken_apart_is_refused(text, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        merge_card(text, OURS, license=None, where="README.md")
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "![x](http://evil.example/x.png)",
+    "[a](javascript:alert(1))",
+    "http://evil.example",
+    "| a | b |",
+    f"{END}",
+    "`<b>`",
+    "&lt;b&gt;",
+    "@someone #1",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_data_on_the_card_is_text(text):
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(f"| {plain(text)} |\n")
+    assert not re.search(r"<(script|img|a|b|table|code)\b", page), page
+    assert BEGIN not in plain(text)
+    assert END not in plain(text)
+
+
+def test_nothing_in_a_rubric_closes_its_block():
+    said = {"task": "Judge.\n```\n<script>\n````\nstill\n", "name": "x"}
+    page = MarkdownIt("commonmark").render(f"{fenced(said)}\n\nafter\n")
+    assert page.count("<pre>") == 1
+    assert "<script>" not in page
+    assert page.endswith("<p>after</p>\n")
+    block = fenced(said).split("\n", 1)[1].rsplit("\n", 1)[0]
+    assert yaml.safe_load(block) == said
+
+
+def test_the_card_of_the_demo_is_whole(demo):
+    card = (demo / "dataset" / "README.md").read_text()
+    manifest = json.loads((demo / "dataset" / "manifest.json").read_text())
+    assert manifest["card_sha256"] == digest(card, where="README.md")
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(
+        card.split("---\n", 2)[2]
+    )
+    assert re.findall(r'<img src="([^"]+)"', page) == ["assets/betas.png"]
+    assert (demo / "dataset" / "assets" / "betas.png").read_bytes()[:4] == b"\x89PNG"
+    for words in (
+        "the <code>beta</code> column is ignored</strong> without a word",
+        "PairDPOTrainer as DPOTrainer",
+        "row[&quot;gap&quot;] &gt;= 0.5",
+        "Krippendorff",
+        "What usually goes wrong",
+        "sp2dpo verify",
+        "@article{he2026sp2dpo",
+        "reader-a",
+    ):
+        assert words in page, words
+    rubric = yaml.safe_load((demo / "dataset" / "rubric.yaml").read_text())
+    for text in rubric["variants"].values():
+        assert text.strip().split("\n")[0] in card  # the prompts, word for word
+    assert "127.0.0.1" not in card + json.dumps(manifest)

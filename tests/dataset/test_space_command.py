@@ -1,0 +1,155 @@
+"""The inspector from the command line, and as a Space: what is pushed, and that it runs alone."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import venv
+import zipfile
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from support.browser import INSPECTOR, answers, free_port, inspector
+from support.harness import COMMAND, DEMO, ROOT, run
+from tools.inspector_demo import KEPT, build
+
+FILES = {
+    path.relative_to(INSPECTOR).as_posix()
+    for path in INSPECTOR.rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+
+
+def title_of(browser, url):
+    page = browser.new_page()
+    page.goto(url)
+    page.wait_for_selector('.inspector[data-state="ready"]')
+    said = page.get_by_role("heading", level=1).inner_text()
+    page.close()
+    return said
+
+
+def test_a_folder_is_opened_until_it_is_stopped(browser, demo):
+    port = free_port()
+    command = [*COMMAND, "space", "--data", demo / "dataset", "--port", port]
+    running = subprocess.Popen([str(one) for one in command], stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}/"
+        answers(url)
+        assert title_of(browser, url) == "dataset"
+        # As a terminal sends it: to both.
+        for one in (*psutil.Process(running.pid).children(), running):
+            one.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("nowhere", "nowhere: neither a folder nor a data set on the Hub"),
+        (str(DEMO), "has no manifest.json: `sp2dpo build` makes such a folder"),
+        ("a/b/c", "a/b/c: neither a folder nor a data set on the Hub"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(data, why):
+    done = run("space", "--data", data)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def deploy(hub, *words):
+    return hub.run("space", "deploy", "--repo", "org/page", *words)
+
+
+def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
+    hub.publish(releases / "one", "org/shown", "--tag", "v1")
+    done = deploy(hub, "--data", "org/shown@v1")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(FILES)} files changed, 0 there already" in done.stdout
+    info = hub.ask("/api/spaces/org/page")
+    assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
+    assert info["cardData"]["datasets"] == ["org/shown"]
+    assert info["cardData"]["sdk"] == "gradio"
+    held = hub.ask("/api/spaces/org/page/variables")
+    assert held == {"SP2DPO_DATA": {"key": "SP2DPO_DATA", "value": "org/shown@v1"}}
+    again = deploy(hub, "--data", "org/shown@v1")
+    assert f"0 files changed, {len(FILES)} there already, at {info['sha']}" in again.stdout
+    # Back to the demo: the variable goes, and the card names no data set.
+    back = deploy(hub)
+    assert "1 file changed" in back.stdout
+    assert hub.ask("/api/spaces/org/page/variables") == {}
+    assert "datasets" not in hub.ask("/api/spaces/org/page")["cardData"]
+    deploy(hub, "--data", "org/shown@v1")
+
+
+def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
+    hub.python(
+        "from huggingface_hub import HfApi\n"
+        "api = HfApi()\n"
+        "api.create_repo('org/game', repo_type='space', space_sdk='gradio', exist_ok=True)\n"
+        "api.upload_file(repo_id='org/game', repo_type='space', path_in_repo='game.py',\n"
+        "  path_or_fileobj=b'1')"
+    )
+    words = ("space", "deploy", "--repo", "org/game")
+    done = hub.run(*words)
+    assert done.returncode == 1
+    assert "org/game: it is another program (game.py): name another --repo" in done.stderr
+    assert hub.run(*words, "--overwrite").returncode == 0
+    info = hub.ask("/api/spaces/org/game")
+    assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
+    done = deploy(hub, "--data", demo / "dataset")
+    assert "is a folder, which a Space cannot see: `sp2dpo publish` it first" in done.stderr
+    done = run("space", "deploy", "--repo", "org/x", env=hub.env | {"HF_TOKEN": ""})
+    assert "the Hub wants to know who you are" in done.stderr
+    assert "--data belongs behind deploy" in run("space", "--data", "a/b", "deploy").stderr
+
+
+def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, browser, tmp_path):
+    """In a clean environment: no sp2dpo, no torch; the files are those that the Hub gives."""
+    assert deploy(hub, "--data", "org/shown@v1").returncode == 0
+    where = str(tmp_path / "space")
+    hub.python(
+        "from huggingface_hub import snapshot_download\n"
+        f"snapshot_download('org/page', repo_type='space', local_dir={where!r})"
+    )
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "-r", "requirements.txt"], cwd=tmp_path / "space", check=True)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list"], capture_output=True, text=True, check=True
+    )
+    assert not re.search(r"^(sp2dpo|torch|datasets|polars) ", listed.stdout, flags=re.MULTILINE)
+    held = {"PYTHONPATH": "", **hub.env}
+    with inspector("org/shown@v1", python=python, folder=tmp_path / "space", **held) as url:
+        assert title_of(browser, url).startswith("org/shown at ")
+
+
+def test_the_wheel_carries_the_inspector(tmp_path):
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    subprocess.run([*command, "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    held = {one.removeprefix("sp2dpo/inspector/") for one in names if "/inspector/" in one}
+    assert held == FILES
+
+
+def test_the_demo_that_it_starts_with_is_what_build_makes_of_the_corpus(tmp_path):
+    kept, made = INSPECTOR / "demo", build(tmp_path)
+    assert sorted(one.name for one in kept.iterdir()) == sorted(KEPT)
+    for name in ("data", "annotations", "schedules"):
+        file = f"{name}/train-00000-of-00001.parquet"
+        assert pq.read_table(kept / file).equals(pq.read_table(made / file))
+    assert (kept / "rubric.yaml").read_bytes() == (made / "rubric.yaml").read_bytes()
+    facts = [json.loads((folder / "manifest.json").read_text()) for folder in (kept, made)]
+    for one in facts:
+        # Bytes of Parquet and PNG follow the libraries' versions.
+        del one["files"], one["card_sha256"]
+    assert facts[0] == facts[1]

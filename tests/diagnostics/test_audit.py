@@ -1,0 +1,233 @@
+"""The audit: checks with numbers, what is known of the truth, and an exit code."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sp2dpo.betas.arms import Arm, compute_betas
+from sp2dpo.betas.baselines import Constant, Permuted
+from sp2dpo.betas.estimators import Signed
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.schedule import load_schedule
+from sp2dpo.diagnostics.audit import audit_betas, has_failed
+from sp2dpo.diagnostics.biases import by_length
+from sp2dpo.diagnostics.gold import Truth, label_detection, with_gold
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.store.annotations import annotation_table
+from support.harness import DEMO, ROOT, SCHEDULE, fail, run, succeed
+
+RUBRIC = load_rubric("semantic-gap")
+PAPER = replace(load_schedule(SCHEDULE), quorum=1)
+PLANTED = DEMO / "planted.jsonl"
+
+
+def pair(number):
+    return f"{number:064x}"
+
+
+def said(*rows):
+    """A table of replies: number of the pair, teacher, category, magnitude, confidence."""
+    replies = [
+        (pair(number), teacher, "direct", "chosen-first", 0, category, magnitude, confidence,
+         None, None, None)
+        for number, teacher, category, magnitude, confidence in rows
+    ]  # fmt: skip
+    pair_ids = sorted({row[0] for row in replies})
+    return annotation_table(replies, pair_ids=pair_ids, rubric=RUBRIC)
+
+
+def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
+    """The audit, its signatures by name."""
+    arm = arm or Arm(of=PAPER)
+    made = BetaTable(
+        table=compute_betas(annotations, arm), arm=arm, annotations_hash=annotations.hash
+    )
+    longer = lengths or [0.0] * len(annotations.pair_ids)
+    table = pl.DataFrame(
+        {"pair_id": annotations.pair_ids, "chosen": longer, "rejected": 0.0},
+        schema_overrides={"chosen": pl.Float64},
+    )
+    found = audit_betas(
+        made, annotations, table, truths=truths, given=len(truths or ()), draws=draws
+    )
+    return found | {"by_name": {one["name"]: one for one in found["signatures"]}}
+
+
+def test_gaps_that_are_ranked_by_length_are_found():
+    one = said(*((n, "a", "style", n % 11, 10) for n in range(44)))
+    longer = checked(one, [float(n % 11) for n in range(44)])["by_name"]["length-bias"]
+    assert longer["value"] == pytest.approx(1)
+    assert longer["verdict"] == "bad"
+    assert longer["note"] == "longer chosen responses have the larger gaps"
+    shorter = checked(one, [-float(n % 11) for n in range(44)])["by_name"]["length-bias"]
+    assert shorter["value"] == pytest.approx(1)
+    assert shorter["note"] == "shorter chosen responses have the larger gaps"
+    assert 0 < shorter["low"] <= shorter["value"] <= shorter["high"] + 1e-9
+
+
+def test_a_category_that_is_long_and_telling_is_no_length_bias_within():
+    dice = np.random.default_rng(1)
+    rows, lengths = [], []
+    for n in range(80):
+        telling = n % 2 == 0
+        magnitude = int(dice.integers(7, 11) if telling else dice.integers(0, 4))
+        rows.append((n, "a", "safety" if telling else "style", magnitude, 10))
+        lengths.append(float(dice.integers(0, 50) + (500 if telling else 0)))
+    found = checked(said(*rows), lengths)["by_name"]
+    assert found["length-bias"]["value"] > 0.7
+    assert found["length-bias"]["verdict"] == "bad"
+    assert found["length-bias-within"]["value"] < 0.2
+    assert found["length-bias-within"]["low"] < 0 < found["length-bias-within"]["high"]
+
+
+def test_the_mean_gap_by_length_has_ten_bins():
+    table = pl.DataFrame({"pair_id": [pair(n) for n in range(40)], "gap": [0.5] * 40})
+    table = table.with_columns(signed_gap=pl.Series([n / 40 for n in range(40)]))
+    lengths = pl.DataFrame(
+        {"pair_id": [pair(n) for n in range(40)], "chosen": range(40), "rejected": [0] * 40}
+    ).cast({"chosen": pl.Float64, "rejected": pl.Float64})
+    bins = by_length(table, lengths)
+    assert len(bins) == 10
+    assert (bins[0]["low"], bins[0]["high"], bins[0]["pairs"]) == (0, 3, 4)
+    assert bins[0]["mean"] == pytest.approx((0 + 1 + 2 + 3) / 4 / 40)
+    half = 1.96 * np.std([0, 1 / 40, 2 / 40, 3 / 40], ddof=1) / 2
+    assert bins[0]["upper"] - bins[0]["mean"] == pytest.approx(half)
+
+
+def readers(surer_is_nearer):
+    """Two teachers that agree and a third that is off by chance, surer or less sure where it is."""
+    dice = np.random.default_rng(2)
+    for n in range(300):
+        magnitude = int(dice.integers(3, 8))
+        off = int(dice.integers(0, 4))
+        yield (n, "a", "style", magnitude, 5)
+        yield (n, "b", "style", magnitude, 5)
+        sure = 10 - off if surer_is_nearer else 4 + off
+        yield (n, "c", "style", magnitude + (off if magnitude < 6 else -off), sure)
+
+
+def test_a_confidence_that_goes_with_nearness_tells_something():
+    told = checked(said(*readers(True)))["by_name"]["confidence"]
+    assert told["verdict"] == "ok"
+    assert told["low"] > 0
+    against = checked(said(*readers(False)))["by_name"]["confidence"]
+    assert against["verdict"] == "bad"
+    assert against["high"] < 0
+
+
+def test_confidence_cannot_be_told_of_one_teacher_or_of_equal_confidences():
+    one = checked(said(*((n, "a", "style", n % 11, n % 3) for n in range(30))))
+    assert one["by_name"]["confidence"]["reason"] == "it takes two teachers to compare"
+    equal = checked(said(*((n, who, "style", n % 11, 5) for n in range(30) for who in "ab")))
+    assert "all equal" in equal["by_name"]["confidence"]["reason"]
+
+
+def test_disputed_labels_are_counted_apart_from_ties():
+    rows = [(n, "a", "style", 8, 9) for n in range(20)]
+    rows += [(20 + n, "a", "style", 8, 0) for n in range(5)]  # -0.8 under `signed`
+    rows += [(25 + n, "a", "style", 0, 9) for n in range(5)]
+    signed = Arm(of=replace(PAPER, gap=Signed()))
+    noise = checked(said(*rows), arm=signed)["by_name"]["label-noise"]
+    assert (noise["value"], noise["verdict"]) == (pytest.approx(5 / 30), "look")
+    assert noise["note"] == "5 more within 0.05 of 0, as good as a tie"
+    labelled = checked(said(*rows))["by_name"]["label-noise"]
+    assert labelled["verdict"] == "cannot be told"
+    assert "`gap: signed`" in labelled["reason"]
+
+
+def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
+    rows = said(*((n, "a", "style", n % 11, 10) for n in range(60)))
+    assert checked(rows)["by_name"]["unrelated"]["value"] == pytest.approx(1)
+    permuted = checked(rows, arm=Arm(of=PAPER, beta=Permuted(seed=0)))["by_name"]["unrelated"]
+    assert permuted["verdict"] == "bad"
+    constant = checked(rows, arm=Arm(of=PAPER, beta=Constant(0.1)))["by_name"]["unrelated"]
+    assert constant["verdict"] == "cannot be told"
+    assert "all equal" in constant["reason"]
+
+
+def test_few_pairs_get_no_verdict():
+    found = checked(said(*((n, "a", "style", n % 11, 10) for n in range(19))))["by_name"]
+    assert found["length-bias"]["reason"] == "19 with a gap; a verdict needs 20 pairs"
+    assert found["unrelated"]["verdict"] == "cannot be told"
+
+
+def test_wrong_labels_found_are_counted_and_ranked_by_hand():
+    truths = {
+        pair(n): Truth(name=str(n), label=label)
+        for n, label in enumerate(("chosen", "chosen", "rejected", "rejected", "tie"))
+    }
+    table = pl.DataFrame(
+        {
+            "pair_id": [pair(n) for n in range(6)],
+            "gap": [0.5, 0.0, 0.0, 0.3, 0.02, 0.9],
+            "signed_gap": [0.5, -0.1, -0.1, 0.3, 0.02, 0.9],
+        }
+    )
+    pairs = with_gold(table, truths)
+    assert len(pairs) == 5
+    weak = label_detection(pairs, "weak", draws=20)
+    assert (weak["wrong"], weak["found"]) == (2, 3)
+    assert weak["recall"]["share"] == 0.5
+    assert weak["precision"]["share"] == pytest.approx(1 / 3)
+    # Right: 0.5, -0.1; wrong: -0.1, 0.3. Lower: -0.1 < 0.5, 0.3 < 0.5; equal: -0.1 and -0.1.
+    assert weak["auc"]["value"] == pytest.approx((1 + 1 + 0.5) / 4)
+    disputed = label_detection(pairs, "disputed", draws=20)
+    assert (disputed["found"], disputed["precision"]["share"]) == (2, 0.5)
+
+
+def test_the_verdict_is_the_worst_and_a_pipeline_says_what_it_does_not_take():
+    bad = {"verdict": "bad"}
+    assert has_failed(bad, "bad")
+    assert has_failed(bad, "look")
+    assert not has_failed({"verdict": "look"}, "bad")
+    assert has_failed({"verdict": "look"}, "look")
+    assert not has_failed({"verdict": "cannot be told"}, "look")
+
+
+def demo_audit(demo, *more):
+    store, betas = demo / "run.sqlite", demo / "betas.parquet"
+    return ["audit", "--store", store, "--betas", betas, "--draws", 100, *more]
+
+
+def test_an_audit_ends_with_3_where_it_is_told_to(demo):
+    found = json.loads(succeed(*demo_audit(demo, "--json")))
+    assert found["verdict"] == "bad"
+    assert found["gold"] is None
+    assert run(*demo_audit(demo)).returncode == 0
+    failed = run(*demo_audit(demo, "--fail-on", "bad"))
+    assert failed.returncode == 3
+    assert failed.stdout.endswith("bad: 1 bad, 2 look, 6 ok, 1 cannot be told\n")
+
+
+def test_an_audit_knows_what_was_planted(demo):
+    found = json.loads(succeed(*demo_audit(demo, "--json", "--gold", PLANTED)))["gold"]
+    assert found["labels"]["weak"]["recall"]["count"] == 12
+    assert found["panel"]["judged"] == 96
+    gain = found["confidence"]["gain"]
+    assert gain["low"] < 0 < gain["high"]
+    assert "12/12" in succeed(*demo_audit(demo, "--gold", PLANTED))
+
+
+def test_a_gold_file_about_other_pairs_is_refused(demo, tmp_path):
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"pair_id": "elsewhere", "label": "chosen"}\n')
+    assert "none of the 1 names" in fail(*demo_audit(demo, "--gold", gold))
+
+
+def test_what_the_recipes_say_of_the_demo_is_what_the_commands_print(demo):
+    text = (ROOT / "recipes" / "README.md").read_text()
+    store, betas = ("--store", demo / "run.sqlite"), ("--betas", demo / "betas.parquet")
+    printed = "\n".join(
+        [
+            succeed("agreement", *store),
+            succeed("estimators", *store, "--schedule", SCHEDULE, "--gold", PLANTED),
+            succeed("audit", *store, *betas, "--gold", PLANTED),
+        ]
+    ).splitlines()
+    shown = text.split("## What the annotations say")[1].split("\n## ")[0].split("```text\n")[1:]
+    lines = [line for block in shown for line in block.split("```")[0].splitlines() if line]
+    assert len(lines) > 35
+    assert [line for line in lines if line not in printed] == []

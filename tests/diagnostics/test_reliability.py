@@ -1,0 +1,125 @@
+"""Krippendorff's alpha and the bootstrap, held to the package and to brute force."""
+
+import krippendorff
+import numpy as np
+import pytest
+
+from sp2dpo.diagnostics.alpha import Ratings, alpha_from_entries
+from sp2dpo.diagnostics.bootstrap import (
+    Ranked,
+    RankedWithin,
+    bootstrap_estimates,
+    correlation,
+    estimate,
+    rank_correlation,
+    resamples,
+    spearman,
+)
+
+NOT = -1
+# Four observers, twelve units: the data of Krippendorff 2011, "Computing Krippendorff's
+# Alpha-Reliability", values 1 to 5.
+OBSERVERS = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, NOT, NOT, NOT],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NOT, 3],
+    [NOT, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NOT],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NOT],
+]
+
+
+def ratings(observers):
+    table = np.array(observers).T
+    return Ratings(np.where(table > 0, table - 1, NOT), 5)
+
+
+@pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815)])
+def test_alpha_is_the_published_one(level, alpha):
+    found = ratings(OBSERVERS).alpha(level, draws=200)
+    assert found["value"] == pytest.approx(alpha, abs=5e-4)
+    assert found["low"] < found["value"] < found["high"]
+    assert ratings(OBSERVERS).pairable() == 11
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal"])
+@pytest.mark.parametrize("seed", range(5))
+def test_alpha_is_that_of_the_krippendorff_package(level, seed):
+    dice = np.random.default_rng(seed)
+    truth = dice.integers(0, 6, 80)
+    said = np.clip(truth[:, None] + dice.integers(-1, 2, (80, 4)), 0, 5)
+    said[dice.random((80, 4)) < 0.3] = NOT
+    theirs = krippendorff.alpha(
+        np.where(said < 0, np.nan, said).T, level_of_measurement=level, value_domain=range(6)
+    )
+    assert Ratings(said, 6).alpha(level, draws=1)["value"] == pytest.approx(theirs, abs=1e-9)
+    some = krippendorff.alpha(
+        np.where(said < 0, np.nan, said)[:, [0, 2]].T,
+        level_of_measurement=level,
+        value_domain=range(6),
+    )
+    found = Ratings(said, 6).alpha(level, [0, 2], draws=1)["value"]
+    assert found == pytest.approx(some, abs=1e-9)
+
+
+def test_alpha_of_readings_that_are_all_equal_is_not_defined():
+    assert Ratings(np.zeros((5, 3), dtype=int), 2).alpha("nominal", draws=3) == {
+        "value": None, "low": None, "high": None,
+    }  # fmt: skip
+    alone = np.array([[0, NOT], [NOT, 1]])
+    assert Ratings(alone, 2).alpha("ordinal", draws=3)["value"] is None
+    assert alpha_from_entries(np.zeros((3, 3)), "ordinal") is None
+
+
+def test_a_sample_draws_as_many_units_as_there_are():
+    plain = list(resamples(7, draws=5))
+    weighed = list(resamples(3, draws=5, counts=np.array([4, 1, 2])))
+    assert [one.sum() for one in plain] == [7] * 5
+    assert [one.sum() for one in weighed] == [7] * 5
+    again = list(resamples(7, draws=5))
+    assert all((one == other).all() for one, other in zip(plain, again, strict=True))
+
+
+def repeated(values, weights):
+    return np.repeat(np.asarray(values), weights)
+
+
+def test_a_weighted_rank_correlation_is_that_of_repeated_rows():
+    dice = np.random.default_rng(0)
+    x, y, w = dice.integers(0, 5, 30), dice.integers(0, 5, 30), dice.integers(0, 4, 30)
+    found = spearman(Ranked(x), Ranked(y), w.astype(float))
+    plain = spearman(Ranked(repeated(x, w)), Ranked(repeated(y, w)), np.ones(int(w.sum())))
+    assert found == pytest.approx(plain)
+    ranks = Ranked([3, 1, 3, 2]).ranks(np.ones(4))
+    assert ranks.tolist() == [3.5, 1, 3.5, 2]
+    assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2]), np.ones(3)) == pytest.approx(
+        0.5
+    )
+    assert spearman(Ranked([1, 1]), Ranked([1, 2]), np.ones(2)) is None
+
+
+def test_ranks_within_parts_take_out_what_differs_between_them():
+    ranks = RankedWithin([1, 2, 101, 102, 103], ["a", "a", "b", "b", "b"]).ranks(np.ones(5))
+    assert ranks == pytest.approx([-0.25, 0.25, -1 / 3, 0, 1 / 3])
+    weighted = RankedWithin([1, 2, 5], [0, 0, 0]).ranks(np.array([2.0, 1.0, 0.0]))
+    assert weighted[:2] == pytest.approx([(1.5 - 2) / 3, (3 - 2) / 3])
+
+
+def test_drawing_alike_rows_together_changes_no_value():
+    dice = np.random.default_rng(1)
+    x, y = dice.integers(0, 3, 200), dice.integers(0, 3, 200)
+    together = rank_correlation(x, y, draws=300)
+    apart = bootstrap_estimates(lambda w: spearman(Ranked(x), Ranked(y), w), 200, draws=300)
+    assert together["value"] == pytest.approx(apart["value"])
+    assert together["low"] == pytest.approx(apart["low"], abs=0.03)
+    assert together["high"] == pytest.approx(apart["high"], abs=0.03)
+    parts = np.arange(200) % 4
+    within = rank_correlation(x, y, parts=parts, draws=2)["value"]
+    plain = spearman(RankedWithin(x, parts), RankedWithin(y, parts), np.ones(200))
+    assert within == pytest.approx(plain)
+
+
+def test_an_interval_of_nothing_is_nothing():
+    nothing = {"value": None, "low": None, "high": None}
+    assert estimate(None, [1.0]) == nothing
+    assert bootstrap_estimates(lambda w: 1.0, 0, draws=3) == nothing
+    assert rank_correlation([], [], draws=3) == nothing
+    assert estimate(1.0, [None, float("nan")]) == {"value": 1.0, "low": None, "high": None}

@@ -1,0 +1,120 @@
+"""Students that transformers runs here: a tiny random model, greedy, sampled, stopped."""
+
+import json
+
+import pytest
+import yaml
+
+from support.harness import fail, succeed
+
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"instruction": f"Tell me about number {n}, please."} for n in range(COUNT)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def student(tmp_path, tiny_student):
+    def write(name="student.yaml", *, temperature=0.9, **more):
+        said = {
+            "name": "tiny",
+            "model": str(tiny_student),
+            "revision": None,
+            "sampling": {"temperature": temperature, "max_tokens": 12, "seed": 3},
+            "local": {"batch_size": 4},
+        } | more
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(said))
+        return path
+
+    return write
+
+
+def outputs(folder):
+    return [row["output"] for row in json.loads((folder / "outputs.json").read_text())]
+
+
+def generate(prompts, student, out, *more):
+    return succeed(
+        "evaluate", "generate", "--prompts", prompts, "--student", student, "--out", out, *more
+    )
+
+
+def test_a_local_model_answers_every_prompt(prompts, student, tmp_path):
+    said = generate(prompts, student(), tmp_path / "a")
+    assert f"tiny: {COUNT} outputs" in said
+    record = json.loads((tmp_path / "a" / "generation.json").read_text())
+    assert record["sampling"]["temperature"] == 0.9
+    assert sum(record["ended"].values()) == COUNT
+    assert len(outputs(tmp_path / "a")) == COUNT
+
+
+def test_a_run_that_was_stopped_ends_like_an_unbroken_one(prompts, student, tmp_path):
+    generate(prompts, student(), tmp_path / "a")
+    broken = tmp_path / "b"
+    broken.mkdir()
+    lines = (tmp_path / "a" / "replies.jsonl").read_text().splitlines(keepends=True)
+    # The head and five replies: the second batch broke off in the middle, and so did a line.
+    (broken / "replies.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
+    generate(prompts, student(), broken)
+    assert outputs(broken) == outputs(tmp_path / "a")
+
+
+def test_greedy_outputs_depend_on_no_seed_and_sampled_ones_do(prompts, student, tmp_path):
+    for name, heat, seed in (
+        ("g0", 0, 0), ("g1", 0, 1), ("s0", 1.5, 0), ("s1", 1.5, 1), ("s2", 1.5, 1),
+    ):  # fmt: skip
+        more = ("--temperature", heat, "--seed", seed)
+        generate(prompts, student(), tmp_path / name, *more)
+    assert outputs(tmp_path / "g0") == outputs(tmp_path / "g1")
+    assert outputs(tmp_path / "s0") != outputs(tmp_path / "s1")
+    assert outputs(tmp_path / "s1") == outputs(tmp_path / "s2")
+
+
+def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, tmp_path):
+    import torch
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    reward = tmp_path / "reward"
+    LlamaForSequenceClassification.from_pretrained(tiny_student, num_labels=1).save_pretrained(
+        reward
+    )
+    AutoTokenizer.from_pretrained(tiny_student).save_pretrained(reward)
+    words = (
+        "evaluate", "sweep", "--prompts", prompts, "--student", student(), "--reward", reward,
+        "--temperature", 0, "--temperature", 1, "--out", tmp_path / "s", "--draws", 100,
+        "--picture", tmp_path / "sweep.svg",
+    )  # fmt: skip
+    said = succeed(*words)
+    found = json.loads((tmp_path / "s" / "sweep.json").read_text())["temperatures"]
+    assert [one["temperature"] for one in found] == [0, 1]
+    for one in found:
+        reward_of = one["reward"]
+        assert reward_of["low"] <= reward_of["value"] <= reward_of["high"]
+        assert one["win_rate"] is None
+    assert said.split("temperature  reward")[1] == succeed(*words).split("temperature  reward")[1]
+    assert (tmp_path / "sweep.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"local": {"batchsize": 4}}, "unknown key 'batchsize', did you mean 'batch_size'?"),
+        ({"local": {"batch_size": 0}}, "batch_size 0 must be at least 1"),
+        ({"model": "/nowhere"}, "the model /nowhere cannot be read"),
+        ({"sampling": {"temperature": 0, "max_tokens": 5, "min_p": 0.1}}, "unknown key 'min_p'"),
+        ({"system": 3}, "system must be text"),
+    ],
+)
+def test_a_bad_student_is_one_line(prompts, student, tmp_path, more, complaint):
+    said = fail(
+        "evaluate", "generate", "--prompts", prompts, "--student", student(**more),
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert complaint in said

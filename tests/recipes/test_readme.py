@@ -1,0 +1,134 @@
+"""What the README says is what happens: its commands, its snippet, the demo's table."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.harness import DEMO, ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run_in(folder, *command, **env):
+    """Runs a command with this environment's programs first on the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": path} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, replay_url, tiny_student):
+    """A folder in which the README's commands find what they name.
+
+    The panel is the one that the README points to, but for the teacher and its address.
+    """
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "pairs.jsonl").symlink_to(DEMO / "pairs.jsonl")
+    panel = yaml.safe_load((ROOT / "recipes" / "panels" / "one-teacher.yaml").read_text())
+    panel["teachers"][0] |= {"model": "reader-a", "base_url": replay_url}
+    (folder / "panel.yaml").write_text(yaml.safe_dump(panel))
+    (folder / "MODEL").symlink_to(tiny_student)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def walked(folder):
+    """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
+    (commands,) = [block for block in blocks("sh") if "accelerate launch" in block]
+    commands = commands.replace('pip install -e ".[train]"', "")
+    short = "--model_name_or_path MODEL --dtype float32 --bf16 false --max_steps 2 --held_out 0.2"
+    short += " --eval_steps 2 --use_cpu true"
+    commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
+    run_in(folder, "bash", "-e", "-c", commands)
+    return folder
+
+
+def test_the_commands_for_your_own_pairs_run_as_they_stand(walked):
+    assert "<html" in (walked / "report.html").read_text()
+    assert (walked / "student" / "results.json").is_file()
+
+
+def test_the_commands_around_a_large_run_do_as_they_stand(walked):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo pilot" in block]
+    pilot, dry_run, status = (line.partition("#")[0] for line in commands.splitlines())
+    assert "go" in run_in(walked, "bash", "-e", "-c", pilot).lower()
+    assert "need a pilot" in run_in(walked, "bash", "-e", "-c", dry_run)
+    assert "the file is sound" in run_in(walked, "bash", "-e", "-c", status)
+
+
+def test_the_commands_before_training_do_as_they_stand(walked):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo agreement" in block]
+    (walked / "schedule.yaml").write_text((ROOT / "recipes/schedules/sp2dpo.yaml").read_text())
+    other = ROOT / "recipes" / "schedules" / "signed.yaml"
+    run_in(
+        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(other),
+        "--out", "other.parquet",
+    )  # fmt: skip
+    said = run_in(walked, "bash", "-e", "-c", commands)
+    for words in ("Krippendorff's alpha", "what is varied", "verdict", "kept for training by both"):
+        assert words in said
+    assert (walked / "both.png").stat().st_size > 0
+
+
+def test_the_commands_that_publish_do_as_they_stand(walked, hub):
+    (commands,) = [block for block in blocks("sh") if "sp2dpo publish" in block]
+    arm = ROOT / "recipes" / "schedules" / "arms" / "rand.yaml"
+    run_in(
+        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(arm),
+        "--out", "rand.parquet",
+    )  # fmt: skip
+    said = run_in(walked, "bash", "-e", "-c", commands, **hub.env)
+    assert "consistent: dataset" in said
+    assert "would change 9 files" in said
+    said = run_in(walked, "bash", "-e", "-c", commands.replace(" --dry-run", ""), **hub.env)
+    assert "tag v1" in said
+    snippet = (
+        'import sp2dpo.dataset.load; print(len(sp2dpo.dataset.load.load_pairs("org/name@v1")))'
+    )
+    assert run_in(walked, "python", "-c", snippet, **hub.env).strip() == "96"
+    (commands,) = [block for block in blocks("sh") if "space deploy" in block]
+    (deploy,) = [line for line in commands.splitlines() if "space deploy" in line]
+    deploy = deploy.replace("@tag", "@v1")
+    said = run_in(walked, "bash", "-e", "-c", deploy, **hub.env)
+    assert said.startswith("org/inspector: ")
+
+
+def test_the_snippet_trains(walked):
+    (snippet,) = [block for block in blocks("python") if "trainer.train()" in block]
+    short = 'learning_rate=5.0e-7, max_steps=1, report_to="none", use_cpu=True'
+    snippet = snippet.replace('"org/model"', '"MODEL"').replace("learning_rate=5.0e-7", short)
+    run_in(walked, "python", "-c", snippet)
+
+
+def test_the_demo_prints_the_readmes_table(tmp_path):
+    said = run_in(ROOT, "python", "recipes/demo/run.py", "--out", str(tmp_path / "demo"))
+    (table,) = [block for block in blocks("text") if "Spearman" in block]
+    for line in table.splitlines():
+        # What the students reach depends on the processor to the last digit.
+        assert line.startswith("student") or line in said.splitlines(), line
+    for student in ("beta 0.1 for all", "beta per pair"):
+        line = rf"student, {student}, 24 held-out pairs +accuracy 0\.\d\d \(0\.\d\d to 0\.\d\d\), "
+        assert re.search(line + r"unscaled margin [+-]\d+\.\d\d nats", said)
+    assert "no evidence for or against the method" in said
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {
+        "run.sqlite", "betas.parquet", "dataset", "report.html", "students",
+    }  # fmt: skip

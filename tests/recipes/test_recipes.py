@@ -1,0 +1,268 @@
+"""The training script and every YAML it is launched with."""
+
+import importlib.util
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+from test_training import BETAS, PAIRS, model_dir, settings  # noqa: F401 - a fixture is among them
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SINGLE = RECIPES / "accelerate" / "single.yaml"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_recipe", RECIPES / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_recipe"] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train_recipe"]
+
+
+def conversations(**columns):
+    """Pairs as `sp2dpo build` writes them."""
+    said = {
+        name: [[{"role": "user" if name == "prompt" else "assistant", "content": c}] for c in texts]
+        for name, texts in PAIRS.items()
+    }
+    return said | {"pair_id": [f"pair-{n}" for n in range(8)]} | columns
+
+
+def write_run(tmp_path, *, columns=None, **changes):
+    """A data set folder and a YAML that trains on it; returns the arguments for both."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = conversations(**({"beta": BETAS} if columns is None else columns))
+    Dataset.from_dict(rows).to_parquet(folder / "train.parquet")
+    config = settings(tmp_path) | {"model_name_or_path": "no-such-model", "dataset": str(folder)}
+    path = tmp_path / "run.yaml"
+    content = {key: value for key, value in (config | changes).items() if value is not ...}
+    path.write_text(yaml.safe_dump(content))
+    return ["--config", str(path)]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("dpo/*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_understood_by_the_real_parser(script, path):
+    said = yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path), "--use_cpu", "true"]
+    for key in ("model_name_or_path", "dataset"):
+        if key not in said:  # then the launch sentence in the file's head gives it
+            assert f"--{key} " in path.read_text()
+            arguments += [f"--{key}", "given"]
+    data, args, model = script.parse(arguments)
+    for key, value in said.items():
+        holder = next(config for config in (data, args, model) if hasattr(config, key))
+        taken = getattr(holder, key)
+        assert taken == ([] if value == "none" else value), key  # report_to: none
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("dpo/*.yaml")), ids=lambda path: path.name)
+def test_every_key_of_a_recipe_is_explained_on_the_line_above(path):
+    lines = path.read_text().splitlines()
+    for above, line in itertools.pairwise(lines):
+        if line and not line.startswith("#"):
+            assert above.startswith("# "), line
+
+
+def test_the_command_line_wins_over_the_yaml(script):
+    recipe = ["--config", str(RECIPES / "dpo" / "tiny-demo.yaml")]
+    assert script.parse(recipe)[1].pair_columns == ["beta"]
+    assert script.parse([*recipe, "--pair_columns", "beta"])[1].pair_columns == ["beta"]
+    data, args, _ = script.parse([*recipe, "--pair_columns", "--held_out", "0.5", "--beta", "0.3"])
+    assert (args.pair_columns, data.held_out, args.beta) == ([], 0.5, 0.3)
+
+
+def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
+    assert script.parse(write_run(tmp_path, pair_columns=[]))[1].pair_columns == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "code", "message"),
+    [
+        ({"learning_rat": 1}, [], 2, "unknown setting learning_rat, did you mean learning_rate?"),
+        ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean pair_columns?"),
+        ({"dataset": ...}, [], 2, "dataset is missing"),
+        ({"model_name_or_path": ...}, [], 2, "model_name_or_path is missing"),
+        ({"pair_columns": ["bets"]}, [], 2, "'bets' is not one of beta, weight, margin"),
+        ({"held_out": 0.95}, [], 2, "held_out must be in [0, 0.9], not 0.95"),
+        ({"held_out": 0.5, "eval_dataset": "x"}, [], 2, "exclude each other"),
+        (
+            {"dataset": "no/folder"},
+            [],
+            1,
+            "no/folder is no folder here, and no data set on the Hub",
+        ),
+        ({"columns": {}}, [], 1, "the train data set has no column beta"),
+        ({"columns": {"beta": [math.nan] * 8}}, [], 1, "8 of 8 betas in the train data set"),
+        (
+            {"columns": {"beta": [None] * 8}},
+            [],
+            1,
+            "8 of 8 rows in the train data set have no beta",
+        ),
+        ({"held_out": 0.0001}, [], 1, "held_out 0.0001: of 8 pairs one side gets none"),
+        ({}, [], 1, "the model no-such-model cannot be read"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_wrong_is_said_in_one_line(script, tmp_path, capsys, changes, more, code, message):
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*write_run(tmp_path, **changes), *more])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == code
+    assert said.startswith("train.py: ")
+    assert message in said
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it(script, tmp_path):
+    with pytest.raises(ValueError, match="no column beta"):
+        script.main([*write_run(tmp_path, columns={}), "--traceback"])
+
+
+def test_a_recipe_that_is_not_there_is_one_line_too(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--config", "nowhere.yaml"])
+    assert stopped.value.code == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_the_place_of_a_prompt_is_the_head_of_its_sha256(script):
+    # printf '"a"' | sha256sum: ac8d8342bbb2...
+    assert script.place("a") == 0xAC8D8342BBB2 / 2**48
+
+
+def test_held_out_prompts_are_never_trained_on_and_always_the_same(script, tmp_path):
+    texts = [f"question {n}" for n in range(100) for _ in range(2)]  # two pairs a prompt
+    rows = dict.fromkeys(("prompt", "chosen", "rejected"), texts)
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+
+    def split(number):
+        first = {name: column[:number] for name, column in rows.items()}
+        Dataset.from_dict(first).to_parquet(folder / "train.parquet")
+        train, test = script.load(script.DataConfig(dataset=str(folder), held_out=0.3))
+        assert len(train) + len(test) == number
+        return train["prompt"][:], test["prompt"][:]
+
+    train, test = split(200)
+    assert not set(train) & set(test)
+    assert 40 <= len(test) <= 80
+    assert split(200) == (train, test)
+    fewer_train, fewer_test = split(100)
+    assert set(fewer_train) <= set(train)
+    assert set(fewer_test) <= set(test)
+
+
+def test_a_second_data_set_can_be_evaluated_on(script, tmp_path):
+    write_run(tmp_path)
+    folder = str(tmp_path / "dataset")
+    train, test = script.load(script.DataConfig(dataset=folder, eval_dataset=folder))
+    assert (len(train), len(test)) == (8, 8)
+
+
+def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
+    rows = Dataset.from_dict(
+        {
+            "chosen": ["a", "b", "c", "d"],
+            "rejected": ["A", "B", "C", "D"],
+            "beta": [0.1, None, 0.2, 0.3],
+            "keep": [True, False, False, True],
+            "flip": [False, False, True, True],
+        }
+    )
+    kept, counts = script.as_marked(rows)
+    assert counts == {"left_out": 1, "flipped": 1}
+    assert kept["chosen"][:] == ["a", "b", "D"]
+    assert kept["rejected"][:] == ["A", "B", "d"]
+    assert kept["beta"][:] == [
+        0.1,
+        None,
+        0.3,
+    ]  # what becomes of a null is `missing_values`'s to say
+    logps = {"ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-3.0, -4.0]}
+    two = rows.select([0, 3])
+    for name, values in logps.items():
+        two = two.add_column(name, values)
+    two, _ = script.as_marked(two)
+    assert two["ref_chosen_logps"][:] == [-1.0, -4.0]
+    assert two["ref_rejected_logps"][:] == [-3.0, -2.0]
+    plain, counts = script.as_marked(rows.select_columns(["chosen", "rejected"]))
+    assert (len(plain), counts) == (4, {"left_out": 0, "flipped": 0})
+    with pytest.raises(ValueError, match="leaves none of the 1 rows"):
+        script.as_marked(rows.select([2]))
+
+
+def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F811 - a fixture
+    arguments = write_run(
+        tmp_path,
+        columns={"beta": [None, *BETAS[1:]], "has_beta": [False] + [True] * 7},
+        model_name_or_path=model_dir,
+        held_out=0.6,
+        missing_values="drop",
+        max_steps=1,
+        seed=3,
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(SINGLE)]
+    done = subprocess.run(
+        [*launch, str(RECIPES / "train.py"), *arguments],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rows have no beta and are dropped" in done.stderr
+    output = tmp_path / "run"
+    results = json.loads((output / "results.json").read_text())
+    # By their SHA-256 prompts 3, 5 and 6 are below 0.6; pair 0 has no beta.
+    assert results["rows"] == {
+        "train": {"given": 5, "without_beta": 1, "used": 4, "left_out": 0, "flipped": 0},
+        "eval": {"given": 3, "without_beta": 0, "used": 3},
+    }
+    assert results["beta"] == {"mean": pytest.approx(0.2125), "min": 0.1, "max": 0.3}
+    assert results["train_loss"] == pytest.approx(math.log(2), abs=1e-6)  # D = 0 in step 1
+    assert 0 <= results["eval"]["eval_rewards/accuracies"] <= 1
+    assert "eval_margins/unscaled" in results["eval"]
+    assert (results["dataset"], results["seed"], results["held_out"]) == ("dataset", 3, 0.6)
+    assert set(results["versions"]) == {"torch", "transformers", "trl"}
+    assert AutoTokenizer.from_pretrained(output).chat_template
+    assert AutoModelForCausalLM.from_pretrained(output).config.hidden_size == 16
+    assert "2601.22385" in (output / "README.md").read_text()
+    assert not list(output.glob("*.tmp"))
+
+
+def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(script, tmp_path):
+    def named(said):
+        return script.to_resume_from(
+            script.PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
+        )
+
+    assert (named(None), named("false"), named("true")) == (None, None, None)
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert named("true") == str(tmp_path / "checkpoint-10")
+    assert named(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="checkpoint-3 is no folder; `true` is the last one"):
+        named(str(tmp_path / "checkpoint-3"))
+
+
+def test_the_demo_data_set_folder_is_read_the_way_the_hub_reads_it(tmp_path):
+    write_run(tmp_path)
+    rows = load_dataset(str(tmp_path / "dataset"), split="train")
+    assert rows["prompt"][0] == [{"role": "user", "content": "say the number 0"}]

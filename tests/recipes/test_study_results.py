@@ -1,0 +1,65 @@
+"""What is published of the study: tables are those of the runs, pages quote the tables."""
+
+import re
+import sys
+
+import polars as pl
+import pytest
+
+from support.harness import ROOT
+
+STUDY = ROOT / "recipes" / "study"
+sys.path.insert(0, str(STUDY))
+
+from comparison import compared, lines  # noqa: E402
+from preset import load_preset  # noqa: E402
+
+RESULTS = STUDY / "results"
+PRESETS = {
+    "cpu": "cpu.yaml",
+    "readings": "ablation-readings.yaml",
+    "noise": "ablation-noise.yaml",
+    "weights": "exploration-weights.yaml",
+}
+NUMBER = re.compile(r"[+-]?\d+\.\d+")
+INTERVAL = re.compile(r"[+-]\d\.\d\d \([+-]\d\.\d\d to [+-]\d\.\d\d\)")
+
+
+def runs_of(name):
+    """The runs as comparison.py takes them, from the published file."""
+    rows = pl.read_csv(RESULTS / name / "runs.csv").to_dicts()
+    for row in rows:
+        heats = [key for key in row if key.startswith("reward_")]
+        row["reward"] = {key.removeprefix("reward_"): row[key] for key in heats}
+    return rows
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_table_is_that_of_its_runs(name):
+    preset = load_preset(STUDY / PRESETS[name])
+    runs = runs_of(name)
+    assert len(runs) == len(preset.runs())
+    made = lines(compared(preset, runs))
+    published = (RESULTS / name / "table.md").read_text().splitlines()[: len(made)]
+    assert len(made) == len(published)
+    for ours, theirs in zip(made, published, strict=True):
+        assert NUMBER.sub("#", ours) == NUMBER.sub("#", theirs)
+        for one, other in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
+            assert float(one) == pytest.approx(float(other), abs=0.0101)  # runs.csv is rounded
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_page_shows_the_table(name):
+    page = (STUDY / "README.md").read_text()
+    shown = page.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+    assert shown == (RESULTS / name / "table.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "recipes/README.md"])
+def test_what_other_pages_quote_stands_in_the_table(page):
+    text = (ROOT / page).read_text()
+    start = text.index("controlled study")
+    quoted = INTERVAL.findall(text[start : start + 1800])
+    table = (RESULTS / "cpu" / "table.md").read_text()
+    assert len(quoted) >= 2
+    assert [one for one in quoted if one not in table] == []

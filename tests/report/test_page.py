@@ -1,0 +1,321 @@
+"""The page of a report: whole, safe, and the same for every corpus."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from test_report import VARIANTS, fill, pair, refused, report_on, says, source_rows
+
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside
+from sp2dpo.panel.rubric import load_rubric, parse_rubric
+from sp2dpo.report.charts import chart, gauge, steps
+from sp2dpo.report.page import colour, decimals, matrix, render_page
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
+)
+VOID = {"meta"}
+
+
+class Reader(HTMLParser):
+    """All start tags with their attributes, all text, and whether every tag is closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    @property
+    def said(self):
+        return " ".join("".join(self.text).split())
+
+
+def read(html):
+    reader = Reader(html)
+    assert reader.open == []
+    return reader
+
+
+def corpus(new_store, name, word, *, rubric="semantic-gap"):
+    """A run that puts `word` wherever a source, a rubric or a teacher can put a text.
+
+    Names in a rubric are of one line and printable: there its printable characters stand.
+    """
+    said = load_rubric(rubric).as_mapping()
+    title = "".join(character for character in word if character.isprintable())
+    rubric = parse_rubric(
+        said | {"name": word, "categories": {title: word}, "variants": {title: word, "b": "b"}},
+        where="test",
+    )
+    one, other = (
+        Pair(
+            prompt=({"role": "user", "content": f"{word} {number}"},),
+            chosen=({"role": "assistant", "content": f"{word} chosen"},),
+            rejected=({"role": "assistant", "content": f"{word} rejected"},),
+        )
+        for number in range(2)
+    )
+    rows = [*source_rows(one, other), SetAside(row=3, reason=word, raw=word)]
+    rows[0] = type(rows[0])(row=1, pair=one, source_id=word)
+    store = new_store(name)
+    against = {"category": title, "rationale": word} | ({"better": "B"} if rubric.blind else {})
+    entries = [
+        says(one, word, title, 3, **against),
+        says(one, "y", title, 4, **against),
+        says(other, word, title, 8, **against),
+        says(other, "y", title, 9, **against),
+        refused(one, "y", "b", word),
+    ]
+    fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)
+    return report_on(store)
+
+
+@pytest.mark.parametrize("rubric", ["semantic-gap", "semantic-gap-blind"])
+def test_hostile_text_changes_no_tag_of_the_page(new_store, rubric):
+    tame = read(render_page(corpus(new_store, "tame.sqlite", "tame", rubric=rubric)))
+    hostile = read(render_page(corpus(new_store, "hostile.sqlite", HOSTILE, rubric=rubric)))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
+    names = [sorted(attributes) for _, attributes in hostile.tags]
+    assert names == [sorted(attributes) for _, attributes in tame.tags]
+    assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in hostile.tags}
+    assert not [name for some in names for name in some if name.startswith("on")]
+
+
+def test_hostile_text_is_shown_as_it_is_wherever_tame_text_is(new_store):
+    tame = read(render_page(corpus(new_store, "tame.sqlite", "tame")))
+    hostile = read(render_page(corpus(new_store, "hostile.sqlite", HOSTILE)))
+    # the one-line previews of the prompts are cut
+    previews = sum(attributes.get("class") == "line" for _, attributes in tame.tags)
+    assert previews == 4
+    count = tame.said.count("tame")
+    assert count > 20
+    assert hostile.said.count(HOSTILE) >= count - previews
+    assert "49861" not in hostile.said
+
+
+def test_hidden_and_reordering_characters_are_made_visible(new_store):
+    page = render_page(corpus(new_store, "run.sqlite", "a\u202eb\u200bc\x1bd\x00e"))
+    assert not re.search("[\u202e\u200b\x1b\x00]", page)
+    assert "a\\u202eb\\u200bc\\u001bd\\u0000e" in read(page).said
+
+
+def test_the_page_fetches_nothing(new_store):
+    page = render_page(corpus(new_store, "run.sqlite", "word"))
+    tags = read(page).tags
+    addresses = [attributes["href"] for _, attributes in tags if "href" in attributes]
+    assert addresses == ["https://arxiv.org/abs/2601.22385"]
+    assert not [tag for tag, attributes in tags if "src" in attributes]
+    assert "url(" not in page
+    assert "@import" not in page
+    policy = next(a["content"] for _, a in tags if a.get("http-equiv"))
+    assert "default-src 'none'" in policy
+
+
+def test_every_reference_between_elements_is_met_and_every_id_is_unique(new_store):
+    tags = read(render_page(corpus(new_store, "run.sqlite", "word"))).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = [a["aria-labelledby"].split() for _, a in tags if "aria-labelledby" in a]
+    assert labels
+    assert {one for some in labels for one in some} <= set(ids)
+
+
+def test_tables_say_what_their_heads_head_and_pictures_have_a_name(new_store):
+    tags = read(render_page(corpus(new_store, "run.sqlite", "word"))).tags
+    heads = [attributes for tag, attributes in tags if tag == "th"]
+    assert heads
+    assert all(attributes.get("scope") in ("row", "col") for attributes in heads)
+    pictures = [attributes for tag, attributes in tags if tag == "svg"]
+    assert pictures
+    for attributes in pictures:
+        named = attributes.get("role") == "img" and attributes.get("aria-labelledby")
+        assert named or attributes.get("aria-hidden") == "true"
+
+
+def test_three_categories_in_another_language(new_store):
+    said = load_rubric("semantic-gap").as_mapping()
+    names = {"безопасность": "вред", "стиль": "вкус", "ничего": "нет разницы"}
+    rubric = parse_rubric(said | {"categories": names}, where="test")
+    one = pair(0)
+    store = new_store()
+    entries = [says(one, "x", "direct", 5, category="стиль", rationale="потому что")]
+    fill(store, source_rows(one), entries, teachers=("x",), rubric=rubric)
+    reader = read(render_page(report_on(store)))
+    order = [reader.said.index(f"{name} {count}") for name, count in zip(names, "010", strict=True)]
+    assert order == sorted(order)
+    assert "потому что" in reader.said
+    swatches = [a["class"] for _, a in reader.tags if a.get("class", "").startswith("swatch c")]
+    assert set(swatches) == {"swatch c0", "swatch c1", "swatch c2"}
+    for absent in ("factuality", "completeness", "clarity"):
+        assert absent not in reader.said
+
+
+def test_a_page_with_nothing_to_show_says_so(new_store):
+    one = pair(0)
+    store = new_store()
+    fill(store, source_rows(one), [says(one, "x", "direct", 5)], teachers=("x",))
+    reader = read(render_page(report_on(store, quorum=2)))
+    assert "No pair has a beta, so there is nothing to draw." in reader.said
+    assert "There is only one, so there is nothing to compare." in reader.said
+    assert "None: every row of the source holds a pair." in reader.said
+    assert reader.said.count("None: no pair has a beta.") == 2
+    assert reader.said.count("cannot be told") == 11  # ten checks and their summary
+    assert "nan" not in reader.said.lower().split()
+    assert not re.search(r"\bNone\b(?!:)", reader.said)
+
+
+def test_a_pair_without_any_reply_is_counted_beside_the_histogram(new_store):
+    one, silent = pair(0), pair(1)
+    store = new_store()
+    entries = [says(one, "x", "direct", 5), refused(silent, "x", "direct", "empty")]
+    fill(store, source_rows(one, silent), entries, teachers=("x",))
+    reader = read(render_page(report_on(store)))
+    assert "without a beta 1" in reader.said
+    assert "1 of them with no kept reply at all" in reader.said
+
+
+def test_every_beta_is_drawn_once_in_either_picture(new_store):
+    pairs = [pair(number) for number in range(11)]
+    store = new_store()
+    entries = [says(one, "x", "direct", number) for number, one in enumerate(pairs)]
+    fill(store, source_rows(*pairs), entries, teachers=("x",))
+    html = render_page(report_on(store))
+    counts = re.findall(r"<title>style: (\d+) pairs? from", html)
+    assert sum(map(int, counts)) == 2 * 11
+
+
+def test_bars_are_stacked_from_the_axis_in_the_order_of_the_categories():
+    histogram = {
+        "edges": [0.0, 0.5, 1.0],
+        "categories": [{"name": "a", "counts": [1, 0]}, {"name": "b", "counts": [3, 2]}],
+    }
+    drawn = chart(histogram, width=358, height=258, ticks=2)
+    # the axis is 358 - 14 - 44 = 300 long and 258 - 46 - 12 = 200 high, for up to 4 pairs
+    assert (drawn.bottom, [tick.value for tick in drawn.up]) == (212, [0, 1, 2, 3, 4])
+    places = [(bar.name, bar.x, bar.y, bar.width, bar.height) for bar in drawn.bars]
+    assert places == [
+        ("a", 45, 162, 148, 50),
+        ("b", 45, 12, 148, 150),
+        ("b", 195, 112, 148, 100),
+    ]
+    assert [(tick.at, tick.value) for tick in drawn.across] == [(44, 0), (194, 0.5), (344, 1)]
+
+
+def test_the_axis_makes_room_for_large_counts():
+    histogram = {"edges": [0.0, 1.0], "categories": [{"name": "a", "counts": [123_456]}]}
+    drawn = chart(histogram, width=350, height=260, ticks=2)
+    assert drawn.up[-1].value == 150_000
+    assert drawn.left == 16 + 8 * len("150,000")
+
+
+@pytest.mark.parametrize(
+    ("highest", "marks"),
+    [
+        (0, [0, 1]),
+        (1, [0, 1]),
+        (5, [0, 1, 2, 3, 4, 5]),
+        (7, [0, 2, 4, 6, 8]),
+        (26, [0, 10, 20, 30]),
+        (240, [0, 50, 100, 150, 200, 250]),
+    ],
+)
+def test_the_axis_has_round_steps(highest, marks):
+    assert steps(highest) == marks
+
+
+@pytest.mark.parametrize(("width", "expected"), [(0.27, 3), (1.0, 2), (40, 2), (0.0009, 6)])
+def test_betas_are_rounded_to_a_hundredth_of_their_envelope(width, expected):
+    assert decimals(width) == expected
+
+
+def test_betas_of_a_narrow_envelope_can_be_told_apart(new_store):
+    one, other = pair(0), pair(1)
+    store = new_store()
+    entries = [says(one, "x", "direct", 2), says(other, "x", "direct", 7)]
+    fill(store, source_rows(one, other), entries, teachers=("x",))
+    said = read(render_page(report_on(store, beta_min=0.001, beta_max=0.002))).said
+    assert "0.00120 – 0.00170" in said
+
+
+def test_no_two_of_forty_categories_share_a_colour():
+    light, dark = zip(*(colour(number) for number in range(40)), strict=True)
+    assert len(set(light)) == len(set(dark)) == 40
+    assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in light + dark)
+
+
+@pytest.mark.parametrize(("value", "at"), [(0.25, 50.0), (-0.4, 0.0), (0.7, 100.0), (None, None)])
+def test_a_gauge_keeps_its_needle_on_the_scale(value, at):
+    high = gauge({"value": value, "top": 0.5, "look": 0.1, "bad": 0.3})
+    assert high["at"] == at
+    assert [zone for zone, _, _ in high["zones"]] == ["ok", "look", "bad"]
+    low = gauge({"value": value, "top": 0.5, "look": 0.3, "bad": 0.1})
+    assert [zone for zone, _, _ in low["zones"]] == ["bad", "look", "ok"]
+    for drawn in (high, low):
+        assert sum(wide for _, _, wide in drawn["zones"]) == pytest.approx(100)
+
+
+def test_a_matrix_is_the_same_from_both_sides():
+    one = {"one": "a", "other": "b", "pairs": 3}
+    assert matrix(["a", "b"], [one]) == [[None, one], [one, None]]
+
+
+def test_all_variants_and_teachers_head_a_matrix(new_store):
+    one = pair(0)
+    store = new_store()
+    entries = [says(one, teacher, variant, 5) for teacher in "xyz" for variant in VARIANTS]
+    fill(store, source_rows(one), entries, teachers=("x", "y", "z"))
+    html = render_page(report_on(store))
+    for name in (*VARIANTS, "x", "y", "z"):
+        assert f'<th scope="col">{name}</th>' in html
+
+
+def test_only_a_blind_page_speaks_of_places_and_disputes(new_store):
+    blind = read(
+        render_page(corpus(new_store, "blind.sqlite", "word", rubric="semantic-gap-blind"))
+    )
+    labelled = read(render_page(corpus(new_store, "labelled.sqlite", "word")))
+    for said in (
+        "2 labels disputed (100%)",
+        "When the responses change places",
+        "most disputed labels",
+    ):
+        assert said in blind.said
+        assert said not in labelled.said
+    assert "protocolblind" in blind.said
+    assert "protocollabelled" in labelled.said
+
+
+def test_a_share_of_places_stands_beside_its_interval(new_store):
+    one = pair(0)
+    store = new_store()
+    entries = [
+        says(one, "x", "direct", 5, better="A"),
+        says(one, "x", "direct", 5, better="A", order="rejected-first"),
+        says(one, "silent", "direct", 5, better="A"),
+    ]
+    rubric = load_rubric("semantic-gap-blind")
+    fill(store, source_rows(one), entries, teachers=("x", "silent"), rubric=rubric)
+    html = render_page(report_on(store))
+    body = html.split('id="position"', 1)[1].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in body.split("</tr>")]
+    # Wilson, 1 of 1: from 1 / (1 + 3.8415); 0 of 1: up to 3.8415 / (1 + 3.8415)
+    none, all_of_it = "0% 0% – 79%", "100% 21% – 100%"
+    assert rows[0] == ["silent", "0", "–", "–", "–", "–"]
+    assert rows[1] == f"x 1 {none} {all_of_it} {none} {none}".split()
+    assert "None: no label is disputed." in html

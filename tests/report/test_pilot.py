@@ -1,0 +1,796 @@
+"""A pilot: which pairs are tried, what is found, what it forecasts, and when it says no."""
+
+import json
+import random
+import subprocess
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import yaml
+
+from sp2dpo.annotation.dry_run import plan_lines
+from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs, read_gold
+from sp2dpo.inference.client import Reply
+from sp2dpo.inference.endpoint import Endpoint, Price
+from sp2dpo.inference.serve import Serve
+from sp2dpo.inference.vllm import command_lines
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sample import draw_sample, read_sampled
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.annotation import Annotation, Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.report.cost import project_costs, sweep_concurrency
+from sp2dpo.report.pilot import USUAL, Trial, pilot_findings
+from sp2dpo.report.text import pilot_lines
+from sp2dpo.report.verdict import decide
+from sp2dpo.store.questions import Shard
+from sp2dpo.store.records import ReplyRecord
+from sp2dpo.store.store import Store
+from sp2dpo.store.usage import Usage
+from support.harness import DEMO, fail, pairs_of, run, succeed, write_pairs, write_panel
+
+PAIRS, PLANTED = DEMO / "pairs.jsonl", DEMO / "planted.jsonl"
+READERS = ("reader-a", "reader-b", "reader-c")
+LABELLED, BLIND = load_rubric("semantic-gap"), load_rubric("semantic-gap-blind")
+
+
+def row(number, prompt, chosen=10, rejected=10):
+    """A row whose texts are so long."""
+    return SourceRow(
+        row=number,
+        pair=Pair(
+            prompt=({"role": "user", "content": f"{number:04} ".ljust(prompt, "p")},),
+            chosen=({"role": "assistant", "content": "c" * chosen},),
+            rejected=({"role": "assistant", "content": "r" * rejected},),
+        ),
+        source_id=f"q{number}",
+    )
+
+
+def a_teacher(name="a", **more):
+    more = {"base_urls": ("http://127.0.0.1:9/v1",)} | more
+    sampling = {"temperature": 0, "max_tokens": 100}
+    return Endpoint(name=name, model=name, revision=None, sampling=sampling, **more)
+
+
+def panel_of(*teachers, rubric=LABELLED, variants=("direct", "critic", "reader"), **more):
+    return Panel(rubric=rubric, variants=variants, teachers=teachers, **more)
+
+
+def rules_of(found):
+    return {one["name"]: one for one in found["verdict"]["rules"]}
+
+
+# The sample
+
+
+def test_every_stratum_gives_its_share_of_the_sample():
+    # Nine kinds of pairs, each with its own lengths: 30, 60 or 90 of each length of the prompt.
+    rows = [
+        row(number, prompt=100 * (1 + number % 3), chosen=50 + 20 * (number // 3 % 3))
+        for number in range(180)
+    ]
+    sample = draw_sample(rows, 18)
+    assert len(sample.pair_ids) == 18
+    assert [(one.prompt, one.difference) for one in sample.strata] == [
+        ((prompt, prompt), (difference, difference))
+        for prompt in (100, 200, 300)
+        for difference in (40, 60, 80)
+    ]
+    assert [(one.pairs, one.sampled) for one in sample.strata] == [(20, 2)] * 9
+
+
+def test_the_same_pairs_are_drawn_whatever_the_order_of_the_rows():
+    rows = [row(number, prompt=20 + number % 50, chosen=number % 30 + 1) for number in range(200)]
+    turned = rows[::-1]
+    random.Random(1).shuffle(turned)
+    assert draw_sample(rows, 40).pair_ids == draw_sample(turned, 40).pair_ids
+
+
+def test_a_larger_sample_is_never_short_and_a_small_corpus_is_taken_whole():
+    rows = [row(number, prompt=20 + number % 7) for number in range(50)]
+    for n in (1, 7, 23, 49):
+        assert len(draw_sample(rows, n).pair_ids) == n
+    assert draw_sample(rows, 300).pair_ids == {one.pair.id for one in rows}
+
+
+def test_repeated_pairs_count_once_and_rows_without_a_pair_are_counted():
+    rows = [row(1, 20), row(2, 20), SourceRow(row=3, pair=row(1, 20).pair, source_id="again")]
+    sample = draw_sample([*rows, SetAside(row=4, reason="no prompt", raw="{}")], 10)
+    assert (sample.rows, sample.pairs, sample.set_aside) == (4, 2, 1)
+    assert [one.row for one in read_sampled(rows, sample)] == [1, 2, 3]
+
+
+def test_rows_that_are_set_aside_are_named_by_reason():
+    aside = [SetAside(row=n, reason="no prompt", raw="{}") for n in range(2, 9)]
+    found = draw_sample([row(1, 20), *aside, SetAside(row=9, reason="not JSON", raw="{")], 1)
+    assert found.set_aside == 8
+    assert [(one.reason, one.count, one.rows) for one in found.aside] == [
+        ("no prompt", 7, (2, 3, 4, 5, 6)),
+        ("not JSON", 1, (9,)),
+    ]
+
+
+def test_pairs_whose_truth_is_known_go_first_and_the_strata_keep_their_shares():
+    rows = [row(number, prompt=20 if number % 2 else 400) for number in range(100)]
+    known = [f"q{number}" for number in range(0, 40, 2)]  # all of them long
+    sample = draw_sample(rows, 40, prefer=known)
+    assert {one.pair.id for one in rows if one.source_id in known} <= sample.pair_ids
+    assert [one.sampled for one in sample.strata] == [20, 20]
+
+
+def test_labels_made_for_a_sample_do_not_change_the_sample():
+    rows = [row(number, prompt=20 + number % 50) for number in range(200)]
+    sample = draw_sample(rows, 40)
+    some = sorted(sample.pair_ids)[:25]
+    assert draw_sample(rows, 40, prefer=some).pair_ids == sample.pair_ids
+
+
+# Gold
+
+
+def gold_file(tmp_path, *lines):
+    path = tmp_path / "gold.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_every_way_to_say_a_label_is_understood(tmp_path):
+    said = [
+        {"label": "chosen"},
+        {"label": "rejected"},
+        {"label": "tie"},
+        {"label_flipped": True},
+        {"label_flipped": False},
+        {"label_ok": True},
+        {"label_ok": False},
+        {"label_flipped": False, "magnitude": 0},
+    ]
+    path = gold_file(tmp_path, *({"pair_id": str(n)} | one for n, one in enumerate(said)))
+    assert [truth.label for truth in read_gold(path, LABELLED)] == [
+        "chosen", "rejected", "tie", "rejected", "chosen", "chosen", "rejected", "tie",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"pair_id": "a"}, "say one of label, label_flipped, label_ok, not 0"),
+        ({"pair_id": "a", "label": "tie", "label_ok": True}, "not 2 of them"),
+        ({"pair_id": "a", "label": "choosen"}, "'choosen' must be one of"),
+        ({"pair_id": "a", "label_ok": 1}, "label_ok must be"),
+        ({"pair_id": 7, "label": "tie"}, "pair_id must be"),
+        ({"label": "tie"}, "missing key 'pair_id'"),
+        ({"pair_id": "a", "lable": "tie"}, "did you mean 'label'"),
+        ({"pair_id": "a", "label": "tie", "category": "styl"}, "did you mean 'style'"),
+        ({"pair_id": "a", "label": "tie", "magnitude": 11}, "magnitude 11 must be 0 to 10"),
+        ({"pair_id": "a", "label": "rejected", "magnitude": 0}, "contradict each other"),
+        (["a"], "not an object"),
+    ],
+)
+def test_a_gold_file_is_read_strictly(tmp_path, line, complaint):
+    with pytest.raises(ValueError, match=r"gold\.jsonl: line 1: ") as error:
+        read_gold(gold_file(tmp_path, line), LABELLED)
+    assert complaint in str(error.value)
+
+
+def test_a_truth_must_not_be_said_twice(tmp_path):
+    one = {"pair_id": "q1", "label": "tie"}
+    with pytest.raises(ValueError, match="line 2: 'q1' stands there before"):
+        read_gold(gold_file(tmp_path, one, one), LABELLED)
+    rows = pairs_of(2)
+    twice = [Truth(name="q1", label="tie"), Truth(name=rows[0].pair.id, label="tie")]
+    with pytest.raises(ValueError, match="are one pair, said twice"):
+        match_pairs(twice, [(row.pair.id, row.source_id) for row in rows])
+    alike = [(row.pair.id, "q1") for row in rows]
+    with pytest.raises(ValueError, match="'q1' names several pairs"):
+        match_pairs(twice[:1], alike)
+
+
+def table_of(*signed):
+    """A table of betas with these signed gaps; None where a pair has none."""
+    return pl.DataFrame(
+        {
+            "pair_id": [str(n) for n in range(len(signed))],
+            "gap": [None if one is None else max(0.0, one) for one in signed],
+            "signed_gap": signed,
+            "category": ["style"] * len(signed),
+            "magnitude": [float(n) for n in range(len(signed))],
+        }
+    )
+
+
+def truths_of(*labels, **more):
+    return {str(n): Truth(name=str(n), label=label, **more) for n, label in enumerate(labels)}
+
+
+def test_under_the_labelled_protocol_a_low_gap_says_that_the_label_is_not_right():
+    table = table_of(0.5, 0.05, 0.04, 0.0, 0.3, None)
+    truths = truths_of("chosen", "chosen", "chosen", "tie", "rejected", "chosen")
+    found = compare_with_gold(table, truths, LABELLED, given=7)
+    assert (found["given"], found["sampled"], found["judged"]) == (7, 6, 5)
+    assert found["labels"]["chosen"]["share"] == pytest.approx(2 / 3)
+    assert found["labels"]["not chosen"]["share"] == 1 / 2
+    assert found["accuracy"]["share"] == 3 / 5
+    assert found["balanced"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["always_chosen"] == 3 / 5
+
+
+def test_under_the_blind_protocol_the_direction_is_judged():
+    table = table_of(0.5, -0.5, 0.04, -0.05, -0.04)
+    truths = truths_of("chosen", "chosen", "tie", "rejected", "rejected")
+    found = compare_with_gold(table, truths, BLIND, given=5)
+    shares = {label: one["share"] for label, one in found["labels"].items()}
+    assert shares == {"chosen": 1 / 2, "rejected": 1 / 2, "tie": 1.0}
+    assert found["balanced"] == 1 / 2  # a tie is no direction
+    assert found["accuracy"]["count"] == 3
+
+
+def test_categories_and_magnitudes_are_compared_where_they_are_known():
+    table = table_of(0.5, 0.5, 0.5, 0.5)
+    truths = truths_of("chosen", "chosen", "chosen") | {
+        "3": Truth(name="3", label="rejected", category="style", magnitude=1)
+    }
+    known = {
+        key: Truth(name=key, label=one.label, category=category, magnitude=magnitude)
+        for (key, one), category, magnitude in zip(
+            truths.items(), ("style", "safety", None, "style"), (1, 5, 9, 1), strict=True
+        )
+    }
+    found = compare_with_gold(table, known, LABELLED, given=4)
+    assert (found["category"]["count"], found["category"]["share"]) == (2, 2 / 3)
+    assert found["magnitude"] == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
+    assert compare_with_gold(table, truths_of("chosen"), LABELLED, given=1)["magnitude"] is None
+
+
+# What it will take
+
+
+def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
+    panel = panel_of(
+        a_teacher("tokens", price=Price(prompt=2.0, completion=10.0, cached=0.5)),
+        a_teacher("hours", price=Price(gpu_hour=3.0, gpus=4)),
+        a_teacher("unpriced", base_urls=(), serve=served(gpus=("0", "1"))),
+    )
+    took = {"requests": 30, "timed": 30, "prompt": 3000, "completion": 600, "cached": 1000}
+    used = {
+        "tokens": Usage(**took, seconds=36),
+        "hours": Usage(**took, seconds=72),
+        "unpriced": Usage(**took, seconds=18),
+    }
+    found = project_costs(panel, used, tried=10, pairs=1000)
+    tokens, hours, unpriced = found["teachers"]
+    assert (tokens["requests"], tokens["prompt_tokens"]) == (3000, 300_000)
+    assert (tokens["hours"], hours["hours"], unpriced["hours"]) == (1, 2, 0.5)
+    assert (tokens["gpu_hours"], hours["gpu_hours"], unpriced["gpu_hours"]) == (None, 8, 1)
+    # 200,000 x 2 + 100,000 x 0.5 + 60,000 x 10 millionths; 8 GPU-hours at 3.
+    assert tokens["money"] == pytest.approx(1.05)
+    assert hours["money"] == 24
+    assert found["money"] == {"USD": pytest.approx(25.05)}
+    assert found["unpriced"] == ["unpriced"]
+    assert found["hours"] == 2 + 0.5  # the first two side by side, then the one that we serve
+    assert found["gpu_hours"] is None  # nobody knows those of the first
+
+
+def served(**more):
+    return Serve(environment=DEMO, **more)
+
+
+def test_a_sweep_is_set_beside_the_annotation():
+    found = {"gpu_hours": 8.0, "money": {"USD": 24.0}}
+    told = sweep_concurrency(found, runs=4, run_hours=5.0)
+    assert (told["gpu_hours"], told["ratio"]) == (20.0, 0.4)
+    told = sweep_concurrency(found, runs=4, run_hours=None)
+    assert (told["gpu_hours"], told["ratio"], told["even_run_hours"]) == (None, None, 2.0)
+    assert told["even_money"] == {"USD": 6.0}
+
+
+def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
+    store = new_store()
+    rows = [row(1, 100), row(2, 300)]
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    panel = panel_of(
+        a_teacher("a", base_urls=("http://me:secret@127.0.0.1:9/v1",)),
+        a_teacher("b", base_urls=(), serve=served()),
+    )
+    store.adopt(panel)
+    store.add([entry(rows[0].pair.id, "a", variant) for variant in panel.variants])
+    store.add([entry(rows[1].pair.id, "a", "critic")])
+    lines = plan_lines(store, panel)
+    texts = {
+        (number, variant): sum(
+            len(message["content"]) for message in LABELLED.messages(one.pair, variant)
+        )
+        for number, one in enumerate(rows)
+        for variant in panel.variants
+    }
+    missing = texts[1, "direct"] + texts[1, "reader"]
+    shared = texts[1, "direct"] - len(LABELLED.variants["direct"].strip())
+    assert (
+        f"a: 2 requests, about {missing / 4:,.0f} prompt tokens, of which a prefix cache can serve "
+        f"about {shared / 4:,.0f}" in " ".join(line.strip() for line in lines)
+    )
+    assert any(
+        line.startswith(f"b: 6 requests, about {sum(texts.values()) / 4:,.0f}") for line in lines
+    )
+    said = "\n".join(lines)
+    assert max(map(len, lines)) <= 100
+    assert "secret" not in said
+    assert f"{DEMO}/bin/vllm serve b" in said
+    assert "together 8 requests" in said
+    assert "at most 800 tokens" in said
+    assert f"semantic-gap ({LABELLED.hash[:12]})" in said
+
+
+def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_it(
+    new_store, tmp_path
+):
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), [row(1, 100)])
+    program = tmp_path / "environment" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$SOME_LIST" "$@"\n')
+    program.chmod(0o755)
+    serve = Serve(
+        environment=tmp_path / "environment",
+        args=("--trust-remote-code", "--host=0.0.0.0", '--note=it\'s a "note"  with  blanks'),
+        env={"SOME_LIST": "a b  c", "SOME_KEY": "hidden from everybody"},
+    )
+    teacher = a_teacher("b", base_urls=(), serve=serve)
+    sampling = teacher.sampling | {"chat_template_kwargs": {f"option_{n}": n for n in range(20)}}
+    lines = plan_lines(store, panel_of(replace(teacher, sampling=sampling)))
+    assert max(map(len, lines)) <= 100
+    begin = lines.index("  would be served by") + 1
+    end = next(n for n, line in enumerate(lines) if line.startswith("    WARNING: "))
+    folded = "\n".join(lines[begin:end])
+    heard = [
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
+        for command in (folded, *command_lines("b", None, serve))
+    ]
+    assert heard[0] == heard[1]
+    assert heard[0].startswith("a b  c\nserve\nb\n")
+    assert f"{program} serve b" in folded
+    warned = " ".join(line.strip() for line in lines[end : lines.index(lines[-1])])
+    assert "WARNING: --trust-remote-code runs code" in warned
+    assert "WARNING: --host '0.0.0.0' offers the server to other computers" in warned
+
+
+def test_a_plan_counts_only_the_pairs_of_a_shard_and_keeps_nothing(new_store):
+    store, shard = new_store(), Shard(index=1, of=3)
+    rows = [row(n, 50) for n in range(30)]
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    panel = panel_of(a_teacher("a"), a_teacher("b"))
+    held = sum(shard.holds(one.pair.id) for one in rows)
+    assert 0 < held < 30
+    said = "\n".join(plan_lines(store, panel, shard=shard))
+    assert f"a: {3 * held} requests" in said
+    assert f"together {6 * held} requests" in said
+    assert "shard 1/3 of the pairs" in said
+    assert store.backlog.shard() is None
+    assert "a: 90 requests" in "\n".join(plan_lines(store, panel))
+    store.backlog.take_shard(shard)
+    assert f"a: {3 * held} requests" in "\n".join(plan_lines(store, panel))
+    with pytest.raises(ValueError, match="is for 1/3, not for the shard 0/3"):
+        plan_lines(store, panel, shard=Shard(index=0, of=3))
+
+
+def test_a_dry_run_shows_the_plan_and_asks_nothing(scripted, tmp_path):
+    teacher = scripted()
+    panel = write_panel(tmp_path / "panel.yaml", teacher.url)
+    words = ("annotate", "--pairs", PAIRS, "--panel", panel, "--store", tmp_path / "run.sqlite")
+    assert "scripted: 288 requests, about" in succeed(*words, "--dry-run")
+    assert teacher.requests == []
+
+
+# The verdict
+
+
+def entry(pair_id, teacher, variant, magnitude=5, *, cached=None, reason=None, at=0.0):
+    said = Annotation(category="style", magnitude=magnitude, confidence=10, rationale="because")
+    reply = Reply(
+        text="{}", finish_reason="stop", model=teacher, prompt_tokens=1000, completion_tokens=20,
+        cached_tokens=cached, seconds=1.0,
+    )  # fmt: skip
+    return ReplyRecord(
+        key=Key(pair_id=pair_id, teacher=teacher, variant=variant),
+        annotation=None if reason else said,
+        reason=reason,
+        detail="the prompt is rude" if reason else None,
+        raw="{}",
+        reply=reply,
+        arrived=at,
+    )
+
+
+def trial(
+    tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: None, cached=None, **more
+):
+    """What a pilot finds whose teachers give pair n the magnitude of (n, teacher, variant)."""
+    rows = [row(n, 50) for n in range(pairs)]
+    with Store(tmp_path / "pilot.sqlite", write=True) as store:
+        store.corpus.add(Source(name="hand.jsonl"), rows)
+        store.record_panel(panel)
+        store.add_replies(
+            [
+                entry(
+                    one.pair.id, teacher.name, variant, magnitude(n, teacher.name, variant),
+                    cached=cached, reason=refuse(n, variant), at=float(n),
+                )
+                for n, one in enumerate(rows)
+                for teacher in panel.teachers
+                for variant in panel.variants
+            ]
+        )  # fmt: skip
+    found = Trial(panel=panel, sample=draw_sample(rows, pairs), schedule=USUAL, **more)
+    with Store(tmp_path / "pilot.sqlite") as store:
+        return pilot_findings(store, found)
+
+
+TWO = panel_of(a_teacher("a"), a_teacher("b"))
+
+
+def test_teachers_that_see_the_same_spread_are_a_go(tmp_path):
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11)
+    assert found["verdict"]["go"]
+    assert [one["passed"] for one in found["verdict"]["rules"]] == [True] * 8 + [None]
+    # Magnitudes of 0 to 6 come four times, those of 7 to 10 three times, each at a full confidence.
+    assert found["betas"]["histogram"] == [4, 0] * 7 + [3, 0, 3, 0, 3, 3]
+    assert found["betas"]["quantiles"]["0.5"] == pytest.approx(0.03 + 0.27 * 0.45)
+    assert found["teachers"][0]["replies_per_second"] == pytest.approx(120 / 40)
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "fails"),
+    [
+        (lambda n, *_: 0 if n % 5 else 9, {"clumped-low"}),
+        (lambda n, *_: 10 if n % 5 else 1, {"clumped-high"}),
+        (lambda n, *_: 5, {"no-spread"}),
+        (
+            lambda n, teacher, _: n % 11 if teacher == "a" else 10 - n % 11,
+            {"no-spread", "guessing"},
+        ),
+        (
+            lambda n, _, variant: random.Random(f"{variant} {n}").randrange(11),
+            {"wavering"},
+        ),
+    ],
+)
+def test_each_way_to_go_wrong_is_a_no_go(tmp_path, magnitude, fails):
+    found = trial(tmp_path, TWO, magnitude)
+    assert not found["verdict"]["go"]
+    assert {name for name, rule in rules_of(found).items() if rule["passed"] is False} == fails
+
+
+def test_refused_replies_above_a_twentieth_are_a_no_go(tmp_path):
+    def refused(every):
+        return lambda n, variant: "schema" if variant == "direct" and n % every == 0 else None
+
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    few = trial(tmp_path / "few", TWO, lambda n, *_: n % 11, refuse=refused(7))
+    many = trial(tmp_path / "many", TWO, lambda n, *_: n % 11, refuse=refused(6))
+    assert rules_of(few)["refused"]["value"] == 6 / 120
+    assert rules_of(few)["refused"]["passed"]
+    assert rules_of(many)["refused"]["value"] == 7 / 120
+    assert not rules_of(many)["refused"]["passed"]
+    assert many["teachers"][0]["refused"] == {"schema": 7}
+
+
+def test_pairs_without_a_beta_are_a_no_go(tmp_path):
+    found = trial(
+        tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: None if n % 10 else "empty"
+    )
+    assert rules_of(found)["without-beta"]["value"] == pytest.approx(4 / 40)
+    assert rules_of(found)["without-beta"]["passed"] is False
+
+
+def test_too_few_pairs_are_a_no_go(tmp_path):
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, pairs=19)
+    assert [name for name, rule in rules_of(found).items() if rule["passed"] is False] == ["enough"]
+
+
+def test_a_prefix_cache_that_serves_less_than_half_of_what_it_could_is_a_no_go(tmp_path):
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, cached=100)
+    assert found["teachers"][0]["cached_share"] == pytest.approx(0.1)
+    cacheable = found["teachers"][0]["cacheable_share"]
+    assert 0.5 < cacheable < 2 / 3  # two of three requests about a pair begin like the first
+    assert rules_of(found)["cache"]["value"] == pytest.approx(0.1 / cacheable)
+    assert rules_of(found)["cache"]["passed"] is False
+    (tmp_path / "full").mkdir()
+    found = trial(tmp_path / "full", TWO, lambda n, *_: n % 11, cached=600)
+    assert rules_of(found)["cache"]["passed"]
+
+
+def test_gold_that_a_coin_could_match_is_a_no_go():
+    gold = {"judged": 40, "balanced_low": 0.5}
+    betas = {"pairs": 40, "with_beta": 40}
+
+    def told(gold):
+        found = decide([], betas, [], position=None, gold=gold)
+        return next(one["passed"] for one in found["rules"] if one["name"] == "gold")
+
+    assert told(gold) is False
+    assert told(gold | {"balanced_low": 0.51}) is True
+    # Whoever gives truths wants them to be met.
+    assert told(gold | {"judged": 19, "balanced_low": 0.9}) is False
+    assert told(gold | {"balanced_low": None}) is False
+
+
+def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
+    reasons = {0: "length", 1: "length", 2: "not-json", 3: "too-long", 4: "http-400"}
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: reasons.get(n % 8))
+    rule = rules_of(found)["refused"]
+    assert rule["passed"] is False
+    assert rule["advice"].startswith("length 30: raise max_tokens")
+    assert (
+        "not-json 15: see whether its server supports response_format json_schema"
+        in (rule["advice"])
+    )
+    assert "too-long 15: raise --max-model-len" in rule["advice"]
+    assert "http-400 15: the server says: the prompt is rude" in rule["advice"]
+    lines = pilot_lines(found)
+    at = next(n for n, line in enumerate(lines) if line.startswith("  NO  refused"))
+    assert lines[at + 1 : at + 3] == ["        the worst: a", lines[at + 2]]
+    assert lines[at + 2].startswith("        length 30: raise max_tokens")
+    assert "  a refused: http-400 15, length 30, not-json 15, too-long 15" in lines
+
+
+def test_one_teacher_has_no_spread_between_teachers(tmp_path):
+    found = trial(tmp_path, panel_of(a_teacher("a")), lambda n, *_: n % 11)
+    assert found["agreement"]["spread"] is None
+    assert any("between teachers -" in line for line in pilot_lines(found))
+
+
+def test_what_a_sweep_takes_is_told_where_the_annotation_has_no_price(tmp_path):
+    found = trial(tmp_path, TWO, lambda n, *_: n % 11, runs=4, run_hours=12.5)
+    said = " ".join(line.strip() for line in pilot_lines(found))
+    assert "a sweep of 4 runs of 12.5 GPU-hours each takes 50 GPU-hours" in said
+    assert "is not known: state a price in the panel" in said
+    assert "at the pilot's pace, without starting the servers" in said
+
+
+def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
+    names = [f"organisation/a-teacher-with-a-very-long-name-{n}-instruct" for n in range(3)]
+    teachers = [a_teacher(name, price=Price(gpu_hour=1e6, gpus=8)) for name in names]
+    found = trial(
+        tmp_path,
+        panel_of(*teachers),
+        lambda n, *_: 10 if n % 5 else 1,
+        refuse=lambda n, _: None if n % 4 else "http-400",
+        runs=4,
+        run_hours=2.0,
+        truths=[Truth(name=f"q{n}", label="chosen") for n in range(40)],
+        trouble=None,
+    )
+    found["sample"]["aside"] = [{"reason": "no prompt " * 20, "count": 9, "rows": [1, 2, 3, 4, 5]}]
+    lines = pilot_lines(found)
+    assert max(map(len, lines)) <= 100
+    assert "NO-GO: refused, without-beta, clumped-high" in " ".join(lines)
+
+
+def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
+    def told(consistent, first):
+        counts = {"consistent": consistent, "first": first, "second": 0, "tie": 50}
+        position = [{"teacher": "a"} | {kind: {"count": n} for kind, n in counts.items()}]
+        found = decide([], {"pairs": 40, "with_beta": 40}, [], position=position, gold=None)
+        return next(one["passed"] for one in found["rules"] if one["name"] == "place")
+
+    assert told(20, 20) is False
+    assert told(21, 19) is True
+    assert told(10, 9) is None
+
+
+def test_an_adaptive_panel_is_not_held_to_its_layout(tmp_path):
+    panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
+    found = trial(tmp_path, panel, lambda n, *_: n % 11, cached=0)
+    assert rules_of(found)["cache"]["passed"] is None
+
+
+def test_only_what_the_panel_asks_counts(tmp_path):
+    trial(tmp_path, TWO, lambda n, teacher, _: n % 11 if teacher == "a" else 10)
+    rows = [row(n, 50) for n in range(40)]
+    alone = Trial(panel=panel_of(a_teacher("a")), sample=draw_sample(rows, 40), schedule=USUAL)
+    with Store(tmp_path / "pilot.sqlite") as store:
+        found = pilot_findings(store, alone)
+    assert found["betas"]["mean"] == pytest.approx(0.03 + 0.027 * (4 * 21 + 3 * 34) / 40)
+    assert rules_of(found)["guessing"]["passed"] is None  # it takes two
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def demo_pilot(tmp_path_factory, replay_url):
+    """A pilot on 60 pairs of the demo with what was planted in them: its folder and its output."""
+    folder = tmp_path_factory.mktemp("pilot")
+    write_panel(
+        folder / "panel.yaml", replay_url, names=READERS, price={"gpu_hour": 2.0, "gpus": 1}
+    )
+    return folder, succeed(*command(folder), "--sweep", 4)
+
+
+def command(folder, *more):
+    return (
+        "pilot", "--pairs", PAIRS, "--panel", folder / "panel.yaml", "--store",
+        folder / "pilot.sqlite", "--n", 60, "--gold", PLANTED, *more,
+    )  # fmt: skip
+
+
+def test_the_demo_is_a_go(demo_pilot):
+    folder, said = demo_pilot
+    assert said.endswith("\nGO\n")
+    assert "540 asked for = 540 kept + 0 refused + 0 pending" in said
+    assert "60 of 96 pairs" in said
+    assert "as much as a sweep of 4 runs of" in said
+    with Store(folder / "pilot.sqlite") as store:
+        assert len(store.corpus.pair_ids()) == 60
+
+
+def test_the_findings_agree_with_what_was_planted(demo_pilot):
+    folder, _ = demo_pilot
+    found = json.loads(succeed(*command(folder), "--json"))
+    planted = {one["pair_id"]: one for one in map(json.loads, PLANTED.read_text().splitlines())}
+    with Store(folder / "pilot.sqlite") as store:
+        sampled = [planted[one.source_id] for one, _ in store.corpus.rows()]
+    wrong = [one for one in sampled if one["label_flipped"] or one["magnitude"] == 0]
+    gold = found["gold"]
+    assert (gold["given"], gold["sampled"], gold["judged"]) == (96, 60, 60)
+    assert gold["always_chosen"] == pytest.approx(1 - len(wrong) / 60)
+    assert gold["labels"]["not chosen"] == pytest.approx(
+        {"count": len(wrong), "share": 1.0, "low": gold["labels"]["not chosen"]["low"], "high": 1.0}
+    )
+    assert gold["accuracy"]["share"] > gold["always_chosen"]
+    whole = found["projection"]
+    assert [one["requests"] for one in whole["teachers"]] == [96 * 3] * 3
+    first, measured = whole["teachers"][0], found["teachers"][0]
+    assert first["hours"] * 3600 == pytest.approx(measured["busy_seconds"] * 96 / 60)
+    assert first["money"] == pytest.approx(2 * first["hours"])
+
+
+def test_a_second_pilot_asks_nothing(demo_pilot):
+    folder, said = demo_pilot
+    with Store(folder / "pilot.sqlite") as store:
+        before = list(store.replies())
+    write_panel(folder / "gone.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    again = [
+        word if word != folder / "panel.yaml" else folder / "gone.yaml" for word in command(folder)
+    ]
+    assert said[: said.index("tokens of a request")] in succeed(*again)
+    with Store(folder / "pilot.sqlite") as store:
+        assert list(store.replies()) == before
+
+
+def test_another_sample_needs_another_store(demo_pilot):
+    folder, _ = demo_pilot
+    words = list(command(folder))
+    words[words.index(60)] = 61
+    assert "give every pilot a --store of its own" in fail(*words)
+
+
+def test_random_replies_are_a_no_go(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    done = run(*command(tmp_path), "--json")
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    failed = {name for name, rule in rules_of(found).items() if rule["passed"] is False}
+    assert "wavering" in failed
+    assert "gold" in failed
+    assert len(teacher.requests) == 180
+    assert "NO-GO: " in run(*command(tmp_path)).stdout
+    assert len(teacher.requests) == 180
+
+
+def test_a_teacher_that_talks_is_a_no_go_and_not_asked_on(scripted, tmp_path):
+    teacher = scripted("prose")
+    write_panel(tmp_path / "panel.yaml", teacher.url, max_in_flight=4, retries=0)
+    done = run(*command(tmp_path))
+    assert done.returncode == 3, done.stderr
+    assert "the asking ended early: teacher scripted: none of its first" in done.stdout
+    assert "NO-GO: refused, enough, without-beta" in done.stdout
+    assert len(teacher.requests) < 30
+
+
+def test_a_short_pilot_of_a_teacher_that_talks_is_a_no_go_too(scripted, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 2)
+    panel = write_panel(tmp_path / "panel.yaml", scripted("prose").url, retries=0)
+    words = ("pilot", "--pairs", pairs, "--panel", panel, "--store", tmp_path / "pilot.sqlite")
+    done = run(*words)
+    assert done.returncode == 3, done.stderr
+    assert "no reply of scripted could be kept" in done.stdout
+
+
+def test_a_teacher_that_is_not_there_is_no_finding(tmp_path):
+    write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    assert "nothing answers at" in fail(*command(tmp_path))
+
+
+def test_the_command_of_a_panel_is_not_run_unasked(tmp_path):
+    panel = yaml.safe_load(write_panel(tmp_path / "panel.yaml", "http://unused").read_text())
+    del panel["teachers"][0]["base_url"]
+    panel["teachers"][0]["serve"] = {"environment": str(tmp_path)}
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    assert "a file's command is never run unasked" in fail(*command(tmp_path))
+
+
+def test_nothing_is_asked_where_the_gold_file_is_wrong(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    gold = gold_file(tmp_path, {"pair_id": "demo-001"})
+    words = [word if word != PLANTED else gold for word in command(tmp_path)]
+    assert "gold.jsonl: line 1: say one of label" in fail(*words)
+    assert teacher.requests == []
+    assert not (tmp_path / "pilot.sqlite").exists()
+
+
+def test_nothing_is_asked_where_no_name_of_the_gold_file_is_a_pair(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    gold = gold_file(
+        tmp_path, *({"pair_id": f"nope-{n:03}", "label_ok": True} for n in range(1, 97))
+    )
+    words = [word if word != PLANTED else gold for word in command(tmp_path)]
+    complaint = " ".join(fail(*words).split())
+    assert f"none of the 96 names in {gold} is a pair of" in complaint
+    assert "(first: 'nope-001')" in complaint
+    assert teacher.requests == []
+    assert not (tmp_path / "pilot.sqlite").exists()
+
+
+def test_too_few_truths_are_no_reason_to_go(replay_url, tmp_path):
+    write_panel(tmp_path / "panel.yaml", replay_url, names=READERS)
+    lines = [json.loads(line) for line in PLANTED.read_text().splitlines()[:5]]
+    words = [word if word != PLANTED else gold_file(tmp_path, *lines) for word in command(tmp_path)]
+    done = run(*words)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.endswith("\nNO-GO: gold\n")
+    assert "5 pairs with a known truth were judged; it takes 20" in done.stdout
+
+
+def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(scripted, tmp_path):
+    teacher = scripted()
+    write_panel(tmp_path / "panel.yaml", teacher.url)
+    schedule = tmp_path / "schedule.yaml"
+    said = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
+    schedule.write_text(yaml.safe_dump(said | {"estimate": "expected"}))
+    complaint = fail(*command(tmp_path), "--schedule", schedule)
+    assert "teacher scripted: sampling has no `logprobs: true`" in complaint
+    assert teacher.requests == []
+    sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}
+    write_panel(tmp_path / "panel.yaml", teacher.url, sampling=sampling)
+    done = run(*command(tmp_path), "--schedule", schedule, "--json")
+    assert json.loads(done.stdout)["betas"]["with_beta"] == 60, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--patience", "--run-hours"])
+def test_what_is_no_number_is_refused(tmp_path, option):
+    write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    complaint = fail(*command(tmp_path), "--sweep", 4, option, "nan", code=2)
+    assert f"{option} must be a number of" in complaint
+
+
+def test_rows_that_are_set_aside_are_told(replay_url, tmp_path):
+    write_panel(tmp_path / "panel.yaml", replay_url, names=READERS)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(PAIRS.read_text() + '{"prompt": "Only a prompt"}\n')
+    words = [word if word != PAIRS else pairs for word in command(tmp_path)]
+    told = succeed(*words)
+    assert "97 rows = 96 usable + 1 set aside; 96 distinct pairs" in told
+    assert "(row 97)" in told
+
+
+def test_what_one_run_takes_says_nothing_without_a_sweep(tmp_path):
+    write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    assert "--run-hours belongs to --sweep" in fail(*command(tmp_path), "--run-hours", 3, code=2)
+
+
+def test_a_schedule_of_ones_own_is_used(demo_pilot, tmp_path):
+    folder, _ = demo_pilot
+    schedule = tmp_path / "schedule.yaml"
+    said = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
+    schedule.write_text(yaml.safe_dump(said | {"beta_min": 1.0, "beta_max": 2.0}))
+    found = json.loads(succeed(*command(folder), "--json", "--schedule", schedule))
+    assert found["schedule"]["beta_max"] == 2.0
+    assert 1 <= found["betas"]["mean"] <= 2

@@ -1,0 +1,569 @@
+"""The numbers of a report, each worked out by hand."""
+
+import json
+import random
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.gaps import effective
+from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
+from sp2dpo.diagnostics import agreement
+from sp2dpo.diagnostics import checks as signatures
+from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.annotation import Key
+from sp2dpo.panel.rubric import REJECTED_FIRST, load_rubric, parse_rubric
+from sp2dpo.report.report import build_report
+from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.questions import Settled
+from sp2dpo.store.store import ReplyRecord
+from support.harness import SCHEDULE, kept, panel_of
+
+BLIND = load_rubric("semantic-gap-blind")
+VARIANTS = ("direct", "critic", "reader")
+
+
+def pair(number):
+    return Pair(
+        prompt=({"role": "user", "content": f"Question {number}?"},),
+        chosen=({"role": "assistant", "content": f"Good {number}."},),
+        rejected=({"role": "assistant", "content": f"Bad {number}."},),
+    )
+
+
+def source_rows(*pairs):
+    return [
+        SourceRow(row=row, pair=one, source_id=f"row-{row}") for row, one in enumerate(pairs, 1)
+    ]
+
+
+def says(one, teacher, variant, magnitude, confidence=10, category="style", **more):
+    return kept(one.id, teacher, variant, magnitude, confidence, category, **more)
+
+
+def refused(one, teacher, variant, reason):
+    return ReplyRecord(
+        key=Key(pair_id=one.id, teacher=teacher, variant=variant),
+        annotation=None,
+        reason=reason,
+        detail="",
+        raw="?",
+        reply=None,
+        arrived=0.0,
+    )
+
+
+def fill(store, rows, entries, *, teachers=("x", "y"), rubric=None, name="hand.jsonl"):
+    store.corpus.add(Source(name=name), rows)
+    asked = rubric or load_rubric("semantic-gap")
+    store.adopt(panel_of(*teachers, rubric=asked, variants=tuple(asked.variants)))
+    store.add(entries)
+
+
+def report_on(store, *, quorum=1, **changed):
+    said = load_schedule(SCHEDULE).as_mapping() | {"quorum": quorum} | changed
+    schedule = parse_schedule(said, where="test")
+    annotations = store.annotations()
+    made = BetaTable(
+        table=schedule_betas(annotations, schedule),
+        arm=Arm(of=schedule),
+        annotations_hash=annotations.hash,
+    )
+    found = build_report(store, made, annotations)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    return found
+
+
+def verdicts(found):
+    return {one["name"]: one["verdict"] for one in found["signatures"][:5]}
+
+
+def values(found):
+    return {one["name"]: one["value"] for one in found["signatures"]}
+
+
+@pytest.fixture
+def three(new_store):
+    """Three pairs, two teachers, two variants, two refusals, a row set aside.
+
+    Medians of x: .3 .5 .8; of y: .6 .5 .9; means: .45 .5 .85.
+    """
+    a, b, c = (pair(number) for number in range(3))
+    store = new_store()
+    rows = [*source_rows(a, b, c, a), SetAside(row=5, reason="no pair", raw="{}")]
+    fill(
+        store,
+        rows,
+        [
+            *(says(a, "x", "direct", 2), says(a, "x", "critic", 4)),
+            *(says(b, "x", "direct", 5), says(b, "x", "critic", 5)),
+            *(says(c, "x", v, 8, category="safety") for v in ("direct", "critic")),
+            *(says(a, "y", v, 6) for v in ("direct", "critic")),
+            *(says(b, "y", v, 5, category="clarity") for v in ("direct", "critic")),
+            *(says(c, "y", v, 9, category="safety") for v in ("direct", "critic")),
+            refused(a, "x", "reader", "not-json"),
+            refused(b, "x", "reader", "empty"),
+            refused(c, "x", "reader", "empty"),
+        ],
+    )
+    return store, (a, b, c)
+
+
+def test_the_head_counts_everything(three):
+    found = report_on(three[0])
+    assert found["source"] == {
+        "name": "hand.jsonl",
+        "revision": None,
+        "license": None,
+        "rows": 5,
+        "usable": 4,
+        "pairs": 3,
+        "set_aside": {"no pair": 1},
+    }
+    assert found["replies"] == {
+        "asked": 18, "kept": 12, "refused": 3, "spared": 0, "pending": 3,
+    }  # fmt: skip
+    refusals = {teacher["name"]: teacher["refused"] for teacher in found["teachers"]}
+    assert refusals == {"x": {"empty": 2, "not-json": 1}, "y": {}}
+    assert found["rubric"]["sha256"] == load_rubric("semantic-gap").hash
+    assert found["schedule"]["beta_max"] == 0.3
+
+
+def test_a_variant_that_was_always_refused_is_still_a_variant(three):
+    assert report_on(three[0])["variants"] == ["direct", "critic", "reader"]
+
+
+def test_betas_are_summed_up(three):
+    beta = report_on(three[0])["beta"]
+    # 0.03 + 0.27 x (.45, .5, .85)
+    assert beta["min"] == pytest.approx(0.1515)
+    assert beta["median"] == pytest.approx(0.165)
+    assert beta["max"] == pytest.approx(0.2595)
+    assert beta["mean"] == pytest.approx(0.192)
+    assert (beta["pairs"], beta["with_beta"], beta["without_beta"]) == (3, 3, 0)
+
+
+def test_teachers_are_compared_by_category_rank_and_distance(three):
+    (both,) = report_on(three[0])["agreement"]["between_teachers"]
+    assert (both["one"], both["other"], both["pairs"]) == ("x", "y", 3)
+    assert both["same_category"] == pytest.approx(2 / 3)
+    assert both["spearman"] == pytest.approx(0.5)  # 1 - 6 (1 + 1 + 0) / (3 x 8)
+    assert both["difference"] == pytest.approx((0.3 + 0 + 0.1) / 3)
+
+
+def test_variants_are_compared_over_the_mean_of_the_teachers(three):
+    found = report_on(three[0])["agreement"]["between_variants"]
+    direct_critic, direct_reader, _ = found
+    # direct .4 .5 .85 against critic .5 .5 .85: ranks 1 2 3 against 1.5 1.5 3
+    assert direct_critic["spearman"] == pytest.approx(1.5 / 3**0.5)
+    assert direct_critic["difference"] == pytest.approx(0.1 / 3)
+    assert direct_critic["same_category"] == 1
+    assert direct_reader["pairs"] == 0
+    assert direct_reader["spearman"] is direct_reader["same_category"] is None
+
+
+def test_agreement_and_spread_are_means_over_the_pairs(three):
+    found = report_on(three[0])["agreement"]
+    assert found["agreement"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["spread"] == pytest.approx((0.15 + 0 + 0.05) / 3)
+
+
+def test_categories_stand_in_the_rubrics_order_with_their_means(three):
+    found = report_on(three[0])["categories"]
+    assert [row["name"] for row in found] == list(load_rubric("semantic-gap").categories)
+    rows = {row["name"]: row for row in found}
+    assert rows["safety"]["pairs"] == 1
+    assert rows["safety"]["gap"] == pytest.approx(0.85)
+    assert rows["clarity"]["agreement"] == 0.5  # a tie with style, which comes later
+    assert rows["style"]["beta"] == pytest.approx(0.1515)
+    assert rows["factuality"] == {
+        "name": "factuality",
+        "pairs": 0,
+        "without_beta": 0,
+        **dict.fromkeys(("beta", "gap", "agreement", "spread")),
+    }
+
+
+def test_telling_pairs_stand_in_order_with_the_sources_names(three):
+    store, (a, b, c) = three
+    found = report_on(store)
+    assert [one["pair_id"] for one in found["most_telling"]] == [c.id, b.id, a.id]
+    assert [one["pair_id"] for one in found["least_telling"]] == [a.id, b.id, c.id]
+    first = found["most_telling"][0]
+    assert first["source_id"] == "row-3"
+    assert found["least_telling"][0]["source_id"] == "row-1"  # of the first of its two rows
+    assert (first["prompt"], first["chosen"], first["rejected"]) == (
+        "Question 2?",
+        "Good 2.",
+        "Bad 2.",
+    )
+
+
+def test_equal_betas_stand_in_the_order_of_their_ids_ten_at_each_end(new_store):
+    pairs = [pair(number) for number in range(24)]
+    store = new_store()
+    # 0.3 x 0.6 and 0.2 x 0.9 are one gap, but in this envelope two floating-point betas
+    scores = [(3, 6) if number % 2 else (2, 9) for number in range(24)]
+    entries = [says(one, "x", "direct", *score) for one, score in zip(pairs, scores, strict=True)]
+    fill(store, source_rows(*pairs), entries, teachers=("x",))
+    found = report_on(store, beta_min=0.01, beta_max=0.5)
+    assert found["beta"]["min"] < found["beta"]["max"]
+    expected = sorted(one.id for one in pairs)[:10]
+    assert [one["pair_id"] for one in found["most_telling"]] == expected
+    assert [one["pair_id"] for one in found["least_telling"]] == expected
+
+
+def test_the_rationale_shown_names_the_category_and_is_nearest_to_the_gap(new_store):
+    one = pair(0)
+    store = new_store()
+    fill(
+        store,
+        source_rows(one),
+        [
+            says(one, "x", "critic", 2, rationale="far"),
+            says(one, "x", "direct", 5, category="safety", rationale="another category"),
+            says(one, "x", "reader", 6, rationale="near"),
+        ],
+        teachers=("x",),
+    )
+    (shown,) = report_on(store)["most_telling"]
+    assert shown["rationale"] == {
+        "teacher": "x", "variant": "reader", "rationale": "near", "a": None,
+    }  # fmt: skip
+
+
+def test_long_texts_are_cut_and_tool_calls_shown_as_json(new_store):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
+    one = Pair(
+        prompt=({"role": "user", "content": "first"}, {"role": "user", "content": "last"}),
+        chosen=({"role": "assistant", "content": "w" * 5000},),
+        rejected=(call, {"role": "assistant", "content": "done"}),
+    )
+    store = new_store()
+    fill(store, source_rows(one), [says(one, "x", "direct", 5)], teachers=("x",))
+    (shown,) = report_on(store)["most_telling"]
+    assert shown["prompt"] == "last"
+    assert shown["chosen"] == "w" * 599 + "…"
+    assert shown["rejected"] == '{"tool_calls":[{"name":"look"}]}\n\ndone'
+
+
+def test_the_histogram_puts_every_beta_in_its_bin(new_store):
+    gaps = [0, 1, 3, 10]  # magnitudes; with full confidence gaps of 0, .1, .3, 1
+    pairs = [pair(number) for number in range(5)]
+    store = new_store()
+    entries = [
+        says(one, "x", "direct", gap, category="safety" if gap == 10 else "style")
+        for one, gap in zip(pairs, gaps, strict=False)
+    ]
+    fill(store, source_rows(*pairs), entries, teachers=("x",))
+    found = report_on(store)
+    histogram = found["histogram"]
+    counts = {one["name"]: one["counts"] for one in histogram["categories"]}
+    filled = {name: {n: c for n, c in enumerate(bars) if c} for name, bars in counts.items()}
+    # a bin holds its lower border, the last one its upper border too
+    assert filled["style"] == {0: 1, 2: 1, 6: 1}
+    assert filled["safety"] == {19: 1}
+    assert (histogram["edges"][0], histogram["edges"][-1]) == (0.03, 0.3)
+    assert found["beta"]["without_beta"] == found["beta"]["without_reply"] == 1
+
+
+def test_a_beta_on_a_border_belongs_to_the_bin_above():
+    gaps = [twentieth / 20 for twentieth in range(21)]
+    table = pl.DataFrame({"beta": [0.03 * (1 - gap) + 0.3 * gap for gap in gaps]})
+    shares = signatures.envelope_shares(table, load_schedule(SCHEDULE))
+    assert (shares * 20).floor().to_list() == list(range(21))
+
+
+def test_equal_gaps_are_tied_in_spite_of_floating_point():
+    rubric = load_rubric("semantic-gap")
+    rows = [
+        ("p", "x", "direct", "chosen-first", 0, "style", 3, 6, None, None, None),
+        ("q", "x", "direct", "chosen-first", 0, "style", 2, 9, None, None, None),
+    ]
+    annotations = annotation_table(rows, pair_ids=["p", "q"], rubric=rubric)
+    assert effective(annotations, JMAMP)["gap"].n_unique() == 2
+    assert agreement.steady(annotations, JMAMP)["gap"].n_unique() == 1
+
+
+def test_spearman_is_not_defined_for_a_constant():
+    assert agreement.spearman(pl.Series([1.0, 1.0]), pl.Series([1.0, 2.0])) is None
+    assert agreement.spearman(pl.Series([], dtype=pl.Float64), pl.Series([0.1])) is None
+    assert agreement.spearman(pl.Series([1.0, 2.0]), pl.Series([5.0, 3.0])) == pytest.approx(-1)
+
+
+def test_spearman_gives_ties_their_mean_rank():
+    # ranks 1.5 1.5 3 4 against 1 2 3 4: 4.5 / sqrt(4.5 x 5)
+    tied = pl.Series([0.1, 0.1, 0.2, 0.3])
+    assert agreement.spearman(tied, pl.Series([1, 2, 3, 4])) == pytest.approx(0.9**0.5)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [
+        # MSB .16, MSW .02, k0 2
+        ({"a": [0.2, 0.4], "b": [0.6, 0.8]}, (0.16 - 0.02) / (0.16 + 0.02)),
+        # MSB .192, MSW .08 / 3, k0 (5 - 13 / 5) / 1 = 2.4; the single reply of c is left out
+        (
+            {"a": [0.2, 0.4], "b": [0.6, 0.6, 0.9], "c": [0.1]},
+            (0.192 - 0.08 / 3) / (0.192 + 1.4 * 0.08 / 3),
+        ),
+        # MSB 0, MSW .02, k0 2: below 0 where replies to one pair differ more than pairs do
+        ({"a": [0.2, 0.4], "b": [0.2, 0.4]}, -1.0),
+        ({"a": [0.2, 0.2], "b": [0.2, 0.2]}, None),
+        ({"a": [0.2, 0.4]}, None),
+    ],
+)
+def test_intraclass_correlation(gaps, expected):
+    rows = [(name, "x", gap) for name, said in gaps.items() for gap in said]
+    replies = pl.DataFrame(rows, schema=["pair_id", "teacher", "gap"], orient="row")
+    ((teacher, pairs, icc),) = agreement.intraclass(replies).rows()
+    assert teacher == "x"
+    assert pairs == sum(len(said) > 1 for said in gaps.values())
+    assert icc == (None if expected is None else pytest.approx(expected))
+
+
+def signatures_of(shares):
+    """The signatures of betas that stand so in the envelope, without any reply."""
+    schedule = load_schedule(SCHEDULE)
+    table = pl.DataFrame({"beta": [0.03 * (1 - share) + 0.3 * share for share in shares]})
+    made = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash="")
+    none = pl.DataFrame(schema={"pair_id": pl.String, "teacher": pl.String, "gap": pl.Float64})
+    return {one.name: one for one in signatures.check_betas(made, none, [])}
+
+
+@pytest.mark.parametrize(("inside", "verdict"), [(4, "ok"), (5, "look"), (9, "look"), (10, "bad")])
+@pytest.mark.parametrize(
+    ("name", "border", "other"), [("clumped-low", 0.05, 0.06), ("clumped-high", 0.95, 0.94)]
+)
+def test_clumps_are_counted_with_the_border_of_their_end(name, border, other, inside, verdict):
+    found = signatures_of([border] * inside + [other] * (20 - inside))[name]
+    assert found.value == inside / 20
+    assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(("half", "verdict"), [(0.2, "ok"), (0.08, "look"), (0.03, "bad")])
+def test_spread_is_the_deviation_over_the_width_of_the_envelope(half, verdict):
+    found = signatures_of([0.5 - half, 0.5 + half] * 10)["no-spread"]
+    assert found.value == pytest.approx(half)
+    assert found.verdict == verdict
+
+
+def test_a_few_pairs_get_numbers_but_no_verdicts():
+    found = signatures_of([0.0] * 19)
+    assert found["clumped-low"].value == 1
+    assert found["clumped-low"].verdict == "cannot be told"
+    assert "19" in found["clumped-low"].reason
+
+
+def annotated(new_store, reading, *, count=40, teachers=("x", "y", "z"), variants=VARIANTS):
+    """A store in which `reading(number, teacher, variant)` gives the magnitudes."""
+    pairs = [pair(number) for number in range(count)]
+    store = new_store()
+    entries = [
+        says(one, teacher, variant, reading(number, teacher, variant))
+        for number, one in enumerate(pairs)
+        for teacher in teachers
+        for variant in variants
+    ]
+    fill(store, source_rows(*pairs), entries, teachers=teachers)
+    return report_on(store)
+
+
+def test_teachers_that_see_the_same_look_right(new_store):
+    strict = {"x": 0, "y": 1, "z": 2}
+    found = annotated(new_store, lambda number, teacher, _: number % 8 + strict[teacher])
+    assert values(found)["guessing"] == pytest.approx(1)
+    assert values(found)["wavering"] == pytest.approx(1)
+    assert set(verdicts(found).values()) == {"ok"}
+
+
+def test_teachers_that_roll_dice_are_found_out(new_store):
+    dice = random.Random(0)
+    found = annotated(new_store, lambda *_: dice.randint(0, 10))
+    assert verdicts(found)["guessing"] == "bad"
+    assert verdicts(found)["wavering"] == "bad"
+
+
+def test_teachers_that_are_sure_of_a_guess_do_not_waver_but_guess(new_store):
+    dice = random.Random(0)
+    rolled = {(n, t): dice.randint(0, 10) for n in range(40) for t in "xyz"}
+    found = annotated(new_store, lambda number, teacher, _: rolled[number, teacher])
+    assert verdicts(found)["guessing"] == "bad"
+    assert verdicts(found)["wavering"] == "ok"
+
+
+def test_the_one_teacher_that_wavers_is_named(new_store):
+    dice = random.Random(0)
+    found = annotated(
+        new_store, lambda number, teacher, _: dice.randint(0, 10) if teacher == "y" else number % 11
+    )
+    wavering = found["signatures"][4]
+    assert wavering["verdict"] == "bad"
+    assert wavering["note"] == "lowest of 3: y"
+
+
+def test_one_teacher_and_one_variant_leave_two_verdicts_open(new_store):
+    found = annotated(new_store, lambda n, *_: n % 11, teachers=("x",), variants=("direct",))
+    told = verdicts(found)
+    assert told.pop("guessing") == told.pop("wavering") == "cannot be told"
+    assert set(told.values()) == {"ok"}
+    assert found["agreement"]["between_teachers"] == []
+    assert found["agreement"]["between_variants"] == []
+
+
+def test_equal_gaps_have_no_spread_and_no_order(new_store):
+    found = annotated(new_store, lambda *_: 5)
+    assert values(found)["no-spread"] == pytest.approx(0)
+    told = verdicts(found)
+    assert told["no-spread"] == "bad"
+    assert told["guessing"] == told["wavering"] == "cannot be told"
+
+
+def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
+    found = annotated(new_store, lambda number, teacher, _: 5 if teacher == "z" else number % 11)
+    guessing, wavering = found["signatures"][3:5]
+    assert guessing["value"] == pytest.approx(1)
+    assert guessing["note"] == "2 of 3 comparisons left out"
+    assert wavering["note"] == "lowest of 2: x; left out: z"
+
+
+def test_one_pair_gives_numbers_and_no_verdict(new_store):
+    found = annotated(new_store, lambda *_: 5, count=1)
+    assert set(verdicts(found).values()) == {"cannot be told"}
+    assert all(one["reason"] for one in found["signatures"])
+    assert found["beta"]["mean"] == pytest.approx(0.165)
+
+
+def test_without_any_beta_nothing_is_told(three):
+    found = report_on(three[0], quorum=10)
+    clumps_and_spread = list(verdicts(found).values())[:3]
+    assert clumps_and_spread == ["cannot be told"] * 3
+    assert found["beta"]["mean"] is found["beta"]["max"] is None
+    assert found["beta"]["without_beta"] == 3
+    assert found["beta"]["without_reply"] == 0
+    assert found["most_telling"] == found["least_telling"] == []
+    assert sum(row["without_beta"] for row in found["categories"]) == 3
+
+
+def test_any_rubric_in_any_language_will_do(new_store):
+    said = load_rubric("semantic-gap").as_mapping()
+    names = {"安全": "危険", "文体": "好み", "なし": "差がない"}
+    scale = {"min": 1, "max": 5, "text": "1-5"}
+    rubric = parse_rubric(said | {"categories": names, "magnitude": scale}, where="test")
+    pairs = [pair(number) for number in range(2)]
+    store = new_store()
+    entries = [
+        says(pairs[0], "x", "direct", 5, category="安全"),
+        says(pairs[1], "x", "direct", 1, category="なし"),
+    ]
+    fill(store, source_rows(*pairs), entries, teachers=("x",), rubric=rubric)
+    found = report_on(store)
+    assert [row["name"] for row in found["categories"]] == list(names)
+    assert [row["gap"] for row in found["categories"]] == [1, None, 0]
+    assert [one["name"] for one in found["histogram"]["categories"]] == list(names)
+
+
+def test_a_store_without_pairs_has_nothing_to_report(new_store):
+    store = new_store()
+    store.adopt(panel_of("x"))
+    store.add([says(pair(0), "x", "direct", 5)])
+    with pytest.raises(ValueError, match="nothing to report"):
+        report_on(store)
+
+
+@pytest.fixture
+def blind(new_store):
+    """Three pairs under the blind rubric: one upheld, one disputed, one that teachers cancel."""
+    upheld, disputed, open_ = (pair(number) for number in range(3))
+    store = new_store()
+    entries = [
+        says(upheld, "x", "direct", 8, better="A", rationale="A it is"),
+        says(upheld, "x", "direct", 8, better="A", order=REJECTED_FIRST, rationale="A again"),
+        says(upheld, "y", "direct", 6, better="B", order=REJECTED_FIRST, rationale="B it is"),
+        says(disputed, "x", "direct", 9, better="A", order=REJECTED_FIRST, rationale="A is true"),
+        says(disputed, "y", "direct", 3, better="tie"),
+        says(open_, "x", "direct", 3, better="A"),
+        says(open_, "y", "direct", 3, better="B"),
+        refused(open_, "y", "critic", "empty"),
+    ]
+    fill(store, source_rows(upheld, disputed, open_), entries, rubric=BLIND)
+    return store, (upheld, disputed, open_)
+
+
+def test_a_blind_run_counts_both_orders_and_the_disputed_labels(blind):
+    found = report_on(blind[0])
+    # three pairs, two teachers, the two variants that were heard, two orders
+    assert found["replies"] == {
+        "asked": 24, "kept": 7, "refused": 1, "spared": 0, "pending": 16,
+    }  # fmt: skip
+    assert found["disputed"] == {
+        "pairs": 1, "of": 3, "share": pytest.approx(1 / 3), "signed_gap": pytest.approx(-0.45),
+    }  # fmt: skip
+    places = {one["teacher"]: one for one in found["position"]}
+    assert (places["x"]["both"], places["y"]["both"]) == (1, 0)
+    assert places["x"]["first"]["share"] == 1
+    assert places["y"]["first"]["share"] is None
+    assert found["rubric"]["protocol"] == "blind"
+
+
+def test_a_labelled_run_has_no_disputes_and_no_places(three):
+    found = report_on(three[0])
+    assert found["disputed"] is found["position"] is found["most_disputed"] is None
+    assert found["rubric"]["protocol"] == "labelled"
+
+
+def test_the_most_disputed_label_is_shown_with_what_its_reader_called_a(blind):
+    store, (upheld, disputed, _) = blind
+    found = report_on(store)
+    (shown,) = found["most_disputed"]
+    assert shown["pair_id"] == disputed.id
+    assert (shown["gap"], shown["signed_gap"]) == (0, pytest.approx(-0.45))
+    # -.9 and 0 are equally far from -.45: the first by teacher
+    assert shown["rationale"]["rationale"] == "A is true"
+    assert shown["rationale"]["a"] == "rejected"
+    first = found["most_telling"][0]
+    assert first["pair_id"] == upheld.id
+    assert first["rationale"]["rationale"] == "B it is"  # .6 to .3; the others are .8 and -.8
+
+
+def test_teachers_are_compared_by_their_signed_gaps(blind):
+    (both,) = report_on(blind[0])["agreement"]["between_teachers"]
+    # x: 0 (.8 and -.8), -.9, .3; y: .6, 0, -.3
+    assert both["difference"] == pytest.approx((0.6 + 0.9 + 0.6) / 3)
+    assert both["spearman"] == pytest.approx(-0.5)  # ranks 2 1 3 against 3 2 1
+
+
+def test_replies_that_an_adaptive_panel_spares_are_not_pending(new_store):
+    one, other = pair(0), pair(1)
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), source_rows(one, other))
+    store.adopt(replace(panel_of("x", "y"), budget="adaptive"))
+    store.add(
+        [says(one, "x", "direct", 5), says(one, "y", "direct", 5), says(one, "x", "critic", 5)],
+        [Settled(pair_id=one.id, replies=3, chance=0.99)],
+    )
+    # the variants that were heard: direct and critic
+    assert report_on(store)["replies"] == {
+        "asked": 8, "kept": 3, "refused": 0, "spared": 1, "pending": 4,
+    }  # fmt: skip
+
+
+def test_a_report_on_expectations_reads_expectations(new_store):
+    one, other = pair(0), pair(1)
+    store = new_store()
+    entries = [
+        says(one, "x", "direct", 9, expected=(2.5, 10.0), rationale="near"),
+        says(one, "x", "critic", 9, rationale="no expectations"),
+        says(other, "x", "direct", 9, expected=(7.5, 10.0)),
+    ]
+    fill(store, source_rows(one, other), entries, teachers=("x",))
+    found = report_on(store, estimate="expected")
+    assert found["beta"]["min"] == pytest.approx(0.03 + 0.27 * 0.25)
+    assert found["least_telling"][0]["rationale"]["rationale"] == "near"
+    assert found["least_telling"][0]["votes"] == 1
+    assert found["replies"]["kept"] == 3

@@ -1,0 +1,502 @@
+"""Where a run stands: its numbers worked out by hand, while it runs, and when it was killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from sp2dpo.inference.client import Reply
+from sp2dpo.inference.endpoint import Endpoint, Price
+from sp2dpo.pairs.sources import Source
+from sp2dpo.panel.annotation import Annotation, Key
+from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.report.status import annotating, collect_status
+from sp2dpo.report.text import status_lines
+from sp2dpo.store.database import only_writer
+from sp2dpo.store.questions import Settled
+from sp2dpo.store.records import ReplyRecord
+from sp2dpo.store.usage import Slice, recent, usage
+from support.harness import COMMAND, fail, pairs_of, succeed, write_pairs, write_panel
+
+VARIANTS = ("direct", "critic", "reader")
+
+
+def a_teacher(name, **more):
+    return Endpoint(
+        name=name,
+        model=name,
+        revision=None,
+        base_urls=("http://127.0.0.1:9/v1",),
+        sampling={"temperature": 0, "max_tokens": 100},
+        **more,
+    )
+
+
+def panel_of(*teachers, rubric="semantic-gap", variants=VARIANTS, **more):
+    return Panel(rubric=load_rubric(rubric), variants=variants, teachers=teachers, **more)
+
+
+def begun(store, count, panel):
+    rows = pairs_of(count)
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    store.adopt(panel)
+    return [row.pair.id for row in rows]
+
+
+def said(
+    pair_id,
+    name,
+    variant="direct",
+    *,
+    at=0.0,
+    seconds=1.0,
+    prompt=100,
+    completion=20,
+    cached=None,
+    reason=None,
+    order="chosen-first",
+    better=None,
+    attempt=0,
+):
+    """A reply that arrived at a moment and took so much; kept unless it has a reason."""
+    return ReplyRecord(
+        key=Key(pair_id=pair_id, teacher=name, variant=variant, order=order, attempt=attempt),
+        annotation=None
+        if reason
+        else Annotation(
+            category="style", magnitude=5, confidence=5, rationale="because", better=better
+        ),
+        reason=reason,
+        detail=None,
+        raw="{}",
+        reply=Reply(
+            text="{}",
+            finish_reason="stop",
+            model=name,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cached_tokens=cached,
+            seconds=seconds,
+        ),
+        arrived=at,
+    )
+
+
+def imported(pair_id, name, variant="direct", *, prompt=None, reason=None):
+    """A reply out of a file: nobody took its time, and perhaps nobody counted its tokens."""
+    timed = said(pair_id, name, variant, at=7000.0, reason=reason)
+    counts = {"prompt_tokens": prompt, "completion_tokens": prompt and 20}
+    finish = None if reason else "stop"
+    reply = replace(timed.reply, finish_reason=finish, model=None, seconds=None, **counts)
+    return replace(timed, reply=reply)
+
+
+def declined(pair_id, name, variant):
+    """A request that the server would not answer: no reply, no tokens."""
+    return ReplyRecord(
+        key=Key(pair_id=pair_id, teacher=name, variant=variant),
+        annotation=None,
+        reason="http-400",
+        detail="",
+        raw="",
+        reply=None,
+        arrived=0.0,
+    )
+
+
+def counts(row):
+    return {name: row[name] for name in ("asked", "kept", "refused", "spared", "pending")}
+
+
+def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
+    store = new_store()
+    one, two, _ = begun(store, 3, panel_of(a_teacher("a"), a_teacher("b", retries=0)))
+    store.add(
+        [
+            said(one, "a"),
+            said(two, "a"),
+            said(one, "a", "critic", reason="not-json"),  # to be asked again
+            declined(two, "a", "critic"),
+            said(one, "b", "reader", reason="not-json"),  # is not asked again
+        ]
+    )
+    found = collect_status(store.path)
+    a, b = found["teachers"]
+    assert [counts(cell) for cell in a["cells"]] == [
+        {"asked": 3, "kept": 2, "refused": {}, "spared": 0, "pending": 1},
+        {"asked": 3, "kept": 0, "refused": {"http-400": 1}, "spared": 0, "pending": 2},
+        {"asked": 3, "kept": 0, "refused": {}, "spared": 0, "pending": 3},
+    ]
+    assert counts(a) == {
+        "asked": 9, "kept": 2, "refused": {"http-400": 1}, "spared": 0, "pending": 6,
+    }  # fmt: skip
+    assert counts(b) == {
+        "asked": 9, "kept": 0, "refused": {"not-json": 1}, "spared": 0, "pending": 8,
+    }  # fmt: skip
+    assert counts(found["total"]) == {
+        "asked": 18, "kept": 2, "refused": {"http-400": 1, "not-json": 1}, "spared": 0,
+        "pending": 14,
+    }  # fmt: skip
+    assert (a["requests"], found["total"]["requests"]) == (4, 5)
+
+
+def test_tokens_are_summed_and_a_server_that_leaves_zeros_out_is_understood(new_store):
+    store = new_store()
+    one, two = begun(store, 2, panel_of(a_teacher("a"), a_teacher("silent")))
+    store.add(
+        [
+            said(one, "a", prompt=100, completion=10),  # nothing cached: vLLM does not say 0
+            said(two, "a", prompt=300, completion=30, cached=160),
+            said(one, "silent"),
+            said(two, "silent", prompt=None),
+            declined(two, "silent", "critic"),
+        ]
+    )
+    a, silent = collect_status(store.path)["teachers"]
+    assert (a["prompt_tokens"], a["completion_tokens"]) == (400, 40)
+    assert (a["cached_tokens"], a["cached_share"]) == (160, 0.4)
+    assert (silent["cached_tokens"], silent["cached_share"]) == (None, None)
+    assert silent["untold"] == 1  # what was declined took no tokens
+
+
+def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_store):
+    store = new_store()
+    ids = begun(store, 40, panel_of(a_teacher("a")))
+    # An hour ago ten replies in a hundred seconds; now ten in ten, each in flight for one second.
+    store.add([said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])])
+    store.add([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
+    found = collect_status(store.path)["teachers"][0]
+    assert found["replies_per_second"] == pytest.approx(10 / 10)
+    assert found["busy_seconds"] == pytest.approx(100 + 10)
+    assert found["pending"] == 120 - 20
+    assert found["seconds_left"] == pytest.approx(100)
+
+
+def test_a_pause_is_no_work_and_requests_side_by_side_count_once():
+    def reply(started, ended):
+        return Slice(
+            teacher="a", variant="direct", order="chosen-first", requests=1, untold=0, timed=1,
+            untimed=0, prompt=0, completion=0, cached=None, started=started, ended=ended,
+        )  # fmt: skip
+
+    assert usage([reply(20, 30), reply(0, 4), reply(2, 6), reply(3, 5)]).seconds == 6 + 10
+    assert recent([]).rate is None
+
+
+def test_what_is_left_takes_the_replies_that_are_asked_for_again_into_account(new_store):
+    store = new_store()
+    one, _ = begun(store, 2, panel_of(a_teacher("a"), variants=("direct",)))
+    store.add(
+        [
+            said(one, "a", at=1.0, reason="not-json"),
+            said(one, "a", at=2.0, attempt=1),
+        ]
+    )
+    found = collect_status(store.path)["teachers"][0]
+    assert (found["kept"], found["pending"], found["requests"]) == (1, 1, 2)
+    assert found["seconds_left"] == pytest.approx(2)  # two replies at one a second
+
+
+def test_money_by_the_token_and_by_the_hour(new_store):
+    store = new_store()
+    by_token = Price(prompt=2.0, completion=10.0, cached=0.5)
+    by_hour = Price(gpu_hour=3.6, gpus=2, currency="EUR")
+    panel = panel_of(
+        a_teacher("tokens", price=by_token), a_teacher("hours", price=by_hour), variants=("direct",)
+    )
+    ids = begun(store, 4, panel)
+    for n, one in enumerate(ids[:2]):
+        store.add([said(one, "tokens", prompt=1000, completion=100, cached=400)])
+        store.add([said(one, "hours", at=float(n), seconds=1)])
+    found = collect_status(store.path)
+    tokens, hours = found["teachers"]
+    # For each of two replies 600 x 2 + 400 x 0.5 + 100 x 10 millionths; as many are to come.
+    assert tokens["money"] == pytest.approx(2 * 2400e-6)
+    assert tokens["money_left"] == pytest.approx(2 * 2400e-6)
+    # Two seconds on two GPUs at a thousandth a second; two more replies take two more seconds.
+    assert hours["money"] == pytest.approx(2 * 2 * 0.001)
+    assert hours["money_left"] == pytest.approx(2 * 2 * 0.001)
+    assert found["total"]["money"] == pytest.approx({"USD": 4800e-6, "EUR": 0.004})
+    assert found["total"]["unpriced"] == []
+    assert "cost until now: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(found))
+
+
+def test_money_that_cannot_be_known_is_not_told(new_store):
+    store = new_store()
+    price = Price(prompt=2.0, completion=10.0)
+    panel = panel_of(
+        a_teacher("free"), a_teacher("silent", price=price), a_teacher("told", price=price)
+    )
+    one = begun(store, 1, panel)[0]
+    store.add([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
+    found = collect_status(store.path)
+    assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
+    assert found["total"]["unpriced"] == ["free", "silent"]
+    assert "not in it: free, silent" in "\n".join(status_lines(found))
+
+
+def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new_store):
+    store = new_store()
+    price = Price(gpu_hour=3.6, gpus=2, currency="EUR")
+    panel = panel_of(a_teacher("a", price=price), variants=("direct", "critic"))
+    ids = begun(store, 3, panel)
+    store.add([imported(one, "a") for one in ids])
+    store.add([declined(ids[0], "a", "critic")])
+    store.add([imported(ids[1], "a", "critic", reason="unfinished")])
+    found = collect_status(store.path)
+    a = found["teachers"][0]
+    assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
+    assert a["busy_seconds"] is a["replies_per_second"] is a["seconds_left"] is None
+    assert a["money"] is a["money_left"] is None
+    lines = status_lines(found)
+    assert "4 replies came without counts of tokens" in lines
+    assert any(line.split() == ["a", "-", "-", "-", "-", "-"] for line in lines)
+    assert any(line.startswith("4 replies came without a time") for line in lines)
+
+
+def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
+    store = new_store()
+    panel = panel_of(a_teacher("a", price=Price(gpu_hour=3.6, gpus=1)), variants=("direct",))
+    ids = begun(store, 10, panel)
+    store.add([said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])])
+    store.add([imported(one, "a", prompt=50) for one in ids[3:8]])
+    a = collect_status(store.path)["teachers"][0]
+    assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
+    assert a["busy_seconds"] == pytest.approx(6)
+    assert a["replies_per_second"] == pytest.approx(3 / 6)
+    assert a["seconds_left"] == pytest.approx(2 / 0.5)
+    assert a["money"] is None  # of five nobody knows it
+    assert a["money_left"] == pytest.approx(4 * 0.001)
+
+
+def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
+    store = new_store()
+    ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
+    store.add([said(ids[0], "a", at=5.0, seconds=1)])
+    store.add([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
+    a = collect_status(store.path)["teachers"][0]
+    assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
+
+
+def test_the_command_tells_what_was_imported_without_inventing_anything(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 2)
+    panel = write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1")
+    both = ("--panel", panel, "--store", tmp_path / "run.sqlite")
+    out, replies = tmp_path / "requests.jsonl", tmp_path / "replies.jsonl"
+    succeed("export-requests", "--pairs", pairs, *both, "--out", out)
+    content = json.dumps(
+        {"rationale": "because", "category": "style", "magnitude": 4, "confidence": 7}
+    )
+    answer = {"choices": [{"finish_reason": "stop", "message": {"content": content}}]}
+    lines = [
+        {
+            "custom_id": json.loads(line)["custom_id"],
+            "response": {"status_code": 200, "body": answer},
+            "error": None,
+        }
+        for line in out.read_text().splitlines()
+    ]
+    replies.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    succeed("import-replies", *both, replies)
+    told = succeed("status", "--store", tmp_path / "run.sqlite")
+    assert "6 replies came without counts of tokens" in told
+    assert any(line.split()[:3] == ["scripted", "-", "-"] for line in told.splitlines())
+
+
+@pytest.mark.parametrize("name", ["a", "organisation/a-teacher-with-a-very-long-name-{}-instruct"])
+def test_every_line_fits_a_terminal(new_store, name):
+    store = new_store()
+    prices = [Price(gpu_hour=1234.5, gpus=8), Price(prompt=2.0, completion=3.0)]
+    teachers = [a_teacher(name.format(n) + str(n), price=price) for n, price in enumerate(prices)]
+    panel = panel_of(*teachers, rubric="semantic-gap-blind", variants=VARIANTS, budget="adaptive")
+    ids = begun(store, 3, panel)
+    reasons = ("not-json", "schema", "length", "unfinished", "empty", "http-400", "too-long")
+    store.add(
+        [
+            said(one, teacher.name, variant, order=order, attempt=2, reason=reason, better="A")
+            for one in ids
+            for teacher in teachers
+            for variant, order, reason in (
+                ("direct", "chosen-first", reasons[0]),
+                ("direct", "rejected-first", reasons[1]),
+                ("critic", "chosen-first", reasons[2]),
+                ("critic", "rejected-first", reasons[3]),
+                ("reader", "chosen-first", reasons[5]),
+            )
+        ]
+    )
+    found = collect_status(store.path)
+    for each in (found["total"], *(c for one in found["teachers"] for c in one["cells"])):
+        each |= {"asked": 10**8, "kept": 10**7, "prompt_tokens": 10**11}
+    lines = status_lines(found)
+    assert max(map(len, lines)) <= 100
+    # Cut in the middle, so that they can still be told apart.
+    rows = [line.split()[0] for line in lines if line.startswith((name[0], "all"))]
+    assert {row[-1] for row in rows} == {"0", "1", "l"}
+
+
+def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
+    store = new_store()
+    ids = begun(store, 10, panel_of(a_teacher("a"), a_teacher("b"), variants=("direct",)))
+    store.add([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
+    store.add([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
+    found = collect_status(store.path)
+    assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
+    assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
+    assert "left: 10 s if the teachers work side by side, 15 s one after the other" in status_lines(
+        found
+    )
+
+
+def test_a_teacher_that_was_not_heard_yet_has_no_time_left_that_is_known(new_store):
+    store = new_store()
+    ids = begun(store, 2, panel_of(a_teacher("a"), a_teacher("b", price=Price(gpu_hour=1, gpus=1))))
+    store.add([said(ids[0], "a")])
+    found = collect_status(store.path)
+    b = found["teachers"][1]
+    assert (b["pending"], b["seconds_left"], b["money_left"]) == (6, None, None)
+    assert found["total"]["seconds_left_in_turn"] is None
+
+
+def test_both_orders_of_a_blind_panel_have_a_row(new_store):
+    store = new_store()
+    panel = panel_of(a_teacher("a"), rubric="semantic-gap-blind", variants=("direct",))
+    one, _ = begun(store, 2, panel)
+    store.add([said(one, "a", order="rejected-first", better="A")])
+    found = collect_status(store.path)
+    cells = found["teachers"][0]["cells"]
+    assert [(cell["order"], cell["asked"], cell["kept"]) for cell in cells] == [
+        ("chosen-first", 2, 0),
+        ("rejected-first", 2, 1),
+    ]
+    assert any("rejected-first" in line for line in status_lines(found))
+
+
+def test_what_an_adaptive_panel_does_without_is_spared(new_store):
+    store = new_store()
+    panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
+    one, two = begun(store, 2, panel)
+    store.add([said(one, "a"), said(one, "b"), said(two, "a")])
+    store.add([], [Settled(pair_id=one, replies=2, chance=0.97)])
+    found = collect_status(store.path)
+    spared = [[cell["spared"] for cell in each["cells"]] for each in found["teachers"]]
+    assert spared == [[0, 1, 1], [0, 1, 1]]
+    assert counts(found["total"]) == {
+        "asked": 12, "kept": 3, "refused": {}, "spared": 4, "pending": 5,
+    }  # fmt: skip
+    assert any(line.startswith("left, at most") for line in status_lines(found))
+
+
+def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
+    store = new_store()
+    one = begun(store, 1, panel_of(a_teacher("a"), a_teacher("b")))[0]
+    store.add([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
+    store.adopt(panel_of(a_teacher("a"), variants=("direct",)))
+    found = collect_status(store.path)
+    assert counts(found["total"]) == {
+        "asked": 1, "kept": 1, "refused": {}, "spared": 0, "pending": 0,
+    }  # fmt: skip
+    assert (found["total"]["requests"], found["outside"]["replies"]) == (1, 2)
+    assert "2 replies of teachers or variants" in "\n".join(status_lines(found))
+
+
+def test_before_anything_was_annotated_there_is_nothing_but_pairs(new_store):
+    store = new_store()
+    store.corpus.add(Source(name="hand.jsonl"), pairs_of(3))
+    said = succeed("status", "--store", store.path)
+    assert "3 pairs of hand.jsonl" in said
+    assert "nothing was annotated yet" in said
+    found = json.loads(succeed("status", "--store", store.path, "--json"))
+    assert (found["teachers"], found["total"]["asked"], found["budget"]) == ([], 0, None)
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    assert "no such store" in fail("status", "--store", tmp_path / "none.sqlite")
+    other = tmp_path / "other.sqlite"
+    other.write_text("hello")
+    assert "not a store" in fail("status", "--store", other)
+
+
+def test_a_damaged_file_is_found_out(new_store):
+    store = new_store()
+    ids = begun(store, 300, panel_of(a_teacher("a")))
+    store.add([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    with closing(sqlite3.connect(store.path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+    with store.path.open("r+b") as file:
+        file.seek(pages // 2 * size)
+        file.write(b"\xff" * 2 * size)
+    complaint = fail("status", "--store", store.path)
+    assert "is damaged" in complaint
+    assert collect_status(store.path)["integrity"]
+
+
+def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
+    store = new_store()
+    ids = begun(store, 300, panel_of(a_teacher("a")))
+    store.add([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    with closing(sqlite3.connect(store.path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+    with store.path.open("r+b") as file:
+        file.seek(2 * size)
+        file.write(b"\xff" * (store.path.stat().st_size - 2 * size))
+    assert "is damaged" in fail("status", "--store", store.path)
+
+
+def test_looking_never_keeps_an_annotation_from_beginning(tmp_path):
+    store, mark = tmp_path / "run.sqlite", tmp_path / "run.sqlite.lock"
+    looked, over = [], threading.Event()
+
+    def look():
+        while not over.is_set():
+            looked.append(annotating(store))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            # Left behind by a process that was killed; its number is now that of another.
+            mark.write_text(str(os.getpid()))
+            time.sleep(0.0005)
+            with only_writer(store):
+                time.sleep(0.0005)
+    finally:
+        over.set()
+        looking.join()
+    assert set(looked) == {None, os.getpid()}
+
+
+def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):
+    store = tmp_path / "run.sqlite"
+    teacher = scripted(delay=0.1)
+    panel = write_panel(tmp_path / "panel.yaml", teacher.url, max_in_flight=2)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 40)
+    command = ["annotate", "--pairs", pairs, "--panel", panel, "--store", store]
+    with subprocess.Popen(
+        [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        while len(teacher.requests) < 5:
+            time.sleep(0.01)
+        found = collect_status(store)
+        assert found["annotating"] == running.pid
+        total = found["total"]
+        assert 0 < total["kept"] < 120 == total["kept"] + total["pending"]
+        assert f"process {running.pid} annotates" in succeed("status", "--store", store)
+        running.send_signal(signal.SIGKILL)
+    mark = tmp_path / "run.sqlite.lock"
+    assert mark.exists()
+    assert collect_status(store)["annotating"] is None
+    mark.write_text(str(os.getpid()))  # the number has gone to a process that annotates nothing
+    assert collect_status(store)["annotating"] is None
+    assert "nobody annotates into it now" in succeed("status", "--store", store)

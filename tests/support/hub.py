@@ -1,0 +1,83 @@
+"""A running Hub of the tests, and a home for the clients that speak to it."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+from support.harness import run
+
+TOKEN = "hf_" + "planted0" * 4
+LICENSE = ("--license", "apache-2.0")
+
+
+class Hub:
+    """A running Hub, and a home for its clients."""
+
+    def __init__(self, url, home):
+        self.url, self.home = url, home
+
+    @property
+    def env(self):
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(self.home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+
+    def ask(self, path, said=None):
+        data = None if said is None else json.dumps(said).encode()
+        head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, head)) as answer:
+            return json.load(answer)
+
+    def fault(self, **said):
+        self.ask("/_test/fault", said)
+
+    def clear(self):
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}/_test/fault", b"null", method="POST")
+        ).close()
+
+    def head(self, repo):
+        return self.ask(f"/api/datasets/{repo}")["sha"]
+
+    def text(self, repo, path, revision="main"):
+        head = {"Authorization": f"Bearer {TOKEN}"}
+        where = f"{self.url}/datasets/{repo}/resolve/{revision}/{path}"
+        with urllib.request.urlopen(urllib.request.Request(where, headers=head)) as answer:
+            return answer.read().decode()
+
+    def schedule(self, repo, revision="main"):
+        return json.loads(self.text(repo, "manifest.json", revision))["schedule"]["gap"]
+
+    def run(self, *words, **options):
+        return run(*words, env=self.env, **options)
+
+    def publish(self, folder, repo, *more):
+        done = self.run("publish", folder, "--repo", repo, *LICENSE, *more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refuses(self, folder, repo, *more, code=1):
+        done = self.run("publish", folder, "--repo", repo, *more)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def python(self, script, **env):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | self.env | env,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout

@@ -1,0 +1,281 @@
+"""Weight, margin and label smoothing for every pair: by hand, and held to TRL."""
+
+import math
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from test_training import (  # noqa: F401 - a fixture is among them
+    BETAS,
+    PAIRS,
+    PairDoubled,
+    loss_and_gradient,
+    make,
+    margin_by_hand,
+    model_dir,
+    pairs,
+    settings,
+    shake,
+    train,
+    without_ours,
+)
+from trl import DPOTrainer
+
+from sp2dpo.training.columns import PAIR_COLUMNS
+from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, accepts
+from sp2dpo.training.trainer import PairDPOConfig
+from support.harness import ROOT
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+WEIGHTS = [1.0, 0.5, 2.0, 0.0, 1.5, 0.25, 3.0, 0.75]
+MARGINS = [0.0, 0.5, -0.5, 1.0, 0.1, 0.2, -0.2, 2.0]
+SMOOTHING = [0.0, 0.1, 0.2, 0.3, 0.4, 0.05, 0.15, 0.25]
+ALL = ["beta", "weight", "margin", "label_smoothing"]
+
+
+def full():
+    return pairs(beta=BETAS, weight=WEIGHTS, margin=MARGINS, label_smoothing=SMOOTHING)
+
+
+def log_sigmoid(z):
+    return -math.log1p(math.exp(-z))
+
+
+def test_the_loss_of_the_family_is_the_one_by_hand(model_dir, tmp_path):  # noqa: F811
+    trainer = make(model_dir, tmp_path, full(), pair_columns=ALL)
+    shake(trainer)
+    loss, gradient = loss_and_gradient(trainer, range(8))
+    by_hand = []
+    for row in range(8):
+        z = BETAS[row] * margin_by_hand(trainer, row) - MARGINS[row]
+        eps = SMOOTHING[row]
+        one = -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
+        by_hand.append(WEIGHTS[row] * one)
+    assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
+    singles = [loss_and_gradient(trainer, [row]) for row in range(8)]
+    assert loss.item() == pytest.approx(sum(one[0].item() for one in singles) / 8, abs=1e-6)
+    assert (gradient - sum(one[1] for one in singles) / 8).abs().max() < 1e-6
+    assert singles[3][1].abs().max() == 0  # its weight is 0
+
+
+@pytest.mark.parametrize("loss_type", sorted(LOSSES))
+def test_weights_of_1_train_like_stock_trl(model_dir, tmp_path, loss_type):  # noqa: F811
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    loss = {"loss_type": [loss_type], "label_smoothing": smoothing}
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=0.07, **loss)
+    uniform = pairs(beta=[0.07] * 8, weight=[1.0] * 8)
+    ours = make(model_dir, tmp_path, uniform, pair_columns=["beta", "weight"], beta=0.9, **loss)
+    stock_parameters, stock_logs = train(stock)
+    our_parameters, our_logs = train(ours)
+    for name, expected in stock_parameters.items():
+        assert torch.allclose(our_parameters[name], expected, atol=1e-6), name
+    for own, theirs in zip(without_ours(our_logs), stock_logs, strict=True):
+        assert own == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "sppo_hard", "sigmoid"])
+@pytest.mark.parametrize("beta", [0.07, 0.013, 0.3])
+def test_a_beta_column_gives_stock_trls_bits_at_any_beta(
+    model_dir,  # noqa: F811
+    tmp_path,
+    loss_type,
+    beta,
+):
+    loss = {"loss_type": [loss_type]}
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=beta, **loss)
+    ours = make(model_dir, tmp_path, pairs(beta=[beta] * 8), beta=0.9, **loss)
+    stock_parameters, stock_logs = train(stock)
+    our_parameters, our_logs = train(ours)
+    assert all(torch.equal(our_parameters[n], p) for n, p in stock_parameters.items())
+    assert without_ours(our_logs) == stock_logs
+
+
+@pytest.mark.parametrize("loss_type", sorted(LOSSES))
+@pytest.mark.parametrize("column", PAIR_COLUMNS)
+def test_each_column_is_taken_or_refused_by_each_loss(tmp_path, loss_type, column):
+    config = settings(tmp_path, loss_type=[loss_type], pair_columns=[column])
+    if column in accepts(loss_type):
+        assert PairDPOConfig(**config).pair_columns == [column]
+    else:
+        with pytest.raises(ValueError, match=rf"loss_type {loss_type} .* a {column} per pair"):
+            PairDPOConfig(**config)
+
+
+@pytest.mark.parametrize("loss_type", ["sft", "aot", "aot_unpaired"])
+def test_losses_that_are_no_sum_over_pairs_take_no_weight(tmp_path, loss_type):
+    with pytest.raises(ValueError, match=f"loss_type {loss_type} .* a weight per pair"):
+        PairDPOConfig(**settings(tmp_path, loss_type=[loss_type], pair_columns=["weight"]))
+
+
+def test_the_table_of_the_recipes_is_what_is_taken():
+    text = (ROOT / "recipes" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", text.split("## Columns and losses")[1], re.M)
+    told = {
+        name: [column for column, cell in zip(PAIR_COLUMNS, cells.split("|"), strict=True)
+               if cell.strip() == "yes"]
+        for name, cells in rows
+        if name in (*LOSSES, *SORTING, "sft")
+    }  # fmt: skip
+    assert set(told) == {*LOSSES, "sft", "aot", "aot_unpaired"}
+    assert all(list(accepts(name)) == columns for name, columns in told.items())
+
+
+@pytest.mark.parametrize("loss_type", OF_Z)
+def test_a_margin_shifts_z(loss_type):
+    """A margin of beta d is what a D that is smaller by d does."""
+    one = LogRatios(
+        chosen=torch.tensor([3.0, -1.0]),
+        rejected=torch.tensor([1.0, 0.5]),
+        chosen_length=torch.ones(2),
+        rejected_length=torch.ones(2),
+    )
+    moved = LogRatios(
+        chosen=one.chosen - 0.7,
+        rejected=one.rejected,
+        chosen_length=torch.ones(2),
+        rejected_length=torch.ones(2),
+    )
+    beta, eps = torch.tensor([0.1, 0.3]), torch.full((2,), 0.1)
+    with_margin = Pairwise(beta=beta, margin=0.7 * beta, label_smoothing=eps, tau=0.05)
+    without = Pairwise(beta=beta, margin=torch.zeros(2), label_smoothing=eps, tau=0.05)
+    loss = LOSSES[loss_type]
+    assert torch.allclose(loss(one, with_margin), loss(moved, without), atol=1e-6)
+
+
+def test_the_global_label_smoothing_makes_sigmoid_cdpo(model_dir, tmp_path):  # noqa: F811
+    trainer = make(model_dir, tmp_path, pairs(), pair_columns=[], beta=0.2, label_smoothing=0.1)
+    shake(trainer)
+    loss, _ = loss_and_gradient(trainer, range(8))
+    by_hand = []
+    for row in range(8):
+        z = 0.2 * margin_by_hand(trainer, row)
+        by_hand.append(-0.9 * log_sigmoid(z) - 0.1 * log_sigmoid(-z))
+    assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
+
+
+def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):  # noqa: F811
+    trainer = make(
+        model_dir, tmp_path, full(), trainer=PairDoubled, pair_columns=["beta", "weight"]
+    )
+    with pytest.raises(
+        RuntimeError, match=r"gives the loss 1\.386\d+ where 0\.693\d+ was expected"
+    ):
+        train(trainer)
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        (
+            {"weight": [*[1.0] * 7, -0.1]},
+            "1 of 8 values of weight .* not finite numbers, 0 or more",
+        ),
+        (
+            {"margin": [*[1.0] * 7, math.inf]},
+            "1 of 8 values of margin .* the first is inf in row 7",
+        ),
+        ({"label_smoothing": [0.5] * 8}, "8 of 8 values of label_smoothing .* below 0.5"),
+        ({"weight": [None, *[1.0] * 7]}, "1 of 8 rows .* have no weight, the first is row 0"),
+    ],
+)
+def test_values_that_break_their_rule_are_refused(tmp_path, columns, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make("no-such-model", tmp_path, pairs(**columns), pair_columns=[*columns])
+
+
+def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):  # noqa: F811
+    data = pairs(beta=[None, *BETAS[1:]], weight=[2.0, None, *[1.0] * 6])
+    run = {"pair_columns": ["beta", "weight"]}
+    dropped = make(model_dir, tmp_path, data, missing_values="drop", **run)
+    assert len(dropped.train_dataset) == 6
+    assert dropped.rows_without_beta == {"train": 2}
+    filled = make(model_dir, tmp_path, data, missing_values="constant", beta=0.2, **run)
+    assert filled.train_dataset["beta"][0] == 0.2
+    assert filled.train_dataset["weight"][:2] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_weighting": True}, "use_weighting: True does not go with weight"),
+        ({"ld_alpha": 0.5}, "ld_alpha: 0.5 does not go with weight"),
+        ({"f_divergence_type": "forward_kl"}, "f_divergence_type: forward_kl does not go with"),
+        ({"beta_dpo": -1.0}, "beta_dpo must be in [0, 1e+06], not -1.0"),
+        ({"alpha_dpo": 0.1, "loss_type": ["ipo"]}, "loss_type ipo is no function of beta D alone"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PairDPOConfig(**settings(tmp_path, **({"pair_columns": ["weight"]} | change)))
+
+
+def test_exo_takes_no_smoothing_of_0(tmp_path):
+    data = Dataset.from_dict(PAIRS | {"label_smoothing": SMOOTHING})
+    run = {"pair_columns": ["label_smoothing"], "loss_type": ["exo_pair"], "label_smoothing": 0.1}
+    with pytest.raises(ValueError, match="exo_pair takes a label_smoothing above 0"):
+        make("no-such-model", tmp_path, data, **run)
+
+
+def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):  # noqa: F811
+    run = {"optim": "sgd", "pair_columns": ALL}
+    one = make(model_dir, tmp_path, full(), per_device_train_batch_size=8, **run)
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    eight = make(model_dir, tmp_path, full(), **single, **run)
+    shake(one)
+    shake(eight)
+    left, left_logs = train(one)
+    right, right_logs = train(eight)
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=1e-6), name
+    for key in ("loss", "weight/mean", "pairs/saturated"):
+        assert left_logs[0][key] == pytest.approx(right_logs[0][key], abs=1e-4), key
+
+
+def test_reference_log_probs_that_are_there_are_not_computed_again(
+    model_dir,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    run = {"precompute_ref_log_probs": True}
+    first = make(model_dir, tmp_path, pairs(beta=BETAS), **run)
+    columns = {
+        name: first.train_dataset[name][:] for name in ("ref_chosen_logps", "ref_rejected_logps")
+    }
+    expected, logs = train(first)
+    calls = []
+    monkeypatch.setattr(
+        DPOTrainer, "compute_ref_log_probs", lambda *_: calls.append(1), raising=True
+    )
+    swept = make(model_dir, tmp_path, pairs(beta=BETAS, **columns), **run)
+    found, swept_logs = train(swept)
+    assert calls == []
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert swept_logs == logs
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"ref_chosen_logps": [-1.0] * 8}, "ref_chosen_logps without its fellow"),
+        (
+            {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [*[-1.0] * 7, 0.5]},
+            "1 of 8 values of ref_rejected_logps .* the first is 0.5 in row 7",
+        ),
+        (
+            {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [math.nan] * 8},
+            "8 of 8 values of ref_rejected_logps .* no log-probabilities",
+        ),
+    ],
+)
+def test_reference_log_probs_that_are_none_are_refused(
+    model_dir,  # noqa: F811
+    tmp_path,
+    columns,
+    complaint,
+):
+    with pytest.raises(ValueError, match=complaint):
+        make(model_dir, tmp_path, pairs(beta=BETAS, **columns), precompute_ref_log_probs=True)

@@ -1,0 +1,225 @@
+"""Reference log-probs: computed once, kept, read again, and never those of something else."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from test_training import (  # a fixture is among them
+    BETAS,
+    PAIRS,
+    make,
+    model_dir,  # noqa: F401
+    pairs,
+    run_in,
+    settings,
+    train,
+)
+from transformers import AutoModelForCausalLM
+
+from sp2dpo.training.reference import KeptLogProbs, pair_keys
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+SIDES = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+@pytest.fixture
+def start(tmp_path, model_dir):  # noqa: F811
+    """Makes a trainer on the shared cache; how many pairs it computed, and what it trains on."""
+
+    def start(dataset=None, **changes):
+        dataset = pairs(beta=BETAS) if dataset is None else dataset
+        model = changes.pop("model", model_dir)
+        peft = changes.pop("peft_config", None)
+        args = PairDPOConfig(
+            **settings(tmp_path, **({"reference_cache": str(tmp_path / "cache")} | changes))
+        )
+        asked = []
+
+        class Counts(PairDPOTrainer):
+            def compute_ref_log_probs(self, *model_and_inputs):
+                asked.append(len(model_and_inputs[-1]["input_ids"]) // 2)
+                return super().compute_ref_log_probs(*model_and_inputs)
+
+        trainer = Counts(model, args=args, train_dataset=dataset, peft_config=peft)
+        return sum(asked), trainer
+
+    return start
+
+
+def reference(trainer):
+    return [trainer.train_dataset[side][:] for side in SIDES]
+
+
+def test_what_one_schedule_computed_the_next_one_reads(start, tmp_path, model_dir):  # noqa: F811
+    computed, first = start()
+    assert computed == 8
+    computed, second = start(pairs(beta=BETAS[::-1]), learning_rate=0.1, seed=7, beta=0.3)
+    assert computed == 0
+    assert reference(second) == reference(first)
+    stock = make(model_dir, tmp_path, pairs(beta=BETAS[::-1]), precompute_ref_log_probs=True)
+    assert reference(second) == reference(stock)
+    same = start(pairs(beta=BETAS[::-1]))[1]
+    assert train(same)[1] == train(stock)[1]
+
+
+def test_an_arm_that_leaves_out_and_flips_computes_only_the_flipped_pairs(start):
+    start()
+    arm = Dataset.from_dict(
+        {
+            "prompt": PAIRS["prompt"][2:6],
+            "chosen": [*PAIRS["chosen"][2:5], PAIRS["rejected"][5]],
+            "rejected": [*PAIRS["rejected"][2:5], PAIRS["chosen"][5]],
+            "beta": BETAS[2:6],
+        }
+    )
+    assert start(arm)[0] == 1
+    assert start(arm)[0] == 0
+
+
+def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("sp2dpo.training.reference.KEPT_AT_ONCE", 4)  # a batch
+    compute = PairDPOTrainer.compute_ref_log_probs
+    calls = []
+
+    def dies(self, *model_and_inputs):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return compute(self, *model_and_inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairDPOTrainer, "compute_ref_log_probs", dies)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert start()[0] == 4
+    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 2
+    assert not list((tmp_path / "cache").glob("*/*.tmp"))
+
+
+def test_without_a_folder_nothing_is_kept(start):
+    given = {"reference_cache": None, "precompute_ref_log_probs": True}
+    assert start(**given)[0] == 8
+    assert start(**given)[0] == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": None},
+        {"max_length": 20},
+        pytest.param(
+            {"max_length": 20, "truncation_mode": "keep_end"},
+            marks=pytest.mark.filterwarnings("ignore:The `'keep_end':FutureWarning"),
+        ),
+        {"ld_alpha": 0.5, "pair_columns": ["beta"]},
+        {"bf16": True},
+    ],
+    ids=str,
+)
+def test_what_they_depend_on_is_in_the_key(start, changes):
+    start()
+    assert start(**changes)[0] == 8
+    assert start()[0] == 0
+
+
+def test_another_model_of_the_same_name_is_another_reference(start, tmp_path, model_dir):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    assert start(model=model)[0] == start(model=model_dir)[0] + 8
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-3
+    assert start(model=model)[0] == 8
+
+
+def test_an_adapter_that_starts_at_random_leaves_the_reference_as_it_is(start):
+    def adapter(seed):
+        torch.manual_seed(seed)
+        return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+    assert start(peft_config=adapter(0))[0] == 8
+    assert start(peft_config=adapter(1), seed=1)[0] == 0
+
+
+def test_a_file_that_cannot_be_read_is_computed_again(start, tmp_path):
+    _, first = start()
+    (path,) = (tmp_path / "cache").glob("*/*.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    computed, second = start()
+    assert computed == 8
+    assert reference(second) == reference(first)
+    assert json.loads((path.parent / "depends.json").read_text())["truncation_mode"]
+
+
+def test_an_older_trl_is_told_that_it_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr("sp2dpo.training.config.CAPTURES", False)
+    with pytest.raises(ValueError, match=r"reference_cache needs TRL 1\.16"):
+        PairDPOConfig(**settings(tmp_path, reference_cache=str(tmp_path)))
+
+
+def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
+    kept = KeptLogProbs(tmp_path, {"weights": "a"})
+    one, other = pair_keys([[1, 2]] * 2, [[3], [4]], [[4], [3]])
+    assert one != other
+    assert kept.read() == {}
+    kept.write({one: (-1.5, -0.1)})
+    kept.write({other: (-2.0, -3.0)})
+    assert kept.read() == {one: (-1.5, pytest.approx(-0.1)), other: (-2.0, -3.0)}
+    assert KeptLogProbs(tmp_path, {"weights": "b"}).read() == {}
+
+
+TWO = """
+import json, sys
+import deepspeed
+from datasets import Dataset
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
+run = json.load(open(sys.argv[1]))
+trainer = PairDPOTrainer(
+    run["model"],
+    args=PairDPOConfig(**run["settings"]),
+    train_dataset=Dataset.from_dict(run["pairs"]),  # in memory
+)
+values = [trainer.train_dataset[s][:] for s in ("ref_chosen_logps", "ref_rejected_logps")]
+with open(f"{trainer.accelerator.process_index}.json", "w") as file:
+    json.dump(values, file)
+if run.get("train"):
+    trainer.train()
+trainer.accelerator.end_training()
+"""
+ZERO_3 = {
+    "zero_optimization": {"stage": 3},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+
+
+@pytest.mark.parametrize("engine", [None, ZERO_3], ids=["ddp", "zero3"])
+def test_two_processes_compute_and_keep_what_one_does(start, tmp_path, model_dir, engine):  # noqa: F811
+    _, alone = start()
+    for folder in ("shared", "shared", "cache"):  # computed, read, and that of one process
+        given = settings(tmp_path, reference_cache=str(tmp_path / folder), deepspeed=engine)
+        run_in(2, TWO, tmp_path, model=model_dir, settings=given, pairs=pairs(beta=BETAS)[:])
+        for rank in range(2):
+            said = json.loads((tmp_path / f"{rank}.json").read_text())
+            for side, expected in zip(said, reference(alone), strict=True):
+                assert side == pytest.approx(expected, abs=1e-4)
+    # The weights that ZeRO-3 has shared out have the key of the whole ones.
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1
+
+
+def test_a_process_without_a_pair_of_its_own_does_as_the_other(start, tmp_path, model_dir):  # noqa: F811
+    one = Dataset.from_dict(pairs(beta=BETAS)[:1])
+    _, alone = start(one)
+    given = settings(tmp_path, per_device_train_batch_size=1)
+    given["reference_cache"] = str(tmp_path / "two")
+    run_in(2, TWO, tmp_path, model=model_dir, settings=given, pairs=one[:], train=True)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said == [pytest.approx(side, abs=1e-4) for side in reference(alone)]

@@ -1,0 +1,297 @@
+"""Several YAML files as one run, and the recipes that are meant to be put together."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+from test_recipes import conversations, script  # noqa: F401 - a fixture
+from test_training import BETAS, model_dir  # noqa: F401 - a fixture
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sp2dpo.training.run_config import compose, single_config, take_configs
+from support.harness import ROOT
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+DPO = ROOT / "recipes" / "dpo"
+MODELS, METHODS, ADAPTERS = (
+    sorted((DPO / kind).glob("*.yaml")) for kind in ("models", "methods", "adapters")
+)
+
+
+def named(path):
+    return path.stem
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes YAML files; their paths."""
+
+    def write(*texts):
+        paths = [tmp_path / f"{number}.yaml" for number in range(len(texts))]
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text)
+        return paths
+
+    return write
+
+
+def test_a_later_file_replaces_a_key_whole_and_each_line_says_its_file(files):
+    composed = compose(files("a: [1, 2]\nb: 5.0e-7\nc: {x: 1}\n", "a: []\nc: {y: 2}\nd: 'no'\n"))
+    assert composed.settings == {"a": [], "b": 5e-7, "c": {"y": 2}, "d": "no"}
+    assert composed.lines() == [
+        "a: []  # 1.yaml", "b: 5.0e-07  # 0.yaml", "c: {y: 2}  # 1.yaml", "d: 'no'  # 1.yaml",
+    ]  # fmt: skip
+    assert yaml.safe_load("\n".join(composed.lines())) == composed.settings
+    with single_config(composed, ["--a", "7"]) as (flag, path, *others):
+        assert (flag, others) == ("--config", ["--a", "7"])
+        assert yaml.safe_load(Path(path).read_text()) == composed.settings
+    assert not Path(path).exists()
+
+
+def test_configs_are_taken_in_order_wherever_they_stand():
+    paths, others = take_configs(["--x", "1", "--config", "a.yaml", "--config=b.yaml", "--y"])
+    assert (paths, others) == ([Path("a.yaml"), Path("b.yaml")], ["--x", "1", "--y"])
+    for said in (["--config"], ["--config", "--x"]):
+        with pytest.raises(ValueError, match="--config takes a file"):
+            take_configs(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n", "holds no settings"), ("", "holds no settings"), ("a: [", "is no YAML file")],
+)
+def test_what_is_no_file_of_settings_is_said(files, text, message):
+    with pytest.raises(ValueError, match=message):
+        compose(files("a: 1\n", text))
+
+
+def test_a_method_is_at_most_three_keys_and_an_adapter_says_nothing_of_the_method():
+    for path in METHODS:
+        assert 1 <= len(yaml.safe_load(path.read_text())) <= 3, path
+    acting = {"pair_columns", "beta", "beta_dpo", "alpha_dpo", "dataset", "output_dir"}
+    for path in ADAPTERS:
+        assert not acting & yaml.safe_load(path.read_text()).keys(), path
+
+
+@pytest.mark.parametrize("path", [*MODELS, *METHODS, *ADAPTERS], ids=named)
+def test_every_key_is_explained_on_the_line_above(path):
+    for above, line in itertools.pairwise(path.read_text().splitlines()):
+        if line and not line.startswith("#"):
+            assert above.startswith("# "), line
+
+
+@pytest.mark.parametrize("path", [*MODELS, *ADAPTERS], ids=named)
+def test_the_arithmetic_of_a_header_is_right(path):
+    text = path.read_text()
+    assert "NOT RUN" in text
+    assert "--config recipes/dpo/" in text
+    batch = re.search(r"# Batch: (\d+) GPUs? x (\d+) pairs x (\d+) steps = (\d+) pairs", text)
+    gpus, pairs, steps, whole = map(int, batch.groups())
+    composed = compose([MODELS[0], path]).settings
+    assert gpus * pairs * steps == whole == composed["global_batch_size"]
+    assert pairs == composed["per_device_train_batch_size"]
+    if path in MODELS:
+        memory = re.search(r"([\d.]+)e9 parameters x (\d+) bytes / (\d+) GPUs = ([\d.]+) GB", text)
+        billions, size, shared, each = map(float, memory.groups())
+        assert shared == gpus
+        assert billions * size / shared == pytest.approx(each, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def small(model_dir, tmp_path_factory):  # noqa: F811
+    """What makes two steps of any recipe on a tiny model of it."""
+    folder = tmp_path_factory.mktemp("data")
+    columns = {"beta": BETAS, "weight": [1.0, 0.5] * 4}
+    Dataset.from_dict(conversations(**columns)).to_parquet(folder / "train.parquet")
+    return [
+        "--model_name_or_path", model_dir, "--dataset", str(folder), "--max_steps", "2",
+        "--held_out", "0.6", "--use_cpu", "true", "--bf16", "false", "--dtype", "float32",
+        "--per_device_train_batch_size", "1", "--global_batch_size", "2", "--max_length", "64",
+        "--reference_cache", str(folder / "reference"), "--logging_steps", "1", "--eval_steps", "1",
+    ]  # fmt: skip
+
+
+def two_steps(script, small, tmp_path, *paths):  # noqa: F811
+    configs = [word for path in paths for word in ("--config", str(path))]
+    script.main([*configs, *small, "--output_dir", str(tmp_path / "run"), "--traceback", "true"])
+    return json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("path", MODELS, ids=named)
+def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):  # noqa: F811
+    found = two_steps(script, small, tmp_path, path)
+    assert found["pair_columns"] == ["beta"]
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert (state["global_step"], state["train_batch_size"]) == (2, 1)
+    assert found["data"]["columns_sha256"]
+    assert (
+        "columns_sha256: " + found["data"]["columns_sha256"]
+        in (tmp_path / "run" / "README.md").read_text()
+    )
+    assert "# tuned-beta.yaml" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", METHODS, ids=named)
+def test_two_steps_of_every_method(script, small, tmp_path, capsys, path):  # noqa: F811
+    found = two_steps(script, small, tmp_path, MODELS[0], path)
+    said = yaml.safe_load(path.read_text())
+    assert found["pair_columns"] == said["pair_columns"]
+    columns = ", ".join(said["pair_columns"])
+    assert f"pair_columns: [{columns}]  # {path.name}" in capsys.readouterr().out
+    assert found["train_loss"] > 0
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=named)
+def test_two_steps_of_every_adapter(script, small, model_dir, tmp_path, monkeypatch, path):  # noqa: F811
+    # bitsandbytes packs weights of four bits for some CPUs as soon as they are evaluated, and has
+    # no gradient through packed ones. GPUs know no such packing.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    folder = tmp_path / "model"  # wide enough for weights of four bits on a CPU
+    config = AutoConfig.from_pretrained(model_dir)
+    config.update({"hidden_size": 128, "intermediate_size": 128, "head_dim": 64})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    wide = [*small, "--model_name_or_path", str(folder)]
+    found = two_steps(script, wide, tmp_path, MODELS[0], path)
+    assert found["train_loss"] > 0
+    assert (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, capsys):  # noqa: F811
+    config = ["--config", str(MODELS[0])]
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*config, *small, "--per_device_train_batch_size", "3"])
+    assert stopped.value.code == 2
+    assert "global_batch_size 2 is no multiple of 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main([*config, *small, "--gradient_accumulation_steps", "4"])
+    assert "takes 2 steps of 1 pairs, not gradient_accumulation_steps 4" in capsys.readouterr().err
+    args = script.parse([*config, *small, "--gradient_accumulation_steps", "2"])[1]
+    assert args.gradient_accumulation_steps == 2
+
+
+def test_a_sweep_computes_the_reference_once_and_is_done_once(small, tmp_path):
+    out = tmp_path / "sweep"
+    methods = DPO / "methods"
+    command = [
+        sys.executable, ROOT / "recipes" / "sweep.py", "--out", out,
+        "--engine", ROOT / "recipes" / "accelerate" / "single.yaml",
+        "--config", DPO / "tiny-demo.yaml", "--config", methods / "tuned-beta.yaml",
+        "--arm", methods / "sp2dpo.yaml", "--vary", "beta=0.005,0.3", *small,
+        "--global_batch_size", "4", "--eval_strategy", "no",
+    ]  # fmt: skip
+    command = list(map(str, command))
+    cache = command.index("--reference_cache")
+    del command[cache : cache + 2]
+
+    def sweep(*more):
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, timeout=280, check=False
+        )
+
+    done = sweep()
+    assert done.returncode == 0, done.stderr[-2000:] + (out / "sp2dpo.log").read_text()[-2000:]
+    rows = {row["run"]: row for row in json.loads((out / "sweep.json").read_text())}
+    assert rows.keys() == {"sp2dpo", "beta-0.005", "beta-0.3"}
+    assert rows["beta-0.3"]["beta"] == {"mean": 0.3, "min": 0.3, "max": 0.3}
+    assert rows["sp2dpo"]["pair_columns"] == ["beta"]
+    assert len(list((out / "reference").glob("*/*.parquet"))) == 2  # train and eval, of one run
+    assert re.search(r"\nbeta-0.005 +0.005 +3 +\d\.\d{3} \(", done.stdout)
+    again = sweep()
+    assert again.returncode == 0
+    assert "runs, " not in again.stdout
+    other = sweep("--seed", "5")
+    assert other.returncode == 2
+    assert "holds a run with other settings" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "nothing to run"),
+        (["--vary", "beta"], "--vary takes KEY=VALUE"),
+        (["--vary", "beta=1,,2"], "--vary takes KEY=VALUE"),
+        (["--arm", "nowhere.yaml"], "nowhere.yaml"),
+        (["--vary", "beta=1,1"], "two runs have one name"),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(tmp_path, said, message):
+    command = [sys.executable, ROOT / "recipes" / "sweep.py", "--out", tmp_path]
+    command += ["--config", DPO / "tiny-demo.yaml", *said]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+PRINTS = """#!/usr/bin/env bash
+printf '%s\\n' "$(basename "$0")" "$@"
+"""
+# Slurm's words for two machines: a job runs its script with what follows it, once on each.
+SBATCH = """#!/usr/bin/env bash
+while [ "$1" != /dev/stdin ]; do shift; done
+shift
+cat > job.sh
+SLURM_JOB_NODELIST=a,b SLURM_JOB_ID=7 bash job.sh "$@"
+"""
+SRUN = """#!/usr/bin/env bash
+shift
+for SLURM_NODEID in 0 1; do SLURM_NODEID=$SLURM_NODEID "$@"; done
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Runs a script where Slurm, hf and accelerate only print; the lines."""
+    commands = {"sbatch": SBATCH, "srun": SRUN, "accelerate": PRINTS, "hf": PRINTS}
+    commands["scontrol"] = "#!/usr/bin/env bash\nprintf 'a\\nb\\n'\n"
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(name, *words, **env):
+        done = subprocess.run(
+            ["bash", DPO / name, *words],
+            cwd=tmp_path,
+            env=os.environ | env | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_slurm_launches_one_task_on_each_machine(cluster):
+    said = cluster("slurm.sh", "2", "--config", "with blank.yaml", "--seed", "1", GPUS="4")
+    machines = [
+        list(group) for key, group in itertools.groupby(said, "accelerate".__eq__) if not key
+    ]
+    assert len(machines) == 2
+    for rank, words in enumerate(machines):
+        assert words[words.index("--num_processes") + 1] == "8"
+        assert words[words.index("--machine_rank") + 1] == str(rank)
+        assert words[words.index("--main_process_ip") + 1] == "a"
+        assert words[words.index("--main_process_port") + 1] == "29507"
+        after = words[words.index("recipes/train.py") + 1 :]
+        assert after == ["--config", "with blank.yaml", "--seed", "1"]
+
+
+def test_a_job_of_the_hub_gets_all_words(cluster):
+    said = cluster(
+        "hf-jobs.sh", "--config", "with blank.yaml", IMAGE="me/image", BUCKET="hf://b/run"
+    )
+    assert said[:3] == ["hf", "jobs", "run"]
+    assert said[said.index("--volume") + 1] == "hf://b/run:/out"
+    assert said[-3:] == ["train", "--config", "with blank.yaml"]

@@ -1,0 +1,84 @@
+"""Where the gradient goes: shares by beta and by category, by hand."""
+
+import math
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from test_training import (  # noqa: F401 - a fixture is among them
+    BETAS,
+    PAIRS,
+    make,
+    margin_by_hand,
+    model_dir,
+    shake,
+    train,
+)
+
+from sp2dpo.training.gradients import GradientMetrics, inversion
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+
+def s(z):
+    return 1 / (1 + math.exp(-z))
+
+
+def test_the_order_of_gradients_inverts_where_both_ends_have_the_same():
+    d = inversion(0.03, 0.3)
+    assert d == pytest.approx(10.4, abs=0.05)
+    assert 0.03 * s(-0.03 * d) == pytest.approx(0.3 * s(-0.3 * d), rel=1e-6)
+    assert inversion(0.1, 0.1) == math.inf
+    far = inversion(1e-4, 5.0)
+    assert 1e-4 * s(-1e-4 * far) == pytest.approx(5 * s(-5 * far), rel=1e-6)
+
+
+def test_shares_are_of_all_pairs_since_the_last_log():
+    slopes = GradientMetrics([n / 10 for n in range(1, 11)], ["safety", "style"])
+    slopes.inverts_at = 10.4
+    beta = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    one = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": torch.ones(2).double()}
+    slopes.add(
+        beta=beta, slope=torch.tensor([0.01, 0.03]).double(), category=torch.tensor([0, 1]), **one
+    )
+    slopes.add(
+        beta=beta, slope=torch.tensor([0.01, 0.0]).double(), category=torch.tensor([0, -1]), **one
+    )
+    found = slopes.metrics()
+    assert found["gradient_share/beta_decile_1"] == pytest.approx(0.4)
+    assert found["gradient_share/beta_decile_10"] == pytest.approx(0.6)
+    assert found["gradient_share/category_safety"] == pytest.approx(0.4)
+    assert found["accuracy/safety"] == 1
+    assert found["pairs/inverted"] == 0.5
+    assert found["pairs/saturated"] == 0.25
+    slopes.clear()
+    assert slopes.metrics() == {}
+
+
+def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):  # noqa: F811
+    text, names = Value("string"), ["safety", "style", "none"]
+    features = Features(dict.fromkeys(PAIRS, text) | {
+        "beta": Value("float64"), "category": ClassLabel(names=names),
+    })  # fmt: skip
+    data = Dataset.from_dict(
+        PAIRS | {"beta": BETAS, "category": [0, 1, 0, 1, 0, 1, 0, None]}, features=features
+    )
+    run = {"per_device_train_batch_size": 8, "max_steps": 1, "learning_rate": 0.0}
+    trainer = make(model_dir, tmp_path, data, **run)
+    shake(trainer)
+    margins = [margin_by_hand(trainer, row) for row in range(8)]
+    _, logs = train(trainer)
+    slopes = [b * s(-b * d) for b, d in zip(BETAS, margins, strict=True)]
+    told = slopes[:7]
+    logged = logs[0]
+    safety = sum(told[row] for row in (0, 2, 4, 6)) / sum(told)
+    assert logged["gradient_share/category_safety"] == pytest.approx(safety, abs=1e-4)
+    right = sum(margins[row] > 0 for row in (0, 2, 4, 6)) / 4
+    assert logged["accuracy/safety"] == right
+    assert "accuracy/none" not in logged
+    deciles = [logged[f"gradient_share/beta_decile_{n}"] for n in range(1, 11)]
+    assert sum(deciles) == pytest.approx(1)
+    assert deciles[9] == pytest.approx(slopes[1] / sum(slopes), abs=1e-4)  # beta 0.3
+    assert logged["pairs/inverted"] == sum(d > inversion(0.03, 0.3) for d in margins) / 8
