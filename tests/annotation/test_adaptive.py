@@ -72,7 +72,7 @@ def test_jmamp_is_what_the_gaps_are_made_of(new_store):
     ids = filled(store, 60, *TEACHERS)
     said = draw.integers(0, 11, (60, 9, 2))
     there = draw.random((60, 9)) < 0.6
-    store.add([
+    store.add_replies([
         kept(pair_id, slot.teacher, slot.variant, *map(int, said[row, at]))
         for row, pair_id in enumerate(ids)
         for at, slot in enumerate(ORDER)

@@ -9,7 +9,7 @@ import pytest
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import by_position, wilson
+from sp2dpo.diagnostics.agreement import compare_orders, wilson_interval
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, parse_rubric
@@ -136,7 +136,7 @@ def test_a_tie_of_whatever_magnitude_counts_as_nothing(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", rubric=BLIND)
     assert parse_annotation(json.dumps(GOOD | {"better": "tie"}), BLIND).magnitude == 3
-    store.add([kept(pair_id, "a", "direct", 3, 10, order=o, better="tie") for o in ORDERS])
+    store.add_replies([kept(pair_id, "a", "direct", 3, 10, order=o, better="tie") for o in ORDERS])
     assert row_of(store)["signed_gap"] == 0
 
 
@@ -157,7 +157,7 @@ def test_the_signed_gap_is_the_mean_over_orders_then_the_median_then_the_mean(ne
         ("a", "reader", REJECTED_FIRST, "tie", 0),  # 0; the mean is -.45; the median of a is -.1
         ("b", "direct", CHOSEN_FIRST, "B", 5),  # -.5, alone
     ]:
-        store.add([kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)])
+        store.add_replies([kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)])
     row = row_of(store)
     assert row["signed_gap"] == pytest.approx((-0.1 - 0.5) / 2)
     assert (row["gap"], row["label_disputed"]) == (0, True)
@@ -169,7 +169,7 @@ def test_the_signed_gap_is_the_mean_over_orders_then_the_median_then_the_mean(ne
 def test_a_positive_signed_gap_is_the_gap(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", rubric=BLIND)
-    store.add([kept(pair_id, "a", "direct", 7, 5, order=REJECTED_FIRST, better="B")])
+    store.add_replies([kept(pair_id, "a", "direct", 7, 5, order=REJECTED_FIRST, better="B")])
     row = row_of(store)
     assert row["gap"] == row["signed_gap"] == pytest.approx(0.35)
     assert row["label_disputed"] is False
@@ -179,7 +179,7 @@ def test_teachers_that_cancel_each_other_dispute_nothing(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "b", "c", rubric=BLIND)
     for teacher, better, magnitude in (("a", "A", 1), ("b", "A", 2), ("c", "B", 3)):
-        store.add([kept(pair_id, teacher, "direct", magnitude, 10, better=better)])
+        store.add_replies([kept(pair_id, teacher, "direct", magnitude, 10, better=better)])
     row = row_of(store)
     assert 0.1 + 0.2 - 0.3 != 0
     assert (row["signed_gap"], row["gap"], row["label_disputed"]) == (0, 0, False)
@@ -188,8 +188,8 @@ def test_teachers_that_cancel_each_other_dispute_nothing(new_store):
 def test_a_disputed_pair_has_the_smallest_beta_and_no_verdict_below_the_quorum(new_store):
     store = new_store()
     disputed, unheard = filled(store, 2, "a", rubric=BLIND)
-    store.add([kept(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")])
-    store.add([kept(unheard, "a", "direct", 9, 9, better="B")])
+    store.add_replies([kept(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")])
+    store.add_replies([kept(unheard, "a", "direct", 9, 9, better="B")])
     table = schedule_betas(store.annotations(), load_schedule(SCHEDULE))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[disputed]["beta"] == 0.03
@@ -202,7 +202,7 @@ def test_a_disputed_pair_has_the_smallest_beta_and_no_verdict_below_the_quorum(n
 def test_the_labelled_protocol_disputes_no_label(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add([kept(pair_id, "a", "direct", 4, 5)])
+    store.add_replies([kept(pair_id, "a", "direct", 4, 5)])
     row = row_of(store)
     assert row["gap"] == row["signed_gap"] == pytest.approx(0.2)
     assert row["label_disputed"] is None
@@ -212,7 +212,7 @@ def test_the_hash_of_annotations_covers_what_a_blind_reply_adds(new_store):
     def hash_of(name, **said):
         store = new_store(name)
         (pair_id,) = filled(store, 1, "a", rubric=BLIND)
-        store.add([kept(pair_id, "a", "direct", 5, 5, **said)])
+        store.add_replies([kept(pair_id, "a", "direct", 5, 5, **said)])
         return store.annotations().hash
 
     hashes = [
@@ -235,7 +235,7 @@ def position_of(*answers):
         for order, better in zip(ORDERS, said, strict=False)
     ]
     schema = ["pair_id", "teacher", "variant", "order", "better"]
-    return by_position(pl.DataFrame(rows, schema=schema, orient="row"), ["x", "silent"])
+    return compare_orders(pl.DataFrame(rows, schema=schema, orient="row"), ["x", "silent"])
 
 
 def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
@@ -248,7 +248,7 @@ def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
     assert found["both"] == 9
     counts = {key: found[key]["count"] for key in ("consistent", "first", "second", "tie")}
     assert counts == {"consistent": 3, "first": 2, "second": 1, "tie": 3}
-    assert found["first"] == wilson(2, 9)
+    assert found["first"] == wilson_interval(2, 9)
     assert silent["both"] == 0
     assert silent["tie"] == {"count": 0, "share": None, "low": None, "high": None}
 
@@ -264,7 +264,7 @@ def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
     ],
 )
 def test_wilsons_interval_stays_inside_its_scale(count, total, low, high):
-    found = wilson(count, total)
+    found = wilson_interval(count, total)
     assert found["share"] == count / total
     assert found["low"] == pytest.approx(low, abs=1e-4)
     assert found["high"] == pytest.approx(high, abs=1e-4)

@@ -28,7 +28,7 @@ from sp2dpo.betas.maps import Envelope
 from sp2dpo.betas.schedule import COLUMNS, load_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.annotations import build_annotation_table
 from support.harness import ROOT, SCHEDULE, succeed
 
 PAPER = replace(load_schedule(SCHEDULE), quorum=1)
@@ -51,7 +51,7 @@ def said(*magnitudes, confidence=10):
         for m, c in [one if isinstance(one, tuple) else (one, confidence)]
     ]
     pair_ids = [pair(n) for n in range(len(magnitudes))]
-    return annotation_table(rows, pair_ids=pair_ids, rubric=RUBRIC)
+    return build_annotation_table(rows, pair_ids=pair_ids, rubric=RUBRIC)
 
 
 def made(annotations, scores=None, *, of=PAPER, **departures):

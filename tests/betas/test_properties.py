@@ -15,7 +15,7 @@ from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.maps import Envelope, Linear, LogLinear, Power, Quantile
 from sp2dpo.betas.schedule import Schedule, schedule_betas
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.annotations import build_annotation_table
 
 RUBRIC, BLIND = load_rubric("semantic-gap"), load_rubric("semantic-gap-blind")
 CATEGORIES = list(RUBRIC.categories)
@@ -53,7 +53,7 @@ def table_of(said, *, pairs=6):
         (pair(number), teacher, variant, CHOSEN_FIRST, 0, *scored, None, None, None)
         for (number, teacher, variant), scored in said.items()
     ]
-    return annotation_table(rows, pair_ids=[pair(n) for n in range(pairs)], rubric=RUBRIC)
+    return build_annotation_table(rows, pair_ids=[pair(n) for n in range(pairs)], rubric=RUBRIC)
 
 
 def betas_of(said, schedule=PAPER):
@@ -174,7 +174,7 @@ def test_a_blind_panel_is_read_as_by_hand(said):
         (pair(number), teacher, variant, order, 0, *scored, None, None)
         for (number, teacher, variant, order), scored in said.items()
     ]
-    annotations = annotation_table(rows, pair_ids=[pair(n) for n in range(4)], rubric=BLIND)
+    annotations = build_annotation_table(rows, pair_ids=[pair(n) for n in range(4)], rubric=BLIND)
     for row in compute_gaps(annotations, JMAMP).iter_rows(named=True):
         own = {key[1:]: one for key, one in said.items() if pair(key[0]) == row["pair_id"]}
         by_hand(row, own)

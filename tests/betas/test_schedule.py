@@ -28,7 +28,7 @@ def test_the_shipped_schedule_is_the_papers():
 def test_beta_is_linear_in_the_gap_and_exact_at_both_ends(new_store):
     store = new_store()
     none, half, all_of_it = filled(store, 3, "a")
-    store.add(
+    store.add_replies(
         [
             kept(none, "a", "direct", 0, 10),
             kept(half, "a", "direct", 5, 10),
@@ -45,8 +45,8 @@ def test_beta_is_linear_in_the_gap_and_exact_at_both_ends(new_store):
 def test_below_the_quorum_the_row_stays_without_a_beta(new_store):
     store = new_store()
     enough, too_few = filled(store, 2, "a")
-    store.add([kept(enough, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
-    store.add([kept(too_few, "a", v, 5, 10) for v in ("direct", "critic")])
+    store.add_replies([kept(enough, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
+    store.add_replies([kept(too_few, "a", v, 5, 10) for v in ("direct", "critic")])
     table = schedule_betas(store.annotations(), replace(PAPER, quorum=3))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[enough]["has_beta"]
@@ -58,7 +58,7 @@ def test_below_the_quorum_the_row_stays_without_a_beta(new_store):
 def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
     store = new_store()
     ids = filled(store, 30, "a")
-    store.add([kept(ids[3], "a", "direct", 5, 5)])
+    store.add_replies([kept(ids[3], "a", "direct", 5, 5)])
     table = schedule_betas(store.annotations(), ONE_VOTE)
     assert tuple(table.columns) == COLUMNS
     assert table["pair_id"].to_list() == sorted(ids)
@@ -68,7 +68,7 @@ def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
 def made(new_store):
     store = new_store()
     ids = filled(store, 5, "a")
-    store.add([kept(pair_id, "a", "direct", 5, 9) for pair_id in ids])
+    store.add_replies([kept(pair_id, "a", "direct", 5, 9) for pair_id in ids])
     annotations = store.annotations()
     return BetaTable(
         table=schedule_betas(annotations, ONE_VOTE),
@@ -108,12 +108,12 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
     paths = {"path": Path("betas.parquet"), "store": Path("run.sqlite")}
     other = new_store("other.sqlite")
     ids = filled(other, 3, "a")
-    other.add([kept(ids[0], "a", "direct", 5, 9)])
+    other.add_replies([kept(ids[0], "a", "direct", 5, 9)])
     with pytest.raises(ValueError, match="are of other pairs than"):
         check_origin(made, other.annotations(), **paths)
     grown = new_store("grown.sqlite")
     ids = filled(grown, 5, "a")
-    grown.add([kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")])
+    grown.add_replies([kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")])
     with pytest.raises(ValueError, match="holds other replies than"):
         check_origin(made, grown.annotations(), **paths)
 
@@ -166,9 +166,9 @@ def test_a_schedule_can_take_expectations(new_store):
     store = new_store()
     enough, too_few = filled(store, 2, "a")
     for variant, magnitude in (("direct", 2.0), ("critic", 4.5), ("reader", 9.0)):
-        store.add([kept(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
+        store.add_replies([kept(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
         told = (magnitude, 10.0) if magnitude > 4 else (None, None)
-        store.add([kept(too_few, "a", variant, 10, 10, expected=told)])
+        store.add_replies([kept(too_few, "a", variant, 10, 10, expected=told)])
     table = schedule_betas(store.annotations(), replace(PAPER, estimate="expected"))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[enough]["beta"] == pytest.approx(0.03 + 0.27 * 0.45)
@@ -219,8 +219,8 @@ def planned(new_store, tmp_path):
     ids = filled(store, 4, "a")
 
     def schedule(replies, shard=None):
-        store.backlog.take_shard(shard)
-        store.add(
+        store.questions.restrict_to_shard(shard)
+        store.add_replies(
             [
                 kept(pair_id, "a", variant, 5, 9)
                 for pair_id in ids
@@ -247,8 +247,8 @@ def test_betas_of_a_finished_run_are_not_doubted(planned):
 
 
 def test_betas_of_a_shard_say_of_which(planned):
-    shard = Shard(index=0, of=2)
-    mine = sum(shard.holds(row.pair.id) for row in pairs_of(4))
+    shard = Shard(index=0, total=2)
+    mine = sum(shard.contains(row.pair.id) for row in pairs_of(4))
     said = planned(2, shard)
     assert 0 < mine < 4
     assert (

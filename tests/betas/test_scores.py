@@ -26,7 +26,7 @@ def test_scores_are_sorted_and_other_columns_do_not_matter(write):
         {"pair_id": "a", "reward_margin": -1.0},
         {"pair_id": "b", "reward_margin": 2.0},
     ]
-    assert scores.of(pl.Series(["b", "a", "b"])).to_list() == [2, -1, 2]
+    assert scores.margins(pl.Series(["b", "a", "b"])).to_list() == [2, -1, 2]
 
 
 def test_the_hash_is_of_pairs_and_values_in_any_order(write):
@@ -76,6 +76,6 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 def test_a_pair_without_a_score_is_named(write):
     scores = read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.0]}))
     with pytest.raises(ValueError, match="1 of 2 pairs with a beta have no score, the first is c"):
-        scores.of(pl.Series(["a", "c"]))
+        scores.margins(pl.Series(["a", "c"]))
     with pytest.raises(ValueError, match="it is of other pairs"):
-        scores.of(pl.Series(["x", "y"]))
+        scores.margins(pl.Series(["x", "y"]))

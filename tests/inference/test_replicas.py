@@ -38,7 +38,7 @@ def put_down(replica, clock):
 
 
 def homes(replicas):
-    return {pair_id: replicas.of(pair_id) for pair_id in IDS}
+    return {pair_id: replicas.pick(pair_id) for pair_id in IDS}
 
 
 def test_pairs_spread_evenly():

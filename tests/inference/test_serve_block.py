@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sp2dpo.inference.serve import Serve, flag_value, has_flag, is_path, parse_serve, turns_on
-from sp2dpo.inference.vllm import command_lines, environment_variables, vllm_command, warnings
+from sp2dpo.inference.vllm import command_lines, environment_variables, vllm_command, serve_warnings
 
 WHERE = "panel.yaml: teacher 1: serve"
 STRUCTURED = '{"backend":"guidance","disable_any_whitespace":true}'
@@ -299,7 +299,7 @@ def test_secrets_are_not_shown():
     ],
 )
 def test_what_must_not_be_overlooked_is_said(args, word):
-    (warning,) = warnings(block(args=args))
+    (warning,) = serve_warnings(block(args=args))
     assert word in warning
 
 
@@ -315,7 +315,7 @@ def test_what_must_not_be_overlooked_is_said(args, word):
     ],
 )
 def test_nothing_is_said_without_need(args):
-    assert warnings(block(args=args)) == []
+    assert serve_warnings(block(args=args)) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sp2dpo.inference.servers import ServerDied, ServerTimeouts, start_servers
 from support.harness import TESTS
 
 QUICK = ServerTimeouts(
-    poll=0.01, word=0.2, probe=0.05, answer=0.2, failures=3, failing=0.2, grace=0.4, pause=0.01,
+    poll=0.01, progress=0.2, probe=0.05, answer=0.2, failures=3, failing_for=0.2, grace=0.4, pause=0.01,
     port=1.0,
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from sp2dpo.pairs.formats import NoPair, parse_row
+from sp2dpo.pairs.formats import InvalidPair, parse_row
 
 
 def user(text):
@@ -26,7 +26,7 @@ def parts(row):
 
 
 def reason(row):
-    with pytest.raises(NoPair) as refused:
+    with pytest.raises(InvalidPair) as refused:
         parse_row(row)
     return str(refused.value)
 

@@ -22,12 +22,12 @@ from sp2dpo.pairs.sources import SourceRow, find, read
 found = []
 for text in sys.argv[1:]:
     try:
-        source = find(text)
+        source = open_source(text)
         rows = [
             [row.row, row.pair.id, row.pair.prompt[-1]["content"], row.source_id, row.columns]
             if isinstance(row, SourceRow)
             else [row.row, row.reason]
-            for row in read(source)
+            for row in read_rows(source)
         ]
         named = {"name": source.name, "revision": source.revision, "license": source.license}
         found.append(named | {"rows": rows})

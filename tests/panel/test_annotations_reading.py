@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from sp2dpo.store.annotations import COLUMNS, annotation_table
+from sp2dpo.store.annotations import COLUMNS, build_annotation_table
 from sp2dpo.store.questions import KeyCount
 from support.harness import filled, kept, pairs_of, panel_of, refused
 
@@ -20,7 +20,7 @@ def row_by_row(store):
         for reply in store.replies()
         if reply["status"] == "kept"
     ]
-    return annotation_table(said, pair_ids=store.corpus.pair_ids(), rubric=store.rubric())
+    return build_annotation_table(said, pair_ids=store.corpus.pair_ids(), rubric=store.rubric())
 
 
 def same(store):
@@ -35,7 +35,7 @@ def same(store):
 def test_labelled_replies(new_store):
     store = new_store()
     one, other, unheard = filled(store, 3, "a", "b")
-    store.add(
+    store.add_replies(
         [
             kept(one, "a", "direct", 3, 4, "safety"),
             kept(one, "b", "critic", 10, 0),
@@ -53,7 +53,7 @@ def test_names_of_any_letters(new_store):
     names = ("kühn, l'été", "名前 | x", 'a"b;c')
     store = new_store()
     (pair_id,) = filled(store, 1, *names)
-    store.add([kept(pair_id, name, "direct", 5, 5) for name in names])
+    store.add_replies([kept(pair_id, name, "direct", 5, 5) for name in names])
     assert set(same(store).replies["teacher"]) == set(names)
 
 
@@ -65,8 +65,8 @@ def test_blind_replies_with_and_without_expectations(new_store):
     for (variant, order), better, expected in zip(
         orders, "ABABAB", [*said, *said[:2]], strict=True
     ):
-        store.add([kept(one, "a", variant, 5, 6, order=order, better=better, expected=expected)])
-    store.add([kept(other, "a", "direct", 5, 6, better="tie")])
+        store.add_replies([kept(one, "a", variant, 5, 6, order=order, better=better, expected=expected)])
+    store.add_replies([kept(other, "a", "direct", 5, 6, better="tie")])
     table = same(store).replies
     assert set(table["expected_confidence"].drop_nulls()) == {4.1, 1 / 3}
     assert 0.1 + 0.2 in table["expected_magnitude"].to_list()
@@ -77,8 +77,8 @@ def test_more_pairs_than_are_read_at_a_time(new_store):
     store = new_store()
     rows = pairs_of(9000)
     store.corpus.add(Source(name="hand.jsonl"), rows)
-    store.adopt(panel_of("a"))
-    store.add([kept(row.pair.id, "a", "direct", row.row % 11, row.row % 7) for row in rows])
+    store.record_panel(panel_of("a"))
+    store.add_replies([kept(row.pair.id, "a", "direct", row.row % 11, row.row % 7) for row in rows])
     assert len(same(store).replies) == 9000
 
 
@@ -86,11 +86,11 @@ def test_the_hash_of_annotations_never_changes_by_itself(new_store):
     """It stands in files of betas and manifests: those of earlier versions must still fit."""
     labelled, blind = new_store("labelled.sqlite"), new_store("blind.sqlite")
     one, other = filled(labelled, 2, "a")
-    labelled.add([kept(one, "a", "direct", 3, 4, "safety"), kept(other, "a", "critic", 10, 0)])
+    labelled.add_replies([kept(one, "a", "direct", 3, 4, "safety"), kept(other, "a", "critic", 10, 0)])
     assert labelled.annotations().hash == LABELLED_HASH
     one, other = filled(blind, 2, "a", rubric=BLIND)
-    blind.add([kept(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])
-    blind.add([kept(other, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)])
+    blind.add_replies([kept(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])
+    blind.add_replies([kept(other, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)])
     assert blind.annotations().hash == BLIND_HASH
 
 
@@ -136,6 +136,6 @@ def test_what_became_of_every_question_is_counted_once(new_store):
                     else:
                         reason = dice.choice(["empty", "schema", "too-long"])
                         entry = refused(pair_id, teacher, variant, attempt=attempt, reason=reason)
-                    store.add([entry])
-    assert counted(store.backlog.outcomes()) == brute_force(store)
+                    store.add_replies([entry])
+    assert counted(store.questions.outcomes()) == brute_force(store)
     same(store)

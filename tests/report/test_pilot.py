@@ -107,7 +107,7 @@ def test_rows_that_are_set_aside_are_named_by_reason():
     aside = [SetAside(row=n, reason="no prompt", raw="{}") for n in range(2, 9)]
     found = draw_sample([row(1, 20), *aside, SetAside(row=9, reason="not JSON", raw="{")], 1)
     assert found.set_aside == 8
-    assert [(one.reason, one.count, one.rows) for one in found.aside] == [
+    assert [(one.reason, one.count, one.rows) for one in found.skipped] == [
         ("no prompt", 7, (2, 3, 4, 5, 6)),
         ("not JSON", 1, (9,)),
     ]
@@ -157,7 +157,7 @@ def test_every_way_to_say_a_label_is_understood(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ({"pair_id": "a"}, "say one of label, label_flipped, label_ok, not 0"),
+        ({"pair_id": "a"}, "give exactly one of label, label_flipped, label_ok, not 0"),
         ({"pair_id": "a", "label": "tie", "label_ok": True}, "not 2 of them"),
         ({"pair_id": "a", "label": "choosen"}, "'choosen' must be one of"),
         ({"pair_id": "a", "label_ok": 1}, "label_ok must be"),
@@ -178,11 +178,11 @@ def test_a_gold_file_is_read_strictly(tmp_path, line, complaint):
 
 def test_a_truth_must_not_be_said_twice(tmp_path):
     one = {"pair_id": "q1", "label": "tie"}
-    with pytest.raises(ValueError, match="line 2: 'q1' stands there before"):
+    with pytest.raises(ValueError, match="line 2: 'q1' is repeated"):
         read_gold(gold_file(tmp_path, one, one), LABELLED)
     rows = pairs_of(2)
     twice = [Truth(name="q1", label="tie"), Truth(name=rows[0].pair.id, label="tie")]
-    with pytest.raises(ValueError, match="are one pair, said twice"):
+    with pytest.raises(ValueError, match="are the same pair; keep one line"):
         match_pairs(twice, [(row.pair.id, row.source_id) for row in rows])
     alike = [(row.pair.id, "q1") for row in rows]
     with pytest.raises(ValueError, match="'q1' names several pairs"):
@@ -209,7 +209,7 @@ def truths_of(*labels, **more):
 def test_under_the_labelled_protocol_a_low_gap_says_that_the_label_is_not_right():
     table = table_of(0.5, 0.05, 0.04, 0.0, 0.3, None)
     truths = truths_of("chosen", "chosen", "chosen", "tie", "rejected", "chosen")
-    found = compare_with_gold(table, truths, LABELLED, given=7)
+    found = compare_with_gold(table, truths, LABELLED, gold_count=7)
     assert (found["given"], found["sampled"], found["judged"]) == (7, 6, 5)
     assert found["labels"]["chosen"]["share"] == pytest.approx(2 / 3)
     assert found["labels"]["not chosen"]["share"] == 1 / 2
@@ -221,7 +221,7 @@ def test_under_the_labelled_protocol_a_low_gap_says_that_the_label_is_not_right(
 def test_under_the_blind_protocol_the_direction_is_judged():
     table = table_of(0.5, -0.5, 0.04, -0.05, -0.04)
     truths = truths_of("chosen", "chosen", "tie", "rejected", "rejected")
-    found = compare_with_gold(table, truths, BLIND, given=5)
+    found = compare_with_gold(table, truths, BLIND, gold_count=5)
     shares = {label: one["share"] for label, one in found["labels"].items()}
     assert shares == {"chosen": 1 / 2, "rejected": 1 / 2, "tie": 1.0}
     assert found["balanced"] == 1 / 2  # a tie is no direction
@@ -239,10 +239,10 @@ def test_categories_and_magnitudes_are_compared_where_they_are_known():
             truths.items(), ("style", "safety", None, "style"), (1, 5, 9, 1), strict=True
         )
     }
-    found = compare_with_gold(table, known, LABELLED, given=4)
+    found = compare_with_gold(table, known, LABELLED, gold_count=4)
     assert (found["category"]["count"], found["category"]["share"]) == (2, 2 / 3)
     assert found["magnitude"] == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
-    assert compare_with_gold(table, truths_of("chosen"), LABELLED, given=1)["magnitude"] is None
+    assert compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1)["magnitude"] is None
 
 
 # What it will take
@@ -295,9 +295,9 @@ def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
         a_teacher("a", base_urls=("http://me:secret@127.0.0.1:9/v1",)),
         a_teacher("b", base_urls=(), serve=served()),
     )
-    store.adopt(panel)
-    store.add([entry(rows[0].pair.id, "a", variant) for variant in panel.variants])
-    store.add([entry(rows[1].pair.id, "a", "critic")])
+    store.record_panel(panel)
+    store.add_replies([entry(rows[0].pair.id, "a", variant) for variant in panel.variants])
+    store.add_replies([entry(rows[1].pair.id, "a", "critic")])
     lines = plan_lines(store, panel)
     texts = {
         (number, variant): sum(
@@ -358,22 +358,22 @@ def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_i
 
 
 def test_a_plan_counts_only_the_pairs_of_a_shard_and_keeps_nothing(new_store):
-    store, shard = new_store(), Shard(index=1, of=3)
+    store, shard = new_store(), Shard(index=1, total=3)
     rows = [row(n, 50) for n in range(30)]
     store.corpus.add(Source(name="hand.jsonl"), rows)
     panel = panel_of(a_teacher("a"), a_teacher("b"))
-    held = sum(shard.holds(one.pair.id) for one in rows)
+    held = sum(shard.contains(one.pair.id) for one in rows)
     assert 0 < held < 30
     said = "\n".join(plan_lines(store, panel, shard=shard))
     assert f"a: {3 * held} requests" in said
     assert f"together {6 * held} requests" in said
     assert "shard 1/3 of the pairs" in said
-    assert store.backlog.shard() is None
+    assert store.questions.shard() is None
     assert "a: 90 requests" in "\n".join(plan_lines(store, panel))
-    store.backlog.take_shard(shard)
+    store.questions.restrict_to_shard(shard)
     assert f"a: {3 * held} requests" in "\n".join(plan_lines(store, panel))
     with pytest.raises(ValueError, match="is for 1/3, not for the shard 0/3"):
-        plan_lines(store, panel, shard=Shard(index=0, of=3))
+        plan_lines(store, panel, shard=Shard(index=0, total=3))
 
 
 def test_a_dry_run_shows_the_plan_and_asks_nothing(scripted, tmp_path):
@@ -720,7 +720,7 @@ def test_nothing_is_asked_where_the_gold_file_is_wrong(scripted, tmp_path):
     write_panel(tmp_path / "panel.yaml", teacher.url)
     gold = gold_file(tmp_path, {"pair_id": "demo-001"})
     words = [word if word != PLANTED else gold for word in command(tmp_path)]
-    assert "gold.jsonl: line 1: say one of label" in fail(*words)
+    assert "gold.jsonl: line 1: give exactly one of label" in fail(*words)
     assert teacher.requests == []
     assert not (tmp_path / "pilot.sqlite").exists()
 

@@ -10,7 +10,7 @@ import pytest
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.file import BetaTable
-from sp2dpo.betas.gaps import effective
+from sp2dpo.betas.gaps import compute_reply_gaps
 from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
 from sp2dpo.diagnostics import agreement
 from sp2dpo.diagnostics import checks as signatures
@@ -19,8 +19,8 @@ from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.rubric import REJECTED_FIRST, load_rubric, parse_rubric
 from sp2dpo.report.report import build_report
-from sp2dpo.store.annotations import annotation_table
-from sp2dpo.store.questions import Settled
+from sp2dpo.store.annotations import build_annotation_table
+from sp2dpo.store.questions import SettledPair
 from sp2dpo.store.store import ReplyRecord
 from support.harness import SCHEDULE, kept, panel_of
 
@@ -61,8 +61,8 @@ def refused(one, teacher, variant, reason):
 def fill(store, rows, entries, *, teachers=("x", "y"), rubric=None, name="hand.jsonl"):
     store.corpus.add(Source(name=name), rows)
     asked = rubric or load_rubric("semantic-gap")
-    store.adopt(panel_of(*teachers, rubric=asked, variants=tuple(asked.variants)))
-    store.add(entries)
+    store.record_panel(panel_of(*teachers, rubric=asked, variants=tuple(asked.variants)))
+    store.add_replies(entries)
 
 
 def report_on(store, *, quorum=1, **changed):
@@ -285,9 +285,9 @@ def test_equal_gaps_are_tied_in_spite_of_floating_point():
         ("p", "x", "direct", "chosen-first", 0, "style", 3, 6, None, None, None),
         ("q", "x", "direct", "chosen-first", 0, "style", 2, 9, None, None, None),
     ]
-    annotations = annotation_table(rows, pair_ids=["p", "q"], rubric=rubric)
-    assert effective(annotations, JMAMP)["gap"].n_unique() == 2
-    assert agreement.steady(annotations, JMAMP)["gap"].n_unique() == 1
+    annotations = build_annotation_table(rows, pair_ids=["p", "q"], rubric=rubric)
+    assert compute_reply_gaps(annotations, JMAMP)["gap"].n_unique() == 2
+    assert agreement.panel_reply_gaps(annotations, JMAMP)["gap"].n_unique() == 1
 
 
 def test_spearman_is_not_defined_for_a_constant():
@@ -321,7 +321,7 @@ def test_spearman_gives_ties_their_mean_rank():
 def test_intraclass_correlation(gaps, expected):
     rows = [(name, "x", gap) for name, said in gaps.items() for gap in said]
     replies = pl.DataFrame(rows, schema=["pair_id", "teacher", "gap"], orient="row")
-    ((teacher, pairs, icc),) = agreement.intraclass(replies).rows()
+    ((teacher, pairs, icc),) = agreement.intraclass_correlation(replies).rows()
     assert teacher == "x"
     assert pairs == sum(len(said) > 1 for said in gaps.values())
     assert icc == (None if expected is None else pytest.approx(expected))
@@ -470,8 +470,8 @@ def test_any_rubric_in_any_language_will_do(new_store):
 
 def test_a_store_without_pairs_has_nothing_to_report(new_store):
     store = new_store()
-    store.adopt(panel_of("x"))
-    store.add([says(pair(0), "x", "direct", 5)])
+    store.record_panel(panel_of("x"))
+    store.add_replies([says(pair(0), "x", "direct", 5)])
     with pytest.raises(ValueError, match="nothing to report"):
         report_on(store)
 
@@ -542,10 +542,10 @@ def test_replies_that_an_adaptive_panel_spares_are_not_pending(new_store):
     one, other = pair(0), pair(1)
     store = new_store()
     store.corpus.add(Source(name="hand.jsonl"), source_rows(one, other))
-    store.adopt(replace(panel_of("x", "y"), budget="adaptive"))
-    store.add(
+    store.record_panel(replace(panel_of("x", "y"), budget="adaptive"))
+    store.add_replies(
         [says(one, "x", "direct", 5), says(one, "y", "direct", 5), says(one, "x", "critic", 5)],
-        [Settled(pair_id=one.id, replies=3, chance=0.99)],
+        [SettledPair(pair_id=one.id, replies=3, chance=0.99)],
     )
     # the variants that were heard: direct and critic
     assert report_on(store)["replies"] == {

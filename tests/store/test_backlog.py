@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sp2dpo.store.counts import count_replies
-from sp2dpo.store.questions import QuestionPlan, Settled, Shard
+from sp2dpo.store.questions import QuestionPlan, SettledPair, Shard
 from sp2dpo.store.store import Store
 from support.harness import filled, kept, panel_of, refused
 
@@ -22,21 +22,21 @@ def pending(store, teacher, *, after=0, limit=10, retries=0, again=False):
     )
     return [
         (job.pair.id, {one.key.variant: (one.key.attempt, one.last) for one in job.questions})
-        for job in store.backlog.page(wanted, after=after, limit=limit)
+        for job in store.questions.next_jobs(wanted, after=after, limit=limit)
     ]
 
 
 def test_what_is_pending_shrinks_by_what_is_stored(new_store):
     store = new_store()
     first, second = filled(store, 2, "a", "b")
-    store.add([kept(first, "a", "critic", 5, 5), kept(second, "b", "direct", 5, 5)])
+    store.add_replies([kept(first, "a", "critic", 5, 5), kept(second, "b", "direct", 5, 5)])
     new = dict.fromkeys(VARIANTS, (0, 0))
     left = {"direct": (0, 0), "reader": (0, 0)}
     assert pending(store, "a") == [(first, left), (second, new)]
     assert pending(store, "b") == [(first, new), (second, {"critic": (0, 0), "reader": (0, 0)})]
     assert pending(store, "a", limit=1) == [(first, left)]
     assert pending(store, "a", after=1) == [(second, new)]
-    store.add([kept(first, "a", "direct", 5, 5), refused(first, "a", "reader")])
+    store.add_replies([kept(first, "a", "direct", 5, 5), refused(first, "a", "reader")])
     assert pending(store, "a") == [(second, new)]
     assert pending(store, "a", again=True) == [(first, {"reader": (1, 1)}), (second, new)]
 
@@ -44,13 +44,13 @@ def test_what_is_pending_shrinks_by_what_is_stored(new_store):
 def test_an_unreadable_reply_is_pending_until_its_retries_are_used_up(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
-    store.add([refused(pair_id, "a", "reader", reason="length")])
+    store.add_replies([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
+    store.add_replies([refused(pair_id, "a", "reader", reason="length")])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (1, 2)})]
-    store.add([refused(pair_id, "a", "reader", attempt=1)])
+    store.add_replies([refused(pair_id, "a", "reader", attempt=1)])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (2, 2)})]
     assert pending(store, "a", retries=1) == []
-    store.add([refused(pair_id, "a", "reader", attempt=2)])
+    store.add_replies([refused(pair_id, "a", "reader", attempt=2)])
     assert pending(store, "a", retries=2) == []
     assert pending(store, "a", retries=2, again=True) == [(pair_id, {"reader": (3, 5)})]
 
@@ -59,12 +59,12 @@ def test_the_last_reply_to_a_key_says_whether_it_is_asked_again(new_store):
     """What an interrupted --retry-refused leaves: final before, unreadable now."""
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
-    store.add([refused(pair_id, "a", "reader", reason="http-400")])
-    store.add([refused(pair_id, "a", "reader", attempt=1, reason="not-json")])
+    store.add_replies([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
+    store.add_replies([refused(pair_id, "a", "reader", reason="http-400")])
+    store.add_replies([refused(pair_id, "a", "reader", attempt=1, reason="not-json")])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (2, 2)})]
     assert count_replies(store, panel_of("a"))[0].pending == 1
-    store.add([refused(pair_id, "a", "reader", attempt=2, reason="http-400")])
+    store.add_replies([refused(pair_id, "a", "reader", attempt=2, reason="http-400")])
     assert pending(store, "a", retries=5) == []
 
 
@@ -72,7 +72,7 @@ def test_the_last_reply_to_a_key_says_whether_it_is_asked_again(new_store):
 def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add([refused(pair_id, "a", variant, reason=reason) for variant in VARIANTS])
+    store.add_replies([refused(pair_id, "a", variant, reason=reason) for variant in VARIANTS])
     assert pending(store, "a", retries=5) == []
     (one,) = count_replies(store, panel_of("a"))
     assert (one.all, one.refused, one.pending) == (3, {reason: 3}, 0)
@@ -81,28 +81,28 @@ def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
 def test_the_numbers_of_a_tally_add_up(new_store):
     store = new_store()
     first, second = filled(store, 2, "a")
-    store.add([kept(first, "a", "direct", 5, 5), refused(first, "a", "critic")])
-    store.add([refused(second, "a", "direct", reason="http-400")])
+    store.add_replies([kept(first, "a", "direct", 5, 5), refused(first, "a", "critic")])
+    store.add_replies([refused(second, "a", "direct", reason="http-400")])
     (one,) = count_replies(store, panel_of("a"))  # two retries
     assert (one.all, one.kept, one.refused, one.pending) == (6, 1, {"http-400": 1}, 4)
-    assert one.wanted(again=False) == 4
-    assert one.wanted(again=True) == 5
+    assert one.requests_needed(again=False) == 4
+    assert one.requests_needed(again=True) == 5
 
 
 def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     store = new_store()
     first, second = filled(store, 2, "a", "b")
-    store.add(
+    store.add_replies(
         [kept(first, "a", "direct", 5, 5)],
-        [Settled(pair_id=first, replies=1, chance=0.97)],
+        [SettledPair(pair_id=first, replies=1, chance=0.97)],
     )
     adaptive = replace(panel_of("a", "b"), budget="adaptive")
     a, b = count_replies(store, adaptive)
     assert (a.all, a.kept, a.spared, a.pending) == (6, 1, 2, 3)
     assert (b.all, b.kept, b.spared, b.pending) == (6, 0, 3, 3)
-    left = store.backlog.heard(settled=False, after=0, limit=5)
+    left = store.questions.replied_pairs(settled=False, after=0, limit=5)
     assert [heard.pair.id for heard in left] == [second]
-    every = store.backlog.heard(settled=True, after=0, limit=5)
+    every = store.questions.replied_pairs(settled=True, after=0, limit=5)
     assert [heard.pair.id for heard in every] == [first, second]
     full, _ = count_replies(store, panel_of("a", "b"))
     assert (full.spared, full.pending) == (0, 5)
@@ -120,12 +120,12 @@ def test_what_another_panel_settled_is_open_again(new_store, change):
     store = new_store()
     first, _ = filled(store, 2, "a", "b")
     adaptive = replace(panel_of("a", "b"), budget="adaptive")
-    store.adopt(adaptive)
-    store.add([kept(first, "a", "direct", 5, 5)], [Settled(pair_id=first, replies=1, chance=0.97)])
-    store.adopt(adaptive)
-    assert len(store.backlog.heard(settled=False, after=0, limit=5)) == 1
-    store.adopt(replace(adaptive, **change))
-    assert len(store.backlog.heard(settled=False, after=0, limit=5)) == 2
+    store.record_panel(adaptive)
+    store.add_replies([kept(first, "a", "direct", 5, 5)], [SettledPair(pair_id=first, replies=1, chance=0.97)])
+    store.record_panel(adaptive)
+    assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 1
+    store.record_panel(replace(adaptive, **change))
+    assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 2
 
 
 def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):
@@ -133,9 +133,9 @@ def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):
     for index in range(3):
         store = new_store(f"{index}.sqlite")
         ids = filled(store, 40, "a")
-        store.backlog.take_shard(Shard(index=index, of=3))
+        store.questions.restrict_to_shard(Shard(index=index, total=3))
         mine = [pair_id for pair_id, _ in pending(store, "a", limit=100)]
-        assert store.backlog.pairs() == len(mine)
+        assert store.questions.pair_count() == len(mine)
         (one,) = count_replies(store, panel_of("a"))
         assert one.all == 3 * len(mine)
         found += mine
@@ -145,17 +145,17 @@ def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):
 def test_a_store_stays_with_its_shard(new_store, tmp_path):
     store = new_store("run.sqlite")
     (pair_id,) = filled(store, 1, "a")
-    store.backlog.take_shard(Shard(index=0, of=2))
+    store.questions.restrict_to_shard(Shard(index=0, total=2))
     with Store(tmp_path / "run.sqlite") as again:
-        assert again.backlog.shard() == Shard(index=0, of=2)
-    store.backlog.take_shard(None)  # going on
+        assert again.questions.shard() == Shard(index=0, total=2)
+    store.questions.restrict_to_shard(None)  # going on
     with pytest.raises(ValueError, match="is for the shard 0/2, not 1/2"):
-        store.backlog.take_shard(Shard(index=1, of=2))
+        store.questions.restrict_to_shard(Shard(index=1, total=2))
     whole = new_store("whole.sqlite")
     filled(whole, 1, "a")
-    whole.add([kept(pair_id, "a", "direct", 5, 5)])
+    whole.add_replies([kept(pair_id, "a", "direct", 5, 5)])
     with pytest.raises(ValueError, match="was annotated as a whole"):
-        whole.backlog.take_shard(Shard(index=0, of=2))
+        whole.questions.restrict_to_shard(Shard(index=0, total=2))
 
 
 @pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "1/0", "a/b", "0/", "/3", "1/2/3"])

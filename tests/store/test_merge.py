@@ -8,7 +8,7 @@ import pytest
 from sp2dpo.pairs.sources import Source
 from sp2dpo.store.database import only_writer
 from sp2dpo.store.merge import merge_stores
-from sp2dpo.store.questions import Settled, Shard
+from sp2dpo.store.questions import SettledPair, Shard
 from sp2dpo.store.store import Store
 from support.harness import fail, filled, kept, pairs_of, panel_of, refused, run, succeed
 
@@ -25,9 +25,9 @@ class Shards:
         for index in range(of):
             store = new_store(f"shard-{index}.sqlite")
             self.ids = filled(store, pairs, "anna", "ben")
-            store.backlog.take_shard(Shard(index=index, of=of))
-            mine = [pair_id for pair_id in self.ids if Shard(index=index, of=of).holds(pair_id)]
-            store.add(
+            store.questions.restrict_to_shard(Shard(index=index, total=of))
+            mine = [pair_id for pair_id in self.ids if Shard(index=index, total=of).contains(pair_id)]
+            store.add_replies(
                 [
                     self.entry(pair_id, t, v)
                     for pair_id in mine
@@ -63,7 +63,7 @@ def test_a_merged_store_holds_the_replies_of_all(shards):
     assert "72 asked for = 72 kept + 0 refused + 0 pending" in said
     assert "NOT among them" not in said
     with Store(shards.out) as store:
-        assert store.backlog.shard() is None
+        assert store.questions.shard() is None
         assert [(r["pair_id"], r["teacher"], r["variant"]) for r in store.replies()] == sorted(
             (pair_id, teacher, variant)
             for pair_id in shards.ids
@@ -91,7 +91,7 @@ def test_the_same_merge_again_changes_no_byte(shards):
 def test_a_missing_shard_is_said_and_can_be_added_later(shards):
     said = succeed("merge", "--out", shards.out, shards.paths[0], shards.paths[2])
     with Store(shards.paths[1]) as store:
-        left = store.backlog.pair_count() * 6
+        left = store.questions.pair_count() * 6
     assert "NOT among them: shard 1/3" in said
     assert f"72 asked for = {72 - left} kept + 0 refused + {left} pending" in said
     assert f"{left} new replies of 1 store\n" in succeed(
@@ -107,13 +107,13 @@ def test_a_merged_store_may_be_merged_again(shards, tmp_path):
 
 def test_attempts_and_settled_pairs_are_merged_too(shards, new_store):
     store = new_store("shard-0.sqlite")
-    pair_id = next(i for i in shards.ids if Shard(index=0, of=3).holds(i))
-    store.add(
+    pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
+    store.add_replies(
         [refused(pair_id, "anna", "direct", attempt=1)],
-        [Settled(pair_id=pair_id, replies=6, chance=0.97)],
+        [SettledPair(pair_id=pair_id, replies=6, chance=0.97)],
     )
     merge_stores(shards.out, shards.paths)
-    store.add([], [Settled(pair_id=pair_id, replies=7, chance=0.99)])
+    store.add_replies([], [SettledPair(pair_id=pair_id, replies=7, chance=0.99)])
     merge_stores(shards.out, shards.paths)
     with closing(sqlite3.connect(shards.out)) as database:
         assert database.execute("SELECT * FROM settled").fetchall() == [(pair_id, 7, 0.99)]
@@ -122,16 +122,16 @@ def test_attempts_and_settled_pairs_are_merged_too(shards, new_store):
 
 def test_the_same_reply_in_two_stores_counts_once(shards, new_store):
     store = new_store("shard-1.sqlite")
-    pair_id = next(i for i in shards.ids if Shard(index=0, of=3).holds(i))
-    store.add([shards.entry(pair_id, "anna", "direct")])
+    pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
+    store.add_replies([shards.entry(pair_id, "anna", "direct")])
     assert merge_stores(shards.out, shards.paths).added == 72
 
 
 def test_two_different_replies_to_one_request_are_named_and_nothing_is_merged(shards, new_store):
     store = new_store("shard-1.sqlite")
-    pair_id = next(i for i in shards.ids if Shard(index=0, of=3).holds(i))
+    pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
     other = kept(pair_id, "anna", "direct", 3, 3, rationale="another")
-    store.add([other])
+    store.add_replies([other])
     complaint = fail("merge", "--out", shards.out, *shards.paths)
     assert f"pair {pair_id}, anna, direct, chosen-first, 0" in complaint
     assert not list(shards.folder.glob("*whole*"))
@@ -155,7 +155,7 @@ def test_two_different_replies_to_one_request_are_named_and_nothing_is_merged(sh
 def test_stores_that_do_not_belong_together_are_refused(shards, new_store, source, panel, said):
     other = new_store("other.sqlite")
     other.corpus.add(Source(name="hand.jsonl"), source)
-    other.adopt(panel)
+    other.record_panel(panel)
     complaint = fail("merge", "--out", shards.out, shards.paths[0], other.path)
     assert f"{other.path} does not belong to {shards.paths[0]}: {said}" in complaint
     assert not shards.out.exists()
@@ -176,7 +176,7 @@ def test_another_definition_of_a_teacher_is_refused(shards, new_store):
     changed = replace(panel.teachers[0], revision="abc")
     other = new_store("other.sqlite")
     other.corpus.add(Source(name="hand.jsonl"), pairs_of(12))
-    other.adopt(replace(panel, teachers=(changed, panel.teachers[1])))
+    other.record_panel(replace(panel, teachers=(changed, panel.teachers[1])))
     complaint = fail("merge", "--out", shards.out, shards.paths[0], other.path)
     assert "its teacher anna (model, revision, sampling) is" in complaint
     assert '"abc"' in complaint
@@ -216,14 +216,14 @@ def test_what_is_no_store_or_was_never_annotated_is_refused(shards, new_store, t
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_shard_that_no_pair_falls_into_is_merged_with_the_others(tmp_path, new_store, adopted):
     shards = Shards(tmp_path, new_store, of=4, pairs=2)
-    empty = next(i for i in range(4) if not any(Shard(index=i, of=4).holds(p) for p in shards.ids))
+    empty = next(i for i in range(4) if not any(Shard(index=i, total=4).contains(p) for p in shards.ids))
     path = tmp_path / f"empty-{empty}.sqlite"
     with Store(path, write=True) as store:
         if adopted:
             filled(store, 2, "anna", "ben")
         else:
             store.corpus.add(Source(name="hand.jsonl"), pairs_of(2))
-        store.backlog.take_shard(Shard(index=empty, of=4))
+        store.questions.restrict_to_shard(Shard(index=empty, total=4))
     paths = [path if number == empty else one for number, one in enumerate(shards.paths)]
     for number, order in enumerate(([path, *paths[:empty], *paths[empty + 1 :]], paths[::-1])):
         out = tmp_path / f"whole-{number}.sqlite"

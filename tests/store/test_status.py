@@ -21,9 +21,9 @@ from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.report.status import annotating, collect_status
 from sp2dpo.report.text import status_lines
 from sp2dpo.store.database import only_writer
-from sp2dpo.store.questions import Settled
+from sp2dpo.store.questions import SettledPair
 from sp2dpo.store.records import ReplyRecord
-from sp2dpo.store.usage import Slice, recent, usage
+from sp2dpo.store.usage import Slice, recent_usage, sum_usage
 from support.harness import COMMAND, fail, pairs_of, succeed, write_pairs, write_panel
 
 VARIANTS = ("direct", "critic", "reader")
@@ -47,7 +47,7 @@ def panel_of(*teachers, rubric="semantic-gap", variants=VARIANTS, **more):
 def begun(store, count, panel):
     rows = pairs_of(count)
     store.corpus.add(Source(name="hand.jsonl"), rows)
-    store.adopt(panel)
+    store.record_panel(panel)
     return [row.pair.id for row in rows]
 
 
@@ -119,7 +119,7 @@ def counts(row):
 def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
     store = new_store()
     one, two, _ = begun(store, 3, panel_of(a_teacher("a"), a_teacher("b", retries=0)))
-    store.add(
+    store.add_replies(
         [
             said(one, "a"),
             said(two, "a"),
@@ -151,7 +151,7 @@ def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
 def test_tokens_are_summed_and_a_server_that_leaves_zeros_out_is_understood(new_store):
     store = new_store()
     one, two = begun(store, 2, panel_of(a_teacher("a"), a_teacher("silent")))
-    store.add(
+    store.add_replies(
         [
             said(one, "a", prompt=100, completion=10),  # nothing cached: vLLM does not say 0
             said(two, "a", prompt=300, completion=30, cached=160),
@@ -171,8 +171,8 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
     store = new_store()
     ids = begun(store, 40, panel_of(a_teacher("a")))
     # An hour ago ten replies in a hundred seconds; now ten in ten, each in flight for one second.
-    store.add([said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])])
-    store.add([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
+    store.add_replies([said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])])
+    store.add_replies([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
     found = collect_status(store.path)["teachers"][0]
     assert found["replies_per_second"] == pytest.approx(10 / 10)
     assert found["busy_seconds"] == pytest.approx(100 + 10)
@@ -183,18 +183,18 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
 def test_a_pause_is_no_work_and_requests_side_by_side_count_once():
     def reply(started, ended):
         return Slice(
-            teacher="a", variant="direct", order="chosen-first", requests=1, untold=0, timed=1,
+            teacher="a", variant="direct", order="chosen-first", requests=1, uncounted=0, timed=1,
             untimed=0, prompt=0, completion=0, cached=None, started=started, ended=ended,
         )  # fmt: skip
 
-    assert usage([reply(20, 30), reply(0, 4), reply(2, 6), reply(3, 5)]).seconds == 6 + 10
-    assert recent([]).rate is None
+    assert sum_usage([reply(20, 30), reply(0, 4), reply(2, 6), reply(3, 5)]).seconds == 6 + 10
+    assert recent_usage([]).rate is None
 
 
 def test_what_is_left_takes_the_replies_that_are_asked_for_again_into_account(new_store):
     store = new_store()
     one, _ = begun(store, 2, panel_of(a_teacher("a"), variants=("direct",)))
-    store.add(
+    store.add_replies(
         [
             said(one, "a", at=1.0, reason="not-json"),
             said(one, "a", at=2.0, attempt=1),
@@ -214,8 +214,8 @@ def test_money_by_the_token_and_by_the_hour(new_store):
     )
     ids = begun(store, 4, panel)
     for n, one in enumerate(ids[:2]):
-        store.add([said(one, "tokens", prompt=1000, completion=100, cached=400)])
-        store.add([said(one, "hours", at=float(n), seconds=1)])
+        store.add_replies([said(one, "tokens", prompt=1000, completion=100, cached=400)])
+        store.add_replies([said(one, "hours", at=float(n), seconds=1)])
     found = collect_status(store.path)
     tokens, hours = found["teachers"]
     # For each of two replies 600 x 2 + 400 x 0.5 + 100 x 10 millionths; as many are to come.
@@ -236,7 +236,7 @@ def test_money_that_cannot_be_known_is_not_told(new_store):
         a_teacher("free"), a_teacher("silent", price=price), a_teacher("told", price=price)
     )
     one = begun(store, 1, panel)[0]
-    store.add([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
+    store.add_replies([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
     found = collect_status(store.path)
     assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
     assert found["total"]["unpriced"] == ["free", "silent"]
@@ -248,9 +248,9 @@ def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new
     price = Price(gpu_hour=3.6, gpus=2, currency="EUR")
     panel = panel_of(a_teacher("a", price=price), variants=("direct", "critic"))
     ids = begun(store, 3, panel)
-    store.add([imported(one, "a") for one in ids])
-    store.add([declined(ids[0], "a", "critic")])
-    store.add([imported(ids[1], "a", "critic", reason="unfinished")])
+    store.add_replies([imported(one, "a") for one in ids])
+    store.add_replies([declined(ids[0], "a", "critic")])
+    store.add_replies([imported(ids[1], "a", "critic", reason="unfinished")])
     found = collect_status(store.path)
     a = found["teachers"][0]
     assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
@@ -266,8 +266,8 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a", price=Price(gpu_hour=3.6, gpus=1)), variants=("direct",))
     ids = begun(store, 10, panel)
-    store.add([said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])])
-    store.add([imported(one, "a", prompt=50) for one in ids[3:8]])
+    store.add_replies([said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])])
+    store.add_replies([imported(one, "a", prompt=50) for one in ids[3:8]])
     a = collect_status(store.path)["teachers"][0]
     assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
     assert a["busy_seconds"] == pytest.approx(6)
@@ -280,8 +280,8 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
 def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
     store = new_store()
     ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
-    store.add([said(ids[0], "a", at=5.0, seconds=1)])
-    store.add([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
+    store.add_replies([said(ids[0], "a", at=5.0, seconds=1)])
+    store.add_replies([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
     a = collect_status(store.path)["teachers"][0]
     assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
 
@@ -319,7 +319,7 @@ def test_every_line_fits_a_terminal(new_store, name):
     panel = panel_of(*teachers, rubric="semantic-gap-blind", variants=VARIANTS, budget="adaptive")
     ids = begun(store, 3, panel)
     reasons = ("not-json", "schema", "length", "unfinished", "empty", "http-400", "too-long")
-    store.add(
+    store.add_replies(
         [
             said(one, teacher.name, variant, order=order, attempt=2, reason=reason, better="A")
             for one in ids
@@ -346,8 +346,8 @@ def test_every_line_fits_a_terminal(new_store, name):
 def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
     store = new_store()
     ids = begun(store, 10, panel_of(a_teacher("a"), a_teacher("b"), variants=("direct",)))
-    store.add([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
-    store.add([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
+    store.add_replies([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
+    store.add_replies([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
     found = collect_status(store.path)
     assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
     assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
@@ -359,7 +359,7 @@ def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
 def test_a_teacher_that_was_not_heard_yet_has_no_time_left_that_is_known(new_store):
     store = new_store()
     ids = begun(store, 2, panel_of(a_teacher("a"), a_teacher("b", price=Price(gpu_hour=1, gpus=1))))
-    store.add([said(ids[0], "a")])
+    store.add_replies([said(ids[0], "a")])
     found = collect_status(store.path)
     b = found["teachers"][1]
     assert (b["pending"], b["seconds_left"], b["money_left"]) == (6, None, None)
@@ -370,7 +370,7 @@ def test_both_orders_of_a_blind_panel_have_a_row(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a"), rubric="semantic-gap-blind", variants=("direct",))
     one, _ = begun(store, 2, panel)
-    store.add([said(one, "a", order="rejected-first", better="A")])
+    store.add_replies([said(one, "a", order="rejected-first", better="A")])
     found = collect_status(store.path)
     cells = found["teachers"][0]["cells"]
     assert [(cell["order"], cell["asked"], cell["kept"]) for cell in cells] == [
@@ -384,8 +384,8 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
     one, two = begun(store, 2, panel)
-    store.add([said(one, "a"), said(one, "b"), said(two, "a")])
-    store.add([], [Settled(pair_id=one, replies=2, chance=0.97)])
+    store.add_replies([said(one, "a"), said(one, "b"), said(two, "a")])
+    store.add_replies([], [SettledPair(pair_id=one, replies=2, chance=0.97)])
     found = collect_status(store.path)
     spared = [[cell["spared"] for cell in each["cells"]] for each in found["teachers"]]
     assert spared == [[0, 1, 1], [0, 1, 1]]
@@ -398,8 +398,8 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
 def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
     store = new_store()
     one = begun(store, 1, panel_of(a_teacher("a"), a_teacher("b")))[0]
-    store.add([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
-    store.adopt(panel_of(a_teacher("a"), variants=("direct",)))
+    store.add_replies([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
+    store.record_panel(panel_of(a_teacher("a"), variants=("direct",)))
     found = collect_status(store.path)
     assert counts(found["total"]) == {
         "asked": 1, "kept": 1, "refused": {}, "spared": 0, "pending": 0,
@@ -428,7 +428,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
 def test_a_damaged_file_is_found_out(new_store):
     store = new_store()
     ids = begun(store, 300, panel_of(a_teacher("a")))
-    store.add([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    store.add_replies([said(one, "a", variant) for one in ids for variant in VARIANTS])
     with closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         pages = database.execute("PRAGMA page_count").fetchone()[0]
@@ -444,7 +444,7 @@ def test_a_damaged_file_is_found_out(new_store):
 def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
     store = new_store()
     ids = begun(store, 300, panel_of(a_teacher("a")))
-    store.add([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    store.add_replies([said(one, "a", variant) for one in ids for variant in VARIANTS])
     with closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         size = database.execute("PRAGMA page_size").fetchone()[0]

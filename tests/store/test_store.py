@@ -95,17 +95,17 @@ def test_a_source_that_breaks_off_leaves_no_pair(new_store):
 def test_a_key_is_stored_once(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add([kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
     with pytest.raises(sqlite3.IntegrityError):
-        store.add([kept(pair_id, "a", "reader", 5, 5), kept(pair_id, "a", "direct", 9, 9)])
+        store.add_replies([kept(pair_id, "a", "reader", 5, 5), kept(pair_id, "a", "direct", 9, 9)])
     assert store.counts("a", ("direct", "reader")) == {"kept": 1}  # the whole batch fell back
 
 
 def test_refusals_are_counted_by_reason(new_store):
     store = new_store()
     first, second = filled(store, 2, "a")
-    store.add([refused(pair_id, "a", "direct") for pair_id in (first, second)])
-    store.add([kept(first, "a", "critic", 5, 5)])
+    store.add_replies([refused(pair_id, "a", "direct") for pair_id in (first, second)])
+    store.add_replies([kept(first, "a", "critic", 5, 5)])
     assert store.counts("a", ("direct", "critic")) == {"empty": 2, "kept": 1}
     assert store.counts("a", ("critic",)) == {"kept": 1}
 
@@ -113,10 +113,10 @@ def test_refusals_are_counted_by_reason(new_store):
 def test_the_last_attempt_counts_unless_one_was_kept(new_store):
     store = new_store()
     first, second, third = filled(store, 3, "a")
-    store.add([refused(pair_id, "a", "direct") for pair_id in (first, second, third)])
+    store.add_replies([refused(pair_id, "a", "direct") for pair_id in (first, second, third)])
     again = [refused(first, "a", "direct", attempt=1, reason="length")]
     again += [replace(kept(second, "a", "direct", 5, 5), key=replace(again[0].key, pair_id=second))]
-    store.add(again)
+    store.add_replies(again)
     assert store.counts("a", ("direct",)) == {"empty": 1, "kept": 1, "length": 1}
 
 
@@ -125,9 +125,9 @@ def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_s
     for store in (one, two, other):
         ids = filled(store, 2, "a")
     replies = [kept(ids[0], "a", "direct", 5, 5), kept(ids[1], "a", "critic", 6, 7)]
-    one.add(replies)
-    two.add(replies[::-1])
-    other.add([replies[0], kept(ids[1], "a", "critic", 6, 8)])
+    one.add_replies(replies)
+    two.add_replies(replies[::-1])
+    other.add_replies([replies[0], kept(ids[1], "a", "critic", 6, 8)])
     assert one.annotations().hash == two.annotations().hash
     assert one.annotations().hash != other.annotations().hash
 
@@ -135,9 +135,9 @@ def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_s
 def test_a_second_teacher_may_join_later(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.adopt(panel_of("b"))
+    store.record_panel(panel_of("b"))
     assert store.teachers() == []  # nobody has replied yet
-    store.add([kept(pair_id, "b", "direct", 5, 5), kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies([kept(pair_id, "b", "direct", 5, 5), kept(pair_id, "a", "direct", 5, 5)])
     assert [teacher["name"] for teacher in store.teachers()] == ["a", "b"]
 
 
@@ -146,20 +146,20 @@ def test_a_teacher_may_change_until_its_first_reply(new_store):
     (pair_id,) = filled(store, 1, "a")
     (teacher,) = panel_of("a").teachers
     changed = replace(panel_of("a"), teachers=(replace(teacher, model="another"),))
-    store.adopt(changed)
-    store.add([kept(pair_id, "a", "direct", 5, 5)])
+    store.record_panel(changed)
+    store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
     assert store.teachers()[0]["model"] == "another"
     with pytest.raises(ValueError, match="knows the teacher a with model another"):
-        store.adopt(panel_of("a"))
+        store.record_panel(panel_of("a"))
 
 
 def test_what_is_read_in_a_snapshot_is_of_one_moment(new_store, tmp_path):
     store = new_store("run.sqlite")
     first, second = filled(store, 2, "a")
-    store.add([kept(first, "a", "direct", 5, 5)])
+    store.add_replies([kept(first, "a", "direct", 5, 5)])
     with Store(tmp_path / "run.sqlite") as reader, reader.snapshot():
         assert len(list(reader.replies())) == 1
-        store.add([kept(second, "a", "direct", 5, 5)])
+        store.add_replies([kept(second, "a", "direct", 5, 5)])
         assert len(list(reader.replies())) == 1
     assert len(list(store.replies())) == 2
 

@@ -212,5 +212,5 @@ def filled(store, count, *teachers, rubric=None, variants=("direct", "critic", "
     """Gives a new store its pairs and its panel; returns the ids of the pairs."""
     rows = pairs_of(count)
     store.corpus.add(Source(name="hand.jsonl"), rows)
-    store.adopt(panel_of(*teachers, rubric=rubric, variants=variants))
+    store.record_panel(panel_of(*teachers, rubric=rubric, variants=variants))
     return [row.pair.id for row in rows]
