@@ -17,7 +17,7 @@ SINGLE = "org/single"
 SPLITS = {"main": ("train", "test"), "v1": ("train", "validation", "test")}
 PROGRAM = """
 import json, sys
-from sp2dpo.pairs.sources import SourceRow, find, read
+from sp2dpo.pairs.sources import SourceRow, open_source, read_rows
 
 found = []
 for text in sys.argv[1:]:
