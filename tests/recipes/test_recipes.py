@@ -5,8 +5,10 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,7 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
             {"dataset": "no/folder"},
             [],
             1,
-            "no/folder is no folder here, and no data set on the Hub",
+            "no/folder is neither a folder nor a data set on the Hub",
         ),
         ({"columns": {}}, [], 1, "the train data set has no column beta"),
         ({"columns": {"beta": [math.nan] * 8}}, [], 1, "8 of 8 betas in the train data set"),
@@ -115,7 +117,7 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
             1,
             "8 of 8 rows in the train data set have no beta",
         ),
-        ({"held_out": 0.0001}, [], 1, "held_out 0.0001: of 8 pairs one side gets none"),
+        ({"held_out": 0.0001}, [], 1, "held_out 0.0001 puts all 8 pairs on one side"),
         ({}, [], 1, "the model no-such-model cannot be read"),
     ],
     ids=lambda value: str(value)[:30],
@@ -143,7 +145,7 @@ def test_a_recipe_that_is_not_there_is_one_line_too(script, capsys):
 
 def test_the_place_of_a_prompt_is_the_head_of_its_sha256(script):
     # printf '"a"' | sha256sum: ac8d8342bbb2...
-    assert script.place("a") == 0xAC8D8342BBB2 / 2**48
+    assert script.locate_output("a") == 0xAC8D8342BBB2 / 2**48
 
 
 def test_held_out_prompts_are_never_trained_on_and_always_the_same(script, tmp_path):
@@ -185,8 +187,9 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
             "flip": [False, False, True, True],
         }
     )
-    kept, counts = script.as_marked(rows)
-    assert counts == {"left_out": 1, "flipped": 1}
+    script.PairDPOConfig(output_dir="unused", bf16=False)  # the logger needs accelerate's state
+    kept, counts = script.apply_marks(rows, name="train")
+    assert asdict(counts) == {"left_out": 1, "flipped": 1}
     assert kept["chosen"][:] == ["a", "b", "D"]
     assert kept["rejected"][:] == ["A", "B", "d"]
     assert kept["beta"][:] == [
@@ -198,13 +201,16 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
     two = rows.select([0, 3])
     for name, values in logps.items():
         two = two.add_column(name, values)
-    two, _ = script.as_marked(two)
+    two, _ = script.apply_marks(two, name="train")
     assert two["ref_chosen_logps"][:] == [-1.0, -4.0]
     assert two["ref_rejected_logps"][:] == [-3.0, -2.0]
-    plain, counts = script.as_marked(rows.select_columns(["chosen", "rejected"]))
-    assert (len(plain), counts) == (4, {"left_out": 0, "flipped": 0})
+    unmarked = rows.select_columns(["chosen", "rejected"])
+    plain, counts = script.apply_marks(unmarked, name="train")
+    assert plain is unmarked
+    assert (len(plain), asdict(counts)) == (4, {"left_out": 0, "flipped": 0})
     with pytest.raises(ValueError, match="leaves none of the 1 rows"):
-        script.as_marked(rows.select([2]))
+        script.apply_marks(rows.select([2]), name="train")
+    assert script.without_marks(rows).column_names == ["chosen", "rejected", "beta"]
 
 
 def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F811 - a fixture
@@ -245,11 +251,19 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F81
     assert AutoModelForCausalLM.from_pretrained(output).config.hidden_size == 16
     assert "2601.22385" in (output / "README.md").read_text()
     assert not list(output.glob("*.tmp"))
+    # A step's line holds what a person watches, results.json and the trainer's state the rest.
+    lines = [line for line in done.stdout.splitlines() if "loss" in line]
+    assert re.fullmatch(
+        r"step 1/1  loss 0\.6931  accuracy 0\.00  margin [-+]0\.000 nats"
+        r"  learning rate \d\.\d\de[-+]\d\d  0:00:00 left",
+        lines[0],
+    )
+    assert "grad_norm" not in done.stdout
 
 
 def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(script, tmp_path):
     def named(said):
-        return script.to_resume_from(
+        return script.find_checkpoint(
             script.PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
         )
 
@@ -258,7 +272,7 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(script, tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert named("true") == str(tmp_path / "checkpoint-10")
     assert named(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match="checkpoint-3 is no folder; `true` is the last one"):
+    with pytest.raises(ValueError, match="checkpoint-3 is not a folder; `true` resumes"):
         named(str(tmp_path / "checkpoint-3"))
 
 

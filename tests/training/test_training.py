@@ -1,5 +1,6 @@
 """The trainer, on a model of two tiny layers: numbers by hand or from stock TRL, no mocks."""
 
+import inspect
 import json
 import logging
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from sp2dpo.training.columns import MarkCounts, apply_marks, exchange_responses
+from sp2dpo.training.config import FUSES_LIGER_LOSS
 from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
 
 pytestmark = [
@@ -331,6 +335,129 @@ def test_the_mixin_serves_a_trainer_of_the_users_own(model_dir, tmp_path):
     assert doubled.item() == pytest.approx(2 * loss.item())
 
 
+MARKS = {
+    "keep": [True, False, True, False, True, True, None, True],
+    "flip": [False, False, True, True, None, False, True, False],
+}
+MARKED_ROWS = (0, 2, 3, 4, 5, 6, 7)  # row 3 has no beta, which `missing_values` decides about
+
+
+def marked_by_hand():
+    """The rows of PAIRS as MARKS says, worked out without the code under test."""
+    rows = {name: [values[row] for row in MARKED_ROWS] for name, values in PAIRS.items()}
+    for place in (1, 2, 5):
+        for column in ("chosen", "rejected"):
+            other = {"chosen": "rejected", "rejected": "chosen"}[column]
+            rows[column][place] = PAIRS[other][MARKED_ROWS[place]]
+    return rows
+
+
+def in_format(rows, style):
+    """The rows with an implicit prompt, or as conversations, or both."""
+    if style == "plain":
+        return rows
+    turns = [
+        [[{"role": role, "content": text}] for text in rows[name]]
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    ]
+    if style == "conversational":
+        return rows | dict(zip(("prompt", "chosen", "rejected"), turns, strict=True))
+    if style == "implicit":
+        joined = {
+            side: [p + " - " + t for p, t in zip(rows["prompt"], rows[side], strict=True)]
+            for side in ("chosen", "rejected")
+        }
+    else:
+        joined = {
+            side: [p + t for p, t in zip(turns[0], turns[place], strict=True)]
+            for place, side in ((1, "chosen"), (2, "rejected"))
+        }
+    return joined | {name: v for name, v in rows.items() if name not in PAIRS}
+
+
+@pytest.mark.parametrize("style", ["plain", "implicit", "conversational", "implicit turns"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_keep_and_flip_are_obeyed_in_every_format(model_dir, tmp_path, caplog, style, stream):
+    betas = [*BETAS[:3], None, *BETAS[4:]]
+    data = Dataset.from_dict(in_format(PAIRS, style) | MARKS | {"beta": betas})
+    by_hand = Dataset.from_dict(in_format(marked_by_hand(), style))
+    betas = [betas[row] for row in MARKED_ROWS]
+    run = {"pair_columns": []}
+    expected = make(model_dir, tmp_path, by_hand, eval_dataset=by_hand, **run)
+    given = data.to_iterable_dataset() if stream else data
+    trainer = make(model_dir, tmp_path, given, eval_dataset={"arm": given}, **run)
+    for rows in (trainer.train_dataset, trainer.eval_dataset["arm"]):
+        rows = list(rows)
+        assert [row["beta"] for row in rows] == betas
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert [row[name] for row in rows] == expected.train_dataset[name][:]
+        assert not {"keep", "flip"} & set(rows[0])
+    counts = {name: asdict(value) for name, value in trainer.mark_counts.items()}
+    both = {"left_out": 1, "flipped": 3}
+    assert counts == ({} if stream else {"train": both, "arm": both})
+    lines = [r.getMessage() for r in caplog.records if "the train data" in r.getMessage()]
+    assert [line for line in lines if "keep" in line] == [
+        "[RANK 0] the train data set: rows with keep false are left out, those with flip true"
+        " flipped"
+        if stream
+        else "[RANK 0] the train data set: 1 of 8 rows are left out (keep is false) and 3 have"
+        " their responses exchanged (flip is true)"
+    ]
+
+
+def test_what_belongs_to_a_response_is_exchanged_with_it(model_dir, tmp_path):
+    chosen, rejected = [-float(n) for n in range(1, 9)], [-float(n) for n in range(11, 19)]
+    data = pairs(beta=BETAS, flip=[True, *[False] * 7], ref_chosen_logps=chosen)
+    data = data.add_column("ref_rejected_logps", rejected)
+    trainer = make(model_dir, tmp_path, data, precompute_ref_log_probs=True)
+    assert trainer.train_dataset["ref_chosen_logps"][:] == [-11.0, *chosen[1:]]
+    assert trainer.train_dataset["ref_rejected_logps"][:] == [-1.0, *rejected[1:]]
+    assert trainer.mark_counts["train"].flipped == 1
+    scores = {"score_chosen": 0.9, "score_rejected": 0.1, "chosen_ids": [1], "flip": True}
+    assert exchange_responses(scores) == {"score_chosen": 0.1, "score_rejected": 0.9}
+
+
+def test_rows_without_marks_are_the_same_object():
+    data = pairs(beta=BETAS)
+    assert apply_marks(data, name="train") == (data, MarkCounts(left_out=0, flipped=0))
+
+
+def test_a_mark_that_is_not_a_boolean_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="column keep must be boolean, not 2 as in row 1 of the"):
+        make("no-such-model", tmp_path, pairs(beta=BETAS, keep=[None, 2, *[1] * 6]))
+    with pytest.raises(ValueError, match="keep leaves none of the 8 rows to train on"):
+        make("no-such-model", tmp_path, pairs(beta=BETAS, keep=[False] * 8))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_liger_is_refused_only_where_trl_computes_the_loss_in_it(tmp_path, monkeypatch, fused):
+    monkeypatch.setattr("sp2dpo.training.config.FUSES_LIGER_LOSS", fused)
+    assert PairDPOConfig(**settings(tmp_path, use_liger_kernel=True, pair_columns=[]))
+    if fused:
+        with pytest.raises(ValueError, match="use_liger_kernel gives wrong losses with a beta per"):
+            PairDPOConfig(**settings(tmp_path, use_liger_kernel=True))
+    else:
+        assert PairDPOConfig(**settings(tmp_path, use_liger_kernel=True)).use_liger_kernel
+
+
+def test_this_trl_is_known_to_fuse_the_liger_loss_or_not():
+    source = inspect.getsource(sys.modules[DPOTrainer.__module__])
+    assert ("LigerFusedLinearDPOLoss" in source or "liger_loss" in source) == FUSES_LIGER_LOSS
+
+
+def test_the_package_exports_the_trainer_without_loading_torch():
+    code = (
+        "import sys, sp2dpo.training as t; assert 'torch' not in sys.modules; print(dir(t));"
+        "from sp2dpo.training import PairDPOConfig as DPOConfig, PairDPOTrainer as DPOTrainer;"
+        "import pickle; assert pickle.loads(pickle.dumps(DPOTrainer)) is DPOTrainer;"
+        "assert t.PairColumnsMixin in DPOTrainer.__mro__ and not hasattr(t, 'Nothing');"
+        "print(DPOConfig.__module__, DPOTrainer.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'PairColumnsMixin', 'PairDPOConfig', 'PairDPOTrainer'" in done.stdout
+    assert done.stdout.split()[-2:] == ["sp2dpo.training.config", "sp2dpo.training.trainer"]
+
+
 def test_rows_without_beta_are_an_error_by_default(model_dir, tmp_path):
     with pytest.raises(ValueError, match=r"2 of 8 rows in the train data set have no beta.* row 1"):
         make(model_dir, tmp_path, pairs(beta=[0.1, None, None, *BETAS[3:]]))
@@ -456,7 +583,6 @@ def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
             "'dorp' is not one of error, drop, constant, did you mean drop?",
         ),
         ({"beta": 0.0}, "beta must be a finite number above 0, not 0.0"),
-        ({"use_liger_kernel": True}, "use_liger_kernel gives wrong losses with a beta per pair"),
     ],
 )
 def test_a_wrong_setting_is_refused(tmp_path, change, message):

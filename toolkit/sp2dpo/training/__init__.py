@@ -1,1 +1,29 @@
 """TRL's DPO trainer with per-pair columns."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sp2dpo.training.config import PairDPOConfig
+    from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
+
+__all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
+
+_MODULES = {
+    "PairColumnsMixin": "sp2dpo.training.trainer",
+    "PairDPOConfig": "sp2dpo.training.config",
+    "PairDPOTrainer": "sp2dpo.training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: importing the package does not load torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

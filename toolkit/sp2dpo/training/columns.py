@@ -1,4 +1,4 @@
-"""Per-pair columns of a data set: which there are, what they may hold, how they reach a batch."""
+"""Per-pair columns of a data set: their names, their legal values, and how they reach a batch."""
 
 import difflib
 import math
@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, IterableDataset
 
 MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
-"""A ClassLabel column of that name is carried along, so that metrics can be told by category."""
+"""Name of the ClassLabel column that is added to the batch for metrics per category."""
+MARK_COLUMNS = ("keep", "flip")
+"""Boolean columns that say which rows to train on and whose responses to exchange."""
 
 logger = get_logger(__name__)
 
@@ -87,6 +89,106 @@ class PairCollator:
             numbers = [example.get(CATEGORY) for example in examples]
             batch[CATEGORY] = torch.tensor([-1 if n is None else n for n in numbers])
         return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkCounts:
+    """Number of rows that the columns `keep` and `flip` of one data set affected.
+
+    Attributes:
+        left_out: Rows removed because `keep` is false.
+        flipped: Remaining rows whose chosen and rejected responses were exchanged.
+    """
+
+    left_out: int
+    flipped: int
+
+
+def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
+    """Return the rows as the columns `keep` and `flip` mark them, without these two columns.
+
+    A row with `keep: false` is removed. A row with `flip: true` has its responses exchanged, with
+    every column that belongs to one of them: the columns `X` and `Y` are exchanged if replacing
+    "chosen" in the name `X` by "rejected" gives `Y` (chosen_ids, ref_chosen_logps, score_chosen,
+    ...). A null keeps the row as it is. A row without a beta stays, whatever `keep` says, because
+    `missing_values` decides about it. Log one line on the main process if any row changes. The
+    columns are removed so that the marks cannot be applied twice.
+
+    Args:
+        dataset: A Dataset, or an IterableDataset, on which the marks are applied lazily.
+        name: Name of the data set in messages.
+
+    Returns:
+        The data set (the same object if it has neither column) and the counts, which are None for
+        a stream because its rows are not known in advance.
+
+    Raises:
+        ValueError: If a mark is not a boolean, or if no row is left. Marks of a stream are checked
+            while it is read.
+    """
+    names = dataset.column_names or list(next(iter(dataset)))
+    marks = [column for column in MARK_COLUMNS if column in names]
+    where = f"the {name} data set"
+    if not marks:
+        return dataset, MarkCounts(left_out=0, flipped=0)
+    if isinstance(dataset, IterableDataset):
+        logger.warning(f"{where}: rows with keep false are left out, those with flip true flipped")
+        return _mark_stream(dataset, marks, where), None
+    total = len(dataset)
+    values = {column: dataset[column][:] for column in (*marks, "beta") if column in names}
+    for column in marks:
+        for row, value in enumerate(values[column]):
+            _refuse_bad_mark(column, value, f"row {row} of {where}")
+    keep = values.get("keep", [True] * total)
+    beta = values.get("beta", [None] * total)
+    rows = [row for row in range(total) if keep[row] is not False or beta[row] is None]
+    if total and not rows:
+        raise ValueError(
+            f"{where}: the column keep leaves none of the {total} rows to train on: build an arm"
+            " that keeps some"
+        )
+    flipped = sum(bool(values["flip"][row]) for row in rows) if "flip" in marks else 0
+    counts = MarkCounts(left_out=total - len(rows), flipped=flipped)
+    if counts.left_out:
+        dataset = dataset.select(rows)
+    if counts.flipped:
+        # Without the features, map would infer them anew and could change a column's type.
+        dataset = dataset.map(exchange_responses, features=dataset.features)
+    if counts.left_out or counts.flipped:
+        logger.warning(
+            f"{where}: {counts.left_out} of {total} rows are left out (keep is false) and"
+            f" {counts.flipped} have their responses exchanged (flip is true)"
+        )
+    return dataset.remove_columns(marks), counts
+
+
+def _mark_stream(dataset: IterableDataset, marks: list[str], where: str) -> IterableDataset:
+    def is_kept(row: dict[str, Any]) -> bool:
+        for column in marks:
+            _refuse_bad_mark(column, row[column], f"a row of {where}")
+        return row.get("keep") is not False or row.get("beta") is None
+
+    features = dataset.features  # None where the source does not say
+    marked = dataset.filter(is_kept)
+    if "flip" in marks:
+        marked = marked.map(exchange_responses, features=features)
+    return marked.remove_columns(marks)
+
+
+def _refuse_bad_mark(column: str, value: Any, where: str) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(
+            f"the column {column} must be boolean, not {value!r} as in {where}: it says which rows"
+            " to train on; convert, rename or remove it"
+        )
+
+
+def exchange_responses(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that belong to a row's two responses, exchanged if its `flip` is true."""
+    pairs = {column: column.replace("chosen", "rejected") for column in row if "chosen" in column}
+    both = {column: other for column, other in pairs.items() if other in row}
+    both |= {other: column for column, other in both.items()}
+    return {column: row[other if row["flip"] else column] for column, other in both.items()}
 
 
 def fill_missing_values(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import trl
 from packaging.version import Version
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, choose_column, is_beta
 from sp2dpo.training.losses import LOSSES, SORTING, accepts
@@ -12,6 +12,9 @@ from sp2dpo.training.losses import LOSSES, SORTING, accepts
 FIRST_WITH_LOG_PROBS = "1.16"
 """From this TRL on the model's output holds what the single losses are computed from."""
 CAPTURES = Version(trl.__version__) >= Version(FIRST_WITH_LOG_PROBS)
+# Until TRL 1.13 `use_liger_kernel` computes the DPO loss in Liger's fused kernel, which takes one
+# beta for the whole run. Later versions only replace layers of the model and keep TRL's loss.
+FUSES_LIGER_LOSS = hasattr(DPOTrainer, "_compute_loss_liger")
 
 
 @dataclass
@@ -135,10 +138,12 @@ class PairDPOConfig(DPOConfig):
                         f"per pair"
                         f" has no meaning there: choose another loss_type, or {otherwise}"
                     )
-        if self.use_liger_kernel and (self.pair_columns or self.needs_single_losses):
+        acts = bool(self.pair_columns) or self.needs_single_losses
+        if self.use_liger_kernel and FUSES_LIGER_LOSS and acts:
             raise ValueError(
-                "use_liger_kernel gives wrong losses with a beta per pair: set it to false, or set"
-                " pair_columns: []"
+                f"use_liger_kernel gives wrong losses with a beta per pair on TRL"
+                f" {trl.__version__}: set it to false, set pair_columns: [], or install TRL"
+                f" {FIRST_WITH_LOG_PROBS}"
             )
         if not self.needs_single_losses:
             return

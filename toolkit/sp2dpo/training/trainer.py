@@ -44,7 +44,9 @@ from sp2dpo.training.batch import (
 from sp2dpo.training.columns import (
     CATEGORY,
     PAIR_COLUMNS,
+    MarkCounts,
     PairCollator,
+    apply_marks,
     categories,
     fill_missing_values,
     refuse_bad_log_probs,
@@ -85,6 +87,8 @@ class PairColumnsMixin(Trainer):
     Attributes:
         rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
             rows without a value in an acting column, which `missing_values` dropped or filled.
+        mark_counts: Data set name -> how many rows its columns `keep` and `flip` left out and
+            flipped, see `columns.apply_marks`; without an entry for a stream.
 
     Raises:
         TypeError: If `args` is no PairDPOConfig.
@@ -104,6 +108,7 @@ class PairColumnsMixin(Trainer):
         if not isinstance(args, PairDPOConfig):
             raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
         self.rows_without_beta: dict[str, int] = {}
+        self.mark_counts: dict[str, MarkCounts] = {}
         train_dataset = self._admit(train_dataset, "train", args)
         eval_dataset = self._admit_all(eval_dataset, args)
         names = categories(train_dataset) if CAPTURES else None
@@ -128,7 +133,10 @@ class PairColumnsMixin(Trainer):
         return datasets if datasets is None else self._admit(datasets, "eval", args)
 
     def _admit(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Return the data set as it will be trained on: all that acts has a value in every row."""
+        """Return the rows to train on: marks applied, a value in every acting column."""
+        dataset, counts = apply_marks(dataset, name=name)
+        if counts is not None:
+            self.mark_counts[name] = counts
         columns = dataset.column_names or list(next(iter(dataset)))
         for column in PAIR_COLUMNS:
             if column in columns and column not in args.pair_columns:
