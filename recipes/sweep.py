@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.diagnostics.agreement import wilson
+from sp2dpo.diagnostics.agreement import wilson_interval
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
 
@@ -149,7 +149,7 @@ def shown(rows: list[dict[str, Any]]) -> list[str]:
             continue
         beta, found = row["beta"], row["eval"] or {}
         pairs = row["rows"].get("eval", {}).get("used", 0)
-        share = wilson(round(found[ACCURACY] * pairs), pairs) if pairs else {"share": None}
+        share = wilson_interval(round(found[ACCURACY] * pairs), pairs) if pairs else {"share": None}
         lines.append(
             [
                 row["run"],

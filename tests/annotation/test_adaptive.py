@@ -196,11 +196,11 @@ def test_another_process_decides_alike():
 
 _DECISIONS = """
 import numpy as np
-from sp2dpo.annotation.adaptive_rule import Rule, is_calibration, slots
+from sp2dpo.annotation.adaptive_rule import StoppingRule, is_calibration, slots
 readings = np.random.default_rng(1).random((300, 9)).round(2)
 known, asked = readings[:50].copy(), np.zeros((50, 9), dtype=bool)
 asked[:, :4], known[:, 4:] = True, np.nan
-rule = Rule.learn(readings, slots("abc", ("direct", "critic", "reader")), tolerance=0.2, level=0.6)
+rule = StoppingRule.learn(readings, slots("abc", ("direct", "critic", "reader")), tolerance=0.2, level=0.6)
 print([part.tolist() for part in rule.next(known, asked)])
 print([is_calibration(str(number), pairs=1000) for number in range(1000)])
 """

@@ -13,10 +13,10 @@ from sp2dpo.betas.estimators import Signed
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.diagnostics.audit import audit_betas, has_failed
-from sp2dpo.diagnostics.biases import by_length
+from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.gold import Truth, label_detection, with_gold
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.annotations import build_annotation_table
 from support.harness import DEMO, ROOT, SCHEDULE, fail, run, succeed
 
 RUBRIC = load_rubric("semantic-gap")
@@ -36,7 +36,7 @@ def said(*rows):
         for number, teacher, category, magnitude, confidence in rows
     ]  # fmt: skip
     pair_ids = sorted({row[0] for row in replies})
-    return annotation_table(replies, pair_ids=pair_ids, rubric=RUBRIC)
+    return build_annotation_table(replies, pair_ids=pair_ids, rubric=RUBRIC)
 
 
 def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
@@ -51,7 +51,7 @@ def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
         schema_overrides={"chosen": pl.Float64},
     )
     found = audit_betas(
-        made, annotations, table, truths=truths, given=len(truths or ()), draws=draws
+        made, annotations, table, truths=truths, gold_count=len(truths or ()), draws=draws
     )
     return found | {"by_name": {one["name"]: one for one in found["signatures"]}}
 
@@ -89,7 +89,7 @@ def test_the_mean_gap_by_length_has_ten_bins():
     lengths = pl.DataFrame(
         {"pair_id": [pair(n) for n in range(40)], "chosen": range(40), "rejected": [0] * 40}
     ).cast({"chosen": pl.Float64, "rejected": pl.Float64})
-    bins = by_length(table, lengths)
+    bins = bin_by_length(table, lengths)
     assert len(bins) == 10
     assert (bins[0]["low"], bins[0]["high"], bins[0]["pairs"]) == (0, 3, 4)
     assert bins[0]["mean"] == pytest.approx((0 + 1 + 2 + 3) / 4 / 40)
@@ -132,7 +132,7 @@ def test_disputed_labels_are_counted_apart_from_ties():
     signed = Arm(of=replace(PAPER, gap=Signed()))
     noise = checked(said(*rows), arm=signed)["by_name"]["label-noise"]
     assert (noise["value"], noise["verdict"]) == (pytest.approx(5 / 30), "look")
-    assert noise["note"] == "5 more within 0.05 of 0, as good as a tie"
+    assert noise["note"] == "5 more are within 0.05 of 0, which is close to a tie"
     labelled = checked(said(*rows))["by_name"]["label-noise"]
     assert labelled["verdict"] == "cannot be told"
     assert "`gap: signed`" in labelled["reason"]

@@ -86,7 +86,7 @@ def test_what_the_schedules_say_differently_is_listed():
 
 
 def test_tables_without_a_common_pair_cannot_be_compared():
-    with pytest.raises(ValueError, match="they are of other pairs"):
+    with pytest.raises(ValueError, match="they are from different pairs"):
         compared(table({"a": 0.1}), table({"b": 0.1}))
 
 

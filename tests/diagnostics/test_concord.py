@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sp2dpo.betas.estimators import JMAMP
-from sp2dpo.diagnostics.agreement import by_teacher, steady
+from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
 from sp2dpo.diagnostics.panel_agreement import measure_agreement, select_pairs
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.store.annotations import annotation_table
+from sp2dpo.store.annotations import build_annotation_table
 from sp2dpo.store.store import Store
 from support.harness import fail, run, succeed
 
@@ -28,7 +28,7 @@ def panel_says(magnitudes, *, confidence=10, categories=None):
         if magnitude is not None
     ]  # fmt: skip
     pair_ids = sorted({row[0] for row in rows})
-    return annotation_table(rows, pair_ids=pair_ids, rubric=RUBRIC)
+    return build_annotation_table(rows, pair_ids=pair_ids, rubric=RUBRIC)
 
 
 def pair(number):
@@ -39,7 +39,7 @@ def test_the_alphas_of_the_demo_are_those_of_the_krippendorff_package(demo):
     with Store(demo / "run.sqlite") as store:
         annotations = store.annotations()
     found = measure_agreement(annotations, JMAMP, draws=50)["teachers"]["alpha"]
-    said = by_teacher(steady(annotations, JMAMP), list(RUBRIC.categories), JMAMP)
+    said = teacher_readings(panel_reply_gaps(annotations, JMAMP), list(RUBRIC.categories), JMAMP)
     places = {name: place for place, name in enumerate(RUBRIC.categories)}
     for what, level in (("category", "nominal"), ("magnitude", "ordinal"), ("gap", "ordinal")):
         wide = said.pivot("reader", index="pair_id", values=what).drop("pair_id")

@@ -13,7 +13,7 @@ from sp2dpo.diagnostics.bootstrap import (
     estimate,
     rank_correlation,
     resamples,
-    spearman,
+    weighted_spearman,
 )
 
 NOT = -1
@@ -85,15 +85,15 @@ def repeated(values, weights):
 def test_a_weighted_rank_correlation_is_that_of_repeated_rows():
     dice = np.random.default_rng(0)
     x, y, w = dice.integers(0, 5, 30), dice.integers(0, 5, 30), dice.integers(0, 4, 30)
-    found = spearman(Ranked(x), Ranked(y), w.astype(float))
-    plain = spearman(Ranked(repeated(x, w)), Ranked(repeated(y, w)), np.ones(int(w.sum())))
+    found = weighted_spearman(Ranked(x), Ranked(y), w.astype(float))
+    plain = weighted_spearman(Ranked(repeated(x, w)), Ranked(repeated(y, w)), np.ones(int(w.sum())))
     assert found == pytest.approx(plain)
     ranks = Ranked([3, 1, 3, 2]).ranks(np.ones(4))
     assert ranks.tolist() == [3.5, 1, 3.5, 2]
     assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2]), np.ones(3)) == pytest.approx(
         0.5
     )
-    assert spearman(Ranked([1, 1]), Ranked([1, 2]), np.ones(2)) is None
+    assert weighted_spearman(Ranked([1, 1]), Ranked([1, 2]), np.ones(2)) is None
 
 
 def test_ranks_within_parts_take_out_what_differs_between_them():
@@ -107,13 +107,15 @@ def test_drawing_alike_rows_together_changes_no_value():
     dice = np.random.default_rng(1)
     x, y = dice.integers(0, 3, 200), dice.integers(0, 3, 200)
     together = rank_correlation(x, y, draws=300)
-    apart = bootstrap_estimates(lambda w: spearman(Ranked(x), Ranked(y), w), 200, draws=300)
+    apart = bootstrap_estimates(
+        lambda w: weighted_spearman(Ranked(x), Ranked(y), w), 200, draws=300
+    )
     assert together["value"] == pytest.approx(apart["value"])
     assert together["low"] == pytest.approx(apart["low"], abs=0.03)
     assert together["high"] == pytest.approx(apart["high"], abs=0.03)
     parts = np.arange(200) % 4
     within = rank_correlation(x, y, parts=parts, draws=2)["value"]
-    plain = spearman(RankedWithin(x, parts), RankedWithin(y, parts), np.ones(200))
+    plain = weighted_spearman(RankedWithin(x, parts), RankedWithin(y, parts), np.ones(200))
     assert within == pytest.approx(plain)
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from sp2dpo.annotation.adaptive_rule import Slot, StoppingRule, is_calibration, slots
 from sp2dpo.annotation.teacher import Take, TeacherSession
 from sp2dpo.betas.estimators import JMAMP
-from sp2dpo.betas.gaps import signed_gap
+from sp2dpo.betas.gaps import compute_signed_gap
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
-from sp2dpo.store.questions import Job, PairReplies, Question, Settled
+from sp2dpo.store.questions import Job, PairReplies, Question, SettledPair
 from sp2dpo.store.records import UNREADABLE, ReplyRecord
 
-Settle = Callable[[Settled, int], Awaitable[None]]
+Settle = Callable[[SettledPair, int], Awaitable[None]]
 """Is handed every pair of which enough is known, and how many replies it does without."""
 
 
@@ -55,7 +55,7 @@ class PairState:
             return
         kept = reply["reason"] is None
         final = kept or reply["reason"] not in UNREADABLE or attempt >= self._retries[teacher]
-        reading = signed_gap(reply, self._panel.rubric, JMAMP) if kept else None
+        reading = compute_signed_gap(reply, self._panel.rubric, JMAMP) if kept else None
         self._last[key] = (attempt, final, reading)
 
     @property
@@ -184,7 +184,7 @@ class AdaptiveRun:
         while not self._stop.is_set():
             slot, chance = self._next(state)
             if slot is None:
-                settled = Settled(pair_id=state.pair.id, replies=state.replies, chance=chance)
+                settled = SettledPair(pair_id=state.pair.id, replies=state.replies, chance=chance)
                 await settle(settled, state.spared)
                 return
             if slot.teacher not in askings:

@@ -205,7 +205,7 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
 def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFrame:
     """With the reward margins of the pairs as trained: exchanged responses turn the sign."""
     with_beta = table.filter("has_beta")["pair_id"]
-    margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.of(with_beta)})
+    margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.margins(with_beta)})
     table = table.join(margins, on="pair_id", how="left", maintain_order="left")
     h = pl.col("reward_margin")
     return table.with_columns(pl.when("flip").then(-h).otherwise(h)) if flipped else table

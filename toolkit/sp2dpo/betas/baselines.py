@@ -46,7 +46,7 @@ class ArithmeticMean:
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Its beta for every pair that has one."""
-        return _same(table, _kept(table).mean())
+        return _same(table, _kept_betas(table).mean())
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HarmonicMean:
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Its beta for every pair that has one."""
-        return _same(table, 1 / (1 / _kept(table)).mean())
+        return _same(table, 1 / (1 / _kept_betas(table)).mean())
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class BetaWeight:
 
     def values(self, table: pl.DataFrame) -> pl.Series:
         """The weights of pairs with a beta."""
-        return table["beta"] / _kept(table).mean()
+        return table["beta"] / _kept_betas(table).mean()
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class GapMargin:
         return table["gap"] * float(self.scale)
 
 
-def _kept(table: pl.DataFrame) -> NDArray[np.float64]:
+def _kept_betas(table: pl.DataFrame) -> NDArray[np.float64]:
     return table.filter("keep")["beta"].to_numpy()
 
 

@@ -127,7 +127,7 @@ class Estimator:
     over_variants: str
     over_teachers: str
 
-    def only(self, annotations: AnnotationTable) -> pl.DataFrame:
+    def select_replies(self, annotations: AnnotationTable) -> pl.DataFrame:
         """The replies that count: those of the teacher and the variant that are named, if any.
 
         Raises:
@@ -138,17 +138,17 @@ class Estimator:
         for axis, way in (("variant", self.over_variants), ("teacher", self.over_teachers)):
             if way in ("median", "mean"):
                 continue
-            heard = sorted(replies[axis].unique())
-            if way == "trimmed" and len(heard) < FEWEST_TO_TRIM:
+            names = sorted(replies[axis].unique())
+            if way == "trimmed" and len(names) < FEWEST_TO_TRIM:
                 raise ValueError(
                     f"over_{axis}s: trimmed takes {FEWEST_TO_TRIM} {axis}s or more, and the kept "
-                    f"replies are of {len(heard)}: write median"
+                    f"replies are of {len(names)}: write median"
                 )
-            if way != "trimmed" and way not in heard:
-                known = (*WAYS, *heard)
+            if way != "trimmed" and way not in names:
+                choices = (*WAYS, *names)
                 raise ValueError(
                     f"over_{axis}s {way!r}: no kept reply is of a {axis} of that name"
-                    f"{did_you_mean(way, known)} (known: {', '.join(known)})"
+                    f"{did_you_mean(way, choices)} (known: {', '.join(choices)})"
                 )
             if way != "trimmed":
                 replies = replies.filter(pl.col(axis) == way)
@@ -177,5 +177,5 @@ def combine(values: list[float], way: str) -> float:
     if way == "median":
         return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
     cut = count // FEWEST_TO_TRIM if way == "trimmed" else 0
-    kept: Any = ordered[cut : count - cut]
-    return sum(kept) / len(kept)
+    middle: Any = ordered[cut : count - cut]
+    return sum(middle) / len(middle)

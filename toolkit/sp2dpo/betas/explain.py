@@ -7,7 +7,7 @@ from typing import Any
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Estimator, combine
-from sp2dpo.betas.gaps import NOISE, disputes_labels, signed_gap
+from sp2dpo.betas.gaps import NOISE, compute_signed_gap, disputes_labels
 from sp2dpo.betas.maps import Quantile
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.pairs.pair import Message, Pair
@@ -44,7 +44,7 @@ def explain_lines(
     estimator = arm.of.estimator
     lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimator)]
     kept = [reply for reply in replies if reply["status"] == "kept"]
-    votes = [reply for reply in kept if signed_gap(reply, rubric, estimator) is not None]
+    votes = [reply for reply in kept if compute_signed_gap(reply, rubric, estimator) is not None]
     signed = beta = None
     if len(votes) < arm.of.quorum:
         lost = len(kept) - len(votes)
@@ -64,7 +64,7 @@ def explain_lines(
         _check("beta", row["beta"], beta)
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
-        lines.append(f"kind  {row['category']} ({share}), spread between teachers {_g(row)}")
+        lines.append(f"kind  {row['category']} ({share}), spread between teachers {_spread(row)}")
     return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
 
 
@@ -81,16 +81,16 @@ def _beta(gap: float, category: str, schedule: Schedule, place: float | None) ->
 
 def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
     """What the arm did with this pair, from the table."""
-    said = arm.departures()
+    departures = arm.departures()
     lines = []
-    if "beta" in said and row["beta"] is not None:
-        lines.append(f"beta  {said['beta']} takes its place: {row['beta']:.6g}")
+    if "beta" in departures and row["beta"] is not None:
+        lines.append(f"beta  {departures['beta']} takes its place: {row['beta']:.6g}")
     if row.get("reward_margin") is not None:
         lines.append(f"reward margin  {row['reward_margin']:.6g}")
     for key in ("weight", "margin"):
         if row.get(key) is not None:
-            lines.append(f"{key}  {said[key]}: {row[key]:.6g}")
-    if said and row["has_beta"]:
+            lines.append(f"{key}  {departures[key]}: {row[key]:.6g}")
+    if departures and row["has_beta"]:
         flipped = ", with its responses exchanged" if row.get("flip") else ""
         lines.append(
             "trained on" + flipped if row["keep"] else "not trained on: the arm leaves it out"
@@ -98,7 +98,7 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
     return lines
 
 
-def _g(row: Mapping[str, Any]) -> str:
+def _spread(row: Mapping[str, Any]) -> str:
     return f"{row['spread']:.3g}"
 
 
@@ -112,8 +112,8 @@ def _conversation(pair: Pair) -> list[str]:
 
 def _indented(turn: Message) -> list[str]:
     more = [f"{key}: {turn[key]}" for key in turn if key not in ("role", "content")]
-    said = [*(turn.get("content") or "").split("\n"), *more]
-    return [f"  | {line}" for line in said]
+    lines = [*(turn.get("content") or "").split("\n"), *more]
+    return [f"  | {line}" for line in lines]
 
 
 def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
@@ -127,19 +127,19 @@ def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
     )  # fmt: skip
     rows = []
     for reply in replies:
-        said = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
-        said["order"] = reply["order"]
+        cells = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
+        cells["order"] = reply["order"]
         if reply["status"] == "kept":
-            gap = signed_gap(reply, rubric, estimator)
-            said["category"] = reply["category"]
-            said["better"] = _named(reply)
-            said |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
-            said["gap"] = "no vote" if gap is None else _number(gap)
-            said["rationale"] = _flat(reply["rationale"])
+            gap = compute_signed_gap(reply, rubric, estimator)
+            cells["category"] = reply["category"]
+            cells["better"] = _named(reply)
+            cells |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
+            cells["gap"] = "no vote" if gap is None else _number(gap)
+            cells["rationale"] = _flat(reply["rationale"])
         else:
-            said["category"] = "refused"
-            said["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
-        rows.append(tuple(said[name] for name in head))
+            cells["category"] = "refused"
+            cells["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
+        rows.append(tuple(cells[name] for name in head))
     return format_table(head, rows)
 
 
@@ -165,7 +165,7 @@ def _gap(
     """The signed gap of one pair, before it is clipped, and how it came about."""
     readings: dict[str, dict[str, list[float]]] = {}
     for reply in votes:
-        gap = signed_gap(reply, rubric, estimator)
+        gap = compute_signed_gap(reply, rubric, estimator)
         if gap is not None:
             by_variant = readings.setdefault(reply["teacher"], {})
             by_variant.setdefault(reply["variant"], []).append(gap)
@@ -180,14 +180,14 @@ def _gap(
         for teacher, by_variant in readings.items()
     }
     way = estimator.over_variants
-    made = {teacher: combine(gaps, way) for teacher, gaps in means.items()}
-    width = max(map(len, made))
+    by_teacher = {teacher: combine(gaps, way) for teacher, gaps in means.items()}
+    width = max(map(len, by_teacher))
     for teacher, gaps in means.items():
-        listed = f"{_way(way)}({_listed(sorted(gaps))}) = {_number(made[teacher])}"
+        listed = f"{_way(way)}({_listed(sorted(gaps))}) = {_number(by_teacher[teacher])}"
         lines.append(f"{teacher:<{width}}  {listed}")
-    gap = combine(list(made.values()), estimator.over_teachers)
+    gap = combine(list(by_teacher.values()), estimator.over_teachers)
     gap = 0.0 if abs(gap) <= NOISE else gap
-    listed = f"{_way(estimator.over_teachers)}({_listed(made.values())}) = {_number(gap)}"
+    listed = f"{_way(estimator.over_teachers)}({_listed(by_teacher.values())}) = {_number(gap)}"
     if not disputes_labels(rubric, estimator):
         return gap, [*lines, f"gap   {listed}"]
     disputed = ", so the label is disputed" if gap < 0 else ""
@@ -213,11 +213,13 @@ def _listed(gaps: Iterable[float]) -> str:
     return ", ".join(map(_number, gaps))
 
 
-def _check(what: str, stored: float | None, given: float | None) -> None:
+def _check(what: str, stored: float | None, computed: float | None) -> None:
     same = (
-        stored is given
-        if stored is None or given is None
-        else math.isclose(stored, given, rel_tol=1e-9, abs_tol=NOISE)
+        stored is computed
+        if stored is None or computed is None
+        else math.isclose(stored, computed, rel_tol=1e-9, abs_tol=NOISE)
     )
     if not same:
-        raise ValueError(f"the table of betas says {what} {stored}, but its replies give {given}")
+        raise ValueError(
+            f"the table of betas says {what} {stored}, but its replies give {computed}"
+        )

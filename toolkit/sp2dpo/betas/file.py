@@ -36,7 +36,7 @@ class BetaTable:
         return self.arm.of
 
 
-def write_betas(made: BetaTable, path: Path) -> None:
+def write_betas(betas: BetaTable, path: Path) -> None:
     """Writes the table with its arm and hashes in the file's metadata; whole or not at all.
 
     The same betas give the same bytes.
@@ -46,16 +46,16 @@ def write_betas(made: BetaTable, path: Path) -> None:
         OSError: it cannot be written.
     """
     origin = {
-        "schedule": made.schedule.as_mapping(),
-        "arm": made.arm.departures(),
-        "annotations": made.annotations_hash,
-        "scores": made.scores_hash,
+        "schedule": betas.schedule.as_mapping(),
+        "arm": betas.arm.departures(),
+        "annotations": betas.annotations_hash,
+        "scores": betas.scores_hash,
     }
     check_overwrite(path, _is_betas, "a table of betas")
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
     with atomic_write(path) as unfinished:
         try:
-            made.table.write_parquet(unfinished, metadata=metadata)
+            betas.table.write_parquet(unfinished, metadata=metadata)
         except pl.exceptions.PolarsError as error:  # a full disk, among others
             raise OSError(f"{path}: cannot be written: {error}") from error
 
@@ -80,7 +80,11 @@ def read_betas(path: Path) -> BetaTable:
     try:
         with path.open("rb") as source:
             origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
-        said, departures, made_from = origin["schedule"], origin.get("arm"), origin["annotations"]
+        config, departures, annotations_hash = (
+            origin["schedule"],
+            origin.get("arm"),
+            origin["annotations"],
+        )
         table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
@@ -91,25 +95,27 @@ def read_betas(path: Path) -> BetaTable:
         raise ValueError(
             f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
         )
-    schedule = parse_schedule(said, where=f"{path}: schedule")
+    schedule = parse_schedule(config, where=f"{path}: schedule")
     arm = parse_arm(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
     return BetaTable(
         table=table.select(*COLUMNS, *added),
         arm=arm,
-        annotations_hash=made_from,
+        annotations_hash=annotations_hash,
         scores_hash=origin.get("scores"),
     )
 
 
-def check_origin(made: BetaTable, annotations: AnnotationTable, *, path: Path, store: Path) -> None:
+def check_origin(
+    betas: BetaTable, annotations: AnnotationTable, *, path: Path, store: Path
+) -> None:
     """Refuses betas that were made from other annotations than the store now holds.
 
     Raises:
         ValueError: they belong to another store, or the store has grown since.
     """
-    if set(made.table["pair_id"]) != set(annotations.pair_ids):
+    if set(betas.table["pair_id"]) != set(annotations.pair_ids):
         problem = f"the betas in {path} are of other pairs than {store} holds"
-    elif made.annotations_hash != annotations.hash:
+    elif betas.annotations_hash != annotations.hash:
         problem = f"{store} holds other replies than the betas in {path} were made from"
     else:
         return

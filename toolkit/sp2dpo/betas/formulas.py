@@ -48,7 +48,7 @@ def describe_formulas(arm: Arm, rubric: Rubric) -> Formulas:
         reply=f"{schedule.gap.words(blind=rubric.blind)}, {scales}{signs if rubric.blind else ''}",
         pair=_pair(schedule, rubric),
         beta=_beta(schedule),
-        arm=[f"{key}: {said}" for key, said in arm.departures().items()],
+        arm=[f"{key}: {value}" for key, value in arm.departures().items()],
         papers=_listed(_papers(schedule)),
         ours=_listed(_ours(schedule, rubric)),
     )
@@ -62,10 +62,10 @@ def _pair(schedule: Schedule, rubric: Rubric) -> str:
     return f"{orders}{variants}, then {teachers}{clip}"
 
 
-def _way(way: str, axis: str, one: str) -> str:
+def _way(way: str, axis: str, name: str) -> str:
     if way == "trimmed":
         return f"the mean over {axis} without the lowest and the highest fifth"
-    return f"the {way} over {axis}" if way in ("median", "mean") else f"{one} {way} alone"
+    return f"the {way} over {axis}" if way in ("median", "mean") else f"{name} {way} alone"
 
 
 def _beta(schedule: Schedule) -> str:
@@ -77,8 +77,8 @@ def _beta(schedule: Schedule) -> str:
     )
     other = f" (other ends for {other})" if other else ""
     votes = f"{schedule.quorum} kept {'reply' if schedule.quorum == 1 else 'replies'}"
-    told = " with expectations" if schedule.estimate == "expected" else ""
-    return f"{words}{other}, for pairs with at least {votes}{told}"
+    condition = " with expectations" if schedule.estimate == "expected" else ""
+    return f"{words}{other}, for pairs with at least {votes}{condition}"
 
 
 def _papers(schedule: Schedule) -> list[str]:

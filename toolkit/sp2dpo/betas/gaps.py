@@ -25,7 +25,7 @@ from sp2dpo.store.annotations import AnnotationTable
 
 NOISE = 1e-9
 """Readings that cancel leave this much at most of floating point; it counts as 0."""
-_READ = ("gap", "magnitude", "confidence")
+_VALUES = ("gap", "magnitude", "confidence")
 
 
 def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
@@ -44,10 +44,10 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
         ValueError: as `effective`.
     """
     rubric = annotations.rubric
-    replies = effective(annotations, estimator)
-    read = over_variants(over_orders(replies), estimator.over_variants)
-    found = over_teachers(read, estimator.over_teachers).join(
-        majority(replies, list(rubric.categories)), on="pair_id"
+    replies = compute_reply_gaps(annotations, estimator)
+    by_teacher = combine_variants(average_orders(replies), estimator.over_variants)
+    combined = combine_teachers(by_teacher, estimator.over_teachers).join(
+        find_majority(replies, list(rubric.categories)), on="pair_id"
     )
     signed = pl.col("gap")
     settled = pl.when(signed.abs() <= NOISE).then(0.0).otherwise(signed)
@@ -56,7 +56,7 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
         disputed = pl.lit(None, pl.Boolean)
     return (
         pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
-        .join(found, on="pair_id", how="left", maintain_order="left")
+        .join(combined, on="pair_id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "teachers").fill_null(0), signed_gap=settled)
         .with_columns(gap=pl.col("signed_gap").clip(lower_bound=0.0), label_disputed=disputed)
     )
@@ -78,20 +78,20 @@ def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFr
     Raises:
         ValueError: expectations are wanted and no reply has them, or as `Estimator.only`.
     """
-    replies = estimator.only(annotations)
+    replies = estimator.select_replies(annotations)
     if estimator.estimate == "sampled":
         return replies
-    told = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
-    if told.is_empty():
+    scored = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
+    if scored.is_empty():
         raise ValueError(
             "no reply came with expectations, which the schedule's `estimate: expected` needs: ask "
             "teachers whose sampling in the panel says `logprobs: true` and `top_logprobs`, or "
             "write `estimate: sampled`"
         )
-    return told.with_columns(magnitude="expected_magnitude", confidence="expected_confidence")
+    return scored.with_columns(magnitude="expected_magnitude", confidence="expected_confidence")
 
 
-def effective(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
+def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """The replies that count, by their keys, with the signed gap of each in the column `gap`.
 
     Raises:
@@ -106,20 +106,22 @@ def effective(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFram
     return count_votes(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
 
 
-def signed_gap(reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator) -> float | None:
+def compute_signed_gap(
+    reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator
+) -> float | None:
     """The signed gap of one kept reply, as `Store.replies` gives it; None where it does not count.
 
     The same as `effective`, for a reply on its own.
     """
-    if not counts(reply, estimator):
+    if not is_vote(reply, estimator):
         return None
     prefix = "expected_" if estimator.estimate == "expected" else ""
     m = rubric.magnitude.share(reply[f"{prefix}magnitude"])
     c = rubric.confidence.share(reply[f"{prefix}confidence"])
-    return estimator.gap.gap(m, c, sign(reply, rubric))
+    return estimator.gap.gap(m, c, reply_sign(reply, rubric))
 
 
-def counts(reply: Mapping[str, Any], estimator: Estimator) -> bool:
+def is_vote(reply: Mapping[str, Any], estimator: Estimator) -> bool:
     """Whether a kept reply is a vote."""
     for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
         if way not in WAYS and reply[axis] != way:
@@ -129,7 +131,7 @@ def counts(reply: Mapping[str, Any], estimator: Estimator) -> bool:
     return reply["expected_magnitude"] is not None and reply["expected_confidence"] is not None
 
 
-def sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
+def reply_sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
     """+1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
     if not rubric.blind:
         return None
@@ -137,54 +139,56 @@ def sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
     return {"A": 1, "B": -1, "tie": 0}[reply["better"]] * turned
 
 
-def over_orders(replies: pl.DataFrame) -> pl.DataFrame:
+def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
     """One row per pair, teacher and variant: means over the orders that came.
 
     Args:
         replies: as `effective` makes them.
     """
-    return _each(
+    return _aggregate(
         replies,
         ["pair_id", "teacher", "variant"],
-        *(pl.col(name).mean() for name in _read(replies)),
+        *(pl.col(name).mean() for name in _value_columns(replies)),
         votes=pl.len(),
     )
 
 
-def over_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
+def combine_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
     """One row per pair and teacher (JMAMP, first half: `median`).
 
     Args:
         readings: as `over_orders` makes them.
         way: see `Estimator.over_variants`.
     """
-    made = (combine_expr(name, way) for name in _read(readings))
-    return _each(readings, ["pair_id", "teacher"], *made, votes=pl.col("votes").sum())
+    columns = (combine_expr(name, way) for name in _value_columns(readings))
+    return _aggregate(readings, ["pair_id", "teacher"], *columns, votes=pl.col("votes").sum())
 
 
-def over_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
+def combine_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
     """One row per pair (JMAMP, second half: `mean`), with the teachers' spread and their count.
 
     Args:
         by_teacher: as `over_variants` makes them.
         way: see `Estimator.over_teachers`.
     """
-    return _each(
+    return _aggregate(
         by_teacher,
         ["pair_id"],
-        *(combine_expr(name, way) for name in _read(by_teacher)),
+        *(combine_expr(name, way) for name in _value_columns(by_teacher)),
         spread=pl.col("gap").std(ddof=0),
         votes=pl.col("votes").sum().cast(pl.Int32),
         teachers=pl.len().cast(pl.Int32),
     )
 
 
-def _read(table: pl.DataFrame) -> list[str]:
+def _value_columns(table: pl.DataFrame) -> list[str]:
     """What is combined: as much of gap, magnitude and confidence as a table has."""
-    return [name for name in _READ if name in table.columns]
+    return [name for name in _VALUES if name in table.columns]
 
 
-def _each(table: pl.DataFrame, names: list[str], *made: pl.Expr, **more: pl.Expr) -> pl.DataFrame:
+def _aggregate(
+    table: pl.DataFrame, names: list[str], *aggregations: pl.Expr, **more: pl.Expr
+) -> pl.DataFrame:
     """One row for each run of equal names.
 
     The table is sorted by them, so a run is a group: its number is quicker to group by than names.
@@ -192,12 +196,12 @@ def _each(table: pl.DataFrame, names: list[str], *made: pl.Expr, **more: pl.Expr
     runs = table.with_columns(run=pl.struct(names).rle_id().set_sorted())
     return (
         runs.group_by("run", maintain_order=True)
-        .agg(pl.col(names).first(), *made, **more)
+        .agg(pl.col(names).first(), *aggregations, **more)
         .drop("run")
     )
 
 
-def majority(
+def find_majority(
     replies: pl.DataFrame, categories: list[str], by: Sequence[str] = ("pair_id",)
 ) -> pl.DataFrame:
     """The category that most replies name, and their share.

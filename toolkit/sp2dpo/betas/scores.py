@@ -29,23 +29,23 @@ class Scores:
         digest.update(self.table["reward_margin"].to_numpy().astype("<f8").tobytes())
         return digest.hexdigest()
 
-    def of(self, pair_ids: pl.Series) -> pl.Series:
+    def margins(self, pair_ids: pl.Series) -> pl.Series:
         """The margins of pairs, in their order.
 
         Raises:
             ValueError: a pair has none.
         """
         pairs = pl.DataFrame({"pair_id": pair_ids})
-        found = pairs.join(self.table, on="pair_id", how="left", maintain_order="left")
-        without = found.filter(pl.col("reward_margin").is_null())
-        if len(without) == len(found):
+        joined = pairs.join(self.table, on="pair_id", how="left", maintain_order="left")
+        without = joined.filter(pl.col("reward_margin").is_null())
+        if len(without) == len(joined):
             raise ValueError(f"{self.name} scores no pair of this store: it is of other pairs")
         if len(without):
             raise ValueError(
-                f"{self.name}: {len(without)} of {len(found)} pairs with a beta have no score, the "
-                f"first is {without['pair_id'][0][:12]}: score them too"
+                f"{self.name}: {len(without)} of {len(joined)} pairs with a beta have no score, "
+                f"the first is {without['pair_id'][0][:12]}: score them too"
             )
-        return found["reward_margin"]
+        return joined["reward_margin"]
 
 
 def read_scores(path: Path) -> Scores:

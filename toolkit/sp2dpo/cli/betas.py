@@ -43,7 +43,7 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
         with Store(store_file) as store, store.snapshot():
             annotations = store.annotations()
             hashing = beside.submit(getattr, annotations, "hash")
-            shard, mine = store.backlog.shard(), store.backlog.pair_count()
+            shard, mine = store.questions.shard(), store.questions.pair_count()
             pending, asked = _pending(store, annotations)
         table = compute_betas(annotations, arm, scores)
         annotations_hash = hashing.result()
@@ -91,10 +91,10 @@ def _pending(store: "Store", annotations: "AnnotationTable") -> tuple[int, int]:
 
     None where the store does not say what its last panel was.
     """
-    from sp2dpo.store.counts import count_replies, recorded_panel
+    from sp2dpo.store.counts import count_replies, load_recorded_panel
 
     try:
-        panel = recorded_panel(store)
+        panel = load_recorded_panel(store)
     except ValueError:
         return 0, 0
     tallies = count_replies(store, panel, annotations)

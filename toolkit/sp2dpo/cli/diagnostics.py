@@ -190,7 +190,7 @@ def audit(
     with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
         truths, given = load_gold(gold_file, store) if gold_file else (None, 0)
         found = audit_of(
-            made, annotations, store.corpus.lengths(), truths=truths, given=given, draws=draws
+            made, annotations, store.corpus.lengths(), truths=truths, gold_count=given, draws=draws
         )
     _print(found, audit_lines(found), as_json=as_json)
     if fail_on and has_failed(found, fail_on):

@@ -138,7 +138,7 @@ def _audit(
     store: Store, made: BetaTable, annotations: AnnotationTable, *, draws: int
 ) -> dict[str, Any]:
     found = audit_betas(
-        made, annotations, store.corpus.lengths(), truths=None, given=0, draws=draws
+        made, annotations, store.corpus.lengths(), truths=None, gold_count=0, draws=draws
     )
     checks = [{key: one[key] for key in _CHECK} for one in found["signatures"]]
     return {"draws": draws, "verdict": found["verdict"], "checks": checks}

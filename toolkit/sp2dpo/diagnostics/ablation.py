@@ -1,6 +1,6 @@
 """The ensembling ablation: the same annotations under every estimator, gap form and map.
 
-It needs no teacher: each row is another schedule over the replies that are there.
+No teacher is called: each row is another schedule over the stored replies.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from sp2dpo.betas.estimators import FEWEST_TO_TRIM, GAP_FORMS, Magnitude, Produc
 from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
 from sp2dpo.betas.schedule import Schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import of_all
+from sp2dpo.diagnostics.agreement import full_panel_estimator
 from sp2dpo.diagnostics.bootstrap import rank_correlation
 from sp2dpo.diagnostics.checks import END, envelope_shares
 from sp2dpo.diagnostics.gold import Truth, label_detection, magnitude_rank, with_gold
@@ -24,12 +24,12 @@ from sp2dpo.store.annotations import AnnotationTable
 
 @dataclass(frozen=True, kw_only=True)
 class Variation:
-    """A schedule that differs from the one that is asked about in one thing.
+    """A schedule that differs from the base schedule in one setting.
 
     Attributes:
-        group: what is varied.
-        name: the value that it takes.
-        schedule: the whole of it.
+        group: the setting that is varied.
+        name: its value.
+        schedule: the complete schedule.
     """
 
     group: str
@@ -38,35 +38,39 @@ class Variation:
 
 
 def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Variation]:
-    """The schedule itself, and what can be varied over these annotations.
+    """Yield the base schedule and all its variations that these annotations allow.
 
-    A single teacher and a single variant have fewer replies than the whole panel: there the quorum
-    is 1. Where the schedule names an only one, the others are tried in its place.
+    A single teacher or variant has fewer replies than the full panel, so its quorum is 1. If the
+    schedule names a single teacher or variant, every other one is tried in its place.
 
     Args:
-        annotations: of one store.
-        schedule: that is asked about.
+        annotations: annotations of one store.
+        schedule: base schedule.
     """
-    yield Variation(group="the schedule", name=ways(schedule), schedule=schedule)
-    whole = of_all(schedule.estimator)
-    panel = replace(schedule, over_variants=whole.over_variants, over_teachers=whole.over_teachers)
-    votes = count_votes(annotations, whole)
-    heard = {axis: votes[axis].unique().sort() for axis in ("teacher", "variant")}
-    for over_variants in _combinations(len(heard["variant"])):
-        for over_teachers in _combinations(len(heard["teacher"])):
+    yield Variation(group="the schedule", name=describe_combination(schedule), schedule=schedule)
+    panel_estimator = full_panel_estimator(schedule.estimator)
+    panel = replace(
+        schedule,
+        over_variants=panel_estimator.over_variants,
+        over_teachers=panel_estimator.over_teachers,
+    )
+    votes = count_votes(annotations, panel_estimator)
+    names = {axis: votes[axis].unique().sort() for axis in ("teacher", "variant")}
+    for over_variants in _combinations(len(names["variant"])):
+        for over_teachers in _combinations(len(names["teacher"])):
             other = replace(panel, over_variants=over_variants, over_teachers=over_teachers)
             if other != schedule:
-                yield Variation(group="combined", name=ways(other), schedule=other)
+                yield Variation(group="combined", name=describe_combination(other), schedule=other)
     for axis in ("teacher", "variant"):
-        for name in heard[axis]:
+        for name in names[axis]:
             other = replace(panel, **{f"over_{axis}s": name, "quorum": 1})
             yield Variation(group=f"one {axis}", name=name, schedule=other)
     for gap in (Product(), Magnitude(), Shrink(0.5), Signed()):
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):
             name = format_choice(gap, GAP_FORMS)
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))
-    told = ("expected_magnitude", "expected_confidence")
-    if len(annotations.replies.drop_nulls(told)):
+    expected = ("expected_magnitude", "expected_confidence")
+    if len(annotations.replies.drop_nulls(expected)):
         estimate = "sampled" if schedule.estimate == "expected" else "expected"
         other = replace(schedule, estimate=estimate)
         yield Variation(group="estimate", name=estimate, schedule=other)
@@ -76,13 +80,13 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
             yield Variation(group="map", name=name, schedule=replace(schedule, map=map_))
 
 
-def ways(schedule: Schedule) -> str:
-    """How a schedule combines replies, in a few words."""
+def describe_combination(schedule: Schedule) -> str:
+    """Return a short description of how a schedule combines replies."""
     return f"{schedule.over_variants} over variants, {schedule.over_teachers} over teachers"
 
 
-def _combinations(heard: int) -> tuple[str, ...]:
-    return ("median", "mean", "trimmed") if heard >= FEWEST_TO_TRIM else ("median", "mean")
+def _combinations(count: int) -> tuple[str, ...]:
+    return ("median", "mean", "trimmed") if count >= FEWEST_TO_TRIM else ("median", "mean")
 
 
 def compare_estimators(
@@ -92,24 +96,24 @@ def compare_estimators(
     truths: Mapping[str, Truth] | None,
     draws: int,
 ) -> list[dict[str, Any]]:
-    """A row for each variation; intervals hold 95 %, pairs are drawn again.
+    """Return a row for each variation; intervals are 95 % bootstrap intervals over pairs.
 
     Args:
-        annotations: of one store.
-        schedule: that the others are compared with.
-        truths: what is known of some pairs, by pair_id; None where nothing is.
-        draws: bootstrap samples.
+        annotations: annotations of one store.
+        schedule: base schedule that the others are compared with.
+        truths: known labels by pair_id; None without a gold file.
+        draws: number of bootstrap samples.
 
     Returns:
-        group, name: of the variation.
-        pairs: with a beta.
-        mean, std: of the betas.
-        floor, ceiling: share of the betas in the lowest, the highest 5 % of the envelope.
-        rho: Spearman's of its betas with the schedule's, over the pairs that both give one: value,
-            low, high.
-        moved: mean absolute difference of the two betas.
+        group, name: setting that is varied and its value.
+        pairs: number of pairs with a beta.
+        mean, std: mean and population standard deviation of the betas.
+        floor, ceiling: share of the betas in the lowest and in the highest 5 % of the envelope.
+        rho: Spearman's rho with the betas of the base schedule, over the pairs with a beta in both:
+            value, low, high.
+        moved: mean absolute difference from the betas of the base schedule.
         gold: None without truths; else magnitude (rho of beta and known magnitude over right
-            labels) and labels (see `detection.detection`, by the rule `weak`).
+            labels) and labels (see `gold.label_detection`, by the rule `weak`).
     """
     rows, base = [], None
     for variation in variations(annotations, schedule):
@@ -120,7 +124,7 @@ def compare_estimators(
                 "group": variation.group,
                 "name": variation.name,
                 **_spread(table, variation.schedule),
-                **_beside(table, base, draws=draws),
+                **_compare(table, base, draws=draws),
                 "gold": None if truths is None else _gold(with_gold(table, truths), draws=draws),
             }
         )
@@ -138,10 +142,10 @@ def _spread(table: pl.DataFrame, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _beside(table: pl.DataFrame, base: pl.DataFrame, *, draws: int) -> dict[str, Any]:
-    """Both tables name the same pairs in the same order."""
+def _compare(table: pl.DataFrame, base: pl.DataFrame, *, draws: int) -> dict[str, Any]:
+    """Compare two tables with the same pairs in the same order."""
     there = (table["has_beta"] & base["has_beta"]).to_numpy()
-    own, other = (one["beta"].to_numpy()[there] for one in (table, base))
+    own, other = (side["beta"].to_numpy()[there] for side in (table, base))
     return {
         "rho": rank_correlation(own, other, draws=draws),
         "moved": float(np.abs(own - other).mean()) if len(own) else None,

@@ -1,13 +1,13 @@
-"""Krippendorff's alpha: how far readers agree beyond chance, 1 for always, 0 for as by chance.
+"""Krippendorff's alpha: agreement beyond chance; 1 is perfect, 0 is chance level.
 
     alpha = 1 - (n - 1) sum_ck o_ck d2_ck / sum_ck n_c n_k d2_ck
 
 o is the coincidence matrix, n_c its row sums, n their sum, d2 the squared difference of two values:
 nominal 0 or 1, ordinal (sum of n_g from c to k - (n_c + n_k) / 2)^2 (Krippendorff 2011, "Computing
-Krippendorff's Alpha-Reliability"). Missing readings are allowed. A unit's share in o depends only
-on what was said of it, so alike units are counted once and weighed: that makes a thousand bootstrap
-samples of a large corpus a matter of seconds, which the `krippendorff` package, held to the same
-values by a test, does not offer.
+Krippendorff's Alpha-Reliability"). Missing readings are allowed. A unit's contribution to o depends
+only on its readings, so identical units are stored once with a weight: a thousand bootstrap samples
+of a large store take seconds. The `krippendorff` package cannot resample; a test checks that both
+give the same values.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from sp2dpo.diagnostics.bootstrap import estimate, resamples
 
 
 class Ratings:
-    """What readers said of units, values as numbers.
+    """The readings of units by readers, as integer codes.
 
     Attributes:
-        patterns: (patterns, readers) the distinct rows; -1 where a reader said nothing.
-        counts: (patterns,) units with that row.
-        values: how many values there are, in their order.
+        patterns: (patterns, readers) distinct rows of codes; -1 marks a missing reading.
+        counts: (patterns,) number of units with each row.
+        values: number of distinct values; codes are their ranks.
     """
 
     def __init__(self, codes: NDArray[np.int64], values: int) -> None:
@@ -35,12 +35,12 @@ class Ratings:
     def alpha(
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
     ) -> dict[str, float | None]:
-        """Alpha and its interval, units drawn again; see `intervals.estimate`.
+        """Compute alpha with its interval, resampling units; see `bootstrap.estimate`.
 
         Args:
             level: `nominal` or `ordinal`.
-            readers: the columns to compare; all where it is None.
-            draws: bootstrap samples.
+            readers: columns to compare; all if None.
+            draws: number of bootstrap samples.
         """
         value, drawn = self.resample(level, readers, draws=draws)
         return estimate(value, drawn)
@@ -48,51 +48,51 @@ class Ratings:
     def resample(
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
     ) -> tuple[float | None, list[float | None]]:
-        """Alpha of all units, and of each bootstrap sample."""
+        """Return alpha of all units, and alpha of each bootstrap sample."""
         unit, cell, share = self._entries(readers)
         if not len(unit):
             return None, []
 
         def alpha(weights: NDArray[np.float64]) -> float | None:
-            met: NDArray[Any] = np.bincount(
+            coincidences: NDArray[Any] = np.bincount(
                 cell, weights=weights[unit] * share, minlength=self.values**2
             )
-            return alpha_from_entries(met.reshape(self.values, self.values), level)
+            return alpha_from_entries(coincidences.reshape(self.values, self.values), level)
 
         everything = self.counts.astype(np.float64)
         samples = resamples(len(everything), draws=draws, counts=self.counts)
         return alpha(everything), [alpha(weights) for weights in samples]
 
     def pairable(self, readers: Sequence[int] | None = None) -> int:
-        """Units that at least two of the readers read."""
-        said = self.patterns if readers is None else self.patterns[:, list(readers)]
-        return int(self.counts[(said >= 0).sum(axis=1) >= 2].sum())
+        """Return the number of units with readings of at least two of the readers."""
+        codes = self.patterns if readers is None else self.patterns[:, list(readers)]
+        return int(self.counts[(codes >= 0).sum(axis=1) >= 2].sum())
 
     def _entries(
         self, readers: Sequence[int] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Of every two readings of a pattern: the pattern, the cell of o, what they add to it."""
-        said = self.patterns if readers is None else self.patterns[:, list(readers)]
-        there = said >= 0
-        size = there.sum(axis=1)
+        """Return, for every two readings of a pattern: pattern, cell of o, contribution to it."""
+        codes = self.patterns if readers is None else self.patterns[:, list(readers)]
+        present = codes >= 0
+        size = present.sum(axis=1)
         units, cells, shares = [], [], []
-        for one in range(said.shape[1]):
-            for other in range(said.shape[1]):
-                both = np.flatnonzero(there[:, one] & there[:, other]) if one != other else []
+        for left in range(codes.shape[1]):
+            for right in range(codes.shape[1]):
+                both = np.flatnonzero(present[:, left] & present[:, right]) if left != right else []
                 units.append(np.asarray(both, dtype=np.int64))
-                cells.append(said[units[-1], one] * self.values + said[units[-1], other])
+                cells.append(codes[units[-1], left] * self.values + codes[units[-1], right])
                 shares.append(1 / (size[units[-1]] - 1))
         return np.concatenate(units), np.concatenate(cells), np.concatenate(shares)
 
 
-def alpha_from_entries(met: NDArray[np.float64], level: str) -> float | None:
-    """Alpha of a coincidence matrix; None where all readings are equal, or there are none.
+def alpha_from_entries(coincidences: NDArray[np.float64], level: str) -> float | None:
+    """Return alpha of a coincidence matrix; None if all readings are equal or there are none.
 
     Args:
-        met: (values, values), the values of an ordinal level in their order.
+        coincidences: (values, values) matrix o; for the ordinal level, values in ascending order.
         level: `nominal` or `ordinal`.
     """
-    sums = met.sum(axis=0)
+    sums = coincidences.sum(axis=0)
     total = sums.sum()
     if level == "ordinal":
         upto = np.cumsum(sums) - sums / 2
@@ -102,4 +102,4 @@ def alpha_from_entries(met: NDArray[np.float64], level: str) -> float | None:
     expected = sums @ squares @ sums
     if not expected > 0:
         return None
-    return float(1 - (total - 1) * (met * squares).sum() / expected)
+    return float(1 - (total - 1) * (coincidences * squares).sum() / expected)

@@ -1,8 +1,8 @@
-"""Intervals by the bootstrap: pairs are drawn again with replacement, what is computed stays.
+"""Bootstrap confidence intervals over pairs.
 
-95 % percentile intervals (Efron 1979) over whole pairs, since the replies about one pair depend on
-each other. The draws are seeded: what is computed twice is the same, and two statistics that are
-resampled over the same units see the same draws.
+95 % percentile intervals (Efron 1979). Whole pairs are resampled, because the replies about one
+pair depend on each other. The random generator is seeded: results are reproducible, and two
+statistics over the same units see the same samples.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,24 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 1000
-"""Bootstrap samples, unless one asks for another number."""
+"""Default number of bootstrap samples."""
 SEED = 0
 LOW, HIGH = 2.5, 97.5
-"""Percentiles: the ends of an interval that holds 95 %."""
+"""Percentiles that bound a 95 % interval."""
 
 
 def resamples(
     units: int, *, draws: int, counts: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.float64]]:
-    """How often each unit is drawn, in one bootstrap sample after the other.
+    """Yield bootstrap samples as weights: how often each unit is drawn.
 
     Args:
-        units: rows of what is resampled.
-        draws: samples.
-        counts: how many units each row stands for; 1 each where it is None.
+        units: number of distinct units (rows).
+        draws: number of samples.
+        counts: (units,) how many identical units each row represents; 1 each if None.
 
     Yields:
-        (units,) numbers from 0, their sum that of the counts.
+        (units,) nonnegative integers as floats; their sum is the sum of the counts.
     """
     rng = np.random.default_rng(SEED)
     for _ in range(draws):
@@ -40,20 +40,20 @@ def resamples(
             yield rng.multinomial(total, counts / total).astype(np.float64)
 
 
-def estimate(value: float | None, drawn: Iterable[float | None]) -> dict[str, float | None]:
-    """A value with its interval, as JSON.
+def estimate(value: float | None, samples: Iterable[float | None]) -> dict[str, float | None]:
+    """Return a value with its 95 % interval, as JSON values.
 
     Args:
-        value: of the whole sample; None where it is not defined.
-        drawn: of the bootstrap samples; those where it is not defined are left out.
+        value: statistic of the full sample; None if undefined.
+        samples: statistic of each bootstrap sample; undefined ones are left out.
 
     Returns:
-        value, low, high; low and high are None where the value is.
+        value, low, high; low and high are None if the value is, or if every sample is undefined.
     """
-    told = [one for one in drawn if one is not None and np.isfinite(one)]
-    if value is None or not told:
+    defined = [sample for sample in samples if sample is not None and np.isfinite(sample)]
+    if value is None or not defined:
         return {"value": value, "low": None, "high": None}
-    low, high = np.percentile(told, [LOW, HIGH])
+    low, high = np.percentile(defined, [LOW, HIGH])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
@@ -64,13 +64,13 @@ def bootstrap_estimates(
     draws: int,
     counts: NDArray[np.int64] | None = None,
 ) -> dict[str, float | None]:
-    """A statistic of weighted units with its interval; see `estimate`.
+    """Compute a statistic of weighted units with its interval; see `estimate`.
 
     Args:
-        statistic: of (units,) weights.
-        units: how many.
-        draws: bootstrap samples.
-        counts: as `resamples`.
+        statistic: function of (units,) weights.
+        units: number of distinct units.
+        draws: number of bootstrap samples.
+        counts: see `resamples`.
     """
     if units == 0:
         return {"value": None, "low": None, "high": None}
@@ -79,7 +79,7 @@ def bootstrap_estimates(
 
 
 def correlation(x: Any, y: Any, weights: NDArray[np.float64]) -> float | None:
-    """Pearson's correlation of weighted values; None where one side is all equal."""
+    """Return Pearson's correlation of weighted values; None if either side is constant."""
     total = weights.sum()
     dx, dy = x - (weights @ x) / total, y - (weights @ y) / total
     square = (weights @ (dx * dx)) * (weights @ (dy * dy))
@@ -89,40 +89,40 @@ def correlation(x: Any, y: Any, weights: NDArray[np.float64]) -> float | None:
 
 
 class Ranked:
-    """Values whose ranks are wanted again and again, under other weights.
+    """Values prepared for repeated ranking under different weights.
 
     Attributes:
-        codes: (n,) which of the distinct values, in their order, each one is.
-        distinct: how many there are.
+        codes: (n,) index of each value among the sorted distinct values.
+        distinct: number of distinct values.
     """
 
     def __init__(self, values: Any) -> None:
-        found, codes = np.unique(
+        unique, codes = np.unique(
             np.round(np.asarray(values, dtype=np.float64), 9), return_inverse=True
         )
-        self.codes, self.distinct = codes, len(found)
+        self.codes, self.distinct = codes, len(unique)
 
     def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) mean ranks from 1, a value of weight w standing for w equal ones."""
+        """Return (n,) mean ranks from 1; a value of weight w counts as w equal values."""
         sizes = np.bincount(self.codes, weights=weights, minlength=self.distinct)
         return (np.cumsum(sizes) - (sizes - 1) / 2)[self.codes]
 
 
 class RankedWithin:
-    """Values ranked each within its own part, centred, as shares of the part's weight.
+    """Values ranked within groups, centred and divided by the weight of the group.
 
-    What differs between the parts is taken out, whatever its form.
+    This removes every difference between the groups, whatever its form.
     """
 
     def __init__(self, values: Any, parts: Any) -> None:
         _, self._part = np.unique(np.asarray(parts), return_inverse=True)
         both = np.stack([self._part, Ranked(values).codes])
-        found, self._codes = np.unique(both, axis=1, return_inverse=True)
-        self._part_of = found[0]
+        unique, self._codes = np.unique(both, axis=1, return_inverse=True)
+        self._part_of = unique[0]
         self._first = np.searchsorted(self._part_of, np.arange(self._part.max(initial=-1) + 1))
 
     def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) in [-0.5, 0.5]; a value of weight w stands for w equal ones."""
+        """Return (n,) ranks in [-0.5, 0.5]; a value of weight w counts as w equal values."""
         sizes = np.bincount(self._codes, weights=weights, minlength=len(self._part_of))
         upto = np.cumsum(sizes)
         before = (upto - sizes)[self._first][self._part_of]
@@ -132,38 +132,35 @@ class RankedWithin:
         return centred[self._codes]
 
 
-def spearman(
-    one: Ranked | RankedWithin, other: Ranked | RankedWithin, weights: NDArray[np.float64]
+def weighted_spearman(
+    x: Ranked | RankedWithin, y: Ranked | RankedWithin, weights: NDArray[np.float64]
 ) -> float | None:
-    """Spearman's rho of weighted values, ties given their mean rank."""
-    return correlation(one.ranks(weights), other.ranks(weights), weights)
+    """Return Spearman's rho of weighted values; ties get their mean rank."""
+    return correlation(x.ranks(weights), y.ranks(weights), weights)
 
 
-def rank_correlation(
-    one: Any, other: Any, *, draws: int, parts: Any = None
-) -> dict[str, float | None]:
-    """Spearman's rho of two columns with its interval; see `estimate`.
-
-    Equal rows are drawn together, which is the same and, where values are few, quicker.
+def rank_correlation(x: Any, y: Any, *, draws: int, parts: Any = None) -> dict[str, float | None]:
+    """Compute Spearman's rho of two columns with its interval; see `estimate`.
 
     Args:
-        one: (n,) values.
-        other: (n,) values.
-        draws: bootstrap samples.
-        parts: (n,) where given, ranks are taken within equal ones: see `RankedWithin`.
+        x: (n,) values.
+        y: (n,) values.
+        draws: number of bootstrap samples.
+        parts: (n,) group of each row; if given, ranks are taken within groups (`RankedWithin`).
     """
-    sides = [Ranked(one).codes, Ranked(other).codes]
+    sides = [Ranked(x).codes, Ranked(y).codes]
     if parts is not None:
         sides.append(np.unique(np.asarray(parts), return_inverse=True)[1])
     if not len(sides[0]):
         return estimate(None, [])
+    # Resampling equal rows together gives the same distribution and is faster when values are few.
     rows, counts = np.unique(np.stack(sides), axis=1, return_counts=True)
     if parts is None:
         ranked = [Ranked(side) for side in rows]
     else:
         ranked = [RankedWithin(side, rows[2]) for side in rows[:2]]
     return bootstrap_estimates(
-        lambda weights: spearman(ranked[0], ranked[1], weights),
+        lambda weights: weighted_spearman(ranked[0], ranked[1], weights),
         rows.shape[1],
         draws=draws,
         counts=counts,

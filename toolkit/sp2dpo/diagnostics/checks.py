@@ -1,4 +1,4 @@
-"""A failure signature: a number, the thresholds that it is held to, and the verdict."""
+"""Checks of a table of betas: a measured value, its thresholds and the verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,34 +9,34 @@ import polars as pl
 
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import Schedule, category_envelopes
-from sp2dpo.diagnostics.agreement import intraclass
+from sp2dpo.diagnostics.agreement import intraclass_correlation
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
-"""Pairs below which a number is shown but gets no verdict: chance alone could give it. Our choice.
+"""Minimum number of pairs for a verdict; below it, the value could be due to chance. Our choice.
 (The standard error of a rank correlation of 0 over n pairs is 1 / sqrt(n - 1): 0.23 for 20.)"""
 END = 0.05
-"""The width of an end of the envelope, as a share of the whole. Our choice."""
+"""Width of either end of the envelope, as a share of its full width. Our choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One way in which betas can go wrong, measured.
+    """The measurement of one way in which betas can go wrong.
 
     Attributes:
-        name: for programs; never changes.
-        title: for people.
-        measure: what the value is, in words.
-        unit: `share` (a percentage, for people) or `coefficient`.
-        value: on a scale from 0 to `top`; None where it cannot be computed.
-        top: the far end of the scale.
-        look: the threshold from which it is worth a look.
-        bad: the threshold from which it is bad; above `look` where high values are bad, else below.
-        low: the lower end of the value's 95 % interval; None where none is given.
-        high: the upper end of it.
-        reason: why there is no verdict; None where there is one.
-        note: whom the value is of, and what was left out of it; None where that is plain.
-        advice: what to do if it looks wrong, one sentence.
+        name: stable identifier.
+        title: short description of the failure, for display.
+        measure: description of the measured value.
+        unit: `share` (shown as a percentage) or `coefficient`.
+        value: measured value, on a scale from 0 to `top`; None if it cannot be computed.
+        top: upper end of the scale.
+        look: threshold of the verdict `look`.
+        bad: threshold of the verdict `bad`; above `look` if high values are bad, else below.
+        low: lower end of the value's 95 % interval; None without an interval.
+        high: upper end of the interval; None without an interval.
+        reason: why there is no verdict; None if there is one.
+        note: which teacher or pairs the value describes and what was left out; None if obvious.
+        advice: one sentence on what to do if the check fails.
         verdict: `ok`, `look`, `bad` or `cannot be told`.
     """
 
@@ -56,9 +56,9 @@ class Check:
     verdict: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "verdict", self._judged())
+        object.__setattr__(self, "verdict", self._compute_verdict())
 
-    def _judged(self) -> str:
+    def _compute_verdict(self) -> str:
         if self.value is None or self.reason is not None:
             return UNKNOWN
         high_is_bad = self.bad > self.look
@@ -68,15 +68,15 @@ class Check:
         return LOOK if sign * self.value >= sign * self.look else OK
 
 
-def within(measured: Mapping[str, float | None]) -> dict[str, float | None]:
-    """A value with its interval, as `intervals.estimate` gives it, for a signature.
+def absolute_estimate(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the absolute value of an estimate: a negative value and its interval are negated.
 
-    What counts is how far a value is from 0: one below it is given with its sign turned, and its
-    interval too.
+    Args:
+        estimate: value, low, high, from `bootstrap.estimate`.
     """
-    value, low, high = (measured[name] for name in ("value", "low", "high"))
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
     if value is None or value >= 0:
-        return dict(measured)
+        return dict(estimate)
     return {
         "value": -value,
         "low": None if high is None else -high,
@@ -85,17 +85,17 @@ def within(measured: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def check_betas(
-    made: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[dict[str, Any]]
+    betas: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[dict[str, Any]]
 ) -> list[Check]:
-    """All signatures of a table of betas.
+    """Run the checks of the distribution of betas and of the teachers' consistency.
 
     Args:
-        made: the betas.
-        replies: pair_id, teacher and gap, one row per variant; under the blind protocol a mean over
-            the orders, so that what a teacher owes to a place is not taken for wavering.
-        between_teachers: as `agreement.comparisons` makes them.
+        betas: the table of betas to check.
+        replies: table of pair_id, teacher and gap, one row per variant; under the blind protocol
+            averaged over the orders, so that position bias does not count as inconsistency.
+        between_teachers: comparisons from `agreement.compare_readers`.
     """
-    shares = envelope_shares(made.table, made.schedule).drop_nulls()
+    shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
     return [
         _clumped_low(shares),
         _clumped_high(shares),
@@ -106,10 +106,10 @@ def check_betas(
 
 
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-    """Where each beta stands in its envelope: (beta - beta_min) / (beta_max - beta_min).
+    """Return each beta's position in its envelope, (beta - beta_min) / (beta_max - beta_min).
 
-    In [0, 1], but for a baseline's beta, which may lie outside. Rounded to 9 decimals, so that a
-    beta on a border is on it in spite of floating point.
+    In [0, 1], except for the betas of a baseline, which may be outside. Rounded to 9 decimals, so
+    that floating-point error does not move a beta off a border.
     """
     low, high = category_envelopes(schedule)
     share = (pl.col("beta") - low) / (high - low)
@@ -117,7 +117,7 @@ def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
 
 
 def _clumped_low(shares: pl.Series) -> Check:
-    """The share of the betas in the lowest 5% of the envelope, borders included. Our choice."""
+    """Measure the share of betas in the lowest 5% of the envelope, border included. Our choice."""
     return Check(
         name="clumped-low",
         title="Clumped at beta_min",
@@ -128,13 +128,13 @@ def _clumped_low(shares: pl.Series) -> Check:
         look=0.25,
         bad=0.5,
         reason=_too_few(len(shares)),
-        advice="Read the least telling pairs: where they do differ, recalibrate the rubric's "
-        "scales or the envelope; where they do not, these pairs hold little preference.",
+        advice="Read the pairs with the smallest gaps: if their responses do differ, recalibrate "
+        "the rubric's scales or the envelope; if not, these pairs express little preference.",
     )
 
 
 def _clumped_high(shares: pl.Series) -> Check:
-    """The share of the betas in the highest 5% of the envelope, borders included. Our choice."""
+    """Measure the share of betas in the top 5% of the envelope, border included. Our choice."""
     return Check(
         name="clumped-high",
         title="Clumped at beta_max",
@@ -145,13 +145,14 @@ def _clumped_high(shares: pl.Series) -> Check:
         look=0.25,
         bad=0.5,
         reason=_too_few(len(shares)),
-        advice="Read the most telling pairs: where they are not all decisive, the teachers use the "
-        "top of the scales too freely, and the rubric's scales or the envelope want recalibration.",
+        advice="Read the pairs with the largest gaps: if not all of them are decisive, the "
+        "teachers use the top of the scales too freely; recalibrate the rubric's scales or the "
+        "envelope.",
     )
 
 
 def _no_spread(shares: pl.Series) -> Check:
-    """The population standard deviation of beta over the envelope's width, in [0, 0.5].
+    """Measure the population standard deviation of beta over the envelope's width, in [0, 0.5].
 
     Betas spread evenly over the envelope give 0.29. Our choice.
     """
@@ -165,75 +166,75 @@ def _no_spread(shares: pl.Series) -> Check:
         look=0.1,
         bad=0.05,
         reason=_too_few(len(shares)),
-        advice="Betas this close to each other train much like one global beta: see whether the "
-        "teachers use the whole of the scales, and sharpen the rubric if they do not.",
+        advice="Betas this close to each other train much like one global beta: check whether the "
+        "teachers use the full scales, and sharpen the rubric if they do not.",
     )
 
 
 def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Check:
-    """The mean of Spearman's rho over all two teachers' gaps, in [-1, 1].
+    """Average Spearman's rho of the gaps over all pairs of teachers, in [-1, 1].
 
-    Teachers that guess, each on its own, rank the pairs in unrelated orders: 0. A teacher that is
-    merely stricter than another loses nothing. Comparisons of fewer than 20 pairs are left out, and
-    those with a teacher whose gaps are all equal. Our choice.
+    Teachers that guess independently rank the pairs in unrelated orders, which gives 0. A teacher
+    that is only stricter than another does not lower the value. Comparisons over fewer than 20
+    pairs, or with a teacher whose gaps are all equal, are left out. Our choice.
     """
-    enough = [one for one in between_teachers if one["pairs"] >= FEWEST]
-    known = [one["spearman"] for one in enough if one["spearman"] is not None]
-    left_out = len(between_teachers) - len(known)
+    enough = [row for row in between_teachers if row["pairs"] >= FEWEST]
+    correlations = [row["spearman"] for row in enough if row["spearman"] is not None]
+    left_out = len(between_teachers) - len(correlations)
     reason = None
     if not between_teachers:
         reason = "it takes two teachers to compare"
     elif not enough:
-        reason = f"no two teachers have read {FEWEST} pairs in common"
-    elif not known:
-        reason = "a teacher whose gaps are all equal puts the pairs in no order"
+        reason = f"no two teachers have {FEWEST} pairs in common"
+    elif not correlations:
+        reason = "a teacher whose gaps are all equal does not rank the pairs"
     return Check(
         name="guessing",
         title="Teachers guess",
-        measure="rank correlation between two teachers' gaps, mean over all twos",
+        measure="rank correlation between two teachers' gaps, mean over all pairs of teachers",
         unit="coefficient",
-        value=fmean(known) if known else None,
+        value=fmean(correlations) if correlations else None,
         top=1.0,
         look=0.4,
         bad=0.2,
         reason=reason,
         note=f"{left_out} of {len(between_teachers)} comparisons left out" if left_out else None,
-        advice="The teachers put the pairs in different orders, so their mean says little: read a "
-        "few rationales, then make the rubric plainer or ask stronger teachers.",
+        advice="The teachers rank the pairs differently, so their mean carries little information: "
+        "read a few rationales, then simplify the rubric or use stronger teachers.",
     )
 
 
 def _wavering(replies: pl.DataFrame) -> Check:
-    """ICC(1) of a teacher's gaps over the variants, in [-1, 1]; that of the lowest teacher.
+    """Measure the lowest ICC(1) of any teacher's gaps over the variants, in [-1, 1].
 
-    The share of the variance of single gaps that lies between pairs: a teacher that rolls dice at
-    every request has 0, one that the wording of a request does not move has 1. Teachers with fewer
-    than 20 pairs that they read at least twice are left out. Our choice.
+    ICC(1) is the share of the variance of single gaps that lies between pairs: 0 for a teacher that
+    answers at random, 1 for a teacher that the wording of a request does not affect. Teachers with
+    fewer than 20 pairs annotated at least twice are left out. Our choice.
     """
-    measured = intraclass(replies).filter(pl.col("pairs") >= FEWEST)
-    known = dict(measured.drop_nulls("icc").select("teacher", "icc").iter_rows())
-    left_out = sorted(set(replies["teacher"]) - set(known))
-    lowest = min(known, key=lambda teacher: known[teacher], default=None)
+    measured = intraclass_correlation(replies).filter(pl.col("pairs") >= FEWEST)
+    by_teacher = dict(measured.drop_nulls("icc").select("teacher", "icc").iter_rows())
+    left_out = sorted(set(replies["teacher"]) - set(by_teacher))
+    lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher], default=None)
     reason = None
     if measured.is_empty():
         reason = f"no teacher has read {FEWEST} pairs under two variants"
     elif lowest is None:
         reason = "every teacher's gaps are all equal"
-    notes = [] if lowest is None else [f"lowest of {len(known)}: {lowest}"]
+    notes = [] if lowest is None else [f"lowest of {len(by_teacher)}: {lowest}"]
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     return Check(
         name="wavering",
         title="A teacher wavers",
         measure="share of the variance of a teacher's gaps that lies between pairs, not variants",
         unit="coefficient",
-        value=None if lowest is None else known[lowest],
+        value=None if lowest is None else by_teacher[lowest],
         top=1.0,
         look=0.5,
         bad=0.2,
         reason=reason,
         note="; ".join(notes) or None,
-        advice="What this teacher says hangs on how it is asked: read its rationales for one pair "
-        "under all variants, and ask another teacher if they contradict each other.",
+        advice="This teacher's answers depend on the wording of the request: read its rationales "
+        "for one pair under all variants, and use another teacher if they contradict each other.",
     )
 
 
@@ -244,7 +245,7 @@ def _too_few(pairs: int) -> str | None:
 
 
 def _share_of(inside: pl.Series) -> float | None:
-    """The share of True; None of nothing."""
+    """Return the share of True values; None if the series is empty."""
     return int(inside.sum()) / len(inside) if len(inside) else None
 
 

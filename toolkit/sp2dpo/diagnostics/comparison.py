@@ -1,4 +1,4 @@
-"""Two tables of betas side by side: how alike they rank the pairs, what shifted, what moved."""
+"""Compare two tables of betas: rank correlation, shift, and the pairs that moved most."""
 
 from typing import Any
 
@@ -12,37 +12,38 @@ from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, correlation, rank_
 
 
 def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) -> dict[str, Any]:
-    """What `sp2dpo compare` says, as JSON values; what is not defined is None.
+    """Return the output of `sp2dpo compare` as JSON values; undefined values are None.
 
-    Intervals hold 95 %; pairs are drawn again. Shifts are the other's beta less the one's.
+    Intervals are 95 % bootstrap intervals over pairs. A shift is `other` minus `one`.
 
     Args:
-        one: the betas to start from.
-        other: those to compare with them.
-        movers: how many pairs to list.
-        draws: bootstrap samples.
+        one: first table (A).
+        other: second table (B).
+        movers: number of pairs to list.
+        draws: number of bootstrap samples.
 
     Returns:
-        pairs: both (in both tables), compared (with a beta in both), and those only in one, only in
-            the other, with a beta only in one, only in the other.
-        kept: pairs of both tables that both keep, only one, only the other.
-        differs: key -> what one says and what the other does, of their schedules and arms.
-        draws: bootstrap samples.
-        same_annotations: whether both were made from the same replies.
+        pairs: number of pairs in both tables (both), with a beta in both (compared), in only one
+            table (only_one, only_other), and with a beta in only one table (beta_only_one,
+            beta_only_other).
+        kept: number of pairs kept for training by both tables, by one only, by the other only.
+        differs: key -> values in the schedules and arms of the two tables, where they differ.
+        draws: number of bootstrap samples.
+        same_annotations: whether both tables were computed from the same annotations.
         pearson, spearman, shift: value, low, high.
-        distance: mean absolute difference; largest: the largest.
+        distance, largest: mean and maximum absolute difference.
         one, other: mean, std, min and max of the compared betas.
-        categories: by the one's category: pairs, one, other (means), shift, spearman.
+        categories: by category of the first table: pairs, one, other (means), shift, spearman.
         movers: pair_id, category, one, other, shift of the pairs that moved most.
 
     Raises:
-        ValueError: no pair has a beta in both.
+        ValueError: no pair has a beta in both tables.
     """
     joined = one.table.join(other.table, on="pair_id", how="full", suffix="_other", coalesce=True)
     both = joined.filter(pl.col("has_beta").is_not_null() & pl.col("has_beta_other").is_not_null())
     compared = both.filter(pl.col("has_beta") & pl.col("has_beta_other")).sort("pair_id")
     if compared.is_empty():
-        raise ValueError("no pair has a beta in both tables: they are of other pairs")
+        raise ValueError("no pair has a beta in both tables: they are from different pairs")
     a, b = compared["beta"].to_numpy(), compared["beta_other"].to_numpy()
     return {
         "pairs": {
@@ -74,20 +75,20 @@ def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) 
 
 
 def _differs(one: BetaTable, other: BetaTable) -> dict[str, list[Any]]:
-    said = [betas.schedule.as_mapping() | _arm(betas) for betas in (one, other)]
-    keys = [*said[0], *(key for key in said[1] if key not in said[0])]
+    configs = [betas.schedule.as_mapping() | _arm(betas) for betas in (one, other)]
+    keys = [*configs[0], *(key for key in configs[1] if key not in configs[0])]
     return {
-        key: [said[0].get(key), said[1].get(key)]
+        key: [configs[0].get(key), configs[1].get(key)]
         for key in keys
-        if said[0].get(key) != said[1].get(key)
+        if configs[0].get(key) != configs[1].get(key)
     }
 
 
 def _arm(betas: BetaTable) -> dict[str, Any]:
-    """What its arm departs in; a column that only one of two tables has shows here."""
-    said = {f"arm: {key}": value for key, value in betas.arm.departures().items()}
+    """Return the settings of the arm, and the hash of its scores if the table uses them."""
+    departures = {f"arm: {key}": value for key, value in betas.arm.departures().items()}
     columns = [name for name in OPTIONAL if name in betas.table.columns]
-    return said | ({"scores": betas.scores_hash} if "reward_margin" in columns else {})
+    return departures | ({"scores": betas.scores_hash} if "reward_margin" in columns else {})
 
 
 def _about(beta: pl.Series) -> dict[str, Any]:
@@ -97,15 +98,15 @@ def _about(beta: pl.Series) -> dict[str, Any]:
 
 
 def _categories(compared: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row for each category, the one with most pairs first."""
+    """Return a row per category, largest first."""
     rows = []
-    for (category,), some in compared.group_by("category"):
-        a, b = some["beta"], some["beta_other"]
+    for (category,), pairs in compared.group_by("category"):
+        a, b = pairs["beta"], pairs["beta_other"]
         rho = spearman(a.round(9), b.round(9))
         rows.append(
             {
                 "category": category,
-                "pairs": len(some),
+                "pairs": len(pairs),
                 "one": a.mean(),
                 "other": b.mean(),
                 "shift": (b - a).mean(),
@@ -116,7 +117,7 @@ def _categories(compared: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _movers(compared: pl.DataFrame, count: int) -> list[dict[str, Any]]:
-    """Those that did not move at all are none."""
+    """Return the pairs that moved most; pairs that did not move are left out."""
     moved = compared.with_columns(shift=pl.col("beta_other") - pl.col("beta"))
     moved = moved.with_columns(distance=pl.col("shift").abs().round(9))
     first = moved.filter(pl.col("distance") > 0).sort(

@@ -1,4 +1,4 @@
-"""How far a panel agrees: Krippendorff's alpha with intervals, the odd one out, what splits it."""
+"""Agreement of a panel: Krippendorff's alpha with intervals, outliers, disputed pairs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sp2dpo.betas.estimators import Estimator
-from sp2dpo.betas.gaps import majority
-from sp2dpo.diagnostics.agreement import by_reading, by_teacher, by_variant, comparisons, steady
+from sp2dpo.betas.gaps import find_majority
+from sp2dpo.diagnostics.agreement import (
+    compare_readers,
+    panel_reply_gaps,
+    single_readings,
+    teacher_readings,
+    variant_readings,
+)
 from sp2dpo.diagnostics.alpha import Ratings
 from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, estimate
 from sp2dpo.settings import did_you_mean
@@ -22,45 +28,46 @@ MEASURES = {
     "confidence": "ordinal",
     "gap": "ordinal",
 }
-"""What readers are compared in, and the level of each."""
+"""Measures that readers are compared on, and the level of measurement of each."""
 STANDS_OUT = 0.05
-"""A teacher without whom the gaps' alpha is higher by so much is the odd one out. Our choice."""
+"""A teacher is an outlier if alpha of the gaps rises by this much without it. Our choice."""
 SPLITS = 10
-"""Pairs listed that split a panel."""
+"""Number of disputed pairs to list."""
 _DECIMALS = {"magnitude": 6, "confidence": 6, "gap": 2}
-"""Gaps are compared to a hundredth: finer steps than any scale has only make alpha slow."""
+"""Decimals at which values are compared. Gaps use two: finer steps than any scale has only make
+alpha slow."""
 
 
 def measure_agreement(
     annotations: AnnotationTable, estimator: Estimator, *, draws: int
 ) -> dict[str, Any]:
-    """What `sp2dpo agreement` says, as JSON values; what is not defined is None.
+    """Return the output of `sp2dpo agreement` as JSON values; undefined values are None.
 
-    Alphas are between teachers (each one's variants combined as the estimator does), between
-    variants (each one's teachers averaged), and between the variants of a teacher. Intervals hold
-    95 %; pairs are drawn again.
+    Alpha is computed between teachers (variants combined as the estimator does), between variants
+    (teachers averaged), and between the variants of each teacher. Intervals are 95 % bootstrap
+    intervals over pairs.
 
     Args:
-        annotations: of a store, or of some of its pairs: see `subset`.
-        estimator: how a reply becomes a gap, and a teacher's replies one.
-        draws: bootstrap samples.
+        annotations: annotations of a store, or of some of its pairs: see `select_pairs`.
+        estimator: how a reply becomes a gap, and how a teacher's replies are combined.
+        draws: number of bootstrap samples.
 
     Returns:
         pairs, replies, draws.
         teachers, variants: names, alpha (by measure: value, low, high, pairs) and twos (see
-            `agreement.comparisons`); under variants also by_teacher, the alphas of each.
+            `agreement.compare_readers`); for variants also by_teacher, the alphas of each teacher.
         outliers: see `_outliers`.
         splits: see `_splits`.
     """
     categories = list(annotations.rubric.categories)
-    replies = steady(annotations, estimator)
+    replies = panel_reply_gaps(annotations, estimator)
     teachers, variants = (sorted(replies[axis].unique()) for axis in ("teacher", "variant"))
     variants = [name for name in annotations.rubric.variants if name in variants]
-    said = by_teacher(replies, categories, estimator)
-    under = by_variant(replies, categories)
-    readings = by_reading(replies, categories)
-    ratings = {what: build_ratings(said, teachers, what, categories) for what in MEASURES}
-    twos = comparisons(said, teachers)
+    readings = teacher_readings(replies, categories, estimator)
+    by_variant = variant_readings(replies, categories)
+    singles = single_readings(replies, categories)
+    ratings = {what: build_ratings(readings, teachers, what, categories) for what in MEASURES}
+    twos = compare_readers(readings, teachers)
     return {
         "pairs": replies["pair_id"].n_unique(),
         "replies": len(replies),
@@ -73,9 +80,10 @@ def measure_agreement(
         "variants": {
             "names": variants,
             "alpha": _alphas(
-                {what: build_ratings(under, variants, what, categories) for what in MEASURES}, draws
+                {what: build_ratings(by_variant, variants, what, categories) for what in MEASURES},
+                draws,
             ),
-            "twos": comparisons(under, variants),
+            "twos": compare_readers(by_variant, variants),
             "by_teacher": {
                 teacher: _alphas(
                     {
@@ -85,11 +93,11 @@ def measure_agreement(
                     draws,
                 )
                 for teacher in teachers
-                for own in [readings.filter(pl.col("teacher") == teacher)]
+                for own in [singles.filter(pl.col("teacher") == teacher)]
             },
         },
-        "outliers": _outliers(said, teachers, twos, ratings, draws),
-        "splits": _splits(said, teachers),
+        "outliers": _outliers(readings, teachers, twos, ratings, draws),
+        "splits": _splits(readings, teachers),
     }
 
 
@@ -100,17 +108,17 @@ def select_pairs(
     category: str | None = None,
     sample: int | None = None,
 ) -> AnnotationTable:
-    """The annotations of some pairs.
+    """Return the annotations of a subset of the pairs.
 
     Args:
-        annotations: of a store.
-        pair_ids: only these pairs.
-        category: only pairs in it, by most of their replies.
-        sample: so many of what is left, those whose ids are lowest: ids are hashes, so that they
-            are drawn at random, and the same ones every time.
+        annotations: annotations of a store.
+        pair_ids: select these pairs only.
+        category: select pairs whose most frequent category is this one.
+        sample: maximum number of pairs, those with the lowest ids. Ids are hashes, so the sample is
+            random and reproducible.
 
     Raises:
-        ValueError: there is no such category, or nothing is left.
+        ValueError: the rubric does not have the category, or no pair is left.
     """
     replies = annotations.replies
     categories = list(annotations.rubric.categories)
@@ -122,7 +130,7 @@ def select_pairs(
     if pair_ids is not None:
         replies = replies.filter(pl.col("pair_id").is_in(list(pair_ids)))
     if category is not None and len(replies):
-        of = majority(replies, categories).filter(pl.col("category") == category)
+        of = find_majority(replies, categories).filter(pl.col("category") == category)
         replies = replies.filter(pl.col("pair_id").is_in(of["pair_id"].to_list()))
     left = replies["pair_id"].unique().sort()[:sample].to_list()
     if not left:
@@ -132,26 +140,26 @@ def select_pairs(
 
 
 def build_ratings(
-    said: pl.DataFrame, readers: Sequence[str], what: str, categories: Sequence[str]
+    readings: pl.DataFrame, readers: Sequence[str], what: str, categories: Sequence[str]
 ) -> Ratings:
-    """What readers said of pairs, for one measure, in the order of the pairs' ids.
+    """Return the readings of one measure, with one row per pair in the order of their ids.
 
     Args:
-        said: pair_id, reader, and the measure.
-        readers: whom to compare.
+        readings: table of pair_id, reader and the measure.
+        readers: readers to compare, in column order.
         what: one of `MEASURES`.
-        categories: in order.
+        categories: categories of the rubric, in order.
     """
     if what == "category":
-        codes = said["category"].cast(pl.Enum(categories)).to_physical().to_numpy()
+        codes = readings["category"].cast(pl.Enum(categories)).to_physical().to_numpy()
         values = len(categories)
     else:
-        found, codes = np.unique(
-            said[what].round(_DECIMALS[what]).to_numpy() + 0.0, return_inverse=True
+        unique, codes = np.unique(
+            readings[what].round(_DECIMALS[what]).to_numpy() + 0.0, return_inverse=True
         )
-        values = len(found)
-    row = said["pair_id"].rank("dense").to_numpy() - 1
-    column = said["reader"].cast(pl.Enum(readers)).to_physical().to_numpy()
+        values = len(unique)
+    row = readings["pair_id"].rank("dense").to_numpy() - 1
+    column = readings["reader"].cast(pl.Enum(readers)).to_physical().to_numpy()
     table: NDArray[np.int64] = np.full((row.max() + 1, len(readers)), -1, dtype=np.int64)
     table[row, column] = codes
     return Ratings(table, values)
@@ -159,84 +167,86 @@ def build_ratings(
 
 def _alphas(ratings: dict[str, Ratings], draws: int) -> dict[str, Any]:
     return {
-        what: one.alpha(MEASURES[what], draws=draws) | {"pairs": one.pairable()}
-        for what, one in ratings.items()
+        measure: values.alpha(MEASURES[measure], draws=draws) | {"pairs": values.pairable()}
+        for measure, values in ratings.items()
     }
 
 
 def _outliers(
-    said: pl.DataFrame,
+    readings: pl.DataFrame,
     teachers: Sequence[str],
     twos: Sequence[Mapping[str, Any]],
     ratings: dict[str, Ratings],
     draws: int,
 ) -> list[dict[str, Any]]:
-    """What each teacher does to the agreement, the one that lowers it most first.
+    """Return each teacher's effect on agreement, starting with the one that lowers it most.
 
     Returns:
         teacher.
-        without: by measure (category, gap), how much higher alpha is without it: value, low, high,
-            from the same draws of pairs; None of two teachers.
-        bias: mean of its gap less the mean of the others' for the pair, with its interval.
-        spearman: mean rho of its gaps with each other teacher's; None of one.
-        stands_out: whether the gaps' alpha is higher without it by `STANDS_OUT`, and beyond chance.
+        without: by measure (category, gap), the gain in alpha without this teacher: value, low,
+            high, over the same bootstrap samples; None for two teachers.
+        bias: mean of its gap minus the mean gap of the other teachers, with its interval.
+        spearman: mean rho of its gaps with every other teacher; None for a single teacher.
+        stands_out: whether the gain for gaps is at least `STANDS_OUT` and significant.
     """
     shown = ("category", "gap")
     everyone = {what: ratings[what].resample(MEASURES[what], draws=draws) for what in shown}
-    found = []
+    rows = []
     for place, teacher in enumerate(teachers):
         others = [column for column in range(len(teachers)) if column != place]
         without = {
             what: _gain(everyone[what], ratings[what], MEASURES[what], others, draws)
             for what in shown
         }
-        known = [
-            one["spearman"]
-            for one in twos
-            if teacher in (one["one"], one["other"]) and one["spearman"] is not None
+        correlations = [
+            row["spearman"]
+            for row in twos
+            if teacher in (row["one"], row["other"]) and row["spearman"] is not None
         ]
         gain, low = without["gap"]["value"], without["gap"]["low"]
-        found.append(
+        rows.append(
             {
                 "teacher": teacher,
                 "without": without,
-                "bias": _bias(said, teacher, draws),
-                "spearman": sum(known) / len(known) if known else None,
+                "bias": _bias(readings, teacher, draws),
+                "spearman": sum(correlations) / len(correlations) if correlations else None,
                 "stands_out": gain is not None
                 and low is not None
                 and gain >= STANDS_OUT
                 and low > 0,
             }
         )
-    # Of two teachers none has a gain, and they stay in their order.
-    return sorted(found, key=lambda one: -(one["without"]["gap"]["value"] or 0.0))
+    # With two teachers there are no gains: keep their order.
+    return sorted(rows, key=lambda row: -(row["without"]["gap"]["value"] or 0.0))
 
 
 def _gain(
-    of_all: tuple[float | None, list[float | None]],
+    panel_samples: tuple[float | None, list[float | None]],
     ratings: Ratings,
     level: str,
     others: Sequence[int],
     draws: int,
 ) -> dict[str, float | None]:
-    """Alpha of the others less alpha of all."""
+    """Return alpha of the other readers minus alpha of all."""
     if len(others) < 2:
         return estimate(None, [])
-    everyone, all_drawn = of_all
+    panel_alpha, panel_drawn = panel_samples
     rest, rest_drawn = ratings.resample(level, others, draws=draws)
     return estimate(
-        None if rest is None or everyone is None else rest - everyone,
+        None if rest is None or panel_alpha is None else rest - panel_alpha,
         (
-            None if one is None or other is None else one - other
-            for one, other in zip(rest_drawn, all_drawn, strict=True)
+            None if without is None or full is None else without - full
+            for without, full in zip(rest_drawn, panel_drawn, strict=True)
         ),
     )
 
 
-def _bias(said: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | None]:
-    own = said.filter(pl.col("reader") == teacher).select("pair_id", own="gap")
+def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | None]:
+    own = readings.filter(pl.col("reader") == teacher).select("pair_id", own="gap")
     rest = (
-        said.filter(pl.col("reader") != teacher).group_by("pair_id").agg(rest=pl.col("gap").mean())
+        readings.filter(pl.col("reader") != teacher)
+        .group_by("pair_id")
+        .agg(rest=pl.col("gap").mean())
     )
     both = own.join(rest, on="pair_id").sort("pair_id")
     difference = (both["own"] - both["rest"]).round(9).to_numpy()
@@ -246,19 +256,19 @@ def _bias(said: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | Non
     )
 
 
-def _splits(said: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
-    """The pairs that the teachers read most differently.
+def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
+    """Return the pairs on which the teachers differ most.
 
     Returns:
-        of: pairs that two teachers or more have read.
-        apart: share of them whose lowest and highest gap are 0.5 apart or more.
-        no_majority: share of them for which no category is that of more than half the teachers.
-        pairs: the `SPLITS` with the largest spread: pair_id, spread (population standard deviation
-            of the teachers' gaps), gaps and categories by teacher.
+        of: number of pairs annotated by at least two teachers.
+        apart: share of these whose lowest and highest gap differ by 0.5 or more.
+        no_majority: share of these without a category given by more than half of the teachers.
+        pairs: the `SPLITS` pairs with the largest spread: pair_id, spread (population standard
+            deviation of the teachers' gaps), and said (gap and category by teacher).
     """
     gap = pl.col("gap")
     by_pair = (
-        said.group_by("pair_id")
+        readings.group_by("pair_id")
         .agg(
             spread=gap.std(ddof=0).round(9),
             apart=(gap.max() - gap.min()).round(9) >= 0.5,
@@ -269,8 +279,8 @@ def _splits(said: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
         .sort(["spread", "pair_id"], descending=[True, False])
     )
     shown = by_pair.head(SPLITS)
-    details = said.filter(pl.col("pair_id").is_in(shown["pair_id"].to_list()))
-    of = {
+    details = readings.filter(pl.col("pair_id").is_in(shown["pair_id"].to_list()))
+    by_reader = {
         (pair_id, reader): (value, category)
         for pair_id, reader, value, category in details.select(
             "pair_id", "reader", "gap", "category"
@@ -285,9 +295,12 @@ def _splits(said: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
                 "pair_id": pair_id,
                 "spread": spread,
                 "said": {
-                    teacher: {"gap": of[pair_id, teacher][0], "category": of[pair_id, teacher][1]}
+                    teacher: {
+                        "gap": by_reader[pair_id, teacher][0],
+                        "category": by_reader[pair_id, teacher][1],
+                    }
                     for teacher in teachers
-                    if (pair_id, teacher) in of
+                    if (pair_id, teacher) in by_reader
                 },
             }
             for pair_id, spread in shown.select("pair_id", "spread").iter_rows()

@@ -1,4 +1,4 @@
-"""What a person reads of the audit and of the ensembling ablation: lines and tables."""
+"""Format the results of the diagnostics as lines and tables of text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,45 +10,45 @@ from sp2dpo.text import (
     format_interval,
     format_percent,
     format_table,
-    intervals_reliable,
+    interval_note,
 )
 
 
-def audit_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `sp2dpo audit`.
+def audit_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of `sp2dpo audit`.
 
     Args:
-        found: as `audit.audit` gives it.
+        result: from `audit.audit_betas`.
     """
     rows = []
-    for one in found["signatures"]:
-        as_said = format_percent if one["unit"] == "share" else format_fixed
-        side = "or more" if one["bad"] > one["look"] else "or less"
-        value = as_said(one["value"])
-        if one["low"] is not None:
-            value += f" ({as_said(one['low'])} to {as_said(one['high'])})"
-        limits = f"look {as_said(one['look'])}, bad {as_said(one['bad'])} {side}"
-        rows.append((one["verdict"], one["name"], value, limits, one["title"]))
+    for row in result["signatures"]:
+        format_value = format_percent if row["unit"] == "share" else format_fixed
+        side = "or more" if row["bad"] > row["look"] else "or less"
+        value = format_value(row["value"])
+        if row["low"] is not None:
+            value += f" ({format_value(row['low'])} to {format_value(row['high'])})"
+        limits = f"look {format_value(row['look'])}, bad {format_value(row['bad'])} {side}"
+        rows.append((row["verdict"], row["name"], value, limits, row["title"]))
     yield from format_table(("verdict", "check", "value", "thresholds", "what it means"), rows)
-    for one in found["signatures"]:
-        if one["verdict"] not in ("ok", "cannot be told"):
+    for row in result["signatures"]:
+        if row["verdict"] not in ("ok", "cannot be told"):
             yield ""
-            yield f"{one['name']}: {one['measure']}{_note(one)}"
-            yield f"  {one['advice']}"
-    told = [one for one in found["signatures"] if one["reason"]]
-    if told:
+            yield f"{row['name']}: {row['measure']}{_note(row)}"
+            yield f"  {row['advice']}"
+    unknown = [row for row in result["signatures"] if row["reason"]]
+    if unknown:
         yield ""
-        yield from (f"{one['name']}: cannot be told: {one['reason']}" for one in told)
-    if found["gold"]:
+        yield from (f"{row['name']}: cannot be told: {row['reason']}" for row in unknown)
+    if result["gold"]:
         yield ""
-        yield from _gold(found["gold"])
+        yield from _gold(result["gold"])
     yield ""
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items() if count)
-    yield f"{found['verdict']}: {counts}"
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in result["counts"].items() if count)
+    yield f"{result['verdict']}: {counts}"
 
 
-def _note(one: Mapping[str, Any]) -> str:
-    return f" ({one['note']})" if one["note"] else ""
+def _note(row: Mapping[str, Any]) -> str:
+    return f" ({row['note']})" if row["note"] else ""
 
 
 def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
@@ -61,12 +61,12 @@ def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
         [
             (
                 RULES[rule],
-                str(one["found"]),
-                _share(one["recall"], one["wrong"]),
-                _share(one["precision"], one["found"]),
-                format_interval(one["auc"]),
+                str(row["found"]),
+                _share(row["recall"], row["wrong"]),
+                _share(row["precision"], row["found"]),
+                format_interval(row["auc"]),
             )
-            for rule, one in gold["labels"].items()
+            for rule, row in gold["labels"].items()
         ],
     )
     confidence = gold["confidence"]
@@ -78,18 +78,18 @@ def _gold(gold: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _share(one: Mapping[str, Any], of: int) -> str:
-    if one["share"] is None:
+def _share(row: Mapping[str, Any], of: int) -> str:
+    if row["share"] is None:
         return UNKNOWN
-    return f"{one['count']}/{of} {one['share']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+    return f"{row['count']}/{of} {row['share']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator[str]:
-    """The lines of `sp2dpo estimators`.
+    """Yield the lines of `sp2dpo estimators`.
 
     Args:
-        rows: as `ablation.ablation` gives them.
-        draws: bootstrap samples.
+        rows: from `ablation.compare_estimators`.
+        draws: number of bootstrap samples.
     """
     gold = rows[0]["gold"] is not None
     head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
@@ -104,9 +104,9 @@ def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator
     if gold:
         yield (
             "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
-            "that a wrong label has a lower signed gap than a right one."
+            "that a wrong label has a lower signed gap than a right row."
         )
-    yield intervals_reliable(draws) + (" Shares: Wilson's." if gold else "")
+    yield interval_note(draws) + (" Shares: Wilson's." if gold else "")
 
 
 def _variation(row: Mapping[str, Any], *, gold: bool) -> list[str]:
@@ -126,38 +126,39 @@ def _variation(row: Mapping[str, Any], *, gold: bool) -> list[str]:
     return cells
 
 
-def agreement_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `sp2dpo agreement`.
+def agreement_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of `sp2dpo agreement`.
 
     Args:
-        found: as `concord.concord` gives it; its split pairs may have a source_id.
+        result: from `panel_agreement.measure_agreement`; split pairs may have a source_id.
     """
     yield (
-        f"{count_noun(found['pairs'], 'pair')}, {count_noun(found['replies'], 'reply', 'replies')}"
+        f"{count_noun(result['pairs'], 'pair')}, "
+        f"{count_noun(result['replies'], 'reply', 'replies')}"
     )
     head = ("Krippendorff's alpha", "category", "magnitude", "confidence", "gap")
-    rows = [_alphas("between teachers", found["teachers"]["alpha"])]
-    rows += [_alphas("between variants", found["variants"]["alpha"])]
+    rows = [_alphas("between teachers", result["teachers"]["alpha"])]
+    rows += [_alphas("between variants", result["variants"]["alpha"])]
     rows += [
         _alphas(f"{teacher}, between variants", alpha)
-        for teacher, alpha in found["variants"]["by_teacher"].items()
+        for teacher, alpha in result["variants"]["by_teacher"].items()
     ]
     yield ""
     yield from format_table(head, rows)
     for axis in ("teachers", "variants"):
-        if found[axis]["twos"]:
+        if result[axis]["twos"]:
             yield ""
-            yield from _twos(axis, found[axis]["twos"])
+            yield from _twos(axis, result[axis]["twos"])
     yield ""
-    yield from _outliers(found["outliers"])
+    yield from _outliers(result["outliers"])
     yield ""
-    yield from _splits(found["splits"])
+    yield from _splits(result["splits"])
     yield ""
     yield (
         "1 is always alike, 0 as by chance, below 0 less than by chance. Nominal for the category, "
         "ordinal for the rest."
     )
-    yield intervals_reliable(found["draws"])
+    yield interval_note(result["draws"])
 
 
 def _alphas(name: str, alpha: Mapping[str, Any]) -> tuple[str, ...]:
@@ -168,13 +169,13 @@ def _alphas(name: str, alpha: Mapping[str, Any]) -> tuple[str, ...]:
 def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         (
-            f"{one['one']}, {one['other']}",
-            str(one["pairs"]),
-            format_percent(one["same_category"]),
-            format_fixed(one["spearman"]),
-            format_fixed(one["difference"]),
+            f"{row['row']}, {row['other']}",
+            str(row["pairs"]),
+            format_percent(row["same_category"]),
+            format_fixed(row["spearman"]),
+            format_fixed(row["difference"]),
         )
-        for one in twos
+        for row in twos
     ]
     head = (f"two {axis}", "pairs", "same category", "rho of gaps", "mean |difference|")
     return format_table(head, rows)
@@ -183,20 +184,20 @@ def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
 def _outliers(outliers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [
         (
-            one["teacher"],
-            format_interval(one["without"]["gap"], signed=True),
-            format_interval(one["without"]["category"], signed=True),
-            format_interval(one["bias"], signed=True),
-            format_fixed(one["spearman"]),
+            row["teacher"],
+            format_interval(row["without"]["gap"], signed=True),
+            format_interval(row["without"]["category"], signed=True),
+            format_interval(row["bias"], signed=True),
+            format_fixed(row["spearman"]),
         )
-        for one in outliers
+        for row in outliers
     ]
     head = (
         "teacher", "alpha of gaps without it", "of categories", "its gap less the others'",
         "rho with each other",
     )  # fmt: skip
     yield from format_table(head, rows)
-    odd = [one["teacher"] for one in outliers if one["stands_out"]]
+    odd = [row["teacher"] for row in outliers if row["stands_out"]]
     if len(outliers) > 2:
         yield f"stands out: {', '.join(odd)}" if odd else "no teacher stands out"
 
@@ -213,34 +214,35 @@ def _splits(splits: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = [
         (
-            _name(one),
-            format_fixed(one["spread"]),
+            _name(row),
+            format_fixed(row["spread"]),
             ", ".join(
-                f"{who} {said['gap']:.2f} {said['category']}" for who, said in one["said"].items()
+                f"{who} {reading['gap']:.2f} {reading['category']}"
+                for who, reading in row["said"].items()
             ),
         )
-        for one in splits["pairs"]
-        if one["spread"]
+        for row in splits["pairs"]
+        if row["spread"]
     ]
     if rows:
         yield from format_table(("pairs that split the panel", "spread", "gap and category"), rows)
 
 
-def _name(one: Mapping[str, Any]) -> str:
-    return one.get("source_id") or one["pair_id"][:12]
+def _name(row: Mapping[str, Any]) -> str:
+    return row.get("source_id") or row["pair_id"][:12]
 
 
-def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator[str]:
-    """The lines of `sp2dpo compare`.
+def comparison_lines(result: Mapping[str, Any], first: str, second: str) -> Iterator[str]:
+    """Yield the lines of `sp2dpo compare`.
 
     Args:
-        found: as `comparison.comparison` gives it; its movers may have a source_id.
-        one: what to call the first table.
-        other: what to call the second.
+        result: from `comparison.compare_betas`; its movers may have a source_id.
+        first: name of the first table.
+        second: name of the second table.
     """
-    pairs, kept = found["pairs"], found["kept"]
-    yield f"A  {one}"
-    yield f"B  {other}"
+    pairs, kept = result["pairs"], result["kept"]
+    yield f"A  {first}"
+    yield f"B  {second}"
     yield (
         f"{count_noun(pairs['compared'], 'pair')} with a beta in both (only in A: "
         f"{pairs['only_one'] + pairs['beta_only_one']}, only in B: "
@@ -250,23 +252,23 @@ def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator
         f"kept for training by both {kept['both']}, by A alone {kept['only_one']}, by B alone "
         f"{kept['only_other']}"
     )
-    for key, (here, there) in found["differs"].items():
+    for key, (here, there) in result["differs"].items():
         yield f"{key}: A {_plain(here)}, B {_plain(there)}"
-    if not found["same_annotations"]:
+    if not result["same_annotations"]:
         yield "they were made from different annotations"
     yield ""
     yield from format_table(
         ("beta", "mean", "std", "min", "max"),
         [
-            (name, *(format_fixed(found[side][what], 4) for what in ("mean", "std", "min", "max")))
+            (name, *(format_fixed(result[side][what], 4) for what in ("mean", "std", "min", "max")))
             for name, side in (("A", "one"), ("B", "other"))
         ],
     )
     yield ""
-    yield f"Pearson   {format_interval(found['pearson'], 3)}"
-    yield f"Spearman  {format_interval(found['spearman'], 3)}"
-    yield f"shift     {format_interval(found['shift'], 4, signed=True)} (mean of B less A)"
-    mean, largest = format_fixed(found["distance"], 4), format_fixed(found["largest"], 4)
+    yield f"Pearson   {format_interval(result['pearson'], 3)}"
+    yield f"Spearman  {format_interval(result['spearman'], 3)}"
+    yield f"shift     {format_interval(result['shift'], 4, signed=True)} (mean of B less A)"
+    mean, largest = format_fixed(result["distance"], 4), format_fixed(result["largest"], 4)
     yield f"distance  {mean} (mean), {largest} (largest)"
     yield ""
     yield from format_table(
@@ -280,10 +282,10 @@ def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator
                 format_fixed(row["shift"], 4, signed=True),
                 format_fixed(row["spearman"], 3),
             )
-            for row in found["categories"]
+            for row in result["categories"]
         ],
     )
-    if found["movers"]:
+    if result["movers"]:
         yield ""
         yield from format_table(
             ("moved most", "category", "A", "B", "shift"),
@@ -295,11 +297,11 @@ def comparison_lines(found: Mapping[str, Any], one: str, other: str) -> Iterator
                     format_fixed(row["other"], 4),
                     format_fixed(row["shift"], 4, signed=True),
                 )
-                for row in found["movers"]
+                for row in result["movers"]
             ],
         )
     yield ""
-    yield intervals_reliable(found["draws"])
+    yield interval_note(result["draws"])
 
 
 def _plain(value: Any) -> str:

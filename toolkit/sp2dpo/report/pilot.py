@@ -9,17 +9,17 @@ import polars as pl
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Product
 from sp2dpo.betas.file import BetaTable
-from sp2dpo.betas.gaps import over_orders
+from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import Schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import by_position, by_teacher, by_variant, comparisons, steady
+from sp2dpo.diagnostics.agreement import compare_orders, teacher_readings, variant_readings, compare_readers, panel_reply_gaps
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs
 from sp2dpo.pairs.sample import Sample
 from sp2dpo.panel.panel import Panel
 from sp2dpo.report.cost import measure_performance, project_costs, sweep_concurrency, used_by
 from sp2dpo.report.verdict import decide
-from sp2dpo.store.annotations import AnnotationTable, annotation_table
+from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage
 
@@ -96,7 +96,7 @@ def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
     )
     used = used_by(store, trial.panel)
     teachers = measure_performance(store, trial.panel, used)
-    replies = steady(annotations, trial.schedule.estimator)
+    replies = panel_reply_gaps(annotations, trial.schedule.estimator)
     agreement = _agreement(annotations, replies, made.table, trial)
     position, gold = agreement["position"], _gold(store, made.table, trial)
     between = agreement["between_teachers"]
@@ -114,7 +114,7 @@ def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
         "verdict": decide(
             teachers,
             told,
-            check_betas(made, over_orders(replies), between),
+            check_betas(made, average_orders(replies), between),
             position=position,
             gold=gold,
         ),
@@ -123,8 +123,8 @@ def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
 
 def _annotations(store: Store, panel: Panel) -> AnnotationTable:
     """What was kept, by the panel's own teachers and variants; there may be nothing."""
-    if not any(one.reason is None for one in store.backlog.outcomes()):
-        return annotation_table([], pair_ids=store.corpus.pair_ids(), rubric=panel.rubric)
+    if not any(one.reason is None for one in store.questions.outcomes()):
+        return build_annotation_table([], pair_ids=store.corpus.pair_ids(), rubric=panel.rubric)
     held = store.annotations()
     names = [teacher.name for teacher in panel.teachers]
     asked = pl.col("teacher").is_in(names) & pl.col("variant").is_in(panel.variants)
@@ -140,14 +140,14 @@ def _agreement(
     names, categories = [one.name for one in panel.teachers], list(panel.rubric.categories)
     nothing = pl.DataFrame(schema={"reader": pl.String, "pair_id": pl.String, **_READ})
     there = not replies.is_empty()
-    teachers = by_teacher(replies, categories, trial.schedule.estimator) if there else nothing
-    variants = by_variant(replies, categories) if there else nothing
+    teachers = teacher_readings(replies, categories, trial.schedule.estimator) if there else nothing
+    variants = variant_readings(replies, categories) if there else nothing
     return {
         "agreement": table["agreement"].mean(),
         "spread": table.filter(pl.col("teachers") > 1)["spread"].mean(),
-        "between_teachers": comparisons(teachers, names),
-        "between_variants": comparisons(variants, list(panel.variants)),
-        "position": by_position(annotations.replies, names) if panel.rubric.blind else None,
+        "between_teachers": compare_readers(teachers, names),
+        "between_variants": compare_readers(variants, list(panel.variants)),
+        "position": compare_orders(annotations.replies, names) if panel.rubric.blind else None,
     }
 
 
@@ -178,7 +178,7 @@ def _gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | N
     if trial.truths is None:
         return None
     truths = match_pairs(trial.truths, store.corpus.names())
-    return compare_with_gold(table, truths, trial.panel.rubric, given=len(trial.truths))
+    return compare_with_gold(table, truths, trial.panel.rubric, gold_count=len(trial.truths))
 
 
 def _cost(trial: Trial, used: dict[str, Usage]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "set_aside": sample.set_aside,
         "pairs": sample.pairs,
         "sampled": len(sample.pair_ids),
-        "aside": [asdict(aside) for aside in sample.aside],
+        "aside": [asdict(aside) for aside in sample.skipped],
         "strata": [asdict(stratum) for stratum in sample.strata],
     }
 

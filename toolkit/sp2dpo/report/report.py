@@ -10,11 +10,11 @@ from sp2dpo import __version__
 from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import describe_formulas
-from sp2dpo.betas.gaps import disputes_labels, signed_gap
+from sp2dpo.betas.gaps import disputes_labels, compute_signed_gap
 from sp2dpo.diagnostics.ablation import compare_estimators
-from sp2dpo.diagnostics.agreement import by_position, by_teacher, by_variant, comparisons, steady
+from sp2dpo.diagnostics.agreement import compare_orders, teacher_readings, variant_readings, compare_readers, panel_reply_gaps
 from sp2dpo.diagnostics.audit import audit_betas
-from sp2dpo.diagnostics.biases import by_length
+from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
@@ -53,15 +53,15 @@ def build_report(
     """
     rubric = annotations.rubric
     categories = list(rubric.categories)
-    replies = steady(annotations, made.schedule.estimator)
+    replies = panel_reply_gaps(annotations, made.schedule.estimator)
     teachers = describe_teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
-    between_teachers = comparisons(by_teacher(replies, categories, made.schedule.estimator), names)
-    between_variants = comparisons(by_variant(replies, categories), variants)
+    between_teachers = compare_readers(teacher_readings(replies, categories, made.schedule.estimator), names)
+    between_variants = compare_readers(variant_readings(replies, categories), variants)
     table, lengths = made.table, store.corpus.lengths()
     agreed = measure_agreement(annotations, made.schedule.estimator, draws=draws)
-    audited = audit_betas(made, annotations, lengths, truths=truths, given=given, draws=draws)
+    audited = audit_betas(made, annotations, lengths, truths=truths, gold_count=given, draws=draws)
     return {
         "toolkit": {"version": __version__},
         "source": _source(store),
@@ -77,7 +77,7 @@ def build_report(
         "histogram": histogram(made, categories),
         "categories": _categories(table, categories),
         "disputed": _disputed(table) if disputes_labels(rubric, made.schedule.estimator) else None,
-        "position": by_position(annotations.replies, names) if rubric.blind else None,
+        "position": compare_orders(annotations.replies, names) if rubric.blind else None,
         "agreement": {
             "agreement": table["agreement"].mean(),
             "spread": table["spread"].mean(),
@@ -93,7 +93,7 @@ def build_report(
         },
         "signatures": audited["signatures"],
         "gold": audited["gold"],
-        "lengths": by_length(table, lengths),
+        "lengths": bin_by_length(table, lengths),
         "estimators": compare_estimators(annotations, made.schedule, truths=truths, draws=draws),
         "draws": draws,
         **examples(store, made, rubric),
@@ -128,7 +128,7 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
 
 def describe_teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
     """Every teacher that was asked, by name, with what became of its replies."""
-    found, outcomes = [], store.backlog.outcomes()
+    found, outcomes = [], store.questions.outcomes()
     for teacher in store.teachers():
         counts = count_outcomes(
             [
@@ -152,11 +152,11 @@ def _replies(
     kept = sum(teacher["kept"] for teacher in teachers)
     refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
     questions = len(variants) * len(rubric.orders(""))
-    settled = store.backlog.saved_replies(variants, questions)
+    settled = store.questions.saved_replies(variants, questions)
     spared = 0
     if settled[""] and store.panel()["budget"] == "adaptive":
         spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)
-    asked = store.backlog.pair_count() * questions * len(teachers)
+    asked = store.questions.pair_count() * questions * len(teachers)
     pending = asked - kept - refused - spared
     return {
         "asked": asked, "kept": kept, "refused": refused, "spared": spared, "pending": pending,
@@ -315,7 +315,7 @@ def _rationale(
     for reply in store.replies(row["pair_id"]):
         if reply["status"] != "kept" or reply["category"] != row["category"]:
             continue
-        gap = signed_gap(reply, rubric, estimator)
+        gap = compute_signed_gap(reply, rubric, estimator)
         distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
         if distance is not None and (nearest is None or distance < nearest):
             found, nearest = reply, distance
