@@ -1,17 +1,17 @@
 """The commands that evaluate students: outputs, verdicts, win rates, temperatures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.evaluation_runs import (
-    compare_results,
-    judge_outputs,
-    load_or_generate_outputs,
-    score_outputs,
-)
 from sp2dpo.cli.options import FILE, draws_option, print_lines
+
+if TYPE_CHECKING:
+    from sp2dpo.evaluation.outputs import GenerationSummary
+    from sp2dpo.evaluation.verdicts import EvaluationResult
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY = click.Path(path_type=Path)
@@ -20,31 +20,33 @@ PROMPTS = click.option(
     "prompts_name",
     default="alpaca_eval",
     show_default=True,
-    help="alpaca_eval, or a .json or .jsonl file with `instruction` and maybe `output`.",
+    help="alpaca_eval, or a .json or .jsonl file with `instruction` and optionally `output`.",
 )
-STUDENT = click.option("--student", "student_file", type=FILE, required=True, help="A YAML file.")
-JUDGE = {"type": FILE, "help": "A YAML file: which model compares."}
+STUDENT = click.option(
+    "--student", "student_file", type=FILE, required=True, help="Student YAML file."
+)
+JUDGE = {"type": FILE, "help": "Judge YAML file."}
 REFERENCE = click.option(
-    "--reference", type=ANY, help="Outputs to compare with; those of the prompts unless given."
+    "--reference", type=ANY, help="Outputs to compare with [default: those of the prompts]."
 )
 PATIENCE = click.option(
     "--patience",
     type=click.FloatRange(min=0, max=1e6),
     default=900,
     show_default=True,
-    help="Seconds for which a server may answer nothing at all before the run ends.",
+    help="Seconds without any answer from a server after which the run ends.",
 )
-SERVE = click.option("--serve", is_flag=True, help="Start the servers that the YAML describes.")
+SERVE = click.option("--serve", is_flag=True, help="Start the servers described in the YAML.")
 SAMPLES = draws_option(500)
 CONTROL = click.option(
     "--length-control/--no-length-control",
     default=True,
-    help="Whether to fit the length-controlled rate, where it is defined.",
+    help="Fit the length-controlled win rate where it is defined.",
 )
 REFUSED = click.option(
-    "--allow-refused", is_flag=True, help="Prompts that the server refuses get an empty output."
+    "--allow-refused", is_flag=True, help="Write an empty output for a prompt the server refuses."
 )
-PICTURE = click.option("--picture", type=FILE, help="Write a picture, .png or .svg.")
+PICTURE = click.option("--picture", type=FILE, help="Picture to write, .png or .svg.")
 
 
 @click.group()
@@ -55,9 +57,9 @@ def evaluate() -> None:
 @evaluate.command()
 @PROMPTS
 @STUDENT
-@click.option("--temperature", type=click.FloatRange(min=0, max=10), help="In place of the file's.")
-@click.option("--seed", type=click.IntRange(min=0), help="In place of the file's.")
-@click.option("--out", type=FOLDER, required=True, help="The folder of the outputs.")
+@click.option("--temperature", type=click.FloatRange(min=0, max=10), help="Override the file's.")
+@click.option("--seed", type=click.IntRange(min=0), help="Override the file's.")
+@click.option("--out", type=FOLDER, required=True, help="Output folder.")
 @PATIENCE
 @SERVE
 @REFUSED
@@ -71,27 +73,32 @@ def generate(
     serve: bool,
     allow_refused: bool,
 ) -> None:
-    """Let a student answer a set of prompts.
+    """Generate a student's outputs for a set of prompts.
 
-    Stop it at any moment; the same command goes on. The student is the entry of a teacher in a
-    panel, or has `local` in place of a server: then transformers runs it here.
+    Safe to interrupt: run the same command again to resume. The student file has the format of a
+    panel's teacher, or `local` instead of a server to run the model here with transformers.
     """
     from sp2dpo.evaluation.models import load_student
+    from sp2dpo.evaluation.outputs import generate_outputs
     from sp2dpo.evaluation.prompts import read_prompts
 
-    student = load_student(student_file).at(temperature=temperature, seed=seed)
-    prompts = read_prompts(prompts_name)
-    load_or_generate_outputs(
-        prompts, student, out, patience=patience, serve=serve, allow_refused=allow_refused
-    )
+    _print_outputs(
+        generate_outputs(
+            read_prompts(prompts_name),
+            load_student(student_file).at(temperature=temperature, seed=seed),
+            out, allow_refused=allow_refused, **_callbacks(patience, serve),
+        )
+    )  # fmt: skip
 
 
 @evaluate.command()
-@click.option("--outputs", type=ANY, required=True, help="A folder of `generate`, or a file.")
+@click.option(
+    "--outputs", type=ANY, required=True, help="A folder written by `generate`, or a file."
+)
 @PROMPTS
 @REFERENCE
 @click.option("--judge", "judge_file", required=True, **JUDGE)
-@click.option("--out", type=FOLDER, required=True, help="The folder of the verdicts.")
+@click.option("--out", type=FOLDER, required=True, help="Output folder of the verdicts.")
 @SAMPLES
 @CONTROL
 @PATIENCE
@@ -109,27 +116,35 @@ def judge(
 ) -> None:
     """Let a judge compare outputs with a baseline's.
 
-    As AlpacaEval 2.0 does it: its prompt, its order, its reading, its length control. Stop it at
-    any moment; the same command goes on, and asks again where no verdict came.
+    Follows AlpacaEval 2.0: its judge prompt, order of the outputs, parser and length control. Safe
+    to interrupt: run the same command again to resume and to retry missing verdicts.
     """
     from sp2dpo.evaluation.models import load_judge
     from sp2dpo.evaluation.prompts import read_prompts
+    from sp2dpo.evaluation.verdicts import judge_outputs
+    from sp2dpo.evaluation.winrates import download_gamed
 
     model, prompts = load_judge(judge_file), read_prompts(prompts_name)
-    control = length_control and prompts.is_alpaca_eval
-    if control:
-        from sp2dpo.evaluation.winrates import download_gamed
-
-        download_gamed()
-    judge_outputs(prompts, outputs, reference, model, out, patience=patience, serve=serve)
-    compare_results([out], draws=draws, against=None, length_control=length_control)
+    if length_control and prompts.is_alpaca_eval:
+        download_gamed()  # before the judge costs anything
+    result = judge_outputs(
+        prompts, outputs, model, out, reference=reference,
+        note=_print_note, **_callbacks(patience, serve),
+    )  # fmt: skip
+    _compare([result], draws=draws, length_control=length_control)
 
 
 @evaluate.command()
 @click.argument("results", nargs=-1, required=True, type=FOLDER)
-@click.option("--against", help="A student that the others are compared with.")
+@click.option("--against", help="The student to compare the others with.")
 @SAMPLES
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of these.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the bootstrap.",
+)
 @CONTROL
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @PICTURE
@@ -142,18 +157,17 @@ def compare(
     as_json: bool,
     picture: Path | None,
 ) -> None:
-    """Put students beside each other, with intervals.
+    """Compare the win rates of students, with intervals.
 
-    RESULTS are folders that `judge` wrote. Several results of one student are seeds of it.
+    RESULTS are folders written by `judge`. Several results of the same student count as its seeds.
     Differences are paired by prompt.
     """
-    if picture is not None:
-        from sp2dpo.report.plots import check_name
+    from sp2dpo.evaluation.verdicts import read_result
 
-        check_name(picture)
-    compare_results(
-        list(results), draws=draws, against=against, length_control=length_control, seed=seed,
-        as_json=as_json, picture=picture,
+    _check_picture(picture)
+    _compare(
+        [read_result(folder) for folder in results], draws=draws, seed=seed, against=against,
+        length_control=length_control, as_json=as_json, picture=picture,
     )  # fmt: skip
 
 
@@ -165,13 +179,13 @@ def compare(
     "temperatures",
     type=click.FloatRange(min=0, max=10),
     multiple=True,
-    help="May stand several times; 0, 0.25, 0.5, 0.75 and 1 unless given.",
+    help="Can be repeated [default: 0, 0.25, 0.5, 0.75 and 1].",
 )
 @REFERENCE
 @click.option("--judge", "judge_file", **JUDGE)
-@click.option("--reward", help="A reward model: a folder or a name on the Hub.")
-@click.option("--reward-revision", help="Of a reward model on the Hub.")
-@click.option("--out", type=FOLDER, required=True, help="The folder of all of it.")
+@click.option("--reward", help="Reward model, a folder or a name on the Hub.")
+@click.option("--reward-revision", help="Revision of the reward model on the Hub.")
+@click.option("--out", type=FOLDER, required=True, help="Output folder.")
 @SAMPLES
 @PATIENCE
 @SERVE
@@ -194,58 +208,117 @@ def sweep(
 ) -> None:
     """Evaluate a student at several temperatures.
 
-    A reward model scores its outputs, a judge compares them, at each decoding temperature. Where
-    --reference is another student's sweep, each temperature is compared with the same one
-    there. Stop it at any moment; the same command goes on.
+    At each decoding temperature a reward model scores the outputs and a judge compares them. If
+    --reference is another student's sweep, the outputs at the same temperature are compared. Safe
+    to interrupt: run the same command again to resume.
     """
-    from sp2dpo.evaluation import temperatures as heats
     from sp2dpo.evaluation.models import load_judge, load_student
-    from sp2dpo.evaluation.prompts import order_rows, read_outputs, read_prompts
+    from sp2dpo.evaluation.prompts import read_prompts
+    from sp2dpo.evaluation.temperatures import SWEEP, TEMPERATURES, sweep_lines, sweep_temperatures
 
     if judge_file is None and reward is None:
-        raise click.UsageError("give --judge, --reward or both: else there is nothing to tell")
+        raise click.UsageError("give --judge, --reward or both: there is nothing else to measure")
+    _check_picture(picture)
+    content = sweep_temperatures(
+        read_prompts(prompts_name),
+        load_student(student_file),
+        out,
+        judge=None if judge_file is None else load_judge(judge_file),
+        reward=reward,
+        reward_revision=reward_revision,
+        temperatures=temperatures or TEMPERATURES,
+        reference=reference,
+        draws=draws,
+        allow_refused=allow_refused,
+        on_outputs=_print_outputs,
+        note=_print_note,
+        **_callbacks(patience, serve),
+    )
+    print_lines([*sweep_lines(content), f"wrote {out / SWEEP}"])
+    if picture is not None:
+        from sp2dpo.evaluation.plots import save_sweep
+
+        save_sweep(content, picture)
+        print_lines([f"wrote {picture}"])
+
+
+def _compare(
+    results: "Sequence[EvaluationResult]",
+    *,
+    draws: int,
+    length_control: bool,
+    seed: int = 0,
+    against: str | None = None,
+    as_json: bool = False,
+    picture: Path | None = None,
+) -> None:
+    """Compare results, print the table and draw the picture."""
+    from sp2dpo.cli.progress import progress_rows
+    from sp2dpo.evaluation.text import comparison_lines
+    from sp2dpo.evaluation.winrates import compare_students, comparison_notes
+
+    comparison = compare_students(
+        results, draws=draws, seed=seed, against=against, length_control=length_control,
+        watch=progress_rows,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(comparison | {"notes": comparison_notes(comparison)}, indent=1))
+    else:
+        print_lines(comparison_lines(comparison))
+    if picture is not None:
+        from sp2dpo.evaluation.plots import save_rates
+
+        save_rates(comparison, picture)
+        print_lines([f"wrote {picture}"], err=as_json)
+
+
+def _check_picture(picture: Path | None) -> None:
     if picture is not None:
         from sp2dpo.report.plots import check_name
 
         check_name(picture)
-    student, prompts = load_student(student_file), read_prompts(prompts_name)
-    model = None if judge_file is None else load_judge(judge_file)
-    found = []
-    titles = []
-    for heat in sorted(set(temperatures or heats.TEMPERATURES)):
-        folder = heats.temperature_folder(out, heat)
-        warm = student.at(temperature=heat, seed=None)
-        load_or_generate_outputs(
-            prompts, warm, folder, patience=patience, serve=serve, allow_refused=allow_refused
-        )
-        outputs, _ = order_rows(prompts, read_outputs(folder), str(folder))
-        preferences = None
-        if model is not None:
-            beside = None if reference is None else heats.temperature_folder(reference, heat)
-            base = beside if beside is not None and beside.is_dir() else reference
-            said = judge_outputs(
-                prompts, folder, base, model, folder / "verdicts", patience=patience, serve=serve
-            )
-            titles.append(said["title"])
-            rows = json.loads((folder / "verdicts" / "annotations.json").read_text())
-            preferences = [row["preference"] for row in rows]
-        rewards = None
-        if reward is not None:
-            rewards = score_outputs(reward, reward_revision, outputs, folder)
-        found.append(
-            heats.with_temperature(
-                heat, outputs, rewards=rewards, preferences=preferences, draws=draws, seed=0
-            )
-        )
-    title = titles[0] if titles else f"{prompts.name}, reward model {Path(str(reward)).name}"
-    told = {
-        "student": student.model.name, "title": title, "draws": draws, "reward": reward,
-        "temperatures": found,
-    }  # fmt: skip
-    heats.write_sweep(out, told)
-    print_lines([*heats.sweep_lines(told), f"wrote {out / heats.SWEEP}"])
-    if picture is not None:
-        from sp2dpo.evaluation.plots import save_sweep
 
-        save_sweep(told, picture)
-        print_lines([f"wrote {picture}"])
+
+def _print_outputs(summary: "GenerationSummary") -> None:
+    counts = [
+        f", {count} {words}"
+        for count, words in (
+            (summary.empty, "empty"),
+            (summary.truncated, "cut at max_tokens"),
+            (summary.refused, "refused"),
+        )
+        if count
+    ]
+    print_lines(
+        [
+            f"{summary.student}: {summary.outputs} outputs, {summary.characters:.0f} characters on"
+            f" average{''.join(counts)}",
+            f"wrote {summary.path}",
+        ]
+    )
+
+
+def _print_note(line: str) -> None:
+    print_lines([line])
+
+
+def _callbacks(patience: float, serve: bool) -> dict[str, Any]:
+    """Return the arguments with which a long function talks to the person at the terminal."""
+    from contextlib import contextmanager
+
+    from tqdm import tqdm
+
+    from sp2dpo.cli.annotation import consent
+    from sp2dpo.evaluation.requests import silent
+
+    @contextmanager
+    def progress(total: int, unit: str) -> Any:
+        with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
+            yield bar.update
+
+    return {
+        "patience": patience,
+        "approve": silent if serve else consent,
+        "progress": progress,
+        "report": lambda line: print_lines([line], err=True),
+    }

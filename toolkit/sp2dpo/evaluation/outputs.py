@@ -1,31 +1,140 @@
-"""A student's outputs to a set of prompts: every reply kept, outputs written when all are there.
+"""Generate a student's outputs for a set of prompts. A stopped run resumes where it ended.
 
-The folder of a generation holds
+The output folder holds
 
-    replies.jsonl     every reply as it came; a run that was stopped goes on from it
+    replies.jsonl     every reply as it arrived; a stopped run resumes from it
     outputs.json      AlpacaEval's format: instruction, output, generator, in the prompts' order
-    generation.json   what they were made with, and how they ended; written last
+    generation.json   the settings of the run and counts of the results; written last
 """
 
-import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sp2dpo.evaluation.models import Student
 from sp2dpo.evaluation.prompts import PromptSet
+from sp2dpo.evaluation.requests import (
+    Approve,
+    Progress,
+    Report,
+    answer_chats,
+    no_progress,
+    silent,
+)
 from sp2dpo.files import Journal, atomic_write
-from sp2dpo.inference.chats import Chat, ChatResult, ask_chats
+from sp2dpo.inference.chats import Chat, ChatResult
 
 JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerationSummary:
+    """Counts of a finished generation.
+
+    Attributes:
+        student: Name of the student.
+        path: The outputs, in AlpacaEval's format.
+        outputs: Number of outputs, one per prompt.
+        characters: Mean length of an output.
+        empty: Outputs without any text.
+        truncated: Outputs that ended at max_tokens.
+        refused: Prompts that the server refused; their outputs are empty.
+    """
+
+    student: str
+    path: Path
+    outputs: int
+    characters: float
+    empty: int
+    truncated: int
+    refused: int
+
+
+def generate_outputs(
+    prompts: PromptSet,
+    student: Student,
+    folder: Path,
+    *,
+    patience: float = 900,
+    allow_refused: bool = False,
+    approve: Approve = silent,
+    progress: Progress = no_progress,
+    report: Report = silent,
+) -> GenerationSummary:
+    """Generate the outputs that are missing, and write them all when they are complete.
+
+    Safe to interrupt: the next call with the same arguments asks only for what is missing.
+
+    Args:
+        prompts: The prompts, see `read_prompts`.
+        student: The model that answers, see `load_student`.
+        folder: Output folder, see the module.
+        patience: Seconds without any answer after which this gives up.
+        allow_refused: Write an empty output for a prompt that the server refuses.
+        approve: Called before servers described by the student are started.
+        progress: Opens a progress bar.
+        report: Called with the state of the servers, line by line.
+
+    Raises:
+        ValueError: If the folder belongs to another run, if some prompts have no output, or if a
+            local model cannot be loaded.
+        EndpointError: If the server rejects us or does not answer for too long.
+        OSError: If a file cannot be written or a server cannot be started.
+        Interrupted: If a signal stopped the run.
+    """
+    with open_generation(folder, prompts, student) as generation:
+        if generation.pending and student.local is not None:
+            _generate_locally(generation, prompts, student, progress)
+        elif generation.pending:
+            answer_chats(
+                student.model, generation.chats(), generation.take_outcome, unit="outputs",
+                patience=patience, log=folder / "server.log", approve=approve,
+                progress=progress, report=report,
+            )  # fmt: skip
+        record = generation.finish(allow_refused=allow_refused)
+    return GenerationSummary(
+        student=student.model.name,
+        path=folder / OUTPUTS,
+        outputs=record["outputs"],
+        characters=record["characters"],
+        empty=record["empty"],
+        truncated=record["ended"].get("length", 0),
+        refused=record["refused"],
+    )
+
+
+def _generate_locally(
+    generation: "Generation", prompts: PromptSet, student: Student, progress: Progress
+) -> None:
+    try:
+        from sp2dpo.evaluation.local_model import LocalModel  # noqa: PLC0415 - imports torch
+    except ImportError as error:
+        raise ValueError(
+            f"a local model needs PyTorch ({error}): pip install 'sp2dpo[train]'"
+        ) from error
+    endpoint, local = student.model, student.local
+    if local is None:
+        return
+    model = LocalModel(endpoint.model, endpoint.revision, local.device, local.dtype)
+    with progress(len(generation.pending), "outputs") as advance:
+
+        def take(number: int, output: str, **details: Any) -> None:
+            generation.take(number, output, **details)
+            advance()
+
+        model.generate(
+            [student.messages(instruction) for instruction in prompts.instructions],
+            generation.pending, endpoint.sampling, take, batch_size=local.batch_size,
+        )  # fmt: skip
+
+
 class Generation:
-    """The folder of one, open."""
+    """An open output folder."""
 
     def __init__(
         self, folder: Path, prompts: PromptSet, student: Student, journal: Journal
@@ -37,7 +146,7 @@ class Generation:
 
     @property
     def pending(self) -> list[int]:
-        """Numbers of the prompts that have no output yet, in their order."""
+        """Return the numbers of the prompts without an output, in ascending order."""
         done = self._journal.lines
         return [
             number
@@ -48,14 +157,14 @@ class Generation:
     def take(
         self, number: int, output: str, *, finish_reason: str | None, tokens: int | None
     ) -> None:
-        """Takes an output in."""
+        """Record an output."""
         self._journal.add(
             str(number), output=output, finish_reason=finish_reason, tokens=tokens,
             arrived=time.time(),
         )  # fmt: skip
 
     def chats(self) -> list[Chat]:
-        """What is to be asked of a server."""
+        """Return the requests for the pending prompts."""
         return [
             Chat(
                 key=str(number),
@@ -65,7 +174,7 @@ class Generation:
         ]
 
     def take_outcome(self, outcome: ChatResult) -> None:
-        """Takes in what came of a chat; a refused one is asked again by the next run."""
+        """Record the result of a request; the next run repeats one that was refused."""
         reply = outcome.reply
         if reply is None:
             self._journal.add(outcome.key, reason=outcome.reason, detail=outcome.detail)
@@ -76,28 +185,28 @@ class Generation:
             )  # fmt: skip
 
     def finish(self, *, allow_refused: bool) -> dict[str, Any]:
-        """Writes outputs.json and, last of all, generation.json.
+        """Write outputs.json and then generation.json.
 
         Args:
-            allow_refused: whether a prompt that the server refuses gets an empty output.
+            allow_refused: Write an empty output for a prompt that the server refuses.
 
         Returns:
-            What generation.json says.
+            The content of generation.json.
 
         Raises:
-            ValueError: some prompts have no output.
+            ValueError: If some prompts have no output.
         """
         lines = self._journal.lines
         left = [(number, lines.get(str(number), {}).get("reason")) for number in self.pending]
         refused = [(number, reason) for number, reason in left if reason]
         if left and not (allow_refused and len(refused) == len(left)):
             reasons = Counter(reason or "not asked yet" for _, reason in left)
-            said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             first = lines.get(str(left[0][0]), {}).get("detail")
             raise ValueError(
-                f"{len(left)} of {len(self._prompts.instructions)} prompts have no output ({said}"
-                f"{f'; the first: {first}' if first else ''}): the same command asks for them "
-                "again; --allow-refused writes those that the server refuses as empty outputs"
+                f"{len(left)} of {len(self._prompts.instructions)} prompts have no output ({listed}"
+                f"{f'; the first: {first}' if first else ''}): run the same command again "
+                "to retry them; --allow-refused writes an empty output for a refused prompt"
             )
         rows = [
             {
@@ -123,39 +232,18 @@ class Generation:
 
 
 def read_header(prompts: PromptSet, student: Student) -> dict[str, Any]:
-    """What defines a generation."""
+    """Return the settings that define a run; a folder belongs to one set of them."""
     return {"prompts": prompts.name, "prompts_hash": prompts.hash, **student.record()}
 
 
 @contextmanager
 def open_generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[Generation]:
-    """The folder of a generation, opened to be gone on with.
+    """Open an output folder to start or to resume a run.
 
     Raises:
-        ValueError: it was begun with other prompts, or with another student.
-        OSError: it cannot be written to.
+        ValueError: If the folder belongs to other prompts or to another student.
+        OSError: If it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder / JOURNAL, read_header(prompts, student)) as journal:
         yield Generation(folder, prompts, student, journal)
-
-
-async def generate_from_server(
-    running: Generation,
-    student: Student,
-    take: Callable[[ChatResult], None],
-    *,
-    stop: asyncio.Event,
-    patience: float,
-    say: Callable[[str], None],
-    log: Path,
-) -> None:
-    """Asks a student's server for all that is pending; see `chats.ask_chats`."""
-
-    def both(outcome: ChatResult) -> None:
-        running.take_outcome(outcome)
-        take(outcome)
-
-    await ask_chats(
-        student.model, running.chats(), both, stop=stop, patience=patience, say=say, log=log
-    )

@@ -1,9 +1,9 @@
-"""Verdicts on pairs of outputs: AlpacaEval's prompts, order and reading, with our client between.
+"""Verdicts on pairs of outputs: AlpacaEval's prompts and parser around our own client.
 
-The package `alpaca_eval` writes what the judge is asked (its template, the order of the two outputs
-drawn by a seed of its own) and reads what it answers. Its own client gives up a run for one error
-and scores what it could not ask as empty, so the asking is ours: patient, resumable, every verdict
-kept. Both give the same preferences for the same answers.
+The package `alpaca_eval` writes the judge's prompts (its template, and the order of the two outputs
+drawn with its own seed) and parses the answers. Its client ends a run at the first error and scores
+requests that failed as empty outputs. Ours retries, resumes, and keeps every verdict. Both give the
+same preferences for the same answers.
 """
 
 import contextlib
@@ -21,45 +21,157 @@ from typing import Any
 
 import yaml
 
-from sp2dpo.evaluation.models import MARKS
-from sp2dpo.evaluation.prompts import Output
+from sp2dpo.evaluation.models import MARKS, title
+from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
+from sp2dpo.evaluation.requests import (
+    Approve,
+    Progress,
+    Report,
+    answer_chats,
+    no_progress,
+    silent,
+)
 from sp2dpo.files import Journal, atomic_write
 from sp2dpo.inference.chats import Chat, ChatResult
 from sp2dpo.inference.client import EndpointError
+from sp2dpo.inference.endpoint import Endpoint
 
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
-"""AlpacaEval 2.0's: one verdict, no reasoning."""
+"""AlpacaEval 2.0's template: one verdict without reasoning."""
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
-"""Text that holds one would end its place in the judge's prompt."""
-_HOPELESS = 20
-"""A judge that has sent so many replies without log-probabilities is not asked on."""
+"""Marks of the judge's chat. An output that contains one could end its part of the prompt."""
+_GIVE_UP_AFTER = 20
+"""Give up on a judge after this many replies if none has log-probabilities."""
 
 
 class AlpacaEvalMissing(ValueError):
-    """The package is not installed."""
+    """The package `alpaca_eval` is not installed."""
 
 
 def import_alpaca_eval() -> Any:
-    """`alpaca_eval`, its log kept down to what matters.
+    """Return the package `alpaca_eval`, with logging restricted to critical messages.
 
     Raises:
-        NoPackage: it is not installed.
+        AlpacaEvalMissing: If it is not installed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pkg_resources, which it imports
+            warnings.simplefilter("ignore")  # alpaca_eval imports the deprecated pkg_resources
             import alpaca_eval.annotators  # noqa: PLC0415 - optional, and slow to import
             import alpaca_eval.utils  # noqa: PLC0415
     except ImportError as error:
         raise AlpacaEvalMissing(
             f"judging needs alpaca_eval ({error}): pip install 'sp2dpo[eval]'"
         ) from error
-    logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.CRITICAL)  # importing alpaca_eval sets it to INFO
     return alpaca_eval
 
 
+def judge_outputs(
+    prompts: PromptSet,
+    outputs: Path,
+    judge: Endpoint,
+    folder: Path,
+    *,
+    reference: Path | None = None,
+    patience: float = 900,
+    approve: Approve = silent,
+    progress: Progress = no_progress,
+    report: Report = silent,
+    note: Report = silent,
+) -> "EvaluationResult":
+    """Let a judge compare a student's outputs with a baseline's, as AlpacaEval 2.0 does.
+
+    Safe to interrupt: the next call with the same arguments asks only for missing verdicts. The
+    folder then holds verdicts.jsonl, annotations.json and evaluation.json (written last).
+
+    Args:
+        prompts: The prompts that were answered.
+        outputs: A folder that `generate_outputs` wrote, or a file in AlpacaEval's format.
+        judge: The judge, see `load_judge`.
+        folder: Output folder.
+        reference: Outputs of the baseline; None for those that come with the prompts.
+        patience: Seconds without any answer after which this gives up.
+        approve: Called before servers described by the judge are started.
+        progress: Opens a progress bar.
+        report: Called with the state of the servers, line by line.
+        note: Called with what a reader of the result must know, such as missing verdicts.
+
+    Raises:
+        ValueError: If outputs and prompts do not match, if there is no baseline, if the folder
+            belongs to another run, or if no verdict can be parsed.
+        EndpointError: If the server rejects us, does not answer for too long, or sends no
+            log-probabilities.
+        OSError: If a file cannot be read or written, or a server cannot be started.
+        Interrupted: If a signal stopped the run.
+    """
+    import_alpaca_eval()
+    student_rows, reordered = order_rows(prompts, read_outputs(outputs), str(outputs))
+    if reordered:
+        note(f"{outputs}: its rows were in another order; they are now in the prompts' order")
+    base_rows = _read_reference(prompts, reference)
+    student, baseline = student_rows[0].generator, base_rows[0].generator
+    settings = {
+        "student": judge.name, "model": judge.model, "revision": judge.revision,
+        "sampling": judge.sampling, "template": TEMPLATE,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    header = settings | {"outputs_of": student, "baseline": baseline}
+    with Journal(folder / "verdicts.jsonl", header) as journal:
+        verdicts = Verdicts(journal, base_rows, student_rows, judge.name)
+        if verdicts.marked:
+            note(
+                f"{verdicts.marked} texts contain marks of the judge's chat, which could end their"
+                " part of its prompt: the judge sees them with a space inserted"
+            )
+        chats = verdicts.chats()
+        if chats:
+            answer_chats(
+                judge, chats, verdicts.take, unit="verdicts", patience=patience,
+                log=folder / "judge.log", approve=approve, progress=progress, report=report,
+            )  # fmt: skip
+        missing = verdicts.missing()
+        annotations = verdicts.annotations()
+    if missing:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
+        note(
+            f"{sum(missing.values())} prompts have no verdict ({reasons}) and are unscored: run the"
+            " same command again to retry them"
+        )
+    if all(row["preference"] is None for row in annotations):
+        raise ValueError(
+            f"no verdict of {judge.name} can be parsed: neither m nor M is among the top_logprobs"
+            " of its replies; see verdicts.jsonl, or choose another judge"
+        )
+    record = {
+        "title": title(prompts, judge, baseline=baseline, own_reference=reference is None),
+        "student": student,
+        "baseline": baseline,
+        "judge": settings,
+        "prompts": {
+            "name": prompts.name, "hash": prompts.hash, "count": len(prompts.instructions)
+        },
+        "length_controlled": prompts.is_alpaca_eval,
+        "unscored": sum(row["preference"] is None for row in annotations),
+        "empty": sum(not row["output_2"].strip() for row in annotations),
+        "reordered": reordered,
+    }  # fmt: skip
+    write_result(folder, annotations, record)
+    return read_result(folder)
+
+
+def _read_reference(prompts: PromptSet, reference: Path | None) -> list[Output]:
+    if reference is not None:
+        return order_rows(prompts, read_outputs(reference), str(reference))[0]
+    if prompts.reference is None:
+        raise ValueError(
+            f"{prompts.name}: its rows have no `output` to compare with: give --reference"
+        )
+    return list(prompts.reference)
+
+
 def escape_chat_marks(text: str) -> str:
-    """The text with marks of the judge's chat taken apart."""
+    """Return the text with a space inserted into every mark of the judge's chat."""
     for mark in CHAT_MARKS:
         text = text.replace(mark, mark.replace("<|", "<| "))
     return text
@@ -69,10 +181,10 @@ class Verdicts:
     """All verdicts on one student's outputs.
 
     Args:
-        journal: where they are kept.
-        reference: outputs of the baseline, one for each prompt.
-        outputs: of the student, in the same order.
-        judge: its name, for the annotations.
+        journal: Stores the verdicts.
+        reference: Outputs of the baseline, one per prompt.
+        outputs: Outputs of the student, in the same order.
+        judge: Name of the judge in the annotations.
     """
 
     def __init__(
@@ -86,81 +198,81 @@ class Verdicts:
         self._reference = reference
         self._outputs = outputs
         self._judge = judge
-        self._heard = sum("text" in line for line in journal.lines.values())
-        self._weighed = sum(bool(line.get("logprobs")) for line in journal.lines.values())
+        self._replies = sum("text" in line for line in journal.lines.values())
+        self._with_logprobs = sum(bool(line.get("logprobs")) for line in journal.lines.values())
         self._prompts: list[str] = []
         self._annotate(self._collect)
 
     @property
     def marked(self) -> int:
-        """Outputs and prompts that hold marks of the judge's chat."""
+        """Number of outputs and prompts that contain marks of the judge's chat."""
         texts = [
             text
-            for one in (*self._reference, *self._outputs)
-            for text in (one.instruction, one.output)
+            for output in (*self._reference, *self._outputs)
+            for text in (output.instruction, output.output)
         ]
         return sum(escape_chat_marks(text) != text for text in texts)
 
     def chats(self) -> list[Chat]:
-        """What is to be asked of the judge."""
-        turn = import_alpaca_eval().utils.prompt_to_chatml
+        """Return the requests to the judge that have no verdict yet."""
+        to_messages = import_alpaca_eval().utils.prompt_to_chatml
         return [
-            Chat(key=key, messages=turn(prompt))
+            Chat(key=key, messages=to_messages(prompt))
             for key, prompt in {_key(prompt): prompt for prompt in self._prompts}.items()
             if not self._journal.lines.get(key, {}).get("logprobs")
         ]
 
     def take(self, outcome: ChatResult) -> None:
-        """Keeps what came of a chat.
+        """Record the result of a request.
 
         Raises:
-            TeacherError: none of the first replies has log-probabilities.
+            EndpointError: If none of the first replies has log-probabilities.
         """
         reply = outcome.reply
         if reply is None:
             self._journal.add(outcome.key, reason=outcome.reason, detail=outcome.detail)
             return
         self._journal.add(outcome.key, text=reply.text, logprobs=reply.logprobs)
-        self._heard += 1
-        self._weighed += bool(reply.logprobs)
-        if not self._weighed and self._heard >= min(_HOPELESS, len(self._prompts)):
+        self._replies += 1
+        self._with_logprobs += bool(reply.logprobs)
+        if not self._with_logprobs and self._replies >= min(_GIVE_UP_AFTER, len(self._prompts)):
             raise EndpointError(
-                f"judge {self._judge}: none of its first {self._heard} replies comes with "
+                f"judge {self._judge}: none of its first {self._replies} replies comes with "
                 "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: take a server "
                 "that sends `top_logprobs` (vLLM does)"
             )
 
     def missing(self) -> dict[str, int]:
-        """Reason -> how many verdicts never came for it; the next run asks for them again."""
-        found: dict[str, int] = {}
+        """Return reason -> number of missing verdicts; the next run asks for them again."""
+        counts: dict[str, int] = {}
         for chat in self.chats():
             line = self._journal.lines.get(chat.key, {})
             otherwise = "no log-probabilities" if "text" in line else "not asked yet"
             reason = line.get("reason", otherwise)
-            found[reason] = found.get(reason, 0) + 1
-        return found
+            counts[reason] = counts.get(reason, 0) + 1
+        return counts
 
     def annotations(self) -> list[dict[str, Any]]:
-        """AlpacaEval's annotations, one for each prompt, in the prompts' order.
+        """Return AlpacaEval's annotations, one per prompt, in the prompts' order.
 
         Returns:
             instruction, output_1 (the baseline's), generator_1, output_2, generator_2, annotator,
-            preference: from 1, the baseline is better, to 2, the student is; None where no verdict
-            came or none could be read.
+            and preference in [1, 2]: 1 if the baseline is better, 2 if the student is; None if
+            there is no verdict or it could not be parsed.
         """
-        found = self._annotate(self._answers)
+        verdicts = self._annotate(self._answers)
         rows = []
-        for one, other, said in zip(self._reference, self._outputs, found, strict=True):
-            preference: Any = said["preference"]
+        for base, output, verdict in zip(self._reference, self._outputs, verdicts, strict=True):
+            preference: Any = verdict["preference"]
             if preference is not None:
                 preference = None if math.isnan(preference) else float(preference)
             rows.append(
                 {
-                    "instruction": one.instruction,
-                    "output_1": one.output,
-                    "generator_1": one.generator,
-                    "output_2": other.output,
-                    "generator_2": other.generator,
+                    "instruction": base.instruction,
+                    "output_1": base.output,
+                    "generator_1": base.generator,
+                    "output_2": output.output,
+                    "generator_2": output.generator,
                     "annotator": self._judge,
                     "preference": preference,
                 }
@@ -171,16 +283,18 @@ class Verdicts:
         shown = [
             [
                 {
-                    "instruction": escape_chat_marks(one.instruction),
-                    "output": escape_chat_marks(one.output),
-                    "generator": one.generator,
+                    "instruction": escape_chat_marks(output.instruction),
+                    "output": escape_chat_marks(output.output),
+                    "generator": output.generator,
                 }
-                for one in side
+                for output in side
             ]
             for side in (self._reference, self._outputs)
         ]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # a bar of the package's, of one step
+            with contextlib.redirect_stderr(
+                io.StringIO()
+            ):  # the package's progress bar over one step
                 return _annotator(self._judge, completions).annotate_head2head(
                     *shown, is_ordered=True, chunksize=None
                 )
@@ -192,22 +306,23 @@ class Verdicts:
         raise _Collected
 
     def _answers(self, prompts: Sequence[str], **_: Any) -> dict[str, list[Any]]:
-        said = [_completion(self._journal.lines.get(_key(prompt), {})) for prompt in prompts]
-        nothing = [0.0] * len(said)
+        lines = self._journal.lines
+        completions = [_completion(lines.get(_key(prompt), {})) for prompt in prompts]
+        zeros = [0.0] * len(completions)
         return {
-            "completions": [one["text"] for one in said],
-            "completions_all": said,
-            "price_per_example": nothing,
-            "time_per_example": nothing,
+            "completions": [completion["text"] for completion in completions],
+            "completions_all": completions,
+            "price_per_example": zeros,
+            "time_per_example": zeros,
         }
 
 
 class _Collected(Exception):
-    """The prompts of the judge are written, and nothing is to be read yet."""
+    """Raised to leave alpaca_eval once it has written the judge's prompts."""
 
 
 def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> Any:
-    """AlpacaEval's annotator, with other completions."""
+    """Return AlpacaEval's annotator with another function for the completions."""
     alpaca = import_alpaca_eval()
     base = Path(alpaca.constants.EVALUATORS_CONFIG_DIR)
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +337,7 @@ def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> 
 
 
 def _config(template: Path) -> Mapping[str, Any]:
-    """As the package's `weighted_alpaca_eval_gpt4_turbo`; the completions are replaced."""
+    """Return the package's `weighted_alpaca_eval_gpt4_turbo`; the completions are replaced."""
     first, second = MARKS
     return {
         "prompt_template": str(template),
@@ -240,7 +355,7 @@ def _config(template: Path) -> Mapping[str, Any]:
 
 
 def _completion(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict as the package's parser takes it."""
+    """Return a verdict in the form that the package's parser takes."""
     return {"text": line.get("text") or " ", "logprobs": {"content": line.get("logprobs")}}
 
 
@@ -256,10 +371,10 @@ class EvaluationResult:
     """The verdicts on one set of outputs.
 
     Attributes:
-        student: the name of the model.
-        folder: where they were read.
-        record: evaluation.json: title, judge, baseline, prompts, length_controlled, ...
-        table: the annotations as a pandas data frame, in the prompts' order.
+        student: Name of the model.
+        folder: The folder of the files.
+        record: Content of evaluation.json: title, judge, baseline, prompts, length_controlled, ...
+        table: The annotations as a pandas data frame, in the prompts' order.
     """
 
     student: str
@@ -269,24 +384,24 @@ class EvaluationResult:
 
     @property
     def unscored(self) -> int:
-        """Prompts without a verdict that could be read."""
+        """Number of prompts without a verdict."""
         return int(self.table["preference"].isna().sum())
 
 
 def write_result(folder: Path, annotations: Sequence[Mapping[str, Any]], record: Any) -> None:
-    """Writes annotations.json and, last of all, evaluation.json."""
-    for name, said in ((ANNOTATIONS, annotations), (RECORD, record)):
+    """Write annotations.json and then evaluation.json."""
+    for name, content in ((ANNOTATIONS, annotations), (RECORD, record)):
         with atomic_write(folder / name) as path:
-            text = json.dumps(said, ensure_ascii=False, indent=1)
+            text = json.dumps(content, ensure_ascii=False, indent=1)
             path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_result(folder: Path) -> EvaluationResult:
-    """What `write_result` wrote.
+    """Read a folder that `judge_outputs` wrote.
 
     Raises:
-        ValueError: it is something else.
-        OSError: it cannot be read.
+        ValueError: If the content is not such a result.
+        OSError: If it cannot be read.
     """
     import_alpaca_eval()
     import pandas as pd  # noqa: PLC0415 - comes with alpaca_eval
@@ -301,5 +416,5 @@ def read_result(folder: Path) -> EvaluationResult:
         if len(table) != record["prompts"]["count"]:
             raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: no result of ours: {error}") from error
+        raise ValueError(f"{folder}: not a result of `evaluate judge`: {error}") from error
     return EvaluationResult(student=student, folder=folder, record=record, table=table)
