@@ -33,7 +33,9 @@ def test_a_labelled_pair_goes_from_replies_to_beta_line_by_line(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "bb")
     store.add_replies([kept(pair_id, "a", "critic", 8, 10), kept(pair_id, "a", "direct", 10, 5)])
-    store.add_replies([kept(pair_id, "bb", "direct", 2, 5, "clarity"), refused(pair_id, "bb", "reader")])
+    store.add_replies(
+        [kept(pair_id, "bb", "direct", 2, 5, "clarity"), refused(pair_id, "bb", "reader")]
+    )
     assert lines_of(store, pair_id) == [
         "teacher  variant  category  magnitude  confidence  gap  rationale",
         "a        critic   style             8          10  0.8  because",
@@ -60,7 +62,9 @@ def test_a_blind_pair_shows_signs_orders_and_the_clip(new_store):
         ("b", "direct", CHOSEN_FIRST, "tie", 2),
         ("b", "direct", REJECTED_FIRST, "B", 1),
     ]:
-        store.add_replies([kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)])
+        store.add_replies(
+            [kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
+        )
     assert lines_of(store, pair_id) == [
         "teacher  variant  order           category  better       magnitude  confidence   gap  "
         "rationale",

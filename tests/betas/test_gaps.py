@@ -114,7 +114,9 @@ def test_a_reply_without_expectations_is_no_vote(new_store, half):
     store = new_store()
     one, other = filled(store, 2, "a")
     store.add_replies([kept(one, "a", "direct", 9, 9, "style", expected=(4.0, 5.0))])
-    store.add_replies([kept(one, "a", v, 9, 9, "safety", expected=half) for v in ("critic", "reader")])
+    store.add_replies(
+        [kept(one, "a", v, 9, 9, "safety", expected=half) for v in ("critic", "reader")]
+    )
     store.add_replies([kept(other, "a", "direct", 9, 9, expected=half)])
     rows = gaps_of(store, "expected")
     assert rows[one]["gap"] == pytest.approx(0.2)
@@ -141,4 +143,6 @@ def test_one_reply_alone_has_the_gap_that_it_has_in_the_table(new_store, name, e
         store.add_replies([kept(pair_id, "a", "direct", *scores, expected=expected, **said)])
     estimator = replace(JMAMP, estimate=estimate)
     alone = [compute_signed_gap(reply, rubric, estimator) for reply in store.replies()]
-    assert compute_reply_gaps(store.annotations(), estimator)["gap"].to_list() == pytest.approx(alone)
+    assert compute_reply_gaps(store.annotations(), estimator)["gap"].to_list() == pytest.approx(
+        alone
+    )

@@ -218,7 +218,7 @@ def test_a_gold_file_about_other_pairs_is_refused(demo, tmp_path):
 
 
 def test_what_the_recipes_say_of_the_demo_is_what_the_commands_print(demo):
-    text = (ROOT / "recipes" / "README.md").read_text()
+    text = (ROOT / "docs" / "results.md").read_text()
     store, betas = ("--store", demo / "run.sqlite"), ("--betas", demo / "betas.parquet")
     printed = "\n".join(
         [

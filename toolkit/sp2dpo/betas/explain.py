@@ -3,16 +3,47 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Estimator, combine
+from sp2dpo.betas.file import open_store_and_betas
 from sp2dpo.betas.gaps import NOISE, compute_signed_gap, disputes_labels
-from sp2dpo.betas.maps import Quantile
+from sp2dpo.betas.maps import Quantile, places
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.text import escape_controls, format_table
+
+
+def explain_pair(store_file: Path, betas_file: Path, pair_id: str) -> list[str]:
+    """Return the lines that `sp2dpo explain` prints for a pair of a store.
+
+    Args:
+        store_file: annotation store.
+        betas_file: betas computed from this store.
+        pair_id: the pair's id, at least eight of its first digits, or its name in the source.
+
+    Raises:
+        ValueError: no pair has this name, the betas are of other annotations, or the replies give
+            another beta than the table.
+        OSError: a file cannot be read.
+    """
+    with open_store_and_betas(store_file, betas_file) as (store, betas, _):
+        pair = store.corpus.pair(pair_id)
+        table = betas.table.with_columns(place=places(pl.col("gap")))
+        row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
+        return explain_lines(
+            pair,
+            list(store.replies(pair.id)),
+            row,
+            rubric=store.rubric(),
+            arm=betas.arm,
+            place=row["place"],
+        )
 
 
 def explain_lines(

@@ -1,6 +1,8 @@
 """The file of betas: a table, the arm that made it, and what it was made from."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from sp2dpo.betas.arms import OPTIONAL, Arm, parse_arm
 from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.store import Store
 
 _METADATA = "sp2dpo"
 
@@ -120,3 +123,20 @@ def check_origin(
     else:
         return
     raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")
+
+
+@contextmanager
+def open_store_and_betas(
+    store_file: Path, betas_file: Path
+) -> Iterator[tuple[Store, BetaTable, AnnotationTable]]:
+    """Open a store for reading together with the betas that were computed from it.
+
+    Raises:
+        ValueError: the betas were computed from other pairs or replies than the store holds.
+        OSError: a file cannot be read.
+    """
+    betas = read_betas(betas_file)
+    with Store(store_file) as store, store.snapshot():
+        annotations = store.annotations()
+        check_origin(betas, annotations, path=betas_file, store=store_file)
+        yield store, betas, annotations

@@ -1,7 +1,6 @@
 """The commands that need no teacher: betas, where they come from, the data set, the report."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,6 @@ from sp2dpo.cli.options import DRAWS, FILE, GOLD, load_gold, print_lines
 
 if TYPE_CHECKING:
     from sp2dpo.betas.file import BetaTable
-    from sp2dpo.store.annotations import AnnotationTable
-    from sp2dpo.store.store import Store
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -30,39 +27,23 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
 
     The schedule's file says how, or an arm's: what a schedule is compared with.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from sp2dpo.betas.compute import schedule_store
+    from sp2dpo.betas.file import write_betas
 
-    from sp2dpo.betas.arms import compute_betas, load_arm
-    from sp2dpo.betas.file import BetaTable, write_betas
-    from sp2dpo.betas.scores import read_scores
-    from sp2dpo.store.store import Store
-
-    arm = load_arm(schedule_file)
-    scores = read_scores(scores_file) if scores_file else None
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        with Store(store_file) as store, store.snapshot():
-            annotations = store.annotations()
-            hashing = beside.submit(getattr, annotations, "hash")
-            shard, mine = store.questions.shard(), store.questions.pair_count()
-            pending, asked = _pending(store, annotations)
-        table = compute_betas(annotations, arm, scores)
-        annotations_hash = hashing.result()
-    if not table["has_beta"].any():
-        raise ValueError(
-            f"no pair has the quorum of {arm.of.quorum} replies, the most is "
-            f"{table['votes'].max()}: lower `quorum` in the schedule, or ask more"
-        )
-    made = BetaTable(
-        table=table,
-        arm=arm,
-        annotations_hash=annotations_hash,
-        scores_hash=scores.hash if scores else None,
+    result = schedule_store(store_file, schedule_file, scores_file)
+    write_betas(result.betas, out)
+    pairs = len(result.betas.table)
+    share = (
+        f" (shard {result.shard}: {result.shard_pairs} of {pairs} pairs)" if result.shard else ""
     )
-    write_betas(made, out)
-    share = f" (shard {shard}: {mine} of {len(table)} pairs)" if shard else ""
-    print_lines([*_made_lines(made, share)])
-    if pending:
-        print_lines([f"{pending} of {asked} replies are still pending: these betas are not final"])
+    print_lines([*_made_lines(result.betas, share)])
+    if result.pending:
+        print_lines(
+            [
+                f"{result.pending} of {result.requested} replies are still pending: these betas "
+                "are not final"
+            ]
+        )
     print_lines([f"wrote {out}"])
 
 
@@ -86,21 +67,6 @@ def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
         yield f"{table['keep'].sum()} pairs are kept for training{flipped}"
 
 
-def _pending(store: "Store", annotations: "AnnotationTable") -> tuple[int, int]:
-    """Replies that are still to come under the last panel, and all that it asks for.
-
-    None where the store does not say what its last panel was.
-    """
-    from sp2dpo.store.counts import count_replies, load_recorded_panel
-
-    try:
-        panel = load_recorded_panel(store)
-    except ValueError:
-        return 0, 0
-    tallies = count_replies(store, panel, annotations)
-    return sum(one.pending for one in tallies), sum(one.all for one in tallies)
-
-
 @click.command()
 @click.argument("pair_id")
 @click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
@@ -110,24 +76,9 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
 
     PAIR_ID is the pair's id, at least eight of its first digits, or the source's own name for it.
     """
-    import polars as pl
+    from sp2dpo.betas.explain import explain_pair
 
-    from sp2dpo.betas.explain import explain_lines as lines_of
-    from sp2dpo.betas.maps import places
-
-    with open_store_and_betas(store_file, betas_file) as (store, made, _):
-        pair = store.corpus.pair(pair_id)
-        table = made.table.with_columns(place=places(pl.col("gap")))
-        row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
-        lines = lines_of(
-            pair,
-            list(store.replies(pair.id)),
-            row,
-            rubric=store.rubric(),
-            arm=made.arm,
-            place=row["place"],
-        )
-    click.echo("\n".join(lines))
+    click.echo("\n".join(explain_pair(store_file, betas_file, pair_id)))
 
 
 @click.command()
@@ -150,7 +101,7 @@ def build(
 
     `publish` puts it on the Hub.
     """
-    from sp2dpo.betas.file import check_origin, read_betas
+    from sp2dpo.betas.file import check_origin, open_store_and_betas, read_betas
     from sp2dpo.cli.progress import progress_rows
     from sp2dpo.dataset.build import build_dataset as build_folder
 
@@ -194,6 +145,7 @@ def report(
     """Draw one page that shows the betas, the agreement and what looks wrong."""
     import json
 
+    from sp2dpo.betas.file import open_store_and_betas
     from sp2dpo.files import atomic_write, check_overwrite
     from sp2dpo.report.page import is_report, render_page
     from sp2dpo.report.report import build_report as report_of
@@ -217,18 +169,3 @@ def report(
         click.echo(escape_controls(f"wrote {out}"), err=as_json)
     if as_json:
         click.echo(json.dumps(found, indent=2))
-
-
-@contextmanager
-def open_store_and_betas(
-    store_file: Path, betas_file: Path
-) -> "Iterator[tuple[Store, BetaTable, AnnotationTable]]":
-    """A store and the betas that were made from it."""
-    from sp2dpo.betas.file import check_origin, read_betas
-    from sp2dpo.store.store import Store
-
-    made = read_betas(betas_file)
-    with Store(store_file) as store, store.snapshot():
-        annotations = store.annotations()
-        check_origin(made, annotations, path=betas_file, store=store_file)
-        yield store, made, annotations

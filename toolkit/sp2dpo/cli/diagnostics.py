@@ -182,7 +182,7 @@ def audit(
 
     Every check has a number, an interval where there is one, and thresholds.
     """
-    from sp2dpo.cli.betas import open_store_and_betas
+    from sp2dpo.betas.file import open_store_and_betas
     from sp2dpo.diagnostics.audit import audit_betas as audit_of
     from sp2dpo.diagnostics.audit import has_failed
     from sp2dpo.diagnostics.text import audit_lines

@@ -104,7 +104,7 @@ def ablation_lines(rows: Sequence[Mapping[str, Any]], *, draws: int) -> Iterator
     if gold:
         yield (
             "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
-            "that a wrong label has a lower signed gap than a right row."
+            "that a wrong label has a lower signed gap than a right one."
         )
     yield interval_note(draws) + (" Shares: Wilson's." if gold else "")
 
@@ -169,7 +169,7 @@ def _alphas(name: str, alpha: Mapping[str, Any]) -> tuple[str, ...]:
 def _twos(axis: str, twos: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         (
-            f"{row['row']}, {row['other']}",
+            f"{row['one']}, {row['other']}",
             str(row["pairs"]),
             format_percent(row["same_category"]),
             format_fixed(row["spearman"]),

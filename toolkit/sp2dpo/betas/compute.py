@@ -1,0 +1,82 @@
+"""Compute the betas of a store: read it, apply a schedule or an arm, and check the result."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sp2dpo.betas.arms import compute_betas, load_arm
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.scores import read_scores
+from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.counts import count_replies, load_recorded_panel
+from sp2dpo.store.questions import Shard
+from sp2dpo.store.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleResult:
+    """The betas of a store, and how complete the store is.
+
+    Attributes:
+        betas: the table of betas with its arm and hashes.
+        shard: the shard of the pairs that the store was limited to; None for all pairs.
+        shard_pairs: number of pairs in that shard.
+        pending: number of replies that the recorded panel still lacks; 0 without a recorded panel.
+        requested: number of replies that the recorded panel asks for; 0 without a recorded panel.
+    """
+
+    betas: BetaTable
+    shard: Shard | None
+    shard_pairs: int
+    pending: int
+    requested: int
+
+
+def schedule_store(
+    store_file: Path, schedule_file: Path, scores_file: Path | None = None
+) -> ScheduleResult:
+    """Compute one beta for every pair of a store.
+
+    Args:
+        store_file: annotation store.
+        schedule_file: YAML file of a schedule or of an arm.
+        scores_file: Parquet file of reward margins, for arms that use them.
+
+    Raises:
+        ValueError: a file is invalid, or no pair has the quorum of replies.
+        OSError: a file cannot be read.
+    """
+    arm = load_arm(schedule_file)
+    scores = read_scores(scores_file) if scores_file else None
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        with Store(store_file) as store, store.snapshot():
+            annotations = store.annotations()
+            # Hash in a second thread while the betas are computed.
+            annotations_hash = executor.submit(getattr, annotations, "hash")
+            shard, shard_pairs = store.questions.shard(), store.questions.pair_count()
+            pending, requested = _count_pending(store, annotations)
+        table = compute_betas(annotations, arm, scores)
+        betas = BetaTable(
+            table=table,
+            arm=arm,
+            annotations_hash=annotations_hash.result(),
+            scores_hash=scores.hash if scores else None,
+        )
+    if not table["has_beta"].any():
+        raise ValueError(
+            f"no pair has the quorum of {arm.of.quorum} replies, the most is "
+            f"{table['votes'].max()}: lower `quorum` in the schedule, or ask more"
+        )
+    return ScheduleResult(
+        betas=betas, shard=shard, shard_pairs=shard_pairs, pending=pending, requested=requested
+    )
+
+
+def _count_pending(store: Store, annotations: AnnotationTable) -> tuple[int, int]:
+    """Return the pending and the requested replies; zeros if no panel is recorded."""
+    try:
+        panel = load_recorded_panel(store)
+    except ValueError:
+        return 0, 0
+    counts = count_replies(store, panel, annotations)
+    return sum(count.pending for count in counts), sum(count.all for count in counts)
