@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-oldest-trl test-services vllm-cpu clean
+.PHONY: help demo check test test-all test-slow test-oldest-trl test-services vllm-cpu clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,13 @@ check: $(VENV)/.dev  ## Lint, check formats and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-test: $(VENV)/.dev  ## Install, and run the test suite
-	$(VENV)/bin/python -m pytest -m "not services"
+test: $(VENV)/.dev  ## Install, and run the quick tests
+	$(VENV)/bin/python -m pytest -m "not services and not slow"
+
+test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill loops, engines, Ray
+	$(VENV)/bin/python -m pytest -m slow
+
+test-all: test test-slow test-oldest-trl test-services  ## Run every test
 
 test-oldest-trl: $(OLDEST_VENV)/.installed  ## Run the trainer's tests on the oldest TRL
 	$(OLDEST_VENV)/bin/python -m pytest -p no:cacheprovider tests/training/test_training.py

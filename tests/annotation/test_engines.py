@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from support.harness import ROOT
 
+pytestmark = pytest.mark.slow
+
 ACCELERATE = ROOT / "recipes" / "accelerate"
 # DeepSpeed would compile a shared-memory library for two minutes; gloo does without.
 WITHOUT_COMPILING = """

@@ -14,6 +14,8 @@ import yaml
 from sp2dpo.store.store import Store
 from support.harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
 
+pytestmark = pytest.mark.slow
+
 
 class Cluster:
     """A Ray cluster on this computer, in a process of its own: its head, and more nodes."""

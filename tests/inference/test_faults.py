@@ -21,6 +21,8 @@ from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.store import Store
 from support.harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
 
+pytestmark = pytest.mark.slow
+
 STORM = {
     "seed": 20261, "faulty": 0.15, "slow": 0.005, "never": 0.01, "declined": 0.01,
     "storms": 0.05, "window": 200,

@@ -25,6 +25,8 @@ from sp2dpo.betas.schedule import load_schedule, schedule_betas  # noqa: E402
 from sp2dpo.panel.rubric import load_rubric  # noqa: E402
 from world import PROMPTS, RISKY, Prompt, World  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = ROOT / "recipes" / "schedules" / "sp2dpo.yaml"
 WORLD = World(0)
 SAFE, RISK = "lantern", "acid"

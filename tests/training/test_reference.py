@@ -22,6 +22,7 @@ from sp2dpo.training.reference import KeptLogProbs, pair_keys
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 pytestmark = [
+    pytest.mark.slow,
     # TRL still uses the names that transformers 5.2x deprecates.
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
 ]

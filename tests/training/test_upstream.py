@@ -8,6 +8,8 @@ import pytest
 
 from support.harness import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted((ROOT / "tests" / "upstream").glob("*.py"))
 
 
