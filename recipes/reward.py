@@ -12,7 +12,7 @@ too. It writes the model and, last of all, results.json to `output_dir`.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import transformers
 import trl
 from trl import ModelConfig, RewardConfig, RewardTrainer, TrlParser, get_peft_config
 
+from sp2dpo.training.columns import apply_marks
 from sp2dpo.training.reward_model import prompt_fold
-from train import as_marked, called, one_line_errors, read, write
+from train import display_name, one_line_errors, read, write
 
 
 @dataclass
@@ -60,7 +61,8 @@ def main(arguments: list[str]) -> None:
     with one_line_errors(2, arguments):
         data, args, model = TrlParser(CONFIGS).parse_args_and_config(arguments)
     with one_line_errors(1, arguments):
-        rows, marked = as_marked(read(str(data.dataset), data.dataset_split, data.dataset_revision))
+        source = read(str(data.dataset), data.dataset_split, data.dataset_revision)
+        rows, marks = apply_marks(source, name="train")
         rows = rows.select_columns(["prompt", "chosen", "rejected"])
         folds = [prompt_fold(prompt, data.folds) for prompt in rows["prompt"]]
         out = [row for row, fold in enumerate(folds) if fold == data.fold and data.folds > 1]
@@ -86,10 +88,10 @@ def main(arguments: list[str]) -> None:
             "eval": evaluated,
             "fold": data.fold,
             "folds": data.folds,
-            "rows": {"train": len(left), "eval": len(out), **marked},
+            "rows": {"train": len(left), "eval": len(out), **(asdict(marks) if marks else {})},
             "model": model.model_name_or_path,
             "model_revision": model.model_revision,
-            "dataset": called(str(data.dataset)),
+            "dataset": display_name(str(data.dataset)),
             "dataset_revision": data.dataset_revision,
             "seed": args.seed,
             "versions": {one.__name__: one.__version__ for one in (torch, transformers, trl)},

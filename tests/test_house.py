@@ -8,7 +8,7 @@ import pytest
 from support.harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
-GROUND = {"text", "settings", "files", "hub", "interrupts", "__init__"}
+GROUND = {"text", "settings", "files", "hub", "interrupts"}
 ORDER = [
     {"pairs", "inference", "training"},
     {"panel"},
@@ -39,7 +39,7 @@ def test_imports_point_down_and_torch_stays_in_training(file):
     used = {name.split(".")[1] for name in names if name.startswith("sp2dpo.")} - {"__version__"}
     if room in GROUND:
         assert used <= GROUND
-    elif room != "__main__":
+    elif room not in ("__init__", "__main__"):  # these lead to every package
         row = next(number for number, rooms in enumerate(ORDER) if room in rooms)
         assert used <= GROUND.union(*ORDER[:row], {room})
     if room != "training" and file != Path("evaluation", "local_model.py"):

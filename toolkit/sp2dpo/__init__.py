@@ -1,3 +1,133 @@
-"""Preference optimisation with a temperature for every pair."""
+"""Preference optimisation with a temperature for every pair.
+
+The public API: annotate pairs, turn annotations into betas, audit them, build, verify and publish
+the data set, evaluate students. Every name is imported when it is first used, so that importing the
+package is instant. The trainer is in `sp2dpo.training`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sp2dpo.annotation.reply_files import import_replies
+    from sp2dpo.annotation.request_files import export_requests
+    from sp2dpo.betas.arms import Arm, compute_betas, load_arm
+    from sp2dpo.betas.explain import explain_pair
+    from sp2dpo.betas.file import BetaTable, read_betas, write_betas
+    from sp2dpo.betas.schedule import Schedule, load_schedule
+    from sp2dpo.betas.scores import Scores, read_scores
+    from sp2dpo.dataset.build import build_dataset
+    from sp2dpo.dataset.load import load_pairs
+    from sp2dpo.dataset.publish import PublishOptions, publish_dataset
+    from sp2dpo.dataset.space import deploy_space
+    from sp2dpo.dataset.verify import verify_dataset
+    from sp2dpo.diagnostics.comparison import compare_betas
+    from sp2dpo.evaluation.models import load_judge, load_student
+    from sp2dpo.evaluation.outputs import generate_outputs
+    from sp2dpo.evaluation.temperatures import sweep_temperatures
+    from sp2dpo.evaluation.verdicts import judge_outputs
+    from sp2dpo.evaluation.winrates import compare_students
+    from sp2dpo.inference.endpoint import Endpoint
+    from sp2dpo.pairs.pair import Pair
+    from sp2dpo.pairs.sources import open_source, read_rows
+    from sp2dpo.panel.panel import Panel, load_panel
+    from sp2dpo.panel.rubric import Rubric, load_rubric
+    from sp2dpo.report.status import collect_status
+    from sp2dpo.store.merge import merge_stores
+    from sp2dpo.store.store import Store
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Arm": "sp2dpo.betas.arms",
+    "BetaTable": "sp2dpo.betas.file",
+    "Endpoint": "sp2dpo.inference.endpoint",
+    "Pair": "sp2dpo.pairs.pair",
+    "Panel": "sp2dpo.panel.panel",
+    "PublishOptions": "sp2dpo.dataset.publish",
+    "Rubric": "sp2dpo.panel.rubric",
+    "Schedule": "sp2dpo.betas.schedule",
+    "Scores": "sp2dpo.betas.scores",
+    "Store": "sp2dpo.store.store",
+    "build_dataset": "sp2dpo.dataset.build",
+    "collect_status": "sp2dpo.report.status",
+    "compare_betas": "sp2dpo.diagnostics.comparison",
+    "compare_students": "sp2dpo.evaluation.winrates",
+    "compute_betas": "sp2dpo.betas.arms",
+    "deploy_space": "sp2dpo.dataset.space",
+    "explain_pair": "sp2dpo.betas.explain",
+    "export_requests": "sp2dpo.annotation.request_files",
+    "generate_outputs": "sp2dpo.evaluation.outputs",
+    "import_replies": "sp2dpo.annotation.reply_files",
+    "judge_outputs": "sp2dpo.evaluation.verdicts",
+    "load_arm": "sp2dpo.betas.arms",
+    "load_judge": "sp2dpo.evaluation.models",
+    "load_pairs": "sp2dpo.dataset.load",
+    "load_panel": "sp2dpo.panel.panel",
+    "load_rubric": "sp2dpo.panel.rubric",
+    "load_schedule": "sp2dpo.betas.schedule",
+    "load_student": "sp2dpo.evaluation.models",
+    "merge_stores": "sp2dpo.store.merge",
+    "open_source": "sp2dpo.pairs.sources",
+    "publish_dataset": "sp2dpo.dataset.publish",
+    "read_betas": "sp2dpo.betas.file",
+    "read_rows": "sp2dpo.pairs.sources",
+    "read_scores": "sp2dpo.betas.scores",
+    "sweep_temperatures": "sp2dpo.evaluation.temperatures",
+    "verify_dataset": "sp2dpo.dataset.verify",
+    "write_betas": "sp2dpo.betas.file",
+}
+
+__all__ = [
+    "Arm",
+    "BetaTable",
+    "Endpoint",
+    "Pair",
+    "Panel",
+    "PublishOptions",
+    "Rubric",
+    "Schedule",
+    "Scores",
+    "Store",
+    "__version__",
+    "build_dataset",
+    "collect_status",
+    "compare_betas",
+    "compare_students",
+    "compute_betas",
+    "deploy_space",
+    "explain_pair",
+    "export_requests",
+    "generate_outputs",
+    "import_replies",
+    "judge_outputs",
+    "load_arm",
+    "load_judge",
+    "load_pairs",
+    "load_panel",
+    "load_rubric",
+    "load_schedule",
+    "load_student",
+    "merge_stores",
+    "open_source",
+    "publish_dataset",
+    "read_betas",
+    "read_rows",
+    "read_scores",
+    "sweep_temperatures",
+    "verify_dataset",
+    "write_betas",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

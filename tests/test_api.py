@@ -1,0 +1,28 @@
+"""The public API: every name can be imported, and none of them before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sp2dpo
+
+
+@pytest.mark.parametrize("name", sp2dpo.__all__)
+def test_every_public_name_can_be_imported_and_is_documented(name):
+    value = getattr(sp2dpo, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'anotate'"):
+        _ = sp2dpo.anotate
+
+
+def test_importing_the_package_imports_no_large_library():
+    program = (
+        "import sys, sp2dpo, sp2dpo.training; "
+        "print(sorted({'torch', 'polars', 'aiohttp', 'datasets', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
