@@ -10,7 +10,7 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
 from sp2dpo.report.charts import chart, gauge, steps
-from sp2dpo.report.page import colour, decimals, matrix, render_page
+from sp2dpo.report.page import _templates, colour, decimals, matrix, render_page
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
@@ -319,3 +319,15 @@ def test_a_share_of_places_stands_beside_its_interval(new_store):
     assert rows[0] == ["silent", "0", "–", "–", "–", "–"]
     assert rows[1] == f"x 1 {none} {all_of_it} {none} {none}".split()
     assert "None: no label is disputed." in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("lower `quorum: 2`.", "lower <code>quorum: 2</code>."),
+        ("plain <b>x</b> & y", "plain &lt;b&gt;x&lt;/b&gt; &amp; y"),
+        ("`<script>` and `a` b `", "<code>&lt;script&gt;</code> and <code>a</code> b `"),
+    ],
+)
+def test_backticks_of_an_advice_become_code_and_nothing_else_becomes_markup(text, html):
+    assert _templates().from_string("{{ text | code }}").render(text=text) == html

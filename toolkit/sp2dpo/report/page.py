@@ -147,9 +147,10 @@ def _visible(value: Any) -> Any:
 
 
 def _code(text: str) -> markupsafe.Markup:
-    """Text with what stands between backticks set as code."""
-    said = markupsafe.escape(escape_controls(text))
-    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", said))
+    """Escape a text for HTML and mark up the parts between backticks as code."""
+    # A plain str: re.sub on Markup would escape the tags that it inserts.
+    escaped = str(markupsafe.escape(escape_controls(text)))
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
