@@ -1,21 +1,86 @@
-"""What the README says is what happens: its commands, its snippet, the demo's table."""
+"""README and guides hold: commands, snippets, the demo's table, links and pictures."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+import sp2dpo
+from sp2dpo.cli.main import cli
 from support.harness import DEMO, ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [
+    *PAGES,
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "recipes").rglob("README.md")),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, pages=PAGES):
+    """The code blocks of a language, in all pages."""
+    return [
+        block
+        for page in pages
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    ]
+
+
+def anchors(page):
+    """The anchors that GitHub makes of a page's headings."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_anchors_and_pictures_resolve(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    broken = []
+    for pair in LINK.findall(prose):
+        link = pair[0] or pair[1]
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def commands_in(page):
+    """Each `sp2dpo` command of a page's shell blocks, as words."""
+    for block in blocks("sh", [page]):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("sp2dpo "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_option_exists(page):
+    for words in commands_in(page):
+        command, context = cli, click.Context(cli)
+        rest = list(words)
+        while rest and isinstance(command, click.Group):
+            inner = command.get_command(context, rest[0])
+            if inner is None:
+                break
+            command, rest = inner, rest[1:]
+        assert command is not cli, words
+        options = {
+            name for param in command.params for name in (*param.opts, *param.secondary_opts)
+        }
+        assert {word for word in rest if word.startswith("--")} <= options, words
 
 
 def run_in(folder, *command, **env):
@@ -53,7 +118,7 @@ def folder(tmp_path_factory, replay_url, tiny_student):
 @pytest.fixture(scope="module")
 def walked(folder):
     """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
-    (commands,) = [block for block in blocks("sh") if "accelerate launch" in block]
+    (commands,) = [block for block in blocks("sh") if "--output_dir student/" in block]
     commands = commands.replace('pip install -e ".[train]"', "")
     short = "--model_name_or_path MODEL --dtype float32 --bf16 false --max_steps 2 --held_out 0.2"
     short += " --eval_steps 2 --use_cpu true"
@@ -90,7 +155,7 @@ def test_the_commands_before_training_do_as_they_stand(walked):
 
 
 def test_the_commands_that_publish_do_as_they_stand(walked, hub):
-    (commands,) = [block for block in blocks("sh") if "sp2dpo publish" in block]
+    (commands,) = [block for block in blocks("sh") if "sp2dpo publish dataset/" in block]
     arm = ROOT / "recipes" / "schedules" / "arms" / "rand.yaml"
     run_in(
         walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(arm),
@@ -132,3 +197,14 @@ def test_the_demo_prints_the_readmes_table(tmp_path):
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {
         "run.sqlite", "betas.parquet", "dataset", "report.html", "students",
     }  # fmt: skip
+
+
+def test_the_python_page_lists_the_public_names():
+    text = (ROOT / "docs" / "python.md").read_text()
+    names = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| `.*$", text, re.MULTILINE))))
+    assert names == set(sp2dpo.__all__) - {"__version__"}
+
+
+def test_the_snippet_of_the_python_page_runs(walked):
+    (snippet,) = blocks("python", [ROOT / "docs" / "python.md"])
+    assert run_in(walked, "python", "-c", snippet).startswith("96 ")

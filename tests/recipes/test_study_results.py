@@ -55,7 +55,7 @@ def test_the_page_shows_the_table(name):
     assert shown == (RESULTS / name / "table.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "recipes/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_what_other_pages_quote_stands_in_the_table(page):
     text = (ROOT / page).read_text()
     start = text.index("controlled study")

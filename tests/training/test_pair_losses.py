@@ -112,7 +112,7 @@ def test_losses_that_are_no_sum_over_pairs_take_no_weight(tmp_path, loss_type):
 
 
 def test_the_table_of_the_recipes_is_what_is_taken():
-    text = (ROOT / "recipes" / "README.md").read_text()
+    text = (ROOT / "docs" / "train.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", text.split("## Columns and losses")[1], re.M)
     told = {
         name: [column for column, cell in zip(PAIR_COLUMNS, cells.split("|"), strict=True)
