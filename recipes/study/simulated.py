@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from labelled import LabelledPair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, Rubric
-from sp2dpo.store.annotations import AnnotationTable, annotation_table
+from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from world import PARTS
 
 LARGEST = 4.0
@@ -95,7 +95,7 @@ def annotated(
                     (pair.pair_id, teacher.name, variant, order, 0, category, *_reply(read, first))
                     for pair, category, read in zip(pairs, categories, z.tolist(), strict=True)
                 ]
-    return annotation_table(rows, pair_ids=[pair.pair_id for pair in pairs], rubric=rubric)
+    return build_annotation_table(rows, pair_ids=[pair.pair_id for pair in pairs], rubric=rubric)
 
 
 def _reply(z: float, chosen_first: bool) -> tuple[int, int, str, None, None]:

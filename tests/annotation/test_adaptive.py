@@ -200,7 +200,8 @@ from sp2dpo.annotation.adaptive_rule import StoppingRule, is_calibration, slots
 readings = np.random.default_rng(1).random((300, 9)).round(2)
 known, asked = readings[:50].copy(), np.zeros((50, 9), dtype=bool)
 asked[:, :4], known[:, 4:] = True, np.nan
-rule = StoppingRule.learn(readings, slots("abc", ("direct", "critic", "reader")), tolerance=0.2, level=0.6)
+three = slots("abc", ("direct", "critic", "reader"))
+rule = StoppingRule.learn(readings, three, tolerance=0.2, level=0.6)
 print([part.tolist() for part in rule.next(known, asked)])
 print([is_calibration(str(number), pairs=1000) for number in range(1000)])
 """

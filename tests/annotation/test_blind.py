@@ -157,7 +157,9 @@ def test_the_signed_gap_is_the_mean_over_orders_then_the_median_then_the_mean(ne
         ("a", "reader", REJECTED_FIRST, "tie", 0),  # 0; the mean is -.45; the median of a is -.1
         ("b", "direct", CHOSEN_FIRST, "B", 5),  # -.5, alone
     ]:
-        store.add_replies([kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)])
+        store.add_replies(
+            [kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
+        )
     row = row_of(store)
     assert row["signed_gap"] == pytest.approx((-0.1 - 0.5) / 2)
     assert (row["gap"], row["label_disputed"]) == (0, True)
@@ -188,7 +190,9 @@ def test_teachers_that_cancel_each_other_dispute_nothing(new_store):
 def test_a_disputed_pair_has_the_smallest_beta_and_no_verdict_below_the_quorum(new_store):
     store = new_store()
     disputed, unheard = filled(store, 2, "a", rubric=BLIND)
-    store.add_replies([kept(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")])
+    store.add_replies(
+        [kept(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")]
+    )
     store.add_replies([kept(unheard, "a", "direct", 9, 9, better="B")])
     table = schedule_betas(store.annotations(), load_schedule(SCHEDULE))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}

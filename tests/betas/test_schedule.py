@@ -113,7 +113,9 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
         check_origin(made, other.annotations(), **paths)
     grown = new_store("grown.sqlite")
     ids = filled(grown, 5, "a")
-    grown.add_replies([kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")])
+    grown.add_replies(
+        [kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")]
+    )
     with pytest.raises(ValueError, match="holds other replies than"):
         check_origin(made, grown.annotations(), **paths)
 

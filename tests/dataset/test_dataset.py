@@ -97,7 +97,9 @@ def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path
 def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "b")
-    store.add_replies([kept(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")])
+    store.add_replies(
+        [kept(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")]
+    )
     store.add_replies([kept(pair_id, "b", v, 9, 10, "factuality") for v in ("direct", "critic")])
     key = (pair_id, "b", "reader")
     store.add_replies([refused(*key, reason="not-json", raw="Well...")])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sp2dpo.inference.serve import Serve, flag_value, has_flag, is_path, parse_serve, turns_on
-from sp2dpo.inference.vllm import command_lines, environment_variables, vllm_command, serve_warnings
+from sp2dpo.inference.vllm import command_lines, environment_variables, serve_warnings, vllm_command
 
 WHERE = "panel.yaml: teacher 1: serve"
 STRUCTURED = '{"backend":"guidance","disable_any_whitespace":true}'

@@ -19,8 +19,8 @@ from sp2dpo.inference.servers import ServerDied, ServerTimeouts, start_servers
 from support.harness import TESTS
 
 QUICK = ServerTimeouts(
-    poll=0.01, progress=0.2, probe=0.05, answer=0.2, failures=3, failing_for=0.2, grace=0.4, pause=0.01,
-    port=1.0,
+    poll=0.01, progress=0.2, probe=0.05, answer=0.2, failures=3, failing_for=0.2, grace=0.4,
+    pause=0.01, port=1.0,
 )  # fmt: skip
 
 # What `kill -9` is done to: it serves until it is killed.

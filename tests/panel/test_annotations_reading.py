@@ -65,7 +65,9 @@ def test_blind_replies_with_and_without_expectations(new_store):
     for (variant, order), better, expected in zip(
         orders, "ABABAB", [*said, *said[:2]], strict=True
     ):
-        store.add_replies([kept(one, "a", variant, 5, 6, order=order, better=better, expected=expected)])
+        store.add_replies(
+            [kept(one, "a", variant, 5, 6, order=order, better=better, expected=expected)]
+        )
     store.add_replies([kept(other, "a", "direct", 5, 6, better="tie")])
     table = same(store).replies
     assert set(table["expected_confidence"].drop_nulls()) == {4.1, 1 / 3}
@@ -86,7 +88,9 @@ def test_the_hash_of_annotations_never_changes_by_itself(new_store):
     """It stands in files of betas and manifests: those of earlier versions must still fit."""
     labelled, blind = new_store("labelled.sqlite"), new_store("blind.sqlite")
     one, other = filled(labelled, 2, "a")
-    labelled.add_replies([kept(one, "a", "direct", 3, 4, "safety"), kept(other, "a", "critic", 10, 0)])
+    labelled.add_replies(
+        [kept(one, "a", "direct", 3, 4, "safety"), kept(other, "a", "critic", 10, 0)]
+    )
     assert labelled.annotations().hash == LABELLED_HASH
     one, other = filled(blind, 2, "a", rubric=BLIND)
     blind.add_replies([kept(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])

@@ -330,4 +330,4 @@ def test_a_share_of_places_stands_beside_its_interval(new_store):
     ],
 )
 def test_backticks_of_an_advice_become_code_and_nothing_else_becomes_markup(text, html):
-    assert _templates().from_string("{{ text | code }}").render(text=text) == html
+    assert _templates(2).from_string("{{ text | code }}").render(text=text) == html

@@ -242,7 +242,9 @@ def test_categories_and_magnitudes_are_compared_where_they_are_known():
     found = compare_with_gold(table, known, LABELLED, gold_count=4)
     assert (found["category"]["count"], found["category"]["share"]) == (2, 2 / 3)
     assert found["magnitude"] == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
-    assert compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1)["magnitude"] is None
+    assert (
+        compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1)["magnitude"] is None
+    )
 
 
 # What it will take

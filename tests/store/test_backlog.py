@@ -121,7 +121,9 @@ def test_what_another_panel_settled_is_open_again(new_store, change):
     first, _ = filled(store, 2, "a", "b")
     adaptive = replace(panel_of("a", "b"), budget="adaptive")
     store.record_panel(adaptive)
-    store.add_replies([kept(first, "a", "direct", 5, 5)], [SettledPair(pair_id=first, replies=1, chance=0.97)])
+    store.add_replies(
+        [kept(first, "a", "direct", 5, 5)], [SettledPair(pair_id=first, replies=1, chance=0.97)]
+    )
     store.record_panel(adaptive)
     assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 1
     store.record_panel(replace(adaptive, **change))

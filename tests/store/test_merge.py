@@ -26,7 +26,9 @@ class Shards:
             store = new_store(f"shard-{index}.sqlite")
             self.ids = filled(store, pairs, "anna", "ben")
             store.questions.restrict_to_shard(Shard(index=index, total=of))
-            mine = [pair_id for pair_id in self.ids if Shard(index=index, total=of).contains(pair_id)]
+            mine = [
+                pair_id for pair_id in self.ids if Shard(index=index, total=of).contains(pair_id)
+            ]
             store.add_replies(
                 [
                     self.entry(pair_id, t, v)
@@ -216,7 +218,9 @@ def test_what_is_no_store_or_was_never_annotated_is_refused(shards, new_store, t
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_shard_that_no_pair_falls_into_is_merged_with_the_others(tmp_path, new_store, adopted):
     shards = Shards(tmp_path, new_store, of=4, pairs=2)
-    empty = next(i for i in range(4) if not any(Shard(index=i, total=4).contains(p) for p in shards.ids))
+    empty = next(
+        i for i in range(4) if not any(Shard(index=i, total=4).contains(p) for p in shards.ids)
+    )
     path = tmp_path / f"empty-{empty}.sqlite"
     with Store(path, write=True) as store:
         if adopted:

@@ -171,7 +171,9 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
     store = new_store()
     ids = begun(store, 40, panel_of(a_teacher("a")))
     # An hour ago ten replies in a hundred seconds; now ten in ten, each in flight for one second.
-    store.add_replies([said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])])
+    store.add_replies(
+        [said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])]
+    )
     store.add_replies([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
     found = collect_status(store.path)["teachers"][0]
     assert found["replies_per_second"] == pytest.approx(10 / 10)
@@ -266,7 +268,9 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a", price=Price(gpu_hour=3.6, gpus=1)), variants=("direct",))
     ids = begun(store, 10, panel)
-    store.add_replies([said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])])
+    store.add_replies(
+        [said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])]
+    )
     store.add_replies([imported(one, "a", prompt=50) for one in ids[3:8]])
     a = collect_status(store.path)["teachers"][0]
     assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)

@@ -33,18 +33,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
-def check_overwrite(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
-    """Keeps an output from taking the place of a file of another kind.
+def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Refuse to overwrite a file of another kind.
 
     Args:
-        path: where the output is to go.
-        ours: whether a file is of the output's kind.
-        kind: what that is, for the message.
+        path: Output path.
+        is_ours: Tells whether an existing file has the output's format.
+        kind: Name of that format, for the message.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: If `path` exists and is something else.
     """
-    if path.exists() and not (path.is_file() and ours(path)):
+    if path.exists() and not (path.is_file() and is_ours(path)):
         raise ValueError(
             f"{path} exists and is not {kind} of ours: name another file, or remove it"
         )
@@ -72,9 +72,11 @@ class Journal:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
         content = path.read_bytes() if path.exists() else b""
-        begun = self._read(content)
-        if begun is not None and begun != json.loads(json.dumps(head)):
-            differs = sorted(key for key in {*begun, *head} if begun.get(key) != head.get(key))
+        recorded = self._read(content)
+        if recorded is not None and recorded != json.loads(json.dumps(head)):
+            differs = sorted(
+                key for key in {*recorded, *head} if recorded.get(key) != head.get(key)
+            )
             raise ValueError(
                 f"{path} was begun with another {', '.join(differs)}: go on with what it was, or "
                 "name another folder"
@@ -83,23 +85,23 @@ class Journal:
             with path.open("ab") as file:
                 file.truncate(content.rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
-        if begun is None:
+        if recorded is None:
             self._write(dict(head))
 
     def _read(self, content: bytes) -> dict[str, Any] | None:
         try:
-            found = [json.loads(line) for line in content.split(b"\n")[:-1]]
-            for line in found[1:]:
+            records = [json.loads(line) for line in content.split(b"\n")[:-1]]
+            for line in records[1:]:
                 self.lines[line["key"]] = line
             if content and not content.startswith(b"{"):
                 raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is no journal of ours; move it away") from error
-        return found[0] if found else None
+        return records[0] if records else None
 
-    def add(self, key: str, **said: Any) -> None:
+    def add(self, key: str, **fields: Any) -> None:
         """Takes a line in; it is on its way to the disk when this returns."""
-        line = {"key": key, **said}
+        line = {"key": key, **fields}
         self._write(line)
         self.lines[key] = line
 

@@ -36,8 +36,8 @@ def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, 
     import datasets  # noqa: PLC0415
 
     with hub_errors(f"{name}@{sha}"):
-        found = datasets.load_dataset(name, split=split, revision=sha)
-    yield from found  # type: ignore[misc]
+        rows = datasets.load_dataset(name, split=split, revision=sha)
+    yield from rows  # type: ignore[misc]
 
 
 NO_TOKEN = "the Hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
@@ -49,7 +49,7 @@ class HubError(OSError):
 
 @contextmanager
 def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
-    """Makes one line for people of whatever the Hub's clients raise about a repo of that kind."""
+    """Makes cause line for people of whatever the Hub's clients raise about a repo of that kind."""
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
 
@@ -69,8 +69,8 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
         raise ValueError(f"{what}: {_one_line(error)}") from error
     # HTTPError also stands for a Hub that cannot be reached; it is no OSError.
     except (errors.HTTPError, DatasetsError, OSError) as error:
-        said = ": ".join(_one_line(one) for one in (error, error.__cause__) if one)
-        raise OSError(f"{what}: the Hub's client says: {said}") from error
+        reasons = ": ".join(_one_line(cause) for cause in (error, error.__cause__) if cause)
+        raise OSError(f"{what}: the Hub's client says: {reasons}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,12 +33,12 @@ async def interruptible(
     Raises:
         Interrupted: there was such a signal.
     """
-    loop, stop, seen = asyncio.get_running_loop(), asyncio.Event(), []
+    loop, stop, received = asyncio.get_running_loop(), asyncio.Event(), []
     task = asyncio.ensure_future(work(stop))
 
     def interrupt(number: int) -> None:
-        seen.append(number)
-        if len(seen) > 1:
+        received.append(number)
+        if len(received) > 1:
             task.cancel()
         else:
             say("stopping when what is in flight has come; once more stops at once")
@@ -50,19 +50,19 @@ async def interruptible(
     try:
         await task
     except asyncio.CancelledError:
-        if not seen:
+        if not received:
             raise
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, before[number])
-    if seen:
-        raise Interrupted(seen[0])
+    if received:
+        raise Interrupted(received[0])
 
 
 async def wait_unless_stopped(
-    stop: asyncio.Event, work: Coroutine[Any, Any, Found]
-) -> Found | None:
+    stop: asyncio.Event, work: Coroutine[Any, Any, Result]
+) -> Result | None:
     """What the work gives; None where it was told to stop before, and the work was given up."""
     if stop.is_set():
         work.close()

@@ -39,9 +39,9 @@ def shorten(text: str, length: int = 300) -> str:
     return line if len(line) <= length else f"{line[:length]}..."
 
 
-def count_noun(number: int, one: str, several: str | None = None) -> str:
+def count_noun(number: int, singular: str, plural: str | None = None) -> str:
     """A number of things: `1 line`, `2 lines`; the plural is said where it takes more than an s."""
-    return f"{number} {one if number == 1 else several or f'{one}s'}"
+    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def format_table(
@@ -103,7 +103,7 @@ def format_interval(
     return f"{value} ({low} to {high})"
 
 
-def intervals_reliable(draws: int) -> str:
+def interval_note(draws: int) -> str:
     """What the intervals beside are, in a sentence."""
     return f"Intervals hold 95 %: {format_count(draws)} bootstrap samples of the pairs."
 
@@ -217,11 +217,11 @@ def redact(text: str) -> str:
 
 
 def _tokens() -> list[str]:
-    found = [os.environ.get(name, "").strip() for name in _VARIABLES]
+    tokens = [os.environ.get(name, "").strip() for name in _VARIABLES]
     client = sys.modules.get("huggingface_hub")  # a token that nobody has loaded is in no message
     if client is not None:
-        found.append(client.get_token() or "")
-    return [token for token in found if len(token) >= 8]
+        tokens.append(client.get_token() or "")
+    return [token for token in tokens if len(token) >= 8]
 
 
 class RedactFilter(logging.Filter):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.inference.vllm import command_lines, warnings
+from sp2dpo.inference.vllm import command_lines, serve_warnings
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import Rubric
@@ -59,10 +59,10 @@ def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | Non
     """
     wanted = QuestionPlan.from_panel(panel, teacher, again=False)
     found, after = Text(), 0
-    while jobs := store.backlog.next_jobs(wanted, after=after, limit=_PAGE):
+    while jobs := store.questions.next_jobs(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
-            if shard is not None and not shard.holds(job.pair.id):
+            if shard is not None and not shard.contains(job.pair.id):
                 continue
             asked = [(question.key.variant, question.key.order) for question in job.questions]
             found += text_of(job.pair, asked, panel.rubric)
@@ -98,7 +98,7 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
     Raises:
         ValueError: the store is for another share, or for all pairs.
     """
-    held = store.backlog.shard()
+    held = store.questions.shard()
     if shard is not None and shard != held and (held is not None or store.teachers()):
         raise ValueError(f"{store.path} is for {held or 'all pairs'}, not for the shard {shard}")
     rubric, shard = panel.rubric, shard or held
@@ -128,7 +128,7 @@ def _described(teacher: Endpoint) -> list[str]:
     lines.append("  would be served by")
     for command in command_lines(teacher.model, teacher.revision, serve):
         lines += shell_lines(command, indent="    ")
-    for warning in warnings(serve):
+    for warning in serve_warnings(serve):
         lines += wrap(f"    WARNING: {warning}")
     return lines
 

@@ -131,7 +131,7 @@ class _Inbox:
         retries = max(teacher.retries for teacher in panel.teachers)
         self._meant = CustomIds(panel).meant(max(retries, -1 if most is None else most) + 2)
         self._teachers = {teacher.name: teacher for teacher in panel.teachers}
-        self._shard = store.backlog.shard()
+        self._shard = store.questions.shard()
         self._waiting: dict[Key, ReplyRecord] = {}
         self._adopted = False
 
@@ -183,7 +183,7 @@ class _Inbox:
             "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?",
             (named[1], named[1] + "g"),
         ).fetchall()
-        if len(pairs) != 1 or (self._shard is not None and not self._shard.holds(pairs[0][0])):
+        if len(pairs) != 1 or (self._shard is not None and not self._shard.contains(pairs[0][0])):
             raise _Problem("unknown", f"{custom_id} is about no pair of this store")
         if named[2] not in self._meant:
             raise _Problem(

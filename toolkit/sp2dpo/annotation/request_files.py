@@ -145,7 +145,7 @@ def _lines(
     schema = panel.rubric.schema()
     wanted = QuestionPlan.from_panel(panel, teacher, again=again)
     after = 0
-    while jobs := store.backlog.next_jobs(wanted, after=after, limit=_PAGE):
+    while jobs := store.questions.next_jobs(wanted, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
             for question in job.questions:

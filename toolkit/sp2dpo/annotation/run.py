@@ -22,7 +22,7 @@ from sp2dpo.inference.servers import Servers, start_servers
 from sp2dpo.interrupts import first_failure, wait_unless_stopped
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.counts import count_replies
-from sp2dpo.store.questions import QuestionPlan, Settled
+from sp2dpo.store.questions import QuestionPlan, SettledPair
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 
@@ -117,7 +117,7 @@ class _Run:
         self._writer = writer
         self._pages = pages
         tallies = count_replies(store, panel)
-        self._missing = {one.teacher for one in tallies if one.wanted(terms.again)}
+        self._missing = {one.teacher for one in tallies if one.requests_needed(terms.again)}
         self._kept = Counter({one.teacher: one.kept for one in tallies})
         self._taken = 0
         self._askings: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
@@ -140,7 +140,7 @@ class _Run:
         """Some pairs in full; then every other one, for as long as the rule wants more."""
         sparing = AdaptiveRun(
             self._panel,
-            pairs=self._store.backlog.pair_count(),
+            pairs=self._store.questions.pair_count(),
             heard=self._pages.heard,
             stop=self._terms.stop,
         )
@@ -207,7 +207,9 @@ class _Run:
                         teacher.serve,
                         log=server_log_path(self._store.path, teacher.name),
                         say=self._terms.say,
-                        hidden=[one.api_key_env for one in self._panel.teachers if one.api_key_env],
+                        hidden_variables=[
+                            one.api_key_env for one in self._panel.teachers if one.api_key_env
+                        ],
                     )
                 )
                 started.append(servers)
@@ -265,7 +267,7 @@ class _Run:
         self._terms.progress(entry, final)
         await self._writer.put(entry)
 
-    async def _settle(self, settled: Settled, spared: int) -> None:
+    async def _settle(self, settled: SettledPair, spared: int) -> None:
         self._terms.spare(spared)
         await self._writer.put(settled)
 

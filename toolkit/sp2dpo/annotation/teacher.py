@@ -46,8 +46,8 @@ class TeacherSession:
             kept: replies of this teacher that could be read before.
             excused: whether silence is no outage now, as a server of ours is starting again.
         """
-        self.teacher = client.teacher
-        self._calling = Caller(client, urls, patience=patience, stop=stop, excused=excused)
+        self.teacher = client.endpoint
+        self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=excused)
         self._client = client
         self._rubric = rubric
         self._outcomes = Counter(kept=kept)
@@ -127,7 +127,9 @@ class TeacherSession:
         room = self._calling.context - most
         if sum(len(one["content"].encode()) for one in messages) + _TEMPLATE <= room:
             return None
-        tokens = await self._calling.retry(lambda url: self._client.tokens(url, messages), place)
+        tokens = await self._calling.retry(
+            lambda url: self._client.count_tokens(url, messages), place
+        )
         if tokens is None or tokens <= room:
             return None
         return f"{tokens} tokens and max_tokens {most} exceed the model's {self._calling.context}"

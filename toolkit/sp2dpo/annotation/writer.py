@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from sp2dpo.store.questions import Job, PairReplies, QuestionPlan, Settled
+from sp2dpo.store.questions import Job, PairReplies, QuestionPlan, SettledPair
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 
@@ -24,12 +24,12 @@ class StorePages:
     def jobs(self, wanted: QuestionPlan) -> AsyncIterator[Job]:
         """What is missing of a teacher, pair by pair."""
         return self._all(
-            lambda after: self._reader.backlog.next_jobs(wanted, after=after, limit=_PAGE)
+            lambda after: self._reader.questions.next_jobs(wanted, after=after, limit=_PAGE)
         )
 
     def heard(self, *, settled: bool) -> AsyncIterator[PairReplies]:
         """What was said of the pairs, with or without those that are settled."""
-        backlog = self._reader.backlog
+        backlog = self._reader.questions
         return self._all(
             lambda after: backlog.replied_pairs(settled=settled, after=after, limit=_PAGE)
         )
@@ -50,12 +50,12 @@ class Writer:
     def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
         self._store = store
         self._thread = thread
-        self._arrived: asyncio.Queue[ReplyRecord | Settled | asyncio.Event | None] = asyncio.Queue(
-            2000
+        self._arrived: asyncio.Queue[ReplyRecord | SettledPair | asyncio.Event | None] = (
+            asyncio.Queue(2000)
         )
         self._commit: Future[None] | None = None
 
-    async def put(self, item: ReplyRecord | Settled | None) -> None:
+    async def put(self, item: ReplyRecord | SettledPair | None) -> None:
         """Takes a reply, or a pair that needs no more; None says that nothing more will come."""
         await self._arrived.put(item)
 
@@ -86,11 +86,11 @@ class Writer:
         if self._commit:
             self._commit.result()
 
-    def _submit(self, batch: list[ReplyRecord | Settled | asyncio.Event | None]) -> None:
+    def _submit(self, batch: list[ReplyRecord | SettledPair | asyncio.Event | None]) -> None:
         entries = [item for item in batch if isinstance(item, ReplyRecord)]
-        settled = [item for item in batch if isinstance(item, Settled)]
+        settled = [item for item in batch if isinstance(item, SettledPair)]
         if entries or settled:
             self._commit = self._thread.submit(self._store.add_replies, entries, settled)
 
-    def _drained(self) -> list[ReplyRecord | Settled | asyncio.Event | None]:
+    def _drained(self) -> list[ReplyRecord | SettledPair | asyncio.Event | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]

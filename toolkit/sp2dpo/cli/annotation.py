@@ -83,7 +83,7 @@ def annotate(
 
             print_lines(plan_lines(store, panel, shard=shard))
             return
-        store.backlog.take_shard(shard)
+        store.questions.restrict_to_shard(shard)
         store.reopen_settled(panel)
         ask(store, panel, patience=patience, again=retry_refused, serve=serve, engine=asks)
 
@@ -126,10 +126,10 @@ def ask(
     from sp2dpo.annotation.run import annotate as ask_panel
     from sp2dpo.cli.progress import reply_bar
     from sp2dpo.interrupts import interruptible
-    from sp2dpo.store.counts import count_replies, tally_lines
+    from sp2dpo.store.counts import count_replies, reply_count_lines
 
     tallies = count_replies(store, panel)
-    waiting = {one.teacher: one.wanted(again) for one in tallies}
+    waiting = {one.teacher: one.requests_needed(again) for one in tallies}
     wanted = sum(waiting.values())
     if not serve:
         for teacher in panel.teachers:
@@ -156,9 +156,9 @@ def ask(
     finally:
         if wanted:
             tallies = count_replies(store, panel)
-        print_lines(tally_lines(tallies))
+        print_lines(reply_count_lines(tallies))
     if not any(one.all for one in tallies):
-        print_lines([f"no pair falls into the shard {store.backlog.shard()}"])
+        print_lines([f"no pair falls into the shard {store.questions.shard()}"])
     silent = [one.teacher for one in tallies if one.all and not one.kept]
     if silent:
         raise ValueError(f"no reply of {', '.join(silent)} could be kept")
@@ -172,7 +172,7 @@ def consent(teacher: "Endpoint") -> None:
     """Has a person agree to run the command of a panel, which somebody else may have written."""
     import sys
 
-    from sp2dpo.inference.vllm import command_lines, warnings
+    from sp2dpo.inference.vllm import command_lines, serve_warnings
     from sp2dpo.text import shell_lines
 
     if teacher.serve is None:
@@ -180,7 +180,7 @@ def consent(teacher: "Endpoint") -> None:
     lines = command_lines(teacher.model, teacher.revision, teacher.serve)
     folded = [part for line in lines for part in shell_lines(line)]
     print_lines([f"{teacher.label} would be served by:", *(f"  {part}" for part in folded)])
-    print_lines([f"  WARNING: {line}" for line in warnings(teacher.serve)])
+    print_lines([f"  WARNING: {line}" for line in serve_warnings(teacher.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
             f"{teacher.label}: a file's command is never run unasked; give --serve if you trust "
@@ -270,12 +270,12 @@ def export_requests(
     """
     from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.panel.panel import load_panel
-    from sp2dpo.store.counts import count_replies, tally_lines
+    from sp2dpo.store.counts import count_replies, reply_count_lines
     from sp2dpo.text import count_noun
 
     panel = load_panel(panel_file)
     with open_store_with_pairs(pairs, store_file, panel) as store:
-        store.backlog.take_shard(shard)
+        store.questions.restrict_to_shard(shard)
         store.record_panel(panel)
         written = export_requests(
             store, panel, out, teacher=teacher, again=retry_refused, per_file=per_file
@@ -286,7 +286,7 @@ def export_requests(
                 f"  NOT part of it: {it} of an earlier export; remove it" for it in one.leftover
             ]
             print_lines([f"{one.teacher}: {count_noun(one.requests, 'request')}{where}", *left])
-        print_lines(tally_lines(count_replies(store, panel)))
+        print_lines(reply_count_lines(count_replies(store, panel)))
 
 
 @click.command("import-replies")
@@ -300,7 +300,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     """
     from sp2dpo.annotation.reply_files import import_replies as take_in
     from sp2dpo.panel.panel import load_panel
-    from sp2dpo.store.counts import count_replies, tally_lines
+    from sp2dpo.store.counts import count_replies, reply_count_lines
     from sp2dpo.text import count_noun
 
     panel = load_panel(panel_file)
@@ -317,7 +317,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
                 f"{done.left_out.total()} left out{_named(done.left_out)}"
             ]
         )
-        print_lines(tally_lines(count_replies(store, panel)))
+        print_lines(reply_count_lines(count_replies(store, panel)))
         silent = [one.name for one in panel.teachers if _is_silent(store, one.name, panel.variants)]
     if done.left_out:
         lines = count_noun(done.left_out.total(), "line")
@@ -346,7 +346,7 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     Their source, rubric, teachers and panel must be the same. More shards may be added later; the
     same ones again change nothing.
     """
-    from sp2dpo.store.counts import count_replies, recorded_panel, tally_lines
+    from sp2dpo.store.counts import count_replies, load_recorded_panel, reply_count_lines
     from sp2dpo.store.merge import merge_stores as put_together
     from sp2dpo.store.store import Store
     from sp2dpo.text import count_noun
@@ -357,7 +357,7 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     if done.missing:
         lines.append(f"NOT among them: shard {', '.join(map(str, done.missing))}")
     with Store(out) as store:
-        print_lines([*lines, *tally_lines(count_replies(store, recorded_panel(store)))])
+        print_lines([*lines, *reply_count_lines(count_replies(store, load_recorded_panel(store)))])
 
 
 def _named(counts: "Counter[str]") -> str:

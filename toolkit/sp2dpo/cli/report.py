@@ -183,7 +183,7 @@ def _is_hopeless(store: "Store", panel: "Panel") -> bool:
     """Whether a teacher answers, and says nothing that can be read: that is a finding, no fault."""
     from sp2dpo.store.counts import count_replies
 
-    outcomes = store.backlog.outcomes()
+    outcomes = store.questions.outcomes()
     for one in count_replies(store, panel):
         heard = [outcome for outcome in outcomes if outcome.teacher == one.teacher]
         replies = sum((outcome.attempt + 1) * outcome.count for outcome in heard)

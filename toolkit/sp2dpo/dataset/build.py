@@ -207,7 +207,7 @@ def _configs(
     source = store.corpus.source()
     usable = source.usable if source else 0
     features = annotation_features(annotations.rubric)
-    replies = sum(one.count for one in store.backlog.outcomes())
+    replies = sum(one.count for one in store.questions.outcomes())
     found: dict[str, Any] = {
         "default": (
             layout.features,

@@ -31,7 +31,7 @@ from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.logprobs import expected_scores
 from sp2dpo.panel.rubric import Rubric, read_rubric
 from sp2dpo.store.annotations import COLUMNS as READ
-from sp2dpo.store.annotations import AnnotationTable, annotation_table
+from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from sp2dpo.text import count_noun
 
 NEAR = 1e-9
@@ -201,7 +201,7 @@ class _Verification:
         for name, found in (("annotations", count), ("kept", len(kept))):
             if found != self.facts["counts"][name]:
                 raise _Mismatch(f"{found} {name}, {self.facts['counts'][name]} are said")
-        self.annotations = annotation_table(kept, pair_ids=list(known), rubric=rubric)
+        self.annotations = build_annotation_table(kept, pair_ids=list(known), rubric=rubric)
         if self.annotations.hash != self.facts["annotations_sha256"]:
             raise _Mismatch("the hash over all kept replies is another than is said")
         return f"{count} replies, {len(kept)} kept: read again from their raw texts"

@@ -54,8 +54,8 @@ class _Failures:
             reply that was in flight all the time says nothing of a server that has gone since.
     """
 
-    failures: int
-    last: float
+    count: int
+    last_time: float
     alone: bool = False
 
 
@@ -75,7 +75,7 @@ class Caller:
         *,
         patience: float,
         stop: asyncio.Event,
-        excused: Callable[[], bool] = lambda: False,
+        is_starting: Callable[[], bool] = lambda: False,
     ) -> None:
         """Nothing is sent yet.
 
@@ -84,16 +84,17 @@ class Caller:
             urls: of its replicas.
             patience: seconds for which nothing may be answered before the run ends.
             stop: set when nothing more is to be sent.
-            excused: whether silence is no outage now, as a server of ours is starting again.
+            is_starting: Tells whether one of our servers is restarting; silence is then not an
+                outage.
         """
         self.context: int | None = None
         self.known_good: Messages | None = None
         self._client = client
         self._urls = urls
-        self._replicas = Replicas(urls, ceiling=client.teacher.max_in_flight)
+        self._replicas = Replicas(urls, ceiling=client.endpoint.max_in_flight)
         self._patience = patience
         self._stop = stop
-        self._excused = excused
+        self._is_starting = is_starting
         self._answered = float("-inf")
         """When the latest request that was answered was sent."""
         self._silent_since: float | None = None
@@ -101,7 +102,7 @@ class Caller:
     @property
     def max_requests(self) -> int:
         """Requests that may ever be in flight, all replicas together."""
-        return self._client.teacher.max_in_flight * len(self._urls)
+        return self._client.endpoint.max_in_flight * len(self._urls)
 
     async def check(self) -> list[str]:
         """Looks whether the replicas are there and serve the model; one at least must be.
@@ -112,23 +113,23 @@ class Caller:
         Raises:
             TeacherError: none is there, or one refuses us or serves another model.
         """
-        contexts, away = [], []
+        contexts, unavailable = [], []
         for url in self._urls:
             try:
                 contexts.append(await self._client.check(url))
             except Unavailable as error:
-                away.append(error)
+                unavailable.append(error)
         if not contexts:
-            raise away[0]
-        known = [context for context in contexts if context is not None]
-        self.context = min(known) if known else None
-        return [f"{error}; the other replicas are asked meanwhile" for error in away]
+            raise unavailable[0]
+        limits = [context for context in contexts if context is not None]
+        self.context = min(limits) if limits else None
+        return [f"{error}; the other replicas are asked meanwhile" for error in unavailable]
 
     def route(self, key: str) -> Route:
         """Where requests with this key begin."""
         return Route(key=key, replica=self._replicas.pick(key))
 
-    async def ask(self, messages: Messages, attempt: int, place: Route) -> Reply:
+    async def ask(self, messages: Messages, attempt: int, route: Route) -> Reply:
         """Sends a chat until it is answered, with backoff and jitter.
 
         Raises:
@@ -137,37 +138,39 @@ class Caller:
             Unavailable: this request fails for good, while others are answered.
             TeacherError: nothing was answered for too long, or we are refused.
         """
-        reply = await self.retry(lambda url: self._client.ask(url, messages, attempt), place)
+        reply = await self.retry(lambda url: self._client.ask(url, messages, attempt), route)
         self.known_good = messages
         return reply
 
-    async def retry(self, send: Callable[[str], Awaitable[Answer]], place: Route) -> Answer:
-        """Sends anything until there is an answer; raises as `ask`.
+    async def retry(self, send: Callable[[str], Awaitable[Answer]], route: Route) -> Answer:
+        """Send a request until it is answered; raises like `ask`.
 
         Args:
-            send: is given the address of a replica.
-            place: where it begins.
+            send: Sends the request to the replica whose address it is given.
+            route: Replica to start with.
         """
         try:
-            return await self._send(send, place)
+            return await self._send(send, route)
         except Unavailable as error:
             if self._silence() > self._patience:
                 raise self._outage(error) from error
-            trouble = _Failures(failures=_counts(error), last=time.monotonic())
-            asked = error.wait
+            failures = _Failures(count=_is_request_failure(error), last_time=time.monotonic())
+            wait = error.wait
         retry = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=_backoff,
-            stop=lambda _: self._silence() > self._patience or _always_fails(trouble),
+            stop=lambda _: self._silence() > self._patience or _always_fails(failures),
             sleep=self._pause,
             reraise=True,
         )
-        await self._pause(max(asked, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
+        await self._pause(max(wait, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
         try:
-            return await retry(self._again, send, place, trouble)
+            return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
             # One that is told to wait for ever, while another is answered, is refused as well.
-            if _always_fails(trouble) or (not _counts(error) and await self._probe(place)):
+            if _always_fails(failures) or (
+                not _is_request_failure(error) and await self._probe(route)
+            ):
                 raise
             raise self._outage(error) from error
 
@@ -177,39 +180,39 @@ class Caller:
             "the server again and give the same command, or wait longer with --patience"
         )
 
-    async def _again(
-        self, send: Callable[[str], Awaitable[Answer]], place: Route, trouble: _Failures
+    async def _send_again(
+        self, send: Callable[[str], Awaitable[Answer]], route: Route, failures: _Failures
     ) -> Answer:
         try:
-            return await self._send(send, place)
+            return await self._send(send, route)
         except Unavailable as error:
-            trouble.failures += _counts(error)
-            trouble.alone = self._answered > trouble.last
-            trouble.last = time.monotonic()
-            if trouble.failures >= _POISONED - 1 and not trouble.alone:
-                await self._probe(place)  # the next failure tells
+            failures.count += _is_request_failure(error)
+            failures.alone = self._answered > failures.last_time
+            failures.last_time = time.monotonic()
+            if failures.count >= _POISONED - 1 and not failures.alone:
+                await self._probe(route)  # the next failure tells
             raise
 
-    async def _probe(self, place: Route) -> bool:
+    async def _probe(self, route: Route) -> bool:
         """Asks once more what was answered before: is it the request that fails, or the server?"""
         good = self.known_good
         if good is None:
             return False
         try:
-            await self._send(lambda url: self._client.ask(url, good, 0), place)
+            await self._send(lambda url: self._client.ask(url, good, 0), route)
         except (Unavailable, Declined):
             return False
         return True
 
-    async def _send(self, send: Callable[[str], Awaitable[Answer]], place: Route) -> Answer:
+    async def _send(self, send: Callable[[str], Awaitable[Answer]], route: Route) -> Answer:
         """Sends once, when the replica has room for it; elsewhere if it goes down meanwhile."""
         while True:
-            replica = place.replica
+            replica = route.replica
             await replica.limit.acquire()
             if replica.may_be_asked(time.monotonic()):
                 break
-            place.replica = self._replicas.pick_other(place.key, than=replica)
-            if place.replica is replica:
+            route.replica = self._replicas.pick_other(route.key, than=replica)
+            if route.replica is replica:
                 break
             replica.limit.release()
         started = time.monotonic()
@@ -220,7 +223,7 @@ class Caller:
         except Unavailable as error:
             self._failed(replica, error)
             if error.reason != "http-429":
-                place.replica = self._replicas.pick_other(place.key, than=replica)
+                route.replica = self._replicas.pick_other(route.key, than=replica)
             raise
         except Declined:
             replica.answered()
@@ -241,12 +244,14 @@ class Caller:
             self._silent_since = now
         if error.lost or error.reason.startswith("http-5"):
             replica.failed(now)
-        if error.overloaded and not (error.lost and replica.is_quick(self._client.teacher.timeout)):
+        if error.overloaded and not (
+            error.lost and replica.is_quick(self._client.endpoint.timeout)
+        ):
             replica.limit.congested()
 
     def _silence(self) -> float:
         """Seconds since the first failure after the last answer."""
-        if self._excused():
+        if self._is_starting():
             self._silent_since = None
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
@@ -262,11 +267,11 @@ class Caller:
 _exponential = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 1)
 
 
-def _always_fails(trouble: _Failures) -> bool:
-    return trouble.failures >= _POISONED and trouble.alone
+def _always_fails(failures: _Failures) -> bool:
+    return failures.count >= _POISONED and failures.alone
 
 
-def _counts(failure: Unavailable) -> bool:
+def _is_request_failure(failure: Unavailable) -> bool:
     """Whether a failure may be the request's own fault: being told to wait is not."""
     return failure.reason != "http-429"
 
@@ -274,5 +279,5 @@ def _counts(failure: Unavailable) -> bool:
 def _backoff(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try; not before the server's Retry-After."""
     failure = state.outcome.exception() if state.outcome else None
-    asked = failure.wait if isinstance(failure, Unavailable) else 0.0
-    return max(asked + random.uniform(0, 1), _exponential(state)) if asked else _exponential(state)
+    wait = failure.wait if isinstance(failure, Unavailable) else 0.0
+    return max(wait + random.uniform(0, 1), _exponential(state)) if wait else _exponential(state)

@@ -43,14 +43,14 @@ class ChatResult:
     detail: str | None = None
 
 
-Take = Callable[[ChatResult], None]
+OnResult = Callable[[ChatResult], None]
 """Is handed every outcome, as it comes."""
 
 
 async def ask_chats(
     model: Endpoint,
     chats: Iterable[Chat],
-    take: Take,
+    on_result: OnResult,
     *,
     stop: asyncio.Event,
     patience: float,
@@ -62,20 +62,20 @@ async def ask_chats(
     Args:
         model: whom to ask; with `serve`, its servers are started and end with this.
         chats: what to ask.
-        take: is handed what comes back.
+        on_result: Called with every result.
         stop: set when nothing more is to be sent.
         patience: seconds for which nothing may be answered before this gives up.
         say: hears lines for people.
         log: what servers of ours say.
 
     Raises:
-        TeacherError: nothing was answered for too long, or we are refused.
+        EndpointError: nothing was answered for too long, or we are refused.
         OSError: a server could not be started.
-        ValueError: `take` refuses what comes.
+        ValueError: If `on_result` raises it.
     """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())
-        urls, excused, servers = model.base_urls, (lambda: False), None
+        urls, is_starting, servers = model.base_urls, (lambda: False), None
         if model.serve is not None:
             started = start_servers(
                 model.name,
@@ -84,46 +84,54 @@ async def ask_chats(
                 model.serve,
                 log=log,
                 say=say,
-                hidden=[model.api_key_env] if model.api_key_env else (),
+                hidden_variables=[model.api_key_env] if model.api_key_env else (),
             )
             servers = await wait_unless_stopped(stop, stack.enter_async_context(started))
             if servers is None:
                 return
-            urls, excused = servers.urls, servers.are_starting
-        calling = Caller(
-            Client(session, model, None), urls, patience=patience, stop=stop, excused=excused
+            urls, is_starting = servers.urls, servers.are_starting
+        caller = Caller(
+            Client(session, model, None),
+            urls,
+            patience=patience,
+            stop=stop,
+            is_starting=is_starting,
         )
-        for line in await calling.check():
+        for line in await caller.check():
             say(line)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(servers.watch()) if servers else None
-                await _all(calling, chats, take, stop)
+                await _ask_all(caller, chats, on_result, stop)
                 if watching:
                     watching.cancel()
         except* (OSError, ValueError) as failures:
             raise first_failure(failures) from None
 
 
-async def _all(calling: Caller, chats: Iterable[Chat], take: Take, stop: asyncio.Event) -> None:
-    begun = asyncio.Semaphore(calling.max_requests)
+async def _ask_all(
+    caller: Caller, chats: Iterable[Chat], on_result: OnResult, stop: asyncio.Event
+) -> None:
+    slots = asyncio.Semaphore(caller.max_requests)
     async with asyncio.TaskGroup() as group:
         for chat in chats:
-            await begun.acquire()
+            await slots.acquire()
             if stop.is_set():
                 break
-            task = group.create_task(_one(calling, chat, take))
-            task.add_done_callback(lambda _: begun.release())
+            task = group.create_task(_ask_one(caller, chat, on_result))
+            task.add_done_callback(lambda _: slots.release())
 
 
-async def _one(calling: Caller, chat: Chat, take: Take) -> None:
+async def _ask_one(caller: Caller, chat: Chat, on_result: OnResult) -> None:
     try:
-        reply = await calling.ask(chat.messages, 0, calling.route(chat.key))
+        reply = await caller.ask(chat.messages, 0, caller.route(chat.key))
     except StopRequested:
         return
     except Declined as error:
-        take(ChatResult(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error)))
+        on_result(
+            ChatResult(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error))
+        )
     except Unavailable as error:
-        take(ChatResult(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
+        on_result(ChatResult(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
     else:
-        take(ChatResult(key=chat.key, reply=reply))
+        on_result(ChatResult(key=chat.key, reply=reply))

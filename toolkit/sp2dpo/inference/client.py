@@ -82,46 +82,46 @@ class Reply:
     logprobs: list[Any] | None = None
 
 
-def parse_body(teacher: Endpoint, body: bytes) -> dict[str, Any]:
+def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
     """The JSON object of an answer.
 
     Raises:
         Unavailable: it is none: a proxy's page, or cut off.
     """
     try:
-        said = json.loads(body)
+        answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _unreadable(teacher, body) from error
-    if not isinstance(said, dict):
-        raise _unreadable(teacher, body)
-    return said
+        raise _unreadable(endpoint, body) from error
+    if not isinstance(answer, dict):
+        raise _unreadable(endpoint, body)
+    return answer
 
 
-def _unreadable(teacher: Endpoint, body: bytes) -> Unavailable:
-    text = f"{teacher.label}: not an answer: {shorten_body(body)}"
+def _unreadable(endpoint: Endpoint, body: bytes) -> Unavailable:
+    text = f"{endpoint.label}: not an answer: {shorten_body(body)}"
     return Unavailable(text, reason="no-answer")
 
 
-def parse_reply(teacher: Endpoint, said: dict[str, Any], seconds: float | None) -> Reply:
-    """What a chat completion says.
+def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) -> Reply:
+    """Parse a chat completion.
 
     Args:
-        teacher: that was asked.
-        said: the completion, as JSON.
-        seconds: from sending to the whole reply; None where nobody took the time.
+        endpoint: The model that answered, for messages.
+        answer: The completion's JSON object.
+        seconds: Latency of the whole reply; None if it was not measured.
 
     Raises:
-        Unavailable: it is no chat completion.
+        Unavailable: If the object is not a chat completion.
     """
     try:
-        choice = said["choices"][0]
+        choice = answer["choices"][0]
         text = choice["message"].get("content") or ""
-        usage = said.get("usage") or {}
+        usage = answer.get("usage") or {}
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         return Reply(
             text=escape_surrogates(str(text)),
             finish_reason=_text(choice.get("finish_reason")),
-            model=_text(said.get("model")),
+            model=_text(answer.get("model")),
             prompt_tokens=parse_count(usage.get("prompt_tokens")),
             completion_tokens=parse_count(usage.get("completion_tokens")),
             cached_tokens=parse_count(cached),
@@ -129,15 +129,15 @@ def parse_reply(teacher: Endpoint, said: dict[str, Any], seconds: float | None) 
             logprobs=_logprobs(choice),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        brief = shorten_body(json.dumps(said).encode())
-        text = f"{teacher.label}: not a chat completion: {brief}"
+        brief = shorten_body(json.dumps(answer).encode())
+        text = f"{endpoint.label}: not a chat completion: {brief}"
         raise Unavailable(text, reason="no-answer") from error
 
 
 def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
     """Of the reply's tokens; a reply is whole without them."""
-    said = choice.get("logprobs")
-    content = said.get("content") if isinstance(said, dict) else None
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return content if isinstance(content, list) else None
 
 
@@ -177,37 +177,37 @@ def open_session() -> aiohttp.ClientSession:
 
 
 def request_body(
-    teacher: Endpoint, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
+    endpoint: Endpoint, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
 ) -> dict[str, Any]:
     """What is sent for one reply.
 
     Args:
-        teacher: whose model and sampling.
+        endpoint: Gives the model and the sampling.
         messages: the chat.
         schema: of the reply; None where it may say anything.
         attempt: 0 at first; a later one is sent with its own seed, the sampling's (or 0) plus it.
     """
-    seed = {"seed": teacher.sampling.get("seed", 0) + attempt} if attempt else {}
-    said = {"messages": messages, "model": teacher.model}
+    seed = {"seed": endpoint.sampling.get("seed", 0) + attempt} if attempt else {}
+    body = {"messages": messages, "model": endpoint.model}
     if schema is not None:
-        said["response_format"] = {
+        body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "annotation", "strict": True, "schema": schema},
         }
-    return {**said, **teacher.sampling, **seed}
+    return {**body, **endpoint.sampling, **seed}
 
 
 class Client:
     """One teacher, to be asked over HTTP at any of its addresses."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, teacher: Endpoint, schema: dict[str, Any] | None
+        self, session: aiohttp.ClientSession, endpoint: Endpoint, schema: dict[str, Any] | None
     ) -> None:
-        self.teacher = teacher
+        self.endpoint = endpoint
         self._session = session
         self._schema = schema
-        self._timeout = _timeout(teacher.timeout)
-        key = teacher.api_key()
+        self._timeout = _timeout(endpoint.timeout)
+        key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._rest: dict[int, bytes] = {}
         """What follows the messages in a request, by attempt: the same for all pairs."""
@@ -222,7 +222,7 @@ class Client:
             Unavailable: nothing answers there, or it is not ready.
             TeacherError: it refuses us, or does not list the model.
         """
-        teacher, address = self.teacher, f"{url.rstrip('/')}/models"
+        endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
             async with self._session.get(
                 address, headers=self._headers, timeout=_timeout(30)
@@ -230,42 +230,42 @@ class Client:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
             raise Unavailable(
-                f"{teacher.label}: nothing answers at {url} "
-                f"({_describe(error)}); start its server or correct base_url",
+                f"{endpoint.label}: nothing answers at {url} "
+                f"({_describe_error(error)}); start its server or correct base_url",
                 reason="no-answer",
                 lost=True,
             ) from error
-        status, said = response.status, f"{address} answered HTTP {response.status}"
+        status, summary = response.status, f"{address} answered HTTP {response.status}"
         if status == 429 or status >= 500:
-            raise Unavailable(f"{teacher.label}: {said}", reason=f"http-{status}")
+            raise Unavailable(f"{endpoint.label}: {summary}", reason=f"http-{status}")
         if status not in (400, 413, 422):
-            _check_status(teacher, status, answer)
+            _check_status(endpoint, status, answer)
         if status != 200:
-            raise EndpointError(f"{teacher.label}: {said}: {shorten_body(answer)}")
-        listed = parse_body(teacher, answer).get("data")
+            raise EndpointError(f"{endpoint.label}: {summary}: {shorten_body(answer)}")
+        data = parse_body(endpoint, answer).get("data")
         models = (
-            [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+            [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
         )
         for model in models:
-            if model.get("id") == teacher.model:
+            if model.get("id") == endpoint.model:
                 return parse_count(model.get("max_model_len"))
-        named = ", ".join(str(model.get("id")) for model in models)
+        names = ", ".join(str(model.get("id")) for model in models)
         raise EndpointError(
-            f"{teacher.label}: the server at {url} does not serve "
-            f"{teacher.model}; it serves {named or 'nothing'}"
+            f"{endpoint.label}: the server at {url} does not serve "
+            f"{endpoint.model}; it serves {names or 'nothing'}"
         )
 
-    async def tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:
+    async def count_tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:
         """How many tokens a chat takes, as vLLM's tokenizer counts; None where a server cannot.
 
         Raises:
             Unavailable: it may answer later.
         """
         server = url.rstrip("/").removesuffix("/v1")
-        said = {"model": self.teacher.model, "messages": messages, "add_generation_prompt": True}
-        if "chat_template_kwargs" in self.teacher.sampling:
-            said["chat_template_kwargs"] = self.teacher.sampling["chat_template_kwargs"]
-        status, answer, _ = await self._post(f"{server}/tokenize", json.dumps(said).encode())
+        body = {"model": self.endpoint.model, "messages": messages, "add_generation_prompt": True}
+        if "chat_template_kwargs" in self.endpoint.sampling:
+            body["chat_template_kwargs"] = self.endpoint.sampling["chat_template_kwargs"]
+        status, answer, _ = await self._post(f"{server}/tokenize", json.dumps(body).encode())
         if status != 200:
             return None
         try:
@@ -284,23 +284,23 @@ class Client:
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
         started = time.monotonic()
         status, answer, wait = await self._post(f"{url.rstrip('/')}/chat/completions", data)
-        _check_status(self.teacher, status, answer)
+        _check_status(self.endpoint, status, answer)
         if status != 200:
             raise Unavailable(
-                f"{self.teacher.label}: HTTP {status}: {shorten_body(answer)}",
+                f"{self.endpoint.label}: HTTP {status}: {shorten_body(answer)}",
                 reason=f"http-{status}",
                 overloaded=status in (429, 503),
                 wait=wait,
             )
         return parse_reply(
-            self.teacher, parse_body(self.teacher, answer), time.monotonic() - started
+            self.endpoint, parse_body(self.endpoint, answer), time.monotonic() - started
         )
 
     def _after_messages(self, attempt: int) -> bytes:
         if attempt not in self._rest:
-            said = request_body(self.teacher, [], self._schema, attempt)
-            del said["messages"]
-            self._rest[attempt] = b"," + json.dumps(said).encode()[1:]
+            body = request_body(self.endpoint, [], self._schema, attempt)
+            del body["messages"]
+            self._rest[attempt] = b"," + json.dumps(body).encode()[1:]
         return self._rest[attempt]
 
     async def _post(self, address: str, data: bytes) -> tuple[int, bytes, float]:
@@ -309,11 +309,11 @@ class Client:
             async with self._session.post(
                 address, data=data, headers=headers, timeout=self._timeout
             ) as response:
-                wait = _seconds(response.headers.get("Retry-After", "0"))
+                wait = _retry_after(response.headers.get("Retry-After", "0"))
                 return response.status, await response.read(), wait
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise Unavailable(
-                f"{self.teacher.label}: {_describe(error)}",
+                f"{self.endpoint.label}: {_describe_error(error)}",
                 reason="no-answer",
                 overloaded=isinstance(error, TimeoutError),
                 lost=True,
@@ -324,32 +324,32 @@ def _timeout(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 30))
 
 
-def _seconds(said: str) -> float:
+def _retry_after(header: str) -> float:
     """A Retry-After in seconds; one that names a date is left to our own backoff."""
     try:
-        return min(max(0.0, float(said)), _LONGEST_WAIT)
+        return min(max(0.0, float(header)), _LONGEST_WAIT)
     except ValueError:
         return 0.0
 
 
-def _check_status(teacher: Endpoint, status: int, body: bytes) -> None:
+def _check_status(endpoint: Endpoint, status: int, body: bytes) -> None:
     if status in (400, 413, 422):
         raise Declined(status, shorten_body(body))
     if status in (401, 403):
         hint = (
-            "set api_key_env in the panel" if teacher.api_key_env is None else "check its API key"
+            "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
         )
         raise EndpointError(
-            f"{teacher.label}: HTTP {status}, the server refuses us; {hint}: {shorten_body(body)}"
+            f"{endpoint.label}: HTTP {status}, the server refuses us; {hint}: {shorten_body(body)}"
         )
     if status in (404, 405):
         raise EndpointError(
-            f"{teacher.label}: HTTP {status}: wrong base_url or model "
-            f"({teacher.model}): {shorten_body(body)}"
+            f"{endpoint.label}: HTTP {status}: wrong base_url or model "
+            f"({endpoint.model}): {shorten_body(body)}"
         )
 
 
-def _describe(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__

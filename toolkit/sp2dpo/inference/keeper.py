@@ -37,7 +37,7 @@ def keep(parent: int, grace: float, command: list[str]) -> int:
         if came and came.si_signo in _STOP and deadline is None:
             deadline = time.monotonic() + grace
             os.killpg(0, signal.SIGTERM)
-        code = _reap(child)
+        code = _reap_children(child)
     _kill_the_rest()
     return 128 + signal.SIGTERM if code is None else code
 
@@ -55,7 +55,7 @@ def _start(command: list[str]) -> int:
     os._exit(127)
 
 
-def _reap(child: int) -> int | None:
+def _reap_children(child: int) -> int | None:
     """Takes leave of everything that has ended; the child's exit code if it is among them."""
     code = None
     try:
@@ -79,15 +79,15 @@ def _kill_the_rest() -> None:
 
 
 def _children() -> list[int]:
-    found = []
+    children = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:  # it has just ended
             continue
         if int(parent) == os.getpid():
-            found.append(int(folder.name))
-    return found
+            children.append(int(folder.name))
+    return children
 
 
 def _prctl(option: int, value: int) -> None:

@@ -75,9 +75,9 @@ class _Window:
 
     __slots__ = ("_in_flight", "_latency", "_limits", "_opened", "_replies", "_settling", "_wanted")
 
-    def __init__(self, now: float, *, wanted: int, settling: int = 0) -> None:
+    def __init__(self, now: float, *, replies: int, settling: int = 0) -> None:
         self._opened = now
-        self._wanted = wanted
+        self._wanted = replies
         self._settling = settling
         self._replies = self._in_flight = self._limits = 0
         self._latency = 0.0
@@ -133,7 +133,7 @@ class Limit:
         self._grown_at = 0  # the count of replies when the limit last rose by one for a round
         self._halved_at: int | None = None  # the count of replies at the last halving
         self._forgiven = 0  # outcomes to come of requests that were in flight at the last halving
-        self._window = _Window(clock(), wanted=self._limit)
+        self._window = _Window(clock(), replies=self._limit)
         self._best: _Rate | None = None  # while rising: the best so far
         self._lower: int | None = None  # while trying: the lower of the two limits
         self._upper: _Rate | None = None  # while trying: seen at the higher one
@@ -198,9 +198,9 @@ class Limit:
         if self._lower is None:
             self._grow()
             if rate:
-                self._compare(rate, now)
+                self._compare_rates(rate, now)
         elif rate:
-            self._judge(rate, self._lower, now)
+            self._evaluate_trial(rate, self._lower, now)
 
     def congested(self) -> None:
         """The server had too much: 429, 503 or a time-out. Several of one round count once."""
@@ -241,10 +241,10 @@ class Limit:
             self._grown_at = self._replies
             self._move(self._limit + 1)
 
-    def _compare(self, rate: _Rate, now: float) -> None:
+    def _compare_rates(self, rate: _Rate, now: float) -> None:
         """While rising: whether there is more to be had, or the rate stays where it is."""
         best = self._best
-        self._window = _Window(now, wanted=self._round())
+        self._window = _Window(now, replies=self._round())
         if not rate.is_used:
             return
         if best is None or rate.in_flight * _RISE < best.in_flight:
@@ -254,11 +254,11 @@ class Limit:
                 self._best = rate
             elif self._limit > START and rate.is_saturated(best):
                 lower = max(START, math.ceil(_MARGIN * best.in_flight))
-                self._try(lower, self._limit, now, descends=True)
+                self._start_trial(lower, self._limit, now, descends=True)
 
     def _rise(self) -> None:
         self._best = self._lower = self._upper = self._held_until = None
-        self._window = _Window(self._clock(), wanted=self._round())
+        self._window = _Window(self._clock(), replies=self._round())
 
     def _round(self) -> int:
         """Replies that a rate is counted over while rising: more of them where there is time."""
@@ -271,21 +271,21 @@ class Limit:
 
     def _probe(self, now: float, held_until: float, held_for: int) -> None:
         if now >= held_until and self._replies >= held_for and self._limit < self._ceiling:
-            self._try(self._limit, math.ceil(_STEP * self._limit), now, descends=False)
+            self._start_trial(self._limit, math.ceil(_STEP * self._limit), now, descends=False)
 
-    def _try(self, lower: int, upper: int, now: float, *, descends: bool) -> None:
+    def _start_trial(self, lower: int, upper: int, now: float, *, descends: bool) -> None:
         """Compares two limits afresh, the higher one first."""
         self._rise()
         self._lower, self._descends, self._has_won = lower, descends, False
-        self._see(upper, now)
+        self._measure(upper, now)
 
-    def _see(self, limit: int, now: float) -> None:
+    def _measure(self, limit: int, now: float) -> None:
         settling = self._in_flight
         self._move(limit)
-        wanted = max(_TRIAL_ROUNDS * self._limit, _TRIAL_REPLIES)
-        self._window = _Window(now, wanted=wanted, settling=settling)
+        replies = max(_TRIAL_ROUNDS * self._limit, _TRIAL_REPLIES)
+        self._window = _Window(now, replies=replies, settling=settling)
 
-    def _judge(self, rate: _Rate, lower: int, now: float) -> None:
+    def _evaluate_trial(self, rate: _Rate, lower: int, now: float) -> None:
         upper = self._upper
         if not (rate.is_used and rate.has_no_gap()):  # our own pace was seen, not the server's
             self._hold(upper.limit if upper else self._limit, now)
@@ -297,11 +297,11 @@ class Limit:
             if is_last or not min(START, self._ceiling) <= self._lower < self._limit:
                 self._hold(self._limit, now)
             else:
-                self._see(self._lower, now)
+                self._measure(self._lower, now)
         elif self._has_won or upper.limit >= self._ceiling:
             self._hold(upper.limit, now)
         else:
-            self._try(upper.limit, math.ceil(_STEP * upper.limit), now, descends=True)
+            self._start_trial(upper.limit, math.ceil(_STEP * upper.limit), now, descends=True)
 
 
 _FAILURES = 3
@@ -397,37 +397,39 @@ class Replicas:
         if not urls:
             raise ValueError("a teacher must have at least one replica")
         self._clock = clock
-        self._all = tuple(Replica(url, Limit(ceiling, clock=clock)) for url in urls)
+        self._replicas = tuple(Replica(url, Limit(ceiling, clock=clock)) for url in urls)
         self._places = tuple(place.to_bytes(4, "big") for place in range(len(urls)))
 
     def __iter__(self) -> Iterator[Replica]:
-        return iter(self._all)
+        return iter(self._replicas)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._replicas)
 
     def pick(self, pair_id: str) -> Replica:
         """The replica that a pair which has not begun anywhere begins at.
 
         The pair's own; where that has no slot free, the next of which at least half the slots are
-        (our choice: a replica that idles is worse than one that reads a pair for itself alone);
-        where all are down, the one that comes back first.
+        (our choice: a replica that idles is worse than replica that reads a pair for itself alone);
+        where all are down, the replica that comes back first.
         """
-        if len(self._all) == 1:
-            return self._all[0]
+        if len(self._replicas) == 1:
+            return self._replicas[0]
         now = self._clock()
-        standing = [replica for replica in self._ranked(pair_id) if replica.is_up(now)]
-        if not standing:
-            return min(self._all, key=lambda replica: replica.down_until)
-        own = standing[0]
+        available = [replica for replica in self._ranked(pair_id) if replica.is_up(now)]
+        if not available:
+            return min(self._replicas, key=lambda replica: replica.down_until)
+        own = available[0]
         if own.limit.free:
             return own
-        idle = (one for one in standing[1:] if 2 * one.limit.free >= one.limit.current)
+        idle = (
+            replica for replica in available[1:] if 2 * replica.limit.free >= replica.limit.current
+        )
         return next(idle, own)
 
     def pick_other(self, pair_id: str, than: Replica) -> Replica:
         """The next replica in the pair's order that is up, for a retry; `than` if there is none."""
-        if len(self._all) == 1:
+        if len(self._replicas) == 1:
             return than
         now = self._clock()
         ranked = self._ranked(pair_id)
@@ -439,4 +441,4 @@ class Replicas:
         name = pair_id.encode()
         scores = [hashlib.blake2b(place + name, digest_size=8).digest() for place in self._places]
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-        return [self._all[place] for place in order]
+        return [self._replicas[place] for place in order]

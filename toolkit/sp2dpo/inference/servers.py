@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from sp2dpo.inference.serve import Serve, is_path
-from sp2dpo.inference.vllm import command_lines, environment_variables, vllm_command, warnings
+from sp2dpo.inference.vllm import command_lines, environment_variables, serve_warnings, vllm_command
 from sp2dpo.text import escape_controls
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -53,11 +53,11 @@ class ServerTimeouts:
     """
 
     poll: float = 0.25
-    word: float = 10.0
+    progress: float = 10.0
     probe: float = 10.0
     answer: float = 10.0
     failures: int = 3
-    failing: float = 30.0
+    failing_for: float = 30.0
     grace: float = 15.0
     pause: float = 5.0
     port: float = 70.0
@@ -82,7 +82,7 @@ class Server:
         port: int,
         log: Path,
         client: aiohttp.ClientSession,
-        pace: ServerTimeouts,
+        timeouts: ServerTimeouts,
     ) -> None:
         self.label = label
         self.restarts = 0
@@ -93,7 +93,7 @@ class Server:
         self._log = log
         self._log_begins: int | None = None  # where it stood at the last start
         self._client = client
-        self._pace = pace
+        self._timeouts = timeouts
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"{self._root}/v1"
 
@@ -115,7 +115,7 @@ class Server:
             return trouble
         self._spawn()
         began = time.monotonic()
-        word = began + self._pace.word
+        word = began + self._timeouts.progress
         while (problem := await self._probe()) or self._has_ended():
             waited = time.monotonic() - began
             if self._has_ended():
@@ -126,31 +126,38 @@ class Server:
                     "raise `healthy_within`, or see what it says"
                 )
             if time.monotonic() >= word:
-                word += self._pace.word
+                word += self._timeouts.progress
                 last = "".join(self._last_lines(1)) or "nothing in its log yet"
                 say(f"waiting for {self.label}: {waited:.0f} s of {within:g} s: {last}")
-            await asyncio.sleep(self._pace.poll)
+            await asyncio.sleep(self._timeouts.poll)
         say(f"{self.label} is up after {time.monotonic() - began:.0f} s: {self.url}")
         return None
 
     async def _until_port_is_free(self, say: Callable[[str], None]) -> str | None:
         began = time.monotonic()
         port = self._address[1]
-        while not _is_free(*self._address, again=self.restarts > 0):
-            in_use = not _is_free(*self._address, again=True)
-            if in_use or time.monotonic() - began > self._pace.port:
+        while not _is_free(*self._address, reuse=self.restarts > 0):
+            in_use = not _is_free(*self._address, reuse=True)
+            if in_use or time.monotonic() - began > self._timeouts.port:
                 return f"port {port} is taken by another program: stop it, or choose another `port`"
             say(f"waiting for port {port} to become free")
-            await asyncio.sleep(min(self._pace.word, self._pace.port / 5))
+            await asyncio.sleep(min(self._timeouts.progress, self._timeouts.port / 5))
         return None
 
     def _spawn(self) -> None:
         with self._log.open("ab") as sink:
-            written = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            sink.write(f"=== {written} {shlex.join(self._command)}\n".encode())
+            now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            sink.write(f"=== {now} {shlex.join(self._command)}\n".encode())
             self._log_begins = sink.tell()
             sink.flush()
-            keeper = [sys.executable, "-I", "-S", _KEEPER, str(os.getpid()), str(self._pace.grace)]
+            keeper = [
+                sys.executable,
+                "-I",
+                "-S",
+                _KEEPER,
+                str(os.getpid()),
+                str(self._timeouts.grace),
+            ]
             # The kernel tells the keeper when the thread that started it ends: the loop's own.
             self._process = subprocess.Popen(
                 [*keeper, *self._command],
@@ -161,10 +168,10 @@ class Server:
                 start_new_session=True,
             )
 
-    async def trouble(self) -> str:
+    async def wait_for_failure(self) -> str:
         """Waits until the server has ended or no longer answers; what has happened to it."""
         failures, first = 0, 0.0
-        while not await self._ends_within(self._pace.probe):
+        while not await self._ends_within(self._timeouts.probe):
             problem = await self._probe()
             if problem is None:
                 failures = 0
@@ -172,25 +179,25 @@ class Server:
             if not failures:
                 first = time.monotonic()
             failures += 1
-            for_long = time.monotonic() - first >= self._pace.failing
-            if failures >= self._pace.failures and for_long and not self._has_ended():
+            for_long = time.monotonic() - first >= self._timeouts.failing_for
+            if failures >= self._timeouts.failures and for_long and not self._has_ended():
                 return f"no answer to {failures} questions about its health ({problem})"
         return self._ending()
 
     async def _ends_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not self._has_ended() and time.monotonic() < deadline:
-            await asyncio.sleep(min(self._pace.poll, seconds))
+            await asyncio.sleep(min(self._timeouts.poll, seconds))
         return self._has_ended()
 
     async def _probe(self) -> str | None:
         """What is wrong with the server's health, if anything."""
-        limit = aiohttp.ClientTimeout(total=self._pace.answer)
+        limit = aiohttp.ClientTimeout(total=self._timeouts.answer)
         try:
             async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
                 return None if answer.status == 200 else f"HTTP {answer.status}"
         except TimeoutError:
-            return f"no answer within {self._pace.answer:g} s"
+            return f"no answer within {self._timeouts.answer:g} s"
         except (aiohttp.ClientError, OSError) as error:
             return str(error) or type(error).__name__
 
@@ -213,7 +220,7 @@ class Server:
     async def stop(self) -> None:
         """Ends it with all its children, and returns when they are gone."""
         self.ask_to_stop()
-        deadline = time.monotonic() + 2 * self._pace.grace + 1  # the keeper takes one grace
+        deadline = time.monotonic() + 2 * self._timeouts.grace + 1  # the keeper takes one grace
         while not self._has_ended() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         # A keeper that hangs, or was killed itself, has not done its work.
@@ -221,7 +228,7 @@ class Server:
             await self._kill_session(self._process)
 
     async def _kill_session(self, keeper: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self._pace.grace
+        deadline = time.monotonic() + self._timeouts.grace
         with suppress(ProcessLookupError):  # nobody is left
             while time.monotonic() < deadline:
                 os.killpg(keeper.pid, signal.SIGKILL)  # it leads its own session
@@ -242,15 +249,15 @@ class Server:
             text = source.read().decode(errors="replace")
         lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
         # Of a line that was written over and over, such as a progress bar, the last state counts.
-        last = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
-        return [escape_controls(line) for line in last if line][-count:]
+        states = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
+        return [escape_controls(line) for line in states if line][-count:]
 
 
-def _is_free(host: str, port: int, *, again: bool) -> bool:
+def _is_free(host: str, port: int, *, reuse: bool) -> bool:
     """Whether a port can be listened at; `again` after ourselves, its last connections over."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        if again:
+        if reuse:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -260,7 +267,7 @@ def _is_free(host: str, port: int, *, again: bool) -> bool:
     return True
 
 
-USUAL = ServerTimeouts()
+DEFAULT_TIMEOUTS = ServerTimeouts()
 
 
 class ServerDied(OSError):
@@ -281,13 +288,13 @@ class Servers:
         serve: Serve,
         *,
         say: Callable[[str], None],
-        pace: ServerTimeouts,
+        timeouts: ServerTimeouts,
     ) -> None:
         self.urls = tuple(server.url for server in servers)
         self._servers = servers
         self._serve = serve
         self._say = say
-        self._pace = pace
+        self._timeouts = timeouts
         self._starting = 0
 
     def are_starting(self) -> bool:
@@ -303,29 +310,29 @@ class Servers:
         Raises:
             ServerDied: one was lost more often than `restarts` allows.
         """
-        await _together(self._keep_up(server) for server in self._servers)
+        await _gather_or_cancel(self._keep_running(server) for server in self._servers)
 
-    async def _keep_up(self, server: Server) -> None:
+    async def _keep_running(self, server: Server) -> None:
         while True:
-            trouble = await server.trouble()
-            while trouble:
-                trouble = await self._restart(server, trouble)
+            problem = await server.wait_for_failure()
+            while problem:
+                problem = await self._restart(server, problem)
 
-    async def _restart(self, server: Server, trouble: str) -> str | None:
+    async def _restart(self, server: Server, problem: str) -> str | None:
         """Starts a lost server again; what went wrong with that, if it did."""
         allowed = self._serve.restarts
         if server.restarts >= allowed:
             raise ServerDied(
-                f"{server.label}: {trouble}; it has been started again {allowed} times, which is "
+                f"{server.label}: {problem}; it has been started again {allowed} times, which is "
                 f"all that `restarts` allows{server.tail()}"
             )
         server.restarts += 1
         self._say(
-            f"{server.label}: {trouble}; starting it again ({server.restarts} of {allowed})"
+            f"{server.label}: {problem}; starting it again ({server.restarts} of {allowed})"
             f"{server.tail()}"
         )
         await server.stop()
-        await asyncio.sleep(self._pace.pause)
+        await asyncio.sleep(self._timeouts.pause)
         return await server.start(self._say, within=self._serve.healthy_within)
 
 
@@ -338,8 +345,8 @@ async def start_servers(
     *,
     log: Path,
     say: Callable[[str], None],
-    pace: ServerTimeouts = USUAL,
-    hidden: Collection[str] = (),
+    timeouts: ServerTimeouts = DEFAULT_TIMEOUTS,
+    hidden_variables: Collection[str] = (),
 ) -> AsyncIterator[Servers]:
     """Serves a teacher while the block lasts; its servers end with it, however this process ends.
 
@@ -351,8 +358,9 @@ async def start_servers(
         log: what the servers say is added to this file; with several to one for each,
             `NAME-0.log` and so on.
         say: hears the command, the warnings and how far the servers are, in lines for people.
-        pace: how patiently.
-        hidden: names of environment variables that the servers do not inherit, such as API keys.
+        timeouts: how long to wait for what.
+        hidden_variables: names of environment variables that the servers do not inherit, such as
+            API keys.
 
     Raises:
         FileNotFoundError: there is no vLLM in the environment.
@@ -361,8 +369,8 @@ async def start_servers(
     """
     _check(model, serve)
     ports = _ports(serve)
-    inherited = {name: text for name, text in os.environ.items() if name not in hidden}
-    for line in warnings(serve):
+    inherited = {name: text for name, text in os.environ.items() if name not in hidden_variables}
+    for line in serve_warnings(serve):
         say(escape_controls(f"WARNING: {name}: {line}"))
     for line in command_lines(model, revision, serve, ports=ports):
         say(escape_controls(f"starting {name}: {line}"))
@@ -377,13 +385,13 @@ async def start_servers(
                 port=port,
                 log=log if serve.replicas == 1 else log.with_stem(f"{log.stem}-{replica}"),
                 client=client,
-                pace=pace,
+                timeouts=timeouts,
             )
             for replica, port in enumerate(ports)
         ]
         try:
-            await _together(_start(server, serve, say) for server in servers)
-            yield Servers(servers, serve, say=say, pace=pace)
+            await _gather_or_cancel(_start(server, serve, say) for server in servers)
+            yield Servers(servers, serve, say=say, timeouts=timeouts)
         finally:
             for server in servers:
                 server.ask_to_stop()
@@ -422,9 +430,9 @@ def _ports(serve: Serve) -> tuple[int, ...]:
         return tuple(probe.getsockname()[1] for probe in probes)
 
 
-async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _gather_or_cancel(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Waits for all; the first failure ends the others and is raised as it is."""
-    tasks = [asyncio.create_task(one) for one in work]
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -34,7 +34,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
     loaded = serve.model or model
     if loaded.startswith("-"):
         raise ValueError(f"model {loaded!r} must not begin with a dash")
-    ours = {
+    defaults = {
         "--served-model-name": model,
         "--host": "127.0.0.1",
         "--port": str(port),
@@ -44,12 +44,12 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
         "--enable-prompt-tokens-details": None,
     }
     if revision is not None and not is_path(loaded):
-        ours |= {"--revision": revision, "--tokenizer-revision": revision}
+        defaults |= {"--revision": revision, "--tokenizer-revision": revision}
     if serve.gpus_each > 1 and not any(has_flag(serve.args, flag) for flag in _PARALLEL):
-        ours["--tensor-parallel-size"] = str(serve.gpus_each)
+        defaults["--tensor-parallel-size"] = str(serve.gpus_each)
     flags = [
         flag if value is None else f"{flag}={value}"
-        for flag, value in ours.items()
+        for flag, value in defaults.items()
         if not has_flag(serve.args, flag)
     ]
     return [str(serve.program), "serve", loaded, *flags, *serve.args]
@@ -64,11 +64,11 @@ def environment_variables(
 
 
 def _own_variables(serve: Serve, replica: int) -> dict[str, str]:
-    said = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.gpus:
         first = replica * serve.gpus_each
-        said["CUDA_VISIBLE_DEVICES"] = ",".join(serve.gpus[first : first + serve.gpus_each])
-    return {**said, **serve.env}
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(serve.gpus[first : first + serve.gpus_each])
+    return {**variables, **serve.env}
 
 
 def command_lines(
@@ -90,12 +90,12 @@ def command_lines(
         }
         before = [f"{name}={shlex.quote(text)}" for name, text in variables.items()]
         before.insert(0, f'PATH={shlex.quote(str(serve.environment / "bin"))}:"$PATH"')
-        words = _command_of(model, revision, serve, replica, ports)
+        words = _replica_command(model, revision, serve, replica, ports)
         lines.append(f"{' '.join(before)} {shlex.join(words)}")
     return lines
 
 
-def _command_of(
+def _replica_command(
     model: str, revision: str | None, serve: Serve, replica: int, ports: tuple[int, ...] | None
 ) -> list[str]:
     if ports is None and serve.port is None:
@@ -105,14 +105,14 @@ def _command_of(
     return vllm_command(model, revision, serve, port=port)
 
 
-def warnings(serve: Serve) -> list[str]:
+def serve_warnings(serve: Serve) -> list[str]:
     """What a person must not overlook before the command is run."""
-    found = []
+    messages = []
     if has_flag(serve.args, "--trust-remote-code") and turns_on(serve.args, "--trust-remote-code"):
-        found.append("--trust-remote-code runs code that comes with the model, as you")
-    said = flag_value(serve.args, "--host")
-    if said is not None and said not in _LOOPBACK:
-        found.append(f"--host {said!r} offers the server to other computers, without a password")
+        messages.append("--trust-remote-code runs code that comes with the model, as you")
+    host = flag_value(serve.args, "--host")
+    if host is not None and host not in _LOOPBACK:
+        messages.append(f"--host {host!r} offers the server to other computers, without a password")
     if has_flag(serve.args, "--config"):
-        found.append("--config reads more settings from a file that is not shown here")
-    return found
+        messages.append("--config reads more settings from a file that is not shown here")
+    return messages

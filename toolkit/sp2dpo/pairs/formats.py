@@ -16,7 +16,7 @@ _DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 Turns = tuple[Message, ...]
 
 
-class NoPair(ValueError):
+class InvalidPair(ValueError):
     """A row that holds no pair; the message says why."""
 
 
@@ -34,7 +34,7 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
     prompt = row.get("prompt")
     if type(chosen) is not type(rejected):
-        raise NoPair("chosen and rejected are of different kinds")
+        raise InvalidPair("chosen and rejected are of different kinds")
     if isinstance(chosen, str):
         parts = _from_texts(prompt, chosen, rejected)
     else:
@@ -42,32 +42,34 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
     _check(*parts)
     tools = row.get("tools") or ()
     if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise NoPair("tools is not a list")
-    return _with_id(Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=tuple(tools)))
+        raise InvalidPair("tools is not a list")
+    return _check_identity(
+        Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=tuple(tools))
+    )
 
 
-def _with_id(pair: Pair) -> Pair:
+def _check_identity(pair: Pair) -> Pair:
     """The pair, once it is sure that it has an id and that its responses differ."""
     try:
         same = normalise(pair.chosen) == normalise(pair.rejected)
         _ = pair.id
     except UnicodeEncodeError:
-        raise NoPair("holds half of a surrogate pair, not a character") from None
+        raise InvalidPair("holds half of a surrogate pair, not a character") from None
     except (TypeError, ValueError):
-        raise NoPair("holds a value that JSON does not know") from None
+        raise InvalidPair("holds a value that JSON does not know") from None
     except RecursionError:
-        raise NoPair("nested too deeply") from None
+        raise InvalidPair("nested too deeply") from None
     if same:
-        raise NoPair("chosen equals rejected")
+        raise InvalidPair("chosen equals rejected")
     return pair
 
 
 def _column(row: Mapping[str, Any], name: str) -> str | Turns:
     if name not in row:
-        raise NoPair(f"missing column {name}")
+        raise InvalidPair(f"missing column {name}")
     value = row[name]
     if value is None or (isinstance(value, str | Sequence) and not value):
-        raise NoPair(f"empty {name}")
+        raise InvalidPair(f"empty {name}")
     return _text_or_turns(value, name)
 
 
@@ -76,19 +78,19 @@ def _text_or_turns(value: Any, name: str) -> str | Turns:
         _check_text(value, name)
         return value
     if not isinstance(value, Sequence):
-        raise NoPair(f"{name} is neither text nor a list of messages")
+        raise InvalidPair(f"{name} is neither text nor a list of messages")
     return tuple(_turn(turn, name) for turn in value)
 
 
 def _turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise NoPair(f"{name} holds something that is not a message with a role")
+        raise InvalidPair(f"{name} holds something that is not a message with a role")
     _check_text(turn["role"], name)
     content = turn.get("content")
     if content is not None and not isinstance(content, str):
-        raise NoPair(f"{name} holds content that is not text")
+        raise InvalidPair(f"{name} holds content that is not text")
     if content is None and not turn.get("tool_calls"):
-        raise NoPair(f"empty {name}")
+        raise InvalidPair(f"empty {name}")
     _check_text(content or "", name)
     more = {key: turn[key] for key in turn if turn[key] is not None}
     return {"role": turn["role"], "content": content} | more
@@ -98,7 +100,7 @@ def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise NoPair(f"{name} holds half of a surrogate pair, not a character") from None
+        raise InvalidPair(f"{name} holds half of a surrogate pair, not a character") from None
 
 
 def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
@@ -110,14 +112,14 @@ def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, 
 
 
 def _prompt_turns(prompt: Any) -> Turns:
-    said = _text_or_turns(prompt, "prompt")
-    if not isinstance(said, str):
-        return said
-    if _DIALOGUE_TURN.match(said):
-        turns = _dialogue(said)
+    value = _text_or_turns(prompt, "prompt")
+    if not isinstance(value, str):
+        return value
+    if _DIALOGUE_TURN.match(value):
+        turns = _dialogue(value)
         open_end = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
         return turns[:-1] if open_end else turns
-    return ({"role": "user", "content": said},)
+    return ({"role": "user", "content": value},)
 
 
 def _assistant(text: str) -> Turns:
@@ -128,18 +130,18 @@ def _dialogue(text: str) -> Turns:
     """The turns of an hh-rlhf dialogue: blank line, `Human: ...`, blank line, `Assistant: ...`."""
     before, *parts = _DIALOGUE_TURN.split(text)
     if before or not parts:
-        raise NoPair("no common prompt: one response is a dialogue and the other is not")
+        raise InvalidPair("no common prompt: one response is a dialogue and the other is not")
     return tuple(
-        {"role": _DIALOGUE_ROLES[who], "content": said}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": _DIALOGUE_ROLES[speaker], "content": content}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     )
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
     """Two texts that begin alike: the prompt is the common beginning, to the last whole word."""
     length = 0
-    for one, other in zip(chosen, rejected, strict=False):
-        if one != other:
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
             break
         length += 1
     while length and not (
@@ -151,7 +153,7 @@ def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
         length -= 1
     prompt: Turns = ({"role": "user", "content": chosen[:length]},)
     if not chosen[:length].strip():
-        raise NoPair("no common prompt")
+        raise InvalidPair("no common prompt")
     return prompt, _assistant(chosen[length:]), _assistant(rejected[length:])
 
 
@@ -163,32 +165,32 @@ def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns,
     if isinstance(prompt, str) and not any(
         (turn["content"] or "").strip() == prompt.strip() for turn in parts[0]
     ):
-        raise NoPair("the prompt column is not in the conversations' common beginning")
+        raise InvalidPair("the prompt column is not in the conversations' common beginning")
     if explicit and not isinstance(prompt, str) and explicit != parts[0]:
-        raise NoPair("the prompt column is not the conversations' common beginning")
+        raise InvalidPair("the prompt column is not the conversations' common beginning")
     return parts
 
 
 def _common_beginning(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
     length = 0
-    for one, other in zip(chosen, rejected, strict=False):
-        if one != other:
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
             break
         length += 1
     if length == len(chosen) == len(rejected):
-        raise NoPair("chosen equals rejected")
+        raise InvalidPair("chosen equals rejected")
     return chosen[:length], chosen[length:], rejected[length:]
 
 
 def _check(prompt: Turns, chosen: Turns, rejected: Turns) -> None:
     if not prompt:
-        raise NoPair("no common prompt")
+        raise InvalidPair("no common prompt")
     if not any((turn["content"] or "").strip() for turn in prompt):
-        raise NoPair("empty prompt")
+        raise InvalidPair("empty prompt")
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
-            raise NoPair(f"empty {name}: nothing follows the common beginning")
+            raise InvalidPair(f"empty {name}: nothing follows the common beginning")
         if turns[0]["role"] != "assistant":
-            raise NoPair(f"no common prompt: {name} goes on with a {turns[0]['role']} turn")
+            raise InvalidPair(f"no common prompt: {name} goes on with a {turns[0]['role']} turn")
         if not any((turn["content"] or "").strip() or turn.get("tool_calls") for turn in turns):
-            raise NoPair(f"empty {name}")
+            raise InvalidPair(f"empty {name}")

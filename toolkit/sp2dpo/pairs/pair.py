@@ -41,14 +41,14 @@ class Pair:
         count only where they are present, so a plain pair's id depends on its roles and contents
         alone. What is null counts as absent: Parquet cannot tell the two apart.
         """
-        said: dict[str, Any] = {
+        content: dict[str, Any] = {
             "prompt": self.prompt,
             "chosen": self.chosen,
             "rejected": self.rejected,
         }
         if self.tools:
-            said["tools"] = self.tools
-        return hashlib.sha256(canonical_json(normalise(said)).encode()).hexdigest()
+            content["tools"] = self.tools
+        return hashlib.sha256(canonical_json(normalise(content)).encode()).hexdigest()
 
 
 def normalise(value: Any) -> Any:

@@ -72,12 +72,12 @@ class Sample:
     rows: int
     pairs: int
     set_aside: int
-    aside: tuple[SkippedPairs, ...]
+    skipped: tuple[SkippedPairs, ...]
     preferred: int
 
 
 @dataclass(kw_only=True)
-class _Seen:
+class _SourceIndex:
     """What a source holds, without its texts."""
 
     lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -98,15 +98,17 @@ def draw_sample(
         prefer: ids, or names in the source, of pairs that go first in their strata: those whose
             truth is known.
     """
-    seen = _read(rows, frozenset(prefer))
-    places = _strata(seen.lengths)
+    index = _read(rows, frozenset(prefer))
+    places = _strata(index.lengths)
     quotas = _quotas({place: len(ids) for place, ids in places.items()}, n)
     chosen: set[str] = set()
     strata = []
     for place, ids in sorted(places.items()):
-        taken = sorted(ids, key=lambda one: (one not in seen.preferred, _drawn(one)))
-        chosen.update(taken[: quotas[place]])
-        prompts, differences = zip(*(seen.lengths[one] for one in ids), strict=True)
+        candidates = sorted(
+            ids, key=lambda pair_id: (pair_id not in index.preferred, _shuffle_key(pair_id))
+        )
+        chosen.update(candidates[: quotas[place]])
+        prompts, differences = zip(*(index.lengths[pair_id] for pair_id in ids), strict=True)
         strata.append(
             Stratum(
                 prompt=(min(prompts), max(prompts)),
@@ -118,14 +120,14 @@ def draw_sample(
     return Sample(
         pair_ids=frozenset(chosen),
         strata=tuple(strata),
-        rows=seen.rows,
-        pairs=len(seen.lengths),
-        set_aside=sum(count for count, _ in seen.set_aside.values()),
-        aside=tuple(
+        rows=index.rows,
+        pairs=len(index.lengths),
+        set_aside=sum(count for count, _ in index.set_aside.values()),
+        skipped=tuple(
             SkippedPairs(reason=reason, count=count, rows=tuple(first))
-            for reason, (count, first) in seen.set_aside.items()
+            for reason, (count, first) in index.set_aside.items()
         ),
-        preferred=len(seen.preferred),
+        preferred=len(index.preferred),
     )
 
 
@@ -136,21 +138,21 @@ def read_sampled(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterat
             yield row
 
 
-def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Seen:
-    seen = _Seen()
+def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _SourceIndex:
+    index = _SourceIndex()
     for row in rows:
-        seen.rows += 1
+        index.rows += 1
         if isinstance(row, SetAside):
-            count, first = seen.set_aside.get(row.reason, (0, []))
-            some = [*first, row.row] if count < _NAMED else first
-            seen.set_aside[row.reason] = (count + 1, some)
+            count, first = index.set_aside.get(row.reason, (0, []))
+            examples = [*first, row.row] if count < _NAMED else first
+            index.set_aside[row.reason] = (count + 1, examples)
             continue
         pair_id = row.pair.id
-        if pair_id not in seen.lengths:
-            seen.lengths[pair_id] = _lengths(row.pair)
+        if pair_id not in index.lengths:
+            index.lengths[pair_id] = _lengths(row.pair)
         if prefer and (pair_id in prefer or row.source_id in prefer):
-            seen.preferred.add(pair_id)
-    return seen
+            index.preferred.add(pair_id)
+    return index
 
 
 def _lengths(pair: Pair) -> tuple[int, int]:
@@ -193,6 +195,6 @@ def _quotas(sizes: Mapping[tuple[int, int], int], n: int) -> dict[tuple[int, int
     return quotas
 
 
-def _drawn(pair_id: str) -> str:
+def _shuffle_key(pair_id: str) -> str:
     """Orders the pairs of a stratum in a way that has nothing to do with what they say."""
     return hashlib.sha256(f"pilot {pair_id}".encode()).hexdigest()

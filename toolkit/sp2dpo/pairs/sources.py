@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo import hub
-from sp2dpo.pairs.formats import NoPair, parse_row
+from sp2dpo.pairs.formats import InvalidPair, parse_row
 from sp2dpo.pairs.pair import Pair
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -94,14 +94,14 @@ def open_source(text: str) -> Source:
             "utf-8", "backslashreplace"
         ).decode()  # the file system may not care
         return Source(name=name, path=path)
-    named = _HUB_ID.fullmatch(text)
-    if path.exists() or not named:
+    match = _HUB_ID.fullmatch(text)
+    if path.exists() or not match:
         raise ValueError(
             f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
             "nor a Hub id (org/name, org/name:split@revision)"
         )
-    split, sha, license = hub.resolve(named["name"], named["split"], named["revision"])
-    return Source(name=f"{named['name']}:{split}", revision=sha, license=license)
+    split, sha, license = hub.resolve(match["name"], match["split"], match["revision"])
+    return Source(name=f"{match['name']}:{split}", revision=sha, license=license)
 
 
 def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
@@ -115,7 +115,7 @@ def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
     for number, columns in enumerate(_raw_rows(source), start=1):
         try:
             row = _source_row(number, parse_row(columns), columns)
-        except NoPair as error:
+        except InvalidPair as error:
             raw = json.dumps(columns, default=str)
             reason = str(error).encode("utf-8", "backslashreplace").decode()
             yield SetAside(row=number, reason=reason, raw=raw)
@@ -128,13 +128,13 @@ def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
     source_id = None if own is None or columns[own] is None else str(columns[own])
     more = {name: columns[name] for name in columns if name not in (*_PAIR_COLUMNS, own)}
     try:
-        left = _json_value(more)
-        json.dumps([source_id, left], ensure_ascii=False).encode()
+        values = _json_value(more)
+        json.dumps([source_id, values], ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise NoPair("a column holds half of a surrogate pair, not a character") from None
+        raise InvalidPair("a column holds half of a surrogate pair, not a character") from None
     except RecursionError:
-        raise NoPair("nested too deeply") from None
-    return SourceRow(row=number, pair=pair, source_id=source_id, columns=left)
+        raise InvalidPair("nested too deeply") from None
+    return SourceRow(row=number, pair=pair, source_id=source_id, columns=values)
 
 
 def _json_value(value: Any) -> Any:
@@ -160,19 +160,19 @@ def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    done = 0
-    with opened(path, "rb") as lines:
+    open_file = gzip.open if path.suffix == ".gz" else open
+    count = 0
+    with open_file(path, "rb") as lines:
         try:
             for line in lines:
                 if line.isspace():
                     continue  # an empty line holds nothing that could get lost
                 yield _json_row(line)
-                done += 1
+                count += 1
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged after row {done}: {error}") from error
+            raise ValueError(f"{path}: damaged after row {count}: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{path}: row {done + 1} {error}") from error
+            raise ValueError(f"{path}: row {count + 1} {error}") from error
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
@@ -190,19 +190,19 @@ def _json_row(line: bytes) -> dict[str, Any]:
 
 
 def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(items)
-    if len(said) < len(items):
+    row = dict(items)
+    if len(row) < len(items):
         names = [name for name, _ in items]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"has the key {twice!r} twice")
-    return said
+    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow as pa  # noqa: PLC0415 - a JSON source does without it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    done = 0
+    count = 0
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
@@ -211,10 +211,10 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 yield row
-                done += 1
+                count += 1
     # OSError: a damaged page; OverflowError: a date that Python does not know.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: not a Parquet file we can read, after row {done}: "
+            f"{path}: not a Parquet file we can read, after row {count}: "
             f"{' '.join(str(error).split())}"
         ) from error

@@ -9,14 +9,14 @@ from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
-from sp2dpo.store.usage import Usage, usage
+from sp2dpo.store.usage import Usage, sum_usage
 
 
 def used_by(store: Store, panel: Panel) -> dict[str, Usage]:
     """What each teacher of a panel took, under the panel's variants."""
-    slices = [one for one in store.ledger.slices() if one.variant in panel.variants]
+    slices = [one for one in store.usage.slices() if one.variant in panel.variants]
     return {
-        teacher.name: usage(one for one in slices if one.teacher == teacher.name)
+        teacher.name: sum_usage(one for one in slices if one.teacher == teacher.name)
         for teacher in panel.teachers
     }
 
@@ -35,7 +35,7 @@ def measure_performance(
         and completion tokens for each of them; details: for each reason of a refusal, what more was
         said of one that was refused with it.
     """
-    outcomes = [one for one in store.backlog.outcomes() if one.variant in panel.variants]
+    outcomes = [one for one in store.questions.outcomes() if one.variant in panel.variants]
     layout, details = _layout(store, panel), _details(store, panel.variants)
     return [
         _teacher(
@@ -69,7 +69,7 @@ def _teacher(
     refused = count_outcomes(outcomes)
     kept = refused.pop("kept", 0)
     heard = kept + sum(refused.values())
-    told = used.timed + used.untimed - used.untold
+    told = used.timed + used.untimed - used.uncounted
     seconds = None if used.untimed else used.seconds
     return {
         "name": name,
@@ -78,7 +78,7 @@ def _teacher(
         "refused": refused,
         "refused_share": _over(sum(refused.values()), heard),
         "requests": used.requests,
-        "untold": used.untold,
+        "untold": used.uncounted,
         "prompt_tokens": _over(used.prompt, told),
         "cached_tokens": None if used.cached is None else _over(used.cached, told),
         "completion_tokens": _over(used.completion, told),
@@ -154,7 +154,7 @@ def _scaled(teacher: Endpoint, used: Usage, factor: float) -> dict[str, Any]:
     gpus = price.gpus if price and price.gpus else _served_on(teacher)
     scaled = Usage(
         requests=round(used.requests * factor),
-        untold=round(used.untold * factor),
+        uncounted=round(used.uncounted * factor),
         timed=round(used.timed * factor),
         untimed=round(used.untimed * factor),
         prompt=round(used.prompt * factor),

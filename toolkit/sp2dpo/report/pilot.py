@@ -12,7 +12,13 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import Schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import compare_orders, teacher_readings, variant_readings, compare_readers, panel_reply_gaps
+from sp2dpo.diagnostics.agreement import (
+    compare_orders,
+    compare_readers,
+    panel_reply_gaps,
+    teacher_readings,
+    variant_readings,
+)
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs
 from sp2dpo.pairs.sample import Sample

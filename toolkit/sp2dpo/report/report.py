@@ -10,9 +10,15 @@ from sp2dpo import __version__
 from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import describe_formulas
-from sp2dpo.betas.gaps import disputes_labels, compute_signed_gap
+from sp2dpo.betas.gaps import compute_signed_gap, disputes_labels
 from sp2dpo.diagnostics.ablation import compare_estimators
-from sp2dpo.diagnostics.agreement import compare_orders, teacher_readings, variant_readings, compare_readers, panel_reply_gaps
+from sp2dpo.diagnostics.agreement import (
+    compare_orders,
+    compare_readers,
+    panel_reply_gaps,
+    teacher_readings,
+    variant_readings,
+)
 from sp2dpo.diagnostics.audit import audit_betas
 from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
@@ -57,7 +63,9 @@ def build_report(
     teachers = describe_teachers(store, rubric)
     names = [teacher["name"] for teacher in teachers]
     variants = store.variants()
-    between_teachers = compare_readers(teacher_readings(replies, categories, made.schedule.estimator), names)
+    between_teachers = compare_readers(
+        teacher_readings(replies, categories, made.schedule.estimator), names
+    )
     between_variants = compare_readers(variant_readings(replies, categories), variants)
     table, lengths = made.table, store.corpus.lengths()
     agreed = measure_agreement(annotations, made.schedule.estimator, draws=draws)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from sp2dpo.inference.endpoint import Price
 from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
-from sp2dpo.store.usage import Slice, Usage, recent, usage
+from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
 
 _LOCKS = Path("/proc/locks")
 _COUNTS = ("asked", "kept", "spared", "pending")
@@ -50,11 +50,11 @@ def collect_status(path: Path) -> dict[str, Any]:
     with Store(path) as store, store.snapshot():
         problems = store.integrity()
         source = None if problems else store.corpus.source()
-        shard = None if problems else store.backlog.shard()
+        shard = None if problems else store.questions.shard()
         found = {
             "store": str(path),
             "source": source and source.name,
-            "pairs": 0 if problems else store.backlog.pair_count(),
+            "pairs": 0 if problems else store.questions.pair_count(),
             "shard": shard and str(shard),
             "annotating": annotating(path),
             "integrity": problems,
@@ -122,8 +122,8 @@ def _run(store: Store, pairs: int) -> dict[str, Any]:
     orders = sorted(store.rubric().orders("0"))
     cells = [(variant, order) for variant in panel["variants"] for order in orders]
     adaptive = panel["budget"] == "adaptive"
-    heard = store.ledger.heard_of_settled() if adaptive else {}
-    outcomes, slices = store.backlog.outcomes(), store.ledger.slices()
+    heard = store.usage.count_settled() if adaptive else {}
+    outcomes, slices = store.questions.outcomes(), store.usage.slices()
     teachers, inside = [], 0
     for teacher in panel["teachers"]:
         name = teacher["name"]
@@ -135,7 +135,7 @@ def _run(store: Store, pairs: int) -> dict[str, Any]:
                 asked=pairs,
                 final=[one for one in said if one.is_final(teacher["retries"])],
                 spared=heard[("", "", "")] - heard.get((name, *cell), 0) if adaptive else 0,
-                used=usage(one for one in own if (one.variant, one.order) == cell),
+                used=sum_usage(one for one in own if (one.variant, one.order) == cell),
             )
             for cell in cells
         ]
@@ -169,7 +169,7 @@ def _cell(
 def _tokens(used: Usage) -> dict[str, Any]:
     return {
         "requests": used.requests,
-        "untold": used.untold,
+        "untold": used.uncounted,
         "prompt_tokens": used.prompt,
         "cached_tokens": used.cached,
         "cached_share": used.cached_share,
@@ -181,7 +181,7 @@ def _teacher(
     teacher: dict[str, Any], cells: list[dict[str, Any]], slices: Sequence[Slice]
 ) -> dict[str, Any]:
     counts = _counts(cells)
-    used, rate = usage(slices), recent(slices).rate
+    used, rate = sum_usage(slices), recent_usage(slices).rate
     price = None if teacher["price"] is None else Price(**teacher["price"])
     done = counts["kept"] + sum(counts["refused"].values())
     # A question takes more than one request where replies cannot be read.

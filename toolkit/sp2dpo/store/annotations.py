@@ -27,7 +27,7 @@ _SCHEMA: dict[Any, Any] = {
 
 COLUMNS = tuple(_SCHEMA)
 """Of the replies; the first five are their key."""
-APART = "\x1f"
+SEPARATOR = "\x1f"
 """Stands between the values of a column in one text; names are printable and hold none."""
 _SLICE = 50_000
 
@@ -55,18 +55,18 @@ class AnnotationTable:
         No times, no raw text, no rationale: only what a beta can depend on. Names hold no tabs.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
-        said = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
-        line = pl.concat_str(pl.concat_str(said, separator="\t"), pl.lit("\n"))
-        for some in self.replies.iter_slices(_SLICE):
+        values = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
+        line = pl.concat_str(pl.concat_str(values, separator="\t"), pl.lit("\n"))
+        for part in self.replies.iter_slices(_SLICE):
             # An Arrow column of text, in its older layout, holds all its lines end to end.
             lines: Any = (
-                some.select(line).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+                part.select(line).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
             )
             digest.update(lines.buffers()[2])
         return digest.hexdigest()
 
 
-def annotation_table(
+def build_annotation_table(
     rows: list[tuple[object, ...]], *, pair_ids: list[str], rubric: Rubric
 ) -> AnnotationTable:
     """The table of rows as a store gives them; their order does not matter.
@@ -101,7 +101,7 @@ def parse_columns(
         count: of rows.
     """
     split = pl.DataFrame({name: [text] for name, text in texts.items()}).select(
-        pl.all().str.split(APART)
+        pl.all().str.split(SEPARATOR)
     )
     table = split.explode(split.columns).with_columns(
         pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()

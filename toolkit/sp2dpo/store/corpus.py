@@ -47,18 +47,18 @@ class Corpus:
         """
         digest = hashlib.sha256()
         with transaction(self._db):
-            held = read_meta(self._db, "source_digest")
+            stored_digest = read_meta(self._db, "source_digest")
             for row in rows:
                 record = _record(row)
                 digest.update(json.dumps(record).encode())
-                if held is None:
+                if stored_digest is None:
                     self._insert(row, record)
-            if held is None:
+            if stored_digest is None:
                 write_meta(self._db, "source_digest", digest.hexdigest())
                 write_meta(self._db, "source_name", source.name)
                 write_meta(self._db, "source_revision", source.revision or "")
                 write_meta(self._db, "source_license", source.license or "")
-            elif held != digest.hexdigest():
+            elif stored_digest != digest.hexdigest():
                 raise ValueError(
                     f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
                     f"{source} gives others; use another --store, or leave --pairs out to go on "
@@ -69,10 +69,10 @@ class Corpus:
         if isinstance(row, SetAside):
             self._db.execute("INSERT INTO set_aside VALUES (?, ?, ?)", record)
             return
-        said = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
+        texts = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
         self._db.execute(
             "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
-            [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in said)],
+            [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in texts)],
         )
         self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
 
@@ -111,14 +111,14 @@ class Corpus:
         if _ID_BEGINNING.fullmatch(name):
             beginning = "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?"
             queries.append((beginning, (name, name + "g")))
-        found = {row[0] for query, values in queries for row in self._db.execute(query, values)}
-        if len(found) != 1:
-            problem = "several pairs are called" if found else "no pair is called"
+        pair_ids = {row[0] for query, values in queries for row in self._db.execute(query, values)}
+        if len(pair_ids) != 1:
+            problem = "several pairs are called" if pair_ids else "no pair is called"
             raise ValueError(f"{self.path}: {problem} {name!r}")
-        said = self._db.execute(
-            "SELECT prompt, chosen, rejected, tools FROM pairs WHERE pair_id = ?", (found.pop(),)
+        row = self._db.execute(
+            "SELECT prompt, chosen, rejected, tools FROM pairs WHERE pair_id = ?", (pair_ids.pop(),)
         )
-        return load_pair(said.fetchone())
+        return load_pair(row.fetchone())
 
     def rows(self) -> Iterator[tuple[SourceRow, str]]:
         """All rows that hold a pair, in the source's order, each with its pair's id."""
@@ -127,11 +127,11 @@ class Corpus:
                 "SELECT row, pair_id, source_id, columns, prompt, chosen, rejected, tools "
                 "FROM source_rows JOIN pairs USING (pair_id) ORDER BY row"
             )
-            for row, pair_id, source_id, columns, *said in cursor:
+            for row, pair_id, source_id, columns, *texts in cursor:
                 yield (
                     SourceRow(
                         row=row,
-                        pair=load_pair(said),
+                        pair=load_pair(texts),
                         source_id=source_id,
                         columns=json.loads(columns),
                     ),
@@ -158,8 +158,8 @@ class Corpus:
 
         Of a turn whose content is a list of parts, the characters of its JSON count.
         """
-        said = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
-        query = f"SELECT pair_id, {said.format('chosen')}, {said.format('rejected')} FROM pairs"
+        length = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
+        query = f"SELECT pair_id, {length.format('chosen')}, {length.format('rejected')} FROM pairs"
         return pl.DataFrame(
             self._db.execute(f"{query} ORDER BY pair_id").fetchall(),
             schema={"pair_id": pl.String, "chosen": pl.Float64, "rejected": pl.Float64},
@@ -185,14 +185,14 @@ def _record(row: SourceRow | SetAside) -> list[Any]:
     return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
 
 
-def load_pair(said: Sequence[str], pair_id: str | None = None) -> Pair:
+def load_pair(texts: Sequence[str], pair_id: str | None = None) -> Pair:
     """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools.
 
     Args:
-        said: the texts.
+        texts: JSON of prompt, chosen, rejected and tools.
         pair_id: its id where that is at hand: hashing it anew costs more than all the rest.
     """
-    prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in said)
+    prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in texts)
     pair = Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     if pair_id is not None:
         pair.__dict__["id"] = pair_id  # what its cached property would hold

@@ -36,7 +36,7 @@ class ReplyCounts:
         """Replies that are still to come."""
         return self.all - self.kept - sum(self.refused.values()) - self.spared
 
-    def wanted(self, again: bool) -> int:
+    def requests_needed(self, again: bool) -> int:
         """Requests to be made; those refused before count if they are asked again."""
         return self.pending + (sum(self.refused.values()) if again else 0)
 
@@ -51,25 +51,25 @@ def count_replies(
         panel: what it asks.
         annotations: of the store, where they are at hand: it need not count them again then.
     """
-    wanted = store.backlog.pair_count() * panel.questions()
+    expected = store.questions.pair_count() * panel.questions()
     adaptive = panel.budget == "adaptive"
-    spared = store.backlog.saved_replies(panel.variants, panel.questions()) if adaptive else {}
-    kept = store.backlog.kept() if annotations is None else _kept(annotations)
-    outcomes = [*kept, *store.backlog.refused()]
+    spared = store.questions.saved_replies(panel.variants, panel.questions()) if adaptive else {}
+    kept = store.questions.kept() if annotations is None else _kept(annotations)
+    outcomes = [*kept, *store.questions.refused()]
     tallies = []
     for teacher in panel.teachers:
-        said = [
-            one
-            for one in outcomes
-            if one.teacher == teacher.name
-            and one.variant in panel.variants
-            and one.is_final(teacher.retries)
+        outcomes_of_teacher = [
+            outcome
+            for outcome in outcomes
+            if outcome.teacher == teacher.name
+            and outcome.variant in panel.variants
+            and outcome.is_final(teacher.retries)
         ]
-        refused = count_outcomes(said)
+        refused = count_outcomes(outcomes_of_teacher)
         tallies.append(
             ReplyCounts(
                 teacher=teacher.name,
-                all=wanted,
+                all=expected,
                 kept=refused.pop("kept", 0),
                 refused=refused,
                 spared=spared.get(teacher.name, spared.get("", 0)),
@@ -90,14 +90,14 @@ def _kept(annotations: AnnotationTable) -> list[KeyCount]:
     ]
 
 
-def recorded_panel(store: Store) -> Panel:
+def load_recorded_panel(store: Store) -> Panel:
     """The last panel of a store as far as a tally needs it: its teachers cannot be asked."""
-    said = store.panel()
+    record = store.panel()
     return Panel(
         rubric=store.rubric(),
-        variants=tuple(said["variants"]),
-        budget=said["budget"],
-        tolerance=said["tolerance"],
+        variants=tuple(record["variants"]),
+        budget=record["budget"],
+        tolerance=record["tolerance"],
         teachers=tuple(
             Endpoint(
                 name=teacher["name"],
@@ -107,7 +107,7 @@ def recorded_panel(store: Store) -> Panel:
                 sampling={},
                 retries=teacher["retries"],
             )
-            for teacher in said["teachers"]
+            for teacher in record["teachers"]
         ),
     )
 
@@ -127,28 +127,32 @@ def source_lines(corpus: Corpus) -> list[str]:
         f"{source.pairs} distinct pairs"
     ]
     rows: dict[str, list[int]] = {reason: [] for reason in source.set_aside}
-    for one in corpus.set_aside():
-        rows[one.reason].append(one.row)
+    for row in corpus.set_aside():
+        rows[row.reason].append(row.row)
     for reason, count in source.set_aside.items():
-        some = ", ".join(map(str, rows[reason][:_NAMED])) + (", ..." if count > _NAMED else "")
-        lines.append(f"  set aside {count}: {reason} (row {some})")
+        examples = ", ".join(map(str, rows[reason][:_NAMED])) + (", ..." if count > _NAMED else "")
+        lines.append(f"  set aside {count}: {reason} (row {examples})")
     return lines
 
 
-def tally_lines(tallies: Sequence[ReplyCounts]) -> list[str]:
-    """What became of everything that was asked for: a line for each teacher, and one for all."""
+def reply_count_lines(teachers: Sequence[ReplyCounts]) -> list[str]:
+    """What became of everything that was asked for: a line for each teacher, and counts for all."""
     lines = []
-    for one in tallies:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in one.refused.items())
+    for counts in teachers:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts.refused.items())
+        refused = sum(counts.refused.values())
         lines.append(
-            f"{one.teacher}: {one.all} asked for = {one.kept} kept + {sum(one.refused.values())} "
-            f"refused{f' ({reasons})' if reasons else ''}"
-            f"{f' + {one.spared} spared' if one.spared else ''} + {one.pending} pending"
+            f"{counts.teacher}: {counts.all} asked for = {counts.kept} kept + {refused} refused"
+            f"{f' ({reasons})' if reasons else ''}"
+            f"{f' + {counts.spared} spared' if counts.spared else ''} + {counts.pending} pending"
         )
-    spared = sum(one.spared for one in tallies)
+    total = sum(counts.all for counts in teachers)
+    kept = sum(counts.kept for counts in teachers)
+    refused = sum(sum(counts.refused.values()) for counts in teachers)
+    spared = sum(counts.spared for counts in teachers)
+    pending = sum(counts.pending for counts in teachers)
     lines.append(
-        f"{sum(one.all for one in tallies)} asked for = {sum(one.kept for one in tallies)} kept + "
-        f"{sum(sum(one.refused.values()) for one in tallies)} refused + "
-        f"{f'{spared} spared + ' if spared else ''}{sum(one.pending for one in tallies)} pending"
+        f"{total} asked for = {kept} kept + {refused} refused + "
+        f"{f'{spared} spared + ' if spared else ''}{pending} pending"
     )
     return lines

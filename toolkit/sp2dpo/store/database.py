@@ -93,7 +93,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` makes one")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _reading(path)}"
+    address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _read_mode(path)}"
     database = sqlite3.connect(
         address, uri=True, isolation_level=None, check_same_thread=False, timeout=30
     )
@@ -110,7 +110,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     return database
 
 
-def _reading(path: Path) -> str:
+def _read_mode(path: Path) -> str:
     """How to read the file: where nobody can write beside it, as one that never changes."""
     log = path.with_name(f"{path.name}-wal")
     settled = not os.access(path.absolute().parent, os.W_OK) and not log.exists()
@@ -118,15 +118,15 @@ def _reading(path: Path) -> str:
 
 
 def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
-    known = database.execute("PRAGMA application_id").fetchone()[0]
+    application_id = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if write and known == 0 and tables == 0:
+    if write and application_id == 0 and tables == 0:
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(
             f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; "
             f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} {_NARROW} COMMIT;"
         )
-    elif known != _APPLICATION_ID:
+    elif application_id != _APPLICATION_ID:
         raise ValueError(f"{path}: not a store of this toolkit, though a database")
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version == 1 and write:
@@ -144,12 +144,12 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
 def integrity(database: sqlite3.Connection) -> list[str]:
     """What SQLite finds wrong with the file; empty where it is sound."""
     try:
-        found = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
+        problems = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
     except sqlite3.OperationalError:  # busy, say: nothing is wrong with the file
         raise
     except sqlite3.DatabaseError as error:  # too much for the check itself
-        found = [str(error)]
-    return [] if found == ["ok"] else found
+        problems = [str(error)]
+    return [] if problems == ["ok"] else problems
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
         for path in shards:
             locks.enter_context(only_writer(path))
         there = out.exists()
-        _check_alike([*([out] if there else []), *shards])
+        _check_compatible([*([out] if there else []), *shards])
         if not there:
             with atomic_write(out) as unfinished:
                 added = _gather(unfinished, shards)
@@ -70,7 +70,7 @@ def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
             with _set_aside(out) as gathered:
                 _gather(gathered, shards)
                 added = _add(out, gathered)
-    return MergeCounts(added=added, missing=_missing(shards))
+    return MergeCounts(added=added, missing=_missing_shards(shards))
 
 
 def _check_names(out: Path, shards: Sequence[Path]) -> None:
@@ -91,47 +91,49 @@ def _check_merged(out: Path) -> None:
             raise ValueError(f"{out} is a store of its own, not a merged one: name another --out")
 
 
-def _check_alike(paths: Sequence[Path]) -> None:
+def _check_compatible(paths: Sequence[Path]) -> None:
     """Refuses stores of different sources, rubrics, teachers or panels."""
     first, expected = None, {}
     for path in paths:
         with Store(path) as store, closing(connect(path, write=False)) as database:
-            found = _what_must_agree(store, database)
+            properties = shared_properties(store, database)
         if first is None:
-            first, expected = path, found
-        for what, value in found.items():
-            held = expected.setdefault(what, value)
-            if held != value:
+            first, expected = path, properties
+        for what, value in properties.items():
+            first_value = expected.setdefault(what, value)
+            if first_value != value:
                 raise ValueError(
-                    f"{path} does not belong to {first}: its {what} is {_shown(value)}, there it "
-                    f"is {_shown(held)}"
+                    f"{path} does not belong to {first}: its {what} is "
+                    f"{_format_value(value)}, there it "
+                    f"is {_format_value(first_value)}"
                 )
     if "rubric" not in expected:
         raise ValueError(f"{first}: nothing was annotated yet; run `sp2dpo annotate` first")
 
 
-def _what_must_agree(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
+def shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
+    """Return what all stores of one merge must agree on, by its name in messages."""
     source = store.corpus.source()
     if source is None:
         raise ValueError(f"{store.path}: holds no pairs")
     digest = (read_meta(database, "source_digest") or "")[:12]
-    found: dict[str, Any] = {"source": [source.name, digest]}
+    properties: dict[str, Any] = {"source": [source.name, digest]}
     if read_meta(database, "panel") is None and not store.teachers():
-        return found  # a share that no pair falls into, or that nobody has asked about yet
+        return properties  # an empty shard, or one not annotated yet
     panel = store.panel()
-    found["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
-    asked = {teacher["name"] for teacher in panel["teachers"]}
-    heard = {teacher["name"] for teacher in store.teachers()}
-    for name, *said in database.execute("SELECT * FROM teachers ORDER BY name"):
-        if name in asked | heard:
-            found[f"teacher {name} (model, revision, sampling)"] = said
+    properties["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
+    panel_teachers = {teacher["name"] for teacher in panel["teachers"]}
+    repliers = {teacher["name"] for teacher in store.teachers()}
+    for name, *values in database.execute("SELECT * FROM teachers ORDER BY name"):
+        if name in panel_teachers | repliers:
+            properties[f"teacher {name} (model, revision, sampling)"] = values
     for key, value in panel.items():
-        found[f"panel's {key}"] = value
-    return found
+        properties[f"panel's {key}"] = value
+    return properties
 
 
-def _shown(said: Any) -> str:
-    return shorten(json.dumps(said, ensure_ascii=False))
+def _format_value(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False))
 
 
 @contextmanager
@@ -157,7 +159,7 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
         for shard in shards:
-            with _attached(database, shard), transaction(database):
+            with _attach(database, shard), transaction(database):
                 if read_meta(database, "merged") is None:
                     _begin(database)
                 _insert(database, shard)
@@ -170,7 +172,7 @@ def _add(out: Path, gathered: Path) -> int:
     """Adds all of a store to another in one transaction; how many replies were new."""
     with (
         closing(connect(out, write=True)) as database,
-        _attached(database, gathered),
+        _attach(database, gathered),
         transaction(database),
     ):
         before = _replies(database)
@@ -183,7 +185,7 @@ def _replies(database: sqlite3.Connection) -> int:
 
 
 @contextmanager
-def _attached(database: sqlite3.Connection, path: Path) -> Iterator[None]:
+def _attach(database: sqlite3.Connection, path: Path) -> Iterator[None]:
     """The other store, to be read as `theirs`."""
     database.execute("ATTACH ? AS theirs", (f"{path.absolute().as_uri()}?mode=ro",))
     try:
@@ -200,15 +202,15 @@ def _begin(database: sqlite3.Connection) -> None:
 
 def _insert(database: sqlite3.Connection, path: Path) -> None:
     """Adds the replies of the attached store, and what all have in common where it is missing."""
-    other = database.execute(
+    conflict = database.execute(
         'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
         "FROM theirs.replies theirs JOIN main.replies ours "
         f"ON {_SAME_KEY} WHERE {_DIFFERS} LIMIT 1"
     ).fetchone()
-    if other is not None:
-        asked = ", ".join(map(str, other[1:]))
+    if conflict is not None:
+        request = ", ".join(map(str, conflict[1:]))
         raise ValueError(
-            f"{path}: another store holds a different reply to pair {other[0]}, {asked}; one "
+            f"{path}: another store holds a different reply to pair {conflict[0]}, {request}; one "
             "request has one reply: leave one of the two stores out"
         )
     for key in _META:
@@ -218,8 +220,8 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     database.execute(
         "INSERT OR IGNORE INTO main.teachers SELECT * FROM theirs.teachers WHERE name IN "
-        "(SELECT json_extract(each.value, '$.name') FROM theirs.meta AS said, "
-        "json_each(said.value, '$.teachers') AS each WHERE said.key = 'panel') "
+        "(SELECT json_extract(each.value, '$.name') FROM theirs.meta AS panel, "
+        "json_each(panel.value, '$.teachers') AS each WHERE panel.key = 'panel') "
         "OR EXISTS (SELECT 1 FROM theirs.replies WHERE teacher = name)"
     )
     database.execute(
@@ -232,14 +234,14 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
     )
 
 
-def _missing(shards: Sequence[Path]) -> tuple[Shard, ...]:
-    held = []
+def _missing_shards(shards: Sequence[Path]) -> tuple[Shard, ...]:
+    shards_seen = []
     for path in shards:
         with Store(path) as store:
-            held.append(store.backlog.shard())
-    counts = {shard.of for shard in held if shard is not None}
-    if None in held or len(counts) != 1:
+            shards_seen.append(store.questions.shard())
+    counts = {shard.total for shard in shards_seen if shard is not None}
+    if None in shards_seen or len(counts) != 1:
         return ()
-    (of,) = counts
-    there = {shard.index for shard in held if shard is not None}
-    return tuple(Shard(index=index, of=of) for index in range(of) if index not in there)
+    (total,) = counts
+    present = {shard.index for shard in shards_seen if shard is not None}
+    return tuple(Shard(index=index, total=total) for index in range(total) if index not in present)

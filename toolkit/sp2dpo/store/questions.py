@@ -27,7 +27,7 @@ class Shard:
     """
 
     index: int
-    of: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -39,15 +39,15 @@ class Shard:
         first, slash, last = text.partition("/")
         if not (slash and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
             raise ValueError(f"shard {text!r}: write I/N with I from 0 to N-1, such as 0/4")
-        return cls(index=int(first), of=int(last))
+        return cls(index=int(first), total=int(last))
 
-    def holds(self, pair_id: str) -> bool:
+    def contains(self, pair_id: str) -> bool:
         """Whether a pair belongs to this share; the ids are hashes, so the shares are even."""
-        return int(pair_id[:15], 16) % self.of == self.index
+        return int(pair_id[:15], 16) % self.total == self.index
 
     def __str__(self) -> str:
         """As `parse` reads it."""
-        return f"{self.index}/{self.of}"
+        return f"{self.index}/{self.total}"
 
 
 _KEPT = "FROM replies r INDEXED BY replies_narrow WHERE status = 'kept'"
@@ -131,7 +131,7 @@ class PairReplies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled:
+class SettledPair:
     """A pair that an adaptive panel asks no more about.
 
     Attributes:
@@ -179,21 +179,21 @@ class Questions:
 
     def shard(self) -> Shard | None:
         """The share of the pairs that this store is for; None for all."""
-        said = read_meta(self._db, "shard")
-        return Shard.parse(said) if said else None
+        text = read_meta(self._db, "shard")
+        return Shard.parse(text) if text else None
 
-    def take_shard(self, shard: Shard | None) -> None:
+    def restrict_to_shard(self, shard: Shard | None) -> None:
         """Keeps the store to a share of the pairs, for ever; None leaves it as it is.
 
         Raises:
             ValueError: it is for another share, or replies of all pairs are here.
         """
-        held = self.shard()
-        if shard is None or shard == held:
+        current = self.shard()
+        if shard is None or shard == current:
             return
-        if held is not None:
+        if current is not None:
             raise ValueError(
-                f"{self._path} is for the shard {held}, not {shard}; use its own store"
+                f"{self._path} is for the shard {current}, not {shard}; use its own store"
             )
         if self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]:
             raise ValueError(f"{self._path} was annotated as a whole; give each shard a new store")
@@ -205,41 +205,42 @@ class Questions:
         query = "SELECT count(*) FROM pairs"
         return self._db.execute(f"{query} WHERE {self._in_shard()}").fetchone()[0]
 
-    def next_jobs(self, wanted: QuestionPlan, *, after: int, limit: int) -> list[Job]:
+    def next_jobs(self, plan: QuestionPlan, *, after: int, limit: int) -> list[Job]:
         """The next pairs of which something is missing, in the order of the source.
 
         Args:
-            wanted: of which teacher, and what.
+            plan: What to ask which teacher.
             after: the number of the last pair seen; 0 to begin.
             limit: pairs at most.
         """
-        marks = ", ".join("?" * len(wanted.variants))
+        marks = ", ".join("?" * len(plan.variants))
         final = "status = 'kept'"
-        if not wanted.again:  # of several replies to one key the last one counts
+        if not plan.again:  # of several replies to one key the last one counts
             final += f""" OR (
-                (attempt >= {int(wanted.retries)} OR reason NOT IN ({_UNREADABLE}))
+                (attempt >= {int(plan.retries)} OR reason NOT IN ({_UNREADABLE}))
                 AND NOT EXISTS (SELECT 1 FROM replies later WHERE
                     (later.pair_id, later.teacher, later.variant, later."order")
                     = (r.pair_id, r.teacher, r.variant, r."order") AND later.attempt > r.attempt)
             )"""
-        asked = f"r.pair_id = p.pair_id AND teacher = ? AND variant IN ({marks})"
-        values = (wanted.teacher, *wanted.variants)
-        questions = len(wanted.variants) * len(wanted.rubric.orders("0"))
+        condition = f"r.pair_id = p.pair_id AND teacher = ? AND variant IN ({marks})"
+        values = (plan.teacher, *plan.variants)
+        questions = len(plan.variants) * len(plan.rubric.orders("0"))
         rows = self._db.execute(
             f"""
             SELECT number, pair_id, prompt, chosen, rejected, tools,
                 (SELECT json_group_array(json_array(variant, "order", {final}, attempt))
-                 FROM replies r WHERE {asked})
+                 FROM replies r WHERE {condition})
             FROM pairs p WHERE number > ? AND {self._in_shard()} AND (
-                SELECT count(DISTINCT variant || "order") FROM replies r WHERE {asked} AND ({final})
+                SELECT count(DISTINCT variant || "order") FROM replies r
+                WHERE {condition} AND ({final})
             ) < ?
             ORDER BY number LIMIT ?
             """,
             (*values, after, *values, questions, limit),
         )
         return [
-            _job(wanted, number, load_pair(said, pair_id), replies)
-            for number, pair_id, *said, replies in rows
+            _job(plan, number, load_pair(texts, pair_id), replies)
+            for number, pair_id, *texts, replies in rows
         ]
 
     def outcomes(self) -> list[KeyCount]:
@@ -303,8 +304,8 @@ class Questions:
             (after, settled, limit),
         )
         return [
-            PairReplies(number=number, pair=load_pair(said, pair_id), replies=json.loads(replies))
-            for number, pair_id, *said, replies in rows
+            PairReplies(number=number, pair=load_pair(texts, pair_id), replies=json.loads(replies))
+            for number, pair_id, *texts, replies in rows
         ]
 
     def reopen(self) -> None:
@@ -323,42 +324,42 @@ class Questions:
             Teachers that replied about settled pairs; under "" what holds for all others.
         """
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
-        heard = self._db.execute(
+        replied = self._db.execute(
             'SELECT teacher, count(*) FROM (SELECT DISTINCT pair_id, teacher, variant, "order" '
             "FROM replies WHERE pair_id IN (SELECT pair_id FROM settled) "
             f"AND variant IN ({', '.join('?' * len(variants))})) GROUP BY teacher",
             tuple(variants),
         )
         return {"": settled * questions} | {
-            teacher: settled * questions - count for teacher, count in heard
+            teacher: settled * questions - count for teacher, count in replied
         }
 
     def _in_shard(self) -> str:
         shard = self.shard()
         if shard is None:
             return "true"
-        self._db.create_function("in_shard", 1, shard.holds, deterministic=True)
+        self._db.create_function("in_shard", 1, shard.contains, deterministic=True)
         return "in_shard(pair_id)"
 
 
-def _job(wanted: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
-    heard: dict[tuple[str, str], tuple[bool, int]] = {}
+def _job(plan: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
+    states: dict[tuple[str, str], tuple[bool, int]] = {}
     for variant, order, final, attempt in json.loads(replies):
-        done, last = heard.get((variant, order), (False, -1))
-        heard[variant, order] = (done or bool(final), max(last, attempt))
+        done, last = states.get((variant, order), (False, -1))
+        states[variant, order] = (done or bool(final), max(last, attempt))
     questions = []
-    for order in wanted.rubric.orders(pair.id):
-        for variant in wanted.variants:
-            done, last = heard.get((variant, order), (False, -1))
+    for order in plan.rubric.orders(pair.id):
+        for variant in plan.variants:
+            done, last = states.get((variant, order), (False, -1))
             if not done:
                 key = Key(
                     pair_id=pair.id,
-                    teacher=wanted.teacher,
+                    teacher=plan.teacher,
                     variant=variant,
                     order=order,
                     attempt=last + 1,
                 )
-                until = max(wanted.retries, last + 1 + wanted.retries * wanted.again)
+                until = max(plan.retries, last + 1 + plan.retries * plan.again)
                 questions.append(Question(key=key, last=until))
     return Job(number=number, pair=pair, questions=tuple(questions))
 
@@ -366,7 +367,7 @@ def _job(wanted: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
 def count_outcomes(outcomes: Sequence[KeyCount]) -> dict[str, int]:
     """Outcomes as `kept` and reasons with their numbers, in the order of the alphabet."""
     counts: dict[str, int] = {}
-    for one in sorted(outcomes, key=lambda one: one.reason or "kept"):
-        reason = one.reason or "kept"
-        counts[reason] = counts.get(reason, 0) + one.count
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.reason or "kept"):
+        reason = outcome.reason or "kept"
+        counts[reason] = counts.get(reason, 0) + outcome.count
     return counts

@@ -91,23 +91,23 @@ def record_refusal(key: Key, reason: str, detail: str) -> ReplyRecord:
     )
 
 
-def record_row(entry: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
+def record_row(record: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
     """An entry as a row of the table `replies`.
 
     Args:
-        entry: the reply.
+        record: The reply.
         rubric: the hash of what was asked under.
     """
-    key, said, reply = entry.key, entry.annotation, entry.reply
+    key, annotation, reply = record.key, record.annotation, record.reply
     return (
         key.pair_id, key.teacher, key.variant, key.order, key.attempt,
-        "refused" if said is None else "kept", entry.reason, entry.detail,
-        said and said.category, said and said.magnitude,
-        said and said.confidence, said and said.rationale,
-        entry.raw, reply and reply.finish_reason, reply and reply.model, rubric,
+        "refused" if annotation is None else "kept", record.reason, record.detail,
+        annotation and annotation.category, annotation and annotation.magnitude,
+        annotation and annotation.confidence, annotation and annotation.rationale,
+        record.raw, reply and reply.finish_reason, reply and reply.model, rubric,
         reply and reply.prompt_tokens, reply and reply.completion_tokens,
-        reply and reply.cached_tokens, reply and reply.seconds, entry.arrived,
-        said and said.better,
-        None if entry.tokens is None else json.dumps(entry.tokens, ensure_ascii=False),
-        entry.magnitude, entry.confidence,
+        reply and reply.cached_tokens, reply and reply.seconds, record.arrived,
+        annotation and annotation.better,
+        None if record.tokens is None else json.dumps(record.tokens, ensure_ascii=False),
+        record.magnitude, record.confidence,
     )  # fmt: skip

@@ -17,11 +17,11 @@ import polars as pl
 
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, parse_rubric
-from sp2dpo.store.annotations import APART, AnnotationTable, parse_columns, sort_by_key
 from sp2dpo.store.annotations import COLUMNS as READ
+from sp2dpo.store.annotations import SEPARATOR, AnnotationTable, parse_columns, sort_by_key
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.database import connect, integrity, read_meta, snapshot, transaction, write_meta
-from sp2dpo.store.questions import Questions, Settled, count_outcomes
+from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
 from sp2dpo.store.records import COLUMNS, ReplyRecord, record_row
 from sp2dpo.store.usage import UsageLog
 
@@ -43,17 +43,17 @@ class Store:
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
-        known = write and path.exists()
+        existed = write and path.exists()
         self._db = connect(path, write=write)
-        if known and (problems := self.integrity()):
+        if existed and (problems := self.integrity()):
             self._db.close()
             raise ValueError(
                 f"{path} is damaged ({problems[0]}): keep it and its -wal file, and copy what can "
                 "be read with `sqlite3 FILE .recover`"
             )
         self.corpus = Corpus(self._db, path)
-        self.backlog = Questions(self._db, path)
-        self.ledger = UsageLog(self._db)
+        self.questions = Questions(self._db, path)
+        self.usage = UsageLog(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -83,17 +83,18 @@ class Store:
             ValueError: another rubric, or a teacher whose model, revision or sampling changed.
         """
         replies = self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]
-        held = read_meta(self._db, "rubric_hash")
-        if replies and held is not None and held != panel.rubric.hash:
+        stored_hash = read_meta(self._db, "rubric_hash")
+        if replies and stored_hash is not None and stored_hash != panel.rubric.hash:
             raise ValueError(
-                f"{self.path} was annotated under the rubric {held[:12]} ({self.rubric().name}), "
+                f"{self.path} was annotated under the rubric {stored_hash[:12]} "
+                f"({self.rubric().name}), "
                 f"the panel asks under {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
                 "--store"
             )
-        heard = {teacher["name"]: teacher for teacher in self.teachers()}
+        recorded = {teacher["name"]: teacher for teacher in self.teachers()}
         for teacher in panel.teachers:
-            for what in ("model", "revision", "sampling") if teacher.name in heard else ():
-                before, now = heard[teacher.name][what], getattr(teacher, what)
+            for what in ("model", "revision", "sampling") if teacher.name in recorded else ():
+                before, now = recorded[teacher.name][what], getattr(teacher, what)
                 if before != now:
                     raise ValueError(
                         f"{self.path} knows the teacher {teacher.name} with {what} {before}, the "
@@ -110,13 +111,13 @@ class Store:
         self.check_panel(panel)
         self.reopen_settled(panel)
         rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
-        heard = {teacher["name"] for teacher in self.teachers()}
+        replied = {teacher["name"] for teacher in self.teachers()}
         with transaction(self._db):
             write_meta(self._db, "rubric_hash", panel.rubric.hash)
             write_meta(self._db, "rubric", rubric)
             write_meta(self._db, "panel", json.dumps(panel.record(), ensure_ascii=False))
             for teacher in panel.teachers:
-                if teacher.name not in heard:
+                if teacher.name not in replied:
                     sampling = json.dumps(teacher.sampling, sort_keys=True)
                     self._db.execute(
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
@@ -125,14 +126,14 @@ class Store:
 
     def reopen_settled(self, panel: Panel) -> None:
         """Opens settled pairs again where an adaptive panel is not the one that settled them."""
-        said = read_meta(self._db, "panel")
-        if panel.budget == "adaptive" and said is not None:
-            held, now = json.loads(said), panel.record()
-            for teacher in (*held["teachers"], *now["teachers"]):
+        stored = read_meta(self._db, "panel")
+        if panel.budget == "adaptive" and stored is not None:
+            before, now = json.loads(stored), panel.record()
+            for teacher in (*before["teachers"], *now["teachers"]):
                 for terms in ("price", "license"):
                     teacher.pop(terms, None)
-            if held != now:
-                self.backlog.reopen()
+            if before != now:
+                self.questions.reopen()
 
     def rubric(self) -> Rubric:
         """The rubric of all replies.
@@ -140,10 +141,10 @@ class Store:
         Raises:
             ValueError: nothing was annotated yet.
         """
-        said = read_meta(self._db, "rubric")
-        if said is None:
+        stored = read_meta(self._db, "rubric")
+        if stored is None:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
-        return parse_rubric(json.loads(said), where=f"{self.path}: rubric")
+        return parse_rubric(json.loads(stored), where=f"{self.path}: rubric")
 
     def panel(self) -> dict[str, Any]:
         """What the last panel asked: see `Panel.record`.
@@ -151,10 +152,10 @@ class Store:
         Raises:
             ValueError: nothing was annotated yet.
         """
-        said = read_meta(self._db, "panel")
-        if said is None:
+        stored = read_meta(self._db, "panel")
+        if stored is None:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
-        return json.loads(said)
+        return json.loads(stored)
 
     def teachers(self) -> list[dict[str, Any]]:
         """name, model, revision and sampling of every teacher that has replied, by name."""
@@ -169,11 +170,13 @@ class Store:
 
     def variants(self) -> list[str]:
         """The variants that a reply came under, kept or refused, in the rubric's order."""
-        heard = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
-        return [variant for variant in self.rubric().variants if variant in heard]
+        used = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
+        return [variant for variant in self.rubric().variants if variant in used]
 
-    def add_replies(self, entries: Sequence[ReplyRecord], settled: Sequence[Settled] = ()) -> None:
-        """Stores replies, and pairs that are asked no more about, in one transaction.
+    def add_replies(
+        self, records: Sequence[ReplyRecord], settled: Sequence[SettledPair] = ()
+    ) -> None:
+        """Stores replies, and pairs that are asked no more about, in pair transaction.
 
         When it returns, they are on the disk.
         """
@@ -183,11 +186,11 @@ class Store:
         with transaction(self._db):
             self._db.executemany(
                 f"INSERT INTO replies ({names}) VALUES ({marks})",
-                [record_row(entry, rubric) for entry in entries],
+                [record_row(entry, rubric) for entry in records],
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO settled VALUES (?, ?, ?)",
-                [(one.pair_id, one.replies, one.chance) for one in settled],
+                [(pair.pair_id, pair.replies, pair.chance) for pair in settled],
             )
 
     def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
@@ -214,10 +217,10 @@ class Store:
         rubric = self.rubric()
         pair_ids = self.corpus.pair_ids()
         # SQLite reads one part while polars takes apart the one before.
-        with ThreadPoolExecutor(max_workers=1) as apart:
+        with ThreadPoolExecutor(max_workers=1) as executor:
             parts = [
-                apart.submit(parse_columns, *said)
-                for said in self._kept(len(pair_ids), rubric.blind)
+                executor.submit(parse_columns, *part)
+                for part in self._kept_parts(len(pair_ids), rubric.blind)
             ]
             tables = [part.result() for part in parts]
         if not tables:
@@ -226,7 +229,7 @@ class Store:
             replies=sort_by_key(pl.concat(tables)), pair_ids=pair_ids, rubric=rubric
         )
 
-    def _kept(
+    def _kept_parts(
         self, pairs: int, blind: bool
     ) -> Iterator[tuple[dict[str, str], dict[str, list[float | None]], int]]:
         """The kept replies in parts, for `replies_of`; a part has some 4,000 pairs.
@@ -236,41 +239,43 @@ class Store:
         take the locks of a file away from each other, and a store is read while others write to it.
         """
         names = [name for name in READ[:9] if blind or name not in ("order", "better")]
-        listed = ", ".join(f"group_concat({_text_of(name)}, '{APART}')" for name in names)
-        found = (
+        listed = ", ".join(
+            f"group_concat({_text_expression(name)}, '{SEPARATOR}')" for name in names
+        )
+        source = (
             "FROM replies INDEXED BY replies_narrow "
             "WHERE status = 'kept' AND pair_id >= ? AND pair_id < ?"
         )
         for span in _spans(pairs // 4000):
             expected = "count(expected_magnitude) + count(expected_confidence)"
             count, expected, *texts = self._db.execute(
-                f"SELECT count(*), {expected}, {listed} {found}", span
+                f"SELECT count(*), {expected}, {listed} {source}", span
             ).fetchone()
-            said = dict(zip(names, texts, strict=True))
+            texts_by_name = dict(zip(names, texts, strict=True))
             if not blind and count:
-                said["order"] = APART.join([CHOSEN_FIRST] * count)
+                texts_by_name["order"] = SEPARATOR.join([CHOSEN_FIRST] * count)
             numbers = {}
             if expected:  # as numbers: the text of one is not exact
                 rows = self._db.execute(
-                    f"SELECT expected_magnitude, expected_confidence {found}", span
+                    f"SELECT expected_magnitude, expected_confidence {source}", span
                 )
                 columns = zip(*rows, strict=True)
                 numbers = dict(zip(READ[9:], map(list, columns), strict=True))
             if count:
-                yield said, numbers, count
+                yield texts_by_name, numbers, count
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
         """How often each outcome came back: `kept`, or the reason of the last refusal."""
         return count_outcomes(
             [
-                one
-                for one in self.backlog.outcomes()
-                if one.teacher == teacher and one.variant in variants
+                outcome
+                for outcome in self.questions.outcomes()
+                if outcome.teacher == teacher and outcome.variant in variants
             ]
         )
 
 
-def _text_of(name: str) -> str:
+def _text_expression(name: str) -> str:
     return "ifnull(better, '')" if name == "better" else f'"{name}"'
 
 

@@ -42,7 +42,7 @@ class Slice:
     variant: str
     order: str
     requests: int
-    untold: int
+    uncounted: int
     timed: int
     untimed: int
     prompt: int
@@ -69,7 +69,7 @@ class Usage:
     """
 
     requests: int = 0
-    untold: int = 0
+    uncounted: int = 0
     timed: int = 0
     untimed: int = 0
     prompt: int = 0
@@ -101,7 +101,7 @@ class Usage:
         if price is None:
             return None
         untimed = self.untimed or (self.requests and not self.seconds)
-        if self.untold if price.gpu_hour is None else untimed:
+        if self.uncounted if price.gpu_hour is None else untimed:
             return None
         return cost(
             price,
@@ -132,7 +132,7 @@ class UsageLog:
         names = Slice.__dataclass_fields__
         return [Slice(**dict(zip(names, row, strict=True))) for row in rows]
 
-    def heard_of_settled(self) -> dict[tuple[str, str, str], int]:
+    def count_settled(self) -> dict[tuple[str, str, str], int]:
         """Settled pairs with a reply, by teacher, variant and order; and all of them under blanks.
 
         See `backlog.Settled`.
@@ -141,43 +141,43 @@ class UsageLog:
             'SELECT teacher, variant, "order", count(DISTINCT pair_id) '
             "FROM replies JOIN settled USING (pair_id) GROUP BY 1, 2, 3"
         )
-        heard = {(teacher, variant, order): count for teacher, variant, order, count in rows}
+        counts = {(teacher, variant, order): count for teacher, variant, order, count in rows}
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
-        return {("", "", ""): settled} | heard
+        return {("", "", ""): settled} | counts
 
 
-def usage(slices: Iterable[Slice]) -> Usage:
-    """What the replies of some slices took together."""
-    some = list(slices)
-    told = [one.cached for one in some if one.cached is not None]
+def sum_usage(slices: Iterable[Slice]) -> Usage:
+    """What the replies of rows slices took together."""
+    rows = list(slices)
+    cached = [row.cached for row in rows if row.cached is not None]
     return Usage(
-        requests=sum(one.requests for one in some),
-        untold=sum(one.untold for one in some),
-        timed=sum(one.timed for one in some),
-        untimed=sum(one.untimed for one in some),
-        prompt=sum(one.prompt for one in some),
-        completion=sum(one.completion for one in some),
-        cached=sum(told) if told else None,
-        seconds=_covered(_spans(some)),
+        requests=sum(row.requests for row in rows),
+        uncounted=sum(row.uncounted for row in rows),
+        timed=sum(row.timed for row in rows),
+        untimed=sum(row.untimed for row in rows),
+        prompt=sum(row.prompt for row in rows),
+        completion=sum(row.completion for row in rows),
+        cached=sum(cached) if cached else None,
+        seconds=_covered(_spans(rows)),
     )
 
 
-def recent(slices: Sequence[Slice]) -> Usage:
+def recent_usage(slices: Sequence[Slice]) -> Usage:
     """The timed answers of the last `RECENT` seconds before the newest of them, and their time."""
     newest = max((ended for _, ended in _spans(slices)), default=0.0)
     begin = (newest - RECENT) // _SLICE * _SLICE
-    some = [one for one in slices if one.ended is not None and one.ended >= begin]
-    timed = sum(one.timed for one in some)
-    seconds = _covered([(max(started, begin), ended) for started, ended in _spans(some)])
+    rows = [row for row in slices if row.ended is not None and row.ended >= begin]
+    timed = sum(row.timed for row in rows)
+    seconds = _covered([(max(started, begin), ended) for started, ended in _spans(rows)])
     return Usage(requests=timed, timed=timed, seconds=seconds)
 
 
 def _spans(slices: Iterable[Slice]) -> list[tuple[float, float]]:
     """From when to when each of them was at work, of those that somebody took the time of."""
     return [
-        (one.started, one.ended)
-        for one in slices
-        if one.started is not None and one.ended is not None
+        (row.started, row.ended)
+        for row in slices
+        if row.started is not None and row.ended is not None
     ]
 
 
