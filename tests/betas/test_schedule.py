@@ -226,7 +226,7 @@ def planned(new_store, tmp_path):
             [
                 kept(pair_id, "a", variant, 5, 9)
                 for pair_id in ids
-                if shard is None or shard.holds(pair_id)
+                if shard is None or shard.contains(pair_id)
                 for variant in ("direct", "critic", "reader")[:replies]
             ]
         )
