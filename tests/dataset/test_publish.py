@@ -196,7 +196,7 @@ def test_without_a_token_nobody_is_asked_for_one(hub, releases, tmp_path):
 FAULTS = """
 import json, sys, urllib.request
 from pathlib import Path
-from sp2dpo.dataset.publish import Order, publish
+from sp2dpo.dataset.publish import PublishOptions, publish_dataset
 from sp2dpo.dataset.publish import read_release
 
 url, one, two, after = sys.argv[1], *map(Path, sys.argv[2:4]), sys.argv[4] == "after"
@@ -276,7 +276,7 @@ def test_somebody_else_is_quicker(hub, releases):
 import json, threading, urllib.request
 from pathlib import Path
 from sp2dpo.dataset import repo as hub_repo
-from sp2dpo.dataset.publish import Order, publish
+from sp2dpo.dataset.publish import PublishOptions, publish_dataset
 from sp2dpo.dataset.publish import read_release
 stock, raced = hub_repo.HubRepo.commit, []
 def commit(self, *args, **more):
@@ -287,8 +287,8 @@ def commit(self, *args, **more):
     return stock(self, *args, **more)
 hub_repo.HubRepo.commit = commit
 said = []
-order = Order(repo="{repo}", tag="v2", license="mit")
-publish(read_release(Path({str(releases / "two")!r})), order, say=said.append)
+order = PublishOptions(repo="{repo}", tag="v2", license="mit")
+publish_dataset(read_release(Path({str(releases / "two")!r})), order, say=said.append)
 print(len(said), said[0])
 """
     assert "2 somebody else has committed meanwhile" in hub.python(script)

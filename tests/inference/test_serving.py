@@ -28,12 +28,12 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from sp2dpo.inference.serve import Serve
-from sp2dpo.inference.servers import serving
+from sp2dpo.inference.servers import start_servers
 
 async def main(environment, behaviour):
     serve = Serve(environment=environment, env={"BEHAVIOUR": behaviour})
     log = environment / "log"
-    async with serving("name", "Org/Model", None, serve, log=log, say=print):
+    async with start_servers("name", "Org/Model", None, serve, log=log, say=print):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
@@ -65,7 +65,7 @@ class Room:
     def serving(self, behaviour="well", *, pace=QUICK, **more):
         serve = self.serve(behaviour, **more)
         say = self.said.append
-        return start_servers("judge", "Org/Model", None, serve, log=self.log, say=say, pace=pace)
+        return start_servers("judge", "Org/Model", None, serve, log=self.log, say=say, timeouts=pace)
 
     def processes(self):
         found = [one[key] for one in self.starts for key in ("pid", "child")]

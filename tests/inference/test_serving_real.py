@@ -40,12 +40,12 @@ LONG_TEXT = "Which of the two answers is better, and why? " * 200
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
-from sp2dpo.inference.serve import serve_of
-from sp2dpo.inference.servers import serving
+from sp2dpo.inference.serve import parse_serve
+from sp2dpo.inference.servers import start_servers
 
 async def main(said, log):
-    serve = serve_of(said, where="the tiny teacher", beside=Path())
-    async with serving("tiny", "tiny", None, serve, log=log, say=lambda line: None):
+    serve = parse_serve(said, where="the tiny teacher", beside=Path())
+    async with start_servers("tiny", "tiny", None, serve, log=log, say=lambda line: None):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
