@@ -211,19 +211,20 @@ def log():
 
 one, two = read_release(one), read_release(two)
 counted = f"org/counted-{sys.argv[4]}-{sys.argv[5]}"
-publish(one, Order(repo=counted, tag="v1", license="mit"), say=lambda line: None)
+publish_dataset(one, PublishOptions(repo=counted, tag="v1", license="mit"), say=lambda line: None)
 tell(None)
-publish(two, Order(repo=counted, license="mit"), say=lambda line: None)
+publish_dataset(two, PublishOptions(repo=counted, license="mit"), say=lambda line: None)
 asked = len(log()) + 1  # and the tag's
 found = []
 for place in range(asked):
     repo = f"org/fault-{sys.argv[4]}-{sys.argv[5]}-{place}"
-    publish(one, Order(repo=repo, tag="v1", license="mit"), say=lambda line: None)
+    publish_dataset(one, PublishOptions(repo=repo, tag="v1", license="mit"), say=lambda line: None)
     tell(None)
     status = int(sys.argv[5])
     tell({"skip": place, "status": status, "after": after, "count": 1 if status >= 500 else 99})
     try:
-        done = publish(two, Order(repo=repo, tag="v2", license="mit"), say=lambda line: None)
+        options = PublishOptions(repo=repo, tag="v2", license="mit")
+        done = publish_dataset(two, options, say=lambda line: None)
         outcome = "done"
     except (OSError, ValueError) as error:
         outcome = str(error)
