@@ -65,7 +65,9 @@ class Room:
     def serving(self, behaviour="well", *, pace=QUICK, **more):
         serve = self.serve(behaviour, **more)
         say = self.said.append
-        return start_servers("judge", "Org/Model", None, serve, log=self.log, say=say, timeouts=pace)
+        return start_servers(
+            "judge", "Org/Model", None, serve, log=self.log, say=say, timeouts=pace
+        )
 
     def processes(self):
         found = [one[key] for one in self.starts for key in ("pid", "child")]
