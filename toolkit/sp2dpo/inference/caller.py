@@ -111,7 +111,7 @@ class Caller:
             What is to be said of those that are not there; they are asked again later.
 
         Raises:
-            TeacherError: none is there, or one refuses us or serves another model.
+            EndpointError: none is there, or one refuses us or serves another model.
         """
         contexts, unavailable = [], []
         for url in self._urls:
@@ -133,10 +133,10 @@ class Caller:
         """Sends a chat until it is answered, with backoff and jitter.
 
         Raises:
-            Stopped: the run is to end.
+            StopRequested: the run is to end.
             Declined: the server will not answer this request.
             Unavailable: this request fails for good, while others are answered.
-            TeacherError: nothing was answered for too long, or we are refused.
+            EndpointError: nothing was answered for too long, or we are refused.
         """
         reply = await self.retry(lambda url: self._client.ask(url, messages, attempt), route)
         self.known_good = messages

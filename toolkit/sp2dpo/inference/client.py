@@ -220,7 +220,7 @@ class Client:
 
         Raises:
             Unavailable: nothing answers there, or it is not ready.
-            TeacherError: it refuses us, or does not list the model.
+            EndpointError: it refuses us, or does not list the model.
         """
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
@@ -279,7 +279,7 @@ class Client:
         Raises:
             Declined: the server will not answer this request.
             Unavailable: it may answer later.
-            TeacherError: it will not answer us at all (401, 403, 404).
+            EndpointError: it will not answer us at all (401, 403, 404).
         """
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
         started = time.monotonic()

@@ -42,11 +42,11 @@ class ServerTimeouts:
 
     Attributes:
         poll: between two looks at a server that is loading.
-        word: between two lines that say how far it is.
+        progress: between two progress messages while a server loads.
         probe: between two looks at a server that is up.
         answer: for one answer of `/health`.
         failures: how many in a row lose a server ...
-        failing: ... where the first and the last are so far apart.
+        failing_for: ... where the first and the last are so far apart.
         grace: between asking a server to stop and killing it.
         pause: before it is started again.
         port: for a port to become free; the kernel keeps one for a minute after its last use.

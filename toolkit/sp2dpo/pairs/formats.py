@@ -27,7 +27,7 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
         row: its columns; `chosen` and `rejected` are needed, `prompt` and `tools` are read.
 
     Raises:
-        Unreadable: a column is missing, a text is empty, the responses are the same (an accent
+        InvalidPair: a column is missing, a text is empty, the responses are the same (an accent
             written in two ways is one accent), they have no common prompt, or JSON has no words for
             what a message holds.
     """

@@ -63,7 +63,7 @@ class Sample:
         rows: of the source.
         pairs: distinct ones in it.
         set_aside: rows that hold no pair.
-        aside: the same by reason, in the order of the source.
+        skipped: Rows without a usable pair, grouped by reason, in source order.
         preferred: pairs of the source that were to go first.
     """
 

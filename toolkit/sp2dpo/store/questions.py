@@ -19,11 +19,11 @@ from sp2dpo.store.records import UNREADABLE
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One of `of` shares of the pairs.
+    """One of `total` shares of the pairs.
 
     Attributes:
-        index: from 0 to `of` - 1.
-        of: how many shares there are.
+        index: from 0 to `total` - 1.
+        total: Number of shares.
     """
 
     index: int

@@ -32,8 +32,8 @@ class Store:
     Attributes:
         path: of the file.
         corpus: its pairs.
-        backlog: what is still to be asked about them.
-        ledger: what the replies took.
+        questions: Questions still to be asked, and the outcome of those already asked.
+        usage: Tokens and time that the replies took.
 
     Raises:
         ValueError: the file is no store, of another format, or damaged (looked for when it is
@@ -106,7 +106,7 @@ class Store:
         """Records the rubric and the teachers; from their first reply on they cannot change.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check_panel`.
         """
         self.check_panel(panel)
         self.reopen_settled(panel)
@@ -232,7 +232,7 @@ class Store:
     def _kept_parts(
         self, pairs: int, blind: bool
     ) -> Iterator[tuple[dict[str, str], dict[str, list[float | None]], int]]:
-        """The kept replies in parts, for `replies_of`; a part has some 4,000 pairs.
+        """The kept replies in parts, for `parse_columns`; a part has some 4,000 pairs.
 
         SQLite makes one text of a column, many times quicker than a row of Python objects each. A
         driver with a SQLite of its own (ADBC's) would be as quick, but two of them in one process

@@ -27,7 +27,7 @@ class Slice:
         variant: of the rubric.
         order: in which the responses were shown.
         requests: replies, those included that could not be read or were asked for again.
-        untold: answers without counts of tokens.
+        uncounted: Answers without token counts.
         timed: answers that somebody took the time of; those from files come without.
         untimed: the other answers. What a server declined is no answer.
         prompt: tokens of the requests, as far as told.
@@ -58,7 +58,7 @@ class Usage:
 
     Attributes:
         requests: replies, those included that could not be read or were asked for again.
-        untold: answers without counts of tokens.
+        uncounted: Answers without token counts.
         timed: answers that somebody took the time of.
         untimed: the other answers.
         prompt: tokens of the requests, as far as told.
@@ -135,7 +135,7 @@ class UsageLog:
     def count_settled(self) -> dict[tuple[str, str, str], int]:
         """Settled pairs with a reply, by teacher, variant and order; and all of them under blanks.
 
-        See `backlog.Settled`.
+        See `SettledPair` in `store.questions`.
         """
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(DISTINCT pair_id) '
