@@ -48,7 +48,7 @@ def chart(histogram: dict[str, Any], *, width: int, height: int, ticks: int) -> 
     """Lays out the histogram.
 
     Args:
-        histogram: as `report.report` gives it.
+        histogram: as `build_report` gives it.
         width: in pixels.
         height: in pixels.
         ticks: steps between the ends of the axis of beta.

@@ -35,7 +35,7 @@ def render_page(found: dict[str, Any]) -> str:
     """The page of a report.
 
     Args:
-        found: as `report.report` gives it.
+        found: as `build_report` gives it.
     """
     edges = found["histogram"]["edges"]
     template = _templates(decimals(edges[-1] - edges[0])).get_template("report.html.jinja")

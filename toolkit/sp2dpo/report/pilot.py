@@ -81,13 +81,13 @@ def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
             the first rows), and the strata.
         panel: rubric, sha256, protocol, variants, budget. schedule: that was used.
         trouble: why the asking ended early.
-        teachers: see `performance.performance`.
+        teachers: see `cost.measure_performance`.
         betas: see `_betas`.
         agreement: between_teachers and between_variants as `agreement.comparisons` makes them,
             spread (over the pairs that several teachers have read) and agreement as means over
             the pairs, position (blind, else None).
-        gold: see `gold.against_gold`; None without.
-        projection: see `projection.projection`, without starting the servers; None where the
+        gold: see `gold.compare_with_gold`; None without.
+        projection: see `cost.project_costs`, without starting the servers; None where the
             asking ended early. sweep: beside it; None where nobody asked.
         verdict: go and rules.
 

@@ -46,7 +46,7 @@ def save_all(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes every plot of a report as PNG and SVG.
 
     Args:
-        found: as `report.report` gives it.
+        found: as `build_report` gives it.
         folder: where they go; it is made where it is not.
 
     Returns:

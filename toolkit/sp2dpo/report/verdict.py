@@ -67,8 +67,8 @@ def decide(
         teachers: with name, refused, refused_share, details, cached_share and cacheable_share.
         betas: with pairs and with_beta.
         signatures: of the betas.
-        position: as `agreement.by_position` makes it; None under the labelled protocol.
-        gold: as `gold.against_gold` gives it; None where there is none.
+        position: as `agreement.compare_orders` makes it; None under the labelled protocol.
+        gold: as `gold.compare_with_gold` gives it; None where there is none.
 
     Returns:
         go: whether no rule failed. rules: each as a mapping, see `Rule`.
