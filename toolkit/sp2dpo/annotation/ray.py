@@ -183,7 +183,7 @@ class RayWorkers:
         """Takes on a worker on every node that is there or joins, until it is cancelled.
 
         Raises:
-            TeacherError: a teacher cannot be asked from one, or there has been none for too long.
+            EndpointError: a teacher cannot be asked from one, or there has been none for too long.
         """
         now = asyncio.get_running_loop().time
         alone_since: float | None = None
@@ -325,7 +325,7 @@ async def annotate_on_ray(
             not set, for a cluster of this computer alone that ends with the run.
 
     Raises:
-        TeacherError: a teacher cannot be asked, stayed away, or says nothing that can be read, or
+        EndpointError: a teacher cannot be asked, stayed away, or says nothing that can be read, or
             no node is left; what came until then is stored.
         ValueError: the panel contradicts the store, or needs another engine.
         ConnectionError: there is no such cluster, or it has another version of Ray or Python.

@@ -62,7 +62,7 @@ async def annotate(store: Store, panel: Panel, terms: RunOptions) -> None:
         terms: how the run behaves.
 
     Raises:
-        TeacherError: a teacher cannot be asked, stayed away, or says nothing that can be read;
+        EndpointError: a teacher cannot be asked, stayed away, or says nothing that can be read;
             what came until then is stored.
         ServerDied: a server of ours cannot be started, or died too often.
         ValueError: the panel contradicts the store, or the terms the panel.

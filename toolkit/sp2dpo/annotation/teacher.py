@@ -65,7 +65,7 @@ class TeacherSession:
         """Asks all questions about a pair on one replica, and hands on what comes back.
 
         Raises:
-            TeacherError: the teacher cannot be asked, has been silent for too long, or says
+            EndpointError: the teacher cannot be asked, has been silent for too long, or says
                 nothing that can be read.
         """
         orders = {question.key.order for question in job.questions}

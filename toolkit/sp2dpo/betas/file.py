@@ -22,7 +22,7 @@ class BetaTable:
     """A table of betas and where it comes from.
 
     Attributes:
-        table: as `arms.table_of` makes it.
+        table: as `arms.compute_betas` returns it.
         arm: that made it.
         annotations_hash: of the annotations that it was made from.
         scores_hash: of the reward model's scores; None where none were used.

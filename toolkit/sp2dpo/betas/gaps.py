@@ -1,6 +1,6 @@
 """From annotations to effective semantic gaps, vectorised over a table.
 
-    g_iapo = gap of one reply, in [-1, 1]: see `gap_forms`
+    g_iapo = gap of one reply, in [-1, 1]: see `estimators`
     g_iap  = mean over o of g_iapo                              the reading under a variant
     s_i    = over a of ( over p of g_iap ): see `estimators`    the signed gap
     g_i    = max(0, s_i)                                        the gap, in [0, 1]
@@ -41,7 +41,7 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
         and no votes.
 
     Raises:
-        ValueError: as `effective`.
+        ValueError: as `compute_reply_gaps`.
     """
     rubric = annotations.rubric
     replies = compute_reply_gaps(annotations, estimator)
@@ -111,7 +111,7 @@ def compute_signed_gap(
 ) -> float | None:
     """The signed gap of one kept reply, as `Store.replies` gives it; None where it does not count.
 
-    The same as `effective`, for a reply on its own.
+    The same as `compute_reply_gaps`, for a reply on its own.
     """
     if not is_vote(reply, estimator):
         return None
@@ -143,7 +143,7 @@ def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
     """One row per pair, teacher and variant: means over the orders that came.
 
     Args:
-        replies: as `effective` makes them.
+        replies: as `compute_reply_gaps` returns them.
     """
     return _aggregate(
         replies,
@@ -157,7 +157,7 @@ def combine_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
     """One row per pair and teacher (JMAMP, first half: `median`).
 
     Args:
-        readings: as `over_orders` makes them.
+        readings: as `average_orders` returns them.
         way: see `Estimator.over_variants`.
     """
     columns = (combine_expr(name, way) for name in _value_columns(readings))

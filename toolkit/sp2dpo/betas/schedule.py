@@ -34,7 +34,7 @@ class Schedule:
         estimate: of a reply's magnitude and confidence. `sampled`: as the reply says them.
             `expected`: their expectations over the tokens that it could have said; a reply without
             log-probabilities is no vote. Our choice.
-        gap: of one reply; see `gap_forms` (our choice: the sources we hold do not print the
+        gap: of one reply; see `estimators` (our choice: the sources we hold do not print the
             paper's formula).
         over_variants: how a teacher's variants are combined; see `Estimator`. SP2DPO: `median`.
         over_teachers: likewise the teachers. SP2DPO: `mean`.
@@ -91,7 +91,7 @@ class Schedule:
                 )
 
     def as_mapping(self) -> dict[str, Any]:
-        """What its YAML file says; `schedule_of` reads it back."""
+        """What its YAML file says; `parse_schedule` reads it back."""
         said: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         said |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
         if not self.envelopes:

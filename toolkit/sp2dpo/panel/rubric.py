@@ -88,7 +88,7 @@ class Rubric:
         return hashlib.sha256(canonical_json(said).encode()).hexdigest()
 
     def as_mapping(self) -> dict[str, Any]:
-        """What its YAML file says; `rubric_of` reads it back."""
+        """What its YAML file says; `parse_rubric` reads it back."""
         said = asdict(self)
         if not self.blind:
             del said["protocol"]  # as files leave it out

@@ -131,7 +131,7 @@ def points(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> Points
     """Lays out the mean gaps by length; None of nothing.
 
     Args:
-        bins: as `biases.by_length` gives them.
+        bins: as `biases.bin_by_length` gives them.
         width: in pixels.
         height: in pixels.
     """

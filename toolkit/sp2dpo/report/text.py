@@ -28,7 +28,7 @@ def pilot_lines(found: dict[str, Any]) -> list[str]:
     """What `sp2dpo pilot` prints.
 
     Args:
-        found: as `pilot.findings` gives it.
+        found: as `pilot.pilot_findings` returns it.
     """
     parts = [
         _sample(found["sample"]),

@@ -71,7 +71,7 @@ def decide(
         gold: as `gold.compare_with_gold` gives it; None where there is none.
 
     Returns:
-        go: whether no rule failed. rules: each as a mapping, see `Rule`.
+        go: whether no rule failed. rules: each as a mapping, see `GoRule`.
     """
     rules = [_refused(teachers), *_betas(betas), *map(_signature, signatures)]
     if position is not None:

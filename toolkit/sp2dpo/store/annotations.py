@@ -96,7 +96,7 @@ def parse_columns(
     """Some of the rows of `AnnotationTable.replies`, from whole columns.
 
     Args:
-        texts: the values of a column, `APART` between them, nothing for null.
+        texts: the values of a column, `SEPARATOR` between them, nothing for null.
         numbers: the values of others as they are; a column that is in neither is null.
         count: of rows.
     """

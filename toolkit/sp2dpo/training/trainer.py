@@ -8,7 +8,7 @@ For pair i, with log-probabilities summed over completion tokens (in nats),
 and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). TRL keeps
 everything else: tokenisation, models, reference, the losses themselves. A batch whose betas are
 all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it). With a weight, a
-margin or a flip rate, or an online variant, the losses are `pair_losses`', held to TRL's.
+margin or a flip rate, or an online variant, the losses come from `losses`, held to TRL's.
 
 Two things to know before reading a result:
 
@@ -79,7 +79,7 @@ class PairColumnsMixin(Trainer):
     Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`; the arguments are those of DPOTrainer,
     all but the models by keyword, and `args` is a PairDPOConfig. Everything not named here is
     inherited. With weight, margin, label smoothing or an online variant the loss is ours (see
-    `pair_losses`), held to TRL's on the first batch and every `GUARD_EVERY`th: there
+    `losses`), held to TRL's on the first batch and every `GUARD_EVERY`th: there
     TheirDPOTrainer must keep TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and, where
     beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over the
     logged batches, and on TRL 1.16 or later what `slopes` says.
