@@ -1,9 +1,25 @@
 """YAML that people write: what is wrong is named with file, key and value."""
 
+from typing import Annotated, Any
+
 import pytest
+from pydantic import Field
 
 from sp2dpo.files import atomic_write
-from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import (
+    NAME,
+    AsWritten,
+    Settings,
+    check_keys,
+    check_type,
+    did_you_mean,
+    json_schema,
+    number,
+    one_of,
+    read_yaml,
+    read_yaml_file,
+    validate,
+)
 
 
 @pytest.fixture
@@ -44,7 +60,7 @@ def test_a_mapping_is_read_as_yaml_reads_it(written):
     ],
 )
 def test_a_file_that_holds_no_mapping_is_refused(written, text, kind):
-    assert error_of(written(text)) == f"expected keys and values, found {kind}"
+    assert error_of(written(text)) == f"expected keys and values, not {kind}"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +97,7 @@ def test_what_is_not_yaml_is_named_with_its_place(written, text, expected):
 def test_a_key_that_stands_twice_is_refused_at_its_second_place(written, text, line, key):
     said = error_of(written(text))
     assert said.startswith(f"not valid YAML (line {line}, ")
-    assert said.endswith(f"key {key} stands twice")
+    assert said.endswith(f"key {key} is written twice")
 
 
 def test_one_key_may_stand_in_two_mappings(written):
@@ -92,7 +108,7 @@ def test_merged_keys_give_way_to_what_is_written_beside_them(written):
     path = written("base: &base {a: 1, b: 2}\nmine:\n  <<: *base\n  b: 3\n")
     assert read_yaml(path)["mine"] == {"a": 1, "b": 3}
     said = error_of(written("base: &base {a: 1}\nmine:\n  <<: *base\n  b: 3\n  b: 4\n"))
-    assert said == "not valid YAML (line 5, column 3): key b stands twice"
+    assert said == "not valid YAML (line 5, column 3): key b is written twice"
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
@@ -198,3 +214,97 @@ def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
         (tmp_path / "input.txt").read_text()
     assert refused.value.filename == str(tmp_path / "input.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+class Oven(Settings):
+    """An oven."""
+
+    heat: Annotated[float, number(above=0, most=300)]
+    """Degrees."""
+    fan: bool = False
+    note: str | None = None
+
+
+class Kitchen(Settings):
+    """A kitchen."""
+
+    name: Annotated[str, NAME]
+    size: Annotated[str, one_of(("small", "large"))] = "small"
+    ovens: list[Oven] = Field(default_factory=list)
+    by_room: dict[Annotated[str, NAME], Oven] = Field(default_factory=dict)
+    spare: Annotated[dict[str, Any], AsWritten(Oven)] = Field(default_factory=dict)
+
+
+def kitchen(path):
+    source = read_yaml_file(path)
+    return validate(Kitchen, source.values, where=str(path), source=source)
+
+
+def test_a_valid_file_is_read_without_converting_a_value(written):
+    oven = kitchen(written("name: x\novens: [{heat: 200}, {heat: 200.0, fan: true}]\n")).ovens
+    assert [repr(item.heat) for item in oven] == ["200", "200.0"]
+    spare = kitchen(written("name: x\nspare: {fan: true, heat: 7}\n")).spare
+    assert list(spare.items()) == [("fan", True), ("heat", 7)]
+
+
+def test_all_problems_of_a_file_are_one_error_with_their_lines_and_keys(written):
+    path = written(
+        "# a comment\n"
+        "name: 7\n"
+        "sise: large\n"
+        "size: huge\n"
+        "ovens:\n"
+        "  - heat: '200'\n"
+        "    fan: 1\n"
+        "  - {fan: no,\n"
+        "     note: 5}\n"
+        "  - hot\n"
+        "by_room:\n"
+        "  hall: {heat: true, heta: 1}\n"
+        "  no: {heat: 9}\n"
+        "  4: {heat: 9}\n"
+        "spare: {heat: .inf}\n"
+    )
+    with pytest.raises(ValueError, match="name: ") as refused:
+        kitchen(path)
+    assert str(refused.value).replace(f"{path}:", "").split("\n") == [
+        "2: name: must be text of one line, without spaces around it, not 7",
+        "3: unknown key 'sise', did you mean 'size'?",
+        "4: size: 'huge' is not known (known: small, large)",
+        "6: ovens[0].heat: must be a number above 0, at most 300, not '200'",
+        "7: ovens[0].fan: must be true or false, not 1",
+        "8: ovens[1]: missing key 'heat'",
+        "9: ovens[1].note: must be text or nothing, not 5",
+        "10: ovens[2]: must be keys and values, not 'hot'",
+        "12: by_room.hall.heat: must be a number above 0, at most 300, not True",
+        "12: by_room.hall: unknown key 'heta', did you mean 'heat'?",
+        "13: by_room: the name False must be text of one line: put it in quotes",
+        "14: by_room: the name 4 must be text of one line: put it in quotes",
+        "15: spare.heat: must be a number above 0, at most 300, not inf",
+    ]
+
+
+def test_a_merged_key_is_reported_where_it_is_written(written):
+    path = written("name: x\novens:\n  - &first\n    heat: -1\n  - {<<: *first, fan: 2}\n")
+    with pytest.raises(ValueError, match=r"4: ovens\[0\]\.heat: ") as refused:
+        kitchen(path)
+    assert f"{path}:4: ovens[1].heat: " in str(refused.value)
+    assert f"{path}:5: ovens[1].fan: " in str(refused.value)
+
+
+def test_what_does_not_come_from_a_file_is_reported_without_lines():
+    with pytest.raises(ValueError, match="here") as refused:
+        validate(Kitchen, {"name": "x", "ovens": [{}]}, where="here")
+    assert str(refused.value) == "here: ovens[0]: missing key 'heat'"
+
+
+def test_a_schema_says_what_keys_mean_and_suggests_no_null():
+    schema = json_schema(Kitchen)
+    heat = schema["$defs"]["Oven"]["properties"]["heat"]
+    assert heat | {"title": ""} == {
+        "type": "number", "exclusiveMinimum": 0, "maximum": 300, "description": "Degrees.",
+        "title": "",
+    }  # fmt: skip
+    assert schema["properties"]["size"]["enum"] == ["small", "large"]
+    assert schema["additionalProperties"] is False
+    assert "default" not in schema["$defs"]["Oven"]["properties"]["note"]

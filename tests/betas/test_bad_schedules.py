@@ -43,14 +43,14 @@ def refuse(demo, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"beta_min": 0.4}, "schedule.yaml: beta_min 0.4 must be below beta_max 0.3"),
-        ({"beta_min": math.nan}, "beta_min nan must be above 0"),
+        ({"beta_min": 0.4}, "schedule.yaml:1: beta_max: beta_min 0.4 must be below beta_max 0.3"),
+        ({"beta_min": math.nan}, "beta_min: must be a number above 0, at most 1e6, not nan"),
         ({"over_teachers": "reader-d"}, "over_teachers 'reader-d': no kept reply is of a teacher"),
         ({"over_teachers": "reader-d"}, "did you mean 'reader-"),
         ({"over_variants": "trimmed"}, "trimmed takes 5 variants or more"),
         ({"estimate": "expected"}, "no reply came with expectations"),
-        ({"gap": "shrink(2)"}, "gap 'shrink(2)': m0 2 must be at least 0, at most 1"),
-        ({"map": "quadratic"}, "map 'quadratic' is not known"),
+        ({"gap": "shrink(2)"}, "gap: 'shrink(2)': m0 2 must be at least 0, at most 1"),
+        ({"map": "quadratic"}, "map: 'quadratic' is not known"),
         ({"quorum": 10}, "no pair has the quorum of 10 replies, the most is 9"),
         ({"gap": ...}, "missing key 'gap'"),
         ({"gapp": "product"}, "unknown key 'gapp', did you mean 'gap'?"),
@@ -60,9 +60,9 @@ def refuse(demo, tmp_path):
         ),
         (
             {"envelopes": {"style": {"beta_min": 0.3, "beta_max": 0.2}}},
-            "envelopes: style: beta_min 0.3 must be below beta_max 0.2",
+            "envelopes.style.beta_max: beta_min 0.3 must be below beta_max 0.2",
         ),
-        ({"envelopes": ["style"]}, "envelopes"),
+        ({"envelopes": ["style"]}, "envelopes: must be keys and values, not ['style']"),
     ],
     ids=lambda value: str(value)[:40],
 )

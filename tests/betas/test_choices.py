@@ -1,17 +1,20 @@
 """Choices that take numbers: read, written, and every mistake one line."""
 
+from typing import Annotated
+
 import pytest
 
 from sp2dpo.betas.baselines import Madpo
-from sp2dpo.betas.choices import format_choice, read_choice
+from sp2dpo.betas.choices import choice_of, format_choice, parse_choice
 from sp2dpo.betas.estimators import GAP_FORMS, Product, Shrink
 from sp2dpo.betas.maps import MAPS, Power, Quantile
+from sp2dpo.settings import Settings, validate
 
 WEIGHTS = {"madpo": Madpo}
 
 
-def read(said, known=GAP_FORMS):
-    return read_choice("schedule.yaml", "gap", said, known)
+class GapConfig(Settings):
+    gap: Annotated[object, choice_of(GAP_FORMS)]
 
 
 @pytest.mark.parametrize(
@@ -33,16 +36,16 @@ def read(said, known=GAP_FORMS):
     ],
 )
 def test_a_choice_is_read_and_written_back(said, known, choice):
-    assert read(said, known) == choice
-    assert read(format_choice(choice, known), known) == choice
+    assert parse_choice(said, known) == choice
+    assert parse_choice(format_choice(choice, known), known) == choice
 
 
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
         ("prodct", "'prodct' is not known, did you mean 'product'? (known: product, shrink(m0)"),
-        (3, "gap 3 is not known"),
-        (None, "gap None is not known"),
+        (3, "gap: 3 is not known"),
+        (None, "gap: None is not known"),
         (["product"], "is not known"),
         ("", "is not known"),
         ("product(1)", "write product"),
@@ -64,7 +67,7 @@ def test_a_choice_is_read_and_written_back(said, known, choice):
     ],
 )
 def test_every_mistake_is_one_line_with_file_key_and_value(said, complaint):
-    with pytest.raises(ValueError, match=r"^schedule\.yaml: gap ") as error:
-        read(said)
+    with pytest.raises(ValueError, match=r"^schedule\.yaml: gap: ") as error:
+        validate(GapConfig, {"gap": said}, where="schedule.yaml")
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)

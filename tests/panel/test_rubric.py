@@ -360,7 +360,7 @@ def test_a_category_written_twice_is_refused(tmp_path):
     path = tmp_path / "rubric.yaml"
     text = yaml.safe_dump(FRENCH, allow_unicode=True).replace("  ton: le ton", "  ton: a\n  ton: b")
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="key ton stands twice"):
+    with pytest.raises(ValueError, match="key ton is written twice"):
         read_rubric(path)
 
 

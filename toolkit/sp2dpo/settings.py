@@ -1,14 +1,30 @@
-"""YAML files that people write, read strictly: unknown keys fail with the nearest known one."""
+"""YAML files that people write: read strictly, checked against a pydantic model.
+
+All problems of a file are reported in one error, each with its line and the path of its key.
+"""
 
 import difflib
-from collections.abc import Collection, Hashable, Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
-_MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: what is written beside it wins
+from sp2dpo.text import shorten
 
+_MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
+_LONGEST_VALUE = 80
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -18,10 +34,24 @@ _KINDS = {
     dict: "keys and values",
     type(None): "nothing",
 }
+_TYPE_ERRORS = {
+    "bool_type": bool,
+    "int_type": int,
+    "float_type": float,
+    "string_type": str,
+    "list_type": list,
+    "dict_type": dict,
+    "model_type": dict,
+}
+"""pydantic's error types for a value of the wrong type, and the type that was expected."""
+Keys = tuple[Any, ...]
+"""Path of a value in a file: keys of mappings and indices of lists."""
+ABSENT: Any = None
+"""Default of a key that may be left out, but not written as null."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice; YAML would keep the last one silently."""
+    """SafeLoader that refuses a duplicate key; YAML would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         written = [key for key, _ in node.value if key.tag != _MERGE]
@@ -29,21 +59,66 @@ class _StrictLoader(yaml.SafeLoader):
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key} stands twice", written[index].start_mark
+                    None, None, f"key {key} is written twice", written[index].start_mark
                 )
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+@dataclass(frozen=True, eq=False)
+class YamlFile:
+    """A YAML file that holds a mapping.
+
+    Attributes:
+        path: The file.
+        values: Its keys and values.
+        root: The file as PyYAML's node graph, which records where each key is written.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    root: yaml.Node
+
+    def line(self, keys: Keys) -> int:
+        """Return the line, from 1, of a key or list item, or of the nearest parent in the file."""
+        node, line = self.root, self.root.start_mark.line + 1
+        for key in keys:
+            child = _child(node, key)
+            if child is None:
+                break
+            place, node = child
+            line = place.start_mark.line + 1
+        return line
+
+
+def _child(node: yaml.Node, key: Any) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the node that shows where an entry is written, and the node of its value."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+        item = node.value[key]
+        return item, item
+    if isinstance(node, yaml.MappingNode):
+        # The loader puts merged entries first, so the last match is the one that counts.
+        for key_node, value_node in reversed(node.value):
+            if _scalar(key_node) == key:
+                return key_node, value_node
+    return None
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    return loader.construct_object(node, deep=True)
+
+
+def read_yaml_file(path: Path) -> YamlFile:
+    """Return a YAML file with the line of each key.
 
     Raises:
-        ValueError: not YAML (with line and column) or not a mapping.
-        OSError: the file cannot be read.
+        ValueError: It is not valid YAML (with line and column), or not a mapping.
+        OSError: It cannot be read.
     """
     try:
-        # The strict loader derives from SafeLoader.
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        values = None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -53,53 +128,328 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected keys and values, found {type_name(value)}")
+    if root is None or not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, not {type_name(values)}")
+    return YamlFile(path=path, values=values, root=root)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; raises as `read_yaml_file`."""
+    return read_yaml_file(path).values
+
+
+class Settings(BaseModel):
+    """A YAML mapping: unknown keys are refused, and no value is converted to another type."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def validate(
+    model: type[Model],
+    values: Any,
+    *,
+    where: str,
+    source: YamlFile | None = None,
+    beside: Path | None = None,
+) -> Model:
+    """Return a mapping as its model.
+
+    Args:
+        model: What the mapping must be.
+        values: The mapping.
+        where: File or place that the values come from, for messages.
+        source: The file, where the values are all of it: messages then give lines.
+        beside: Folder that relative paths in the values start from.
+
+    Raises:
+        ValueError: With every problem, one a line: `FILE:LINE: key.path: problem`.
+    """
+    try:
+        return model.model_validate(values, context={"beside": beside})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        # What a mapping says under a name that is not valid matters less than the name.
+        wrong_names = {detail["loc"][:-1] for detail in details if _is_name_error(detail)}
+        schema = model.model_json_schema()
+        problems = [
+            _problem(detail, schema)
+            for detail in details
+            if _is_name_error(detail)
+            or not any(detail["loc"][: len(keys)] == keys for keys in wrong_names)
+        ]
+        if source is None:
+            lines = [f"{where}: {text}" for _, text in problems]
+        else:
+            numbered = sorted(
+                ((source.line(keys), text) for keys, text in problems), key=lambda pair: pair[0]
+            )
+            lines = [f"{where}:{line}: {text}" for line, text in numbered]
+        raise ValueError("\n".join(dict.fromkeys(lines))) from None
+
+
+def json_schema(model: type[Settings]) -> dict[str, Any]:
+    """Return a model's JSON Schema (draft 2020-12), as editors use it."""
+    schema = model.model_json_schema()
+    _drop_null_defaults(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _drop_null_defaults(schema: Any) -> None:
+    # None stands for an absent key; written out, it would suggest that `key: null` is valid.
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict) and part.get("default", ...) is None:
+            del part["default"]
+        if isinstance(part, dict | list):
+            _drop_null_defaults(part)
+
+
+def _problem(detail: ErrorDetails, schema: dict[str, Any]) -> tuple[Keys, str]:
+    """Return where a problem is and its text, which begins with the path of its key."""
+    kind, keys, value = detail["type"], detail["loc"], detail["input"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        known = list(_schema_at(schema, keys[:-1]).get("properties", {}))
+        hint = did_you_mean(keys[-1], known) or f" (known: {', '.join(known)})"
+        return keys, _at(keys[:-1], f"unknown key {keys[-1]!r}{hint}")
+    if kind == "missing":
+        return keys, _at(keys[:-1], f"missing key {keys[-1]!r}")
+    if _is_name_error(detail):
+        quotes = "" if isinstance(value, str) else ": put it in quotes"
+        problem = f"the name {_show(value)} must be text of one line{quotes}"
+        return keys[:-1], _at(keys[:-2], problem)
+    if kind in _TYPE_ERRORS:
+        nothing = " or nothing" if _takes_null(_schema_at(schema, keys)) else ""
+        return keys, _at(keys, f"must be {_KINDS[_TYPE_ERRORS[kind]]}{nothing}, not {_show(value)}")
+    return keys, _at(keys, _message(detail))
+
+
+def _is_name_error(detail: ErrorDetails) -> bool:
+    return detail["loc"][-1:] == ("[key]",)
+
+
+def _message(detail: ErrorDetails) -> str:
+    error = detail.get("ctx", {}).get("error")
+    return str(error) if error is not None else f"{detail['msg']}, not {_show(detail['input'])}"
+
+
+def _at(keys: Keys, text: str) -> str:
+    path = format_path(keys)
+    return f"{path}: {text}" if path else text
+
+
+def format_path(keys: Keys) -> str:
+    """Return the path of a value as people write it: `teachers[0].sampling.seed`."""
+    path = ""
+    for key in keys:
+        if isinstance(key, int):
+            path += f"[{key}]"
+        else:
+            name = key if isinstance(key, str) and key.isprintable() else repr(key)
+            path += f".{name}" if path else name
+    return path
+
+
+def _show(value: Any) -> str:
+    return shorten(repr(value), _LONGEST_VALUE)
+
+
+def _schema_at(schema: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    """Return the part of a JSON Schema that describes the value at a path; empty if none does."""
+    part = _resolve(schema, schema)
+    for key in keys:
+        if isinstance(key, int):
+            part = part.get("items", {})
+        else:
+            part = part.get("properties", {}).get(key) or part.get("additionalProperties") or {}
+        part = _resolve(part, schema)
+    return part
+
+
+def _resolve(part: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(part, dict):
+        return {}
+    if "$ref" in part:
+        return schema["$defs"][part["$ref"].rpartition("/")[2]]
+    if len(part.get("allOf", ())) == 1:  # how older pydantic adds a description to a reference
+        return _resolve(part["allOf"][0], schema)
+    return part
+
+
+def _takes_null(schema: dict[str, Any]) -> bool:
+    return {"type": "null"} in schema.get("anyOf", ())
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A check of one value, to annotate a key of a model with: `Annotated[float, number()]`.
+
+    Attributes:
+        check: Returns the value, or raises a ValueError that names rule and value.
+        schema: The rule as JSON Schema.
+    """
+
+    check: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Tell pydantic to validate by `check` alone."""
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Tell pydantic the JSON Schema."""
+        return dict(self.schema)
+
+
+@dataclass(frozen=True, eq=False)
+class AsWritten:
+    """Check a mapping against a model, and keep it as written: order of keys and absent keys."""
+
+    model: type[Settings]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Tell pydantic to validate by the model."""
+        return core_schema.no_info_wrap_validator_function(
+            _keep_input, handler.generate_schema(self.model)
+        )
+
+
+def _keep_input(value: Any, handler: Callable[[Any], Any]) -> Any:
+    handler(value)
     return value
 
 
+def rule(holds: Callable[[Any], bool], words: str, **schema: Any) -> Rule:
+    """Return the rule that a value passes a predicate.
+
+    Args:
+        holds: The predicate; it must accept any value.
+        words: What the value must be, for the message.
+        schema: The same as JSON Schema.
+    """
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must be {words}, not {_show(value)}")
+        return value
+
+    return Rule(check, schema)
+
+
+def number(
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    whole: bool = False,
+) -> Rule:
+    """Return the rule that a value is a finite number within limits; an int remains an int."""
+    limits = {
+        "above": (above, "exclusiveMinimum", lambda value: value > above),
+        "at least": (least, "minimum", lambda value: value >= least),
+        "below": (below, "exclusiveMaximum", lambda value: value < below),
+        "at most": (most, "maximum", lambda value: value <= most),
+    }
+    set_limits = {words: limit for words, limit in limits.items() if limit[0] is not None}
+    kind = "a whole number" if whole else "a number"
+    words = ", ".join(f"{words} {limit[0]:g}" for words, limit in set_limits.items())
+    words = f"of {words}" if words.startswith("at") else words
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            return False
+        finite = isinstance(value, int) or math.isfinite(value)
+        return finite and all(keeps(value) for _, _, keeps in set_limits.values())
+
+    return rule(
+        holds,
+        f"{kind} {words}".strip().replace("e+0", "e"),
+        type="integer" if whole else "number",
+        **{keyword: limit for limit, keyword, _ in set_limits.values()},
+    )
+
+
+def one_of(options: Sequence[str]) -> Rule:
+    """Return the rule that a value is one of a few words."""
+
+    def check(value: Any) -> Any:
+        if value not in options:
+            hint = did_you_mean(value, options)
+            raise ValueError(f"{_show(value)} is not known{hint} (known: {', '.join(options)})")
+        return value
+
+    return Rule(check, {"enum": list(options)})
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and value == value.strip() != ""
+
+
+NAME = rule(_is_name, "text of one line, without spaces around it", type="string", minLength=1)
+"""Names appear in tables, file names and logs."""
+
+
+def is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON; dates, NaN and infinity cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def type_name(value: Any) -> str:
-    """What a value of YAML or JSON is, in words for people."""
+    """Return the type of a YAML or JSON value in words for people."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
 def check_keys(
     where: str,
-    given: Mapping[str, Any],
+    config: Mapping[str, Any],
     *,
     required: Collection[str],
     optional: Collection[str] = (),
 ) -> None:
-    """Refuses unknown and missing keys, all of them in one message.
+    """Refuse unknown and missing keys, all of them in one message.
 
     Raises:
         ValueError: with the nearest known key for each unknown one.
     """
     known = list(dict.fromkeys([*required, *optional]))
     problems = [
-        f"unknown key {key!r}{did_you_mean(key, known)}" for key in given if key not in known
+        f"unknown key {key!r}{did_you_mean(key, known)}" for key in config if key not in known
     ]
-    problems += [f"missing key {key!r}" for key in required if key not in given]
+    problems += [f"missing key {key!r}" for key in required if key not in config]
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)} (known: {', '.join(known)})")
 
 
 def did_you_mean(word: object, known: Collection[str]) -> str:
-    """A hint to append to an error: the known word nearest to the given one, if any is near."""
+    """Return `, did you mean ...?` with the nearest known word; empty if none is near."""
     near = difflib.get_close_matches(str(word), known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
 def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    """Refuses a value of the wrong type; a bool is no number.
+    """Refuse a value of the wrong type; a bool is not a number.
 
     Raises:
         ValueError: naming the file, the key and the value.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wider = [one for one in kinds if not (one is int and float in kinds)]
-        names = " or ".join(_KINDS.get(one, one.__name__) for one in wider)
+        listed = [option for option in kinds if not (option is int and float in kinds)]
+        names = " or ".join(_KINDS.get(option, option.__name__) for option in listed)
         raise ValueError(f"{where}: {key} must be {names}, not {value!r}")
 
 

@@ -5,11 +5,12 @@ The file of an arm names the schedule that it departs from (`of`) and says how. 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+from pydantic import ConfigDict
 
 from sp2dpo.betas.baselines import (
     ArithmeticMean,
@@ -24,12 +25,12 @@ from sp2dpo.betas.baselines import (
     Permuted,
     Uniform,
 )
-from sp2dpo.betas.choices import format_choice, read_choice
+from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule, schedule_betas
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import ABSENT, Settings, YamlFile, one_of, read_yaml_file, validate
 from sp2dpo.store.annotations import AnnotationTable
 
 Beta = Constant | ArithmeticMean | HarmonicMean | Uniform | Permuted
@@ -88,53 +89,86 @@ class Arm:
         return said
 
 
+class Departures(Settings):
+    """How an arm departs from its schedule, as a table of betas records it."""
+
+    beta: Annotated[Beta, choice_of(_KNOWN["beta"])] = ABSENT
+    """What replaces the betas of the schedule."""
+    keep: Annotated[DropLowest, choice_of(_KNOWN["keep"])] = ABSENT
+    """Which pairs are left out because of their gap."""
+    disputed: Annotated[str, one_of(DISPUTED)] = ABSENT
+    """What happens to pairs whose label the teachers dispute: drop leaves them out, flip exchanges
+    their responses."""
+    weight: Annotated[Weight, choice_of(_KNOWN["weight"])] = ABSENT
+    """Weight of a pair's loss."""
+    margin: Annotated[Margin, choice_of(_KNOWN["margin"])] = ABSENT
+    """Margin in a pair's loss, in nats."""
+
+
+_DEPARTURES = tuple(Departures.model_fields)
+
+
+class ArmConfig(Departures):
+    """A comparison with a schedule: the same annotations, used in another way."""
+
+    model_config = ConfigDict(
+        title="SP2DPO arm",
+        json_schema_extra={"anyOf": [{"required": [key]} for key in _DEPARTURES]},
+    )
+
+    of: str
+    """YAML file of the schedule; a relative path starts from this file's folder."""
+
+
 def load_arm(path: Path) -> Arm:
-    """The arm in a YAML file, or the schedule in one, as an arm of its own.
+    """Return the arm in a YAML file; a schedule's file is an arm without departures.
 
     Raises:
-        ValueError: naming the file, the key and the value.
-        OSError: a file cannot be read.
+        ValueError: With every problem of a file: line, key, rule and value.
+        OSError: A file cannot be read.
     """
-    said = read_yaml(path)
-    if "of" not in said:
-        if any(key in said for key in ("keep", "disputed", "weight", "margin", "beta")):
-            raise ValueError(f"{path}: an arm says what schedule it is an arm of: add `of: FILE`")
-        return Arm(of=parse_schedule(said, where=str(path)))
-    check_type(str(path), "of", said["of"], str)
-    base = path.parent / said["of"]
-    schedule = read_yaml(base)
-    if "of" in schedule:
-        raise ValueError(f"{path}: of: {said['of']} is an arm itself; name its schedule")
-    return parse_arm(said, parse_schedule(schedule, where=str(base)), where=str(path))
+    source = read_yaml_file(path)
+    if "of" not in source.values:
+        if any(key in source.values for key in _DEPARTURES):
+            raise ValueError(f"{path}: an arm must name its schedule: add `of: FILE`")
+        return Arm(of=parse_schedule(source.values, where=str(path), source=source))
+    base = source.values["of"]
+    if not isinstance(base, str):
+        raise ValueError(f"{path}:{source.line(('of',))}: of: must be text, not {base!r}")
+    schedule = read_yaml_file(path.parent / base)
+    if "of" in schedule.values:
+        raise ValueError(
+            f"{path}:{source.line(('of',))}: of: {base} is an arm itself; name its schedule"
+        )
+    return parse_arm(
+        source.values,
+        parse_schedule(schedule.values, where=str(schedule.path), source=schedule),
+        where=str(path),
+        source=source,
+    )
 
 
-def parse_arm(said: Mapping[str, Any], schedule: Schedule, *, where: str) -> Arm:
-    """The arm that a mapping says, checked.
+def parse_arm(
+    config: Mapping[str, Any], schedule: Schedule, *, where: str, source: YamlFile | None = None
+) -> Arm:
+    """Return a mapping as an arm.
 
     Args:
-        said: its keys; `of` does not matter here.
-        schedule: that it is an arm of.
-        where: for messages.
+        config: The departures, as `Arm.departures` gives them; `of` is optional and not read.
+        schedule: The schedule that it is an arm of.
+        where: File or place that the mapping comes from, for messages.
+        source: The file, where the mapping is all of it.
 
     Raises:
-        ValueError: with `where` and what is wrong.
+        ValueError: With every problem.
     """
-    keys = [one.name for one in fields(Arm) if one.name != "of"]
-    check_keys(where, said, required=(), optional=["of", *keys])
-    if not any(key in said for key in keys):
-        raise ValueError(f"{where}: an arm departs from its schedule in one of {', '.join(keys)}")
-    made = {
-        key: read_choice(where, key, said[key], known)
-        for key, known in _KNOWN.items()
-        if key in said
-    }
-    if "disputed" in said and said["disputed"] not in DISPUTED:
-        hint = did_you_mean(said["disputed"], DISPUTED)
+    model = ArmConfig if "of" in config else Departures
+    departures = validate(model, config, where=where, source=source)
+    if not departures.model_fields_set.intersection(_DEPARTURES):
         raise ValueError(
-            f"{where}: disputed {said['disputed']!r} is not known{hint} "
-            f"(known: {', '.join(DISPUTED)})"
+            f"{where}: an arm departs from its schedule in one of {', '.join(_DEPARTURES)}"
         )
-    return Arm(of=schedule, disputed=said.get("disputed"), **made)
+    return Arm(of=schedule, **{key: getattr(departures, key) for key in _DEPARTURES})
 
 
 def compute_betas(

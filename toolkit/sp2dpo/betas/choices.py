@@ -10,27 +10,38 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from sp2dpo.settings import did_you_mean
+from sp2dpo.settings import Rule, did_you_mean
 from sp2dpo.text import shorten
 
 
-def read_choice(where: str, key: str, said: Any, known: Mapping[str, type]) -> Any:
-    """The choice that a value of a key names.
+def choice_of(known: Mapping[str, type]) -> Rule:
+    """Return the rule that a key of a settings model is one of the choices, by name."""
+    names = "|".join(known)
+    return Rule(
+        lambda text: parse_choice(text, known),
+        {
+            "type": "string",
+            "pattern": rf"^\s*({names})\s*(\(.*\)\s*)?$",
+            "examples": [usage(name, kind) for name, kind in known.items()],
+        },
+    )
+
+
+def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
+    """Return the choice that the value of a key names.
 
     Args:
-        where: the file, for messages.
-        key: for messages.
-        said: the value.
-        known: the choices of that key, by name.
+        text: The value, such as `shrink(0.3)`.
+        known: The choices, by name.
 
     Raises:
-        ValueError: no such choice, or it does not take what stands between its brackets.
+        ValueError: There is no such choice, or it does not take these arguments.
     """
     listed = ", ".join(usage(name, kind) for name, kind in known.items())
-    name, brackets, inside = said.strip().partition("(") if isinstance(said, str) else ("", "", "")
+    name, brackets, inside = text.strip().partition("(") if isinstance(text, str) else ("", "", "")
     if name.strip() not in known:
-        hint = did_you_mean(name.strip() or said, list(known))
-        raise ValueError(f"{where}: {key} {said!r} is not known{hint} (known: {listed})")
+        hint = did_you_mean(name.strip() or text, list(known))
+        raise ValueError(f"{text!r} is not known{hint} (known: {listed})")
     kind = known[name.strip()]
     try:
         places, names = _arguments(f"{brackets}{inside}")
@@ -46,7 +57,7 @@ def read_choice(where: str, key: str, said: Any, known: Mapping[str, type]) -> A
             raise ValueError(f"write {usage(name.strip(), kind)}")
         return kind(**given)
     except ValueError as error:
-        raise ValueError(f"{where}: {key} {said!r}: {error}") from error
+        raise ValueError(f"{text!r}: {error}") from error
 
 
 def usage(name: str, kind: type) -> str:
@@ -58,7 +69,7 @@ def usage(name: str, kind: type) -> str:
 
 
 def format_choice(choice: Any, known: Mapping[str, type]) -> str:
-    """The choice as a file says it; `read_choice` reads it back."""
+    """The choice as a file says it; `parse_choice` reads it back."""
     name = next(name for name, kind in known.items() if kind is type(choice))
     given = [
         f"{field.name}={value}"

@@ -3,21 +3,31 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from sp2dpo.betas.choices import format_choice, read_choice
+from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.estimators import ESTIMATES, GAP_FORMS, Estimator, GapForm
 from sp2dpo.betas.gaps import compute_gaps
-from sp2dpo.betas.maps import MAPS, Envelope, Map, Quantile, places
+from sp2dpo.betas.maps import LARGEST_BETA, MAPS, Envelope, Map, Quantile, places
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import (
+    NAME,
+    Settings,
+    YamlFile,
+    did_you_mean,
+    number,
+    one_of,
+    read_yaml_file,
+    validate,
+)
 from sp2dpo.store.annotations import AnnotationTable
 
 _ESTIMATE = (
-    "write `estimate: sampled` to take a reply's magnitude and confidence as it says them, "
-    "`estimate: expected` to take their expectations, which needs replies with log-probabilities"
+    "write `estimate: sampled` to use the magnitude and confidence that a reply states, "
+    "or `estimate: expected` to use their expectations, which needs replies with log-probabilities"
 )
 _LARGEST_QUORUM = 1_000_000
 
@@ -104,72 +114,85 @@ class Schedule:
         return said | {"envelopes": ends}
 
 
+class EnvelopeConfig(Settings):
+    """The range of the betas of a category."""
+
+    beta_min: Annotated[float, number(above=0, most=LARGEST_BETA)]
+    """Beta of a gap of 0. SP2DPO: 0.03."""
+    beta_max: Annotated[float, number(above=0, most=LARGEST_BETA)]
+    """Beta of a gap of 1; above beta_min. SP2DPO: 0.3."""
+
+    @field_validator("beta_max")
+    @classmethod
+    def _is_above_beta_min(cls, beta_max: float, info: ValidationInfo) -> float:
+        beta_min = info.data.get("beta_min")
+        if beta_min is not None and beta_min >= beta_max:
+            raise ValueError(f"beta_min {beta_min} must be below beta_max {beta_max}")
+        return beta_max
+
+
+class ScheduleConfig(EnvelopeConfig):
+    """How replies become gaps, and gaps betas. No key but envelopes has a default."""
+
+    model_config = ConfigDict(title="SP2DPO schedule")
+
+    quorum: Annotated[int, number(least=1, most=_LARGEST_QUORUM, whole=True)]
+    """Replies that a pair needs to get a beta."""
+    estimate: Annotated[str, one_of(ESTIMATES)]
+    """How magnitude and confidence are read: as the reply states them (sampled), or as expectations
+    over its log-probabilities (expected)."""
+    gap: Annotated[GapForm, choice_of(GAP_FORMS)]
+    """Form of the gap of one reply."""
+    over_variants: Annotated[str, NAME]
+    """How the gaps of a teacher's variants are combined. SP2DPO: median."""
+    over_teachers: Annotated[str, NAME]
+    """How the gaps of the teachers are combined. SP2DPO: mean."""
+    map: Annotated[Map, choice_of(MAPS)]
+    """Map from the gap to beta. SP2DPO: linear."""
+    envelopes: dict[Annotated[str, NAME], EnvelopeConfig] = Field(default_factory=dict)
+    """Other ranges of beta for some categories, by category."""
+
+
 def load_schedule(path: Path) -> Schedule:
-    """The schedule in a YAML file.
+    """Return the schedule in a YAML file.
 
     Raises:
-        ValueError: naming the file, the key and the value.
-        OSError: the file cannot be read.
+        ValueError: With every problem of the file: line, key, rule and value.
+        OSError: The file cannot be read.
     """
-    said = read_yaml(path)
-    if "of" in said:
+    source = read_yaml_file(path)
+    if "of" in source.values:
         raise ValueError(
-            f"{path}: this is an arm of a comparison, and a schedule is asked for: name "
-            f"{said['of']}"
+            f"{path}: this is an arm of a comparison, not a schedule: name {source.values['of']}"
         )
-    return parse_schedule(said, where=str(path))
+    return parse_schedule(source.values, where=str(path), source=source)
 
 
-def parse_schedule(said: dict[str, Any], *, where: str) -> Schedule:
-    """The schedule that a mapping says, checked.
+def parse_schedule(
+    config: Mapping[str, Any], *, where: str, source: YamlFile | None = None
+) -> Schedule:
+    """Return a mapping, as `Schedule.as_mapping` gives it, as a schedule.
+
+    Args:
+        config: The mapping.
+        where: File or place that it comes from, for messages.
+        source: The file, where the mapping is all of it.
 
     Raises:
-        ValueError: with `where` and what is wrong.
+        ValueError: With every problem.
     """
-    required = [one for one in Schedule.__dataclass_fields__ if one != "envelopes"]
     try:
-        check_keys(where, said, required=required, optional=["envelopes"])
+        checked = validate(ScheduleConfig, config, where=where, source=source)
     except ValueError as error:
-        if "estimate" in said:
+        if "estimate" in config:
             raise
         raise ValueError(f"{error}; {_ESTIMATE}") from None
-    if said["estimate"] not in ESTIMATES:
-        hint = did_you_mean(said["estimate"], ESTIMATES)
-        raise ValueError(
-            f"{where}: estimate {said['estimate']!r} is not known{hint} "
-            f"(known: {', '.join(ESTIMATES)})"
-        )
-    for key in ("over_variants", "over_teachers"):
-        check_name(where, key, said[key])
-    check_type(where, "quorum", said["quorum"], int)
-    if not 1 <= said["quorum"] <= _LARGEST_QUORUM:
-        raise ValueError(f"{where}: quorum {said['quorum']} must be at least 1, at most 1e6")
-    _envelope(where, {key: said[key] for key in ("beta_min", "beta_max")})
-    choices = {
-        "gap": read_choice(where, "gap", said["gap"], GAP_FORMS),
-        "map": read_choice(where, "map", said["map"], MAPS),
-        "envelopes": _envelopes(where, said.get("envelopes", {})),
+    values: dict[str, Any] = {name: getattr(checked, name) for name in ScheduleConfig.model_fields}
+    values["envelopes"] = {
+        category: Envelope(beta_min=envelope.beta_min, beta_max=envelope.beta_max)
+        for category, envelope in checked.envelopes.items()
     }
-    return Schedule(**(said | choices))
-
-
-def _envelopes(where: str, said: Any) -> dict[str, Envelope]:
-    check_type(where, "envelopes", said, dict)
-    found = {}
-    for category, ends in said.items():
-        check_name(where, "a category of envelopes", category)
-        place = f"{where}: envelopes: {category}"
-        check_type(place, "it", ends, dict)
-        check_keys(place, ends, required=("beta_min", "beta_max"))
-        found[category] = _envelope(place, ends)
-    return found
-
-
-def _envelope(where: str, ends: Mapping[str, Any]) -> Envelope:
-    try:
-        return Envelope(**ends)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return Schedule(**values)
 
 
 COLUMNS = (

@@ -9,7 +9,7 @@ from types import FrameType
 import click
 
 from sp2dpo import __version__
-from sp2dpo.cli import annotation, betas, dataset, diagnostics, evaluation, rewards, space
+from sp2dpo.cli import annotation, betas, dataset, diagnostics, evaluation, rewards, schema, space
 from sp2dpo.cli import report as report_commands
 from sp2dpo.interrupts import Interrupted
 
@@ -49,6 +49,7 @@ for _command in (
     space.space,
     evaluation.evaluate,
     betas.report,
+    schema.schema,
 ):
     cli.add_command(_command)
 

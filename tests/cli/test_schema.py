@@ -1,0 +1,65 @@
+"""`sp2dpo schema` prints what editors need, and it agrees with how the files are read."""
+
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import yaml
+
+from sp2dpo.cli.schema import _MODELS
+from support.harness import ROOT, succeed
+
+RECIPES = ROOT / "recipes"
+FILES = {
+    "schedule": [*RECIPES.glob("schedules/*.yaml")],
+    "arm": [*RECIPES.glob("schedules/arms/*.yaml")],
+}
+WRONG = {
+    "schedule": {"beta_min": "0.03", "quorum": 0, "estimate": "x", "gap": "prodct", "gapp": 1},
+    "arm": {"of": 7, "disputed": "flop", "weight": "gaps"},
+}
+
+
+@pytest.fixture(scope="module", params=FILES)
+def schema(request):
+    printed = json.loads(succeed("schema", request.param))
+    jsonschema.Draft202012Validator.check_schema(printed)
+    return request.param, jsonschema.Draft202012Validator(printed)
+
+
+def test_there_are_recipes_of_every_kind():
+    assert FILES.keys() == WRONG.keys() == _MODELS.keys()
+    assert all(FILES.values())
+
+
+def test_every_recipe_is_valid_under_its_schema(schema):
+    kind, validator = schema
+    for path in FILES[kind]:
+        validator.validate(yaml.safe_load(path.read_text()))
+
+
+def test_wrong_keys_and_values_are_not(schema):
+    kind, validator = schema
+    right = yaml.safe_load(FILES[kind][0].read_text())
+    for key, value in WRONG[kind].items():
+        assert not validator.is_valid(right | {key: value}), key
+        assert not validator.is_valid({name: right[name] for name in right if name != key}) or (
+            key not in right or key not in validator.schema.get("required", ())
+        )
+
+
+def test_every_key_is_described(schema):
+    _, validator = schema
+    described = [validator.schema, *validator.schema.get("$defs", {}).values()]
+    for part in described:
+        assert part["description"]
+        for key, value in part["properties"].items():
+            assert value.get("description"), key
+
+
+def test_neither_the_package_nor_its_help_loads_pydantic():
+    code = "import sys, sp2dpo, sp2dpo.cli.main; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

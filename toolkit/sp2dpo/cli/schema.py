@@ -1,0 +1,29 @@
+"""The command that prints the JSON Schema of a YAML file."""
+
+import click
+
+_MODELS = {
+    "schedule": ("sp2dpo.betas.schedule", "ScheduleConfig"),
+    "arm": ("sp2dpo.betas.arms", "ArmConfig"),
+}
+"""The kinds of YAML files, and where the model of each is defined."""
+
+
+@click.command(short_help="Print the JSON Schema of a YAML file.")
+@click.argument("kind", type=click.Choice(list(_MODELS)))
+def schema(kind: str) -> None:
+    r"""Print the JSON Schema of a YAML file, for editors that complete and check YAML.
+
+    \b
+    sp2dpo schema schedule > schedule.schema.json
+
+    Then begin the YAML file with the line `# yaml-language-server: $schema=schedule.schema.json`.
+    """
+    import json
+    from importlib import import_module
+
+    from sp2dpo.settings import json_schema
+
+    module, name = _MODELS[kind]
+    model = getattr(import_module(module), name)
+    click.echo(json.dumps(json_schema(model), indent=2, ensure_ascii=False))
