@@ -96,9 +96,9 @@ def test_a_rubric_says_its_protocol_and_a_labelled_one_need_not():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"protocol": "blnd"}, "protocol 'blnd' is not known, did you mean 'blind'?"),
-        ({"protocol": ["blind"]}, "protocol must be text, not ['blind']"),
-        ({"protocol": None}, "protocol must be text, not None"),
+        ({"protocol": "blnd"}, "protocol: 'blnd' is not known, did you mean 'blind'?"),
+        ({"protocol": ["blind"]}, "protocol: ['blind'] is not known, did you mean 'blind'?"),
+        ({"protocol": None}, "protocol: None is not known (known: labelled, blind)"),
         ({"protocol": "labelled"}, "parts: unknown key 'a'; unknown key 'b'; missing key 'chosen'"),
         ({"parts": LABELLED.parts}, "parts: unknown key 'chosen'"),
         ({"parts": {"prompt": "p", "a": "x", "b": "x"}}, "parts: a and b are both called 'x'"),

@@ -13,12 +13,20 @@ from support.harness import ROOT, succeed
 
 RECIPES = ROOT / "recipes"
 FILES = {
+    "panel": [RECIPES / "demo" / "panel.yaml", *RECIPES.glob("panels/*.yaml")],
     "schedule": [*RECIPES.glob("schedules/*.yaml")],
     "arm": [*RECIPES.glob("schedules/arms/*.yaml")],
+    "rubric": [*RECIPES.glob("rubrics/*.yaml")],
+    "student": [RECIPES / "evaluate" / "student.yaml", RECIPES / "evaluate" / "local.yaml"],
+    "judge": [*RECIPES.glob("evaluate/judge-*.yaml")],
 }
 WRONG = {
+    "panel": {"rubrik": "x", "budget": "fool", "teachers": [], "variants": "direct"},
     "schedule": {"beta_min": "0.03", "quorum": 0, "estimate": "x", "gap": "prodct", "gapp": 1},
     "arm": {"of": 7, "disputed": "flop", "weight": "gaps"},
+    "rubric": {"parts": {}, "protocol": "blnd", "rationale_length": 0, "magnitude": 10},
+    "student": {"local": {}, "sampling": {}, "system": 5},
+    "judge": {"sampling": {"temperature": 1}, "base_url": "127.0.0.1", "price": {"gpus": 1}},
 }
 
 
@@ -52,10 +60,11 @@ def test_wrong_keys_and_values_are_not(schema):
 
 def test_every_key_is_described(schema):
     _, validator = schema
-    described = [validator.schema, *validator.schema.get("$defs", {}).values()]
-    for part in described:
+    parts = [validator.schema, *validator.schema.get("$defs", {}).values()]
+    assert any(part.get("properties") for part in parts)
+    for part in parts:
         assert part["description"]
-        for key, value in part["properties"].items():
+        for key, value in part.get("properties", {}).items():
             assert value.get("description"), key
 
 

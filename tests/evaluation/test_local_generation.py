@@ -106,10 +106,13 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
     ("more", "complaint"),
     [
         ({"local": {"batchsize": 4}}, "unknown key 'batchsize', did you mean 'batch_size'?"),
-        ({"local": {"batch_size": 0}}, "batch_size 0 must be at least 1"),
+        (
+            {"local": {"batch_size": 0}},
+            "local.batch_size: must be a whole number of at least 1, not 0",
+        ),
         ({"model": "/nowhere"}, "the model /nowhere cannot be read"),
         ({"sampling": {"temperature": 0, "max_tokens": 5, "min_p": 0.1}}, "unknown key 'min_p'"),
-        ({"system": 3}, "system must be text"),
+        ({"system": 3}, "system: must be text or nothing, not 3"),
     ],
 )
 def test_a_bad_student_is_one_line(prompts, student, tmp_path, more, complaint):

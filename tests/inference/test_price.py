@@ -1,8 +1,19 @@
 """What asking costs, by hand."""
 
+from typing import Annotated
+
 import pytest
 
-from sp2dpo.inference.endpoint import Price, cost, parse_price
+from sp2dpo.inference.endpoint import PRICE, Price, cost
+from sp2dpo.settings import Settings, validate
+
+
+class Priced(Settings):
+    price: Annotated[Price, PRICE]
+
+
+def parse_price(config, *, where):
+    return validate(Priced, {"price": config}, where=where).price
 
 
 def test_gpus_are_paid_by_the_hour():
@@ -49,30 +60,42 @@ def test_a_price_made_of_nothing_is_refused():
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (7, "the entry must be keys and values, not 7"),
-        ({}, "missing key 'prompt'; missing key 'completion'"),
+        (7, "price: must be keys and values, not 7"),
+        ({}, r"price: missing key 'prompt'\n.*price: missing key 'completion'"),
         ({"gpu_hour": 2}, "missing key 'gpus'"),
         ({"gpu_hour": 2, "gpus": 1, "prompt": 1}, "not both"),
         ({"prompt": 1, "completion": 1, "curency": "EUR"}, "did you mean 'currency'"),
-        ({"prompt": -1, "completion": 1}, "prompt must be a number of at least 0, not -1"),
-        ({"prompt": True, "completion": 1}, "prompt must be a number of at least 0, not True"),
-        ({"prompt": "3", "completion": 1}, "prompt must be a number of at least 0, not '3'"),
+        ({"prompt": -1, "completion": 1}, r"price\.prompt: must be a number of at least 0, not -1"),
+        (
+            {"prompt": True, "completion": 1},
+            r"price\.prompt: must be a number of at least 0, not True",
+        ),
+        (
+            {"prompt": "3", "completion": 1},
+            r"price\.prompt: must be a number of at least 0, not '3'",
+        ),
         ({"prompt": float("nan"), "completion": 1}, "at least 0, not nan"),
         ({"gpu_hour": float("inf"), "gpus": 1}, "at least 0, not inf"),
-        ({"gpu_hour": 1, "gpus": 0}, "gpus must be a whole number of at least 1, not 0"),
-        ({"gpu_hour": 1, "gpus": 1.5}, "gpus must be a whole number of at least 1, not 1.5"),
-        ({"prompt": 1, "completion": 1, "currency": ""}, "currency must be text such as USD"),
-        ({"prompt": 1, "completion": 1, "cached": None}, "cached must be a number"),
+        ({"gpu_hour": 1, "gpus": 0}, r"price\.gpus: must be a whole number of at least 1, not 0"),
+        (
+            {"gpu_hour": 1, "gpus": 1.5},
+            r"price\.gpus: must be a whole number of at least 1, not 1.5",
+        ),
+        (
+            {"prompt": 1, "completion": 1, "currency": ""},
+            r"price\.currency: must be text such as USD",
+        ),
+        ({"prompt": 1, "completion": 1, "cached": None}, r"price\.cached: must be a number"),
     ],
 )
 def test_a_wrong_price_is_named(said, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_price(said, where="panel.yaml: teacher 2")
-    assert str(caught.value).startswith("panel.yaml: teacher 2: price: ")
+    assert str(caught.value).startswith("panel.yaml: teacher 2: price")
 
 
 def test_all_that_is_wrong_is_said_at_once():
     said = {"prompt": -1, "completion": "a", "cached": [], "currency": 5}
 
-    with pytest.raises(ValueError, match=r"prompt.*completion.*cached.*currency"):
+    with pytest.raises(ValueError, match=r"(?s)prompt.*completion.*cached.*currency"):
         parse_price(said, where="panel.yaml")

@@ -1,5 +1,7 @@
 """A panel is refused with the file, the key and the value before anyone is asked."""
 
+import re
+
 import pytest
 import yaml
 
@@ -34,11 +36,11 @@ def error_of(load, tmp_path):
     """What is said of a panel that is refused, without the file's name, which must come first."""
 
     def error_of(said):
-        with pytest.raises(ValueError, match=r"panel\.yaml: ") as refused:
+        with pytest.raises(ValueError, match=r"panel\.yaml:\d+: ") as refused:
             load(said)
-        words = str(refused.value)
-        assert words.startswith(f"{tmp_path / 'panel.yaml'}: ")
-        return words.removeprefix(f"{tmp_path / 'panel.yaml'}: ")
+        path, words = re.escape(str(tmp_path / "panel.yaml")), str(refused.value)
+        assert re.match(rf"{path}:\d+: ", words)
+        return re.sub(rf"(?m)^{path}:\d+: ", "", words)
 
     return error_of
 
@@ -89,12 +91,12 @@ def test_a_teacher_has_one_server_or_several_or_says_how_to_start_one(load, erro
     del served["serve"]
     assert "either base_url" in error_of(PANEL | {"teachers": [served]})
     assert "names http://a twice" in error_of(with_teacher(base_url=["http://a", "http://a"]))
-    assert "base_url is empty" in error_of(with_teacher(base_url=[]))
+    assert "base_url: is empty" in error_of(with_teacher(base_url=[]))
     assert "twice" in error_of(with_teacher(base_url=["http://a/v1", "http://a/v1/"]))
 
 
 def test_an_address_is_one_and_holds_no_password(error_of):
-    assert "is no address" in error_of(with_teacher(base_url="http://a:99999/v1"))
+    assert "is not an address" in error_of(with_teacher(base_url="http://a:99999/v1"))
     assert "names no host" in error_of(with_teacher(base_url="http:///v1"))
     complaint = error_of(with_teacher(base_url="http://me:hunter2@a/v1"))
     assert "use api_key_env" in complaint
@@ -114,7 +116,9 @@ def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
     assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
     assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
     assert "tolerance belongs to" in error_of(PANEL | {"tolerance": 0.1})
-    assert "tolerance 0 must be" in error_of(PANEL | {"budget": "adaptive", "tolerance": 0})
+    assert "tolerance: must be a number above 0, at most 1, not 0" in error_of(
+        PANEL | {"budget": "adaptive", "tolerance": 0}
+    )
 
 
 def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
@@ -166,24 +170,24 @@ def test_teachers_may_share_their_sampling_by_a_yaml_anchor(load):
     ("said", "expected"),
     [
         (PANEL | {"teacher": []}, "unknown key 'teacher', did you mean 'teachers'?"),
-        ({"rubric": "semantic-gap"}, "missing key 'variants'; missing key 'teachers'"),
-        (PANEL | {"rubric": None}, "rubric must be text, not None"),
+        ({"rubric": "semantic-gap"}, "missing key 'variants'\nmissing key 'teachers'"),
+        (PANEL | {"rubric": None}, "rubric: must be text, not None"),
         (PANEL | {"rubric": "semantic_gap"}, "rubric: no packaged rubric is called 'semantic_gap'"),
         (PANEL | {"rubric": ""}, "rubric: no packaged rubric is called ''"),
-        (PANEL | {"teachers": []}, "teachers is empty"),
-        (PANEL | {"teachers": TEACHER}, "teachers must be a list"),
+        (PANEL | {"teachers": []}, "teachers: is empty"),
+        (PANEL | {"teachers": TEACHER}, "teachers: must be a list"),
         (
             PANEL | {"teachers": ["reader"]},
-            "teacher 1: the entry must be keys and values, not 'reader'",
+            "teachers[0]: must be keys and values, not 'reader'",
         ),
         (PANEL | {"teachers": [TEACHER, TEACHER]}, "two teachers are called 'reader'"),
-        (PANEL | {"variants": "direct"}, "variants must be a list, not 'direct'"),
-        (PANEL | {"variants": []}, "variants must name at least one variant, each once"),
-        (PANEL | {"variants": ["direct", "direct"]}, "variants must name at least one variant"),
+        (PANEL | {"variants": "direct"}, "variants: must be a list, not 'direct'"),
+        (PANEL | {"variants": []}, "variants: must name at least one variant, each once"),
+        (PANEL | {"variants": ["direct", "direct"]}, "variants: must name at least one variant"),
         (PANEL | {"variants": ["direkt"]}, "has no variant 'direkt', did you mean 'direct'?"),
-        (PANEL | {"variants": [False]}, "each of variants must be text, not False"),
-        (PANEL | {"variants": [["direct"]]}, "each of variants must be text, not ['direct']"),
-        (PANEL | {"variants": [None]}, "each of variants must be text, not None"),
+        (PANEL | {"variants": [False]}, "variants[0]: must be text, not False"),
+        (PANEL | {"variants": [["direct"]]}, "variants[0]: must be text, not ['direct']"),
+        (PANEL | {"variants": [None]}, "variants[0]: must be text, not None"),
     ],
 )
 def test_a_wrong_panel_is_named(error_of, said, expected):
@@ -195,29 +199,29 @@ def test_a_wrong_panel_is_named(error_of, said, expected):
     [
         ({"modle": "x"}, "unknown key 'modle', did you mean 'model'?"),
         ({"api_key": "secret"}, "unknown key 'api_key', did you mean 'api_key_env'?"),
-        ({"name": 7}, "name 7 must be text of one line"),
-        ({"name": " "}, "name ' ' must be text of one line"),
-        ({"model": None}, "model None must be text of one line"),
-        ({"revision": 123}, "revision must be text or nothing, not 123"),
-        ({"base_url": "127.0.0.1:8000"}, "base_url '127.0.0.1:8000' must start with http(s)://"),
-        ({"base_url": "ftp://x"}, "base_url 'ftp://x' must start with http(s)://"),
-        ({"max_in_flight": 0}, "max_in_flight 0 must be above 0"),
-        ({"max_in_flight": -3}, "max_in_flight -3 must be above 0"),
-        ({"max_in_flight": 1.5}, "max_in_flight must be a whole number, not 1.5"),
-        ({"max_in_flight": True}, "max_in_flight must be a whole number, not True"),
-        ({"max_in_flight": None}, "max_in_flight must be a whole number, not None"),
-        ({"timeout": "300"}, "timeout must be a number, not '300'"),
-        ({"timeout": 0}, "timeout 0 must be above 0"),
-        ({"timeout": float("inf")}, "timeout inf must be"),
-        ({"timeout": float("nan")}, "timeout nan must be"),
-        ({"api_key_env": 3}, "api_key_env must be text or nothing, not 3"),
-        ({"sampling": []}, "sampling must be keys and values, not []"),
+        ({"name": 7}, "name: must be text of one line, without spaces around it, not 7"),
+        ({"name": " "}, "name: must be text of one line, without spaces around it, not ' '"),
+        ({"model": None}, "model: must be text of one line, without spaces around it, not None"),
+        ({"revision": 123}, "revision: must be text or nothing, not 123"),
+        ({"base_url": "127.0.0.1:8000"}, "base_url: '127.0.0.1:8000' must start with http(s)://"),
+        ({"base_url": "ftp://x"}, "base_url: 'ftp://x' must start with http(s)://"),
+        ({"max_in_flight": 0}, "max_in_flight: must be a whole number of at least 1, not 0"),
+        ({"max_in_flight": -3}, "max_in_flight: must be a whole number of at least 1, not -3"),
+        ({"max_in_flight": 1.5}, "max_in_flight: must be a whole number of at least 1, not 1.5"),
+        ({"max_in_flight": True}, "max_in_flight: must be a whole number of at least 1, not True"),
+        ({"max_in_flight": None}, "max_in_flight: must be a whole number of at least 1, not None"),
+        ({"timeout": "300"}, "timeout: must be a number above 0, not '300'"),
+        ({"timeout": 0}, "timeout: must be a number above 0, not 0"),
+        ({"timeout": float("inf")}, "timeout: must be a number above 0, not inf"),
+        ({"timeout": float("nan")}, "timeout: must be a number above 0, not nan"),
+        ({"api_key_env": 3}, "api_key_env: must be text or nothing, not 3"),
+        ({"sampling": []}, "sampling: must be keys and values, not []"),
         ({"sampling": {"temperature": 0}}, "sampling: missing key 'max_tokens'"),
     ],
 )
 def test_a_wrong_teacher_is_named_by_number_key_and_value(error_of, change, expected):
     said = error_of(with_teacher(**change))
-    assert said.startswith("teacher 1: ")
+    assert said.startswith("teachers[0]")
     assert expected in said
 
 
@@ -225,18 +229,24 @@ def test_a_wrong_teacher_is_named_by_number_key_and_value(error_of, change, expe
     ("change", "expected"),
     [
         ({"temprature": 1}, "sampling: unknown key 'temprature', did you mean 'temperature'?"),
-        ({"temperature": "0.7"}, "sampling: temperature must be a number, not '0.7'"),
-        ({"temperature": False}, "sampling: temperature must be a number, not False"),
-        ({"temperature": None}, "sampling: temperature must be a number, not None"),
-        ({"temperature": float("nan")}, "sampling must be JSON"),
-        ({"top_p": float("inf")}, "sampling must be JSON"),
-        ({"max_tokens": 0}, "sampling: max_tokens 0 must be at least 1"),
-        ({"max_tokens": 300.0}, "sampling: max_tokens must be a whole number, not 300.0"),
-        ({"max_tokens": True}, "sampling: max_tokens must be a whole number, not True"),
-        ({"seed": "1"}, "sampling: seed must be a whole number, not '1'"),
+        ({"temperature": "0.7"}, "sampling.temperature: must be a finite number, not '0.7'"),
+        ({"temperature": False}, "sampling.temperature: must be a finite number, not False"),
+        ({"temperature": None}, "sampling.temperature: must be a finite number, not None"),
+        ({"temperature": float("nan")}, "sampling.temperature: must be a finite number, not nan"),
+        ({"top_p": float("inf")}, "sampling.top_p: must be a finite number, not inf"),
+        ({"max_tokens": 0}, "sampling.max_tokens: must be a whole number of at least 1, not 0"),
+        (
+            {"max_tokens": 300.0},
+            "sampling.max_tokens: must be a whole number of at least 1, not 300.0",
+        ),
+        (
+            {"max_tokens": True},
+            "sampling.max_tokens: must be a whole number of at least 1, not True",
+        ),
+        ({"seed": "1"}, "sampling.seed: must be a whole number, not '1'"),
         (
             {"chat_template_kwargs": "x"},
-            "sampling: chat_template_kwargs must be keys and values, not 'x'",
+            "sampling.chat_template_kwargs: must be keys and values that JSON can hold, not 'x'",
         ),
     ],
 )
@@ -246,7 +256,9 @@ def test_wrong_sampling_is_named_by_key_and_value(error_of, change, expected):
 
 def test_a_date_among_the_templates_settings_is_no_json(error_of):
     text = yaml.safe_dump(with_sampling(chat_template_kwargs={"today": "DAY"}))
-    assert "sampling must be JSON" in error_of(text.replace("DAY", "2026-01-01"))
+    assert "chat_template_kwargs: must be keys and values that JSON can hold" in error_of(
+        text.replace("DAY", "2026-01-01")
+    )
 
 
 def test_all_sampling_that_servers_know_passes_as_it_stands(load):
@@ -269,14 +281,20 @@ def test_all_sampling_that_servers_know_passes_as_it_stands(load):
 
 def test_the_second_teacher_is_the_one_that_is_named(error_of):
     bad = TEACHER | {"name": "other", "timeout": -1}
-    assert error_of(PANEL | {"teachers": [TEACHER, bad]}).startswith("teacher 2: timeout -1")
+    assert error_of(PANEL | {"teachers": [TEACHER, bad]}).startswith(
+        "teachers[1].timeout: must be a number above 0, not -1"
+    )
 
 
 def test_a_wrong_rubric_file_is_named_with_the_panel_that_names_it(error_of, load, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(load(PANEL).rubric.as_mapping() | {"rationale_length": 0}))
+    lines = path.read_text().splitlines()
+    line = lines.index("rationale_length: 0") + 1
     said = error_of(PANEL | {"rubric": "mine.yaml"})
-    assert said == f"rubric: {path}: rationale_length 0 must be at least 1"
+    assert said == (
+        f"rubric: {path}:{line}: rationale_length: must be a whole number of at least 1, not 0"
+    )
 
 
 def test_a_missing_rubric_file_is_missing(load, tmp_path):
@@ -300,3 +318,47 @@ def test_the_api_key_comes_from_the_environment_or_is_missed(load, monkeypatch):
             ValueError, match="teacher reader: the environment variable SP2DPO_TEST"
         ):
             keyed.api_key()
+
+
+def test_all_problems_of_a_panel_are_one_message_with_their_lines(tmp_path):
+    path = tmp_path / "panel.yaml"
+    path.write_text(
+        "rubric: semantic-gap\n"
+        "variants: [direct, critc]\n"
+        "tolerance: 0.1\n"
+        "teachers:\n"
+        "  - name: a\n"
+        "    model: m\n"
+        "    revison: null\n"
+        "    base_url: 127.0.0.1\n"
+        "    sampling:\n"
+        "      temperature: '1'\n"
+        "      max_token: 9\n"
+        "    price: {gpu_hour: -1, gpus: 2, curency: EUR}\n"
+        "  - name: b\n"
+        "    model: m\n"
+        "    revision: null\n"
+        "    serve:\n"
+        "      environment: vllm\n"
+        "      gpus: [0, 1, 2]\n"
+        "      replicas: 2\n"
+        "      args: [--port=1]\n"
+        "    sampling: {temperature: 1, max_tokens: 9}\n"
+    )
+    with pytest.raises(ValueError, match="revison") as refused:
+        load_panel(path)
+    assert str(refused.value).replace(f"{path}:", "").split("\n") == [
+        "2: variants: rubric semantic-gap has no variant 'critc', did you mean 'critic'? "
+        "(known: direct, critic, reader)",
+        "3: tolerance: tolerance belongs to `budget: adaptive`",
+        "5: teachers[0]: missing key 'revision'",
+        "7: teachers[0]: unknown key 'revison', did you mean 'revision'?",
+        "8: teachers[0].base_url: '127.0.0.1' must start with http(s)://",
+        "9: teachers[0].sampling: missing key 'max_tokens'",
+        "10: teachers[0].sampling.temperature: must be a finite number, not '1'",
+        "11: teachers[0].sampling: unknown key 'max_token', did you mean 'max_tokens'?",
+        "12: teachers[0].price.gpu_hour: must be a number of at least 0, not -1",
+        "12: teachers[0].price: unknown key 'curency', did you mean 'currency'?",
+        "19: teachers[1].serve.replicas: 3 gpus cannot be shared evenly by 2 replicas",
+        "20: teachers[1].serve.args: must not hold --port: write it as the key port",
+    ]

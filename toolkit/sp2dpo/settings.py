@@ -4,7 +4,6 @@ All problems of a file are reported in one error, each with its line and the pat
 """
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
-from sp2dpo.text import shorten
+from sp2dpo.text import canonical_json, shorten
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
 _LONGEST_VALUE = 80
@@ -192,7 +191,7 @@ def validate(
         raise ValueError("\n".join(dict.fromkeys(lines))) from None
 
 
-def json_schema(model: type[Settings]) -> dict[str, Any]:
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return a model's JSON Schema (draft 2020-12), as editors use it."""
     schema = model.model_json_schema()
     _drop_null_defaults(schema)
@@ -221,6 +220,8 @@ def _problem(detail: ErrorDetails, schema: dict[str, Any]) -> tuple[Keys, str]:
         quotes = "" if isinstance(value, str) else ": put it in quotes"
         problem = f"the name {_show(value)} must be text of one line{quotes}"
         return keys[:-1], _at(keys[:-2], problem)
+    if kind == "too_short":
+        return keys, _at(keys, "is empty")
     if kind in _TYPE_ERRORS:
         nothing = " or nothing" if _takes_null(_schema_at(schema, keys)) else ""
         return keys, _at(keys, f"must be {_KINDS[_TYPE_ERRORS[kind]]}{nothing}, not {_show(value)}")
@@ -274,6 +275,11 @@ def _resolve(part: Any, schema: dict[str, Any]) -> dict[str, Any]:
         return {}
     if "$ref" in part:
         return schema["$defs"][part["$ref"].rpartition("/")[2]]
+    if "oneOf" in part:
+        properties = [option.get("properties", {}) for option in part["oneOf"]]
+        return {
+            "properties": {key: value for option in properties for key, value in option.items()}
+        }
     if len(part.get("allOf", ())) == 1:  # how older pydantic adds a description to a reference
         return _resolve(part["allOf"][0], schema)
     return part
@@ -361,7 +367,7 @@ def number(
         "at most": (most, "maximum", lambda value: value <= most),
     }
     set_limits = {words: limit for words, limit in limits.items() if limit[0] is not None}
-    kind = "a whole number" if whole else "a number"
+    kind = "a whole number" if whole else "a number" if set_limits else "a finite number"
     words = ", ".join(f"{words} {limit[0]:g}" for words, limit in set_limits.items())
     words = f"of {words}" if words.startswith("at") else words
 
@@ -402,7 +408,7 @@ NAME = rule(_is_name, "text of one line, without spaces around it", type="string
 def is_json(value: Any) -> bool:
     """Return whether a value can be written as JSON; dates, NaN and infinity cannot."""
     try:
-        json.dumps(value, allow_nan=False)
+        canonical_json(value)
     except (TypeError, ValueError, RecursionError):
         return False
     return True
@@ -425,13 +431,21 @@ def check_keys(
     Raises:
         ValueError: with the nearest known key for each unknown one.
     """
+    problems = key_problems(config, required=required, optional=optional)
+    if problems:
+        raise ValueError(f"{where}: {problems}")
+
+
+def key_problems(
+    config: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = ()
+) -> str:
+    """Return all unknown and missing keys as the text of one message; empty if there are none."""
     known = list(dict.fromkeys([*required, *optional]))
     problems = [
         f"unknown key {key!r}{did_you_mean(key, known)}" for key in config if key not in known
     ]
     problems += [f"missing key {key!r}" for key in required if key not in config]
-    if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)} (known: {', '.join(known)})")
+    return f"{'; '.join(problems)} (known: {', '.join(known)})" if problems else ""
 
 
 def did_you_mean(word: object, known: Collection[str]) -> str:
@@ -451,15 +465,3 @@ def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) 
         listed = [option for option in kinds if not (option is int and float in kinds)]
         names = " or ".join(_KINDS.get(option, option.__name__) for option in listed)
         raise ValueError(f"{where}: {key} must be {names}, not {value!r}")
-
-
-def check_name(where: str, key: str, name: Any) -> None:
-    """Refuses what cannot stand for a thing in tables, files and logs.
-
-    Raises:
-        ValueError: no text, an empty one, or one with line ends, controls or spaces around it.
-    """
-    if not isinstance(name, str) or not name.isprintable() or not name or name != name.strip():
-        raise ValueError(
-            f"{where}: {key} {name!r} must be text of one line, without spaces around it"
-        )

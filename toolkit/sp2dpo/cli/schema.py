@@ -3,8 +3,12 @@
 import click
 
 _MODELS = {
+    "panel": ("sp2dpo.panel.panel", "PanelConfig"),
     "schedule": ("sp2dpo.betas.schedule", "ScheduleConfig"),
     "arm": ("sp2dpo.betas.arms", "ArmConfig"),
+    "rubric": ("sp2dpo.panel.rubric", "RubricConfig"),
+    "student": ("sp2dpo.evaluation.models", "StudentFile"),
+    "judge": ("sp2dpo.evaluation.models", "JudgeConfig"),
 }
 """The kinds of YAML files, and where the model of each is defined."""
 

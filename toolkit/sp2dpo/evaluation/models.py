@@ -2,12 +2,27 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from pydantic import ConfigDict, Field, RootModel, field_validator
+
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.inference.endpoint import Endpoint, parse_endpoint, parse_sampling
-from sp2dpo.settings import check_keys, check_name, check_type, read_yaml
+from sp2dpo.inference.endpoint import (
+    Endpoint,
+    EndpointConfig,
+    LocalSamplingConfig,
+    SamplingConfig,
+)
+from sp2dpo.settings import (
+    ABSENT,
+    NAME,
+    AsWritten,
+    Settings,
+    number,
+    read_yaml_file,
+    validate,
+)
 
 OFFICIAL_MODEL = "gpt-4-1106-preview"
 OFFICIAL_HOST = "api.openai.com"
@@ -22,21 +37,39 @@ MARKS = ("m", "M")
 """What the judge answers: the output that it is shown first is called `m`, the other one `M`."""
 
 
+class JudgeConfig(EndpointConfig):
+    """A model that judges outputs, behind an OpenAI-compatible server."""
+
+    model_config = ConfigDict(title="SP2DPO judge")
+
+    sampling: Annotated[dict[str, Any], AsWritten(SamplingConfig)] = Field(
+        default_factory=SAMPLING.copy, json_schema_extra={"default": SAMPLING}
+    )
+    """How the judge samples; by default as AlpacaEval 2.0."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _asks_for_logprobs(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        if not sampling.get("logprobs"):
+            raise ValueError(
+                "a judge needs `logprobs: true` and `top_logprobs`: AlpacaEval 2.0 weighs both "
+                "verdicts by their probabilities; leave `sampling` out for its own values"
+            )
+        return sampling
+
+
 def load_judge(path: Path) -> Endpoint:
-    """The judge in a YAML file: the entry of a teacher in a panel, `sampling` where it differs.
+    """Return the judge in a YAML file: an entry like a teacher's, with optional `sampling`.
 
     Raises:
-        ValueError: naming the file, the key and the value.
-        OSError: it cannot be read.
+        ValueError: With every problem of the file: line, key, rule and value.
+        OSError: The file cannot be read.
     """
-    said = read_yaml(path)
-    judge = parse_endpoint({"sampling": SAMPLING, **said}, where=str(path), beside=path.parent)
-    if not judge.sampling.get("logprobs"):
-        raise ValueError(
-            f"{path}: sampling: a judge needs `logprobs: true` and `top_logprobs`: AlpacaEval 2.0 "
-            "weighs both verdicts by their probabilities; leave `sampling` out for its own values"
-        )
-    return replace(judge, role="judge")
+    source = read_yaml_file(path)
+    config = validate(
+        JudgeConfig, source.values, where=str(path), source=source, beside=path.parent
+    )
+    return config.build(role="judge")
 
 
 def is_official(judge: Endpoint) -> bool:
@@ -59,10 +92,6 @@ def title(prompts: PromptSet, judge: Endpoint, *, baseline: str, own_reference: 
     if is_official(judge) and own_reference:
         return "AlpacaEval 2.0"
     return f"AlpacaEval prompts, judge {judge.name}, against {baseline}"
-
-
-LOCAL_SAMPLING = ("temperature", "max_tokens", "top_p", "top_k", "seed", "repetition_penalty")
-"""What a local model's sampling may say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,46 +148,69 @@ class Student:
         return [*said, {"role": "user", "content": instruction}]
 
 
-def load_student(path: Path) -> Student:
-    """The student in a YAML file.
+class LocalConfig(Settings):
+    """How transformers runs a model in this process."""
 
-    It is the entry of a teacher in a panel (`name`, `model`, `revision`, `sampling` and `base_url`
-    or `serve`), with `local` in place of a server where transformers is to run the model, and an
-    optional `system` message.
+    device: str = ABSENT
+    """cpu, cuda, ...; by default a GPU if there is one."""
+    dtype: str = Local.dtype
+    """Data type as transformers names it, such as bfloat16; auto for that of the weights."""
+    batch_size: Annotated[int, number(least=1, whole=True)] = Local.batch_size
+    """Prompts in a batch."""
+
+
+class StudentConfig(EndpointConfig):
+    """A model to evaluate, behind an OpenAI-compatible server."""
+
+    system: str | None = None
+    """System message of every prompt."""
+
+
+class LocalStudentConfig(Settings):
+    """A model to evaluate that transformers runs in this process."""
+
+    name: Annotated[str, NAME]
+    """Name of the student."""
+    model: Annotated[str, NAME]
+    """Folder of the model, or its id on the Hub."""
+    revision: str | None
+    """Commit of the weights; null for a folder."""
+    sampling: Annotated[dict[str, Any], AsWritten(LocalSamplingConfig)]
+    """How the model samples."""
+    local: LocalConfig
+    """How it is run; {} for the defaults."""
+    system: str | None = None
+    """System message of every prompt."""
+
+
+def load_student(path: Path) -> Student:
+    """Return the student in a YAML file.
+
+    The file holds an entry like a teacher's (`name`, `model`, `revision`, `sampling` and `base_url`
+    or `serve`), with `local` in place of a server if transformers runs the model, and an optional
+    `system` message.
 
     Raises:
-        ValueError: naming the file, the key and the value.
-        OSError: it cannot be read.
+        ValueError: With every problem of the file: line, key, rule and value.
+        OSError: The file cannot be read.
     """
-    where, said = str(path), read_yaml(path)
-    system = said.pop("system", None)
-    if system is not None:
-        check_type(where, "system", system, str)
-    if "local" not in said:
-        model = parse_endpoint(said, where=where, beside=path.parent)
-        return Student(model=replace(model, role="student"), local=None, system=system)
-    check_keys(where, said, required=("name", "model", "revision", "sampling", "local"))
-    for key in ("name", "model"):
-        check_name(where, key, said[key])
-    check_type(where, "revision", said["revision"], (str, type(None)))
-    sampling = parse_sampling(where, said["sampling"])
-    check_keys(
-        f"{where}: sampling of a local model", sampling,
-        required=("temperature", "max_tokens"), optional=LOCAL_SAMPLING,
-    )  # fmt: skip
+    source = read_yaml_file(path)
+    where, values = str(path), source.values
+    if "local" not in values:
+        config = validate(StudentConfig, values, where=where, source=source, beside=path.parent)
+        return Student(model=config.build(role="student"), local=None, system=config.system)
+    config = validate(LocalStudentConfig, values, where=where, source=source)
     model = Endpoint(
-        name=said["name"], model=said["model"], revision=said["revision"], base_urls=(),
-        sampling=sampling, role="student",
+        name=config.name, model=config.model, revision=config.revision, base_urls=(),
+        sampling=config.sampling, role="student",
     )  # fmt: skip
-    return Student(model=model, local=_local(f"{where}: local", said["local"]), system=system)
+    local = Local(
+        device=config.local.device, dtype=config.local.dtype, batch_size=config.local.batch_size
+    )
+    return Student(model=model, local=local, system=config.system)
 
 
-def _local(where: str, said: Any) -> Local:
-    check_type(where, "the entry", said, dict)
-    check_keys(where, said, required=(), optional=("device", "dtype", "batch_size"))
-    for key, kind in (("device", str), ("dtype", str), ("batch_size", int)):
-        if key in said:
-            check_type(where, key, said[key], kind)
-    if said.get("batch_size", 1) < 1:
-        raise ValueError(f"{where}: batch_size {said['batch_size']} must be at least 1")
-    return Local(**said)
+class StudentFile(RootModel[StudentConfig | LocalStudentConfig]):
+    """A model to evaluate: behind a server, or run in this process (`local`)."""
+
+    model_config = ConfigDict(title="SP2DPO student")

@@ -3,15 +3,13 @@
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from sp2dpo.inference.serve import Serve, parse_serve
-from sp2dpo.settings import check_keys, check_name, check_type
-from sp2dpo.text import canonical_json
+from pydantic import model_validator
 
-_AMOUNTS = ("gpu_hour", "prompt", "completion", "cached")
+from sp2dpo.inference.serve import Serve, ServeConfig
+from sp2dpo.settings import ABSENT, NAME, AsWritten, Rule, Settings, is_json, number, rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,46 +33,58 @@ class Price:
     currency: str = "USD"
 
 
-def parse_price(said: Any, *, where: str) -> Price:
-    """The price that a panel states for a teacher.
-
-    Args:
-        said: `{gpu_hour, gpus}` or `{prompt, completion, cached?}`, either with a `currency`.
-        where: the file and the teacher, for the message.
-
-    Raises:
-        ValueError: naming every wrong key with its rule and its value.
-    """
-    where = f"{where}: price"
-    check_type(where, "the entry", said, dict)
-    by_hour = "gpu_hour" in said or "gpus" in said
-    if by_hour and not said.keys().isdisjoint(("prompt", "completion", "cached")):
-        raise ValueError(
-            f"{where}: state gpu_hour and gpus, or prompt and completion (and cached), not both"
-        )
-    check_keys(
-        where,
-        said,
-        required=("gpu_hour", "gpus") if by_hour else ("prompt", "completion"),
-        optional=("currency",) if by_hour else ("cached", "currency"),
-    )
-    problems = [
-        f"{key} must be a number of at least 0, not {said[key]!r}"
-        for key in _AMOUNTS
-        if key in said and not _is_amount(said[key])
-    ]
-    if by_hour and (type(said["gpus"]) is not int or said["gpus"] < 1):
-        problems.append(f"gpus must be a whole number of at least 1, not {said['gpus']!r}")
-    currency = said.get("currency", Price.currency)
-    if not isinstance(currency, str) or not currency.strip() or not currency.isprintable():
-        problems.append(f"currency must be text such as USD, not {currency!r}")
-    if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
-    return Price(**said)
-
-
 def _is_amount(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _is_currency(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
+
+
+_AMOUNT = rule(_is_amount, "a number of at least 0", type="number", minimum=0)
+_CURRENCY = rule(_is_currency, "text such as USD", type="string", minLength=1)
+
+
+class HourPriceConfig(Settings):
+    """A price by the GPU and hour."""
+
+    gpu_hour: Annotated[float, _AMOUNT]
+    """Price of one GPU for one hour."""
+    gpus: Annotated[int, number(least=1, whole=True)]
+    """Number of GPUs that are paid for at the same time."""
+    currency: Annotated[str, _CURRENCY] = Price.currency
+    """Currency of the price."""
+
+
+class TokenPriceConfig(Settings):
+    """A price by the token."""
+
+    prompt: Annotated[float, _AMOUNT]
+    """Price of a million prompt tokens."""
+    completion: Annotated[float, _AMOUNT]
+    """Price of a million tokens of replies."""
+    cached: Annotated[float | None, _AMOUNT] = None
+    """Price of a million prompt tokens from a prefix cache; by default that of other ones."""
+    currency: Annotated[str, _CURRENCY] = Price.currency
+    """Currency of the price."""
+
+
+def _check_price(config: Any) -> Price:
+    if not isinstance(config, dict):
+        raise ValueError(f"must be keys and values, not {config!r}")
+    by_hour = "gpu_hour" in config or "gpus" in config
+    if by_hour and not config.keys().isdisjoint(("prompt", "completion", "cached")):
+        raise ValueError("state gpu_hour and gpus, or prompt and completion (and cached), not both")
+    # pydantic merges the errors of this model into those of the model around it.
+    model = HourPriceConfig if by_hour else TokenPriceConfig
+    return Price(**model.model_validate(config).model_dump())
+
+
+PRICE = Rule(
+    _check_price,
+    {"oneOf": [model.model_json_schema() for model in (HourPriceConfig, TokenPriceConfig)]},
+)
+"""The rule of a price: by the hour or by the token."""
 
 
 def cost(price: Price, *, prompt: int, cached: int, completion: int, seconds: float) -> float:
@@ -94,31 +104,6 @@ def cost(price: Price, *, prompt: int, cached: int, completion: int, seconds: fl
     reused = price.prompt if price.cached is None else price.cached
     millions = (prompt - cached) * price.prompt + cached * reused + completion * price.completion
     return millions / 1e6
-
-
-_PLUMBING: dict[str, type | tuple[type, ...]] = {
-    "max_in_flight": int,
-    "timeout": (int, float),
-    "api_key_env": (str, type(None)),
-    "warm_prefix": bool,
-    "retries": int,
-}
-_MOST_RETRIES = 100
-_SAMPLING = {
-    "temperature": (int, float),
-    "top_p": (int, float),
-    "top_k": int,
-    "min_p": (int, float),
-    "max_tokens": int,
-    "seed": int,
-    "presence_penalty": (int, float),
-    "frequency_penalty": (int, float),
-    "repetition_penalty": (int, float),
-    "reasoning_effort": str,
-    "chat_template_kwargs": dict,
-    "logprobs": bool,
-    "top_logprobs": int,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,105 +173,145 @@ class Endpoint:
         return key
 
 
-def parse_endpoint(said: Any, *, where: str, beside: Path) -> Endpoint:
-    """The entry of a model that is asked, as a panel says it.
-
-    Args:
-        said: the mapping of the YAML file.
-        where: the file and the entry, for messages.
-        beside: the file's folder; relative paths start there.
-
-    Raises:
-        ValueError: with `where` and what is wrong.
-    """
-    check_type(where, "the entry", said, dict)
-    check_keys(
-        where,
-        said,
-        required=("name", "model", "revision", "sampling"),
-        optional=("base_url", "serve", *_PLUMBING, "price", "license"),
-    )
-    for key in ("name", "model", *(["license"] if "license" in said else [])):
-        check_name(where, key, said[key])
-    check_type(where, "revision", said["revision"], (str, type(None)))
-    for key, kind in _PLUMBING.items():
-        if key in said:
-            check_type(where, key, said[key], kind)
-    for key in ("max_in_flight", "timeout"):
-        if not 0 < said.get(key, 1) < math.inf:
-            raise ValueError(f"{where}: {key} {said[key]} must be above 0")
-    if not 0 <= said.get("retries", 0) <= _MOST_RETRIES:
-        raise ValueError(f"{where}: retries {said['retries']} must be 0 to {_MOST_RETRIES}")
-    if ("base_url" in said) == ("serve" in said):
-        raise ValueError(f"{where}: say either base_url, where its server is, or serve")
-    serve = (
-        parse_serve(said["serve"], where=f"{where}: serve", beside=beside)
-        if "serve" in said
-        else None
-    )
-    price = parse_price(said["price"], where=where) if "price" in said else None
-    return Endpoint(
-        name=said["name"],
-        model=said["model"],
-        revision=said["revision"],
-        base_urls=_base_urls(where, said["base_url"]) if "base_url" in said else (),
-        sampling=parse_sampling(where, said["sampling"]),
-        serve=serve,
-        price=price,
-        license=said.get("license"),
-        **{key: said[key] for key in _PLUMBING if key in said},
-    )
+_MOST_RETRIES = 100
 
 
-def _base_urls(where: str, said: Any) -> tuple[str, ...]:
-    addresses = said if isinstance(said, list) else [said]
+def _check_base_url(value: Any) -> tuple[str, ...]:
+    addresses = value if isinstance(value, list) else [value]
     if not addresses:
-        raise ValueError(f"{where}: base_url is empty")
+        raise ValueError("is empty")
     for address in addresses:
-        check_name(where, "base_url", address)
+        NAME.check(address)
         if not address.startswith(("http://", "https://")):
-            raise ValueError(f"{where}: base_url {address!r} must start with http(s)://")
-        _check_address(where, address)
-        if [one.rstrip("/") for one in addresses].count(address.rstrip("/")) > 1:
-            raise ValueError(f"{where}: base_url names {address} twice")
+            raise ValueError(f"{address!r} must start with http(s)://")
+        _check_address(address)
+        if [other.rstrip("/") for other in addresses].count(address.rstrip("/")) > 1:
+            raise ValueError(f"names {address} twice")
     return tuple(addresses)
 
 
-def _check_address(where: str, address: str) -> None:
+def _check_address(address: str) -> None:
     try:
         parts = urlsplit(address)
-        known = bool(parts.hostname) and parts.port != 0
+        has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise ValueError(f"{where}: base_url {address!r} is no address: {error}") from error
-    if not known:
-        raise ValueError(f"{where}: base_url {address!r} names no host")
+        raise ValueError(f"{address!r} is not an address: {error}") from error
+    if not has_host:
+        raise ValueError(f"{address!r} names no host")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(
-            f"{where}: base_url holds a name or a password, which logs would show: use api_key_env"
+        raise ValueError("holds a name or a password, which logs would show: use api_key_env")
+
+
+_ADDRESS = {"type": "string", "pattern": "^https?://"}
+_BASE_URL = Rule(
+    _check_base_url, {"anyOf": [_ADDRESS, {"type": "array", "items": _ADDRESS, "minItems": 1}]}
+)
+_JSON_OBJECT = rule(
+    lambda value: isinstance(value, dict) and is_json(value),
+    "keys and values that JSON can hold",
+    type="object",
+)
+
+
+class LocalSamplingConfig(Settings):
+    """How a model samples."""
+
+    temperature: Annotated[float, number()]
+    """Temperature; 0 for the most likely token."""
+    max_tokens: Annotated[int, number(least=1, whole=True)]
+    """Tokens of a reply, at most."""
+    top_p: Annotated[float, number()] = ABSENT
+    """Probability mass of the most likely tokens that are sampled from."""
+    top_k: int = ABSENT
+    """Number of the most likely tokens that are sampled from."""
+    seed: int = ABSENT
+    """Random seed."""
+    repetition_penalty: Annotated[float, number()] = ABSENT
+    """Factor on the logits of tokens that have occurred; 1 for none."""
+
+
+class SamplingConfig(LocalSamplingConfig):
+    """How a model samples: sent with every request as it is written."""
+
+    min_p: Annotated[float, number()] = ABSENT
+    """Smallest probability of a token, as a share of that of the most likely one."""
+    presence_penalty: Annotated[float, number()] = ABSENT
+    """Penalty on tokens that have occurred."""
+    frequency_penalty: Annotated[float, number()] = ABSENT
+    """Penalty on tokens for each time that they have occurred."""
+    reasoning_effort: str = ABSENT
+    """How much a hosted reasoning model thinks, such as low."""
+    chat_template_kwargs: Annotated[dict[str, Any], _JSON_OBJECT] = ABSENT
+    """Arguments of the chat template, such as enable_thinking: false."""
+    logprobs: bool = ABSENT
+    """Whether to ask for log-probabilities; needs top_logprobs."""
+    top_logprobs: int = ABSENT
+    """Number of tokens with log-probabilities at each place; most servers allow 20."""
+
+    @model_validator(mode="after")
+    def _ask_for_logprobs_with_their_number(self) -> Self:
+        if bool(self.logprobs) != bool(self.top_logprobs):
+            raise ValueError(
+                "write logprobs: true and top_logprobs (20 is what most servers allow) together, "
+                "or neither"
+            )
+        return self
+
+
+class EndpointConfig(Settings):
+    """A model behind an OpenAI-compatible server."""
+
+    name: Annotated[str, NAME]
+    """Name that replies are stored under. Its model, revision and sampling must never change."""
+    model: Annotated[str, NAME]
+    """Model, as the server lists it."""
+    revision: str | None
+    """Commit of the weights; null for a hosted model without one."""
+    base_url: Annotated[tuple[str, ...], _BASE_URL] = ABSENT
+    """Address of the API, such as http://127.0.0.1:8000/v1, or a list of one for each replica."""
+    serve: ServeConfig = ABSENT
+    """How to start the model's servers, in place of base_url."""
+    sampling: Annotated[dict[str, Any], AsWritten(SamplingConfig)]
+    """How the model samples."""
+    max_in_flight: Annotated[int, number(least=1, whole=True)] = Endpoint.max_in_flight
+    """In-flight requests to each replica, at most."""
+    timeout: Annotated[float, number(above=0)] = Endpoint.timeout
+    """Timeout of a request in seconds."""
+    api_key_env: str | None = None
+    """Name of the environment variable with the API key."""
+    warm_prefix: bool = Endpoint.warm_prefix
+    """Whether to await the first question about a pair before the others are sent, for servers that
+    share a prefix only after reading it."""
+    retries: Annotated[int, number(least=0, most=_MOST_RETRIES, whole=True)] = Endpoint.retries
+    """Retries of a reply that could not be parsed, each with another seed."""
+    price: Annotated[Price | None, PRICE] = None
+    """Price of the model's answers: gpu_hour and gpus, or prompt and completion."""
+    license: Annotated[str | None, NAME] = None
+    """License of the model, as the Hub names it (apache-2.0), for the data set card."""
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_server(self) -> Self:
+        if bool(self.base_url) == (self.serve is not None):
+            raise ValueError(
+                "write either base_url, the address of its server, or serve, how to start one"
+            )
+        return self
+
+    def build(self, *, role: str) -> Endpoint:
+        """Return it as an endpoint in a role: `teacher`, `student` or `judge`."""
+        return Endpoint(
+            name=self.name,
+            model=self.model,
+            revision=self.revision,
+            base_urls=self.base_url or (),
+            sampling=self.sampling,
+            serve=None if self.serve is None else self.serve.build(),
+            max_in_flight=self.max_in_flight,
+            timeout=self.timeout,
+            api_key_env=self.api_key_env,
+            warm_prefix=self.warm_prefix,
+            retries=self.retries,
+            price=self.price,
+            license=self.license,
+            role=role,
         )
-
-
-def parse_sampling(where: str, said: Any) -> dict[str, Any]:
-    """The `sampling` of a model, checked.
-
-    Raises:
-        ValueError: with `where` and what is wrong.
-    """
-    check_type(where, "sampling", said, dict)
-    check_keys(
-        f"{where}: sampling", said, required=("temperature", "max_tokens"), optional=_SAMPLING
-    )
-    for key, value in said.items():
-        check_type(f"{where}: sampling", key, value, _SAMPLING[key])
-    if said["max_tokens"] < 1:
-        raise ValueError(f"{where}: sampling: max_tokens {said['max_tokens']} must be at least 1")
-    if said.get("logprobs", False) != bool(said.get("top_logprobs", 0)):
-        raise ValueError(
-            f"{where}: sampling: write logprobs: true and top_logprobs (20 is what most servers "
-            "allow) together, or neither"
-        )
-    try:
-        canonical_json(said)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: sampling must be JSON, not {said}: {error}") from error
-    return said

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sp2dpo.settings import check_keys, check_type
+from pydantic import Field, ValidationInfo, field_validator
 
-_OPTIONAL = ("model", "args", "gpus", "replicas", "env", "port", "healthy_within", "restarts")
+from sp2dpo.settings import Settings, number, rule, validate
+
 _PATH = re.compile(r"/|~|\.{1,2}(/|$)")  # what a folder begins with; anything else is a Hub id
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ANY = ("0.0.0.0", "::")
@@ -67,73 +68,6 @@ class Serve:
         return "127.0.0.1" if not said or said in _ANY else said
 
 
-def parse_serve(said: Any, *, where: str, beside: Path) -> Serve:
-    """The `serve` of a teacher, as a panel says it.
-
-    Args:
-        said: the mapping of the YAML file.
-        where: the file, the teacher and the key, for the message.
-        beside: the panel's folder; relative paths start there.
-
-    Raises:
-        ValueError: naming every wrong key with its rule and its value.
-    """
-    check_type(where, "the entry", said, dict)
-    check_keys(where, said, required=("environment",), optional=_OPTIONAL)
-    problems = _problems(said) or _contradictions(said)
-    if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
-    changed: dict[str, Any] = {"environment": _path(where, said["environment"], beside)}
-    if "model" in said and is_path(said["model"]):
-        changed["model"] = str(_path(where, said["model"], beside))
-    for key in ("args", "gpus"):
-        changed[key] = tuple(map(str, said.get(key, ())))
-    return Serve(**said | changed)
-
-
-def _problems(said: Mapping[str, Any]) -> list[str]:
-    """Every key whose value breaks its rule."""
-    rules = {
-        "environment": (_is_line, "a path"),
-        "model": (lambda one: _is_line(one) and one[0] != "-", "a path or an id on the Hub"),
-        "args": (lambda one: _is_list(one, _is_text), "a list of texts (quote numbers)"),
-        "gpus": (
-            lambda one: _is_list(one, _is_gpu) and bool(one) and len({*map(str, one)}) == len(one),
-            "a list of numbers or ids of GPUs, each once",
-        ),
-        "replicas": (lambda one: type(one) is int and one >= 1, "a whole number of at least 1"),
-        "env": (_is_env, "names of environment variables with texts (quote numbers)"),
-        "port": (lambda one: type(one) is int and 0 < one < 65536, "a number from 1 to 65535"),
-        "healthy_within": (
-            lambda one: type(one) in (int, float) and 0 < one < math.inf,
-            "a number of seconds above 0",
-        ),
-        "restarts": (lambda one: type(one) is int and one >= 0, "a whole number of at least 0"),
-    }
-    return [
-        f"{key} must be {rule}, not {said[key]!r}"
-        for key, (keeps, rule) in rules.items()
-        if key in said and not keeps(said[key])
-    ]
-
-
-def _contradictions(said: Mapping[str, Any]) -> list[str]:
-    """What is wrong with values that are each well-formed."""
-    gpus, replicas = said.get("gpus", []), said.get("replicas", 1)
-    problems = []
-    if len(gpus) % replicas:
-        problems.append(f"{len(gpus)} gpus cannot be shared evenly by {replicas} replicas")
-    first = said.get("port", 1)
-    if first + replicas - 1 > 65535:
-        problems.append(f"{replicas} ports from {first} on go beyond 65535")
-    if gpus and "CUDA_VISIBLE_DEVICES" in said.get("env", {}):
-        problems.append("gpus and CUDA_VISIBLE_DEVICES in env say the same: leave one out")
-    for flag, reason in _REFUSED.items():
-        if has_flag(said.get("args", []), flag):
-            problems.append(f"args must not hold {flag}: {reason}")
-    return problems
-
-
 def _is_text(value: Any) -> bool:
     if not isinstance(value, str) or "\0" in value:
         return False
@@ -165,11 +99,155 @@ def _is_env(value: Any) -> bool:
     )
 
 
-def _path(where: str, text: str, beside: Path) -> Path:
+_MODEL = rule(
+    lambda value: _is_line(value) and value[0] != "-",
+    "a path or an id on the Hub",
+    type="string",
+    minLength=1,
+)
+_ARGS = rule(
+    lambda value: _is_list(value, _is_text),
+    "a list of texts (quote numbers)",
+    type="array",
+    items={"type": "string"},
+)
+_GPUS = rule(
+    lambda value: (
+        _is_list(value, _is_gpu) and value != [] and len({*map(str, value)}) == len(value)
+    ),
+    "a list of numbers or ids of GPUs, each once",
+    type="array",
+    items={"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]},
+    minItems=1,
+    uniqueItems=True,
+)
+_ENV = rule(
+    _is_env,
+    "names of environment variables with texts (quote numbers)",
+    type="object",
+    additionalProperties={"type": "string"},
+)
+_SECONDS = rule(
+    lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    "a number of seconds above 0",
+    type="number",
+    exclusiveMinimum=0,
+)
+_PORT = rule(
+    lambda value: type(value) is int and 0 < value < 65536,
+    "a number from 1 to 65535",
+    type="integer",
+    minimum=1,
+    maximum=65535,
+)
+
+
+class ServeConfig(Settings):
+    """How to start the model's servers: vLLM, installed in an environment of its own."""
+
+    environment: Annotated[Any, rule(_is_line, "a path", type="string", minLength=1)]
+    """Virtual environment with bin/vllm; a relative path starts from this file's folder."""
+    model: Annotated[str | None, _MODEL] = None
+    """What vLLM loads, a folder or an id on the Hub; by default the model of the endpoint."""
+    args: Annotated[list[str], _ARGS] = Field(default_factory=list)
+    """More arguments for `vllm serve`. A flag named here replaces the one set by default."""
+    gpus: Annotated[list[int | str], _GPUS] = Field(default_factory=list)
+    """GPUs by number or id, shared evenly by the replicas; by default all."""
+    replicas: Annotated[int, number(least=1, whole=True)] = Serve.replicas
+    """Number of servers."""
+    env: Annotated[dict[str, str], _ENV] = Field(default_factory=dict)
+    """More environment variables."""
+    port: Annotated[int | None, _PORT] = None
+    """Port of the first replica, the others use the following ones; by default free ports."""
+    healthy_within: Annotated[float, _SECONDS] = Serve.healthy_within
+    """Seconds that a server may take to start and load."""
+    restarts: Annotated[int, number(least=0, whole=True)] = Serve.restarts
+    """Restarts of each replica in a run, at most."""
+
+    @field_validator("environment")
+    @classmethod
+    def _resolve_environment(cls, environment: str, info: ValidationInfo) -> Path:
+        return _path(environment, info)
+
+    @field_validator("model")
+    @classmethod
+    def _resolve_folder(cls, model: str, info: ValidationInfo) -> str:
+        return str(_path(model, info)) if is_path(model) else model
+
+    @field_validator("args")
+    @classmethod
+    def _set_no_flag_of_ours(cls, args: list[str]) -> list[str]:
+        problems = [
+            f"must not hold {flag}: {reason}"
+            for flag, reason in _REFUSED.items()
+            if has_flag(args, flag)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return args
+
+    @field_validator("replicas")
+    @classmethod
+    def _share_gpus_evenly(cls, replicas: int, info: ValidationInfo) -> int:
+        gpus = info.data.get("gpus", [])
+        if len(gpus) % replicas:
+            raise ValueError(f"{len(gpus)} gpus cannot be shared evenly by {replicas} replicas")
+        _check_last_port(1, replicas)
+        return replicas
+
+    @field_validator("env")
+    @classmethod
+    def _name_gpus_once(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if info.data.get("gpus") and "CUDA_VISIBLE_DEVICES" in env:
+            raise ValueError("CUDA_VISIBLE_DEVICES and gpus say the same: leave one out")
+        return env
+
+    @field_validator("port")
+    @classmethod
+    def _leave_ports_for_all(cls, port: int, info: ValidationInfo) -> int:
+        _check_last_port(port, info.data.get("replicas", 1))
+        return port
+
+    def build(self) -> Serve:
+        """Return it with absolute paths."""
+        return Serve(
+            environment=self.environment,
+            model=self.model,
+            args=tuple(self.args),
+            gpus=tuple(map(str, self.gpus)),
+            replicas=self.replicas,
+            env=self.env,
+            port=self.port,
+            healthy_within=self.healthy_within,
+            restarts=self.restarts,
+        )
+
+
+def parse_serve(config: Any, *, where: str, beside: Path) -> Serve:
+    """Return a `serve` mapping as settings of servers.
+
+    Args:
+        config: The mapping of the YAML file.
+        where: File and key, for messages.
+        beside: Folder that relative paths start from.
+
+    Raises:
+        ValueError: With every problem: key, rule and value.
+    """
+    return validate(ServeConfig, config, where=where, beside=beside).build()
+
+
+def _check_last_port(first: int, replicas: int) -> None:
+    if first + replicas - 1 > 65535:
+        raise ValueError(f"{replicas} ports from {first} on go beyond 65535")
+
+
+def _path(text: str, info: ValidationInfo) -> Path:
+    beside = (info.context or {}).get("beside") or Path()
     try:
         return (beside / Path(text).expanduser()).resolve()
-    except RuntimeError as error:  # no such home, or links in a circle
-        raise ValueError(f"{where}: {text!r} is no path: {error}") from error
+    except RuntimeError as error:  # unknown home directory, or a cycle of links
+        raise ValueError(f"{text!r} is not a path: {error}") from error
 
 
 def is_path(model: str) -> bool:

@@ -2,11 +2,21 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sp2dpo.inference.endpoint import Endpoint, parse_endpoint
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from sp2dpo.inference.endpoint import Endpoint, EndpointConfig
 from sp2dpo.panel.rubric import Rubric, load_rubric
-from sp2dpo.settings import check_keys, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import (
+    Settings,
+    did_you_mean,
+    number,
+    one_of,
+    read_yaml_file,
+    rule,
+    validate,
+)
 
 BUDGETS = ("full", "adaptive")
 
@@ -56,68 +66,78 @@ class Panel:
         return len(self.variants) * len(self.rubric.orders("0"))
 
 
+class PanelConfig(Settings):
+    """Teachers, and what each of them is asked."""
+
+    model_config = ConfigDict(title="SP2DPO panel")
+
+    rubric: Annotated[Any, rule(lambda value: isinstance(value, str), "text", type="string")]
+    """Rubric: semantic-gap, semantic-gap-blind, or a YAML file beside this one."""
+    variants: list[str] = Field(json_schema_extra={"minItems": 1, "uniqueItems": True})
+    """Variants of the rubric that are asked, in this order."""
+    teachers: list[EndpointConfig] = Field(min_length=1)
+    """Models that annotate; their names are unique."""
+    budget: Annotated[str | None, one_of(BUDGETS)] = None
+    """full (the default) asks every teacher every variant of every pair; adaptive stops when more
+    replies could hardly change the gap."""
+    tolerance: Annotated[float, number(above=0, most=1)] = Panel.tolerance
+    """Largest change of a gap that an adaptive panel still accepts when it stops."""
+
+    @field_validator("rubric")
+    @classmethod
+    def _load_rubric(cls, name: str, info: ValidationInfo) -> Rubric:
+        return load_rubric(name, beside=(info.context or {}).get("beside"))
+
+    @field_validator("variants")
+    @classmethod
+    def _are_of_the_rubric(cls, variants: list[str], info: ValidationInfo) -> list[str]:
+        if not variants or len(set(variants)) < len(variants):
+            raise ValueError("must name at least one variant, each once")
+        if "rubric" not in info.data:
+            return variants
+        rubric: Rubric = info.data["rubric"]
+        unknown = [name for name in variants if name not in rubric.variants]
+        if unknown:
+            hints = [f"{name!r}{did_you_mean(name, rubric.variants)}" for name in unknown]
+            raise ValueError(
+                f"rubric {rubric.name} has no variant {'; no variant '.join(hints)} "
+                f"(known: {', '.join(rubric.variants)})"
+            )
+        return variants
+
+    @field_validator("teachers")
+    @classmethod
+    def _have_unique_names(cls, teachers: list[EndpointConfig]) -> list[EndpointConfig]:
+        names = [teacher.name for teacher in teachers]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two teachers are called {' and '.join(map(repr, twice))}")
+        return teachers
+
+    @field_validator("tolerance")
+    @classmethod
+    def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:
+        # An invalid budget is not in `data` and reports itself.
+        if "budget" in info.data and info.data["budget"] is None:
+            raise ValueError("tolerance belongs to `budget: adaptive`")
+        return float(tolerance)
+
+
 def load_panel(path: Path) -> Panel:
-    """The panel in a YAML file, all its problems found before anything is asked.
+    """Return the panel in a YAML file, with its rubric.
 
     Raises:
-        ValueError: naming the file, the key and the value.
-        OSError: the file or its rubric cannot be read.
+        ValueError: With every problem of the file: line, key, rule and value.
+        OSError: The file or its rubric cannot be read.
     """
-    where = str(path)
-    said = read_yaml(path)
-    check_keys(
-        where, said, required=("rubric", "variants", "teachers"), optional=("budget", "tolerance")
+    source = read_yaml_file(path)
+    config = validate(
+        PanelConfig, source.values, where=str(path), source=source, beside=path.parent
     )
-    check_type(where, "rubric", said["rubric"], str)
-    check_type(where, "teachers", said["teachers"], list)
-    try:
-        rubric = load_rubric(said["rubric"], beside=path.parent)
-    except ValueError as error:
-        raise ValueError(f"{where}: rubric: {error}") from error
-    if not said["teachers"]:
-        raise ValueError(f"{where}: teachers is empty")
-    teachers = tuple(
-        parse_endpoint(one, where=f"{where}: teacher {number}", beside=path.parent)
-        for number, one in enumerate(said["teachers"], 1)
-    )
-    names = [teacher.name for teacher in teachers]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{where}: two teachers are called {name!r}")
     return Panel(
-        rubric=rubric,
-        variants=_variants(where, said["variants"], rubric),
-        teachers=teachers,
-        **_budget(where, said),
+        rubric=config.rubric,
+        variants=tuple(config.variants),
+        teachers=tuple(teacher.build(role="teacher") for teacher in config.teachers),
+        budget=config.budget or Panel.budget,
+        tolerance=config.tolerance,
     )
-
-
-def _budget(where: str, said: dict[str, Any]) -> dict[str, Any]:
-    if "budget" not in said:
-        if "tolerance" in said:
-            raise ValueError(f"{where}: tolerance belongs to `budget: adaptive`")
-        return {}
-    if said["budget"] not in BUDGETS:
-        hint = did_you_mean(said["budget"], BUDGETS)
-        raise ValueError(f"{where}: budget {said['budget']!r} is not known{hint} (full, adaptive)")
-    tolerance = said.get("tolerance", Panel.tolerance)
-    check_type(where, "tolerance", tolerance, (int, float))
-    if not 0 < tolerance <= 1:
-        raise ValueError(f"{where}: tolerance {tolerance} must be above 0, at most 1")
-    return {"budget": said["budget"], "tolerance": float(tolerance)}
-
-
-def _variants(where: str, said: Any, rubric: Rubric) -> tuple[str, ...]:
-    check_type(where, "variants", said, list)
-    if not said or len(set(map(str, said))) < len(said):
-        raise ValueError(f"{where}: variants must name at least one variant, each once")
-    for name in said:
-        check_type(where, "each of variants", name, str)
-        if name not in rubric.variants:
-            known = list(rubric.variants)
-            hint = did_you_mean(name, known)
-            raise ValueError(
-                f"{where}: rubric {rubric.name} has no variant {name!r}{hint} "
-                f"(known: {', '.join(known)})"
-            )
-    return tuple(said)

@@ -11,10 +11,21 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from sp2dpo.pairs.pair import Message, Pair
-from sp2dpo.settings import check_keys, check_name, check_type, did_you_mean, read_yaml
+from sp2dpo.settings import (
+    NAME,
+    Settings,
+    did_you_mean,
+    key_problems,
+    number,
+    one_of,
+    read_yaml_file,
+    validate,
+)
 from sp2dpo.text import canonical_json
 
 PACKAGED = ("semantic-gap", "semantic-gap-blind")
@@ -24,6 +35,8 @@ BETTER = ("A", "B", "tie")
 """What a reply under the blind protocol may call better; A is the response shown first."""
 _PARTS = {"labelled": ("prompt", "chosen", "rejected"), "blind": ("prompt", "a", "b")}
 """The parts of a request, by protocol."""
+_TOKENS = {"task": ("{categories}", "{magnitude}", "{confidence}"), "fence": ("{mark}",)}
+"""What a text of a rubric must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,68 +225,99 @@ def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
     return read_rubric((beside or Path()) / name)
 
 
+class ScaleConfig(Settings):
+    """A scale of whole numbers."""
+
+    min: int
+    """Lowest value."""
+    max: int
+    """Highest value."""
+    text: str
+    """Description of the scale, as teachers read it."""
+
+    @field_validator("max")
+    @classmethod
+    def _is_above_min(cls, highest: int, info: ValidationInfo) -> int:
+        lowest = info.data.get("min")
+        if lowest is not None and lowest >= highest:
+            raise ValueError(f"min {lowest} must be below max {highest}")
+        return highest
+
+
+_Texts = Annotated[dict[Annotated[str, NAME], str], Field(min_length=1)]
+
+
+class RubricConfig(Settings):
+    """What teachers are told about every pair, and what they may answer."""
+
+    model_config = ConfigDict(title="SP2DPO rubric")
+
+    name: str
+    """Name of the rubric, for people."""
+    protocol: Annotated[str, one_of(tuple(_PARTS))] = Rubric.protocol
+    """labelled tells teachers which response is chosen; blind does not, and asks in both orders."""
+    system: str
+    """System message; empty for none."""
+    task: str
+    """Text that all requests share; holds {categories}, {magnitude} and {confidence}."""
+    fence: str
+    """Sentence that explains the marks around a pair; holds {mark}."""
+    parts: _Texts
+    """Names of prompt, chosen and rejected, as teachers read them; blind: prompt, a and b."""
+    categories: _Texts
+    """Descriptions of the categories by name, in order of priority."""
+    magnitude: ScaleConfig
+    """Scale of how much better one response is."""
+    confidence: ScaleConfig
+    """Scale of how sure a teacher is."""
+    rationale_length: Annotated[int, number(least=1, whole=True)]
+    """Characters of a rationale, at most."""
+    variants: _Texts
+    """Closing paragraphs of a request, by the name of the variant."""
+
+    @field_validator("task", "fence")
+    @classmethod
+    def _holds_its_tokens(cls, text: str, info: ValidationInfo) -> str:
+        missing = [token for token in _TOKENS[str(info.field_name)] if token not in text]
+        if missing:
+            raise ValueError(f"must hold {', '.join(missing)}, or teachers do not read it")
+        return text
+
+    @field_validator("parts")
+    @classmethod
+    def _are_of_the_protocol(cls, parts: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if "protocol" not in info.data:
+            return parts
+        problems = key_problems(parts, required=_PARTS[info.data["protocol"]])
+        if problems:
+            raise ValueError(problems)
+        if info.data["protocol"] == "blind" and parts["a"] == parts["b"]:
+            raise ValueError(f"a and b are both called {parts['a']!r}")
+        return parts
+
+    def build(self) -> Rubric:
+        """Return it as a rubric."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in RubricConfig.model_fields}
+        scales: dict[str, Any] = {
+            name: Scale(min=scale.min, max=scale.max, text=scale.text)
+            for name, scale in (("magnitude", self.magnitude), ("confidence", self.confidence))
+        }
+        return Rubric(**(values | scales))
+
+
 def read_rubric(path: Path) -> Rubric:
-    """The rubric in a YAML file; see `load_rubric`."""
-    return parse_rubric(read_yaml(path), where=str(path))
+    """Return the rubric in a YAML file; see `load_rubric`."""
+    source = read_yaml_file(path)
+    return validate(RubricConfig, source.values, where=str(path), source=source).build()
 
 
-def parse_rubric(said: dict[str, Any], *, where: str) -> Rubric:
-    """The rubric that a mapping says, checked.
+def parse_rubric(config: Mapping[str, Any], *, where: str) -> Rubric:
+    """Return a mapping, as `Rubric.as_mapping` gives it, as a rubric.
 
     Raises:
-        ValueError: with `where` and what is wrong.
+        ValueError: With every problem.
     """
-    required = [key for key in Rubric.__dataclass_fields__ if key != "protocol"]
-    check_keys(where, said, required=required, optional=["protocol"])
-    for key in ("name", "system", "task", "fence"):
-        check_type(where, key, said[key], str)
-    for key in ("parts", "categories", "variants"):
-        _check_texts(where, key, said[key])
-    _check_parts(where, said["parts"], said.get("protocol", "labelled"))
-    check_type(where, "rationale_length", said["rationale_length"], int)
-    if said["rationale_length"] < 1:
-        raise ValueError(f"{where}: rationale_length {said['rationale_length']} must be at least 1")
-    needed = {"task": ("{categories}", "{magnitude}", "{confidence}"), "fence": ("{mark}",)}
-    for key, tokens in needed.items():
-        for token in tokens:
-            if token not in said[key]:
-                raise ValueError(f"{where}: {key} must hold {token}, or no teacher reads of it")
-    scales: dict[str, Any] = {
-        key: _scale(f"{where}: {key}", said[key]) for key in ("magnitude", "confidence")
-    }
-    return Rubric(**(said | scales))
-
-
-def _check_parts(where: str, parts: dict[str, str], protocol: Any) -> None:
-    check_type(where, "protocol", protocol, str)
-    if protocol not in _PARTS:
-        known = ", ".join(_PARTS)
-        hint = did_you_mean(protocol, _PARTS)
-        raise ValueError(f"{where}: protocol {protocol!r} is not known{hint} (known: {known})")
-    check_keys(f"{where}: parts", parts, required=_PARTS[protocol])
-    if protocol == "blind" and parts["a"] == parts["b"]:
-        raise ValueError(f"{where}: parts: a and b are both called {parts['a']!r}")
-
-
-def _check_texts(where: str, key: str, value: Any) -> None:
-    check_type(where, key, value, dict)
-    if not value:
-        raise ValueError(f"{where}: {key} is empty")
-    for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f"{where}: {key} must map names to texts; put {name!r} in quotes")
-        check_name(where, f"a name of {key}", name)
-
-
-def _scale(where: str, said: Any) -> Scale:
-    check_type(where, "the scale", said, dict)
-    check_keys(where, said, required=("min", "max", "text"))
-    check_type(where, "min", said["min"], int)
-    check_type(where, "max", said["max"], int)
-    check_type(where, "text", said["text"], str)
-    if said["min"] >= said["max"]:
-        raise ValueError(f"{where}: min {said['min']} must be below max {said['max']}")
-    return Scale(**said)
+    return validate(RubricConfig, config, where=where).build()
 
 
 def fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
