@@ -1,5 +1,6 @@
 """Fixtures of all tests: teachers as processes of their own, small stores, the finished demo."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,14 @@ pytest_plugins = ["support.services_fixtures"]
 # No test asks the real Hub for anything: what is not here fails at once, not after retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def root_logger_unchanged():
+    """Fail a test after which the root logger has another level: it would silence other tests."""
+    level = logging.getLogger().level
+    yield
+    assert logging.getLogger().level == level
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Win rates by other roads: the plain one by hand, the length-controlled one refitted."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,6 +119,20 @@ def test_it_is_under_resampling_as_well_since_rows_keep_their_index(table, gamed
         "length_controlled"
     ]
     assert abs(lost - found) > 1e-3  # other difficulties: that is what the index is for
+
+
+def test_the_root_logger_keeps_its_level(table, gamed):
+    root = logging.getLogger()
+    before, levels = root.level, []
+    try:
+        for level in (logging.DEBUG, logging.ERROR):
+            root.setLevel(level)
+            import_alpaca_eval()
+            winrates.win_rates(table, length_controlled=True)
+            levels.append(root.level)
+    finally:
+        root.setLevel(before)
+    assert levels == [logging.DEBUG, logging.ERROR]
 
 
 def test_unscored_rows_take_no_part(table, gamed):

@@ -14,7 +14,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,22 +49,35 @@ class AlpacaEvalMissing(ValueError):
 
 
 def import_alpaca_eval() -> Any:
-    """Return the package `alpaca_eval`, with logging restricted to critical messages.
+    """Return the package `alpaca_eval`; the root logger keeps its level.
 
     Raises:
         AlpacaEvalMissing: If it is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # alpaca_eval imports the deprecated pkg_resources
+        # Importing alpaca_eval sets the level of the root logger, and the deprecated
+        # pkg_resources that it imports warns.
+        with without_root_log(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             import alpaca_eval.annotators  # noqa: PLC0415 - optional, and slow to import
             import alpaca_eval.utils  # noqa: PLC0415
     except ImportError as error:
         raise AlpacaEvalMissing(
             f"judging needs alpaca_eval ({error}): pip install 'sp2dpo[eval]'"
         ) from error
-    logging.getLogger().setLevel(logging.CRITICAL)  # importing alpaca_eval sets it to INFO
     return alpaca_eval
+
+
+@contextlib.contextmanager
+def without_root_log() -> Iterator[None]:
+    """Suppress what alpaca_eval logs, all of it by the root logger, whose level is restored."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def judge_outputs(
@@ -292,9 +305,8 @@ class Verdicts:
             for side in (self._reference, self._outputs)
         ]
         try:
-            with contextlib.redirect_stderr(
-                io.StringIO()
-            ):  # the package's progress bar over one step
+            # The package shows a progress bar over one step.
+            with without_root_log(), contextlib.redirect_stderr(io.StringIO()):
                 return _annotator(self._judge, completions).annotate_head2head(
                     *shown, is_ordered=True, chunksize=None
                 )

@@ -6,7 +6,6 @@ is refitted to every bootstrap sample of the prompts; what the package calls its
 none of sampling. Rows keep their index under resampling: the package joins difficulties by it.
 """
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp2dpo.evaluation.prompts import download
-from sp2dpo.evaluation.verdicts import EvaluationResult, import_alpaca_eval
+from sp2dpo.evaluation.verdicts import (
+    EvaluationResult,
+    import_alpaca_eval,
+    without_root_log,
+)
 
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
@@ -62,8 +65,8 @@ def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
         return dict.fromkeys(RATES if length_controlled else RATES[:1], float("nan"))
     if not length_controlled:
         return {"win_rate": float(metrics.get_winrate(table[scored])["win_rate"])}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's about its own next versions
+    with without_root_log(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns about its own next versions
         found = metrics.get_length_controlled_winrate(
             table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
         )
@@ -167,21 +170,16 @@ def _draws(
     count = len(next(iter(groups.values()))[0].table)
     kinds = RATES if controlled else RATES[:1]
     found = {name: {kind: np.empty(draws) for kind in kinds} for name in groups}
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.CRITICAL)
-    try:
-        for draw in watch(range(draws), "bootstrap", draws):
-            rows = generator.integers(count, size=count)
-            for name, group in groups.items():
-                seeds = generator.integers(len(group), size=len(group))
-                some = [
-                    win_rates(group[place].table.iloc[rows], length_controlled=controlled)
-                    for place in seeds
-                ]
-                for kind in kinds:
-                    found[name][kind][draw] = np.mean([one[kind] for one in some])
-    finally:
-        logging.getLogger().setLevel(level)
+    for draw in watch(range(draws), "bootstrap", draws):
+        rows = generator.integers(count, size=count)
+        for name, group in groups.items():
+            seeds = generator.integers(len(group), size=len(group))
+            some = [
+                win_rates(group[place].table.iloc[rows], length_controlled=controlled)
+                for place in seeds
+            ]
+            for kind in kinds:
+                found[name][kind][draw] = np.mean([one[kind] for one in some])
     return found
 
 
