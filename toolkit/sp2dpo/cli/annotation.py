@@ -6,10 +6,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli.options import FILE, ShardType, open_store_with_pairs, print_lines
+from sp2dpo.cli.options import (
+    FILE,
+    PAIRS,
+    PANEL,
+    PATIENCE,
+    RETRY_REFUSED,
+    RUN_STORE,
+    SERVE,
+    SHARD,
+    open_store_for_writing,
+    open_store_with_pairs,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import Counter
     from collections.abc import Awaitable, Callable
 
     from sp2dpo.annotation.run import RunOptions
@@ -21,31 +34,14 @@ if TYPE_CHECKING:
     Engine = Callable[[Store, Panel, RunOptions], Awaitable[None]]
 
 
-from typing import TYPE_CHECKING
-
-from sp2dpo.cli.options import open_store_for_writing
-
-if TYPE_CHECKING:
-    from collections import Counter
-
-    from sp2dpo.store.questions import Shard
-    from sp2dpo.store.store import Store
-
-
 @click.command()
-@click.option("--pairs", metavar="P", help="A .jsonl, .jsonl.gz or .parquet file, or a Hub id.")
-@click.option("--panel", "panel_file", type=FILE, required=True, help="Whom to ask what.")
-@click.option("--store", "store_file", type=FILE, required=True, help="Where replies are kept.")
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0, max=1e6),
-    default=900,
-    show_default=True,
-    help="Seconds for which a teacher may answer nothing at all before the run ends.",
-)
-@click.option("--retry-refused", is_flag=True, help="Ask again where a reply was refused.")
-@click.option("--shard", type=ShardType(), help="Ask about one of N shares of the pairs only.")
-@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
+@PAIRS
+@PANEL
+@RUN_STORE
+@PATIENCE
+@RETRY_REFUSED
+@SHARD
+@SERVE
 @click.option("--dry-run", is_flag=True, help="Say what would be asked, and ask nothing.")
 @click.option(
     "--engine",
@@ -245,13 +241,13 @@ def _echo(line: str) -> None:
 
 
 @click.command("export-requests")
-@click.option("--pairs", metavar="P", help="A .jsonl, .jsonl.gz or .parquet file, or a Hub id.")
-@click.option("--panel", "panel_file", type=FILE, required=True, help="Whom to ask what.")
-@click.option("--store", "store_file", type=FILE, required=True, help="Where replies are kept.")
+@PAIRS
+@PANEL
+@RUN_STORE
 @click.option("--out", type=FILE, required=True, help="The .jsonl file to write.")
 @click.option("--teacher", help="The only teacher to export; all of the panel unless given.")
-@click.option("--retry-refused", is_flag=True, help="Ask again where a reply was refused.")
-@click.option("--shard", type=ShardType(), help="Ask about one of N shares of the pairs only.")
+@RETRY_REFUSED
+@SHARD
 @click.option("--per-file", type=click.IntRange(min=1), help="Requests in one file at most.")
 def export_requests(
     pairs: str | None,
@@ -290,8 +286,8 @@ def export_requests(
 
 
 @click.command("import-replies")
-@click.option("--panel", "panel_file", type=FILE, required=True, help="Who was asked what.")
-@click.option("--store", "store_file", type=FILE, required=True, help="Where replies are kept.")
+@PANEL
+@RUN_STORE
 @click.argument("replies", metavar="REPLIES.jsonl...", type=FILE, nargs=-1, required=True)
 def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]) -> None:
     """Take in the replies to exported requests.

@@ -6,22 +6,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp2dpo.cli.options import DRAWS, FILE, GOLD, load_gold, print_lines
+from sp2dpo.cli.options import (
+    BETAS,
+    DRAWS,
+    FILE,
+    FOLDER,
+    GOLD,
+    JSON,
+    STORE,
+    load_gold,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from sp2dpo.betas.file import BetaTable
 
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-
-
 @click.command()
-@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
+@STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, required=True, help="How gaps become betas."
+    "--schedule", "schedule_file", type=FILE, required=True, help="Schedule or arm YAML file."
 )
-@click.option("--scores", "scores_file", type=FILE, help="A reward model's, for MADPO and ODPO.")
-@click.option("--out", type=FILE, required=True, help="The Parquet file to write.")
+@click.option("--scores", "scores_file", type=FILE, help="Reward scores, for MADPO and ODPO.")
+@click.option("--out", type=FILE, required=True, help="Parquet file to write.")
 def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, out: Path) -> None:
     """Turn annotations into one beta for every pair.
 
@@ -69,8 +76,8 @@ def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
 
 @click.command()
 @click.argument("pair_id")
-@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
-@click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
+@STORE
+@BETAS
 def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     """Show how the beta of a pair came about.
 
@@ -82,18 +89,16 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
 
 
 @click.command()
-@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
-@click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
+@STORE
+@BETAS
 @click.option(
     "--also",
     metavar="NAME=BETAS",
     multiple=True,
-    help="Other betas of this store, for a column NAME of the config `schedules`.",
+    help="Further betas of this store, as the column NAME of the config `schedules`.",
 )
-@click.option(
-    "--license", help="Of the data set, as the Hub names it; that of the source if known."
-)
-@click.option("--out", type=FOLDER, required=True, help="The folder to write.")
+@click.option("--license", help="License as the Hub names it [default: the source's, if known].")
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 def build(
     store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
 ) -> None:
@@ -126,13 +131,13 @@ def _named_file(text: str) -> tuple[str, Path]:
 
 
 @click.command()
-@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` made.")
-@click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
-@click.option("--out", type=FILE, help="The HTML page to write.")
-@click.option("--plots", "folder", type=FOLDER, help="A folder for each plot as PNG and SVG.")
+@STORE
+@BETAS
+@click.option("--out", type=FILE, help="HTML page to write.")
+@click.option("--plots", "folder", type=FOLDER, help="Folder for each plot as PNG and SVG.")
 @GOLD
 @DRAWS
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@JSON
 def report(
     store_file: Path,
     betas_file: Path,

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, open_store_for_writing, print_lines
+from sp2dpo.cli.options import (
+    FILE,
+    FOLDER,
+    JSON,
+    PATIENCE,
+    SERVE,
+    open_store_for_writing,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +27,7 @@ DIFFERS = 3
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The data set on the Hub.")
 @click.option("--tag", help="A name for this release; it never moves.")
 @click.option("--license", help="Of the data set, as the Hub names it (apache-2.0, cc-by-4.0).")
@@ -86,7 +94,7 @@ def _lines(order: "PublishOptions", done: "PublishResult") -> "Iterator[str]":
 
 @click.command()
 @click.argument("what", metavar="DIR_OR_REPO")
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@JSON
 @click.option(
     "--resample",
     type=click.IntRange(min=1),
@@ -96,14 +104,8 @@ def _lines(order: "PublishOptions", done: "PublishResult") -> "Iterator[str]":
 @click.option("--panel", "panel_file", type=FILE, help="With --resample: where the teachers are.")
 @click.option("--store", "store_file", type=FILE, help="With --resample: keeps the new replies.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another one draws others.")
-@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0, max=1e6),
-    default=900,
-    show_default=True,
-    help="Seconds for which a teacher may answer nothing at all before the asking ends.",
-)
+@SERVE
+@PATIENCE
 def verify(
     what: str,
     as_json: bool,

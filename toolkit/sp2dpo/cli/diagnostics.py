@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import DRAWS, FILE, GOLD, load_gold, print_lines
+from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, load_gold, print_lines
 
 if TYPE_CHECKING:
     from sp2dpo.store.store import Store
@@ -15,22 +15,18 @@ if TYPE_CHECKING:
 
 FAILED = 3
 """The exit code of an audit that `--fail-on` does not take."""
-_STORE = click.option(
-    "--store", "store_file", type=FILE, required=True, help="What `annotate` made."
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 
 
 @click.command()
-@_STORE
+@STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="How gaps are made; SP2DPO's if left out."
+    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: SP2DPO's]."
 )
-@click.option("--ids", "ids_file", type=FILE, help="Only these pairs: an id or a name per line.")
-@click.option("--category", help="Only pairs that most replies put in it.")
-@click.option("--sample", type=click.IntRange(min=1), help="Only so many pairs, drawn at random.")
+@click.option("--ids", "ids_file", type=FILE, help="File of pairs to use, one id or name a line.")
+@click.option("--category", help="Use only pairs whose most frequent category is this one.")
+@click.option("--sample", type=click.IntRange(min=1), help="Use a random sample of this size.")
 @DRAWS
-@_JSON
+@JSON
 def agreement(
     store_file: Path,
     schedule_file: Path | None,
@@ -88,13 +84,17 @@ def _named(path: Path, store: "Store") -> set[str]:
 
 
 @click.command()
-@_STORE
+@STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, required=True, help="What the others are held to."
+    "--schedule",
+    "schedule_file",
+    type=FILE,
+    required=True,
+    help="Schedule YAML file, the baseline.",
 )
 @GOLD
 @DRAWS
-@_JSON
+@JSON
 def estimators(
     store_file: Path, schedule_file: Path, gold_file: Path | None, draws: int, as_json: bool
 ) -> None:
@@ -119,13 +119,13 @@ def estimators(
 @click.command()
 @click.argument("one_file", metavar="A.parquet", type=FILE)
 @click.argument("other_file", metavar="B.parquet", type=FILE)
-@click.option("--store", "store_file", type=FILE, help="To call pairs by the source's names.")
+@click.option("--store", "store_file", type=FILE, help="Store, to show the source names of pairs.")
 @click.option(
     "--movers", type=click.IntRange(min=0), default=10, show_default=True, help="Pairs to list."
 )
-@click.option("--picture", type=FILE, help="Draw both betas of every pair: a .png or .svg file.")
+@click.option("--picture", type=FILE, help="Scatter plot to write, .png or .svg.")
 @DRAWS
-@_JSON
+@JSON
 def compare(
     one_file: Path,
     other_file: Path,
@@ -160,16 +160,16 @@ def compare(
 
 
 @click.command()
-@_STORE
-@click.option("--betas", "betas_file", type=FILE, required=True, help="What `schedule` made.")
+@STORE
+@BETAS
 @GOLD
 @click.option(
     "--fail-on",
     type=click.Choice(["look", "bad"]),
-    help=f"Exit with {FAILED} where a check says so, or worse.",
+    help=f"Exit with {FAILED} if a check has this verdict or a worse one.",
 )
 @DRAWS
-@_JSON
+@JSON
 def audit(
     store_file: Path,
     betas_file: Path,

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, draws_option, print_lines
+from sp2dpo.cli.options import FILE, FOLDER, JSON, PATIENCE, SERVE, draws_option, print_lines
 
 if TYPE_CHECKING:
     from sp2dpo.evaluation.outputs import GenerationSummary
     from sp2dpo.evaluation.verdicts import EvaluationResult
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY = click.Path(path_type=Path)
 PROMPTS = click.option(
     "--prompts",
@@ -29,14 +28,6 @@ JUDGE = {"type": FILE, "help": "Judge YAML file."}
 REFERENCE = click.option(
     "--reference", type=ANY, help="Outputs to compare with [default: those of the prompts]."
 )
-PATIENCE = click.option(
-    "--patience",
-    type=click.FloatRange(min=0, max=1e6),
-    default=900,
-    show_default=True,
-    help="Seconds without any answer from a server after which the run ends.",
-)
-SERVE = click.option("--serve", is_flag=True, help="Start the servers described in the YAML.")
 SAMPLES = draws_option(500)
 CONTROL = click.option(
     "--length-control/--no-length-control",
@@ -146,7 +137,7 @@ def judge(
     help="Seed of the bootstrap.",
 )
 @CONTROL
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @PICTURE
 def compare(
     results: tuple[Path, ...],

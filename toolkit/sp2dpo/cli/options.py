@@ -17,23 +17,47 @@ if TYPE_CHECKING:
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+STORE = click.option(
+    "--store", "store_file", type=FILE, required=True, help="Store written by `annotate`."
+)
+RUN_STORE = click.option(
+    "--store", "store_file", type=FILE, required=True, help="Store that the replies go to."
+)
+BETAS = click.option(
+    "--betas", "betas_file", type=FILE, required=True, help="Betas written by `schedule`."
+)
+PAIRS = click.option(
+    "--pairs", metavar="P", help="A .jsonl, .jsonl.gz or .parquet file, or a dataset on the Hub."
+)
+PANEL = click.option("--panel", "panel_file", type=FILE, required=True, help="Panel YAML file.")
 GOLD = click.option(
-    "--gold", "gold_file", type=FILE, help="JSON Lines of pairs whose truth is known."
+    "--gold", "gold_file", type=FILE, help="JSON Lines file of pairs whose truth is known."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+PATIENCE = click.option(
+    "--patience",
+    type=click.FloatRange(min=0, max=1e6),
+    default=900,
+    show_default=True,
+    help="Seconds without any reply from a model after which the run ends.",
+)
+SERVE = click.option(
+    "--serve", is_flag=True, help="Start the servers described in the YAML without asking first."
+)
+RETRY_REFUSED = click.option(
+    "--retry-refused", is_flag=True, help="Ask again where a reply was refused."
 )
 
 
 def draws_option(default: int) -> "Callable[[FC], FC]":
-    """`--draws`, the bootstrap samples of a command.
-
-    Args:
-        default: how many, by what one of them takes there.
-    """
+    """Return the option `--draws`, the number of bootstrap samples, with a command's default."""
     return click.option(
         "--draws",
         type=click.IntRange(min=1, max=100_000),
         default=default,
         show_default=True,
-        help="Bootstrap samples behind the intervals.",
+        help="Number of bootstrap samples for the intervals.",
     )
 
 
@@ -48,13 +72,16 @@ class ShardType(click.ParamType):
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Shard":
-        """The shard that a word names."""
+        """Parse a shard."""
         from sp2dpo.store.questions import Shard
 
         try:
             return Shard.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+SHARD = click.option("--shard", type=ShardType(), help="Annotate only shard I of N of the pairs.")
 
 
 def print_lines(lines: Sequence[str], *, err: bool = False) -> None:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, open_store_for_writing
+from sp2dpo.cli.options import (
+    FILE,
+    GOLD,
+    JSON,
+    PANEL,
+    PATIENCE,
+    SERVE,
+    STORE,
+    open_store_for_writing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +34,8 @@ _MANY = 20
 
 
 @click.command()
-@click.option("--store", "store_file", type=FILE, required=True, help="What `annotate` makes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@STORE
+@JSON
 def status(store_file: Path, as_json: bool) -> None:
     """Say where a run stands, also while another process annotates."""
     from sp2dpo.report.status import collect_status as status_of
@@ -43,12 +52,12 @@ def status(store_file: Path, as_json: bool) -> None:
 
 @click.command()
 @click.option("--pairs", metavar="P", required=True, help="As for `annotate`: the whole corpus.")
-@click.option("--panel", "panel_file", type=FILE, required=True, help="Whom to ask what.")
+@PANEL
 @click.option(
     "--store", "store_file", type=FILE, required=True, help="A store for the pilot alone."
 )
 @click.option("--n", type=click.IntRange(min=1), default=300, show_default=True, help="Pairs.")
-@click.option("--gold", "gold_file", type=FILE, help="Pairs whose truth is known, JSON Lines.")
+@GOLD
 @click.option("--schedule", "schedule_file", type=FILE, help="From replies to betas; or SP2DPO's.")
 @click.option("--sweep", "runs", type=click.IntRange(min=1), help="Compare with so many runs.")
 @click.option(
@@ -56,15 +65,9 @@ def status(store_file: Path, as_json: bool) -> None:
     type=click.FloatRange(min=0, min_open=True, max=1e9),
     help="GPU-hours of one run of the sweep.",
 )
-@click.option("--serve", is_flag=True, help="Start the servers that the panel describes, unasked.")
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0, max=1e6),
-    default=900,
-    show_default=True,
-    help="Seconds for which a teacher may answer nothing at all before the run ends.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@SERVE
+@PATIENCE
+@JSON
 def pilot(
     pairs: str,
     panel_file: Path,
