@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically, and keep a journal of a run that can be interrupted."""
 
 import json
 import os
@@ -10,14 +10,15 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` at the end.
+    """Give a temporary path to write to, and move it to `path` if the block succeeds.
 
     Raises:
-        FileNotFoundError: the folder is not there.
-        OSError: nothing can be written there; it names `path`, not the temporary name.
+        FileNotFoundError: If the folder does not exist.
+        OSError: If the file cannot be written; the message names `path`, not the temporary path.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    # In the same folder: a rename is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.touch()
@@ -51,21 +52,21 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
 
 
 class Journal:
-    """The lines of one run, by their key; the first line says what defines the run.
+    """A JSON Lines file with the results of one run by key, so that the run can be resumed.
 
-    A line that broke off, as the process was killed, is cut off. Of two lines with one key the
-    later counts.
+    The first line is the head: the settings that define the run. If the last line is incomplete,
+    because the process was killed, it is cut off. If two lines have the same key, the later wins.
 
     Args:
-        path: the file; it is made where it is not.
-        head: what defines the run.
+        path: File to read and append to; created if it does not exist.
+        head: Settings of the run, as JSON values.
 
     Attributes:
-        lines: key -> what came.
+        lines: Key -> latest line with that key.
 
     Raises:
-        ValueError: the file was begun with another head, or is no journal.
-        OSError: it cannot be read or written.
+        ValueError: If the file has another head, or is not a journal.
+        OSError: If the file cannot be read or written.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
@@ -78,10 +79,11 @@ class Journal:
                 key for key in {*recorded, *head} if recorded.get(key) != head.get(key)
             )
             raise ValueError(
-                f"{path} was begun with another {', '.join(differs)}: go on with what it was, or "
-                "name another folder"
+                f"{path} was begun with another {', '.join(differs)}: run with the same settings "
+                "as before, or name another folder"
             )
-        if not content.endswith(b"\n"):  # only now that the file is known to be this run's
+        # Cut off an incomplete line only now that the file is known to belong to this run.
+        if not content.endswith(b"\n"):
             with path.open("ab") as file:
                 file.truncate(content.rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
@@ -96,11 +98,13 @@ class Journal:
             if content and not content.startswith(b"{"):
                 raise ValueError
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is no journal of ours; move it away") from error
+            raise ValueError(
+                f"{self.path} is not a journal of this toolkit; move it away"
+            ) from error
         return records[0] if records else None
 
     def add(self, key: str, **fields: Any) -> None:
-        """Takes a line in; it is on its way to the disk when this returns."""
+        """Append a line; it is flushed to the operating system when this returns."""
         line = {"key": key, **fields}
         self._write(line)
         self.lines[key] = line
@@ -110,7 +114,7 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> "Journal":

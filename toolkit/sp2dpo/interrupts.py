@@ -1,4 +1,4 @@
-"""Being told to stop: once lets what is in flight come home, twice ends at once."""
+"""Handle SIGINT and SIGTERM: the first lets in-flight requests finish, the second cancels them."""
 
 import asyncio
 import signal
@@ -10,10 +10,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """The process was told to stop, and did.
+    """The process stopped because of a signal.
 
     Attributes:
-        number: of the signal that told it so first.
+        number: Number of the first signal received.
     """
 
     def __init__(self, number: int) -> None:
@@ -24,14 +24,14 @@ class Interrupted(Exception):
 async def interruptible(
     work: Callable[[asyncio.Event], Awaitable[None]], *, say: Callable[[str], None]
 ) -> None:
-    """Works until the work is done or somebody says stop (SIGINT, SIGTERM).
+    """Run a coroutine until it is done or the process receives SIGINT or SIGTERM.
 
     Args:
-        work: is given an event that is set at the first signal; the second one cancels it.
-        say: called with what a person should know.
+        work: Takes an event that is set by the first signal; a second signal cancels the work.
+        say: Called with a notice for the user at the first signal.
 
     Raises:
-        Interrupted: there was such a signal.
+        Interrupted: If a signal was received.
     """
     loop, stop, received = asyncio.get_running_loop(), asyncio.Event(), []
     task = asyncio.ensure_future(work(stop))
@@ -41,7 +41,7 @@ async def interruptible(
         if len(received) > 1:
             task.cancel()
         else:
-            say("stopping when what is in flight has come; once more stops at once")
+            say("stopping once the requests in flight are answered; interrupt again to stop now")
             stop.set()
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -63,7 +63,7 @@ async def interruptible(
 async def wait_unless_stopped(
     stop: asyncio.Event, work: Coroutine[Any, Any, Result]
 ) -> Result | None:
-    """What the work gives; None where it was told to stop before, and the work was given up."""
+    """Return the result of a coroutine; cancel it and return None if `stop` is set first."""
     if stop.is_set():
         work.close()
         return None
@@ -80,7 +80,7 @@ async def wait_unless_stopped(
 
 
 def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first failure itself, out of however many groups."""
+    """Return the first exception in nested exception groups."""
     failure: BaseException = failures
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]

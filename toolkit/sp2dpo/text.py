@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: text made harmless and short, numbers of things, tables."""
+"""Format text for a terminal: escape controls, shorten, align tables, format numbers, hide tokens."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ _UNSAFE = re.compile(
 
 
 def escape_controls(text: str) -> str:
-    """The text with every control and every invisible character written as its code."""
-    return _UNSAFE.sub(lambda found: _code(ord(found[0])), text)
+    """Return the text with control and invisible characters written as `\\uXXXX`."""
+    return _UNSAFE.sub(lambda match: _code(ord(match[0])), text)
 
 
 def _code(number: int) -> str:
@@ -29,25 +29,20 @@ def _code(number: int) -> str:
 
 
 def shorten(text: str, length: int = 300) -> str:
-    """The text as one line, with "..." behind what is cut.
-
-    Args:
-        text: of any length.
-        length: characters of it at most.
-    """
+    """Return the text on one line, cut to `length` characters and "..."."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[:length]}..."
 
 
 def count_noun(number: int, singular: str, plural: str | None = None) -> str:
-    """A number of things: `1 line`, `2 lines`; the plural is said where it takes more than an s."""
+    """Return a number with its noun: `1 line`, `2 lines`; give irregular plurals."""
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def format_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = ""
 ) -> list[str]:
-    """Lines of a table; a column whose cells are all numbers is set to the right."""
+    """Return the lines of a table; columns that hold only numbers are aligned to the right."""
     columns = list(zip(head, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
@@ -67,25 +62,25 @@ def _is_number(cell: str) -> bool:
 
 UNKNOWN = "-"
 WIDTH = 100
-"""Characters of a line."""
+"""Longest line of console output, in characters."""
 _SHORTEST = 9
-"""Characters to which a cell is cut at most."""
+"""Shortest length to which a cell is cut, in characters."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _SHELL_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
 
 
 def format_count(number: float | None) -> str:
-    """A count, with separators."""
+    """Format a count with thousands separators."""
     return UNKNOWN if number is None else f"{number:,.0f}"
 
 
 def format_percent(share: float | None) -> str:
-    """A share in [0, 1]."""
+    """Format a share in [0, 1] as a percentage."""
     return UNKNOWN if share is None else f"{share:.1%}"
 
 
 def format_fixed(number: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A number with so many decimals, where asked with its sign."""
+    """Format a number with a fixed number of decimals."""
     if number is None:
         return UNKNOWN
     return f"{number:{'+' if signed else ''}.{digits}f}"
@@ -94,7 +89,7 @@ def format_fixed(number: float | None, digits: int = 2, *, signed: bool = False)
 def format_interval(
     measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False
 ) -> str:
-    """A value with the ends of its interval: `0.85 (0.80 to 0.90)`."""
+    """Format a value with its interval: `0.85 (0.80 to 0.90)`."""
     if measured["value"] is None:
         return UNKNOWN
     value, low, high = (
@@ -104,19 +99,19 @@ def format_interval(
 
 
 def interval_note(draws: int) -> str:
-    """What the intervals beside are, in a sentence."""
-    return f"Intervals hold 95 %: {format_count(draws)} bootstrap samples of the pairs."
+    """Return the sentence that says how the intervals of a table were computed."""
+    return f"Intervals: 95 %, from {format_count(draws)} bootstrap samples of the pairs."
 
 
 def format_significant(number: float | None) -> str:
-    """A number with three digits that count, none of them left out before the point."""
+    """Format a number with three significant digits; from 100 up, as an integer."""
     if number is None:
         return UNKNOWN
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def format_duration(seconds: float | None) -> str:
-    """A time in the unit that fits: seconds, minutes, hours or days."""
+    """Format a duration in seconds, minutes, hours or days."""
     if seconds is None:
         return UNKNOWN
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
@@ -126,7 +121,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_money(amounts: Mapping[str, float]) -> str:
-    """Amounts by currency; a small one with three digits that count."""
+    """Format amounts by currency; amounts below 1 with three significant digits."""
     return " + ".join(
         f"{f'{amount:.3g}' if 0 < amount < 1 else f'{amount:,.2f}'} {currency}"
         for currency, amount in amounts.items()
@@ -134,7 +129,7 @@ def format_money(amounts: Mapping[str, float]) -> str:
 
 
 def wrap(line: str) -> list[str]:
-    """A line of words as lines of `WIDTH`, harmless; those that go on are set in by two more."""
+    """Wrap a line to `WIDTH`, with controls escaped; continuation lines are indented by two."""
     line = escape_controls(line)
     if len(line) <= WIDTH:
         return [line]
@@ -150,15 +145,15 @@ def wrap(line: str) -> list[str]:
 
 
 def shell_lines(command: str, *, indent: str = "") -> list[str]:
-    """A shell command over as many lines as it takes, which a shell reads as the same command.
+    """Wrap a shell command with backslashes, so that a shell reads the same command.
 
     Args:
-        command: on one line.
-        indent: before each line; those that go on are set in by two more.
+        command: The command on one line.
+        indent: Prefix of each line; continuation lines are indented by two more.
     """
     words = _SHELL_WORD.findall(escape_controls(command))
     first = next((n for n, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
-    # The program, what it is to do and the model are easier to find on one line.
+    # Keep program, subcommand and model on one line.
     words[first : first + 3] = [" ".join(words[first : first + 3])]
     lines = [indent + words[0]]
     for word in words[1:]:
@@ -173,13 +168,13 @@ def shell_lines(command: str, *, indent: str = "") -> list[str]:
 def format_narrow_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int, indent: str = ""
 ) -> list[str]:
-    """A table, harmless, whose first columns are cut so far that it has `WIDTH`, if it can.
+    """Return the lines of a table, with its first columns cut to make it fit `WIDTH` if possible.
 
     Args:
-        head: of the columns.
-        rows: their cells.
-        names: columns that may be cut, from the left: the whole names stand in the JSON.
-        indent: before each line.
+        head: Column titles.
+        rows: Cells of each row; controls are escaped.
+        names: Number of columns, from the left, that may be cut; the JSON output has full names.
+        indent: Prefix of each line.
     """
     rows = [[escape_controls(cell) for cell in row] for row in rows]
     for _ in range(names):
@@ -197,7 +192,7 @@ def format_narrow_table(
 
 
 def _cut(text: str, length: int) -> str:
-    """A name without its middle: what tells names apart stands at their ends."""
+    """Cut the middle out of a name: the names of models differ at their ends."""
     if len(text) <= length:
         return text
     end = (length - 3) // 2
@@ -210,7 +205,7 @@ HIDDEN = "***"
 
 
 def redact(text: str) -> str:
-    """The text without tokens: those in the environment, of the login, and what looks like one."""
+    """Return the text with Hugging Face tokens replaced: known ones, and what looks like one."""
     for token in _tokens():
         text = text.replace(token, HIDDEN)
     return _TOKEN.sub(HIDDEN, text)
@@ -218,23 +213,23 @@ def redact(text: str) -> str:
 
 def _tokens() -> list[str]:
     tokens = [os.environ.get(name, "").strip() for name in _VARIABLES]
-    client = sys.modules.get("huggingface_hub")  # a token that nobody has loaded is in no message
+    client = sys.modules.get("huggingface_hub")  # a token that was never loaded cannot leak
     if client is not None:
         tokens.append(client.get_token() or "")
     return [token for token in tokens if len(token) >= 8]
 
 
 class RedactFilter(logging.Filter):
-    """Takes tokens out of log records."""
+    """Remove tokens from log records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps every record."""
+        """Redact a record; none is dropped."""
         record.msg, record.args = redact(record.getMessage()), ()
         return True
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no escapes beyond JSON's own."""
+    """Return the canonical JSON of a value: sorted keys, no spaces, no unneeded escapes."""
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     )

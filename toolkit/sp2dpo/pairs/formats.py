@@ -1,8 +1,8 @@
-"""The shapes in which people keep preference pairs, made into one.
+"""Parse a row of a data set in any common preference format into a `Pair`.
 
-Read are the formats that TRL documents (explicit and implicit prompt, plain text and conversations,
-UltraFeedback-binarized's mixture of them) and the dialogues of hh-rlhf. A row that fits none is
-refused with the reason; nothing is repaired by guessing.
+Supported are the formats that TRL documents (explicit and implicit prompt, plain text and
+conversations, and UltraFeedback-binarized's mixture of them) and hh-rlhf's dialogues. A row that
+fits none of them is refused with a reason; nothing is repaired by guessing.
 """
 
 import re
@@ -17,19 +17,22 @@ Turns = tuple[Message, ...]
 
 
 class InvalidPair(ValueError):
-    """A row that holds no pair; the message says why."""
+    """A row does not contain a usable pair; the message says why.
+
+    Stores hash these messages with their source, so rewording one makes existing stores refuse the
+    same file as another source.
+    """
 
 
 def parse_row(row: Mapping[str, Any]) -> Pair:
-    """The pair that a row says.
+    """Return the pair in a row.
 
     Args:
-        row: its columns; `chosen` and `rejected` are needed, `prompt` and `tools` are read.
+        row: Values by column; `chosen` and `rejected` are required, `prompt` and `tools` optional.
 
     Raises:
-        InvalidPair: a column is missing, a text is empty, the responses are the same (an accent
-            written in two ways is one accent), they have no common prompt, or JSON has no words for
-            what a message holds.
+        InvalidPair: If a column is missing, a text is empty, the responses are equal after Unicode
+            normalization, they have no common prompt, or a message cannot be written as JSON.
     """
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
     prompt = row.get("prompt")
@@ -49,7 +52,7 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
 
 
 def _check_identity(pair: Pair) -> Pair:
-    """The pair, once it is sure that it has an id and that its responses differ."""
+    """Return the pair if its id can be computed and its responses differ."""
     try:
         same = normalise(pair.chosen) == normalise(pair.rejected)
         _ = pair.id
@@ -127,7 +130,7 @@ def _assistant(text: str) -> Turns:
 
 
 def _dialogue(text: str) -> Turns:
-    """The turns of an hh-rlhf dialogue: blank line, `Human: ...`, blank line, `Assistant: ...`."""
+    """Return the turns of an hh-rlhf dialogue: blank line, `Human:`, blank line, `Assistant:`."""
     before, *parts = _DIALOGUE_TURN.split(text)
     if before or not parts:
         raise InvalidPair("no common prompt: one response is a dialogue and the other is not")
@@ -138,7 +141,7 @@ def _dialogue(text: str) -> Turns:
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
-    """Two texts that begin alike: the prompt is the common beginning, to the last whole word."""
+    """Split two texts with a common beginning; the prompt ends at its last complete word."""
     length = 0
     for left, right in zip(chosen, rejected, strict=False):
         if left != right:

@@ -1,7 +1,7 @@
-"""A preference pair and its identity.
+"""A preference pair, identified by its content.
 
-A pair is known by what it says: `Pair.id` is a hash over its messages, so the same pair read from
-another file, in another order or format is the same pair.
+`Pair.id` is a hash of the messages, so a pair keeps its id when it is read from another file, in
+another order or in another format.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from typing import Any
 from sp2dpo.text import canonical_json
 
 Message = Mapping[str, Any]
-"""One chat turn: `role`, `content`, and whatever else the source holds (`tool_calls`, `name`)."""
+"""One chat turn: `role`, `content`, and any other keys of the source (`tool_calls`, `name`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A prompt with the response that was preferred and the one that was not.
+    """A prompt with a preferred and a rejected response.
 
     Attributes:
-        prompt: the conversation up to the responses; at least one message.
-        chosen: the preferred continuation; starts with an assistant turn.
-        rejected: the other continuation; starts with an assistant turn and differs from `chosen`.
-        tools: the tool definitions that the conversation may use; empty where there are none.
+        prompt: Conversation before the responses; at least one message.
+        chosen: Preferred continuation; starts with an assistant turn.
+        rejected: Rejected continuation; starts with an assistant turn and differs from `chosen`.
+        tools: Definitions of the tools that the conversation may use; empty if there are none.
     """
 
     prompt: tuple[Message, ...]
@@ -35,11 +35,11 @@ class Pair:
 
     @cached_property
     def id(self) -> str:
-        """64 hexadecimal digits: SHA-256 of the canonical JSON of the NFC-normalised messages.
+        """SHA-256 of the canonical JSON of the messages, as 64 hexadecimal digits.
 
-        Text is normalised to NFC but not stripped. Keys beyond `role` and `content` and the tools
-        count only where they are present, so a plain pair's id depends on its roles and contents
-        alone. What is null counts as absent: Parquet cannot tell the two apart.
+        Text is normalized to NFC but not stripped. Tools and message keys other than `role` and
+        `content` are hashed only if present, so the id of a plain pair depends only on roles and
+        contents. A null value counts as absent, because Parquet cannot tell the two apart.
         """
         content: dict[str, Any] = {
             "prompt": self.prompt,
@@ -52,7 +52,7 @@ class Pair:
 
 
 def normalise(value: Any) -> Any:
-    """The value with every string in Unicode normal form C and without the keys that are null."""
+    """Return a JSON value with all strings in Unicode NFC and without keys whose value is null."""
     if isinstance(value, str):
         return value if value.isascii() else unicodedata.normalize("NFC", value)
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""A sample of pairs to try a panel on: as long and as uneven as all pairs are, and always the same.
+"""Draw a deterministic sample of pairs, stratified by length, to try a panel on.
 
-The strata are quantiles of two lengths in characters: of the prompt, and by how much the chosen
-response is longer than the rejected one. Each gives its share of the sample; inside a stratum the
-pairs' own hashes decide. Nothing depends on the order of the rows. Our choice.
+Strata are quantiles of two lengths in characters: of the prompt, and of the chosen response minus
+the rejected one. Each stratum contributes in proportion to its size; within a stratum, pairs are
+ordered by a hash of their ids, so the sample does not depend on the order of rows. Our choice.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from sp2dpo.pairs.sources import SetAside, SourceRow
 from sp2dpo.text import canonical_json
 
 _BINS = 3
-"""Quantiles of each length."""
+"""Number of quantile bins of each length."""
 _NAMED = 5
-"""Rows that are named for each reason to set them aside."""
+"""Number of example rows per reason for setting rows aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum:
-    """Pairs of like lengths.
+    """Pairs of similar lengths.
 
     Attributes:
-        prompt: the shortest and the longest prompt, in characters.
-        difference: by how much the chosen response is longer, at least and at most, in characters.
-        pairs: in all.
-        sampled: of them.
+        prompt: Shortest and longest prompt, in characters.
+        difference: Smallest and largest length of chosen minus rejected response, in characters.
+        pairs: Number of pairs.
+        sampled: Number of sampled pairs.
     """
 
     prompt: tuple[int, int]
@@ -40,12 +40,12 @@ class Stratum:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedPairs:
-    """Rows that hold no pair for one reason.
+    """Rows set aside for one reason.
 
     Attributes:
-        reason: in words.
-        count: of rows.
-        rows: the first few of them.
+        reason: Why the rows do not contain a usable pair.
+        count: Number of rows.
+        rows: Numbers of the first few rows.
     """
 
     reason: str
@@ -55,16 +55,16 @@ class SkippedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Which pairs are tried.
+    """A stratified sample of the pairs in a source.
 
     Attributes:
-        pair_ids: of them.
-        strata: that they were taken from; none is empty.
-        rows: of the source.
-        pairs: distinct ones in it.
-        set_aside: rows that hold no pair.
+        pair_ids: Ids of the sampled pairs.
+        strata: Strata that they were drawn from; none is empty.
+        rows: Number of rows in the source.
+        pairs: Number of distinct pairs in the source.
+        set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
-        preferred: pairs of the source that were to go first.
+        preferred: Number of pairs in the source that were to be drawn first.
     """
 
     pair_ids: frozenset[str]
@@ -78,25 +78,25 @@ class Sample:
 
 @dataclass(kw_only=True)
 class _SourceIndex:
-    """What a source holds, without its texts."""
+    """Lengths and counts of a source, without its texts."""
 
     lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
     preferred: set[str] = field(default_factory=set)
     rows: int = 0
     set_aside: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
-    """How many rows, and the first few of them, by reason."""
+    """Reason -> number of rows, and the numbers of the first few."""
 
 
 def draw_sample(
     rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str] = ()
 ) -> Sample:
-    """A stratified sample of the pairs of a source.
+    """Draw a stratified sample of the pairs in a source.
 
     Args:
-        rows: all of them; their texts are not held on to.
-        n: pairs wanted, at least 1; fewer come where there are no more.
-        prefer: ids, or names in the source, of pairs that go first in their strata: those whose
-            truth is known.
+        rows: All rows of the source; their texts are not kept in memory.
+        n: Number of pairs to draw, at least 1; fewer are drawn if the source has fewer.
+        prefer: Pair ids, or the source's own ids, of pairs to draw first in their strata, such as
+            those with a known answer.
     """
     index = _read(rows, frozenset(prefer))
     places = _strata(index.lengths)
@@ -132,7 +132,7 @@ def draw_sample(
 
 
 def read_sampled(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterator[SourceRow]:
-    """The rows that hold a sampled pair."""
+    """Yield the rows with a sampled pair."""
     for row in rows:
         if isinstance(row, SourceRow) and row.pair.id in sample.pair_ids:
             yield row
@@ -168,7 +168,7 @@ def _characters(content: Any) -> int:
 
 
 def _strata(lengths: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
-    """The ids of each stratum, by the numbers of its quantiles."""
+    """Return the pair ids of each stratum, by the numbers of its two quantile bins."""
     prompts = _borders([prompt for prompt, _ in lengths.values()])
     differences = _borders([difference for _, difference in lengths.values()])
     places: dict[tuple[int, int], list[str]] = {}
@@ -179,13 +179,13 @@ def _strata(lengths: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], lis
 
 
 def _borders(values: Sequence[int]) -> list[int]:
-    """Where the second quantile begins, and the third; equal values stay together."""
+    """Return the lower bounds of the second and later quantile bins; ties stay together."""
     ordered = sorted(values)
     return [ordered[len(ordered) * part // _BINS] for part in range(1, _BINS)] if ordered else []
 
 
 def _quotas(sizes: Mapping[tuple[int, int], int], n: int) -> dict[tuple[int, int], int]:
-    """Shares of n by the sizes of the strata: the largest remainders are rounded up."""
+    """Divide n in proportion to the strata's sizes by the largest-remainder method."""
     total = sum(sizes.values())
     n = min(n, total)
     quotas = {place: n * size // total for place, size in sizes.items()}
@@ -196,5 +196,5 @@ def _quotas(sizes: Mapping[tuple[int, int], int], n: int) -> dict[tuple[int, int
 
 
 def _shuffle_key(pair_id: str) -> str:
-    """Orders the pairs of a stratum in a way that has nothing to do with what they say."""
+    """Return a sort key that does not depend on a pair's position or length."""
     return hashlib.sha256(f"pilot {pair_id}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Where pairs come from: JSON Lines, Parquet, the Hub.
+"""Read pairs from JSON Lines, Parquet and the Hub.
 
-Every row of a source becomes either a `SourceRow` with its pair or a `SetAside` with the reason, so
-the two counts add up to all rows.
+Every row of a source becomes either a `SourceRow` with its pair, or a `SetAside` with a reason; no
+row is dropped silently.
 """
 
 import base64
@@ -29,14 +29,14 @@ _PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """A row that holds a pair.
+    """A row with a usable pair.
 
     Attributes:
-        row: its number in the source, from 1.
-        pair: what it says.
-        source_id: the source's own name for it (its `source_id`, `pair_id` or `id`), if any.
-        columns: all its other columns in JSON values: dates in ISO 8601, decimals as text, bytes in
-            base64; NaN as it is.
+        row: Number of the row in the source, from 1.
+        pair: The pair.
+        source_id: The source's own id (column `source_id`, `pair_id` or `id`), if it has one.
+        columns: All other columns as JSON values: dates in ISO 8601, decimals as text, bytes in
+            base64; NaN is kept.
     """
 
     row: int
@@ -47,7 +47,7 @@ class SourceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SetAside:
-    """A row that holds no pair, with the reason and all that it says."""
+    """A row without a usable pair, with the reason and its content as JSON."""
 
     row: int
     reason: str
@@ -59,10 +59,10 @@ class Source:
     """A file or a Hub data set at one revision.
 
     Attributes:
-        name: the file's name, or `org/name:split`.
-        revision: the commit of a Hub data set; None for a file.
-        license: of a Hub data set, as its card names it there; None where nobody says.
-        path: the file; None for a Hub data set.
+        name: File name, or `org/name:split`.
+        revision: Commit of a Hub data set; None for a file.
+        license: License in the card of a Hub data set at that commit; None if it has none.
+        path: Path of the file; None for a Hub data set.
     """
 
     name: str
@@ -75,14 +75,14 @@ class Source:
 
 
 def open_source(text: str) -> Source:
-    """The source that a person names: a path, `org/name` or `org/name:split@revision`.
+    """Return the source with a name: a path, `org/name` or `org/name:split@revision`.
 
-    A Hub revision (a branch or a tag) is resolved to its commit, so that what is recorded can be
-    read again. Without a split the data set must have one only, or one called `train`.
+    A Hub revision (branch or tag) is resolved to its commit, so that the same rows can be read
+    again. Without a split, the data set must have only one split, or one called `train`.
 
     Raises:
-        ValueError: neither a file we read nor a Hub id, or the split is not there.
-        OSError: the file or the data set cannot be reached.
+        ValueError: If it is neither a supported file nor a Hub id, or the split does not exist.
+        OSError: If the file or data set cannot be reached.
     """
     path = Path(text)
     if path.is_file() or text.endswith(FILE_ENDINGS):
@@ -90,9 +90,8 @@ def open_source(text: str) -> Source:
             raise ValueError(f"{text}: pairs are read from {', '.join(FILE_ENDINGS)} or a Hub id")
         if not path.is_file():
             raise FileNotFoundError(f"{text}: no such file")
-        name = path.name.encode(
-            "utf-8", "backslashreplace"
-        ).decode()  # the file system may not care
+        # File names need not be valid Unicode.
+        name = path.name.encode("utf-8", "backslashreplace").decode()
         return Source(name=name, path=path)
     match = _HUB_ID.fullmatch(text)
     if path.exists() or not match:
@@ -105,12 +104,12 @@ def open_source(text: str) -> Source:
 
 
 def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
-    """All rows of a source in their order, each as a pair or set aside.
+    """Yield every row of a source in order, with its pair or set aside.
 
     Raises:
-        ValueError: a row cannot be parsed (broken JSON, a key that stands twice) or the file is
-            damaged; the message names the file and the row.
-        OSError: the data set cannot be reached.
+        ValueError: If a row cannot be parsed (broken JSON, a duplicate key) or the file is damaged;
+            the message names the file and the row.
+        OSError: If the data set cannot be reached.
     """
     for number, columns in enumerate(_raw_rows(source), start=1):
         try:
@@ -138,7 +137,7 @@ def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
 
 
 def _json_value(value: Any) -> Any:
-    """A column's value in JSON's words: dates in ISO 8601, decimals as text, bytes in base64."""
+    """Return a column's value as JSON: dates in ISO 8601, decimals as text, bytes in base64."""
     if isinstance(value, dict):
         return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -166,7 +165,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             for line in lines:
                 if line.isspace():
-                    continue  # an empty line holds nothing that could get lost
+                    continue  # empty lines are the only lines that are skipped
                 yield _json_row(line)
                 count += 1
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
