@@ -10,6 +10,9 @@ VLLM_ENV ?= .venv-vllm
 # The oldest TRL that we train on, and an environment to prove it.
 OLDEST_VENV ?= .venv-oldest-trl
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+# How many processes share the tests; the tests of one file stay together.
+JOBS ?= 2
+PYTEST = -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -27,11 +30,14 @@ check: $(VENV)/.dev  ## Lint, check formats and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+# One thread for each process of the tests: more would wait for one another.
+test test-slow test-oldest-trl: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/.dev  ## Install, and run the quick tests
-	$(VENV)/bin/python -m pytest -m "not services and not slow"
+	$(VENV)/bin/python $(PYTEST) -m "not services and not slow"
 
 test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill loops, engines, Ray
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python $(PYTEST) -m slow
 
 test-all: test test-slow test-oldest-trl test-services  ## Run every test
 
