@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -18,7 +18,7 @@ from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.annotation import Annotation, Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.report.status import annotating, collect_status
+from sp2dpo.report.status import collect_status, find_annotating_process
 from sp2dpo.report.text import status_lines
 from sp2dpo.store.database import only_writer
 from sp2dpo.store.questions import SettledPair
@@ -128,7 +128,7 @@ def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
             said(one, "b", "reader", reason="not-json"),  # is not asked again
         ]
     )
-    found = collect_status(store.path)
+    found = asdict(collect_status(store.path))
     a, b = found["teachers"]
     assert [counts(cell) for cell in a["cells"]] == [
         {"asked": 3, "kept": 2, "refused": {}, "spared": 0, "pending": 1},
@@ -160,7 +160,7 @@ def test_tokens_are_summed_and_a_server_that_leaves_zeros_out_is_understood(new_
             declined(two, "silent", "critic"),
         ]
     )
-    a, silent = collect_status(store.path)["teachers"]
+    a, silent = asdict(collect_status(store.path))["teachers"]
     assert (a["prompt_tokens"], a["completion_tokens"]) == (400, 40)
     assert (a["cached_tokens"], a["cached_share"]) == (160, 0.4)
     assert (silent["cached_tokens"], silent["cached_share"]) == (None, None)
@@ -175,7 +175,7 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
         [said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])]
     )
     store.add_replies([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
-    found = collect_status(store.path)["teachers"][0]
+    found = asdict(collect_status(store.path))["teachers"][0]
     assert found["replies_per_second"] == pytest.approx(10 / 10)
     assert found["busy_seconds"] == pytest.approx(100 + 10)
     assert found["pending"] == 120 - 20
@@ -202,7 +202,7 @@ def test_what_is_left_takes_the_replies_that_are_asked_for_again_into_account(ne
             said(one, "a", at=2.0, attempt=1),
         ]
     )
-    found = collect_status(store.path)["teachers"][0]
+    found = asdict(collect_status(store.path))["teachers"][0]
     assert (found["kept"], found["pending"], found["requests"]) == (1, 1, 2)
     assert found["seconds_left"] == pytest.approx(2)  # two replies at one a second
 
@@ -218,7 +218,8 @@ def test_money_by_the_token_and_by_the_hour(new_store):
     for n, one in enumerate(ids[:2]):
         store.add_replies([said(one, "tokens", prompt=1000, completion=100, cached=400)])
         store.add_replies([said(one, "hours", at=float(n), seconds=1)])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     tokens, hours = found["teachers"]
     # For each of two replies 600 x 2 + 400 x 0.5 + 100 x 10 millionths; as many are to come.
     assert tokens["money"] == pytest.approx(2 * 2400e-6)
@@ -228,7 +229,7 @@ def test_money_by_the_token_and_by_the_hour(new_store):
     assert hours["money_left"] == pytest.approx(2 * 2 * 0.001)
     assert found["total"]["money"] == pytest.approx({"USD": 4800e-6, "EUR": 0.004})
     assert found["total"]["unpriced"] == []
-    assert "cost until now: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(found))
+    assert "cost until now: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(status))
 
 
 def test_money_that_cannot_be_known_is_not_told(new_store):
@@ -239,10 +240,11 @@ def test_money_that_cannot_be_known_is_not_told(new_store):
     )
     one = begun(store, 1, panel)[0]
     store.add_replies([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
     assert found["total"]["unpriced"] == ["free", "silent"]
-    assert "not in it: free, silent" in "\n".join(status_lines(found))
+    assert "not included: free, silent" in "\n".join(status_lines(status))
 
 
 def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new_store):
@@ -253,13 +255,14 @@ def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new
     store.add_replies([imported(one, "a") for one in ids])
     store.add_replies([declined(ids[0], "a", "critic")])
     store.add_replies([imported(ids[1], "a", "critic", reason="unfinished")])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     a = found["teachers"][0]
     assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
     assert a["busy_seconds"] is a["replies_per_second"] is a["seconds_left"] is None
     assert a["money"] is a["money_left"] is None
-    lines = status_lines(found)
-    assert "4 replies came without counts of tokens" in lines
+    lines = status_lines(status)
+    assert "4 replies came without token counts" in lines
     assert any(line.split() == ["a", "-", "-", "-", "-", "-"] for line in lines)
     assert any(line.startswith("4 replies came without a time") for line in lines)
 
@@ -272,7 +275,7 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
         [said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])]
     )
     store.add_replies([imported(one, "a", prompt=50) for one in ids[3:8]])
-    a = collect_status(store.path)["teachers"][0]
+    a = asdict(collect_status(store.path))["teachers"][0]
     assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
     assert a["busy_seconds"] == pytest.approx(6)
     assert a["replies_per_second"] == pytest.approx(3 / 6)
@@ -286,7 +289,7 @@ def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
     ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
     store.add_replies([said(ids[0], "a", at=5.0, seconds=1)])
     store.add_replies([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
-    a = collect_status(store.path)["teachers"][0]
+    a = asdict(collect_status(store.path))["teachers"][0]
     assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
 
 
@@ -311,7 +314,7 @@ def test_the_command_tells_what_was_imported_without_inventing_anything(tmp_path
     replies.write_text("".join(json.dumps(line) + "\n" for line in lines))
     succeed("import-replies", *both, replies)
     told = succeed("status", "--store", tmp_path / "run.sqlite")
-    assert "6 replies came without counts of tokens" in told
+    assert "6 replies came without token counts" in told
     assert any(line.split()[:3] == ["scripted", "-", "-"] for line in told.splitlines())
 
 
@@ -337,10 +340,17 @@ def test_every_line_fits_a_terminal(new_store, name):
             )
         ]
     )
-    found = collect_status(store.path)
-    for each in (found["total"], *(c for one in found["teachers"] for c in one["cells"])):
-        each |= {"asked": 10**8, "kept": 10**7, "prompt_tokens": 10**11}
-    lines = status_lines(found)
+    status = collect_status(store.path)
+    large = {"asked": 10**8, "kept": 10**7, "prompt_tokens": 10**11}
+    wide = replace(
+        status,
+        total=replace(status.total, **large),
+        teachers=[
+            replace(teacher, cells=[replace(cell, **large) for cell in teacher.cells])
+            for teacher in status.teachers
+        ],
+    )
+    lines = status_lines(wide)
     assert max(map(len, lines)) <= 100
     # Cut in the middle, so that they can still be told apart.
     rows = [line.split()[0] for line in lines if line.startswith((name[0], "all"))]
@@ -352,11 +362,12 @@ def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
     ids = begun(store, 10, panel_of(a_teacher("a"), a_teacher("b"), variants=("direct",)))
     store.add_replies([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
     store.add_replies([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
     assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
     assert "left: 10 s if the teachers work side by side, 15 s one after the other" in status_lines(
-        found
+        status
     )
 
 
@@ -364,7 +375,7 @@ def test_a_teacher_that_was_not_heard_yet_has_no_time_left_that_is_known(new_sto
     store = new_store()
     ids = begun(store, 2, panel_of(a_teacher("a"), a_teacher("b", price=Price(gpu_hour=1, gpus=1))))
     store.add_replies([said(ids[0], "a")])
-    found = collect_status(store.path)
+    found = asdict(collect_status(store.path))
     b = found["teachers"][1]
     assert (b["pending"], b["seconds_left"], b["money_left"]) == (6, None, None)
     assert found["total"]["seconds_left_in_turn"] is None
@@ -375,13 +386,14 @@ def test_both_orders_of_a_blind_panel_have_a_row(new_store):
     panel = panel_of(a_teacher("a"), rubric="semantic-gap-blind", variants=("direct",))
     one, _ = begun(store, 2, panel)
     store.add_replies([said(one, "a", order="rejected-first", better="A")])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     cells = found["teachers"][0]["cells"]
     assert [(cell["order"], cell["asked"], cell["kept"]) for cell in cells] == [
         ("chosen-first", 2, 0),
         ("rejected-first", 2, 1),
     ]
-    assert any("rejected-first" in line for line in status_lines(found))
+    assert any("rejected-first" in line for line in status_lines(status))
 
 
 def test_what_an_adaptive_panel_does_without_is_spared(new_store):
@@ -390,13 +402,14 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     one, two = begun(store, 2, panel)
     store.add_replies([said(one, "a"), said(one, "b"), said(two, "a")])
     store.add_replies([], [SettledPair(pair_id=one, replies=2, chance=0.97)])
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     spared = [[cell["spared"] for cell in each["cells"]] for each in found["teachers"]]
     assert spared == [[0, 1, 1], [0, 1, 1]]
     assert counts(found["total"]) == {
         "asked": 12, "kept": 3, "refused": {}, "spared": 4, "pending": 5,
     }  # fmt: skip
-    assert any(line.startswith("left, at most") for line in status_lines(found))
+    assert any(line.startswith("left, at most") for line in status_lines(status))
 
 
 def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
@@ -404,12 +417,13 @@ def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
     one = begun(store, 1, panel_of(a_teacher("a"), a_teacher("b")))[0]
     store.add_replies([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
     store.record_panel(panel_of(a_teacher("a"), variants=("direct",)))
-    found = collect_status(store.path)
+    status = collect_status(store.path)
+    found = asdict(status)
     assert counts(found["total"]) == {
         "asked": 1, "kept": 1, "refused": {}, "spared": 0, "pending": 0,
     }  # fmt: skip
     assert (found["total"]["requests"], found["outside"]["replies"]) == (1, 2)
-    assert "2 replies of teachers or variants" in "\n".join(status_lines(found))
+    assert "2 replies of teachers or variants" in "\n".join(status_lines(status))
 
 
 def test_before_anything_was_annotated_there_is_nothing_but_pairs(new_store):
@@ -417,7 +431,7 @@ def test_before_anything_was_annotated_there_is_nothing_but_pairs(new_store):
     store.corpus.add(Source(name="hand.jsonl"), pairs_of(3))
     said = succeed("status", "--store", store.path)
     assert "3 pairs of hand.jsonl" in said
-    assert "nothing was annotated yet" in said
+    assert "no annotation yet" in said
     found = json.loads(succeed("status", "--store", store.path, "--json"))
     assert (found["teachers"], found["total"]["asked"], found["budget"]) == ([], 0, None)
 
@@ -442,7 +456,7 @@ def test_a_damaged_file_is_found_out(new_store):
         file.write(b"\xff" * 2 * size)
     complaint = fail("status", "--store", store.path)
     assert "is damaged" in complaint
-    assert collect_status(store.path)["integrity"]
+    assert asdict(collect_status(store.path))["integrity"]
 
 
 def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
@@ -464,7 +478,7 @@ def test_looking_never_keeps_an_annotation_from_beginning(tmp_path):
 
     def look():
         while not over.is_set():
-            looked.append(annotating(store))
+            looked.append(find_annotating_process(store))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -492,15 +506,15 @@ def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):
     ) as running:
         while len(teacher.requests) < 5:
             time.sleep(0.01)
-        found = collect_status(store)
+        found = asdict(collect_status(store))
         assert found["annotating"] == running.pid
         total = found["total"]
         assert 0 < total["kept"] < 120 == total["kept"] + total["pending"]
-        assert f"process {running.pid} annotates" in succeed("status", "--store", store)
+        assert f"process {running.pid} is annotating" in succeed("status", "--store", store)
         running.send_signal(signal.SIGKILL)
     mark = tmp_path / "run.sqlite.lock"
     assert mark.exists()
-    assert collect_status(store)["annotating"] is None
+    assert asdict(collect_status(store))["annotating"] is None
     mark.write_text(str(os.getpid()))  # the number has gone to a process that annotates nothing
-    assert collect_status(store)["annotating"] is None
-    assert "nobody annotates into it now" in succeed("status", "--store", store)
+    assert asdict(collect_status(store))["annotating"] is None
+    assert "no process is annotating into it now" in succeed("status", "--store", store)

@@ -38,12 +38,14 @@ _MANY = 20
 @JSON
 def status(store_file: Path, as_json: bool) -> None:
     """Say where a run stands, also while another process annotates."""
-    from sp2dpo.report.status import collect_status as status_of
+    from dataclasses import asdict
+
+    from sp2dpo.report.status import collect_status
     from sp2dpo.report.text import status_lines
 
-    found = status_of(store_file)
-    _print(found, [] if as_json else status_lines(found), as_json=as_json)
-    if found["integrity"]:
+    result = collect_status(store_file)
+    _print(asdict(result), [] if as_json else status_lines(result), as_json=as_json)
+    if result.integrity:
         raise ValueError(
             f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
             "`sqlite3 FILE .recover`"

@@ -1,9 +1,10 @@
-"""Where a run stands: what was asked, kept, refused and spared, what it took, how long it lasts."""
+"""Collect the progress, token usage, cost and time left of the run in a store."""
 
 import fcntl
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,103 +14,210 @@ from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
 
 _LOCKS = Path("/proc/locks")
-_COUNTS = ("asked", "kept", "spared", "pending")
 
 
-def collect_status(path: Path) -> dict[str, Any]:
-    """Everything that `sp2dpo status` says, as JSON values; what is not known is None.
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Questions by outcome (asked = kept + refused + spared + pending) and the tokens they took.
+
+    Attributes:
+        asked: questions of the panel.
+        kept: questions with a valid reply.
+        refused: questions whose last reply was refused and that are not retried, by reason.
+        spared: questions that an adaptive panel skips.
+        pending: questions without a final reply.
+        requests: replies received, retries included.
+        untold: replies without token counts.
+        prompt_tokens: prompt tokens of all replies that report them.
+        cached_tokens: prompt tokens served from a prefix cache; None if no reply reports them.
+        cached_share: `cached_tokens` as a share of the prompt tokens, in [0, 1]; None if unknown.
+        completion_tokens: completion tokens of all replies that report them.
+    """
+
+    asked: int
+    kept: int
+    refused: dict[str, int]
+    spared: int
+    pending: int
+    requests: int
+    untold: int
+    prompt_tokens: int
+    cached_tokens: int | None
+    cached_share: float | None
+    completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStatus(Progress):
+    """Progress of one teacher under one variant and order of the responses."""
+
+    variant: str
+    order: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherStatus(Progress):
+    """Progress, throughput and cost of one teacher.
+
+    Attributes:
+        name: name of the teacher in the panel.
+        untimed: replies without a response time, such as imported ones.
+        busy_seconds: seconds with at least one timed request in flight; None if no reply is timed.
+        replies_per_second: timed replies per busy second in the ten minutes before the newest.
+        seconds_left: estimated seconds until no question is pending; None if unknown.
+        money: cost so far; None without a price, or if tokens or times are missing.
+        money_left: estimated cost of the pending questions; None if unknown.
+        currency: currency of both amounts; None without a price.
+        cells: the progress for each variant and order.
+    """
+
+    name: str
+    untimed: int
+    busy_seconds: float | None
+    replies_per_second: float | None
+    seconds_left: float | None
+    money: float | None
+    money_left: float | None
+    currency: str | None
+    cells: list[CellStatus]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalStatus(Progress):
+    """Sums over all teachers.
+
+    Attributes:
+        untimed: replies without a response time.
+        money: cost so far by currency, of the teachers whose cost is known.
+        money_left: estimated cost of the pending questions by currency.
+        unpriced: names of the teachers whose cost is not known.
+        seconds_left_side_by_side: the longest time left of a teacher; None if any is unknown.
+        seconds_left_in_turn: the sum of the times left of all teachers; None if any is unknown.
+    """
+
+    untimed: int
+    money: dict[str, float]
+    money_left: dict[str, float]
+    unpriced: list[str]
+    seconds_left_side_by_side: float | None
+    seconds_left_in_turn: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideReplies:
+    """Replies of teachers or variants that the last panel does not include.
+
+    Attributes:
+        replies: number of these replies.
+    """
+
+    replies: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """State of the run in a store; `dataclasses.asdict` gives the JSON of `sp2dpo status --json`.
+
+    Attributes:
+        store: path of the store.
+        source: name of the source of the pairs; None before pairs were read.
+        pairs: distinct pairs in the store's shard.
+        shard: the shard, `I/N`; None if the store covers all pairs.
+        annotating: process id of the `annotate` that is writing now; None if there is none.
+        integrity: problems that SQLite finds in the file; if there are any, nothing else is read.
+        budget: `full` or `adaptive`; None before the first annotation.
+        teachers: status of each teacher of the last panel.
+        outside: replies that the last panel does not cover.
+        total: sums over the teachers.
+    """
+
+    store: str
+    source: str | None
+    pairs: int
+    shard: str | None
+    annotating: int | None
+    integrity: list[str]
+    budget: str | None
+    teachers: list[TeacherStatus]
+    outside: OutsideReplies
+    total: TotalStatus
+
+
+def collect_status(path: Path) -> RunStatus:
+    """Return the state of a run; another process may be annotating into the store meanwhile.
 
     Args:
-        path: of the store.
-
-    Returns:
-        store: its path.
-        source: its name; None before the pairs were read.
-        pairs: distinct ones of the store's share.
-        shard: that share, `I/N`; None for all.
-        annotating: the number of the process that annotates now; None where none does.
-        integrity: what SQLite finds wrong with the file; where it finds something, nothing else
-            is told.
-        budget: `full` or `adaptive`; None where nothing was annotated yet.
-        teachers: of the last panel, each with its name, the counts (asked = kept + refused + spared
-            + pending; refused by reason), requests, prompt_tokens, cached_tokens, cached_share,
-            completion_tokens, untold (replies without counts of tokens), untimed (replies whose
-            time nobody took: imported ones), busy_seconds (while the others were in flight),
-            replies_per_second (of the others, over the last ten minutes before the newest, while
-            they were in flight), seconds_left, money, money_left, currency; and `cells`: the
-            counts and tokens by variant and order.
-        total: the same counts and tokens of all teachers; money and money_left by currency, of the
-            teachers whose price is known, and `unpriced`, the others; seconds_left_side_by_side
-            and seconds_left_in_turn: the longest and the sum of what is left of each.
-        outside: replies of teachers and variants that the last panel does not ask.
+        path: path of the store.
 
     Raises:
-        ValueError: the file is no store.
-        OSError: it is not there.
+        ValueError: the file is not a store.
+        OSError: the file does not exist.
     """
     with Store(path) as store, store.snapshot():
         problems = store.integrity()
         source = None if problems else store.corpus.source()
         shard = None if problems else store.questions.shard()
-        found = {
-            "store": str(path),
-            "source": source and source.name,
-            "pairs": 0 if problems else store.questions.pair_count(),
-            "shard": shard and str(shard),
-            "annotating": annotating(path),
-            "integrity": problems,
-            "budget": None,
-            "teachers": [],
-            "outside": {"replies": 0},
-        }
+        pairs = 0 if problems else store.questions.pair_count()
+        budget, teachers, outside = None, [], OutsideReplies()
         if not problems and store.teachers():
-            found |= _run(store, found["pairs"])
-    return found | {"total": _total(found["teachers"])}
+            budget = store.panel()["budget"]
+            teachers, outside = _teachers(store, pairs)
+        return RunStatus(
+            store=str(path),
+            source=None if source is None else source.name,
+            pairs=pairs,
+            shard=None if shard is None else str(shard),
+            annotating=find_annotating_process(path),
+            integrity=problems,
+            budget=budget,
+            teachers=teachers,
+            outside=outside,
+            total=_total(teachers),
+        )
 
 
-def annotating(path: Path) -> int | None:
-    """The number of the process that annotates into a store on this computer; None for none."""
-    mark = path.with_name(f"{path.name}.lock")
+def find_annotating_process(path: Path) -> int | None:
+    """Return the id of the local process that annotates into a store, or None.
+
+    Args:
+        path: path of the store.
+    """
     try:
-        with mark.open() as lock:
+        with path.with_name(f"{path.name}.lock").open() as lock:
             pid = int(lock.read())
-            return pid if _exists(pid) and _holds(pid, lock) else None
+            return pid if _is_running(pid) and _holds_lock(pid, lock) else None
     except (FileNotFoundError, PermissionError, ValueError):
         return None
 
 
-def _exists(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process belongs to another user
         return True
     return pid > 0
 
 
-def _holds(pid: int, lock: TextIO) -> bool:
-    """Whether a process holds the lock: its number may be that of one that ended long ago.
-
-    Looked up in Linux's list of locks, not tried: an `annotate` that starts while somebody tries
-    the lock, for however short, is refused. It is tried only where there is no such list, or where
-    the list names another file (some file systems have two numbers for one).
-    """
+def _holds_lock(pid: int, lock: TextIO) -> bool:
+    """Return whether a process holds the lock; the id may have been reused by another program."""
+    # Read the kernel's list of locks rather than try the lock: an `annotate` that starts while the
+    # lock is being tried would be refused.
     try:
-        listed = [line.split() for line in _LOCKS.read_text().splitlines()]
+        locks = [line.split() for line in _LOCKS.read_text().splitlines()]
     except OSError:
         return _is_locked(lock)
-    files = [
+    inodes = [
         fields[5].rpartition(":")[2]
-        for fields in listed
+        for fields in locks
         if fields[1] == "FLOCK" and fields[4] == str(pid)
     ]
-    inode = str(os.fstat(lock.fileno()).st_ino)
-    return inode in files or (bool(files) and _is_locked(lock))
+    # Some file systems report two inodes for one file, so that another inode proves nothing.
+    return str(os.fstat(lock.fileno()).st_ino) in inodes or (bool(inodes) and _is_locked(lock))
 
 
 def _is_locked(lock: TextIO) -> bool:
-    """Whether somebody holds the lock, found out by trying it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -117,136 +225,150 @@ def _is_locked(lock: TextIO) -> bool:
     return False
 
 
-def _run(store: Store, pairs: int) -> dict[str, Any]:
+def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideReplies]:
     panel = store.panel()
     orders = sorted(store.rubric().orders("0"))
     cells = [(variant, order) for variant in panel["variants"] for order in orders]
     adaptive = panel["budget"] == "adaptive"
-    heard = store.usage.count_settled() if adaptive else {}
+    settled = store.usage.count_settled() if adaptive else {}
     outcomes, slices = store.questions.outcomes(), store.usage.slices()
     teachers, inside = [], 0
     for teacher in panel["teachers"]:
         name = teacher["name"]
-        own = [one for one in slices if one.teacher == name and (one.variant, one.order) in cells]
-        said = [one for one in outcomes if one.teacher == name]
-        rows = [
-            _cell(
-                cell,
-                asked=pairs,
-                final=[one for one in said if one.is_final(teacher["retries"])],
-                spared=heard[("", "", "")] - heard.get((name, *cell), 0) if adaptive else 0,
-                used=sum_usage(one for one in own if (one.variant, one.order) == cell),
-            )
-            for cell in cells
+        own = [
+            part for part in slices if part.teacher == name and (part.variant, part.order) in cells
         ]
-        inside += sum(one.requests for one in own)
+        final = [
+            outcome
+            for outcome in outcomes
+            if outcome.teacher == name and outcome.is_final(teacher["retries"])
+        ]
+        rows = [
+            CellStatus(
+                variant=variant,
+                order=order,
+                **_progress(
+                    [key for key in final if (key.variant, key.order) == (variant, order)],
+                    sum_usage(key for key in own if (key.variant, key.order) == (variant, order)),
+                    asked=pairs,
+                    spared=settled[("", "", "")] - settled.get((name, variant, order), 0)
+                    if adaptive
+                    else 0,
+                ),
+            )
+            for variant, order in cells
+        ]
+        inside += sum(part.requests for part in own)
         teachers.append(_teacher(teacher, rows, own))
-    replies = sum(one.requests for one in slices)
-    return {
-        "budget": panel["budget"],
-        "teachers": teachers,
-        "outside": {"replies": replies - inside},
-    }
+    replies = sum(part.requests for part in slices)
+    return teachers, OutsideReplies(replies=replies - inside)
 
 
-def _cell(
-    cell: tuple[str, str], *, asked: int, final: Sequence[KeyCount], spared: int, used: Usage
+def _progress(
+    outcomes: Sequence[KeyCount], usage: Usage, *, asked: int, spared: int
 ) -> dict[str, Any]:
-    refused = count_outcomes([one for one in final if (one.variant, one.order) == cell])
+    """Return the fields of `Progress`."""
+    refused = count_outcomes(outcomes)
     kept = refused.pop("kept", 0)
     return {
-        "variant": cell[0],
-        "order": cell[1],
         "asked": asked,
         "kept": kept,
         "refused": refused,
         "spared": spared,
         "pending": asked - kept - sum(refused.values()) - spared,
-        **_tokens(used),
+        **_tokens(usage),
     }
 
 
-def _tokens(used: Usage) -> dict[str, Any]:
+def _tokens(usage: Usage) -> dict[str, Any]:
     return {
-        "requests": used.requests,
-        "untold": used.uncounted,
-        "prompt_tokens": used.prompt,
-        "cached_tokens": used.cached,
-        "cached_share": used.cached_share,
-        "completion_tokens": used.completion,
+        "requests": usage.requests,
+        "untold": usage.uncounted,
+        "prompt_tokens": usage.prompt,
+        "cached_tokens": usage.cached,
+        "cached_share": usage.cached_share,
+        "completion_tokens": usage.completion,
     }
 
 
 def _teacher(
-    teacher: dict[str, Any], cells: list[dict[str, Any]], slices: Sequence[Slice]
-) -> dict[str, Any]:
-    counts = _counts(cells)
-    used, rate = sum_usage(slices), recent_usage(slices).rate
+    teacher: dict[str, Any], cells: list[CellStatus], slices: Sequence[Slice]
+) -> TeacherStatus:
+    counts = _sum_counts(cells)
+    usage, rate = sum_usage(slices), recent_usage(slices).rate
     price = None if teacher["price"] is None else Price(**teacher["price"])
     done = counts["kept"] + sum(counts["refused"].values())
-    # A question takes more than one request where replies cannot be read.
-    requests_left = counts["pending"] * (used.requests / done if done else 1.0)
+    # Retries make more than one request for a question.
+    requests_left = counts["pending"] * (usage.requests / done if done else 1.0)
     seconds_left = 0.0 if not counts["pending"] else requests_left / rate if rate else None
-    return {
-        "name": teacher["name"],
+    return TeacherStatus(
+        name=teacher["name"],
         **counts,
-        **_tokens(used),
-        "untimed": used.untimed,
-        "busy_seconds": used.busy,
-        "replies_per_second": rate,
-        "seconds_left": seconds_left,
-        "money": used.cost(price),
-        "money_left": _money_left(price, used, requests_left, seconds_left),
-        "currency": price and price.currency,
-        "cells": cells,
-    }
+        **_tokens(usage),
+        untimed=usage.untimed,
+        busy_seconds=usage.busy,
+        replies_per_second=rate,
+        seconds_left=seconds_left,
+        money=usage.cost(price),
+        money_left=_money_left(price, usage, requests_left, seconds_left),
+        currency=None if price is None else price.currency,
+        cells=cells,
+    )
 
 
 def _money_left(
-    price: Price | None, used: Usage, requests: float, seconds: float | None
+    price: Price | None, usage: Usage, requests: float, seconds: float | None
 ) -> float | None:
-    """By the hour: the time that is left; by the token: as much for a request as until now."""
+    """Extrapolate the cost: from the time left if priced by the hour, else from the requests."""
     if price is not None and price.gpu_hour is not None:
         return None if seconds is None else Usage(seconds=seconds).cost(price)
-    so_far = used.cost(price)
-    if so_far is None or (requests and not used.requests):
+    so_far = usage.cost(price)
+    if so_far is None or (requests and not usage.requests):
         return None
-    return so_far * requests / used.requests if requests else 0.0
+    return so_far * requests / usage.requests if requests else 0.0
 
 
-def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    reasons = sorted({reason for row in rows for reason in row["refused"]})
-    return {name: sum(row[name] for row in rows) for name in _COUNTS} | {
-        "refused": {
-            reason: sum(row["refused"].get(reason, 0) for row in rows) for reason in reasons
-        }
-    }
-
-
-def _total(teachers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    cached = [one["cached_tokens"] for one in teachers if one["cached_tokens"] is not None]
-    told = [one["prompt_tokens"] for one in teachers if one["cached_tokens"] is not None]
-    left = [one["seconds_left"] for one in teachers]
-    known = None not in left
+def _sum_counts(rows: Sequence[Progress]) -> dict[str, Any]:
+    reasons = sorted({reason for row in rows for reason in row.refused})
     return {
-        **_counts(teachers),
-        **{
-            name: sum(one[name] for one in teachers)
-            for name in ("requests", "untold", "untimed", "prompt_tokens", "completion_tokens")
-        },
-        "cached_tokens": sum(cached) if cached else None,
-        "cached_share": sum(cached) / sum(told) if sum(told) else None,
-        "money": _by_currency(teachers, "money"),
-        "money_left": _by_currency(teachers, "money_left"),
-        "unpriced": [one["name"] for one in teachers if one["money"] is None],
-        "seconds_left_side_by_side": max(left, default=0.0) if known else None,
-        "seconds_left_in_turn": math.fsum(left) if known else None,
+        "asked": sum(row.asked for row in rows),
+        "kept": sum(row.kept for row in rows),
+        "refused": {reason: sum(row.refused.get(reason, 0) for row in rows) for reason in reasons},
+        "spared": sum(row.spared for row in rows),
+        "pending": sum(row.pending for row in rows),
     }
 
 
-def _by_currency(teachers: Iterable[dict[str, Any]], key: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for one in teachers:
-        if one[key] is not None:
-            found[one["currency"]] = found.get(one["currency"], 0.0) + one[key]
-    return found
+def _total(teachers: Sequence[TeacherStatus]) -> TotalStatus:
+    cached = [row.cached_tokens for row in teachers if row.cached_tokens is not None]
+    prompt = sum(row.prompt_tokens for row in teachers if row.cached_tokens is not None)
+    seconds = [row.seconds_left for row in teachers if row.seconds_left is not None]
+    complete = len(seconds) == len(teachers)
+    return TotalStatus(
+        **_sum_counts(teachers),
+        requests=sum(row.requests for row in teachers),
+        untold=sum(row.untold for row in teachers),
+        untimed=sum(row.untimed for row in teachers),
+        prompt_tokens=sum(row.prompt_tokens for row in teachers),
+        completion_tokens=sum(row.completion_tokens for row in teachers),
+        cached_tokens=sum(cached) if cached else None,
+        cached_share=sum(cached) / prompt if prompt else None,
+        money=sum_by_currency((row.money, row.currency) for row in teachers),
+        money_left=sum_by_currency((row.money_left, row.currency) for row in teachers),
+        unpriced=[row.name for row in teachers if row.money is None],
+        seconds_left_side_by_side=max(seconds, default=0.0) if complete else None,
+        seconds_left_in_turn=math.fsum(seconds) if complete else None,
+    )
+
+
+def sum_by_currency(amounts: Iterable[tuple[float | None, str | None]]) -> dict[str, float]:
+    """Return the sums of amounts by currency, leaving out unknown amounts.
+
+    Args:
+        amounts: amounts and their currencies; None where they are unknown.
+    """
+    sums: dict[str, float] = {}
+    for amount, currency in amounts:
+        if amount is not None and currency is not None:
+            sums[currency] = sums.get(currency, 0.0) + amount
+    return sums

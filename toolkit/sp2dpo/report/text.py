@@ -1,8 +1,9 @@
 """A pilot's findings, as lines for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sp2dpo.report.status import Progress, RunStatus, TeacherStatus
 from sp2dpo.store.usage import RECENT
 from sp2dpo.text import (
     UNKNOWN,
@@ -45,6 +46,10 @@ def pilot_lines(found: dict[str, Any]) -> list[str]:
 
 def _wrapped(*lines: str) -> list[str]:
     return [part for line in lines for part in wrap(line)]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {format_count(count)}" for name, count in counts.items())
 
 
 def _sample(sample: dict[str, Any]) -> list[str]:
@@ -305,133 +310,131 @@ def _value(rule: dict[str, Any]) -> str:
     return format_count(value) if rule["name"] == "enough" else format_fixed(value, 3)
 
 
-def status_lines(found: dict[str, Any]) -> list[str]:
-    """What `sp2dpo status` prints.
+def status_lines(status: RunStatus) -> list[str]:
+    """Return the lines that `sp2dpo status` prints.
 
     Args:
-        found: as `status.status` gives it.
+        status: state of the run, from `collect_status`.
     """
-    lines = [part for line in _head(found) for part in wrap(line)]
-    if found["integrity"]:
-        return lines + [part for one in found["integrity"] for part in wrap(f"  {one}")]
-    if not found["teachers"]:
-        return [*lines, "nothing was annotated yet: `sp2dpo annotate` asks"]
-    rest = [part for line in _rest(found) for part in wrap(line)]
-    return [*lines, "", *_reply_counts(found), "", *_teachers(found), "", *rest]
+    lines = _wrapped(*_status_head(status))
+    if status.integrity:
+        return lines + _wrapped(*(f"  {problem}" for problem in status.integrity))
+    if not status.teachers:
+        return [*lines, "no annotation yet: run `sp2dpo annotate`"]
+    notes = _wrapped(*_status_notes(status))
+    return [*lines, "", *_reply_counts(status), "", *_throughput(status.teachers), "", *notes]
 
 
-def _head(found: dict[str, Any]) -> list[str]:
-    pid, share = found["annotating"], f" (shard {found['shard']})" if found["shard"] else ""
-    held = f"{format_count(found['pairs'])} pairs{share} of {found['source'] or 'nothing'}"
+def _status_head(status: RunStatus) -> list[str]:
+    shard = f" (shard {status.shard})" if status.shard else ""
+    pairs = f"{format_count(status.pairs)} pairs{shard} of {status.source or 'nothing'}"
+    pid = status.annotating
     return [
-        found["store"] if found["integrity"] else f"{found['store']}: {held}",
-        "nobody annotates into it now" if pid is None else f"process {pid} annotates into it now",
-        "the file is DAMAGED; SQLite finds:" if found["integrity"] else "the file is sound",
+        status.store if status.integrity else f"{status.store}: {pairs}",
+        "no process is annotating into it now"
+        if pid is None
+        else f"process {pid} is annotating into it now",
+        "the file is DAMAGED; SQLite finds:" if status.integrity else "the file is sound",
     ]
 
 
-def _reply_counts(found: dict[str, Any]) -> list[str]:
-    """What became of what was asked: a row for each teacher, variant and order, and their sum.
-
-    The tokens stand beside it, or below where there is no room.
-    """
-    cells = [
-        {"teacher": teacher["name"], **cell}
-        for teacher in found["teachers"]
-        for cell in teacher["cells"]
-    ]
-    blind = len({cell["order"] for cell in cells}) > 1
-    cells.append({"teacher": "all", "variant": "", "order": "", **found["total"]})
-    names = ["teacher", "variant", *(["order"] if blind else [])]
+def _reply_counts(status: RunStatus) -> list[str]:
+    """Return a row for each teacher, variant and order, and one for their sum."""
+    cells = [(teacher.name, cell) for teacher in status.teachers for cell in teacher.cells]
+    names = ["teacher", "variant"]
+    keys = [[name, cell.variant] for name, cell in cells] + [["all", ""]]
+    if len({cell.order for _, cell in cells}) > 1:
+        names.append("order")
+        keys = [
+            [*key, order]
+            for key, order in zip(keys, [*(cell.order for _, cell in cells), ""], strict=True)
+        ]
+    rows: list[Progress] = [*(cell for _, cell in cells), status.total]
     counts = {
-        "asked": [format_count(cell["asked"]) for cell in cells],
-        "kept": [format_count(cell["kept"]) for cell in cells],
-        "refused": [format_count(sum(cell["refused"].values())) for cell in cells],
-        "spared": [format_count(cell["spared"]) for cell in cells],
-        "pending": [format_count(cell["pending"]) for cell in cells],
+        "asked": [format_count(row.asked) for row in rows],
+        "kept": [format_count(row.kept) for row in rows],
+        "refused": [format_count(sum(row.refused.values())) for row in rows],
+        "spared": [format_count(row.spared) for row in rows],
+        "pending": [format_count(row.pending) for row in rows],
     }
-    if found["budget"] != "adaptive":
+    if status.budget != "adaptive":
         del counts["spared"]
     tokens = {
-        "prompt tokens": [format_count(cell["prompt_tokens"]) for cell in cells],
-        "cached": [format_percent(cell["cached_share"]) for cell in cells],
-        "reply tokens": [format_count(cell["completion_tokens"]) for cell in cells],
+        "prompt tokens": [format_count(row.prompt_tokens) for row in rows],
+        "cached": [format_percent(row.cached_share) for row in rows],
+        "reply tokens": [format_count(row.completion_tokens) for row in rows],
     }
-    who = [[cell[name] for name in names] for cell in cells]
-    lines = _table(names, who, counts | tokens)
+    lines = _count_table(names, keys, counts | tokens)
     if max(map(len, lines)) > WIDTH or any("..." in line for line in lines):
-        lines = [*_table(names, who, counts), "", *_table(names, who, tokens)]
-    reasons = ", ".join(f"{why} {format_count(n)}" for why, n in found["total"]["refused"].items())
+        lines = [*_count_table(names, keys, counts), "", *_count_table(names, keys, tokens)]
+    reasons = _counted(status.total.refused)
     return [*lines, *(wrap(f"refused: {reasons}") if reasons else [])]
 
 
-def _table(
-    names: Sequence[str], who: Sequence[Sequence[str]], columns: dict[str, list[str]]
+def _count_table(
+    names: Sequence[str], keys: Sequence[Sequence[str]], columns: dict[str, list[str]]
 ) -> list[str]:
-    rows = [[*one, *numbers] for one, *numbers in zip(who, *columns.values(), strict=True)]
+    rows = [[*key, *numbers] for key, *numbers in zip(keys, *columns.values(), strict=True)]
     return format_narrow_table([*names, *columns], rows, names=2)
 
 
-def _teachers(found: dict[str, Any]) -> list[str]:
+def _throughput(teachers: Sequence[TeacherStatus]) -> list[str]:
     rows = [
         [
-            one["name"],
-            format_fixed(one["replies_per_second"]),
-            format_duration(one["busy_seconds"]),
-            format_duration(one["seconds_left"]),
-            _amount(one["money"], one["currency"]),
-            _amount(one["money_left"], one["currency"]),
+            teacher.name,
+            format_fixed(teacher.replies_per_second),
+            format_duration(teacher.busy_seconds),
+            format_duration(teacher.seconds_left),
+            _amount(teacher.money, teacher.currency),
+            _amount(teacher.money_left, teacher.currency),
         ]
-        for one in found["teachers"]
+        for teacher in teachers
     ]
     head = ["teacher", "replies/s", "worked", "left", "cost", "to come"]
     return format_narrow_table(head, rows, names=1)
 
 
 def _amount(amount: float | None, currency: str | None) -> str:
-    return (
-        format_fixed(None)
-        if amount is None or currency is None
-        else format_money({currency: amount})
-    )
+    if amount is None or currency is None:
+        return UNKNOWN
+    return format_money({currency: amount})
 
 
-def _rest(found: dict[str, Any]) -> list[str]:
-    total, teachers = found["total"], found["teachers"]
+def _status_notes(status: RunStatus) -> list[str]:
+    total = status.total
     lines = [
         f"replies/s: over the last {RECENT // 60} minutes before a teacher's newest reply, while "
         "requests were in flight"
     ]
-    if total["pending"] and total["seconds_left_in_turn"] is not None:
-        lines.append(_left(total, teachers, at_most=found["budget"] == "adaptive"))
-    if total["money"]:
-        said = f"cost until now: {format_money(total['money'])}"
-        lines.append(f"{said}; to come: {format_money(total['money_left']) or 'not known'}")
-    if total["unpriced"] and total["money"]:
-        lines.append(f"not in it: {', '.join(total['unpriced'])} (price, tokens or time unknown)")
-    if total["untold"]:
-        lines.append(f"{format_count(total['untold'])} replies came without counts of tokens")
-    if total["untimed"]:
+    if total.pending and total.seconds_left_in_turn is not None:
+        lines.append(_time_left(status))
+    if total.money:
+        left = format_money(total.money_left) or "not known"
+        lines.append(f"cost until now: {format_money(total.money)}; to come: {left}")
+    if total.unpriced and total.money:
+        unpriced = ", ".join(total.unpriced)
+        lines.append(f"not included: {unpriced} (price, tokens or time unknown)")
+    if total.untold:
+        lines.append(f"{format_count(total.untold)} replies came without token counts")
+    if total.untimed:
         lines.append(
-            f"{format_count(total['untimed'])} replies came without a time, as imported ones do; "
-            "replies/s and what follows from it are of the others"
+            f"{format_count(total.untimed)} replies came without a time, as imported ones do; "
+            "replies/s and what follows from it leave them out"
         )
-    if found["outside"]["replies"]:
+    if status.outside.replies:
         lines.append(
-            f"{format_count(found['outside']['replies'])} replies of teachers or variants "
-            f"that the last "
-            "panel does not ask are in the file too, and in no row above"
+            f"{format_count(status.outside.replies)} replies of teachers or variants that the last "
+            "panel does not include are also in the file, and in none of the rows above"
         )
     return lines
 
 
-def _left(total: dict[str, Any], teachers: Sequence[dict[str, Any]], *, at_most: bool) -> str:
-    begin = "left, at most" if at_most else "left"
-    side, turn = total["seconds_left_side_by_side"], total["seconds_left_in_turn"]
-    if len(teachers) == 1 or side == turn:
-        return f"{begin}: {format_duration(turn)}"
+def _time_left(status: RunStatus) -> str:
+    begin = "left, at most" if status.budget == "adaptive" else "left"
+    side_by_side = format_duration(status.total.seconds_left_side_by_side)
+    in_turn = format_duration(status.total.seconds_left_in_turn)
+    if side_by_side == in_turn:
+        return f"{begin}: {in_turn}"
     return (
-        f"{begin}: {format_duration(side)} if the teachers work side by side, "
-        f"{format_duration(turn)} one after "
-        "the other"
+        f"{begin}: {side_by_side} if the teachers work side by side, {in_turn} one after the other"
     )
