@@ -46,6 +46,6 @@ def test_a_line_that_broke_off_is_cut_off(tmp_path, kept):
 def test_what_is_not_ours_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "journal.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"no journal of ours|begun with another of"):
+    with pytest.raises(ValueError, match=r"not a journal|begun with another of"):
         Journal(path, HEAD)
     assert path.read_text() == content

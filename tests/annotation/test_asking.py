@@ -66,7 +66,7 @@ def test_a_replica_that_is_away_at_the_start_is_named_and_does_without(scripted,
     done = annotate(folder, ["http://127.0.0.1:9/v1", teacher.url], expect=run)
     assert "120 kept + 0 refused + 0 pending" in done.stdout
     assert "nothing answers at http://127.0.0.1:9/v1" in done.stderr
-    assert "the other replicas are asked meanwhile" in done.stderr
+    assert "using the other replicas meanwhile" in done.stderr
     assert len(teacher.requests) == 120
 
 

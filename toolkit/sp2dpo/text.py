@@ -20,7 +20,7 @@ _UNSAFE = re.compile(
 
 
 def escape_controls(text: str) -> str:
-    """Return the text with control and invisible characters written as `\\uXXXX`."""
+    """Return the text with control and invisible characters written as Unicode escapes."""
     return _UNSAFE.sub(lambda match: _code(ord(match[0])), text)
 
 

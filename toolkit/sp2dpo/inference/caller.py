@@ -1,7 +1,7 @@
-"""Calling one model at all its servers: which one, how many at once, what is tried again, how long.
+"""Send requests to all replicas of one model, with routing, concurrency limits and retries.
 
-A fault that may pass is tried again until nothing at all has been answered for the outage budget. A
-request that fails again and again while others are answered in between fails for good.
+A transient error is retried until the model has answered nothing for `patience` seconds. A request
+that keeps failing while others are answered in between fails permanently.
 """
 
 import asyncio
@@ -18,25 +18,25 @@ from sp2dpo.inference.client import Client, Declined, EndpointError, Reply, Unav
 from sp2dpo.inference.replicas import Replica, Replicas
 
 _POISONED = 10
-"""Failures after which a request fails for good, if others are answered meanwhile."""
+"""Failures after which a request fails permanently, if others are answered in the meantime."""
 _FIRST_PAUSE = 0.25
-"""Seconds between the first failure and the second try; the pauses grow from there."""
+"""Seconds between the first failure and the first retry; later pauses are longer."""
 
 Messages = list[dict[str, str]]
 Answer = TypeVar("Answer")
 
 
 class StopRequested(Exception):
-    """The run is to end; what has not been sent stays pending."""
+    """The run was asked to stop; requests that were not sent remain pending."""
 
 
 @dataclass(kw_only=True)
 class Route:
-    """Where requests that begin alike go: to one replica, until it fails.
+    """The replica for requests with a common prefix, so that its prefix cache is used.
 
     Attributes:
-        key: what they have in common.
-        replica: that they go to.
+        key: Key that the requests have in common.
+        replica: Their replica; another one once it fails.
     """
 
     key: str
@@ -45,13 +45,13 @@ class Route:
 
 @dataclass(kw_only=True)
 class _Failures:
-    """A request that has failed.
+    """Failures of one request.
 
     Attributes:
-        failures: how often.
-        last: when it did so last.
-        alone: whether another request was sent after the failure before that, and was answered. A
-            reply that was in flight all the time says nothing of a server that has gone since.
+        count: Number of failures.
+        last_time: Time of the last failure.
+        alone: Whether another request was sent between the last two failures and was answered. An
+            answer to a request sent earlier would not show that the server was still up.
     """
 
     count: int
@@ -60,12 +60,12 @@ class _Failures:
 
 
 class Caller:
-    """One model, to be called on all its replicas.
+    """A model with all its replicas.
 
     Attributes:
-        context: the longest context of the model in tokens, once `check` has asked; None where no
-            server tells.
-        known_good: the messages of a request that was answered; None before the first.
+        context: Context length of the model in tokens, set by `check`; None if no server reports
+            it.
+        known_good: Messages of a request that was answered; None before the first answer.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class Caller:
         stop: asyncio.Event,
         is_starting: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Nothing is sent yet.
+        """Prepare to send requests.
 
         Args:
-            client: the model.
-            urls: of its replicas.
-            patience: seconds for which nothing may be answered before the run ends.
-            stop: set when nothing more is to be sent.
-            is_starting: Tells whether one of our servers is restarting; silence is then not an
-                outage.
+            client: Client of the model.
+            urls: Base URLs of its replicas.
+            patience: Seconds without any answer after which the run ends.
+            stop: Event after which no more requests are sent.
+            is_starting: Returns whether a server that we manage is restarting; the time until it
+                is ready does not count as an outage.
         """
         self.context: int | None = None
         self.known_good: Messages | None = None
@@ -96,22 +96,22 @@ class Caller:
         self._stop = stop
         self._is_starting = is_starting
         self._answered = float("-inf")
-        """When the latest request that was answered was sent."""
+        """When the most recent of the answered requests was sent."""
         self._silent_since: float | None = None
 
     @property
     def max_requests(self) -> int:
-        """Requests that may ever be in flight, all replicas together."""
+        """Largest number of requests in flight at all replicas together."""
         return self._client.endpoint.max_in_flight * len(self._urls)
 
     async def check(self) -> list[str]:
-        """Looks whether the replicas are there and serve the model; one at least must be.
+        """Check that at least one replica is reachable and that reachable ones serve the model.
 
         Returns:
-            What is to be said of those that are not there; they are asked again later.
+            A notice for each unreachable replica; these are tried again later.
 
         Raises:
-            EndpointError: none is there, or one refuses us or serves another model.
+            EndpointError: If none is reachable, or one refuses access or serves another model.
         """
         contexts, unavailable = [], []
         for url in self._urls:
@@ -123,20 +123,20 @@ class Caller:
             raise unavailable[0]
         limits = [context for context in contexts if context is not None]
         self.context = min(limits) if limits else None
-        return [f"{error}; the other replicas are asked meanwhile" for error in unavailable]
+        return [f"{error}; using the other replicas meanwhile" for error in unavailable]
 
     def route(self, key: str) -> Route:
-        """Where requests with this key begin."""
+        """Return the route for requests with a key."""
         return Route(key=key, replica=self._replicas.pick(key))
 
     async def ask(self, messages: Messages, attempt: int, route: Route) -> Reply:
-        """Sends a chat until it is answered, with backoff and jitter.
+        """Send a chat, with retries, exponential backoff and jitter, and return the reply.
 
         Raises:
-            StopRequested: the run is to end.
-            Declined: the server will not answer this request.
-            Unavailable: this request fails for good, while others are answered.
-            EndpointError: nothing was answered for too long, or we are refused.
+            StopRequested: If the run was asked to stop.
+            Declined: If the server refuses this request.
+            Unavailable: If this request fails permanently while others are answered.
+            EndpointError: If nothing was answered for too long, or the server refuses access.
         """
         reply = await self.retry(lambda url: self._client.ask(url, messages, attempt), route)
         self.known_good = messages
@@ -167,7 +167,7 @@ class Caller:
         try:
             return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
-            # One that is told to wait for ever, while another is answered, is refused as well.
+            # A request that only ever gets 429 is refused as well if another one is answered.
             if _always_fails(failures) or (
                 not _is_request_failure(error) and await self._probe(route)
             ):
@@ -176,8 +176,8 @@ class Caller:
 
     def _outage(self, last: Unavailable) -> EndpointError:
         return EndpointError(
-            f"{last}; nothing came for {self._silence():.0f} s. What came before is stored: start "
-            "the server again and give the same command, or wait longer with --patience"
+            f"{last}; no answer for {self._silence():.0f} s. Replies received so far are stored: "
+            "restart the server and run the same command again, or set a longer --patience"
         )
 
     async def _send_again(
@@ -190,11 +190,12 @@ class Caller:
             failures.alone = self._answered > failures.last_time
             failures.last_time = time.monotonic()
             if failures.count >= _POISONED - 1 and not failures.alone:
-                await self._probe(route)  # the next failure tells
+                await self._probe(route)  # if it is answered, the next failure sets `alone`
             raise
 
     async def _probe(self, route: Route) -> bool:
-        """Asks once more what was answered before: is it the request that fails, or the server?"""
+        """Return whether a request that was answered before is answered again."""
+        # It tells apart a request that the server cannot answer and a server that is down.
         good = self.known_good
         if good is None:
             return False
@@ -205,7 +206,7 @@ class Caller:
         return True
 
     async def _send(self, send: Callable[[str], Awaitable[Answer]], route: Route) -> Answer:
-        """Sends once, when the replica has room for it; elsewhere if it goes down meanwhile."""
+        """Send once a replica has a free slot; switch replicas if it goes down in the meantime."""
         while True:
             replica = route.replica
             await replica.limit.acquire()
@@ -230,7 +231,7 @@ class Caller:
             raise
         finally:
             replica.limit.release()
-        if isinstance(answer, Reply):  # counting tokens says nothing of the server's pace
+        if isinstance(answer, Reply):  # the latency of counting tokens is not comparable
             replica.succeeded(time.monotonic() - started)
         else:
             replica.answered()
@@ -250,13 +251,13 @@ class Caller:
             replica.limit.congested()
 
     def _silence(self) -> float:
-        """Seconds since the first failure after the last answer."""
+        """Return the seconds since the first failure after the last answer."""
         if self._is_starting():
             self._silent_since = None
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, but not beyond the end of the run."""
+        """Sleep; raise StopRequested as soon as the run is asked to stop."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
@@ -272,12 +273,12 @@ def _always_fails(failures: _Failures) -> bool:
 
 
 def _is_request_failure(failure: Unavailable) -> bool:
-    """Whether a failure may be the request's own fault: being told to wait is not."""
+    """Return whether the request itself may have caused a failure; 429 is only overload."""
     return failure.reason != "http-429"
 
 
 def _backoff(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next try; not before the server's Retry-After."""
+    """Return the seconds until the next retry, at least the server's Retry-After."""
     failure = state.outcome.exception() if state.outcome else None
     wait = failure.wait if isinstance(failure, Unavailable) else 0.0
     return max(wait + random.uniform(0, 1), _exponential(state)) if wait else _exponential(state)

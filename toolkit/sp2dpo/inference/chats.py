@@ -1,4 +1,4 @@
-"""Asking one model many chats, each once, at servers that are there or that we start."""
+"""Send many chats to one model, on running servers or on servers started for the purpose."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -15,11 +15,11 @@ from sp2dpo.interrupts import first_failure, wait_unless_stopped
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """What is asked.
+    """A chat to send.
 
     Attributes:
-        key: under which the answer is filed.
-        messages: that are sent.
+        key: Identifies the chat and its result.
+        messages: Messages to send.
     """
 
     key: str
@@ -28,13 +28,13 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatResult:
-    """What came of a chat.
+    """Result of a chat.
 
     Attributes:
-        key: of the chat.
-        reply: None where there is none.
-        reason: why there is none: `http-400`, `no-answer`.
-        detail: what the server said of it.
+        key: Key of the chat.
+        reply: The reply; None if there is none.
+        reason: Why there is none, such as `http-400` or `no-answer`.
+        detail: The server's message or the error.
     """
 
     key: str
@@ -44,7 +44,7 @@ class ChatResult:
 
 
 OnResult = Callable[[ChatResult], None]
-"""Is handed every outcome, as it comes."""
+"""Called with every result as it arrives."""
 
 
 async def ask_chats(
@@ -57,20 +57,20 @@ async def ask_chats(
     say: Callable[[str], None],
     log: Path,
 ) -> None:
-    """Asks all chats, as many at a time as the servers can do.
+    """Send all chats concurrently, as many at a time as the servers can handle.
 
     Args:
-        model: whom to ask; with `serve`, its servers are started and end with this.
-        chats: what to ask.
+        model: Model to ask; with `serve`, its servers are started first and stopped at the end.
+        chats: Chats to send.
         on_result: Called with every result.
-        stop: set when nothing more is to be sent.
-        patience: seconds for which nothing may be answered before this gives up.
-        say: hears lines for people.
-        log: what servers of ours say.
+        stop: Event after which no more requests are sent.
+        patience: Seconds without any answer after which this gives up.
+        say: Called with notices for the user.
+        log: Log file of servers that are started.
 
     Raises:
-        EndpointError: nothing was answered for too long, or we are refused.
-        OSError: a server could not be started.
+        EndpointError: If nothing was answered for too long, or the server refuses access.
+        OSError: If a server could not be started.
         ValueError: If `on_result` raises it.
     """
     async with AsyncExitStack() as stack:

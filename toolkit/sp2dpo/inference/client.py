@@ -1,6 +1,6 @@
-"""Asking a teacher: one POST to an OpenAI-compatible server, and what can come back.
+"""Send single requests to an OpenAI-compatible server and parse its answers.
 
-The client is aiohttp itself; the OpenAI SDK costs about ten times the processor time per request.
+It uses aiohttp directly, because the OpenAI SDK needs about ten times the CPU time per request.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from sp2dpo.text import shorten
 
 
 class EndpointError(OSError):
-    """A teacher that cannot be asked: the run stops, and nothing is recorded for the request."""
+    """A model cannot be reached or used. The run stops, and the request remains pending."""
 
 
 class Unavailable(EndpointError):
-    """A fault that may pass: overload, an error of the server, a lost connection, a time-out.
+    """A transient error: overload, a server error, a lost connection, a timeout.
 
     Attributes:
-        reason: what a request is refused with that fails so for good: `http-500`, `no-answer`.
-        overloaded: whether the server, or the time that it takes, asks for fewer requests at once.
-        lost: whether there was no answer at all.
-        wait: seconds that the server wants to be left alone.
+        reason: Reason recorded if the request fails permanently: `http-500`, `no-answer`.
+        overloaded: Whether the error suggests fewer requests at once (429, 503, timeout).
+        lost: Whether there was no answer at all.
+        wait: Seconds to wait that the server asks for (Retry-After).
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Unavailable(EndpointError):
 
 
 class Declined(ValueError):
-    """The server will not answer this request (HTTP 400, 413, 422); asking again is no use.
+    """The server refuses this request (HTTP 400, 413, 422); a retry would not help.
 
     Attributes:
-        status: of the HTTP answer.
+        status: HTTP status code.
     """
 
     def __init__(self, status: int, body: str) -> None:
@@ -59,17 +59,17 @@ class Declined(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a server answered.
+    """A parsed chat completion. Counts and names are the server's; None if it gives none.
 
     Attributes:
-        text: of the message; empty where it gave none.
-        finish_reason: `stop` where the model ended by itself, `length` at the token limit.
-        model: as the server names it.
-        prompt_tokens: of the request, as the server counted.
-        completion_tokens: of the reply.
-        cached_tokens: of the prompt, served from the prefix cache; None where it does not tell.
-        seconds: from sending to the whole reply; None where nobody took the time.
-        logprobs: of its tokens, as the server gives them; None where it gives none.
+        text: Content of the message; empty if there is none.
+        finish_reason: `stop` if the model ended its reply, `length` at the token limit.
+        model: Model name.
+        prompt_tokens: Tokens of the request.
+        completion_tokens: Tokens of the reply.
+        cached_tokens: Prompt tokens that came from the prefix cache.
+        seconds: Latency of the complete reply; None if it was not measured.
+        logprobs: Log-probabilities of the tokens, in the server's format.
     """
 
     text: str
@@ -83,10 +83,10 @@ class Reply:
 
 
 def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
-    """The JSON object of an answer.
+    """Parse the JSON object of an answer.
 
     Raises:
-        Unavailable: it is none: a proxy's page, or cut off.
+        Unavailable: If it is not a JSON object, such as a proxy's page or a truncated answer.
     """
     try:
         answer = json.loads(body)
@@ -135,16 +135,16 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
 
 
 def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
-    """Of the reply's tokens; a reply is whole without them."""
+    """Return the log-probabilities of the reply's tokens; they are optional."""
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return content if isinstance(content, list) else None
 
 
 def escape_surrogates(text: str) -> str:
-    """The text with halves of surrogate pairs written as escapes: no file takes them as they are.
+    """Return the text with unpaired surrogates written as escapes, since UTF-8 has no code for them.
 
-    A reply that holds one is refused all the same: the escape stands for the half in JSON too.
+    A reply with one is still refused: within JSON, the escape is parsed as the surrogate again.
     """
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -154,21 +154,21 @@ def _text(value: Any) -> str | None:
 
 
 def parse_count(value: Any) -> int | None:
-    """A number of tokens; None for what cannot be one."""
+    """Return a token count, or None if the value cannot be one."""
     return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def shorten_body(body: bytes) -> str:
-    """The beginning of an answer, for a message."""
+    """Return the beginning of an answer, for an error message."""
     return shorten(body.decode(errors="replace"))
 
 
 _LONGEST_WAIT = 300.0
-"""Seconds at most that a server's Retry-After is heeded."""
+"""Upper limit of a server's Retry-After, in seconds."""
 
 
 def open_session() -> aiohttp.ClientSession:
-    """A session for all teachers; how much is in flight is decided above it."""
+    """Open an HTTP session without a connection limit: `Replicas` limits requests in flight."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -179,13 +179,14 @@ def open_session() -> aiohttp.ClientSession:
 def request_body(
     endpoint: Endpoint, messages: list[dict[str, str]], schema: dict[str, Any] | None, attempt: int
 ) -> dict[str, Any]:
-    """What is sent for one reply.
+    """Return the body of a chat completion request.
 
     Args:
-        endpoint: Gives the model and the sampling.
-        messages: the chat.
-        schema: of the reply; None where it may say anything.
-        attempt: 0 at first; a later one is sent with its own seed, the sampling's (or 0) plus it.
+        endpoint: Model and sampling parameters.
+        messages: The chat.
+        schema: JSON Schema of the reply; None for free text.
+        attempt: Number of the attempt, from 0; it is added to the sampling's seed (or 0), so that a
+            retry can get another reply.
     """
     seed = {"seed": endpoint.sampling.get("seed", 0) + attempt} if attempt else {}
     body = {"messages": messages, "model": endpoint.model}
@@ -198,7 +199,7 @@ def request_body(
 
 
 class Client:
-    """One teacher, to be asked over HTTP at any of its addresses."""
+    """HTTP client of one model, for any of its base URLs."""
 
     def __init__(
         self, session: aiohttp.ClientSession, endpoint: Endpoint, schema: dict[str, Any] | None
@@ -210,17 +211,17 @@ class Client:
         key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._rest: dict[int, bytes] = {}
-        """What follows the messages in a request, by attempt: the same for all pairs."""
+        """Encoded remainder of the request body, by attempt: it is the same for all pairs."""
 
     async def check(self, url: str) -> int | None:
-        """Asks a server for its models.
+        """Check that a server lists the model.
 
         Returns:
-            The longest context of the model in tokens, where the server tells.
+            The context length of the model in tokens; None if the server does not report it.
 
         Raises:
-            Unavailable: nothing answers there, or it is not ready.
-            EndpointError: it refuses us, or does not list the model.
+            Unavailable: If the server does not answer or is not ready.
+            EndpointError: If it refuses access or does not list the model.
         """
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
@@ -256,10 +257,10 @@ class Client:
         )
 
     async def count_tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:
-        """How many tokens a chat takes, as vLLM's tokenizer counts; None where a server cannot.
+        """Count the tokens of a chat with vLLM's `/tokenize`; None if the server lacks it.
 
         Raises:
-            Unavailable: it may answer later.
+            Unavailable: On a transient error.
         """
         server = url.rstrip("/").removesuffix("/v1")
         body = {"model": self.endpoint.model, "messages": messages, "add_generation_prompt": True}
@@ -274,12 +275,12 @@ class Client:
             return None
 
     async def ask(self, url: str, messages: list[dict[str, str]], attempt: int) -> Reply:
-        """Sends one chat and waits for the whole reply.
+        """Send a chat once and wait for the complete reply.
 
         Raises:
-            Declined: the server will not answer this request.
-            Unavailable: it may answer later.
-            EndpointError: it will not answer us at all (401, 403, 404).
+            Declined: If the server refuses this request.
+            Unavailable: On a transient error.
+            EndpointError: If the server refuses access or does not know the model (401, 403, 404).
         """
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
         started = time.monotonic()
@@ -325,7 +326,7 @@ def _timeout(seconds: float) -> aiohttp.ClientTimeout:
 
 
 def _retry_after(header: str) -> float:
-    """A Retry-After in seconds; one that names a date is left to our own backoff."""
+    """Parse a Retry-After in seconds; 0 for an HTTP date, which our own backoff covers."""
     try:
         return min(max(0.0, float(header)), _LONGEST_WAIT)
     except ValueError:
@@ -340,7 +341,7 @@ def _check_status(endpoint: Endpoint, status: int, body: bytes) -> None:
             "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
         )
         raise EndpointError(
-            f"{endpoint.label}: HTTP {status}, the server refuses us; {hint}: {shorten_body(body)}"
+            f"{endpoint.label}: HTTP {status}, access refused; {hint}: {shorten_body(body)}"
         )
     if status in (404, 405):
         raise EndpointError(

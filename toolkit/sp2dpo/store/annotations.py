@@ -1,4 +1,4 @@
-"""The kept annotations of a store as one table: what gaps are computed from."""
+"""The kept annotations of a store as one table, from which gaps are computed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,22 @@ _SCHEMA: dict[Any, Any] = {
 
 
 COLUMNS = tuple(_SCHEMA)
-"""Of the replies; the first five are their key."""
+"""Columns of `AnnotationTable.replies`; the first five are the key of a reply."""
 SEPARATOR = "\x1f"
-"""Stands between the values of a column in one text; names are printable and hold none."""
+"""Separates the values of a column in one text; names are printable, so none contains it."""
 _SLICE = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationTable:
-    """All kept annotations, and all pairs that they could be of.
+    """All kept annotations of a store, and the ids of all its pairs.
 
     Attributes:
-        replies: one row per kept reply, sorted by key: pair_id, teacher, variant, order, attempt,
+        replies: One row per kept reply, sorted by key: pair_id, teacher, variant, order, attempt,
             category, magnitude, confidence; better (null under the labelled protocol);
             expected_magnitude, expected_confidence (null without log-probabilities).
-        pair_ids: of all pairs of the store, sorted; some may have no reply.
-        rubric: that all of them were asked under.
+        pair_ids: Ids of all pairs in the store, sorted; some may have no reply.
+        rubric: Rubric that all replies answer.
     """
 
     replies: pl.DataFrame
@@ -50,15 +50,16 @@ class AnnotationTable:
 
     @cached_property
     def hash(self) -> str:
-        """64 hexadecimal digits over the replies in the order of their keys and the rubric.
+        """SHA-256 of the rubric's hash and the replies in key order, as 64 hexadecimal digits.
 
-        No times, no raw text, no rationale: only what a beta can depend on. Names hold no tabs.
+        It covers only what a beta can depend on: no times, raw texts or rationales.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
-        values = pl.all().cast(pl.String).fill_null("")  # joined to a null, a line would be null
+        # Names cannot contain tabs. A null would make the whole line null.
+        values = pl.all().cast(pl.String).fill_null("")
         line = pl.concat_str(pl.concat_str(values, separator="\t"), pl.lit("\n"))
         for part in self.replies.iter_slices(_SLICE):
-            # An Arrow column of text, in its older layout, holds all its lines end to end.
+            # The data buffer of Arrow's older string layout is all lines, end to end.
             lines: Any = (
                 part.select(line).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
             )
@@ -69,19 +70,20 @@ class AnnotationTable:
 def build_annotation_table(
     rows: list[tuple[object, ...]], *, pair_ids: list[str], rubric: Rubric
 ) -> AnnotationTable:
-    """The table of rows as a store gives them; their order does not matter.
+    """Build the table from rows in any order.
 
     Args:
-        rows: the columns of `AnnotationTable.replies`, in that order.
-        pair_ids: of all pairs.
-        rubric: that they were asked under.
+        rows: Values in the order of the columns of `AnnotationTable.replies`.
+        pair_ids: Ids of all pairs.
+        rubric: Rubric that the replies answer.
     """
     replies = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
     return AnnotationTable(replies=sort_by_key(replies), pair_ids=sorted(pair_ids), rubric=rubric)
 
 
 def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
-    """The replies sorted by their keys; a look is cheaper than a sort of what is sorted."""
+    """Return the replies sorted by key."""
+    # Checking whether rows are sorted is cheaper than sorting sorted rows.
     rises = pl.lit(False)
     for name in reversed(COLUMNS[:5]):
         value, before = pl.col(name), pl.col(name).shift()
@@ -93,12 +95,12 @@ def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
 def parse_columns(
     texts: Mapping[str, str], numbers: Mapping[str, Sequence[float | None]], count: int
 ) -> pl.DataFrame:
-    """Some of the rows of `AnnotationTable.replies`, from whole columns.
+    """Return rows of `AnnotationTable.replies` from the texts of whole columns.
 
     Args:
-        texts: the values of a column, `SEPARATOR` between them, nothing for null.
-        numbers: the values of others as they are; a column that is in neither is null.
-        count: of rows.
+        texts: Column -> its values joined by `SEPARATOR`; an empty value is null.
+        numbers: Column -> its values. A column in neither mapping is null.
+        count: Number of rows.
     """
     split = pl.DataFrame({name: [text] for name, text in texts.items()}).select(
         pl.all().str.split(SEPARATOR)

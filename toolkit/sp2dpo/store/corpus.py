@@ -1,4 +1,4 @@
-"""The pairs of a store, and the source rows that say them."""
+"""The pairs of a store and the source rows that they come from."""
 
 import hashlib
 import json
@@ -21,7 +21,17 @@ _ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSummary:
-    """How the rows of a source were read; `pairs` counts distinct ones."""
+    """Counts of the rows read from a source.
+
+    Attributes:
+        name: Name of the source, as in `Source`.
+        revision: Commit of a Hub data set; None for a file.
+        license: License of a Hub data set; None if unknown.
+        rows: Number of rows.
+        usable: Number of rows with a usable pair.
+        pairs: Number of distinct pairs.
+        set_aside: Reason -> number of rows without a usable pair.
+    """
 
     name: str
     revision: str | None
@@ -33,17 +43,17 @@ class SourceSummary:
 
 
 class Corpus:
-    """The pairs in an open store: taken in once, read often."""
+    """The pairs of an open store: added once, from one source."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._db = database
         self.path = path
 
     def add(self, source: Source, rows: Iterable[SourceRow | SetAside]) -> None:
-        """Takes in all rows of a source, or none; the same source again changes nothing.
+        """Add all rows of a source, or none; adding the same source again changes nothing.
 
         Raises:
-            ValueError: the store holds the pairs of another source.
+            ValueError: If the store already has the pairs of another source.
         """
         digest = hashlib.sha256()
         with transaction(self._db):
@@ -61,8 +71,8 @@ class Corpus:
             elif stored_digest != digest.hexdigest():
                 raise ValueError(
                     f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
-                    f"{source} gives others; use another --store, or leave --pairs out to go on "
-                    "with these"
+                    f"{source} gives others; use another --store, or omit --pairs to continue "
+                    "with the pairs in the store"
                 )
 
     def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> None:
@@ -77,7 +87,7 @@ class Corpus:
         self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
 
     def source(self) -> SourceSummary | None:
-        """How the source was read; None before it was."""
+        """Return counts of the source's rows; None if no source was added yet."""
         name = read_meta(self._db, "source_name")
         if name is None:
             return None
@@ -95,14 +105,14 @@ class Corpus:
         )
 
     def pair(self, name: str) -> Pair:
-        """The pair that a person means.
+        """Return the pair with a name.
 
         Args:
-            name: the source's own name of it, its id, or at least eight digits that its id begins
-                with.
+            name: The source's own id of the pair, its `Pair.id`, or the first eight or more digits
+                of it.
 
         Raises:
-            ValueError: no pair is called so, or several are.
+            ValueError: If no pair, or more than one, has this name.
         """
         queries: list[tuple[str, tuple[str, ...]]] = [
             ("SELECT pair_id FROM source_rows WHERE source_id = ?", (name,)),
@@ -121,7 +131,7 @@ class Corpus:
         return load_pair(row.fetchone())
 
     def rows(self) -> Iterator[tuple[SourceRow, str]]:
-        """All rows that hold a pair, in the source's order, each with its pair's id."""
+        """Yield the rows with a usable pair, in source order, each with its pair's id."""
         with closing(self._db.cursor()) as cursor:
             cursor.execute(
                 "SELECT row, pair_id, source_id, columns, prompt, chosen, rejected, tools "
@@ -139,7 +149,7 @@ class Corpus:
                 )
 
     def source_ids(self, pair_ids: Collection[str]) -> dict[str, str | None]:
-        """The source's own names of a few pairs; of its first row where a pair has several."""
+        """Return pair id -> source id for some pairs; of the first row if a pair has several."""
         marks = ", ".join("?" * len(pair_ids))
         return dict(
             self._db.execute(
@@ -150,13 +160,13 @@ class Corpus:
         )
 
     def names(self) -> Iterator[tuple[str, str | None]]:
-        """pair_id and source_id of every row that holds a pair, in the source's order."""
+        """Yield pair_id and source_id of every row with a usable pair, in source order."""
         yield from self._db.execute("SELECT pair_id, source_id FROM source_rows ORDER BY row")
 
     def lengths(self) -> pl.DataFrame:
-        """pair_id, and the characters of its chosen and of its rejected response, by pair_id.
+        """Return pair_id, chosen, rejected: lengths of both responses in characters, by pair_id.
 
-        Of a turn whose content is a list of parts, the characters of its JSON count.
+        For a turn whose content is a list of parts, its JSON is counted.
         """
         length = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
         query = f"SELECT pair_id, {length.format('chosen')}, {length.format('rejected')} FROM pairs"
@@ -167,12 +177,12 @@ class Corpus:
         )
 
     def set_aside(self) -> Iterator[SetAside]:
-        """All rows that hold no pair, in the source's order."""
+        """Yield the rows without a usable pair, in source order."""
         for row, reason, raw in self._db.execute("SELECT * FROM set_aside ORDER BY row"):
             yield SetAside(row=row, reason=reason, raw=raw)
 
     def pair_ids(self) -> list[str]:
-        """The ids of all pairs, sorted."""
+        """Return the ids of all pairs, sorted."""
         return [row[0] for row in self._db.execute("SELECT pair_id FROM pairs ORDER BY pair_id")]
 
     def _count(self, table: str) -> int:
@@ -186,14 +196,14 @@ def _record(row: SourceRow | SetAside) -> list[Any]:
 
 
 def load_pair(texts: Sequence[str], pair_id: str | None = None) -> Pair:
-    """The pair in the four JSON texts of a store: prompt, chosen, rejected, tools.
+    """Return the pair in four JSON texts of a store.
 
     Args:
         texts: JSON of prompt, chosen, rejected and tools.
-        pair_id: its id where that is at hand: hashing it anew costs more than all the rest.
+        pair_id: Id of the pair, if known: computing the hash would take most of the time.
     """
     prompt, chosen, rejected, tools = (tuple(json.loads(part)) for part in texts)
     pair = Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     if pair_id is not None:
-        pair.__dict__["id"] = pair_id  # what its cached property would hold
+        pair.__dict__["id"] = pair_id  # fill the cached property
     return pair

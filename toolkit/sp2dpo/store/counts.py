@@ -1,4 +1,4 @@
-"""Where an annotation stands: everything asked for is kept, refused, spared or pending."""
+"""Count replies: everything asked for is kept, refused, spared or pending."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from sp2dpo.store.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyCounts:
-    """Where a teacher stands: `kept + refused + spared + pending == all`.
+    """Counts of one teacher's replies: `kept + refused + spared + pending == all`.
 
     Attributes:
-        teacher: its name.
-        all: replies that a full budget takes.
-        kept: those that hold an annotation.
-        refused: those that hold none and are not asked for again by themselves, by reason.
-        spared: those that an adaptive panel does without.
+        teacher: Name of the teacher.
+        all: Replies that a full budget requires.
+        kept: Replies with a valid annotation.
+        refused: Reason -> replies without one that are not requested again automatically.
+        spared: Replies that an adaptive panel does not need.
     """
 
     teacher: str
@@ -33,23 +33,24 @@ class ReplyCounts:
 
     @property
     def pending(self) -> int:
-        """Replies that are still to come."""
+        """Number of replies that are still to be requested."""
         return self.all - self.kept - sum(self.refused.values()) - self.spared
 
     def requests_needed(self, again: bool) -> int:
-        """Requests to be made; those refused before count if they are asked again."""
+        """Return the number of requests to send, including refused replies if `again` is set."""
         return self.pending + (sum(self.refused.values()) if again else 0)
 
 
 def count_replies(
     store: Store, panel: Panel, annotations: AnnotationTable | None = None
 ) -> list[ReplyCounts]:
-    """What the store holds of what the panel asks, by teacher.
+    """Count the replies of each teacher of a panel.
 
     Args:
-        store: with what came.
-        panel: what it asks.
-        annotations: of the store, where they are at hand: it need not count them again then.
+        store: Store with the replies.
+        panel: Panel that determines what is asked for.
+        annotations: The store's annotations, if already loaded; kept replies are then counted
+            without another query.
     """
     expected = store.questions.pair_count() * panel.questions()
     adaptive = panel.budget == "adaptive"
@@ -79,7 +80,7 @@ def count_replies(
 
 
 def _kept(annotations: AnnotationTable) -> list[KeyCount]:
-    """As `Backlog.kept`: a key that has two kept replies counts once."""
+    """Return what `Questions.kept` returns; a key with two kept replies counts once."""
     key = ["teacher", "variant", "order"]
     keys = annotations.replies.select("pair_id", *key)
     again = pl.all_horizontal(pl.all() == pl.all().shift())
@@ -91,7 +92,7 @@ def _kept(annotations: AnnotationTable) -> list[KeyCount]:
 
 
 def load_recorded_panel(store: Store) -> Panel:
-    """The last panel of a store as far as a tally needs it: its teachers cannot be asked."""
+    """Return the last panel of a store, with enough fields to count replies but not to ask."""
     record = store.panel()
     return Panel(
         rubric=store.rubric(),
@@ -113,11 +114,11 @@ def load_recorded_panel(store: Store) -> Panel:
 
 
 _NAMED = 5
-"""Rows that are named for each reason."""
+"""Number of example rows per reason."""
 
 
 def source_lines(corpus: Corpus) -> list[str]:
-    """How the rows of the source became pairs, and why the others did not."""
+    """Return lines with the counts of the source's rows, and why rows were set aside."""
     source = corpus.source()
     if source is None:
         return []
@@ -136,7 +137,7 @@ def source_lines(corpus: Corpus) -> list[str]:
 
 
 def reply_count_lines(teachers: Sequence[ReplyCounts]) -> list[str]:
-    """What became of everything that was asked for: a line for each teacher, and counts for all."""
+    """Return a line with the counts of each teacher, and one with their sums."""
     lines = []
     for counts in teachers:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.refused.items())

@@ -1,4 +1,4 @@
-"""The SQLite file behind a store: its format, how it is opened, who may write, transactions."""
+"""The SQLite file of a store: schema, opening, write lock, transactions."""
 
 import fcntl
 import os
@@ -61,8 +61,8 @@ CREATE TABLE replies (
     PRIMARY KEY (pair_id, teacher, variant, "order", attempt)
 );
 """
-# What is still to be asked, what became of the rest and what a beta depends on are read from the
-# index alone: rows are wide, with the text of the reply in them.
+# Questions still to be asked, outcomes and annotations are read from this index alone, because the
+# rows of `replies` are wide: they contain the text of the reply.
 _NARROW = """
 CREATE INDEX replies_narrow ON replies (
     pair_id, teacher, variant, "order", attempt, status, reason, category, magnitude, confidence,
@@ -111,7 +111,9 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def _read_mode(path: Path) -> str:
-    """How to read the file: where nobody can write beside it, as one that never changes."""
+    """Return the mode to open a file for reading."""
+    # SQLite cannot create its lock files in a folder without write permission, except in immutable
+    # mode, which is safe only if there is no write-ahead log.
     log = path.with_name(f"{path.name}-wal")
     settled = not os.access(path.absolute().parent, os.W_OK) and not log.exists()
     return "ro&immutable=1" if settled else "ro"
@@ -137,28 +139,28 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
         raise ValueError(f"{path}: store format 1; `sp2dpo annotate` on it makes it {_FORMAT}")
     elif version != _FORMAT:
         raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
-    # A reply survives the loss of power, not only of the process.
+    # FULL: a committed reply survives a power failure, not only the end of the process.
     database.execute("PRAGMA synchronous = FULL")
 
 
 def integrity(database: sqlite3.Connection) -> list[str]:
-    """What SQLite finds wrong with the file; empty where it is sound."""
+    """Return the problems that SQLite's quick check reports; empty if there are none."""
     try:
         problems = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
-    except sqlite3.OperationalError:  # busy, say: nothing is wrong with the file
+    except sqlite3.OperationalError:  # for example, busy: the file is not damaged
         raise
-    except sqlite3.DatabaseError as error:  # too much for the check itself
+    except sqlite3.DatabaseError as error:  # too damaged for the check to run
         problems = [str(error)]
     return [] if problems == ["ok"] else problems
 
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Keeps every other process from annotating into the same store.
+    """Hold the lock that allows only one process to write to a store.
 
     Raises:
-        ValueError: another process does, named by its number.
-        OSError: there is no such folder, or it cannot be written to.
+        ValueError: If another process holds it; the message gives its process id.
+        OSError: If the folder does not exist or is not writable.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
@@ -172,6 +174,7 @@ def only_writer(path: Path) -> Iterator[None]:
                 f"{path}: another process ({lock.read().strip() or 'unknown'}) is annotating into "
                 "this store; wait for it or stop it"
             ) from None
+        # The previous holder may have deleted the file between our open and our lock.
         if not mark.exists() or mark.stat().st_ino != os.fstat(lock.fileno()).st_ino:
             raise ValueError(f"{path}: another process has just ended here; try again")
         lock.truncate(0)
@@ -185,7 +188,7 @@ def only_writer(path: Path) -> Iterator[None]:
 
 @contextmanager
 def snapshot(database: sqlite3.Connection) -> Iterator[None]:
-    """Whatever is read inside the block is of one moment."""
+    """Make all reads inside the block see the same state of the file."""
     database.execute("BEGIN")
     try:
         yield
@@ -195,23 +198,23 @@ def snapshot(database: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Everything inside the block is stored, or nothing."""
+    """Commit everything written inside the block, or nothing."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
         database.execute("COMMIT")
     except BaseException:
-        if database.in_transaction:  # a full disk has ended it already
+        if database.in_transaction:  # SQLite rolls back by itself if the disk is full
             database.execute("ROLLBACK")
         raise
 
 
 def read_meta(database: sqlite3.Connection, key: str) -> str | None:
-    """One of the few single values of a store."""
+    """Return a value of the table `meta`; None if it is not set."""
     row = database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return row[0] if row else None
 
 
 def write_meta(database: sqlite3.Connection, key: str, value: str) -> None:
-    """Records a single value."""
+    """Set a value of the table `meta`."""
     database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

@@ -1,4 +1,4 @@
-"""One store out of the stores of several processes: the shards of a run, put together."""
+"""Merge several stores, such as the shards of a run, into one."""
 
 import json
 import sqlite3
@@ -28,11 +28,11 @@ _META = (
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCounts:
-    """What a merge did.
+    """Result of a merge.
 
     Attributes:
-        added: replies that the merged store did not hold before.
-        missing: shares of the pairs whose stores were not given, where the others say so.
+        added: Number of replies that the merged store did not contain before.
+        missing: Shards whose stores were not given, if the other stores are shards.
     """
 
     added: int
@@ -40,20 +40,21 @@ class MergeCounts:
 
 
 def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
-    """Puts the replies of several stores into one, whole or not at all.
+    """Merge the replies of several stores into one, atomically.
 
-    In which order they are named does not change what a beta depends on. The same stores again
-    change nothing, and more of them may be merged into `out` later.
+    The order of the stores does not affect betas. Merging the same stores again changes nothing,
+    and more stores can be merged into `out` later.
 
     Args:
-        out: the store to make, or one that was merged before.
-        shards: stores of one source that one panel annotated; those without replies need not know
-            the panel.
+        out: Store to create, or the result of an earlier merge.
+        shards: Stores of the same source, annotated by the same panel. Stores without replies may
+            lack a panel.
 
     Raises:
-        ValueError: the stores do not belong together, two hold different replies to one request,
-            one is being annotated, or `out` is a store of its own.
-        OSError: one of them is not there, or `out` cannot be written.
+        ValueError: If the stores differ in source, rubric, teachers or panel, two of them have
+            different replies to the same request, one is being annotated, or `out` is not the
+            result of a merge.
+        OSError: If a store does not exist, or `out` cannot be written.
     """
     with ExitStack() as locks:
         _check_names(out, shards)
@@ -92,7 +93,7 @@ def _check_merged(out: Path) -> None:
 
 
 def _check_compatible(paths: Sequence[Path]) -> None:
-    """Refuses stores of different sources, rubrics, teachers or panels."""
+    """Refuse stores of different sources, rubrics, teachers or panels."""
     first, expected = None, {}
     for path in paths:
         with Store(path) as store, closing(connect(path, write=False)) as database:
@@ -112,7 +113,7 @@ def _check_compatible(paths: Sequence[Path]) -> None:
 
 
 def shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
-    """Return what all stores of one merge must agree on, by its name in messages."""
+    """Return the properties that all merged stores must share, by their names in messages."""
     source = store.corpus.source()
     if source is None:
         raise ValueError(f"{store.path}: holds no pairs")
@@ -138,9 +139,9 @@ def _format_value(value: Any) -> str:
 
 @contextmanager
 def _set_aside(out: Path) -> Iterator[Path]:
-    """The name of a store that exists inside the block only."""
+    """Give the path of a temporary store, removed after the block."""
     path = out.with_name(f".{out.name}.gathered")
-    _remove(path)  # a process may have been killed here
+    _remove(path)  # left by a process that was killed
     try:
         yield path
     finally:
@@ -153,9 +154,9 @@ def _remove(path: Path) -> None:
 
 
 def _gather(path: Path, shards: Sequence[Path]) -> int:
-    """Makes a new store of several; how many replies it holds."""
+    """Create a store from several and return its number of replies."""
     with closing(connect(path, write=True)) as database:
-        # Nothing depends on this file before it is whole.
+        # Speed over safety: the file is used only once it is complete.
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
         for shard in shards:
@@ -169,7 +170,7 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
 
 
 def _add(out: Path, gathered: Path) -> int:
-    """Adds all of a store to another in one transaction; how many replies were new."""
+    """Add a store to another in one transaction and return the number of new replies."""
     with (
         closing(connect(out, write=True)) as database,
         _attach(database, gathered),
@@ -186,7 +187,7 @@ def _replies(database: sqlite3.Connection) -> int:
 
 @contextmanager
 def _attach(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """The other store, to be read as `theirs`."""
+    """Attach another store as `theirs`."""
     database.execute("ATTACH ? AS theirs", (f"{path.absolute().as_uri()}?mode=ro",))
     try:
         yield
@@ -201,7 +202,7 @@ def _begin(database: sqlite3.Connection) -> None:
 
 
 def _insert(database: sqlite3.Connection, path: Path) -> None:
-    """Adds the replies of the attached store, and what all have in common where it is missing."""
+    """Insert the replies of the attached store, and shared properties that are still missing."""
     conflict = database.execute(
         'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
         "FROM theirs.replies theirs JOIN main.replies ours "

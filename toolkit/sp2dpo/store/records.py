@@ -1,4 +1,4 @@
-"""A reply on its way into a store: kept with its annotation, or refused with its reason."""
+"""Replies as a store records them: kept with an annotation, or refused with a reason."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from sp2dpo.panel.logprobs import expected_scores, tokens_of_values
 from sp2dpo.panel.rubric import Rubric
 
 UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
-"""Refusals that another seed may cure; all others are final."""
+"""Reasons of refusals that are retried with another seed; all others are final."""
 
 COLUMNS = (
     "pair_id", "teacher", "variant", "order", "attempt", "status", "reason", "detail",
@@ -19,7 +19,7 @@ COLUMNS = (
     "prompt_tokens", "completion_tokens", "cached_tokens", "seconds", "arrived",
     "better", "logprobs", "expected_magnitude", "expected_confidence",
 )  # fmt: skip
-"""Of the table `replies`, in its order."""
+"""Columns of the table `replies`, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,16 @@ class ReplyRecord:
     """A reply as it is stored.
 
     Attributes:
-        key: what it answers.
-        annotation: None where it was refused.
-        reason: why it was refused, one word; None where it was kept.
-        detail: more of the reason.
-        raw: what came back, word for word.
-        reply: the counts around it; None where the server declined the request.
-        arrived: seconds since 1970.
-        tokens: the raw top-k of the tokens that spell the values, where the panel asks for them.
-        magnitude: its expectation over those tokens, on the rubric's scale.
-        confidence: likewise.
+        key: Request that it answers.
+        annotation: Parsed annotation; None if the reply was refused.
+        reason: One-word reason of the refusal; None if the reply was kept.
+        detail: Explanation of the reason.
+        raw: Text of the reply, unchanged.
+        reply: Token counts and times; None if the server declined the request.
+        arrived: Arrival time, in seconds since 1970.
+        tokens: Top log-probabilities of the tokens that spell the values, if requested.
+        magnitude: Expected magnitude over those tokens, on the rubric's scale.
+        confidence: Expected confidence over those tokens, on the rubric's scale.
     """
 
     key: Key
@@ -52,7 +52,7 @@ class ReplyRecord:
 
 
 def record_reply(key: Key, reply: Reply, rubric: Rubric) -> ReplyRecord:
-    """A reply that came: kept if it holds an annotation and ended by itself."""
+    """Return the record of a reply: kept if it is complete and has a valid annotation."""
     annotation, reason, detail, tokens = None, None, None, None
     try:
         if reply.finish_reason == "length":
@@ -79,7 +79,7 @@ def record_reply(key: Key, reply: Reply, rubric: Rubric) -> ReplyRecord:
 
 
 def record_refusal(key: Key, reason: str, detail: str) -> ReplyRecord:
-    """A request that got no reply, and will get none: the server's words are the detail."""
+    """Return the record of a request that the server declined; `detail` is the server's message."""
     return ReplyRecord(
         key=key,
         annotation=None,
@@ -92,11 +92,11 @@ def record_refusal(key: Key, reason: str, detail: str) -> ReplyRecord:
 
 
 def record_row(record: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
-    """An entry as a row of the table `replies`.
+    """Return a record as a row of the table `replies`.
 
     Args:
         record: The reply.
-        rubric: the hash of what was asked under.
+        rubric: Hash of the rubric.
     """
     key, annotation, reply = record.key, record.annotation, record.reply
     return (
