@@ -1,14 +1,19 @@
 """The command line under bad input: one clear line, an exit code, nothing lost, no traceback."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+import sp2dpo.cli.main
+from sp2dpo.cli.main import _COMMANDS, cli
 from support.harness import COMMAND, DEMO, SCHEDULE, fail, run, succeed, write_pairs, write_panel
 
 
@@ -165,7 +170,9 @@ def test_a_data_set_never_replaces_somebody_elses_folder(demo, tmp_path):
 
 
 def test_a_mistyped_command_gets_a_hint():
-    assert "annotate" in fail("anotate", code=2)
+    complaint = fail("anotate", code=2)
+    assert "no command is called 'anotate', did you mean 'annotate'?" in complaint
+    assert "no command is called 'xyz'\n" in fail("xyz", code=2)
 
 
 def test_debug_shows_where_an_error_arose(tmp_path):
@@ -185,6 +192,34 @@ def test_help_loads_nothing_heavy():
     )
     assert "annotate" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_list_of_commands_repeats_what_each_says_of_itself(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert (command.name, command.get_short_help_str(200)) == (name, _COMMANDS[name][1])
+
+
+def test_every_command_of_the_package_is_listed():
+    listed = set()
+    for path in Path(sp2dpo.cli.main.__file__).parent.glob("*.py"):
+        module = importlib.import_module(f"sp2dpo.cli.{path.stem}")
+        commands = {value for value in vars(module).values() if isinstance(value, click.Command)}
+        inner = {each for group in commands for each in getattr(group, "commands", {}).values()}
+        listed |= {command.name for command in commands - inner - {cli}}
+    assert listed == _COMMANDS.keys()
+
+
+def test_a_command_imports_its_own_module_alone():
+    script = (
+        "import sys; from sp2dpo.cli.main import main; sys.argv = ['sp2dpo', 'schema', 'panel']; "
+        "main(); print([name for name in sys.modules if name.startswith('sp2dpo.cli.')], "
+        "file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "['sp2dpo.cli.main', 'sp2dpo.cli.schema']"
 
 
 def test_every_command_explains_itself():

@@ -1,9 +1,11 @@
 """Handle SIGINT and SIGTERM: the first lets in-flight requests finish, the second cancels them."""
 
-import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,7 +24,7 @@ class Interrupted(Exception):
 
 
 async def interruptible(
-    work: Callable[[asyncio.Event], Awaitable[None]], *, say: Callable[[str], None]
+    work: "Callable[[asyncio.Event], Awaitable[None]]", *, say: Callable[[str], None]
 ) -> None:
     """Run a coroutine until it is done or the process receives SIGINT or SIGTERM.
 
@@ -33,6 +35,8 @@ async def interruptible(
     Raises:
         Interrupted: If a signal was received.
     """
+    import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
+
     loop, stop, received = asyncio.get_running_loop(), asyncio.Event(), []
     task = asyncio.ensure_future(work(stop))
 
@@ -61,9 +65,11 @@ async def interruptible(
 
 
 async def wait_unless_stopped(
-    stop: asyncio.Event, work: Coroutine[Any, Any, Result]
+    stop: "asyncio.Event", work: Coroutine[Any, Any, Result]
 ) -> Result | None:
     """Return the result of a coroutine; cancel it and return None if `stop` is set first."""
+    import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
+
     if stop.is_set():
         work.close()
         return None

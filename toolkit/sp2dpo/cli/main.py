@@ -1,16 +1,15 @@
-"""The command line. Every command imports what it needs when it runs, so that help is instant."""
+"""The command line. A command is imported when it is used, so that help is instant."""
 
 import io
 import signal
 import sqlite3
 import sys
+from importlib import import_module
 from types import FrameType
 
 import click
 
 from sp2dpo import __version__
-from sp2dpo.cli import annotation, betas, dataset, diagnostics, evaluation, rewards, schema, space
-from sp2dpo.cli import report as report_commands
 from sp2dpo.interrupts import Interrupted
 
 _PATH = """\b
@@ -21,47 +20,151 @@ sp2dpo report   --store run.sqlite --betas betas.parquet --out report.html
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_PATH)
+_COMMANDS = {
+    "pilot": (
+        "report",
+        "Try a panel on a sample of the pairs: go or no-go, and at what cost.",
+    ),
+    "status": (
+        "report",
+        "Say where a run stands, also while another process annotates.",
+    ),
+    "annotate": (
+        "annotation",
+        "Ask a panel of teachers about every pair.",
+    ),
+    "serve": (
+        "annotation",
+        "Run the server of a panel's teacher, and nothing else, until you stop it.",
+    ),
+    "export-requests": (
+        "annotation",
+        "Write what is missing as files of requests.",
+    ),
+    "import-replies": (
+        "annotation",
+        "Take in the replies to exported requests.",
+    ),
+    "merge": (
+        "annotation",
+        "Put the stores of several shards together into one.",
+    ),
+    "schedule": (
+        "betas",
+        "Turn annotations into one beta for every pair.",
+    ),
+    "explain": (
+        "betas",
+        "Show how the beta of a pair came about.",
+    ),
+    "agreement": (
+        "diagnostics",
+        "Show how far the teachers, and the variants, agree.",
+    ),
+    "estimators": (
+        "diagnostics",
+        "Show the betas under every estimator, gap form and map: the ensembling ablation.",
+    ),
+    "compare": (
+        "diagnostics",
+        "Compare two files of betas: correlation, shift, what moved, by category.",
+    ),
+    "audit": (
+        "diagnostics",
+        "Test betas for what goes wrong: guessing, clumping, length bias, noise.",
+    ),
+    "score": (
+        "rewards",
+        "Let a reward model score every pair, for MADPO and ODPO.",
+    ),
+    "build": (
+        "betas",
+        "Make a data set that anybody can load, with betas and all replies.",
+    ),
+    "publish": (
+        "dataset",
+        "Put a data set that `build` made on the Hub: one commit, or none.",
+    ),
+    "verify": (
+        "dataset",
+        "Recompute every hash and every beta of a data set.",
+    ),
+    "space": (
+        "space",
+        "Open the inspector in a browser: pairs, their betas, and the replies behind them.",
+    ),
+    "evaluate": (
+        "evaluation",
+        "Evaluate students: outputs, a judge's verdicts, win rates with intervals.",
+    ),
+    "report": (
+        "betas",
+        "Draw one page that shows the betas, the agreement and what looks wrong.",
+    ),
+    "schema": (
+        "schema",
+        "Print the JSON Schema of a YAML file.",
+    ),
+}
+"""Commands by name: module in `sp2dpo.cli` and one-line help.
+
+The help is repeated here so that `sp2dpo --help` need not import the commands; a test compares it
+with each command's own.
+"""
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; return None if there is no command with this name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"sp2dpo.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name; suggest one if they name none."""
+        # click suggests names since 8.4 only, and knows only commands that are imported.
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from sp2dpo.settings import did_you_mean
+
+            ctx.fail(f"no command is called {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands; click's own method imports each of them."""
+        limit = formatter.width - 6 - max(map(len, _COMMANDS))
+        rows = [
+            (name, click.Command(name, help=_COMMANDS[name][1]).get_short_help_str(limit))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_PATH)
 @click.version_option(__version__, prog_name="sp2dpo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Preference optimisation with a temperature for every pair."""
 
 
-for _command in (
-    report_commands.pilot,
-    report_commands.status,
-    annotation.annotate,
-    annotation.serve,
-    annotation.export_requests,
-    annotation.import_replies,
-    annotation.merge,
-    betas.schedule,
-    betas.explain,
-    diagnostics.agreement,
-    diagnostics.estimators,
-    diagnostics.compare,
-    diagnostics.audit,
-    rewards.score,
-    betas.build,
-    dataset.publish,
-    dataset.verify,
-    space.space,
-    evaluation.evaluate,
-    betas.report,
-    schema.schema,
-):
-    cli.add_command(_command)
-
-
 _STOPPED = "stopped; the same command goes on from here"
 _DAMAGE = ("malformed", "not a database", "decode")
-"""Words of SQLite about a file whose bytes are not what it wrote."""
+"""Parts of SQLite's messages about a damaged file."""
 
 
 def main() -> None:
-    """Runs the command line; an error is one line, never a traceback (but for --debug)."""
-    debug = "--debug" in sys.argv[1:]  # wherever it stands
+    """Run the command line; print an error as one line, or as a traceback with --debug."""
+    debug = "--debug" in sys.argv[1:]  # before or after the command
     signal.signal(signal.SIGTERM, _terminate)
     try:
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
@@ -85,11 +188,11 @@ def main() -> None:
 
 
 class _Terminated(BaseException):
-    """The process was told to end (SIGTERM); as with Ctrl-C, nothing but `main` may catch it."""
+    """SIGTERM was received; like Ctrl-C, a BaseException that only `main` catches."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """While teachers are asked, `interruptible` has handlers of its own in place of this one."""
+    # `interruptible` replaces this handler while requests are in flight.
     raise _Terminated
 
 
@@ -98,18 +201,18 @@ def _message(error: Exception) -> str:
 
 
 def _describe(error: Exception) -> str:
-    said = str(error)
+    message = str(error)
     if isinstance(error, sqlite3.Error):
-        if any(word in said for word in _DAMAGE):
+        if any(word in message for word in _DAMAGE):
             return (
-                f"the store is damaged ({said}): keep it and its -wal file, and copy what can be "
-                "read with `sqlite3 FILE .recover`"
+                f"the store is damaged ({message}): keep it and its -wal file, and copy what can "
+                "be read with `sqlite3 FILE .recover`"
             )
         safe = "; what it has taken before is safe" * isinstance(error, sqlite3.OperationalError)
-        return f"the store cannot be used: {said}{safe}"
+        return f"the store cannot be used: {message}{safe}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return said
+    return message
 
 
 def _escape(text: str) -> str:
