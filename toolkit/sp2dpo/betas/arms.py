@@ -26,8 +26,9 @@ from sp2dpo.betas.baselines import (
     Uniform,
 )
 from sp2dpo.betas.choices import choice_of, format_choice
+from sp2dpo.betas.columns import OPTIONAL, REQUIRED
 from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule, schedule_betas
+from sp2dpo.betas.schedule import Schedule, parse_schedule, schedule_betas
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import ABSENT, Settings, YamlFile, one_of, read_yaml_file, validate
@@ -49,8 +50,6 @@ _KNOWN: dict[str, dict[str, type]] = {
     "margin": {"gap": GapMargin, "odpo": Odpo},
 }
 DISPUTED = ("drop", "flip")
-OPTIONAL = ("flip", "weight", "margin", "reward_margin")
-"""Columns that a table of betas has where its arm makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +173,7 @@ def parse_arm(
 def compute_betas(
     annotations: AnnotationTable, arm: Arm, scores: Scores | None = None
 ) -> pl.DataFrame:
-    """The table of betas of an arm: `betas.COLUMNS`, and what the arm adds.
+    """The table of betas of an arm: `columns.REQUIRED`, and what the arm adds.
 
     Args:
         annotations: of one store.
@@ -218,7 +217,7 @@ def compute_betas(
         table = table.with_columns(margin=arm.margin.values(table))
     if arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
-    return table.select(*COLUMNS, *(name for name in OPTIONAL if name in table.columns))
+    return table.select(*REQUIRED, *(name for name in OPTIONAL if name in table.columns))
 
 
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:

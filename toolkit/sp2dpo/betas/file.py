@@ -8,8 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from sp2dpo.betas.arms import OPTIONAL, Arm, parse_arm
-from sp2dpo.betas.schedule import COLUMNS, Schedule, parse_schedule
+from sp2dpo.betas.arms import Arm, parse_arm
+from sp2dpo.betas.columns import OPTIONAL, REQUIRED
+from sp2dpo.betas.schedule import Schedule, parse_schedule
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
@@ -92,8 +93,8 @@ def read_betas(path: Path) -> BetaTable:
     except (pl.exceptions.PolarsError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
     added = [name for name in OPTIONAL if name in table.columns]
-    if tuple(table.columns[: len(COLUMNS)]) != COLUMNS or len(table.columns) > len(
-        COLUMNS + OPTIONAL
+    if tuple(table.columns[: len(REQUIRED)]) != REQUIRED or len(table.columns) > len(
+        REQUIRED + OPTIONAL
     ):
         raise ValueError(
             f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
@@ -101,7 +102,7 @@ def read_betas(path: Path) -> BetaTable:
     schedule = parse_schedule(config, where=f"{path}: schedule")
     arm = parse_arm(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
     return BetaTable(
-        table=table.select(*COLUMNS, *added),
+        table=table.select(*REQUIRED, *added),
         arm=arm,
         annotations_hash=annotations_hash,
         scores_hash=origin.get("scores"),

@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from sp2dpo.betas.choices import choice_of, format_choice
+from sp2dpo.betas.columns import REQUIRED
 from sp2dpo.betas.estimators import ESTIMATES, GAP_FORMS, Estimator, GapForm
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.maps import LARGEST_BETA, MAPS, Envelope, Map, Quantile, places
@@ -195,12 +196,6 @@ def parse_schedule(
     return Schedule(**values)
 
 
-COLUMNS = (
-    "pair_id", "beta", "has_beta", "keep", "gap", "signed_gap", "label_disputed", "category",
-    "magnitude", "confidence", "spread", "agreement", "votes", "teachers",
-)  # fmt: skip
-
-
 def schedule_betas(
     annotations: AnnotationTable, schedule: Schedule, *, flip: bool = False
 ) -> pl.DataFrame:
@@ -213,23 +208,9 @@ def schedule_betas(
             the gap of such a pair is then what the teachers see the other way round, -s_i.
 
     Returns:
-        pair_id: 64 hexadecimal digits.
-        beta: in the envelope; null below the quorum.
-        has_beta: whether there is one.
-        keep: whether the pair is trained on; here that is the same.
-        gap: effective semantic gap in [0, 1]: the signed gap, at least 0; null below the quorum.
-        signed_gap: in [-1, 1], below 0 where the teachers think the label wrong, which the labelled
-            protocol tells under the form `signed` alone; null below the quorum. Ours.
-        label_disputed: whether the signed gap is below 0; null below the quorum and where that
-            cannot be told. Ours.
-        category: of most replies, ties to the higher priority; null without replies.
-        magnitude, confidence: combined like the gaps, each alone, without a sign, on the rubric's
-            scale, for display.
-        spread: population standard deviation of the teachers' signed gaps: in [0, 0.5], where they
-            may be below 0 in [0, 1].
-        agreement: share of the replies that name that category, in (0, 1].
-        votes: kept replies that count under the schedule.
-        teachers: teachers with at least one of them.
+        The columns `columns.REQUIRED`; `keep` equals `has_beta`. beta, gap, signed_gap and
+        label_disputed are null below the quorum, and label_disputed also where the replies cannot
+        dispute a label: `gaps.disputes_labels`.
 
     Raises:
         ValueError: no reply counts under the schedule, or it names a category that is not there.
@@ -245,7 +226,8 @@ def schedule_betas(
             gap=pl.when(disputed).then(-pl.col("signed_gap")).otherwise("gap")
         )
     has_beta = pl.col("gap").is_not_null()
-    return table.with_columns(beta=beta(schedule), has_beta=has_beta, keep=has_beta).select(COLUMNS)
+    table = table.with_columns(beta=beta(schedule), has_beta=has_beta, keep=has_beta)
+    return table.select(REQUIRED)
 
 
 def beta(schedule: Schedule) -> pl.Expr:

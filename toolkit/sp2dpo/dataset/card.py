@@ -14,6 +14,7 @@ import jinja2
 import yaml
 from datasets import Features
 
+from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.dataset.manifest import CONFIGS, listed_files
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent
@@ -203,11 +204,61 @@ def _block(
             rubric=rubric,
             repo=facts["repo"] or "PATH_OR_REPO",
             columns=features["default"],
+            column_rows=_column_rows(facts, features["default"], rubric),
             schedules=[name for name in features.get("schedules", ()) if name != "pair_id"],
             suspects=suspects[:_LISTED],
             tells=facts["counts"]["labels_disputed"] is not None,
         )
     )
+
+
+def _column_rows(
+    facts: Mapping[str, Any], features: Features, rubric: Rubric
+) -> list[tuple[str, str, str]]:
+    """Return the rows of the table of columns: the list of columns, made specific to these betas.
+
+    Args:
+        facts: The manifest.
+        features: Columns of the `default` config.
+        rubric: Rubric of the annotations.
+    """
+    counts, arm, ranges = facts["counts"], facts["arm"], facts["ranges"]
+    tells = counts["labels_disputed"] is not None
+    values = {name: _within(ends) for name, ends in ranges.items()}
+    values["pair_id"] = "64 hexadecimal digits"
+    values["beta"] = _within([facts["beta"]["min"], facts["beta"]["max"]])
+    values["category"] = f"one of {len(rubric.categories)}"
+    meanings = {column.name: column.meaning for column in BETA_COLUMNS}
+    if "beta" in arm:
+        meanings["beta"] = plain(arm["beta"])
+    meanings["beta"] += f"; null below the quorum of {facts['schedule']['quorum']} replies"
+    all_kept = counts["pairs_kept"] == counts["pairs_with_beta"]
+    meanings["keep"] += ": whether it has a beta" if all_kept else f": {counts['pairs_kept']} are"
+    scale = "on a scale from {0.min} to {0.max}"
+    meanings["magnitude"] = f"{scale.format(rubric.magnitude)}, {meanings['magnitude']}"
+    meanings["confidence"] = f"{scale.format(rubric.confidence)}, likewise"
+    expected = " with expectations" if facts["schedule"]["estimate"] == "expected" else ""
+    meanings["votes"] = f"kept replies{expected}, and the teachers that gave them"
+    for name in ("weight", "margin"):
+        if name in arm:
+            meanings[name] += f": {plain(arm[name])}"
+    if tells:
+        meanings["gap"] += ": the signed gap, but at least 0"
+    else:
+        told = "teachers who are told the label cannot"
+        values["label_disputed"] = "null"
+        meanings["signed_gap"] = f"the same: {told} prefer the rejected response"
+        meanings["label_disputed"] = f"{told} dispute it"
+        meanings["spread"] = meanings["spread"].replace("signed ", "")
+    rows = []
+    for column in BETA_COLUMNS:
+        if column.name not in features or column.name == "teachers":
+            continue
+        names, shown = f"`{column.name}`", values.get(column.name, "true, false")
+        if column.name == "votes":
+            names, shown = f"{names}, `teachers`", f"{shown}, {values['teachers']}"
+        rows.append((names, shown, meanings[column.name]))
+    return rows
 
 
 def _size(rows: int) -> str:

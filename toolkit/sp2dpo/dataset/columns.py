@@ -1,4 +1,4 @@
-"""The columns of the data set: their types, and the row that a source row and a beta make."""
+"""Columns of the data set: their types, and the row made from a source row and its beta."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,49 +9,29 @@ import datasets
 import pyarrow as pa
 from datasets import ClassLabel, Features, Json, List, Value
 
+from sp2dpo.betas.columns import BETA_COLUMNS, OPTIONAL
 from sp2dpo.pairs.pair import Message
 from sp2dpo.pairs.sources import SourceRow
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.store import Store
 
-_BETA_COLUMNS = {
-    "beta": Value("float64"),
-    "has_beta": Value("bool"),
-    "keep": Value("bool"),
-    "gap": Value("float64"),
-    "signed_gap": Value("float64"),
-    "label_disputed": Value("bool"),
-    "category": None,  # a ClassLabel with the rubric's names
-    "magnitude": Value("float64"),
-    "confidence": Value("float64"),
-    "spread": Value("float64"),
-    "agreement": Value("float64"),
-    "votes": Value("int32"),
-    "teachers": Value("int32"),
-}
-_ARM_COLUMNS = {
-    "flip": Value("bool"),
-    "weight": Value("float64"),
-    "margin": Value("float64"),
-    "reward_margin": Value("float64"),
-}
-"""Only where the arm of the betas makes them."""
-_OURS = (
-    "pair_id", "prompt", "chosen", "rejected", "tools", *_BETA_COLUMNS, *_ARM_COLUMNS, "source_id",
-)  # fmt: skip
+CONVERSATIONS = ("prompt", "chosen", "rejected")
 _SOURCE_ROW = "source_row"
-_DEEPEST = 16
-"""Levels of lists and objects in a column; deeper ones are kept as JSON text."""
+_MAX_DEPTH = 16
+"""Maximum nesting of lists and objects in a column; deeper values are stored as JSON text."""
+_MAX_EXACT_FLOAT = 2**53
+"""Integers beyond this are not exact as float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowColumns:
-    """How the rows of one store become rows of the `default` config.
+    """Columns of the `default` config for the rows of one store.
 
     Attributes:
-        features: of all columns, ours first, then the source's own.
-        renamed: the source's name -> the data set's; a name that we use gets `source_` before it.
-        as_text: the source's columns whose values have no common type: they are kept as JSON text.
+        features: Types of all columns: the toolkit's first, then the source's own.
+        renamed: Name in the source -> name in the data set. A source column whose name the toolkit
+            uses gets the prefix `source_`.
+        as_text: Source columns stored as JSON text because their values have no common type.
     """
 
     features: Features
@@ -59,113 +39,119 @@ class RowColumns:
     as_text: frozenset[str]
 
     @classmethod
-    def collect(cls, store: Store, rubric: Rubric, made: Sequence[str]) -> Self:
-        """The columns that a store's rows need: what they hold decides the types.
+    def collect(cls, store: Store, rubric: Rubric, beta_columns: Sequence[str]) -> Self:
+        """Determine the columns from the values of all rows of a store.
 
         Args:
-            store: with the rows.
-            rubric: that was asked under.
-            made: columns of the table of betas.
+            store: Store with the source rows.
+            rubric: Rubric of the annotations.
+            beta_columns: Names of the columns of the table of betas.
         """
-        seen = _Seen()
+        values = _SourceValues()
         for row, _ in store.corpus.rows():
-            seen.take(row)
+            values.add(row)
         message = {"role": Value("string"), "content": Value("string")}
-        message |= {key: Json() for key in sorted(seen.message_keys)}
-        ours: dict[str, Any] = {
-            "pair_id": Value("string"),
-            "prompt": List(message),
-            "chosen": List(message),
-            "rejected": List(message),
-            **({"tools": List(Json())} if seen.tools else {}),
-            **_BETA_COLUMNS,
-            "category": _label(rubric),
-            **{name: kind for name, kind in _ARM_COLUMNS.items() if name in made},
+        message |= {key: Json() for key in sorted(values.message_keys)}
+        betas = {
+            column.name: _label(rubric) if column.type == "category" else Value(column.type)
+            for column in BETA_COLUMNS
+            if column.name in beta_columns
+        }
+        toolkit: dict[str, Any] = {
+            "pair_id": betas.pop("pair_id"),
+            **{part: List(message) for part in CONVERSATIONS},
+            **({"tools": List(Json())} if values.tools else {}),
+            **betas,
             "source_id": Value("string"),
             _SOURCE_ROW: Value("int64"),
         }
-        types = seen.settled()
-        renamed = {name: _free_name(name, {*ours, *_OURS}, types) for name in types}
-        own = {renamed[name]: _feature(kind) for name, kind in types.items()}
+        types = values.common_types()
+        reserved = {*toolkit, "tools", *OPTIONAL}
+        renamed = {name: _free_name(name, reserved, types) for name in types}
+        source = {renamed[name]: _feature(kind) for name, kind in types.items()}
         as_text = frozenset(name for name, kind in types.items() if kind is None)
-        return cls(features=Features(ours | own), renamed=renamed, as_text=as_text)
+        return cls(features=Features(toolkit | source), renamed=renamed, as_text=as_text)
 
     def values(self, row: SourceRow, beta: Mapping[str, Any]) -> dict[str, Any]:
-        """The row as the data set holds it.
+        """Return a row of the data set.
 
         Args:
-            row: from the store.
-            beta: its pair's row in the table of betas.
+            row: Row of the source.
+            beta: Row of the table of betas for the same pair.
         """
-        said: dict[str, Any] = dict.fromkeys(self.features)
-        ours = ("pair_id", *_BETA_COLUMNS, *_ARM_COLUMNS)
-        said |= {name: beta[name] for name in ours if name in self.features}
-        for part in ("prompt", "chosen", "rejected"):
-            said[part] = [self._message(turn) for turn in getattr(row.pair, part)]
+        values: dict[str, Any] = dict.fromkeys(self.features)
+        values |= {
+            column.name: beta[column.name]
+            for column in BETA_COLUMNS
+            if column.name in self.features
+        }
+        for part in CONVERSATIONS:
+            values[part] = [self._message(turn) for turn in getattr(row.pair, part)]
         if "tools" in self.features:
-            said["tools"] = list(row.pair.tools)
-        said |= {"source_id": row.source_id, _SOURCE_ROW: row.row}
+            values["tools"] = list(row.pair.tools)
+        values |= {"source_id": row.source_id, _SOURCE_ROW: row.row}
         for name, value in row.columns.items():
-            text = name in self.as_text and value is not None
-            said[self.renamed[name]] = json.dumps(value, ensure_ascii=False) if text else value
-        return said
+            is_text = name in self.as_text and value is not None
+            values[self.renamed[name]] = json.dumps(value, ensure_ascii=False) if is_text else value
+        return values
 
     def _message(self, turn: Message) -> dict[str, Any]:
         return {key: turn.get(key) for key in self.features["prompt"].feature}
 
 
-class _Seen:
-    """What the rows of a source hold, gathered one by one."""
+class _SourceValues:
+    """Keys and types of the values in the rows of a source, collected row by row."""
 
     def __init__(self) -> None:
-        self.types: dict[str, pa.DataType | None] = {}
         self.message_keys: set[str] = set()
         self.tools = False
-        self._beyond_doubles: set[str] = set()
+        self._types: dict[str, pa.DataType | None] = {}
+        self._large_integers: set[str] = set()
 
-    def take(self, row: SourceRow) -> None:
+    def add(self, row: SourceRow) -> None:
         pair = row.pair
         for turn in (*pair.prompt, *pair.chosen, *pair.rejected):
             self.message_keys |= turn.keys() - {"role", "content"}
         self.tools = self.tools or bool(pair.tools)
         for name, value in row.columns.items():
-            self.types[name] = _common(self.types.get(name, pa.null()), value)
-            if isinstance(value, int) and abs(value) > 2**53:
-                self._beyond_doubles.add(name)
+            self._types[name] = _unify(self._types.get(name, pa.null()), value)
+            if isinstance(value, int) and abs(value) > _MAX_EXACT_FLOAT:
+                self._large_integers.add(name)
 
-    def settled(self) -> dict[str, pa.DataType | None]:
-        """The type of each column; None where no one type holds all its values as they are."""
+    def common_types(self) -> dict[str, pa.DataType | None]:
+        """Return the type of each column; None if no type represents all its values exactly."""
         return {
             name: None
-            if kind is not None and pa.types.is_floating(kind) and name in self._beyond_doubles
+            if kind is not None and pa.types.is_floating(kind) and name in self._large_integers
             else kind
-            for name, kind in self.types.items()
+            for name, kind in self._types.items()
         }
 
 
-def _common(known: pa.DataType | None, value: Any) -> pa.DataType | None:
-    """The type of a column so far and of one more value; None where no one type holds both."""
-    if known is None:
+def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
+    """Return a type for the values of a column so far and one more; None if there is none."""
+    if kind is None:
         return None
     try:
-        found = pa.array([value]).type
-        if found in (known, pa.null()):
-            return known
-        fields = [pa.schema([("column", one)]) for one in (known, found)]
-        both = pa.unify_schemas(fields, promote_options="permissive").field("column").type
+        value_kind = pa.array([value]).type
+        if value_kind in (kind, pa.null()):
+            return kind
+        schemas = [pa.schema([("column", each)]) for each in (kind, value_kind)]
+        unified = pa.unify_schemas(schemas, promote_options="permissive").field("column").type
     except (pa.ArrowException, OverflowError):
         return None
-    return both if _is_plain(both) else None
+    return unified if _is_plain(unified) else None
 
 
 def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:
-    """Whether every reader of Parquet and of the data set's features takes the type."""
-    if depth > _DEEPEST:
+    """Whether Parquet readers and `datasets.Features` both support the type."""
+    if depth > _MAX_DEPTH:
         return False
     if pa.types.is_struct(kind):
-        parts = [kind.field(number) for number in range(kind.num_fields)]
-        named = bool(parts) and all(part.name and part.name[0] != "_" for part in parts)
-        return named and all(_is_plain(part.type, depth + 1) for part in parts)
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        # `datasets` takes a struct with a key like `_type` for a feature of its own.
+        named = bool(fields) and all(field.name and field.name[0] != "_" for field in fields)
+        return named and all(_is_plain(field.type, depth + 1) for field in fields)
     return not pa.types.is_list(kind) or _is_plain(kind.value_type, depth + 1)
 
 
@@ -175,27 +161,27 @@ def _feature(kind: pa.DataType | None) -> Any:
     return datasets.features.features.generate_from_arrow_type(kind)
 
 
-def _free_name(name: str, taken: set[str], source: Mapping[str, Any]) -> str:
-    while name in taken:
+def _free_name(name: str, reserved: set[str], source: Mapping[str, Any]) -> str:
+    while name in reserved:
         name = f"source_{name}"
         if name in source:
-            taken = taken | {name}
+            reserved = reserved | {name}
     return name
-
-
-def schedule_features(names: Iterable[str]) -> Features:
-    """The columns of the `schedules` config: the pair, its beta in `default`, and the others."""
-    betas = dict.fromkeys(("default", *names), Value("float64"))
-    return Features({"pair_id": Value("string"), **betas})
 
 
 def _label(rubric: Rubric) -> ClassLabel:
     return ClassLabel(names=list(rubric.categories))
 
 
+def schedule_features(names: Iterable[str]) -> Features:
+    """Return the columns of the `schedules` config: pair_id, `default`, and one per schedule."""
+    betas = dict.fromkeys(("default", *names), Value("float64"))
+    return Features({"pair_id": Value("string"), **betas})
+
+
 def annotation_features(rubric: Rubric) -> Features:
-    """The columns of the `annotations` config; `Store.replies` has all of them."""
-    text, count = Value("string"), Value("int32")
+    """Return the columns of the `annotations` config; rows of `Store.replies` have all of them."""
+    text, count, number = Value("string"), Value("int32"), Value("float64")
     return Features(
         {
             "pair_id": text,
@@ -211,8 +197,8 @@ def annotation_features(rubric: Rubric) -> Features:
             "better": text,
             "magnitude": count,
             "confidence": count,
-            "expected_magnitude": Value("float64"),
-            "expected_confidence": Value("float64"),
+            "expected_magnitude": number,
+            "expected_confidence": number,
             "rationale": text,
             "raw": text,
             "logprobs": text,

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from sp2dpo import __version__
+from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
@@ -19,10 +20,6 @@ from sp2dpo.report.report import describe_teachers
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
-_MEASURED = (
-    "gap", "signed_gap", "magnitude", "confidence", "spread", "agreement", "votes", "teachers",
-    "weight", "margin", "reward_margin",
-)  # fmt: skip
 _CHECK = ("name", "title", "unit", "value", "low", "high", "look", "bad", "verdict")
 
 
@@ -90,9 +87,9 @@ def collect_facts(
         },
         "beta": {"mean": beta.mean(), "min": beta.min(), "max": beta.max()},
         "ranges": {
-            name: [table[name].min(), table[name].max()]
-            for name in _MEASURED
-            if name in table.columns
+            column.name: [table[column.name].min(), table[column.name].max()]
+            for column in BETA_COLUMNS
+            if column.ranged and column.name in table.columns
         },
         "label_noise": {"rule": _rule(tells), "pairs": len(find_suspects(made, tells=tells))},
         "agreement": _agreement(annotations, made, draws=draws),

@@ -12,8 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.arms import OPTIONAL, Arm, compute_betas, parse_arm
-from sp2dpo.betas.schedule import COLUMNS, parse_schedule
+from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
+from sp2dpo.betas.columns import BETA_COLUMNS
+from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.dataset.card import digest
 from sp2dpo.dataset.manifest import (
@@ -140,7 +141,7 @@ class _Verification:
         features = read_features(paths[0])
         texts = [name for name in ("prompt", "chosen", "rejected", "tools") if name in features]
         needs_json = "tools" in texts or len(features["prompt"].feature) > 2
-        ours = [name for name in (*COLUMNS, *OPTIONAL) if name in features]
+        ours = [column.name for column in BETA_COLUMNS if column.name in features]
         kept: list[dict[str, Any]] = []
         known: set[str] = set()
         rows = self.facts["counts"]["rows"]
@@ -159,7 +160,11 @@ class _Verification:
                     raise _Mismatch(f"pair {pair_id[:12]}: its id is not the hash of its texts")
                 known.add(pair_id)
                 kept.append({name: row[name] for name in ours})
-        schema = {name: _KINDS[name] for name in ours}
+        schema = {
+            column.name: _POLARS_TYPES[column.type]
+            for column in BETA_COLUMNS
+            if column.name in features
+        }
         table = pl.DataFrame(kept, schema=schema, orient="row")
         label: Any = features["category"]
         names = pl.col("category").replace_strict(
@@ -261,16 +266,12 @@ class _Verification:
         yield from self.watch(parts, f"{CONFIGS[config]}: rows", of)
 
 
-_KINDS: dict[str, Any] = {
-    "pair_id": pl.String,
-    "category": pl.Int64,
-    **dict.fromkeys(("has_beta", "keep", "label_disputed", "flip"), pl.Boolean),
-    **dict.fromkeys(("votes", "teachers"), pl.Int32),
-    **dict.fromkeys(
-        ("beta", "gap", "signed_gap", "magnitude", "confidence", "spread", "agreement"),
-        pl.Float64,
-    ),
-    **dict.fromkeys(("weight", "margin", "reward_margin"), pl.Float64),
+_POLARS_TYPES: dict[str, Any] = {
+    "string": pl.String,
+    "bool": pl.Boolean,
+    "int32": pl.Int32,
+    "float64": pl.Float64,
+    "category": pl.Int64,  # the number of a class label
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sp2dpo.betas.arms import OPTIONAL
+from sp2dpo.betas.columns import OPTIONAL
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.diagnostics.agreement import spearman
 from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, correlation, rank_correlation

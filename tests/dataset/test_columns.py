@@ -1,0 +1,65 @@
+"""One list of columns: what is added to it appears everywhere."""
+
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+
+from support.harness import SCHEDULE
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import polars as pl
+from sp2dpo.betas import columns
+
+doubled = columns.Column(name="doubled", type="float64", ranged=True, meaning="twice the gap")
+columns.BETA_COLUMNS += (doubled,)
+columns.REQUIRED += ("doubled",)
+
+from sp2dpo.betas import schedule
+compute_gaps = schedule.compute_gaps
+schedule.compute_gaps = lambda *args: compute_gaps(*args).with_columns(doubled=pl.col("gap") * 2)
+
+from sp2dpo import build_dataset, load_arm, verify_dataset
+from sp2dpo.betas.arms import compute_betas
+from sp2dpo.betas.file import BetaTable, read_betas, write_betas
+from sp2dpo.store.store import Store
+
+store_file, schedule_file, folder = map(Path, sys.argv[1:])
+arm = load_arm(schedule_file)
+with Store(store_file) as store:
+    annotations = store.annotations()
+    betas = BetaTable(
+        table=compute_betas(annotations, arm), arm=arm, annotations_hash=annotations.hash
+    )
+    write_betas(betas, folder / "betas.parquet")
+    build_dataset(store, read_betas(folder / "betas.parquet"), folder / "dataset")
+if folder.name == "wrong":
+    schedule.compute_gaps = lambda *args: compute_gaps(*args).with_columns(
+        doubled=pl.col("gap") * 3
+    )
+for check in verify_dataset(folder / "dataset"):
+    if not check.holds:
+        print(check.said)
+"""
+
+
+def build(store_file, schedule_file, folder):
+    folder.mkdir()
+    command = [sys.executable, "-c", PROGRAM, store_file, schedule_file, folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_column_added_to_the_list_is_built_described_and_verified(demo, tmp_path):
+    assert build(demo / "run.sqlite", SCHEDULE, tmp_path / "right") == ""
+    folder = tmp_path / "right" / "dataset"
+    rows = pq.read_table(folder / "data" / "train-00000-of-00001.parquet")
+    assert rows["doubled"].to_pylist()[:5] == [
+        None if gap is None else 2 * gap for gap in rows["gap"].to_pylist()[:5]
+    ]
+    assert "| `doubled` | 0 to 2 | twice the gap |" in (folder / "README.md").read_text()
+    differences = build(demo / "run.sqlite", SCHEDULE, tmp_path / "wrong")
+    assert differences.startswith("doubled of ")
