@@ -3,7 +3,7 @@
 import json
 import random
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import polars as pl
 import pytest
@@ -16,13 +16,13 @@ from sp2dpo.inference.endpoint import Endpoint, Price
 from sp2dpo.inference.serve import Serve
 from sp2dpo.inference.vllm import command_lines
 from sp2dpo.pairs.pair import Pair
-from sp2dpo.pairs.sample import draw_sample, read_sampled
+from sp2dpo.pairs.sample import SkippedPairs, draw_sample, read_sampled
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.annotation import Annotation, Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.report.cost import project_costs, sweep_concurrency
-from sp2dpo.report.pilot import USUAL, Trial, pilot_findings
+from sp2dpo.report.cost import CostProjection, compare_with_sweep, project_costs
+from sp2dpo.report.pilot import DEFAULT_SCHEDULE, PilotResult, Trial, evaluate_pilot
 from sp2dpo.report.text import pilot_lines
 from sp2dpo.report.verdict import decide
 from sp2dpo.store.questions import Shard
@@ -60,7 +60,9 @@ def panel_of(*teachers, rubric=LABELLED, variants=("direct", "critic", "reader")
 
 
 def rules_of(found):
-    return {one["name"]: one for one in found["verdict"]["rules"]}
+    """The rules of a pilot, from its result or from its JSON, by name."""
+    payload = asdict(found) if isinstance(found, PilotResult) else found
+    return {rule["name"]: rule for rule in payload["verdict"]["rules"]}
 
 
 # The sample
@@ -263,17 +265,17 @@ def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
         "unpriced": Usage(**took, seconds=18),
     }
     found = project_costs(panel, used, tried=10, pairs=1000)
-    tokens, hours, unpriced = found["teachers"]
-    assert (tokens["requests"], tokens["prompt_tokens"]) == (3000, 300_000)
-    assert (tokens["hours"], hours["hours"], unpriced["hours"]) == (1, 2, 0.5)
-    assert (tokens["gpu_hours"], hours["gpu_hours"], unpriced["gpu_hours"]) == (None, 8, 1)
+    tokens, hours, unpriced = found.teachers
+    assert (tokens.requests, tokens.prompt_tokens) == (3000, 300_000)
+    assert (tokens.hours, hours.hours, unpriced.hours) == (1, 2, 0.5)
+    assert (tokens.gpu_hours, hours.gpu_hours, unpriced.gpu_hours) == (None, 8, 1)
     # 200,000 x 2 + 100,000 x 0.5 + 60,000 x 10 millionths; 8 GPU-hours at 3.
-    assert tokens["money"] == pytest.approx(1.05)
-    assert hours["money"] == 24
-    assert found["money"] == {"USD": pytest.approx(25.05)}
-    assert found["unpriced"] == ["unpriced"]
-    assert found["hours"] == 2 + 0.5  # the first two side by side, then the one that we serve
-    assert found["gpu_hours"] is None  # nobody knows those of the first
+    assert tokens.money == pytest.approx(1.05)
+    assert hours.money == 24
+    assert found.money == {"USD": pytest.approx(25.05)}
+    assert found.unpriced == ["unpriced"]
+    assert found.hours == 2 + 0.5  # the first two side by side, then the one that we serve
+    assert found.gpu_hours is None  # nobody knows those of the first
 
 
 def served(**more):
@@ -281,12 +283,14 @@ def served(**more):
 
 
 def test_a_sweep_is_set_beside_the_annotation():
-    found = {"gpu_hours": 8.0, "money": {"USD": 24.0}}
-    told = sweep_concurrency(found, runs=4, run_hours=5.0)
-    assert (told["gpu_hours"], told["ratio"]) == (20.0, 0.4)
-    told = sweep_concurrency(found, runs=4, run_hours=None)
-    assert (told["gpu_hours"], told["ratio"], told["even_run_hours"]) == (None, None, 2.0)
-    assert told["even_money"] == {"USD": 6.0}
+    projection = CostProjection(
+        pairs=1000, teachers=[], hours=None, gpu_hours=8.0, money={"USD": 24.0}, unpriced=[]
+    )
+    sweep = compare_with_sweep(projection, runs=4, run_hours=5.0)
+    assert (sweep.gpu_hours, sweep.ratio) == (20.0, 0.4)
+    sweep = compare_with_sweep(projection, runs=4, run_hours=None)
+    assert (sweep.gpu_hours, sweep.ratio, sweep.even_run_hours) == (None, None, 2.0)
+    assert sweep.even_money == {"USD": 6.0}
 
 
 def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
@@ -425,9 +429,9 @@ def trial(
                 for variant in panel.variants
             ]
         )  # fmt: skip
-    found = Trial(panel=panel, sample=draw_sample(rows, pairs), schedule=USUAL, **more)
+    found = Trial(panel=panel, sample=draw_sample(rows, pairs), schedule=DEFAULT_SCHEDULE, **more)
     with Store(tmp_path / "pilot.sqlite") as store:
-        return pilot_findings(store, found)
+        return evaluate_pilot(store, found)
 
 
 TWO = panel_of(a_teacher("a"), a_teacher("b"))
@@ -435,12 +439,12 @@ TWO = panel_of(a_teacher("a"), a_teacher("b"))
 
 def test_teachers_that_see_the_same_spread_are_a_go(tmp_path):
     found = trial(tmp_path, TWO, lambda n, *_: n % 11)
-    assert found["verdict"]["go"]
-    assert [one["passed"] for one in found["verdict"]["rules"]] == [True] * 8 + [None]
+    assert found.verdict.go
+    assert [rule.passed for rule in found.verdict.rules] == [True] * 8 + [None]
     # Magnitudes of 0 to 6 come four times, those of 7 to 10 three times, each at a full confidence.
-    assert found["betas"]["histogram"] == [4, 0] * 7 + [3, 0, 3, 0, 3, 3]
-    assert found["betas"]["quantiles"]["0.5"] == pytest.approx(0.03 + 0.27 * 0.45)
-    assert found["teachers"][0]["replies_per_second"] == pytest.approx(120 / 40)
+    assert found.betas.histogram == [4, 0] * 7 + [3, 0, 3, 0, 3, 3]
+    assert found.betas.quantiles["0.5"] == pytest.approx(0.03 + 0.27 * 0.45)
+    assert found.teachers[0].replies_per_second == pytest.approx(120 / 40)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +465,7 @@ def test_teachers_that_see_the_same_spread_are_a_go(tmp_path):
 )
 def test_each_way_to_go_wrong_is_a_no_go(tmp_path, magnitude, fails):
     found = trial(tmp_path, TWO, magnitude)
-    assert not found["verdict"]["go"]
+    assert not found.verdict.go
     assert {name for name, rule in rules_of(found).items() if rule["passed"] is False} == fails
 
 
@@ -477,7 +481,7 @@ def test_refused_replies_above_a_twentieth_are_a_no_go(tmp_path):
     assert rules_of(few)["refused"]["passed"]
     assert rules_of(many)["refused"]["value"] == 7 / 120
     assert not rules_of(many)["refused"]["passed"]
-    assert many["teachers"][0]["refused"] == {"schema": 7}
+    assert many.teachers[0].refused == {"schema": 7}
 
 
 def test_pairs_without_a_beta_are_a_no_go(tmp_path):
@@ -495,8 +499,8 @@ def test_too_few_pairs_are_a_no_go(tmp_path):
 
 def test_a_prefix_cache_that_serves_less_than_half_of_what_it_could_is_a_no_go(tmp_path):
     found = trial(tmp_path, TWO, lambda n, *_: n % 11, cached=100)
-    assert found["teachers"][0]["cached_share"] == pytest.approx(0.1)
-    cacheable = found["teachers"][0]["cacheable_share"]
+    assert found.teachers[0].cached_share == pytest.approx(0.1)
+    cacheable = found.teachers[0].cacheable_share
     assert 0.5 < cacheable < 2 / 3  # two of three requests about a pair begin like the first
     assert rules_of(found)["cache"]["value"] == pytest.approx(0.1 / cacheable)
     assert rules_of(found)["cache"]["passed"] is False
@@ -507,11 +511,10 @@ def test_a_prefix_cache_that_serves_less_than_half_of_what_it_could_is_a_no_go(t
 
 def test_gold_that_a_coin_could_match_is_a_no_go():
     gold = {"judged": 40, "balanced_low": 0.5}
-    betas = {"pairs": 40, "with_beta": 40}
 
     def told(gold):
-        found = decide([], betas, [], position=None, gold=gold)
-        return next(one["passed"] for one in found["rules"] if one["name"] == "gold")
+        verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold)
+        return next(rule.passed for rule in verdict.rules if rule.name == "gold")
 
     assert told(gold) is False
     assert told(gold | {"balanced_low": 0.51}) is True
@@ -527,7 +530,7 @@ def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
     assert rule["passed"] is False
     assert rule["advice"].startswith("length 30: raise max_tokens")
     assert (
-        "not-json 15: see whether its server supports response_format json_schema"
+        "not-json 15: check that its server supports response_format json_schema"
         in (rule["advice"])
     )
     assert "too-long 15: raise --max-model-len" in rule["advice"]
@@ -541,7 +544,7 @@ def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
 
 def test_one_teacher_has_no_spread_between_teachers(tmp_path):
     found = trial(tmp_path, panel_of(a_teacher("a")), lambda n, *_: n % 11)
-    assert found["agreement"]["spread"] is None
+    assert found.agreement.spread is None
     assert any("between teachers -" in line for line in pilot_lines(found))
 
 
@@ -566,8 +569,9 @@ def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
         truths=[Truth(name=f"q{n}", label="chosen") for n in range(40)],
         trouble=None,
     )
-    found["sample"]["aside"] = [{"reason": "no prompt " * 20, "count": 9, "rows": [1, 2, 3, 4, 5]}]
-    lines = pilot_lines(found)
+    skipped = SkippedPairs(reason="no prompt " * 20, count=9, rows=(1, 2, 3, 4, 5))
+    sample = replace(found.sample, aside=[skipped])
+    lines = pilot_lines(replace(found, sample=sample))
     assert max(map(len, lines)) <= 100
     assert "NO-GO: refused, without-beta, clumped-high" in " ".join(lines)
 
@@ -576,8 +580,8 @@ def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
     def told(consistent, first):
         counts = {"consistent": consistent, "first": first, "second": 0, "tie": 50}
         position = [{"teacher": "a"} | {kind: {"count": n} for kind, n in counts.items()}]
-        found = decide([], {"pairs": 40, "with_beta": 40}, [], position=position, gold=None)
-        return next(one["passed"] for one in found["rules"] if one["name"] == "place")
+        verdict = decide([], [], pairs=40, with_beta=40, position=position, gold=None)
+        return next(rule.passed for rule in verdict.rules if rule.name == "place")
 
     assert told(20, 20) is False
     assert told(21, 19) is True
@@ -593,10 +597,12 @@ def test_an_adaptive_panel_is_not_held_to_its_layout(tmp_path):
 def test_only_what_the_panel_asks_counts(tmp_path):
     trial(tmp_path, TWO, lambda n, teacher, _: n % 11 if teacher == "a" else 10)
     rows = [row(n, 50) for n in range(40)]
-    alone = Trial(panel=panel_of(a_teacher("a")), sample=draw_sample(rows, 40), schedule=USUAL)
+    alone = Trial(
+        panel=panel_of(a_teacher("a")), sample=draw_sample(rows, 40), schedule=DEFAULT_SCHEDULE
+    )
     with Store(tmp_path / "pilot.sqlite") as store:
-        found = pilot_findings(store, alone)
-    assert found["betas"]["mean"] == pytest.approx(0.03 + 0.027 * (4 * 21 + 3 * 34) / 40)
+        found = evaluate_pilot(store, alone)
+    assert found.betas.mean == pytest.approx(0.03 + 0.027 * (4 * 21 + 3 * 34) / 40)
     assert rules_of(found)["guessing"]["passed"] is None  # it takes two
 
 
@@ -659,7 +665,7 @@ def test_a_second_pilot_asks_nothing(demo_pilot):
     again = [
         word if word != folder / "panel.yaml" else folder / "gone.yaml" for word in command(folder)
     ]
-    assert said[: said.index("tokens of a request")] in succeed(*again)
+    assert said[: said.index("tokens per request")] in succeed(*again)
     with Store(folder / "pilot.sqlite") as store:
         assert list(store.replies()) == before
 
@@ -690,7 +696,7 @@ def test_a_teacher_that_talks_is_a_no_go_and_not_asked_on(scripted, tmp_path):
     write_panel(tmp_path / "panel.yaml", teacher.url, max_in_flight=4, retries=0)
     done = run(*command(tmp_path))
     assert done.returncode == 3, done.stderr
-    assert "the asking ended early: teacher scripted: none of its first" in done.stdout
+    assert "the annotation ended early: teacher scripted: none of its first" in done.stdout
     assert "NO-GO: refused, enough, without-beta" in done.stdout
     assert len(teacher.requests) < 30
 
@@ -748,7 +754,7 @@ def test_too_few_truths_are_no_reason_to_go(replay_url, tmp_path):
     done = run(*words)
     assert done.returncode == 3, done.stderr
     assert done.stdout.endswith("\nNO-GO: gold\n")
-    assert "5 pairs with a known truth were judged; it takes 20" in done.stdout
+    assert "5 pairs with a known truth were judged; at least 20 are needed" in done.stdout
 
 
 def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(scripted, tmp_path):

@@ -89,10 +89,10 @@ def pilot(
     """
     import sys
     from contextlib import redirect_stdout
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from sp2dpo.pairs.sources import open_source
-    from sp2dpo.report.pilot import pilot_findings
+    from sp2dpo.report.pilot import evaluate_pilot
     from sp2dpo.report.text import pilot_lines
     from sp2dpo.store.store import Store
 
@@ -109,9 +109,9 @@ def pilot(
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         trouble = _try(source, trial, store_file, patience=patience, serve=serve)
     with Store(store_file) as store, store.snapshot():
-        found = pilot_findings(store, replace(trial, trouble=trouble))
-    _print(found, [] if as_json else ["", *pilot_lines(found)], as_json=as_json)
-    if not found["verdict"]["go"]:
+        result = evaluate_pilot(store, replace(trial, trouble=trouble))
+    _print(asdict(result), [] if as_json else ["", *pilot_lines(result)], as_json=as_json)
+    if not result.verdict.go:
         sys.exit(NO_GO)
 
 
@@ -124,10 +124,10 @@ def _trial(
     from sp2dpo.pairs.sample import draw_sample
     from sp2dpo.pairs.sources import read_rows
     from sp2dpo.panel.panel import load_panel
-    from sp2dpo.report.pilot import USUAL, Trial
+    from sp2dpo.report.pilot import DEFAULT_SCHEDULE, Trial
 
     panel = load_panel(panel_file)
-    schedule = load_schedule(schedule_file) if schedule_file else USUAL
+    schedule = load_schedule(schedule_file) if schedule_file else DEFAULT_SCHEDULE
     _check_estimate(panel, panel_file, schedule)
     truths = read_gold(gold_file, panel.rubric) if gold_file else None
     sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])

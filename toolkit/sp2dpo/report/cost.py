@@ -1,220 +1,312 @@
-"""How each teacher does: what came of its replies, and what they took."""
+"""Measure the refusals, throughput and tokens of teachers, and project them to a whole corpus."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from sp2dpo.annotation.dry_run import Text, text_of
 from sp2dpo.annotation.run import phases
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
+from sp2dpo.report.status import sum_by_currency
 from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage, sum_usage
 
 
-def used_by(store: Store, panel: Panel) -> dict[str, Usage]:
-    """What each teacher of a panel took, under the panel's variants."""
-    slices = [one for one in store.usage.slices() if one.variant in panel.variants]
+@dataclass(frozen=True, kw_only=True)
+class TeacherPerformance:
+    """Replies of one teacher: their outcomes, tokens and throughput.
+
+    Attributes:
+        name: name of the teacher in the panel.
+        heard: questions with at least one reply.
+        kept: questions with a valid reply.
+        refused: questions whose last reply was refused, by reason.
+        refused_share: refused questions as a share of `heard`, in [0, 1]; None without any reply.
+        requests: replies received, retries included.
+        untold: replies without token counts.
+        prompt_tokens: mean prompt tokens of a reply; None if unknown.
+        cached_tokens: mean prompt tokens of a reply that a prefix cache served; None if unknown.
+        completion_tokens: mean completion tokens of a reply; None if unknown.
+        cached_share: share of the prompt tokens that a prefix cache served; None if unknown.
+        cacheable_share: share that the order of the requests lets a prefix cache serve; None for
+            an adaptive panel, which asks about a pair at different times.
+        busy_seconds: seconds with at least one timed request in flight; None if no reply is timed.
+        replies_per_second: timed replies per busy second.
+        prompt_tokens_per_second: prompt tokens per busy second.
+        completion_tokens_per_second: completion tokens per busy second.
+        details: the detail of the first refusal, by reason.
+    """
+
+    name: str
+    heard: int
+    kept: int
+    refused: dict[str, int]
+    refused_share: float | None
+    requests: int
+    untold: int
+    prompt_tokens: float | None
+    cached_tokens: float | None
+    completion_tokens: float | None
+    cached_share: float | None
+    cacheable_share: float | None
+    busy_seconds: float | None
+    replies_per_second: float | None
+    prompt_tokens_per_second: float | None
+    completion_tokens_per_second: float | None
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCost:
+    """Projected cost of one teacher; None marks an unknown value.
+
+    Attributes:
+        name: name of the teacher in the panel.
+        requests: replies, retries included.
+        prompt_tokens: prompt tokens of these replies.
+        cached_tokens: prompt tokens that a prefix cache serves.
+        completion_tokens: completion tokens of these replies.
+        hours: hours with requests in flight.
+        gpus: number of GPUs, from the price or from `serve`.
+        gpu_hours: `hours` times `gpus`.
+        money: cost in `currency`.
+        currency: currency of the price.
+    """
+
+    name: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int | None
+    completion_tokens: int
+    hours: float | None
+    gpus: int | None
+    gpu_hours: float | None
+    money: float | None
+    currency: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostProjection:
+    """Projected cost of annotating a whole corpus.
+
+    Attributes:
+        pairs: pairs of the corpus.
+        teachers: cost of each teacher.
+        hours: total hours: teachers with running servers in parallel, then each teacher whose
+            servers are started by the run; None if unknown.
+        gpu_hours: sum over the teachers; None if unknown for any of them.
+        money: sums by currency, of the teachers whose cost is known.
+        unpriced: names of the teachers whose cost is not known.
+    """
+
+    pairs: int
+    teachers: list[TeacherCost]
+    hours: float | None
+    gpu_hours: float | None
+    money: dict[str, float]
+    unpriced: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepComparison:
+    """Cost of the annotation compared with a sweep of the global beta.
+
+    Attributes:
+        runs: training runs of the sweep.
+        run_hours: GPU-hours of one run; None if not given.
+        gpu_hours: GPU-hours of the sweep; None without `run_hours`.
+        ratio: GPU-hours of the annotation over those of the sweep; None if either is unknown.
+        even_run_hours: GPU-hours of one run at which both cost the same; None if those of the
+            annotation are unknown.
+        even_money: price of one run at which both cost the same, by currency.
+    """
+
+    runs: int
+    run_hours: float | None
+    gpu_hours: float | None
+    ratio: float | None
+    even_run_hours: float | None
+    even_money: dict[str, float]
+
+
+def measure_usage(store: Store, panel: Panel) -> dict[str, Usage]:
+    """Return the tokens and time of each teacher of a panel, under the panel's variants."""
+    slices = [part for part in store.usage.slices() if part.variant in panel.variants]
     return {
-        teacher.name: sum_usage(one for one in slices if one.teacher == teacher.name)
+        teacher.name: sum_usage(part for part in slices if part.teacher == teacher.name)
         for teacher in panel.teachers
     }
 
 
 def measure_performance(
-    store: Store, panel: Panel, used: Mapping[str, Usage]
-) -> list[dict[str, Any]]:
-    """What came of each teacher's replies, and what they took.
+    store: Store, panel: Panel, usage: Mapping[str, Usage]
+) -> list[TeacherPerformance]:
+    """Return the outcomes, tokens and throughput of each teacher of a panel.
 
-    Returns:
-        name; heard (questions with an answer), kept, refused by reason, refused_share of the heard;
-        requests (replies, those asked for again included); prompt_tokens, cached_tokens and
-        completion_tokens of a reply, means; cached_share of the prompt tokens and cacheable_share,
-        which the layout of the requests allows (None for an adaptive panel, which asks about a pair
-        at different times); busy_seconds while requests were in flight, and replies, prompt tokens
-        and completion tokens for each of them; details: for each reason of a refusal, what more was
-        said of one that was refused with it.
+    Args:
+        store: store with the replies.
+        panel: panel that was asked.
+        usage: tokens and time of each teacher, from `measure_usage`.
     """
-    outcomes = [one for one in store.questions.outcomes() if one.variant in panel.variants]
-    layout, details = _layout(store, panel), _details(store, panel.variants)
+    outcomes = [key for key in store.questions.outcomes() if key.variant in panel.variants]
+    details = _first_details(store, panel.variants)
+    cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel).share
     return [
-        _teacher(
+        _performance(
             teacher.name,
-            [one for one in outcomes if one.teacher == teacher.name],
-            used[teacher.name],
-            cacheable=None if panel.budget == "adaptive" else layout.share,
+            [key for key in outcomes if key.teacher == teacher.name],
+            usage[teacher.name],
+            cacheable=cacheable,
             details=details.get(teacher.name, {}),
         )
         for teacher in panel.teachers
     ]
 
 
-def _details(store: Store, variants: Collection[str]) -> dict[str, dict[str, str]]:
-    """The detail of the first refusal for each reason, by teacher."""
-    found: dict[str, dict[str, str]] = {}
+def _first_details(store: Store, variants: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return the detail of the first refusal for each teacher and reason."""
+    details: dict[str, dict[str, str]] = {}
     for reply in store.replies():
         if reply["reason"] is not None and reply["detail"] and reply["variant"] in variants:
-            found.setdefault(reply["teacher"], {}).setdefault(reply["reason"], reply["detail"])
-    return found
+            details.setdefault(reply["teacher"], {}).setdefault(reply["reason"], reply["detail"])
+    return details
 
 
-def _teacher(
-    name: str,
-    outcomes: Sequence[KeyCount],
-    used: Usage,
-    *,
-    cacheable: float | None,
-    details: Mapping[str, str],
-) -> dict[str, Any]:
-    refused = count_outcomes(outcomes)
-    kept = refused.pop("kept", 0)
-    heard = kept + sum(refused.values())
-    told = used.timed + used.untimed - used.uncounted
-    seconds = None if used.untimed else used.seconds
-    return {
-        "name": name,
-        "heard": heard,
-        "kept": kept,
-        "refused": refused,
-        "refused_share": _over(sum(refused.values()), heard),
-        "requests": used.requests,
-        "untold": used.uncounted,
-        "prompt_tokens": _over(used.prompt, told),
-        "cached_tokens": None if used.cached is None else _over(used.cached, told),
-        "completion_tokens": _over(used.completion, told),
-        "cached_share": used.cached_share,
-        "cacheable_share": cacheable,
-        "busy_seconds": used.busy,
-        "replies_per_second": used.rate,
-        "prompt_tokens_per_second": _over(used.prompt, seconds) if told else None,
-        "completion_tokens_per_second": _over(used.completion, seconds) if told else None,
-        "details": details,
-    }
-
-
-def _over(part: float, whole: float | None) -> float | None:
-    return part / whole if whole else None
-
-
-def _layout(store: Store, panel: Panel) -> Text:
-    """What a teacher reads that is asked everything about every sampled pair."""
-    found = Text()
+def _prompt_text(store: Store, panel: Panel) -> Text:
+    """Return the size of all prompts of one teacher about the pairs of a store."""
+    text = Text()
     seen: set[str] = set()
     for row, pair_id in store.corpus.rows():
         if pair_id not in seen:
             seen.add(pair_id)
             orders = panel.rubric.orders(pair_id)
-            asked = [(variant, order) for order in orders for variant in panel.variants]
-            found += text_of(row.pair, asked, panel.rubric)
-    return found
+            questions = [(variant, order) for order in orders for variant in panel.variants]
+            text += text_of(row.pair, questions, panel.rubric)
+    return text
+
+
+def _performance(
+    name: str,
+    outcomes: Sequence[KeyCount],
+    usage: Usage,
+    *,
+    cacheable: float | None,
+    details: Mapping[str, str],
+) -> TeacherPerformance:
+    refused = count_outcomes(outcomes)
+    kept = refused.pop("kept", 0)
+    heard = kept + sum(refused.values())
+    counted = usage.timed + usage.untimed - usage.uncounted
+    seconds = usage.seconds if counted and not usage.untimed else None
+    return TeacherPerformance(
+        name=name,
+        heard=heard,
+        kept=kept,
+        refused=refused,
+        refused_share=_divide(sum(refused.values()), heard),
+        requests=usage.requests,
+        untold=usage.uncounted,
+        prompt_tokens=_divide(usage.prompt, counted),
+        cached_tokens=None if usage.cached is None else _divide(usage.cached, counted),
+        completion_tokens=_divide(usage.completion, counted),
+        cached_share=usage.cached_share,
+        cacheable_share=cacheable,
+        busy_seconds=usage.busy,
+        replies_per_second=usage.rate,
+        prompt_tokens_per_second=_divide(usage.prompt, seconds),
+        completion_tokens_per_second=_divide(usage.completion, seconds),
+        details=details,
+    )
+
+
+def _divide(part: float, total: float | None) -> float | None:
+    return part / total if total else None
 
 
 def project_costs(
-    panel: Panel, used: Mapping[str, Usage], *, tried: int, pairs: int
-) -> dict[str, Any]:
-    """What a whole corpus will take, if it is like the pairs that were tried.
+    panel: Panel, usage: Mapping[str, Usage], *, tried: int, pairs: int
+) -> CostProjection:
+    """Scale the cost of a sample of pairs to a whole corpus.
 
     Args:
-        panel: whom to ask what.
-        used: what each teacher took for the pairs that were tried.
-        tried: how many those are.
-        pairs: of the whole corpus.
-
-    Returns:
-        pairs.
-        teachers: for each name, requests, prompt_tokens, cached_tokens, completion_tokens, hours,
-            gpus (of the price, or of `serve`), gpu_hours, money, currency; None where not known.
-        hours: teachers whose servers are there side by side, those we serve one after the other.
-        gpu_hours: of all.
-        money: by currency, of those that have a price; unpriced: the others.
+        panel: panel that was asked.
+        usage: tokens and time that each teacher took for the sample.
+        tried: pairs of the sample.
+        pairs: pairs of the corpus.
     """
-    teachers = [_scaled(teacher, used[teacher.name], pairs / tried) for teacher in panel.teachers]
-    by_name = {one["name"]: one for one in teachers}
-    money: dict[str, float] = {}
-    for one in teachers:
-        if one["money"] is not None:
-            money[one["currency"]] = money.get(one["currency"], 0.0) + one["money"]
-    return {
-        "pairs": pairs,
-        "teachers": teachers,
-        "hours": _sum(
+    teachers = [_scale(teacher, usage[teacher.name], pairs / tried) for teacher in panel.teachers]
+    hours = {cost.name: cost.hours for cost in teachers}
+    return CostProjection(
+        pairs=pairs,
+        teachers=teachers,
+        hours=_total(
             [
-                _longest([by_name[teacher.name]["hours"] for teacher in phase])
+                _total([hours[teacher.name] for teacher in phase], longest=True)
                 for phase in phases(panel.teachers)
             ]
         ),
-        "gpu_hours": _sum([one["gpu_hours"] for one in teachers]),
-        "money": money,
-        "unpriced": [one["name"] for one in teachers if one["money"] is None],
-    }
-
-
-def _scaled(teacher: Endpoint, used: Usage, factor: float) -> dict[str, Any]:
-    price = teacher.price
-    gpus = price.gpus if price and price.gpus else _served_on(teacher)
-    scaled = Usage(
-        requests=round(used.requests * factor),
-        uncounted=round(used.uncounted * factor),
-        timed=round(used.timed * factor),
-        untimed=round(used.untimed * factor),
-        prompt=round(used.prompt * factor),
-        completion=round(used.completion * factor),
-        cached=None if used.cached is None else round(used.cached * factor),
-        seconds=used.seconds * factor,
+        gpu_hours=_total([cost.gpu_hours for cost in teachers]),
+        money=sum_by_currency((cost.money, cost.currency) for cost in teachers),
+        unpriced=[cost.name for cost in teachers if cost.money is None],
     )
-    hours = None if used.rate is None or used.untimed else scaled.seconds / 3600
-    return {
-        "name": teacher.name,
-        "requests": scaled.requests,
-        "prompt_tokens": scaled.prompt,
-        "cached_tokens": scaled.cached,
-        "completion_tokens": scaled.completion,
-        "hours": hours,
-        "gpus": gpus,
-        "gpu_hours": None if hours is None or gpus is None else hours * gpus,
-        "money": scaled.cost(price),
-        "currency": price and price.currency,
-    }
 
 
-def _served_on(teacher: Endpoint) -> int | None:
-    return len(teacher.serve.gpus) or None if teacher.serve else None
+def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
+    price = teacher.price
+    gpus = price.gpus if price and price.gpus else None
+    if gpus is None and teacher.serve:
+        gpus = len(teacher.serve.gpus) or None
+    scaled = Usage(
+        requests=round(usage.requests * factor),
+        uncounted=round(usage.uncounted * factor),
+        timed=round(usage.timed * factor),
+        untimed=round(usage.untimed * factor),
+        prompt=round(usage.prompt * factor),
+        completion=round(usage.completion * factor),
+        cached=None if usage.cached is None else round(usage.cached * factor),
+        seconds=usage.seconds * factor,
+    )
+    hours = None if usage.rate is None or usage.untimed else scaled.seconds / 3600
+    return TeacherCost(
+        name=teacher.name,
+        requests=scaled.requests,
+        prompt_tokens=scaled.prompt,
+        cached_tokens=scaled.cached,
+        completion_tokens=scaled.completion,
+        hours=hours,
+        gpus=gpus,
+        gpu_hours=None if hours is None or gpus is None else hours * gpus,
+        money=scaled.cost(price),
+        currency=None if price is None else price.currency,
+    )
 
 
-def _longest(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known) if len(known) == len(values) else None
+def _total(values: Sequence[float | None], *, longest: bool = False) -> float | None:
+    """Return the sum, or the largest, of values; None if any of them is unknown."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return None
+    return max(numbers) if longest else sum(numbers)
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def sweep_concurrency(
-    found: dict[str, Any], *, runs: int, run_hours: float | None
-) -> dict[str, Any]:
-    """What annotating costs beside a sweep of the global beta, in GPU-hours.
+def compare_with_sweep(
+    projection: CostProjection, *, runs: int, run_hours: float | None
+) -> SweepComparison:
+    """Compare the cost of an annotation with a sweep of the global beta.
 
     Args:
-        found: as `projection` gives it.
-        runs: of the sweep.
-        run_hours: GPU-hours of one of them; None where nobody says.
-
-    Returns:
-        runs, run_hours.
-        gpu_hours: of the sweep; ratio: annotation over sweep; None without `run_hours`.
-        even_run_hours: what a run would have to take for the two to cost the same; None where the
-            annotation's GPU-hours are not known.
-        even_money: the same in money, by currency.
+        projection: projected cost of the annotation.
+        runs: training runs of the sweep.
+        run_hours: GPU-hours of one run; None if unknown.
     """
-    annotation = found["gpu_hours"]
-    hours = None if run_hours is None else runs * run_hours
-    return {
-        "runs": runs,
-        "run_hours": run_hours,
-        "gpu_hours": hours,
-        "ratio": None if annotation is None or not hours else annotation / hours,
-        "even_run_hours": None if annotation is None else annotation / runs,
-        "even_money": {currency: money / runs for currency, money in found["money"].items()},
-    }
+    annotation = projection.gpu_hours
+    sweep = None if run_hours is None else runs * run_hours
+    return SweepComparison(
+        runs=runs,
+        run_hours=run_hours,
+        gpu_hours=sweep,
+        ratio=None if annotation is None or not sweep else annotation / sweep,
+        even_run_hours=None if annotation is None else annotation / runs,
+        even_money={currency: money / runs for currency, money in projection.money.items()},
+    )

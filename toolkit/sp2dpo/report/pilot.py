@@ -1,7 +1,7 @@
-"""A pilot's findings: how a panel does on a sample, and what the whole corpus would take."""
+"""Try a panel on a sample of the pairs, and project the cost of annotating the whole corpus."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -21,19 +21,25 @@ from sp2dpo.diagnostics.agreement import (
 )
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs
-from sp2dpo.pairs.sample import Sample
+from sp2dpo.pairs.sample import Sample, SkippedPairs, Stratum
 from sp2dpo.panel.panel import Panel
-from sp2dpo.report.cost import measure_performance, project_costs, sweep_concurrency, used_by
-from sp2dpo.report.verdict import decide
+from sp2dpo.report.cost import (
+    CostProjection,
+    SweepComparison,
+    TeacherPerformance,
+    compare_with_sweep,
+    measure_performance,
+    measure_usage,
+    project_costs,
+)
+from sp2dpo.report.verdict import Verdict, decide
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from sp2dpo.store.store import Store
-from sp2dpo.store.usage import Usage
 
 BINS = 20
-"""Of the histogram; each is a twentieth of the envelope wide."""
-_READ = {"gap": pl.Float64, "category": pl.String}
+"""Bars of the histogram of beta; each covers a twentieth of the envelope."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-USUAL = Schedule(
+DEFAULT_SCHEDULE = Schedule(
     beta_min=0.03,
     beta_max=0.3,
     quorum=1,
@@ -43,21 +49,24 @@ USUAL = Schedule(
     over_teachers="mean",
     map=Linear(),
 )
-"""SP2DPO's schedule for a pilot that is given none; the quorum is our choice."""
+"""SP2DPO's schedule, for a pilot without a schedule file. The quorum is our choice."""
+_NO_READINGS = pl.DataFrame(
+    schema={"reader": pl.String, "pair_id": pl.String, "gap": pl.Float64, "category": pl.String}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a pilot was to find out.
+    """Settings and sample of a pilot.
 
     Attributes:
-        panel: that was asked.
-        sample: the pairs.
-        schedule: from annotations to betas.
-        truths: what is known of some pairs; None where no gold file was given.
-        runs: of the sweep to compare with; None for no comparison.
-        run_hours: GPU-hours of one of them; None where nobody says.
-        trouble: why the asking ended early; None where it did not.
+        panel: panel that is asked.
+        sample: sampled pairs.
+        schedule: schedule that turns the annotations into betas.
+        truths: known labels of some pairs; None without a gold file.
+        runs: training runs of the sweep to compare with; None for no comparison.
+        run_hours: GPU-hours of one run; None if unknown.
+        trouble: why the annotation ended early; None if it was completed.
     """
 
     panel: Panel
@@ -69,151 +78,243 @@ class Trial:
     trouble: str | None = None
 
 
-def pilot_findings(store: Store, trial: Trial) -> dict[str, Any]:
-    """Everything that `sp2dpo pilot` says, as JSON values; what is not known is None.
+@dataclass(frozen=True, kw_only=True)
+class SampleSummary:
+    """Rows of the source and pairs of the sample.
+
+    Attributes:
+        rows: rows of the source.
+        set_aside: rows without a usable pair.
+        pairs: distinct pairs of the source.
+        sampled: pairs of the sample.
+        aside: rows set aside, by reason.
+        strata: the strata that the sample was drawn from.
+    """
+
+    rows: int
+    set_aside: int
+    pairs: int
+    sampled: int
+    aside: Sequence[SkippedPairs]
+    strata: Sequence[Stratum]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelSummary:
+    """Identity of the panel.
+
+    Attributes:
+        rubric: name of the rubric.
+        sha256: hash of the rubric.
+        protocol: `labelled` or `blind`.
+        variants: variants that are asked.
+        budget: `full` or `adaptive`.
+    """
+
+    rubric: str
+    sha256: str
+    protocol: str
+    variants: list[str]
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaSummary:
+    """Distribution of the betas over the envelope; means are None without any beta.
+
+    Attributes:
+        pairs: pairs of the sample.
+        with_beta: pairs that have a beta.
+        mean: mean beta.
+        std: standard deviation of the betas.
+        quantiles: betas at `QUANTILES`, by quantile.
+        floor: share of the betas in the lowest 5 % of the envelope.
+        ceiling: share of the betas in the highest 5 % of the envelope.
+        histogram: betas in each of `BINS` equal parts of the envelope, the lowest first. A part
+            includes its lower border, the last part its upper border too.
+    """
+
+    pairs: int
+    with_beta: int
+    mean: float | None
+    std: float | None
+    quantiles: dict[str, float | None]
+    floor: float | None
+    ceiling: float | None
+    histogram: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelAgreement:
+    """Agreement of teachers and variants.
+
+    Attributes:
+        agreement: mean share of a pair's replies that name its category.
+        spread: mean spread of the gaps between teachers, over pairs that several of them read.
+        between_teachers: comparison of every two teachers, from `compare_readers`.
+        between_variants: comparison of every two variants.
+        position: consistency over both orders, from `compare_orders`; None if not blind.
+    """
+
+    agreement: float | None
+    spread: float | None
+    between_teachers: list[dict[str, Any]]
+    between_variants: list[dict[str, Any]]
+    position: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotResult:
+    """Result of a pilot; `dataclasses.asdict` gives the JSON of `sp2dpo pilot --json`.
+
+    Attributes:
+        sample: rows of the source and pairs of the sample.
+        panel: identity of the panel.
+        schedule: the schedule as YAML would hold it.
+        trouble: why the annotation ended early; None if it was completed.
+        teachers: outcomes, tokens and throughput of each teacher.
+        betas: distribution of the betas.
+        agreement: agreement of teachers and variants.
+        gold: comparison with known labels, from `compare_with_gold`; None without a gold file.
+        projection: cost of the whole corpus, without the start of servers; None if the annotation
+            ended early.
+        sweep: comparison with a sweep of the global beta; None if not requested.
+        verdict: go or no-go, with the rules behind it.
+    """
+
+    sample: SampleSummary
+    panel: PanelSummary
+    schedule: dict[str, Any]
+    trouble: str | None
+    teachers: list[TeacherPerformance]
+    betas: BetaSummary
+    agreement: PanelAgreement
+    gold: dict[str, Any] | None
+    projection: CostProjection | None
+    sweep: SweepComparison | None
+    verdict: Verdict
+
+
+def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
+    """Evaluate the replies to the sample of a pilot.
 
     Args:
-        store: holds the sampled pairs and what the panel said of them.
-        trial: what was to be found out.
-
-    Returns:
-        sample: rows, set_aside and pairs of the source, sampled, aside (set_aside by reason, with
-            the first rows), and the strata.
-        panel: rubric, sha256, protocol, variants, budget. schedule: that was used.
-        trouble: why the asking ended early.
-        teachers: see `cost.measure_performance`.
-        betas: see `_betas`.
-        agreement: between_teachers and between_variants as `agreement.comparisons` makes them,
-            spread (over the pairs that several teachers have read) and agreement as means over
-            the pairs, position (blind, else None).
-        gold: see `gold.compare_with_gold`; None without.
-        projection: see `cost.project_costs`, without starting the servers; None where the
-            asking ended early. sweep: beside it; None where nobody asked.
-        verdict: go and rules.
+        store: store with the sampled pairs and the replies.
+        trial: settings and sample of the pilot.
 
     Raises:
-        ValueError: the gold file names pairs in two ways, or the schedule wants what is not there.
+        ValueError: the gold file names a pair twice, or the schedule needs values that the replies
+            do not have.
     """
-    annotations = _annotations(store, trial.panel)
-    made = BetaTable(
+    panel, sample = trial.panel, trial.sample
+    annotations = _load_annotations(store, panel)
+    betas = BetaTable(
         table=schedule_betas(annotations, trial.schedule),
         arm=Arm(of=trial.schedule),
         annotations_hash=annotations.hash,
     )
-    used = used_by(store, trial.panel)
-    teachers = measure_performance(store, trial.panel, used)
+    usage = measure_usage(store, panel)
+    teachers = measure_performance(store, panel, usage)
     replies = panel_reply_gaps(annotations, trial.schedule.estimator)
-    agreement = _agreement(annotations, replies, made.table, trial)
-    position, gold = agreement["position"], _gold(store, made.table, trial)
-    between = agreement["between_teachers"]
-    told = _betas(made)
-    return {
-        "sample": _sample(trial.sample),
-        "panel": _panel(trial.panel),
-        "schedule": trial.schedule.as_mapping(),
-        "trouble": trial.trouble,
-        "teachers": teachers,
-        "betas": told,
-        "agreement": agreement,
-        "gold": gold,
-        **_cost(trial, used),
-        "verdict": decide(
+    agreement = _measure_agreement(annotations, replies, betas.table, trial)
+    gold = _compare_with_gold(store, betas.table, trial)
+    summary = _summarize_betas(betas)
+    projection = sweep = None
+    if trial.trouble is None:
+        projection = project_costs(panel, usage, tried=len(sample.pair_ids), pairs=sample.pairs)
+        if trial.runs is not None:
+            sweep = compare_with_sweep(projection, runs=trial.runs, run_hours=trial.run_hours)
+    return PilotResult(
+        sample=SampleSummary(
+            rows=sample.rows,
+            set_aside=sample.set_aside,
+            pairs=sample.pairs,
+            sampled=len(sample.pair_ids),
+            aside=sample.skipped,
+            strata=sample.strata,
+        ),
+        panel=PanelSummary(
+            rubric=panel.rubric.name,
+            sha256=panel.rubric.hash,
+            protocol=panel.rubric.protocol,
+            variants=list(panel.variants),
+            budget=panel.budget,
+        ),
+        schedule=trial.schedule.as_mapping(),
+        trouble=trial.trouble,
+        teachers=teachers,
+        betas=summary,
+        agreement=agreement,
+        gold=gold,
+        projection=projection,
+        sweep=sweep,
+        verdict=decide(
             teachers,
-            told,
-            check_betas(made, average_orders(replies), between),
-            position=position,
+            check_betas(betas, average_orders(replies), agreement.between_teachers),
+            pairs=summary.pairs,
+            with_beta=summary.with_beta,
+            position=agreement.position,
             gold=gold,
         ),
-    }
-
-
-def _annotations(store: Store, panel: Panel) -> AnnotationTable:
-    """What was kept, by the panel's own teachers and variants; there may be nothing."""
-    if not any(one.reason is None for one in store.questions.outcomes()):
-        return build_annotation_table([], pair_ids=store.corpus.pair_ids(), rubric=panel.rubric)
-    held = store.annotations()
-    names = [teacher.name for teacher in panel.teachers]
-    asked = pl.col("teacher").is_in(names) & pl.col("variant").is_in(panel.variants)
-    return AnnotationTable(
-        replies=held.replies.filter(asked), pair_ids=held.pair_ids, rubric=held.rubric
     )
 
 
-def _agreement(
+def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
+    """Return the annotations by the panel's teachers and variants; the table may be empty."""
+    if not any(key.reason is None for key in store.questions.outcomes()):
+        return build_annotation_table([], pair_ids=store.corpus.pair_ids(), rubric=panel.rubric)
+    annotations = store.annotations()
+    names = [teacher.name for teacher in panel.teachers]
+    in_panel = pl.col("teacher").is_in(names) & pl.col("variant").is_in(panel.variants)
+    return AnnotationTable(
+        replies=annotations.replies.filter(in_panel),
+        pair_ids=annotations.pair_ids,
+        rubric=annotations.rubric,
+    )
+
+
+def _measure_agreement(
     annotations: AnnotationTable, replies: pl.DataFrame, table: pl.DataFrame, trial: Trial
-) -> dict[str, Any]:
+) -> PanelAgreement:
     panel = trial.panel
-    names, categories = [one.name for one in panel.teachers], list(panel.rubric.categories)
-    nothing = pl.DataFrame(schema={"reader": pl.String, "pair_id": pl.String, **_READ})
-    there = not replies.is_empty()
-    teachers = teacher_readings(replies, categories, trial.schedule.estimator) if there else nothing
-    variants = variant_readings(replies, categories) if there else nothing
-    return {
-        "agreement": table["agreement"].mean(),
-        "spread": table.filter(pl.col("teachers") > 1)["spread"].mean(),
-        "between_teachers": compare_readers(teachers, names),
-        "between_variants": compare_readers(variants, list(panel.variants)),
-        "position": compare_orders(annotations.replies, names) if panel.rubric.blind else None,
-    }
+    names, categories = [teacher.name for teacher in panel.teachers], list(panel.rubric.categories)
+    teachers = variants = _NO_READINGS
+    if not replies.is_empty():
+        teachers = teacher_readings(replies, categories, trial.schedule.estimator)
+        variants = variant_readings(replies, categories)
+    return PanelAgreement(
+        agreement=_mean(table["agreement"]),
+        spread=_mean(table.filter(pl.col("teachers") > 1)["spread"]),
+        between_teachers=compare_readers(teachers, names),
+        between_variants=compare_readers(variants, list(panel.variants)),
+        position=compare_orders(annotations.replies, names) if panel.rubric.blind else None,
+    )
 
 
-def _betas(made: BetaTable) -> dict[str, Any]:
-    """Where the betas stand in the envelope: floor and ceiling are its lowest and highest 5 %.
-
-    Returns:
-        pairs, with_beta; mean, std; quantiles, the betas at `QUANTILES`; floor and ceiling, shares
-        of the betas; histogram, counts over `BINS` parts of the envelope, from the lowest on: a
-        part holds its lower border, the last one its upper border too.
-    """
-    beta, shares = made.table["beta"].drop_nulls(), envelope_shares(made.table, made.schedule)
-    shares = shares.drop_nulls()
+def _summarize_betas(betas: BetaTable) -> BetaSummary:
+    beta = betas.table["beta"].drop_nulls()
+    shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
     bins = (shares * BINS).floor().clip(0, BINS - 1).cast(pl.Int32).to_list()
-    return {
-        "pairs": len(made.table),
-        "with_beta": len(beta),
-        "mean": beta.mean(),
-        "std": beta.std(ddof=0),
-        "quantiles": {str(at): beta.quantile(at, "linear") for at in QUANTILES},
-        "floor": (shares <= END).mean(),
-        "ceiling": (shares >= 1 - END).mean(),
-        "histogram": [bins.count(number) for number in range(BINS)],
-    }
+    std = beta.std(ddof=0)
+    return BetaSummary(
+        pairs=len(betas.table),
+        with_beta=len(beta),
+        mean=_mean(beta),
+        std=std if isinstance(std, float) else None,
+        quantiles={str(quantile): beta.quantile(quantile, "linear") for quantile in QUANTILES},
+        floor=_mean(shares <= END),
+        ceiling=_mean(shares >= 1 - END),
+        histogram=[bins.count(number) for number in range(BINS)],
+    )
 
 
-def _gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | None:
+def _compare_with_gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | None:
     if trial.truths is None:
         return None
     truths = match_pairs(trial.truths, store.corpus.names())
     return compare_with_gold(table, truths, trial.panel.rubric, gold_count=len(trial.truths))
 
 
-def _cost(trial: Trial, used: dict[str, Usage]) -> dict[str, Any]:
-    if trial.trouble is not None:
-        return {"projection": None, "sweep": None}
-    sample = trial.sample
-    found = project_costs(trial.panel, used, tried=len(sample.pair_ids), pairs=sample.pairs)
-    beside = None
-    if trial.runs is not None:
-        beside = sweep_concurrency(found, runs=trial.runs, run_hours=trial.run_hours)
-    return {"projection": found, "sweep": beside}
-
-
-def _sample(sample: Sample) -> dict[str, Any]:
-    return {
-        "rows": sample.rows,
-        "set_aside": sample.set_aside,
-        "pairs": sample.pairs,
-        "sampled": len(sample.pair_ids),
-        "aside": [asdict(aside) for aside in sample.skipped],
-        "strata": [asdict(stratum) for stratum in sample.strata],
-    }
-
-
-def _panel(panel: Panel) -> dict[str, Any]:
-    return {
-        "rubric": panel.rubric.name,
-        "sha256": panel.rubric.hash,
-        "protocol": panel.rubric.protocol,
-        "variants": list(panel.variants),
-        "budget": panel.budget,
-    }
+def _mean(values: pl.Series) -> float | None:
+    mean = values.mean()
+    return mean if isinstance(mean, float) else None

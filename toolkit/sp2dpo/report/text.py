@@ -1,9 +1,13 @@
-"""A pilot's findings, as lines for a terminal."""
+"""Format the status of a run and the result of a pilot as lines for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sp2dpo.pairs.sample import SkippedPairs
+from sp2dpo.report.cost import CostProjection, SweepComparison, TeacherPerformance
+from sp2dpo.report.pilot import PanelAgreement, PilotResult, SampleSummary
 from sp2dpo.report.status import Progress, RunStatus, TeacherStatus
+from sp2dpo.report.verdict import Verdict
 from sp2dpo.store.usage import RECENT
 from sp2dpo.text import (
     UNKNOWN,
@@ -19,29 +23,28 @@ from sp2dpo.text import (
 )
 
 _BAR = 40
-"""The length of the longest bar of the histogram."""
-_TOGETHER = 2
-"""Parts of the envelope that share a bar."""
+"""Length of the longest bar of the histogram, in characters."""
+_BINS_PER_BAR = 2
 _MARKS = {True: "ok", False: "NO", None: "?"}
 
 
-def pilot_lines(found: dict[str, Any]) -> list[str]:
-    """What `sp2dpo pilot` prints.
+def pilot_lines(result: PilotResult) -> list[str]:
+    """Return the lines that `sp2dpo pilot` prints.
 
     Args:
-        found: as `pilot.pilot_findings` returns it.
+        result: result of the pilot, from `run_pilot`.
     """
-    parts = [
-        _sample(found["sample"]),
-        _replies(found),
-        _measured(found["teachers"]),
-        _betas(found),
-        _agreement(found["agreement"]),
-        _gold(found["gold"]),
-        _projection(found),
-        _verdict(found),
+    sections = [
+        _sample_lines(result.sample),
+        _reply_lines(result),
+        _performance_lines(result.teachers),
+        _beta_lines(result),
+        _agreement_lines(result.agreement),
+        _gold_lines(result.gold),
+        _projection_lines(result),
+        _verdict_lines(result.verdict),
     ]
-    return [line for part in parts if part for line in (*part, "")][:-1]
+    return [line for section in sections if section for line in (*section, "")][:-1]
 
 
 def _wrapped(*lines: str) -> list[str]:
@@ -52,154 +55,148 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {format_count(count)}" for name, count in counts.items())
 
 
-def _sample(sample: dict[str, Any]) -> list[str]:
+def _sample_lines(sample: SampleSummary) -> list[str]:
     rows = [
         [
-            _span(one["prompt"]),
-            _span(one["difference"]),
-            format_count(one["pairs"]),
-            format_count(one["sampled"]),
+            _span(stratum.prompt),
+            _span(stratum.difference),
+            format_count(stratum.pairs),
+            format_count(stratum.sampled),
         ]
-        for one in sample["strata"]
+        for stratum in sample.strata
     ]
-    usable = sample["rows"] - sample["set_aside"]
+    usable = sample.rows - sample.set_aside
+    head = ["prompt", "difference", "pairs", "sampled"]
     return [
-        f"{sample['rows']} rows = {usable} usable + {sample['set_aside']} set aside; "
-        f"{sample['pairs']} distinct pairs",
-        *_wrapped(*map(_aside, sample["aside"])),
+        f"{sample.rows} rows = {usable} usable + {sample.set_aside} set aside; "
+        f"{sample.pairs} distinct pairs",
         *_wrapped(
-            f"{format_count(sample['sampled'])} of {format_count(sample['pairs'])} pairs, by "
-            f"the length of the "
-            "prompt and by how much longer the chosen response is (characters)"
+            *map(_skipped, sample.aside),
+            f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
+            "of the prompt and by how much longer the chosen response is (characters)",
         ),
-        *format_narrow_table(
-            ["prompt", "difference", "pairs", "sampled"], rows, names=1, indent="  "
-        ),
+        *format_narrow_table(head, rows, names=1, indent="  "),
     ]
 
 
-def _aside(one: dict[str, Any]) -> str:
-    rows = ", ".join(map(str, one["rows"])) + (", ..." if one["count"] > len(one["rows"]) else "")
-    return f"  set aside {one['count']}: {one['reason']} (row {rows})"
+def _skipped(skipped: SkippedPairs) -> str:
+    more = ", ..." if skipped.count > len(skipped.rows) else ""
+    rows = ", ".join(map(str, skipped.rows)) + more
+    return f"  set aside {skipped.count}: {skipped.reason} (row {rows})"
 
 
 def _span(ends: Sequence[int]) -> str:
     return f"{ends[0]:,} to {ends[1]:,}"
 
 
-def _replies(found: dict[str, Any]) -> list[str]:
+def _reply_lines(result: PilotResult) -> list[str]:
     rows = [
         [
-            one["name"],
-            format_count(one["heard"]),
-            format_count(one["kept"]),
-            format_percent(one["refused_share"]),
+            teacher.name,
+            format_count(teacher.heard),
+            format_count(teacher.kept),
+            format_percent(teacher.refused_share),
         ]
-        for one in found["teachers"]
+        for teacher in result.teachers
     ]
-    why = [
-        f"  {one['name']} refused: "
-        + ", ".join(f"{reason} {format_count(count)}" for reason, count in one["refused"].items())
-        for one in found["teachers"]
-        if one["refused"]
+    notes = [
+        f"  {teacher.name} refused: {_counted(teacher.refused)}"
+        for teacher in result.teachers
+        if teacher.refused
     ]
-    trouble = found["trouble"]
-    return [
-        "what came back",
-        *format_narrow_table(["teacher", "heard", "kept", "refused"], rows, names=1, indent="  "),
-        *_wrapped(*why, *([f"  the asking ended early: {trouble}"] if trouble else [])),
-    ]
+    if result.trouble:
+        notes.append(f"  the annotation ended early: {result.trouble}")
+    head = ["teacher", "answered", "kept", "refused"]
+    return ["replies", *format_narrow_table(head, rows, names=1, indent="  "), *_wrapped(*notes)]
 
 
-def _measured(teachers: Sequence[dict[str, Any]]) -> list[str]:
+def _performance_lines(teachers: Sequence[TeacherPerformance]) -> list[str]:
     rows = [
         [
-            one["name"],
-            format_significant(one["prompt_tokens"]),
-            format_percent(one["cached_share"]),
-            format_percent(one["cacheable_share"]),
-            format_significant(one["completion_tokens"]),
-            format_significant(one["replies_per_second"]),
-            format_significant(one["prompt_tokens_per_second"]),
-            format_significant(one["completion_tokens_per_second"]),
+            teacher.name,
+            format_significant(teacher.prompt_tokens),
+            format_percent(teacher.cached_share),
+            format_percent(teacher.cacheable_share),
+            format_significant(teacher.completion_tokens),
+            format_significant(teacher.replies_per_second),
+            format_significant(teacher.prompt_tokens_per_second),
+            format_significant(teacher.completion_tokens_per_second),
         ]
-        for one in teachers
+        for teacher in teachers
     ]
-    head = ["teacher", "prompt", "cached", "could be", "reply", "replies/s", "prompt/s", "reply/s"]
+    head = [
+        "teacher", "prompt", "cached", "cacheable", "reply", "replies/s", "prompt/s", "reply/s",
+    ]  # fmt: skip
     return [
-        "tokens of a request, and what came in a second",
+        "tokens per request, and throughput",
         *format_narrow_table(head, rows, names=1, indent="  "),
     ]
 
 
-def _betas(found: dict[str, Any]) -> list[str]:
-    betas, schedule = found["betas"], found["schedule"]
-    lines = [f"betas of {format_count(betas['with_beta'])} of {format_count(betas['pairs'])} pairs"]
-    if not betas["with_beta"]:
+def _beta_lines(result: PilotResult) -> list[str]:
+    betas = result.betas
+    lines = [f"betas of {format_count(betas.with_beta)} of {format_count(betas.pairs)} pairs"]
+    if not betas.with_beta:
         return lines
-    low, high = schedule["beta_min"], schedule["beta_max"]
-    counts, bins = betas["histogram"], len(betas["histogram"])
-    sums = [sum(counts[at : at + _TOGETHER]) for at in range(0, bins, _TOGETHER)]
-    for number, count in enumerate(sums):
-        begin = low + (high - low) * number * _TOGETHER / bins
-        bar = "#" * round(_BAR * count / max(sums))
-        lines.append(f"  {begin:8.3g}  {bar:<{_BAR}} {format_count(count)}".rstrip())
+    low, high = result.schedule["beta_min"], result.schedule["beta_max"]
+    bins = len(betas.histogram)
+    starts = range(0, bins, _BINS_PER_BAR)
+    counts = [sum(betas.histogram[start : start + _BINS_PER_BAR]) for start in starts]
+    for start, count in zip(starts, counts, strict=True):
+        bar = "#" * round(_BAR * count / max(counts))
+        beta = low + (high - low) * start / bins
+        lines.append(f"  {beta:8.3g}  {bar:<{_BAR}} {format_count(count)}".rstrip())
     quantiles = ", ".join(
-        f"{float(at):.0%} {format_significant(beta)}" for at, beta in betas["quantiles"].items()
+        f"{float(quantile):.0%} {format_significant(beta)}"
+        for quantile, beta in betas.quantiles.items()
     )
     return [
         *lines,
-        *_wrapped(f"  mean {format_significant(betas['mean'])}; quantiles {quantiles}"),
-        f"  {format_percent(betas['floor'])} in the lowest 5% of the envelope, "
-        f"{format_percent(betas['ceiling'])} in the highest",
+        *_wrapped(f"  mean {format_significant(betas.mean)}; quantiles {quantiles}"),
+        f"  {format_percent(betas.floor)} in the lowest 5% of the envelope, "
+        f"{format_percent(betas.ceiling)} in the highest",
     ]
 
 
-def _agreement(agreement: dict[str, Any]) -> list[str]:
+def _agreement_lines(agreement: PanelAgreement) -> list[str]:
     lines = _wrapped(
-        f"agreement: {format_percent(agreement['agreement'])} of the replies name their "
-        f"pair's category; "
-        f"spread of the gaps between teachers {format_fixed(agreement['spread'])}"
+        f"agreement: {format_percent(agreement.agreement)} of the replies name their pair's "
+        "category; spread of the gaps between teachers "
+        f"{format_fixed(agreement.spread)}"
     )
     rows = [
-        [one["one"], one["other"], *_compared(one)]
-        for one in (*agreement["between_teachers"], *agreement["between_variants"])
+        [
+            comparison["one"],
+            comparison["other"],
+            format_percent(comparison["same_category"]),
+            format_fixed(comparison["spearman"]),
+            format_fixed(comparison["difference"]),
+        ]
+        for comparison in (*agreement.between_teachers, *agreement.between_variants)
     ]
     if rows:
         head = ["one", "other", "same category", "rank correlation", "mean difference"]
         lines += format_narrow_table(head, rows, names=2, indent="  ")
-    for one in agreement["position"] or ():
+    for row in agreement.position or ():
+        consistent, first, second, tie = (
+            format_percent(row[kind]["share"]) for kind in ("consistent", "first", "second", "tie")
+        )
         lines += _wrapped(
-            f"  {one['teacher']} in both orders: same response "
-            f"{format_percent(one['consistent']['share'])}, A twice "
-            f"{format_percent(one['first']['share'])}, "
-            f"B twice {format_percent(one['second']['share'])}, tie "
-            f"{format_percent(one['tie']['share'])}"
+            f"  {row['teacher']} in both orders: same response {consistent}, A twice {first}, "
+            f"B twice {second}, tie {tie}"
         )
     return lines
 
 
-def _compared(one: dict[str, Any]) -> list[str]:
-    return [
-        format_percent(one["same_category"]),
-        format_fixed(one["spearman"]),
-        format_fixed(one["difference"]),
-    ]
-
-
-def _gold(gold: dict[str, Any] | None) -> list[str]:
+def _gold_lines(gold: dict[str, Any] | None) -> list[str]:
     if gold is None:
         return []
-    labels = [
-        f"  of those that are {label}: {_share(one)}" for label, one in gold["labels"].items()
-    ]
     return _wrapped(
-        f"gold: {format_count(gold['judged'])} pairs judged of {format_count(gold['given'])} "
-        f"with a known truth; "
-        f"a gap below {gold['threshold']:g} is no preference",
-        f"  right: {_share(gold['accuracy'])}; believing every label gives "
+        f"gold: {format_count(gold['judged'])} pairs judged of {format_count(gold['given'])} with "
+        f"a known truth; a gap below {gold['threshold']:g} counts as no preference",
+        f"  right: {_share(gold['accuracy'])}; trusting every label gives "
         f"{format_percent(gold['always_chosen'])}",
-        *labels,
+        *(f"  true label {label}: {_share(share)}" for label, share in gold["labels"].items()),
         f"  mean over the true labels {format_percent(gold['balanced'])}, at least "
         f"{format_percent(gold['balanced_low'])}",
         f"  category: {_share(gold['category'])}; rank correlation of the magnitudes "
@@ -207,107 +204,93 @@ def _gold(gold: dict[str, Any] | None) -> list[str]:
     )
 
 
-def _share(one: dict[str, Any]) -> str:
-    if one["share"] is None:
+def _share(share: dict[str, Any]) -> str:
+    if share["share"] is None:
         return UNKNOWN
-    return (
-        f"{format_percent(one['share'])} ({format_percent(one['low'])} to "
-        f"{format_percent(one['high'])})"
-    )
+    value, low, high = (format_percent(share[key]) for key in ("share", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
-def _projection(found: dict[str, Any]) -> list[str]:
-    whole_corpus = found["projection"]
-    if whole_corpus is None:
+def _projection_lines(result: PilotResult) -> list[str]:
+    projection = result.projection
+    if projection is None:
         return []
     rows = [
         [
-            one["name"],
-            format_count(one["requests"]),
-            format_count(one["prompt_tokens"]),
-            format_count(one["completion_tokens"]),
-            format_duration(one["hours"] and one["hours"] * 3600),
-            format_significant(one["gpu_hours"]),
-            format_money({one["currency"]: one["money"]}) if one["money"] is not None else UNKNOWN,
+            cost.name,
+            format_count(cost.requests),
+            format_count(cost.prompt_tokens),
+            format_count(cost.completion_tokens),
+            _hours(cost.hours),
+            format_significant(cost.gpu_hours),
+            _amount(cost.money, cost.currency),
         ]
-        for one in whole_corpus["teachers"]
+        for cost in projection.teachers
     ]
-    hours = whole_corpus["hours"]
-    at_most = "; at most, for a large corpus spares more" if _is_adaptive(found) else ""
+    adaptive = result.panel.budget == "adaptive"
+    at_most = "; at most, as a large corpus spares more" if adaptive else ""
     head = ["teacher", "requests", "prompt tokens", "reply tokens", "time", "GPU-hours", "money"]
-    rest = [
-        f"  together {format_duration(hours and hours * 3600)}, "
-        f"{format_significant(whole_corpus['gpu_hours'])} GPU-hours, "
-        f"{format_money(whole_corpus['money']) or 'money not known'}",
+    notes = [
+        f"  total {_hours(projection.hours)}, {format_significant(projection.gpu_hours)} "
+        f"GPU-hours, {format_money(projection.money) or 'money not known'}",
     ]
-    if whole_corpus["unpriced"] and whole_corpus["money"]:
-        rest.append(f"  without {', '.join(whole_corpus['unpriced'])}: no price, or no tokens told")
+    if projection.unpriced and projection.money:
+        notes.append(
+            f"  without {', '.join(projection.unpriced)}: no price, or no token counts reported"
+        )
+    if result.sweep is not None:
+        notes.append(f"  {_sweep_line(result.sweep, projection)}")
     return [
         *_wrapped(
-            f"all {format_count(whole_corpus['pairs'])} pairs at the pilot's pace, without "
-            f"starting the "
-            f"servers (a short run is slower than a long one{at_most})"
+            f"all {format_count(projection.pairs)} pairs at the pilot's pace, without starting "
+            f"the servers (a short run is slower than a long one{at_most})"
         ),
         *format_narrow_table(head, rows, names=1, indent="  "),
-        *_wrapped(*rest, *_sweep(found["sweep"], whole_corpus)),
+        *_wrapped(*notes),
     ]
 
 
-def _is_adaptive(found: dict[str, Any]) -> bool:
-    return found["panel"]["budget"] == "adaptive"
+def _hours(hours: float | None) -> str:
+    return format_duration(None if hours is None else hours * 3600)
 
 
-def _sweep(sweep: dict[str, Any] | None, whole_corpus: dict[str, Any]) -> list[str]:
-    if sweep is None:
-        return []
-    runs = f"a sweep of {sweep['runs']} runs"
-    if sweep["gpu_hours"] is not None:
-        told = (
-            f"  {runs} of {sweep['run_hours']:g} GPU-hours each takes "
-            f"{format_significant(sweep['gpu_hours'])} GPU-hours"
-        )
-        if sweep["ratio"] is not None:
-            return [
-                f"{told}; the annotation takes {format_significant(sweep['ratio'])} times as much"
-            ]
-        return [told, *_beside(sweep, whole_corpus, runs)]
-    if sweep["even_run_hours"] is not None:
-        return [
-            f"  the annotation costs as much as {runs} of "
-            f"{format_significant(sweep['even_run_hours'])} GPU-hours each (what a run takes: "
-            f"--run-hours)"
-        ]
-    return _beside(sweep, whole_corpus, runs)
-
-
-def _beside(sweep: dict[str, Any], whole_corpus: dict[str, Any], runs: str) -> list[str]:
-    """What can be said where nobody knows the annotation's GPU-hours."""
-    if whole_corpus["money"]:
-        return [
-            f"  the annotation costs as much as {runs} of {format_money(sweep['even_money'])} "
-            f"each; its "
+def _sweep_line(sweep: SweepComparison, projection: CostProjection) -> str:
+    runs = f"a sweep of {sweep.runs} runs"
+    if projection.money:
+        unknown = (
+            f"the annotation costs as much as {runs} of {format_money(sweep.even_money)} each; its "
             "GPU-hours are not known"
-        ]
-    return [f"  what the annotation costs beside {runs} is not known: state a price in the panel"]
+        )
+    else:
+        unknown = (
+            f"the cost of the annotation beside {runs} is not known: state a price in the panel"
+        )
+    if sweep.gpu_hours is not None:
+        line = (
+            f"{runs} of {sweep.run_hours:g} GPU-hours each takes "
+            f"{format_significant(sweep.gpu_hours)} GPU-hours"
+        )
+        if sweep.ratio is None:
+            return f"{line}; {unknown}"
+        return f"{line}; the annotation takes {format_significant(sweep.ratio)} times as much"
+    if sweep.even_run_hours is not None:
+        return (
+            f"the annotation costs as much as {runs} of {format_significant(sweep.even_run_hours)} "
+            "GPU-hours each (set the GPU-hours of a run with --run-hours)"
+        )
+    return unknown
 
 
-def _verdict(found: dict[str, Any]) -> list[str]:
-    rules = found["verdict"]["rules"]
+def _verdict_lines(verdict: Verdict) -> list[str]:
     lines = []
-    for one in rules:
-        lines.append(f"  {_MARKS[one['passed']]:<2}  {one['name']} {_value(one)}: {one['rule']}")
-        if one["passed"] is not True:
-            lines += [f"        {said}" for said in (one["note"], one["advice"]) if said]
-    failed = [one["name"] for one in rules if one["passed"] is False]
-    said = "GO" if found["verdict"]["go"] else f"NO-GO: {', '.join(failed)}"
-    return ["rules", *_wrapped(*lines), "", *_wrapped(said)]
-
-
-def _value(rule: dict[str, Any]) -> str:
-    value = rule["value"]
-    if value is None:
-        return UNKNOWN
-    return format_count(value) if rule["name"] == "enough" else format_fixed(value, 3)
+    for rule in verdict.rules:
+        value = format_count(rule.value) if rule.name == "enough" else format_fixed(rule.value, 3)
+        lines.append(f"  {_MARKS[rule.passed]:<2}  {rule.name} {value}: {rule.rule}")
+        if rule.passed is not True:
+            lines += [f"        {text}" for text in (rule.note, rule.advice) if text]
+    failed = [rule.name for rule in verdict.rules if rule.passed is False]
+    conclusion = "GO" if verdict.go else f"NO-GO: {', '.join(failed)}"
+    return ["rules", *_wrapped(*lines), "", *_wrapped(conclusion)]
 
 
 def status_lines(status: RunStatus) -> list[str]:

@@ -1,47 +1,44 @@
-"""Go or no-go: the rules that a pilot must pass before a whole corpus is asked.
-
-Every rule has a number and a threshold, and all thresholds are our choice. A rule that cannot be
-told does not stand in the way, but for `enough`, without which there is no go, and `gold`: whoever
-gives truths wants them to be met.
-"""
+"""Decide go or no-go from the rules that a pilot must pass before a whole corpus is annotated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Check
+from sp2dpo.report.cost import TeacherPerformance
 from sp2dpo.text import shorten
 
-MOST_REFUSED = 0.05
-"""Of a teacher's last replies, and of the pairs that may be left without a beta."""
-COIN = 0.5
-"""What a coin gets right."""
-CACHE_WORKS = 0.5
-"""Of what the prefix cache could serve, the share from which it is said to work."""
-_NO_SCHEMA = (
-    "see whether its server supports response_format json_schema, and read the replies in the store"
+# All thresholds are our choice.
+MAX_REFUSED = 0.05
+"""Largest share of refused questions of a teacher, and of pairs without a beta."""
+CHANCE = 0.5
+"""Accuracy of random guessing between two responses."""
+MIN_CACHED = 0.5
+"""Smallest share of the cacheable prompt tokens that a working prefix cache serves."""
+_CHECK_SCHEMA_SUPPORT = (
+    "check that its server supports response_format json_schema, and read the replies in the store"
 )
 _REMEDIES = {
     "length": "raise max_tokens in its sampling",
-    "not-json": _NO_SCHEMA,
-    "schema": _NO_SCHEMA,
-    "empty": "see whether its server puts the answer elsewhere, as reasoning parsers do",
+    "not-json": _CHECK_SCHEMA_SUPPORT,
+    "schema": _CHECK_SCHEMA_SUPPORT,
+    "empty": "check whether its server returns the answer elsewhere, as reasoning parsers do",
     "too-long": "raise --max-model-len, or do without its longest pairs",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoRule:
-    """One rule, applied.
+    """Result of one rule.
 
     Attributes:
-        name: for programs; never changes.
-        rule: in words, with its threshold.
-        value: what was measured; None where it cannot be told.
-        threshold: that decides.
-        passed: None where it cannot be told.
-        note: whom the value is of, or why it cannot be told; None where that is plain.
-        advice: what to do; None where the rule did not fail.
+        name: stable identifier.
+        rule: the rule in words, with its threshold.
+        value: measured value; None if it cannot be computed.
+        threshold: threshold of the rule.
+        passed: whether the rule passed; None if there is no verdict.
+        note: which teacher the value describes, or why there is no verdict; None if obvious.
+        advice: what to do about a failed rule; None if it did not fail.
     """
 
     name: str
@@ -53,58 +50,77 @@ class GoRule:
     advice: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Go or no-go, with the rules behind it.
+
+    Attributes:
+        go: whether no rule failed.
+        rules: results of all rules.
+    """
+
+    go: bool
+    rules: list[GoRule]
+
+
 def decide(
-    teachers: Sequence[Mapping[str, Any]],
-    betas: Mapping[str, Any],
-    signatures: Sequence[Check],
+    teachers: Sequence[TeacherPerformance],
+    checks: Sequence[Check],
     *,
+    pairs: int,
+    with_beta: int,
     position: Sequence[Mapping[str, Any]] | None,
     gold: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Whether to go on.
+) -> Verdict:
+    """Apply all rules to the results of a pilot.
+
+    A rule without a verdict does not block, except `enough` and `gold`.
 
     Args:
-        teachers: with name, refused, refused_share, details, cached_share and cacheable_share.
-        betas: with pairs and with_beta.
-        signatures: of the betas.
-        position: as `agreement.compare_orders` makes it; None under the labelled protocol.
-        gold: as `gold.compare_with_gold` gives it; None where there is none.
-
-    Returns:
-        go: whether no rule failed. rules: each as a mapping, see `GoRule`.
+        teachers: outcomes and throughput of each teacher.
+        checks: checks of the betas.
+        pairs: pairs of the sample.
+        with_beta: pairs that have a beta.
+        position: consistency over both orders, from `compare_orders`; None under the labelled
+            protocol.
+        gold: comparison with known labels, from `compare_with_gold`; None without them.
     """
-    rules = [_refused(teachers), *_betas(betas), *map(_signature, signatures)]
+    rules = [_refused(teachers), *_betas(pairs, with_beta), *map(_check, checks)]
     if position is not None:
-        rules.append(_place(position))
+        rules.append(_position(position))
     if gold is not None:
         rules.append(_gold(gold))
     rules.append(_cache(teachers))
-    failed = [one for one in rules if one.passed is False]
-    return {"go": not failed, "rules": [asdict(one) for one in rules]}
+    return Verdict(go=all(rule.passed is not False for rule in rules), rules=rules)
 
 
-def _refused(teachers: Sequence[Mapping[str, Any]]) -> GoRule:
-    known = [one for one in teachers if one["refused_share"] is not None]
-    worst = max(known, key=lambda one: one["refused_share"], default=None)
-    value = None if worst is None else worst["refused_share"]
-    passed = None if value is None else value <= MOST_REFUSED
+def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
+    shares = {
+        teacher.name: teacher.refused_share
+        for teacher in teachers
+        if teacher.refused_share is not None
+    }
+    worst = max(shares, key=lambda name: shares[name], default=None)
+    value = None if worst is None else shares[worst]
+    passed = None if value is None else value <= MAX_REFUSED
+    failed = next((row for row in teachers if row.name == worst and passed is False), None)
     return GoRule(
         name="refused",
-        rule=f"of no teacher's answers more than {MOST_REFUSED:.0%} are refused",
+        rule=f"no teacher has more than {MAX_REFUSED:.0%} of its answers refused",
         value=value,
-        threshold=MOST_REFUSED,
+        threshold=MAX_REFUSED,
         passed=passed,
-        note=f"the worst: {worst['name']}" if worst else "nobody was heard",
-        advice=_cure(worst) if worst and passed is False else None,
+        note="no teacher has replied" if worst is None else f"the worst: {worst}",
+        advice=None if failed is None else _refusal_advice(failed),
     )
 
 
-def _cure(teacher: Mapping[str, Any]) -> str:
-    """What to do about each reason of a teacher's refusals, the most frequent first."""
-    refused, details = teacher["refused"], teacher["details"]
-    reasons = sorted(refused, key=lambda reason: -refused[reason])
+def _refusal_advice(teacher: TeacherPerformance) -> str:
+    """Return what to do about each reason of a teacher's refusals, the most frequent first."""
+    reasons = sorted(teacher.refused, key=lambda reason: -teacher.refused[reason])
     return "; ".join(
-        f"{reason} {refused[reason]}: {_remedy(reason, details.get(reason))}" for reason in reasons
+        f"{reason} {teacher.refused[reason]}: {_remedy(reason, teacher.details.get(reason))}"
+        for reason in reasons
     )
 
 
@@ -116,57 +132,55 @@ def _remedy(reason: str, detail: str | None) -> str:
     return shorten(detail or "read the replies in the store")
 
 
-def _betas(betas: Mapping[str, Any]) -> list[GoRule]:
-    pairs, told = betas["pairs"], betas["with_beta"]
-    without = 1 - told / pairs
+def _betas(pairs: int, with_beta: int) -> list[GoRule]:
+    without = 1 - with_beta / pairs
     return [
         GoRule(
             name="enough",
-            rule=f"at least {FEWEST} pairs have a beta: fewer could look well by chance",
-            value=told,
+            rule=f"at least {FEWEST} pairs have a beta: fewer could look good by chance",
+            value=with_beta,
             threshold=FEWEST,
-            passed=told >= FEWEST,
+            passed=with_beta >= FEWEST,
         ),
         GoRule(
             name="without-beta",
-            rule=f"no more than {MOST_REFUSED:.0%} of the pairs are left without a beta",
+            rule=f"no more than {MAX_REFUSED:.0%} of the pairs are left without a beta",
             value=without,
-            threshold=MOST_REFUSED,
-            passed=without <= MOST_REFUSED,
+            threshold=MAX_REFUSED,
+            passed=without <= MAX_REFUSED,
         ),
     ]
 
 
-def _signature(one: Check) -> GoRule:
-    above = one.bad > one.look
-    unknown = one.verdict == UNKNOWN
-    bad = f"{one.bad:.0%}" if one.unit == "share" else f"{one.bad:g}"
+def _check(check: Check) -> GoRule:
+    bad = f"{check.bad:.0%}" if check.unit == "share" else f"{check.bad:g}"
     return GoRule(
-        name=one.name,
-        rule=f"{one.measure}: {'below' if above else 'above'} {bad}",
-        value=one.value,
-        threshold=one.bad,
-        passed=None if unknown else one.verdict != BAD,
-        note="; ".join(note for note in (one.reason, one.note) if note) or None,
-        advice=one.advice if one.verdict == BAD else None,
+        name=check.name,
+        rule=f"{check.measure}: {'below' if check.bad > check.look else 'above'} {bad}",
+        value=check.value,
+        threshold=check.bad,
+        passed=None if check.verdict == UNKNOWN else check.verdict != BAD,
+        note="; ".join(note for note in (check.reason, check.note) if note) or None,
+        advice=check.advice if check.verdict == BAD else None,
     )
 
 
-def _place(position: Sequence[Mapping[str, Any]]) -> GoRule:
-    """Of the answers that name one response or one place twice, those that name one response."""
+def _position(position: Sequence[Mapping[str, Any]]) -> GoRule:
+    """Compare how often a teacher prefers the same response, or the same position, twice."""
     shares = {}
-    for one in position:
-        told = {kind: one[kind]["count"] for kind in ("consistent", "first", "second")}
-        if sum(told.values()) >= FEWEST:
-            shares[one["teacher"]] = told["consistent"] / sum(told.values())
+    for row in position:
+        counts = {kind: row[kind]["count"] for kind in ("consistent", "first", "second")}
+        total = sum(counts.values())
+        if total >= FEWEST:
+            shares[row["teacher"]] = counts["consistent"] / total
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
     return GoRule(
         name="place",
         rule="shown in both orders, every teacher names the same response more often than the same "
         "place",
         value=None if worst is None else shares[worst],
-        threshold=COIN,
-        passed=None if worst is None else shares[worst] > COIN,
+        threshold=CHANCE,
+        passed=None if worst is None else shares[worst] > CHANCE,
         note=f"no teacher did either {FEWEST} times" if worst is None else f"the worst: {worst}",
     )
 
@@ -175,45 +189,47 @@ def _gold(gold: Mapping[str, Any]) -> GoRule:
     low, judged = gold["balanced_low"], gold["judged"]
     note = None
     if judged < FEWEST:
-        note = f"{judged} pairs with a known truth were judged; it takes {FEWEST}"
+        note = f"{judged} pairs with a known truth were judged; at least {FEWEST} are needed"
     elif low is None:
-        note = "all that is known are ties"
+        note = "all known truths are ties"
     return GoRule(
         name="gold",
         rule="the teachers tell right labels from wrong ones: the lower end of the 95% interval of "
-        f"what they get right, mean over the true labels, is above {COIN:g}, which is a coin's",
+        f"their accuracy, averaged over the true labels, is above {CHANCE:g}, which is chance",
         value=low,
-        threshold=COIN,
-        passed=low is not None and note is None and low > COIN,
+        threshold=CHANCE,
+        # A user who gives truths wants them met, so that an unknown accuracy fails, too.
+        passed=low is not None and note is None and low > CHANCE,
         note=note,
         advice=note and "give more truths, a larger --n, or no --gold",
     )
 
 
-def _cache(teachers: Sequence[Mapping[str, Any]]) -> GoRule:
+def _cache(teachers: Sequence[TeacherPerformance]) -> GoRule:
     shares = {
-        one["name"]: one["cached_share"] / one["cacheable_share"]
-        for one in teachers
-        if one["cached_share"] is not None and one["cacheable_share"]
+        teacher.name: teacher.cached_share / teacher.cacheable_share
+        for teacher in teachers
+        if teacher.cached_share is not None and teacher.cacheable_share
     }
     worst = min(shares, key=lambda name: shares[name], default=None)
     value = None if worst is None else shares[worst]
-    passed = None if value is None else value >= CACHE_WORKS
-    note = f"the worst: {worst}"
-    if worst is None:
-        silent = all(one["cached_share"] is None for one in teachers)
-        note = "no server says what came from its cache"
-        note = note if silent else "an adaptive panel asks about a pair at different times"
+    passed = None if value is None else value >= MIN_CACHED
+    if worst is not None:
+        note = f"the worst: {worst}"
+    elif all(teacher.cached_share is None for teacher in teachers):
+        note = "no server reports what came from its cache"
+    else:
+        note = "an adaptive panel asks about a pair at different times"
     advice = (
-        "see whether its server caches prefixes, whether something between spreads the requests "
-        "about a pair over several servers, and try warm_prefix: true"
+        "check whether its server caches prefixes and whether a proxy spreads the requests about "
+        "a pair over several servers, and try warm_prefix: true"
     )
     return GoRule(
         name="cache",
-        rule="of what the layout of the requests lets a prefix cache serve, it serves at least "
-        f"{CACHE_WORKS:.0%}",
+        rule="of what the order of the requests lets a prefix cache serve, it serves at least "
+        f"{MIN_CACHED:.0%}",
         value=value,
-        threshold=CACHE_WORKS,
+        threshold=MIN_CACHED,
         passed=passed,
         note=note,
         advice=advice if passed is False else None,
