@@ -124,7 +124,7 @@ def test_every_key_is_there_exactly_once_after_all_that_killing(finished):
 
 def test_a_server_that_died_was_started_again_and_its_log_kept(finished):
     told = "".join(finished["said"])
-    assert told.count("starting it again") >= KILLS.count("engine")
+    assert told.count("restarting it") >= KILLS.count("engine")
     log = finished["store"].with_name("run.sqlite.tiny.log")
     assert log.stat().st_size > 1000
 

@@ -205,7 +205,7 @@ def test_a_lost_engine_comes_back_and_answers(vllm_environment, tiny_teacher, tm
 
     assert any("EngineCore" in name for name in second.values())
     assert not any(map(is_running, second))
-    assert sum("starting it again (1 of 3)" in line for line in lines) == 1
+    assert sum("restarting it (1 of 3)" in line for line in lines) == 1
 
 
 def test_a_kill_9_of_its_owner_leaves_nothing_of_a_server(vllm_environment, tiny_teacher, tmp_path):

@@ -156,7 +156,7 @@ def test_a_store_stays_with_its_shard(new_store, tmp_path):
     whole = new_store("whole.sqlite")
     filled(whole, 1, "a")
     whole.add_replies([kept(pair_id, "a", "direct", 5, 5)])
-    with pytest.raises(ValueError, match="was annotated as a whole"):
+    with pytest.raises(ValueError, match="was annotated without --shard"):
         whole.questions.restrict_to_shard(Shard(index=0, total=2))
 
 

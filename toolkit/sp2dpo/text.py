@@ -1,4 +1,4 @@
-"""Format text for a terminal: escape controls, shorten, align tables, format numbers, hide tokens."""
+"""Format text for a terminal: escape controls, align tables, format numbers, hide tokens."""
 
 import json
 import logging

@@ -142,7 +142,7 @@ def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
 
 
 def escape_surrogates(text: str) -> str:
-    """Return the text with unpaired surrogates written as escapes, since UTF-8 has no code for them.
+    """Return the text with unpaired surrogates, which UTF-8 cannot encode, written as escapes.
 
     A reply with one is still refused: within JSON, the escape is parsed as the surrogate again.
     """

@@ -1,4 +1,4 @@
-"""What asking a teacher costs: by the GPU and hour, or by the token."""
+"""A model behind an OpenAI-compatible server, how it samples, and what it costs."""
 
 import math
 import os
@@ -17,12 +17,12 @@ class Price:
     """The price of a teacher; either `gpu_hour` and `gpus`, or `prompt` and `completion`, are set.
 
     Attributes:
-        gpu_hour: money for one GPU for one hour.
-        gpus: how many GPUs are paid for at the same time.
-        prompt: money for a million prompt tokens.
-        completion: money for a million tokens of replies.
-        cached: money for a million prompt tokens that came from a prefix cache; None: as `prompt`.
-        currency: what the money is called.
+        gpu_hour: Price of one GPU for one hour.
+        gpus: Number of GPUs that are paid for at the same time.
+        prompt: Price of a million prompt tokens.
+        completion: Price of a million completion tokens.
+        cached: Price of a million prompt tokens from a prefix cache; None for that of `prompt`.
+        currency: Currency of the price.
     """
 
     gpu_hour: float | None = None
@@ -88,14 +88,14 @@ PRICE = Rule(
 
 
 def cost(price: Price, *, prompt: int, cached: int, completion: int, seconds: float) -> float:
-    """What so much asking cost, in the price's currency; our choice.
+    """Return the cost of requests in the price's currency. The formula is our choice.
 
     Args:
-        price: of the teacher.
-        prompt: prompt tokens, the cached ones among them (as OpenAI-compatible servers count).
-        cached: those of them that came from a prefix cache.
-        completion: tokens of the replies.
-        seconds: for which the GPUs were held; counts only by the hour.
+        price: Price of the model.
+        prompt: Prompt tokens, including cached ones, as OpenAI-compatible servers count.
+        cached: Prompt tokens from a prefix cache.
+        completion: Completion tokens.
+        seconds: Time in which the GPUs were used; matters only for a price per GPU hour.
     """
     if price.gpu_hour is not None and price.gpus is not None:
         return price.gpu_hour * price.gpus * seconds / 3600
@@ -108,29 +108,29 @@ def cost(price: Price, *, prompt: int, cached: int, completion: int, seconds: fl
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A model that annotates, behind an OpenAI-compatible server.
+    """A model behind an OpenAI-compatible server: a teacher, student or judge.
 
     Attributes:
-        name: what replies are filed under; its model, revision and sampling never change.
-        model: as the server lists it.
-        revision: the commit of its weights; None where it has none (a hosted model).
-        base_urls: of the API on each replica, `http://127.0.0.1:8000/v1`; empty where `serve`
-            says how to start one.
-        sampling: sent with every request; has `temperature` and `max_tokens` at least. With
-            `logprobs: true` and `top_logprobs`, magnitude and confidence are also kept as
-            expectations.
-        serve: how to start its server; None where one is there.
-        max_in_flight: requests at a time, at each replica, at most; fewer where it answers no
-            faster for more.
-        timeout: seconds for one request.
-        api_key_env: name of the environment variable that holds the API key.
-        warm_prefix: await the first question about a pair before the others are sent, for models
-            whose servers share a prefix only once it has been read (hybrid ones).
-        retries: how often a reply that cannot be read is asked for again, each with another seed.
-        price: what it costs to ask; None where nobody says.
-        license: of the model, as the Hub names it (`apache-2.0`), for the card of the data set;
-            None where nobody says.
-        role: what it is asked as, for messages: a student and a judge are asked like a teacher.
+        name: Name that replies are stored under; its model, revision and sampling must not change.
+        model: Model name, as the server lists it.
+        revision: Commit of the weights; None for a hosted model without one.
+        base_urls: Base URL of the API on each replica, such as `http://127.0.0.1:8000/v1`; empty if
+            `serve` is set.
+        sampling: Sampling parameters sent with every request; has at least `temperature` and
+            `max_tokens`. With `logprobs: true` and `top_logprobs`, expected magnitudes and
+            confidences are stored too.
+        serve: How to start its servers; None if they are already running.
+        max_in_flight: Largest number of requests in flight to each replica; fewer are sent if more
+            do not increase its throughput.
+        timeout: Timeout of a request, in seconds.
+        api_key_env: Name of the environment variable with the API key.
+        warm_prefix: Whether to wait for the reply to a pair's first question before sending the
+            others, for models whose servers cache a prefix only after processing it (hybrid ones).
+        retries: Number of retries after an unreadable reply, each with another seed.
+        price: Price of the model; None if unknown.
+        license: License of the model as the Hub names it (`apache-2.0`), for the data set card;
+            None if unknown.
+        role: `teacher`, `student` or `judge`, for messages.
     """
 
     name: str
@@ -150,14 +150,14 @@ class Endpoint:
 
     @property
     def label(self) -> str:
-        """What messages call it: `teacher NAME`."""
+        """Name in messages: `teacher NAME`."""
         return f"{self.role} {self.name}"
 
     def api_key(self) -> str | None:
-        """The key from the environment.
+        """Return the API key from the environment; None if no variable is named.
 
         Raises:
-            ValueError: the variable is named but not set, or holds more than a key.
+            ValueError: If the variable is not set, or contains unprintable characters.
         """
         if self.api_key_env is None:
             return None
@@ -168,7 +168,8 @@ class Endpoint:
             )
         if not key.isprintable():
             raise ValueError(
-                f"{self.label}: {self.api_key_env} holds more than a key, such as a line end"
+                f"{self.label}: {self.api_key_env} contains an unprintable character, such as a "
+                "line end, which no API key has"
             )
         return key
 

@@ -1,11 +1,11 @@
-"""Runs a command, and ends with all that came of it: a program of its own, never imported.
+"""Run a command and make sure that all its processes end: a separate program, never imported.
 
     python keeper.py PARENT GRACE COMMAND...
 
-It runs in a session of its own. It ends when COMMAND ends, with its exit code (128 + n where a
-signal n ended it); when it is asked to (SIGTERM); and when the process PARENT dies, however it
-dies: the kernel tells. The whole session is then asked to stop; what is left after GRACE seconds
-is killed, also what has left the session, and nothing runs any more when the keeper is gone.
+It runs in its own session. It ends when COMMAND ends, with its exit code (128 + n after signal n);
+on SIGTERM; and when the process PARENT dies for any reason, of which the kernel informs it. It then
+sends SIGTERM to the whole session, and after GRACE seconds kills all remaining descendants, even
+those that left the session, before it exits.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-# From linux/prctl.h: a signal when the parent dies; orphans below become children of ours.
+# From linux/prctl.h: signal us when the parent dies; make orphaned descendants our children.
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _HOUR = 3600.0
 
 
 def keep(parent: int, grace: float, command: list[str]) -> int:
-    """Runs the command until it ends or has to; its exit code, or 143 where it was stopped."""
-    # Blocked, signals wait until they are asked for: none comes at a wrong moment.
+    """Run the command until it ends or must stop; return its exit code, or 143 if stopped."""
+    # Blocked signals stay pending until sigtimedwait, so none interrupts other code.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {signal.SIGCHLD})
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # it died before prctl took effect
         return 128 + signal.SIGTERM
     child = _start(command)
     code, deadline = None, None
@@ -56,7 +56,7 @@ def _start(command: list[str]) -> int:
 
 
 def _reap_children(child: int) -> int | None:
-    """Takes leave of everything that has ended; the child's exit code if it is among them."""
+    """Reap all ended children; return the exit code of `child` if it is among them."""
     code = None
     try:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -68,7 +68,7 @@ def _reap_children(child: int) -> int | None:
 
 
 def _kill_the_rest() -> None:
-    """Kills children until there are none; those of a killed child become ours before it ends."""
+    """Kill children until there are none; a killed child's own children become ours first."""
     try:
         while True:
             for child in _children():
@@ -83,7 +83,7 @@ def _children() -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if int(parent) == os.getpid():
             children.append(int(folder.name))

@@ -1,6 +1,7 @@
-"""Which replica of a teacher answers for a pair: the same one, as long as it stands.
+"""Choose the replica for a pair, and adapt the number of requests in flight to each replica.
 
-A server's prefix cache serves the other variants of a pair only where all of them go to it.
+All requests about a pair go to the same replica while it is up, because only that server's prefix
+cache has the pair.
 """
 
 import asyncio
@@ -12,36 +13,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 START = 8
-"""The first limit, and the lowest that a comparison of rates (not congestion) may lead to."""
+"""Initial limit, and the lowest limit that a comparison of rates (not congestion) can set."""
 _WORTH = 0.03
 _WORTH_SHARE = 0.1
-"""More in flight is worth having if the rate rises by this share of itself at least, and by this
-share of what the requests in flight rose by."""
+"""A higher limit is worth it if it raises the rate by at least `_WORTH`, and by at least
+`_WORTH_SHARE` of the relative increase of requests in flight."""
 _IN_STEP = 0.5
-"""Latency grew in step if it did so by this share of what the requests in flight grew by."""
+"""Latency grew in step if it did so by this share of the increase of requests in flight."""
 _RISE = 1.25
-"""Two rates are compared once the requests in flight have risen so many times."""
+"""Two rates are compared once the requests in flight differ by this factor."""
 _MARGIN = 1.1
-"""What is added to the requests in flight at which the best rate was seen."""
+"""Factor on the requests in flight at the best rate, to get the lower limit of a trial."""
 _OVERTAKE = 2.0
-"""How many times what was in flight at the best rate the limit may be before another rate came."""
+"""Largest ratio of the limit to the requests in flight at the best rate before a new rate."""
 _STEP = 1.5
-"""How far above a held limit the next probe looks, and how far apart lower ones are tried."""
+"""Factor from a held limit to the next probe, and between the limits of a descending trial."""
 _HOLD_SECONDS = 30.0
 _HOLD_ROUNDS = 50
-"""A limit is held at least so long, in seconds and in rounds, before more is probed again."""
+"""Shortest time to hold a limit before probing a higher one, in seconds and in rounds."""
 _WINDOW_SECONDS = 0.2
-"""A rate is counted over at least this long, so that a fast server's noise does not count."""
+"""Shortest time over which a rate is measured, to average out the noise of a fast server."""
 _TRIAL_ROUNDS = 3
 _TRIAL_REPLIES = 96
-"""A trial counts at least so many rounds, and so many replies, at each of its limits."""
+"""Least number of rounds, and of replies, that a trial measures at each limit."""
 _USED = 0.8
-"""A rate counts only where this share of the limit was in flight: else it is our own pace."""
+"""Share of the limit that must be in flight; otherwise a rate measures our own speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rate:
-    """What was seen at about one limit: `in_flight = per_second * latency` (Little's law)."""
+    """Measurement at about one limit: `in_flight = per_second * latency` (Little's law)."""
 
     limit: int
     in_flight: float
@@ -50,19 +51,19 @@ class _Rate:
     is_used: bool
 
     def is_saturated(self, lower: "_Rate") -> bool:
-        """Whether more in flight than `lower` bought nothing but latency."""
+        """Return whether more requests in flight than `lower` only increased latency."""
         in_step = 1 + _IN_STEP * (self.in_flight / lower.in_flight - 1)
         return not self.is_worth_it(lower) and self.latency >= in_step * lower.latency
 
     def has_no_gap(self) -> bool:
-        """Whether requests were in flight all the time: else Little's law does not add up."""
+        """Return whether requests were always in flight, as Little's law requires."""
         return self.per_second * self.latency >= _USED * self.in_flight
 
     def is_worth_it(self, lower: "_Rate") -> bool:
         return self.per_second >= self._worth(lower) * lower.per_second
 
     def is_surely_worth_it(self, lower: "_Rate") -> bool:
-        """Whether the rates by Little's law say so, too: two witnesses against noise."""
+        """Return whether the rates computed by Little's law agree, as a check against noise."""
         gain = (self.in_flight / self.latency) / (lower.in_flight / lower.latency)
         return self.is_worth_it(lower) and gain >= self._worth(lower)
 
@@ -71,7 +72,7 @@ class _Rate:
 
 
 class _Window:
-    """Counts replies from its opening on, the first `settling` of them left out."""
+    """Measure a rate over replies, without the first `settling` ones."""
 
     __slots__ = ("_in_flight", "_latency", "_limits", "_opened", "_replies", "_settling", "_wanted")
 
@@ -83,7 +84,7 @@ class _Window:
         self._latency = 0.0
 
     def add(self, now: float, seconds: float, in_flight: int, limit: int) -> _Rate | None:
-        """Counts a reply; gives the rate once there are enough."""
+        """Count a reply; return the rate once there are enough."""
         if self._settling:
             self._settling -= 1
             self._opened = now
@@ -104,18 +105,18 @@ class _Window:
 
 
 class Limit:
-    """The slots of one server, handed out first come, first served.
+    """Adaptive limit on the requests in flight to one server; slots are granted in order.
 
-    Until the first congestion the limit doubles in a round (as many replies as it stood for at the
-    round's beginning); above half of where congestion was met it grows by one a round. Where more
-    in flight brings no more replies per second, the two limits are tried once more, one right after
-    the other, then lower ones down to where the rate falls; the limit found so is held, and more is
-    probed from time to time. It never grows while it is not used up. Nothing here waits or runs by
-    itself but `acquire`.
+    Until the first congestion, the limit doubles each round (a round is as many replies as the
+    limit at its start); above half of the limit at the last congestion, it grows by one per round.
+    If a higher limit brings no more replies per second, a trial measures both limits again, one
+    directly after the other, and then lower ones until the rate falls. The limit found is held, and
+    a higher one is probed from time to time. The limit never grows unless it is reached. Only
+    `acquire` waits; there is no background task. Our choice.
 
     Args:
-        ceiling: the most there may ever be in flight.
-        clock: seconds, never going back.
+        ceiling: Largest number of requests in flight.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(self, ceiling: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -127,43 +128,43 @@ class Limit:
         self._in_flight = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._waiting = 0
-        self._slow_below = ceiling  # below it one more per reply, above it one more per round
+        self._slow_below = ceiling  # below: +1 per reply; above: +1 per round
         self._replies = 0
-        self._used_until = 0  # the count of replies a round after all slots were last taken
-        self._grown_at = 0  # the count of replies when the limit last rose by one for a round
-        self._halved_at: int | None = None  # the count of replies at the last halving
-        self._forgiven = 0  # outcomes to come of requests that were in flight at the last halving
+        self._used_until = 0  # reply count one round after all slots were last taken
+        self._grown_at = 0  # reply count at the last +1 for a round
+        self._halved_at: int | None = None  # reply count at the last halving
+        self._forgiven = 0  # pending results of requests in flight at the last halving
         self._window = _Window(clock(), replies=self._limit)
-        self._best: _Rate | None = None  # while rising: the best so far
-        self._lower: int | None = None  # while trying: the lower of the two limits
-        self._upper: _Rate | None = None  # while trying: seen at the higher one
-        self._descends = False  # while trying: whether to go on to still lower limits
-        self._has_won = False  # while trying: whether a lower limit was found as good
-        self._held_until: tuple[float, int] | None = None  # while held: time and count of replies
+        self._best: _Rate | None = None  # while rising: best rate so far
+        self._lower: int | None = None  # in a trial: lower limit
+        self._upper: _Rate | None = None  # in a trial: rate at the higher limit
+        self._descends = False  # in a trial: whether to continue with lower limits
+        self._has_won = False  # in a trial: whether a lower limit was as good
+        self._held_until: tuple[float, int] | None = None  # while held: time and reply count
 
     @property
     def current(self) -> int:
-        """The present limit."""
+        """Current limit."""
         return self._limit
 
     @property
     def in_flight(self) -> int:
-        """Slots taken; above `current` for a while after it fell."""
+        """Number of slots in use; can exceed `current` for a while after the limit fell."""
         return self._in_flight
 
     @property
     def waiting(self) -> int:
-        """Who waits in `acquire`."""
+        """Number of callers waiting in `acquire`."""
         return self._waiting
 
     @property
     def free(self) -> int:
-        """Slots that `acquire` gives without waiting."""
+        """Number of slots that `acquire` can grant at once."""
         return max(0, self._limit - self._in_flight)
 
     async def acquire(self) -> None:
-        """Takes a slot, after everybody who asked before."""
-        if self._in_flight < self._limit:  # then nobody waits: `_hand_out` saw to it
+        """Take a slot, after all earlier callers."""
+        if self._in_flight < self._limit:  # `_hand_out` ensures that nobody is waiting
             self._take()
             return
         turn = asyncio.get_running_loop().create_future()
@@ -175,19 +176,19 @@ class Limit:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._waiting -= 1
-            else:  # the slot was handed over just before
+            else:  # the slot was granted just before the cancellation
                 self.release()
             raise
 
     def release(self) -> None:
-        """Gives a slot back, however the request ended."""
+        """Return a slot, however the request ended."""
         if not self._in_flight:
             raise ValueError("release() without acquire()")
         self._in_flight -= 1
         self._hand_out()
 
     def succeeded(self, seconds: float) -> None:
-        """A reply came, `seconds` after it was asked for. Before or after `release`."""
+        """Record a reply with a latency of `seconds`; call it before or after `release`."""
         self._replies += 1
         self._forgiven = max(0, self._forgiven - 1)
         now = self._clock()
@@ -203,13 +204,13 @@ class Limit:
             self._evaluate_trial(rate, self._lower, now)
 
     def congested(self) -> None:
-        """The server had too much: 429, 503 or a time-out. Several of one round count once."""
+        """Record overload (429, 503, timeout); several in a round count once."""
         if self._forgiven:
             self._forgiven -= 1
             return
         half = max(1, self._limit // 2)
         if self._halved_at is None or self._replies - self._halved_at >= half:
-            self._slow_below = half  # else the storm goes on: keep the half of where it began
+            self._slow_below = half  # in a burst of congestion, keep half of the limit at its start
         self._limit = half
         self._halved_at = self._grown_at = self._replies
         self._forgiven = self._in_flight
@@ -223,7 +224,7 @@ class Limit:
     def _hand_out(self) -> None:
         while self._queue and self._in_flight < self._limit:
             turn = self._queue.popleft()
-            if not turn.done():  # else it was cancelled
+            if not turn.done():  # a cancelled caller is done
                 self._waiting -= 1
                 self._take()
                 turn.set_result(None)
@@ -242,7 +243,7 @@ class Limit:
             self._move(self._limit + 1)
 
     def _compare_rates(self, rate: _Rate, now: float) -> None:
-        """While rising: whether there is more to be had, or the rate stays where it is."""
+        """While rising, start a trial if the rate no longer improves."""
         best = self._best
         self._window = _Window(now, replies=self._round())
         if not rate.is_used:
@@ -261,7 +262,7 @@ class Limit:
         self._window = _Window(self._clock(), replies=self._round())
 
     def _round(self) -> int:
-        """Replies that a rate is counted over while rising: more of them where there is time."""
+        """Return the replies per rate measurement while rising; more if it rises slowly."""
         return self._limit if self._limit < self._slow_below else max(self._limit, _TRIAL_REPLIES)
 
     def _hold(self, limit: int, now: float) -> None:
@@ -274,7 +275,7 @@ class Limit:
             self._start_trial(self._limit, math.ceil(_STEP * self._limit), now, descends=False)
 
     def _start_trial(self, lower: int, upper: int, now: float, *, descends: bool) -> None:
-        """Compares two limits afresh, the higher one first."""
+        """Measure two limits again, the higher one first."""
         self._rise()
         self._lower, self._descends, self._has_won = lower, descends, False
         self._measure(upper, now)
@@ -287,7 +288,7 @@ class Limit:
 
     def _evaluate_trial(self, rate: _Rate, lower: int, now: float) -> None:
         upper = self._upper
-        if not (rate.is_used and rate.has_no_gap()):  # our own pace was seen, not the server's
+        if not (rate.is_used and rate.has_no_gap()):  # it measured our own speed, not the server's
             self._hold(upper.limit if upper else self._limit, now)
         elif upper is None or not upper.is_surely_worth_it(rate):
             self._has_won = upper is not None
@@ -305,22 +306,22 @@ class Limit:
 
 
 _FAILURES = 3
-"""So many failures in a row put a replica down."""
+"""Consecutive failures after which a replica is considered down."""
 _DOWN_SECONDS = 5.0
 _DOWN_SECONDS_AT_MOST = 60.0
-"""How long it is left alone at first, and after every further failure twice as long, up to this."""
+"""Pause of a replica that is down: doubled after every further failure, up to the second value."""
 
 
 _MEMORY = 0.9
-"""What the average time of a reply keeps of itself when another reply comes."""
+"""Weight of the previous average in the moving average of latencies."""
 
 
 class Replica:
-    """One server of a teacher.
+    """One server of a model.
 
     Attributes:
-        url: of its API, `http://127.0.0.1:8000/v1`.
-        limit: of the requests in flight there.
+        url: Base URL of its API, such as `http://127.0.0.1:8000/v1`.
+        limit: Limit on its requests in flight.
     """
 
     def __init__(self, url: str, limit: Limit) -> None:
@@ -333,20 +334,20 @@ class Replica:
 
     @property
     def down_until(self) -> float:
-        """The time at which it may be asked again; in the past where it is up."""
+        """Time at which it may be used again; in the past if it is up."""
         return self._down_until
 
     def is_up(self, now: float) -> bool:
-        """Whether it may be asked: after its time down by one request, which shows how it is."""
+        """Return whether it may get a request; after its pause, only one at a time as a probe."""
         return now >= self._down_until and (self._failures < _FAILURES or not self.limit.in_flight)
 
     def may_be_asked(self, now: float) -> bool:
-        """As `is_up`, for a request that holds one of its slots already."""
+        """Return what `is_up` does, for a request that already has one of its slots."""
         return now >= self._down_until and (self._failures < _FAILURES or self.limit.in_flight <= 1)
 
     def failed(self, now: float) -> None:
-        """The connection was refused or lost, or no reply came in time. Leaves `limit` alone."""
-        if now < self._down_until:  # sent before it went down: nothing new
+        """Record a refused or lost connection, or a timeout; `limit` does not change."""
+        if now < self._down_until:  # the request was sent before the replica went down
             return
         self._failures += 1
         if self._failures >= _FAILURES:
@@ -354,41 +355,41 @@ class Replica:
             self._pause = min(2 * self._pause, _DOWN_SECONDS_AT_MOST)
 
     def answered(self) -> None:
-        """It said something, if only that it will not do what was asked: it is there."""
+        """Record any answer, even a refusal: the replica is up."""
         self._failures = 0
         self._pause = _DOWN_SECONDS
         self._down_until = float("-inf")
 
     def succeeded(self, seconds: float) -> None:
-        """A reply came, `seconds` after it was asked for; tells `limit`, too."""
+        """Record a reply with a latency of `seconds`, also for `limit`."""
         self.answered()
         before = seconds if self._seconds is None else self._seconds
         self._seconds = _MEMORY * before + (1 - _MEMORY) * seconds
         self.limit.succeeded(seconds)
 
     def is_quick(self, timeout: float) -> bool:
-        """Whether a time-out is the fault of the one request rather than of too many at once.
+        """Return whether a timeout is probably caused by the request itself, not by overload.
 
-        So it is where the replies before it took less than a quarter of the time, and it did not
-        time out twice in a row. Our choice.
+        That is the case if earlier replies took less than a quarter of the timeout on average, and
+        it is not the second failure in a row. Our choice.
 
         Args:
-            timeout: seconds for one request.
+            timeout: Timeout of a request, in seconds.
         """
         return self._failures < 2 and self._seconds is not None and 4 * self._seconds < timeout
 
 
 class Replicas:
-    """The servers of one teacher, in the panel's order.
+    """The replicas of one model, in the panel's order.
 
-    A pair's replica is the one of the highest hash over its place in that order and the pair's id
-    (rendezvous hashing, Thaler and Ravishankar 1998): the same in every process, whatever the
-    addresses; where a replica is down, its pairs alone move.
+    A pair's replica is chosen by rendezvous hashing (Thaler and Ravishankar 1998) of its position
+    in that order and the pair's id. The choice is the same in every process and does not depend on
+    the addresses; if a replica is down, only its own pairs move.
 
     Args:
-        urls: of the replicas; at least one.
-        ceiling: the most requests in flight at each.
-        clock: seconds, never going back.
+        urls: Base URLs of the replicas; at least one.
+        ceiling: Largest number of requests in flight to each.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -407,11 +408,11 @@ class Replicas:
         return len(self._replicas)
 
     def pick(self, pair_id: str) -> Replica:
-        """The replica that a pair which has not begun anywhere begins at.
+        """Return the replica for the first request about a pair.
 
-        The pair's own; where that has no slot free, the next of which at least half the slots are
-        (our choice: a replica that idles is worse than replica that reads a pair for itself alone);
-        where all are down, the replica that comes back first.
+        It is the pair's own replica. If that has no free slot, it is the next one with at least
+        half of its slots free (our choice: an idle replica is worse than a missed prefix cache). If
+        all are down, it is the one that is available again first.
         """
         if len(self._replicas) == 1:
             return self._replicas[0]
@@ -428,7 +429,7 @@ class Replicas:
         return next(idle, own)
 
     def pick_other(self, pair_id: str, than: Replica) -> Replica:
-        """The next replica in the pair's order that is up, for a retry; `than` if there is none."""
+        """Return the next replica in the pair's order that is up, for a retry; else `than`."""
         if len(self._replicas) == 1:
             return than
         now = self._clock()

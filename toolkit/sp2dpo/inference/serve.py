@@ -1,4 +1,4 @@
-"""What a panel says about the servers that are started for a teacher."""
+"""Settings of the vLLM servers that are started for a model (`serve:` in YAML)."""
 
 import math
 import re
@@ -27,18 +27,18 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """How a teacher's server is started: vLLM, from an environment of its own.
+    """How to start a model's servers with vLLM, installed in its own environment.
 
     Attributes:
-        environment: the virtual environment that holds `bin/vllm`.
-        model: what vLLM loads, a folder or an id on the Hub; None: the teacher's `model`.
-        args: more arguments for `vllm serve`; one that names a flag of ours replaces it.
-        gpus: what `CUDA_VISIBLE_DEVICES` may name, shared out evenly; empty: all that there are.
-        replicas: how many servers.
-        env: more environment variables.
-        port: of the first replica, the others follow; None: free ones.
-        healthy_within: seconds for starting and loading.
-        restarts: how often each replica is started again in one run.
+        environment: Virtual environment with `bin/vllm`.
+        model: What vLLM loads, a folder or an id on the Hub; None for the endpoint's `model`.
+        args: More arguments for `vllm serve`; a flag named here replaces the one set by default.
+        gpus: GPUs for `CUDA_VISIBLE_DEVICES`, divided evenly among the replicas; empty for all.
+        replicas: Number of servers.
+        env: More environment variables.
+        port: Port of the first replica, the others use the following ones; None for free ports.
+        healthy_within: Timeout for starting and loading, in seconds.
+        restarts: Largest number of restarts of each replica in a run.
     """
 
     environment: Path
@@ -53,19 +53,19 @@ class Serve:
 
     @property
     def program(self) -> Path:
-        """The file that is run."""
+        """Path of the `vllm` program."""
         return self.environment / "bin" / "vllm"
 
     @property
     def gpus_each(self) -> int:
-        """GPUs of one replica; 0 where the panel names none."""
+        """Number of GPUs of one replica; 0 if none are named."""
         return len(self.gpus) // self.replicas
 
     @property
     def host(self) -> str:
-        """Where the server is reached."""
-        said = flag_value(self.args, "--host")
-        return "127.0.0.1" if not said or said in _ANY else said
+        """Host at which the servers are reached."""
+        host = flag_value(self.args, "--host")
+        return "127.0.0.1" if not host or host in _ANY else host
 
 
 def _is_text(value: Any) -> bool:
@@ -251,30 +251,30 @@ def _path(text: str, info: ValidationInfo) -> Path:
 
 
 def is_path(model: str) -> bool:
-    """Whether a model is named as a folder: by `/`, `./`, `../` or `~` at its beginning."""
+    """Return whether a model is given as a path: it begins with `/`, `./`, `../` or `~`."""
     return bool(_PATH.match(model))
 
 
 def _flag(word: str) -> str:
-    """The flag that an argument names, as vLLM reads it: `--no_x.y=z` is `--x`."""
+    """Return the flag in an argument, as vLLM reads it: `--no_x.y=z` is `--x`."""
     name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
     return f"--{name.removeprefix('--no-')}" if name.startswith("--no-") else name
 
 
 def has_flag(args: Sequence[str], flag: str) -> bool:
-    """Whether the arguments say anything about a flag."""
+    """Return whether the arguments contain a flag."""
     return any(_is_for(word, flag) for word in args)
 
 
 def _is_for(word: str, flag: str) -> bool:
-    # vLLM takes the beginning of a flag for the flag. `--tokenizer` rightly stands for
-    # `--tokenizer-revision` too: another tokenizer has other revisions.
+    # vLLM accepts unique prefixes of flags. That `--tokenizer` also counts as
+    # `--tokenizer-revision` is intended: another tokenizer has other revisions.
     name = _flag(word)
     return name == flag or (len(name) > 3 and name[:2] == "--" and flag.startswith(name))
 
 
 def flag_value(args: Sequence[str], flag: str) -> str | None:
-    """What the last naming of a flag says, as `--flag=value` or as `--flag value`."""
+    """Return the value of a flag's last occurrence, as `--flag=value` or `--flag value`."""
     value = None
     for word, following in zip(args, [*args, None][1:], strict=True):
         if _is_for(word, flag):
@@ -283,6 +283,6 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
 
 
 def turns_on(args: Sequence[str], flag: str) -> bool:
-    """Whether the last naming of a switch turns it on."""
+    """Return whether a switch's last occurrence turns it on."""
     named = [word for word in args if _is_for(word, flag)]
     return bool(named) and not named[-1].startswith(("--no-", "--no_"))

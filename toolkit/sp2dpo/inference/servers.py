@@ -1,4 +1,4 @@
-"""A teacher's servers, for as long as a block: started, watched, started again, stopped."""
+"""Start vLLM servers for the duration of a block: watch them, restart lost ones, stop them."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from sp2dpo.inference.vllm import command_lines, environment_variables, serve_wa
 from sp2dpo.text import escape_controls
 
 _KEEPER = Path(__file__).with_name("keeper.py")
-# What colours text or moves the cursor, and the titles of windows.
+# Terminal escape sequences: colors, cursor movements, window titles.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 _TAIL = 64 * 1024  # bytes
 _LINES = 20
@@ -38,18 +38,19 @@ _LINES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTimeouts:
-    """How patiently servers are treated; all but `failures` in seconds.
+    """Timeouts and intervals of managed servers; all but `failures` in seconds.
 
     Attributes:
-        poll: between two looks at a server that is loading.
-        progress: between two progress messages while a server loads.
-        probe: between two looks at a server that is up.
-        answer: for one answer of `/health`.
-        failures: how many in a row lose a server ...
-        failing_for: ... where the first and the last are so far apart.
-        grace: between asking a server to stop and killing it.
-        pause: before it is started again.
-        port: for a port to become free; the kernel keeps one for a minute after its last use.
+        poll: Interval of checks while a server loads.
+        progress: Interval of progress messages while a server loads.
+        probe: Interval of health checks of a running server.
+        answer: Timeout of a health check.
+        failures: Consecutive failed health checks after which a server counts as lost, ...
+        failing_for: ... if the first and the last are at least this far apart.
+        grace: Time between SIGTERM and SIGKILL.
+        pause: Pause before a restart.
+        port: Time to wait for a port to become free; the kernel reserves a port for a minute after
+            its last use.
     """
 
     poll: float = 0.25
@@ -64,12 +65,12 @@ class ServerTimeouts:
 
 
 class Server:
-    """A server that is started, watched and stopped.
+    """A managed server process.
 
     Attributes:
-        label: what it is called where a person reads of it.
-        url: of its API.
-        restarts: how often it has been started again.
+        label: Name in messages.
+        url: Base URL of its API.
+        restarts: Number of restarts so far.
     """
 
     def __init__(
@@ -91,24 +92,24 @@ class Server:
         self._address = (host, port)
         self._root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._log = log
-        self._log_begins: int | None = None  # where it stood at the last start
+        self._log_begins: int | None = None  # size of the log at the last start
         self._client = client
         self._timeouts = timeouts
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"{self._root}/v1"
 
     async def start(self, say: Callable[[str], None], *, within: float) -> str | None:
-        """Starts it and waits until it is healthy.
+        """Start the server and wait until it is healthy.
 
         Args:
-            say: hears how far it is.
-            within: seconds for it to become healthy.
+            say: Called with progress messages.
+            within: Timeout in seconds.
 
         Returns:
-            What went wrong, or None: it is up.
+            The problem if it did not become healthy; None if it is up.
 
         Raises:
-            OSError: the log cannot be written.
+            OSError: If the log cannot be written.
         """
         self._log_begins = None
         if trouble := await self._until_port_is_free(say):
@@ -123,7 +124,7 @@ class Server:
             if waited > within:
                 return (
                     f"the server was not healthy within {within:g} s ({problem}): "
-                    "raise `healthy_within`, or see what it says"
+                    "raise `healthy_within`, or see its log"
                 )
             if time.monotonic() >= word:
                 word += self._timeouts.progress
@@ -158,7 +159,8 @@ class Server:
                 str(os.getpid()),
                 str(self._timeouts.grace),
             ]
-            # The kernel tells the keeper when the thread that started it ends: the loop's own.
+            # The kernel signals the keeper when the thread that started it ends, so start it from
+            # the event loop's thread.
             self._process = subprocess.Popen(
                 [*keeper, *self._command],
                 stdin=subprocess.DEVNULL,
@@ -169,7 +171,7 @@ class Server:
             )
 
     async def wait_for_failure(self) -> str:
-        """Waits until the server has ended or no longer answers; what has happened to it."""
+        """Wait until the server has ended or no longer answers, and return the problem."""
         failures, first = 0, 0.0
         while not await self._ends_within(self._timeouts.probe):
             problem = await self._probe()
@@ -181,7 +183,7 @@ class Server:
             failures += 1
             for_long = time.monotonic() - first >= self._timeouts.failing_for
             if failures >= self._timeouts.failures and for_long and not self._has_ended():
-                return f"no answer to {failures} questions about its health ({problem})"
+                return f"{failures} health checks in a row failed ({problem})"
         return self._ending()
 
     async def _ends_within(self, seconds: float) -> bool:
@@ -191,7 +193,7 @@ class Server:
         return self._has_ended()
 
     async def _probe(self) -> str | None:
-        """What is wrong with the server's health, if anything."""
+        """Return the problem that a health check shows; None if the server is healthy."""
         limit = aiohttp.ClientTimeout(total=self._timeouts.answer)
         try:
             async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
@@ -213,30 +215,30 @@ class Server:
         return f"the server ended with exit code {code}"
 
     def ask_to_stop(self) -> None:
-        """Tells its keeper to end it; does not wait."""
+        """Ask the keeper to end the server, without waiting."""
         if self._process and self._process.poll() is None:
             self._process.terminate()
 
     async def stop(self) -> None:
-        """Ends it with all its children, and returns when they are gone."""
+        """Stop the server with all its child processes, and wait until they have ended."""
         self.ask_to_stop()
-        deadline = time.monotonic() + 2 * self._timeouts.grace + 1  # the keeper takes one grace
+        deadline = time.monotonic() + 2 * self._timeouts.grace + 1  # the keeper waits for one grace
         while not self._has_ended() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        # A keeper that hangs, or was killed itself, has not done its work.
+        # If the keeper hangs or was killed, its children may still run.
         if self._process and (self._process.poll() is None or self._process.returncode < 0):
             await self._kill_session(self._process)
 
     async def _kill_session(self, keeper: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._timeouts.grace
-        with suppress(ProcessLookupError):  # nobody is left
+        with suppress(ProcessLookupError):  # no process is left
             while time.monotonic() < deadline:
-                os.killpg(keeper.pid, signal.SIGKILL)  # it leads its own session
+                os.killpg(keeper.pid, signal.SIGKILL)  # the keeper leads its own session
                 keeper.poll()
                 await asyncio.sleep(0.02)
 
     def tail(self) -> str:
-        """The end of the log since the last start, below the file's name; "" before the first."""
+        """Return the end of the log since the last start, with a heading; "" before the first."""
         if self._log_begins is None:
             return ""
         lines = self._last_lines(_LINES) or ["(nothing)"]
@@ -248,13 +250,13 @@ class Server:
             source.seek(max(self._log_begins or 0, end - _TAIL))
             text = source.read().decode(errors="replace")
         lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
-        # Of a line that was written over and over, such as a progress bar, the last state counts.
+        # Of a line that was overwritten, such as a progress bar, keep only the last state.
         states = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
         return [escape_controls(line) for line in states if line][-count:]
 
 
 def _is_free(host: str, port: int, *, reuse: bool) -> bool:
-    """Whether a port can be listened at; `again` after ourselves, its last connections over."""
+    """Return whether a port is free; `reuse` ignores closed connections of an earlier run."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         if reuse:
@@ -271,15 +273,15 @@ DEFAULT_TIMEOUTS = ServerTimeouts()
 
 
 class ServerDied(OSError):
-    """A server could not be started, or was lost more often than it is started again."""
+    """A server could not be started, or failed more often than `restarts` allows."""
 
 
 class Servers:
-    """The running servers of a teacher.
+    """The running servers of a model.
 
     Attributes:
-        urls: the address of each one's API, `http://127.0.0.1:8000/v1`; a server that is started
-            again keeps its own.
+        urls: Base URL of each API, such as `http://127.0.0.1:8000/v1`; it stays the same after a
+            restart.
     """
 
     def __init__(
@@ -298,17 +300,17 @@ class Servers:
         self._starting = 0
 
     def are_starting(self) -> bool:
-        """Whether one of them is being started again at this moment."""
+        """Return whether a server is being restarted now."""
         return self._starting > 0
 
     async def watch(self) -> None:
-        """Starts lost servers again, the others going on; runs until it is cancelled.
+        """Restart lost servers, while the others continue; runs until it is cancelled.
 
-        A server is lost when its process has ended, or when `/health` has failed three times in a
-        row over at least half a minute.
+        A server is lost if its process has ended, or `/health` has failed three times in a row over
+        at least half a minute.
 
         Raises:
-            ServerDied: one was lost more often than `restarts` allows.
+            ServerDied: If a server was lost more often than `restarts` allows.
         """
         await _gather_or_cancel(self._keep_running(server) for server in self._servers)
 
@@ -319,16 +321,16 @@ class Servers:
                 problem = await self._restart(server, problem)
 
     async def _restart(self, server: Server, problem: str) -> str | None:
-        """Starts a lost server again; what went wrong with that, if it did."""
+        """Restart a lost server, and return the problem if that failed."""
         allowed = self._serve.restarts
         if server.restarts >= allowed:
             raise ServerDied(
-                f"{server.label}: {problem}; it has been started again {allowed} times, which is "
-                f"all that `restarts` allows{server.tail()}"
+                f"{server.label}: {problem}; it was restarted {allowed} times, which is the limit "
+                f"set by `restarts`{server.tail()}"
             )
         server.restarts += 1
         self._say(
-            f"{server.label}: {problem}; starting it again ({server.restarts} of {allowed})"
+            f"{server.label}: {problem}; restarting it ({server.restarts} of {allowed})"
             f"{server.tail()}"
         )
         await server.stop()
@@ -348,24 +350,23 @@ async def start_servers(
     timeouts: ServerTimeouts = DEFAULT_TIMEOUTS,
     hidden_variables: Collection[str] = (),
 ) -> AsyncIterator[Servers]:
-    """Serves a teacher while the block lasts; its servers end with it, however this process ends.
+    """Serve a model inside the block. Its servers end with it, however this process ends.
 
     Args:
-        name: of the teacher.
-        model: of the teacher.
-        revision: of the teacher.
-        serve: how it is served.
-        log: what the servers say is added to this file; with several to one for each,
-            `NAME-0.log` and so on.
-        say: hears the command, the warnings and how far the servers are, in lines for people.
-        timeouts: how long to wait for what.
-        hidden_variables: names of environment variables that the servers do not inherit, such as
+        name: Name of the endpoint, for messages.
+        model: Model to serve.
+        revision: Commit of its weights.
+        serve: Settings of the servers.
+        log: File to append the servers' output to; several servers get one each, `NAME-0.log` etc.
+        say: Called with the command, warnings and progress messages.
+        timeouts: Timeouts and intervals.
+        hidden_variables: Names of environment variables that the servers do not inherit, such as
             API keys.
 
     Raises:
-        FileNotFoundError: there is no vLLM in the environment.
-        ValueError: the model could be a folder or an id on the Hub.
-        ServerDied: a server did not become healthy; the message holds the end of its log.
+        FileNotFoundError: If the environment has no vLLM.
+        ValueError: If the model could be a local folder or an id on the Hub.
+        ServerDied: If a server did not become healthy; the message has the end of its log.
     """
     _check(model, serve)
     ports = _ports(serve)
@@ -374,7 +375,7 @@ async def start_servers(
         say(escape_controls(f"WARNING: {name}: {line}"))
     for line in command_lines(model, revision, serve, ports=ports):
         say(escape_controls(f"starting {name}: {line}"))
-    connector = aiohttp.TCPConnector(force_close=True)  # a server that is gone leaves no connection
+    connector = aiohttp.TCPConnector(force_close=True)  # keep no connection to a lost server
     async with aiohttp.ClientSession(connector=connector) as client:
         servers = [
             Server(
@@ -406,24 +407,24 @@ async def _start(server: Server, serve: Serve, say: Callable[[str], None]) -> No
 def _check(model: str, serve: Serve) -> None:
     if not os.access(serve.program, os.X_OK) or not serve.program.is_file():
         raise FileNotFoundError(
-            f"{serve.program}: no vLLM here: install it into an environment of its own "
-            "(python -m venv ENV; ENV/bin/pip install vllm) and name that as `environment`"
+            f"{serve.program}: vLLM is not installed there: install it into its own environment "
+            "(python -m venv ENV; ENV/bin/pip install vllm) and set `environment` to it"
         )
     loaded = serve.model or model
     if not is_path(loaded) and Path(loaded).exists():
         raise ValueError(
-            f"model {loaded!r} could be an id on the Hub, and vLLM would take the file or folder "
-            f"of that name here: say {Path(loaded).absolute()} as `model` of `serve`, or run this "
+            f"model {loaded!r} could be an id on the Hub, but vLLM would load the file or folder "
+            f"of that name here: set `model` of `serve` to {Path(loaded).absolute()}, or run this "
             "in another folder"
         )
     if is_path(loaded) and not Path(loaded).exists():
-        raise FileNotFoundError(f"{loaded}: there is no such model")
+        raise FileNotFoundError(f"{loaded}: no such model")
 
 
 def _ports(serve: Serve) -> tuple[int, ...]:
     if serve.port is not None:
         return tuple(range(serve.port, serve.port + serve.replicas))
-    with ExitStack() as stack:  # all held at once, so that no two are the same
+    with ExitStack() as stack:  # bind all at the same time, so that no two ports are equal
         probes = [stack.enter_context(socket.socket()) for _ in range(serve.replicas)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
@@ -431,7 +432,7 @@ def _ports(serve: Serve) -> tuple[int, ...]:
 
 
 async def _gather_or_cancel(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all; the first failure ends the others and is raised as it is."""
+    """Wait for all; on the first failure, cancel the others and raise it unchanged."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""The command that serves a teacher with vLLM, and what a person is shown of it."""
+"""Build the command and environment of a vLLM server, and show them to the user."""
 
 import json
 import os
@@ -14,22 +14,22 @@ _PARALLEL = (
     *("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"),
     *("-tp", "-pp", "-dp"),
 )
-# xgrammar turns `maxLength` into invalid JSON, and small models loop on legal white space.
+# vLLM's xgrammar backend produces invalid JSON for `maxLength`, and small models repeat optional
+# white space until the token limit.
 _STRUCTURED_OUTPUTS = {"backend": "guidance", "disable_any_whitespace": True}
 
 
 def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -> list[str]:
-    """The command that serves a teacher.
+    """Return the command that serves a model.
 
     Args:
-        model: of the teacher: the name that it is served under, and loaded from unless `serve`
-            says otherwise.
-        revision: of the weights; goes to vLLM where they come from the Hub.
-        serve: how.
-        port: of this replica.
+        model: Name to serve the model under, and what to load unless `serve.model` is set.
+        revision: Commit of the weights; passed to vLLM if they come from the Hub.
+        serve: Settings of the servers.
+        port: Port of this replica.
 
     Raises:
-        ValueError: the model could be taken for a flag.
+        ValueError: If the model begins with a dash, like a flag.
     """
     loaded = serve.model or model
     if loaded.startswith("-"):
@@ -58,7 +58,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
 def environment_variables(
     inherited: Mapping[str, str], serve: Serve, *, replica: int
 ) -> dict[str, str]:
-    """The variables of a replica's process: what is inherited, ours over it, the panel's last."""
+    """Return a replica's environment variables: inherited ones, then ours, then the panel's."""
     path = f"{serve.environment / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, "PATH": path, **_own_variables(serve, replica)}
 
@@ -74,13 +74,13 @@ def _own_variables(serve: Serve, replica: int) -> dict[str, str]:
 def command_lines(
     model: str, revision: str | None, serve: Serve, *, ports: tuple[int, ...] | None = None
 ) -> list[str]:
-    """One shell line for each replica, for a person to read; secrets among the variables hidden.
+    """Return one shell command per replica to show to the user, with secret variables hidden.
 
     Args:
-        model: of the teacher.
-        revision: of the teacher.
-        serve: how it is served.
-        ports: of the replicas; None: those of `serve`, or PORT where they are not chosen yet.
+        model: Model to serve.
+        revision: Commit of its weights.
+        serve: Settings of the servers.
+        ports: Ports of the replicas; None for those of `serve`, or PORT if not chosen yet.
     """
     lines = []
     for replica in range(serve.replicas):
@@ -106,7 +106,7 @@ def _replica_command(
 
 
 def serve_warnings(serve: Serve) -> list[str]:
-    """What a person must not overlook before the command is run."""
+    """Return warnings about settings that are a security risk or hide other settings."""
     messages = []
     if has_flag(serve.args, "--trust-remote-code") and turns_on(serve.args, "--trust-remote-code"):
         messages.append("--trust-remote-code runs code that comes with the model, as you")

@@ -1,4 +1,4 @@
-"""What of a store's pairs is still to be asked, and what became of the rest."""
+"""Questions still to be asked about a store's pairs, and the outcome of those already asked."""
 
 import json
 import sqlite3
@@ -31,10 +31,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that `I/N` names, I from 0 to N-1.
+        """Parse `I/N`, with I from 0 to N-1.
 
         Raises:
-            ValueError: it names none.
+            ValueError: If the text is not of this form.
         """
         first, slash, last = text.partition("/")
         if not (slash and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
@@ -42,11 +42,11 @@ class Shard:
         return cls(index=int(first), total=int(last))
 
     def contains(self, pair_id: str) -> bool:
-        """Whether a pair belongs to this share; the ids are hashes, so the shares are even."""
+        """Return whether a pair belongs to this share. Ids are hashes, so shares are even."""
         return int(pair_id[:15], 16) % self.total == self.index
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """Return the text that `parse` reads."""
         return f"{self.index}/{self.total}"
 
 
@@ -59,14 +59,14 @@ _UNREADABLE = ", ".join(f"'{reason}'" for reason in UNREADABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionPlan:
-    """What is to be asked of a teacher about every pair, and when a refusal is final.
+    """What to ask a teacher about every pair, and when a refusal is final.
 
     Attributes:
-        teacher: its name.
-        variants: of the rubric, in this order.
-        rubric: says in which orders the responses are shown.
-        retries: how often an unreadable reply is asked for again.
-        again: whether all that was refused counts as missing.
+        teacher: Name of the teacher.
+        variants: Variants of the rubric to ask, in this order.
+        rubric: Rubric, which determines the orders in which responses are shown.
+        retries: Number of retries after an unreadable reply.
+        again: Whether refused replies count as missing.
     """
 
     teacher: str
@@ -77,7 +77,7 @@ class QuestionPlan:
 
     @classmethod
     def from_panel(cls, panel: Panel, teacher: Endpoint, *, again: bool) -> Self:
-        """What a panel asks of one of its teachers."""
+        """Return what a panel asks one of its teachers."""
         return cls(
             teacher=teacher.name,
             variants=panel.variants,
@@ -89,11 +89,11 @@ class QuestionPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A reply that is missing.
+    """A missing reply.
 
     Attributes:
-        key: with the attempt that comes next.
-        last: the attempt after which an unreadable reply is not asked for again.
+        key: Key of the reply, with the number of the next attempt.
+        last: Number of the last attempt if replies remain unreadable.
     """
 
     key: Key
@@ -102,12 +102,12 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that is to be asked of one teacher about one pair, in this order.
+    """The missing replies of one teacher about one pair.
 
     Attributes:
-        number: of the pair, in the order of the source.
-        pair: what is judged.
-        questions: never empty.
+        number: Number of the pair in source order.
+        pair: The pair.
+        questions: Questions in the order to ask them; never empty.
     """
 
     number: int
@@ -117,12 +117,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class PairReplies:
-    """A pair with what was said about it.
+    """A pair with its replies.
 
     Attributes:
-        number: of the pair, in the order of the source.
-        pair: what is judged.
-        replies: teacher, variant, order, attempt, reason, better, magnitude, confidence of each.
+        number: Number of the pair in source order.
+        pair: The pair.
+        replies: teacher, variant, order, attempt, reason, better, magnitude and confidence of each.
     """
 
     number: int
@@ -132,12 +132,13 @@ class PairReplies:
 
 @dataclass(frozen=True, kw_only=True)
 class SettledPair:
-    """A pair that an adaptive panel asks no more about.
+    """A pair about which an adaptive panel asks no further questions.
 
     Attributes:
-        pair_id: of the pair.
-        replies: that it has.
-        chance: that a full panel would leave its gap where it is, as the rule saw it, in [0, 1].
+        pair_id: Id of the pair.
+        replies: Number of its replies.
+        chance: Estimated probability that the full panel would not change its gap beyond the
+            tolerance, in [0, 1].
     """
 
     pair_id: str
@@ -147,15 +148,15 @@ class SettledPair:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyCount:
-    """What became of some keys: a reply was kept, or the last one was refused.
+    """Number of keys with the same outcome: a reply was kept, or the last one was refused.
 
     Attributes:
-        teacher: that was asked.
-        variant: of the rubric.
-        order: in which the responses were shown.
-        reason: of the refusal; None where one was kept.
-        attempt: the number of the refused reply among those to its key, from 0.
-        count: of keys.
+        teacher: Name of the teacher.
+        variant: Variant of the rubric.
+        order: Order in which the responses were shown.
+        reason: Reason of the refusal; None if a reply was kept.
+        attempt: Number of the refused attempt, from 0.
+        count: Number of keys.
     """
 
     teacher: str
@@ -166,7 +167,7 @@ class KeyCount:
     count: int
 
     def is_final(self, retries: int) -> bool:
-        """Whether it is not asked again by itself."""
+        """Return whether it is not retried automatically."""
         return self.reason not in UNREADABLE or self.attempt >= retries
 
 
@@ -178,15 +179,15 @@ class Questions:
         self._path = path
 
     def shard(self) -> Shard | None:
-        """The share of the pairs that this store is for; None for all."""
+        """Return the shard that this store is restricted to; None for all pairs."""
         text = read_meta(self._db, "shard")
         return Shard.parse(text) if text else None
 
     def restrict_to_shard(self, shard: Shard | None) -> None:
-        """Keeps the store to a share of the pairs, for ever; None leaves it as it is.
+        """Restrict the store to a shard permanently; None changes nothing.
 
         Raises:
-            ValueError: it is for another share, or replies of all pairs are here.
+            ValueError: If it is restricted to another shard, or already has replies.
         """
         current = self.shard()
         if shard is None or shard == current:
@@ -196,26 +197,28 @@ class Questions:
                 f"{self._path} is for the shard {current}, not {shard}; use its own store"
             )
         if self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]:
-            raise ValueError(f"{self._path} was annotated as a whole; give each shard a new store")
+            raise ValueError(
+                f"{self._path} was annotated without --shard; give each shard a new store"
+            )
         with transaction(self._db):
             write_meta(self._db, "shard", str(shard))
 
     def pair_count(self) -> int:
-        """Distinct pairs of the store's share."""
+        """Return the number of distinct pairs in the store's shard."""
         query = "SELECT count(*) FROM pairs"
         return self._db.execute(f"{query} WHERE {self._in_shard()}").fetchone()[0]
 
     def next_jobs(self, plan: QuestionPlan, *, after: int, limit: int) -> list[Job]:
-        """The next pairs of which something is missing, in the order of the source.
+        """Return the next pairs with missing replies, in source order.
 
         Args:
             plan: What to ask which teacher.
-            after: the number of the last pair seen; 0 to begin.
-            limit: pairs at most.
+            after: Number of the last pair of the previous call; 0 at first.
+            limit: Largest number of pairs.
         """
         marks = ", ".join("?" * len(plan.variants))
         final = "status = 'kept'"
-        if not plan.again:  # of several replies to one key the last one counts
+        if not plan.again:  # the last reply to a key decides
             final += f""" OR (
                 (attempt >= {int(plan.retries)} OR reason NOT IN ({_UNREADABLE}))
                 AND NOT EXISTS (SELECT 1 FROM replies later WHERE
@@ -244,13 +247,13 @@ class Questions:
         ]
 
     def outcomes(self) -> list[KeyCount]:
-        """What became of everything that was asked: for each key a kept reply, or the last one."""
+        """Count the outcomes of all keys: a kept reply, or the reason of the last refusal."""
         return [*self.kept(), *self.refused()]
 
     def kept(self) -> list[KeyCount]:
-        """The keys that a reply was kept for."""
+        """Count the keys with a kept reply."""
         most = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
-        # Where nothing was asked twice, no row needs a look at the others of its key.
+        # `attempt < ?` skips the subquery for all rows if no key has a second attempt.
         rows = self._db.execute(
             f"""SELECT teacher, variant, "order", count(*) {_KEPT} AND NOT (attempt < ? AND EXISTS (
                 SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
@@ -266,7 +269,7 @@ class Questions:
         ]  # fmt: skip
 
     def refused(self) -> list[KeyCount]:
-        """The keys that no reply was kept for, by the reason of their last one."""
+        """Count the keys without a kept reply, by the reason of their last refusal."""
         rows = self._db.execute(
             f"""SELECT teacher, variant, "order", reason, attempt, count(*)
             FROM replies r INDEXED BY replies_narrow WHERE status = 'refused' AND NOT EXISTS (
@@ -283,12 +286,12 @@ class Questions:
         ]  # fmt: skip
 
     def replied_pairs(self, *, settled: bool, after: int, limit: int) -> list[PairReplies]:
-        """The next pairs with all their replies, in the order of the source.
+        """Return the next pairs with all their replies, in source order.
 
         Args:
-            settled: whether pairs that an adaptive panel asks no more about are among them.
-            after: the number of the last pair seen; 0 to begin.
-            limit: pairs at most.
+            settled: Whether to include settled pairs.
+            after: Number of the last pair of the previous call; 0 at first.
+            limit: Largest number of pairs.
         """
         rows = self._db.execute(
             f"""
@@ -309,19 +312,19 @@ class Questions:
         ]
 
     def reopen(self) -> None:
-        """Forgets which pairs are settled: another panel may want to know more about them."""
+        """Mark all pairs as not settled, because a changed panel may need more replies."""
         with transaction(self._db):
             self._db.execute("DELETE FROM settled")
 
     def saved_replies(self, variants: Sequence[str], questions: int) -> dict[str, int]:
-        """How many replies settled pairs do without, by teacher.
+        """Count the replies that were saved because pairs are settled.
 
         Args:
-            variants: that the panel asks.
-            questions: replies that a full budget takes for each pair and teacher.
+            variants: Variants that the panel asks.
+            questions: Replies per pair and teacher that a full budget requires.
 
         Returns:
-            Teachers that replied about settled pairs; under "" what holds for all others.
+            Teacher -> saved replies; the key "" is for teachers without replies about these pairs.
         """
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
         replied = self._db.execute(
@@ -365,7 +368,7 @@ def _job(plan: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
 
 
 def count_outcomes(outcomes: Sequence[KeyCount]) -> dict[str, int]:
-    """Outcomes as `kept` and reasons with their numbers, in the order of the alphabet."""
+    """Return the number of keys by outcome (`kept` or a reason), in alphabetical order."""
     counts: dict[str, int] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.reason or "kept"):
         reason = outcome.reason or "kept"

@@ -27,18 +27,18 @@ from sp2dpo.store.usage import UsageLog
 
 
 class Store:
-    """An open store, for reading unless `write` is given; use it in a `with` block.
+    """An open store, read-only unless `write` is set. Use it in a `with` block.
 
     Attributes:
-        path: of the file.
-        corpus: its pairs.
+        path: Path of the file.
+        corpus: Pairs and source rows.
         questions: Questions still to be asked, and the outcome of those already asked.
         usage: Tokens and time that the replies took.
 
     Raises:
-        ValueError: the file is no store, of another format, or damaged (looked for when it is
+        ValueError: If the file is not a store, has another format, or is damaged (checked only when
             opened for writing).
-        OSError: it is not there, or cannot be opened.
+        OSError: If the file does not exist or cannot be opened.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -67,20 +67,20 @@ class Store:
         self._db.close()
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong with the file; empty where it is sound."""
+        """Return the problems that SQLite's quick check reports; empty if there are none."""
         return integrity(self._db)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Whatever is read inside the block is of one moment, even while others write."""
+        """Make all reads inside the block see the same state, even while others write."""
         with snapshot(self._db):
             yield
 
     def check_panel(self, panel: Panel) -> None:
-        """Refuses a panel that contradicts the replies that are here.
+        """Refuse a panel that contradicts the stored replies.
 
         Raises:
-            ValueError: another rubric, or a teacher whose model, revision or sampling changed.
+            ValueError: If the rubric, or a teacher's model, revision or sampling, has changed.
         """
         replies = self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]
         stored_hash = read_meta(self._db, "rubric_hash")
@@ -103,10 +103,10 @@ class Store:
                     )
 
     def record_panel(self, panel: Panel) -> None:
-        """Records the rubric and the teachers; from their first reply on they cannot change.
+        """Record the rubric and the teachers; after their first reply they cannot change.
 
         Raises:
-            ValueError: as `check_panel`.
+            ValueError: Like `check_panel`.
         """
         self.check_panel(panel)
         self.reopen_settled(panel)
@@ -125,21 +125,21 @@ class Store:
                     )
 
     def reopen_settled(self, panel: Panel) -> None:
-        """Opens settled pairs again where an adaptive panel is not the one that settled them."""
+        """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
         stored = read_meta(self._db, "panel")
         if panel.budget == "adaptive" and stored is not None:
             before, now = json.loads(stored), panel.record()
             for teacher in (*before["teachers"], *now["teachers"]):
-                for terms in ("price", "license"):
+                for terms in ("price", "license"):  # they do not affect which pairs are settled
                     teacher.pop(terms, None)
             if before != now:
                 self.questions.reopen()
 
     def rubric(self) -> Rubric:
-        """The rubric of all replies.
+        """Return the rubric of all replies.
 
         Raises:
-            ValueError: nothing was annotated yet.
+            ValueError: If nothing was annotated yet.
         """
         stored = read_meta(self._db, "rubric")
         if stored is None:
@@ -147,10 +147,10 @@ class Store:
         return parse_rubric(json.loads(stored), where=f"{self.path}: rubric")
 
     def panel(self) -> dict[str, Any]:
-        """What the last panel asked: see `Panel.record`.
+        """Return the record of the last panel; see `Panel.record`.
 
         Raises:
-            ValueError: nothing was annotated yet.
+            ValueError: If nothing was annotated yet.
         """
         stored = read_meta(self._db, "panel")
         if stored is None:
@@ -158,7 +158,7 @@ class Store:
         return json.loads(stored)
 
     def teachers(self) -> list[dict[str, Any]]:
-        """name, model, revision and sampling of every teacher that has replied, by name."""
+        """Return name, model, revision and sampling of every teacher with replies, by name."""
         rows = self._db.execute(
             "SELECT name, model, revision, sampling FROM teachers "
             "WHERE EXISTS (SELECT 1 FROM replies WHERE teacher = name) ORDER BY name"
@@ -169,17 +169,14 @@ class Store:
         ]
 
     def variants(self) -> list[str]:
-        """The variants that a reply came under, kept or refused, in the rubric's order."""
+        """Return the variants with replies, kept or refused, in the rubric's order."""
         used = {row[0] for row in self._db.execute("SELECT DISTINCT variant FROM replies")}
         return [variant for variant in self.rubric().variants if variant in used]
 
     def add_replies(
         self, records: Sequence[ReplyRecord], settled: Sequence[SettledPair] = ()
     ) -> None:
-        """Stores replies, and pairs that are asked no more about, in pair transaction.
-
-        When it returns, they are on the disk.
-        """
+        """Store replies and settled pairs in one transaction; durable when it returns."""
         names = ", ".join(f'"{name}"' for name in COLUMNS)
         marks = ", ".join("?" * len(COLUMNS))
         rubric = read_meta(self._db, "rubric_hash")
@@ -194,7 +191,7 @@ class Store:
             )
 
     def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
-        """All replies, or those of one pair, by their keys; teachers' revisions included."""
+        """Yield all replies, or those of one pair, by key, with the teachers' revisions."""
         names = ", ".join(f'replies."{name}"' for name in COLUMNS if name != "model")
         where = "" if pair_id is None else "WHERE pair_id = ?"
         with closing(self._db.cursor()) as cursor:
@@ -209,14 +206,14 @@ class Store:
                 yield dict(row)
 
     def annotations(self) -> AnnotationTable:
-        """All kept annotations as a table.
+        """Return all kept annotations as a table.
 
         Raises:
-            ValueError: there is none.
+            ValueError: If there are none.
         """
         rubric = self.rubric()
         pair_ids = self.corpus.pair_ids()
-        # SQLite reads one part while polars takes apart the one before.
+        # SQLite reads one part while polars parses the previous one.
         with ThreadPoolExecutor(max_workers=1) as executor:
             parts = [
                 executor.submit(parse_columns, *part)
@@ -232,11 +229,11 @@ class Store:
     def _kept_parts(
         self, pairs: int, blind: bool
     ) -> Iterator[tuple[dict[str, str], dict[str, list[float | None]], int]]:
-        """The kept replies in parts, for `parse_columns`; a part has some 4,000 pairs.
+        """Yield the kept replies in parts of about 4,000 pairs, for `parse_columns`.
 
-        SQLite makes one text of a column, many times quicker than a row of Python objects each. A
-        driver with a SQLite of its own (ADBC's) would be as quick, but two of them in one process
-        take the locks of a file away from each other, and a store is read while others write to it.
+        Joining a column to one text inside SQLite is many times faster than creating a Python
+        object for each value. ADBC's driver would be as fast, but it brings its own copy of SQLite,
+        and two copies in one process release each other's file locks while others write.
         """
         names = [name for name in READ[:9] if blind or name not in ("order", "better")]
         listed = ", ".join(
@@ -255,7 +252,7 @@ class Store:
             if not blind and count:
                 texts_by_name["order"] = SEPARATOR.join([CHOSEN_FIRST] * count)
             numbers = {}
-            if expected:  # as numbers: the text of one is not exact
+            if expected:  # read as numbers, because their text is not exact
                 rows = self._db.execute(
                     f"SELECT expected_magnitude, expected_confidence {source}", span
                 )
@@ -265,7 +262,7 @@ class Store:
                 yield texts_by_name, numbers, count
 
     def counts(self, teacher: str, variants: Sequence[str]) -> dict[str, int]:
-        """How often each outcome came back: `kept`, or the reason of the last refusal."""
+        """Count a teacher's keys by outcome: `kept`, or the reason of the last refusal."""
         return count_outcomes(
             [
                 outcome
@@ -280,7 +277,7 @@ def _text_expression(name: str) -> str:
 
 
 def _spans(parts: int) -> list[tuple[str, str]]:
-    """The ids of pairs, which begin with hexadecimal digits at random, in about so many parts."""
+    """Split the range of pair ids, which are random hexadecimal digits, into about `parts`."""
     digits = 0 if parts < 2 else 1 if parts < 64 else 2
     starts = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
     return list(zip(starts, [*starts[1:], "g"], strict=True))

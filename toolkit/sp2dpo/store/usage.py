@@ -1,4 +1,4 @@
-"""What the replies of a store took: tokens, time and money."""
+"""Tokens, time and money that the replies of a store took."""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from sp2dpo.inference.endpoint import Price, cost
 
 RECENT = 600
-"""Seconds before a teacher's newest reply over which its rate is measured. Our choice."""
+"""Window before the newest reply over which a rate is measured, in seconds. Our choice."""
 _SLICE = 10
-"""Seconds over which replies are counted together."""
-# Neither a time nor counts of tokens tell an answer from a request that was declined: what is
-# imported may come without both. Without a finish_reason it is `unfinished`. The text would tell
-# too, but takes twice the time: SQLite would sort it with the rest.
+"""Length of the time slices in which replies are counted together, in seconds."""
+# An answer cannot be told from a declined request by its time or token counts, because imported
+# replies may lack both. A reply without a finish_reason is `unfinished`. Testing the text instead
+# would take twice the time, because SQLite would sort it with the other columns.
 _ANSWERED = (
     "(status = 'kept' OR finish_reason IS NOT NULL OR model IS NOT NULL OR reason = 'unfinished')"
 )
@@ -20,22 +20,22 @@ _ANSWERED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The replies of a few seconds that one teacher gave under one variant in one order.
+    """Usage of one teacher under one variant and order in a time slice of a few seconds.
 
     Attributes:
-        teacher: that gave them.
-        variant: of the rubric.
-        order: in which the responses were shown.
-        requests: replies, those included that could not be read or were asked for again.
+        teacher: Name of the teacher.
+        variant: Variant of the rubric.
+        order: Order in which the responses were shown.
+        requests: Number of replies, including unreadable and repeated ones.
         uncounted: Answers without token counts.
-        timed: answers that somebody took the time of; those from files come without.
-        untimed: the other answers. What a server declined is no answer.
-        prompt: tokens of the requests, as far as told.
-        completion: tokens of the replies, as far as told.
-        cached: prompt tokens that came from a prefix cache; None where none of these replies tells.
-        started: when the first of the timed requests was sent, in seconds since 1970; None where
+        timed: Answers with a measured latency; imported replies have none.
+        untimed: Answers without a measured latency. A declined request is not an answer.
+        prompt: Prompt tokens, of replies that report them.
+        completion: Completion tokens, of replies that report them.
+        cached: Prompt tokens from a prefix cache; None if no reply reports them.
+        started: Time at which the first timed request was sent, in seconds since 1970; None if
             there is none.
-        ended: when the last of the timed replies came.
+        ended: Time at which the last timed reply arrived.
     """
 
     teacher: str
@@ -54,18 +54,18 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What many replies took.
+    """Total usage of several slices.
 
     Attributes:
-        requests: replies, those included that could not be read or were asked for again.
+        requests: Number of replies, including unreadable and repeated ones.
         uncounted: Answers without token counts.
-        timed: answers that somebody took the time of.
-        untimed: the other answers.
-        prompt: tokens of the requests, as far as told.
-        completion: tokens of the replies, as far as told.
-        cached: prompt tokens that came from a prefix cache; None where no reply tells. Servers
-            leave a zero out, so that silence beside a number is taken for 0.
-        seconds: for which at least one of the timed requests was in flight, to a few seconds.
+        timed: Answers with a measured latency.
+        untimed: Answers without a measured latency.
+        prompt: Prompt tokens, of replies that report them.
+        completion: Completion tokens, of replies that report them.
+        cached: Prompt tokens from a prefix cache; None if no reply reports them. Servers omit a
+            zero, so a missing value counts as 0 if other replies report one.
+        seconds: Time in which at least one timed request was in flight, to a few seconds.
     """
 
     requests: int = 0
@@ -79,24 +79,24 @@ class Usage:
 
     @property
     def cached_share(self) -> float | None:
-        """Of the prompt tokens, in [0, 1]; None where nobody tells."""
+        """Share of the prompt tokens that came from a prefix cache, in [0, 1]; None if unknown."""
         return None if self.cached is None or not self.prompt else self.cached / self.prompt
 
     @property
     def rate(self) -> float | None:
-        """Timed answers per second while requests were in flight; None where there is none."""
+        """Timed answers per second while requests were in flight; None if there are none."""
         return self.timed / self.seconds if self.timed and self.seconds > 0 else None
 
     @property
     def busy(self) -> float | None:
-        """The seconds; None where there are answers and nobody took the time of one."""
+        """The seconds in flight; None if there are answers but none is timed."""
         return None if self.untimed and not self.timed else self.seconds
 
     def cost(self, price: Price | None) -> float | None:
-        """What it cost, in the price's currency; None where that cannot be known.
+        """Return the cost in the price's currency; None if it is unknown.
 
-        By the hour, GPUs count while requests were in flight, not while servers started; the price
-        of an answer whose time nobody took is not known.
+        With a price per GPU hour, only time with requests in flight counts, not the start of the
+        servers, and the cost of untimed answers is unknown.
         """
         if price is None:
             return None
@@ -113,14 +113,14 @@ class Usage:
 
 
 class UsageLog:
-    """What the replies of an open store took."""
+    """Usage of the replies in an open store."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._db = database
 
     def slices(self) -> list[Slice]:
-        """All replies, counted together by teacher, variant, order and time."""
-        # Grouped by the time first, the rows are nearly in order, which is faster.
+        """Return the usage of all replies by teacher, variant, order and time slice."""
+        # Grouping by time first is faster, because rows are nearly in that order.
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(*), '
             f"sum((prompt_tokens IS NULL OR completion_tokens IS NULL) AND {_ANSWERED}), "
@@ -133,9 +133,9 @@ class UsageLog:
         return [Slice(**dict(zip(names, row, strict=True))) for row in rows]
 
     def count_settled(self) -> dict[tuple[str, str, str], int]:
-        """Settled pairs with a reply, by teacher, variant and order; and all of them under blanks.
+        """Count settled pairs (see `SettledPair`) with a reply, by teacher, variant and order.
 
-        See `SettledPair` in `store.questions`.
+        The key ("", "", "") has the number of all settled pairs.
         """
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(DISTINCT pair_id) '
@@ -147,7 +147,7 @@ class UsageLog:
 
 
 def sum_usage(slices: Iterable[Slice]) -> Usage:
-    """What the replies of rows slices took together."""
+    """Return the total usage of several slices."""
     rows = list(slices)
     cached = [row.cached for row in rows if row.cached is not None]
     return Usage(
@@ -163,7 +163,7 @@ def sum_usage(slices: Iterable[Slice]) -> Usage:
 
 
 def recent_usage(slices: Sequence[Slice]) -> Usage:
-    """The timed answers of the last `RECENT` seconds before the newest of them, and their time."""
+    """Return the timed answers of the last `RECENT` seconds before the newest, and their time."""
     newest = max((ended for _, ended in _spans(slices)), default=0.0)
     begin = (newest - RECENT) // _SLICE * _SLICE
     rows = [row for row in slices if row.ended is not None and row.ended >= begin]
@@ -173,7 +173,7 @@ def recent_usage(slices: Sequence[Slice]) -> Usage:
 
 
 def _spans(slices: Iterable[Slice]) -> list[tuple[float, float]]:
-    """From when to when each of them was at work, of those that somebody took the time of."""
+    """Return start and end time of each slice with timed answers."""
     return [
         (row.started, row.ended)
         for row in slices
@@ -182,7 +182,7 @@ def _spans(slices: Iterable[Slice]) -> list[tuple[float, float]]:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """The length of what some spans of time cover together."""
+    """Return the length of the union of time spans."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, until))
