@@ -340,7 +340,7 @@ def test_a_folder_that_could_be_an_id_on_the_hub_is_refused(room, monkeypatch):
     monkeypatch.chdir(room.folder)
     (room.folder / "Org" / "Model").mkdir(parents=True)
 
-    with pytest.raises(ValueError, match=f"say {room.folder}/Org/Model as `model` of `serve`"):
+    with pytest.raises(ValueError, match=f"set `model` of `serve` to {room.folder}/Org/Model"):
         serve_once(room)
     assert room.starts == []
 
