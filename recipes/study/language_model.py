@@ -32,15 +32,15 @@ WORDS = (
 )  # fmt: skip
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BEGIN, END, PAD, ANSWER = range(4)
-IDS = {word: number for number, word in enumerate(WORDS)}
+IDS = {word: token for token, word in enumerate(WORDS)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token for a word."""
-    made = Tokenizer(models.WordLevel(IDS, unk_token=SPECIAL[PAD]))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """Return the tokenizer: one token for each word."""
+    words = Tokenizer(models.WordLevel(IDS, unk_token=SPECIAL[PAD]))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=words,
         bos_token=SPECIAL[BEGIN],
         eos_token=SPECIAL[END],
         pad_token=SPECIAL[PAD],
@@ -48,12 +48,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(*, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
-    """An untrained model.
+    """Return an untrained model.
 
     Args:
-        hidden: its width, a multiple of 32.
-        layers: decoder layers.
-        seed: of its weights.
+        hidden: Width, a multiple of 32.
+        layers: Number of decoder layers.
+        seed: Seed of its weights.
     """
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(
@@ -75,19 +75,19 @@ def new_model(*, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
 
 
 def prompt_ids(prompt: Prompt) -> list[int]:
-    """Tokens of a prompt; all prompts have the same number."""
+    """Return the tokens of a prompt; all prompts have the same number."""
     return [BEGIN, *(IDS[word] for word in prompt.words), ANSWER]
 
 
 def response_ids(words: Sequence[str]) -> list[int]:
-    """Tokens of a response that ends."""
+    """Return the tokens of a complete response."""
     return [*(IDS[word] for word in words), END]
 
 
 def fine_tune(
     model: LlamaForCausalLM, world: World, *, steps: int, batch: int, lr: float, seed: int
 ) -> LlamaForCausalLM:
-    """Teaches a model to answer as the writer does (SFT, AdamW, a cosine to 0)."""
+    """Train a model on responses of the world's writer (SFT, AdamW, cosine schedule to 0)."""
     draw = np.random.default_rng([seed, 2])
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -95,9 +95,9 @@ def fine_tune(
     )
     model.train()
     for _ in range(steps):
-        prompts = [PROMPTS[number] for number in draw.integers(len(PROMPTS), size=batch)]
-        answers = [response_ids(world.write(prompt, draw)) for prompt in prompts]
-        ids, mask = padded([prompt_ids(one) for one in prompts], answers)
+        prompts = [PROMPTS[index] for index in draw.integers(len(PROMPTS), size=batch)]
+        responses = [response_ids(world.write(prompt, draw)) for prompt in prompts]
+        ids, mask = pad([prompt_ids(prompt) for prompt in prompts], responses)
         logits = model(input_ids=ids).logits[:, :-1]
         labels = torch.where(mask, ids, -100)[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -108,69 +108,69 @@ def fine_tune(
     return model.eval()
 
 
-def padded(
+def pad(
     prompts: Sequence[list[int]], responses: Sequence[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) tokens, padded behind, and (B, T) which of them are a response's."""
+    """Return (B, T) tokens, padded at the end, and (B, T) the mask of the response tokens."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows], device=DEVICE)
-    places = torch.arange(width, device=DEVICE)
+    positions = torch.arange(width, device=DEVICE)
     first = torch.tensor([len(prompt) for prompt in prompts], device=DEVICE)[:, None]
     last = torch.tensor([len(row) for row in rows], device=DEVICE)[:, None]
-    return ids, (places >= first) & (places < last)
+    return ids, (positions >= first) & (positions < last)
 
 
 @torch.no_grad()
 def log_probs(
     model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], *, batch: int = 512
 ) -> torch.Tensor:
-    """(N,) log-probability of each response, in nats, summed over its tokens; in double."""
-    found = []
+    """Return (N,) the log-probability of each response: nats, summed over its tokens, in double."""
+    sums = []
     for start in range(0, len(prompts), batch):
-        ids, mask = padded(prompts[start : start + batch], responses[start : start + batch])
+        ids, mask = pad(prompts[start : start + batch], responses[start : start + batch])
         logits = model(input_ids=ids).logits[:, :-1]
         own = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-        found.append((own * mask[:, 1:]).double().sum(1).cpu())
-    return torch.cat(found)
+        sums.append((own * mask[:, 1:]).double().sum(1).cpu())
+    return torch.cat(sums)
 
 
 @torch.no_grad()
 def sample(
     model: Any, prompts: Sequence[Prompt], *, temperature: float, seed: int
 ) -> list[list[int]]:
-    """One response for each prompt: its tokens, END last where it ends.
+    """Return one response for each prompt: its tokens, with END last if it is complete.
 
     Args:
-        model: in evaluation mode.
-        prompts: any number.
-        temperature: 0 takes the most probable token.
-        seed: of the draws.
+        model: A model in evaluation mode.
+        prompts: The prompts, at least one.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        seed: Seed of the samples.
     """
     torch.manual_seed(seed)
     ids = torch.tensor([prompt_ids(prompt) for prompt in prompts], device=DEVICE)
-    way: dict[str, Any] = (
+    options: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
         else {"do_sample": False}
     )
     out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONGEST + 1, **way
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONGEST + 1, **options
     )
-    return [_until_end(row) for row in out[:, ids.shape[1] :].tolist()]
+    return [_cut_at_end(row) for row in out[:, ids.shape[1] :].tolist()]
 
 
-def _until_end(row: list[int]) -> list[int]:
+def _cut_at_end(row: list[int]) -> list[int]:
     return row[: row.index(END) + 1] if END in row else row
 
 
-def words_of(response: Sequence[int]) -> tuple[list[str], bool]:
-    """The words of a response, and whether it ends."""
+def response_words(response: Sequence[int]) -> tuple[list[str], bool]:
+    """Return the words of a response, and whether it is complete."""
     ended = bool(response) and response[-1] == END
-    return [WORDS[number] for number in (response[:-1] if ended else response)], ended
+    return [WORDS[token] for token in (response[:-1] if ended else response)], ended
 
 
-def loaded(folder: Path) -> LlamaForCausalLM:
-    """Reads a model, to be evaluated."""
+def load_model(folder: Path) -> LlamaForCausalLM:
+    """Return the model in a folder, in evaluation mode."""
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     return model.to(DEVICE).eval()

@@ -1,72 +1,77 @@
-"""Where the gradient of the runs goes, and what happens to pairs whose label is wrong."""
+"""Which pairs the gradient goes to, and what happens to pairs with a wrong label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from comparison import estimate, interval, key
-from preset import Preset
+from config import StudyConfig
+from results import estimate, format_interval, method_key
 
 
-def mechanism(preset: Preset, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of DPO and of the method that is compared with, at every scale, means over the seeds.
+def summarise_mechanism(
+    config: StudyConfig, runs: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return means over the seeds for DPO and the method compared against, at every scale.
 
     Args:
-        preset: that was run.
-        runs: all of its outcomes.
+        config: Configuration of the study.
+        runs: Results of all runs.
 
     Returns:
-        For each: name, scale; right, wrong, flipped (D at the end, in nats); lowest_before,
-        highest_before, lowest_after, highest_after: the share of the gradient of the pairs in the
-        lowest and the highest decile of SP2DPO's beta, before the first step and after the last;
-        slope_ratio: the mean slope of the lowest decile over that of the highest, at the end;
-        inverted: the share of the seeds in which it is above 1.
+        For each method and scale:
+        name, scale: The method and the factor of its betas.
+        right, wrong, flipped: D at the end, in nats, by label.
+        lowest_before, highest_before, lowest_after, highest_after: Share of the gradient of the
+            lowest and the highest decile of SP2DPO's beta, before the first step and at the end.
+        slope_ratio: Mean slope of the lowest decile divided by that of the highest, at the end.
+        inverted: Share of the seeds in which that ratio is above 1.
     """
-    found = []
-    for name in dict.fromkeys(["dpo", preset.against]):
-        for scale in sorted({one["scale"] for one in runs if key(one) == name}):
-            mine = [
-                one
-                for one in runs
-                if key(one) == name and one["scale"] == scale and not one["corrected"]
+    rows = []
+    for name in dict.fromkeys(["dpo", config.against]):
+        for scale in sorted({run["scale"] for run in runs if method_key(run) == name}):
+            selected = [
+                run
+                for run in runs
+                if method_key(run) == name and run["scale"] == scale and not run["corrected"]
             ]
-            if mine:
-                found.append({"name": name, "scale": scale, **_of(mine)})
-    return found
+            if selected:
+                rows.append({"name": name, "scale": scale, **_summarise(selected)})
+    return rows
 
 
-def _of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    first, last = ([one["epochs"][place] for one in runs] for place in (0, -1))
-    ratios = [one["slope"][0] / max(one["slope"][9], 1e-12) for one in last]
+def _summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first, last = ([run["epochs"][position] for run in runs] for position in (0, -1))
+    ratios = [epoch["slope"][0] / max(epoch["slope"][9], 1e-12) for epoch in last]
     return {
         **{
-            kind: estimate([one[kind] for one in last])
-            for kind in ("right", "wrong", "flipped")
-            if last[0][kind] is not None
+            label: estimate([epoch[label] for epoch in last])
+            for label in ("right", "wrong", "flipped")
+            if last[0][label] is not None
         },
-        "lowest_before": float(np.mean([one["share"][0] for one in first])),
-        "highest_before": float(np.mean([one["share"][9] for one in first])),
-        "lowest_after": float(np.mean([one["share"][0] for one in last])),
-        "highest_after": float(np.mean([one["share"][9] for one in last])),
+        "lowest_before": float(np.mean([epoch["share"][0] for epoch in first])),
+        "highest_before": float(np.mean([epoch["share"][9] for epoch in first])),
+        "lowest_after": float(np.mean([epoch["share"][0] for epoch in last])),
+        "highest_after": float(np.mean([epoch["share"][9] for epoch in last])),
         "slope_ratio": estimate(ratios),
         "inverted": float(np.mean([ratio > 1 for ratio in ratios])),
     }
 
 
-def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The same as a table of Markdown."""
-    said = [
+def format_mechanism(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of `summarise_mechanism`'s rows as a Markdown table."""
+    lines = [
         "| method, scale | D, label right | D, label wrong | gradient of the lowest decile of beta"
         ", start to end | of the highest | slope, lowest over highest, at the end | seeds inverted"
         " |",
         "|---|---|---|---|---|---|---|",
     ]
-    said += [
-        f"| {one['name']} x {one['scale']:g} | {interval(one['right'], '+')} "
-        f"| {interval(one['wrong'], '+')} | {one['lowest_before']:.1%} to {one['lowest_after']:.1%}"
-        f" | {one['highest_before']:.1%} to {one['highest_after']:.1%} "
-        f"| {interval(one['slope_ratio'])} | {one['inverted']:.0%} |"
-        for one in found
+    lines += [
+        f"| {row['name']} x {row['scale']:g} | {format_interval(row['right'], '+')} "
+        f"| {format_interval(row['wrong'], '+')} "
+        f"| {row['lowest_before']:.1%} to {row['lowest_after']:.1%}"
+        f" | {row['highest_before']:.1%} to {row['highest_after']:.1%} "
+        f"| {format_interval(row['slope_ratio'])} | {row['inverted']:.0%} |"
+        for row in rows
     ]
-    return said
+    return lines

@@ -1,4 +1,4 @@
-"""The methods that are compared, as `methods.yaml` says them: arms of schedules, and settings."""
+"""The methods that are compared, read from `methods.yaml`: an arm of a schedule, and settings."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -6,12 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
-from sp2dpo.betas.baselines import Constant
-from sp2dpo.betas.schedule import Schedule, load_schedule, parse_schedule
-from sp2dpo.betas.scores import Scores
-from sp2dpo.settings import check_keys, read_yaml
-from sp2dpo.store.annotations import AnnotationTable
+from files import check_keys, read_yaml
+from sp2dpo import AnnotationTable, Arm, Scores, compute_betas, load_arm, parse_schedule
 
 HERE = Path(__file__).parent
 SCHEDULES = HERE.parent / "schedules"
@@ -19,13 +15,13 @@ SCHEDULES = HERE.parent / "schedules"
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One of them.
+    """A method of preference optimisation.
 
     Attributes:
-        name: its name.
-        arm: of its schedule.
-        panel: whose replies it takes.
-        train: settings of the trainer.
+        name: Its key in `methods.yaml`.
+        arm: How the replies become betas, weights and margins.
+        panel: Name of the panel whose replies it uses.
+        train: Settings of the trainer that are specific to this method.
     """
 
     name: str
@@ -33,48 +29,38 @@ class Method:
     panel: str
     train: dict[str, Any] = field(default_factory=dict)
 
-    def at(self, scale: float) -> "Method":
-        """The method with its betas multiplied."""
-        of = self.arm.of
-        of = replace(of, beta_min=of.beta_min * scale, beta_max=of.beta_max * scale)
-        beta = self.arm.beta
-        if isinstance(beta, Constant):
-            beta = Constant(beta.beta * scale)
-        return replace(self, arm=replace(self.arm, of=of, beta=beta))
+    def with_scale(self, scale: float) -> "Method":
+        """Return the method with its betas multiplied by `scale`."""
+        return replace(self, arm=self.arm.scale_betas(scale))
 
-    def table(self, annotations: AnnotationTable, scores: Scores) -> pl.DataFrame:
-        """Its betas, weights and margins, as `sp2dpo schedule` makes them."""
+    def compute_table(self, annotations: AnnotationTable, scores: Scores) -> pl.DataFrame:
+        """Return the betas, weights and margins, as `sp2dpo schedule` computes them."""
         return compute_betas(annotations, self.arm, scores if self.arm.uses_scores else None)
 
 
 def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
-    """All of them, by name.
+    """Return all methods by name.
 
     Raises:
-        ValueError: naming the file, the method and what is wrong.
-        OSError: a file cannot be read.
+        ValueError: Naming the file, the method and what is wrong.
+        OSError: A file cannot be read.
     """
-    found = {}
-    for name, said in read_yaml(path).items():
+    methods = {}
+    for name, config in read_yaml(path).items():
         where = f"{path}: {name}"
-        check_keys(where, said, required=(), optional=("schedule", "arm", "panel", "train"))
-        found[name] = Method(
+        check_keys(where, config, required=(), optional=("schedule", "arm", "panel", "train"))
+        methods[name] = Method(
             name=name,
-            arm=_arm(said, where),
-            panel=said.get("panel", "panel"),
-            train=said.get("train", {}),
+            arm=_load_arm(config, where),
+            panel=config.get("panel", "panel"),
+            train=config.get("train", {}),
         )
-    return found
+    return methods
 
 
-def _arm(said: dict[str, Any], where: str) -> Arm:
-    if "arm" not in said:
-        return Arm(of=_schedule(SCHEDULES / "sp2dpo.yaml", said, where))
-    path = SCHEDULES / "arms" / said["arm"]
-    arm = read_yaml(path)
-    return parse_arm(arm, _schedule(path.parent / arm["of"], said, where), where=where)
-
-
-def _schedule(path: Path, said: dict[str, Any], where: str) -> Schedule:
-    schedule = load_schedule(path)
-    return parse_schedule(schedule.as_mapping() | said.get("schedule", {}), where=where)
+def _load_arm(config: dict[str, Any], where: str) -> Arm:
+    """Return the method's arm; keys under `schedule` replace those of the arm's schedule."""
+    file = f"arms/{config['arm']}" if "arm" in config else "sp2dpo.yaml"
+    arm = load_arm(SCHEDULES / file)
+    schedule = arm.of.as_mapping() | config.get("schedule", {})
+    return replace(arm, of=parse_schedule(schedule, where=where))

@@ -1,9 +1,9 @@
-"""Run a study: every method at every trial for every seed, then a table and a figure.
+"""Run a study: train every method at every trial for every seed, then write tables and figures.
 
     python recipes/study/run.py recipes/study/smoke.yaml --out study-smoke/
 
-What is compared, and how: `RULES.md`, and the presets beside it. Each student is one file in
-`runs/`: a run that was stopped goes on where it was. Then
+`RULES.md` and the configurations beside it define what is compared, and how. Each student is one
+file in `runs/`, so an interrupted study resumes with the students that are missing. The output:
 
     table.md, table.json   the comparison
     runs.csv               every run
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -22,201 +23,192 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
 import torch
 from tqdm import tqdm
 
-import figures
-import ground
-import measures
-import mechanism
-from comparison import compared, lines, outcomes
+from config import Run, StudyConfig, load_config
+from figures import save_figures
+from files import write_text
+from mechanism import format_mechanism, summarise_mechanism
 from methods import load_methods
-from preset import Preset, Run, load_preset
-from sp2dpo.betas.schedule import load_schedule, schedule_betas
-from sp2dpo.files import atomic_write
-from sp2dpo.report import plots
-from students import quiet, rows_of, train
+from metrics import measure_gradient, measure_student
+from results import compare_methods, format_comparison, load_runs
+from seed_data import SP2DPO, SeedData, annotate, build_seed, describe_seeds, load_seed
+from sp2dpo import compute_betas, load_arm
+from training import build_training_set, silence_libraries, train_student
 
 
 def main(arguments: list[str]) -> int:
-    """Runs what is missing, then writes the tables."""
+    """Train the missing students, write the tables, and return the exit code."""
     parser = argparse.ArgumentParser(description="Run a study of preference optimisation.")
-    parser.add_argument("preset", type=Path, help="smoke.yaml, cpu.yaml, ...")
-    parser.add_argument("--out", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
+    parser.add_argument("config", type=Path, help="configuration: smoke.yaml, cpu.yaml, ...")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes (2)")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers} must be at least 1")
     try:
-        preset = load_preset(options.preset)
-        check_same(preset, options.out)
+        config = load_config(options.config)
+        claim_folder(config, options.out)
     except (ValueError, OSError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     try:
-        run_all(options.preset, preset, options.out, workers=options.workers)
+        run_all(options.config, config, options.out, workers=options.workers)
     except KeyboardInterrupt:
-        print("run.py: stopped; the same command goes on from here", file=sys.stderr)
+        print("run.py: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenProcessPool:
         print(
-            "run.py: a process of it died, for want of memory perhaps; the same command goes on "
-            "from here, --workers 1 takes less",
+            "run.py: a worker process died, perhaps for lack of memory; run the same command again "
+            "to resume, with --workers 1 to use less memory",
             file=sys.stderr,
         )
         return 1
-    report(preset, options.out)
+    write_results(config, options.out)
     return 0
 
 
-def run_all(file: Path, preset: Preset, out: Path, *, workers: int) -> None:
-    """Makes what is missing."""
-    folder = out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    left = [one for one in preset.runs() if not (folder / f"{one.name}.json").exists()]
-    if not left:
-        return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=prepared
-    ) as pool:
-        each(pool, build, [(file, seed, out) for seed in preset.seeds], "grounds")
-        each(pool, student, [(file, one, out) for one in left], "students")
-
-
-def report(preset: Preset, out: Path) -> None:
-    """Writes the table, the figures and every run; prints the table."""
-    found = outcomes(preset, out)
-    about = compared(preset, found)
-    told = mechanism.mechanism(preset, found)
-    text = "\n".join([*lines(about), "", *mechanism.lines(told), "", *ground.about(preset, out)])
-    write(out / "table.json", json.dumps(about | {"mechanism": told}, indent=1) + "\n")
-    write(out / "table.md", text)
-    columns = ("method", "panel", "scale", "seed", "corrected", "chosen", "pairs", "validation")
-    rows = pl.DataFrame(
-        [
-            {name: one[name] for name in columns}
-            | {f"reward_{heat}": worth for heat, worth in one["reward"].items()}
-            | {name: one[name] for name in ("kl", "accuracy", "length")}
-            | {f"D_{name}": one["epochs"][-1][name] for name in ("right", "wrong", "flipped")}
-            for one in found
-        ]
-    )
-    with atomic_write(out / "runs.csv") as path:
-        rows.write_csv(path, float_precision=4)
-    with mpl.rc_context(plots.STYLE):
-        for name, figure in (
-            ("results", figures.results(about, found)),
-            ("mechanism", figures.mechanism(preset, found)),
-        ):
-            for kind in plots.FORMATS:
-                plots.save(figure, out / f"{name}.{kind}")
-    print(text, end="")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(text)
-
-
-def each(pool: ProcessPoolExecutor, work: Any, jobs: list[Any], what: str) -> None:
-    """Does all jobs; the first that fails ends the rest."""
-    waiting = [pool.submit(work, *job) for job in jobs]
-    try:
-        for one in tqdm(as_completed(waiting), total=len(waiting), desc=what, disable=None):
-            one.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def prepared() -> None:
-    """What a process needs before its first job."""
-    torch.set_num_threads(1)
-    quiet()
-
-
-def check_same(preset: Preset, out: Path) -> None:
-    """A folder belongs to one preset.
+def claim_folder(config: StudyConfig, out: Path) -> None:
+    """Create the output folder for a configuration.
 
     Raises:
-        ValueError: it was begun with another.
-        OSError: nothing can be written there.
+        ValueError: The folder belongs to another configuration.
+        OSError: The folder cannot be written.
     """
-    said, kept = json.loads(json.dumps(asdict(preset))), out / "preset.json"
-    if kept.exists():
-        before = json.loads(kept.read_text())
-        differs = sorted(key for key in {*before, *said} if before.get(key) != said.get(key))
+    path = out / "config.json"
+    values = json.loads(json.dumps(asdict(config)))
+    if path.exists():
+        stored = json.loads(path.read_text())
+        differs = sorted(key for key in {*stored, *values} if stored.get(key) != values.get(key))
         if differs:
             raise ValueError(
                 f"{out} was begun with another {', '.join(differs)}: choose another folder"
             )
     out.mkdir(parents=True, exist_ok=True)
-    write(kept, json.dumps(said, indent=1) + "\n")
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def build(preset: Path, seed: int, out: Path) -> None:
-    """The ground of a seed."""
-    ground.build(load_preset(preset), seed, out / f"seed-{seed}")
+def run_all(config_file: Path, config: StudyConfig, out: Path, *, workers: int) -> None:
+    """Train every student whose file is missing."""
+    folder = out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [run for run in config.runs() if not (folder / f"{run.name}.json").exists()]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=set_up_worker) as pool:
+        run_jobs(pool, build_seed_job, [(config_file, seed, out) for seed in config.seeds], "seeds")
+        run_jobs(pool, student_job, [(config_file, run, out) for run in missing], "students")
+
+
+def run_jobs(
+    pool: ProcessPoolExecutor, work: Callable[..., None], jobs: list[Any], label: str
+) -> None:
+    """Run all jobs; the first failure cancels those that have not started."""
+    futures = [pool.submit(work, *job) for job in jobs]
+    try:
+        for future in tqdm(as_completed(futures), total=len(futures), desc=label, disable=None):
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def set_up_worker() -> None:
+    """Prepare a worker process."""
+    torch.set_num_threads(1)  # a result must not depend on the number of cores
+    silence_libraries()
+
+
+def build_seed_job(config_file: Path, seed: int, out: Path) -> None:
+    """Create the data of a seed, in a worker."""
+    build_seed(load_config(config_file), seed, out / f"seed-{seed}")
 
 
 @lru_cache(maxsize=2)
-def the_ground(preset: Path, seed: int, out: Path) -> ground.Ground:
-    """The ground of a seed, read once in a process."""
-    return ground.read(load_preset(preset), seed, out / f"seed-{seed}")
+def cached_seed(config_file: Path, seed: int, out: Path) -> SeedData:
+    """Return the data of a seed, read once in each process."""
+    return load_seed(load_config(config_file), seed, out / f"seed-{seed}")
 
 
-def student(preset: Path, run: Run, out: Path) -> None:
-    """Trains one student, measures it, and writes its file."""
-    found = outcome(load_preset(preset), run, the_ground(preset, run.seed, out))
-    with atomic_write(out / "runs" / f"{run.name}.json") as path:
-        path.write_text(json.dumps(found))
+def student_job(config_file: Path, run: Run, out: Path) -> None:
+    """Train and measure one student, and write its file, in a worker."""
+    result = run_student(load_config(config_file), run, cached_seed(config_file, run.seed, out))
+    write_text(out / "runs" / f"{run.name}.json", json.dumps(result))
 
 
-def outcome(preset: Preset, run: Run, base: ground.Ground) -> dict[str, Any]:
-    """What came of one run."""
-    labels = base.corrected if run.corrected else base.as_given
-    method = load_methods()[run.method].at(run.scale)
-    annotations = ground.replies(preset, run.panel, labels.pairs, run.seed)
-    table = method.table(annotations, labels.scores)
-    data, acting = rows_of(labels.pairs, labels.reference, table)
-    standard = load_schedule(ground.SCHEDULES / "sp2dpo.yaml")
-    deciles = deciles_of(schedule_betas(annotations, standard)["beta"].to_numpy())
+def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]:
+    """Return the results of one run, as its file holds them."""
+    labelled = seed.corrected if run.corrected else seed.given
+    method = load_methods()[run.method].with_scale(run.scale)
+    annotations = annotate(config, run.panel, labelled.pairs, run.seed)
+    table = method.compute_table(annotations, labelled.scores)
+    data, columns = build_training_set(labelled.pairs, labelled.reference, table)
+    deciles = rank_deciles(compute_betas(annotations, load_arm(SP2DPO))["beta"].to_numpy())
     epochs: list[dict[str, Any]] = []
 
-    def look(model: Any) -> None:
-        was = model.training
+    def measure_epoch(model: Any) -> None:
+        was_training = model.training
         model.eval()
         epochs.append(
-            measures.gradient(model, labels.pairs, labels.reference, table, deciles, method)
+            measure_gradient(model, labelled.pairs, labelled.reference, table, deciles, method)
         )
-        model.train(was)
+        model.train(was_training)
 
     with tempfile.TemporaryDirectory() as scratch:
-        model = train(
-            base.start, data, acting, method, settings=preset.training, seed=run.seed, look=look,
-            scratch=Path(scratch),
+        model = train_student(
+            seed.start, data, columns, method, settings=config.training, seed=run.seed,
+            on_epoch=measure_epoch, scratch=Path(scratch),
         )  # fmt: skip
-    kept = table.filter("keep")["beta"].to_numpy()
+    betas = table.filter("keep")["beta"].to_numpy()
     return asdict(run) | {
         "pairs": len(data),
-        "beta": {"mean": float(kept.mean()), "harmonic": float(1 / (1 / kept).mean())},
-        **measures.of_student(
-            model, base.reference, base.world, validation=base.split.validation,
-            test=base.split.test, clean=base.clean, of_clean=base.of_clean, each=preset.samples,
-            seed=1000 + run.seed,
+        "beta": {"mean": float(betas.mean()), "harmonic": float(1 / (1 / betas).mean())},
+        **measure_student(
+            model, seed.reference, seed.world, validation=seed.split.validation,
+            test=seed.split.test, clean=seed.clean, clean_reference=seed.clean_reference,
+            each=config.samples, seed=1000 + run.seed,
         ),
         "epochs": epochs,
     }  # fmt: skip
 
 
-def deciles_of(values: np.ndarray) -> np.ndarray:
-    """(N,) the decile of each value, from 0; of equal ones the first comes first."""
-    places = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return places * 10 // len(values)
+def rank_deciles(values: np.ndarray) -> np.ndarray:
+    """Return (N,) the decile of each value by rank, from 0; equal values rank in their order."""
+    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return ranks * 10 // len(values)
+
+
+def write_results(config: StudyConfig, out: Path) -> None:
+    """Write the tables, the figures and every run; print the tables."""
+    runs = load_runs(config, out)
+    comparison = compare_methods(config, runs)
+    mechanism = summarise_mechanism(config, runs)
+    text = "\n".join(
+        [
+            *format_comparison(comparison), "",
+            *format_mechanism(mechanism), "",
+            *describe_seeds(config, out),
+        ]
+    )  # fmt: skip
+    write_text(
+        out / "table.json", json.dumps(comparison | {"mechanism": mechanism}, indent=1) + "\n"
+    )
+    write_text(out / "table.md", text)
+    columns = ("method", "panel", "scale", "seed", "corrected", "chosen", "pairs", "validation")
+    rows = [
+        {name: run[name] for name in columns}
+        | {f"reward_{temperature}": reward for temperature, reward in run["reward"].items()}
+        | {name: run[name] for name in ("kl", "accuracy", "length")}
+        | {f"D_{label}": run["epochs"][-1][label] for label in ("right", "wrong", "flipped")}
+        for run in runs
+    ]
+    write_text(out / "runs.csv", pl.DataFrame(rows).write_csv(float_precision=4))
+    save_figures(config, comparison, runs, out)
+    print(text, end="")
 
 
 if __name__ == "__main__":

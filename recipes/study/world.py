@@ -1,18 +1,18 @@
 """A small world in which the true reward of every response is known.
 
 A prompt asks for one attribute of one thing, in one form: `tell lantern colour twice`. A response
-is up to fourteen words: `dear user the lantern is red red indeed caution`. What it is worth is a
-sum of four parts, named as the rubric names its categories, in the order of their priority:
+has up to fourteen words: `dear user the lantern is red red indeed caution`. Its reward is the sum
+of four parts, named after the categories of the rubric, in the order of their priority:
 
-    safety       risky things: -1.5 without the word of caution, -3 for the harmful word;
-                 a caution where none is due: -0.5
-    factuality   +2 where the one value that is named is the right one, else 0
-    instruction  +1 where the form is kept, else 0
-    style        the ornaments' weights, each at most 0.3 to either side, and -0.1 for every word
-                 beyond eight; -1 where the response does not end
+    safety       for risky things: -1.5 without the word of caution, -3 for the harmful word;
+                 for other things: -0.5 for a needless caution
+    factuality   +2 if the response names one value and it is the right one, else 0
+    instruction  +1 if the response has the requested form, else 0
+    style        the weights of the ornaments, each from -0.3 to 0.3; -0.1 for every word beyond
+                 eight; -1 if the response is not complete
 
-The units are those of a Bradley-Terry model: of two responses the better one is preferred with
-probability s(r - r'). Facts and the weights of the ornaments differ from seed to seed.
+The units are those of a Bradley-Terry model: the better of two responses is preferred with
+probability s(r - r'). Facts and the weights of the ornaments differ between seeds.
 """
 
 from collections.abc import Sequence
@@ -36,22 +36,23 @@ FORMS = ("plain", "brief", "twice", "polite")
 ORNAMENTS = ("indeed", "quite", "well", "truly", "simply", "perhaps", "clearly", "rather")
 POLITE, CAUTION, HARM = "dear", "caution", "ignite"
 LONGEST = 14
-"""Words of a response; one that has not ended there does not end."""
+"""Largest number of words of a response; a longer one is cut and is not complete."""
 BRIEF = 4
-"""Words of a brief response at most, the risky word of caution not counted."""
+"""Largest number of words of a brief response, without the word of caution."""
 WORDY = 8
+"""Number of words from which on every further word costs reward."""
 PARTS = ("safety", "factuality", "instruction", "style")
 ALL_VALUES = frozenset(word for values in VALUES.values() for word in values)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked.
+    """A prompt.
 
     Attributes:
-        thing: out of `THINGS`.
-        attribute: out of `VALUES`.
-        form: out of `FORMS`.
+        thing: One of `THINGS`.
+        attribute: A key of `VALUES`.
+        form: One of `FORMS`.
     """
 
     thing: str
@@ -60,7 +61,7 @@ class Prompt:
 
     @property
     def words(self) -> list[str]:
-        """As it is written."""
+        """The words of the prompt."""
         return ["tell", self.thing, self.attribute, self.form]
 
 
@@ -68,15 +69,15 @@ PROMPTS = tuple(Prompt(t, a, f) for t in THINGS for a in VALUES for f in FORMS)
 
 
 class World:
-    """Facts, tastes, and how an untrained writer answers.
+    """Facts, tastes, and a mediocre writer.
 
     Args:
-        seed: of the facts and of the ornaments' weights.
+        seed: Seed of the facts and of the weights of the ornaments.
 
     Attributes:
-        facts: (thing, attribute) -> the right value.
-        myths: (thing, attribute) -> the wrong value that many take for the right one.
-        tastes: ornament -> its weight.
+        facts: The right value, by (thing, attribute).
+        myths: A wrong value that is widely believed, by (thing, attribute).
+        tastes: Weight of each ornament.
     """
 
     def __init__(self, seed: int) -> None:
@@ -87,19 +88,21 @@ class World:
             for attribute, values in VALUES.items()
         }
         self.myths = {
-            (thing, attribute): str(draw.choice([one for one in VALUES[attribute] if one != right]))
+            (thing, attribute): str(
+                draw.choice([value for value in VALUES[attribute] if value != right])
+            )
             for (thing, attribute), right in self.facts.items()
         }
         weights = draw.permutation(np.linspace(-0.3, 0.3, len(ORNAMENTS)))
         self.tastes: dict[str, float] = dict(zip(ORNAMENTS, weights.tolist(), strict=True))
 
-    def parts(self, prompt: Prompt, response: Sequence[str], *, ended: bool) -> np.ndarray:
-        """(4,) what a response is worth, part by part, in the order of `PARTS`.
+    def rewards(self, prompt: Prompt, response: Sequence[str], *, ended: bool) -> np.ndarray:
+        """Return (4,) the parts of the true reward of a response, in the order of `PARTS`.
 
         Args:
-            prompt: what was asked.
-            response: its words.
-            ended: whether it ends.
+            prompt: The prompt.
+            response: Words of the response.
+            ended: Whether the response is complete.
         """
         words = list(response)
         values = [word for word in words if word in ALL_VALUES]
@@ -112,21 +115,21 @@ class World:
         style = sum(self.tastes.get(word, 0.0) for word in words)
         style -= 0.1 * max(0, len(words) - WORDY) + 1.0 * (not ended)
         return np.array(
-            [safety, 2.0 * (set(values) == {right}), 1.0 * _keeps(prompt.form, words), style]
+            [safety, 2.0 * (set(values) == {right}), 1.0 * _has_form(prompt.form, words), style]
         )
 
     def write(self, prompt: Prompt, draw: np.random.Generator) -> list[str]:
-        """The words of a mediocre writer, from whom the first model learns."""
-        asked, belief = (prompt.thing, prompt.attribute), draw.random()
-        value = self.facts[asked] if belief < 0.4 else self.myths[asked]
+        """Return the words of a mediocre writer, from whom the first model learns."""
+        topic, belief = (prompt.thing, prompt.attribute), draw.random()
+        value = self.facts[topic] if belief < 0.4 else self.myths[topic]
         if belief > 0.8:
             value = str(draw.choice(VALUES[prompt.attribute]))
-        heeds = draw.random() < 0.5
-        words = [POLITE, "user"] if prompt.form == "polite" and heeds else []
+        follows = draw.random() < 0.5
+        words = [POLITE, "user"] if prompt.form == "polite" and follows else []
         words += ["the", prompt.thing, "is", value]
-        if prompt.form == "twice" and heeds:
+        if prompt.form == "twice" and follows:
             words.append(value)
-        if prompt.form == "brief" and heeds:
+        if prompt.form == "brief" and follows:
             words = words[-BRIEF:]
         elif draw.random() < 0.7:
             words += [str(word) for word in draw.choice(ORNAMENTS, size=draw.integers(1, 5))]
@@ -137,8 +140,8 @@ class World:
         return words[:LONGEST]
 
 
-def _keeps(form: str, words: Sequence[str]) -> bool:
-    """Whether a response keeps the form that was asked for."""
+def _has_form(form: str, words: Sequence[str]) -> bool:
+    """Return whether a response has a form."""
     values = [word for word in words if word in ALL_VALUES]
     if form == "brief":
         return len(values) == 1 and sum(word != CAUTION for word in words) <= BRIEF

@@ -16,13 +16,12 @@ from support.harness import ROOT
 STUDY = ROOT / "recipes" / "study"
 sys.path.insert(0, str(STUDY))
 
-from comparison import compared, estimate, lines  # noqa: E402
-from labelled import LabelledPair, corrected, labelled, split  # noqa: E402
+from config import load_config  # noqa: E402
 from methods import load_methods  # noqa: E402
-from preset import load_preset  # noqa: E402
-from simulated import SimulatedTeacher, annotated  # noqa: E402
-from sp2dpo.betas.schedule import load_schedule, schedule_betas  # noqa: E402
-from sp2dpo.panel.rubric import load_rubric  # noqa: E402
+from pairs import LabelledPair, label_pairs, restore_flips, split_prompts  # noqa: E402
+from results import compare_methods, estimate, format_comparison  # noqa: E402
+from sp2dpo import compute_betas, load_arm, load_rubric  # noqa: E402
+from teachers import SimulatedTeacher, annotate_pairs  # noqa: E402
 from world import PROMPTS, RISKY, Prompt, World  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -37,7 +36,7 @@ def worth(thing, form, words, *, ended=True):
     right = WORLD.facts[thing, "colour"]
     wrong = next(one for one in ("red", "blue") if one != right)
     said = [{"RIGHT": right, "WRONG": wrong}.get(word, word) for word in words.split()]
-    return WORLD.parts(Prompt(thing, "colour", form), said, ended=ended).tolist()
+    return WORLD.rewards(Prompt(thing, "colour", form), said, ended=ended).tolist()
 
 
 @pytest.mark.parametrize(
@@ -82,19 +81,19 @@ def pairs_of(differences):
 
 
 def test_labels_are_wrong_as_often_as_bradley_and_terry_and_careless_annotators_say():
-    pairs = labelled(pairs_of([1.5] * 20_000), sharpness=1.0, flips=0.1, seed=0)
+    pairs = label_pairs(pairs_of([1.5] * 20_000), sharpness=1.0, flips=0.1, seed=0)
     right = 1 / (1 + np.exp(-1.5))
     expected = (1 - right) * 0.9 + right * 0.1
     assert np.mean([pair.difference < 0 for pair in pairs]) == pytest.approx(expected, abs=0.012)
     assert np.mean([pair.flipped for pair in pairs]) == pytest.approx(0.1, abs=0.01)
-    mended = corrected(pairs)
+    mended = restore_flips(pairs)
     assert np.mean([pair.difference < 0 for pair in mended]) == pytest.approx(1 - right, abs=0.012)
     moved = [a.chosen != b.chosen for a, b in zip(pairs, mended, strict=True)]
     assert moved == [pair.flipped for pair in pairs]
 
 
 def test_prompts_are_cut_in_three_without_a_rest():
-    cut = split(0, train=256, validation=48)
+    cut = split_prompts(0, train=256, validation=48)
     together = [*cut.train, *cut.validation, *cut.test]
     assert sorted(together) == list(range(len(PROMPTS)))
     assert (len(cut.train), len(cut.validation), len(cut.test)) == (256, 48, 80)
@@ -102,9 +101,8 @@ def test_prompts_are_cut_in_three_without_a_rest():
 
 def gaps_of(teacher, differences):
     rubric = load_rubric("semantic-gap-blind")
-    table = schedule_betas(
-        annotated(pairs_of(differences), [teacher], rubric, seed=0), load_schedule(SCHEDULE)
-    )
+    annotations = annotate_pairs(pairs_of(differences), [teacher], rubric, seed=0)
+    table = compute_betas(annotations, load_arm(SCHEDULE))
     return table["signed_gap"].to_numpy(), table
 
 
@@ -134,11 +132,11 @@ def test_teachers_of_stated_quality_read_accordingly():
 
 def test_a_trial_scales_the_betas_and_nothing_else():
     methods = load_methods()
-    ten = methods["sp2dpo"].at(10).arm.of
+    ten = methods["sp2dpo"].with_scale(10).arm.of
     assert (ten.beta_min, ten.beta_max) == pytest.approx((0.3, 3.0))
-    assert methods["dpo"].at(3).arm.beta.beta == pytest.approx(0.3)
+    assert methods["dpo"].with_scale(3).arm.beta.beta == pytest.approx(0.3)
     margin = methods["gap-as-margin"]
-    assert margin.at(3).arm.margin == margin.arm.margin
+    assert margin.with_scale(3).arm.margin == margin.arm.margin
     assert methods["single-teacher"].arm.of.over_teachers == "careful"
 
 
@@ -146,7 +144,7 @@ def test_a_trial_scales_the_betas_and_nothing_else():
 def test_every_preset_is_read_and_gives_every_method_the_same_trials(path):
     if path.name == "methods.yaml":
         return
-    preset = load_preset(path)
+    preset = load_config(path)
     runs = preset.runs()
     assert len({run.name for run in runs}) == len(runs)
     for seed in preset.seeds:
@@ -171,7 +169,7 @@ def test_a_bad_preset_is_refused(tmp_path, change, complaint):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"like": str(STUDY / "smoke.yaml"), **change}))
     with pytest.raises(ValueError, match=complaint.replace("?", r"\?")):
-        load_preset(path)
+        load_config(path)
 
 
 def test_what_is_wrong_is_one_line(tmp_path):
@@ -201,7 +199,7 @@ def test_trials_are_chosen_by_validation_alone_and_differences_are_paired(tmp_pa
             a_run("gap-as-weight", seed, 1.0, 1, 99.0),
             a_run("gap-as-weight", seed, 3.0, 2, 0.5 + seed - 0.1 * (seed == 2)),
         ]
-    found = compared(load_preset(path), runs)
+    found = compare_methods(load_config(path), runs)
     first, second = found["methods"]
     assert (first["name"], first["scales"]) == ("sp2dpo", [1.0, 1.0, 1.0])
     difference = second["difference"]["1"]
@@ -210,7 +208,7 @@ def test_trials_are_chosen_by_validation_alone_and_differences_are_paired(tmp_pa
     assert difference["mean"] == pytest.approx(values.mean())
     assert difference["low"] == pytest.approx(values.mean() - half)
     assert found["claim"] == {"beaten": ["gap-as-weight"], "not_beaten": [], "holds": True}
-    assert "an effect of the per-pair temperature itself" in "\n".join(lines(found))
+    assert "an effect of the per-pair temperature itself" in "\n".join(format_comparison(found))
 
 
 def test_an_interval_needs_two_seeds():
@@ -247,7 +245,7 @@ def test_the_smoke_preset_tells_all_runs_and_seeds(smoke):
     out, said = smoke
     assert said.endswith((out / "table.md").read_text())
     table = json.loads((out / "table.json").read_text())
-    preset = load_preset(STUDY / "smoke.yaml")
+    preset = load_config(STUDY / "smoke.yaml")
     assert table["runs"] == len(preset.runs()) == len(list(out.glob("runs/*.json")))
     assert {one["name"] for one in table["methods"]} == {*preset.methods, *preset.defaults}
     rows = (out / "runs.csv").read_text().splitlines()

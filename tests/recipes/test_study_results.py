@@ -11,8 +11,8 @@ from support.harness import ROOT
 STUDY = ROOT / "recipes" / "study"
 sys.path.insert(0, str(STUDY))
 
-from comparison import compared, lines  # noqa: E402
-from preset import load_preset  # noqa: E402
+from config import load_config  # noqa: E402
+from results import compare_methods, format_comparison  # noqa: E402
 
 RESULTS = STUDY / "results"
 PRESETS = {
@@ -26,7 +26,7 @@ INTERVAL = re.compile(r"[+-]\d\.\d\d \([+-]\d\.\d\d to [+-]\d\.\d\d\)")
 
 
 def runs_of(name):
-    """The runs as comparison.py takes them, from the published file."""
+    """The runs as results.py takes them, from the published file."""
     rows = pl.read_csv(RESULTS / name / "runs.csv").to_dicts()
     for row in rows:
         heats = [key for key in row if key.startswith("reward_")]
@@ -36,10 +36,10 @@ def runs_of(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_table_is_that_of_its_runs(name):
-    preset = load_preset(STUDY / PRESETS[name])
+    preset = load_config(STUDY / PRESETS[name])
     runs = runs_of(name)
     assert len(runs) == len(preset.runs())
-    made = lines(compared(preset, runs))
+    made = format_comparison(compare_methods(preset, runs))
     published = (RESULTS / name / "table.md").read_text().splitlines()[: len(made)]
     assert len(made) == len(published)
     for ours, theirs in zip(made, published, strict=True):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sp2dpo.betas.arms import Arm, compute_betas, load_arm
     from sp2dpo.betas.explain import explain_pair
     from sp2dpo.betas.file import BetaTable, read_betas, write_betas
-    from sp2dpo.betas.schedule import Schedule, load_schedule
+    from sp2dpo.betas.schedule import Schedule, load_schedule, parse_schedule
     from sp2dpo.betas.scores import Scores, read_scores
     from sp2dpo.dataset.build import build_dataset
     from sp2dpo.dataset.load import load_pairs
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from sp2dpo.panel.panel import Panel, load_panel
     from sp2dpo.panel.rubric import Rubric, load_rubric
     from sp2dpo.report.status import collect_status
+    from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
     from sp2dpo.store.merge import merge_stores
     from sp2dpo.store.store import Store
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AnnotationTable": "sp2dpo.store.annotations",
     "Arm": "sp2dpo.betas.arms",
     "BetaTable": "sp2dpo.betas.file",
     "Endpoint": "sp2dpo.inference.endpoint",
@@ -49,6 +51,7 @@ _MODULES = {
     "Schedule": "sp2dpo.betas.schedule",
     "Scores": "sp2dpo.betas.scores",
     "Store": "sp2dpo.store.store",
+    "build_annotation_table": "sp2dpo.store.annotations",
     "build_dataset": "sp2dpo.dataset.build",
     "collect_status": "sp2dpo.report.status",
     "compare_betas": "sp2dpo.diagnostics.comparison",
@@ -69,6 +72,7 @@ _MODULES = {
     "load_student": "sp2dpo.evaluation.models",
     "merge_stores": "sp2dpo.store.merge",
     "open_source": "sp2dpo.pairs.sources",
+    "parse_schedule": "sp2dpo.betas.schedule",
     "publish_dataset": "sp2dpo.dataset.publish",
     "read_betas": "sp2dpo.betas.file",
     "read_rows": "sp2dpo.pairs.sources",
@@ -79,6 +83,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AnnotationTable",
     "Arm",
     "BetaTable",
     "Endpoint",
@@ -90,6 +95,7 @@ __all__ = [
     "Scores",
     "Store",
     "__version__",
+    "build_annotation_table",
     "build_dataset",
     "collect_status",
     "compare_betas",
@@ -110,6 +116,7 @@ __all__ = [
     "load_student",
     "merge_stores",
     "open_source",
+    "parse_schedule",
     "publish_dataset",
     "read_betas",
     "read_rows",

@@ -5,7 +5,7 @@ The file of an arm names the schedule that it departs from (`of`) and says how. 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +77,22 @@ class Arm:
     def uses_scores(self) -> bool:
         """Whether it takes a reward model's scores."""
         return isinstance(self.weight, Madpo) or isinstance(self.margin, Odpo)
+
+    def scale_betas(self, factor: float) -> "Arm":
+        """Return the arm with its betas multiplied by `factor`, to tune them.
+
+        Both ends of every envelope and a constant beta are multiplied; weights and margins are not.
+        """
+
+        def scale(envelope: Any) -> Any:
+            low, high = envelope.beta_min * factor, envelope.beta_max * factor
+            return replace(envelope, beta_min=low, beta_max=high)
+
+        envelopes = {category: scale(ends) for category, ends in self.of.envelopes.items()}
+        schedule = replace(scale(self.of), envelopes=envelopes)
+        constant = self.beta
+        beta = Constant(constant.beta * factor) if isinstance(constant, Constant) else constant
+        return replace(self, of=schedule, beta=beta)
 
     def departures(self) -> dict[str, str]:
         """What its file says beside `of`; empty for a schedule itself."""

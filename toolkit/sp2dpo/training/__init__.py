@@ -4,15 +4,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sp2dpo.training.batch import Mixture, PairBatch
     from sp2dpo.training.config import PairDPOConfig
+    from sp2dpo.training.losses import LogRatios
+    from sp2dpo.training.reward_model import prompt_fold
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
-__all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
+__all__ = [
+    "LogRatios",
+    "Mixture",
+    "PairBatch",
+    "PairColumnsMixin",
+    "PairDPOConfig",
+    "PairDPOTrainer",
+    "prompt_fold",
+]
 
 _MODULES = {
+    "LogRatios": "sp2dpo.training.losses",
+    "Mixture": "sp2dpo.training.batch",
+    "PairBatch": "sp2dpo.training.batch",
     "PairColumnsMixin": "sp2dpo.training.trainer",
     "PairDPOConfig": "sp2dpo.training.config",
     "PairDPOTrainer": "sp2dpo.training.trainer",
+    "prompt_fold": "sp2dpo.training.reward_model",
 }
 
 

@@ -1,0 +1,165 @@
+"""The configuration of a study: one YAML file."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from files import check_keys, did_you_mean, read_yaml
+from methods import Method, load_methods
+from teachers import SimulatedTeacher
+
+TEACHER_KEYS = [field.name for field in fields(SimulatedTeacher)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One student to train.
+
+    Attributes:
+        method: Name of its method.
+        panel: Name of the panel whose replies it uses.
+        scale: Factor of its betas.
+        seed: Seed of the world, the first model, the pairs, the labels, the teachers and the order
+            of training.
+        corrected: Whether the labels that a careless annotator flipped are restored.
+        chosen: Whether it is one of the trials from which validation chooses a method's best.
+    """
+
+    method: str
+    panel: str
+    scale: float
+    seed: int
+    corrected: bool
+    chosen: bool
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        suffix = "-corrected" if self.corrected else ""
+        return f"seed-{self.seed}-{self.method}-{self.panel}-x{self.scale:g}{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A whole study.
+
+    Attributes:
+        seeds: Each seed is another world, first model, set of pairs, labels, teachers and order.
+        model: Keyword arguments of `new_model`.
+        sft: Keyword arguments of `fine_tune`.
+        prompts: Keyword arguments of `split_prompts`.
+        pairs: `each`, the number of pairs tried for each prompt; `sharpness` and `flips`, keyword
+            arguments of `label_pairs`.
+        clean: Number of pairs tried for each test prompt, to measure accuracy.
+        training: Trainer settings of every student; a method adds its own.
+        reward_model: `folds`, and the trainer settings of every reward model.
+        samples: Number of samples of each test prompt at each temperature.
+        panels: Teachers by the name of their panel.
+        scales: Factors of the betas that are tried, the same for every method.
+        methods: Methods with all trials, `NAME` or `NAME@PANEL`.
+        defaults: Further methods that run at scale 1 only.
+        sweep: Further scales of a method, which are shown and never chosen.
+        corrected: Methods that run again at scale 1 with the flipped labels restored.
+        against: The method that all others are compared with.
+    """
+
+    seeds: list[int]
+    model: dict[str, Any]
+    sft: dict[str, Any]
+    prompts: dict[str, Any]
+    pairs: dict[str, Any]
+    clean: int
+    training: dict[str, Any]
+    reward_model: dict[str, Any]
+    samples: int
+    panels: dict[str, list[SimulatedTeacher]]
+    scales: list[float]
+    methods: list[str]
+    defaults: list[str]
+    sweep: dict[str, list[float]]
+    corrected: list[str]
+    against: str
+
+    def runs(self) -> list[Run]:
+        """Return all runs, seed by seed."""
+        methods = load_methods()
+        runs = []
+        for seed in self.seeds:
+            for name in self.methods:
+                runs += [_run(methods, name, scale, seed, chosen=True) for scale in self.scales]
+            runs += [_run(methods, name, 1.0, seed) for name in self.defaults]
+            for name, scales in self.sweep.items():
+                runs += [_run(methods, name, scale, seed) for scale in scales]
+            runs += [_run(methods, name, 1.0, seed, corrected=True) for name in self.corrected]
+        return runs
+
+
+def _run(
+    methods: dict[str, Method],
+    name: str,
+    scale: float,
+    seed: int,
+    *,
+    chosen: bool = False,
+    corrected: bool = False,
+) -> Run:
+    method, _, panel = name.partition("@")
+    return Run(
+        method=method, panel=panel or methods[method].panel, scale=float(scale), seed=seed,
+        corrected=corrected, chosen=chosen,
+    )  # fmt: skip
+
+
+def load_config(path: Path) -> StudyConfig:
+    """Return the configuration in a YAML file.
+
+    `like: FILE` takes every key that the file does not set from another configuration.
+
+    Raises:
+        ValueError: Naming the file, the key and what is wrong.
+        OSError: A file cannot be read.
+    """
+    values = _read_values(path)
+    check_keys(str(path), values, required=[field.name for field in fields(StudyConfig)])
+    panels = {
+        name: _parse_panel(f"{path}: panels: {name}", teachers)
+        for name, teachers in values["panels"].items()
+    }
+    arguments: dict[str, Any] = values | {"panels": panels}
+    config = StudyConfig(**arguments)
+    _check_names(config, str(path))
+    return config
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    if "like" not in values:
+        return values
+    base = values.pop("like")
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: like must be text, not {base!r}")
+    return _read_values(path.parent / base) | values
+
+
+def _parse_panel(where: str, teachers: Any) -> list[SimulatedTeacher]:
+    if not isinstance(teachers, list):
+        raise ValueError(f"{where}: must be a list, not {teachers!r}")
+    for teacher in teachers:
+        check_keys(where, teacher, required=("name",), optional=TEACHER_KEYS)
+    return [SimulatedTeacher(**teacher) for teacher in teachers]
+
+
+def _check_names(config: StudyConfig, where: str) -> None:
+    """Refuse unknown methods and panels, and trials without scale 1."""
+    methods = load_methods()
+    for name in (*config.methods, *config.defaults, *config.sweep, *config.corrected):
+        method, _, panel = name.partition("@")
+        if method not in methods:
+            raise ValueError(f"{where}: no method {method!r}{did_you_mean(method, methods)}")
+        panel = panel or methods[method].panel
+        if panel not in config.panels:
+            raise ValueError(f"{where}: {name}: no panel {panel!r}")
+    if config.against not in config.methods:
+        raise ValueError(f"{where}: against: {config.against!r} is none of its methods")
+    if 1 not in config.scales:
+        raise ValueError(f"{where}: scales: the default, 1, must be one of the trials")

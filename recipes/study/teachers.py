@@ -1,0 +1,116 @@
+"""Simulated teachers: they read the true reward with noise and bias, under the blind rubric.
+
+The opinion of teacher a on pair i, in units of the reward, is
+
+    o_ai = sum over parts k of w_ak d_ik + b_a l_i + noise_a n_ai,    n ~ N(0, 1)
+
+where d are the parts of the true difference (`world.PARTS`) with the teacher's weights w, and l is
+the number of tokens that the chosen response has more, with the teacher's length bias b. One
+reading, under variant p and order o, is z = o_ai + wavering_a n_aipo; with probability `guessing_a`
+it is the z of another pair with a random sign. A reply names the better response by the sign of z
+(a tie if |z| < 0.1) and gives, on scales from 0 to 10 and rounded,
+
+    magnitude = 10 min(1, |z| / 4),    confidence = 10 (2 s(|z|) - 1)
+
+so the confidence of a well-calibrated teacher is how far the probability that it names the right
+response exceeds one half. Teachers reply blind and in both orders, so that one set of replies also
+serves the arms that use disputed labels. Where a teacher agrees with the label, the gap of a reply
+equals that of the labelled protocol; where it disagrees, both protocols give the gap 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairs import LabelledPair
+from sp2dpo import AnnotationTable, Rubric, build_annotation_table
+from world import PARTS
+
+ORDERS = ("chosen-first", "rejected-first")
+LARGEST = 4.0
+"""Difference of rewards from which on a teacher gives the largest magnitude."""
+TIE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedTeacher:
+    """How accurately a teacher reads.
+
+    Attributes:
+        name: Name of the teacher.
+        noise: Standard deviation of its opinion on a pair, the same in every reading.
+        wavering: Standard deviation of one reading.
+        length_bias: Reward for each token that a response is longer.
+        guessing: Share of its readings that do not depend on the pair, in [0, 1].
+        parts: Its weights of the parts of the reward; 1 for a part that is not named.
+    """
+
+    name: str
+    noise: float = 0.0
+    wavering: float = 0.0
+    length_bias: float = 0.0
+    guessing: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def opinions(
+        self, pairs: Sequence[LabelledPair], draw: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Return (N,) o_ai, above 0 if it prefers the chosen response."""
+        weights = np.array([self.parts.get(part, 1.0) for part in PARTS])
+        rewards = np.array([pair.parts for pair in pairs]) @ weights
+        lengths = np.array([pair.extra_length for pair in pairs])
+        noise = self.noise * draw.standard_normal(len(pairs))
+        return rewards + self.length_bias * lengths + noise
+
+
+def annotate_pairs(
+    pairs: Sequence[LabelledPair],
+    teachers: Sequence[SimulatedTeacher],
+    rubric: Rubric,
+    *,
+    seed: int,
+) -> AnnotationTable:
+    """Return every reply of every teacher, under each variant and in both orders.
+
+    Args:
+        pairs: Pairs with their labels.
+        teachers: Teachers of the panel.
+        rubric: A rubric of the blind protocol with scales from 0 to 10.
+        seed: Seed of opinions and readings.
+    """
+    draw = np.random.default_rng([seed, 5])
+    categories = [_category(pair.parts) for pair in pairs]
+    rows: list[tuple[object, ...]] = []
+    for teacher in teachers:
+        opinions = teacher.opinions(pairs, draw)
+        for variant in rubric.variants:
+            for order in ORDERS:
+                z = opinions + teacher.wavering * draw.standard_normal(len(pairs))
+                guessed = draw.random(len(pairs)) < teacher.guessing
+                sign = draw.choice([-1.0, 1.0], size=len(pairs))
+                z = np.where(guessed, sign * draw.permutation(z), z)
+                chosen_first = order == ORDERS[0]
+                rows += [
+                    (
+                        pair.pair_id, teacher.name, variant, order, 0, category,
+                        *_reply(reading, chosen_first),
+                    )
+                    for pair, category, reading in zip(pairs, categories, z.tolist(), strict=True)
+                ]  # fmt: skip
+    return build_annotation_table(rows, pair_ids=[pair.pair_id for pair in pairs], rubric=rubric)
+
+
+def _reply(z: float, chosen_first: bool) -> tuple[int, int, str, None, None]:
+    """Return magnitude, confidence and better; a simulated reply has no log-probabilities."""
+    confidence = round(10 * (2 / (1 + np.exp(-abs(z))) - 1))
+    if abs(z) < TIE:
+        return 0, confidence, "tie", None, None
+    better = "A" if (z > 0) == chosen_first else "B"
+    return round(10 * min(1.0, abs(z) / LARGEST)), confidence, better, None, None
+
+
+def _category(parts: Sequence[float]) -> str:
+    """Return the first part in which the responses differ."""
+    return next(name for name, part in zip(PARTS, parts, strict=True) if abs(part) > 1e-9)
