@@ -1,11 +1,18 @@
 """What the tests do again and again: run the command line, write small inputs, start servers."""
 
+import asyncio
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -52,17 +59,97 @@ class Scripted:
         return self.log.read_text().split() if self.log.exists() else []
 
 
-def run(*arguments, env=None, timeout=120, **options):
-    """Runs `sp2dpo` as a person would."""
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=os.environ | (env or {}),
-        **options,
-    )
+def run(*arguments, env=None, timeout=120, own_process=False, **options):
+    """Run `sp2dpo` and return the result as `subprocess.run` does.
+
+    The command runs in the process of the tests, which saves its imports, unless `own_process` is
+    true, options of `subprocess.run` are given, `env` has variables of the Hub's client (it reads
+    them on import) or an event loop is running (Playwright's).
+    """
+    env = env or {}
+    if own_process or options or any(name.startswith("HF_") for name in env) or _loop_runs():
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=os.environ | env,
+            **options,
+        )
+    return _run_here([str(argument) for argument in arguments], env, timeout)
+
+
+def _loop_runs():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run_here(arguments, env, timeout):
+    """Call the entry point of the command line with these arguments."""
+    from sp2dpo.cli.main import main
+
+    def give_up(number, frame):
+        raise subprocess.TimeoutExpired(arguments, timeout)
+
+    handlers = {
+        signal.SIGTERM: signal.getsignal(signal.SIGTERM),
+        signal.SIGALRM: signal.signal(signal.SIGALRM, give_up),
+    }
+    with (
+        _captured(1) as output,
+        _captured(2) as errors,
+        mock.patch.dict(os.environ, env),
+        mock.patch.object(sys, "argv", ["sp2dpo", *arguments]),
+        warnings.catch_warnings(),
+    ):
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
+                         ResourceWarning):  # fmt: skip
+            warnings.simplefilter("ignore", category)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        except subprocess.TimeoutExpired:
+            raise
+        except Exception:  # noqa: BLE001 - what ends a process
+            traceback.print_exc()
+            code = 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess(["sp2dpo", *arguments], code, output(), errors())
+
+
+@contextmanager
+def _captured(descriptor):
+    """Capture descriptor 1 or 2, so that the output of child processes is captured too."""
+    name = {1: "stdout", 2: "stderr"}[descriptor]
+    with tempfile.TemporaryFile() as file:
+        before, stream = os.dup(descriptor), getattr(sys, name)
+        os.dup2(file.fileno(), descriptor)
+        bytes_out = io.FileIO(descriptor, "w", closefd=False)
+        ours = io.TextIOWrapper(
+            io.BufferedWriter(bytes_out), "utf-8", "backslashreplace", line_buffering=True
+        )
+        setattr(sys, name, ours)
+        text = ""
+        try:
+            yield lambda: text
+        finally:
+            ours.flush()
+            setattr(sys, name, stream)
+            os.dup2(before, descriptor)
+            os.close(before)
+            file.seek(0)
+            text = io.StringIO(file.read().decode(), newline=None).read()  # as in text mode
 
 
 def succeed(*arguments, **options):
