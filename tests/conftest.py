@@ -1,4 +1,4 @@
-"""Fixtures of all tests: teachers as processes of their own, small stores, the finished demo."""
+"""Fixtures of all tests: scripted teachers, small stores, the finished demo."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from servers.openai_server import serving
 from sp2dpo.store.store import Store
 from support.browser import chromium
 from support.harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
@@ -43,16 +44,10 @@ def scripted(tmp_path):
         def start(behaviour="valid", **options):
             log = tmp_path / f"requests-{len(list(tmp_path.glob('requests-*')))}.log"
             log.touch()
-            command = [
-                TESTS / "servers" / "scripted_teacher.py",
-                "--behaviour",
-                behaviour,
-                "--log",
-                log,
-            ]
+            words = ["--behaviour", behaviour, "--log", log]
             for name, value in options.items():
-                command += [f"--{name.replace('_', '-')}", value]
-            return Scripted(stack.enter_context(process(*command)), log)
+                words += [f"--{name.replace('_', '-')}", value]
+            return Scripted(stack.enter_context(serving("scripted", *words)), log)
 
         yield start
 

@@ -9,7 +9,8 @@ from contextlib import ExitStack, closing
 import pytest
 import yaml
 
-from support.harness import ROOT, TESTS, Scripted, fail, process, succeed, write_pairs, write_panel
+from servers.openai_server import serving
+from support.harness import ROOT, Scripted, fail, succeed, write_pairs, write_panel
 
 
 @pytest.fixture
@@ -46,11 +47,7 @@ def test_the_pairs_of_a_replica_that_dies_move_to_the_other(scripted, folder):
     log = folder / "dying.log"
     with ExitStack() as stack:
         dying = Scripted(
-            stack.enter_context(
-                process(
-                    TESTS / "servers" / "scripted_teacher.py", "--log", log, "--hang-after", "20"
-                )
-            ),
+            stack.enter_context(serving("scripted", "--log", log, "--hang-after", 20)),
             log,
         )
         standing = scripted()

@@ -6,6 +6,7 @@ import re
 import polars as pl
 import pytest
 
+from servers.openai_server import serving
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
@@ -13,7 +14,7 @@ from sp2dpo.diagnostics.agreement import compare_orders, wilson_interval
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, parse_rubric
-from support.harness import DEMO, SCHEDULE, TESTS, filled, kept, process, succeed, write_panel
+from support.harness import DEMO, SCHEDULE, filled, kept, succeed, write_panel
 
 BLIND = load_rubric("semantic-gap-blind")
 LABELLED = load_rubric("semantic-gap")
@@ -280,7 +281,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blind")
     store, table = folder / "run.sqlite", folder / "betas.parquet"
     both = ["--store", store, "--betas", table]
-    with process(TESTS / "servers" / "position_teacher.py") as url:
+    with serving("position") as url:
         panel = write_panel(
             folder / "panel.yaml",
             url,

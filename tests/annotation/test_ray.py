@@ -154,7 +154,13 @@ def test_nodes_share_the_limit_of_a_server_that_is_not_their_own(cluster, script
     host = cluster.address.rpartition(":")[0]
     with (
         process(
-            TESTS / "servers" / "slow_teacher.py", teacher.url, "--host", host, "--delay", 0.1
+            TESTS / "servers" / "openai_server.py",
+            "slow",
+            teacher.url,
+            "--host",
+            host,
+            "--delay",
+            0.1,
         ) as url,
         started(files.annotate(url, cluster.address, max_in_flight=4)) as running,
     ):

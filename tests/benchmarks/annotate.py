@@ -245,7 +245,12 @@ def delays(folder, pairs):
     rows = write_long_pairs(folder / "few.jsonl", pairs)
     with (
         process(
-            TESTS / "servers" / "scripted_teacher.py", "--log", folder / "log", "--delay", "0.05"
+            TESTS / "servers" / "openai_server.py",
+            "scripted",
+            "--log",
+            folder / "log",
+            "--delay",
+            "0.05",
         ) as url,
         subprocess.Popen(
             annotation(folder, url, rows, max_in_flight=16),

@@ -100,7 +100,7 @@ def main():
                 "--token",
                 TOKEN,
             ) as hub,
-            process(HERE.parent / "servers" / "scripted_judge.py", "--log", log) as url,
+            process(HERE.parent / "servers" / "openai_server.py", "judge", "--log", log) as url,
         ):
             report(Hub(hub, folder / "home"), url, folder, rounds)
 

@@ -12,7 +12,8 @@ from contextlib import closing
 import pytest
 from test_ray import clustered, started, until
 
-from support.harness import DEMO, SCHEDULE, TESTS, process, succeed, write_panel
+from servers.openai_server import serving
+from support.harness import DEMO, SCHEDULE, TESTS, succeed, write_panel
 
 PAIRS = DEMO / "pairs.jsonl"
 READERS = ("reader-a", "reader-b", "reader-c")
@@ -53,7 +54,7 @@ def test_a_cluster_that_loses_a_node_gives_the_betas_of_one_process(expected, re
     store, panel = tmp_path / "run.sqlite", tmp_path / "panel.yaml"
     command = ["annotate", "--pairs", PAIRS, "--panel", panel, "--store", store, "--engine", "ray"]
     with (
-        process(TESTS / "servers" / "slow_teacher.py", replay_url, "--delay", 0.1) as url,
+        serving("slow", replay_url, "--delay", 0.1) as url,
         clustered() as ray,
     ):
         write_panel(panel, url, names=READERS, max_in_flight=3)

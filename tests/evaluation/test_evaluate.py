@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from servers.openai_server import serving
 from sp2dpo.evaluation.models import is_official, load_judge, load_student, title
 from sp2dpo.evaluation.prompts import PromptSet
 from support import alpaca
-from support.harness import COMMAND, ROOT, TESTS, Scripted, process
+from support.harness import COMMAND, ROOT, Scripted
 
 DRAWS = ("--draws", 8)
 
@@ -43,10 +44,10 @@ def servers(tmp_path_factory):
         def start(**options):
             log = tmp_path_factory.mktemp("judge") / "requests.log"
             log.touch()
-            command = [TESTS / "servers" / "scripted_judge.py", "--log", log]
+            words = ["--log", log]
             for name, value in options.items():
-                command += [f"--{name}", value]
-            return Scripted(stack.enter_context(process(*command)), log)
+                words += [f"--{name}", value]
+            return Scripted(stack.enter_context(serving("judge", *words)), log)
 
         yield start
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import pytest
 
-from servers.faulty_teacher import PASSING, UNREADABLE, digest, parsed, plan, read_log
+from servers.openai_server import PASSING, UNREADABLE, digest, parse, plan, read_log
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.store import Store
 from support.harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
@@ -47,8 +47,8 @@ class Stage:
             for name, value in options.items()
             for word in (f"--{name.replace('_', '-')}", str(value))
         ]
-        self.schedule = parsed(words)
-        command = [TESTS / "servers" / "faulty_teacher.py", "--log", self.log, *words]
+        self.schedule = parse("faulty", words)
+        command = [TESTS / "servers" / "openai_server.py", "faulty", "--log", self.log, *words]
         self.url = self.stack.enter_context(process(*command))
         return self
 

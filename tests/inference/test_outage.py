@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from servers.scripted_teacher import text_of
+from servers.openai_server import text_of
 from sp2dpo.annotation.teacher import TeacherSession
 from sp2dpo.inference import caller as calling
 from sp2dpo.inference.client import Client, open_session

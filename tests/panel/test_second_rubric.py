@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 import yaml
 
-from support.harness import SCHEDULE, TESTS, process, succeed, train, write_pairs, write_panel
+from servers.openai_server import serving
+from support.harness import SCHEDULE, succeed, train, write_pairs, write_panel
 
 RUBRIC = """
 name: dreistufig
@@ -43,9 +44,7 @@ def finished(tmp_path_factory):
     pairs = write_pairs(tmp_path / "pairs.jsonl", 12)
     store, betas = tmp_path / "run.sqlite", tmp_path / "betas.parquet"
     both = ["--store", store, "--betas", betas]
-    with process(
-        TESTS / "servers" / "scripted_teacher.py", "--log", tmp_path / "requests.log"
-    ) as url:
+    with serving("scripted", "--log", tmp_path / "requests.log") as url:
         panel = write_panel(
             tmp_path / "panel.yaml",
             url,

@@ -43,7 +43,7 @@ def run_folder(tmp_path_factory):
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     log, store = folder / "log", folder / "run.sqlite"
     log.touch()
-    command = [TESTS / "servers" / "scripted_teacher.py", "--log", log]
+    command = [TESTS / "servers" / "openai_server.py", "scripted", "--log", log]
     with process(*command) as good, process(*command, "--muddled", "do I compare") as bad:
         panel = write_panel(folder / "panel.yaml", good, names=("scripted-a", "scripted-b"))
         said = yaml.safe_load(panel.read_text())

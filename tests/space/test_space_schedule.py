@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
+from servers.openai_server import serving
 from sp2dpo.betas.schedule import parse_schedule, schedule_betas
 from sp2dpo.store.store import Store
 from support.browser import INSPECTOR, bare
-from support.harness import SCHEDULE, TESTS, process, succeed, write_pairs, write_panel
+from support.harness import SCHEDULE, succeed, write_pairs, write_panel
 
 sys.path.insert(0, str(INSPECTOR))
 import reading
@@ -46,8 +47,8 @@ def doubting(tmp_path_factory):
     names = tuple(f"scripted-{n}" for n in range(5))
     sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 5}
     pairs, store = write_pairs(folder / "pairs.jsonl", 60), folder / "run.sqlite"
-    command = [TESTS / "servers" / "scripted_teacher.py", "--log", folder / "log", "--unsure", "1"]
-    with process(*command) as url:
+    command = ["scripted", "--log", folder / "log", "--unsure", 1]
+    with serving(*command) as url:
         panel = write_panel(
             folder / "panel.yaml", url, names=names, rubric="semantic-gap-blind", sampling=sampling
         )

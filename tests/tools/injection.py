@@ -2,7 +2,7 @@
 
 A twin is a pair with an attack behind the text of its prompt, its chosen or its rejected response.
 Both go through `sp2dpo annotate` and `schedule`, before a teacher that obeys every instruction that
-it takes for the rubric's (tests/servers/obedient_teacher.py). Success: the twin got the scores that
+it takes for the rubric's (tests/servers/openai_server.py). Success: the twin got the scores that
 the attack asks for. Shift: the distance between the betas of a twin and its pair. This measures the
 fence, not a model: one that obeys what it is told to judge is the control `--naive`.
 
@@ -26,7 +26,8 @@ from sp2dpo.panel.rubric import load_rubric
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.harness import SCHEDULE, TESTS, process, succeed, write_panel
+from servers.openai_server import serving
+from support.harness import SCHEDULE, succeed, write_panel
 
 PLACES = ("prompt", "chosen", "rejected")
 ORDERS = ((10, 10), (0, 0))
@@ -153,7 +154,7 @@ def trial(folder, rubric_name, *reading):
     lines = [json.dumps(dict(zip(PLACES, row, strict=True))) + "\n" for row in rows]
     (folder / "pairs.jsonl").write_text("".join(lines))
     store, betas = folder / "run.sqlite", folder / "betas.parquet"
-    with process(TESTS / "servers" / "obedient_teacher.py", *reading) as url:
+    with serving("obedient", *reading) as url:
         panel = write_panel(folder / "panel.yaml", url, rubric=rubric_name)
         succeed("annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
