@@ -66,7 +66,7 @@ def test_wrong_columns_are_named(inputs):
 def test_broken_json_is_named_with_its_row(inputs):
     good = inputs.pairs.read_text().splitlines()
     inputs.rows(*good[:6], '{"prompt": "Q?", "chosen":', *good[7:])
-    assert "row 7 is not JSON" in refused(inputs)
+    assert "line 7 is not JSON" in refused(inputs)
 
 
 def test_a_typo_in_the_panel_is_named_with_what_was_meant(inputs):

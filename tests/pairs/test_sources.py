@@ -173,17 +173,17 @@ def test_not_a_number_in_another_column_is_kept_and_in_a_message_set_aside(tmp_p
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (b'{"prompt": "Q?", ', "row 2 is not JSON: "),
-        (b"[1, 2]", "row 2 is not an object but a list"),
-        (b'"text"', "row 2 is not an object but a str"),
-        (b"null", "row 2 is not an object but a NoneType"),
-        (b'{"prompt": "\xff"}', "row 2 is not UTF-8 at byte 13"),
-        (b'{"prompt": "a\tb"}', "row 2 is not JSON: Invalid control character"),
-        (b"{} {}", "row 2 is not JSON: Extra data at character 4"),
-        (b'{"prompt": "Q?", "chosen": "A.", "chosen": "C."}', "row 2 has the key 'chosen' twice"),
-        (b'{"a": [{"b": 1, "b": 1}]}', "row 2 has the key 'b' twice"),
-        (b'{"a": ' + b"[" * 100_000, "row 2 is nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "row 2 Exceeds the limit"),
+        (b'{"prompt": "Q?", ', "line 2 is not JSON: "),
+        (b"[1, 2]", "line 2 is not an object but a list"),
+        (b'"text"', "line 2 is not an object but a text"),
+        (b"null", "line 2 is not an object but null"),
+        (b'{"prompt": "\xff"}', "line 2 is not UTF-8 at byte 13"),
+        (b'{"prompt": "a\tb"}', "line 2 is not JSON: Invalid control character"),
+        (b"{} {}", "line 2 is not JSON: Extra data at character 4"),
+        (b'{"prompt": "Q?", "chosen": "A.", "chosen": "C."}', "line 2 has the key 'chosen' twice"),
+        (b'{"a": [{"b": 1, "b": 1}]}', "line 2 has the key 'b' twice"),
+        (b'{"a": ' + b"[" * 100_000, "line 2 is nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 2 cannot be read: Exceeds the limit"),
     ],
 )
 def test_a_row_that_is_no_json_object_is_an_error_that_names_it(tmp_path, line, expected):
@@ -213,7 +213,7 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path):
 
 def test_a_byte_order_mark_is_named(tmp_path):
     path = write(tmp_path / "p.jsonl", b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    assert "row 1 is not JSON: Unexpected UTF-8 BOM" in error_of(path)
+    assert "line 1 is not JSON: Unexpected UTF-8 BOM" in error_of(path)
 
 
 def test_an_empty_file_has_no_rows(tmp_path):
@@ -226,9 +226,9 @@ def test_a_cut_gzip_names_the_last_whole_row(tmp_path):
     path = tmp_path / "p.jsonl.gz"
     whole = gzip.compress(b"".join(json.dumps(GOOD | {"n": n}).encode() + b"\n" for n in range(9)))
     path.write_bytes(whole[:-8])  # without the checksum and the length
-    assert "damaged after row 9" in error_of(path)
+    assert "damaged after line 9" in error_of(path)
     path.write_bytes(b'{"not": "gzip"}')
-    assert "damaged after row 0" in error_of(path)
+    assert "damaged after line 0" in error_of(path)
 
 
 def test_a_gzip_with_a_wrong_checksum_is_damaged(tmp_path):
@@ -236,7 +236,7 @@ def test_a_gzip_with_a_wrong_checksum_is_damaged(tmp_path):
     whole = bytearray(gzip.compress(json.dumps(GOOD).encode() + b"\n"))
     whole[-8] ^= 1
     path.write_bytes(whole)
-    assert "damaged after row" in error_of(path)
+    assert "damaged after line" in error_of(path)
 
 
 def test_a_huge_row_is_a_row_like_any_other(tmp_path):

@@ -1,11 +1,22 @@
-"""Write files atomically, and keep a journal of a run that can be interrupted."""
+"""Read JSON Lines, write files atomically, and keep a journal of a run that can be interrupted."""
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_JSON_TYPES = {
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 @contextmanager
@@ -32,6 +43,65 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line number (from 1) and object of each line that is not empty; `.gz` is decompressed.
+
+    Raises:
+        ValueError: If a line is not a JSON object in UTF-8, or the file is damaged; the message
+            names the file and the line.
+        OSError: If the file cannot be read.
+    """
+    open_file = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    with open_file(path, "rb") as lines:
+        try:
+            for line in lines:
+                number += 1
+                if not line.isspace():
+                    yield number, parse_json_object(line)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged after line {number}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} {error}") from error
+
+
+def parse_json_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: If it is not a JSON object in UTF-8, or a key occurs twice. The message is a
+            phrase such as `is not JSON: ...`.
+    """
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_object_without_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except _DuplicateKey as error:
+        raise ValueError(f"has the key {error.args[0]!r} twice") from error
+    except ValueError as error:  # an integer with more digits than Python converts
+        raise ValueError(f"cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"is not an object but {_JSON_TYPES[type(value)]}")
+    return value
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json would silently keep the last of several values.
+    values = dict(items)
+    if len(values) < len(items):
+        names = [name for name, _ in items]
+        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
+    return values
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:

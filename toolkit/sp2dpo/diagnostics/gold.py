@@ -9,7 +9,6 @@ or `tie`; alternatively `label_flipped` or `label_ok`, true or false. category, 
 magnitude is on the rubric's scale, and 0 means `tie`.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from sp2dpo.diagnostics.agreement import spearman, wilson_interval
 from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, rank_correlation
+from sp2dpo.files import read_json_lines
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean
 
@@ -56,31 +56,15 @@ def read_gold(path: Path, rubric: Rubric) -> list[Truth]:
         OSError: the file cannot be read.
     """
     truths: dict[str, Truth] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, fields in read_json_lines(path):
         where = f"{path}: line {number}"
-        truth = _truth(_object(line, where), where, rubric)
+        truth = _truth(fields, where, rubric)
         if truth.name in truths:
             raise ValueError(f"{where}: {truth.name!r} is repeated; keep one line per pair")
         truths[truth.name] = truth
     if not truths:
         raise ValueError(f"{path}: the file is empty; write one JSON object per line")
     return list(truths.values())
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: must be a JSON object, not {type(value).__name__}")
-    return value
 
 
 def _truth(fields: dict[str, Any], where: str, rubric: Rubric) -> Truth:

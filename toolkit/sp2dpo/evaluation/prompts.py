@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sp2dpo.files import read_json_lines
 from sp2dpo.hub import hub_errors
 
 ALPACA_EVAL = "alpaca_eval"
@@ -116,10 +117,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{path}: prompts and outputs are .json or .jsonl files")
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines() if path.suffix == ".jsonl" else []
-        rows = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
-    except ValueError as error:
+        if path.suffix == ".jsonl":
+            rows = [row for _, row in read_json_lines(path)]
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of objects, at least one")

@@ -5,10 +5,8 @@ row is dropped silently.
 """
 
 import base64
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo import hub
+from sp2dpo.files import read_json_lines
 from sp2dpo.pairs.formats import InvalidPair, parse_row
 from sp2dpo.pairs.pair import Pair
 
@@ -155,46 +154,7 @@ def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
         return hub.read_hub_rows(name, split, source.revision)
     if source.path.suffix == ".parquet":
         return _parquet_rows(source.path)
-    return _json_rows(source.path)
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    open_file = gzip.open if path.suffix == ".gz" else open
-    count = 0
-    with open_file(path, "rb") as lines:
-        try:
-            for line in lines:
-                if line.isspace():
-                    continue  # empty lines are the only lines that are skipped
-                yield _json_row(line)
-                count += 1
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged after row {count}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: row {count + 1} {error}") from error
-
-
-def _json_row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode(), object_pairs_hook=_object_without_repeats)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"is not an object but a {type(row).__name__}")
-    return row
-
-
-def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(items)
-    if len(row) < len(items):
-        names = [name for name, _ in items]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has the key {twice!r} twice")
-    return row
+    return (columns for _, columns in read_json_lines(source.path))
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

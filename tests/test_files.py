@@ -1,10 +1,12 @@
 """A journal: what was written is read again, what broke off is cut off, the rest is left."""
 
+import gzip
 import json
 
 import pytest
 
-from sp2dpo.files import Journal
+from sp2dpo.evaluation.prompts import read_prompts
+from sp2dpo.files import Journal, read_json_lines
 
 HEAD = {"of": "one", "sampling": {"temperature": 0.7}}
 
@@ -49,3 +51,32 @@ def test_what_is_not_ours_is_refused_and_left_as_it_is(tmp_path, content):
     with pytest.raises(ValueError, match=r"not a journal|begun with another of"):
         Journal(path, HEAD)
     assert path.read_text() == content
+
+
+def test_json_lines_are_numbered_as_an_editor_numbers_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\r\n\n  \n{"a": "x\xe2\x80\xa8y"}\n{"a": ')
+    rows = read_json_lines(path)
+    assert [next(rows), next(rows)] == [(1, {"a": 1}), (4, {"a": "x\u2028y"})]
+    with pytest.raises(ValueError, match=r"rows\.jsonl: line 5 is not JSON: Expecting value"):
+        next(rows)
+
+
+def test_json_lines_may_be_compressed(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
+    assert [row["a"] for _, row in read_json_lines(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("value", ["[]", "true", "1.5", "null", '"text"'])
+def test_json_lines_must_be_objects(tmp_path, value):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(value)
+    with pytest.raises(ValueError, match="line 1 is not an object but "):
+        list(read_json_lines(path))
+
+
+def test_prompts_may_contain_line_separators(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"instruction": "one\u2028two\x85three"}\n{"instruction": "four"}\n', "utf-8")
+    assert read_prompts(str(path)).instructions == ("one\u2028two\x85three", "four")
