@@ -354,9 +354,9 @@ def test_the_data_set_holds_both_orders_and_says_so(finished):
 def test_the_page_draws_the_places_and_the_disputes(finished):
     page = (finished / "report.html").read_text()
     for said in (
-        "When the responses change places",
+        "Consistency over both orders",
         "labels disputed (",
-        "The most disputed labels",
+        "Most disputed labels",
     ):
         assert page.count(said) == 1
 

@@ -4,13 +4,14 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_report import VARIANTS, fill, pair, refused, report_on, says, source_rows
+from test_report import VARIANTS, fill, make_report, pair, refused, says, source_rows
 
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
-from sp2dpo.report.charts import chart, gauge, steps
-from sp2dpo.report.page import _templates, colour, decimals, matrix, render_page
+from sp2dpo.report.charts import axis_steps, build_gauge, category_colours, histogram_chart
+from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
+from sp2dpo.report.report import CategoryCounts, Histogram
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
@@ -83,7 +84,7 @@ def corpus(new_store, name, word, *, rubric="semantic-gap"):
         refused(one, "y", "b", word),
     ]
     fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)
-    return report_on(store)
+    return make_report(store)
 
 
 @pytest.mark.parametrize("rubric", ["semantic-gap", "semantic-gap-blind"])
@@ -156,7 +157,7 @@ def test_three_categories_in_another_language(new_store):
     store = new_store()
     entries = [says(one, "x", "direct", 5, category="стиль", rationale="потому что")]
     fill(store, source_rows(one), entries, teachers=("x",), rubric=rubric)
-    reader = read(render_page(report_on(store)))
+    reader = read(render_page(make_report(store)))
     order = [reader.said.index(f"{name} {count}") for name, count in zip(names, "010", strict=True)]
     assert order == sorted(order)
     assert "потому что" in reader.said
@@ -170,7 +171,7 @@ def test_a_page_with_nothing_to_show_says_so(new_store):
     one = pair(0)
     store = new_store()
     fill(store, source_rows(one), [says(one, "x", "direct", 5)], teachers=("x",))
-    reader = read(render_page(report_on(store, quorum=2)))
+    reader = read(render_page(make_report(store, quorum=2)))
     assert "No pair has a beta, so there is nothing to draw." in reader.said
     assert "There is only one, so there is nothing to compare." in reader.said
     assert "None: every row of the source holds a pair." in reader.said
@@ -185,7 +186,7 @@ def test_a_pair_without_any_reply_is_counted_beside_the_histogram(new_store):
     store = new_store()
     entries = [says(one, "x", "direct", 5), refused(silent, "x", "direct", "empty")]
     fill(store, source_rows(one, silent), entries, teachers=("x",))
-    reader = read(render_page(report_on(store)))
+    reader = read(render_page(make_report(store)))
     assert "without a beta 1" in reader.said
     assert "1 of them with no kept reply at all" in reader.said
 
@@ -195,17 +196,15 @@ def test_every_beta_is_drawn_once_in_either_picture(new_store):
     store = new_store()
     entries = [says(one, "x", "direct", number) for number, one in enumerate(pairs)]
     fill(store, source_rows(*pairs), entries, teachers=("x",))
-    html = render_page(report_on(store))
+    html = render_page(make_report(store))
     counts = re.findall(r"<title>style: (\d+) pairs? from", html)
     assert sum(map(int, counts)) == 2 * 11
 
 
 def test_bars_are_stacked_from_the_axis_in_the_order_of_the_categories():
-    histogram = {
-        "edges": [0.0, 0.5, 1.0],
-        "categories": [{"name": "a", "counts": [1, 0]}, {"name": "b", "counts": [3, 2]}],
-    }
-    drawn = chart(histogram, width=358, height=258, ticks=2)
+    categories = [CategoryCounts(name="a", counts=[1, 0]), CategoryCounts(name="b", counts=[3, 2])]
+    histogram = Histogram(edges=[0.0, 0.5, 1.0], categories=categories)
+    drawn = histogram_chart(histogram, width=358, height=258, intervals=2)
     # the axis is 358 - 14 - 44 = 300 long and 258 - 46 - 12 = 200 high, for up to 4 pairs
     assert (drawn.bottom, [tick.value for tick in drawn.up]) == (212, [0, 1, 2, 3, 4])
     places = [(bar.name, bar.x, bar.y, bar.width, bar.height) for bar in drawn.bars]
@@ -218,8 +217,9 @@ def test_bars_are_stacked_from_the_axis_in_the_order_of_the_categories():
 
 
 def test_the_axis_makes_room_for_large_counts():
-    histogram = {"edges": [0.0, 1.0], "categories": [{"name": "a", "counts": [123_456]}]}
-    drawn = chart(histogram, width=350, height=260, ticks=2)
+    categories = [CategoryCounts(name="a", counts=[123_456])]
+    histogram = Histogram(edges=[0.0, 1.0], categories=categories)
+    drawn = histogram_chart(histogram, width=350, height=260, intervals=2)
     assert drawn.up[-1].value == 150_000
     assert drawn.left == 16 + 8 * len("150,000")
 
@@ -236,12 +236,12 @@ def test_the_axis_makes_room_for_large_counts():
     ],
 )
 def test_the_axis_has_round_steps(highest, marks):
-    assert steps(highest) == marks
+    assert axis_steps(highest) == marks
 
 
 @pytest.mark.parametrize(("width", "expected"), [(0.27, 3), (1.0, 2), (40, 2), (0.0009, 6)])
 def test_betas_are_rounded_to_a_hundredth_of_their_envelope(width, expected):
-    assert decimals(width) == expected
+    assert beta_decimals(width) == expected
 
 
 def test_betas_of_a_narrow_envelope_can_be_told_apart(new_store):
@@ -249,30 +249,30 @@ def test_betas_of_a_narrow_envelope_can_be_told_apart(new_store):
     store = new_store()
     entries = [says(one, "x", "direct", 2), says(other, "x", "direct", 7)]
     fill(store, source_rows(one, other), entries, teachers=("x",))
-    said = read(render_page(report_on(store, beta_min=0.001, beta_max=0.002))).said
+    said = read(render_page(make_report(store, beta_min=0.001, beta_max=0.002))).said
     assert "0.00120 – 0.00170" in said
 
 
 def test_no_two_of_forty_categories_share_a_colour():
-    light, dark = zip(*(colour(number) for number in range(40)), strict=True)
+    light, dark = zip(*(category_colours(number) for number in range(40)), strict=True)
     assert len(set(light)) == len(set(dark)) == 40
     assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in light + dark)
 
 
 @pytest.mark.parametrize(("value", "at"), [(0.25, 50.0), (-0.4, 0.0), (0.7, 100.0), (None, None)])
 def test_a_gauge_keeps_its_needle_on_the_scale(value, at):
-    high = gauge({"value": value, "top": 0.5, "look": 0.1, "bad": 0.3})
-    assert high["at"] == at
-    assert [zone for zone, _, _ in high["zones"]] == ["ok", "look", "bad"]
-    low = gauge({"value": value, "top": 0.5, "look": 0.3, "bad": 0.1})
-    assert [zone for zone, _, _ in low["zones"]] == ["bad", "look", "ok"]
+    high = build_gauge(value, top=0.5, look=0.1, bad=0.3)
+    assert high.at == at
+    assert [zone for zone, _, _ in high.zones] == ["ok", "look", "bad"]
+    low = build_gauge(value, top=0.5, look=0.3, bad=0.1)
+    assert [zone for zone, _, _ in low.zones] == ["bad", "look", "ok"]
     for drawn in (high, low):
-        assert sum(wide for _, _, wide in drawn["zones"]) == pytest.approx(100)
+        assert sum(width for _, _, width in drawn.zones) == pytest.approx(100)
 
 
 def test_a_matrix_is_the_same_from_both_sides():
     one = {"one": "a", "other": "b", "pairs": 3}
-    assert matrix(["a", "b"], [one]) == [[None, one], [one, None]]
+    assert comparison_matrix(["a", "b"], [one]) == [[None, one], [one, None]]
 
 
 def test_all_variants_and_teachers_head_a_matrix(new_store):
@@ -280,7 +280,7 @@ def test_all_variants_and_teachers_head_a_matrix(new_store):
     store = new_store()
     entries = [says(one, teacher, variant, 5) for teacher in "xyz" for variant in VARIANTS]
     fill(store, source_rows(one), entries, teachers=("x", "y", "z"))
-    html = render_page(report_on(store))
+    html = render_page(make_report(store))
     for name in (*VARIANTS, "x", "y", "z"):
         assert f'<th scope="col">{name}</th>' in html
 
@@ -292,8 +292,8 @@ def test_only_a_blind_page_speaks_of_places_and_disputes(new_store):
     labelled = read(render_page(corpus(new_store, "labelled.sqlite", "word")))
     for said in (
         "2 labels disputed (100%)",
-        "When the responses change places",
-        "most disputed labels",
+        "Consistency over both orders",
+        "Most disputed labels",
     ):
         assert said in blind.said
         assert said not in labelled.said
@@ -311,7 +311,7 @@ def test_a_share_of_places_stands_beside_its_interval(new_store):
     ]
     rubric = load_rubric("semantic-gap-blind")
     fill(store, source_rows(one), entries, teachers=("x", "silent"), rubric=rubric)
-    html = render_page(report_on(store))
+    html = render_page(make_report(store))
     body = html.split('id="position"', 1)[1].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
     rows = [re.sub("<[^>]*>", " ", row).split() for row in body.split("</tr>")]
     # Wilson, 1 of 1: from 1 / (1 + 3.8415); 0 of 1: up to 3.8415 / (1 + 3.8415)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import polars as pl
 import pytest
@@ -65,7 +65,7 @@ def fill(store, rows, entries, *, teachers=("x", "y"), rubric=None, name="hand.j
     store.add_replies(entries)
 
 
-def report_on(store, *, quorum=1, **changed):
+def make_report(store, *, quorum=1, **changed):
     said = load_schedule(SCHEDULE).as_mapping() | {"quorum": quorum} | changed
     schedule = parse_schedule(said, where="test")
     annotations = store.annotations()
@@ -75,7 +75,12 @@ def report_on(store, *, quorum=1, **changed):
         annotations_hash=annotations.hash,
     )
     # Few bootstrap samples: no test here looks at an interval.
-    found = build_report(store, made, annotations, draws=20)
+    return build_report(store, made, annotations, draws=20)
+
+
+def report_on(store, **changed):
+    """The report as JSON."""
+    found = asdict(make_report(store, **changed))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 

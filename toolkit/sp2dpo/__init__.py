@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sp2dpo.pairs.sources import open_source, read_rows
     from sp2dpo.panel.panel import Panel, load_panel
     from sp2dpo.panel.rubric import Rubric, load_rubric
+    from sp2dpo.report.page import render_page, write_report
+    from sp2dpo.report.report import build_report
     from sp2dpo.report.status import collect_status
     from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
     from sp2dpo.store.merge import merge_stores
@@ -53,6 +55,7 @@ _MODULES = {
     "Store": "sp2dpo.store.store",
     "build_annotation_table": "sp2dpo.store.annotations",
     "build_dataset": "sp2dpo.dataset.build",
+    "build_report": "sp2dpo.report.report",
     "collect_status": "sp2dpo.report.status",
     "compare_betas": "sp2dpo.diagnostics.comparison",
     "compare_students": "sp2dpo.evaluation.winrates",
@@ -77,9 +80,11 @@ _MODULES = {
     "read_betas": "sp2dpo.betas.file",
     "read_rows": "sp2dpo.pairs.sources",
     "read_scores": "sp2dpo.betas.scores",
+    "render_page": "sp2dpo.report.page",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
     "write_betas": "sp2dpo.betas.file",
+    "write_report": "sp2dpo.report.page",
 }
 
 __all__ = [
@@ -97,6 +102,7 @@ __all__ = [
     "__version__",
     "build_annotation_table",
     "build_dataset",
+    "build_report",
     "collect_status",
     "compare_betas",
     "compare_students",
@@ -121,9 +127,11 @@ __all__ = [
     "read_betas",
     "read_rows",
     "read_scores",
+    "render_page",
     "sweep_temperatures",
     "verify_dataset",
     "write_betas",
+    "write_report",
 ]
 
 

@@ -14,7 +14,6 @@ from sp2dpo.cli.options import (
     GOLD,
     JSON,
     STORE,
-    load_gold,
     print_lines,
 )
 
@@ -149,28 +148,13 @@ def report(
 ) -> None:
     """Draw one page that shows the betas, the agreement and what looks wrong."""
     import json
+    from dataclasses import asdict
 
-    from sp2dpo.betas.file import open_store_and_betas
-    from sp2dpo.files import atomic_write, check_overwrite
-    from sp2dpo.report.page import is_report, render_page
-    from sp2dpo.report.report import build_report as report_of
-    from sp2dpo.text import escape_controls
+    from sp2dpo.report.page import write_report
 
     if out is None and folder is None and not as_json:
         raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
-    if out is not None:
-        check_overwrite(out, is_report, "a report")
-    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
-        truths, given = load_gold(gold_file, store) if gold_file else (None, 0)
-        found = report_of(store, made, annotations, truths=truths, given=given, draws=draws)
-    if folder is not None:
-        from sp2dpo.report import plots
-
-        for path in plots.save_all(found, folder):
-            click.echo(escape_controls(f"wrote {path}"), err=as_json)
-    if out is not None:
-        with atomic_write(out) as unfinished:
-            unfinished.write_text(render_page(found), encoding="utf-8")
-        click.echo(escape_controls(f"wrote {out}"), err=as_json)
+    result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
+    print_lines([f"wrote {path}" for path in result.files], err=as_json)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(asdict(result.report), indent=2))

@@ -143,7 +143,7 @@ def compare(
     from sp2dpo.store.store import Store
 
     if picture:
-        plots.check_name(picture)
+        plots.check_picture_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
         found = compare_betas(one, other, movers=movers, draws=draws)
@@ -153,7 +153,8 @@ def compare(
         with Store(store_file) as store:
             _name(found["movers"], store)
     if picture:
-        plots.save(plots.both_betas(one, other, names=(one_file.name, other_file.name)), picture)
+        figure = plots.draw_beta_comparison(one, other, names=(one_file.name, other_file.name))
+        plots.save_figure(figure, picture)
     _print(found, comparison_lines(found, str(one_file), str(other_file)), as_json=as_json)
     if picture:
         print_lines([f"wrote {picture}"], err=as_json)

@@ -265,9 +265,9 @@ def _compare(
 
 def _check_picture(picture: Path | None) -> None:
     if picture is not None:
-        from sp2dpo.report.plots import check_name
+        from sp2dpo.report.plots import check_picture_name
 
-        check_name(picture)
+        check_picture_name(picture)
 
 
 def _print_outputs(summary: "GenerationSummary") -> None:

@@ -41,7 +41,7 @@ from sp2dpo.dataset.manifest import (
 )
 from sp2dpo.dataset.parquet import write_rows
 from sp2dpo.report import plots
-from sp2dpo.report.report import histogram
+from sp2dpo.report.report import build_histogram
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
@@ -185,10 +185,8 @@ def _write(
     names += [RUBRIC, LABEL_NOISE, SET_ASIDE]
     if facts["beta"]["mean"] is not None:
         (folder / PICTURE).parent.mkdir()
-        drawn = plots.draw_plots(
-            plots.betas, {"histogram": histogram(made, list(rubric.categories))}
-        )
-        plots.save(drawn, folder / PICTURE)
+        figure = plots.draw_histogram(build_histogram(made, list(rubric.categories)))
+        plots.save_figure(figure, folder / PICTURE)
         names.append(PICTURE)
     facts["files"] = {name: fingerprint(folder / name) for name in names}
     text = render_card(facts, features, rubric, doubtful)

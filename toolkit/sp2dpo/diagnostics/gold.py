@@ -24,6 +24,7 @@ from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, rank_corre
 from sp2dpo.files import read_json_lines
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean
+from sp2dpo.store.store import Store
 
 LABELS = ("chosen", "rejected", "tie")
 NEAR = 0.05
@@ -123,6 +124,19 @@ def check_matched(truths: Sequence[Truth], pairs: int, *, path: Path, source: st
             f"none of the {len(truths)} names in {path} is a pair of {source} (first: "
             f"{truths[0].name!r}); a name is a pair's id, or its source_id, pair_id or id there"
         )
+
+
+def load_gold(path: Path, store: Store) -> tuple[dict[str, Truth], int]:
+    """Return the truths of a gold file about a store's pairs, and the number of all its truths.
+
+    Raises:
+        ValueError: a line is invalid, or no truth names a pair of the store.
+        OSError: the file cannot be read.
+    """
+    truths = read_gold(path, store.rubric())
+    matched = match_pairs(truths, store.corpus.names())
+    check_matched(truths, len(matched), path=path, source=str(store.path))
+    return matched, len(truths)
 
 
 def match_pairs(

@@ -19,17 +19,17 @@ def save_rates(found: Mapping[str, Any], path: Path) -> None:
     """Draws a comparison of win rates (`winrates.compared`) and writes it.
 
     Raises:
-        ValueError: as `plots.check_name`.
+        ValueError: as `plots.check_picture_name`.
         OSError: it cannot be written.
     """
     with mpl.rc_context(plots.STYLE):
-        plots.save(_rates(found), path)
+        plots.save_figure(_rates(found), path)
 
 
 def save_sweep(found: Mapping[str, Any], path: Path) -> None:
     """Draws a sweep over temperatures and writes it; raises as `save_rates`."""
     with mpl.rc_context(plots.STYLE):
-        plots.save(_sweep(found), path)
+        plots.save_figure(_sweep(found), path)
 
 
 def _rates(found: Mapping[str, Any]) -> Figure:

@@ -1,135 +1,172 @@
-"""The report as one HTML page: no script, no file beside it, nothing fetched.
+"""Render the report on a run as one HTML page without scripts or external resources."""
 
-Everything that a page shows comes from a data set or a model and is hostile until proven otherwise:
-the templates escape all of it, and control and direction marks are written as their codes.
-"""
-
-import colorsys
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
 
-from sp2dpo.diagnostics.gold import RULES
+from sp2dpo.betas.file import open_store_and_betas
+from sp2dpo.diagnostics.bootstrap import DRAWS
+from sp2dpo.diagnostics.gold import RULES, load_gold
 from sp2dpo.diagnostics.panel_agreement import MEASURES
-from sp2dpo.report.charts import chart, gauge, points
+from sp2dpo.files import atomic_write, check_overwrite
+from sp2dpo.report.charts import build_gauge, category_colours, histogram_chart, length_chart
+from sp2dpo.report.plots import save_plots
+from sp2dpo.report.report import Report, build_report
 from sp2dpo.text import escape_controls
 
-_LIGHT = (
-    "#c2453c", "#2f6fb5", "#c2850c", "#23876b", "#8556b5", "#5f8f26", "#c0508c", "#7b6856",
-    "#2590a8", "#5d6d84",
-)  # fmt: skip
-_DARK = (
-    "#f0796d", "#6ca8ee", "#ecb847", "#4fc3a1", "#b68eec", "#9acf60", "#ef8dbe", "#bba895",
-    "#63cfe6", "#a0b1c9",
-)  # fmt: skip
 _UNKNOWN = "\N{EN DASH}"
 _GENERATOR = '<meta name="generator" content="sp2dpo report">'
 
 
-def render_page(found: dict[str, Any]) -> str:
-    """The page of a report.
+@dataclass(frozen=True, kw_only=True)
+class WrittenReport:
+    """A report and the files that it was written to.
+
+    Attributes:
+        report: numbers of the report.
+        files: the plots and the page, in the order in which they were written.
+    """
+
+    report: Report
+    files: list[Path]
+
+
+def write_report(
+    store: Path,
+    betas: Path,
+    out: Path | None = None,
+    *,
+    plots: Path | None = None,
+    gold: Path | None = None,
+    draws: int = DRAWS,
+) -> WrittenReport:
+    """Write the report on a run as an HTML page, as PNG and SVG plots, or both.
 
     Args:
-        found: as `build_report` gives it.
+        store: store of the run.
+        betas: betas that were computed from this store.
+        out: page to write; None for no page. A file that is not a report is not overwritten.
+        plots: folder for the plots; None for no plots.
+        gold: JSON Lines file of pairs whose label is known; None if there is none.
+        draws: number of bootstrap samples behind each interval.
+
+    Raises:
+        ValueError: a file is invalid, or the betas were computed from other replies.
+        OSError: a file cannot be read or written.
     """
-    edges = found["histogram"]["edges"]
-    template = _templates(decimals(edges[-1] - edges[0])).get_template("report.html.jinja")
-    names = [category["name"] for category in found["categories"]]
-    teachers = [teacher["name"] for teacher in found["teachers"]]
-    agreement = found["agreement"]
+    if out is not None:
+        check_overwrite(out, is_report, "a report")
+    with open_store_and_betas(store, betas) as (opened, table, annotations):
+        truths, gold_count = load_gold(gold, opened) if gold else (None, 0)
+        report = build_report(
+            opened, table, annotations, truths=truths, gold_count=gold_count, draws=draws
+        )
+    files = [] if plots is None else save_plots(report, plots)
+    if out is not None:
+        with atomic_write(out) as unfinished:
+            unfinished.write_text(render_page(report), encoding="utf-8")
+        files.append(out)
+    return WrittenReport(report=report, files=files)
+
+
+def render_page(report: Report) -> str:
+    """Return the report as HTML.
+
+    Texts of data sets and models are escaped, and their control characters made visible.
+
+    Args:
+        report: numbers of the report.
+    """
+    edges, agreement = report.histogram.edges, report.agreement
+    template = _templates(beta_decimals(edges[-1] - edges[0])).get_template("report.html.jinja")
+    names = [category.name for category in report.categories]
+    teachers = [teacher["name"] for teacher in report.teachers]
     return template.render(
-        found=found,
+        report=report,
         generator=markupsafe.Markup(_GENERATOR),
-        colours=[colour(number) for number in range(len(names))],
-        place={name: number for number, name in enumerate(names)},
-        charts=[
-            chart(found["histogram"], width=880, height=300, ticks=4),
-            chart(found["histogram"], width=350, height=260, ticks=2),
-        ],
+        colours=[category_colours(number) for number in range(len(names))],
+        numbers={name: number for number, name in enumerate(names)},
+        histograms={
+            "wide": histogram_chart(report.histogram, width=880, height=300, intervals=4),
+            "narrow": histogram_chart(report.histogram, width=350, height=260, intervals=2),
+        },
+        lengths={
+            "wide": length_chart(report.lengths, width=880, height=280),
+            "narrow": length_chart(report.lengths, width=350, height=260),
+        },
         matrices=[
-            ("teachers", teachers, matrix(teachers, agreement["between_teachers"])),
+            ("teachers", teachers, comparison_matrix(teachers, agreement.between_teachers)),
             (
                 "variants",
-                found["variants"],
-                matrix(found["variants"], agreement["between_variants"]),
+                report.variants,
+                comparison_matrix(report.variants, agreement.between_variants),
             ),
         ],
         measures=tuple(MEASURES),
-        alphas=_alphas(agreement["alpha"]),
-        lengths=[
-            points(found["lengths"], width=880, height=280),
-            points(found["lengths"], width=350, height=260),
-        ],
+        alphas=_alpha_rows(agreement.alpha),
         rules=RULES,
-        gauges={one["name"]: gauge(one) for one in found["signatures"]},
-        shares=("consistent", "first", "second", "tie"),
-        reasons=sorted({reason for teacher in found["teachers"] for reason in teacher["refused"]}),
+        gauges={
+            check["name"]: build_gauge(
+                check["value"], top=check["top"], look=check["look"], bad=check["bad"]
+            )
+            for check in report.signatures
+        },
+        answers=("consistent", "first", "second", "tie"),
+        reasons=sorted({reason for teacher in report.teachers for reason in teacher["refused"]}),
     )
 
 
-def _alphas(alpha: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of the table of alphas."""
-    own = alpha["by_teacher"] if len(alpha["by_teacher"]) > 1 else {}
-    return [
-        ("teachers", alpha["teachers"]),
-        ("variants", alpha["variants"]),
-        *((f"variants, {name} alone", one) for name, one in own.items()),
-    ]
-
-
 def is_report(path: Path) -> bool:
-    """Whether a file is a page that `draw` made."""
+    """Return whether a file is a page that `render_page` made."""
     with path.open("rb") as file:
         return _GENERATOR.encode() in file.read(1000)
 
 
-def decimals(width: float) -> int:
-    """Decimals that tell betas apart in an envelope of that width: a hundredth of it shows."""
+def beta_decimals(width: float) -> int:
+    """Return the decimals that show a hundredth of an envelope of this width."""
     return max(2, 2 - math.floor(math.log10(width)))
 
 
-def colour(number: int) -> tuple[str, str]:
-    """A category's colour on a light and on a dark page, as hexadecimal RGB.
-
-    Any count of categories will do: after those chosen by hand come turns of the colour wheel by
-    the golden angle, which never meets a hue again.
-    """
-    if number < len(_LIGHT):
-        return _LIGHT[number], _DARK[number]
-    hue = number * (math.sqrt(5) - 1) / 2 % 1
-    return _hexadecimal(hue, 0.42, 0.55), _hexadecimal(hue, 0.68, 0.6)
-
-
-def _hexadecimal(hue: float, lightness: float, saturation: float) -> str:
-    parts = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
-
-
-def matrix(
+def comparison_matrix(
     names: Sequence[str], comparisons: Sequence[dict[str, Any]]
 ) -> list[list[dict[str, Any] | None]]:
-    """Comparisons as rows and columns in the order of the names; None on the diagonal."""
-    found = {(one["one"], one["other"]): one for one in comparisons}
-    found |= {(one["other"], one["one"]): one for one in comparisons}
-    return [[found.get((row, column)) for column in names] for row in names]
+    """Return comparisons of every two readers as a symmetric matrix, None on the diagonal.
+
+    Args:
+        names: readers, in the order of the rows and columns.
+        comparisons: comparisons, from `compare_readers`.
+    """
+    cells = {(pair["one"], pair["other"]): pair for pair in comparisons}
+    cells |= {(pair["other"], pair["one"]): pair for pair in comparisons}
+    return [[cells.get((row, column)) for column in names] for row in names]
 
 
-def _templates(beta_decimals: int) -> jinja2.Environment:
+def _alpha_rows(alpha: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    by_teacher = alpha["by_teacher"] if len(alpha["by_teacher"]) > 1 else {}
+    return [
+        ("teachers", alpha["teachers"]),
+        ("variants", alpha["variants"]),
+        *((f"variants, {name} alone", measures) for name, measures in by_teacher.items()),
+    ]
+
+
+def _templates(decimals: int) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sp2dpo.report"),
         autoescape=True,
-        finalize=_visible,
+        finalize=_show_controls,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "beta": lambda value: _fixed(value, beta_decimals),
+        "beta": lambda value: _fixed(value, decimals),
         "fixed": _fixed,
         "percent": lambda value: _UNKNOWN if value is None else f"{value:.0%}",
         "whole": lambda value: f"{value:,}",
@@ -139,8 +176,7 @@ def _templates(beta_decimals: int) -> jinja2.Environment:
     return environment
 
 
-def _visible(value: Any) -> Any:
-    """What a template puts out: text of data with its hidden characters shown."""
+def _show_controls(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
         return escape_controls(value.replace("\r\n", "\n"))
     return value

@@ -145,7 +145,7 @@ class BetaSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanelAgreement:
+class PilotAgreement:
     """Agreement of teachers and variants.
 
     Attributes:
@@ -188,7 +188,7 @@ class PilotResult:
     trouble: str | None
     teachers: list[TeacherPerformance]
     betas: BetaSummary
-    agreement: PanelAgreement
+    agreement: PilotAgreement
     gold: dict[str, Any] | None
     projection: CostProjection | None
     sweep: SweepComparison | None
@@ -275,14 +275,14 @@ def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
 
 def _measure_agreement(
     annotations: AnnotationTable, replies: pl.DataFrame, table: pl.DataFrame, trial: Trial
-) -> PanelAgreement:
+) -> PilotAgreement:
     panel = trial.panel
     names, categories = [teacher.name for teacher in panel.teachers], list(panel.rubric.categories)
     teachers = variants = _NO_READINGS
     if not replies.is_empty():
         teachers = teacher_readings(replies, categories, trial.schedule.estimator)
         variants = variant_readings(replies, categories)
-    return PanelAgreement(
+    return PilotAgreement(
         agreement=_mean(table["agreement"]),
         spread=_mean(table.filter(pl.col("teachers") > 1)["spread"]),
         between_teachers=compare_readers(teachers, names),

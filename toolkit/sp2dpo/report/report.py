@@ -1,7 +1,7 @@
-"""The report on a run: every number that the page shows, as plain values."""
+"""Compute every number that the report on a run shows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -9,7 +9,7 @@ import polars as pl
 from sp2dpo import __version__
 from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
-from sp2dpo.betas.formulas import describe_formulas
+from sp2dpo.betas.formulas import Formulas, describe_formulas
 from sp2dpo.betas.gaps import compute_signed_gap, disputes_labels
 from sp2dpo.diagnostics.ablation import compare_estimators
 from sp2dpo.diagnostics.agreement import (
@@ -24,106 +24,331 @@ from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
-from sp2dpo.pairs.pair import Message, Pair
+from sp2dpo.pairs.pair import Message
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
 BINS = 20
-"""Bars of the histogram; each is a twentieth of the envelope wide."""
+"""Bars of the histogram of beta."""
+EXAMPLES = 10
+"""Number of pairs in each list of examples."""
+MAX_TEXT = 600
+"""Characters of a prompt or response that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyTotals:
+    """Questions by outcome: asked = kept + refused + spared + pending.
+
+    Attributes:
+        asked: all teachers, variants, orders and pairs.
+        kept: questions with a valid reply.
+        refused: questions whose last reply was refused.
+        spared: questions that an adaptive panel skips.
+        pending: questions without a reply.
+    """
+
+    asked: int
+    kept: int
+    refused: int
+    spared: int
+    pending: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaStatistics:
+    """Distribution of the betas; the statistics are None without any beta.
+
+    Attributes:
+        pairs: pairs of the store.
+        with_beta: pairs that have a beta.
+        without_beta: pairs without a beta.
+        without_reply: pairs without a kept reply.
+        mean: mean beta.
+        min: smallest beta.
+        max: largest beta.
+        median: median beta.
+        std: standard deviation of the betas.
+    """
+
+    pairs: int
+    with_beta: int
+    without_beta: int
+    without_reply: int
+    mean: Any
+    min: Any
+    max: Any
+    median: Any
+    std: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryCounts:
+    """Betas of one category in each bin of a histogram.
+
+    Attributes:
+        name: the category.
+        counts: number of betas in each bin.
+    """
+
+    name: str
+    counts: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Histogram of beta by category.
+
+    Attributes:
+        edges: borders of the bins, in ascending order; one more than there are bins.
+        categories: counts of each category, in order of priority.
+    """
+
+    edges: list[float]
+    categories: list[CategoryCounts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryStatistics:
+    """Pairs of one category; means are None without any pair.
+
+    Attributes:
+        name: the category.
+        pairs: pairs of the category.
+        without_beta: pairs of the category without a beta.
+        beta: mean beta.
+        gap: mean gap.
+        agreement: mean share of a pair's replies that name the category.
+        spread: mean spread of the gaps between teachers.
+    """
+
+    name: str
+    pairs: int
+    without_beta: int
+    beta: float | None
+    gap: float | None
+    agreement: float | None
+    spread: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDisputes:
+    """Pairs whose label the teachers contradict.
+
+    Attributes:
+        pairs: number of these pairs.
+        of: number of pairs that have a gap.
+        share: `pairs` over `of`; None without any gap.
+        signed_gap: mean signed gap of the disputed pairs; None if there are none.
+    """
+
+    pairs: int
+    of: int
+    share: Any
+    signed_gap: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportAgreement:
+    """Agreement of teachers and variants.
+
+    Attributes:
+        agreement: mean share of a pair's replies that name its category.
+        spread: mean spread of the gaps between teachers.
+        between_teachers: comparison of every two teachers, from `compare_readers`.
+        between_variants: comparison of every two variants.
+        alpha: Krippendorff's alpha of `teachers`, `variants` and `by_teacher`.
+        outliers: effect of leaving out each teacher, from `measure_agreement`.
+        splits: pairs on which the panel is divided, from `measure_agreement`.
+    """
+
+    agreement: Any
+    spread: Any
+    between_teachers: list[dict[str, Any]]
+    between_variants: list[dict[str, Any]]
+    alpha: dict[str, Any]
+    outliers: list[dict[str, Any]]
+    splits: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rationale:
+    """The rationale of one reply.
+
+    Attributes:
+        teacher: teacher that replied.
+        variant: variant that was asked.
+        rationale: text of the rationale.
+        a: response that the teacher saw as A, `chosen` or `rejected`; None if not blind.
+    """
+
+    teacher: str
+    variant: str
+    rationale: str
+    a: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A pair with its beta, its texts (shortened) and one rationale.
+
+    Attributes:
+        pair_id: id of the pair.
+        source_id: the source's own id of the pair; None if it has none.
+        category: category of the pair.
+        beta: beta of the pair.
+        gap: gap of the pair, in [0, 1].
+        signed_gap: signed gap of the pair, in [-1, 1].
+        label_disputed: whether the teachers contradict the label; None if they cannot.
+        agreement: share of the replies that name the category.
+        spread: spread of the gaps between teachers.
+        votes: number of replies.
+        prompt: last turn of the prompt.
+        chosen: chosen response.
+        rejected: rejected response.
+        rationale: the rationale whose gap is nearest to the pair's; None if there is none.
+    """
+
+    pair_id: str
+    source_id: str | None
+    category: str
+    beta: float
+    gap: float
+    signed_gap: float
+    label_disputed: bool | None
+    agreement: float
+    spread: float
+    votes: int
+    prompt: str
+    chosen: str
+    rejected: str
+    rationale: Rationale | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Numbers of a report; `dataclasses.asdict` gives the JSON of `sp2dpo report --json`.
+
+    Attributes:
+        toolkit: version of the toolkit.
+        source: counts of the source's rows.
+        rubric: name, sha256, protocol, categories and scales of the rubric.
+        schedule: the schedule as YAML would hold it.
+        arm: the arm's departures from the schedule.
+        formulas: the method in words.
+        annotations: hash of the annotations.
+        teachers: name, model and settings of each teacher, with kept and refused questions.
+        variants: variants with a reply.
+        replies: questions by outcome.
+        beta: distribution of the betas.
+        histogram: histogram of beta by category.
+        categories: statistics of each category, in order of priority.
+        disputed: pairs whose label is disputed; None if the replies cannot dispute labels.
+        position: consistency over both orders, from `compare_orders`; None if not blind.
+        agreement: agreement of teachers and variants.
+        signatures: results of all checks, from `audit_betas`.
+        gold: comparison with known labels; None without them.
+        lengths: mean signed gap by difference of length, from `bin_by_length`.
+        estimators: betas under other estimators, from `compare_estimators`.
+        draws: bootstrap samples behind each interval.
+        most_telling: pairs with the largest betas.
+        least_telling: pairs with the smallest betas.
+        most_disputed: disputed pairs with the lowest signed gaps; None as for `disputed`.
+    """
+
+    toolkit: dict[str, str]
+    source: SourceSummary
+    rubric: dict[str, Any]
+    schedule: dict[str, Any]
+    arm: dict[str, Any]
+    formulas: Formulas
+    annotations: str
+    teachers: list[dict[str, Any]]
+    variants: list[str]
+    replies: ReplyTotals
+    beta: BetaStatistics
+    histogram: Histogram
+    categories: list[CategoryStatistics]
+    disputed: LabelDisputes | None
+    position: list[dict[str, Any]] | None
+    agreement: ReportAgreement
+    signatures: list[dict[str, Any]]
+    gold: dict[str, Any] | None
+    lengths: list[dict[str, Any]]
+    estimators: list[dict[str, Any]]
+    draws: int
+    most_telling: list[Example]
+    least_telling: list[Example]
+    most_disputed: list[Example] | None
 
 
 def build_report(
     store: Store,
-    made: BetaTable,
+    betas: BetaTable,
     annotations: AnnotationTable,
     *,
     truths: Mapping[str, Truth] | None = None,
-    given: int = 0,
+    gold_count: int = 0,
     draws: int = DRAWS,
-) -> dict[str, Any]:
-    """Everything that `sp2dpo report` says, as JSON values; what is not known is None.
+) -> Report:
+    """Compute the numbers of a report. Unknown values are None.
 
     Args:
-        store: the run.
-        made: its betas.
-        annotations: of the store, which the betas were made from.
-        truths: what is known of some pairs, by pair_id; None where nothing is.
-        given: truths in the file.
-        draws: bootstrap samples behind the intervals.
+        store: store of the run.
+        betas: betas of the run.
+        annotations: annotations of the store that the betas were computed from.
+        truths: known labels by pair_id; None without a gold file.
+        gold_count: number of truths in the gold file.
+        draws: number of bootstrap samples.
 
     Raises:
         ValueError: the store holds no pairs.
     """
-    rubric = annotations.rubric
-    categories = list(rubric.categories)
-    replies = panel_reply_gaps(annotations, made.schedule.estimator)
-    teachers = describe_teachers(store, rubric)
-    names = [teacher["name"] for teacher in teachers]
-    variants = store.variants()
-    between_teachers = compare_readers(
-        teacher_readings(replies, categories, made.schedule.estimator), names
-    )
-    between_variants = compare_readers(variant_readings(replies, categories), variants)
-    table, lengths = made.table, store.corpus.lengths()
-    agreed = measure_agreement(annotations, made.schedule.estimator, draws=draws)
-    audited = audit_betas(made, annotations, lengths, truths=truths, gold_count=given, draws=draws)
-    return {
-        "toolkit": {"version": __version__},
-        "source": _source(store),
-        "rubric": _rubric(rubric),
-        "schedule": made.schedule.as_mapping(),
-        "arm": made.arm.departures(),
-        "formulas": asdict(describe_formulas(made.arm, rubric)),
-        "annotations": made.annotations_hash,
-        "teachers": teachers,
-        "variants": variants,
-        "replies": _replies(store, teachers, rubric, variants),
-        "beta": _beta(table),
-        "histogram": histogram(made, categories),
-        "categories": _categories(table, categories),
-        "disputed": _disputed(table) if disputes_labels(rubric, made.schedule.estimator) else None,
-        "position": compare_orders(annotations.replies, names) if rubric.blind else None,
-        "agreement": {
-            "agreement": table["agreement"].mean(),
-            "spread": table["spread"].mean(),
-            "between_teachers": between_teachers,
-            "between_variants": between_variants,
-            "alpha": {
-                "teachers": agreed["teachers"]["alpha"],
-                "variants": agreed["variants"]["alpha"],
-                "by_teacher": agreed["variants"]["by_teacher"],
-            },
-            "outliers": agreed["outliers"],
-            "splits": _named(agreed["splits"], store),
-        },
-        "signatures": audited["signatures"],
-        "gold": audited["gold"],
-        "lengths": bin_by_length(table, lengths),
-        "estimators": compare_estimators(annotations, made.schedule, truths=truths, draws=draws),
-        "draws": draws,
-        **examples(store, made, rubric),
-    }
-
-
-def _named(splits: dict[str, Any], store: Store) -> dict[str, Any]:
-    """With the source's own names of the pairs."""
-    names = store.corpus.source_ids([one["pair_id"] for one in splits["pairs"]])
-    return splits | {
-        "pairs": [one | {"source_id": names.get(one["pair_id"])} for one in splits["pairs"]]
-    }
-
-
-def _source(store: Store) -> dict[str, Any]:
     source = store.corpus.source()
     if source is None:
         raise ValueError(f"{store.path} holds no pairs, so there is nothing to report")
-    return asdict(source)
+    rubric, table, estimator = annotations.rubric, betas.table, betas.schedule.estimator
+    categories, lengths = list(rubric.categories), store.corpus.lengths()
+    teachers, variants = describe_teachers(store, rubric), store.variants()
+    names = [teacher["name"] for teacher in teachers]
+    has_disputes = disputes_labels(rubric, estimator)
+    audit = audit_betas(
+        betas, annotations, lengths, truths=truths, gold_count=gold_count, draws=draws
+    )
+    examples = _select_examples(store, betas, rubric)
+    return Report(
+        toolkit={"version": __version__},
+        source=source,
+        rubric=_describe_rubric(rubric),
+        schedule=betas.schedule.as_mapping(),
+        arm=betas.arm.departures(),
+        formulas=describe_formulas(betas.arm, rubric),
+        annotations=betas.annotations_hash,
+        teachers=teachers,
+        variants=variants,
+        replies=_count_replies(store, teachers, rubric, variants),
+        beta=_beta_statistics(table),
+        histogram=build_histogram(betas, categories),
+        categories=_category_statistics(table, categories),
+        disputed=_count_disputes(table) if has_disputes else None,
+        position=compare_orders(annotations.replies, names) if rubric.blind else None,
+        agreement=_measure_agreement(store, annotations, table, estimator, names, variants, draws),
+        signatures=audit["signatures"],
+        gold=audit["gold"],
+        lengths=bin_by_length(table, lengths),
+        estimators=compare_estimators(annotations, betas.schedule, truths=truths, draws=draws),
+        draws=draws,
+        most_telling=examples["most_telling"],
+        least_telling=examples["least_telling"],
+        most_disputed=examples["most_disputed"] if has_disputes else None,
+    )
 
 
-def _rubric(rubric: Rubric) -> dict[str, Any]:
+def _describe_rubric(rubric: Rubric) -> dict[str, Any]:
     return {
         "name": rubric.name,
         "sha256": rubric.hash,
@@ -135,28 +360,27 @@ def _rubric(rubric: Rubric) -> dict[str, Any]:
 
 
 def describe_teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
-    """Every teacher that was asked, by name, with what became of its replies."""
-    found, outcomes = [], store.questions.outcomes()
-    for teacher in store.teachers():
-        counts = count_outcomes(
-            [
-                one
-                for one in outcomes
-                if one.teacher == teacher["name"] and one.variant in rubric.variants
-            ]
-        )
-        kept = counts.pop("kept", 0)
-        found.append({**teacher, "kept": kept, "refused": counts})
-    return found
+    """Return each teacher that replied, by name, with its kept and refused questions.
 
+    Args:
+        store: store of the run.
+        rubric: rubric whose variants are counted.
 
-def _replies(
-    store: Store, teachers: Sequence[dict[str, Any]], rubric: Rubric, variants: Sequence[str]
-) -> dict[str, int]:
-    """Kept + refused + spared + pending = asked: all teachers, variants, orders and pairs.
-
-    Spared are those that an adaptive panel does without.
+    Returns:
+        name, model, revision and sampling as in the store; kept; refused by reason.
     """
+    outcomes = [key for key in store.questions.outcomes() if key.variant in rubric.variants]
+    teachers = []
+    for teacher in store.teachers():
+        counts = count_outcomes([key for key in outcomes if key.teacher == teacher["name"]])
+        kept = counts.pop("kept", 0)
+        teachers.append({**teacher, "kept": kept, "refused": counts})
+    return teachers
+
+
+def _count_replies(
+    store: Store, teachers: Sequence[dict[str, Any]], rubric: Rubric, variants: Sequence[str]
+) -> ReplyTotals:
     kept = sum(teacher["kept"] for teacher in teachers)
     refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
     questions = len(variants) * len(rubric.orders(""))
@@ -165,170 +389,199 @@ def _replies(
     if settled[""] and store.panel()["budget"] == "adaptive":
         spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)
     asked = store.questions.pair_count() * questions * len(teachers)
-    pending = asked - kept - refused - spared
-    return {
-        "asked": asked, "kept": kept, "refused": refused, "spared": spared, "pending": pending,
-    }  # fmt: skip
+    return ReplyTotals(
+        asked=asked,
+        kept=kept,
+        refused=refused,
+        spared=spared,
+        pending=asked - kept - refused - spared,
+    )
 
 
-def _beta(table: pl.DataFrame) -> dict[str, Any]:
+def _beta_statistics(table: pl.DataFrame) -> BetaStatistics:
     beta = table["beta"].drop_nulls()
-    return {
-        "pairs": len(table),
-        "with_beta": len(beta),
-        "without_beta": len(table) - len(beta),
-        "without_reply": int((table["votes"] == 0).sum()),
-        "mean": beta.mean(),
-        "min": beta.min(),
-        "max": beta.max(),
-        "median": beta.median(),
-        "std": beta.std(ddof=0),
-    }
+    return BetaStatistics(
+        pairs=len(table),
+        with_beta=len(beta),
+        without_beta=len(table) - len(beta),
+        without_reply=int((table["votes"] == 0).sum()),
+        mean=beta.mean(),
+        min=beta.min(),
+        max=beta.max(),
+        median=beta.median(),
+        std=beta.std(ddof=0),
+    )
 
 
-def _disputed(table: pl.DataFrame) -> dict[str, Any]:
-    """The pairs whose label the teachers contradict: how many of those with a gap."""
-    told = table["label_disputed"].drop_nulls()
-    return {
-        "pairs": int(told.sum()),
-        "of": len(told),
-        "share": told.mean(),
-        "signed_gap": table.filter("label_disputed")["signed_gap"].mean(),
-    }
+def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
+    """Count the betas of each category in `BINS` equal bins.
 
+    The bins cover the envelopes of all categories, and more where a baseline's betas are outside
+    of them. A bin includes its lower border, the last bin its upper border too.
 
-def histogram(made: BetaTable, categories: Sequence[str]) -> dict[str, Any]:
-    """How many betas of each category fall into each twentieth of the axis.
-
-    It reaches from the lowest to the highest end of the envelopes, further where a baseline does. A
-    bin holds its lower border; the last one its upper border too.
+    Args:
+        betas: betas of the run.
+        categories: categories of the rubric.
     """
-    beta, envelope = made.table["beta"].drop_nulls(), made.schedule.widest
+    beta, envelope = betas.table["beta"].drop_nulls(), betas.schedule.widest
     low, high = min([envelope.beta_min, *beta]), max([envelope.beta_max, *beta])
-    share = ((pl.col("beta") - low) / (high - low)).round(9)  # on a border, if it is
+    # Rounding puts a beta that equals a border, but for its last bits, on the border.
+    share = ((pl.col("beta") - low) / (high - low)).round(9)
     bins = (
-        made.table.drop_nulls("beta")
+        betas.table.drop_nulls("beta")
         .group_by("category", bin=(share * BINS).floor().clip(0, BINS - 1).cast(pl.Int32))
         .len()
     )
     counts = {category: [0] * BINS for category in categories}
     for category, number, count in bins.iter_rows():
         counts[category][number] = count
-    return {
-        "edges": [low * (1 - end / BINS) + high * (end / BINS) for end in range(BINS + 1)],
-        "categories": [{"name": name, "counts": bars} for name, bars in counts.items()],
-    }
+    return Histogram(
+        edges=[low * (1 - end / BINS) + high * (end / BINS) for end in range(BINS + 1)],
+        categories=[CategoryCounts(name=name, counts=bars) for name, bars in counts.items()],
+    )
 
 
-def _categories(table: pl.DataFrame, categories: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each category, in order of priority; those that no pair has included."""
+def _category_statistics(
+    table: pl.DataFrame, categories: Sequence[str]
+) -> list[CategoryStatistics]:
     means = table.group_by("category").agg(
         pairs=pl.len(),
         without_beta=pl.col("beta").null_count(),
         **{name: pl.col(name).mean() for name in ("beta", "gap", "agreement", "spread")},
     )
-    return (
+    rows = (
         pl.DataFrame({"category": list(categories)})
         .join(means, on="category", how="left", maintain_order="left")
         .with_columns(pl.col("pairs", "without_beta").fill_null(0))
         .rename({"category": "name"})
-        .to_dicts()
+    )
+    return [CategoryStatistics(**row) for row in rows.to_dicts()]
+
+
+def _count_disputes(table: pl.DataFrame) -> LabelDisputes:
+    disputed = table["label_disputed"].drop_nulls()
+    return LabelDisputes(
+        pairs=int(disputed.sum()),
+        of=len(disputed),
+        share=disputed.mean(),
+        signed_gap=table.filter("label_disputed")["signed_gap"].mean(),
     )
 
 
-SHOWN = 10
-"""Pairs shown of each kind."""
-LONGEST = 600
-"""Characters of a text that are shown."""
-
-
-def examples(store: Store, made: BetaTable, rubric: Rubric) -> dict[str, Any]:
-    """The most and the least telling pairs, and those whose labels are disputed the most.
-
-    Equal ones stand in the order of their ids. Where there is no telling which labels are disputed,
-    `most_disputed` is None.
-
-    Args:
-        store: the run.
-        made: its betas.
-        rubric: that was asked under.
-    """
-    told = made.table.drop_nulls("beta").with_columns(
-        place=pl.col("beta").round(9), dispute=pl.col("signed_gap").round(9)
+def _measure_agreement(
+    store: Store,
+    annotations: AnnotationTable,
+    table: pl.DataFrame,
+    estimator: Estimator,
+    teachers: Sequence[str],
+    variants: Sequence[str],
+    draws: int,
+) -> ReportAgreement:
+    categories = list(annotations.rubric.categories)
+    replies = panel_reply_gaps(annotations, estimator)
+    measures = measure_agreement(annotations, estimator, draws=draws)
+    splits = measures["splits"]
+    source_ids = store.corpus.source_ids([pair["pair_id"] for pair in splits["pairs"]])
+    pairs = [pair | {"source_id": source_ids.get(pair["pair_id"])} for pair in splits["pairs"]]
+    return ReportAgreement(
+        agreement=table["agreement"].mean(),
+        spread=table["spread"].mean(),
+        between_teachers=compare_readers(
+            teacher_readings(replies, categories, estimator), teachers
+        ),
+        between_variants=compare_readers(variant_readings(replies, categories), variants),
+        alpha={
+            "teachers": measures["teachers"]["alpha"],
+            "variants": measures["variants"]["alpha"],
+            "by_teacher": measures["variants"]["by_teacher"],
+        },
+        outliers=measures["outliers"],
+        splits=splits | {"pairs": pairs},
     )
-    shown = {
-        "most_telling": told.sort("place", "pair_id", descending=[True, False]).head(SHOWN),
-        "least_telling": told.sort("place", "pair_id").head(SHOWN),
-        "most_disputed": told.filter("label_disputed").sort("dispute", "pair_id").head(SHOWN),
+
+
+def _select_examples(store: Store, betas: BetaTable, rubric: Rubric) -> dict[str, list[Example]]:
+    """Return the pairs with extreme betas or signed gaps; ties are ordered by pair_id."""
+    # Rounding makes betas ties that differ in their last bits alone.
+    table = betas.table.drop_nulls("beta").with_columns(
+        rounded_beta=pl.col("beta").round(9), rounded_gap=pl.col("signed_gap").round(9)
+    )
+    by_beta = table.sort("rounded_beta", "pair_id", descending=[True, False])
+    tables = {
+        "most_telling": by_beta.head(EXAMPLES),
+        "least_telling": table.sort("rounded_beta", "pair_id").head(EXAMPLES),
+        "most_disputed": table.filter("label_disputed")
+        .sort("rounded_gap", "pair_id")
+        .head(EXAMPLES),
     }
-    rows = {key: some.to_dicts() for key, some in shown.items()}
-    names = store.corpus.source_ids({row["pair_id"] for some in rows.values() for row in some})
-    examples = {
-        key: [_example(store, row, names, rubric, made.schedule.estimator) for row in some]
-        for key, some in rows.items()
+    ids = {pair_id for selected in tables.values() for pair_id in selected["pair_id"]}
+    source_ids = store.corpus.source_ids(ids)
+    return {
+        key: [
+            _example(store, row, source_ids.get(row["pair_id"]), rubric, betas.schedule.estimator)
+            for row in selected.to_dicts()
+        ]
+        for key, selected in tables.items()
     }
-    tells = disputes_labels(rubric, made.schedule.estimator)
-    return examples if tells else examples | {"most_disputed": None}
 
 
 def _example(
-    store: Store,
-    row: dict[str, Any],
-    names: dict[str, str | None],
-    rubric: Rubric,
-    estimator: Estimator,
-) -> dict[str, Any]:
+    store: Store, row: dict[str, Any], source_id: str | None, rubric: Rubric, estimator: Estimator
+) -> Example:
     pair = store.corpus.pair(row["pair_id"])
-    shown = (
-        "category", "beta", "gap", "signed_gap", "label_disputed", "agreement", "spread", "votes",
-    )  # fmt: skip
-    return {
-        "pair_id": pair.id,
-        "source_id": names.get(pair.id),
-        **{key: row[key] for key in shown},
-        **_texts(pair),
-        "rationale": _rationale(store, row, rubric, estimator),
-    }
+    return Example(
+        pair_id=pair.id,
+        source_id=source_id,
+        category=row["category"],
+        beta=row["beta"],
+        gap=row["gap"],
+        signed_gap=row["signed_gap"],
+        label_disputed=row["label_disputed"],
+        agreement=row["agreement"],
+        spread=row["spread"],
+        votes=row["votes"],
+        prompt=_render_turns(pair.prompt[-1:]),
+        chosen=_render_turns(pair.chosen),
+        rejected=_render_turns(pair.rejected),
+        rationale=_nearest_rationale(store, row, rubric, estimator),
+    )
 
 
-def _texts(pair: Pair) -> dict[str, str]:
-    return {
-        "prompt": _short(_said(pair.prompt[-1])),
-        "chosen": _short("\n\n".join(_said(turn) for turn in pair.chosen)),
-        "rejected": _short("\n\n".join(_said(turn) for turn in pair.rejected)),
-    }
+def _render_turns(turns: Iterable[Message]) -> str:
+    """Return the shortened text of turns, with content that is not text as JSON."""
+    texts = []
+    for turn in turns:
+        content = turn.get("content")
+        parts = (
+            [content if isinstance(content, str) else canonical_json(content)] if content else []
+        )
+        extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+        texts.append("\n".join([*parts, canonical_json(extra)] if extra else parts))
+    joined = "\n\n".join(texts)
+    return joined if len(joined) <= MAX_TEXT else joined[: MAX_TEXT - 1].rstrip() + "…"
 
 
-def _said(turn: Message) -> str:
-    """What a turn says; what is not text (tool calls, parts of a message) as JSON."""
-    content = turn.get("content")
-    said = [content if isinstance(content, str) else canonical_json(content)] if content else []
-    more = {key: turn[key] for key in turn if key not in ("role", "content")}
-    return "\n".join([*said, canonical_json(more)] if more else said)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
-
-
-def _rationale(
+def _nearest_rationale(
     store: Store, row: dict[str, Any], rubric: Rubric, estimator: Estimator
-) -> dict[str, Any] | None:
-    """Of the replies that name the pair's category, the one whose gap is nearest to the pair's.
+) -> Rationale | None:
+    """Return the rationale of the reply in the pair's category with the nearest signed gap.
 
-    Of equally near ones the first by teacher, variant and order. `a` says which response the
-    rationale calls A; None under the labelled protocol.
+    Ties are broken by teacher, variant and order.
     """
-    found, nearest = None, None
+    nearest, smallest = None, None
     for reply in store.replies(row["pair_id"]):
         if reply["status"] != "kept" or reply["category"] != row["category"]:
             continue
         gap = compute_signed_gap(reply, rubric, estimator)
         distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
-        if distance is not None and (nearest is None or distance < nearest):
-            found, nearest = reply, distance
-    if found is None:
+        if distance is not None and (smallest is None or distance < smallest):
+            nearest, smallest = reply, distance
+    if nearest is None:
         return None
-    shown = "chosen" if found["order"] == CHOSEN_FIRST else "rejected"
-    said = {key: found[key] for key in ("teacher", "variant", "rationale")}
-    return said | {"a": shown if rubric.blind else None}
+    response_a = "chosen" if nearest["order"] == CHOSEN_FIRST else "rejected"
+    return Rationale(
+        teacher=nearest["teacher"],
+        variant=nearest["variant"],
+        rationale=nearest["rationale"],
+        a=response_a if rubric.blind else None,
+    )

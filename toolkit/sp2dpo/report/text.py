@@ -5,7 +5,7 @@ from typing import Any
 
 from sp2dpo.pairs.sample import SkippedPairs
 from sp2dpo.report.cost import CostProjection, SweepComparison, TeacherPerformance
-from sp2dpo.report.pilot import PanelAgreement, PilotResult, SampleSummary
+from sp2dpo.report.pilot import PilotAgreement, PilotResult, SampleSummary
 from sp2dpo.report.status import Progress, RunStatus, TeacherStatus
 from sp2dpo.report.verdict import Verdict
 from sp2dpo.store.usage import RECENT
@@ -158,7 +158,7 @@ def _beta_lines(result: PilotResult) -> list[str]:
     ]
 
 
-def _agreement_lines(agreement: PanelAgreement) -> list[str]:
+def _agreement_lines(agreement: PilotAgreement) -> list[str]:
     lines = _wrapped(
         f"agreement: {format_percent(agreement.agreement)} of the replies name their pair's "
         "category; spread of the gaps between teachers "
