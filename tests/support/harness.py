@@ -1,16 +1,22 @@
 """What the tests do again and again: run the command line, write small inputs, start servers."""
 
 import asyncio
+import atexit
 import io
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -59,25 +65,100 @@ class Scripted:
         return self.log.read_text().split() if self.log.exists() else []
 
 
+class CommandServer:
+    """Runs `sp2dpo` in processes of their own that start fast; see `command_server`."""
+
+    def __init__(self, settings):
+        self.folder = tempfile.TemporaryDirectory()
+        self.socket = Path(self.folder.name) / "socket"
+        self.server = subprocess.Popen(
+            [sys.executable, TESTS / "support" / "command_server.py", self.socket],
+            stdin=subprocess.PIPE,
+            env=os.environ | settings,
+        )
+        self.count = itertools.count()
+
+    def run(self, *arguments, env=None, timeout=120):
+        """Run a command; its exit code and output."""
+        arguments = list(map(str, arguments))
+        here = Path(self.folder.name) / str(next(self.count))
+        outputs = [here.with_suffix(f".{name}") for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.touch()
+        command = {
+            "arguments": arguments,
+            "environment": dict(os.environ) | (env or {}),
+            "folder": str(Path.cwd()),
+            "stdout": str(outputs[0]),
+            "stderr": str(outputs[1]),
+        }
+        with self.connect() as connection, connection.makefile("r") as lines:
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            child = int(lines.readline())
+            connection.settimeout(timeout)
+            try:
+                code = int(lines.readline())
+            except TimeoutError:
+                os.kill(child, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(arguments, timeout) from None
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
+
+    def connect(self):
+        while self.server.poll() is None:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(self.socket))
+            except OSError:
+                connection.close()
+                time.sleep(0.02)
+            else:
+                return connection
+        raise ConnectionError("the command server has ended")
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait()
+        self.folder.cleanup()
+
+
+@cache
+def command_server(settings):
+    """The command server under these environment variables, started when first asked for."""
+    server = CommandServer(dict(settings))
+    atexit.register(server.close)
+    return server
+
+
+USES = Counter()
+SETTINGS = ("HF_", "MPL", "OMP_", "POLARS_", "PYTHON")
+"""Beginnings of environment variables that Python or a library reads when it is imported."""
+
+
 def run(*arguments, env=None, timeout=120, own_process=False, **options):
     """Run `sp2dpo` and return the result as `subprocess.run` does.
 
-    The command runs in the process of the tests, which saves its imports, unless `own_process` is
-    true, options of `subprocess.run` are given, `env` has variables of the Hub's client (it reads
-    them on import) or an event loop is running (Playwright's).
+    The command runs in the process of the tests, which saves its imports, unless `env` has
+    variables that are read on import or an event loop is running (Playwright's): then it runs in a
+    fork of a process that has imported the libraries under these variables, if they come twice. It
+    runs in a new process if `own_process` is true or options of `subprocess.run` are given.
     """
     env = env or {}
-    if own_process or options or any(name.startswith("HF_") for name in env) or _loop_runs():
-        return subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env=os.environ | env,
-            **options,
-        )
-    return _run_here([str(argument) for argument in arguments], env, timeout)
+    settings = frozenset(item for item in env.items() if item[0].startswith(SETTINGS))
+    is_plain = not own_process and not options
+    if is_plain and not settings and not _loop_runs():
+        return _run_here([str(argument) for argument in arguments], env, timeout)
+    USES[settings] += 1
+    if is_plain and USES[settings] > 1:
+        return command_server(settings).run(*arguments, env=env, timeout=timeout)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | env,
+        **options,
+    )
 
 
 def _loop_runs():

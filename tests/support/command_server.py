@@ -1,0 +1,103 @@
+"""Runs `sp2dpo` commands in forks of one process that has imported their libraries before.
+
+    python tests/support/command_server.py SOCKET
+
+Each command has its own process, environment, working folder and exit code, as if a shell had
+started it; only the imports, most of the time of a short command, are shared. A connection to the
+socket carries one command. The server ends with its standard input.
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import warnings
+
+LIBRARIES = (
+    "sp2dpo.annotation.run",
+    "sp2dpo.betas.schedule",
+    "sp2dpo.dataset.build",
+    "sp2dpo.dataset.publish",
+    "sp2dpo.dataset.verify",
+    "sp2dpo.evaluation.verdicts",
+    "sp2dpo.report.plots",
+    "sp2dpo.report.report",
+)
+
+
+def main():
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        for name in LIBRARIES:
+            __import__(name)
+        gc.freeze()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        # Python 3.12 warns of forks beside threads: those of numpy's BLAS, which expects forks.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        ready = selectors.DefaultSelector()
+        ready.register(listener, selectors.EVENT_READ)
+        ready.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        while all(key.fileobj is listener for key, _ in ready.select()):
+            connection, _ = listener.accept()
+            if os.fork():
+                connection.close()
+                continue
+            listener.close()
+            command = wait_for_command(connection)
+            break
+        else:
+            return
+    run(command)
+
+
+def wait_for_command(connection):
+    """Return in a child, whose process id and exit code this process tells."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with connection, connection.makefile("r") as lines:
+        command = json.loads(lines.readline())
+        child = os.fork()
+        if not child:
+            return command
+        connection.sendall(f"{child}\n".encode())
+        _, status = os.waitpid(child, 0)
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def run(command):
+    """Become `python -m sp2dpo`, and end like it."""
+    for number, (path, flags) in enumerate(
+        [(os.devnull, os.O_RDONLY)]
+        + [(command[name], os.O_WRONLY | os.O_APPEND) for name in ("stdout", "stderr")]
+    ):
+        opened = os.open(path, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(command["environment"])
+    os.chdir(command["folder"])
+    sys.argv[1:] = command["arguments"]
+    sys.path[0] = command["folder"]
+    code = 0
+    try:
+        runpy.run_module("sp2dpo", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    # Exit as the interpreter does, but leave the modules as they are: to free them takes longer
+    # than most commands.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
