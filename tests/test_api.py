@@ -6,12 +6,18 @@ import sys
 import pytest
 
 import sp2dpo
+import sp2dpo.training
 
 
 @pytest.mark.parametrize("name", sp2dpo.__all__)
 def test_every_public_name_can_be_imported_and_is_documented(name):
     value = getattr(sp2dpo, name)
     assert name == "__version__" or value.__doc__
+
+
+@pytest.mark.parametrize("name", sp2dpo.training.__all__)
+def test_every_public_name_of_training_can_be_imported_and_is_documented(name):
+    assert getattr(sp2dpo.training, name).__doc__
 
 
 def test_an_unknown_name_is_an_attribute_error():

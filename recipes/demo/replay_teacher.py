@@ -1,7 +1,7 @@
-"""A teacher that repeats recorded replies: an OpenAI-compatible server for the demo and the tests.
+"""Serve recorded replies of teachers: an OpenAI-compatible server for the demo and the tests.
 
-It finds the recorded reply by what it is asked: the model named in the request, the two responses
-and the variant's paragraph in the text. It shares no code with the toolkit.
+It looks a reply up by the content of the request: the model, the two responses and the variant's
+paragraph. It shares no code with the toolkit.
 
     python recipes/demo/replay_teacher.py --port 8765
 """
@@ -21,40 +21,40 @@ RUBRIC = HERE.parent / "rubrics" / "semantic-gap.yaml"
 
 
 class Recording:
-    """Recorded replies, found again by the words of a request."""
+    """Recorded replies, looked up by the text of a request."""
 
     def __init__(self, pairs: Path, replies: Path, rubric: Path) -> None:
         self._pairs = [json.loads(line) for line in pairs.read_text().splitlines()]
         recorded = [json.loads(line) for line in replies.read_text().splitlines()]
         self._replies = {(r["pair_id"], r["teacher"], r["variant"]): r["reply"] for r in recorded}
         variants = yaml.safe_load(rubric.read_text())["variants"]
-        self._variants = {_folded(text): name for name, text in variants.items()}
+        self._variants = {_normalise(text): name for name, text in variants.items()}
         self.models = sorted({r["teacher"] for r in recorded})
 
-    def find(self, model: str, asked: str) -> dict[str, Any] | None:
-        """The reply of a model to a request; None where it was not recorded."""
-        pair_id = next((p["pair_id"] for p in self._pairs if _stands_in(p, asked)), None)
-        last = _folded(asked.rsplit("\n\n", 1)[-1])
+    def find(self, model: str, request: str) -> dict[str, Any] | None:
+        """Return a model's reply to a request; None if it was not recorded."""
+        pair_id = next((p["pair_id"] for p in self._pairs if _shows(p, request)), None)
+        last = _normalise(request.rsplit("\n\n", 1)[-1])
         return self._replies.get((pair_id, model, self._variants.get(last)))
 
 
-def _folded(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def _stands_in(pair: dict[str, Any], asked: str) -> bool:
+def _shows(pair: dict[str, Any], request: str) -> bool:
     """Whether a request shows this pair: its prompt, then `chosen`, then `rejected`."""
-    at = 0
+    position = 0
     for turn in [*pair["prompt"], *pair["chosen"], *pair["rejected"]]:
-        at = asked.find(turn["content"], at)
-        if at < 0:
+        position = request.find(turn["content"], position)
+        if position < 0:
             return False
-        at += len(turn["content"])
+        position += len(turn["content"])
     return True
 
 
 def application(recording: Recording) -> web.Application:
-    """The server's two endpoints."""
+    """Return the server with its two endpoints."""
 
     async def models(_: web.Request) -> web.Response:
         listed = [{"id": name, "object": "model"} for name in recording.models]
@@ -62,14 +62,14 @@ def application(recording: Recording) -> web.Application:
 
     async def chat(request: web.Request) -> web.Response:
         body = await request.json()
-        asked = body["messages"][-1]["content"]
-        reply = recording.find(body["model"], asked)
+        prompt = body["messages"][-1]["content"]
+        reply = recording.find(body["model"], prompt)
         if reply is None:
             error = {"message": f"{body['model']} has no recorded reply to this", "code": 400}
             return web.json_response({"error": error}, status=400)
         text = json.dumps(reply, ensure_ascii=False)
         message = {"role": "assistant", "content": text}
-        counts = {"prompt_tokens": len(asked) // 4, "completion_tokens": len(text) // 4}
+        counts = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
         return web.json_response(
             {
                 "object": "chat.completion",
@@ -86,12 +86,12 @@ def application(recording: Recording) -> web.Application:
 
 
 def main() -> int:
-    """Serves until it is stopped; says where on its first line."""
-    parser = argparse.ArgumentParser(description="Repeat recorded replies as a server.")
+    """Serve until it is stopped; print the address on the first line."""
+    parser = argparse.ArgumentParser(description="Serve recorded replies of teachers.")
     parser.add_argument("--pairs", type=Path, default=HERE / "pairs.jsonl")
     parser.add_argument("--replies", type=Path, default=HERE / "replies.jsonl")
     parser.add_argument("--rubric", type=Path, default=RUBRIC)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="0 for a free port")
     options = parser.parse_args()
     try:
         recording = Recording(options.pairs, options.replies, options.rubric)
@@ -107,7 +107,7 @@ def main() -> int:
 
 
 async def serve(server: web.Application, port: int) -> None:
-    """Answers until it is stopped."""
+    """Answer requests until it is stopped."""
     runner = web.AppRunner(server)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()

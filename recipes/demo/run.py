@@ -1,4 +1,4 @@
-"""The whole path on the demo corpus, one command after the other, and a table of what came out.
+"""Run every step on the demo corpus, one command after the other, and print a table of results.
 
     python recipes/demo/run.py    # from the root of a checkout; `make demo` calls it
 
@@ -8,7 +8,6 @@ models, so it shows how the parts work together and nothing about how well the m
 
 import argparse
 import json
-import math
 import resource
 import shlex
 import subprocess
@@ -21,15 +20,17 @@ from typing import Any
 
 import polars as pl
 
+from sp2dpo import wilson_interval
+
 RECIPES = Path("recipes")
 HERE = RECIPES / "demo"
 GLOBAL_BETA = 0.1
 
 
 def main() -> int:
-    """Runs every step, then prints the table."""
-    parser = argparse.ArgumentParser(description="Run the whole path on the demo corpus.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="where everything goes")
+    """Run every step, then print the table; 1 if a step fails."""
+    parser = argparse.ArgumentParser(description="Run every step on the demo corpus.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (demo)")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -47,7 +48,7 @@ def main() -> int:
 
 @contextmanager
 def replay_teacher() -> Iterator[str]:
-    """The teachers of the demo, as a server of its own; gives its address."""
+    """Start the server of the recorded replies and yield its address."""
     command = [sys.executable, str(HERE / "replay_teacher.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -57,22 +58,22 @@ def replay_teacher() -> Iterator[str]:
 
 
 def write_panel(path: Path, url: str) -> Path:
-    """The demo's panel with the address that the teachers have this time."""
+    """Write the demo's panel with the address of the server, and return its path."""
     text = (HERE / "panel.yaml").read_text()
     path.write_text(text.replace("http://127.0.0.1:8765/v1", url))
     return path
 
 
 def step(*command: object) -> None:
-    """Shows a command and runs it."""
+    """Print a command and run it."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words)}", flush=True)
-    program = Path(sys.executable).with_name(words[0])  # of this environment, active or not
+    program = Path(sys.executable).with_name(words[0])  # works without an activated environment
     subprocess.run([str(program), *words[1:]], check=True)
 
 
 def annotate(out: Path, panel: Path) -> None:
-    """Pairs -> annotations -> betas -> data set and report."""
+    """Turn pairs into annotations, betas, a data set and a report."""
     store, betas = out / "run.sqlite", out / "betas.parquet"
     pairs, schedule = HERE / "pairs.jsonl", RECIPES / "schedules" / "sp2dpo.yaml"
     step("sp2dpo", "annotate", "--pairs", pairs, "--panel", panel, "--store", store)
@@ -82,7 +83,7 @@ def annotate(out: Path, panel: Path) -> None:
 
 
 def train(out: Path) -> None:
-    """Two students from the same weights and in the same order of pairs: global beta, per pair."""
+    """Train two students with the same weights and order of pairs: global beta, beta per pair."""
     model = out / "model"
     step("python", HERE / "tiny_model.py", "--text", HERE / "pairs.jsonl", "--out", model)
     for name, columns in (("global", []), ("per-pair", ["beta"])):
@@ -97,23 +98,24 @@ def train(out: Path) -> None:
 
 
 def print_table(out: Path, *, seconds: float) -> None:
-    """What came out, beside what the writers of the corpus had planted."""
+    """Print the results, and how they match what was planted in the corpus."""
     betas = pl.read_parquet(out / "betas.parquet")
-    planted = with_planted(out, betas)
+    planted = join_planted(out, betas)
     counts = json.loads((out / "dataset" / "manifest.json").read_text())["counts"]
     right = planted.filter(~pl.col("label_flipped"))
     wrong = planted.filter("label_flipped")
     floor = planted.filter(pl.col("beta") == planted["beta"].min())
-    found = floor["label_flipped"].sum()
+    detected = floor["label_flipped"].sum()
     rank = right.select(pl.corr("planted_magnitude", "beta", method="spearman")).item()
     beta = betas["beta"]
+    recall, precision = detected / len(wrong), detected / len(floor)
     rows = [
         ("replies", f"{counts['annotations']}: {counts['kept']} kept, {counts['refused']} refused"),
         ("beta", f"mean {beta.mean():.3f}, min {beta.min():.2f}, max {beta.max():.2f}"),
         (f"planted magnitude and beta, {len(right)} right labels", f"Spearman {rank:.2f}"),
-        ("wrong labels at beta_min", f"{found} of {len(wrong)} (recall {found / len(wrong):.2f})"),
-        ("all pairs at beta_min", f"{len(floor)} (precision {found / len(floor):.2f})"),
-        *(student(out, name) for name in ("global", "per-pair")),
+        ("wrong labels at beta_min", f"{detected} of {len(wrong)} (recall {recall:.2f})"),
+        ("all pairs at beta_min", f"{len(floor)} (precision {precision:.2f})"),
+        *(describe_student(out, name) for name in ("global", "per-pair")),
     ]
     width = max(len(label) for label, _ in rows)
     rule = "-" * (width + 2 + max(len(value) for _, value in rows))
@@ -129,8 +131,8 @@ def print_table(out: Path, *, seconds: float) -> None:
     print(f"  sp2dpo explain demo-022 --store {out}/run.sqlite --betas {out}/betas.parquet")
 
 
-def with_planted(out: Path, betas: pl.DataFrame) -> pl.DataFrame:
-    """The betas beside the planted magnitude and the planted wrong labels."""
+def join_planted(out: Path, betas: pl.DataFrame) -> pl.DataFrame:
+    """Return the betas with the planted magnitudes and the planted wrong labels."""
     rows = pl.read_parquet(out / "dataset" / "data" / "*.parquet", columns=["pair_id", "source_id"])
     planted = pl.read_ndjson(HERE / "planted.jsonl").select(
         "label_flipped", source_id="pair_id", planted_magnitude="magnitude"
@@ -138,24 +140,17 @@ def with_planted(out: Path, betas: pl.DataFrame) -> pl.DataFrame:
     return betas.join(rows, on="pair_id").join(planted, on="source_id")
 
 
-def student(out: Path, name: str) -> tuple[str, str]:
-    """A student's line: held-out accuracy, and the margin D that no beta scales."""
+def describe_student(out: Path, name: str) -> tuple[str, str]:
+    """Return a student's row: held-out accuracy, and the margin D, which beta does not scale."""
     results: dict[str, Any] = json.loads((out / "students" / name / "results.json").read_text())
     held_out, scores = results["rows"]["eval"]["used"], results["eval"]
     accuracy, margin = scores["eval_rewards/accuracies"], scores["eval_margins/unscaled"]
-    low, high = wilson(accuracy, held_out)
+    interval = wilson_interval(round(accuracy * held_out), held_out)
     beta = f"beta {GLOBAL_BETA} for all" if name == "global" else "beta per pair"
     return f"student, {beta}, {held_out} held-out pairs", (
-        f"accuracy {accuracy:.2f} ({low:.2f} to {high:.2f}), unscaled margin {margin:+.2f} nats"
+        f"accuracy {accuracy:.2f} ({interval['low']:.2f} to {interval['high']:.2f}),"
+        f" unscaled margin {margin:+.2f} nats"
     )
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` (Wilson's score interval)."""
-    z = 1.96
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return centre - half, centre + half
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Build a tiny random Llama with its own tokenizer: a student or a teacher that costs nothing.
+"""Build a tiny random Llama with its own tokenizer, for demos and tests on a CPU.
 
-The weights are random, so its replies mean nothing: it stands in for a real model wherever only
-the machinery is exercised. The vocabulary is small because a training step on a CPU spends most
+The weights are random and the replies meaningless: it replaces a real model where only the code
+around it is exercised. The vocabulary is small because a training step on a CPU spends most
 of its time in the output head. The same texts and the same seed give the same bytes.
 
     python recipes/demo/tiny_model.py --text recipes/demo/pairs.jsonl --out demo/student
@@ -9,6 +9,7 @@ of its time in the output head. The same texts and the same seed give the same b
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -54,19 +55,19 @@ def build(
     """Train a tokenizer on `texts`, draw the weights and save both to `out`.
 
     Args:
-        texts: What the tokenizer learns from; at least one string.
-        out: The folder; files of these names in it are replaced, `config.json` last.
-        seed: Fixes every weight.
+        texts: Texts to train the tokenizer on; at least one string.
+        out: Output folder; existing files are replaced, `config.json` last.
+        seed: Random seed of the weights.
         hidden: Width of the model, a multiple of 32.
         layers: Number of decoder layers.
-        vocab: Largest vocabulary in tokens; short texts give fewer.
+        vocab: Maximum size of the vocabulary in tokens; short texts give a smaller one.
         max_positions: Longest sequence in tokens.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: A size is impossible, or there is no text.
+        ValueError: If a size is impossible, or there is no text.
     """
     _check_sizes(hidden=hidden, layers=layers, vocab=vocab, max_positions=max_positions)
     tokenizer = train_tokenizer(texts, vocab=vocab, max_positions=max_positions)
@@ -93,10 +94,10 @@ def build(
 def train_tokenizer(
     texts: Iterable[str], *, vocab: int, max_positions: int
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: any text can be encoded, none becomes "unknown".
+    """Train a byte-level BPE tokenizer, which can encode any text.
 
     Raises:
-        ValueError: There is no text.
+        ValueError: If there is no text.
     """
     texts = list(texts)
     if not any(texts):
@@ -123,11 +124,11 @@ def train_tokenizer(
 
 
 def read_texts(paths: Iterable[Path]) -> list[str]:
-    """Every string in the rows of the JSON Lines files, in order.
+    """Return every string in the rows of the JSON Lines files, in order.
 
     Raises:
-        OSError: A file cannot be read.
-        ValueError: A line is no JSON.
+        OSError: If a file cannot be read.
+        ValueError: If a line is not JSON.
     """
     texts: list[str] = []
     for path in paths:
@@ -143,7 +144,7 @@ def read_texts(paths: Iterable[Path]) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings inside a JSON value, at any depth; the keys are not text."""
+    """Yield the strings inside a JSON value, at any depth, without the keys of mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -165,7 +166,7 @@ def _check_sizes(*, hidden: int, layers: int, vocab: int, max_positions: int) ->
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Save next to `out`, then move the files in; `config.json` last, so it means complete."""
+    """Save next to `out`, then move the files; `config.json` last, so that it means complete."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         model.save_pretrained(folder)
@@ -176,17 +177,19 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the model that the command line asks for; 2 if it cannot be built."""
+    """Build the model as the command line describes it; return 2 if it cannot be built."""
     parser = argparse.ArgumentParser(description="Build a tiny random Llama and its tokenizer.")
     parser.add_argument("--text", type=Path, action="append", required=True, help="JSON Lines file")
     parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
-    parser.add_argument("--seed", type=int, default=0, help="fixes the weights (0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the weights (0)")
     parser.add_argument("--hidden", type=int, default=64, help="width, a multiple of 32 (64)")
     parser.add_argument("--layers", type=int, default=2, help="decoder layers (2)")
-    parser.add_argument("--vocab", type=int, default=2048, help="most tokens in vocabulary (2048)")
+    parser.add_argument("--vocab", type=int, default=2048, help="maximum vocabulary (2048)")
     parser.add_argument("--max-positions", type=int, default=8192, help="longest input (8192)")
     options = parser.parse_args(arguments)
     disable_progress_bar()
+    # transformers imports DeepSpeed when it saves a model, and DeepSpeed warns if it finds no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         out = build(
             read_texts(options.text),

@@ -17,6 +17,10 @@ from datasets import Dataset, load_dataset
 from test_training import BETAS, PAIRS, model_dir, settings  # noqa: F401 - a fixture is among them
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sp2dpo.training import DataConfig, PairDPOConfig, apply_marks
+from sp2dpo.training.reward_model import hash_fraction
+from sp2dpo.training.run import find_checkpoint, load_splits, remove_marks
+
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -143,12 +147,12 @@ def test_a_recipe_that_is_not_there_is_one_line_too(script, capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
-def test_the_place_of_a_prompt_is_the_head_of_its_sha256(script):
+def test_the_place_of_a_prompt_is_the_head_of_its_sha256():
     # printf '"a"' | sha256sum: ac8d8342bbb2...
-    assert script.locate_output("a") == 0xAC8D8342BBB2 / 2**48
+    assert hash_fraction("a") == 0xAC8D8342BBB2 / 2**48
 
 
-def test_held_out_prompts_are_never_trained_on_and_always_the_same(script, tmp_path):
+def test_held_out_prompts_are_never_trained_on_and_always_the_same(tmp_path):
     texts = [f"question {n}" for n in range(100) for _ in range(2)]  # two pairs a prompt
     rows = dict.fromkeys(("prompt", "chosen", "rejected"), texts)
     folder = tmp_path / "dataset"
@@ -157,7 +161,7 @@ def test_held_out_prompts_are_never_trained_on_and_always_the_same(script, tmp_p
     def split(number):
         first = {name: column[:number] for name, column in rows.items()}
         Dataset.from_dict(first).to_parquet(folder / "train.parquet")
-        train, test = script.load(script.DataConfig(dataset=str(folder), held_out=0.3))
+        train, test = load_splits(DataConfig(dataset=str(folder), held_out=0.3))
         assert len(train) + len(test) == number
         return train["prompt"][:], test["prompt"][:]
 
@@ -170,14 +174,14 @@ def test_held_out_prompts_are_never_trained_on_and_always_the_same(script, tmp_p
     assert set(fewer_test) <= set(test)
 
 
-def test_a_second_data_set_can_be_evaluated_on(script, tmp_path):
+def test_a_second_data_set_can_be_evaluated_on(tmp_path):
     write_run(tmp_path)
     folder = str(tmp_path / "dataset")
-    train, test = script.load(script.DataConfig(dataset=folder, eval_dataset=folder))
+    train, test = load_splits(DataConfig(dataset=folder, eval_dataset=folder))
     assert (len(train), len(test)) == (8, 8)
 
 
-def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
+def test_rows_are_left_out_and_flipped_as_an_arm_marks_them():
     rows = Dataset.from_dict(
         {
             "chosen": ["a", "b", "c", "d"],
@@ -187,8 +191,8 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
             "flip": [False, False, True, True],
         }
     )
-    script.PairDPOConfig(output_dir="unused", bf16=False)  # the logger needs accelerate's state
-    kept, counts = script.apply_marks(rows, name="train")
+    PairDPOConfig(output_dir="unused", bf16=False)  # the logger needs accelerate's state
+    kept, counts = apply_marks(rows, name="train")
     assert asdict(counts) == {"left_out": 1, "flipped": 1}
     assert kept["chosen"][:] == ["a", "b", "D"]
     assert kept["rejected"][:] == ["A", "B", "d"]
@@ -201,16 +205,16 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them(script):
     two = rows.select([0, 3])
     for name, values in logps.items():
         two = two.add_column(name, values)
-    two, _ = script.apply_marks(two, name="train")
+    two, _ = apply_marks(two, name="train")
     assert two["ref_chosen_logps"][:] == [-1.0, -4.0]
     assert two["ref_rejected_logps"][:] == [-3.0, -2.0]
     unmarked = rows.select_columns(["chosen", "rejected"])
-    plain, counts = script.apply_marks(unmarked, name="train")
+    plain, counts = apply_marks(unmarked, name="train")
     assert plain is unmarked
     assert (len(plain), asdict(counts)) == (4, {"left_out": 0, "flipped": 0})
     with pytest.raises(ValueError, match="leaves none of the 1 rows"):
-        script.apply_marks(rows.select([2]), name="train")
-    assert script.without_marks(rows).column_names == ["chosen", "rejected", "beta"]
+        apply_marks(rows.select([2]), name="train")
+    assert remove_marks(rows).column_names == ["chosen", "rejected", "beta"]
 
 
 def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F811 - a fixture
@@ -259,12 +263,15 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F81
         lines[0],
     )
     assert "grad_norm" not in done.stdout
+    # Nothing that a user cannot act on, and no progress bars: this is no terminal.
+    said = done.stdout + done.stderr
+    assert not re.search(r"warning|deprecat|it/s|%\|", said, re.IGNORECASE), said
 
 
-def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(script, tmp_path):
+def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(tmp_path):
     def named(said):
-        return script.find_checkpoint(
-            script.PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
+        return find_checkpoint(
+            PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
         )
 
     assert (named(None), named("false"), named("true")) == (None, None, None)

@@ -21,7 +21,7 @@ from test_training import (  # noqa: F401 - a fixture is among them
     train,
 )
 
-from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scale
+from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -30,17 +30,17 @@ pytestmark = [
 
 def test_the_running_statistics_are_those_of_the_released_code():
     dice = np.random.default_rng(0)
-    state, mean, std = Running(), 0.0, 0.0
+    state, mean, std = RunningMoments(), 0.0, 0.0
     for _ in range(20):
         batch = dice.normal(1, 3, 16)
-        state.watch(torch.tensor(batch))
+        state.update(torch.tensor(batch))
         mean = 0.9 * mean + 0.1 * batch.mean()
         std = 0.9 * std + 0.1 * batch.std(ddof=1)
         assert state.mean == pytest.approx(mean)
         assert state.std == pytest.approx(std)
     values = torch.tensor([2.0, -1.0], dtype=torch.float64)
     assert state.zscore(values).tolist() == pytest.approx(((values - mean) / std).tolist())
-    assert Running().zscore(values).tolist() == [0, 0]
+    assert RunningMoments().zscore(values).tolist() == [0, 0]
 
 
 def test_a_batch_is_filtered_to_its_size_and_the_factor_is_by_hand():
@@ -49,8 +49,8 @@ def test_a_batch_is_filtered_to_its_size_and_the_factor_is_by_hand():
     for _ in range(30):
         batch = torch.tensor(dice.normal(1, 3, 11))
         found = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=0)
-        assert found.kept.sum() == math.floor(11 * 0.8)
-        mean = batch[found.kept].mean().item()
+        assert found.mask.sum() == math.floor(11 * 0.8)
+        mean = batch[found.mask].mean().item()
         assert found.factor == pytest.approx(1 + 0.6 * (mean - state.mean))
     assert scale(torch.tensor([0.1, 0.3]), 2.0).tolist() == pytest.approx([0.2, 0.6])
     assert scale(torch.tensor([0.1]), -5.0).tolist() == pytest.approx([1e-3])
@@ -61,13 +61,13 @@ def test_pairs_far_from_the_running_mean_are_left_out_most():
     for number in range(200):
         batch = torch.tensor([0.0, 0.1, -0.1, 0.05, 8.0])
         found = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=number)
-        far += not found.kept[4]
+        far += not found.mask[4]
     assert far > 100  # of five alike, each would be left out 40 times
 
 
 def test_one_pair_or_a_mode_weight_of_0_leaves_nothing_out():
-    assert beta_dpo(BetaDpoState(), torch.ones(1), alpha=0.6, mode_weight=0.2, seed=0).kept.all()
-    assert beta_dpo(BetaDpoState(), torch.ones(9), alpha=0.6, mode_weight=0.0, seed=0).kept.all()
+    assert beta_dpo(BetaDpoState(), torch.ones(1), alpha=0.6, mode_weight=0.2, seed=0).mask.all()
+    assert beta_dpo(BetaDpoState(), torch.ones(9), alpha=0.6, mode_weight=0.0, seed=0).mask.all()
 
 
 def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noqa: F811
@@ -79,7 +79,7 @@ def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noqa: 
     found = beta_dpo(
         again, torch.tensor(margins), alpha=0.6, mode_weight=0.2, seed=trainer.args.seed
     )
-    kept = [row for row in range(8) if found.kept[row]]
+    kept = [row for row in range(8) if found.mask[row]]
     assert len(kept) == 6
     by_hand = [
         math.log1p(math.exp(-max(BETAS[row] * found.factor, 1e-3) * margins[row])) for row in kept
@@ -112,7 +112,7 @@ def test_the_margin_of_alpha_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noq
         ))  # fmt: skip
         margins.append(ratio["chosen_ids"] - ratio["rejected_ids"])
     state = AlphaDpoState()
-    state.watch(torch.tensor(averages))
+    state.update(torch.tensor(averages))
     by_hand = [
         math.log1p(math.exp(-(b * d - 0.5 * b * (a - state.mean) / state.std)))
         for b, d, a in zip(BETAS, margins, averages, strict=True)

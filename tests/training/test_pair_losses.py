@@ -23,7 +23,7 @@ from test_training import (  # noqa: F401 - a fixture is among them
 from trl import DPOTrainer
 
 from sp2dpo.training.columns import PAIR_COLUMNS
-from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, accepts
+from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, accepted_columns
 from sp2dpo.training.trainer import PairDPOConfig
 from support.harness import ROOT
 
@@ -98,7 +98,7 @@ def test_a_beta_column_gives_stock_trls_bits_at_any_beta(
 @pytest.mark.parametrize("column", PAIR_COLUMNS)
 def test_each_column_is_taken_or_refused_by_each_loss(tmp_path, loss_type, column):
     config = settings(tmp_path, loss_type=[loss_type], pair_columns=[column])
-    if column in accepts(loss_type):
+    if column in accepted_columns(loss_type):
         assert PairDPOConfig(**config).pair_columns == [column]
     else:
         with pytest.raises(ValueError, match=rf"loss_type {loss_type} .* a {column} per pair"):
@@ -121,7 +121,7 @@ def test_the_table_of_the_recipes_is_what_is_taken():
         if name in (*LOSSES, *SORTING, "sft")
     }  # fmt: skip
     assert set(told) == {*LOSSES, "sft", "aot", "aot_unpaired"}
-    assert all(list(accepts(name)) == columns for name, columns in told.items())
+    assert all(list(accepted_columns(name)) == columns for name, columns in told.items())
 
 
 @pytest.mark.parametrize("loss_type", OF_Z)
@@ -201,11 +201,17 @@ def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path): 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_weighting": True}, "use_weighting: True does not go with weight"),
-        ({"ld_alpha": 0.5}, "ld_alpha: 0.5 does not go with weight"),
-        ({"f_divergence_type": "forward_kl"}, "f_divergence_type: forward_kl does not go with"),
+        ({"use_weighting": True}, "use_weighting: True cannot be combined with weight"),
+        ({"ld_alpha": 0.5}, "ld_alpha: 0.5 cannot be combined with weight"),
+        (
+            {"f_divergence_type": "forward_kl"},
+            "f_divergence_type: forward_kl cannot be combined with",
+        ),
         ({"beta_dpo": -1.0}, "beta_dpo must be in [0, 1e+06], not -1.0"),
-        ({"alpha_dpo": 0.1, "loss_type": ["ipo"]}, "loss_type ipo is no function of beta D alone"),
+        (
+            {"alpha_dpo": 0.1, "loss_type": ["ipo"]},
+            "loss_type ipo is not a function of beta D alone",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path, change, message):
@@ -216,7 +222,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, change, message)
 def test_exo_takes_no_smoothing_of_0(tmp_path):
     data = Dataset.from_dict(PAIRS | {"label_smoothing": SMOOTHING})
     run = {"pair_columns": ["label_smoothing"], "loss_type": ["exo_pair"], "label_smoothing": 0.1}
-    with pytest.raises(ValueError, match="exo_pair takes a label_smoothing above 0"):
+    with pytest.raises(ValueError, match="exo_pair needs a label_smoothing above 0"):
         make("no-such-model", tmp_path, data, **run)
 
 
@@ -260,7 +266,10 @@ def test_reference_log_probs_that_are_there_are_not_computed_again(
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"ref_chosen_logps": [-1.0] * 8}, "ref_chosen_logps without its fellow"),
+        (
+            {"ref_chosen_logps": [-1.0] * 8},
+            "ref_chosen_logps but not ref_rejected_logps: provide both",
+        ),
         (
             {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [*[-1.0] * 7, 0.5]},
             "1 of 8 values of ref_rejected_logps .* the first is 0.5 in row 7",

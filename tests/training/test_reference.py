@@ -18,7 +18,7 @@ from test_training import (  # a fixture is among them
 )
 from transformers import AutoModelForCausalLM
 
-from sp2dpo.training.reference import KeptLogProbs, pair_keys
+from sp2dpo.training.reference import LogProbCache, pair_keys
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_an_arm_that_leaves_out_and_flips_computes_only_the_flipped_pairs(start)
 
 
 def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("sp2dpo.training.reference.KEPT_AT_ONCE", 4)  # a batch
+    monkeypatch.setattr("sp2dpo.training.reference.PAIRS_PER_FILE", 4)  # a batch
     compute = PairDPOTrainer.compute_ref_log_probs
     calls = []
 
@@ -100,7 +100,7 @@ def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
             start()
     assert start()[0] == 4
     assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 2
-    assert not list((tmp_path / "cache").glob("*/*.tmp"))
+    assert not list((tmp_path / "cache").glob("*/.*"))
 
 
 def test_without_a_folder_nothing_is_kept(start):
@@ -163,14 +163,14 @@ def test_an_older_trl_is_told_that_it_cannot(tmp_path, monkeypatch):
 
 
 def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
-    kept = KeptLogProbs(tmp_path, {"weights": "a"})
+    kept = LogProbCache(tmp_path, {"weights": "a"})
     one, other = pair_keys([[1, 2]] * 2, [[3], [4]], [[4], [3]])
     assert one != other
     assert kept.read() == {}
     kept.write({one: (-1.5, -0.1)})
     kept.write({other: (-2.0, -3.0)})
     assert kept.read() == {one: (-1.5, pytest.approx(-0.1)), other: (-2.0, -3.0)}
-    assert KeptLogProbs(tmp_path, {"weights": "b"}).read() == {}
+    assert LogProbCache(tmp_path, {"weights": "b"}).read() == {}
 
 
 TWO = """

@@ -115,14 +115,14 @@ def test_a_run_that_was_stopped_goes_on(demo, rewards, scored, tmp_path):
     assert not unfinished.exists()
     out.unlink()
     head = {"data": "dataset", "model": said.model, "revision": None, "folds": FOLDS}
-    lines = [json.dumps(row) for row in expected.head(40).to_dicts()]
-    begun = "\n".join([json.dumps(head | {"max_length": 1024}), *lines, '{"pair_id": "brok'])
+    lines = [json.dumps({"key": row.pop("pair_id"), **row}) for row in expected.head(40).to_dicts()]
+    begun = "\n".join([json.dumps(head | {"max_length": 1024}), *lines, '{"key": "brok'])
     unfinished.write_text(begun)
-    with pytest.raises(ValueError, match="was begun with other settings"):
+    with pytest.raises(ValueError, match="was begun with another max_length"):
         score_dataset(rows, replace(said, max_length=512), out, batch_size=16, device="cpu")
     assert unfinished.read_text() == begun
     unfinished.write_text("notes of mine\nin two lines, and")
-    with pytest.raises(ValueError, match="holds no scores; move it away"):
+    with pytest.raises(ValueError, match="is not a journal of this toolkit; move it away"):
         score_dataset(rows, said, out, batch_size=16, device="cpu")
     assert unfinished.read_text() == "notes of mine\nin two lines, and"
     unfinished.write_text('{"data": "data')  # killed at the very first line

@@ -68,7 +68,7 @@ def test_configs_are_taken_in_order_wherever_they_stand():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n", "holds no settings"), ("", "holds no settings"), ("a: [", "is no YAML file")],
+    [("- a\n", "holds no settings"), ("", "holds no settings"), ("a: [", "is not a YAML file")],
 )
 def test_what_is_no_file_of_settings_is_said(files, text, message):
     with pytest.raises(ValueError, match=message):
@@ -172,7 +172,7 @@ def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, caps
     with pytest.raises(SystemExit) as stopped:
         script.main([*config, *small, "--per_device_train_batch_size", "3"])
     assert stopped.value.code == 2
-    assert "global_batch_size 2 is no multiple of 3" in capsys.readouterr().err
+    assert "global_batch_size 2 is not a multiple of 3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         script.main([*config, *small, "--gradient_accumulation_steps", "4"])
     assert "takes 2 steps of 1 pairs, not gradient_accumulation_steps 4" in capsys.readouterr().err
@@ -222,7 +222,7 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(small, tmp_path):
         (["--vary", "beta"], "--vary takes KEY=VALUE"),
         (["--vary", "beta=1,,2"], "--vary takes KEY=VALUE"),
         (["--arm", "nowhere.yaml"], "nowhere.yaml"),
-        (["--vary", "beta=1,1"], "two runs have one name"),
+        (["--vary", "beta=1,1"], "two runs have the same name"),
     ],
 )
 def test_a_sweep_of_nothing_is_refused(tmp_path, said, message):

@@ -557,7 +557,7 @@ def test_the_betas_of_a_stream_are_checked_batch_by_batch(model_dir, tmp_path):
     stream = pairs(beta=[*BETAS[:6], math.nan, 0.1]).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"1 of 4 betas in a batch .* the first is nan in row 2"):
         train(make(model_dir, tmp_path, stream, max_steps=2))
-    with pytest.raises(ValueError, match="missing_values: drop would have to count the rows"):
+    with pytest.raises(ValueError, match="missing_values: drop has to count the rows"):
         make(model_dir, tmp_path, stream, missing_values="drop")
 
 

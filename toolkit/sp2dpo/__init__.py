@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sp2dpo.dataset.publish import PublishOptions, publish_dataset
     from sp2dpo.dataset.space import deploy_space
     from sp2dpo.dataset.verify import verify_dataset
+    from sp2dpo.diagnostics.agreement import wilson_interval
     from sp2dpo.diagnostics.comparison import compare_betas
     from sp2dpo.evaluation.models import load_judge, load_student
     from sp2dpo.evaluation.outputs import generate_outputs
@@ -83,6 +84,7 @@ _MODULES = {
     "render_page": "sp2dpo.report.page",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
+    "wilson_interval": "sp2dpo.diagnostics.agreement",
     "write_betas": "sp2dpo.betas.file",
     "write_report": "sp2dpo.report.page",
 }
@@ -130,6 +132,7 @@ __all__ = [
     "render_page",
     "sweep_temperatures",
     "verify_dataset",
+    "wilson_interval",
     "write_betas",
     "write_report",
 ]

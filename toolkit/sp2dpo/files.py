@@ -45,6 +45,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write a JSON file atomically; raise as `atomic_write`."""
+    with atomic_write(path) as unfinished:
+        text = json.dumps(content, ensure_ascii=False, indent=indent)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number (from 1) and object of each line that is not empty; `.gz` is decompressed.
 

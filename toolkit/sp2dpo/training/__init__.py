@@ -1,42 +1,83 @@
-"""TRL's DPO trainer with per-pair columns."""
+"""TRL's DPO trainer with per-pair columns, and the runs of the training recipes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sp2dpo.training.batch import Mixture, PairBatch
+    from sp2dpo.training.columns import apply_marks
     from sp2dpo.training.config import PairDPOConfig
+    from sp2dpo.training.console import one_line_errors
     from sp2dpo.training.losses import LogRatios
-    from sp2dpo.training.reward_model import prompt_fold
+    from sp2dpo.training.reward_model import Scoring, prompt_fold, score_dataset
+    from sp2dpo.training.reward_run import (
+        FoldConfig,
+        RewardModelConfig,
+        RewardRun,
+        prepare_reward_run,
+    )
+    from sp2dpo.training.run import DataConfig, TrainingRun, prepare_run
+    from sp2dpo.training.run_config import parse_settings
+    from sp2dpo.training.sweep import SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
+_MODULES = {
+    "DataConfig": "run",
+    "FoldConfig": "reward_run",
+    "LogRatios": "losses",
+    "Mixture": "batch",
+    "PairBatch": "batch",
+    "PairColumnsMixin": "trainer",
+    "PairDPOConfig": "config",
+    "PairDPOTrainer": "trainer",
+    "RewardModelConfig": "reward_run",
+    "RewardRun": "reward_run",
+    "Scoring": "reward_model",
+    "SweepRun": "sweep",
+    "TrainingRun": "run",
+    "apply_marks": "columns",
+    "one_line_errors": "console",
+    "parse_settings": "run_config",
+    "prepare_reward_run": "reward_run",
+    "prepare_run": "run",
+    "prompt_fold": "reward_model",
+    "run_sweep": "sweep",
+    "score_dataset": "reward_model",
+    "sweep_lines": "sweep",
+}
+
 __all__ = [
+    "DataConfig",
+    "FoldConfig",
     "LogRatios",
     "Mixture",
     "PairBatch",
     "PairColumnsMixin",
     "PairDPOConfig",
     "PairDPOTrainer",
+    "RewardModelConfig",
+    "RewardRun",
+    "Scoring",
+    "SweepRun",
+    "TrainingRun",
+    "apply_marks",
+    "one_line_errors",
+    "parse_settings",
+    "prepare_reward_run",
+    "prepare_run",
     "prompt_fold",
+    "run_sweep",
+    "score_dataset",
+    "sweep_lines",
 ]
-
-_MODULES = {
-    "LogRatios": "sp2dpo.training.losses",
-    "Mixture": "sp2dpo.training.batch",
-    "PairBatch": "sp2dpo.training.batch",
-    "PairColumnsMixin": "sp2dpo.training.trainer",
-    "PairDPOConfig": "sp2dpo.training.config",
-    "PairDPOTrainer": "sp2dpo.training.trainer",
-    "prompt_fold": "sp2dpo.training.reward_model",
-}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: importing the package does not load torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value  # found without this function from now on
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next access does not call this function
     return value
 
 

@@ -1,4 +1,4 @@
-"""A batch pair by pair: what its columns say, its single losses, and whether TRL agrees."""
+"""Compute the losses of a batch pair by pair, and compare their mean with TRL's loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,21 +7,21 @@ from typing import Any
 import torch
 import trl
 
-from sp2dpo.training.columns import widest
+from sp2dpo.training.columns import to_double
 from sp2dpo.training.losses import LOSSES, LogRatios, Pairwise
 
 TOLERANCE = 1e-5
-"""Relative to a loss: what our sum and TRL's may differ by."""
+"""Largest relative difference between our mean loss and TRL's."""
 
 
 class BetaProxy:
-    """The betas of a batch in the place of the one number that TRL reads.
+    """The betas of a batch in place of the number that TRL reads.
 
-    TRL multiplies by it, in the precision of its operands, and divides by it, in double: both are
-    done here as they are for a number, so that equal betas give TRL's own bits.
+    TRL multiplies by that number in the precision of the other operand, and divides by it in
+    double. This class does the same, so that equal betas give TRL's results bit for bit.
 
     Attributes:
-        exact: (B,), double.
+        exact: The betas, (B,), in double.
     """
 
     def __init__(self, exact: torch.Tensor) -> None:
@@ -41,15 +41,19 @@ class BetaProxy:
         return (other / self.exact).to(torch.float32)
 
 
-class KeepsOutput:
-    """A model whose first output is kept, for what TRL does not tell of it."""
+class OutputRecorder:
+    """A model that keeps its first output, because TRL does not return the log-probs.
+
+    Attributes:
+        output: The first output; None before the first call.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.output: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own output."""
+        """Return the model's output."""
         output = self._model(*args, **kwargs)
         if self.output is None:
             self.output = output
@@ -64,9 +68,9 @@ class Mixture:
     """The loss types of a run.
 
     Attributes:
-        names: out of `pair_losses.LOSSES`.
-        shares: of each in the loss.
-        tau: of `discopop`.
+        names: Names of the losses, out of `losses.LOSSES`.
+        shares: Weight of each loss in the sum.
+        tau: Temperature of `discopop`.
     """
 
     names: Sequence[str]
@@ -76,10 +80,10 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """A batch as the losses see it; all (B,), the columns in double.
+    """The inputs of the losses of a batch; all of shape (B,), the columns in double.
 
     Attributes:
-        ratios: of its pairs.
+        ratios: Log-ratios of the pairs.
         beta: beta_i.
         weight: w_i.
         margin: gamma_i.
@@ -93,20 +97,20 @@ class PairBatch:
     label_smoothing: torch.Tensor
 
     def losses(self, mixture: Mixture) -> torch.Tensor:
-        """(B,) each pair's loss, with its weight."""
+        """Return the weighted loss of each pair, (B,)."""
         pairwise = Pairwise(
             beta=self.beta.to(torch.float32),
             margin=self.margin.to(torch.float32),
             label_smoothing=self.label_smoothing.to(torch.float32),
             tau=mixture.tau,
         )
-        found = torch.zeros_like(self.ratios.chosen)
+        total = torch.zeros_like(self.ratios.chosen)
         for name, share in zip(mixture.names, mixture.shares, strict=True):
-            found = found + share * LOSSES[name](self.ratios, pairwise)
-        return self.weight.to(torch.float32) * found
+            total = total + share * LOSSES[name](self.ratios, pairwise)
+        return self.weight.to(torch.float32) * total
 
     def slopes(self, mixture: Mixture) -> torch.Tensor:
-        """(B,) |dl_i/du_i|: see `slopes`."""
+        """Return the slope |dl_i/du_i| of each pair's loss, (B,), see `gradients`."""
         with torch.enable_grad():
             chosen = self.ratios.chosen.detach().requires_grad_()
             ratios = replace(self.ratios, chosen=chosen, rejected=self.ratios.rejected.detach())
@@ -118,38 +122,38 @@ class PairBatch:
 def make_batch(
     output: Any,
     inputs: Mapping[str, torch.Tensor],
-    said: Mapping[str, torch.Tensor],
+    columns: Mapping[str, torch.Tensor],
     *,
     beta: float,
     label_smoothing: float,
 ) -> PairBatch:
-    """The batch, from the one output of the model.
+    """Return the inputs of the losses, from one output of the model.
 
     Args:
-        output: of the policy, with log_probs (2B, T - 1): chosen first, then rejected.
+        output: Output of the policy, with log_probs (2B, T - 1): chosen first, then rejected.
         inputs: completion_mask (2B, T), ref_chosen_logps and ref_rejected_logps (B,).
-        said: the acting columns, (B,) each.
-        beta: of all pairs, where no column says it.
-        label_smoothing: likewise.
+        columns: The acting columns, (B,) each.
+        beta: Beta of all pairs if there is no column beta.
+        label_smoothing: Label smoothing of all pairs if there is no such column.
 
     Raises:
-        RuntimeError: The log-probs are rounded.
+        RuntimeError: If the log-probs are not float32.
     """
     mask = inputs["completion_mask"]
     log_probs = output.log_probs[:, -(mask.size(1) - 1) :]
     if log_probs.dtype != torch.float32:
         raise RuntimeError(
-            f"the model gives log-probabilities in {log_probs.dtype}, which rounds the loss: under"
-            " FSDP2 with mixed precision set output_dtype to float32"
+            f"the model returns log-probabilities in {log_probs.dtype}, which rounds the loss:"
+            " under FSDP2 with mixed precision set output_dtype to float32"
         )
     chosen, rejected = log_probs.sum(dim=1).chunk(2)
     lengths = mask.sum(dim=1).clamp(min=1.0).chunk(2)
-    otherwise = {"beta": beta, "weight": 1.0, "margin": 0.0, "label_smoothing": label_smoothing}
-    columns = {
-        name: said[name]
-        if name in said
-        else widest(torch.full(chosen.shape, value, dtype=torch.float64), chosen.device)
-        for name, value in otherwise.items()
+    defaults = {"beta": beta, "weight": 1.0, "margin": 0.0, "label_smoothing": label_smoothing}
+    values = {
+        name: columns[name]
+        if name in columns
+        else to_double(torch.full(chosen.shape, default, dtype=torch.float64), chosen.device)
+        for name, default in defaults.items()
     }
     return PairBatch(
         ratios=LogRatios(
@@ -158,39 +162,39 @@ def make_batch(
             chosen_length=lengths[0],
             rejected_length=lengths[1],
         ),
-        **columns,
+        **values,
     )
 
 
 def check_against_trl(
     theirs: float, batch: PairBatch, mixture: Mixture, *, label_smoothing: float
 ) -> None:
-    """Holds our losses to TRL's, at weight 1, margin 0 and the smoothing that TRL knows.
+    """Compare our losses with TRL's, at weight 1, margin 0 and the smoothing that TRL applies.
 
     Args:
         theirs: TRL's loss of the batch.
-        batch: as it came.
-        mixture: of the run.
-        label_smoothing: the global one, which TRL's `sigmoid` and `sigmoid_norm` leave out.
+        batch: The batch, before online variants change it.
+        mixture: The loss types of the run.
+        label_smoothing: The global one, which TRL's `sigmoid` and `sigmoid_norm` ignore.
 
     Raises:
-        RuntimeError: They differ by more than `TOLERANCE`.
+        RuntimeError: If they differ by more than `TOLERANCE`.
     """
     ours = 0.0
     for name, share in zip(mixture.names, mixture.shares, strict=True):
-        known = 0.0 if name in ("sigmoid", "sigmoid_norm") else label_smoothing
+        smoothing = 0.0 if name in ("sigmoid", "sigmoid_norm") else label_smoothing
         plain = replace(
             batch,
             weight=torch.ones_like(batch.weight),
             margin=torch.zeros_like(batch.margin),
-            label_smoothing=torch.full_like(batch.label_smoothing, known),
+            label_smoothing=torch.full_like(batch.label_smoothing, smoothing),
         )
         with torch.no_grad():
             alone = Mixture(names=[name], shares=[share], tau=mixture.tau)
             ours += plain.losses(alone).mean().item()
     if not abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs)):
         raise RuntimeError(
-            f"TRL {trl.__version__} gives the loss {theirs:.7g} where {ours:.7g} was expected: it,"
-            " or your own trainer, computes another loss; use a TRL that is tested, or set"
+            f"TRL {trl.__version__} gives the loss {theirs:.7g} where {ours:.7g} was expected: TRL,"
+            " or your own trainer, computes another loss; use a tested version of TRL, or set"
             " pair_columns: [beta]"
         )

@@ -1,4 +1,4 @@
-"""Per-pair columns of a data set: their names, their legal values, and how they reach a batch."""
+"""Per-pair columns of a data set: their legal values, missing values, marks and the collator."""
 
 import difflib
 import math
@@ -14,29 +14,29 @@ MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
 """Name of the ClassLabel column that is added to the batch for metrics per category."""
 MARK_COLUMNS = ("keep", "flip")
-"""Boolean columns that say which rows to train on and whose responses to exchange."""
+"""Boolean columns: which rows to train on, and whose responses to exchange."""
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnRule:
-    """What a column may hold.
+    """The legal values of a column.
 
     Attributes:
-        holds: whether a number may stand there.
-        words: the same, for people.
-        neutral: what a row without a value gets under `missing_values: constant`; None for the
-            global beta.
+        is_legal: Whether a number is legal.
+        words: The legal values in words, for messages.
+        neutral: Value of a row without one under `missing_values: constant`; None for the global
+            beta.
     """
 
-    holds: Callable[[float], bool]
+    is_legal: Callable[[float], bool]
     words: str
     neutral: float | None
 
 
 def is_beta(value: Any) -> bool:
-    """Whether a value is a number above 0 that float32 can hold (so no NaN, no infinity)."""
+    """Whether a value is a number above 0 that float32 can represent, so not NaN or infinite."""
     limits = torch.finfo(torch.float32)
     return _is_number(value) and limits.tiny <= value <= limits.max
 
@@ -46,15 +46,15 @@ def _is_number(value: Any) -> bool:
 
 
 RULES: Mapping[str, ColumnRule] = {
-    "beta": ColumnRule(holds=is_beta, words="finite numbers above 0", neutral=None),
+    "beta": ColumnRule(is_legal=is_beta, words="finite numbers above 0", neutral=None),
     "weight": ColumnRule(
-        holds=lambda value: math.isfinite(value) and value >= 0,
+        is_legal=lambda value: math.isfinite(value) and value >= 0,
         words="finite numbers, 0 or more",
         neutral=1.0,
     ),
-    "margin": ColumnRule(holds=math.isfinite, words="finite numbers", neutral=0.0),
+    "margin": ColumnRule(is_legal=math.isfinite, words="finite numbers", neutral=0.0),
     "label_smoothing": ColumnRule(
-        holds=lambda value: 0 <= value < 0.5,
+        is_legal=lambda value: 0 <= value < 0.5,
         words="numbers of 0 or more, below 0.5",
         neutral=0.0,
     ),
@@ -64,13 +64,13 @@ PAIR_COLUMNS = tuple(RULES)
 
 @dataclass(frozen=True)
 class PairCollator:
-    """A collator that adds the per-pair columns to the batch of another one.
+    """A collator that adds the per-pair columns to the batch of another collator.
 
     Attributes:
-        inner: Makes the batch from the examples; sees them unchanged.
-        columns: Added as float64 tensors of shape (B,). The names decide, never the values, so
-            that all processes of a run agree on the keys of a batch.
-        category: Whether the numbers of the column `category` are added too, -1 for none.
+        inner: The other collator; it gets the examples unchanged.
+        columns: Names of the columns, added as float64 tensors of shape (B,). They do not depend
+            on the values, so that all processes of a run agree on the keys of a batch.
+        category: Whether to add the numbers of the column `category` too, -1 for null.
     """
 
     inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -78,12 +78,12 @@ class PairCollator:
     category: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch; ValueError if an example has no usable value (a stream may)."""
+        """Return the batch; ValueError if an example of a stream has an illegal value."""
         batch = self.inner(examples)
         where = f"a batch (it has the columns {', '.join(examples[0])})"
         for column in self.columns:
             values = [example.get(column) for example in examples]
-            refuse_bad_values(column, values, where)
+            check_values(column, values, where)
             batch[column] = torch.tensor(values, dtype=torch.float64)
         if self.category:
             numbers = [example.get(CATEGORY) for example in examples]
@@ -138,7 +138,7 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
     values = {column: dataset[column][:] for column in (*marks, "beta") if column in names}
     for column in marks:
         for row, value in enumerate(values[column]):
-            _refuse_bad_mark(column, value, f"row {row} of {where}")
+            _check_mark(column, value, f"row {row} of {where}")
     keep = values.get("keep", [True] * total)
     beta = values.get("beta", [None] * total)
     rows = [row for row in range(total) if keep[row] is not False or beta[row] is None]
@@ -165,17 +165,17 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
 def _mark_stream(dataset: IterableDataset, marks: list[str], where: str) -> IterableDataset:
     def is_kept(row: dict[str, Any]) -> bool:
         for column in marks:
-            _refuse_bad_mark(column, row[column], f"a row of {where}")
+            _check_mark(column, row[column], f"a row of {where}")
         return row.get("keep") is not False or row.get("beta") is None
 
-    features = dataset.features  # None where the source does not say
+    features = dataset.features  # None if the source does not declare them
     marked = dataset.filter(is_kept)
     if "flip" in marks:
         marked = marked.map(exchange_responses, features=features)
     return marked.remove_columns(marks)
 
 
-def _refuse_bad_mark(column: str, value: Any, where: str) -> None:
+def _check_mark(column: str, value: Any, where: str) -> None:
     if value is not None and not isinstance(value, bool):
         raise ValueError(
             f"the column {column} must be boolean, not {value!r} as in {where}: it says which rows"
@@ -199,32 +199,34 @@ def fill_missing_values(
     missing: str,
     constant: float,
 ) -> tuple[Dataset, int]:
-    """Return the data set with a value in every row and column, and how many rows missed one.
+    """Return the data set with a value in every row and column, and the number of rows without one.
 
     Args:
-        dataset: Has the columns.
-        columns: Out of PAIR_COLUMNS.
-        name: Names the data set in messages.
-        missing: One of MISSING_VALUES, what becomes of rows in which a value is null.
-        constant: The beta above 0 that such a row gets if `missing` is "constant"; its weight is
-            then 1, its margin 0 and its label smoothing 0 where they are null.
+        dataset: A data set with the columns.
+        columns: Names out of PAIR_COLUMNS.
+        name: Name of the data set in messages.
+        missing: One of MISSING_VALUES: how to treat rows in which a value is null.
+        constant: The beta above 0 that such a row gets if `missing` is "constant"; a null weight
+            becomes 1, a null margin or label smoothing 0.
 
     Raises:
-        ValueError: If a value breaks its column's rule, if one is null and `missing` is "error",
-            or if no row is left.
+        ValueError: If a value is not legal in its column, if a value is null and `missing` is
+            "error", or if no row is left.
     """
     table: Any = dataset.select_columns(list(columns)).with_format("arrow")[:]
     values = {column: table.column(column).to_pylist() for column in columns}
     where = f"the {name} data set"
     for column in columns:
-        refuse_bad_values(column, values[column], where, null_is_bad=missing == "error")
-    missed = [row for row in range(len(dataset)) if any(values[c][row] is None for c in columns)]
-    if not missed:
+        check_values(column, values[column], where, null_is_bad=missing == "error")
+    incomplete = [
+        row for row in range(len(dataset)) if any(values[c][row] is None for c in columns)
+    ]
+    if not incomplete:
         return dataset, 0
     what = "beta" if columns == ("beta",) else f"value of {', '.join(columns)}"
     if missing == "constant":
         logger.warning(
-            f"{where}: {len(missed)} of {len(dataset)} rows have no {what} and get "
+            f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and get "
             + _neutral(columns, constant)
         )
         for column in columns:
@@ -234,40 +236,42 @@ def fill_missing_values(
                 for value in values[column]
             ]
             dataset = dataset.remove_columns(column).add_column(column, filled)
-        return dataset, len(missed)
-    if len(missed) == len(dataset):
+        return dataset, len(incomplete)
+    if len(incomplete) == len(dataset):
         raise ValueError(
-            f"{where} has a {what} in none of its {len(missed)} rows: nothing is left of it"
+            f"{where} has no {what} in any of its {len(incomplete)} rows: no row is left"
         )
-    logger.warning(f"{where}: {len(missed)} of {len(dataset)} rows have no {what} and are dropped")
-    gone = set(missed)
-    return dataset.select([row for row in range(len(dataset)) if row not in gone]), len(missed)
+    logger.warning(
+        f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and are dropped"
+    )
+    dropped = set(incomplete)
+    return dataset.select([row for row in range(len(dataset)) if row not in dropped]), len(
+        incomplete
+    )
 
 
 def _neutral(columns: tuple[str, ...], constant: float) -> str:
-    """What rows without a value get, in words."""
+    """Return the values that rows without one get, in words."""
     neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
     if columns == ("beta",):
         return str(constant)
     return ", ".join(f"{column} {value}" for column, value in neutral.items())
 
 
-def refuse_bad_values(
-    column: str, values: list[Any], where: str, *, null_is_bad: bool = True
-) -> None:
-    """Raise ValueError, with how many are bad and the first of them, if any value is.
+def check_values(column: str, values: list[Any], where: str, *, null_is_bad: bool = True) -> None:
+    """Raise ValueError, with the number of bad values and the first of them, if there are any.
 
     Args:
-        column: Whose rule holds.
+        column: Name of the column.
         values: One per row.
-        where: Names the rows in the message.
+        where: Name of the rows in the message.
         null_is_bad: Whether a null counts as bad.
     """
     rule = RULES[column]
     bad = [
         row
         for row, value in enumerate(values)
-        if value is not None and not (_is_number(value) and rule.holds(value))
+        if value is not None and not (_is_number(value) and rule.is_legal(value))
     ]
     plural = "betas" if column == "beta" else f"values of {column}"
     if bad:
@@ -282,13 +286,13 @@ def refuse_bad_values(
         )
 
 
-def refuse_bad_log_probs(column: str, values: list[Any], where: str) -> None:
-    """Raise ValueError if a value is no log-probability: a finite number of 0 or below.
+def check_log_probs(column: str, values: list[Any], where: str) -> None:
+    """Raise ValueError if a value is not a log-probability, a finite number of 0 or below.
 
     Args:
-        column: For the message.
+        column: Name of the column in the message.
         values: One per row.
-        where: Names the rows in the message.
+        where: Name of the rows in the message.
     """
     bad = [
         row
@@ -297,25 +301,25 @@ def refuse_bad_log_probs(column: str, values: list[Any], where: str) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(values)} values of {column} in {where} are no log-probabilities,"
+            f"{len(bad)} of {len(values)} values of {column} in {where} are not log-probabilities,"
             f" the first is {values[bad[0]]} in row {bad[0]}"
         )
 
 
-def widest(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the values on a device, as exact as it can hold them: Apple's GPUs know no double."""
+def to_double(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the values on a device, in double, or in float32 on Apple's GPUs without double."""
     return (values.float() if device.type == "mps" else values).to(device)
 
 
-def categories(dataset: Any) -> list[str] | None:
-    """Return the names of the column `category`, None where there is no such ClassLabel."""
+def category_names(dataset: Any) -> list[str] | None:
+    """Return the names of the ClassLabel column `category`; None if there is no such column."""
     features = getattr(dataset, "features", None) or {}
     kind = features.get(CATEGORY)
     return list(kind.names) if isinstance(kind, ClassLabel) else None
 
 
 def choose_column(value: str, legal: tuple[str, ...], key: str) -> None:
-    """Raise ValueError, with the legal values and a guess, if the value of a setting is none."""
+    """Raise ValueError, with the legal values and the closest one, if a value is not legal."""
     if value in legal:
         return
     close = difflib.get_close_matches(str(value), legal, n=1, cutoff=0.5)

@@ -1,46 +1,60 @@
-"""The settings of a run with per-pair columns: what may act, and what has no meaning together."""
+"""The settings of a run with per-pair columns, and which of them exclude each other."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 import trl
 from packaging.version import Version
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, choose_column, is_beta
-from sp2dpo.training.losses import LOSSES, SORTING, accepts
+from sp2dpo.training.losses import LOSSES, SORTING, accepted_columns
 
 FIRST_WITH_LOG_PROBS = "1.16"
-"""From this TRL on the model's output holds what the single losses are computed from."""
+"""The first TRL whose model output holds the log-probs that per-pair losses are computed from."""
 CAPTURES = Version(trl.__version__) >= Version(FIRST_WITH_LOG_PROBS)
 # Until TRL 1.13 `use_liger_kernel` computes the DPO loss in Liger's fused kernel, which takes one
 # beta for the whole run. Later versions only replace layers of the model and keep TRL's loss.
 FUSES_LIGER_LOSS = hasattr(DPOTrainer, "_compute_loss_liger")
 
 
+def set_current_names(args: Any) -> None:
+    """Set what TRL's defaults leave to deprecated names or to a device that is not there.
+
+    Args:
+        args: TrainingArguments, before their own `__post_init__`.
+    """
+    # TRL sets its default under the name that transformers 5.2x deprecates.
+    if getattr(args, "activation_checkpointing", False) is None:
+        args.activation_checkpointing = args.gradient_checkpointing
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False  # torch would warn that there is nothing to pin for
+
+
 @dataclass
 class PairDPOConfig(DPOConfig):
-    """TRL's DPOConfig and which per-pair columns of the data set act.
+    """TRL's DPOConfig with settings for per-pair columns.
 
     Attributes:
         pair_columns: The columns that act on the loss, out of `beta`, `weight` (w_i), `margin`
             (gamma_i) and `label_smoothing` (eps_i); `[]` is stock DPO with the global `beta`.
-            Nothing else decides it: a column that is not named is ignored.
-        missing_values: What becomes of rows in which an acting column is null: `error`, `drop` (the
-            row is left out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
-        beta_dpo: beta-DPO's a, 0.6 in its paper; 0 for none. See `online`.
-        beta_dpo_mode_weight: The share of a batch that beta-DPO leaves out, 0.2 in its paper.
-        alpha_dpo: The alpha of AlphaDPO's margin on top of the betas; 0 for none. See `online`.
-        reference_cache: A folder in which reference log-probs are kept and looked up, under a key
-            of all that they depend on; it implies `precompute_ref_log_probs`. See `reference`.
-        global_batch_size: Pairs per update over all processes. With it
+            A column that is not listed is ignored, also if the data set has it.
+        missing_values: How to treat rows in which an acting column is null: `error`, `drop` (leave
+            the row out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
+        beta_dpo: beta-DPO's a, 0.6 in its paper; 0 turns it off. See `online`.
+        beta_dpo_mode_weight: Share of a batch that beta-DPO leaves out, 0.2 in its paper.
+        alpha_dpo: The alpha of AlphaDPO's margin on top of the betas; 0 turns it off. See `online`.
+        reference_cache: A folder that keeps reference log-probs under a key of everything they
+            depend on; it implies `precompute_ref_log_probs`. See `reference`.
+        global_batch_size: Pairs per update over all processes. If it is set,
             `gradient_accumulation_steps` follows from the number of processes.
 
-    `label_smoothing` above 0 makes `sigmoid` and `sigmoid_norm` cDPO, which TRL 1.16 leaves out
-    without a word.
+    `label_smoothing` above 0 makes `sigmoid` and `sigmoid_norm` cDPO; TRL 1.16 silently ignores it.
 
     Raises:
         ValueError: On an unknown column or mode, on a global beta that is not a finite number
-            above 0, and on a setting that has no meaning with what acts.
+            above 0, and on settings that have no meaning together.
     """
 
     pair_columns: list[str] = field(
@@ -54,11 +68,11 @@ class PairDPOConfig(DPOConfig):
         default="error",
         metadata={"help": "Rows without a value: error, drop, or constant (the global beta)."},
     )
-    beta_dpo: float = field(default=0.0, metadata={"help": "beta-DPO's a; 0 for none."})
+    beta_dpo: float = field(default=0.0, metadata={"help": "beta-DPO's a; 0 turns it off."})
     beta_dpo_mode_weight: float = field(
-        default=0.2, metadata={"help": "The share of a batch that beta-DPO leaves out."}
+        default=0.2, metadata={"help": "Share of a batch that beta-DPO leaves out."}
     )
-    alpha_dpo: float = field(default=0.0, metadata={"help": "AlphaDPO's alpha; 0 for none."})
+    alpha_dpo: float = field(default=0.0, metadata={"help": "AlphaDPO's alpha; 0 turns it off."})
     reference_cache: str | None = field(
         default=None, metadata={"help": "A folder that keeps reference log-probs."}
     )
@@ -88,70 +102,71 @@ class PairDPOConfig(DPOConfig):
                     " install it, or leave it out"
                 )
             self.precompute_ref_log_probs = True
+        set_current_names(self)
         super().__post_init__()
         if self.global_batch_size is not None:
             self._accumulate(self.global_batch_size)
-        self._refuse_what_has_no_meaning()
-        if self.beta_dpo or self.alpha_dpo:  # else a resumed run would begin with other statistics
+        self._check_combinations()
+        if self.beta_dpo or self.alpha_dpo:  # else a resumed run would start with other statistics
             self.restore_callback_states_from_checkpoint = True
 
     @property
     def smooths(self) -> bool:
-        """Whether the global label smoothing has to be made to act."""
+        """Whether the global label smoothing acts on a loss for which TRL ignores it."""
         plain = {"sigmoid", "sigmoid_norm"} & set(self.loss_type)
         return self.label_smoothing > 0 and bool(plain)
 
     @property
-    def needs_single_losses(self) -> bool:
-        """Whether anything acts that TRL's mean over a batch cannot give."""
+    def needs_pair_losses(self) -> bool:
+        """Whether a setting needs per-pair losses: TRL's mean over the batch is not enough."""
         more = set(self.pair_columns) - {"beta"}
         return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
 
     def _accumulate(self, pairs: int) -> None:
-        """Set the accumulation with which an update is of so many pairs."""
-        at_once = self.train_batch_size * self.world_size
-        if pairs < 1 or pairs % at_once:
+        """Set the accumulation steps with which an update has `pairs` pairs."""
+        per_step = self.train_batch_size * self.world_size
+        if pairs < 1 or pairs % per_step:
             raise ValueError(
-                f"global_batch_size {pairs} is no multiple of {at_once}, the pairs of one step"
+                f"global_batch_size {pairs} is not a multiple of {per_step}, the pairs of one step"
                 f" ({self.train_batch_size} on each of {self.world_size} processes): change"
                 " per_device_train_batch_size or the number of processes"
             )
-        steps = pairs // at_once
+        steps = pairs // per_step
         if self.gradient_accumulation_steps not in (1, steps):
             raise ValueError(
-                f"global_batch_size {pairs} takes {steps} steps of {at_once} pairs, not"
+                f"global_batch_size {pairs} takes {steps} steps of {per_step} pairs, not"
                 f" gradient_accumulation_steps {self.gradient_accumulation_steps}: set one of them"
             )
         self.gradient_accumulation_steps = steps
 
-    def _refuse_what_has_no_meaning(self) -> None:
+    def _check_combinations(self) -> None:
+        """Raise ValueError if settings have no meaning together."""
         acting = [(column, "take it out of pair_columns") for column in self.pair_columns]
         for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
             if getattr(self, setting):
                 acting.append((column, f"set {setting}: 0"))
         for loss_type in self.loss_type:
-            known = accepts(loss_type)
-            for column, otherwise in acting:
-                if column not in known:
+            accepted = accepted_columns(loss_type)
+            for column, alternative in acting:
+                if column not in accepted:
                     raise ValueError(
-                        f"loss_type {loss_type} {_reason(loss_type, column)}, so a {column} "
-                        f"per pair"
-                        f" has no meaning there: choose another loss_type, or {otherwise}"
+                        f"loss_type {loss_type} {_reason(loss_type, column)}, so a {column} per"
+                        f" pair has no meaning there: choose another loss_type, or {alternative}"
                     )
-        acts = bool(self.pair_columns) or self.needs_single_losses
+        acts = bool(self.pair_columns) or self.needs_pair_losses
         if self.use_liger_kernel and FUSES_LIGER_LOSS and acts:
             raise ValueError(
                 f"use_liger_kernel gives wrong losses with a beta per pair on TRL"
                 f" {trl.__version__}: set it to false, set pair_columns: [], or install TRL"
                 f" {FIRST_WITH_LOG_PROBS}"
             )
-        if not self.needs_single_losses:
+        if not self.needs_pair_losses:
             return
         unknown = [name for name in self.loss_type if name not in LOSSES]
         if unknown:
             raise ValueError(
-                f"loss_type {unknown[0]} {_reason(unknown[0], 'weight')}: it does not go with"
-                " label_smoothing above 0; set that to 0"
+                f"loss_type {unknown[0]} {_reason(unknown[0], 'weight')}: it cannot be"
+                " combined with label_smoothing above 0; set that to 0"
             )
         if not CAPTURES:
             raise ValueError(
@@ -159,21 +174,23 @@ class PairDPOConfig(DPOConfig):
                 f" {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}: install it, or set"
                 " pair_columns: [beta]"
             )
-        for setting, plain in (
+        for setting, default in (
             ("use_weighting", False), ("ld_alpha", None), ("f_divergence_type", "reverse_kl"),
         ):  # fmt: skip
-            if getattr(self, setting) != plain:
+            value = getattr(self, setting)
+            if value != default:
                 raise ValueError(
-                    f"{setting}: {getattr(self, setting)} does not go with weight, margin,"
-                    f" label_smoothing, beta_dpo and alpha_dpo: set it to {plain}"
+                    f"{setting}: {value} cannot be combined with weight, margin, label_smoothing,"
+                    f" beta_dpo and alpha_dpo: set it to {default}"
                 )
 
 
 def _reason(loss_type: str, column: str) -> str:
+    """Return why a loss has no use for a column."""
     if loss_type in SORTING:
         return "sorts the batch"
     if loss_type not in LOSSES:
-        return "is no sum over pairs"
+        return "is not a sum over pairs"
     if column == "margin":
-        return "is no function of beta D alone"
-    return "knows no chance of a wrong label"
+        return "is not a function of beta D alone"
+    return "does not model wrong labels"

@@ -1,14 +1,14 @@
-"""Where the gradient of a run goes: its share by beta and by category, and what is spent.
+"""Metrics of where the gradient of a run goes: its shares by beta and by category.
 
-The slope of a pair is |dl_i/du_i|, the gradient of its loss in the log-ratio of its chosen
-response; for a loss of z that is |dl_i/dD_i| = w_i beta_i s(-z_i). Shares are of the slopes of all
-pairs since the last log, over all processes.
+The slope of a pair is |dl_i/du_i|, the derivative of its loss with respect to the log-ratio of its
+chosen response; for a loss of z that is |dl_i/dD_i| = w_i beta_i s(-z_i). Shares refer to the sum
+of the slopes of all pairs since the last log, over all processes.
 
     inverted   share of the pairs with D > D*, where beta_min s(-beta_min D*) = beta_max
-               s(-beta_max D*): beyond it a pair at the floor has more gradient than one at the
-               ceiling (10.4 nats for SP2DPO's ends)
-    saturated  share of the pairs whose slope is below 1 % of w_i beta_i / 2, what that of
-               -log s(z) is at z = 0 (our choice)
+               s(-beta_max D*): beyond D* a pair with the lowest beta has a larger slope than one
+               with the highest (10.4 nats for SP2DPO's 0.03 and 0.3)
+    saturated  share of the pairs whose slope is below 1 % of w_i beta_i / 2, the slope of
+               -log s(z) at z = 0 (our choice)
 """
 
 import math
@@ -21,11 +21,11 @@ SATURATED = 0.01
 
 
 def inversion(low: float, high: float) -> float:
-    """D*, in nats; infinite where both betas are equal.
+    """Return D*, in nats; infinite if both betas are equal.
 
     Args:
-        low: the lowest beta.
-        high: the highest.
+        low: The lowest beta.
+        high: The highest beta.
     """
     if not low < high:
         return math.inf
@@ -44,24 +44,23 @@ def inversion(low: float, high: float) -> float:
 
 
 def decile_edges(betas: Sequence[float]) -> torch.Tensor:
-    """(9,) what separates the deciles of the betas of a data set."""
-    at = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
-    return torch.quantile(
-        torch.tensor(betas, dtype=torch.float64)[:: max(1, len(betas) // 10**6)], at
-    )
+    """Return the nine values that separate the deciles of a data set's betas, (9,)."""
+    shares = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
+    step = max(1, len(betas) // 10**6)  # torch.quantile takes at most 16 million values
+    return torch.quantile(torch.tensor(betas, dtype=torch.float64)[::step], shares)
 
 
 class GradientMetrics:
-    """Sums since the last log.
+    """Accumulate slopes since the last log.
 
     Args:
-        betas: of the data set; none where they are not known.
-        categories: names; none where the data set has none.
+        betas: Betas of the data set; empty if they are not known in advance.
+        categories: Names of the categories; empty if the data set has none.
 
     Attributes:
-        edges: (9,) of the deciles; None where betas are all alike, or not known.
-        inverts_at: D*, infinite then.
-        categories: names.
+        edges: Edges of the deciles, (9,); None if the betas are all equal or not known.
+        inverts_at: D*; infinite if there are no edges.
+        categories: Names of the categories.
     """
 
     def __init__(self, betas: Sequence[float], categories: Sequence[str]) -> None:
@@ -72,12 +71,12 @@ class GradientMetrics:
         self.clear()
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Forget the batches added so far."""
         self._pairs = self._saturated = self._inverted = 0
         self._by_decile = torch.zeros(DECILES, dtype=torch.float64)
         self._by_category = torch.zeros(len(self.categories), dtype=torch.float64)
-        self._right = torch.zeros(len(self.categories), dtype=torch.float64)
-        self._seen = torch.zeros(len(self.categories), dtype=torch.float64)
+        self._correct = torch.zeros(len(self.categories), dtype=torch.float64)
+        self._count = torch.zeros(len(self.categories), dtype=torch.float64)
         self._weight = 0.0
 
     def add(
@@ -89,14 +88,14 @@ class GradientMetrics:
         slope: torch.Tensor,
         category: torch.Tensor,
     ) -> None:
-        """Takes in a batch; all (N,), over all processes, on the CPU, in double.
+        """Add a batch; all arguments are (N,), over all processes, on the CPU, in double.
 
         Args:
-            beta: as used.
+            beta: Betas, as the loss used them.
             margin: D, in nats.
-            weight: of the loss.
+            weight: Weights of the pairs.
             slope: |dl/du|.
-            category: numbers, -1 for none.
+            category: Numbers of the categories, -1 for none.
         """
         self._pairs += len(beta)
         self._weight += weight.sum().item()
@@ -106,17 +105,17 @@ class GradientMetrics:
             decile = torch.bucketize(beta.contiguous(), self.edges, right=True)
             self._by_decile.index_add_(0, decile, slope)
         if self.categories:
-            told = category >= 0
-            place = category[told].long()
-            self._by_category.index_add_(0, place, slope[told])
-            self._right.index_add_(0, place, (margin[told] > 0).double())
-            self._seen.index_add_(0, place, torch.ones(len(place), dtype=torch.float64))
+            labelled = category >= 0
+            index = category[labelled].long()
+            self._by_category.index_add_(0, index, slope[labelled])
+            self._correct.index_add_(0, index, (margin[labelled] > 0).double())
+            self._count.index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of what was taken in, by name; nothing of nothing."""
+        """Return metric name -> value; empty if no batch was added."""
         if not self._pairs:
             return {}
-        found = {
+        metrics = {
             "weight/mean": self._weight / self._pairs,
             "pairs/saturated": self._saturated / self._pairs,
             "pairs/inverted": self._inverted / self._pairs,
@@ -127,11 +126,11 @@ class GradientMetrics:
         ):
             total = sums.sum().item()
             if total > 0:
-                found |= {
+                metrics |= {
                     f"gradient_share/{name}_{label}": share.item() / total
                     for label, share in zip(labels, sums, strict=True)
                 }
-        for label, right, seen in zip(self.categories, self._right, self._seen, strict=True):
-            if seen:
-                found[f"accuracy/{label}"] = (right / seen).item()
-        return found
+        for label, correct, count in zip(self.categories, self._correct, self._count, strict=True):
+            if count:
+                metrics[f"accuracy/{label}"] = (correct / count).item()
+        return metrics

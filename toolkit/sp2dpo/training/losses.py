@@ -1,15 +1,15 @@
-r"""The losses of TRL pair by pair, with a beta, a weight, a margin and a flip rate for each.
+r"""TRL's losses pair by pair, with a beta, a weight, a margin and label smoothing for each pair.
 
     loss_i = w_i f(beta_i D_i - gamma_i; eps_i)
 
-TRL takes the mean of a batch before anybody can weigh its pairs, so what needs the single losses
-(weight, margin, label smoothing) computes them here, elementwise, from the log-ratios
+TRL takes the mean of a batch before its pairs could be weighted, so weight, margin and label
+smoothing use the losses computed here, elementwise, from the log-ratios
 
     u_i = log pi(chosen) - log ref(chosen),  v_i the same of rejected,  D_i = u_i - v_i   (nats)
 
-and is held to TRL's own mean while it trains (see `training`). Each line names the paper of its
-loss; a margin enters as in ODPO and a flip rate as in cDPO, elsewhere by our choice. Neither has a
-meaning for a loss that is no function of z = beta D.
+Their mean is compared with TRL's during training (see `batch`). Each docstring names the paper of
+its loss. The margin enters as in ODPO and label smoothing as in cDPO; for other losses this is our
+choice. Neither has a meaning for a loss that is not a function of z = beta D.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,13 +23,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LogRatios:
-    """What a loss sees of a batch; all (B,).
+    """Log-ratios of policy to reference for the pairs of a batch; all of shape (B,).
 
     Attributes:
         chosen: u_i, in nats, summed over completion tokens.
-        rejected: v_i.
-        chosen_length: completion tokens, at least 1.
-        rejected_length: likewise.
+        rejected: v_i, in nats, summed over completion tokens.
+        chosen_length: Completion tokens of the chosen response, at least 1.
+        rejected_length: Completion tokens of the rejected response, at least 1.
     """
 
     chosen: Tensor
@@ -39,24 +39,24 @@ class LogRatios:
 
     @property
     def difference(self) -> Tensor:
-        """D_i, (B,)."""
+        """Return D_i = u_i - v_i, (B,)."""
         return self.chosen - self.rejected
 
     @property
     def average(self) -> Tensor:
-        """u_i / tokens - v_i / tokens, (B,)."""
+        """Return u_i / tokens - v_i / tokens, (B,)."""
         return self.chosen / self.chosen_length - self.rejected / self.rejected_length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairwise:
-    """What the columns of a batch say of its pairs; all (B,).
+    """Per-pair values of a batch; all of shape (B,) except tau.
 
     Attributes:
-        beta: above 0.
+        beta: beta_i, above 0.
         margin: gamma_i, in the units of beta D.
-        label_smoothing: eps_i in [0, 0.5), the chance that the label is wrong.
-        tau: of `discopop`, a number.
+        label_smoothing: eps_i in [0, 0.5), the probability that the label is wrong.
+        tau: Temperature of `discopop`, a number.
     """
 
     beta: Tensor
@@ -74,7 +74,7 @@ def sigmoid(r: LogRatios, p: Pairwise) -> Tensor:
 
 
 def sigmoid_norm(r: LogRatios, p: Pairwise) -> Tensor:
-    """The same with log-ratios averaged over tokens."""
+    """`sigmoid` with log-ratios averaged over tokens."""
     return _smoothed(p.beta * r.average - p.margin, p.label_smoothing)
 
 
@@ -149,24 +149,24 @@ LOSSES: Mapping[str, Loss] = {
     "discopop": discopop,
     "sigmoid_norm": sigmoid_norm,
 }
-"""TRL's losses that are made of single pairs, by TRL's names."""
+"""TRL's losses that are sums over pairs, by TRL's names."""
 OF_Z = ("sigmoid", "hinge", "exo_pair", "robust", "discopop", "sigmoid_norm")
-"""Those that are functions of z: a margin has a meaning."""
+"""Losses that are functions of z: a margin has a meaning."""
 SMOOTHED = ("sigmoid", "exo_pair", "robust", "sigmoid_norm")
-"""Those that know a chance of a wrong label."""
+"""Losses that model wrong labels: label smoothing has a meaning."""
 SORTING = ("aot", "aot_unpaired", "aot_pair")
-"""These sort the batch: row i of their loss is not pair i any more."""
+"""Losses that sort the batch: row i of the loss is no longer pair i."""
 
 
-def accepts(loss_type: str) -> tuple[str, ...]:
-    """The per-pair columns that have a meaning for a loss.
+def accepted_columns(loss_type: str) -> tuple[str, ...]:
+    """Return the per-pair columns that have a meaning for a loss.
 
-    `sft` is a mean over tokens and knows no beta: a beta column leaves it as it is.
+    `sft` is a mean over tokens without a beta: a beta column does not change it.
     """
     if loss_type not in LOSSES:
         return () if loss_type in SORTING else ("beta",)
-    more = (("margin", OF_Z), ("label_smoothing", SMOOTHED))
-    return ("beta", "weight", *(name for name, of in more if loss_type in of))
+    conditional = (("margin", OF_Z), ("label_smoothing", SMOOTHED))
+    return ("beta", "weight", *(name for name, losses in conditional if loss_type in losses))
 
 
 def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
@@ -174,6 +174,6 @@ def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
 
 
 def _over(number: float, beta: Tensor) -> Tensor:
-    """A number over beta, in double, as TRL divides by a global one."""
+    """Return number / beta, divided in double, as TRL divides by the global beta."""
     exact = beta if beta.device.type == "mps" else beta.double()
     return (number / exact).to(torch.float32)

@@ -1,4 +1,4 @@
-"""What a model was trained on: data set, revision, schedule, and a hash of what acted."""
+"""Record what a model was trained on: data set, revision, schedule, hashes."""
 
 import hashlib
 import json
@@ -20,48 +20,48 @@ _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 def provenance(
     source: str, revision: str | None, dataset: Dataset, columns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return where the rows are from and what they say.
+    """Return the source of the rows and hashes of their content.
 
     Args:
         source: A folder, or the name of a data set on the Hub.
-        revision: What was asked for on the Hub.
+        revision: The revision that was requested on the Hub.
         dataset: The rows as they are trained on.
         columns: The per-pair columns that act.
 
     Returns:
-        `dataset` (a folder by its own name alone), `revision` (of the Hub: the commit, where the
-        data set's files tell it), `pair_columns`, `schedule`, `arm` and `manifest_sha256` (None
-        where the data set has no manifest, or none that can be read), and `columns_sha256`, of the
-        acting columns with the pairs' ids in the order of the rows.
+        `dataset` (for a folder, its name without the path), `revision` (on the Hub; the commit, if
+        the data set's files name it), `pair_columns`, `schedule`, `arm` and `manifest_sha256` (None
+        if the data set has no readable manifest), and `columns_sha256`, of the acting columns with
+        the pairs' ids in the order of the rows.
     """
     folder = Path(source)
     local = folder.is_dir()
-    # `datasets` names the folder of what it keeps of a Hub data set after the commit.
-    kept = [str(file["filename"]) for file in dataset.cache_files]
-    commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *kept]))
+    # `datasets` names the cache folder of a Hub data set after the commit.
+    cached = [str(file["filename"]) for file in dataset.cache_files]
+    commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *cached]))
     revision = None if local else commit[1] if commit else revision
-    manifest = _manifest(source, revision)
-    said = json.loads(manifest) if manifest else {}
-    named = [name for name in ("pair_id", *columns) if name in dataset.column_names]
-    content = json.dumps([dataset[name][:] for name in named])
+    manifest = _read_manifest(source, revision)
+    facts = json.loads(manifest) if manifest else {}
+    names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
+    content = json.dumps([dataset[name][:] for name in names])
     return {
         "dataset": folder.resolve().name if local else source,
         "revision": revision,
         "pair_columns": list(columns),
-        "schedule": said.get("schedule"),
-        "arm": said.get("arm") or None,
+        "schedule": facts.get("schedule"),
+        "arm": facts.get("arm") or None,
         "manifest_sha256": hashlib.sha256(manifest).hexdigest() if manifest else None,
         "columns_sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
 
 
-def _manifest(source: str, revision: str | None) -> bytes | None:
+def _read_manifest(source: str, revision: str | None) -> bytes | None:
     try:
         if Path(source).is_dir():
             return Path(source, MANIFEST).read_bytes()
         path = hf_hub_download(source, MANIFEST, revision=revision, repo_type="dataset")
         return Path(path).read_bytes()
-    except (OSError, ValueError):  # there is none, or the Hub is out of reach
+    except (OSError, ValueError):  # no manifest, or the Hub cannot be reached
         return None
 
 
@@ -70,15 +70,15 @@ def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
 
     Args:
         data: See `provenance`.
-        settings: Those of the run, key -> value.
+        settings: Settings of the run, key -> value.
     """
     fence = "`" * 4
     return "\n".join(
         [
             "\n\n## Data and settings\n",
-            "What was trained on, which settings differ from the defaults, and SHA-256 hashes of"
-            " the data set's manifest and of the columns that acted, with the pairs' ids, in the"
-            " order of the rows.\n",
+            "The data, the settings that differ from the defaults, and SHA-256 hashes of the data"
+            " set's manifest and of the columns that acted, with the pairs' ids, in the order of"
+            " the rows.\n",
             f"{fence}yaml",
             yaml.safe_dump({"data": data, "settings": settings}, sort_keys=False).rstrip(),
             f"{fence}\n",

@@ -1,61 +1,80 @@
-"""YAML files of a run, one on top of the other: what a run's settings are and where each is from.
+"""Read the settings of a run from YAML files and the command line.
 
-The rule: a key of a later file replaces that of an earlier one, whole, lists and mappings too. What
-the command line says stands above all files. A key that is there once is not explained twice.
+A key of a later file replaces the same key of an earlier one, with its whole value, also if that is
+a list or a mapping. The command line overrides all files.
 """
 
+import difflib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-__all__ = ["RunFiles", "compose", "single_config", "take_configs"]
+from trl import TrlParser
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Settings out of several files.
+    """The merged settings of several files.
 
     Attributes:
         settings: Key -> value.
-        origin: Key -> the file that it is from.
+        origin: Key -> the file that sets it.
     """
 
     settings: Mapping[str, Any]
     origin: Mapping[str, Path]
 
     def lines(self) -> list[str]:
-        """Return the settings as the lines of a YAML file, each with the name of its own file."""
-        shown = []
+        """Return the settings as the lines of a YAML file, each with its file in a comment."""
+        lines = []
         for key, value in self.settings.items():
-            said = yaml.safe_dump(value, default_flow_style=True, width=1000)
-            said = said.removesuffix("...\n").rstrip("\n")
-            shown.append(f"{key}: {said}  # {self.origin[key].name}")
-        return shown
+            text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+            text = text.removesuffix("...\n").rstrip("\n")
+            lines.append(f"{key}: {text}  # {self.origin[key].name}")
+        return lines
+
+
+@dataclass(frozen=True)
+class ParsedSettings:
+    """The settings of a run.
+
+    Attributes:
+        configs: An instance of each configuration class, in the order of the classes.
+        files: The files that `--config` names.
+        merged: Their settings.
+    """
+
+    configs: tuple[Any, ...]
+    files: Sequence[Path]
+    merged: RunFiles
+
+    def lines(self) -> list[str]:
+        """Return the settings of the files as YAML, each line with its file in a comment."""
+        return self.merged.lines()
 
 
 def compose(paths: Sequence[Path]) -> RunFiles:
-    """Return the settings of the files, a later one's in place of an earlier one's.
+    """Return the settings of the files; a key of a later file replaces that of an earlier one.
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If one is no YAML file of `key: value`.
+        ValueError: If a file is not a YAML file of `key: value`.
     """
     settings: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     for path in paths:
         try:
-            said = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
-        if not isinstance(said, dict):
+            raise ValueError(f"{path} is not a YAML file: {error}") from error
+        if not isinstance(content, dict):
             raise ValueError(f"{path} holds no settings, lines of `key: value`")
-        settings |= said
-        origin |= dict.fromkeys(said, path)
+        settings |= content
+        origin |= dict.fromkeys(content, path)
     return RunFiles(settings=settings, origin=origin)
 
 
@@ -63,14 +82,14 @@ def take_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Return the files that `--config` names, in order, and the other arguments.
 
     Raises:
-        ValueError: If nothing stands behind a `--config`.
+        ValueError: If a `--config` has no value.
     """
     paths: list[Path] = []
     others: list[str] = []
-    left = iter(arguments)
-    for word in left:
+    words = iter(arguments)
+    for word in words:
         if word == "--config":
-            path = next(left, "")
+            path = next(words, "")
             if not path or path.startswith("--"):
                 raise ValueError("--config takes a file: --config FILE.yaml")
             paths.append(Path(path))
@@ -82,9 +101,47 @@ def take_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 @contextmanager
-def single_config(files: RunFiles, arguments: Sequence[str]) -> Any:
-    """Yield arguments with one `--config`, a file that is there for so long."""
+def single_config(files: RunFiles, arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the arguments with one `--config`, a temporary file of the merged settings."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(yaml.safe_dump(dict(files.settings), sort_keys=False), encoding="utf-8")
         yield ["--config", str(path), *arguments]
+
+
+def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedSettings:
+    """Return the settings of the YAML files, overridden by those of the command line.
+
+    Args:
+        arguments: `--config FILE.yaml`, also several times, and `--key value`.
+        classes: Dataclasses whose fields are the legal keys.
+
+    Raises:
+        ValueError: On an unknown key and on a bad value.
+        OSError: If a file cannot be read.
+    """
+    paths, arguments = take_configs(arguments)
+    files = compose(paths)
+    configs: Any = tuple(classes)
+    parser = TrlParser(configs, usage="%(prog)s --config FILE.yaml [--key value ...]")
+    for action in parser._actions:
+        if action.dest == "pair_columns":
+            action.nargs = "*"  # the list may be empty on the command line too
+    with single_config(files, arguments) as merged:
+        *parsed, in_yaml, on_command_line = parser.parse_args_and_config(
+            merged, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    # The parser returns unknown YAML keys with their values, unknown arguments as they were given.
+    refuse_unknown([*in_yaml[::2], *on_command_line], classes)
+    return ParsedSettings(configs=tuple(parsed), files=paths, merged=files)
+
+
+def refuse_unknown(options: Sequence[str], classes: Sequence[type]) -> None:
+    """Raise ValueError, with the closest legal name, if any option was not recognized."""
+    if not options:
+        return
+    legal = [field.name for config in classes for field in fields(config)]
+    name = options[0].removeprefix("--").split("=")[0]
+    close = difflib.get_close_matches(name, legal, n=1)
+    guess = f", did you mean {close[0]}?" if close else ""
+    raise ValueError(f"unknown setting {name}{guess}")

@@ -8,18 +8,19 @@ For pair i, with log-probabilities summed over completion tokens (in nats),
 and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). TRL keeps
 everything else: tokenisation, models, reference, the losses themselves. A batch whose betas are
 all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it). With a weight, a
-margin or a flip rate, or an online variant, the losses come from `losses`, held to TRL's.
+margin, label smoothing or an online variant, the losses come from `losses` and are compared with
+TRL's.
 
 Two things to know before reading a result:
 
-- A beta is no weight (SP2DPO, Proposition 1): it changes the slope of the loss in D to
+- A beta is not a weight (SP2DPO, Proposition 1): it changes the slope of the loss in D to
   -beta_i * sigmoid(-beta_i * D), where a weight w_i would only scale it, to
-  -w_i * beta * sigmoid(-beta * D). The slopes agree at every D for beta_i = beta, w_i = 1 alone.
-- With a larger beta_i a pair moves more at first and ends with a *smaller* margin: a label that is
-  right with probability p is served best by D* = logit(p) / beta_i.
+  -w_i * beta * sigmoid(-beta * D). The slopes agree at every D only if beta_i = beta and w_i = 1.
+- A larger beta_i makes a pair move more at first and end with a *smaller* margin: for a label that
+  is right with probability p, the loss is smallest at D* = logit(p) / beta_i.
 
-TRL's `rewards/*` metrics are multiplied by beta_i, so runs with different betas cannot be compared
-by them: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
+TRL's `rewards/*` metrics are multiplied by beta_i, so they cannot be compared between runs with
+different betas: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
 """
 
 import inspect
@@ -35,8 +36,8 @@ from trl import DPOTrainer
 
 from sp2dpo.training.batch import (
     BetaProxy,
-    KeepsOutput,
     Mixture,
+    OutputRecorder,
     PairBatch,
     check_against_trl,
     make_batch,
@@ -47,54 +48,54 @@ from sp2dpo.training.columns import (
     MarkCounts,
     PairCollator,
     apply_marks,
-    categories,
+    category_names,
+    check_log_probs,
     fill_missing_values,
-    refuse_bad_log_probs,
-    widest,
+    to_double,
 )
 from sp2dpo.training.config import CAPTURES, PairDPOConfig
 from sp2dpo.training.gradients import GradientMetrics
 from sp2dpo.training.losses import LOSSES
-from sp2dpo.training.online import AlphaDpoState, BetaDpoState, Running, beta_dpo, scale
+from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
 from sp2dpo.training.reference import REFERENCE, add_log_probs
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
 # Per-pair numbers that DeepSpeed must not round to the precision of the model.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
-# TRL 1.0 finds the reference model itself, later versions are given it.
+# TRL 1.0 finds the reference model itself, later versions take it as an argument.
 REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
 GUARD_EVERY = 100
-"""Batches after which our losses are held to TRL's once more."""
+"""Our losses are compared with TRL's on the first batch and then every so many batches."""
 
 logger = get_logger(__name__)
 
-# What the mixin is mixed into: a DPOTrainer, of whatever TRL version.
+# The mixin is meant for subclasses of DPOTrainer, whose methods differ between TRL versions.
 Trainer: Any = object
 
 
 class PairColumnsMixin(Trainer):
-    """Makes any DPOTrainer obey the per-pair columns of its data sets.
+    """Make any DPOTrainer apply the per-pair columns of its data sets.
 
     Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`; the arguments are those of DPOTrainer,
     all but the models by keyword, and `args` is a PairDPOConfig. Everything not named here is
     inherited. With weight, margin, label smoothing or an online variant the loss is ours (see
-    `losses`), held to TRL's on the first batch and every `GUARD_EVERY`th: there
-    TheirDPOTrainer must keep TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and, where
-    beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over the
-    logged batches, and on TRL 1.16 or later what `slopes` says.
+    `losses`) and is compared with TRL's on the first batch and every `GUARD_EVERY`th, so
+    TheirDPOTrainer must not change TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and,
+    if beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over
+    the logged batches, and on TRL 1.16 or later the metrics of `gradients`.
 
     Attributes:
         rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
             rows without a value in an acting column, which `missing_values` dropped or filled.
-        mark_counts: Data set name -> how many rows its columns `keep` and `flip` left out and
-            flipped, see `columns.apply_marks`; without an entry for a stream.
+        mark_counts: Data set name -> number of rows that its columns `keep` and `flip` left out
+            and flipped, see `columns.apply_marks`; a stream has no entry.
 
     Raises:
-        TypeError: If `args` is no PairDPOConfig.
-        ValueError: Before the model loads, if a named column is absent or holds values that break
-            its rule. The values of a stream are checked batch by batch.
-        RuntimeError: While training, if this TRL computes another loss than ours.
+        TypeError: If `args` is not a PairDPOConfig.
+        ValueError: Before the model loads, if a column in `pair_columns` is missing or holds bad
+            values. The values of a stream are checked batch by batch.
+        RuntimeError: During training, if TRL's loss differs from ours.
     """
 
     def __init__(
@@ -103,22 +104,22 @@ class PairColumnsMixin(Trainer):
         args: PairDPOConfig,
         train_dataset: Dataset | IterableDataset,
         eval_dataset: Any = None,
-        **rest: Any,
+        **options: Any,
     ) -> None:
         if not isinstance(args, PairDPOConfig):
             raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
         self.rows_without_beta: dict[str, int] = {}
         self.mark_counts: dict[str, MarkCounts] = {}
-        train_dataset = self._admit(train_dataset, "train", args)
-        eval_dataset = self._admit_all(eval_dataset, args)
-        names = categories(train_dataset) if CAPTURES else None
-        betas: list[float] = []  # those of a stream are not known
+        train_dataset = self._prepare_rows(train_dataset, "train", args)
+        eval_dataset = self._prepare_all_rows(eval_dataset, args)
+        names = category_names(train_dataset) if CAPTURES else None
+        betas: list[float] = []  # a stream's betas are not known in advance
         if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
             betas = list(train_dataset["beta"])
-        self._slopes = {mode: GradientMetrics(betas, names or []) for mode in ("train", "eval")}
+        self._gradients = {mode: GradientMetrics(betas, names or []) for mode in ("train", "eval")}
         self._guarded = {"train": 0, "eval": 0}
         super().__init__(
-            *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **rest
+            *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
         )
         for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
             if getattr(args, setting):
@@ -127,12 +128,12 @@ class PairColumnsMixin(Trainer):
             self.data_collator, tuple(args.pair_columns), category=names is not None
         )
 
-    def _admit_all(self, datasets: Any, args: PairDPOConfig) -> Any:
+    def _prepare_all_rows(self, datasets: Any, args: PairDPOConfig) -> Any:
         if isinstance(datasets, Mapping):
-            return {name: self._admit(data, name, args) for name, data in datasets.items()}
-        return datasets if datasets is None else self._admit(datasets, "eval", args)
+            return {name: self._prepare_rows(data, name, args) for name, data in datasets.items()}
+        return datasets if datasets is None else self._prepare_rows(datasets, "eval", args)
 
-    def _admit(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
+    def _prepare_rows(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
         """Return the rows to train on: marks applied, a value in every acting column."""
         dataset, counts = apply_marks(dataset, name=name)
         if counts is not None:
@@ -156,8 +157,8 @@ class PairColumnsMixin(Trainer):
         if not isinstance(dataset, Dataset):
             if args.missing_values != "error":
                 raise ValueError(
-                    f"missing_values: {args.missing_values} would have to count the rows of a"
-                    f" stream: filter or fill the {name} data set yourself and use missing_values:"
+                    f"missing_values: {args.missing_values} has to count the rows, and the {name}"
+                    " data set is a stream: filter or fill it yourself and use missing_values:"
                     " error"
                 )
             return dataset
@@ -171,41 +172,38 @@ class PairColumnsMixin(Trainer):
         smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
         if smoothed and min(dataset["label_smoothing"]) <= 0:
             raise ValueError(
-                f"loss_type exo_pair takes a label_smoothing above 0, and the {name} data set has"
+                f"loss_type exo_pair needs a label_smoothing above 0, and the {name} data set has"
                 " a row with 0"
             )
         return dataset
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator as Trainer does; under FSDP2 log-probs then keep their precision.
-
-        Accelerate lets FSDP2 cast what a model returns to 16 bits, log-probs of whole sequences
-        too.
-        """
+        """Create the accelerator as Trainer does, without output casting under FSDP2."""
         super().create_accelerator_and_postprocess()
         plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
         policy = getattr(plugin, "mixed_precision_policy", None)
         if policy is not None and getattr(plugin, "fsdp_version", 1) == 2:
+            # Accelerate lets FSDP2 cast the model's outputs to 16 bits, sequence log-probs too.
             plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         listed = self._signature_columns or []
-        told = isinstance(self.data_collator, PairCollator) and self.data_collator.category
-        wanted = [*self.args.pair_columns, *([CATEGORY] if told else [])]
-        self._signature_columns = [*listed, *(name for name in wanted if name not in listed)]
+        adds_category = isinstance(self.data_collator, PairCollator) and self.data_collator.category
+        ours = [*self.args.pair_columns, *([CATEGORY] if adds_category else [])]
+        self._signature_columns = [*listed, *(name for name in ours if name not in listed)]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move the batch to the device; unlike Trainer, never round the per-pair numbers."""
+        """Move the batch to the device; unlike Trainer, do not round the per-pair numbers."""
         exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
         prepared = super()._prepare_inputs(inputs)
         device = self.args.device
-        return prepared | {name: widest(value, device) for name, value in exact.items()}
+        return prepared | {name: to_double(value, device) for name, value in exact.items()}
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as DPOTrainer does; a data set given here is checked like the others."""
+        """Evaluate as DPOTrainer does; a data set passed here is checked like the others."""
         if not isinstance(eval_dataset, str):
-            eval_dataset = self._admit_all(eval_dataset, self.args)
+            eval_dataset = self._prepare_all_rows(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,24 +213,28 @@ class PairColumnsMixin(Trainer):
         return super().compute_ref_log_probs(*model, inputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Return the data set with TRL's reference log-probs, or as it is where it has its own.
+        """Return the data set with reference log-probs; unchanged if it has both columns.
 
-        Log-probs that are there already are taken for those of this reference model on these texts.
-        Others are computed, or read from `reference_cache`, whatever else has changed since.
+        Existing columns are assumed to come from this reference model on these texts. Otherwise the
+        log-probs are computed, or read from `reference_cache`.
 
         Raises:
-            ValueError: If one is not a finite number of 0 or below, or one column stands alone.
+            ValueError: If a log-prob is not a finite number of 0 or below, or if only one of the
+                two columns exists.
         """
-        there = [column for column in REFERENCE if column in dataset.column_names]
-        if not there:
+        present = [column for column in REFERENCE if column in dataset.column_names]
+        if not present:
             if not CAPTURES or not isinstance(dataset, Dataset):
                 return super()._precompute_ref_logps(dataset, name, batch_size)
             return add_log_probs(self, dataset, name, batch_size)
-        if len(there) < len(REFERENCE):
-            raise ValueError(f"the {name} data set has {there[0]} without its fellow: give both")
+        if len(present) < len(REFERENCE):
+            (other,) = set(REFERENCE) - set(present)
+            raise ValueError(
+                f"the {name} data set has {present[0]} but not {other}: provide both or neither"
+            )
         for column in REFERENCE:
-            refuse_bad_log_probs(column, dataset[column][:], f"the {name} data set")
-        logger.info(f"the {name} data set brings its reference log-probs: none are computed")
+            check_log_probs(column, dataset[column][:], f"the {name} data set")
+        logger.info(f"the {name} data set has reference log-probs: none are computed")
         return dataset
 
     def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -251,117 +253,117 @@ class PairColumnsMixin(Trainer):
     ) -> Any:
         """Return TRL's loss, a scalar, with the batch's own betas in place of the global one.
 
-        TRL reads `self.beta` once per formula and broadcasts, so what acts like a number does. The
-        reference log-probs are computed first and handed over as precomputed ones (no forward pass
-        more than TRL's): without them D_i cannot be told from beta_i * D_i.
+        The reference log-probs are computed first and passed to TRL as precomputed ones, which
+        costs no additional forward pass; D_i cannot be recovered from TRL's beta_i * D_i.
         """
         settings = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
         inputs = dict(inputs)
         category = inputs.pop(CATEGORY, None)
-        if not self.args.pair_columns and not self.args.needs_single_losses:
+        if not self.args.pair_columns and not self.args.needs_pair_losses:
             result = super().compute_loss(model, inputs, **settings)
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
             return result
-        said = {name: inputs.pop(name) for name in self.args.pair_columns}
+        columns = {name: inputs.pop(name) for name in self.args.pair_columns}
         reference = self._reference(inputs)
         inputs |= reference
         global_beta: Any = self.beta
         stock = global_beta, self.precompute_ref_logps
-        keeps = KeepsOutput(model)
-        self.beta = BetaProxy(said["beta"]) if "beta" in said else self.beta
+        recorder = OutputRecorder(model)
+        # TRL reads self.beta once per formula and broadcasts, so a proxy can replace the number.
+        self.beta = BetaProxy(columns["beta"]) if "beta" in columns else self.beta
         self.precompute_ref_logps = True
         try:
-            result = super().compute_loss(keeps, inputs, **settings)
+            result = super().compute_loss(recorder, inputs, **settings)
         finally:
             self.beta, self.precompute_ref_logps = stock
         ref_margin = reference["ref_chosen_logps"] - reference["ref_rejected_logps"]
         margin = metrics["logps/chosen"][-1] - metrics["logps/rejected"][-1]
         gathered: Any = self.accelerator.gather(ref_margin)
         metrics["margins/unscaled"].append(margin - gathered.mean().item())
-        if "beta" in said:
-            betas = self.accelerator.gather(said["beta"])
+        if "beta" in columns:
+            betas = self.accelerator.gather(columns["beta"])
             for statistic in ("mean", "min", "max"):
                 metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
-        if not self._knows_single_losses:
+        if not self._has_pair_losses:
             return result
         batch = make_batch(
-            keeps.output,
+            recorder.output,
             inputs,
-            said,
+            columns,
             beta=global_beta,
             label_smoothing=self.args.label_smoothing,
         )
-        if self.args.needs_single_losses:
+        if self.args.needs_pair_losses:
             loss = result[0] if return_outputs else result
-            router = self._router_loss(keeps.output)
+            router = self._router_loss(recorder.output)
             if self._guarded[mode] % GUARD_EVERY == 0:
                 theirs = (loss - router).item()
                 smoothing = self.args.label_smoothing
                 check_against_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
             self._guarded[mode] += 1
-            batch = self._online(batch) if mode == "train" else batch
+            batch = self._apply_online_variants(batch) if mode == "train" else batch
             ours = batch.losses(self._mixture).mean() + router
             result = (ours, *result[1:]) if return_outputs else ours
-        self._watch(batch, category, mode)
+        self._add_gradients(batch, category, mode)
         return result
 
     @property
-    def _knows_single_losses(self) -> bool:
-        """Whether this loss is a sum over pairs that we can compute: else TRL's alone is there."""
+    def _has_pair_losses(self) -> bool:
+        """Whether we can compute this loss pair by pair; if not, only TRL's mean is available."""
         if not CAPTURES:
             return False
         plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
-        known = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
-        return plain and known
+        per_pair = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
+        return plain and per_pair
 
     @property
     def _mixture(self) -> Mixture:
         return Mixture(names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau)
 
     def _router_loss(self, output: Any) -> Any:
-        """What TRL adds for mixtures of experts."""
+        """Return the auxiliary loss that TRL adds for mixtures of experts."""
         return self.router_aux_loss_coef * output.aux_loss if self.aux_loss_enabled else 0.0
 
-    def _online(self, batch: PairBatch) -> PairBatch:
-        """What beta-DPO and AlphaDPO make of a batch that is trained on."""
+    def _apply_online_variants(self, batch: PairBatch) -> PairBatch:
+        """Return a training batch as beta-DPO and AlphaDPO change it."""
         if self.args.alpha_dpo:
             average = batch.ratios.average.detach()
-            everyone: Any = self.accelerator.gather(average)
+            gathered: Any = self.accelerator.gather(average)
             state = self._state(AlphaDpoState)
-            state.watch(everyone.cpu())
+            state.update(gathered.cpu())
             zscore = state.zscore(average)
             batch = replace(batch, margin=batch.margin + self.args.alpha_dpo * batch.beta * zscore)
         if self.args.beta_dpo:
             own = batch.ratios.difference.detach()
-            everyone = self.accelerator.gather(own)
-            found = beta_dpo(
+            gathered = self.accelerator.gather(own)
+            selection = beta_dpo(
                 self._state(BetaDpoState),
-                everyone.cpu(),
+                gathered.cpu(),
                 alpha=self.args.beta_dpo,
                 mode_weight=self.args.beta_dpo_mode_weight,
                 seed=self.args.seed,
             )
             first = self.accelerator.process_index * len(own)
-            kept = found.kept[first : first + len(own)].to(own.device)
-            # A mean over the kept pairs of all processes, out of means over all pairs of each.
-            share = kept * (len(everyone) / found.kept.sum().item())
-            self._metrics["train"]["beta_dpo/factor"].append(found.factor)
+            mask = selection.mask[first : first + len(own)].to(own.device)
+            # The mean over all pairs becomes the mean over the selected pairs of all processes.
+            share = mask * (len(gathered) / selection.mask.sum().item())
+            self._metrics["train"]["beta_dpo/factor"].append(selection.factor)
             batch = replace(
-                batch, beta=scale(batch.beta, found.factor), weight=batch.weight * share
+                batch, beta=scale(batch.beta, selection.factor), weight=batch.weight * share
             )
         return batch
 
-    def _state(self, kind: type[Running]) -> Running:
-        """The state of an online variant; a checkpoint that is resumed from has put its own in."""
-        return next(one for one in self.callback_handler.callbacks if type(one) is kind)
+    def _state(self, kind: type[RunningMoments]) -> RunningMoments:
+        """Return the state of an online variant; resuming replaces the callback that holds it."""
+        return next(state for state in self.callback_handler.callbacks if type(state) is kind)
 
-    def _watch(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
-        """Takes in where the gradient of a batch goes."""
+    def _add_gradients(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
+        """Add a batch to the gradient metrics."""
         number = torch.full_like(batch.beta, -1.0) if category is None else category
         rows = torch.stack(
-            [  # in double, but for Apple's GPUs
+            [  # in double, except on Apple's GPUs
                 batch.beta,
                 batch.ratios.difference.detach(),
                 batch.weight,
@@ -372,22 +374,22 @@ class PairColumnsMixin(Trainer):
         )
         gathered: Any = self.accelerator.gather(rows)
         beta, margin, weight, slope, number = gathered.cpu().double().T
-        self._slopes[mode].add(
+        self._gradients[mode].add(
             beta=beta, margin=margin, weight=weight, slope=slope, category=number
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as DPOTrainer does, and where the gradient went since the last time."""
+        """Log as DPOTrainer does, and the gradient metrics since the last log."""
         mode = "train" if self.model.training else "eval"
-        for name, value in self._slopes[mode].metrics().items():
+        for name, value in self._gradients[mode].metrics().items():
             self._metrics[mode][name] = [value]
-        self._slopes[mode].clear()
+        self._gradients[mode].clear()
         super().log(logs, start_time)
 
 
 # TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.
 class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """DPOTrainer with a beta for every pair: see PairColumnsMixin."""
+    """DPOTrainer with one beta per pair, see PairColumnsMixin."""
 
     _tag_names: ClassVar = [*DPOTrainer._tag_names, "sp2dpo"]
     _name = "SP2DPO"
@@ -406,9 +408,9 @@ class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportInc
             }"""),
     }
 
-    def __init__(self, *models: Any, args: PairDPOConfig, **rest: Any) -> None:
+    def __init__(self, *models: Any, args: PairDPOConfig, **options: Any) -> None:
         if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
-            # Without a beta per pair it is no SP2DPO, and its tags and its model card say so.
+            # Without a beta per pair it is not SP2DPO: the model card and the tags are TRL's.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
-        super().__init__(*models, args=args, **rest)
+        super().__init__(*models, args=args, **options)

@@ -1,0 +1,127 @@
+"""Console output of a training run: one short line per log entry, and errors in one line."""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import datasets
+import transformers
+import yaml
+from datasets.exceptions import DatasetsError
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+__all__ = ["ConsoleLine", "QuietBar", "console_line", "one_line_errors", "use_console"]
+
+
+@contextmanager
+def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterator[None]:
+    """Print an error about settings, files or data as one line and exit with the code.
+
+    Args:
+        program: Name of the script, printed before the message.
+        exit_code: Exit code of the process after such an error.
+        traceback: Raise the error unchanged instead.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, DatasetsError, yaml.YAMLError) as error:
+        if traceback:
+            raise
+        tqdm.write(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(exit_code) from None
+
+
+def quiet_libraries(args: Any) -> None:
+    """Turn off progress bars that no terminal shows, and a warning that TRL causes.
+
+    Args:
+        args: TrainingArguments; `disable_tqdm` is set if stderr is not a terminal.
+    """
+    if not sys.stderr.isatty():
+        args.disable_tqdm = True
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    # TRL 1.16 reads this property of the model; no argument makes it use the new name.
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+    )
+
+
+def use_console(trainer: Any) -> None:
+    """Replace what a Trainer prints by ConsoleLine and, in a terminal, a progress bar."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(QuietBar)
+    trainer.add_callback(ConsoleLine)
+
+
+class QuietBar(ProgressCallback):
+    """The Trainer's progress bar without the log entries that it prints."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Print nothing: see ConsoleLine."""
+
+
+class ConsoleLine(TrainerCallback):
+    """Print the few numbers of a log entry that a person watches, on the main process.
+
+    The trackers, `trainer_state.json` and results.json get the whole entry.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock; a resumed run does not begin at step 0."""
+        self._started, self._first_step = time.monotonic(), state.global_step
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Print one line."""
+        if state.is_world_process_zero and logs:
+            done = state.global_step - self._first_step
+            seconds = time.monotonic() - self._started
+            left = seconds / done * (state.max_steps - state.global_step) if done else None
+            line = console_line(logs, state.global_step, state.max_steps, left)
+            if line:
+                tqdm.write(line)  # above the bar, if there is one
+
+
+def console_line(logs: dict[str, Any], step: int, steps: int, seconds_left: float | None) -> str:
+    """Return the console line of a log entry, empty if it has no loss.
+
+    It holds the loss, the accuracy, the mean margin D in nats (not multiplied by beta), and for a
+    training step the learning rate and the time left.
+
+    Args:
+        logs: The entry; the keys of an evaluation begin with `eval_`.
+        step: The current step.
+        steps: The number of steps of the run.
+        seconds_left: Estimated time left; None if it is not known yet.
+    """
+    if "train_loss" in logs:
+        return f"trained {step} steps, mean loss {logs['train_loss']:.4f}"
+    key = next((key for key in logs if key == "loss" or key.endswith("_loss")), None)
+    if key is None:
+        return ""
+    prefix = key.removesuffix("loss")
+    words = [f"step {step}/{steps}", f"{prefix.replace('_', ' ')}loss {float(logs[key]):.4f}"]
+    for name, word in (
+        ("rewards/accuracies", "accuracy {:.2f}"),
+        ("accuracy", "accuracy {:.2f}"),  # of a reward model
+        ("margins/unscaled", "margin {:+.3f} nats"),
+        ("learning_rate", "learning rate {:.2e}"),
+    ):
+        if prefix + name in logs:
+            words.append(word.format(float(logs[prefix + name])))
+    if not prefix and seconds_left is not None:
+        words.append(f"{timedelta(seconds=round(seconds_left))} left")
+    return "  ".join(words)

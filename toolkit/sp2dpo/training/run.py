@@ -1,0 +1,333 @@
+"""One training run: read the data, train, evaluate, write the model, its card and results.json."""
+
+import os
+import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from sp2dpo.files import write_json
+from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
+from sp2dpo.training.config import PairDPOConfig
+from sp2dpo.training.console import quiet_libraries, use_console
+from sp2dpo.training.provenance import card_section, provenance
+from sp2dpo.training.reward_model import hash_fraction
+from sp2dpo.training.trainer import PairDPOTrainer
+
+RESULTS = "results.json"
+"""Written last to the output folder of a run, so a run is complete if this file exists."""
+
+
+@dataclass
+class DataConfig:
+    """The data to train and to evaluate on.
+
+    Attributes:
+        dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
+        dataset_revision: Commit, tag or branch of `dataset` on the Hub.
+        dataset_split: The split to read, of `eval_dataset` too.
+        eval_dataset: A second folder or name to evaluate on, instead of held-out prompts.
+        eval_revision: Commit, tag or branch of `eval_dataset` on the Hub.
+        held_out: Share of the prompts, in [0, 0.9], to evaluate on and never train on.
+        traceback: Show the traceback of an error instead of its message alone.
+    """
+
+    dataset: str | None = field(default=None, metadata={"help": "Folder, or Hub name."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "The split to read."})
+    eval_dataset: str | None = field(default=None, metadata={"help": "What to evaluate on."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
+    held_out: float = field(default=0.0, metadata={"help": "Share of the prompts to evaluate on."})
+    traceback: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out <= 0.9:
+            raise ValueError(f"held_out must be in [0, 0.9], not {self.held_out}")
+        if self.held_out and self.eval_dataset:
+            raise ValueError("held_out and eval_dataset exclude each other: set one of them")
+
+
+def read_split(source: str, split: str, revision: str | None) -> Dataset:
+    """Return one split of a folder or of a data set on the Hub.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    local = Path(source).is_dir()
+    try:
+        return load_dataset(source, split=split, revision=None if local else revision)
+    except (ValueError, OSError, DatasetsError) as error:
+        where = "cannot be read" if local else "is neither a folder nor a data set on the Hub"
+        raise ValueError(f"{source} {where}: {error}") from error
+
+
+def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
+    """Return the rows to train on and those to evaluate on, if any.
+
+    A prompt's hash decides on which side of the split its pairs are, so they stay there when the
+    data set grows.
+
+    Raises:
+        ValueError: If a data set cannot be read, or if one side of the split has no pair.
+    """
+    train = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
+    if data.eval_dataset:
+        return train, read_split(data.eval_dataset, data.dataset_split, data.eval_revision)
+    if not data.held_out:
+        return train, None
+    if "prompt" not in train.column_names:
+        raise ValueError(f"held_out needs a column prompt, {data.dataset} has none")
+    in_test = [hash_fraction(prompt) < data.held_out for prompt in train["prompt"]]
+    if all(in_test) or not any(in_test):
+        raise ValueError(
+            f"held_out {data.held_out} puts all {len(in_test)} pairs on one side of the split:"
+            " choose another share"
+        )
+    return (
+        train.select([row for row, is_test in enumerate(in_test) if not is_test]),
+        train.select([row for row, is_test in enumerate(in_test) if is_test]),
+    )
+
+
+def remove_marks(rows: Dataset) -> Dataset:
+    """Return the rows without the columns `keep` and `flip`, so that neither acts on any row.
+
+    All arms of a comparison are then evaluated on the same rows with the same labels.
+    """
+    return rows.remove_columns([name for name in MARK_COLUMNS if name in rows.column_names])
+
+
+def find_checkpoint(args: Any) -> str | None:
+    """Return the checkpoint folder to resume from, or None; `true` means the last one, if any.
+
+    Raises:
+        ValueError: If the setting names something that is not a folder.
+    """
+    setting = args.resume_from_checkpoint
+    if setting is None or str(setting).lower() == "false":
+        return None
+    if str(setting).lower() == "true":
+        out = str(args.output_dir)
+        return get_last_checkpoint(out) if Path(out).is_dir() else None
+    if not Path(setting).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint: {setting} is not a folder; `true` resumes from the last one"
+        )
+    return setting
+
+
+def prepare_environment(args: Any) -> None:
+    """Tell the libraries about a machine without an accelerator, and silence their progress bars.
+
+    Args:
+        args: TrainingArguments.
+    """
+    if not torch.accelerator.is_available():
+        # DeepSpeed is imported even if it is not used; it then warns that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_libraries(args)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A run whose data and model are loaded; made by `prepare_run`.
+
+    Attributes:
+        data: Where the rows are from.
+        model: Which model is trained, and its adapter.
+        trainer: The trainer with both.
+        rows: The rows to train on, with `keep` and `flip` applied.
+        rows_given: Number of rows before that.
+        eval_rows: Number of rows to evaluate on; None without an evaluation.
+        marks: What `keep` and `flip` did; None for a stream.
+        checkpoint: Folder to resume from; None to start anew.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    trainer: PairDPOTrainer
+    rows: Dataset
+    rows_given: int
+    eval_rows: int | None
+    marks: MarkCounts | None
+    checkpoint: str | None
+
+    def train(self) -> Path:
+        """Train and evaluate, write the model and its card, and results.json last.
+
+        Returns:
+            The path of results.json.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        out = Path(str(args.output_dir))
+        results = out / RESULTS
+        results.unlink(missing_ok=True)  # that of an earlier run
+        trainer.train(resume_from_checkpoint=self.checkpoint)
+        if self.eval_rows is not None:
+            trainer.evaluate()
+        trainer.save_model(args.output_dir)
+        trainer.create_model_card(model_name=out.name)
+        if trainer.accelerator.is_main_process:
+            data = self.data
+            origin = provenance(
+                str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
+            )
+            section = card_section(origin, changed_settings((data, args, self.model)))
+            with (out / "README.md").open("a", encoding="utf-8") as card:
+                card.write(section)
+            write_json(results, self.results() | {"data": origin}, indent=2)
+        if args.push_to_hub:
+            trainer.push_to_hub()
+        end_training(trainer)
+        return results
+
+    def results(self) -> dict[str, Any]:
+        """Return the results of the run and the settings that define it, as in results.json."""
+        trainer, data, model = self.trainer, self.data, self.model
+        args, history = trainer.args, trainer.state.log_history
+        losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
+        evaluations = [entry for entry in history if "eval_loss" in entry]
+        betas = trainer.train_dataset["beta"][:] if "beta" in args.pair_columns else [args.beta]
+        local = Path(str(data.dataset)).is_dir()
+        return {
+            "train_loss": losses[-1],
+            "eval": evaluations[-1] if evaluations else None,
+            "beta": {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)},
+            "pair_columns": args.pair_columns,
+            "missing_values": args.missing_values,
+            "model": display_name(str(model.model_name_or_path)),
+            "model_revision": model.model_revision,
+            "dataset": display_name(str(data.dataset)),
+            "dataset_revision": None if local else data.dataset_revision,
+            "eval_dataset": data.eval_dataset and display_name(data.eval_dataset),
+            "eval_revision": data.eval_revision,
+            "held_out": data.held_out,
+            "seed": args.seed,
+            "processes": trainer.accelerator.num_processes,
+            "distributed_type": trainer.accelerator.distributed_type.value,
+            "parameters": count_parameters(trainer.model),
+            "versions": library_versions(),
+            "rows": self.count_rows(),
+        }
+
+    def count_rows(self) -> dict[str, dict[str, int]]:
+        """Return, for each data set, its rows, the rows without a beta and the rows that were used.
+
+        The remaining difference is rows whose prompt is longer than `max_length`: TRL drops them.
+        """
+        given = {"train": self.rows_given, "eval": self.eval_rows}
+        used = {"train": self.trainer.train_dataset, "eval": self.trainer.eval_dataset}
+        counts = {
+            name: {
+                "given": rows,
+                "without_beta": self.trainer.rows_without_beta.get(name, 0),
+                "used": len(used[name]),
+            }
+            for name, rows in given.items()
+            if rows is not None
+        }
+        if self.marks is not None:
+            counts["train"] |= asdict(self.marks)
+        return counts
+
+
+def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> TrainingRun:
+    """Load the data and the model of a run.
+
+    Raises:
+        ValueError: If a data set or the model is bad. The data are checked before the model loads.
+    """
+    prepare_environment(args)
+    kwargs: Any = args.model_init_kwargs or {}
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **kwargs,
+    }
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        args.model_init_kwargs["quantization_config"] = quantization
+    train, test = load_splits(data)
+    rows_given = len(train)
+    # Here and not in the trainer, because `provenance` hashes the rows that are trained on. The
+    # marks are removed with it, so the trainer does not apply them again.
+    train, marks = apply_marks(train, name="train")
+    test = None if test is None else remove_marks(test)
+    checkpoint = find_checkpoint(args)
+    try:
+        trainer = PairDPOTrainer(
+            model.model_name_or_path,
+            args=args,
+            train_dataset=train,
+            eval_dataset=test,
+            peft_config=get_peft_config(model),
+        )
+    except OSError as error:
+        raise ValueError(f"the model {model.model_name_or_path} cannot be read: {error}") from error
+    use_console(trainer)
+    return TrainingRun(
+        data=data, model=model, trainer=trainer, rows=train, rows_given=rows_given,
+        eval_rows=None if test is None else len(test), marks=marks, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def end_training(trainer: Any) -> None:
+    """End the trackers and the process group."""
+    trainer.accelerator.end_training()
+    if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
+        # A gloo thread needs the interpreter lock to free its last tensor. Destroying the process
+        # group before that waits for the thread while holding the lock: a deadlock.
+        time.sleep(1)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of torch, transformers and trl."""
+    return {module.__name__: module.__version__ for module in (torch, transformers, trl)}
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Return the number of the model's parameters, and of those that this process stores."""
+    total = stored = 0
+    for parameter in model.parameters():
+        total += getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 empties the parameter
+        if hasattr(parameter, "to_local"):
+            shard = parameter.to_local()
+        else:
+            shard = getattr(parameter, "ds_tensor", parameter)
+        stored += shard.numel()
+    return {"all": total, "on_a_process": stored}
+
+
+def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, key -> value; folders by name alone.
+
+    Output folders, trackers, secrets and what depends on the machine are left out.
+    """
+    left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    left_out |= {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
+    changed: dict[str, Any] = {}
+    for config in configs:
+        for setting in fields(config):
+            value = getattr(config, setting.name)
+            value = value.value if isinstance(value, Enum) else value
+            factory = setting.default_factory
+            default = setting.default if factory is MISSING else factory()
+            plain = isinstance(value, (str, int, float, bool, list))
+            if setting.init and plain and value != default and setting.name not in left_out:
+                changed[setting.name] = display_name(value) if isinstance(value, str) else value
+    return changed
+
+
+def display_name(source: str) -> str:
+    """Return the name of a data set or a model; the last part of the path if it is a folder."""
+    return Path(source).resolve().name if Path(source).is_dir() else source

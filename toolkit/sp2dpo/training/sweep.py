@@ -1,0 +1,144 @@
+"""Train one model several times, each run a process of its own, on one reference cache."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sp2dpo.files import write_json
+from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
+from sp2dpo.training.run_config import compose
+
+ACCURACY, MARGIN = "eval_rewards/accuracies", "eval_margins/unscaled"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: Name of its output folder.
+        configs: Its YAML files; a later file overrides an earlier one.
+        arguments: Its command-line options.
+    """
+
+    name: str
+    configs: tuple[Path, ...]
+    arguments: tuple[str, ...]
+
+    def definition(self) -> dict[str, Any]:
+        """Return everything that its result depends on.
+
+        Raises:
+            ValueError: If a file is not a YAML file of settings.
+            OSError: If a file cannot be read.
+        """
+        return {
+            "settings": dict(compose(self.configs).settings),
+            "command_line": list(self.arguments),
+        }
+
+
+def run_sweep(
+    runs: Sequence[SweepRun],
+    folder: Path,
+    script: Path,
+    *,
+    engine: Path | None = None,
+    report: Callable[[str], object] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Run what is not complete yet, and write sweep.json.
+
+    A run that fails does not stop the others; a second call runs it again.
+
+    Args:
+        runs: The runs, with different names.
+        folder: Output folder: NAME/, NAME.json (its definition) and NAME.log for each run.
+        script: The training script that `accelerate launch` starts.
+        engine: Configuration file of accelerate.
+        report: Called with a line before each run.
+
+    Returns:
+        One row for each run: run, exit_code, seconds (None if it was complete before), and the
+        content of its results.json.
+
+    Raises:
+        ValueError: If a run's folder holds a run with other settings.
+        OSError: If a file cannot be read or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [_run(run, folder, script, engine, report) for run in runs]
+    write_json(folder / "sweep.json", rows, indent=2)
+    return rows
+
+
+def _run(
+    run: SweepRun,
+    folder: Path,
+    script: Path,
+    engine: Path | None,
+    report: Callable[[str], object],
+) -> dict[str, Any]:
+    output, log = folder / run.name, folder / f"{run.name}.log"
+    record, results = folder / f"{run.name}.json", output / "results.json"
+    definition = run.definition()
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != definition:
+        raise ValueError(f"{output} holds a run with other settings: choose another --out")
+    write_json(record, definition, indent=2)
+    row: dict[str, Any] = {"run": run.name, "exit_code": 0, "seconds": None}
+    if not results.exists():
+        report(f"{run.name}: runs, its output goes to {log}")
+        started = time.monotonic()
+        command = [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *(["--config_file", str(engine)] if engine else []),
+            str(script),
+            *(word for path in run.configs for word in ("--config", str(path))),
+            *("--reference_cache", str(folder / "reference"), *run.arguments),
+            *("--output_dir", str(output)),
+        ]
+        with log.open("w", encoding="utf-8") as file:
+            done = subprocess.run(command, stdout=file, stderr=file, check=False)
+        row |= {"exit_code": done.returncode, "seconds": time.monotonic() - started}
+    if row["exit_code"] or not results.exists():
+        return row | {"exit_code": row["exit_code"] or 1}
+    return row | json.loads(results.read_text(encoding="utf-8"))
+
+
+def sweep_lines(
+    rows: Sequence[Mapping[str, Any]],
+    share_interval: Callable[[int, int], Mapping[str, Any]],
+) -> list[str]:
+    """Return a sweep's table as lines of text, the best accuracy first.
+
+    Args:
+        rows: See `run_sweep`.
+        share_interval: (count, total) -> share, low and high, such as `sp2dpo.wilson_interval`.
+    """
+    head = ["run", "beta", "held-out pairs", "accuracy (95 %)", "unscaled margin", "took"]
+    lines = []
+    for row in sorted(rows, key=lambda row: -((row.get("eval") or {}).get(ACCURACY) or 0)):
+        if row["exit_code"]:
+            lines.append([row["run"], "failed", *[UNKNOWN] * 4])
+            continue
+        beta, metrics = row["beta"], row["eval"] or {}
+        pairs = row["rows"].get("eval", {}).get("used", 0)
+        accuracy = UNKNOWN
+        if pairs:
+            share = share_interval(round(metrics[ACCURACY] * pairs), pairs)
+            accuracy = format_interval({**share, "value": share["share"]}, 3)
+        lines.append(
+            [
+                row["run"],
+                f"{beta['min']:g}" + (f" to {beta['max']:g}" if beta["max"] > beta["min"] else ""),
+                str(pairs or UNKNOWN),
+                accuracy,
+                format_fixed(metrics.get(MARGIN), 3, signed=True),
+                format_duration(row["seconds"]),
+            ]
+        )
+    return format_table(head, lines)
