@@ -230,7 +230,7 @@ def test_text_is_searched_whatever_its_case(page, table):
     asked(page, '-moon "no such words"')
     shows(page, 0)
     assert (
-        page.get_by_role("status").filter(has_text="no pair is left: clear a filter").count() == 1
+        page.get_by_role("status").filter(has_text="no pair matches: clear a filter").count() == 1
     )
     page.get_by_role("button", name="clear all").click()
     shows(page, 97)
@@ -281,7 +281,7 @@ def test_a_pair_shows_its_replies_and_the_arithmetic_of_explain(page, run_folder
     assert pair.locator(".chosen li").count() == 2
     pair.get_by_role("button", name="word diff").click()
     assert "first" in pair.locator(".diff ins").all_inner_texts()[-1]
-    pair.get_by_role("button", name="as it stands").click()
+    pair.get_by_role("button", name="plain text").click()
     assert "```python" in pair.locator(".chosen pre.raw").inner_text()
     page.keyboard.press("Escape")
     assert page.get_by_role("dialog").count() == 0
@@ -356,7 +356,7 @@ def test_the_schedule_is_edited_and_taken_home(page, run_folder, table, tmp_path
     page.get_by_role("alert").filter(has_text="beta_min must be below beta_max").wait_for()
     assert page.get_by_role("button", name="copy YAML").is_disabled()
     page.get_by_role("button", name="reset").click()
-    page.get_by_text("No pair moves.").wait_for()
+    page.get_by_text("No beta differs.").wait_for()
 
 
 def test_the_teachers_are_beside_each_other(page, run_folder):
@@ -417,7 +417,7 @@ def test_what_cannot_be_opened_says_so(page, url):
     page.get_by_role("textbox", name="data set on the Hub").fill("no/path/../etc")
     page.get_by_role("button", name="open", exact=True).click()
     page.get_by_role("heading", name="This data set cannot be shown").wait_for()
-    page.get_by_text("name a data set of the Hub: org/name").wait_for()
+    page.get_by_text("name a data set on the Hub: org/name").wait_for()
 
 
 def test_a_server_that_does_not_answer_is_said_and_asked_again(looks, url):

@@ -14,7 +14,7 @@ from support.browser import INSPECTOR, bare
 from support.harness import SCHEDULE, succeed, write_pairs, write_panel
 
 sys.path.insert(0, str(INSPECTOR))
-import reading
+import loader
 
 RECOMPUTE = """
 async ([packed, rubric, specs]) => {
@@ -36,7 +36,7 @@ async ([packed, rubric, specs]) => {
 
 @pytest.fixture(scope="module")
 def page(browser):
-    with bare(browser, "schedule", "page") as page:
+    with bare(browser, "lib/schedule", "lib/page") as page:
         yield page
 
 
@@ -92,7 +92,7 @@ def made(annotations, spec):
 
 def both(page, folder, dataset, *, count, expected):
     """Pairs of betas, the page's and the toolkit's, by schedule; refusals on both sides agree."""
-    opened = reading.open_folder(dataset, folder, name="x", commit=None)
+    opened = loader.open_folder(dataset, folder, name="x", commit=None)
     with Store(folder / "run.sqlite") as store:
         annotations = store.annotations()
     rng = random.Random(0)
@@ -153,13 +153,13 @@ def test_the_yaml_of_odd_names_and_small_numbers_is_read_back(page):
         ({"quorum": 0}, "quorum must be a whole number"),
         ({"gap": "shrink(m0=2)"}, "m0 must be from 0 to 1"),
         ({"map": "power(exponent=0)"}, "exponent must be above 0"),
-        ({"estimate": "expected"}, "no reply came with expectations"),
-        ({"over_teachers": "trimmed"}, "trimmed takes 5 teachers or more, and there are 3"),
-        ({"over_variants": "nobody"}, "no kept reply is of the variant nobody"),
+        ({"estimate": "expected"}, "no reply has expected scores"),
+        ({"over_teachers": "trimmed"}, "trimmed needs at least 5 teachers, and there are 3"),
+        ({"over_variants": "nobody"}, "no kept reply has the variant nobody"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(page, demo, tmp_path, change, why):
-    opened = reading.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
+    opened = loader.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
     said = yaml.safe_load(SCHEDULE.read_text()) | change
     (told,) = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, [said]])
     assert why in told["error"]

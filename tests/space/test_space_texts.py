@@ -11,7 +11,7 @@ WORDS = ["a", "the", "word", "two  spaces", ".", "3.14", "<b>", "`x`", "é", "\n
 
 @pytest.fixture(scope="module")
 def page(browser):
-    with bare(browser, "diff", "text") as page:
+    with bare(browser, "lib/diff", "lib/text") as page:
         yield page
 
 

@@ -16,9 +16,9 @@ import pytest
 from support.browser import INSPECTOR, inspector
 
 sys.path.insert(0, str(INSPECTOR))
-import corpus
-import opening
-import reading
+import library
+import loader
+from dataset import UnusableDataset
 
 BITE = """<script>window.bitten = 1</script><img src=x onerror="window.bitten = 2">
 <svg onload="window.bitten = 3"></svg> ![tracked](https://tracker.example/pixel.png)
@@ -161,7 +161,7 @@ def test_what_a_visitor_names_is_read_without_the_spaces_token(ask, hub):
         "HfApi().create_repo('org/other-data', repo_type='dataset', exist_ok=True)"
     )
     told = ask("start", {"data": "org/other-data"})
-    assert told == {"error": "org/other-data: no data set of sp2dpo (it has no manifest.json)"}
+    assert told == {"error": "org/other-data: not a data set of sp2dpo (it has no manifest.json)"}
 
 
 def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
@@ -177,31 +177,31 @@ def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        ({"packed": 1000}, "0 MB are what this Space opens for visitors"),
-        ({"unpacked": 1000}, "and this Space opens"),
-        ({"rows": 100}, "and this Space opens 100 rows"),
+        ({"packed": 1000}, "but this Space opens at most 0 MB for visitors"),
+        ({"unpacked": 1000}, "but this Space opens at most"),
+        ({"rows": 100}, "but this Space opens at most 100 rows"),
     ],
 )
 def test_a_visitors_data_set_has_a_size(hub, url, limits, why):
     said = hub.python(
         f"import sys; sys.path.insert(0, {str(INSPECTOR)!r})\n"
         "from pathlib import Path\n"
-        "import corpus, opening\n"
-        f"library = opening.Library('', Path('demo'), opening.Limits(**{limits!r}))\n"
+        "import dataset, library\n"
+        f"opened = library.Library('', Path('demo'), library.Limits(**{limits!r}))\n"
         "try:\n"
-        "    library.get('org/open')\n"
-        "except corpus.Unusable as error:\n"
+        "    opened.get('org/open')\n"
+        "except dataset.UnusableDataset as error:\n"
         "    print(error)\n"
     )
     assert why in said
 
 
 def test_few_data_sets_stay_open(tmp_path, monkeypatch):
-    library = opening.Library("", INSPECTOR / "demo", opening.Limits(open=2))
-    monkeypatch.setattr(library, "_open", lambda key: key)
+    opened = library.Library("", INSPECTOR / "demo", library.Limits(open=2))
+    monkeypatch.setattr(opened, "_open", lambda key: key)
     for name in ("", "a/a", "b/b", "c/c", "a/a"):
-        library.get(name)
-    assert list(library._held) == ["", "c/c", "a/a"]
+        opened.get(name)
+    assert list(opened._open_datasets) == ["", "c/c", "a/a"]
 
 
 def test_fifty_people_at_once(ask):
@@ -232,8 +232,8 @@ def test_fifty_people_at_once(ask):
 def test_a_damaged_data_set_is_refused_in_a_line(demo, tmp_path, name, content):
     folder = shutil.copytree(demo / "dataset", tmp_path / "dataset")
     (folder / name).write_text(content)
-    with pytest.raises(corpus.Unusable) as caught:
-        reading.open_folder(folder, tmp_path, name="org/x", commit=None)
+    with pytest.raises(UnusableDataset) as caught:
+        loader.open_folder(folder, tmp_path, name="org/x", commit=None)
     assert "\n" not in str(caught.value)
 
 

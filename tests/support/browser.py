@@ -1,6 +1,7 @@
 """The inspector as the tests run it, and the browser that they open it in."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def bare(running, *names):
     page = running.new_page()
     for name in names:
         source = (ASSETS / f"{name}.js").read_text()
-        source = source.replace(f"const {name} =", f"globalThis.{name} =")
+        source = re.sub(r"^const (\w+) =", r"globalThis.\1 =", source, flags=re.MULTILINE)
         page.evaluate("(source) => { (0, eval)(source); }", source)
     yield page
     page.close()

@@ -1,15 +1,15 @@
-// The page as a whole: what is open, what is chosen, and the address that says so.
+// The page: the open data set, the selected pairs, and the address that records both.
 const inspector = (() => {
-  const {el, plural, table} = page;
+  const {el} = page;
   const STATE = {q: "", tab: "pairs", pair: "", n: 0, look: "side", x: "", y: "", s: ""};
-  const TABS = [["pairs", "pairs"], ["compare", "compare"], ["schedule", "schedule"], ["teachers", "teachers"], ["about", "about"]];
+  const TABS = [...views].sort((one, other) => one.order - other.order);
   const HUB = "https://huggingface.co";
 
   function readAddress() {
     const said = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
     for (const key of Object.keys(STATE)) if (said.has(key)) state[key] = said.get(key);
     state.n = Math.max(0, parseInt(state.n, 10) || 0);
-    if (!TABS.some(([key]) => key === state.tab)) state.tab = "pairs";
+    if (!TABS.some(({key}) => key === state.tab)) state.tab = TABS[0].key;
     return state;
   }
 
@@ -46,9 +46,9 @@ const inspector = (() => {
 
     app.file = (path) => new URL(`gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`, new URL(".", location.href)).href;
 
-    app.query = () => { try { return filters.read(app.state.q); } catch { return {terms: [], sort: null, descending: false}; } };
+    app.query = () => { try { return queryLanguage.parse(app.state.q); } catch { return {terms: [], sort: null, descending: false}; } };
 
-    // The schedule as it is edited; the published one where nothing was.
+    // The edited schedule, or the published one if nothing was edited.
     app.spec = () => {
       const published = schedule.read(app.D.facts.schedule);
       if (!app.state.s) return published;
@@ -76,7 +76,7 @@ const inspector = (() => {
       }
       return computed.get(key);
     };
-    // What depends on all pairs: the betas under the edited schedule, and places among all gaps.
+    // Results that depend on all pairs: the betas of the edited schedule, and the ranks of the gaps.
     app.everywhere = async (always = false) => {
       const found = {published: null, edited: null, problem: null}, published = schedule.read(app.D.facts.schedule);
       try {
@@ -91,11 +91,11 @@ const inspector = (() => {
 
     app.open = async (place) => {
       app.place = place;
-      views.pair.update();
+      dialog.update();
       const [said] = await app.ask("rows", {places: [place]}).catch(() => [null]);
       if (said && app.place === place) app.set({pair: said.id.slice(0, 16)}, false);
     };
-    app.close = () => { app.place = null; app.set({pair: ""}, false); views.pair.update(); };
+    app.close = () => { app.place = null; app.set({pair: ""}, false); dialog.update(); };
 
     app.copyLink = (into) => {
       const space = host.dataset.space ?? "";
@@ -110,20 +110,21 @@ const inspector = (() => {
       written = setTimeout(() => {
         const hash = fragment(app.state);
         history.replaceState(null, "", `${location.pathname}${location.search}${hash}`);
-        // A Space stands in a frame of the Hub's page, whose address follows on request.
+        // A Space is shown in a frame on the Hub, whose page updates its address on this message.
         if (window.parent !== window) window.parent.postMessage({queryString: location.search.slice(1), hash: hash.slice(1)}, HUB);
       }, 120);
     }
 
     app.set = (more, draw = true) => { app.state = {...app.state, ...more}; writeAddress(); return draw ? update() : Promise.resolve(); };
 
-    const found = new Map(), views = {}, masks = new Map();
+    const found = new Map(), panes = {}, masks = new Map();
+    let dialog = null;
 
     function maskOf(term) {
       const key = JSON.stringify(term);
       if (!masks.has(key)) {
         if (masks.size > 40) masks.clear();
-        masks.set(key, filters.mask(term, app.D.fields, app.D.count, found));
+        masks.set(key, queryLanguage.mask(term, app.D.fields, app.D.count, found));
       }
       return masks.get(key);
     }
@@ -134,15 +135,15 @@ const inspector = (() => {
       const passes = new Uint8Array(count), all = new Uint32Array(count);
       let many = 0;
       for (let at = 0; at < count; at += 1) if (fails[at] === 0) { passes[at] = 1; all[many] = at; many += 1; }
-      return {query, masks: held, fails, passes, places: filters.ordered(all.slice(0, many), query, fields), problem: null};
+      return {query, masks: held, fails, passes, places: queryLanguage.sort(all.slice(0, many), query, fields), problem: null};
     }
 
     let turn = 0;
     async function chosen() {
       const mine = turn += 1;
       try {
-        const query = filters.read(app.state.q);
-        const wanted = filters.asked(query).filter(([kind, said]) => !found.has(`${kind} ${said}`));
+        const query = queryLanguage.parse(app.state.q);
+        const wanted = queryLanguage.serverTerms(query).filter(([kind, said]) => !found.has(`${kind} ${said}`));
         if (wanted.length) {
           host.dataset.state = "searching";
           const told = await app.ask("search", {wanted});
@@ -163,14 +164,14 @@ const inspector = (() => {
       if (!selection) return;
       app.selection = selection;
       const {tab} = app.state;
-      for (const [key] of TABS) {
+      for (const {key} of TABS) {
         tabs[key].setAttribute("aria-selected", String(key === tab));
         tabs[key].tabIndex = key === tab ? 0 : -1;
         panels[key].hidden = key !== tab;
       }
       try {
-        await views[tab].update(selection);
-        await views.pair.update();
+        await panes[tab].update(selection);
+        await dialog.update();
         host.dataset.state = "ready";
       } catch (error) {
         host.dataset.state = "error";
@@ -182,25 +183,26 @@ const inspector = (() => {
 
     function shell() {
       const {D} = app, opener = openBox();
-      const strip = el("div", {role: "tablist", class: "tabs", "aria-label": "views"}, TABS.map(([key, said]) => {
-        tabs[key] = el("button", {type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, text: said, onclick: () => app.set({tab: key})});
+      dialog = pair.view(app);
+      const strip = el("div", {role: "tablist", class: "tabs", "aria-label": "views"}, TABS.map(({key, label}) => {
+        tabs[key] = el("button", {type: "button", role: "tab", id: `tab-${key}`, "aria-controls": `panel-${key}`, text: label, onclick: () => app.set({tab: key})});
         return tabs[key];
       }));
       strip.addEventListener("keydown", (event) => {
         const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
         if (!step) return;
-        const keys = TABS.map(([key]) => key), next = keys[(keys.indexOf(app.state.tab) + step + keys.length) % keys.length];
+        const keys = TABS.map(({key}) => key), next = keys[(keys.indexOf(app.state.tab) + step + keys.length) % keys.length];
         app.set({tab: next});
         tabs[next].focus();
       });
       const title = el("h1", {}, D.name, D.commit ? el("span", {class: "soft", text: ` at ${D.commit.slice(0, 12)}`}) : null);
       const share = el("button", {type: "button", text: "copy link", onclick: () => app.copyLink()});
-      Object.assign(views, {pairs: pairs.view(app), compare: compare.view(app), schedule: editor.view(app), teachers: teachers.view(app), about: about(), pair: pair.view(app)});
-      const held = TABS.map(([key]) => {
-        panels[key] = el("div", {role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true}, views[key].root);
+      const built = TABS.map(({key, build}) => {
+        panes[key] = build(app);
+        panels[key] = el("div", {role: "tabpanel", id: `panel-${key}`, "aria-labelledby": `tab-${key}`, hidden: true}, panes[key].root);
         return panels[key];
       });
-      host.replaceChildren(el("header", {class: "top"}, title, opener, share), strip, ...held, views.pair.root, live, toast);
+      host.replaceChildren(el("header", {class: "top"}, title, opener, share), strip, ...built, dialog.root, live, toast);
     }
 
     function openBox() {
@@ -209,30 +211,12 @@ const inspector = (() => {
       return el("form", {class: "opener", onsubmit: (event) => { event.preventDefault(); go(); }}, box, el("button", {type: "submit", text: "open"}));
     }
 
-    function about() {
-      const {facts, rubric, count} = app.D, source = facts.source ?? {};
-      const said = [["source", `${source.name ?? "–"}${source.revision ? ` at ${source.revision}` : ""}`], ["licence", facts.license ?? "not stated"], ["pairs", plural(count, "pair")],
-        ["rubric", `${rubric.name}, ${facts.rubric.sha256.slice(0, 12)}`], ["protocol", rubric.blind ? "blind" : "labelled"], ["made with", `sp2dpo ${facts.toolkit?.version ?? ""}`]];
-      const checks = facts.audit?.checks ?? [];
-      const rows = (all) => el("dl", {class: "facts"}, all.flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value)})]));
-      const root = el("section", {class: "about", "aria-label": "about"}, el("h2", {text: "this data set"}), rows(said),
-        el("h3", {text: "schedule"}), el("pre", {class: "yaml", text: schedule.written(schedule.read(facts.schedule))}),
-        el("h3", {text: "categories"}), rows(Object.entries(rubric.categories)),
-        checks.length ? el("h3", {text: "audit"}) : null, checks.length ? table("audit", ["verdict", "check"], checks.map((one) => [one.verdict, one.title])) : null,
-        el("h2", {text: "filters"}), el("p", {text: "Terms must all hold; values are joined by commas, one of them must hold; - turns a term round."}),
-        rows([["beta:0.1..0.2", "a range; also >=0.1, <0.1, 0.3, missing"], ["category:safety,factuality", "one of some words"], ["-disputed:yes", "all but these"], ['"word for word"', "in the prompt or in a response"],
-          ["sort:-gap", "order, highest first"], ["fields", Object.keys(app.D.fields).join(", ")]]),
-        el("h2", {text: "keys"}), rows([["/", "to the filters"], ["← →", "in an open pair: the previous, the next"], ["Escape", "closes a pair, clears a brushed range"], ["1 to 5", "the views"]]),
-        el("h2", {text: "for programs"}), el("p", {text: "The same filters over HTTP and for agents: the API function find_pairs, and the MCP tool of that name under gradio_api/mcp/. See “Use via API” at the foot of the page."}));
-      return {root, update() {}};
-    }
-
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || !app.D) return;
       if (["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName) || app.place !== null) return;
-      if (event.key === "/") { event.preventDefault(); app.set({tab: "pairs"}).then(() => views.pairs.focus()); }
+      if (event.key === "/") { event.preventDefault(); app.set({tab: "pairs"}).then(() => panes.pairs.focus()); }
       const tab = TABS[Number(event.key) - 1];
-      if (tab) app.set({tab: tab[0]});
+      if (tab) app.set({tab: tab.key});
     });
     window.addEventListener("hashchange", async () => { app.state = readAddress(); await openNamed(); update(); });
 

@@ -1,4 +1,4 @@
-// One pair: what was asked and answered, who said what about it, and the arithmetic to its beta.
+// The dialog of one pair: its texts, all replies, and the computation of its beta.
 const pair = (() => {
   const {el, fixed, short, colour, table, missing} = page;
 
@@ -13,7 +13,7 @@ const pair = (() => {
   function differing(row) {
     const runs = diff.compared(contents(row.rejected), contents(row.chosen));
     const tags = {both: "span", first: "del", second: "ins"};
-    return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "in rejected alone"}), " ", el("ins", {text: "in chosen alone"})),
+    return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "only in rejected"}), " ", el("ins", {text: "only in chosen"})),
       el("pre", {class: "raw"}, runs.map(([which, said]) => el(tags[which], {text: said}))));
   }
 
@@ -21,7 +21,7 @@ const pair = (() => {
     const look = app.state.look, set = (value) => el("button", {type: "button", "aria-pressed": String(look === value[0]), text: value[1],
       onclick: () => app.set({look: value[0]})});
     const choices = el("div", {class: "buttons", role: "group", "aria-label": "how to show the responses"},
-      [["side", "side by side"], ["diff", "word diff"], ["raw", "as it stands"]].map(set));
+      [["side", "side by side"], ["diff", "word diff"], ["raw", "plain text"]].map(set));
     const raw = look === "raw";
     const both = look === "diff" ? differing(row) : el("div", {class: "sides"},
       ["chosen", "rejected"].map((name) => el("section", {class: name, "aria-label": name}, el("h4", {text: name}), conversation(row[name], raw))));
@@ -29,7 +29,7 @@ const pair = (() => {
       el("div", {class: "bar-line"}, el("h3", {text: "responses"}), choices), both];
   }
 
-  // The scores of one pair's kept replies, as `schedule` takes them.
+  // Returns the scores of the kept replies about a pair, in the form that `schedule` takes.
   function scoresOf(app, replies) {
     const {rubric} = app.D, kept = replies.filter((one) => one.status === "kept");
     const categories = Object.keys(rubric.categories), told = (name) => kept.some((one) => !missing(one[name]));
@@ -58,14 +58,14 @@ const pair = (() => {
   const listed = (values) => values.map(short).join(", ");
   const named = (way) => (schedule.WAYS.includes(way) ? (way === "trimmed" ? "trimmed mean" : way) : "only");
 
-  // The lines from the replies to the beta: [what, how, result].
+  // Returns the steps from the replies to the beta, each as [quantity, formula, result].
   function arithmetic(app, spec, replies, place) {
     const {rubric} = app.D, {kept, scores} = scoresOf(app, replies);
     const counts = schedule.counted(spec, scores), gapOf = schedule.reader(spec, rubric, scores);
     const votes = kept.map((_, at) => at).filter((at) => counts(at));
     const lines = [["gap of a reply", `${formula(spec, rubric)}, the ${spec.estimate === "expected" ? "expected " : ""}scores as shares of their scales`, ""]];
     const gaps = kept.map((_, at) => (counts(at) ? gapOf(at) : null));
-    if (votes.length < spec.quorum) return {lines: [...lines, ["beta", `${votes.length} replies, the quorum is ${spec.quorum}`, "none"]], beta: NaN, gaps};
+    if (votes.length < spec.quorum) return {lines: [...lines, ["beta", `${votes.length} votes, below the quorum of ${spec.quorum}`, "none"]], beta: NaN, gaps};
     const means = new Map();
     for (const at of votes) {
       const {teacher, variant} = kept[at], key = JSON.stringify([teacher, variant]);
@@ -93,7 +93,7 @@ const pair = (() => {
     const beta = Math.min(ends.betaMax, Math.max(ends.betaMin, schedule.mapped(spec, where, ends.betaMin, ends.betaMax)));
     const share = spec.map === "power" ? `${short(where)}^${short(spec.exponent)}` : short(where);
     const how = spec.map === "log-linear" ? `${ends.betaMin}^(1 − ${share}) × ${ends.betaMax}^${share}` : `${ends.betaMin} + (${ends.betaMax} − ${ends.betaMin}) × ${share}`;
-    lines.push(["beta", `${how}${spec.map === "quantile" ? ", the gap's place among all" : ""}${own ? `, the envelope of ${name}` : ""}`, fixed(beta, 6)]);
+    lines.push(["beta", `${how}${spec.map === "quantile" ? ", with the rank of the gap among all pairs" : ""}${own ? `, the envelope of ${name}` : ""}`, fixed(beta, 6)]);
     return {lines, beta, gaps};
   }
 
@@ -103,7 +103,7 @@ const pair = (() => {
 
   function replyTable(app, replies, gaps) {
     const {rubric} = app.D, categories = Object.keys(rubric.categories);
-    const head = ["teacher", "variant", ...(rubric.blind ? ["order", "better"] : []), "category", "magnitude", "confidence", "gap", "what it says"];
+    const head = ["teacher", "variant", ...(rubric.blind ? ["order", "better"] : []), "category", "magnitude", "confidence", "gap", "rationale"];
     let at = 0;
     const rows = replies.map((one) => {
       const kept = one.status === "kept", gap = kept ? gaps[at++] : null;
@@ -127,12 +127,12 @@ const pair = (() => {
     const told = arithmetic(app, published, replies, everywhere.published?.places?.[place]);
     const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), replyTable(app, replies, told.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", told.lines)];
     if (Object.keys(arm).length)
-      parts.push(el("p", {class: "note", text: `The published betas are an arm's: ${Object.entries(arm).map(([key, one]) => `${key} ${one}`).join("; ")}. Published: ${fixed(beta, 6)}.`}));
+      parts.push(el("p", {class: "note", text: `The published betas come from an arm: ${Object.entries(arm).map(([key, one]) => `${key} ${one}`).join("; ")}. Published: ${fixed(beta, 6)}.`}));
     else if (!missing(told.beta) !== !missing(beta) || Math.abs(told.beta - beta) > 1e-5)
-      parts.push(el("p", {class: "problem", role: "alert", text: `published is ${fixed(beta, 6)}, and the replies give ${fixed(told.beta, 6)}`}));
+      parts.push(el("p", {class: "problem", role: "alert", text: `the published beta is ${fixed(beta, 6)}, but the replies give ${fixed(told.beta, 6)}`}));
     if (app.state.s) {
       const edited = arithmetic(app, app.spec(), replies, everywhere.edited?.places?.[place]);
-      parts.push(el("h3", {text: "under the schedule as edited"}), steps("under the schedule as edited", edited.lines));
+      parts.push(el("h3", {text: "with the edited schedule"}), steps("with the edited schedule", edited.lines));
     }
     return parts;
   }

@@ -1,8 +1,8 @@
-// The teachers: how far they agree, how each scores, what was refused, who stands apart.
+// View: the teachers, their agreement, the scores of each, and refused replies.
 const teachers = (() => {
   const {el, svg, fixed, percent, whole, table, colour, short} = page;
 
-  // For each teacher, the gap and the category that it gives each pair; NaN and -1 without a reply.
+  // Returns the gap and the category that each teacher gives each pair; NaN and -1 without a reply.
   function readings(spec, rubric, scores) {
     const count = scores.counts.length, many = scores.teachers.length, categories = Object.keys(rubric.categories).length;
     const gap = scores.teachers.map(() => new Float64Array(count).fill(NaN)), category = scores.teachers.map(() => new Int8Array(count).fill(-1));
@@ -45,13 +45,13 @@ const teachers = (() => {
     return found;
   }
 
-  // Spearman's rho over the pairs that both have.
+  // Returns Spearman's rho over the pairs that both have.
   function rho(one, other) {
     const held = [[], []];
     for (let at = 0; at < one.length; at += 1) if (!Number.isNaN(one[at]) && !Number.isNaN(other[at])) { held[0].push(one[at]); held[1].push(other[at]); }
     if (held[0].length < 3) return NaN;
     const [x, y] = held.map((values) => ranks(Float64Array.from(values)));
-    return compare.moments(x, y, x.map((_, at) => at)).r;
+    return movers.moments(x, y, x.map((_, at) => at)).r;
   }
 
   function same(one, other) {
@@ -60,7 +60,7 @@ const teachers = (() => {
     return both ? alike / both : NaN;
   }
 
-  // Each teacher's gap beside the mean of the others': bias in gap, and rank correlation.
+  // Compares each teacher's gaps with the mean of the others': mean difference and rank correlation.
   function apart(gap) {
     return gap.map((own, teacher) => {
       const rest = Float64Array.from(own, (_, at) => {
@@ -104,7 +104,7 @@ const teachers = (() => {
         const one = told[name] ?? {}, refused = Object.entries(one.refused ?? {});
         const outlier = names.length > 2 && (others[at].rho < 0.3 || Math.abs(others[at].bias) > 0.2);
         const find = (field) => el("button", {type: "button", text: `${field === "dissent" ? "where it differs" : "refused"}`, onclick: () => app.set({tab: "pairs", q: `${field}:"${name.replace(/[\\"]/g, "\\$&")}"`, n: 0})});
-        return [el("div", {}, el("strong", {text: name}), outlier ? el("span", {class: "outlier", text: "stands apart"}) : null, el("div", {class: "soft", text: one.model ?? ""})),
+        return [el("div", {}, el("strong", {text: name}), outlier ? el("span", {class: "outlier", text: "outlier"}) : null, el("div", {class: "soft", text: one.model ?? ""})),
           whole(one.kept ?? 0), refused.length ? el("div", {}, refused.map(([reason, count]) => el("div", {text: `${reason} ${whole(count)}`})), find("refused")) : "0",
           bars(`magnitudes of ${name}`, read.magnitude[at], steps), bars(`categories of ${name}`, read.named[at], categories, true),
           names.length > 1 ? fixed(others[at].bias, 3) : "–", names.length > 1 ? fixed(others[at].rho, 2) : "–", find("dissent")];
@@ -112,9 +112,9 @@ const teachers = (() => {
       const alpha = facts.agreement?.teachers ?? {};
       const known = Object.entries(alpha).filter(([, one]) => one && typeof one.value === "number");
       root.replaceChildren(el("h2", {text: "teachers"}),
-        table("teachers", ["teacher", "kept", "refused", "magnitude", "category", "gap less the others'", "rho with the others", ""], rows, "teacher-table"),
+        table("teachers", ["teacher", "kept", "refused", "magnitude", "category", "gap minus the others'", "rho with the others", ""], rows, "teacher-table"),
         names.length > 1 ? el("div", {class: "sides"}, matrix("same category", names, (row, column) => same(read.category[row], read.category[column]), 0),
-          matrix("rank correlation of gaps", names, (row, column) => rho(read.gap[row], read.gap[column]), 0)) : el("p", {class: "note", text: "There is one teacher: nothing to compare it with."}),
+          matrix("rank correlation of gaps", names, (row, column) => rho(read.gap[row], read.gap[column]), 0)) : el("p", {class: "note", text: "There is only one teacher, so there is nothing to compare."}),
         known.length ? el("p", {class: "soft", text: `Krippendorff's alpha between teachers: ${known.map(([what, one]) => `${what} ${short(one.value)}`).join(", ")}.`}) : null);
     }
     return {root, update};
@@ -122,3 +122,4 @@ const teachers = (() => {
 
   return {view};
 })();
+views.push({key: "teachers", label: "teachers", order: 4, build: teachers.view});

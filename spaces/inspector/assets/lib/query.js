@@ -1,14 +1,14 @@
-// One language for choosing pairs: filters.py in JavaScript, held to the same table of cases.
-const filters = (() => {
-  const LONGEST = 1000, MOST_TERMS = 50, NEAR = 1e-6;
+// The query language that selects pairs: query.py in JavaScript, tested with the same cases.
+const queryLanguage = (() => {
+  const LONGEST = 1000, MAX_TERMS = 50, NEAR = 1e-6;
   const NUMBER = "[+-]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[+-]?\\d+)?";
   const NAME = /[a-z][a-z0-9_]*/y;
   const RANGE = new RegExp(`^(${NUMBER})?\\.\\.(${NUMBER})?$`);
   const BOUND = new RegExp(`^(>=|<=|>|<)(${NUMBER})$`);
-  const WHOLE = new RegExp(`^${NUMBER}$`);
+  const SINGLE = new RegExp(`^${NUMBER}$`);
   const SPACE = /\s/u;
 
-  class Refused extends Error {}
+  class BadQuery extends Error {}
 
   const range = (word, low, high, openLow = false, openHigh = false) =>
     ({kind: "range", word, low, high, openLow, openHigh});
@@ -27,22 +27,22 @@ const filters = (() => {
           ? range(word, number, Infinity, match[1] === ">")
           : range(word, -Infinity, number, false, match[1] === "<");
       }
-      if (WHOLE.test(word)) return range(word, Number(word), Number(word));
+      if (SINGLE.test(word)) return range(word, Number(word), Number(word));
     }
     return {kind: "word", word};
   }
 
-  // A word, or a text in quotes: [it, whether it was quoted, where it ends].
+  // Returns [word or quoted text, whether it is quoted, where it ends].
   function word(text, place, stop) {
     if (text[place] === '"') {
-      let end = place + 1, said = "";
+      let end = place + 1, characters = "";
       while (end < text.length && text[end] !== '"') {
         if (text[end] === "\\" && end + 1 < text.length) end += 1;
-        said += text[end];
+        characters += text[end];
         end += 1;
       }
-      if (end >= text.length) throw new Refused("a quotation mark is not closed");
-      return [said, true, end + 1];
+      if (end >= text.length) throw new BadQuery("a quotation mark is not closed");
+      return [characters, true, end + 1];
     }
     let end = place;
     while (end < text.length && !SPACE.test(text[end]) && text[end] !== stop) end += 1;
@@ -59,8 +59,8 @@ const filters = (() => {
     return [found, place];
   }
 
-  function read(text) {
-    if (text.length > LONGEST) throw new Refused(`a query has at most ${LONGEST} characters`);
+  function parse(text) {
+    if (text.length > LONGEST) throw new BadQuery(`a query has at most ${LONGEST} characters`);
     const query = {terms: [], sort: null, descending: false};
     let place = 0;
     while (place < text.length) {
@@ -73,10 +73,10 @@ const filters = (() => {
         const name = match[0];
         const [raw, end] = values(text, place + name.length + 1);
         place = end;
-        if (!raw.length) throw new Refused(`${name}: says nothing; write a value behind the colon`);
+        if (!raw.length) throw new BadQuery(`${name}: has no value; write one after the colon`);
         if (name === "sort") {
           if (negated || raw.length !== 1)
-            throw new Refused("sort: takes one field, as sort:beta or sort:-beta");
+            throw new BadQuery("sort: takes one field, such as sort:beta or sort:-beta");
           query.descending = raw[0][0].startsWith("-");
           query.sort = raw[0][0].slice(query.descending ? 1 : 0);
           continue;
@@ -87,8 +87,8 @@ const filters = (() => {
         place = end;
         query.terms.push({field: "text", values: [{kind: "word", word: said}], negated});
       }
-      if (query.terms.length > MOST_TERMS)
-        throw new Refused(`a query has at most ${MOST_TERMS} terms`);
+      if (query.terms.length > MAX_TERMS)
+        throw new BadQuery(`a query has at most ${MAX_TERMS} terms`);
     }
     return query;
   }
@@ -97,8 +97,8 @@ const filters = (() => {
   const quoted = (text) => `"${text.replace(/[\\"]/g, "\\$&")}"`;
   const isWord = (text) => plain.test(text) && value(text, false).kind === "word";
 
-  // The text of a query; reading it gives the query back.
-  function written(query) {
+  // Returns the text of a query; `parse` reverses it.
+  function format(query) {
     const terms = query.terms.map((term) => {
       const said = term.values.map((one) =>
         one.kind === "word" ? (isWord(one.word) && !(term.field === "text" && one.word.includes(":"))
@@ -110,79 +110,79 @@ const filters = (() => {
     return terms.join(" ");
   }
 
-  function known(name, fields) {
+  function getField(name, fields) {
     const field = Object.hasOwn(fields, name) ? fields[name] : null;
     if (!field)
-      throw new Refused(`there is no field ${name} (there are ${Object.keys(fields).join(", ")})`);
+      throw new BadQuery(`there is no field ${name} (fields: ${Object.keys(fields).join(", ")})`);
     return field;
   }
 
-  // A test of one pair's place, for one value of a term.
+  // Returns a function that tells whether the pair at a place has a value.
   function test(name, field, one) {
-    const held = field.values;
+    const column = field.values;
     if (field.kind === "number") {
-      if (one.kind === "missing") return (at) => Number.isNaN(held[at]);
+      if (one.kind === "missing") return (at) => Number.isNaN(column[at]);
       if (one.kind !== "range")
-        throw new Refused(`${name}: takes numbers, as 0.3, 0.1..0.2, >=0.1 or missing`);
+        throw new BadQuery(`${name}: takes numbers, such as 0.3, 0.1..0.2, >=0.1 or missing`);
       const low = one.openLow ? one.low + NEAR : one.low - NEAR;
       const high = one.openHigh ? one.high - NEAR : one.high + NEAR;
-      return (at) => held[at] >= low && held[at] <= high;
+      return (at) => column[at] >= low && column[at] <= high;
     }
     if (one.kind === "missing")
-      return field.kind === "set" ? (at) => held[at] === 0 : (at) => held[at] < 0;
+      return field.kind === "set" ? (at) => column[at] === 0 : (at) => column[at] < 0;
     if (field.kind === "flag") {
       const words = {yes: 1, true: 1, no: 0, false: 0};
-      if (!Object.hasOwn(words, one.word)) throw new Refused(`${name}: takes yes, no or missing`);
-      return (at) => held[at] === words[one.word];
+      if (!Object.hasOwn(words, one.word)) throw new BadQuery(`${name}: takes yes, no or missing`);
+      return (at) => column[at] === words[one.word];
     }
     const level = field.levels.indexOf(one.word);
     if (level < 0)
-      throw new Refused(`${name}: has no ${one.word} (it has ${field.levels.join(", ")})`);
-    if (field.kind === "set") return (at) => ((held[at] >>> level) & 1) === 1;
-    return (at) => held[at] === level;
+      throw new BadQuery(`${name}: has no ${one.word} (it has ${field.levels.join(", ")})`);
+    if (field.kind === "set") return (at) => ((column[at] >>> level) & 1) === 1;
+    return (at) => column[at] === level;
   }
 
-  // What only the server can look up: texts, and the beginnings of ids.
-  const asked = (query) => query.terms.filter((term) => term.field === "text" || term.field === "id")
+  // The terms that need the server: texts, and the beginnings of ids.
+  const serverTerms = (query) => query.terms.filter((term) => term.field === "text" || term.field === "id")
     .flatMap((term) => term.values.map((one) => [term.field, one.word]));
 
-  // Which pairs a term holds for, as a byte each. `found` has those of what the server looked up.
+  // Returns for which pairs a term holds, one byte each. `found` has the results of the server, by term.
   function mask(term, fields, count, found) {
-    const held = new Uint8Array(count);
+    const holds = new Uint8Array(count);
     for (const one of term.values) {
       if (term.field === "text" || term.field === "id") {
         const flags = found.get(`${term.field} ${one.word}`);
-        if (flags) for (let at = 0; at < count; at += 1) held[at] |= flags[at];
+        if (flags) for (let at = 0; at < count; at += 1) holds[at] |= flags[at];
         continue;
       }
-      const holds = test(term.field, known(term.field, fields), one);
-      for (let at = 0; at < count; at += 1) if (!held[at] && holds(at)) held[at] = 1;
+      const isMatch = test(term.field, getField(term.field, fields), one);
+      for (let at = 0; at < count; at += 1) if (!holds[at] && isMatch(at)) holds[at] = 1;
     }
-    if (term.negated) for (let at = 0; at < count; at += 1) held[at] ^= 1;
-    return held;
+    if (term.negated) for (let at = 0; at < count; at += 1) holds[at] ^= 1;
+    return holds;
   }
 
-  function ordered(places, query, fields) {
+  function sort(places, query, fields) {
     if (query.sort === null) return places;
-    const field = known(query.sort, fields);
+    const field = getField(query.sort, fields);
     if (field.kind === "set" || field.kind === "id")
-      throw new Refused(`sort: cannot go by ${query.sort}`);
+      throw new BadQuery(`sort: cannot sort by ${query.sort}`);
     const sign = query.descending ? -1 : 1;
     const key = new Float64Array(field.values.length);
     for (const at of places) {
-      const held = field.values[at];
-      key[at] = (field.kind === "number" ? Number.isNaN(held) : held < 0) ? Infinity : sign * held;
+      const value = field.values[at];
+      key[at] = (field.kind === "number" ? Number.isNaN(value) : value < 0) ? Infinity : sign * value;
     }
     return places.sort((one, other) => key[one] - key[other] || one - other);
   }
 
-  // The places that a query chooses, in its order.
-  function chosen(query, fields, count, found = new Map()) {
+  // Returns the places of the pairs that a query selects, sorted as it asks.
+  function select(query, fields, count, found = new Map()) {
     const masks = query.terms.map((term) => mask(term, fields, count, found));
     const places = [];
     for (let at = 0; at < count; at += 1) if (masks.every((one) => one[at])) places.push(at);
-    return ordered(Uint32Array.from(places), query, fields);
+    return sort(Uint32Array.from(places), query, fields);
   }
 
-  return {Refused, read, written, asked, mask, chosen, ordered, value};
+  return {BadQuery, parse, format, serverTerms, mask, select, sort, value};
 })();

@@ -1,4 +1,4 @@
-"""One table of queries, and two readers of them: filters.py and filters.js."""
+"""One table of queries, and two readers of them: query.py and query.js."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ from support.browser import INSPECTOR, bare
 from support.harness import TESTS
 
 sys.path.insert(0, str(INSPECTOR))
-import filters
+import query as query_language
 
-TABLE = json.loads((TESTS / "space" / "filter_cases.json").read_text())
+TABLE = json.loads((TESTS / "space" / "query_cases.json").read_text())
 CASES = TABLE["cases"]
 KINDS = {"number": np.float32, "level": np.int8, "flag": np.int8, "set": np.uint32}
 COUNT = len(TABLE["texts"])
 
-IN_THE_PAGE = (TESTS / "space" / "filter_cases.js").read_text()
+IN_THE_PAGE = (TESTS / "space" / "query_cases.js").read_text()
 
 
 def fields():
@@ -27,7 +27,7 @@ def fields():
         if said["kind"] in KINDS:
             values = np.array([np.nan if one is None else one for one in values])
             values = values.astype(KINDS[said["kind"]])
-        found[name] = filters.Field(said["kind"], values, said.get("levels", ()))
+        found[name] = query_language.Field(said["kind"], values, said.get("levels", ()))
     return found
 
 
@@ -36,17 +36,19 @@ def search(text):
 
 
 def told(query):
-    """What filters.py makes of a query."""
+    """What query.py makes of a query."""
     try:
-        found = filters.chosen(filters.read_query(query), fields(), COUNT, search)
-    except filters.Refused as error:
+        found = query_language.select_pairs(
+            query_language.parse_query(query), fields(), COUNT, search
+        )
+    except query_language.BadRequest as error:
         return {"error": str(error)}
     return {"places": found.tolist()}
 
 
 @pytest.fixture(scope="module")
 def page(browser):
-    with bare(browser, "filters") as page:
+    with bare(browser, "lib/query") as page:
         yield page
 
 

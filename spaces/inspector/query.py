@@ -1,16 +1,16 @@
-"""One language for choosing pairs: in the page, in its address, in the API and for agents.
+"""The query language that selects pairs: in the page, in its address, in the API and over MCP.
 
     beta:0.1..0.2 category:safety,factuality -disputed:yes "word for word" sort:-beta
 
-A query is a row of terms that must all hold. A term is `field:values` or a text; `-` before it
-turns it round. Values are joined by commas, and one of them must hold: a number `0.3`, a range
-`0.1..0.2` (both ends belong to it, either may be left out), `>0.1`, `>=0.1`, `<0.1`, `<=0.1`, a
-word or a "text in quotes", and `missing` where there is none. A text must be contained in the
-prompt or in one of the responses, in upper or lower case. `sort:field` and `sort:-field` order
-what is found; pairs without a value come last.
+A query is a list of terms that must all hold. A term is `field:values` or a text; `-` in front
+negates it. Values are separated by commas, and one of them must hold: a number `0.3`, a range
+`0.1..0.2` (including both ends; one end may be omitted), `>0.1`, `>=0.1`, `<0.1`, `<=0.1`, a word
+or a "text in quotes", or `missing` for pairs without a value. A text must occur in the prompt or in
+one of the responses, ignoring case. `sort:field` and `sort:-field` sort the result; pairs without a
+value come last.
 
-`assets/filters.js` is the same in JavaScript; both are tested against one table of cases,
-tests/space/filter_cases.json.
+`assets/lib/query.js` is the same language in JavaScript. One table of cases tests both:
+tests/space/query_cases.json.
 """
 
 import re
@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 
 LONGEST = 1000
-"""Characters of a query."""
-MOST_TERMS = 50
+"""Largest number of characters of a query."""
+MAX_TERMS = 50
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})?\.\.({_NUMBER})?")
 _BOUND = re.compile(rf"(>=|<=|>|<)({_NUMBER})")
-_WHOLE = re.compile(_NUMBER)
+_SINGLE = re.compile(_NUMBER)
 NEAR = 1e-6
-"""So far apart two numbers count as the same: they travel in single precision."""
+"""Tolerance for equal numbers, because the page receives them in single precision."""
 
 
-class Refused(ValueError):
-    """A query that is not one; the message is for the person who wrote it."""
+class BadRequest(ValueError):
+    """A query or a request that is not valid; the message is for its author."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class Value:
 
     Attributes:
         kind: `range`, `word` or `missing`.
-        low, high: the ends of a range, -inf and inf where one is missing.
-        open_low, open_high: whether the end itself is left out.
-        word: the word.
+        low: Lower end of a range; -inf if it is omitted.
+        high: Upper end of a range; inf if it is omitted.
+        open_low: Whether the lower end is excluded.
+        open_high: Whether the upper end is excluded.
+        word: The value as written.
     """
 
     kind: str
@@ -57,12 +59,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Term:
-    """What must hold.
+    """A condition on a pair.
 
     Attributes:
-        field: its name; `text` for a text.
-        values: of which one must hold.
-        negated: whether none may.
+        field: Name of the field; `text` for a text.
+        values: The values of which one must hold.
+        negated: Whether none of them may hold.
     """
 
     field: str
@@ -72,12 +74,12 @@ class Term:
 
 @dataclass(frozen=True)
 class Query:
-    """A query, read.
+    """A parsed query.
 
     Attributes:
-        terms: that must all hold.
-        sort: the field to order by; None for the order of the data set.
-        descending: whether the largest comes first.
+        terms: The conditions, which must all hold.
+        sort: Field to sort by; None for the order of the data set.
+        descending: Whether the largest value comes first.
     """
 
     terms: tuple[Term, ...] = ()
@@ -90,10 +92,10 @@ class Field:
     """A column that a query can name.
 
     Attributes:
-        kind: `number` (nan: missing), `flag` (1, 0, -1: missing), `level` (a place in `levels`, -1:
-            missing), `set` (bit n: the level n) or `id` (text).
-        values: one for each pair.
-        levels: the words of a level or a set.
+        kind: `number` (NaN: missing), `flag` (1, 0, -1: missing), `level` (an index into `levels`,
+            -1: missing), `set` (bit n: level n) or `id` (text).
+        values: One value for each pair.
+        levels: The words of a level or a set.
     """
 
     kind: str
@@ -101,14 +103,14 @@ class Field:
     levels: Sequence[str] = ()
 
 
-def read_query(text: str) -> Query:
-    """The query that a person writes.
+def parse_query(text: str) -> Query:
+    """Return the query in a text.
 
     Raises:
-        Refused: it cannot be read.
+        BadRequest: The text is not a query.
     """
     if len(text) > LONGEST:
-        raise Refused(f"a query has at most {LONGEST} characters")
+        raise BadRequest(f"a query has at most {LONGEST} characters")
     terms: list[Term] = []
     sort, descending, place = None, False, 0
     while place < len(text):
@@ -120,55 +122,55 @@ def read_query(text: str) -> Query:
         match = _NAME.match(text, place)
         if match and text[match.end() : match.end() + 1] == ":":
             name, place = match.group(), match.end() + 1
-            raw, place = _values(text, place)
+            raw, place = _split_values(text, place)
             if not raw:
-                raise Refused(f"{name}: says nothing; write a value behind the colon")
+                raise BadRequest(f"{name}: has no value; write one after the colon")
             if name == "sort":
                 if negated or len(raw) != 1:
-                    raise Refused("sort: takes one field, as sort:beta or sort:-beta")
+                    raise BadRequest("sort: takes one field, such as sort:beta or sort:-beta")
                 descending = raw[0][0].startswith("-")
                 sort = raw[0][0][descending:]
                 continue
-            terms.append(Term(name, tuple(_value(*one) for one in raw), negated))
+            terms.append(Term(name, tuple(_parse_value(*value) for value in raw), negated))
         else:
-            word, _, place = _word(text, place, stop="")
+            word, _, place = _next_word(text, place, stop="")
             terms.append(Term("text", (Value("word", word=word),), negated))
-        if len(terms) > MOST_TERMS:
-            raise Refused(f"a query has at most {MOST_TERMS} terms")
+        if len(terms) > MAX_TERMS:
+            raise BadRequest(f"a query has at most {MAX_TERMS} terms")
     return Query(tuple(terms), sort, descending)
 
 
-def _values(text: str, place: int) -> tuple[list[tuple[str, bool]], int]:
-    """The values behind a colon, each with whether it stood in quotes, and where they end."""
-    found = []
+def _split_values(text: str, place: int) -> tuple[list[tuple[str, bool]], int]:
+    """Return the values after a colon, whether each is quoted, and where they end."""
+    values = []
     while place < len(text) and not text[place].isspace():
-        word, quoted, place = _word(text, place, stop=",")
+        word, quoted, place = _next_word(text, place, stop=",")
         if word or quoted:
-            found.append((word, quoted))
+            values.append((word, quoted))
         if place < len(text) and text[place] == ",":
             place += 1
-    return found, place
+    return values, place
 
 
-def _word(text: str, place: int, *, stop: str) -> tuple[str, bool, int]:
-    """A word, or a text in quotes, and where it ends."""
+def _next_word(text: str, place: int, *, stop: str) -> tuple[str, bool, int]:
+    """Return a word or a quoted text, whether it is quoted, and where it ends."""
     if text[place] == '"':
-        end, said = place + 1, []
+        end, characters = place + 1, []
         while end < len(text) and text[end] != '"':
             if text[end] == "\\" and end + 1 < len(text):
                 end += 1
-            said.append(text[end])
+            characters.append(text[end])
             end += 1
         if end >= len(text):
-            raise Refused("a quotation mark is not closed")
-        return "".join(said), True, end + 1
+            raise BadRequest("a quotation mark is not closed")
+        return "".join(characters), True, end + 1
     end = place
     while end < len(text) and not text[end].isspace() and text[end] != (stop or " "):
         end += 1
     return text[place:end], False, end
 
 
-def _value(word: str, quoted: bool) -> Value:
+def _parse_value(word: str, quoted: bool) -> Value:
     if not quoted:
         if word == "missing":
             return Value("missing", word=word)
@@ -185,67 +187,64 @@ def _value(word: str, quoted: bool) -> Value:
             if sign[0] == ">":
                 return Value("range", low=number, open_low=sign == ">", word=word)
             return Value("range", high=number, open_high=sign == "<", word=word)
-        if _WHOLE.fullmatch(word):
+        if _SINGLE.fullmatch(word):
             return Value("range", low=float(word), high=float(word), word=word)
     return Value("word", word=word)
 
 
-def chosen(
+def select_pairs(
     query: Query, fields: Mapping[str, Field], count: int, search: Callable[[str], Any]
 ) -> Any:
-    """The pairs that a query chooses.
+    """Return the places of the pairs that a query selects, sorted as it asks.
 
     Args:
-        query: as read.
-        fields: that it may name.
-        count: of pairs.
-        search: the pairs, as flags, that contain a text.
-
-    Returns:
-        Their places, in the order that the query asks for; pairs without the value come last.
+        query: The query.
+        fields: Fields that it may name.
+        count: Number of pairs.
+        search: Returns which pairs contain a text, as flags.
 
     Raises:
-        Refused: it names a field, or a word, that is not there.
+        BadRequest: The query names an unknown field or word.
     """
     mask = np.ones(count, bool)
     for term in query.terms:
-        held = np.zeros(count, bool)
+        holds = np.zeros(count, bool)
         for value in term.values:
             if term.field == "text":
-                held |= search(value.word)
+                holds |= search(value.word)
             else:
-                held |= _holds(term.field, _known(term.field, fields), value)
-        mask &= ~held if term.negated else held
+                holds |= _match(term.field, _get_field(term.field, fields), value)
+        mask &= ~holds if term.negated else holds
     places = np.flatnonzero(mask)
     if query.sort is None:
         return places
-    field = _known(query.sort, fields)
+    field = _get_field(query.sort, fields)
     if field.kind in ("set", "id"):
-        raise Refused(f"sort: cannot go by {query.sort}")
+        raise BadRequest(f"sort: cannot sort by {query.sort}")
     values = np.asarray(field.values, np.float64)[places]
     missing = np.isnan(values) if field.kind == "number" else values < 0
     key = np.where(missing, np.inf, -values if query.descending else values)
     return places[np.argsort(key, kind="stable")]
 
 
-def _known(name: str, fields: Mapping[str, Field]) -> Field:
+def _get_field(name: str, fields: Mapping[str, Field]) -> Field:
     if name not in fields:
-        raise Refused(f"there is no field {name} (there are {', '.join(fields)})")
+        raise BadRequest(f"there is no field {name} (fields: {', '.join(fields)})")
     return fields[name]
 
 
-def _holds(name: str, field: Field, value: Value) -> Any:
-    """For each pair, whether its value is the one."""
+def _match(name: str, field: Field, value: Value) -> Any:
+    """Return which pairs have a value, as flags."""
     values = field.values
     if field.kind == "id":
         start = value.word.lower()
-        return np.fromiter((one.startswith(start) for one in values), bool, len(values))
+        return np.fromiter((pair_id.startswith(start) for pair_id in values), bool, len(values))
     if field.kind == "number":
         numbers = np.asarray(values, np.float64)
         if value.kind == "missing":
             return np.isnan(numbers)
         if value.kind != "range":
-            raise Refused(f"{name}: takes numbers, as 0.3, 0.1..0.2, >=0.1 or missing")
+            raise BadRequest(f"{name}: takes numbers, such as 0.3, 0.1..0.2, >=0.1 or missing")
         low = value.low + NEAR if value.open_low else value.low - NEAR
         high = value.high - NEAR if value.open_high else value.high + NEAR
         with np.errstate(invalid="ignore"):
@@ -255,11 +254,11 @@ def _holds(name: str, field: Field, value: Value) -> Any:
     if field.kind == "flag":
         words = {"yes": 1, "true": 1, "no": 0, "false": 0}
         if value.word not in words:
-            raise Refused(f"{name}: takes yes, no or missing")
+            raise BadRequest(f"{name}: takes yes, no or missing")
         return np.asarray(values) == words[value.word]
     if value.word not in field.levels:
-        raise Refused(f"{name}: has no {value.word} (it has {', '.join(field.levels)})")
-    place = field.levels.index(value.word)
+        raise BadRequest(f"{name}: has no {value.word} (it has {', '.join(field.levels)})")
+    level = field.levels.index(value.word)
     if field.kind == "set":
-        return (np.asarray(values) >> place) & 1 == 1
-    return np.asarray(values) == place
+        return (np.asarray(values) >> level) & 1 == 1
+    return np.asarray(values) == level

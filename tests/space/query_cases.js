@@ -1,4 +1,4 @@
-// What filters.js makes of some queries over the table: places, or an error; and once more after
+// What query.js makes of some queries over the table: places, or an error; and once more after
 // the query was written and read again.
 ([table, queries]) => {
   const arrays = {
@@ -10,17 +10,17 @@
   const {texts} = table, ids = table.fields.id.values;
   const tell = (query) => {
     try {
-      const read = filters.read(query), found = new Map();
-      for (const [kind, said] of filters.asked(read)) {
+      const read = queryLanguage.parse(query), found = new Map();
+      for (const [kind, said] of queryLanguage.serverTerms(read)) {
         const word = said.toLowerCase();
         const held = kind === "text" ? texts.map((one) => one.toLowerCase().includes(word))
           : ids.map((one) => one.startsWith(word));
         found.set(`${kind} ${said}`, Uint8Array.from(held));
       }
-      const chosen = (one) => Array.from(filters.chosen(one, fields, texts.length, found));
-      return {places: chosen(read), again: chosen(filters.read(filters.written(read)))};
+      const chosen = (one) => Array.from(queryLanguage.select(one, fields, texts.length, found));
+      return {places: chosen(read), again: chosen(queryLanguage.parse(queryLanguage.format(read)))};
     } catch (error) {
-      if (!(error instanceof filters.Refused)) throw error;
+      if (!(error instanceof queryLanguage.BadQuery)) throw error;
       return {error: error.message};
     }
   };

@@ -1,4 +1,4 @@
-// The bricks of the page: elements, numbers, files, and what the server packs.
+// Building blocks of the page: elements, number formats, files, and data packed by the server.
 const page = (() => {
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -43,13 +43,13 @@ const page = (() => {
     i4: Int32Array, u4: Uint32Array,
   };
 
-  // The arrays of what `pack` made, by name.
+  // Returns the arrays that `pack` in dataset.py packed, by name.
   async function unpacked({layout, blob}) {
     const held = await inflated(blob);
     return Object.fromEntries(layout.map(({name, type, at, count}) => [name, new TYPES[type](held, at, count)]));
   }
 
-  // A bit for each pair, as a byte for each.
+  // Returns packed bits, one for each pair, as one byte each.
   async function flags(text, count) {
     const bits = new Uint8Array(await inflated(text)), found = new Uint8Array(count);
     for (let at = 0; at < count; at += 1) found[at] = (bits[at >> 3] >> (7 - (at & 7))) & 1;
@@ -73,7 +73,7 @@ const page = (() => {
     if (content instanceof Blob) setTimeout(() => URL.revokeObjectURL(url), 60000);
   }
 
-  // Puts a text on the clipboard; where the browser forbids it, into a field to copy from.
+  // Copies a text to the clipboard, or shows it in a field if the browser forbids that.
   async function copied(text, host, say) {
     try {
       await navigator.clipboard.writeText(text);

@@ -1,4 +1,4 @@
-// The schedule, edited: all betas at once, and the YAML that `sp2dpo schedule` takes.
+// View: edit the schedule, see all betas change, and copy the YAML for `sp2dpo schedule`.
 const editor = (() => {
   const {el, fixed, percent, plural, labelled, select} = page;
   const BINS = 54;
@@ -44,7 +44,7 @@ const editor = (() => {
     return found;
   }
 
-  // Both histograms in one: the published one behind, the edited one in front.
+  // Returns one chart with the published histogram behind the edited one.
   function both(published, edited) {
     let low = Infinity, high = -Infinity;
     for (const values of [published, edited]) for (const one of values) if (!Number.isNaN(one)) { if (one < low) low = one; if (one > high) high = one; }
@@ -85,7 +85,7 @@ const editor = (() => {
       } catch (error) { app.say(error.message); } finally { save.disabled = false; }
     }
 
-    // The form is made anew where another field appears or goes, and left alone while one types.
+    // Rebuilds the form only when its set of fields changes, so that typing is not interrupted.
     function shape(spec, scores) {
       const key = JSON.stringify([spec.gap === "shrink", spec.map === "power", Object.keys(spec.envelopes), app.state.s === ""]);
       if (key === shaped) return;
@@ -111,20 +111,21 @@ const editor = (() => {
       if (broken) return;
       const before = app.D.fields.beta.values, after = everywhere.edited?.beta ?? before;
       const every = Uint32Array.from(before, (_, at) => at).filter((at) => !Number.isNaN(before[at]) && !Number.isNaN(after[at]));
-      const found = compare.movers(every, before, after, 30);
+      const found = movers.find(every, before, after, 30);
       const paint = (said) => result.replaceChildren(
-        el("figure", {class: "chart"}, el("figcaption", {}, "beta as edited; behind it, as published"), both(before, after) ?? el("p", {text: "all betas are the same"})),
-        summary(app, after, spec), el("h3", {text: `movers: ${plural(found.count, "pair")}`}),
-        found.count ? compare.moversTable(app, "movers", ["published", "edited"], before, after, found.first, said) : el("p", {class: "note", text: "No pair moves."}));
+        el("figure", {class: "chart"}, el("figcaption", {}, "beta of the edited schedule; behind it, of the published one"), both(before, after) ?? el("p", {text: "all betas are equal"})),
+        summary(app, after, spec), el("h3", {text: `pairs that differ: ${found.count.toLocaleString("en-US")}`}),
+        found.count ? movers.table(app, "largest differences", ["published", "edited"], before, after, found.first, said) : el("p", {class: "note", text: "No beta differs."}));
       paint(null);
       if (!found.count) return;
       try {
         const said = await app.ask("rows", {places: found.first});
         if (mine === turn) paint(said);
-      } catch { /* the table stands without the prompts */ }
+      } catch { /* the table is usable without the prompts */ }
     }
     return {root, update};
   }
 
   return {view};
 })();
+views.push({key: "schedule", label: "schedule", order: 3, build: editor.view});

@@ -1,8 +1,8 @@
-// Histograms that can be brushed, and two schedules against each other.
+// Charts: a histogram with a selectable range, and a scatter plot of two schedules.
 const charts = (() => {
   const {el, svg, short, whole, colour} = page;
 
-  // Bins of one number over all pairs: its range, and where each pair falls (255: nowhere).
+  // Returns bins of one number over all pairs: its range, and the bin of each pair (255: none).
   function binned(values, most, integers) {
     let low = Infinity, high = -Infinity;
     for (let at = 0; at < values.length; at += 1) {
@@ -28,8 +28,8 @@ const charts = (() => {
     return found;
   };
 
-  // A histogram, as wide as its place. `chosen([low, high] or null, whether it was one bar)` is called
-  // when a person brushes it; `chosen` null: it only shows.
+  // Returns a histogram as wide as its container. `chosen(range or null, isSingleBar)` is called when a
+  // range [low, high] is selected; with `chosen` null, the histogram cannot be selected.
   function histogram({name, bins, groups, height = 190, axis = true, chosen}) {
     const left = axis ? 46 : 2, right = axis ? 12 : 2, top = 8, bottom = axis ? 24 : 3, tall = height - top - bottom;
     const back = svg("g", {class: "all"}), front = svg("g", {}), scale = svg("g", {class: "axis"}), grid = svg("g", {class: "axis"});
@@ -80,7 +80,7 @@ const charts = (() => {
       brush.setAttribute("width", range ? Math.max(2, to - from) : 0);
       const total = some.reduce((sum, one) => sum + one, 0);
       root.setAttribute("aria-label", `${name}: ${whole(total)} pairs from ${short(bins.low)} to ${short(bins.high)}` +
-        (range ? `, chosen ${short(range[0])} to ${short(range[1])}` : "") + (chosen ? ". Drag to choose a range; arrow keys move it, Escape clears it." : "."));
+        (range ? `, selected ${short(range[0])} to ${short(range[1])}` : "") + (chosen ? ". Drag to select a range; the arrow keys move it, Escape clears it." : "."));
     }
 
     new ResizeObserver(() => {
@@ -133,7 +133,7 @@ const charts = (() => {
     });
   }
 
-  // Two betas of every pair: points where they are few, shades where they are many.
+  // Returns a plot of two betas for every pair: points if there are few pairs, shaded cells otherwise.
   function scatter({x, y, names, places, pick}) {
     const size = 460, margin = 46, inner = size - margin - 10;
     const canvas = el("canvas", {class: "scatter", width: size * 2, height: size * 2, role: "img", tabindex: "0"});

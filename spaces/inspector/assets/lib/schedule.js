@@ -1,4 +1,4 @@
-// From replies to betas, as `sp2dpo schedule` computes them, for all pairs at once.
+// Computes betas from replies for all pairs, as `sp2dpo schedule` does.
 const schedule = (() => {
   const NOISE = 1e-9, PLACES = 1e9, FEWEST_TO_TRIM = 5, LARGEST = 1e6;
   const GAPS = ["product", "magnitude", "shrink", "signed"];
@@ -9,7 +9,7 @@ const schedule = (() => {
 
   const choice = /^([a-z-]+)(?:\(\s*(?:[a-z0-9_]+\s*=\s*)?([^)]+)\))?$/;
 
-  // A schedule from what a YAML file or a manifest says.
+  // Returns the schedule of a YAML file or a manifest.
   function read(said) {
     const [, gap, m0] = choice.exec(said.gap) ?? [];
     const [, map, exponent] = choice.exec(said.map) ?? [];
@@ -25,7 +25,7 @@ const schedule = (() => {
 
   const bare = (text) => (/^[A-Za-z][\w-]*$/.test(text) &&
     !/^(y|n|yes|no|true|false|on|off|null|none|nan|inf)$/i.test(text) ? text : JSON.stringify(text));
-  // YAML 1.1 takes 1e-7 for a text.
+  // YAML 1.1 reads 1e-7 as text.
   const number = (value) => {
     const text = String(value);
     return text.includes("e") && !text.includes(".") ? text.replace("e", ".0e") : text;
@@ -62,17 +62,17 @@ const schedule = (() => {
     if (spec.map === "power" && !(spec.exponent > 0 && spec.exponent <= 100))
       throw new Refused("exponent must be above 0, at most 100");
     if (spec.estimate === "expected" && !scores.expected_magnitude)
-      throw new Refused("no reply came with expectations");
+      throw new Refused("no reply has expected scores");
     for (const [axis, way, heard] of [["variants", spec.overVariants, scores.variants],
       ["teachers", spec.overTeachers, scores.teachers]]) {
       if (way === "trimmed" && heard.length < FEWEST_TO_TRIM)
-        throw new Refused(`trimmed takes ${FEWEST_TO_TRIM} ${axis} or more, and there are ${heard.length}`);
+        throw new Refused(`trimmed needs at least ${FEWEST_TO_TRIM} ${axis}, and there are ${heard.length}`);
       if (!WAYS.includes(way) && !heard.includes(way))
-        throw new Refused(`no kept reply is of the ${axis.slice(0, -1)} ${way}`);
+        throw new Refused(`no kept reply has the ${axis.slice(0, -1)} ${way}`);
     }
   }
 
-  // One value out of the first `count` of `values`, which are put in order.
+  // Combines the first `count` of `values`, which it sorts in place.
   function combine(values, count, way) {
     if (count === 1) return values[0];
     if (way === "mean" || !WAYS.includes(way)) {
@@ -93,7 +93,7 @@ const schedule = (() => {
     return sum / (count - 2 * cut);
   }
 
-  // The scores, with what follows from their slots.
+  // Adds to the scores what follows from their slots.
   function prepared(packed) {
     const slots = packed.slots;
     const teachers = [...new Set(slots.map((one) => one[0]))].sort();
@@ -108,7 +108,7 @@ const schedule = (() => {
     };
   }
 
-  // The signed gap of one reply, in [-1, 1].
+  // Returns a function that gives the signed gap of a reply, in [-1, 1].
   function reader(spec, rubric, scores) {
     const {gap, m0} = spec, expected = spec.estimate === "expected";
     const span = (name) => rubric[name].max - rubric[name].min;
@@ -179,7 +179,7 @@ const schedule = (() => {
     return {signed, category, votes};
   }
 
-  // The place of each gap among all, in (0, 1); equal ones share their mean rank.
+  // Returns the rank of each gap among all, scaled to (0, 1); equal gaps share their mean rank.
   function ranked(gap) {
     const known = [];
     gap.forEach((one, at) => { if (!Number.isNaN(one)) known.push(at); });
@@ -201,7 +201,7 @@ const schedule = (() => {
     return low * (1 - share) + high * share;
   }
 
-  // All betas; NaN where a pair has none.
+  // Returns all betas; NaN for a pair without one.
   function compute(spec, rubric, scores) {
     check(spec, rubric, scores);
     const {signed, category, votes} = gaps(spec, rubric, scores);

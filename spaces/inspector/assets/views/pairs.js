@@ -1,11 +1,13 @@
-// The list of pairs: a histogram, facets that all follow each other, a search, a table.
+// View: the pairs, with a histogram, facets, a search and a table.
 const pairs = (() => {
   const {el, fixed, whole, plural, colour, select} = page;
   const PAGE = 50, MEASURES = ["gap", "magnitude", "confidence", "agreement", "spread", "votes", "weight", "margin", "reward_margin"];
+  // Number fields without a facet: beta has the large histogram, the others repeat what others show.
+  const WITHOUT_FACET = ["beta", "signed_gap", "teachers"];
   const TITLES = {
     beta: "beta", gap: "gap", magnitude: "magnitude", confidence: "confidence", agreement: "agreement",
     spread: "spread between teachers", votes: "votes", category: "category", disputed: "label disputed",
-    kept: "kept for training", teacher: "answered by", refused: "refused by", dissent: "other category by",
+    kept: "kept for training", teacher: "answered by", refused: "refused by", dissent: "another category by",
     signed_gap: "signed gap", teachers: "teachers", weight: "weight", margin: "margin",
     reward_margin: "reward margin",
   };
@@ -14,22 +16,22 @@ const pairs = (() => {
 
   const title = (app, name) => app.D.labels[name] ?? TITLES[name] ?? name;
 
-  // The query with other terms for a field: `change` gets the field's values, negated terms stay.
+  // Replaces the values of a field in the query; negated terms of the field stay.
   function changed(app, field, change) {
     const query = app.query();
     const own = query.terms.find((term) => term.field === field && !term.negated);
     const values = change(own ? own.values : []);
     const terms = query.terms.filter((term) => term.field !== field || term.negated);
     if (values.length) terms.splice(own ? query.terms.indexOf(own) : terms.length, 0, {field, values, negated: false});
-    app.set({q: filters.written({...query, terms}), n: 0});
+    app.set({q: queryLanguage.format({...query, terms}), n: 0});
   }
 
   const ranged = (app, field, range) => changed(app, field, () =>
-    (range ? [filters.value(`${range[0]}..${range[1]}`, false)] : []));
+    (range ? [queryLanguage.value(`${range[0]}..${range[1]}`, false)] : []));
 
   const toggled = (app, field, word) => changed(app, field, (values) =>
     (values.some((one) => one.word === word) ? values.filter((one) => one.word !== word)
-      : [...values, filters.value(word, wordsOf(app.D.fields[field]).includes(word))]));
+      : [...values, queryLanguage.value(word, wordsOf(app.D.fields[field]).includes(word))]));
 
   const rangeOf = (query, field) => {
     const term = query.terms.find((one) => one.field === field && !one.negated);
@@ -37,7 +39,7 @@ const pairs = (() => {
     return one ? [one.low, one.high] : null;
   };
 
-  // For a field: the pairs, as flags, that all terms but its own let through.
+  // Returns the pairs that satisfy all terms except those of a field, as flags.
   function others(selection, field) {
     const {query, masks, fails, passes} = selection, own = masks.filter((_, at) => query.terms[at].field === field);
     if (!own.length) return passes;
@@ -126,8 +128,9 @@ const pairs = (() => {
     const made = [facet(app, "category", levelled(app, "category"), true)];
     for (const name of Object.keys(app.D.labels)) made.push(facet(app, name, levelled(app, name), true));
     for (const name of ["disputed", "kept"]) if (varied(name)) made.push(facet(app, name, levelled(app, name), true));
-    for (const name of MEASURES) {
-      if (!fields[name] || !varied(name)) continue;
+    const numbers = Object.keys(fields).filter((name) => fields[name].kind === "number" && !WITHOUT_FACET.includes(name));
+    for (const name of [...MEASURES.filter((name) => fields[name]), ...numbers.filter((name) => !MEASURES.includes(name))]) {
+      if (!varied(name)) continue;
       const chart = measured(app, name, {bins: 30, height: 54, axis: false});
       if (chart) made.push(facet(app, name, chart, ["gap", "agreement", "magnitude", "confidence"].includes(name)));
     }
@@ -154,11 +157,11 @@ const pairs = (() => {
   const COLUMNS = [["beta", "beta"], ["gap", "gap"], ["agreement", "agreement"], ["category", "category"]];
 
   function sorter(app) {
-    const choices = [["", "order of the data set"], ...["beta", "gap", "signed_gap", "magnitude", "confidence", "agreement", "spread", "votes"]
+    const choices = [["", "data set order"], ...["beta", "gap", "signed_gap", "magnitude", "confidence", "agreement", "spread", "votes"]
       .filter((name) => app.D.fields[name]).flatMap((name) => [[name, `${title(app, name)}, lowest first`], [`-${name}`, `${title(app, name)}, highest first`]])];
     const node = select("sort", choices, "", (value) => {
       const query = app.query();
-      app.set({q: filters.written({...query, sort: value.replace(/^-/, "") || null, descending: value.startsWith("-")}), n: 0});
+      app.set({q: queryLanguage.format({...query, sort: value.replace(/^-/, "") || null, descending: value.startsWith("-")}), n: 0});
     });
     return {root: node, update: ({query}) => { node.value = query.sort ? (query.descending ? "-" : "") + query.sort : ""; }};
   }
@@ -189,11 +192,11 @@ const pairs = (() => {
       const at = Math.min(app.state.n, pages - 1), places = Array.from(selection.places.slice(at * PAGE, (at + 1) * PAGE));
       back.disabled = at === 0;
       on.disabled = at >= pages - 1;
-      status.textContent = count ? `${whole(at * PAGE + 1)} to ${whole(at * PAGE + places.length)} of ${plural(count, "pair")}` : "no pair is left: clear a filter";
+      status.textContent = count ? `${whole(at * PAGE + 1)} to ${whole(at * PAGE + places.length)} of ${plural(count, "pair")}` : "no pair matches: clear a filter";
       root.classList.toggle("empty", !count);
       if (!count) { body.replaceChildren(); return; }
       root.setAttribute("aria-busy", "true");
-      // While somebody brushes, texts wait until the hand rests.
+      // During brushing, texts are requested only after a pause.
       const rapid = performance.now() - last < 400;
       last = performance.now();
       if (rapid) await new Promise((done) => setTimeout(done, 100));
@@ -244,5 +247,6 @@ const pairs = (() => {
     }};
   }
 
-  return {view, title, rangeOf};
+  return {view};
 })();
+views.push({key: "pairs", label: "pairs", order: 1, build: pairs.view});
