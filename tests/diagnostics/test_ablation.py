@@ -1,7 +1,7 @@
 """The ensembling ablation: every estimator over the same replies, beside what was planted."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import polars as pl
 import pytest
@@ -24,7 +24,8 @@ def annotations(demo):
 
 
 def rows_of(annotations, schedule=PAPER):
-    return compare_estimators(annotations, schedule, truths=None, draws=20)
+    rows = compare_estimators(annotations, schedule, truths=None, draws=20)
+    return [asdict(row) for row in rows]
 
 
 def test_the_first_row_is_the_schedule_itself(annotations):

@@ -12,7 +12,7 @@ from sp2dpo.betas.baselines import Constant, Permuted
 from sp2dpo.betas.estimators import Signed
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule
-from sp2dpo.diagnostics.audit import audit_betas, has_failed
+from sp2dpo.diagnostics.audit import Audit, audit_betas
 from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.gold import Truth, label_detection, with_gold
 from sp2dpo.panel.rubric import load_rubric
@@ -52,7 +52,7 @@ def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
     )
     found = audit_betas(
         made, annotations, table, truths=truths, gold_count=len(truths or ()), draws=draws
-    )
+    ).as_mapping()
     return found | {"by_name": {one["name"]: one for one in found["signatures"]}}
 
 
@@ -179,12 +179,14 @@ def test_wrong_labels_found_are_counted_and_ranked_by_hand():
 
 
 def test_the_verdict_is_the_worst_and_a_pipeline_says_what_it_does_not_take():
-    bad = {"verdict": "bad"}
-    assert has_failed(bad, "bad")
-    assert has_failed(bad, "look")
-    assert not has_failed({"verdict": "look"}, "bad")
-    assert has_failed({"verdict": "look"}, "look")
-    assert not has_failed({"verdict": "cannot be told"}, "look")
+    def with_verdict(verdict):
+        return Audit(verdict=verdict, counts={}, checks=(), gold=None)
+
+    assert with_verdict("bad").has_failed("bad")
+    assert with_verdict("bad").has_failed("look")
+    assert not with_verdict("look").has_failed("bad")
+    assert with_verdict("look").has_failed("look")
+    assert not with_verdict("cannot be told").has_failed("look")
 
 
 def demo_audit(demo, *more):

@@ -35,7 +35,7 @@ def table(betas, *, arm=None, annotations="a", keep=None, categories=None):
 
 
 def compared(one, other, **settings):
-    return compare_betas(one, other, **({"movers": 3, "draws": 50} | settings))
+    return compare_betas(one, other, **({"movers": 3, "draws": 50} | settings)).as_mapping()
 
 
 def test_a_table_is_like_itself():

@@ -38,7 +38,7 @@ def pair(number):
 def test_the_alphas_of_the_demo_are_those_of_the_krippendorff_package(demo):
     with Store(demo / "run.sqlite") as store:
         annotations = store.annotations()
-    found = measure_agreement(annotations, JMAMP, draws=50)["teachers"]["alpha"]
+    found = measure_agreement(annotations, JMAMP, draws=50).teachers["alpha"]
     said = teacher_readings(panel_reply_gaps(annotations, JMAMP), list(RUBRIC.categories), JMAMP)
     places = {name: place for place, name in enumerate(RUBRIC.categories)}
     for what, level in (("category", "nominal"), ("magnitude", "ordinal"), ("gap", "ordinal")):
@@ -61,25 +61,25 @@ def test_a_teacher_that_rolls_dice_stands_out():
         JMAMP,
         draws=200,
     )
-    first = found["outliers"][0]
+    first = found.outliers[0]
     assert (first["teacher"], first["stands_out"]) == ("dice", True)
     assert first["without"]["gap"]["low"] > 0
-    assert not any(one["stands_out"] for one in found["outliers"][1:])
+    assert not any(one["stands_out"] for one in found.outliers[1:])
 
 
 def test_the_bias_of_a_teacher_is_its_gap_less_the_mean_of_the_others():
     found = measure_agreement(
         panel_says({"a": [2, 4, 6], "b": [2, 4, 6], "strict": [0, 2, None]}), JMAMP, draws=50
     )
-    bias = {one["teacher"]: one["bias"]["value"] for one in found["outliers"]}
+    bias = {one["teacher"]: one["bias"]["value"] for one in found.outliers}
     assert bias["strict"] == pytest.approx(-0.2)
     assert bias["a"] == pytest.approx((0.1 + 0.1 + 0) / 3)
 
 
 def test_two_teachers_leave_open_which_one_is_odd():
     found = measure_agreement(panel_says({"a": [1, 5, 9], "b": [9, 5, 1]}), JMAMP, draws=20)
-    assert [one["without"]["gap"]["value"] for one in found["outliers"]] == [None, None]
-    assert not any(one["stands_out"] for one in found["outliers"])
+    assert [one["without"]["gap"]["value"] for one in found.outliers] == [None, None]
+    assert not any(one["stands_out"] for one in found.outliers)
 
 
 def test_the_pairs_that_split_the_panel_come_first():
@@ -88,7 +88,7 @@ def test_the_pairs_that_split_the_panel_come_first():
         panel_says({"a": [5, 9, 3], "b": [5, 1, 3], "c": [5, 5, None]}, categories=categories),
         JMAMP,
         draws=20,
-    )["splits"]
+    ).splits
     assert [one["pair_id"] for one in found["pairs"]] == [pair(1), pair(0), pair(2)]
     assert found["pairs"][0]["spread"] == pytest.approx(np.std([0.9, 0.1, 0.5]))
     assert found["pairs"][0]["said"]["b"] == {"gap": pytest.approx(0.1), "category": "style"}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sp2dpo.annotation.reply_files import import_replies
     from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.betas.arms import Arm, compute_betas, load_arm
+    from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.explain import explain_pair
     from sp2dpo.betas.file import BetaTable, read_betas, write_betas
     from sp2dpo.betas.schedule import Schedule, load_schedule, parse_schedule
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from sp2dpo.dataset.publish import PublishOptions, publish_dataset
     from sp2dpo.dataset.space import deploy_space
     from sp2dpo.dataset.verify import verify_dataset
+    from sp2dpo.diagnostics.ablation import compare_store_estimators
     from sp2dpo.diagnostics.agreement import wilson_interval
+    from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.comparison import compare_betas
+    from sp2dpo.diagnostics.panel_agreement import measure_store_agreement
     from sp2dpo.evaluation.models import load_judge, load_student
     from sp2dpo.evaluation.outputs import generate_outputs
     from sp2dpo.evaluation.temperatures import sweep_temperatures
@@ -54,11 +58,13 @@ _MODULES = {
     "Schedule": "sp2dpo.betas.schedule",
     "Scores": "sp2dpo.betas.scores",
     "Store": "sp2dpo.store.store",
+    "audit_store": "sp2dpo.diagnostics.audit",
     "build_annotation_table": "sp2dpo.store.annotations",
     "build_dataset": "sp2dpo.dataset.build",
     "build_report": "sp2dpo.report.report",
     "collect_status": "sp2dpo.report.status",
     "compare_betas": "sp2dpo.diagnostics.comparison",
+    "compare_store_estimators": "sp2dpo.diagnostics.ablation",
     "compare_students": "sp2dpo.evaluation.winrates",
     "compute_betas": "sp2dpo.betas.arms",
     "deploy_space": "sp2dpo.dataset.space",
@@ -74,6 +80,7 @@ _MODULES = {
     "load_rubric": "sp2dpo.panel.rubric",
     "load_schedule": "sp2dpo.betas.schedule",
     "load_student": "sp2dpo.evaluation.models",
+    "measure_store_agreement": "sp2dpo.diagnostics.panel_agreement",
     "merge_stores": "sp2dpo.store.merge",
     "open_source": "sp2dpo.pairs.sources",
     "parse_schedule": "sp2dpo.betas.schedule",
@@ -82,6 +89,7 @@ _MODULES = {
     "read_rows": "sp2dpo.pairs.sources",
     "read_scores": "sp2dpo.betas.scores",
     "render_page": "sp2dpo.report.page",
+    "schedule_store": "sp2dpo.betas.compute",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
     "wilson_interval": "sp2dpo.diagnostics.agreement",
@@ -102,11 +110,13 @@ __all__ = [
     "Scores",
     "Store",
     "__version__",
+    "audit_store",
     "build_annotation_table",
     "build_dataset",
     "build_report",
     "collect_status",
     "compare_betas",
+    "compare_store_estimators",
     "compare_students",
     "compute_betas",
     "deploy_space",
@@ -122,6 +132,7 @@ __all__ = [
     "load_rubric",
     "load_schedule",
     "load_student",
+    "measure_store_agreement",
     "merge_stores",
     "open_source",
     "parse_schedule",
@@ -130,6 +141,7 @@ __all__ = [
     "read_rows",
     "read_scores",
     "render_page",
+    "schedule_store",
     "sweep_temperatures",
     "verify_dataset",
     "wilson_interval",

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,25 @@ from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.text import escape_controls, format_table
 
 
-def explain_pair(store_file: Path, betas_file: Path, pair_id: str) -> list[str]:
-    """Return the lines that `sp2dpo explain` prints for a pair of a store.
+@dataclass(frozen=True, kw_only=True)
+class PairExplanation:
+    """How the beta of a pair was computed.
+
+    Attributes:
+        pair: the pair.
+        replies: all its replies; see `Store.replies`.
+        row: its row of the table of betas; see `schedule.schedule_betas`.
+        lines: the conversation, the replies and the arithmetic as text.
+    """
+
+    pair: Pair
+    replies: tuple[Mapping[str, Any], ...]
+    row: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+def explain_pair(store_file: Path, betas_file: Path, pair_id: str) -> PairExplanation:
+    """Explain the beta of a pair: repeat the arithmetic from its replies, line by line.
 
     Args:
         store_file: annotation store.
@@ -36,14 +54,10 @@ def explain_pair(store_file: Path, betas_file: Path, pair_id: str) -> list[str]:
         pair = store.corpus.pair(pair_id)
         table = betas.table.with_columns(place=places(pl.col("gap")))
         row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
-        return explain_lines(
-            pair,
-            list(store.replies(pair.id)),
-            row,
-            rubric=store.rubric(),
-            arm=betas.arm,
-            place=row["place"],
-        )
+        place = row.pop("place")
+        replies = list(store.replies(pair.id))
+        lines = explain_lines(pair, replies, row, rubric=store.rubric(), arm=betas.arm, place=place)
+    return PairExplanation(pair=pair, replies=tuple(replies), row=row, lines=tuple(lines))
 
 
 def explain_lines(

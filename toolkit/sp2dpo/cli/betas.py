@@ -84,7 +84,7 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     """
     from sp2dpo.betas.explain import explain_pair
 
-    click.echo("\n".join(explain_pair(store_file, betas_file, pair_id)))
+    click.echo("\n".join(explain_pair(store_file, betas_file, pair_id).lines))
 
 
 @click.command()

@@ -1,20 +1,16 @@
-"""The commands that look at annotations and betas: agreement, estimators, compare, audit."""
+"""The commands that check annotations and betas: agreement, estimators, compare, audit."""
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, load_gold, print_lines
-
-if TYPE_CHECKING:
-    from sp2dpo.store.store import Store
-
+from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, print_lines
 
 FAILED = 3
-"""The exit code of an audit that `--fail-on` does not take."""
+"""Exit code of an audit that fails `--fail-on`."""
 
 
 @click.command()
@@ -40,47 +36,18 @@ def agreement(
 
     Krippendorff's alpha with intervals, all twos, who stands out, and which pairs split the panel.
     """
-    from sp2dpo.betas.estimators import JMAMP
-    from sp2dpo.betas.schedule import load_schedule
-    from sp2dpo.diagnostics.panel_agreement import measure_agreement, select_pairs
+    from sp2dpo.diagnostics.panel_agreement import measure_store_agreement
     from sp2dpo.diagnostics.text import agreement_lines
-    from sp2dpo.store.store import Store
 
-    estimator = load_schedule(schedule_file).estimator if schedule_file else JMAMP
-    with Store(store_file) as store, store.snapshot():
-        annotations = store.annotations()
-        wanted = _named(ids_file, store) if ids_file else None
-        some = select_pairs(annotations, pair_ids=wanted, category=category, sample=sample)
-        found = measure_agreement(some, estimator, draws=draws)
-        _name(found["splits"]["pairs"], store)
-    _print(found, agreement_lines(found), as_json=as_json)
-
-
-def _named(path: Path, store: "Store") -> set[str]:
-    """The pairs that the lines of a file name.
-
-    Raises:
-        ValueError: a line names no pair, or the file has none.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
-    names = [line for line in lines if line]
-    if not names:
-        raise ValueError(f"{path}: no line names a pair")
-    known: dict[str, str] = {}
-    for pair_id, source_id in store.corpus.names():
-        known[pair_id] = pair_id
-        if source_id is not None:
-            known.setdefault(source_id, pair_id)
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise ValueError(
-            f"{path}: {len(missing)} of {len(names)} lines name no pair of {store.path}, the first "
-            f"is {missing[0]!r}; a name is a pair's id, or the source's own name for it"
-        )
-    return {known[name] for name in names}
+    result = measure_store_agreement(
+        store_file,
+        schedule_file=schedule_file,
+        ids_file=ids_file,
+        category=category,
+        sample=sample,
+        draws=draws,
+    ).as_mapping()
+    _print(result, agreement_lines(result), as_json=as_json)
 
 
 @click.command()
@@ -102,18 +69,13 @@ def estimators(
 
     With --gold also how well each follows the known magnitude, and finds wrong labels.
     """
-    from sp2dpo.betas.schedule import load_schedule
-    from sp2dpo.diagnostics.ablation import compare_estimators
+    from sp2dpo.diagnostics.ablation import compare_store_estimators
     from sp2dpo.diagnostics.text import ablation_lines
-    from sp2dpo.store.store import Store
 
-    schedule = load_schedule(schedule_file)
-    with Store(store_file) as store, store.snapshot():
-        annotations = store.annotations()
-        truths = load_gold(gold_file, store)[0] if gold_file else None
-    rows = compare_estimators(annotations, schedule, truths=truths, draws=draws)
-    found = {"schedule": schedule.as_mapping(), "draws": draws, "rows": rows}
-    _print(found, ablation_lines(rows, draws=draws), as_json=as_json)
+    result = compare_store_estimators(
+        store_file, schedule_file, gold_file=gold_file, draws=draws
+    ).as_mapping()
+    _print(result, ablation_lines(result["rows"], draws=draws), as_json=as_json)
 
 
 @click.command()
@@ -140,22 +102,19 @@ def compare(
     from sp2dpo.diagnostics.comparison import compare_betas
     from sp2dpo.diagnostics.text import comparison_lines
     from sp2dpo.report import plots
-    from sp2dpo.store.store import Store
 
     if picture:
         plots.check_picture_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
-        found = compare_betas(one, other, movers=movers, draws=draws)
+        comparison = compare_betas(one, other, store_file=store_file, movers=movers, draws=draws)
     except ValueError as error:
         raise ValueError(f"{one_file} and {other_file}: {error}") from error
-    if store_file:
-        with Store(store_file) as store:
-            _name(found["movers"], store)
+    result = comparison.as_mapping()
     if picture:
         figure = plots.draw_beta_comparison(one, other, names=(one_file.name, other_file.name))
         plots.save_figure(figure, picture)
-    _print(found, comparison_lines(found, str(one_file), str(other_file)), as_json=as_json)
+    _print(result, comparison_lines(result, str(one_file), str(other_file)), as_json=as_json)
     if picture:
         print_lines([f"wrote {picture}"], err=as_json)
 
@@ -183,32 +142,20 @@ def audit(
 
     Every check has a number, an interval where there is one, and thresholds.
     """
-    from sp2dpo.betas.file import open_store_and_betas
-    from sp2dpo.diagnostics.audit import audit_betas as audit_of
-    from sp2dpo.diagnostics.audit import has_failed
+    from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.text import audit_lines
 
-    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
-        truths, given = load_gold(gold_file, store) if gold_file else (None, 0)
-        found = audit_of(
-            made, annotations, store.corpus.lengths(), truths=truths, gold_count=given, draws=draws
-        )
-    _print(found, audit_lines(found), as_json=as_json)
-    if fail_on and has_failed(found, fail_on):
+    audit = audit_store(store_file, betas_file, gold_file=gold_file, draws=draws)
+    result = audit.as_mapping()
+    _print(result, audit_lines(result), as_json=as_json)
+    if fail_on and audit.has_failed(fail_on):
         sys.exit(FAILED)
 
 
-def _name(rows: list[dict[str, Any]], store: "Store") -> None:
-    """Adds the source's own names to rows that have a pair_id."""
-    names = store.corpus.source_ids([row["pair_id"] for row in rows])
-    for row in rows:
-        row["source_id"] = names.get(row["pair_id"])
-
-
-def _print(found: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+def _print(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     import json
 
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(result, indent=2))
     else:
         print_lines(list(lines))

@@ -10,7 +10,6 @@ import click
 if TYPE_CHECKING:
     from click.decorators import FC
 
-    from sp2dpo.diagnostics.gold import Truth
     from sp2dpo.panel.panel import Panel
     from sp2dpo.store.questions import Shard
     from sp2dpo.store.store import Store
@@ -144,13 +143,3 @@ def open_store_with_pairs(
             raise ValueError(f"{source or store_file}: no row holds a preference pair")
         store.check_panel(panel)
         yield store
-
-
-def load_gold(path: Path, store: "Store") -> "tuple[dict[str, Truth], int]":
-    """What a gold file knows of the store's pairs, and how many truths it holds."""
-    from sp2dpo.diagnostics.gold import check_matched, match_pairs, read_gold
-
-    truths = read_gold(path, store.rubric())
-    found = match_pairs(truths, store.corpus.names())
-    check_matched(truths, len(found), path=path, source=str(store.path))
-    return found, len(truths)

@@ -124,10 +124,10 @@ def _agreement(annotations: AnnotationTable, made: BetaTable, *, draws: int) -> 
     found = measure_agreement(annotations, made.schedule.estimator, draws=draws)
     return {
         "draws": draws,
-        "teachers": found["teachers"]["alpha"],
-        "variants": found["variants"]["alpha"],
-        "apart": found["splits"]["apart"],
-        "no_majority": found["splits"]["no_majority"],
+        "teachers": found.teachers["alpha"],
+        "variants": found.variants["alpha"],
+        "apart": found.splits["apart"],
+        "no_majority": found.splits["no_majority"],
     }
 
 
@@ -137,5 +137,5 @@ def _audit(
     found = audit_betas(
         made, annotations, store.corpus.lengths(), truths=None, gold_count=0, draws=draws
     )
-    checks = [{key: one[key] for key in _CHECK} for one in found["signatures"]]
-    return {"draws": draws, "verdict": found["verdict"], "checks": checks}
+    checks = [{key: getattr(check, key) for key in _CHECK} for check in found.checks]
+    return {"draws": draws, "verdict": found.verdict, "checks": checks}

@@ -4,7 +4,8 @@ No teacher is called: each row is another schedule over the stored replies.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,19 @@ from sp2dpo.betas.choices import format_choice
 from sp2dpo.betas.estimators import FEWEST_TO_TRIM, GAP_FORMS, Magnitude, Product, Shrink, Signed
 from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
-from sp2dpo.betas.schedule import Schedule, schedule_betas
+from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
 from sp2dpo.diagnostics.agreement import full_panel_estimator
-from sp2dpo.diagnostics.bootstrap import rank_correlation
+from sp2dpo.diagnostics.bootstrap import DRAWS, rank_correlation
 from sp2dpo.diagnostics.checks import END, envelope_shares
-from sp2dpo.diagnostics.gold import Truth, label_detection, magnitude_rank, with_gold
+from sp2dpo.diagnostics.gold import (
+    Truth,
+    label_detection,
+    load_gold,
+    magnitude_rank,
+    with_gold,
+)
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,90 @@ class Variation:
     group: str
     name: str
     schedule: Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationResult:
+    """The betas of a variation, compared with those of the base schedule.
+
+    Estimates are mappings of value, low and high: a 95 % bootstrap interval over pairs.
+
+    Attributes:
+        group: the setting that is varied.
+        name: its value.
+        pairs: number of pairs with a beta.
+        mean: mean of the betas.
+        std: population standard deviation of the betas.
+        floor: share of the betas in the lowest 5 % of the envelope.
+        ceiling: share of the betas in the highest 5 % of the envelope.
+        rho: estimate of Spearman's rho with the betas of the base schedule, over the pairs with a
+            beta in both.
+        moved: mean absolute difference from the betas of the base schedule; None without pairs.
+        gold: None without known labels; else magnitude (estimate of Spearman's rho of beta and
+            known magnitude over right labels) and labels (see `gold.label_detection`, by the rule
+            `weak`).
+    """
+
+    group: str
+    name: str
+    pairs: int
+    mean: float | None
+    std: float | None
+    floor: float | None
+    ceiling: float | None
+    rho: dict[str, float | None]
+    moved: float | None
+    gold: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """The betas of a store under every estimator, gap form and map.
+
+    Attributes:
+        schedule: the base schedule.
+        draws: number of bootstrap samples.
+        rows: the variations; the first one is the base schedule itself.
+    """
+
+    schedule: Schedule
+    draws: int
+    rows: tuple[VariationResult, ...]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the output of `sp2dpo estimators --json`."""
+        return {
+            "schedule": self.schedule.as_mapping(),
+            "draws": self.draws,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def compare_store_estimators(
+    store_file: Path,
+    schedule_file: Path,
+    *,
+    gold_file: Path | None = None,
+    draws: int = DRAWS,
+) -> Ablation:
+    """Compute the betas of a store under every estimator, gap form and map.
+
+    Args:
+        store_file: annotation store.
+        schedule_file: YAML file of the base schedule.
+        gold_file: JSON Lines file of pairs whose truth is known; see `gold`.
+        draws: number of bootstrap samples.
+
+    Raises:
+        ValueError: a file is invalid, or no reply counts under a schedule.
+        OSError: a file cannot be read.
+    """
+    schedule = load_schedule(schedule_file)
+    with Store(store_file) as store, store.snapshot():
+        annotations = store.annotations()
+        truths = load_gold(gold_file, store)[0] if gold_file else None
+    rows = compare_estimators(annotations, schedule, truths=truths, draws=draws)
+    return Ablation(schedule=schedule, draws=draws, rows=tuple(rows))
 
 
 def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Variation]:
@@ -95,38 +187,27 @@ def compare_estimators(
     *,
     truths: Mapping[str, Truth] | None,
     draws: int,
-) -> list[dict[str, Any]]:
-    """Return a row for each variation; intervals are 95 % bootstrap intervals over pairs.
+) -> list[VariationResult]:
+    """Return the betas' statistics under each variation.
 
     Args:
         annotations: annotations of one store.
         schedule: base schedule that the others are compared with.
         truths: known labels by pair_id; None without a gold file.
         draws: number of bootstrap samples.
-
-    Returns:
-        group, name: setting that is varied and its value.
-        pairs: number of pairs with a beta.
-        mean, std: mean and population standard deviation of the betas.
-        floor, ceiling: share of the betas in the lowest and in the highest 5 % of the envelope.
-        rho: Spearman's rho with the betas of the base schedule, over the pairs with a beta in both:
-            value, low, high.
-        moved: mean absolute difference from the betas of the base schedule.
-        gold: None without truths; else magnitude (rho of beta and known magnitude over right
-            labels) and labels (see `gold.label_detection`, by the rule `weak`).
     """
     rows, base = [], None
     for variation in variations(annotations, schedule):
         table = schedule_betas(annotations, variation.schedule)
         base = table if base is None else base
         rows.append(
-            {
-                "group": variation.group,
-                "name": variation.name,
+            VariationResult(
+                group=variation.group,
+                name=variation.name,
                 **_spread(table, variation.schedule),
                 **_compare(table, base, draws=draws),
-                "gold": None if truths is None else _gold(with_gold(table, truths), draws=draws),
-            }
+                gold=None if truths is None else _gold(with_gold(table, truths), draws=draws),
+            )
         )
     return rows
 

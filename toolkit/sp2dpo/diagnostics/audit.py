@@ -1,7 +1,8 @@
 """Audit a table of betas: run every check, and compare it with known labels."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,85 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sp2dpo.betas.estimators import Magnitude, Product
-from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.file import BetaTable, open_store_and_betas
 from sp2dpo.betas.gaps import average_orders, disputes_labels
 from sp2dpo.betas.schedule import schedule_betas
 from sp2dpo.diagnostics.agreement import compare_readers, panel_reply_gaps, teacher_readings
 from sp2dpo.diagnostics.biases import check_biases
-from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, weighted_spearman
+from sp2dpo.diagnostics.bootstrap import DRAWS, Ranked, bootstrap_estimates, weighted_spearman
 from sp2dpo.diagnostics.checks import BAD, LOOK, OK, UNKNOWN, Check, check_betas
-from sp2dpo.diagnostics.gold import RULES, Truth, compare_with_gold, label_detection, with_gold
+from sp2dpo.diagnostics.gold import (
+    RULES,
+    Truth,
+    compare_with_gold,
+    label_detection,
+    load_gold,
+    with_gold,
+)
 from sp2dpo.store.annotations import AnnotationTable
 
 VERDICTS = (BAD, LOOK, OK, UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The result of an audit. Undefined values are None.
+
+    Attributes:
+        verdict: the worst verdict of all checks that have one; `cannot be told` if none has.
+        counts: number of checks by verdict.
+        checks: the checks.
+        gold: None without known labels; else panel (see `gold.compare_with_gold`), labels (the
+            result of `gold.label_detection` for each rule that these gaps allow) and confidence
+            (`with` and `without`: Spearman's rho of the known magnitude with the gaps under the
+            forms `product` and `magnitude`; `gain`: their difference).
+    """
+
+    verdict: str
+    counts: Mapping[str, int]
+    checks: tuple[Check, ...]
+    gold: Mapping[str, Any] | None
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the output of `sp2dpo audit --json`."""
+        checks = [asdict(check) for check in self.checks]
+        return {
+            "verdict": self.verdict,
+            "counts": dict(self.counts),
+            "signatures": checks,
+            "gold": self.gold,
+        }
+
+    def has_failed(self, fail_on: str) -> bool:
+        """Return whether the verdict is `fail_on` (`look` or `bad`) or worse."""
+        return self.verdict in ((BAD,) if fail_on == BAD else (BAD, LOOK))
+
+
+def audit_store(
+    store_file: Path, betas_file: Path, *, gold_file: Path | None = None, draws: int = DRAWS
+) -> Audit:
+    """Audit the betas of a store.
+
+    Args:
+        store_file: annotation store.
+        betas_file: betas computed from this store.
+        gold_file: JSON Lines file of pairs whose truth is known; see `gold`.
+        draws: number of bootstrap samples.
+
+    Raises:
+        ValueError: a file is invalid, or the betas were computed from other replies.
+        OSError: a file cannot be read.
+    """
+    with open_store_and_betas(store_file, betas_file) as (store, betas, annotations):
+        truths, gold_count = load_gold(gold_file, store) if gold_file else (None, 0)
+        return audit_betas(
+            betas,
+            annotations,
+            store.corpus.lengths(),
+            truths=truths,
+            gold_count=gold_count,
+            draws=draws,
+        )
 
 
 def audit_betas(
@@ -30,8 +99,8 @@ def audit_betas(
     truths: Mapping[str, Truth] | None,
     gold_count: int,
     draws: int,
-) -> dict[str, Any]:
-    """Return the output of `sp2dpo audit` as JSON values; undefined values are None.
+) -> Audit:
+    """Run every check of a table of betas, and compare it with known labels.
 
     Args:
         betas: the table of betas to check.
@@ -40,26 +109,18 @@ def audit_betas(
         truths: known labels by pair_id; None without a gold file.
         gold_count: number of truths in the gold file.
         draws: number of bootstrap samples.
-
-    Returns:
-        verdict: the worst verdict of all checks that have one.
-        counts: number of checks by verdict.
-        signatures: the checks; see `checks.Check`.
-        gold: None without truths; else panel (see `gold.compare_with_gold`), labels (the result of
-            `gold.label_detection` for each rule that these gaps allow) and confidence (see
-            `_confidence`).
     """
-    checks = [asdict(check) for check in run_checks(betas, annotations, lengths, draws=draws)]
-    verdicts = [check["verdict"] for check in checks]
+    checks = run_checks(betas, annotations, lengths, draws=draws)
+    verdicts = [check.verdict for check in checks]
     gold = None
     if truths is not None:
         gold = _gold(betas, annotations, truths, gold_count=gold_count, draws=draws)
-    return {
-        "verdict": next((verdict for verdict in VERDICTS if verdict in verdicts), UNKNOWN),
-        "counts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
-        "signatures": checks,
-        "gold": gold,
-    }
+    return Audit(
+        verdict=next((verdict for verdict in VERDICTS if verdict in verdicts), UNKNOWN),
+        counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        checks=tuple(checks),
+        gold=gold,
+    )
 
 
 def run_checks(
@@ -81,17 +142,6 @@ def run_checks(
         *check_betas(betas, average_orders(replies), between),
         *check_biases(betas, annotations, lengths, draws=draws),
     ]
-
-
-def has_failed(result: Mapping[str, Any], fail_on: str) -> bool:
-    """Return whether the verdict of an audit is `fail_on` or worse.
-
-    Args:
-        result: from `audit_betas`.
-        fail_on: `look` or `bad`.
-    """
-    refused: Sequence[str] = (BAD,) if fail_on == BAD else (BAD, LOOK)
-    return result["verdict"] in refused
 
 
 def _gold(

@@ -1,5 +1,7 @@
 """Compare two tables of betas: rank correlation, shift, and the pairs that moved most."""
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,33 +10,80 @@ import polars as pl
 from sp2dpo.betas.columns import OPTIONAL
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.diagnostics.agreement import spearman
-from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, correlation, rank_correlation
+from sp2dpo.diagnostics.bootstrap import (
+    DRAWS,
+    bootstrap_estimates,
+    correlation,
+    rank_correlation,
+)
+from sp2dpo.store.store import Store
 
 
-def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) -> dict[str, Any]:
-    """Return the output of `sp2dpo compare` as JSON values; undefined values are None.
+@dataclass(frozen=True, kw_only=True)
+class BetaComparison:
+    """The comparison of two tables of betas. Undefined values are None.
 
-    Intervals are 95 % bootstrap intervals over pairs. A shift is `other` minus `one`.
+    Estimates are mappings of value, low and high: a 95 % bootstrap interval over pairs. A shift is
+    the second table minus the first.
+
+    Attributes:
+        pairs: number of pairs in both tables (both), with a beta in both (compared), in only one
+            table (only_one, only_other), and with a beta in only one table (beta_only_one,
+            beta_only_other).
+        kept: number of pairs kept for training by both tables (both) and by only one (only_one,
+            only_other).
+        differs: values in the schedules and arms of the two tables, by key, where they differ.
+        draws: number of bootstrap samples.
+        same_annotations: whether both tables were computed from the same annotations.
+        pearson: estimate of Pearson's correlation.
+        spearman: estimate of Spearman's rho.
+        shift: estimate of the mean shift.
+        distance: mean absolute difference.
+        largest: maximum absolute difference.
+        one: mean, std, min and max of the compared betas of the first table.
+        other: the same of the second table.
+        categories: by category of the first table, largest first: category, pairs, one, other
+            (means), shift, spearman.
+        movers: the pairs that moved most: pair_id, category, one, other, shift, and with a store
+            source_id.
+    """
+
+    pairs: dict[str, int]
+    kept: dict[str, int]
+    differs: dict[str, list[Any]]
+    draws: int
+    same_annotations: bool
+    pearson: dict[str, float | None]
+    spearman: dict[str, float | None]
+    shift: dict[str, float | None]
+    distance: float
+    largest: float
+    one: dict[str, Any]
+    other: dict[str, Any]
+    categories: list[dict[str, Any]]
+    movers: list[dict[str, Any]]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the output of `sp2dpo compare --json`."""
+        return asdict(self)
+
+
+def compare_betas(
+    one: BetaTable,
+    other: BetaTable,
+    *,
+    store_file: Path | None = None,
+    movers: int = 10,
+    draws: int = DRAWS,
+) -> BetaComparison:
+    """Compare two tables of betas over the pairs that have a beta in both.
 
     Args:
         one: first table (A).
         other: second table (B).
+        store_file: store to read the pairs' names in their source from.
         movers: number of pairs to list.
         draws: number of bootstrap samples.
-
-    Returns:
-        pairs: number of pairs in both tables (both), with a beta in both (compared), in only one
-            table (only_one, only_other), and with a beta in only one table (beta_only_one,
-            beta_only_other).
-        kept: number of pairs kept for training by both tables, by one only, by the other only.
-        differs: key -> values in the schedules and arms of the two tables, where they differ.
-        draws: number of bootstrap samples.
-        same_annotations: whether both tables were computed from the same annotations.
-        pearson, spearman, shift: value, low, high.
-        distance, largest: mean and maximum absolute difference.
-        one, other: mean, std, min and max of the compared betas.
-        categories: by category of the first table: pairs, one, other (means), shift, spearman.
-        movers: pair_id, category, one, other, shift of the pairs that moved most.
 
     Raises:
         ValueError: no pair has a beta in both tables.
@@ -45,8 +94,12 @@ def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) 
     if compared.is_empty():
         raise ValueError("no pair has a beta in both tables: they are from different pairs")
     a, b = compared["beta"].to_numpy(), compared["beta_other"].to_numpy()
-    return {
-        "pairs": {
+    moved = _movers(compared, movers)
+    if store_file:
+        with Store(store_file) as store:
+            moved = store.corpus.with_source_ids(moved)
+    return BetaComparison(
+        pairs={
             "both": len(both),
             "compared": len(compared),
             "only_one": int(joined["has_beta_other"].null_count()),
@@ -54,24 +107,24 @@ def compare_betas(one: BetaTable, other: BetaTable, *, movers: int, draws: int) 
             "beta_only_one": len(both.filter(pl.col("has_beta") & ~pl.col("has_beta_other"))),
             "beta_only_other": len(both.filter(~pl.col("has_beta") & pl.col("has_beta_other"))),
         },
-        "kept": {
+        kept={
             "both": len(both.filter(pl.col("keep") & pl.col("keep_other"))),
             "only_one": len(both.filter(pl.col("keep") & ~pl.col("keep_other"))),
             "only_other": len(both.filter(~pl.col("keep") & pl.col("keep_other"))),
         },
-        "differs": _differs(one, other),
-        "draws": draws,
-        "same_annotations": one.annotations_hash == other.annotations_hash,
-        "pearson": bootstrap_estimates(lambda w: correlation(a, b, w), len(a), draws=draws),
-        "spearman": rank_correlation(a, b, draws=draws),
-        "shift": bootstrap_estimates(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
-        "distance": float(np.abs(b - a).mean()),
-        "largest": float(np.abs(b - a).max()),
-        "one": _about(compared["beta"]),
-        "other": _about(compared["beta_other"]),
-        "categories": _categories(compared),
-        "movers": _movers(compared, movers),
-    }
+        differs=_differs(one, other),
+        draws=draws,
+        same_annotations=one.annotations_hash == other.annotations_hash,
+        pearson=bootstrap_estimates(lambda w: correlation(a, b, w), len(a), draws=draws),
+        spearman=rank_correlation(a, b, draws=draws),
+        shift=bootstrap_estimates(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
+        distance=float(np.abs(b - a).mean()),
+        largest=float(np.abs(b - a).max()),
+        one=_about(compared["beta"]),
+        other=_about(compared["beta_other"]),
+        categories=_categories(compared),
+        movers=moved,
+    )
 
 
 def _differs(one: BetaTable, other: BetaTable) -> dict[str, list[Any]]:

@@ -1,15 +1,17 @@
 """Agreement of a panel: Krippendorff's alpha with intervals, outliers, disputed pairs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sp2dpo.betas.estimators import Estimator
+from sp2dpo.betas.estimators import JMAMP, Estimator
 from sp2dpo.betas.gaps import find_majority
+from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.diagnostics.agreement import (
     compare_readers,
     panel_reply_gaps,
@@ -18,9 +20,10 @@ from sp2dpo.diagnostics.agreement import (
     variant_readings,
 )
 from sp2dpo.diagnostics.alpha import Ratings
-from sp2dpo.diagnostics.bootstrap import bootstrap_estimates, estimate
+from sp2dpo.diagnostics.bootstrap import DRAWS, bootstrap_estimates, estimate
 from sp2dpo.settings import did_you_mean
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.store import Store
 
 MEASURES = {
     "category": "nominal",
@@ -38,10 +41,105 @@ _DECIMALS = {"magnitude": 6, "confidence": 6, "gap": 2}
 alpha slow."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PanelAgreement:
+    """How far teachers and variants agree. Undefined values are None.
+
+    Attributes:
+        pairs: number of pairs with replies that count.
+        replies: number of these replies.
+        draws: number of bootstrap samples.
+        teachers: agreement between teachers: names; alpha (by measure: value, low, high, pairs);
+            twos (see `agreement.compare_readers`).
+        variants: the same between variants, and by_teacher, the alphas of each teacher.
+        outliers: each teacher's effect on agreement, starting with the one that lowers it most:
+            teacher; without (by measure, the gain in alpha without this teacher: value, low, high);
+            bias (mean of its gap minus the mean gap of the other teachers); spearman (mean rho of
+            its gaps with each other teacher's); stands_out.
+        splits: pairs on which the teachers differ: of (number of pairs with two teachers); apart
+            (share whose lowest and highest gap differ by 0.5 or more); no_majority (share without a
+            category given by more than half of the teachers); pairs (those with the largest
+            spread).
+    """
+
+    pairs: int
+    replies: int
+    draws: int
+    teachers: dict[str, Any]
+    variants: dict[str, Any]
+    outliers: list[dict[str, Any]]
+    splits: dict[str, Any]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the output of `sp2dpo agreement --json`."""
+        return asdict(self)
+
+
+def measure_store_agreement(
+    store_file: Path,
+    *,
+    schedule_file: Path | None = None,
+    ids_file: Path | None = None,
+    category: str | None = None,
+    sample: int | None = None,
+    draws: int = DRAWS,
+) -> PanelAgreement:
+    """Measure how far the teachers and the variants of a store agree.
+
+    Args:
+        store_file: annotation store.
+        schedule_file: YAML file of a schedule, which defines the gaps; SP2DPO's if None.
+        ids_file: text file of the pairs to use, one id or name in the source a line.
+        category: use only pairs whose most frequent category is this one.
+        sample: maximum number of pairs; see `select_pairs`.
+        draws: number of bootstrap samples.
+
+    Raises:
+        ValueError: a file is invalid, the rubric does not have the category, or no pair is left.
+        OSError: a file cannot be read.
+    """
+    estimator = load_schedule(schedule_file).estimator if schedule_file else JMAMP
+    with Store(store_file) as store, store.snapshot():
+        pair_ids = _read_pair_ids(ids_file, store) if ids_file else None
+        annotations = select_pairs(
+            store.annotations(), pair_ids=pair_ids, category=category, sample=sample
+        )
+        agreement = measure_agreement(annotations, estimator, draws=draws)
+        pairs = store.corpus.with_source_ids(agreement.splits["pairs"])
+    return replace(agreement, splits=agreement.splits | {"pairs": pairs})
+
+
+def _read_pair_ids(path: Path, store: Store) -> set[str]:
+    """Return the ids of the pairs that the lines of a file name.
+
+    Raises:
+        ValueError: a line names no pair of the store, or the file is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+    names = [line for line in lines if line]
+    if not names:
+        raise ValueError(f"{path}: no line names a pair")
+    pair_by_name: dict[str, str] = {}
+    for pair_id, source_id in store.corpus.names():
+        pair_by_name[pair_id] = pair_id
+        if source_id is not None:
+            pair_by_name.setdefault(source_id, pair_id)
+    missing = [name for name in names if name not in pair_by_name]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(names)} lines name no pair of {store.path}, the first "
+            f"is {missing[0]!r}; a name is a pair's id, or its name in the source"
+        )
+    return {pair_by_name[name] for name in names}
+
+
 def measure_agreement(
     annotations: AnnotationTable, estimator: Estimator, *, draws: int
-) -> dict[str, Any]:
-    """Return the output of `sp2dpo agreement` as JSON values; undefined values are None.
+) -> PanelAgreement:
+    """Measure how far the teachers and the variants agree.
 
     Alpha is computed between teachers (variants combined as the estimator does), between variants
     (teachers averaged), and between the variants of each teacher. Intervals are 95 % bootstrap
@@ -51,13 +149,6 @@ def measure_agreement(
         annotations: annotations of a store, or of some of its pairs: see `select_pairs`.
         estimator: how a reply becomes a gap, and how a teacher's replies are combined.
         draws: number of bootstrap samples.
-
-    Returns:
-        pairs, replies, draws.
-        teachers, variants: names, alpha (by measure: value, low, high, pairs) and twos (see
-            `agreement.compare_readers`); for variants also by_teacher, the alphas of each teacher.
-        outliers: see `_outliers`.
-        splits: see `_splits`.
     """
     categories = list(annotations.rubric.categories)
     replies = panel_reply_gaps(annotations, estimator)
@@ -68,16 +159,16 @@ def measure_agreement(
     singles = single_readings(replies, categories)
     ratings = {what: build_ratings(readings, teachers, what, categories) for what in MEASURES}
     twos = compare_readers(readings, teachers)
-    return {
-        "pairs": replies["pair_id"].n_unique(),
-        "replies": len(replies),
-        "draws": draws,
-        "teachers": {
+    return PanelAgreement(
+        pairs=replies["pair_id"].n_unique(),
+        replies=len(replies),
+        draws=draws,
+        teachers={
             "names": teachers,
             "alpha": _alphas(ratings, draws),
             "twos": twos,
         },
-        "variants": {
+        variants={
             "names": variants,
             "alpha": _alphas(
                 {what: build_ratings(by_variant, variants, what, categories) for what in MEASURES},
@@ -96,9 +187,9 @@ def measure_agreement(
                 for own in [singles.filter(pl.col("teacher") == teacher)]
             },
         },
-        "outliers": _outliers(readings, teachers, twos, ratings, draws),
-        "splits": _splits(readings, teachers),
-    }
+        outliers=_outliers(readings, teachers, twos, ratings, draws),
+        splits=_splits(readings, teachers),
+    )
 
 
 def select_pairs(

@@ -1,7 +1,7 @@
 """Compute every number that the report on a run shows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
@@ -318,7 +318,8 @@ def build_report(
     has_disputes = disputes_labels(rubric, estimator)
     audit = audit_betas(
         betas, annotations, lengths, truths=truths, gold_count=gold_count, draws=draws
-    )
+    ).as_mapping()
+    variations = compare_estimators(annotations, betas.schedule, truths=truths, draws=draws)
     examples = _select_examples(store, betas, rubric)
     return Report(
         toolkit={"version": __version__},
@@ -340,7 +341,7 @@ def build_report(
         signatures=audit["signatures"],
         gold=audit["gold"],
         lengths=bin_by_length(table, lengths),
-        estimators=compare_estimators(annotations, betas.schedule, truths=truths, draws=draws),
+        estimators=[asdict(variation) for variation in variations],
         draws=draws,
         most_telling=examples["most_telling"],
         least_telling=examples["least_telling"],
@@ -480,9 +481,8 @@ def _measure_agreement(
     categories = list(annotations.rubric.categories)
     replies = panel_reply_gaps(annotations, estimator)
     measures = measure_agreement(annotations, estimator, draws=draws)
-    splits = measures["splits"]
-    source_ids = store.corpus.source_ids([pair["pair_id"] for pair in splits["pairs"]])
-    pairs = [pair | {"source_id": source_ids.get(pair["pair_id"])} for pair in splits["pairs"]]
+    splits = measures.splits
+    pairs = store.corpus.with_source_ids(splits["pairs"])
     return ReportAgreement(
         agreement=table["agreement"].mean(),
         spread=table["spread"].mean(),
@@ -491,11 +491,11 @@ def _measure_agreement(
         ),
         between_variants=compare_readers(variant_readings(replies, categories), variants),
         alpha={
-            "teachers": measures["teachers"]["alpha"],
-            "variants": measures["variants"]["alpha"],
-            "by_teacher": measures["variants"]["by_teacher"],
+            "teachers": measures.teachers["alpha"],
+            "variants": measures.variants["alpha"],
+            "by_teacher": measures.variants["by_teacher"],
         },
-        outliers=measures["outliers"],
+        outliers=measures.outliers,
         splits=splits | {"pairs": pairs},
     )
 
