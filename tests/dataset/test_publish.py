@@ -234,7 +234,14 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(("when", "status"), [("before", 500), ("after", 500), ("before", 403)])
+@pytest.mark.parametrize(
+    ("when", "status"),
+    [
+        ("before", 500),
+        pytest.param("after", 500, marks=pytest.mark.slow),
+        pytest.param("before", 403, marks=pytest.mark.slow),
+    ],
+)
 def test_a_fault_at_any_request_leaves_a_whole_release(hub, releases, when, status):
     """500 once: in the end all is there. 403 from then on: the release before is whole."""
     folders = (str(releases / "one"), str(releases / "two"))
@@ -298,6 +305,7 @@ print(len(said), said[0])
     assert hub.text(repo, "notes-1.txt") == hub.text(repo, "notes-2.txt") == "theirs"
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_release(hub, releases):
     draw, ends = random.Random(0), set()
     for number in range(6):

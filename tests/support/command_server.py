@@ -9,6 +9,7 @@ socket carries one command. The server ends with its standard input.
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -36,7 +37,8 @@ def main():
         listener.bind(sys.argv[1])
         listener.listen()
         for name in LIBRARIES:
-            __import__(name)
+            importlib.import_module(name)
+        sys.modules["sp2dpo.evaluation.verdicts"].import_alpaca_eval()
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         # Python 3.12 warns of forks beside threads: those of numpy's BLAS, which expects forks.
