@@ -21,27 +21,19 @@ from sp2dpo.betas import schedule
 compute_gaps = schedule.compute_gaps
 schedule.compute_gaps = lambda *args: compute_gaps(*args).with_columns(doubled=pl.col("gap") * 2)
 
-from sp2dpo import build_dataset, load_arm, verify_dataset
-from sp2dpo.betas.arms import compute_betas
-from sp2dpo.betas.file import BetaTable, read_betas, write_betas
-from sp2dpo.store.store import Store
+from sp2dpo import build_dataset, verify_dataset, write_betas
+from sp2dpo.betas.compute import schedule_store
 
 store_file, schedule_file, folder = map(Path, sys.argv[1:])
-arm = load_arm(schedule_file)
-with Store(store_file) as store:
-    annotations = store.annotations()
-    betas = BetaTable(
-        table=compute_betas(annotations, arm), arm=arm, annotations_hash=annotations.hash
-    )
-    write_betas(betas, folder / "betas.parquet")
-    build_dataset(store, read_betas(folder / "betas.parquet"), folder / "dataset")
+write_betas(schedule_store(store_file, schedule_file).betas, folder / "betas.parquet")
+build_dataset(store_file, folder / "betas.parquet", folder / "dataset")
 if folder.name == "wrong":
     schedule.compute_gaps = lambda *args: compute_gaps(*args).with_columns(
         doubled=pl.col("gap") * 3
     )
-for check in verify_dataset(folder / "dataset"):
+for check in verify_dataset(folder / "dataset").checks:
     if not check.holds:
-        print(check.said)
+        print(check.message)
 """
 
 

@@ -51,9 +51,10 @@ def read(folder, tmp_path, config=None):
 
 
 def build(store, folder):
-    from sp2dpo.dataset.build import build_dataset as build_folder
+    from sp2dpo.dataset.build import write_dataset
 
-    return build_folder(store, made_of(store), folder)
+    result = write_dataset(store, made_of(store), folder)
+    return result.rows, result.annotations
 
 
 def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path):
@@ -154,7 +155,7 @@ def test_a_labelled_data_set_says_that_it_cannot_tell_disputes(new_store, tmp_pa
 
 
 def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
-    from sp2dpo.dataset.build import build_dataset as build_folder
+    from sp2dpo.dataset.build import write_dataset
 
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
@@ -165,7 +166,8 @@ def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
     annotations = store.annotations()
     table = schedule_betas(annotations, schedule)
     made = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash=annotations.hash)
-    assert build_folder(store, made, tmp_path / "out") == (1, 4)
+    result = write_dataset(store, made, tmp_path / "out")
+    assert (result.rows, result.annotations) == (1, 4)
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     said = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}
     assert said == {"annotations": 4, "kept": 2, "refused": 2, "votes": 1}

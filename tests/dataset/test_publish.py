@@ -76,8 +76,8 @@ def test_load_pairs_checks_what_it_loads(hub, published):
 def test_the_same_again_changes_nothing(hub, published, releases):
     before = hub.head(published)
     said = hub.publish(releases / "one", published, "--tag", "v1")
-    assert "everything is there already" in said
-    assert "tag v1 was there already" in said
+    assert "everything is up to date" in said
+    assert "tag v1 existed already" in said
     assert hub.head(published) == before
 
 
@@ -197,7 +197,6 @@ FAULTS = """
 import json, sys, urllib.request
 from pathlib import Path
 from sp2dpo.dataset.publish import PublishOptions, publish_dataset
-from sp2dpo.dataset.publish import read_release
 
 url, one, two, after = sys.argv[1], *map(Path, sys.argv[2:4]), sys.argv[4] == "after"
 
@@ -209,22 +208,21 @@ def log():
     with urllib.request.urlopen(f"{url}/_test/log") as answer:
         return json.load(answer)
 
-one, two = read_release(one), read_release(two)
 counted = f"org/counted-{sys.argv[4]}-{sys.argv[5]}"
-publish_dataset(one, PublishOptions(repo=counted, tag="v1", license="mit"), say=lambda line: None)
+publish_dataset(one, PublishOptions(repo=counted, tag="v1", license="mit"))
 tell(None)
-publish_dataset(two, PublishOptions(repo=counted, license="mit"), say=lambda line: None)
+publish_dataset(two, PublishOptions(repo=counted, license="mit"))
 asked = len(log()) + 1  # and the tag's
 found = []
 for place in range(asked):
     repo = f"org/fault-{sys.argv[4]}-{sys.argv[5]}-{place}"
-    publish_dataset(one, PublishOptions(repo=repo, tag="v1", license="mit"), say=lambda line: None)
+    publish_dataset(one, PublishOptions(repo=repo, tag="v1", license="mit"))
     tell(None)
     status = int(sys.argv[5])
     tell({"skip": place, "status": status, "after": after, "count": 1 if status >= 500 else 99})
     try:
         options = PublishOptions(repo=repo, tag="v2", license="mit")
-        done = publish_dataset(two, options, say=lambda line: None)
+        done = publish_dataset(two, options)
         outcome = "done"
     except (OSError, ValueError) as error:
         outcome = str(error)
@@ -285,7 +283,6 @@ import json, threading, urllib.request
 from pathlib import Path
 from sp2dpo.dataset import repo as hub_repo
 from sp2dpo.dataset.publish import PublishOptions, publish_dataset
-from sp2dpo.dataset.publish import read_release
 stock, raced = hub_repo.HubRepo.commit, []
 def commit(self, *args, **more):
     if len(raced) < 2:
@@ -296,7 +293,7 @@ def commit(self, *args, **more):
 hub_repo.HubRepo.commit = commit
 said = []
 order = PublishOptions(repo="{repo}", tag="v2", license="mit")
-publish_dataset(read_release(Path({str(releases / "two")!r})), order, say=said.append)
+publish_dataset(Path({str(releases / "two")!r}), order, notify=said.append)
 print(len(said), said[0])
 """
     assert "2 somebody else has committed meanwhile" in hub.python(script)

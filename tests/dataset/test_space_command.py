@@ -72,7 +72,7 @@ def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
     hub.publish(releases / "one", "org/shown", "--tag", "v1")
     done = deploy(hub, "--data", "org/shown@v1")
     assert done.returncode == 0, done.stderr
-    assert f"{len(FILES)} files changed, 0 there already" in done.stdout
+    assert f"{len(FILES)} files changed, 0 up to date" in done.stdout
     info = hub.ask("/api/spaces/org/page")
     assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
     assert info["cardData"]["datasets"] == ["org/shown"]
@@ -80,7 +80,7 @@ def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
     held = hub.ask("/api/spaces/org/page/variables")
     assert held == {"SP2DPO_DATA": {"key": "SP2DPO_DATA", "value": "org/shown@v1"}}
     again = deploy(hub, "--data", "org/shown@v1")
-    assert f"0 files changed, {len(FILES)} there already, at {info['sha']}" in again.stdout
+    assert f"0 files changed, {len(FILES)} up to date, at {info['sha']}" in again.stdout
     # Back to the demo: the variable goes, and the card names no data set.
     back = deploy(hub)
     assert "1 file changed" in back.stdout

@@ -60,14 +60,14 @@ def test_what_build_writes_is_consistent(folder):
 def test_a_changed_beta_is_found_though_every_hash_is_right(folder):
     change(folder, ROWS, "beta", lambda betas: [0.25, *betas[1:]])
     (said,) = differs(folder, "betas")
-    assert said.startswith("beta of 1 pair is another than the replies give, first ")
+    assert said.startswith("beta of 1 pair differs from what the replies give, first ")
     assert "0.25, recomputed 0.2316" in said
 
 
 def test_a_changed_category_is_found(folder):
     change(folder, ROWS, "category", lambda held: [(held[0] + 1) % 8, *held[1:]])
     (said,) = differs(folder, "betas")
-    assert said.startswith("category of 1 pair is another")
+    assert said.startswith("category of 1 pair differs")
 
 
 def test_a_changed_text_is_found(folder):
@@ -101,7 +101,7 @@ def test_a_reply_left_out_is_found(folder):
     pq.write_table(pq.read_table(folder / REPLIES).slice(1), folder / REPLIES)
     mend(folder, REPLIES)
     wrong = differs(folder, "replies", "betas")
-    assert "863 annotations, 864 are said" in wrong[0]
+    assert "863 annotations, the manifest states 864" in wrong[0]
 
 
 def test_another_schedule_in_the_manifest_is_found(folder):
@@ -217,7 +217,9 @@ def test_rows_are_cut_into_files_where_what_they_hold_says(tmp_path):
 
     rows = [{"n": n, "text": "x" * 100} for n in range(10_000)]
     features = Features({"n": Value("int64"), "text": Value("string")})
-    count, names = write_rows(rows, features, tmp_path / "many", shard=400_000, group=200_000)
+    count, names = write_rows(
+        rows, features, tmp_path / "many", file_bytes=400_000, group_bytes=200_000
+    )
     assert count == 10_000
     assert names == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
     parts = read_rows([tmp_path / "many" / name for name in names], ["n"])

@@ -1,4 +1,4 @@
-"""The commands that need no teacher: betas, where they come from, the data set, the report."""
+"""Commands that compute and explain betas and draw the report."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,48 +85,6 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     from sp2dpo.betas.explain import explain_pair
 
     click.echo("\n".join(explain_pair(store_file, betas_file, pair_id).lines))
-
-
-@click.command()
-@STORE
-@BETAS
-@click.option(
-    "--also",
-    metavar="NAME=BETAS",
-    multiple=True,
-    help="Further betas of this store, as the column NAME of the config `schedules`.",
-)
-@click.option("--license", help="License as the Hub names it [default: the source's, if known].")
-@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
-def build(
-    store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
-) -> None:
-    """Make a data set that anybody can load, with betas and all replies.
-
-    `publish` puts it on the Hub.
-    """
-    from sp2dpo.betas.file import check_origin, open_store_and_betas, read_betas
-    from sp2dpo.cli.progress import progress_rows
-    from sp2dpo.dataset.build import build_dataset as build_folder
-
-    files = dict(map(_named_file, also))
-    if len(files) < len(also):
-        raise click.UsageError("--also names a column twice")
-    with open_store_and_betas(store_file, betas_file) as (store, made, annotations):
-        others = {name: read_betas(path) for name, path in files.items()}
-        for name, one in others.items():
-            check_origin(one, annotations, path=files[name], store=store_file)
-        rows, replies = build_folder(
-            store, made, out, others=others, license=license, watch=progress_rows
-        )
-    print_lines([f"wrote {out}: {rows} rows, {replies} annotations"])
-
-
-def _named_file(text: str) -> tuple[str, Path]:
-    name, stands, path = text.partition("=")
-    if not stands or not name or not path:
-        raise click.UsageError(f"--also {text}: say NAME=BETAS.parquet")
-    return name, Path(path)
 
 
 @click.command()

@@ -1,17 +1,19 @@
-"""The commands that carry a data set to the Hub, and check one that is there."""
+"""Commands that build a data set, publish it to the Hub, and verify one."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sp2dpo.cli.options import (
+    BETAS,
     FILE,
     FOLDER,
     JSON,
     PATIENCE,
     SERVE,
+    STORE,
     open_store_for_writing,
     print_lines,
 )
@@ -20,24 +22,63 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sp2dpo.dataset.publish import PublishOptions, PublishResult
+    from sp2dpo.dataset.resample import ResampleResult
+    from sp2dpo.dataset.verify import VerifyResult
 
 
 DIFFERS = 3
-"""The exit code of `verify` where something differs."""
+"""Exit code of `verify` if the data set is inconsistent."""
+
+
+@click.command()
+@STORE
+@BETAS
+@click.option(
+    "--also",
+    metavar="NAME=BETAS",
+    multiple=True,
+    help="Further betas of this store, as the column NAME of the config `schedules`.",
+)
+@click.option("--license", help="License as the Hub names it [default: the source's, if known].")
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+def build(
+    store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
+) -> None:
+    """Make a data set that anybody can load, with betas and all replies.
+
+    `publish` puts it on the Hub.
+    """
+    from sp2dpo.cli.progress import progress_rows
+    from sp2dpo.dataset.build import build_dataset
+
+    others = dict(map(_parse_also, also))
+    if len(others) < len(also):
+        raise click.UsageError("--also names a column twice")
+    result = build_dataset(
+        store_file, betas_file, out, others=others, license=license, progress=progress_rows
+    )
+    print_lines([f"wrote {out}: {result.rows} rows, {result.annotations} annotations"])
+
+
+def _parse_also(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise click.UsageError(f"--also {text}: say NAME=BETAS.parquet")
+    return name, Path(path)
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--repo", required=True, metavar="ORG/NAME", help="The data set on the Hub.")
-@click.option("--tag", help="A name for this release; it never moves.")
-@click.option("--license", help="Of the data set, as the Hub names it (apache-2.0, cc-by-4.0).")
-@click.option("--private", is_flag=True, help="A new repo is seen by its owners only.")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="Data set on the Hub.")
+@click.option("--tag", help="Tag of this release; a tag never moves.")
+@click.option("--license", help="License as the Hub names it (apache-2.0, cc-by-4.0).")
+@click.option("--private", is_flag=True, help="Make a new repo visible to its owners only.")
 @click.option(
-    "--gated", type=click.Choice(["auto", "manual"]), help="People have to ask for access."
+    "--gated", type=click.Choice(["auto", "manual"]), help="Require users to request access."
 )
 @click.option("--create-pr", is_flag=True, help="Open a pull request; change nothing else.")
-@click.option("--overwrite", is_flag=True, help="Also where the repo holds other data.")
-@click.option("--dry-run", is_flag=True, help="Only say what would change, and how many bytes.")
+@click.option("--overwrite", is_flag=True, help="Publish even if the repo holds another data set.")
+@click.option("--dry-run", is_flag=True, help="Print what would change, and how many bytes.")
 def publish(
     folder: Path,
     repo: str,
@@ -51,15 +92,14 @@ def publish(
 ) -> None:
     """Put a data set that `build` made on the Hub: one commit, or none.
 
-    The token is that of `hf auth login` or HF_TOKEN. Running it again changes nothing; what people
-    wrote on the card stays.
+    The token is that of `hf auth login` or HF_TOKEN. A rerun changes nothing if nothing has
+    changed. What people wrote on the card is preserved.
     """
-    from sp2dpo.dataset.publish import PublishOptions, read_release
-    from sp2dpo.dataset.publish import publish_dataset as send
+    from sp2dpo.dataset.publish import PublishOptions, publish_dataset
 
     if tag is not None and create_pr:
         raise click.UsageError("--tag names a commit of the main branch, --create-pr makes none")
-    order = PublishOptions(
+    options = PublishOptions(
         repo=repo,
         tag=tag,
         private=private,
@@ -69,45 +109,45 @@ def publish(
         license=license,
         dry_run=dry_run,
     )
-    done = send(read_release(folder), order, say=lambda line: print_lines([line], err=True))
-    print_lines([*_lines(order, done)])
+    result = publish_dataset(folder, options, notify=lambda line: print_lines([line], err=True))
+    print_lines([*_publish_lines(options, result)])
 
 
-def _lines(order: "PublishOptions", done: "PublishResult") -> "Iterator[str]":
+def _publish_lines(options: "PublishOptions", result: "PublishResult") -> "Iterator[str]":
     from sp2dpo.text import count_noun
 
-    for change in done.changes:
+    for change in result.changes:
         yield f"  {change.what:8} {change.bytes:>12,} B  {change.path}"
-    size = sum(one.bytes for one in done.changes) / 1e6
-    changed = count_noun(len(done.changes), "file")
-    if order.dry_run:
-        yield f"would change {changed} ({size:.1f} MB at most), {done.unchanged} are there already"
-    elif done.pull_request:
-        yield f"{order.repo}: pull request {done.pull_request}"
-    elif done.changes:
-        yield f"{order.repo}: {changed} changed ({size:.1f} MB at most) in commit {done.commit}"
+    size = sum(change.bytes for change in result.changes) / 1e6
+    changed = count_noun(len(result.changes), "file")
+    if options.dry_run:
+        yield f"would change {changed} ({size:.1f} MB at most), {result.unchanged} are up to date"
+    elif result.pull_request:
+        yield f"{options.repo}: pull request {result.pull_request}"
+    elif result.changes:
+        yield f"{options.repo}: {changed} changed ({size:.1f} MB at most) in commit {result.commit}"
     else:
-        yield f"{order.repo}: everything is there already, at {done.commit}"
-    if order.tag and not order.dry_run:
-        yield f"tag {order.tag}" + ("" if done.tagged else " was there already")
+        yield f"{options.repo}: everything is up to date, at {result.commit}"
+    if options.tag and not options.dry_run:
+        yield f"tag {options.tag}" + ("" if result.tagged else " existed already")
 
 
 @click.command()
-@click.argument("what", metavar="DIR_OR_REPO")
+@click.argument("source", metavar="DIR_OR_REPO")
 @JSON
 @click.option(
     "--resample",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Ask the teachers again, of N pairs.",
+    help="Ask the teachers again about N pairs and compare the replies.",
 )
-@click.option("--panel", "panel_file", type=FILE, help="With --resample: where the teachers are.")
-@click.option("--store", "store_file", type=FILE, help="With --resample: keeps the new replies.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another one draws others.")
+@click.option("--panel", "panel_file", type=FILE, help="Panel YAML file, for --resample.")
+@click.option("--store", "store_file", type=FILE, help="Store of the new replies, for --resample.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the sample.")
 @SERVE
 @PATIENCE
 def verify(
-    what: str,
+    source: str,
     as_json: bool,
     resample: int | None,
     panel_file: Path | None,
@@ -118,76 +158,90 @@ def verify(
 ) -> None:
     """Recompute every hash and every beta of a data set.
 
-    DIR_OR_REPO is a folder, org/name, or org/name@tag. Ends with 0 where all is consistent, and
-    with 3 where something differs. What the teachers say when they are asked again is reported, and
-    does not decide.
+    DIR_OR_REPO is a folder, org/name, or org/name@tag. The exit code is 0 if the data set is
+    consistent and 3 if something differs; a comparison by --resample does not affect it.
     """
-    import json
     from contextlib import redirect_stdout
-    from dataclasses import asdict
 
     from sp2dpo.cli.progress import progress_parts
-    from sp2dpo.dataset.load import fetch
-    from sp2dpo.dataset.resample import resample_lines
-    from sp2dpo.dataset.verify import is_consistent
-    from sp2dpo.dataset.verify import verify_dataset as look
+    from sp2dpo.dataset.verify import verify_dataset
 
     if resample is not None and (panel_file is None or store_file is None):
         raise click.UsageError("--resample needs --panel PANEL.yaml and --store FILE")
-    fetched = fetch(what)
-    checks = look(fetched.folder, watch=progress_parts)
-    good = is_consistent(checks)
-    again = None
+    result = verify_dataset(source, progress=progress_parts)
+    comparison = None
     if resample is not None and panel_file is not None and store_file is not None:
         with redirect_stdout(sys.stderr if as_json else sys.stdout):
-            again = _ask_again(
-                fetched.folder,
-                resample,
-                seed,
+            comparison = _resample(
+                result.data.folder,
                 panel_file,
                 store_file,
+                count=resample,
+                seed=seed,
                 serve=serve,
                 patience=patience,
             )
-    if as_json:
-        said = {"consistent": good, "name": fetched.name, "commit": fetched.commit}
-        said |= {"checks": [asdict(one) for one in checks], "resampled": again}
-        click.echo(json.dumps(said, indent=2))
-    else:
-        print_lines(
-            [f"{'ok' if one.holds else 'DIFFERS':8} {one.name:10} {one.said}" for one in checks]
-        )
-        print_lines([f"{'consistent' if good else 'NOT consistent'}: {fetched}"])
-        if good:
-            print_lines(
-                ["This shows that the betas follow from the replies, not that a teacher gave them."]
-            )
-        if again is not None:
-            print_lines(["", *resample_lines(again)])
-    if not good:
+    _print_verification(result, comparison, as_json=as_json)
+    if not result.consistent:
         sys.exit(DIFFERS)
 
 
-def _ask_again(
+def _resample(
     folder: Path,
-    count: int,
-    seed: int,
     panel_file: Path,
     store_file: Path,
     *,
+    count: int,
+    seed: int,
     serve: bool,
     patience: float,
-) -> dict[str, Any]:
-    """Asks the panel about some pairs once more; the same command goes on where it stopped."""
+) -> "ResampleResult":
     from sp2dpo.cli.annotation import ask
-    from sp2dpo.dataset.resample import check_panel, compare_replies, draw_pairs
-    from sp2dpo.pairs.sources import Source
+    from sp2dpo.dataset.resample import resample_dataset
     from sp2dpo.panel.panel import load_panel
 
-    panel = load_panel(panel_file)
-    check_panel(folder, panel)
-    rows = draw_pairs(folder, count, seed)
     with open_store_for_writing(store_file) as store:
-        store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
-        ask(store, panel, patience=patience, again=False, serve=serve)
-        return compare_replies(store, folder)
+        return resample_dataset(
+            folder,
+            load_panel(panel_file),
+            store,
+            count=count,
+            seed=seed,
+            ask=lambda store, panel: ask(store, panel, patience=patience, again=False, serve=serve),
+        )
+
+
+def _print_verification(
+    result: "VerifyResult", comparison: "ResampleResult | None", *, as_json: bool
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from sp2dpo.dataset.resample import resample_lines
+
+    if as_json:
+        report = {
+            "consistent": result.consistent,
+            "name": result.data.name,
+            "commit": result.data.commit,
+            "checks": [
+                {"name": check.name, "holds": check.holds, "said": check.message}
+                for check in result.checks
+            ],
+            "resampled": asdict(comparison) if comparison else None,
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    print_lines(
+        [
+            f"{'ok' if check.holds else 'DIFFERS':8} {check.name:10} {check.message}"
+            for check in result.checks
+        ]
+    )
+    print_lines([f"{'consistent' if result.consistent else 'NOT consistent'}: {result.data}"])
+    if result.consistent:
+        print_lines(
+            ["This shows that the betas follow from the replies, not that a teacher gave them."]
+        )
+    if comparison is not None:
+        print_lines(["", *resample_lines(comparison)])

@@ -78,7 +78,7 @@ _COMMANDS = {
         "Let a reward model score every pair, for MADPO and ODPO.",
     ),
     "build": (
-        "betas",
+        "dataset",
         "Make a data set that anybody can load, with betas and all replies.",
     ),
     "publish": (

@@ -1,4 +1,4 @@
-"""The command that opens the inspector, and the one that puts it on the Hub."""
+"""Commands that run the inspector on this machine and deploy it to the Hub."""
 
 import sys
 
@@ -8,9 +8,15 @@ from sp2dpo.cli.options import print_lines
 
 
 @click.group(invoke_without_command=True)
-@click.option("--data", default="", metavar="DIR_OR_REPO", help="What to show; the demo if none.")
-@click.option("--port", type=click.IntRange(1, 65535), help="The first free one from 7860 on.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets others in.")
+@click.option(
+    "--data", default="", metavar="DIR_OR_REPO", help="Data set to show [default: the demo]."
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port [default: the first free one from 7860]."
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 admits other machines."
+)
 @click.pass_context
 def space(context: click.Context, data: str, port: int | None, host: str) -> None:
     """Open the inspector in a browser: pairs, their betas, and the replies behind them.
@@ -21,32 +27,33 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
         if data:
             raise click.UsageError(f"--data belongs behind {context.invoked_subcommand}")
         return
-    from sp2dpo.dataset.space import load_space_data
+    from sp2dpo.dataset.space import run_inspector
 
-    sys.exit(load_space_data(data, port=port, host=host))
+    sys.exit(run_inspector(data, port=port, host=host))
 
 
 @space.command()
-@click.option("--repo", required=True, metavar="ORG/NAME", help="The Space on the Hub.")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="Space on the Hub.")
 @click.option(
-    "--data", default="", metavar="ORG/NAME[@TAG]", help="What it shows; the demo if none."
+    "--data", default="", metavar="ORG/NAME[@TAG]", help="Data set to show [default: the demo]."
 )
-@click.option("--private", is_flag=True, help="A new Space is seen by its owners only.")
-@click.option("--overwrite", is_flag=True, help="Also where the Space is another program.")
+@click.option("--private", is_flag=True, help="Make a new Space visible to its owners only.")
+@click.option("--overwrite", is_flag=True, help="Deploy even if the Space is another program.")
 def deploy(repo: str, data: str, private: bool, overwrite: bool) -> None:
     """Put the inspector on the Hub as a Space, in one commit.
 
-    The token is that of `hf auth login` or HF_TOKEN. Running it again changes nothing.
+    The token is that of `hf auth login` or HF_TOKEN. A rerun changes nothing if nothing has
+    changed.
     """
-    from sp2dpo.dataset import space as inspector
+    from sp2dpo.dataset.space import deploy_space
     from sp2dpo.text import count_noun
 
-    done = inspector.deploy_space(
+    result = deploy_space(
         repo,
         data,
         private=private,
         overwrite=overwrite,
-        say=lambda line: print_lines([line], err=True),
+        notify=lambda line: print_lines([line], err=True),
     )
-    changed = count_noun(len(done.changed), "file")
-    print_lines([f"{repo}: {changed} changed, {done.unchanged} there already, at {done.commit}"])
+    changed = count_noun(len(result.changed), "file")
+    print_lines([f"{repo}: {changed} changed, {result.unchanged} up to date, at {result.commit}"])

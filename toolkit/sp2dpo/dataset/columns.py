@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Features, Json, List, Value
 
 from sp2dpo.betas.columns import BETA_COLUMNS, OPTIONAL
-from sp2dpo.pairs.pair import Message
+from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.pairs.sources import SourceRow
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.store import Store
@@ -97,6 +97,29 @@ class RowColumns:
 
     def _message(self, turn: Message) -> dict[str, Any]:
         return {key: turn.get(key) for key in self.features["prompt"].feature}
+
+
+def pair_columns(features: Features) -> list[str]:
+    """Return the names of the columns that hold the content of a pair."""
+    return [*CONVERSATIONS, *(["tools"] if "tools" in features else [])]
+
+
+def decode_pairs(rows: Sequence[Mapping[str, Any]], features: Features) -> list[Pair]:
+    """Return the pairs of rows of the config `default`.
+
+    Args:
+        rows: Rows with at least the columns `pair_columns`, as stored in Parquet.
+        features: Columns of the config.
+    """
+    names = pair_columns(features)
+    columns = {name: [row[name] for row in rows] for name in names}
+    # Decoding is slow, and only tools and keys beside role and content are stored as JSON.
+    if "tools" in names or len(features["prompt"].feature) > 2:
+        columns = features.decode_batch(columns)
+    return [
+        Pair(**{name: tuple(columns[name][number] or ()) for name in names})
+        for number in range(len(rows))
+    ]
 
 
 class _SourceValues:

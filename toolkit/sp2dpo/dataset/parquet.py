@@ -1,10 +1,10 @@
-"""Rows of a data set as Parquet files, in their order: written in flat memory, read back in parts.
+"""Write rows of a data set as Parquet files with bounded memory, and read them back in parts.
 
-Pages are indexed and chunks are cut by content, so that a changed column leaves the bytes of the
-others alike between two releases.
+Page indexes and content-defined chunks keep the bytes of unchanged columns equal between two
+releases, so that only changed columns are uploaded.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,20 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SHARD = 1 << 29
-"""Bytes of rows in memory after which the next file begins; some 100 to 300 MB on the disk."""
-GROUP = 1 << 25
-"""Bytes of rows in memory that make a row group: what a reader takes at once."""
+FILE_BYTES = 1 << 29
+"""Bytes of rows in memory after which the next file begins; some 100 to 300 MB on disk."""
+GROUP_BYTES = 1 << 25
+"""Bytes of rows in memory per row group, the smallest unit that a reader loads."""
 _BATCH = 1000
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Yields the items of its first argument and may display progress. The items are rows or lists of
+rows; the other arguments are a description and the total number of rows."""
+
+
+def no_progress(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
+    """Return the items as they are: the `Progress` that displays nothing."""
+    return items
 
 
 def write_rows(
@@ -25,40 +34,40 @@ def write_rows(
     features: datasets.Features,
     folder: Path,
     *,
-    shard: int = SHARD,
-    group: int = GROUP,
+    file_bytes: int = FILE_BYTES,
+    group_bytes: int = GROUP_BYTES,
 ) -> tuple[int, list[str]]:
-    """Writes rows to `train-00000-of-0000N.parquet` in a folder.
+    """Write rows to `train-00000-of-0000N.parquet` in a new folder.
 
-    Where a file ends follows from what the rows hold, so that two releases of the same rows are cut
-    at the same places.
+    The content of the rows alone determines where a file ends, so two releases of the same rows are
+    split at the same places.
 
     Args:
-        rows: in their order.
-        features: the columns.
-        folder: where; it is made.
-        shard: bytes in memory after which the next file begins.
-        group: bytes in memory that make a row group.
+        rows: Rows in their order.
+        features: Columns.
+        folder: Folder to create.
+        file_bytes: Bytes in memory after which the next file begins.
+        group_bytes: Bytes in memory per row group.
 
     Returns:
-        How many rows there were, and the names of the files.
+        The number of rows, and the names of the files.
     """
     folder.mkdir(parents=True)
     schema = features.arrow_schema
-    tables = _groups(_tables(rows, features), group)
+    groups = _groups(_tables(rows, features), group_bytes)
     count, unfinished = 0, []
-    table: pa.Table | None = next(tables, None)
-    while table is not None or not unfinished:  # one file at least, though without a row
+    table: pa.Table | None = next(groups, None)
+    while table is not None or not unfinished:  # no rows still give one file, with the columns
         path = folder / f"{len(unfinished)}.unfinished"
         unfinished.append(path)
         with pq.ParquetWriter(
             path, schema, write_page_index=True, use_content_defined_chunking=True
         ) as writer:
-            held = 0
-            while table is not None and held < shard:
+            written = 0
+            while table is not None and written < file_bytes:
                 writer.write_table(table, row_group_size=max(1, len(table)))
-                held, count = held + table.nbytes, count + len(table)
-                table = next(tables, None)
+                written, count = written + table.nbytes, count + len(table)
+                table = next(groups, None)
     names = [f"train-{n:05d}-of-{len(unfinished):05d}.parquet" for n in range(len(unfinished))]
     for path, name in zip(unfinished, names, strict=True):
         path.rename(folder / name)
@@ -73,34 +82,34 @@ def _tables(rows: Iterable[dict[str, Any]], features: datasets.Features) -> Iter
 
 
 def _groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of about so many bytes."""
-    held: list[pa.Table] = []
+    """Yield the same rows in tables of at least `size` bytes, but for the last."""
+    gathered: list[pa.Table] = []
     for table in tables:
-        held.append(table)
-        if sum(one.nbytes for one in held) >= size:
-            yield pa.concat_tables(held).combine_chunks()
-            held = []
-    if held:
-        yield pa.concat_tables(held).combine_chunks()
+        gathered.append(table)
+        if sum(part.nbytes for part in gathered) >= size:
+            yield pa.concat_tables(gathered).combine_chunks()
+            gathered = []
+    if gathered:
+        yield pa.concat_tables(gathered).combine_chunks()
 
 
 def read_features(path: Path) -> datasets.Features:
-    """The columns that a file says it has.
+    """Return the columns of a file.
 
     Raises:
-        ValueError: it is no Parquet file.
+        ValueError: It is not a Parquet file.
     """
     try:
         return datasets.Features.from_arrow_schema(pq.read_schema(path))
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet file we can read: {_line(error)}") from error
+        raise ValueError(f"{path}: not a readable Parquet file: {_line(error)}") from error
 
 
 def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Some columns of all rows in their order, in parts.
+    """Yield some columns of all rows in their order, in lists of rows.
 
     Raises:
-        ValueError: a file is damaged, or lacks a column.
+        ValueError: A file is damaged, or lacks a column.
     """
     for path in paths:
         try:
@@ -111,7 +120,7 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[di
             for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
                 yield batch.to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a file we can read: {_line(error)}") from error
+            raise ValueError(f"{path}: not a readable Parquet file: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -1,20 +1,17 @@
-"""A data set goes to the Hub: one commit with all of it, or none, and a tag.
+"""Publish a data set to the Hub: one commit with all its files, or none, and a tag.
 
-The head is read, everything is prepared against it, and one commit names it as its parent: where
-somebody else was quicker, we look again. Commit and tag are two requests, so a second run must come
-to the same end: what is there already is not sent again.
+The commit names the inspected head as its parent, so a concurrent commit makes it fail and the repo
+is inspected again. Commit and tag are two requests; a rerun completes what is missing.
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Features
-from huggingface_hub import get_token
 
 from sp2dpo.dataset.card import card_license, digest, merge_card, render_card
 from sp2dpo.dataset.manifest import (
@@ -29,116 +26,32 @@ from sp2dpo.dataset.manifest import (
     write_manifest,
 )
 from sp2dpo.dataset.parquet import read_features
-from sp2dpo.dataset.repo import BranchMoved, Head, HubRepo, StoredFile, UnknownOutcome
-from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
+from sp2dpo.dataset.repo import Head, HubRepo, StoredFile, check_token, retry_commit
+from sp2dpo.hub import HubError, hub_errors
 from sp2dpo.panel.rubric import Rubric, read_rubric
 from sp2dpo.text import count_noun
 
-UNKNOWN = (None, "unknown", "other")
-"""Licences that tell nobody what is allowed."""
-_LINES = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """What a folder of `build` holds, its hashes checked.
-
-    Attributes:
-        folder: of the data set.
-        facts: of its manifest.
-        features: the columns of each config.
-        rubric: that the teachers were asked under.
-        suspects: the first lines of the list of doubtful labels.
-    """
-
-    folder: Path
-    facts: Mapping[str, Any]
-    features: Mapping[str, Features]
-    rubric: Rubric
-    suspects: list[dict[str, Any]]
-
-    def with_card(
-        self, repo: str, theirs: str | None, license: str | None
-    ) -> tuple[dict[str, Any], str]:
-        """The manifest and the card for a repo.
-
-        Args:
-            repo: its name, which the card's snippets load.
-            theirs: the card that stands there; None where there is none.
-            license: that was asked for; without one the repo's own card says it, or the manifest.
-
-        Raises:
-            ValueError: the licence is not known, or the card there cannot be read.
-        """
-        there = card_license(theirs, where=CARD) if theirs is not None else None
-        named = license or there or self.facts["license"]
-        if license is None and named in UNKNOWN:
-            said = f"is {named!r}" if named else "is not known"
-            raise ValueError(
-                f"the licence of {self.facts['source']['name']} {said}: say with --license what "
-                "those who load this may do, as the Hub names it (apache-2.0, cc-by-4.0, other)"
-            )
-        facts = {**self.facts, "repo": repo, "license": named}
-        text = render_card(facts, self.features, self.rubric, self.suspects)
-        if theirs is not None:
-            text = merge_card(theirs, text, license=license, where=CARD)
-        facts["card_sha256"] = digest(text, where=CARD)
-        return facts, text
-
-
-def read_release(folder: Path) -> Release:
-    """The data set in a folder, as `build` wrote it.
-
-    Raises:
-        ValueError: it is none, or one of its files was changed.
-        OSError: it cannot be read.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` makes such a folder")
-    facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
-    for name, said in facts["files"].items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: build the data set again")
-        if fingerprint(folder / name) != said:
-            raise ValueError(
-                f"{folder / name} is not what `build` wrote there: its SHA-256 is another than "
-                f"{MANIFEST} says; build the data set again"
-            )
-    with (folder / LABEL_NOISE).open(encoding="utf-8") as lines:
-        suspects = [json.loads(line) for line in islice(lines, _LINES)]
-    return Release(
-        folder=folder,
-        facts=facts,
-        features={
-            config: read_features(folder / names[0])
-            for config in CONFIGS
-            if (names := listed_files(facts, config))
-        },
-        rubric=read_rubric(folder / RUBRIC),
-        suspects=suspects,
-    )
-
-
-_TRIES = 6
-_PAUSE = 0.5
-"""Seconds before a second look; twice as long before each further one."""
+_NO_LICENSE = (None, "unknown", "other")
+"""Licences that do not state what is permitted."""
+_SUSPECTS = 100
+"""Number of doubtful labels read for the card."""
 _NO_DATA = (".md", ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt")
-"""How files end that a repo may hold without holding a data set."""
+"""Endings of files that a repo may contain without containing a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions:
-    """What is wanted.
+    """Where and how a data set is published.
 
     Attributes:
-        repo: `org/name`.
-        tag: to give the commit; None for none.
-        private: a new repo is seen by its owners only.
-        gated: `auto` or `manual`: people have to ask for access; None leaves it as it is.
-        create_pr: open a pull request in place of changing the main branch.
-        overwrite: also where the repo holds data that are not of this data set.
-        license: of the data set; None for what the repo's card, or the manifest, says.
-        dry_run: only say what would change.
+        repo: `org/name` on the Hub.
+        tag: Tag of the new commit; None for no tag.
+        private: Whether only the owners can see a new repo.
+        gated: Require an access request, "auto" or "manual"; None leaves the setting unchanged.
+        create_pr: Open a pull request instead of changing the main branch; excludes `tag`.
+        overwrite: Publish even if the repo contains another data set.
+        license: Licence of the data set; None for that of the repo's card or of the manifest.
+        dry_run: Only compute the changes.
     """
 
     repo: str
@@ -153,23 +66,30 @@ class PublishOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A file that a commit adds, changes or removes; bytes are those to be sent at most."""
+    """A file that the commit adds, changes or removes.
+
+    Attributes:
+        path: Path in the repo.
+        what: Kind of the change.
+        bytes: Maximum number of bytes to upload; content that the Hub has is not sent again.
+    """
 
     path: str
-    what: str
+    what: Literal["added", "changed", "removed"]
     bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishResult:
-    """What became of an order.
+    """A finished publication.
 
     Attributes:
-        commit: that holds the release; None where it was not made (a dry run).
-        changes: of the commit; empty where the repo holds it all.
-        unchanged: files that are there already.
-        pull_request: its address or number; None where none was wanted.
-        tagged: whether the tag is new.
+        commit: Commit that contains the data set; None after a dry run, and if an open pull request
+            contains it already.
+        changes: Changes of the commit; empty if the repo is up to date.
+        unchanged: Number of files that are up to date.
+        pull_request: URL or number of the pull request; None without one.
+        tagged: Whether a new tag was created.
     """
 
     commit: str | None
@@ -179,9 +99,111 @@ class PublishResult:
     tagged: bool = False
 
 
+def publish_dataset(
+    folder: Path, options: PublishOptions, *, notify: Callable[[str], None] = lambda line: None
+) -> PublishResult:
+    """Publish the data set in a folder that `build` wrote.
+
+    A failure leaves the repo at its last release, and a rerun resumes. Publishing the same again
+    changes nothing.
+
+    Args:
+        folder: Folder of the data set.
+        options: Where and how to publish it.
+        notify: Receives a line before each retry.
+
+    Raises:
+        ValueError: A file differs from the manifest, the repo contains another data set, the tag
+            has other content, or the licence is unknown.
+        OSError: A file cannot be read, or the Hub cannot be reached or rejects the change.
+    """
+    if options.tag is not None and options.create_pr:
+        raise ValueError("a pull request has no tag: choose one of the two")
+    release = _read_release(folder)
+    with hub_errors(options.repo):
+        if not options.dry_run:
+            check_token()
+        repo = HubRepo(options.repo)
+        return retry_commit(lambda: _publish(release, options, repo), notify)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Release:
+    """A folder that `build` wrote, with verified hashes.
+
+    Attributes:
+        folder: Folder of the data set.
+        facts: The manifest.
+        features: Columns of each config.
+        rubric: Rubric of the annotations.
+        suspects: The most doubtful labels.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    features: Mapping[str, Features]
+    rubric: Rubric
+    suspects: list[dict[str, Any]]
+
+    def with_card(
+        self, repo: str, existing: str | None, license: str | None
+    ) -> tuple[dict[str, Any], str]:
+        """Return the manifest and the card for a repo.
+
+        Args:
+            repo: Name of the repo, which the snippets of the card load.
+            existing: The card in the repo; None if there is none.
+            license: Requested licence; None for that of the existing card or of the manifest.
+
+        Raises:
+            ValueError: The licence is unknown, or the existing card cannot be parsed.
+        """
+        stated = card_license(existing, where=CARD) if existing is not None else None
+        chosen = license or stated or self.facts["license"]
+        if license is None and chosen in _NO_LICENSE:
+            problem = f"is {chosen!r}" if chosen else "is not known"
+            raise ValueError(
+                f"the licence of {self.facts['source']['name']} {problem}: say with --license what "
+                "those who load this may do, as the Hub names it (apache-2.0, cc-by-4.0, other)"
+            )
+        facts = {**self.facts, "repo": repo, "license": chosen}
+        text = render_card(facts, self.features, self.rubric, self.suspects)
+        if existing is not None:
+            text = merge_card(existing, text, license=license, where=CARD)
+        facts["card_sha256"] = digest(text, where=CARD)
+        return facts, text
+
+
+def _read_release(folder: Path) -> _Release:
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` makes such a folder")
+    facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
+    for name, recorded in facts["files"].items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: build the data set again")
+        if fingerprint(folder / name) != recorded:
+            raise ValueError(
+                f"{folder / name} is not what `build` wrote: its SHA-256 differs from that in "
+                f"{MANIFEST}; build the data set again"
+            )
+    with (folder / LABEL_NOISE).open(encoding="utf-8") as lines:
+        suspects = [json.loads(line) for line in islice(lines, _SUSPECTS)]
+    return _Release(
+        folder=folder,
+        facts=facts,
+        features={
+            config: read_features(folder / names[0])
+            for config in CONFIGS
+            if (names := listed_files(facts, config))
+        },
+        rubric=read_rubric(folder / RUBRIC),
+        suspects=suspects,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What one commit on top of one head would do."""
+    """A commit on top of one head: the manifest, all files of the data set, and what changes."""
 
     facts: Mapping[str, Any]
     files: dict[str, Path | bytes]
@@ -190,202 +212,156 @@ class _Plan:
 
     @property
     def added(self) -> dict[str, Path | bytes]:
-        return {one.path: self.files[one.path] for one in self.changes if one.what != "removed"}
+        """Content of the added and changed files."""
+        return {
+            change.path: self.files[change.path]
+            for change in self.changes
+            if change.what != "removed"
+        }
 
     @property
     def removed(self) -> list[str]:
-        return [one.path for one in self.changes if one.what == "removed"]
+        """Paths of the removed files."""
+        return [change.path for change in self.changes if change.what == "removed"]
 
 
-def publish_dataset(
-    release: Release, order: PublishOptions, *, say: Callable[[str], None]
-) -> PublishResult:
-    """Brings a release to a repo.
-
-    Args:
-        release: the data set.
-        order: where to, and how.
-        say: tells a person what goes on.
-
-    Raises:
-        ValueError: the repo holds other data, the tag other content, or the licence is not known.
-        OSError: the Hub cannot be reached, or does not take it. The release before is whole.
-    """
-    with hub_errors(order.repo):
-        if not order.dry_run and get_token() is None:
-            raise HubError(NO_TOKEN)
-        return _publish(release, order, HubRepo(order.repo), say)
-
-
-def _publish(
-    release: Release, order: PublishOptions, repo: HubRepo, say: Callable[[str], None]
-) -> PublishResult:
-    trouble: Exception = OSError("nothing was tried")
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE * 2 ** (attempt - 1))
-        head = _opened(repo, order)
-        plan = _plan(release, order, repo, head)
-        unchanged = len(plan.files) - len(plan.added)
-        held = _same_tag(order, plan, repo, head)
-        if order.dry_run:
-            return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)
-        if head is None:
-            raise HubError("the repo was made, and cannot be seen")
-        commit, pull = head.commit, None
-        if plan.changes and order.create_pr:
-            number = _same_pull(plan, repo)
-            if number is not None:
-                return PublishResult(
-                    commit=None, changes=[], unchanged=unchanged, pull_request=f"#{number}"
-                )
-        if plan.changes:
-            try:
-                commit, pull = repo.commit(
-                    plan.added,
-                    plan.removed,
-                    title=plan.title,
-                    parent=head.commit,
-                    create_pr=order.create_pr,
-                )
-                _check_whole(repo, commit, plan)
-            except BranchMoved as moved:
-                say("somebody else has committed meanwhile: looking again")
-                trouble = OSError(f"others commit all the time: {moved}")
-                continue
-            except UnknownOutcome as unclear:
-                say(f"the Hub failed ({unclear}): looking whether the commit was made")
-                trouble = unclear
-                continue
-        tagged = False
-        if order.tag is not None and not order.create_pr and not held:
-            try:
-                repo.tag(order.tag, commit)
-                tagged = True
-            except BranchMoved as moved:  # made by a request whose answer was lost, or by others
-                trouble = moved
-                continue
-        return PublishResult(
-            commit=commit,
-            changes=plan.changes,
-            unchanged=unchanged,
-            pull_request=pull,
-            tagged=tagged,
-        )
-    raise HubError(f"given up after {_TRIES} tries: {trouble}") from trouble
-
-
-def _opened(repo: HubRepo, order: PublishOptions) -> Head | None:
-    """The repo as it stands, made where it is not there, closed as far as it was asked for."""
-    head = repo.head()
-    if head is None and not order.dry_run:
-        repo.create(private=order.private)
-        head = repo.head()
-    if head is None:
-        return None
-    if order.private and not head.private:
+def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> PublishResult:
+    head = repo.head() if options.dry_run else repo.ensure(private=options.private)
+    if head is not None and options.private and not head.private:
         raise ValueError("it is public: make it private on the Hub first, or leave --private out")
-    if order.gated is not None and head.gated != order.gated and not order.dry_run:
-        repo.gate(order.gated)
-    return head
+    if head is not None and options.gated is not None and not options.dry_run:
+        repo.gate(options.gated, head)
+    plan = _plan(release, options, repo, head)
+    unchanged = len(plan.files) - len(plan.added)
+    has_tag = _has_tag(options, plan, repo, head)
+    if options.dry_run or head is None:
+        return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)
+    if plan.changes and options.create_pr:
+        number = _same_pull(plan, repo)
+        if number is not None:
+            return PublishResult(
+                commit=None, changes=[], unchanged=unchanged, pull_request=f"#{number}"
+            )
+    commit, pull = head.commit, None
+    if plan.changes:
+        commit, pull = repo.commit(
+            plan.added,
+            plan.removed,
+            title=plan.title,
+            parent=head.commit,
+            create_pr=options.create_pr,
+        )
+        _check_commit(repo, commit, plan)
+    tagged = False
+    if options.tag is not None and not has_tag:
+        repo.tag(options.tag, commit)
+        tagged = True
+    return PublishResult(
+        commit=commit,
+        changes=plan.changes,
+        unchanged=unchanged,
+        pull_request=pull,
+        tagged=tagged,
+    )
 
 
-def _plan(release: Release, order: PublishOptions, repo: HubRepo, head: Head | None) -> _Plan:
-    there = repo.files(head.commit) if head else {}
-    texts = {
-        name: repo.read(name, head.commit) if head and name in there else None
+def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head | None) -> _Plan:
+    stored = repo.files(head.commit) if head else {}
+    card, manifest = (
+        repo.read(name, head.commit) if head and name in stored else None
         for name in (CARD, MANIFEST)
-    }
-    before = _manifest(texts[MANIFEST])
-    if not order.overwrite and not order.create_pr:
-        _check_own(before, there, release)
-    theirs = texts[CARD]
+    )
+    previous = _parse_manifest(manifest)
+    if not options.overwrite and not options.create_pr:
+        _check_same_data(previous, stored, release)
     facts, text = release.with_card(
-        order.repo, None if theirs is None else theirs.decode(), order.license
+        options.repo, None if card is None else card.decode(), options.license
     )
     files: dict[str, Path | bytes] = {name: release.folder / name for name in facts["files"]}
     files |= {CARD: text.encode(), MANIFEST: write_manifest(facts).encode()}
-    changes = list(_changes(files, facts, there))
-    stale = {*before.get("files", ())} - files.keys()
-    changes += [Change(path=name, what="removed", bytes=0) for name in sorted(stale & there.keys())]
-    return _Plan(facts=facts, files=files, changes=changes, title=_title(order, facts))
+    changes = list(_changes(files, facts, stored))
+    stale = {*previous.get("files", ())} - files.keys()
+    changes += [
+        Change(path=name, what="removed", bytes=0) for name in sorted(stale & stored.keys())
+    ]
+    return _Plan(facts=facts, files=files, changes=changes, title=_title(options, facts))
 
 
 def _changes(
-    files: Mapping[str, Path | bytes], facts: Mapping[str, Any], there: Mapping[str, StoredFile]
-) -> Any:
+    files: Mapping[str, Path | bytes], facts: Mapping[str, Any], stored: Mapping[str, StoredFile]
+) -> Iterator[Change]:
     for name, content in files.items():
-        stored, said = there.get(name), facts["files"].get(name)
-        if stored is not None and said is not None and stored.sha256 is not None:
-            same = stored.sha256 == said["sha256"]
+        file, recorded = stored.get(name), facts["files"].get(name)
+        if file is not None and recorded is not None and file.sha256 is not None:
+            same = file.sha256 == recorded["sha256"]  # spares hashing the content again
         else:
-            same = stored is not None and stored.holds(content)
+            same = file is not None and file.holds(content)
         if not same:
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            yield Change(path=name, what="changed" if stored else "added", bytes=size)
+            yield Change(path=name, what="changed" if file else "added", bytes=size)
 
 
-def _manifest(text: bytes | None) -> dict[str, Any]:
-    """What the manifest there says; nothing where there is none of ours."""
+def _parse_manifest(text: bytes | None) -> dict[str, Any]:
+    """Return the manifest of a repo; empty if it has none of this toolkit."""
     try:
         return {} if text is None else read_manifest(text, where=MANIFEST)
     except ValueError:
         return {}
 
 
-def _check_own(
-    before: Mapping[str, Any], there: Mapping[str, StoredFile], release: Release
+def _check_same_data(
+    previous: Mapping[str, Any], stored: Mapping[str, StoredFile], release: _Release
 ) -> None:
-    """Refuses to put a data set over another one."""
-    instead = "name another --repo, or say --overwrite or --create-pr"
-    if not before:
-        foreign = sorted(name for name in there if not name.endswith(_NO_DATA))
+    """Raise ValueError if the repo contains another data set."""
+    remedy = "name another --repo, or say --overwrite or --create-pr"
+    if not previous:
+        foreign = sorted(name for name in stored if not name.endswith(_NO_DATA))
         if foreign:
             raise ValueError(
                 f"it holds {count_noun(len(foreign), 'file')} that sp2dpo did not publish "
-                f"({foreign[0]}): {instead}"
+                f"({foreign[0]}): {remedy}"
             )
-    elif (held := before["source"]["name"]) != (new := release.facts["source"]["name"]):
-        raise ValueError(f"it holds pairs from {held}, and these are from {new}: {instead}")
+    elif (old := previous["source"]["name"]) != (new := release.facts["source"]["name"]):
+        raise ValueError(f"it holds pairs from {old}, and these are from {new}: {remedy}")
 
 
-def _title(order: PublishOptions, facts: Mapping[str, Any]) -> str:
+def _title(options: PublishOptions, facts: Mapping[str, Any]) -> str:
     pairs = count_noun(facts["counts"]["pairs_with_beta"], "pair")
-    of = f" {order.tag}" if order.tag else ""
-    return f"Release{of}: {pairs} with a beta (sp2dpo {facts['toolkit']['version']})"
+    tag = f" {options.tag}" if options.tag else ""
+    return f"Release{tag}: {pairs} with a beta (sp2dpo {facts['toolkit']['version']})"
 
 
-def _same_tag(order: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | None) -> bool:
-    """Whether the tag is there already, with this very content.
+def _has_tag(options: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | None) -> bool:
+    """Return whether the tag exists with the same content.
 
     Raises:
-        ValueError: it has other content.
+        ValueError: The tag has other content.
     """
-    if order.tag is None or head is None:
+    if options.tag is None or head is None:
         return False
-    commit = repo.tags().get(order.tag)
+    commit = repo.tags().get(options.tag)
     if commit is None:
         return False
     if repo.read(MANIFEST, commit) != plan.files[MANIFEST]:
         raise ValueError(
-            f"the tag {order.tag} is there, with other content: tags stay what they are, so name a "
-            "new one"
+            f"the tag {options.tag} is there, with other content: tags never move, so name a new "
+            "one"
         )
     return True
 
 
 def _same_pull(plan: _Plan, repo: HubRepo) -> int | None:
-    """An open pull request with this very content."""
+    """Return the number of an open pull request with the same content."""
     for number in repo.open_pulls(plan.title):
         if repo.read(MANIFEST, f"refs/pr/{number}") == plan.files[MANIFEST]:
             return number
     return None
 
 
-def _check_whole(repo: HubRepo, commit: str, plan: _Plan) -> None:
-    """Looks whether the commit holds what was sent."""
-    there = repo.files(commit)
-    for name, said in plan.facts["files"].items():
-        stored = there.get(name)
-        if stored is None or (stored.sha256 or said["sha256"]) != said["sha256"]:
-            raise HubError(f"the Hub says that {name} was stored, and it is not what was sent")
+def _check_commit(repo: HubRepo, commit: str, plan: _Plan) -> None:
+    """Raise HubError if the commit does not contain what was uploaded."""
+    stored = repo.files(commit)
+    for name, recorded in plan.facts["files"].items():
+        file = stored.get(name)
+        if file is None or (file.sha256 or recorded["sha256"]) != recorded["sha256"]:
+            raise HubError(f"the Hub reports {name} as stored, but not with the uploaded content")

@@ -1,8 +1,9 @@
-"""A repo on the Hub, a data set or a Space, looked at and changed through the Hub's own client."""
+"""Read and change a repo on the Hub, a data set or a Space, through the Hub's own client."""
 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    get_token,
     hf_hub_download,
+    snapshot_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -23,30 +26,34 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from sp2dpo.hub import HubError
+from sp2dpo.dataset.manifest import CARD, MANIFEST, read_manifest
+from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
 from sp2dpo.text import RedactFilter
 
-_MAY_PASS = (408, 425, 429, 500, 502, 503, 504)
-_TRIES = 5
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_REQUEST_TRIES = 5
+_COMMIT_TRIES = 6
+_PAUSE = 0.5
+"""Seconds before the second attempt at a commit; doubled before each further one."""
 _T = TypeVar("_T")
 
 
 class BranchMoved(Exception):
-    """Somebody else has committed since the repo was looked at."""
+    """Somebody else changed the repo after it was read."""
 
 
 class UnknownOutcome(OSError):
-    """A change failed in a way that may pass, and may all the same have been made."""
+    """A change failed with a transient error; the Hub may have made it nevertheless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A repo as it stands.
+    """State of a repo.
 
     Attributes:
-        commit: of its main branch.
-        private: whether only its owners see it.
-        gated: False, `auto` or `manual`.
+        commit: Head of the main branch.
+        private: Whether only its owners can see the repo.
+        gated: How access is granted: False (open), "auto" or "manual".
     """
 
     commit: str
@@ -56,45 +63,87 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file of a commit: its size in bytes, and its SHA-256 or, of a small one, git's hash."""
+    """A file of a commit.
+
+    Attributes:
+        size: Size in bytes.
+        sha256: SHA-256 of the content; None for small files, which are stored in git itself.
+        git: Git's SHA-1 of the blob.
+    """
 
     size: int
     sha256: str | None
     git: str
 
     def holds(self, content: Path | bytes) -> bool:
-        """Whether it has this content."""
+        """Return whether the file has this content."""
         if self.sha256 is None:
             data = content if isinstance(content, bytes) else content.read_bytes()
-            said = b"blob %d\0" % len(data)
-            return hashlib.sha1(said + data, usedforsecurity=False).hexdigest() == self.git
+            prefix = b"blob %d\0" % len(data)
+            return hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() == self.git
         if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest() == self.sha256
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
-def _asked(action: Callable[[], _T]) -> _T:
-    """What a question to the Hub gives; a fault that may pass is tried again."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_transient),
-        stop=tenacity.stop_after_attempt(_TRIES),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
-        reraise=True,
-    )(action)
+def check_token() -> None:
+    """Raise HubError unless there is a login or HF_TOKEN."""
+    if get_token() is None:
+        raise HubError(NO_TOKEN)
+
+
+def retry_commit(attempt: Callable[[], _T], notify: Callable[[str], None]) -> _T:
+    """Call `attempt` again when the repo changed meanwhile or a commit has an unknown outcome.
+
+    Args:
+        attempt: Reads the repo, compares it with what is wanted and commits the difference, so that
+            a repeated call does nothing twice.
+        notify: Receives a line before each retry.
+
+    Raises:
+        HubError: Every attempt failed in this way.
+    """
+    error: Exception | None = None
+    for number in range(_COMMIT_TRIES):
+        if number:
+            time.sleep(_PAUSE * 2 ** (number - 1))
+        try:
+            return attempt()
+        except BranchMoved as moved:
+            notify(f"{moved}: looking again")
+            error = moved
+        except UnknownOutcome as unknown:
+            notify(f"the Hub failed ({unknown}): checking whether the commit was made")
+            error = unknown
+    raise HubError(f"given up after {_COMMIT_TRIES} attempts: {error}") from error
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may go well later."""
+    """Return whether the same request may succeed later."""
     if isinstance(error, HfHubHTTPError):
-        return error.response is None or error.response.status_code in _MAY_PASS
+        return error.response is None or error.response.status_code in _TRANSIENT
     return isinstance(error, HTTPError | json.JSONDecodeError)
 
 
-class HubRepo:
-    """A repo, by its name and kind (`dataset` or `space`).
+def _retry(request: Callable[[], _T]) -> _T:
+    """Call an idempotent request again after a transient error."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=tenacity.stop_after_attempt(_REQUEST_TRIES),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
+        reraise=True,
+    )(request)
 
-    Every method raises what the Hub's client raises; `hub.hub_errors` puts it into words.
+
+class HubRepo:
+    """A repo on the Hub.
+
+    Methods raise what the Hub's client raises; `hub.hub_errors` turns that into messages.
+
+    Args:
+        name: `org/name`.
+        kind: "dataset" or "space".
     """
 
     def __init__(self, name: str, *, kind: str = "dataset") -> None:
@@ -105,9 +154,9 @@ class HubRepo:
         self._api = HfApi()
 
     def head(self) -> Head | None:
-        """How it stands; None where there is none that we may see."""
+        """Return the state of the repo; None if there is none or it is not visible."""
         try:
-            info: Any = _asked(lambda: self._api.repo_info(self.name, repo_type=self._kind))
+            info: Any = _retry(lambda: self._api.repo_info(self.name, repo_type=self._kind))
         except RepositoryNotFoundError:
             return None
         return Head(
@@ -116,26 +165,39 @@ class HubRepo:
             gated=getattr(info, "gated", None) or False,
         )
 
-    def create(self, *, private: bool) -> None:
-        """Makes it; one that is there stays."""
-        _asked(
-            lambda: self._api.create_repo(
-                self.name,
-                repo_type=self._kind,
-                space_sdk="gradio" if self._kind == "space" else None,
-                private=private or None,
-                exist_ok=True,
-            )
-        )
+    def ensure(self, *, private: bool) -> Head:
+        """Return the state of the repo; create it first if there is none.
 
-    def gate(self, how: str) -> None:
-        """Lets only those load it who have asked for access."""
+        Args:
+            private: Whether only the owners can see a new repo.
+        """
+        head = self.head()
+        if head is None:
+            _retry(
+                lambda: self._api.create_repo(
+                    self.name,
+                    repo_type=self._kind,
+                    space_sdk="gradio" if self._kind == "space" else None,
+                    private=private or None,
+                    exist_ok=True,
+                )
+            )
+            head = self.head()
+        if head is None:
+            raise HubError("the repo was created, but cannot be read")
+        return head
+
+    def gate(self, how: str, head: Head) -> None:
+        """Require an access request, "auto" or "manual", unless `head` says that it is required."""
         gated: Any = how
-        _asked(lambda: self._api.update_repo_settings(self.name, repo_type=self._kind, gated=gated))
+        if head.gated != how:
+            _retry(
+                lambda: self._api.update_repo_settings(self.name, repo_type=self._kind, gated=gated)
+            )
 
     def files(self, commit: str) -> dict[str, StoredFile]:
-        """All files of a commit, by path."""
-        entries = _asked(
+        """Return all files of a commit by path."""
+        entries = _retry(
             lambda: list(
                 self._api.list_repo_tree(
                     self.name, revision=commit, recursive=True, repo_type=self._kind
@@ -143,31 +205,31 @@ class HubRepo:
             )
         )
         return {
-            one.path: StoredFile(
-                size=one.size, sha256=one.lfs.sha256 if one.lfs else None, git=one.blob_id
+            entry.path: StoredFile(
+                size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None, git=entry.blob_id
             )
-            for one in entries
-            if isinstance(one, RepoFile)
+            for entry in entries
+            if isinstance(entry, RepoFile)
         }
 
     def read(self, path: str, revision: str) -> bytes | None:
-        """The content of a small file; None where there is none."""
+        """Return the content of a small file; None if there is no such file."""
         try:
-            found = _asked(
+            local = _retry(
                 lambda: hf_hub_download(self.name, path, revision=revision, repo_type=self._kind)
             )
         except EntryNotFoundError:
             return None
-        return Path(found).read_bytes()
+        return Path(local).read_bytes()
 
     def tags(self) -> dict[str, str]:
-        """Tag -> its commit."""
-        refs = _asked(lambda: self._api.list_repo_refs(self.name, repo_type=self._kind))
-        return {one.name: one.target_commit for one in refs.tags}
+        """Return the commit of each tag."""
+        refs = _retry(lambda: self._api.list_repo_refs(self.name, repo_type=self._kind))
+        return {tag.name: tag.target_commit for tag in refs.tags}
 
     def open_pulls(self, title: str) -> list[int]:
-        """The numbers of the open pull requests of that title."""
-        found = _asked(
+        """Return the numbers of the open pull requests with a title."""
+        discussions = _retry(
             lambda: list(
                 self._api.get_repo_discussions(
                     self.name,
@@ -178,9 +240,11 @@ class HubRepo:
             )
         )
         return [
-            one.num
-            for one in found
-            if one.is_pull_request and one.title == title and one.status == "open"
+            discussion.num
+            for discussion in discussions
+            if discussion.is_pull_request
+            and discussion.title == title
+            and discussion.status == "open"
         ]
 
     def commit(
@@ -192,14 +256,14 @@ class HubRepo:
         parent: str,
         create_pr: bool,
     ) -> tuple[str, str | None]:
-        """Makes one commit, or none: whatever fails before its end leaves the repo as it was.
+        """Make one commit. A failure leaves the repo unchanged.
 
         Returns:
-            The commit, and the address of the pull request where one was asked for.
+            The commit, and the URL of the pull request if one was requested.
 
         Raises:
-            Moved: `parent` is no longer the head.
-            Unclear: see there.
+            BranchMoved: `parent` is no longer the head.
+            UnknownOutcome: The commit may or may not have been made.
         """
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
@@ -207,7 +271,7 @@ class HubRepo:
         ]
         operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
         try:
-            made = self._api.create_commit(
+            commit = self._api.create_commit(
                 self.name,
                 operations,
                 commit_message=title,
@@ -216,35 +280,84 @@ class HubRepo:
                 create_pr=create_pr,
             )
         except (HTTPError, RuntimeError, json.JSONDecodeError) as error:
-            raise self._said(error) from error
-        return made.oid, made.pr_url
-
-    def _said(self, error: Exception) -> Exception:
-        """What a failed commit means."""
-        # An upload that fails is a RuntimeError with the reason behind it; so is one of hf_xet's.
-        behind = error.__cause__ if isinstance(error, RuntimeError) else None
-        reason = behind if isinstance(behind, Exception) else error
-        response = reason.response if isinstance(reason, HfHubHTTPError) else None
-        if response is not None and response.status_code in (409, 412):
-            return BranchMoved(str(reason))
-        said = " ".join(str(reason).split())
-        if is_transient(reason):
-            return UnknownOutcome(said)
-        return HubError(said) if isinstance(reason, RuntimeError) else reason
+            raise _commit_error(error) from error
+        return commit.oid, commit.pr_url
 
     def tag(self, name: str, commit: str) -> None:
-        """Names a commit.
+        """Tag a commit.
 
         Raises:
-            Moved: there is such a tag already.
+            BranchMoved: The tag exists.
         """
         try:
-            _asked(
+            _retry(
                 lambda: self._api.create_tag(
                     self.name, tag=name, revision=commit, repo_type=self._kind
                 )
             )
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
-                raise BranchMoved(str(error)) from error
+                raise BranchMoved(f"the tag {name} was created meanwhile") from error
             raise
+
+
+def _commit_error(error: Exception) -> Exception:
+    """Return the exception that states what a failed commit means."""
+    # A failed upload is a RuntimeError whose cause is the reason; hf_xet raises the same.
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    reason = cause if isinstance(cause, Exception) else error
+    response = reason.response if isinstance(reason, HfHubHTTPError) else None
+    if response is not None and response.status_code in (409, 412):
+        return BranchMoved("somebody else has committed meanwhile")
+    message = " ".join(str(reason).split())
+    if is_transient(reason):
+        return UnknownOutcome(message)
+    return HubError(message) if isinstance(reason, RuntimeError) else reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalData:
+    """A data set whose files are on this machine.
+
+    Attributes:
+        name: Name that the user gave: a folder, or `org/name`.
+        commit: Commit of the repo; None for a folder.
+        folder: Folder of the files.
+    """
+
+    name: str
+    commit: str | None
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.commit}" if self.commit else self.name
+
+
+def fetch_dataset(source: str) -> LocalData:
+    """Download a data set from the Hub unless it is a folder.
+
+    Args:
+        source: Folder, `org/name`, or `org/name@revision` (a branch, a tag or a commit).
+
+    Raises:
+        ValueError: sp2dpo did not write the data set.
+        OSError: There is no such data set, or the Hub cannot be reached.
+    """
+    if Path(source).is_dir():
+        return LocalData(name=source, commit=None, folder=Path(source))
+    name, _, revision = source.partition("@")
+    if name.count("/") != 1 or Path(source).exists():
+        raise ValueError(
+            f"{source}: neither a folder nor a data set on the Hub (org/name@revision)"
+        )
+    with hub_errors(source):
+        # All downloads name this commit, so a concurrent release cannot mix two versions.
+        commit = HfApi().dataset_info(name, revision=revision or None).sha
+        where = {"revision": commit, "repo_type": "dataset"}
+        if MANIFEST not in HfApi().list_repo_files(name, **where):
+            raise ValueError(f"it has no {MANIFEST}: sp2dpo did not publish it")
+        manifest = Path(hf_hub_download(name, MANIFEST, **where))
+        facts = read_manifest(manifest.read_bytes(), where=MANIFEST)
+        names = [MANIFEST, CARD, *facts["files"]]
+        folder = snapshot_download(name, **where, allow_patterns=names)
+    return LocalData(name=name, commit=commit, folder=Path(folder))

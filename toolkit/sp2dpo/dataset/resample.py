@@ -1,11 +1,12 @@
-"""The teachers of a data set asked again, about some of its pairs: how near do they come?
+"""Ask the teachers of a data set again about a sample of its pairs, and compare the replies.
 
-A hash shows that nothing was changed, and not that a teacher said so. Asking again does, as far as
-the teachers are steady: under sampling a second reply differs from the first one, too.
+Hashes show that nothing changed, but not that a teacher gave the replies. Asking again does, as far
+as a teacher is deterministic: with a temperature above 0 its second reply differs, too.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,165 +14,206 @@ import polars as pl
 
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import parse_schedule
+from sp2dpo.dataset.columns import decode_pairs, pair_columns
 from sp2dpo.dataset.manifest import MANIFEST, listed_files, read_manifest
 from sp2dpo.dataset.parquet import read_features, read_rows
-from sp2dpo.pairs.pair import Pair
-from sp2dpo.pairs.sources import SourceRow
+from sp2dpo.pairs.sources import Source, SourceRow
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.store import Store
 from sp2dpo.text import count_noun, format_fixed, format_percent, format_table
 
-_TEXTS = ("prompt", "chosen", "rejected", "tools")
-_READ = ("category", "magnitude", "confidence", "better")
+_COMPARED = ("category", "magnitude", "confidence", "better")
 _KEY = ("pair_id", "teacher", "variant", "order")
 
 
-def check_panel(folder: Path, panel: Panel) -> None:
-    """Refuses a panel that asks something else, or somebody else, than the data set says.
+@dataclass(frozen=True, kw_only=True)
+class TeacherComparison:
+    """New replies of one teacher compared with those of the data set.
+
+    Attributes:
+        teacher: Name of the teacher.
+        replies: Number of questions with a reply in both.
+        same_category: Share of the replies with the same category, in [0, 1].
+        same: Share of the replies that agree in category, scores and preference, in [0, 1].
+        magnitude: Mean absolute difference of the magnitude, on the rubric's scale.
+        confidence: Mean absolute difference of the confidence, on the rubric's scale.
+    """
+
+    teacher: str
+    replies: int
+    same_category: float
+    same: float
+    magnitude: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapDifference:
+    """Signed gaps from the new replies compared with those of the data set.
+
+    Attributes:
+        mean: Mean absolute difference; None without gaps in both.
+        max: Greatest absolute difference; None without gaps in both.
+        rho: Spearman's rank correlation in [-1, 1]; None if it is undefined.
+    """
+
+    mean: float | None
+    max: float | None
+    rho: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResampleResult:
+    """A comparison of new replies with those of the data set.
+
+    Attributes:
+        pairs: Number of pairs with a gap in both.
+        teachers: One comparison per teacher, sorted by name.
+        gap: Difference of the pairs' signed gaps.
+    """
+
+    pairs: int
+    teachers: list[TeacherComparison]
+    gap: GapDifference
+
+
+def resample_dataset(
+    folder: Path,
+    panel: Panel,
+    store: Store,
+    *,
+    count: int,
+    seed: int = 0,
+    ask: Callable[[Store, Panel], None],
+) -> ResampleResult:
+    """Ask the teachers of a data set again about some of its pairs and compare the replies.
+
+    Args:
+        folder: Folder of the data set.
+        panel: Panel with the rubric and teachers of the data set.
+        store: Store of the new replies, open for writing; a rerun asks only for what is missing.
+        count: Number of pairs to draw; more than there are draws all.
+        seed: Random seed of the sample.
+        ask: Asks the panel about every pair of the store.
 
     Raises:
-        ValueError: another rubric, or a teacher that the data set does not know so.
+        ValueError: The panel differs from that of the data set, or there are no replies to compare.
+        OSError: A file cannot be read.
     """
-    facts = _facts(folder)
+    facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
+    _check_panel(panel, facts)
+    rows = _draw_pairs(folder, facts, count, seed)
+    store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
+    ask(store, panel)
+    return _compare_replies(store, folder, facts)
+
+
+def _check_panel(panel: Panel, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError if the panel has another rubric, or another definition of a teacher."""
     if panel.rubric.hash != facts["rubric"]["sha256"]:
         raise ValueError(
             f"the panel asks under the rubric {panel.rubric.hash[:12]}, the data set was made "
             f"under {facts['rubric']['sha256'][:12]}: name its rubric.yaml in the panel"
         )
-    known = {one["name"]: one for one in facts["teachers"]}
+    recorded = {teacher["name"]: teacher for teacher in facts["teachers"]}
     for teacher in panel.teachers:
-        said = known.get(teacher.name)
-        if said is None:
+        if teacher.name not in recorded:
             raise ValueError(
-                f"the data set has no teacher {teacher.name} (it has {', '.join(known)})"
+                f"the data set has no teacher {teacher.name} (it has {', '.join(recorded)})"
             )
-        for what in ("model", "revision", "sampling"):
-            if getattr(teacher, what) != said[what]:
+        for key in ("model", "revision", "sampling"):
+            value, expected = getattr(teacher, key), recorded[teacher.name][key]
+            if value != expected:
                 raise ValueError(
-                    f"teacher {teacher.name}: the data set says {what} {said[what]}, the panel "
-                    f"{getattr(teacher, what)}"
+                    f"teacher {teacher.name}: the data set says {key} {expected}, the panel {value}"
                 )
 
 
-def draw_pairs(folder: Path, count: int, seed: int) -> list[SourceRow]:
-    """Some pairs of a data set, drawn by a hash of the seed and their ids.
-
-    Args:
-        folder: of the data set.
-        count: of pairs; all where there are not so many.
-        seed: another one draws others.
-    """
-    facts = _facts(folder)
+def _draw_pairs(folder: Path, facts: Mapping[str, Any], count: int, seed: int) -> list[SourceRow]:
+    """Return distinct pairs, chosen by a hash of the seed and their ids, in the order of rows."""
     paths = [folder / name for name in listed_files(facts, "default")]
     features = read_features(paths[0])
-    texts = [name for name in _TEXTS if name in features]
     ids = {row["pair_id"] for part in read_rows(paths, ["pair_id"]) for row in part}
-    wanted = sorted(ids, key=lambda one: hashlib.sha256(f"{seed} {one}".encode()).digest())
-    left, found = set(wanted[:count]), []
-    for part in read_rows(paths, ["pair_id", *texts]):
-        rows = [row for row in part if row["pair_id"] in left]
-        decoded = features.decode_batch({name: [row[name] for row in rows] for name in texts})
-        for number, row in enumerate(rows):
-            if row["pair_id"] not in left:  # its first row was taken
-                continue
-            left.discard(row["pair_id"])
-            said = {name: tuple(decoded[name][number] or ()) for name in texts}
-            pair = Pair(**said)
-            found.append(SourceRow(row=len(found) + 1, pair=pair, source_id=row["pair_id"]))
-    return found
+    order = sorted(ids, key=lambda pair_id: hashlib.sha256(f"{seed} {pair_id}".encode()).digest())
+    drawn, rows = set(order[:count]), []
+    for part in read_rows(paths, ["pair_id", *pair_columns(features)]):
+        first = {row["pair_id"]: row for row in reversed(part) if row["pair_id"] in drawn}
+        drawn -= first.keys()
+        chosen = [row for row in part if first.get(row["pair_id"]) is row]
+        rows += [
+            SourceRow(row=number, pair=pair, source_id=row["pair_id"])
+            for number, (row, pair) in enumerate(
+                zip(chosen, decode_pairs(chosen, features), strict=True), len(rows) + 1
+            )
+        ]
+    return rows
 
 
-def compare_replies(store: Store, folder: Path) -> dict[str, Any]:
-    """How the new replies differ from those of the data set.
-
-    Args:
-        store: with the drawn pairs and what the teachers say of them now.
-        folder: of the data set.
-
-    Returns:
-        pairs: with replies on both sides. teachers: by name, replies on both sides, share of the
-        same category, share in which all scores are the same, mean |difference| of magnitude and of
-        confidence. gap: mean and greatest |difference| of the pairs' signed gaps, and rho.
-
-    Raises:
-        ValueError: no reply is there to compare.
-    """
-    facts = _facts(folder)
+def _compare_replies(store: Store, folder: Path, facts: Mapping[str, Any]) -> ResampleResult:
     annotations = store.annotations()
-    categories = list(annotations.rubric.categories)
-    ids = annotations.replies["pair_id"].unique().to_list()
+    categories = dict(enumerate(annotations.rubric.categories))
+    ids = set(annotations.replies["pair_id"])
     schedule = parse_schedule(facts["schedule"], where=MANIFEST)
-    new = compute_gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
-    held = _rows(folder, facts, "default", ["pair_id", "signed_gap"], set(ids)).unique()
-    both = held.join(new, on="pair_id").drop_nulls()
-    before = _rows(folder, facts, "annotations", [*_KEY, "status", *_READ], set(ids)).filter(
-        pl.col("status") == "kept"
+    new_gaps = compute_gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
+    old_gaps = _read_table(folder, facts, "default", ["pair_id", "signed_gap"], ids).unique()
+    gaps = old_gaps.join(new_gaps, on="pair_id").drop_nulls()
+    old = _read_table(folder, facts, "annotations", [*_KEY, "status", *_COMPARED], ids)
+    old = old.filter(pl.col("status") == "kept").with_columns(
+        pl.col("category").replace_strict(categories, return_dtype=pl.String)
     )
-    before = before.with_columns(
-        category=pl.col("category").replace_strict(
-            dict(enumerate(categories)), return_dtype=pl.String
-        )
-    )
-    again = annotations.replies.select(*_KEY, *_READ)
-    twice = before.join(again, on=_KEY, suffix="_new")
-    if twice.is_empty():
-        raise ValueError("no reply of the data set was asked for again")
-    same = pl.all_horizontal(pl.col(one).eq_missing(pl.col(f"{one}_new")) for one in _READ)
-    by_teacher = twice.group_by("teacher").agg(
+    new = annotations.replies.select(*_KEY, *_COMPARED)
+    replies = old.join(new, on=_KEY, suffix="_new")
+    if replies.is_empty():
+        raise ValueError("no question has a reply in both the data set and the new store")
+    same = {name: pl.col(name).eq_missing(pl.col(f"{name}_new")) for name in _COMPARED}
+    by_teacher = replies.group_by("teacher").agg(
         replies=pl.len(),
-        same_category=(pl.col("category") == pl.col("category_new")).mean(),
-        same=same.mean(),
+        same_category=same["category"].mean(),
+        same=pl.all_horizontal(same.values()).mean(),
         magnitude=(pl.col("magnitude") - pl.col("magnitude_new")).abs().mean(),
         confidence=(pl.col("confidence") - pl.col("confidence_new")).abs().mean(),
     )
-    apart = (both["signed_gap"] - both["new"]).abs()
-    rho = both.select(pl.corr("signed_gap", "new", method="spearman")).item()
-    return {
-        "pairs": len(both),
-        "teachers": by_teacher.sort("teacher").to_dicts(),
-        "gap": {
-            "mean": apart.mean(),
-            "max": apart.max(),
-            "rho": rho if rho is not None and rho == rho else None,
-        },
-    }
-
-
-def resample_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What a person reads of it."""
-    yield f"asked again: {count_noun(found['pairs'], 'pair')}"
-    head = ("teacher", "replies", "same in all", "same category", "magnitude", "confidence")
-    yield from format_table(
-        head,
-        [
-            (
-                one["teacher"],
-                str(one["replies"]),
-                format_percent(one["same"]),
-                format_percent(one["same_category"]),
-                format_fixed(one["magnitude"]),
-                format_fixed(one["confidence"]),
-            )
-            for one in found["teachers"]
-        ],
+    difference: Any = (gaps["signed_gap"] - gaps["new"]).abs()
+    rho = gaps.select(pl.corr("signed_gap", "new", method="spearman")).item()
+    return ResampleResult(
+        pairs=len(gaps),
+        teachers=[TeacherComparison(**row) for row in by_teacher.sort("teacher").to_dicts()],
+        gap=GapDifference(
+            mean=difference.mean(),
+            max=difference.max(),
+            rho=rho if rho is not None and rho == rho else None,  # NaN for constant gaps
+        ),
     )
-    gap = found["gap"]
-    yield (
-        f"signed gap: mean |difference| {format_fixed(gap['mean'], 3)}, at most "
-        f"{format_fixed(gap['max'], 3)}, "
-        f"rank correlation {format_fixed(gap['rho'])}"
-    )
-    yield "magnitude, confidence: mean |difference|, on their scales."
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    return read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
-
-
-def _rows(
+def _read_table(
     folder: Path, facts: Mapping[str, Any], config: str, columns: list[str], ids: set[str]
 ) -> pl.DataFrame:
-    """Some columns of the rows about some pairs."""
+    """Return some columns of a config for the pairs with these ids."""
     paths = [folder / name for name in listed_files(facts, config)]
     rows = [row for part in read_rows(paths, columns) for row in part if row["pair_id"] in ids]
     return pl.DataFrame(rows, infer_schema_length=None, orient="row")
+
+
+def resample_lines(result: ResampleResult) -> Iterator[str]:
+    """Yield the lines that `sp2dpo verify --resample` prints."""
+    yield f"asked again: {count_noun(result.pairs, 'pair')}"
+    yield from format_table(
+        ("teacher", "replies", "same in all", "same category", "magnitude", "confidence"),
+        [
+            (
+                teacher.teacher,
+                str(teacher.replies),
+                format_percent(teacher.same),
+                format_percent(teacher.same_category),
+                format_fixed(teacher.magnitude),
+                format_fixed(teacher.confidence),
+            )
+            for teacher in result.teachers
+        ],
+    )
+    yield (
+        f"signed gap: mean |difference| {format_fixed(result.gap.mean, 3)}, at most "
+        f"{format_fixed(result.gap.max, 3)}, rank correlation {format_fixed(result.gap.rho)}"
+    )
+    yield "magnitude, confidence: mean |difference|, on their scales."

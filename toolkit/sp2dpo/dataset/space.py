@@ -1,40 +1,39 @@
-"""The inspector, opened on this machine or put on the Hub as a Space.
+"""Run the inspector on this machine, or deploy it to the Hub as a Space.
 
-Its files are a program of their own (spaces/inspector), which imports nothing of ours; the wheel
-carries them. What it shows is named by the variable SP2DPO_DATA.
+The inspector (spaces/inspector) is a separate program that imports nothing of the toolkit; the
+wheel contains its files. The variable SP2DPO_DATA names the data set that it shows.
 """
 
 import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 
-from sp2dpo.dataset.repo import BranchMoved, Head, HubRepo, UnknownOutcome
-from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
+from sp2dpo.dataset.manifest import MANIFEST
+from sp2dpo.dataset.repo import Head, HubRepo, check_token, retry_commit
+from sp2dpo.hub import hub_errors
 
 VARIABLE = "SP2DPO_DATA"
-_CARD, _OURS = "README.md", "title: SP2DPO inspector"
-_BLANK = {_CARD, ".gitattributes"}
-"""What the Hub itself puts into a new Space."""
-_TRIES, _PAUSE = 5, 0.5
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_CARD, _CARD_TITLE = "README.md", "title: SP2DPO inspector"
+_INITIAL_FILES = {_CARD, ".gitattributes"}
+"""Files that the Hub puts into a new Space."""
+_DATASET_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """What became of a Space.
+class DeployResult:
+    """A finished deployment.
 
     Attributes:
-        commit: that it stands at.
-        changed: paths that were sent or removed.
-        unchanged: files that were there already.
+        commit: Head of the Space.
+        changed: Paths that were uploaded or removed.
+        unchanged: Number of files that were up to date.
     """
 
     commit: str
@@ -42,152 +41,141 @@ class Deployed:
     unchanged: int
 
 
-def inspector_folder() -> Path:
-    """Where the inspector's files are: in the package, or in the checkout that it runs from.
-
-    Raises:
-        OSError: neither has them.
-    """
-    here = Path(__file__).resolve()
-    for found in (here.parents[1] / "inspector", here.parents[3] / "spaces" / "inspector"):
-        if (found / "app.py").is_file():
-            return found
-    raise FileNotFoundError(
-        "the inspector's files are neither in the package nor beside it: install sp2dpo again"
-    )
-
-
-def check_data(data: str) -> str:
-    """The data set that the inspector is to show, as it takes it.
+def run_inspector(data: str = "", *, port: int | None = None, host: str = "127.0.0.1") -> int:
+    """Run the inspector until it is stopped; return its exit status.
 
     Args:
-        data: a folder that `build` made, `org/name`, or `org/name@revision`; empty for the demo.
+        data: Folder of a data set, `org/name` or `org/name@revision`; empty for the demo.
+        port: Port of the server; None for the first free port from 7860.
+        host: Address to bind; "0.0.0.0" accepts connections from other machines.
 
     Raises:
-        ValueError: it is neither.
-    """
-    if not data:
-        return data
-    if Path(data).is_dir():
-        if not (Path(data) / "manifest.json").is_file():
-            raise ValueError(f"{data} has no manifest.json: `sp2dpo build` makes such a folder")
-        return str(Path(data).resolve())
-    if not _NAME.fullmatch(data):
-        raise ValueError(f"{data}: neither a folder nor a data set on the Hub (org/name@revision)")
-    return data
-
-
-def load_space_data(data: str, *, port: int | None, host: str) -> int:
-    """Runs the inspector until it is stopped, and gives its exit status.
-
-    Raises:
-        ValueError: there is no such data set.
+        ValueError: There is no such data set.
         OSError: Gradio is not installed.
     """
-    shown = check_data(data)
+    shown = _check_data(data)
     if find_spec("gradio") is None:
         raise FileNotFoundError("the inspector needs Gradio: pip install 'sp2dpo[space]'")
     env = {**os.environ, VARIABLE: shown, "GRADIO_SERVER_NAME": host}
     if port is not None:
         env["GRADIO_SERVER_PORT"] = str(port)
-    with subprocess.Popen([sys.executable, "app.py"], cwd=inspector_folder(), env=env) as running:
+    with subprocess.Popen([sys.executable, "app.py"], cwd=_inspector_folder(), env=env) as process:
         try:
-            return running.wait()
-        except KeyboardInterrupt:  # it has heard it, too
-            return 0 if running.wait() in (0, 130, -2) else 1
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal interrupts the inspector as well
+            return 0 if process.wait() in (0, 130, -2) else 1
 
 
-def inspector_files(data: str) -> dict[str, bytes]:
-    """The files of a Space, by path: the inspector's, its card naming the data set."""
-    root = inspector_folder()
-    found = {
+def deploy_space(
+    name: str,
+    data: str = "",
+    *,
+    private: bool = False,
+    overwrite: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
+) -> DeployResult:
+    """Deploy the inspector as a Space: set its variable and make one commit with all files.
+
+    Args:
+        name: `org/name` of the Space.
+        data: `org/name` or `org/name@revision` of a data set; empty for the demo.
+        private: Whether only the owners can see a new Space.
+        overwrite: Replace the Space even if it contains another program.
+        notify: Receives a line before each retry.
+
+    Raises:
+        ValueError: The Space contains another program, or the data set is a local folder.
+        OSError: The Hub cannot be reached or rejects the change.
+    """
+    if data and Path(data).is_dir():
+        raise ValueError(f"{data} is a folder, which a Space cannot see: `sp2dpo publish` it first")
+    _check_data(data)
+    with hub_errors(name, kind="Space"):
+        check_token()
+        files, repo = _space_files(data), HubRepo(name, kind="space")
+        return retry_commit(
+            lambda: _commit(repo, files, data, private=private, overwrite=overwrite), notify
+        )
+
+
+def _check_data(data: str) -> str:
+    """Return the value of the inspector's variable.
+
+    Raises:
+        ValueError: It is not a data set of sp2dpo.
+    """
+    if not data:
+        return data
+    if Path(data).is_dir():
+        if not (Path(data) / MANIFEST).is_file():
+            raise ValueError(f"{data} has no {MANIFEST}: `sp2dpo build` makes such a folder")
+        return str(Path(data).resolve())
+    if not _DATASET_NAME.fullmatch(data):
+        raise ValueError(f"{data}: neither a folder nor a data set on the Hub (org/name@revision)")
+    return data
+
+
+def _inspector_folder() -> Path:
+    """Return the folder of the inspector, in the installed package or in the checkout."""
+    here = Path(__file__).resolve()
+    for folder in (here.parents[1] / "inspector", here.parents[3] / "spaces" / "inspector"):
+        if (folder / "app.py").is_file():
+            return folder
+    raise FileNotFoundError("the files of the inspector are missing: install sp2dpo again")
+
+
+def _space_files(data: str) -> dict[str, bytes]:
+    """Return the files of the Space by path; the card names the data set."""
+    root = _inspector_folder()
+    files = {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     if data:
         name = data.partition("@")[0]
-        card = found[_CARD].decode("utf-8")
-        found[_CARD] = card.replace("\ntags:\n", f"\ndatasets:\n- {name}\ntags:\n", 1).encode()
-    return found
+        card = files[_CARD].decode("utf-8")
+        files[_CARD] = card.replace("\ntags:\n", f"\ndatasets:\n- {name}\ntags:\n", 1).encode()
+    return files
 
 
-def deploy_space(
-    name: str, data: str, *, private: bool, overwrite: bool, say: Callable[[str], None]
-) -> Deployed:
-    """Makes a Space show a data set: its variable, and one commit with all files.
-
-    Args:
-        name: `org/name` of the Space.
-        data: `org/name` or `org/name@revision` of a data set; empty for the demo.
-        private: a new Space is seen by its owners only.
-        overwrite: also where the Space is another program.
-        say: tells a person what goes on.
-
-    Raises:
-        ValueError: the Space is another program, or the data set is a folder.
-        OSError: the Hub cannot be reached, or does not take it.
-    """
-    if data and Path(data).is_dir():
-        raise ValueError(f"{data} is a folder, which a Space cannot see: `sp2dpo publish` it first")
-    check_data(data)
-    with hub_errors(name, kind="Space"):
-        if get_token() is None:
-            raise HubError(NO_TOKEN)
-        wanted = inspector_files(data)
-        repo = HubRepo(name, kind="space")
-        trouble: Exception = OSError("nothing was tried")
-        for attempt in range(_TRIES):
-            time.sleep(_PAUSE * 2 ** (attempt - 1) if attempt else 0)
-            try:
-                return _committed(repo, wanted, data, private=private, overwrite=overwrite)
-            except (BranchMoved, UnknownOutcome) as error:
-                say(f"looking again: {error}")
-                trouble = error
-        raise HubError(f"given up after {_TRIES} tries: {trouble}") from trouble
-
-
-def _committed(
-    repo: HubRepo, wanted: Mapping[str, bytes], data: str, *, private: bool, overwrite: bool
-) -> Deployed:
-    head = repo.head()
-    if head is None:
-        repo.create(private=private)
-        head = repo.head()
-    if head is None:
-        raise HubError("the Space was made, and cannot be seen")
-    there = repo.files(head.commit)
-    _check_ours(repo, head, set(there), overwrite=overwrite)
+def _commit(
+    repo: HubRepo, files: Mapping[str, bytes], data: str, *, private: bool, overwrite: bool
+) -> DeployResult:
+    head = repo.ensure(private=private)
+    stored = repo.files(head.commit)
+    if not overwrite:
+        _check_space(repo, head, set(stored))
     added = {
         path: content
-        for path, content in wanted.items()
-        if path not in there or not there[path].holds(content)
+        for path, content in files.items()
+        if path not in stored or not stored[path].holds(content)
     }
-    removed = sorted(there.keys() - wanted.keys() - {".gitattributes"})
-    # The variable first: the commit is what starts the Space.
-    _set_variable(repo.name, data)
+    removed = sorted(stored.keys() - files.keys() - {".gitattributes"})
+    _set_variable(repo.name, data)  # before the commit, which starts the Space
     commit = head.commit
     if added or removed:
         title = f"Inspector of {data or 'the demo corpus'}"
         commit, _ = repo.commit(added, removed, title=title, parent=head.commit, create_pr=False)
-    return Deployed(
-        commit=commit, changed=sorted([*added, *removed]), unchanged=len(wanted) - len(added)
+    return DeployResult(
+        commit=commit, changed=sorted([*added, *removed]), unchanged=len(files) - len(added)
     )
 
 
 def _set_variable(name: str, data: str) -> None:
-    held = HfApi().get_space_variables(name).get(VARIABLE)
-    if data and (held is None or held.value != data):
+    variable = HfApi().get_space_variables(name).get(VARIABLE)
+    if data and (variable is None or variable.value != data):
         HfApi().add_space_variable(name, VARIABLE, data)
-    if not data and held is not None:
+    if not data and variable is not None:
         HfApi().delete_space_variable(name, VARIABLE)
 
 
-def _check_ours(repo: HubRepo, head: Head, there: set[str], *, overwrite: bool) -> None:
-    """Refuses to put the inspector over another program."""
-    card = repo.read(_CARD, head.commit) if _CARD in there else None
-    if overwrite or there <= _BLANK or (card is not None and _OURS.encode() in card):
+def _check_space(repo: HubRepo, head: Head, stored: set[str]) -> None:
+    """Raise ValueError if the Space contains another program."""
+    card = repo.read(_CARD, head.commit) if _CARD in stored else None
+    if stored <= _INITIAL_FILES or (card is not None and _CARD_TITLE.encode() in card):
         return
     raise ValueError(
-        f"it is another program ({min(there - _BLANK)}): name another --repo, or say --overwrite"
+        f"it is another program ({min(stored - _INITIAL_FILES)}): name another --repo, or say "
+        "--overwrite"
     )
