@@ -262,9 +262,15 @@ def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> 
             for row in bins
         ],
         zero=across(0.0) if low <= 0 <= high else None,
-        across=[Tick(at=across(value), value=value) for value in (low, low + reach / 2, high)],
+        across=[Tick(at=across(value), value=value) for value in _round_values(low, high)],
         up=[Tick(at=up(value), value=value) for value in heights],
     )
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    step = axis_steps(math.ceil(high - low))[1]
+    values = [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [float(value) for value in values] or [low]
 
 
 def axis_steps(highest: int) -> list[int]:

@@ -190,4 +190,5 @@ def _code(text: str) -> markupsafe.Markup:
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
-    return _UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    # The format "z" writes a negative number that rounds to zero without its sign.
+    return _UNKNOWN if value is None else f"{value:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
