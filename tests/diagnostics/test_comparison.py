@@ -119,7 +119,7 @@ def test_the_picture_is_what_its_name_says(demo, permuted, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
     complaint = fail("compare", permuted, permuted, "--picture", tmp_path / "both.gif")
-    assert "ends in .png or .svg" in complaint
+    assert "must end in .png or .svg" in complaint
     assert not (tmp_path / "both.gif").exists()
 
 
