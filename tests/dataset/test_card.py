@@ -90,10 +90,10 @@ def test_the_digest_covers_what_is_ours_and_nothing_else():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (OURS.replace(END, ""), "stands there 1 times and"),
-        (OURS + OURS.split("---\n")[2], "stands there 2 times"),
+        (OURS.replace(END, ""), "occurs 1 times and"),
+        (OURS + OURS.split("---\n")[2], "occurs 2 times"),
         ("---\na: [\n---\n", "its YAML cannot be read"),
-        ("---\n- a\n---\n", "its YAML holds no keys"),
+        ("---\n- a\n---\n", "its YAML is not a mapping"),
     ],
 )
 def test_a_card_that_cannot_be_taken_apart_is_refused(text, said):
@@ -146,7 +146,7 @@ def test_the_card_of_the_demo_is_whole(demo):
         "PairDPOTrainer as DPOTrainer",
         "row[&quot;gap&quot;] &gt;= 0.5",
         "Krippendorff",
-        "What usually goes wrong",
+        "Known biases, measured",
         "sp2dpo verify",
         "@article{he2026sp2dpo",
         "reader-a",

@@ -107,7 +107,7 @@ def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
     done = deploy(hub, "--data", demo / "dataset")
     assert "is a folder, which a Space cannot see: `sp2dpo publish` it first" in done.stderr
     done = run("space", "deploy", "--repo", "org/x", env=hub.env | {"HF_TOKEN": ""})
-    assert "the Hub wants to know who you are" in done.stderr
+    assert "you are not logged in to the Hugging Face Hub" in done.stderr
     assert "--data belongs behind deploy" in run("space", "--data", "a/b", "deploy").stderr
 
 

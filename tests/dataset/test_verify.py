@@ -141,12 +141,12 @@ def test_damage_is_said_in_words(folder):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "not the manifest of a data set of ours"),
-        ("no JSON", "not the manifest of a data set of ours"),
+        ("{}", "not the manifest of an sp2dpo data set"),
+        ("no JSON", "not the manifest of an sp2dpo data set"),
         ('{"toolkit": {"name": "sp2dpo", "version": "9"}, "format": 7}', "of format 7"),
         (
             '{"toolkit": {"name": "sp2dpo"}, "format": 1, "files": {"../x": {"sha256": "0"}}}',
-            "not the manifest of a data set of ours",
+            "not the manifest of an sp2dpo data set",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hub, through its own clients."""
+"""Read data sets from the Hugging Face Hub, and turn its errors into messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,19 @@ from typing import Any
 def resolve(
     name: str, split: str | None, revision: str | None
 ) -> tuple[str, str | None, str | None]:
-    """The split to read, the commit that a branch or a tag names now, and the licence there.
+    """Resolve a data set on the Hub to one commit.
 
-    The licence is what the data set's card says; None where it says none, or several.
+    Args:
+        name: `org/name`.
+        split: Name of the split; None for the only one, or `train`.
+        revision: Branch, tag or commit; None for the main branch.
+
+    Returns:
+        The split, the commit, and the licence on the card: None if it states none or several.
 
     Raises:
-        ValueError: there is no such split.
-        OSError: there is no such data set or revision, or the Hub cannot be reached.
+        ValueError: There is no such split.
+        OSError: There is no such data set or revision, or the Hub cannot be reached.
     """
     import datasets  # noqa: PLC0415 - slow to import, and only Hub sources need it
     import huggingface_hub  # noqa: PLC0415
@@ -32,7 +38,7 @@ def resolve(
 
 
 def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
-    """All rows of a split at a commit, in their order."""
+    """Yield all rows of a split at a commit, in their order."""
     import datasets  # noqa: PLC0415
 
     with hub_errors(f"{name}@{sha}"):
@@ -40,16 +46,21 @@ def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, 
     yield from rows  # type: ignore[misc]
 
 
-NO_TOKEN = "the Hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
+NO_TOKEN = "you are not logged in to the Hugging Face Hub: run `hf auth login` or set HF_TOKEN"
 
 
 class HubError(OSError):
-    """Something of ours that did not work out at the Hub, in words for people."""
+    """An operation on the Hub failed; the message says why."""
 
 
 @contextmanager
 def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
-    """Makes cause line for people of whatever the Hub's clients raise about a repo of that kind."""
+    """Replace exceptions of the Hub's clients by OSError or ValueError with a one-line message.
+
+    Args:
+        what: Name of the repo, the beginning of the message.
+        kind: Kind of the repo, for the message.
+    """
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
 
@@ -58,7 +69,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     except HubError as error:
         raise OSError(f"{what}: {_one_line(error)}") from error
     except errors.GatedRepoError as error:
-        raise OSError(f"{what}: the Hub gives it only to those who asked for access") from error
+        raise OSError(f"{what}: access must be requested on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
         raise OSError(f"{what}: the Hub has no such {kind}, or none that you may read") from error
     except errors.RevisionNotFoundError as error:
@@ -67,7 +78,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
         raise OSError(f"{what}: {NO_TOKEN}") from error
     except ValueError as error:
         raise ValueError(f"{what}: {_one_line(error)}") from error
-    # HTTPError also stands for a Hub that cannot be reached; it is no OSError.
+    # HTTPError includes connection failures and is not an OSError.
     except (errors.HTTPError, DatasetsError, OSError) as error:
         reasons = ": ".join(_one_line(cause) for cause in (error, error.__cause__) if cause)
         raise OSError(f"{what}: the Hub's client says: {reasons}") from error

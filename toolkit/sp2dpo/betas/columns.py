@@ -32,28 +32,28 @@ BETA_COLUMNS = (
     Column(
         name="pair_id",
         type="string",
-        meaning="SHA-256 over what the pair says; the same in every release",
+        meaning="SHA-256 over the content of the pair; the same in every release",
     ),
     Column(name="beta", type="float64", meaning="of DPO"),
-    Column(name="has_beta", type="bool", meaning="whether there is one"),
+    Column(name="has_beta", type="bool", meaning="whether the pair has a beta"),
     Column(name="keep", type="bool", meaning="whether the pair is trained on"),
     Column(
         name="gap",
         type="float64",
         ranged=True,
-        meaning="effective semantic gap, in [0, 1]",
+        meaning="effective semantic gap in [0, 1]: the signed gap, but at least 0",
     ),
     Column(
         name="signed_gap",
         type="float64",
         ranged=True,
-        meaning="in [-1, 1], below 0 where the teachers think the label wrong",
+        meaning="semantic gap in [-1, 1], below 0 if the teachers think the label wrong",
     ),
     Column(name="label_disputed", type="bool", meaning="whether the signed gap is below 0"),
     Column(
         name="category",
         type="category",
-        meaning="what most replies name; ties go to the earlier category of the rubric",
+        meaning="category named by most replies; a tie goes to the earlier in the rubric",
     ),
     Column(
         name="magnitude",
@@ -77,38 +77,49 @@ BETA_COLUMNS = (
         name="agreement",
         type="float64",
         ranged=True,
-        meaning="share of the replies that name the category",
+        meaning="share of the replies that name this category",
     ),
-    Column(name="votes", type="int32", ranged=True, meaning="kept replies that count"),
+    Column(
+        name="votes",
+        type="int32",
+        ranged=True,
+        meaning="number of replies that the gap is computed from",
+    ),
     Column(
         name="teachers",
         type="int32",
         ranged=True,
-        meaning="teachers with a reply that counts",
+        meaning="number of teachers that gave these replies",
     ),
     Column(
         name="flip",
         type="bool",
         optional=True,
         meaning=(
-            "whether the pair is trained with its responses exchanged; its gap is then what the "
-            "teachers see that way round"
+            "whether the pair is trained with its responses exchanged; its gap is then that of the "
+            "exchanged responses"
         ),
     ),
-    Column(name="weight", type="float64", optional=True, ranged=True, meaning="of the pair's loss"),
+    Column(
+        name="weight",
+        type="float64",
+        optional=True,
+        ranged=True,
+        meaning="weight of the pair's loss",
+    ),
     Column(
         name="margin",
         type="float64",
         optional=True,
         ranged=True,
-        meaning="gamma, the offset in the pair's loss, in nats",
+        meaning="gamma, the offset in the pair's loss in nats",
     ),
     Column(
         name="reward_margin",
         type="float64",
         optional=True,
         ranged=True,
-        meaning="a reward model's score of the chosen response less that of the rejected one",
+        meaning="a reward model's score of the chosen response minus that of the rejected one",
     ),
 )
 REQUIRED = tuple(column.name for column in BETA_COLUMNS if not column.optional)

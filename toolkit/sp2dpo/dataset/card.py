@@ -1,6 +1,6 @@
-"""The card of a data set: its README.md, generated from the manifest's facts.
+"""Generate the card of a data set, its README.md, from the manifest.
 
-What is generated stands between two marks. The rest of the file is for people, and stays.
+The generated text is between two marks; text that people write outside them is preserved.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ _SIZES = (
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&:@])")
 _TICKS = re.compile("`+")
 _DIGESTS = "SHA-256 "
-"""What the description of a config of ours begins with."""
+"""Beginning of the description of a generated config."""
 _LISTED = 10
-"""Pairs with a doubtful label that the card names; the file has them all."""
+"""Maximum number of doubtful labels on the card; `label_noise.jsonl` lists all of them."""
 
 
 def render_card(
@@ -42,88 +42,91 @@ def render_card(
     rubric: Rubric,
     suspects: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The text of README.md as nobody has written on it yet.
+    """Return the text of a new README.md.
 
     Args:
-        facts: what the manifest says.
-        features: the columns of each config.
-        rubric: that the teachers were asked under.
-        suspects: the lines of the list of doubtful labels.
+        facts: The manifest.
+        features: Columns of each config.
+        rubric: Rubric of the annotations.
+        suspects: Doubtful labels, the most doubtful first; the card lists some of them.
     """
-    return _joined(head(facts, features), "\n", _block(facts, features, rubric, suspects), "")
+    return _join(_metadata(facts, features), "\n", _block(facts, features, rubric, suspects), "")
 
 
 def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
-    """A card in the place of another, with what people wrote there.
+    """Return a new card that preserves what people wrote on an existing one.
 
-    Their text above and below the marks stays; a card without marks is theirs whole, and goes
-    below. Of the YAML the keys that are not ours stay, their tags beside ours, and their `license`,
-    `language` and `pretty_name` in the place of ours.
+    Text outside the marks is preserved; a card without marks is moved below the generated part. In
+    the YAML, generated keys replace existing ones, except that tags are united, foreign configs are
+    kept, and an existing `license`, `language` or `pretty_name` wins.
 
     Args:
-        text: of the other card.
-        card: as `card` makes it.
-        license: that was asked for, and stands in the place of theirs.
-        where: for messages.
+        text: Text of the existing card.
+        card: New card, as `render_card` returns it.
+        license: Licence that replaces the existing one; None to keep that.
+        where: Name of the existing card, for messages.
 
     Raises:
-        ValueError: one mark is missing, or stands twice, or the YAML cannot be read.
+        ValueError: The marks are incomplete or repeated, or the YAML is invalid.
     """
-    theirs, above, below = _parted(text, where=where)
-    ours, _, _ = _parted(card, where="the new card")
-    said: dict[str, Any] = dict(ours)
-    for key, value in theirs.items():
-        if key in ("license", "language", "pretty_name") or key not in ours:
-            said[key] = value
+    existing, above, below = _split(text, where=where)
+    generated, _, _ = _split(card, where="the new card")
+    metadata: dict[str, Any] = dict(generated)
+    for key, value in existing.items():
+        if key in ("license", "language", "pretty_name") or key not in generated:
+            metadata[key] = value
         elif key == "tags" and isinstance(value, list):
-            said[key] = [*ours[key], *(tag for tag in value if tag not in ours[key])]
+            metadata[key] = [*generated[key], *(tag for tag in value if tag not in generated[key])]
         elif key in ("configs", "dataset_info") and isinstance(value, list):
-            said[key] = [*ours[key], *_foreign(value, theirs, ours)]
+            metadata[key] = [*generated[key], *_foreign_configs(value, existing, generated)]
     if license is not None:
-        said["license"] = license
-    return _joined(said, above, _between(card), below)
+        metadata["license"] = license
+    return _join(metadata, above, _between(card), below)
 
 
-def _foreign(
-    value: list[Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]
+def _foreign_configs(
+    entries: list[Any], existing: Mapping[str, Any], generated: Mapping[str, Any]
 ) -> list[Mapping[str, Any]]:
-    """Configs that people added: neither of this release nor of an earlier one of ours."""
-    known = {one["config_name"] for one in ours["configs"]}
-    for one in theirs.get("configs") or []:
-        if isinstance(one, dict) and str(one.get("description", "")).startswith(_DIGESTS):
-            known.add(one.get("config_name"))
-    return [one for one in value if isinstance(one, dict) and one.get("config_name") not in known]
+    """Return the entries of configs that neither this nor an earlier release generated."""
+    names = {config["config_name"] for config in generated["configs"]}
+    for config in existing.get("configs") or []:
+        if isinstance(config, dict) and str(config.get("description", "")).startswith(_DIGESTS):
+            names.add(config.get("config_name"))
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("config_name") not in names
+    ]
 
 
 def digest(text: str, *, where: str) -> str:
-    """SHA-256 over what of a card is ours: the part between the marks, its configs and columns.
+    """Return the SHA-256 over the generated content: the text between the marks and the configs.
 
     Raises:
-        ValueError: as `merged`.
+        ValueError: As for `merge_card`.
     """
-    said, _, _ = _parted(text, where=where)
-    known = list(CONFIGS)
-    held = {
-        key: [one for one in said.get(key) or [] if one.get("config_name") in known]
+    metadata, _, _ = _split(text, where=where)
+    generated = {
+        key: [entry for entry in metadata.get(key) or [] if entry.get("config_name") in CONFIGS]
         for key in ("configs", "dataset_info")
     }
     block = _between(text.replace("\r\n", "\n"))
-    content = json.dumps([held, block], sort_keys=True)
+    content = json.dumps([generated, block], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def card_license(text: str, *, where: str) -> str | None:
-    """The licence that a card names.
+    """Return the licence that a card states; None if it states none or several.
 
     Raises:
-        ValueError: as `merged`.
+        ValueError: As for `merge_card`.
     """
-    said = _parted(text, where=where)[0].get("license")
-    return said if isinstance(said, str) else None
+    license = _split(text, where=where)[0].get("license")
+    return license if isinstance(license, str) else None
 
 
-def _joined(said: Mapping[str, Any], above: str, block: str, below: str) -> str:
-    text = yaml.safe_dump(dict(said), sort_keys=False, allow_unicode=True)
+def _join(metadata: Mapping[str, Any], above: str, block: str, below: str) -> str:
+    text = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n{above}{BEGIN}\n{block}{END}\n{below}"
 
 
@@ -131,39 +134,37 @@ def _between(text: str) -> str:
     return text.split(f"{BEGIN}\n", 1)[1].split(f"{END}\n", 1)[0] if BEGIN in text else ""
 
 
-def _parted(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
-    """The YAML, and what stands above and below the marks."""
+def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
+    """Return the YAML of a card, and the text above and below the marks."""
     text = text.replace("\r\n", "\n")
-    found = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
-    said: Any = {}
-    if found:
+    match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    metadata: Any = {}
+    if match:
         try:
-            said = yaml.safe_load(found[1]) or {}
+            metadata = yaml.safe_load(match[1]) or {}
         except yaml.YAMLError as error:
-            raise ValueError(f"{where}: its YAML cannot be read: {_line(error)}") from error
-        if not isinstance(said, dict):
-            raise ValueError(f"{where}: its YAML holds no keys")
-        text = text[found.end() :]
+            line = " ".join(str(error).split())
+            raise ValueError(f"{where}: its YAML cannot be read: {line}") from error
+        if not isinstance(metadata, dict):
+            raise ValueError(f"{where}: its YAML is not a mapping")
+        text = text[match.end() :]
     marks = text.count(BEGIN), text.count(END)
     if marks == (0, 0):
-        return said, "\n", f"\n{text.lstrip()}" if text.strip() else ""
+        return metadata, "\n", f"\n{text.lstrip()}" if text.strip() else ""
     begin, end = text.find(BEGIN), text.find(END)
     if marks != (1, 1) or begin > end:
         raise ValueError(
-            f"{where}: the mark `{BEGIN}` stands there {marks[0]} times and `{END}` {marks[1]} "
-            "times: each must stand there once, in this order"
+            f"{where}: the mark `{BEGIN}` occurs {marks[0]} times and `{END}` {marks[1]} times: "
+            "each must occur once, in this order"
         )
-    return said, text[:begin], text[end + len(END) :].removeprefix("\n")
+    return metadata, text[:begin], text[end + len(END) :].removeprefix("\n")
 
 
-def head(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dict[str, Any]:
-    """The YAML that the Hub and `datasets` read.
-
-    `datasets` keeps what it has read of a local folder under a hash of this YAML and the folder's
-    name, not of its files: without their digests here, betas of another schedule, built into a
-    folder of the same name, would be served from the cache of the first. Files are named one by
-    one, so that a stranger's file beside them is not taken for more rows.
-    """
+def _metadata(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dict[str, Any]:
+    """Return the YAML that the Hub and `datasets` read."""
+    # `datasets` caches a local folder under a hash of its name and this YAML, not of its files.
+    # Without the files' digests, betas of another schedule in a folder of the same name would be
+    # served from the cache. Files are listed one by one, so that foreign files add no rows.
     hub = ":" in facts["source"]["name"] and facts["source"]["revision"]
     return {
         **({"license": facts["license"]} if facts["license"] else {}),
@@ -197,7 +198,7 @@ def _block(
     suspects: Sequence[Mapping[str, Any]],
 ) -> str:
     return (
-        _templates()
+        _environment()
         .get_template("card.md.jinja")
         .render(
             facts=facts,
@@ -215,7 +216,7 @@ def _block(
 def _column_rows(
     facts: Mapping[str, Any], features: Features, rubric: Rubric
 ) -> list[tuple[str, str, str]]:
-    """Return the rows of the table of columns: the list of columns, made specific to these betas.
+    """Return name, values and meaning of the columns derived from the replies, for these betas.
 
     Args:
         facts: The manifest.
@@ -223,7 +224,6 @@ def _column_rows(
         rubric: Rubric of the annotations.
     """
     counts, arm, ranges = facts["counts"], facts["arm"], facts["ranges"]
-    tells = counts["labels_disputed"] is not None
     values = {name: _within(ends) for name, ends in ranges.items()}
     values["pair_id"] = "64 hexadecimal digits"
     values["beta"] = _within([facts["beta"]["min"], facts["beta"]["max"]])
@@ -236,37 +236,30 @@ def _column_rows(
     meanings["keep"] += ": whether it has a beta" if all_kept else f": {counts['pairs_kept']} are"
     scale = "on a scale from {0.min} to {0.max}"
     meanings["magnitude"] = f"{scale.format(rubric.magnitude)}, {meanings['magnitude']}"
-    meanings["confidence"] = f"{scale.format(rubric.confidence)}, likewise"
-    expected = " with expectations" if facts["schedule"]["estimate"] == "expected" else ""
-    meanings["votes"] = f"kept replies{expected}, and the teachers that gave them"
+    meanings["confidence"] = f"{scale.format(rubric.confidence)}, {meanings['confidence']}"
+    if facts["schedule"]["estimate"] == "expected":
+        meanings["votes"] += ": kept replies with expectations"
     for name in ("weight", "margin"):
         if name in arm:
             meanings[name] += f": {plain(arm[name])}"
-    if tells:
-        meanings["gap"] += ": the signed gap, but at least 0"
-    else:
-        told = "teachers who are told the label cannot"
+    if counts["labels_disputed"] is None:
+        reason = "the teachers know the label and cannot dispute it"
         values["label_disputed"] = "null"
-        meanings["signed_gap"] = f"the same: {told} prefer the rejected response"
-        meanings["label_disputed"] = f"{told} dispute it"
-        meanings["spread"] = meanings["spread"].replace("signed ", "")
-    rows = []
-    for column in BETA_COLUMNS:
-        if column.name not in features or column.name == "teachers":
-            continue
-        names, shown = f"`{column.name}`", values.get(column.name, "true, false")
-        if column.name == "votes":
-            names, shown = f"{names}, `teachers`", f"{shown}, {values['teachers']}"
-        rows.append((names, shown, meanings[column.name]))
-    return rows
+        meanings["signed_gap"] += f"; here equal to `gap`: {reason}"
+        meanings["label_disputed"] += f"; here null: {reason}"
+    return [
+        (column.name, values.get(column.name, "true, false"), meanings[column.name])
+        for column in BETA_COLUMNS
+        if column.name in features
+    ]
 
 
 def _size(rows: int) -> str:
     return next((name for limit, name in _SIZES if rows < limit), "n>10M")
 
 
-def _templates() -> jinja2.Environment:
-    # Markdown is not HTML: data is escaped by the `plain` filter, where it stands.
+def _environment() -> jinja2.Environment:
+    # Markdown is not HTML: the template escapes data with the `plain` filter.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sp2dpo.dataset"),
         autoescape=False,
@@ -286,23 +279,23 @@ def _templates() -> jinja2.Environment:
 
 
 def plain(text: object) -> str:
-    """Data as Markdown text: harmless, on one line, every mark of Markdown and HTML escaped."""
+    """Return data as one line of text with all Markdown, HTML and control characters escaped."""
     return _MARKDOWN.sub(r"\\\1", escape_controls(" ".join(str(text).split())))
 
 
-def fenced(said: Mapping[str, Any]) -> str:
-    """Data as a block of YAML that nothing in it can close; long texts stand as they are."""
+def fenced(data: Mapping[str, Any]) -> str:
+    """Return data as a fenced block of YAML; no text in it can close the fence."""
     text = escape_controls(
         yaml.dump(
-            dict(said), Dumper=_Verbatim, sort_keys=False, allow_unicode=True, width=sys.maxsize
+            dict(data), Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize
         )
     )
     fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
     return f"{fence}yaml\n{text}{fence}"
 
 
-class _Verbatim(yaml.SafeDumper):
-    """Writes a text of several lines as it is."""
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines in block style."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -310,26 +303,20 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Verbatim.add_representer(str, _text)
+_BlockDumper.add_representer(str, _text)
 
 
 def _within(ends: Sequence[float | None]) -> str:
-    """The ends of what stands in a column."""
+    """Return the least and the greatest value of a column as text."""
     if ends[0] is None or ends[1] is None:
         return "none"
     return f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
-def _check(one: Mapping[str, Any]) -> str:
-    """The value of a check, with its interval where it has one."""
-    as_said = format_percent if one["unit"] == "share" else format_fixed
-    value = as_said(one["value"])
-    return (
-        value
-        if one["low"] is None
-        else f"{value} ({as_said(one['low'])} to {as_said(one['high'])})"
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _check(check: Mapping[str, Any]) -> str:
+    """Return the value of a check, with its interval if it has one."""
+    form = format_percent if check["unit"] == "share" else format_fixed
+    value = form(check["value"])
+    if check["low"] is None:
+        return value
+    return f"{value} ({form(check['low'])} to {form(check['high'])})"

@@ -1,4 +1,4 @@
-"""What a data set says of itself: the facts that its manifest holds and its card shows."""
+"""Collect the facts that the manifest of a data set records and its card shows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,7 +25,7 @@ _CHECK = ("name", "title", "unit", "value", "low", "high", "look", "bad", "verdi
 
 def collect_facts(
     store: Store,
-    made: BetaTable,
+    betas: BetaTable,
     others: Mapping[str, BetaTable],
     annotations: AnnotationTable,
     *,
@@ -34,28 +34,27 @@ def collect_facts(
     license: str | None,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """All that a manifest says, but for the files.
+    """Return the content of a manifest, except `files` and `card_sha256`.
 
     Args:
-        store: the run.
-        made: the betas of the data set.
-        others: those that stand beside them, by name.
-        annotations: that all were made from.
-        rows: of the data set.
-        replies: of it, kept or refused.
-        license: of the data set; that of the source where it is None.
-        draws: bootstrap samples behind the intervals.
+        store: Annotation store.
+        betas: Betas of the config `default`.
+        others: Betas of the other schedules by name.
+        annotations: Annotations that all betas were computed from.
+        rows: Number of rows of the config `default`.
+        replies: Number of rows of the config `annotations`.
+        license: Licence of the data set; None for that of the source.
+        draws: Number of bootstrap samples for the intervals.
 
     Raises:
-        ValueError: the store holds no pairs.
+        ValueError: The store contains no pairs.
     """
-    source, rubric, table = store.corpus.source(), annotations.rubric, made.table
+    source, rubric, table = store.corpus.source(), annotations.rubric, betas.table
     if source is None:
         raise ValueError(f"{store.path} holds no pairs")
-    beta, tells = table["beta"].drop_nulls(), disputes_labels(rubric, made.schedule.estimator)
+    beta, tells = table["beta"].drop_nulls(), disputes_labels(rubric, betas.schedule.estimator)
     kept = len(annotations.replies)
-    asked = describe_teachers(store, rubric)
-    terms = {one["name"]: one.get("license") for one in store.panel()["teachers"]}
+    licenses = {teacher["name"]: teacher.get("license") for teacher in store.panel()["teachers"]}
     return {
         "format": FORMAT,
         "toolkit": {"name": "sp2dpo", "version": __version__},
@@ -63,16 +62,19 @@ def collect_facts(
         "license": license or source.license,
         "source": asdict(source),
         "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
-        "teachers": [one | {"license": terms.get(one["name"])} for one in asked],
+        "teachers": [
+            teacher | {"license": licenses.get(teacher["name"])}
+            for teacher in describe_teachers(store, rubric)
+        ],
         "variants": store.variants(),
-        "schedule": made.schedule.as_mapping(),
-        "arm": made.arm.departures(),
-        "formulas": asdict(describe_formulas(made.arm, rubric)),
-        "annotations_sha256": made.annotations_hash,
-        "scores_sha256": made.scores_hash,
+        "schedule": betas.schedule.as_mapping(),
+        "arm": betas.arm.departures(),
+        "formulas": asdict(describe_formulas(betas.arm, rubric)),
+        "annotations_sha256": betas.annotations_hash,
+        "scores_sha256": betas.scores_hash,
         "schedules": {
-            name: {"schedule": one.schedule.as_mapping(), "arm": one.arm.departures()}
-            for name, one in others.items()
+            name: {"schedule": other.schedule.as_mapping(), "arm": other.arm.departures()}
+            for name, other in others.items()
         },
         "counts": {
             "rows": rows,
@@ -91,51 +93,49 @@ def collect_facts(
             for column in BETA_COLUMNS
             if column.ranged and column.name in table.columns
         },
-        "label_noise": {"rule": _rule(tells), "pairs": len(find_suspects(made, tells=tells))},
-        "agreement": _agreement(annotations, made, draws=draws),
-        "audit": _audit(store, made, annotations, draws=draws),
+        "label_noise": {
+            "rule": "a signed gap below 0" if tells else RULES["weak"],
+            "pairs": len(find_suspects(betas, tells=tells)),
+        },
+        "agreement": _agreement(annotations, betas, draws=draws),
+        "audit": _audit(store, betas, annotations, draws=draws),
     }
 
 
-def _rule(tells: bool) -> str:
-    return "a signed gap below 0" if tells else RULES["weak"]
-
-
-def find_suspects(made: BetaTable, *, tells: bool) -> pl.DataFrame:
-    """Pairs whose label may be wrong, the most suspect first.
+def find_suspects(betas: BetaTable, *, tells: bool) -> pl.DataFrame:
+    """Return the pairs whose label may be wrong, the most doubtful first.
 
     Args:
-        made: the betas.
-        tells: whether a signed gap can say that a label is wrong; otherwise pairs between whose
-            responses the teachers see next to no difference are named: wrong labels are among
-            them, and ties.
+        betas: Betas of the data set.
+        tells: Whether the replies can dispute a label. If not, the pairs with a gap close to 0 are
+            returned, which include wrong labels and ties.
 
     Returns:
         pair_id, signed_gap, category, agreement, votes.
     """
     signed = pl.col("signed_gap")
-    found = made.table.filter(pl.col("label_disputed") if tells else signed.round(9) < NEAR)
-    named = ("pair_id", "signed_gap", "category", "agreement", "votes")
-    return found.sort(["signed_gap", "pair_id"]).select(named)
+    suspects = betas.table.filter(pl.col("label_disputed") if tells else signed.round(9) < NEAR)
+    columns = ("pair_id", "signed_gap", "category", "agreement", "votes")
+    return suspects.sort(["signed_gap", "pair_id"]).select(columns)
 
 
-def _agreement(annotations: AnnotationTable, made: BetaTable, *, draws: int) -> dict[str, Any]:
-    """Krippendorff's alphas, who stands out, and how many pairs split the panel."""
-    found = measure_agreement(annotations, made.schedule.estimator, draws=draws)
+def _agreement(annotations: AnnotationTable, betas: BetaTable, *, draws: int) -> dict[str, Any]:
+    """Return Krippendorff's alphas, and how often the panel is split."""
+    agreement = measure_agreement(annotations, betas.schedule.estimator, draws=draws)
     return {
         "draws": draws,
-        "teachers": found.teachers["alpha"],
-        "variants": found.variants["alpha"],
-        "apart": found.splits["apart"],
-        "no_majority": found.splits["no_majority"],
+        "teachers": agreement.teachers["alpha"],
+        "variants": agreement.variants["alpha"],
+        "apart": agreement.splits["apart"],
+        "no_majority": agreement.splits["no_majority"],
     }
 
 
 def _audit(
-    store: Store, made: BetaTable, annotations: AnnotationTable, *, draws: int
+    store: Store, betas: BetaTable, annotations: AnnotationTable, *, draws: int
 ) -> dict[str, Any]:
-    found = audit_betas(
-        made, annotations, store.corpus.lengths(), truths=None, gold_count=0, draws=draws
+    audit = audit_betas(
+        betas, annotations, store.corpus.lengths(), truths=None, gold_count=0, draws=draws
     )
-    checks = [{key: getattr(check, key) for key in _CHECK} for check in found.checks]
-    return {"draws": draws, "verdict": found.verdict, "checks": checks}
+    checks = [{key: getattr(check, key) for key in _CHECK} for check in audit.checks]
+    return {"draws": draws, "verdict": audit.verdict, "checks": checks}
