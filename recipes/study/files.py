@@ -37,13 +37,13 @@ def check_keys(
     Raises:
         ValueError: Naming the place, and for each unknown key the nearest known one.
     """
-    known = [*required, *optional]
+    keys = [*required, *optional]
     problems = [
-        f"unknown key {key!r}{did_you_mean(key, known)}" for key in values if key not in known
+        f"unknown key {key!r}{did_you_mean(key, keys)}" for key in values if key not in keys
     ]
     problems += [f"missing key {key!r}" for key in required if key not in values]
     if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)} (known: {', '.join(known)})")
+        raise ValueError(f"{where}: {'; '.join(problems)} (known: {', '.join(keys)})")
 
 
 def did_you_mean(word: object, known: Collection[str]) -> str:

@@ -208,13 +208,13 @@ def _teacher_fields(replies: pa.Table, pairs: Any, category: Any) -> dict[str, F
         raise UnusableDataset(f"it has more teachers than can be shown ({MAX_TEACHERS})")
     teachers, codes = encoded
     bit = np.uint32(1) << codes.astype(np.uint32)
-    kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
+    is_kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
     reply_category = _to_numpy(replies["category"], np.int8, -1)
     fields = {}
     flags = {
-        "teacher": kept,
-        "refused": ~kept,
-        "dissent": kept & (reply_category != category[pairs]),
+        "teacher": is_kept,
+        "refused": ~is_kept,
+        "dissent": is_kept & (reply_category != category[pairs]),
     }
     for name, rows in flags.items():
         bits = np.zeros(len(category), np.uint32)
@@ -264,8 +264,8 @@ def _collect_scores(
     replies: pa.Table, pairs: Any, reply_rows: Any, count: int, rubric: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the scores of every kept reply, by place, in the smallest types that hold them."""
-    kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
-    order = reply_rows[kept[reply_rows]]
+    is_kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
+    order = reply_rows[is_kept[reply_rows]]
     rows = pa.array(order)
     slots, slot_of_reply = _list_slots(replies, rows)
     better = pc.index_in(

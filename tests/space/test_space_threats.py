@@ -93,7 +93,7 @@ def test_texts_bite_nobody(browser, url):
     page.on("request", lambda asked: outside.append(asked.url))
     page.goto(url)
     page.wait_for_selector('.inspector[data-state="ready"]')
-    for look in ("side by side", "word diff", "as it stands"):
+    for look in ("side by side", "word diff", "plain text"):
         page.locator(".listing .open").first.click()
         page.get_by_role("heading", name="from the replies to beta").wait_for()
         page.get_by_role("button", name=look).click()
@@ -153,7 +153,7 @@ def test_what_a_visitor_names_is_read_without_the_spaces_token(ask, hub):
     assert ask("start", {"data": "org/open"})["count"] == 96
     told = ask("start", {"data": "org/closed-pairs"})
     assert told == {
-        "error": "org/closed-pairs: the Hub has no such data set that is public, or cannot be "
+        "error": "org/closed-pairs: the Hub has no public data set of that name, or cannot be "
         "reached"
     }
     hub.python(

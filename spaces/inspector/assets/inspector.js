@@ -6,17 +6,17 @@ const inspector = (() => {
   const HUB = "https://huggingface.co";
 
   function readAddress() {
-    const said = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
-    for (const key of Object.keys(STATE)) if (said.has(key)) state[key] = said.get(key);
+    const params = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
+    for (const key of Object.keys(STATE)) if (params.has(key)) state[key] = params.get(key);
     state.n = Math.max(0, parseInt(state.n, 10) || 0);
     if (!TABS.some(({key}) => key === state.tab)) state.tab = TABS[0].key;
     return state;
   }
 
   function fragment(state) {
-    const said = new URLSearchParams();
-    for (const [key, value] of Object.entries(state)) if (value !== STATE[key]) said.set(key, value);
-    const text = said.toString();
+    const params = new URLSearchParams();
+    for (const [key, value] of Object.entries(state)) if (value !== STATE[key]) params.set(key, value);
+    const text = params.toString();
     return text ? `#${text}` : "";
   }
 
@@ -36,12 +36,12 @@ const inspector = (() => {
       toasting = setTimeout(() => { toast.hidden = true; }, 4000);
     };
 
-    app.ask = async (name, said = {}) => {
+    app.ask = async (name, parameters = {}) => {
       // Gradio gives nothing where the server cannot be reached.
-      const told = await server[name]({...said, data: data()}).catch(() => null);
-      if (told === null || told === undefined) throw new Error("the server does not answer: try again");
-      if (told.error) throw new Error(told.error);
-      return told;
+      const response = await server[name]({...parameters, data: data()}).catch(() => null);
+      if (response === null || response === undefined) throw new Error("the server does not answer: try again");
+      if (response.error) throw new Error(response.error);
+      return response;
     };
 
     app.file = (path) => new URL(`gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`, new URL(".", location.href)).href;
@@ -62,7 +62,7 @@ const inspector = (() => {
 
     let scores = null;
     app.scores = () => {
-      scores ??= app.ask("scores").then(async (told) => schedule.prepared({slots: told.slots, ...(await page.unpacked(told))}));
+      scores ??= app.ask("scores").then(async (response) => schedule.prepared({slots: response.slots, ...(await page.unpacked(response))}));
       scores.catch(() => { scores = null; });
       return scores;
     };
@@ -92,8 +92,8 @@ const inspector = (() => {
     app.open = async (place) => {
       app.place = place;
       dialog.update();
-      const [said] = await app.ask("rows", {places: [place]}).catch(() => [null]);
-      if (said && app.place === place) app.set({pair: said.id.slice(0, 16)}, false);
+      const [row] = await app.ask("rows", {places: [place]}).catch(() => [null]);
+      if (row && app.place === place) app.set({pair: row.id.slice(0, 16)}, false);
     };
     app.close = () => { app.place = null; app.set({pair: ""}, false); dialog.update(); };
 
@@ -130,12 +130,12 @@ const inspector = (() => {
     }
 
     function select(query) {
-      const {count, fields} = app.D, held = query.terms.map(maskOf), fails = new Uint8Array(count);
-      for (const mask of held) for (let at = 0; at < count; at += 1) fails[at] += 1 - mask[at];
+      const {count, fields} = app.D, termMasks = query.terms.map(maskOf), fails = new Uint8Array(count);
+      for (const mask of termMasks) for (let at = 0; at < count; at += 1) fails[at] += 1 - mask[at];
       const passes = new Uint8Array(count), all = new Uint32Array(count);
       let many = 0;
       for (let at = 0; at < count; at += 1) if (fails[at] === 0) { passes[at] = 1; all[many] = at; many += 1; }
-      return {query, masks: held, fails, passes, places: queryLanguage.sort(all.slice(0, many), query, fields), problem: null};
+      return {query, masks: termMasks, fails, passes, places: queryLanguage.sort(all.slice(0, many), query, fields), problem: null};
     }
 
     let turn = 0;
@@ -143,13 +143,13 @@ const inspector = (() => {
       const mine = turn += 1;
       try {
         const query = queryLanguage.parse(app.state.q);
-        const wanted = queryLanguage.serverTerms(query).filter(([kind, said]) => !found.has(`${kind} ${said}`));
+        const wanted = queryLanguage.serverTerms(query).filter(([kind, word]) => !found.has(`${kind} ${word}`));
         if (wanted.length) {
           host.dataset.state = "searching";
-          const told = await app.ask("search", {wanted});
-          const flags = await Promise.all(told.map((one) => page.flags(one, app.D.count)));
+          const results = await app.ask("search", {wanted});
+          const flags = await Promise.all(results.map((bits) => page.flags(bits, app.D.count)));
           if (found.size > 40) { found.clear(); masks.clear(); }
-          wanted.forEach(([kind, said], at) => found.set(`${kind} ${said}`, flags[at]));
+          wanted.forEach(([kind, word], at) => found.set(`${kind} ${word}`, flags[at]));
         }
         return mine === turn ? select(query) : null;
       } catch (error) {
@@ -230,11 +230,11 @@ const inspector = (() => {
       host.dataset.state = "loading";
       host.replaceChildren(el("p", {class: "wait", role: "status", text: data() ? `opening ${data()}…` : "opening the data set…"}));
       try {
-        const told = await app.ask("start"), arrays = await page.unpacked(told);
-        const fields = Object.fromEntries(Object.entries(told.fields).map(([name, one]) => [name, {...one, values: arrays[`field ${name}`]}]));
-        app.D = {...told, fields, schedules: Object.fromEntries(told.schedules.map((name) => [name, arrays[`schedule ${name}`]]))};
-        host.dataset.space = told.space ?? "";
-        document.title = `${told.name} · SP2DPO inspector`;
+        const response = await app.ask("start"), arrays = await page.unpacked(response);
+        const fields = Object.fromEntries(Object.entries(response.fields).map(([name, field]) => [name, {...field, values: arrays[`field ${name}`]}]));
+        app.D = {...response, fields, schedules: Object.fromEntries(response.schedules.map((name) => [name, arrays[`schedule ${name}`]]))};
+        host.dataset.space = response.space ?? "";
+        document.title = `${response.name} · SP2DPO inspector`;
         shell();
         await openNamed();
         await update();

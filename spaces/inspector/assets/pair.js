@@ -14,7 +14,7 @@ const pair = (() => {
     const runs = diff.compared(contents(row.rejected), contents(row.chosen));
     const tags = {both: "span", first: "del", second: "ins"};
     return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "only in rejected"}), " ", el("ins", {text: "only in chosen"})),
-      el("pre", {class: "raw"}, runs.map(([which, said]) => el(tags[which], {text: said}))));
+      el("pre", {class: "raw"}, runs.map(([which, words]) => el(tags[which], {text: words}))));
   }
 
   function responses(app, row) {
@@ -32,7 +32,7 @@ const pair = (() => {
   // Returns the scores of the kept replies about a pair, in the form that `schedule` takes.
   function scoresOf(app, replies) {
     const {rubric} = app.D, kept = replies.filter((one) => one.status === "kept");
-    const categories = Object.keys(rubric.categories), told = (name) => kept.some((one) => !missing(one[name]));
+    const categories = Object.keys(rubric.categories), hasScore = (name) => kept.some((one) => !missing(one[name]));
     const packed = {
       slots: kept.map((one) => [one.teacher, one.variant, one.order]), slot: kept.map((_, at) => at), counts: [kept.length],
       category: kept.map((one) => categories.indexOf(one.category)),
@@ -40,7 +40,7 @@ const pair = (() => {
       magnitude: kept.map((one) => one.magnitude - rubric.magnitude.min), confidence: kept.map((one) => one.confidence - rubric.confidence.min),
     };
     for (const name of ["expected_magnitude", "expected_confidence"])
-      if (told(name)) packed[name] = kept.map((one) => (missing(one[name]) ? NaN : one[name]));
+      if (hasScore(name)) packed[name] = kept.map((one) => (missing(one[name]) ? NaN : one[name]));
     return {kept, scores: schedule.prepared(packed)};
   }
 
@@ -109,7 +109,7 @@ const pair = (() => {
       const kept = one.status === "kept", gap = kept ? gaps[at++] : null;
       const shown = one.order === "chosen-first" ? ["chosen", "rejected"] : ["rejected", "chosen"];
       const better = {A: `A, ${shown[0]}`, B: `B, ${shown[1]}`}[one.better] ?? one.better ?? "";
-      const said = el("details", {class: "reply"}, el("summary", {text: kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`}),
+      const details = el("details", {class: "reply"}, el("summary", {text: kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`}),
         el("dl", {}, [["model", one.model], ["revision", one.revision], ["attempt", one.attempt], ["finish", one.finish_reason],
           ["tokens", missing(one.prompt_tokens) ? null : `${one.prompt_tokens} read, ${one.completion_tokens} written`],
           ["expected", missing(one.expected_magnitude) ? null : `magnitude ${short(one.expected_magnitude)}, confidence ${short(one.expected_confidence)}`]]
@@ -117,19 +117,19 @@ const pair = (() => {
         el("pre", {class: "raw", text: one.raw ?? ""}));
       const category = kept ? el("span", {class: "tag"}, el("span", {class: "key", style: `background: ${colour(categories.indexOf(one.category))}`}), one.category) : "–";
       return [one.teacher, one.variant, ...(rubric.blind ? [one.order, better] : []), category, missing(one.magnitude) ? "–" : String(one.magnitude),
-        missing(one.confidence) ? "–" : String(one.confidence), kept ? (gap === null ? "no vote" : short(gap)) : "–", said];
+        missing(one.confidence) ? "–" : String(one.confidence), kept ? (gap === null ? "no vote" : short(gap)) : "–", details];
     });
     return table("replies", head, rows, "replies");
   }
 
   function evidence(app, place, replies, everywhere) {
     const {D} = app, published = schedule.read(D.facts.schedule), beta = D.fields.beta.values[place];
-    const told = arithmetic(app, published, replies, everywhere.published?.places?.[place]);
-    const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), replyTable(app, replies, told.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", told.lines)];
+    const computed = arithmetic(app, published, replies, everywhere.published?.places?.[place]);
+    const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), replyTable(app, replies, computed.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", computed.lines)];
     if (Object.keys(arm).length)
       parts.push(el("p", {class: "note", text: `The published betas come from an arm: ${Object.entries(arm).map(([key, one]) => `${key} ${one}`).join("; ")}. Published: ${fixed(beta, 6)}.`}));
-    else if (!missing(told.beta) !== !missing(beta) || Math.abs(told.beta - beta) > 1e-5)
-      parts.push(el("p", {class: "problem", role: "alert", text: `the published beta is ${fixed(beta, 6)}, but the replies give ${fixed(told.beta, 6)}`}));
+    else if (!missing(computed.beta) !== !missing(beta) || Math.abs(computed.beta - beta) > 1e-5)
+      parts.push(el("p", {class: "problem", role: "alert", text: `the published beta is ${fixed(beta, 6)}, but the replies give ${fixed(computed.beta, 6)}`}));
     if (app.state.s) {
       const edited = arithmetic(app, app.spec(), replies, everywhere.edited?.places?.[place]);
       parts.push(el("h3", {text: "with the edited schedule"}), steps("with the edited schedule", edited.lines));
@@ -140,8 +140,8 @@ const pair = (() => {
   const HIDDEN = new Set(["pair_id", "prompt", "chosen", "rejected", "has_beta", "keep", "label_disputed"]);
 
   function facts(row) {
-    const said = Object.entries(row).filter(([key, value]) => !HIDDEN.has(key) && !missing(value));
-    return el("dl", {class: "facts"}, said.flatMap(([key, value]) => [el("dt", {text: key}),
+    const columns = Object.entries(row).filter(([key, value]) => !HIDDEN.has(key) && !missing(value));
+    return el("dl", {class: "facts"}, columns.flatMap(([key, value]) => [el("dt", {text: key}),
       el("dd", {text: typeof value === "number" ? short(value) : typeof value === "string" ? value : JSON.stringify(value)})]));
   }
 
@@ -179,9 +179,9 @@ const pair = (() => {
       try {
         if (shown?.place !== place) {
           root.setAttribute("aria-busy", "true");
-          const told = await app.ask("pair", {place});
+          const response = await app.ask("pair", {place});
           if (mine !== turn) return;
-          shown = {place, ...told};
+          shown = {place, ...response};
           body.scrollTop = 0;
         }
         const everywhere = await app.everywhere();

@@ -2,8 +2,8 @@
 const page = (() => {
   const SVG = "http://www.w3.org/2000/svg";
 
-  function fill(node, said, children) {
-    for (const [key, value] of Object.entries(said ?? {})) {
+  function fill(node, attributes, children) {
+    for (const [key, value] of Object.entries(attributes ?? {})) {
       if (value === null || value === undefined || value === false) continue;
       if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
       else if (key === "text") node.textContent = value;
@@ -14,8 +14,8 @@ const page = (() => {
     return node;
   }
 
-  const el = (tag, said, ...children) => fill(document.createElement(tag), said, children);
-  const svg = (tag, said, ...children) => fill(document.createElementNS(SVG, tag), said, children);
+  const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+  const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
   const missing = (value) => value === null || value === undefined || Number.isNaN(value);
   const fixed = (value, digits = 3) => (missing(value) ? "–" : (value + 0).toFixed(digits));
@@ -28,9 +28,9 @@ const page = (() => {
   const colour = (at) => `var(${COLOURS[at % COLOURS.length]})`;
 
   function bytes(text) {
-    const said = atob(text), found = new Uint8Array(said.length);
-    for (let at = 0; at < said.length; at += 1) found[at] = said.charCodeAt(at);
-    return found;
+    const binary = atob(text), array = new Uint8Array(binary.length);
+    for (let at = 0; at < binary.length; at += 1) array[at] = binary.charCodeAt(at);
+    return array;
   }
 
   async function inflated(text) {
@@ -45,8 +45,8 @@ const page = (() => {
 
   // Returns the arrays that `pack` in dataset.py packed, by name.
   async function unpacked({layout, blob}) {
-    const held = await inflated(blob);
-    return Object.fromEntries(layout.map(({name, type, at, count}) => [name, new TYPES[type](held, at, count)]));
+    const buffer = await inflated(blob);
+    return Object.fromEntries(layout.map(({name, type, at, count}) => [name, new TYPES[type](buffer, at, count)]));
   }
 
   // Returns packed bits, one for each pair, as one byte each.
@@ -58,10 +58,10 @@ const page = (() => {
 
   function base64(buffer) {
     const bytes = new Uint8Array(buffer);
-    let said = "";
+    let binary = "";
     for (let at = 0; at < bytes.length; at += 32768)
-      said += String.fromCharCode(...bytes.subarray(at, at + 32768));
-    return btoa(said);
+      binary += String.fromCharCode(...bytes.subarray(at, at + 32768));
+    return btoa(binary);
   }
 
   function download(name, content) {
@@ -91,7 +91,7 @@ const page = (() => {
 
   function select(label, choices, value, change) {
     const node = el("select", {"aria-label": label, onchange: () => change(node.value)},
-      choices.map(([key, said]) => el("option", {value: key, text: said})));
+      choices.map(([key, text]) => el("option", {value: key, text})));
     node.value = value;
     return node;
   }

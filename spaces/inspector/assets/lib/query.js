@@ -50,13 +50,13 @@ const queryLanguage = (() => {
   }
 
   function values(text, place) {
-    const found = [];
+    const parts = [];
     while (place < text.length && !SPACE.test(text[place])) {
-      const [said, quoted, end] = word(text, place, ",");
-      if (said || quoted) found.push([said, quoted]);
+      const [content, quoted, end] = word(text, place, ",");
+      if (content || quoted) parts.push([content, quoted]);
       place = text[end] === "," ? end + 1 : end;
     }
-    return [found, place];
+    return [parts, place];
   }
 
   function parse(text) {
@@ -83,9 +83,9 @@ const queryLanguage = (() => {
         }
         query.terms.push({field: name, values: raw.map((one) => value(...one)), negated});
       } else {
-        const [said, , end] = word(text, place, null);
+        const [content, , end] = word(text, place, null);
         place = end;
-        query.terms.push({field: "text", values: [{kind: "word", word: said}], negated});
+        query.terms.push({field: "text", values: [{kind: "word", word: content}], negated});
       }
       if (query.terms.length > MAX_TERMS)
         throw new BadQuery(`a query has at most ${MAX_TERMS} terms`);
@@ -100,11 +100,11 @@ const queryLanguage = (() => {
   // Returns the text of a query; `parse` reverses it.
   function format(query) {
     const terms = query.terms.map((term) => {
-      const said = term.values.map((one) =>
+      const texts = term.values.map((one) =>
         one.kind === "word" ? (isWord(one.word) && !(term.field === "text" && one.word.includes(":"))
           ? one.word : quoted(one.word)) : one.word);
       const sign = term.negated ? "-" : "";
-      return term.field === "text" ? sign + said[0] : `${sign}${term.field}:${said.join(",")}`;
+      return term.field === "text" ? sign + texts[0] : `${sign}${term.field}:${texts.join(",")}`;
     });
     if (query.sort) terms.push(`sort:${query.descending ? "-" : ""}${query.sort}`);
     return terms.join(" ");

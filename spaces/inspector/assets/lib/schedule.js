@@ -10,15 +10,15 @@ const schedule = (() => {
   const choice = /^([a-z-]+)(?:\(\s*(?:[a-z0-9_]+\s*=\s*)?([^)]+)\))?$/;
 
   // Returns the schedule of a YAML file or a manifest.
-  function read(said) {
-    const [, gap, m0] = choice.exec(said.gap) ?? [];
-    const [, map, exponent] = choice.exec(said.map) ?? [];
+  function read(config) {
+    const [, gap, m0] = choice.exec(config.gap) ?? [];
+    const [, map, exponent] = choice.exec(config.map) ?? [];
     return {
-      betaMin: Number(said.beta_min), betaMax: Number(said.beta_max), quorum: Number(said.quorum),
-      estimate: said.estimate, gap, m0: m0 === undefined ? 0.5 : Number(m0),
-      overVariants: said.over_variants, overTeachers: said.over_teachers,
+      betaMin: Number(config.beta_min), betaMax: Number(config.beta_max), quorum: Number(config.quorum),
+      estimate: config.estimate, gap, m0: m0 === undefined ? 0.5 : Number(m0),
+      overVariants: config.over_variants, overTeachers: config.over_teachers,
       map, exponent: exponent === undefined ? 1 : Number(exponent),
-      envelopes: Object.fromEntries(Object.entries(said.envelopes ?? {}).map(
+      envelopes: Object.fromEntries(Object.entries(config.envelopes ?? {}).map(
         ([name, one]) => [name, {betaMin: Number(one.beta_min), betaMax: Number(one.beta_max)}])),
     };
   }
@@ -63,11 +63,11 @@ const schedule = (() => {
       throw new Refused("exponent must be above 0, at most 100");
     if (spec.estimate === "expected" && !scores.expected_magnitude)
       throw new Refused("no reply has expected scores");
-    for (const [axis, way, heard] of [["variants", spec.overVariants, scores.variants],
+    for (const [axis, way, names] of [["variants", spec.overVariants, scores.variants],
       ["teachers", spec.overTeachers, scores.teachers]]) {
-      if (way === "trimmed" && heard.length < FEWEST_TO_TRIM)
-        throw new Refused(`trimmed needs at least ${FEWEST_TO_TRIM} ${axis}, and there are ${heard.length}`);
-      if (!WAYS.includes(way) && !heard.includes(way))
+      if (way === "trimmed" && names.length < FEWEST_TO_TRIM)
+        throw new Refused(`trimmed needs at least ${FEWEST_TO_TRIM} ${axis}, and there are ${names.length}`);
+      if (!WAYS.includes(way) && !names.includes(way))
         throw new Refused(`no kept reply has the ${axis.slice(0, -1)} ${way}`);
     }
   }
@@ -150,30 +150,30 @@ const schedule = (() => {
     const gapOf = reader(spec, rubric, scores), counts = counted(spec, scores);
     for (let pair = 0; pair < count; pair += 1) {
       sums.fill(0); many.fill(0); named.fill(0);
-      let heard = 0;
+      let voteCount = 0;
       for (let at = scores.starts[pair]; at < scores.starts[pair + 1]; at += 1) {
         if (!counts(at)) continue;
         const slot = scores.slot[at];
         const cell = scores.teacherOf[slot] * variants + scores.variantOf[slot];
-        sums[cell] += gapOf(at); many[cell] += 1; heard += 1;
+        sums[cell] += gapOf(at); many[cell] += 1; voteCount += 1;
         named[scores.category[at]] += 1;
       }
-      votes[pair] = heard;
-      if (!heard) continue;
+      votes[pair] = voteCount;
+      if (!voteCount) continue;
       let best = 0;
       for (let one = 1; one < categories; one += 1) if (named[one] > named[best]) best = one;
       category[pair] = best;
-      if (heard < spec.quorum) continue;
-      let told = 0;
+      if (voteCount < spec.quorum) continue;
+      let teacherCount = 0;
       for (let teacher = 0; teacher < teachers; teacher += 1) {
         let read = 0;
         for (let variant = 0; variant < variants; variant += 1) {
           const cell = teacher * variants + variant;
           if (many[cell]) { inner[read] = sums[cell] / many[cell]; read += 1; }
         }
-        if (read) { outer[told] = combine(inner, read, spec.overVariants); told += 1; }
+        if (read) { outer[teacherCount] = combine(inner, read, spec.overVariants); teacherCount += 1; }
       }
-      const gap = combine(outer, told, spec.overTeachers);
+      const gap = combine(outer, teacherCount, spec.overTeachers);
       signed[pair] = Math.abs(gap) <= NOISE ? 0 : gap;
     }
     return {signed, category, votes};

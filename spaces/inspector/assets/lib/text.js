@@ -11,16 +11,16 @@ const text = (() => {
     return node;
   };
 
-  function inline(into, said) {
+  function inline(into, source) {
     let from = 0;
-    for (const match of said.matchAll(INLINE)) {
-      into.append(said.slice(from, match.index));
+    for (const match of source.matchAll(INLINE)) {
+      into.append(source.slice(from, match.index));
       if (match[2] !== undefined) into.append(made("code", match[2]));
       else if (match[4] !== undefined) into.append(made("strong", match[4]));
       else into.append(made("em", match[5]));
       from = match.index + match[0].length;
     }
-    into.append(said.slice(from));
+    into.append(source.slice(from));
     return into;
   }
 
@@ -64,9 +64,9 @@ const text = (() => {
     return end;
   }
 
-  // Markdown that people expect to see as such: code, headings, lists, bold; all else as it stands.
-  function readable(said) {
-    const into = document.createDocumentFragment(), lines = said.split("\n");
+  // Renders the common parts of Markdown (code, headings, lists, bold); everything else stays as written.
+  function readable(source) {
+    const into = document.createDocumentFragment(), lines = source.split("\n");
     for (let at = 0; at < lines.length;) {
       const heading = /^(#{1,6})\s+(.*)$/.exec(lines[at]);
       if (!lines[at].trim()) at += 1;

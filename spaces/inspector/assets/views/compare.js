@@ -32,8 +32,8 @@ const compare = (() => {
       const places = selection.places.filter((at) => !Number.isNaN(one[at]) && !Number.isNaN(other[at]));
       if (!places.length) { body.replaceChildren(picks, el("p", {class: "note", text: "No selected pair has a beta under both schedules."})); return; }
       const found = movers.find(places, one, other, MOVERS), m = movers.moments(one, other, places);
-      let said = null;
-      try { said = await app.ask("rows", {places: found.first}); } catch { said = null; }
+      let texts = null;
+      try { texts = await app.ask("rows", {places: found.first}); } catch { texts = null; }
       if (mine !== turn) return;
       const chart = charts.scatter({x: one, y: other, names: [x, y], places, pick: (at) => app.open(at)});
       chart.root.setAttribute("aria-label", `${x} against ${y}, ${plural(places.length, "pair")}; click to open the nearest pair`);
@@ -42,7 +42,7 @@ const compare = (() => {
         el("div", {}, el("dl", {class: "facts"}, [["pairs with both", plural(places.length, "pair")], [`mean of ${x}`, fixed(m.mx, 4)], [`mean of ${y}`, fixed(m.my, 4)],
           ["mean |difference|", fixed(m.apart, 4)], ["correlation", fixed(m.r, 3)], ["pairs that differ", plural(found.count, "pair")]]
           .flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: value})])))),
-        el("h3", {text: "largest differences"}), found.count ? movers.table(app, "largest differences", [x, y], one, other, found.first, said) : el("p", {class: "note", text: "No beta differs."}));
+        el("h3", {text: "largest differences"}), found.count ? movers.table(app, "largest differences", [x, y], one, other, found.first, texts) : el("p", {class: "note", text: "No beta differs."}));
     }
     return {root, update};
   }

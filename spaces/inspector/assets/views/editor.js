@@ -11,7 +11,7 @@ const editor = (() => {
 
   function form(app, scores, spec, change) {
     const words = (all) => all.map((one) => [one, one]);
-    const ways = (heard) => words([...schedule.WAYS.filter((one) => one !== "trimmed" || heard.length >= 5), ...(heard.length > 1 ? heard : [])]);
+    const ways = (names) => words([...schedule.WAYS.filter((one) => one !== "trimmed" || names.length >= 5), ...(names.length > 1 ? names : [])]);
     const own = (name) => {
       const ends = spec.envelopes[name];
       const set = (more) => change({envelopes: {...spec.envelopes, [name]: {betaMin: spec.betaMin, betaMax: spec.betaMax, ...ends, ...more}}});
@@ -79,8 +79,8 @@ const editor = (() => {
       const {edited, published} = await app.everywhere(true);
       save.disabled = true;
       try {
-        const told = await app.ask("betas", {values: page.base64((edited ?? published).beta.buffer)});
-        page.download("betas.parquet", new Blob([page.bytes(told.file)]));
+        const response = await app.ask("betas", {values: page.base64((edited ?? published).beta.buffer)});
+        page.download("betas.parquet", new Blob([page.bytes(response.file)]));
         app.say("betas.parquet downloaded");
       } catch (error) { app.say(error.message); } finally { save.disabled = false; }
     }
@@ -112,15 +112,15 @@ const editor = (() => {
       const before = app.D.fields.beta.values, after = everywhere.edited?.beta ?? before;
       const every = Uint32Array.from(before, (_, at) => at).filter((at) => !Number.isNaN(before[at]) && !Number.isNaN(after[at]));
       const found = movers.find(every, before, after, 30);
-      const paint = (said) => result.replaceChildren(
+      const paint = (texts) => result.replaceChildren(
         el("figure", {class: "chart"}, el("figcaption", {}, "beta of the edited schedule; behind it, of the published one"), both(before, after) ?? el("p", {text: "all betas are equal"})),
         summary(app, after, spec), el("h3", {text: `pairs that differ: ${found.count.toLocaleString("en-US")}`}),
-        found.count ? movers.table(app, "largest differences", ["published", "edited"], before, after, found.first, said) : el("p", {class: "note", text: "No beta differs."}));
+        found.count ? movers.table(app, "largest differences", ["published", "edited"], before, after, found.first, texts) : el("p", {class: "note", text: "No beta differs."}));
       paint(null);
       if (!found.count) return;
       try {
-        const said = await app.ask("rows", {places: found.first});
-        if (mine === turn) paint(said);
+        const texts = await app.ask("rows", {places: found.first});
+        if (mine === turn) paint(texts);
       } catch { /* the table is usable without the prompts */ }
     }
     return {root, update};

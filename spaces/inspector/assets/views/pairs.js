@@ -95,9 +95,9 @@ const pairs = (() => {
       const counts = new Uint32Array(shown.length), passes = others(selection, name), {values} = field;
       for (let at = 0; at < D.count; at += 1) {
         if (!passes[at]) continue;
-        const held = values[at];
-        if (field.kind === "set") { for (let bit = 0; bit < words.length; bit += 1) if ((held >>> bit) & 1) counts[bit] += 1; }
-        else counts[held < 0 ? words.length : held] += 1;
+        const value = values[at];
+        if (field.kind === "set") { for (let bit = 0; bit < words.length; bit += 1) if ((value >>> bit) & 1) counts[bit] += 1; }
+        else counts[value < 0 ? words.length : value] += 1;
       }
       const most = Math.max(1, ...counts);
       const own = selection.query.terms.find((term) => term.field === name && !term.negated);
@@ -122,8 +122,8 @@ const pairs = (() => {
 
   function facets(app) {
     const {fields} = app.D, varied = (name) => {
-      const held = fields[name].values;
-      return held.some((one) => one !== held[0] && !(Number.isNaN(one) && Number.isNaN(held[0])));
+      const values = fields[name].values;
+      return values.some((value) => value !== values[0] && !(Number.isNaN(value) && Number.isNaN(values[0])));
     };
     const made = [facet(app, "category", levelled(app, "category"), true)];
     for (const name of Object.keys(app.D.labels)) made.push(facet(app, name, levelled(app, name), true));
@@ -177,14 +177,14 @@ const pairs = (() => {
       el("div", {class: "pager"}, back, status, on));
     let turn = 0, last = 0;
 
-    const row = (place, said) => {
+    const row = (place, texts) => {
       const {fields} = app.D, category = fields.category.values[place], beta = fields.beta.values[place];
-      const open = el("button", {type: "button", class: "open", "data-place": place, onclick: () => app.open(place), text: said.prompt || "(no text)"});
+      const open = el("button", {type: "button", class: "open", "data-place": place, onclick: () => app.open(place), text: texts.prompt || "(no text)"});
       return el("tr", {onclick: (event) => { if (event.target !== open) app.open(place); }},
         el("td", {class: "beta", text: fixed(beta, 4)}), el("td", {class: "gap", text: fixed(fields.gap.values[place], 3)}),
         el("td", {class: "agreement", text: fixed(fields.agreement.values[place], 2)}),
         el("td", {class: "category"}, category < 0 ? "–" : el("span", {class: "tag"}, el("span", {class: "key", style: `background: ${colour(category)}`}), fields.category.levels[category])),
-        el("td", {class: "prompt"}, open), ...["chosen", "rejected"].map((name) => el("td", {class: name}, el("div", {class: "clamp", text: said[name]}))));
+        el("td", {class: "prompt"}, open), ...["chosen", "rejected"].map((name) => el("td", {class: name}, el("div", {class: "clamp", text: texts[name]}))));
     };
 
     async function update(selection) {
@@ -202,9 +202,9 @@ const pairs = (() => {
       if (rapid) await new Promise((done) => setTimeout(done, 100));
       if (mine !== turn) return;
       try {
-        const said = await app.ask("rows", {places});
+        const texts = await app.ask("rows", {places});
         if (mine !== turn) return;
-        body.replaceChildren(...said.map((one, place) => row(places[place], one)));
+        body.replaceChildren(...texts.map((one, place) => row(places[place], one)));
       } catch (error) {
         if (mine === turn) status.textContent = error.message;
       } finally {
@@ -218,9 +218,9 @@ const pairs = (() => {
     const make = (kind, label) => el("button", {type: "button", text: label, onclick: async (event) => {
       event.target.disabled = true;
       try {
-        const told = await app.ask("export", {query: app.state.q, kind});
-        page.download(told.name, app.file(told.path));
-        app.say(`${plural(told.count, "pair")} exported`);
+        const response = await app.ask("export", {query: app.state.q, kind});
+        page.download(response.name, app.file(response.path));
+        app.say(`${plural(response.count, "pair")} exported`);
       } catch (error) { app.say(error.message); } finally { event.target.disabled = false; }
     }});
     return el("div", {class: "buttons"}, make("parquet", "export Parquet"), make("jsonl", "export JSONL"));

@@ -47,10 +47,10 @@ const teachers = (() => {
 
   // Returns Spearman's rho over the pairs that both have.
   function rho(one, other) {
-    const held = [[], []];
-    for (let at = 0; at < one.length; at += 1) if (!Number.isNaN(one[at]) && !Number.isNaN(other[at])) { held[0].push(one[at]); held[1].push(other[at]); }
-    if (held[0].length < 3) return NaN;
-    const [x, y] = held.map((values) => ranks(Float64Array.from(values)));
+    const both = [[], []];
+    for (let at = 0; at < one.length; at += 1) if (!Number.isNaN(one[at]) && !Number.isNaN(other[at])) { both[0].push(one[at]); both[1].push(other[at]); }
+    if (both[0].length < 3) return NaN;
+    const [x, y] = both.map((values) => ranks(Float64Array.from(values)));
     return movers.moments(x, y, x.map((_, at) => at)).r;
   }
 
@@ -64,8 +64,8 @@ const teachers = (() => {
   function apart(gap) {
     return gap.map((own, teacher) => {
       const rest = Float64Array.from(own, (_, at) => {
-        const held = gap.filter((_, other) => other !== teacher).map((one) => one[at]).filter((one) => !Number.isNaN(one));
-        return held.length ? held.reduce((sum, one) => sum + one, 0) / held.length : NaN;
+        const gaps = gap.filter((_, other) => other !== teacher).map((one) => one[at]).filter((one) => !Number.isNaN(one));
+        return gaps.length ? gaps.reduce((sum, one) => sum + one, 0) / gaps.length : NaN;
       });
       let n = 0, bias = 0;
       for (let at = 0; at < own.length; at += 1) if (!Number.isNaN(own[at]) && !Number.isNaN(rest[at])) { n += 1; bias += own[at] - rest[at]; }
@@ -99,9 +99,9 @@ const teachers = (() => {
       const spec = everywhere.problem ? schedule.read(facts.schedule) : app.spec();
       const names = scores.teachers, read = readings(spec, rubric, scores), others = apart(read.gap);
       const categories = Object.keys(rubric.categories), steps = Array.from(read.magnitude[0] ?? [], (_, at) => String(rubric.magnitude.min + at));
-      const told = Object.fromEntries(facts.teachers.map((one) => [one.name, one]));
+      const factsByName = Object.fromEntries(facts.teachers.map((one) => [one.name, one]));
       const rows = names.map((name, at) => {
-        const one = told[name] ?? {}, refused = Object.entries(one.refused ?? {});
+        const one = factsByName[name] ?? {}, refused = Object.entries(one.refused ?? {});
         const outlier = names.length > 2 && (others[at].rho < 0.3 || Math.abs(others[at].bias) > 0.2);
         const find = (field) => el("button", {type: "button", text: `${field === "dissent" ? "where it differs" : "refused"}`, onclick: () => app.set({tab: "pairs", q: `${field}:"${name.replace(/[\\"]/g, "\\$&")}"`, n: 0})});
         return [el("div", {}, el("strong", {text: name}), outlier ? el("span", {class: "outlier", text: "outlier"}) : null, el("div", {class: "soft", text: one.model ?? ""})),
