@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from contextlib import ExitStack
 
 import pytest
@@ -11,7 +9,17 @@ import pytest
 from servers.openai_server import serving
 from sp2dpo.store.store import Store
 from support.browser import chromium
-from support.harness import DEMO, ROOT, SCHEDULE, TESTS, Scripted, process, succeed, write_panel
+from support.harness import (
+    DEMO,
+    ROOT,
+    SCHEDULE,
+    TESTS,
+    Scripted,
+    process,
+    recipe,
+    succeed,
+    write_panel,
+)
 from support.hub import TOKEN, Hub
 
 pytest_plugins = ["support.services_fixtures"]
@@ -113,6 +121,22 @@ def browser():
 def tiny_student(tmp_path_factory):
     """The folder of a tiny random model with a small vocabulary, quick to train on a CPU."""
     out = tmp_path_factory.mktemp("student") / "model"
-    command = [DEMO / "tiny_model.py", "--text", DEMO / "pairs.jsonl", "--out", out]
-    subprocess.run([sys.executable, *map(str, command), "--vocab", "400"], check=True)
+    words = ["--text", DEMO / "pairs.jsonl", "--out", out, "--vocab", 400]
+    assert recipe("demo/tiny_model").main([str(word) for word in words]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """The folder of an even smaller model, with a token for each byte."""
+    from support.training import build_model
+
+    folder = tmp_path_factory.mktemp("model")
+    build_model(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def script():
+    """The recipe that trains, as a module."""
+    return recipe("train")

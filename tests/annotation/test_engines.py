@@ -9,10 +9,10 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
-from test_training import BETAS, PAIRS, model_dir  # noqa: F401 - a fixture is among them
 from transformers import AutoModelForCausalLM
 
 from support.harness import ROOT
+from support.training import BETAS, PAIRS
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ COLUMNS = {
 
 
 @pytest.fixture(scope="module")
-def launched(model_dir, tmp_path_factory):  # noqa: F811
+def launched(model_dir, tmp_path_factory):
     """Trains four steps of eight pairs, with so many processes; the losses, and results.json."""
     data = tmp_path_factory.mktemp("data")
     Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")

@@ -1,6 +1,5 @@
 """The training script and every YAML it is launched with."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -14,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
-from test_training import BETAS, PAIRS, model_dir, settings  # noqa: F401 - a fixture is among them
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sp2dpo.training import DataConfig, PairDPOConfig, apply_marks
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.run import find_checkpoint, load_splits, remove_marks
+from support.training import BETAS, conversations, settings
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -28,25 +27,6 @@ pytestmark = [
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SINGLE = RECIPES / "accelerate" / "single.yaml"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_recipe", RECIPES / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_recipe"] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_recipe"]
-
-
-def conversations(**columns):
-    """Pairs as `sp2dpo build` writes them."""
-    said = {
-        name: [[{"role": "user" if name == "prompt" else "assistant", "content": c}] for c in texts]
-        for name, texts in PAIRS.items()
-    }
-    return said | {"pair_id": [f"pair-{n}" for n in range(8)]} | columns
 
 
 def write_run(tmp_path, *, columns=None, **changes):
@@ -217,7 +197,7 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them():
     assert remove_marks(rows).column_names == ["chosen", "rejected", "beta"]
 
 
-def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):  # noqa: F811 - a fixture
+def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
     arguments = write_run(
         tmp_path,
         columns={"beta": [None, *BETAS[1:]], "has_beta": [False] + [True] * 7},

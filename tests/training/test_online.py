@@ -5,23 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_training import (  # noqa: F401 - a fixture is among them
+
+from sp2dpo.training.online import (
+    AlphaDpoState,
+    BetaDpoState,
+    RunningMoments,
+    beta_dpo,
+    scale,
+)
+from support.training import (
     BETAS,
-    PAIRS,
-    TWO_PROCESSES_RUN,
     assert_same,
     loss_and_gradient,
     make,
     margin_by_hand,
-    model_dir,
     pairs,
-    run_in,
-    settings,
     shake,
     train,
 )
-
-from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -70,7 +71,7 @@ def test_one_pair_or_a_mode_weight_of_0_leaves_nothing_out():
     assert beta_dpo(BetaDpoState(), torch.ones(9), alpha=0.6, mode_weight=0.0, seed=0).mask.all()
 
 
-def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noqa: F811
+def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), beta_dpo=0.6)
     shake(trainer)
     margins = [margin_by_hand(trainer, row) for row in range(8)]
@@ -89,7 +90,7 @@ def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noqa: 
     assert gradient.abs().max() > 0
 
 
-def test_the_margin_of_alpha_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noqa: F811
+def test_the_margin_of_alpha_dpo_is_the_one_by_hand(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), alpha_dpo=0.5)
     shake(trainer)
     loss, _ = loss_and_gradient(trainer, range(8))
@@ -120,7 +121,7 @@ def test_the_margin_of_alpha_dpo_is_the_one_by_hand(model_dir, tmp_path):  # noq
     assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
 
 
-def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):  # noqa: F811
+def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):
     run = {"beta_dpo": 0.6, "alpha_dpo": 0.5}
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS), **run)
     plain = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS))
@@ -130,7 +131,7 @@ def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):  #
     assert trainer._state(BetaDpoState).batches == 0
 
 
-def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been(model_dir, tmp_path):  # noqa: F811
+def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been(model_dir, tmp_path):
     run = {
         "beta_dpo": 0.6, "alpha_dpo": 0.5, "max_steps": 4, "save_strategy": "steps",
         "save_steps": 2
@@ -144,16 +145,3 @@ def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been(model_dir, tmp_pat
     assert resumed._state(BetaDpoState).state() == whole._state(BetaDpoState).state()
     assert resumed._state(BetaDpoState).batches == 4
     assert logs[-2]["beta_dpo/factor"] != 1
-
-
-def test_two_processes_keep_one_state(model_dir, tmp_path):  # noqa: F811
-    run = settings(tmp_path, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.5)
-    one = make(model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8})
-    _, logs = train(one)
-    started, *entries = run_in(
-        2, TWO_PROCESSES_RUN, tmp_path, model=model_dir, pairs=PAIRS | {"beta": BETAS}, settings=run
-    )
-    assert started == {"processes": 2}
-    for entry, expected in zip(entries, logs, strict=False):
-        for key in ("beta_dpo/factor", "margins/unscaled", "pairs/saturated", "weight/mean"):
-            assert entry[key] == pytest.approx(expected[key], abs=2e-2), key

@@ -6,26 +6,25 @@ import re
 import pytest
 import torch
 from datasets import Dataset
-from test_training import (  # noqa: F401 - a fixture is among them
-    BETAS,
-    PAIRS,
-    PairDoubled,
-    loss_and_gradient,
-    make,
-    margin_by_hand,
-    model_dir,
-    pairs,
-    settings,
-    shake,
-    train,
-    without_ours,
-)
 from trl import DPOTrainer
 
 from sp2dpo.training.columns import PAIR_COLUMNS
 from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, accepted_columns
 from sp2dpo.training.trainer import PairDPOConfig
 from support.harness import ROOT
+from support.training import (
+    BETAS,
+    PAIRS,
+    PairDoubled,
+    loss_and_gradient,
+    make,
+    margin_by_hand,
+    pairs,
+    settings,
+    shake,
+    train,
+    without_ours,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -45,7 +44,7 @@ def log_sigmoid(z):
     return -math.log1p(math.exp(-z))
 
 
-def test_the_loss_of_the_family_is_the_one_by_hand(model_dir, tmp_path):  # noqa: F811
+def test_the_loss_of_the_family_is_the_one_by_hand(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path, full(), pair_columns=ALL)
     shake(trainer)
     loss, gradient = loss_and_gradient(trainer, range(8))
@@ -63,7 +62,7 @@ def test_the_loss_of_the_family_is_the_one_by_hand(model_dir, tmp_path):  # noqa
 
 
 @pytest.mark.parametrize("loss_type", sorted(LOSSES))
-def test_weights_of_1_train_like_stock_trl(model_dir, tmp_path, loss_type):  # noqa: F811
+def test_weights_of_1_train_like_stock_trl(model_dir, tmp_path, loss_type):
     smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
     loss = {"loss_type": [loss_type], "label_smoothing": smoothing}
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=0.07, **loss)
@@ -80,7 +79,7 @@ def test_weights_of_1_train_like_stock_trl(model_dir, tmp_path, loss_type):  # n
 @pytest.mark.parametrize("loss_type", ["ipo", "sppo_hard", "sigmoid"])
 @pytest.mark.parametrize("beta", [0.07, 0.013, 0.3])
 def test_a_beta_column_gives_stock_trls_bits_at_any_beta(
-    model_dir,  # noqa: F811
+    model_dir,
     tmp_path,
     loss_type,
     beta,
@@ -146,7 +145,7 @@ def test_a_margin_shifts_z(loss_type):
     assert torch.allclose(loss(one, with_margin), loss(moved, without), atol=1e-6)
 
 
-def test_the_global_label_smoothing_makes_sigmoid_cdpo(model_dir, tmp_path):  # noqa: F811
+def test_the_global_label_smoothing_makes_sigmoid_cdpo(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path, pairs(), pair_columns=[], beta=0.2, label_smoothing=0.1)
     shake(trainer)
     loss, _ = loss_and_gradient(trainer, range(8))
@@ -157,7 +156,7 @@ def test_the_global_label_smoothing_makes_sigmoid_cdpo(model_dir, tmp_path):  # 
     assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
 
 
-def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):  # noqa: F811
+def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):
     trainer = make(
         model_dir, tmp_path, full(), trainer=PairDoubled, pair_columns=["beta", "weight"]
     )
@@ -187,7 +186,7 @@ def test_values_that_break_their_rule_are_refused(tmp_path, columns, complaint):
         make("no-such-model", tmp_path, pairs(**columns), pair_columns=[*columns])
 
 
-def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):  # noqa: F811
+def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):
     data = pairs(beta=[None, *BETAS[1:]], weight=[2.0, None, *[1.0] * 6])
     run = {"pair_columns": ["beta", "weight"]}
     dropped = make(model_dir, tmp_path, data, missing_values="drop", **run)
@@ -226,7 +225,7 @@ def test_exo_takes_no_smoothing_of_0(tmp_path):
         make("no-such-model", tmp_path, data, **run)
 
 
-def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):  # noqa: F811
+def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):
     run = {"optim": "sgd", "pair_columns": ALL}
     one = make(model_dir, tmp_path, full(), per_device_train_batch_size=8, **run)
     single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
@@ -242,7 +241,7 @@ def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):  # 
 
 
 def test_reference_log_probs_that_are_there_are_not_computed_again(
-    model_dir,  # noqa: F811
+    model_dir,
     tmp_path,
     monkeypatch,
 ):
@@ -281,7 +280,7 @@ def test_reference_log_probs_that_are_there_are_not_computed_again(
     ],
 )
 def test_reference_log_probs_that_are_none_are_refused(
-    model_dir,  # noqa: F811
+    model_dir,
     tmp_path,
     columns,
     complaint,

@@ -6,20 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from test_training import (  # a fixture is among them
-    BETAS,
-    PAIRS,
-    make,
-    model_dir,  # noqa: F401
-    pairs,
-    run_in,
-    settings,
-    train,
-)
 from transformers import AutoModelForCausalLM
 
 from sp2dpo.training.reference import LogProbCache, pair_keys
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+from support.training import BETAS, PAIRS, make, pairs, settings, train
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +21,7 @@ SIDES = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @pytest.fixture
-def start(tmp_path, model_dir):  # noqa: F811
+def start(tmp_path, model_dir):
     """Makes a trainer on the shared cache; how many pairs it computed, and what it trains on."""
 
     def start(dataset=None, **changes):
@@ -57,7 +48,7 @@ def reference(trainer):
     return [trainer.train_dataset[side][:] for side in SIDES]
 
 
-def test_what_one_schedule_computed_the_next_one_reads(start, tmp_path, model_dir):  # noqa: F811
+def test_what_one_schedule_computed_the_next_one_reads(start, tmp_path, model_dir):
     computed, first = start()
     assert computed == 8
     computed, second = start(pairs(beta=BETAS[::-1]), learning_rate=0.1, seed=7, beta=0.3)
@@ -129,7 +120,7 @@ def test_what_they_depend_on_is_in_the_key(start, changes):
     assert start()[0] == 0
 
 
-def test_another_model_of_the_same_name_is_another_reference(start, tmp_path, model_dir):  # noqa: F811
+def test_another_model_of_the_same_name_is_another_reference(start, tmp_path, model_dir):
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     assert start(model=model)[0] == start(model=model_dir)[0] + 8
     with torch.no_grad():
@@ -171,56 +162,3 @@ def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
     kept.write({other: (-2.0, -3.0)})
     assert kept.read() == {one: (-1.5, pytest.approx(-0.1)), other: (-2.0, -3.0)}
     assert LogProbCache(tmp_path, {"weights": "b"}).read() == {}
-
-
-TWO = """
-import json, sys
-import deepspeed
-from datasets import Dataset
-from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
-
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
-run = json.load(open(sys.argv[1]))
-trainer = PairDPOTrainer(
-    run["model"],
-    args=PairDPOConfig(**run["settings"]),
-    train_dataset=Dataset.from_dict(run["pairs"]),  # in memory
-)
-values = [trainer.train_dataset[s][:] for s in ("ref_chosen_logps", "ref_rejected_logps")]
-with open(f"{trainer.accelerator.process_index}.json", "w") as file:
-    json.dump(values, file)
-if run.get("train"):
-    trainer.train()
-trainer.accelerator.end_training()
-"""
-ZERO_3 = {
-    "zero_optimization": {"stage": 3},
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-}
-
-
-@pytest.mark.parametrize("engine", [None, ZERO_3], ids=["ddp", "zero3"])
-def test_two_processes_compute_and_keep_what_one_does(start, tmp_path, model_dir, engine):  # noqa: F811
-    _, alone = start()
-    for folder in ("shared", "shared", "cache"):  # computed, read, and that of one process
-        given = settings(tmp_path, reference_cache=str(tmp_path / folder), deepspeed=engine)
-        run_in(2, TWO, tmp_path, model=model_dir, settings=given, pairs=pairs(beta=BETAS)[:])
-        for rank in range(2):
-            said = json.loads((tmp_path / f"{rank}.json").read_text())
-            for side, expected in zip(said, reference(alone), strict=True):
-                assert side == pytest.approx(expected, abs=1e-4)
-    # The weights that ZeRO-3 has shared out have the key of the whole ones.
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1
-
-
-def test_a_process_without_a_pair_of_its_own_does_as_the_other(start, tmp_path, model_dir):  # noqa: F811
-    one = Dataset.from_dict(pairs(beta=BETAS)[:1])
-    _, alone = start(one)
-    given = settings(tmp_path, per_device_train_batch_size=1)
-    given["reference_cache"] = str(tmp_path / "two")
-    run_in(2, TWO, tmp_path, model=model_dir, settings=given, pairs=one[:], train=True)
-    for rank in range(2):
-        said = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert said == [pytest.approx(side, abs=1e-4) for side in reference(alone)]

@@ -5,18 +5,16 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from datasets import Dataset
-from test_recipes import conversations, script  # noqa: F401 - a fixture
-from test_training import BETAS, model_dir  # noqa: F401 - a fixture
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sp2dpo.training.run_config import compose, single_config, take_configs
-from support.harness import ROOT
+from support.harness import ROOT, recipe
+from support.training import BETAS, conversations
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -108,7 +106,7 @@ def test_the_arithmetic_of_a_header_is_right(path):
 
 
 @pytest.fixture(scope="module")
-def small(model_dir, tmp_path_factory):  # noqa: F811
+def small(model_dir, tmp_path_factory):
     """What makes two steps of any recipe on a tiny model of it."""
     folder = tmp_path_factory.mktemp("data")
     columns = {"beta": BETAS, "weight": [1.0, 0.5] * 4}
@@ -121,14 +119,14 @@ def small(model_dir, tmp_path_factory):  # noqa: F811
     ]  # fmt: skip
 
 
-def two_steps(script, small, tmp_path, *paths):  # noqa: F811
+def two_steps(script, small, tmp_path, *paths):
     configs = [word for path in paths for word in ("--config", str(path))]
     script.main([*configs, *small, "--output_dir", str(tmp_path / "run"), "--traceback", "true"])
     return json.loads((tmp_path / "run" / "results.json").read_text())
 
 
 @pytest.mark.parametrize("path", MODELS, ids=named)
-def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):  # noqa: F811
+def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):
     found = two_steps(script, small, tmp_path, path)
     assert found["pair_columns"] == ["beta"]
     state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
@@ -142,7 +140,7 @@ def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):  # noq
 
 
 @pytest.mark.parametrize("path", METHODS, ids=named)
-def test_two_steps_of_every_method(script, small, tmp_path, capsys, path):  # noqa: F811
+def test_two_steps_of_every_method(script, small, tmp_path, capsys, path):
     found = two_steps(script, small, tmp_path, MODELS[0], path)
     said = yaml.safe_load(path.read_text())
     assert found["pair_columns"] == said["pair_columns"]
@@ -152,7 +150,7 @@ def test_two_steps_of_every_method(script, small, tmp_path, capsys, path):  # no
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=named)
-def test_two_steps_of_every_adapter(script, small, model_dir, tmp_path, monkeypatch, path):  # noqa: F811
+def test_two_steps_of_every_adapter(script, small, model_dir, tmp_path, monkeypatch, path):
     # bitsandbytes packs weights of four bits for some CPUs as soon as they are evaluated, and has
     # no gradient through packed ones. GPUs know no such packing.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
@@ -167,7 +165,7 @@ def test_two_steps_of_every_adapter(script, small, model_dir, tmp_path, monkeypa
     assert (tmp_path / "run" / "adapter_config.json").exists()
 
 
-def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, capsys):  # noqa: F811
+def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, capsys):
     config = ["--config", str(MODELS[0])]
     with pytest.raises(SystemExit) as stopped:
         script.main([*config, *small, "--per_device_train_batch_size", "3"])
@@ -180,39 +178,46 @@ def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, caps
     assert args.gradient_accumulation_steps == 2
 
 
-def test_a_sweep_computes_the_reference_once_and_is_done_once(small, tmp_path):
+def test_a_sweep_computes_the_reference_once_and_is_done_once(
+    script, small, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "sweep"
     methods = DPO / "methods"
-    command = [
-        sys.executable, ROOT / "recipes" / "sweep.py", "--out", out,
-        "--engine", ROOT / "recipes" / "accelerate" / "single.yaml",
+    words = [
+        "--out", out, "--engine", ROOT / "recipes" / "accelerate" / "single.yaml",
         "--config", DPO / "tiny-demo.yaml", "--config", methods / "tuned-beta.yaml",
         "--arm", methods / "sp2dpo.yaml", "--vary", "beta=0.005,0.3", *small,
         "--global_batch_size", "4", "--eval_strategy", "no",
     ]  # fmt: skip
-    command = list(map(str, command))
-    cache = command.index("--reference_cache")
-    del command[cache : cache + 2]
+    words = list(map(str, words))
+    cache = words.index("--reference_cache")
+    del words[cache : cache + 2]
+    sweep, launched = recipe("sweep"), []
+    launch = subprocess.run
 
-    def sweep(*more):
-        return subprocess.run(
-            [*command, *more], capture_output=True, text=True, timeout=280, check=False
-        )
+    def run(command, *, stdout, stderr, check):
+        """Launch the first run; the others do without a process, for its imports."""
+        launched.append(command)
+        if len(launched) == 1:
+            return launch(command, stdout=stdout, stderr=stderr, check=check)
+        assert command[:6] == launched[0][:6]
+        script.main([*command[6:], "--traceback", "true"])
+        return subprocess.CompletedProcess(command, 0)
 
-    done = sweep()
-    assert done.returncode == 0, done.stderr[-2000:] + (out / "sp2dpo.log").read_text()[-2000:]
+    monkeypatch.setattr("sp2dpo.training.sweep.subprocess.run", run)
+    assert sweep.main(words) == 0, (out / "sp2dpo.log").read_text()[-2000:]
     rows = {row["run"]: row for row in json.loads((out / "sweep.json").read_text())}
     assert rows.keys() == {"sp2dpo", "beta-0.005", "beta-0.3"}
     assert rows["beta-0.3"]["beta"] == {"mean": 0.3, "min": 0.3, "max": 0.3}
     assert rows["sp2dpo"]["pair_columns"] == ["beta"]
     assert len(list((out / "reference").glob("*/*.parquet"))) == 2  # train and eval, of one run
-    assert re.search(r"\nbeta-0.005 +0.005 +3 +\d\.\d{3} \(", done.stdout)
-    again = sweep()
-    assert again.returncode == 0
-    assert "runs, " not in again.stdout
-    other = sweep("--seed", "5")
-    assert other.returncode == 2
-    assert "holds a run with other settings" in other.stderr
+    assert re.search(r"\nbeta-0.005 +0.005 +3 +\d\.\d{3} \(", capsys.readouterr().out)
+    assert len(launched) == 3
+    assert sweep.main(words) == 0
+    assert "runs, " not in capsys.readouterr().out
+    assert len(launched) == 3
+    assert sweep.main([*words, "--seed", "5"]) == 2
+    assert "holds a run with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -225,13 +230,12 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(small, tmp_path):
         (["--vary", "beta=1,1"], "two runs have the same name"),
     ],
 )
-def test_a_sweep_of_nothing_is_refused(tmp_path, said, message):
-    command = [sys.executable, ROOT / "recipes" / "sweep.py", "--out", tmp_path]
-    command += ["--config", DPO / "tiny-demo.yaml", *said]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_sweep_of_nothing_is_refused(tmp_path, capsys, said, message):
+    words = ["--out", tmp_path, "--config", DPO / "tiny-demo.yaml", *said]
+    assert recipe("sweep").main([str(word) for word in words]) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert len(complaint.strip().splitlines()) == 1
 
 
 PRINTS = """#!/usr/bin/env bash

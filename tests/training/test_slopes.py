@@ -5,17 +5,9 @@ import math
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from test_training import (  # noqa: F401 - a fixture is among them
-    BETAS,
-    PAIRS,
-    make,
-    margin_by_hand,
-    model_dir,
-    shake,
-    train,
-)
 
 from sp2dpo.training.gradients import GradientMetrics, inversion
+from support.training import BETAS, PAIRS, make, margin_by_hand, shake, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -57,7 +49,7 @@ def test_shares_are_of_all_pairs_since_the_last_log():
     assert slopes.metrics() == {}
 
 
-def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):  # noqa: F811
+def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
     text, names = Value("string"), ["safety", "style", "none"]
     features = Features(dict.fromkeys(PAIRS, text) | {
         "beta": Value("float64"), "category": ClassLabel(names=names),

@@ -1,10 +1,8 @@
 """The trainer, on a model of two tiny layers: numbers by hand or from stock TRL, no mocks."""
 
 import inspect
-import json
 import logging
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,149 +13,38 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.columns import MarkCounts, apply_marks, exchange_responses
 from sp2dpo.training.config import FUSES_LIGER_LOSS
-from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+from support.training import (
+    BETAS,
+    PAIRS,
+    PairDoubled,
+    assert_same,
+    loss_and_gradient,
+    make,
+    margin_by_hand,
+    pairs,
+    run_in,
+    settings,
+    shake,
+    train,
+    train_in_two_processes,
+    without_ours,
+)
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
 ]
 
-BETAS = [0.03, 0.3, 0.1, 0.05, 0.2, 0.07, 0.15, 0.25]
-PAIRS = {
-    "prompt": [f"say the number {n}" for n in range(8)],
-    "chosen": ["one two", "a b c", "yes it is", "no", "three", "here", "so be it", "all of them"],
-    "rejected": ["x", "never", "q q", "maybe so", "none", "z z z", "go", "who knows it"],
-}
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 LOSS_TYPES = [
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 ]
 LOSS_TYPES = [name for name in LOSS_TYPES if f'"{name}"' in str(DPOConfig.__doc__)]  # of this TRL
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(directory)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=1,
-        )
-    ).save_pretrained(directory)
-    return str(directory)
-
-
-def pairs(**columns):
-    return Dataset.from_dict(PAIRS | columns)
-
-
-def settings(tmp_path, **changes):
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 3,
-        "learning_rate": 1.0e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "seed": 0,
-    } | changes
-
-
-def train(trainer):
-    """Train and return the parameters and what was logged, times left out."""
-    trainer.train()
-    trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    logs = [
-        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
-        for entry in trainer.state.log_history
-    ]
-    return trained, logs
-
-
-def without_ours(logs):
-    names = ("beta/", "margins/unscaled", "weight/", "pairs/", "gradient_share/", "accuracy/")
-    ours = (*names, *(f"eval_{name}" for name in names))
-    return [{k: v for k, v in entry.items() if not k.startswith(ours)} for entry in logs]
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
-
-
-def make(model_dir, tmp_path, dataset, *, trainer=PairDPOTrainer, eval_dataset=None, **changes):
-    config = DPOConfig if trainer is DPOTrainer else PairDPOConfig
-    args = config(**settings(tmp_path, **changes))
-    return trainer(model_dir, args=args, train_dataset=dataset, eval_dataset=eval_dataset)
-
-
-def shake(trainer):
-    """Move the policy away from its reference, the same way every time: no D_i is 0."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-
-
-def loss_and_gradient(trainer, rows):
-    batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
-    trainer.model.zero_grad()
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-    return loss.detach().clone(), gradient.clone()
-
-
-def margin_by_hand(trainer, row):
-    """D of one pair, in nats, from plain forward passes and log_softmax."""
-    example = trainer.train_dataset[row]
-    sums = []
-    for model in (trainer.model, trainer.ref_model):
-        for answer in ("chosen_ids", "rejected_ids"):
-            ids = torch.tensor([example["prompt_ids"] + example[answer]])
-            with torch.no_grad():
-                logps = model(input_ids=ids).logits[0].log_softmax(-1)
-            first = len(example["prompt_ids"])
-            sums.append(sum(logps[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1])))
-    return (sums[0] - sums[2]) - (sums[1] - sums[3])
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -311,18 +198,6 @@ def test_betas_stay_with_their_pairs_and_are_logged(model_dir, tmp_path):
     assert logged["eval_beta/max"] == pytest.approx((0.25 + 0.3) / 2)
     assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference: D = 0
     assert trainer.beta == 0.1
-
-
-class Doubled(DPOTrainer):
-    """Somebody's own trainer: its loss is twice TRL's."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        assert "beta" not in inputs
-        return 2 * super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
-class PairDoubled(PairColumnsMixin, Doubled):
-    pass
 
 
 def test_the_mixin_serves_a_trainer_of_the_users_own(model_dir, tmp_path):
@@ -645,24 +520,6 @@ trainer.accelerator.end_training()
 """
 
 
-def run_in(processes, script, tmp_path, **run):
-    """Run the script in so many processes, return the JSON objects it printed."""
-    Path(tmp_path, "script.py").write_text(script)
-    Path(tmp_path, "run.json").write_text(json.dumps(run))
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *launch, "script.py", "run.json"],
-        cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-
-
 def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
     """bf16 keeps 8 bits: it makes 0.3008 of 0.3001 and -66.0 of -66.2."""
     stored, seen = run_in(
@@ -690,36 +547,11 @@ def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
     assert "beta" in rounding_would_be_seen  # TRL 1.0 computes the others in bf16 to begin with
 
 
-TWO_PROCESSES_RUN = """
-import json, os, sys
-from datasets import Dataset
-from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
-
-run = json.load(open(sys.argv[1]))
-trainer = PairDPOTrainer(
-    run["model"],
-    args=PairDPOConfig(**run["settings"]),
-    train_dataset=Dataset.from_dict(run["pairs"]),
-)
-trainer.train()
-if trainer.accelerator.is_main_process:
-    print(json.dumps({"processes": trainer.accelerator.num_processes}))
-    for entry in trainer.state.log_history[:-1]:
-        print(json.dumps(entry))
-trainer.accelerator.wait_for_everyone()
-sys.stdout.flush()
-os._exit(0)  # gloo's threads sometimes abort a process that is tidied up
-"""
-
-
 def test_two_processes_log_what_one_logs_on_the_same_pairs(model_dir, tmp_path):
     run = settings(tmp_path, learning_rate=0.05)
     one = make(model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8})
     _, logs = train(one)
-    started, *entries = run_in(
-        2, TWO_PROCESSES_RUN, tmp_path, model=model_dir, pairs=PAIRS | {"beta": BETAS}, settings=run
-    )
-    assert started == {"processes": 2}
+    (entries,) = train_in_two_processes(tmp_path, model_dir, run)
     assert len(entries) == 3
     for entry, expected in zip(entries, logs, strict=False):
         assert entry["beta/min"] == pytest.approx(0.03)

@@ -1,0 +1,133 @@
+"""Two processes train as one does: logs, states of online methods, reference log-probs.
+
+All cases of one engine share a launch: starting processes takes longer than what they do.
+"""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from support.training import (
+    BETAS,
+    make,
+    pairs,
+    run_in,
+    settings,
+    train,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+
+RUNS = """
+import json, sys
+import deepspeed
+from datasets import Dataset
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
+given = json.load(open(sys.argv[1]))
+for number, run in enumerate(given["runs"]):
+    trainer = PairDPOTrainer(
+        given["model"],
+        args=PairDPOConfig(**run["settings"]),
+        train_dataset=Dataset.from_dict(run["pairs"]),  # in memory
+    )
+    sides = {"ref_chosen_logps", "ref_rejected_logps"} & set(trainer.train_dataset.column_names)
+    result = {"reference": [trainer.train_dataset[side][:] for side in sorted(sides)]}
+    if run["train"]:
+        trainer.train()
+        result["log"] = trainer.state.log_history[:-1]
+    with open(f"{number}-{trainer.accelerator.process_index}.json", "w") as file:
+        json.dump(result, file)
+    trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
+"""
+ZERO_3 = {
+    "zero_optimization": {"stage": 3},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+FOLDERS = ("shared", "shared", "cache")  # computed, read, and that of one process
+
+
+def launch(folder, model_dir, engine, *more):
+    """Let one process compute the reference in `cache`, then two in each of FOLDERS.
+
+    Returns:
+        The log-probs of the one process, and the results of the two by run and rank.
+    """
+    data = pairs(beta=BETAS)
+    alone = make(model_dir, folder, data, reference_cache=str(folder / "cache")).train_dataset
+    runs = [
+        {"settings": settings(folder, reference_cache=str(folder / name), deepspeed=engine),
+         "pairs": data[:], "train": False}
+        for name in FOLDERS
+    ]  # fmt: skip
+    run_in(2, RUNS, folder, model=model_dir, runs=[*runs, *more])
+    results = [
+        [json.loads((folder / f"{run}-{rank}.json").read_text()) for rank in range(2)]
+        for run in range(len(runs) + len(more))
+    ]
+    return [alone["ref_chosen_logps"][:], alone["ref_rejected_logps"][:]], results
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory):
+    """The settings of a run of beta-DPO and AlphaDPO."""
+    folder = tmp_path_factory.mktemp("online")
+    return settings(folder, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.5)
+
+
+@pytest.fixture(scope="module")
+def ddp(model_dir, online, tmp_path_factory):
+    """All runs without an engine, in one launch: folder, log-probs of one process, results."""
+    folder = tmp_path_factory.mktemp("ddp")
+    single = settings(folder, per_device_train_batch_size=1)
+    single["reference_cache"] = str(folder / "single")
+    one_pair = {"settings": single, "pairs": pairs(beta=BETAS)[:1], "train": True}
+    state = {"settings": online, "pairs": pairs(beta=BETAS)[:], "train": True}
+    return folder, *launch(folder, model_dir, None, one_pair, state)
+
+
+@pytest.fixture(scope="module")
+def zero3(model_dir, tmp_path_factory):
+    """As `ddp`, with the parameters sharded."""
+    folder = tmp_path_factory.mktemp("zero3")
+    return folder, *launch(folder, model_dir, ZERO_3)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_two_processes_compute_and_keep_what_one_does(request, engine):
+    folder, alone, results = request.getfixturevalue(engine)
+    for run in range(len(FOLDERS)):
+        for rank in range(2):
+            for side, expected in zip(results[run][rank]["reference"], alone, strict=True):
+                assert side == pytest.approx(expected, abs=1e-4)
+    # The weights that ZeRO-3 has shared out have the key of the whole ones.
+    assert len(list((folder / "cache").iterdir())) == 1
+    assert len(list((folder / "cache").glob("*/*.parquet"))) == 1
+
+
+def test_a_process_without_a_pair_of_its_own_does_as_the_other(ddp, model_dir, tmp_path):
+    one = Dataset.from_dict(pairs(beta=BETAS)[:1])
+    alone = make(model_dir, tmp_path, one, reference_cache=str(tmp_path / "cache")).train_dataset
+    for result in ddp[2][3]:
+        assert result["reference"] == [
+            pytest.approx(alone[side][:], abs=1e-4)
+            for side in ("ref_chosen_logps", "ref_rejected_logps")
+        ]
+
+
+def test_two_processes_keep_one_state(ddp, online, model_dir, tmp_path):
+    run = online | {"per_device_train_batch_size": 8}
+    _, logs = train(make(model_dir, tmp_path, pairs(beta=BETAS), **run))
+    entries = ddp[2][4][0]["log"]
+    assert len(entries) == 3
+    for entry, expected in zip(entries, logs, strict=False):
+        for key in ("beta_dpo/factor", "margins/unscaled", "pairs/saturated", "weight/mean"):
+            assert entry[key] == pytest.approx(expected[key], abs=2e-2), key
