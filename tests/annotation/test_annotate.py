@@ -298,7 +298,7 @@ def test_a_typo_in_the_model_can_be_corrected(scripted, files):
 
 
 def test_two_runs_on_one_store_do_not_get_in_each_others_way(scripted, files):
-    teacher = scripted(delay=0.05)
+    teacher = scripted(delay=0.3)
     command = files.annotate(teacher.url, max_in_flight=2)
     first = subprocess.Popen(
         [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -349,7 +349,7 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
     """The writer's last commit is awaited: a disk that fills up then loses nothing in silence."""
     import asyncio
 
-    from sp2dpo.annotation.run import RunOptions, annotate
+    from sp2dpo.annotation.run import RunOptions, annotate_locally
     from sp2dpo.pairs.sources import open_source, read_rows
     from sp2dpo.panel.panel import load_panel
 
@@ -374,7 +374,7 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
             spare=print,
             say=print,
         )
-        run_of = annotate(store, load_panel(files.panel), terms)
+        run_of = annotate_locally(store, load_panel(files.panel), terms)
         with pytest.raises(sqlite3.OperationalError, match="disk is full"):
             asyncio.run(run_of)
 

@@ -207,6 +207,7 @@ def test_the_python_page_lists_the_public_names():
     assert names == {*sp2dpo.__all__, *sp2dpo.training.__all__} - {"__version__"}
 
 
-def test_the_snippet_of_the_python_page_runs(walked):
-    (snippet,) = blocks("python", [ROOT / "docs" / "python.md"])
-    assert run_in(walked, "python", "-c", snippet).startswith("96 ")
+def test_the_snippets_of_the_python_page_run(walked):
+    load, annotate = blocks("python", [ROOT / "docs" / "python.md"])
+    assert run_in(walked, "python", "-c", load).startswith("96 ")
+    assert run_in(walked, "python", "-c", annotate).split()[0].isdecimal()  # replies kept

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sp2dpo.annotation.reply_files import import_replies
     from sp2dpo.annotation.request_files import export_requests
+    from sp2dpo.annotation.run import annotate_pairs
     from sp2dpo.betas.arms import Arm, compute_betas, load_arm
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.explain import explain_pair
@@ -58,6 +59,7 @@ _MODULES = {
     "Schedule": "sp2dpo.betas.schedule",
     "Scores": "sp2dpo.betas.scores",
     "Store": "sp2dpo.store.store",
+    "annotate_pairs": "sp2dpo.annotation.run",
     "audit_store": "sp2dpo.diagnostics.audit",
     "build_annotation_table": "sp2dpo.store.annotations",
     "build_dataset": "sp2dpo.dataset.build",
@@ -110,6 +112,7 @@ __all__ = [
     "Scores",
     "Store",
     "__version__",
+    "annotate_pairs",
     "audit_store",
     "build_annotation_table",
     "build_dataset",

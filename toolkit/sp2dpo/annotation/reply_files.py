@@ -15,19 +15,21 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sp2dpo.annotation.request_files import CustomIds
+from sp2dpo.annotation.run import ignore
 from sp2dpo.inference.client import Unavailable, parse_reply
 from sp2dpo.panel.annotation import Key
-from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.settings import type_name
+from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.database import connect
 from sp2dpo.store.records import COLUMNS, ReplyRecord, record_refusal, record_reply, record_row
-from sp2dpo.store.store import Store
+from sp2dpo.store.store import Store, open_store_for_writing
 from sp2dpo.text import shorten
 
 _PAGE = 500
@@ -41,65 +43,102 @@ _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arriv
 """Columns that are the same when the same reply comes again."""
 
 
-@dataclass(kw_only=True)
-class ImportCounts:
-    """What became of the lines of reply files; they add up to `lines`.
+@dataclass(frozen=True, kw_only=True)
+class ImportResult:
+    """What became of the lines of reply files, and the state of the store.
 
     Attributes:
-        lines: read, empty ones left out.
-        kept: stored replies that hold an annotation.
-        refused: stored replies that hold none, by reason.
-        known: replies that the store had before.
-        failed: requests that the service did not get answered, by reason; they stay pending.
-        left_out: lines that cannot be filed, by problem.
-        empty: files without any line.
+        lines: Non-empty lines: kept + refused + known + failed + left_out.
+        kept: New replies that hold an annotation.
+        refused: New replies that hold none, by reason.
+        known: Replies that the store already contained.
+        failed: Requests that the service did not answer, by reason; they stay pending.
+        left_out: Lines that match no request or contradict the store, by problem.
+        empty: Files without any line.
+        teachers: What the store holds, for each teacher of the panel.
+        silent: Teachers that have replied, but without any reply that could be kept.
     """
 
-    lines: int = 0
-    kept: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    known: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    empty: list[Path] = field(default_factory=list)
+    lines: int
+    kept: int
+    refused: Counter[str]
+    known: int
+    failed: Counter[str]
+    left_out: Counter[str]
+    empty: tuple[Path, ...]
+    teachers: tuple[ReplyCounts, ...]
+    silent: tuple[str, ...]
 
 
 def import_replies(
-    store: Store, panel: Panel, paths: Iterable[Path], *, say: Callable[[str], None]
-) -> ImportCounts:
-    """Files the replies to exported requests; the same replies again change nothing.
+    paths: Iterable[str | Path],
+    panel: Panel | str | Path,
+    store: Store | str | Path,
+    *,
+    report: Callable[[str], object] = ignore,
+) -> ImportResult:
+    """Store the replies to exported requests. The same replies again change nothing.
 
-    A line that cannot be filed is named and left out, and the others go on. What was not answered
-    stays pending, and the next export asks for it.
+    A line that matches no request is reported and left out; the others are stored. What was not
+    answered stays pending, and the next export contains it.
 
     Args:
-        store: the panel's, which the requests were exported from; it adopts the panel with the
-            first reply that it files.
-        panel: the same as for the export.
-        paths: of the files.
-        say: called with a line for people about what was left out.
+        paths: The reply files.
+        panel: The panel of the export: loaded, or its YAML file. Recorded in the store with the
+            first reply.
+        store: The store that the requests were exported from: its file, or an open store.
+        report: Called with a line for people about what was left out.
 
     Raises:
-        ValueError: the panel contradicts the store, or none of its teachers is known there.
-        OSError: a file cannot be read.
+        ValueError: If the panel contradicts the store, or the store knows none of its teachers.
+        OSError: If a file cannot be read.
     """
-    store.check_panel(panel)
-    with closing(connect(store.path, write=False)) as reader:
+    panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
+    with ExitStack() as stack:
+        if not isinstance(store, Store):
+            path = Path(store)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path}: no such store; `sp2dpo export-requests` makes one"
+                )
+            store = stack.enter_context(open_store_for_writing(path))
+        store.check_panel(panel)
+        reader = stack.enter_context(closing(connect(store.path, write=False)))
         _refuse_strangers(store, panel, reader)
-        inbox = _Inbox(store, panel, reader, say)
-        for path in paths:
-            before = inbox.so_far.lines
+        inbox = _Inbox(store, panel, reader, report)
+        empty = []
+        for path in map(Path, paths):
+            before = inbox.lines
             with path.open("rb") as source:
                 for number, line in enumerate(source, 1):
                     if line.strip():
                         inbox.take(line, f"{path}: line {number}")
-            if inbox.so_far.lines == before:
-                inbox.so_far.empty.append(path)
+            if inbox.lines == before:
+                empty.append(path)
         inbox.commit()
-    for kind, count in sorted(inbox.so_far.left_out.items()):
-        if count > _SAID:
-            say(f"and {count - _SAID} more that cannot be filed: {kind}")
-    return inbox.so_far
+        for kind, count in sorted(inbox.left_out.items()):
+            if count > _SAID:
+                report(f"and {count - _SAID} more that cannot be filed: {kind}")
+        return ImportResult(
+            lines=inbox.lines,
+            kept=inbox.kept,
+            refused=inbox.refused,
+            known=inbox.known,
+            failed=inbox.failed,
+            left_out=inbox.left_out,
+            empty=tuple(empty),
+            teachers=tuple(count_replies(store, panel)),
+            silent=tuple(
+                teacher.name
+                for teacher in panel.teachers
+                if _is_silent(store.counts(teacher.name, panel.variants))
+            ),
+        )
+
+
+def _is_silent(outcomes: dict[str, int]) -> bool:
+    """Whether a teacher has replied, but without any reply that could be kept."""
+    return bool(outcomes) and "kept" not in outcomes
 
 
 def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) -> None:
@@ -120,9 +159,12 @@ class _Inbox:
     """Replies on their way into a store."""
 
     def __init__(
-        self, store: Store, panel: Panel, reader: sqlite3.Connection, say: Callable[[str], None]
+        self, store: Store, panel: Panel, reader: sqlite3.Connection, say: Callable[[str], object]
     ) -> None:
-        self.so_far = ImportCounts()
+        self.lines = self.kept = self.known = 0
+        self.refused: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self._store = store
         self._panel = panel
         self._reader = reader
@@ -137,29 +179,28 @@ class _Inbox:
 
     def take(self, line: bytes, where: str) -> None:
         """Reads a line, and stores its reply with the next commit."""
-        so_far = self.so_far
-        so_far.lines += 1
+        self.lines += 1
         try:
             said = _object(line)
             key = self._key(said.get("custom_id"))
             entry = self._entry(key, said)
             if self._is_known(entry):
-                so_far.known += 1
+                self.known += 1
                 return
         except _Problem as problem:
             kind, detail = problem.args
-            so_far.left_out[kind] += 1
-            if so_far.left_out[kind] <= _SAID:
+            self.left_out[kind] += 1
+            if self.left_out[kind] <= _SAID:
                 self._say(f"{where}: {kind}: {detail}")
             return
         except Unavailable as error:
-            so_far.failed[error.reason] += 1
+            self.failed[error.reason] += 1
             return
         self._waiting[key] = entry
         if entry.reason is None:
-            so_far.kept += 1
+            self.kept += 1
         else:
-            so_far.refused[entry.reason] += 1
+            self.refused[entry.reason] += 1
         if len(self._waiting) >= _PAGE:
             self.commit()
 

@@ -7,17 +7,21 @@ request. What is asked is the same as over HTTP, to the byte.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
+from sp2dpo.annotation.run import ignore, open_store_with_pairs
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.inference.client import request_body
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.annotation import Key
-from sp2dpo.panel.panel import Panel
-from sp2dpo.store.questions import QuestionPlan
+from sp2dpo.panel.panel import Panel, load_panel
+from sp2dpo.store.corpus import Corpus
+from sp2dpo.store.counts import ReplyCounts, count_replies
+from sp2dpo.store.questions import QuestionPlan, Shard
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
@@ -59,14 +63,14 @@ class CustomIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCounts:
-    """What was written for one teacher.
+class TeacherExport:
+    """The request files of one teacher.
 
     Attributes:
-        teacher: its name.
-        requests: lines of all files.
-        files: in order; none where nothing is missing.
-        leftover: files of earlier exports under names of this one; they are not part of it.
+        teacher: Name of the teacher.
+        requests: Number of requests in all files.
+        files: The files in order; empty if nothing is missing.
+        leftover: Files of an earlier export with names of this one; they are not part of it.
     """
 
     teacher: str
@@ -75,57 +79,88 @@ class ExportCounts:
     leftover: tuple[Path, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Request files, and the state of the store.
+
+    Attributes:
+        exports: The files of each exported teacher.
+        teachers: What the store holds, for each teacher of the panel.
+    """
+
+    exports: tuple[TeacherExport, ...]
+    teachers: tuple[ReplyCounts, ...]
+
+
 def export_requests(
-    store: Store,
-    panel: Panel,
-    out: Path,
+    pairs: Source | str | Path | None,
+    panel: Panel | str | Path,
+    store: Store | str | Path,
+    out: str | Path,
     *,
     teacher: str | None = None,
-    again: bool = False,
+    retry_refused: bool = False,
+    shard: Shard | str | None = None,
     per_file: int | None = None,
-) -> list[ExportCounts]:
-    """Writes what the store is missing as requests, a file for each teacher.
+    on_source: Callable[[Corpus], object] = ignore,
+) -> ExportResult:
+    """Write the requests that a store is missing to files of OpenAI's Batch API.
 
-    A file is called `out`; of several teachers `out` with `-TEACHER` before its ending, of several
-    files of a teacher with `-0001` behind that. Each appears whole or not at all. Lines go pair by
-    pair, the orders of a pair one after the other, its variants side by side: as prefix caches
-    like it.
+    With one teacher the file is `out`. With several, `-TEACHER` is inserted before the extension;
+    with `per_file`, `-0001` and so on after that. Each file is written atomically. The requests of
+    a pair follow each other, all variants of one order first, so that prefix caches serve them.
 
     Args:
-        store: the panel's; it has been adopted.
-        panel: whom to ask what.
-        out: where to.
-        teacher: the only one to export; None for all.
-        again: whether all that was refused counts as missing.
-        per_file: requests in one file at most (OpenAI takes 50,000, and 200 MB); None for any.
+        pairs: File or Hub id of the pairs, see `open_source`; None if the store holds them.
+        panel: Which teachers are asked what: a loaded panel or its YAML file.
+        store: The store: its file, created if it does not exist, or an open store.
+        out: Output file.
+        teacher: The only teacher to export; None for all.
+        retry_refused: Export refused requests once more.
+        shard: Export one share of the pairs only: a `Shard`, or "I/N" with I from 0 to N-1.
+        per_file: Maximum number of requests in one file (OpenAI accepts 50,000, and 200 MB); None
+            for no limit.
+        on_source: Called once the pairs are in the store.
 
     Raises:
-        ValueError: the panel's budget is adaptive, no teacher is called so, two teachers' files
-            would have one name, or something else than requests stands in the way.
-        OSError: there is no such folder, or it cannot be written to.
+        ValueError: If the panel is adaptive or contradicts the store, the teacher is unknown, two
+            teachers' files would have the same name, or another file is in the way.
+        OSError: If the folder does not exist or cannot be written to.
     """
+    panel, out = panel if isinstance(panel, Panel) else load_panel(Path(panel)), Path(out)
+    with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
+        opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        opened.record_panel(panel)
+        paths = _output_files(panel, out, teacher)
+        ids = CustomIds(panel)
+        exports = [
+            _write(
+                endpoint.name,
+                _lines(opened, panel, endpoint, ids, again=retry_refused),
+                paths[endpoint.name],
+                per_file,
+            )
+            for endpoint in panel.teachers
+            if endpoint.name in paths
+        ]
+        return ExportResult(exports=tuple(exports), teachers=tuple(count_replies(opened, panel)))
+
+
+def _output_files(panel: Panel, out: Path, teacher: str | None) -> dict[str, Path]:
+    """Return the file of each teacher to export."""
     if panel.budget == "adaptive":
         raise ValueError(
-            "a panel with `budget: adaptive` decides from reply to reply what it asks; a file asks "
-            "all at once: say `budget: full`"
+            "a panel with `budget: adaptive` decides after each reply what it asks next; a file "
+            "contains all requests: write `budget: full`"
         )
-    named = {one.name: one for one in panel.teachers}
-    if teacher is not None and teacher not in named:
-        raise ValueError(f"no teacher is called {teacher!r} (the panel's: {', '.join(named)})")
-    stems = _stems(out, list(named))
-    chosen = [named[teacher]] if teacher is not None else list(panel.teachers)
-    if len(chosen) == 1:
-        stems[chosen[0].name] = out.stem
-    ids = CustomIds(panel)
-    return [
-        _write(
-            one.name,
-            _lines(store, panel, one, ids, again=again),
-            out.with_name(stems[one.name] + out.suffix),
-            per_file,
-        )
-        for one in chosen
-    ]
+    names = [endpoint.name for endpoint in panel.teachers]
+    if teacher is not None and teacher not in names:
+        raise ValueError(f"no teacher is called {teacher!r} (the panel's: {', '.join(names)})")
+    stems = _stems(out, names)
+    exported = names if teacher is None else [teacher]
+    if len(exported) == 1:
+        return {exported[0]: out}
+    return {name: out.with_name(stems[name] + out.suffix) for name in exported}
 
 
 def _stems(out: Path, teachers: list[str]) -> dict[str, str]:
@@ -160,7 +195,7 @@ def _lines(
                 yield json.dumps(request).encode() + b"\n"
 
 
-def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> ExportCounts:
+def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> TeacherExport:
     files, count = [], 0
     for first in lines:
         name = path.with_stem(f"{path.stem}-{len(files) + 1:04d}") if per_file else path
@@ -171,7 +206,7 @@ def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | Non
         files.append(name)
     numbered = path.parent.glob(f"{_literal(path.stem)}-[0-9][0-9][0-9][0-9]{path.suffix}")
     there = {path, *numbered} if path.exists() else set(numbered)
-    return ExportCounts(
+    return TeacherExport(
         teacher=teacher,
         requests=count,
         files=tuple(files),

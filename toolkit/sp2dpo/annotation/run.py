@@ -1,17 +1,20 @@
-"""Asking a panel about all pairs of a store, so that it can be stopped and gone on with.
+"""Ask a panel about every pair in a store. Safe to interrupt: a rerun asks for what is missing.
 
-Every reply is committed as soon as the disk takes it; a second run asks only what is missing.
+Every reply is committed to the store as soon as the disk accepts it.
 """
 
 import asyncio
 import gc
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from sp2dpo.annotation.adaptive_run import AdaptiveRun
 from sp2dpo.annotation.teacher import TeacherSession
@@ -19,27 +22,224 @@ from sp2dpo.annotation.writer import StorePages, Writer
 from sp2dpo.inference.client import Client, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.servers import Servers, start_servers
-from sp2dpo.interrupts import first_failure, wait_unless_stopped
-from sp2dpo.panel.panel import Panel
-from sp2dpo.store.counts import count_replies
-from sp2dpo.store.questions import QuestionPlan, SettledPair
+from sp2dpo.interrupts import first_failure, run_interruptible, wait_unless_stopped
+from sp2dpo.pairs.sources import Source, open_source, read_rows
+from sp2dpo.panel.panel import Panel, load_panel
+from sp2dpo.store.corpus import Corpus
+from sp2dpo.store.counts import ReplyCounts, count_replies
+from sp2dpo.store.questions import QuestionPlan, SettledPair, Shard
 from sp2dpo.store.records import ReplyRecord
-from sp2dpo.store.store import Store
+from sp2dpo.store.store import Store, open_store_for_writing
 
 Ask = Callable[[list[TeacherSession]], Awaitable[None]]
+Progress = Callable[[int], AbstractContextManager[Callable[[int, int], object]]]
+"""Open a progress bar over a number of replies. The function that the block receives is called with
+the numbers of replies that were just finished and, of those, refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationResult:
+    """The state of a store after a run, and what the run did.
+
+    Attributes:
+        teachers: Counts per teacher: kept + refused + spared + pending == all.
+        shard: The share of the pairs that the store holds replies for; None for all pairs.
+        received: Replies received in this run, including those that could not be read.
+        retried: Replies of this run that could not be read and were requested again.
+        seconds: Duration of the run.
+    """
+
+    teachers: tuple[ReplyCounts, ...]
+    shard: Shard | None
+    received: int
+    retried: int
+    seconds: float
+
+    @property
+    def kept(self) -> int:
+        """Replies in the store that hold an annotation."""
+        return sum(counts.kept for counts in self.teachers)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Refused replies in the store, by reason."""
+        total: Counter[str] = Counter()
+        for counts in self.teachers:
+            total.update(counts.refused)
+        return dict(total)
+
+    @property
+    def missing(self) -> int:
+        """Replies that are still to be requested."""
+        return sum(counts.pending for counts in self.teachers)
+
+
+@contextmanager
+def no_progress(total: int) -> Iterator[Callable[[int, int], object]]:
+    """Show no progress."""
+    yield lambda finished, refused: None
+
+
+def ignore(_: object) -> None:
+    """Do nothing: the default of callbacks."""
+
+
+def annotate_pairs(
+    pairs: Source | str | Path | None,
+    panel: Panel | str | Path,
+    store: Store | str | Path,
+    *,
+    retry_refused: bool = False,
+    shard: Shard | str | None = None,
+    patience: float = 900,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    approve: Callable[[Endpoint], object] = ignore,
+    progress: Progress = no_progress,
+    report: Callable[[str], None] = ignore,
+    on_source: Callable[[Corpus], object] = ignore,
+    on_result: Callable[[AnnotationResult], object] = ignore,
+) -> AnnotationResult:
+    """Ask every teacher of a panel about every pair, and store the replies.
+
+    A rerun asks only for what is missing. Works in a notebook, too: where an event loop is already
+    running, the requests are made from a thread. SIGINT or SIGTERM let in-flight requests finish; a
+    second signal cancels them.
+
+    Args:
+        pairs: File or Hub id of the pairs, see `open_source`; None if the store holds them.
+        panel: Which teachers are asked what: a loaded panel or its YAML file.
+        store: The store to write to: its file, created if it does not exist, or an open store.
+        retry_refused: Request refused replies once more. Not with an adaptive panel.
+        shard: Ask about one share of the pairs only: a `Shard`, or "I/N" with I from 0 to N-1.
+        patience: Seconds without any reply from a teacher after which the run ends.
+        engine: "local" sends the requests from this process, "ray" from all nodes of a Ray cluster.
+        ray_address: Address of the Ray cluster; None for $RAY_ADDRESS or, if that is not set, a new
+            cluster on this machine.
+        approve: Called with each teacher whose servers would be started (`serve:`); an exception
+            refuses. The default approves: the panel's command runs on this machine.
+        progress: Opens a progress bar.
+        report: Called with lines for people, such as the state of servers.
+        on_source: Called once the pairs are in the store, before anything is asked.
+        on_result: Called with the result, also when the run fails or is interrupted.
+
+    Raises:
+        ValueError: If the panel or the pairs are invalid or contradict the store, if another
+            process writes to the store, if a teacher has no reply that could be kept, or if replies
+            are still missing.
+        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
+            unreadable replies. What was received before is stored.
+        OSError: If a file cannot be read or written, or a server cannot be started.
+        Interrupted: If a signal stopped the run.
+        ModuleNotFoundError: If Ray is not installed.
+    """
+    panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
+    run_engine = _load_engine(engine, ray_address)
+    with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
+        opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        opened.reopen_settled(panel)
+        needed = {
+            counts.teacher: counts.requests_needed(retry_refused)
+            for counts in count_replies(opened, panel)
+        }
+        for teacher in panel.teachers:
+            if teacher.serve is not None and needed[teacher.name]:
+                approve(teacher)
+        start, received = time.monotonic(), Counter[bool]()
+
+        def run() -> None:
+            with progress(sum(needed.values())) as advance:
+
+                def count_reply(record: ReplyRecord, final: bool) -> None:
+                    received[final] += 1
+                    if final:
+                        advance(1, record.annotation is None)
+
+                async def work(stop: asyncio.Event) -> None:
+                    options = RunOptions(
+                        patience=patience,
+                        again=retry_refused,
+                        stop=stop,
+                        progress=count_reply,
+                        spare=lambda replies: advance(replies, 0),
+                        say=report,
+                    )
+                    await run_engine(opened, panel, options)
+
+                run_interruptible(work, say=report)
+
+        try:
+            if any(needed.values()):
+                run()
+            else:
+                opened.record_panel(panel)  # its prices and licenses may be new
+        finally:
+            result = AnnotationResult(
+                teachers=tuple(count_replies(opened, panel)),
+                shard=opened.questions.shard(),
+                received=received.total(),
+                retried=received[False],
+                seconds=time.monotonic() - start,
+            )
+            on_result(result)
+    silent = [counts.teacher for counts in result.teachers if counts.all and not counts.kept]
+    if silent:
+        raise ValueError(f"no reply of {', '.join(silent)} could be kept")
+    if result.missing:
+        raise ValueError("some replies are still missing: run the same command again")
+    return result
+
+
+@contextmanager
+def open_store_with_pairs(
+    pairs: Source | str | Path | None,
+    panel: Panel,
+    store: Store | str | Path,
+    *,
+    keep: bool = True,
+    on_source: Callable[[Corpus], object] = ignore,
+) -> Iterator[Store]:
+    """Open a store for writing, add the pairs, and check that the panel does not contradict it.
+
+    Args:
+        pairs: File or Hub id of the pairs; None if the store holds them.
+        panel: The panel that will be asked.
+        store: The file, created if it does not exist, or an open store, which stays open.
+        keep: Whether a file that is created here stays.
+        on_source: Called once the pairs are in the store.
+
+    Raises:
+        ValueError: If there is no pair, or the pairs or the panel contradict the store.
+        OSError: If the pairs or the store cannot be read.
+    """
+    source = pairs if isinstance(pairs, Source | None) else open_source(str(pairs))
+    with ExitStack() as stack:
+        if not isinstance(store, Store):
+            path = Path(store)
+            if source is None and not path.exists():
+                raise FileNotFoundError(f"{path} does not exist yet: say where the pairs are")
+            store = stack.enter_context(open_store_for_writing(path, keep=keep))
+        if source:
+            store.corpus.add(source, read_rows(source))
+        on_source(store.corpus)
+        stored = store.corpus.source()
+        if stored is None or not stored.pairs:
+            raise ValueError(f"{source or store.path}: no row holds a preference pair")
+        store.check_panel(panel)
+        yield store
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run behaves; none of it changes what a reply means.
+    """How an engine runs; nothing here changes what a reply means.
 
     Attributes:
-        patience: seconds for which a teacher may answer nothing before the run ends.
-        again: whether to ask once more where a reply was refused.
-        stop: set when the run is to end with what is in flight.
-        progress: called with every reply, and whether it is the last to its key.
-        spare: called with numbers of replies that an adaptive panel does without.
-        say: called with lines for people: about servers that are started.
+        patience: Seconds without any reply from a teacher after which the run ends.
+        again: Request refused replies once more.
+        stop: Set when no more requests should be sent; in-flight requests finish.
+        progress: Called with every reply, and whether it is the last one to its question.
+        spare: Called with the number of replies that an adaptive panel decides to skip.
+        say: Called with lines for people, such as the state of servers.
     """
 
     patience: float
@@ -50,23 +250,40 @@ class RunOptions:
     say: Callable[[str], None]
 
 
-async def annotate(store: Store, panel: Panel, terms: RunOptions) -> None:
-    """Asks every teacher of a panel what the store is missing.
+Engine = Callable[[Store, Panel, RunOptions], Awaitable[None]]
 
-    Teachers whose servers are there are asked side by side, then those that are served by us, one
-    after the other.
+
+def _load_engine(name: Literal["local", "ray"], ray_address: str | None) -> Engine:
+    if name == "local":
+        if ray_address is not None:
+            raise ValueError('ray_address needs engine "ray"')
+        return annotate_locally
+    try:
+        from sp2dpo.annotation.ray import annotate_on_ray  # noqa: PLC0415 - Ray is optional
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the engine "ray" needs Ray: pip install "sp2dpo[ray]"'
+        ) from error
+    return partial(annotate_on_ray, address=ray_address)
+
+
+async def annotate_locally(store: Store, panel: Panel, terms: RunOptions) -> None:
+    """Ask every teacher of a panel for the replies that a store is missing.
+
+    Teachers at running servers are asked concurrently; then those with `serve:`, one after the
+    other.
 
     Args:
-        store: holds the pairs, and takes the replies.
-        panel: whom to ask what; the store adopts it once the first teachers have been found.
-        terms: how the run behaves.
+        store: Contains the pairs and receives the replies.
+        panel: Recorded in the store once the first teachers are reachable.
+        terms: How the run behaves.
 
     Raises:
-        EndpointError: a teacher cannot be asked, stayed away, or says nothing that can be read;
-            what came until then is stored.
-        ServerDied: a server of ours cannot be started, or died too often.
-        ValueError: the panel contradicts the store, or the terms the panel.
-        sqlite3.Error: the disk does not take a reply.
+        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
+            unreadable replies. What was received before is stored.
+        ServerDied: If a server cannot be started here, or died too often.
+        ValueError: If the panel contradicts the store, or the options contradict the panel.
+        sqlite3.Error: If a reply cannot be written.
     """
     for teacher in panel.teachers:
         teacher.api_key()

@@ -14,7 +14,7 @@ from sp2dpo.cli.options import (
     PATIENCE,
     SERVE,
     STORE,
-    open_store_for_writing,
+    annotation_callbacks,
     print_lines,
 )
 
@@ -196,9 +196,10 @@ def _resample(
     serve: bool,
     patience: float,
 ) -> "ResampleResult":
-    from sp2dpo.cli.annotation import ask
+    from sp2dpo.annotation.run import annotate_pairs
     from sp2dpo.dataset.resample import resample_dataset
     from sp2dpo.panel.panel import load_panel
+    from sp2dpo.store.store import open_store_for_writing
 
     with open_store_for_writing(store_file) as store:
         return resample_dataset(
@@ -207,7 +208,9 @@ def _resample(
             store,
             count=count,
             seed=seed,
-            ask=lambda store, panel: ask(store, panel, patience=patience, again=False, serve=serve),
+            ask=lambda store, panel: annotate_pairs(
+                None, panel, store, patience=patience, **annotation_callbacks(serve=serve)
+            ),
         )
 
 

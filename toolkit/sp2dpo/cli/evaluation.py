@@ -299,7 +299,7 @@ def _callbacks(patience: float, serve: bool) -> dict[str, Any]:
 
     from tqdm import tqdm
 
-    from sp2dpo.cli.annotation import consent
+    from sp2dpo.cli.options import confirm_serve
     from sp2dpo.evaluation.requests import silent
 
     @contextmanager
@@ -309,7 +309,7 @@ def _callbacks(patience: float, serve: bool) -> dict[str, Any]:
 
     return {
         "patience": patience,
-        "approve": silent if serve else consent,
+        "approve": silent if serve else confirm_serve,
         "progress": progress,
         "report": lambda line: print_lines([line], err=True),
     }

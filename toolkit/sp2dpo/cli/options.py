@@ -1,18 +1,18 @@
-"""What commands share: options, how a store is opened to be written to, what they say."""
+"""What commands share: options, questions to the person at the terminal, output."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from click.decorators import FC
 
-    from sp2dpo.panel.panel import Panel
+    from sp2dpo.annotation.run import AnnotationResult
+    from sp2dpo.inference.endpoint import Endpoint
     from sp2dpo.store.questions import Shard
-    from sp2dpo.store.store import Store
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -91,55 +91,46 @@ def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
         click.echo(escape_controls(line), err=err)
 
 
-@contextmanager
-def open_store_for_writing(store_file: Path, *, keep: bool = True) -> "Iterator[Store]":
-    """The store, to be written to by this process alone.
+def annotation_callbacks(*, serve: bool) -> dict[str, Any]:
+    """Return the arguments with which `annotate_pairs` talks to the person at the terminal.
 
     Args:
-        store_file: the file; it is made where it is not.
-        keep: whether a new one may stay; one that took no pair in never does.
+        serve: Start the servers of the panel without asking.
     """
-    from sp2dpo.store.database import only_writer
-    from sp2dpo.store.store import Store
+    from sp2dpo.annotation.run import ignore
+    from sp2dpo.cli.progress import print_above_bars, reply_bar
+    from sp2dpo.store.counts import reply_count_lines
 
-    with only_writer(store_file):
-        goes = not store_file.exists()
-        try:
-            with Store(store_file, write=True) as store:
-                try:
-                    yield store
-                finally:
-                    source = store.corpus.source()
-                    goes = goes and not (keep and source and source.pairs)
-        finally:
-            if goes:
-                store_file.unlink(missing_ok=True)
+    def print_counts(result: "AnnotationResult") -> None:
+        print_lines(reply_count_lines(result.teachers))
+        if not any(counts.all for counts in result.teachers):
+            print_lines([f"no pair falls into the shard {result.shard}"])
+
+    return {
+        "approve": ignore if serve else confirm_serve,
+        "progress": reply_bar,
+        "report": print_above_bars,
+        "on_result": print_counts,
+    }
 
 
-@contextmanager
-def open_store_with_pairs(
-    pairs: str | None, store_file: Path, panel: "Panel", *, keep: bool = True
-) -> "Iterator[Store]":
-    """The store, to be written to, with the pairs in it and nothing that contradicts the panel.
+def confirm_serve(endpoint: "Endpoint") -> None:
+    """Ask before the servers of a YAML file, which somebody else may have written, are started.
 
-    Args:
-        pairs: where they are; None where the store has them.
-        store_file: the file.
-        panel: that is to be asked.
-        keep: as `writing`.
+    Raises:
+        ValueError: The person refuses, or there is no terminal to ask at.
     """
-    from sp2dpo.pairs.sources import open_source, read_rows
-    from sp2dpo.store.counts import source_lines
+    from sp2dpo.inference.vllm import command_lines, serve_warnings
+    from sp2dpo.text import shell_lines
 
-    source = open_source(pairs) if pairs else None
-    if source is None and not store_file.exists():
-        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
-    with open_store_for_writing(store_file, keep=keep) as store:
-        if source:
-            store.corpus.add(source, read_rows(source))
-        print_lines(source_lines(store.corpus))
-        read_in = store.corpus.source()
-        if read_in is None or not read_in.pairs:
-            raise ValueError(f"{source or store_file}: no row holds a preference pair")
-        store.check_panel(panel)
-        yield store
+    if endpoint.serve is None:
+        return
+    commands = command_lines(endpoint.model, endpoint.revision, endpoint.serve)
+    lines = [part for command in commands for part in shell_lines(command)]
+    print_lines([f"{endpoint.label} would be served by:", *(f"  {line}" for line in lines)])
+    print_lines([f"  WARNING: {warning}" for warning in serve_warnings(endpoint.serve)])
+    if not (sys.stdin.isatty() and click.confirm("Run this?")):
+        raise ValueError(
+            f"{endpoint.label}: a file's command is never run unasked; give --serve if you trust "
+            "this one"
+        )

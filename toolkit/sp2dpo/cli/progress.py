@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from sp2dpo.store.records import ReplyRecord
 from sp2dpo.text import escape_controls
 
 _PACE = 0.1
@@ -50,16 +49,12 @@ class ReplyBar:
         self._refused = 0
         self._shown = 0.0
 
-    def __call__(self, entry: ReplyRecord, final: bool) -> None:
-        """Counts a reply; one that is asked for once more does not bring the end nearer."""
-        self._done += final
-        self._refused += final and entry.annotation is None
+    def __call__(self, finished: int, refused: int) -> None:
+        """Count finished replies and, of those, refused ones."""
+        self._done += finished
+        self._refused += refused
         if time.monotonic() - self._shown > _PACE:
             self.show()
-
-    def spare(self, replies: int) -> None:
-        """Counts replies that an adaptive panel does without."""
-        self._done += replies
 
     def show(self) -> None:
         """Draws what has been counted."""
@@ -67,9 +62,10 @@ class ReplyBar:
         self._bar.set_postfix(refused=self._refused, refresh=False)
         self._bar.update(self._done - self._bar.n)
 
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        self._bar.write(escape_controls(line), file=sys.stderr)
+
+def print_above_bars(line: str) -> None:
+    """Print a line to stderr without breaking the progress bars."""
+    tqdm.write(escape_controls(line), file=sys.stderr)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from sp2dpo.cli.options import (
     PATIENCE,
     SERVE,
     STORE,
-    open_store_for_writing,
+    annotation_callbacks,
 )
 
 if TYPE_CHECKING:
@@ -155,18 +155,19 @@ def _try(
     """Asks the panel about the sample; why that ended early, where a teacher is of no use."""
     from dataclasses import replace
 
-    from sp2dpo.cli.annotation import ask
+    from sp2dpo.annotation.run import annotate_pairs
     from sp2dpo.pairs.sample import read_sampled
     from sp2dpo.pairs.sources import read_rows
+    from sp2dpo.store.store import open_store_for_writing
 
     sampled = len(trial.sample.pair_ids)
     named = replace(source, name=f"{source.name}, sample of {sampled}")
     with open_store_for_writing(store_file) as store:
         _take_in(store, named, read_sampled(read_rows(source), trial.sample))
-        store.check_panel(trial.panel)
-        store.reopen_settled(trial.panel)
         try:
-            ask(store, trial.panel, patience=patience, again=False, serve=serve)
+            annotate_pairs(
+                None, trial.panel, store, patience=patience, **annotation_callbacks(serve=serve)
+            )
         except (ValueError, OSError) as error:
             if not _is_hopeless(store, trial.panel):
                 raise

@@ -84,7 +84,7 @@ def resample_dataset(
     *,
     count: int,
     seed: int = 0,
-    ask: Callable[[Store, Panel], None],
+    ask: Callable[[Store, Panel], object],
 ) -> ResampleResult:
     """Ask the teachers of a data set again about some of its pairs and compare the replies.
 

@@ -1,14 +1,13 @@
 """Send chats to the server of a student or a judge, and wait for every result."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from sp2dpo.inference.chats import Chat, ChatResult, ask_chats
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.interrupts import interruptible
+from sp2dpo.interrupts import run_interruptible
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], object]]]
 """Open a progress bar: (how many items, what they are) -> a function called once per item."""
@@ -72,28 +71,4 @@ def answer_chats(
                 model, chats, take_and_count, stop=stop, patience=patience, say=report, log=log
             )
 
-        _run(work, report)
-
-
-def _run(work: Callable[[asyncio.Event], Awaitable[None]], report: Report) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(interruptible(work, say=report))
-        return
-    # A notebook runs an event loop in this thread, so ours needs a thread of its own. Only the main
-    # thread can handle signals: Ctrl-C reaches us as KeyboardInterrupt.
-    stop, loops = asyncio.Event(), []
-
-    async def body() -> None:
-        loops.append(asyncio.get_running_loop())
-        await work(stop)
-
-    with ThreadPoolExecutor(1) as pool:  # leaving the block waits for requests in flight
-        future = pool.submit(asyncio.run, body())
-        try:
-            future.result()
-        except KeyboardInterrupt:
-            for loop in loops:
-                loop.call_soon_threadsafe(stop.set)
-            raise
+        run_interruptible(work, say=report)

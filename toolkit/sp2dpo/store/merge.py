@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo.files import atomic_write
+from sp2dpo.store.counts import ReplyCounts, count_replies, load_recorded_panel
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import COLUMNS
@@ -33,13 +34,15 @@ class MergeCounts:
     Attributes:
         added: Number of replies that the merged store did not contain before.
         missing: Shards whose stores were not given, if the other stores are shards.
+        teachers: Counts of the merged store, for each teacher of its panel.
     """
 
     added: int
     missing: tuple[Shard, ...]
+    teachers: tuple[ReplyCounts, ...]
 
 
-def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
+def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
     """Merge the replies of several stores into one, atomically.
 
     The order of the stores does not affect betas. Merging the same stores again changes nothing,
@@ -56,6 +59,7 @@ def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
             result of a merge.
         OSError: If a store does not exist, or `out` cannot be written.
     """
+    out, shards = Path(out), [Path(shard) for shard in shards]
     with ExitStack() as locks:
         _check_names(out, shards)
         locks.enter_context(only_writer(out))
@@ -71,7 +75,9 @@ def merge_stores(out: Path, shards: Sequence[Path]) -> MergeCounts:
             with _set_aside(out) as gathered:
                 _gather(gathered, shards)
                 added = _add(out, gathered)
-    return MergeCounts(added=added, missing=_missing_shards(shards))
+    with Store(out) as store:
+        teachers = tuple(count_replies(store, load_recorded_panel(store)))
+    return MergeCounts(added=added, missing=_missing_shards(shards), teachers=teachers)
 
 
 def _check_names(out: Path, shards: Sequence[Path]) -> None:

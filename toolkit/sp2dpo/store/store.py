@@ -20,7 +20,15 @@ from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, parse_rubric
 from sp2dpo.store.annotations import COLUMNS as READ
 from sp2dpo.store.annotations import SEPARATOR, AnnotationTable, parse_columns, sort_by_key
 from sp2dpo.store.corpus import Corpus
-from sp2dpo.store.database import connect, integrity, read_meta, snapshot, transaction, write_meta
+from sp2dpo.store.database import (
+    connect,
+    integrity,
+    only_writer,
+    read_meta,
+    snapshot,
+    transaction,
+    write_meta,
+)
 from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
 from sp2dpo.store.records import COLUMNS, ReplyRecord, record_row
 from sp2dpo.store.usage import UsageLog
@@ -270,6 +278,32 @@ class Store:
                 if outcome.teacher == teacher and outcome.variant in variants
             ]
         )
+
+
+@contextmanager
+def open_store_for_writing(path: Path, *, keep: bool = True) -> Iterator[Store]:
+    """Open a store that no other process may write to until the block is left.
+
+    Args:
+        path: The file; created if it does not exist.
+        keep: Whether a file that was created here stays. One without pairs is always removed.
+
+    Raises:
+        ValueError: Another process writes to the store, or the file is not a store.
+        OSError: The folder does not exist, or the file cannot be written to.
+    """
+    with only_writer(path):
+        remove = not path.exists()
+        try:
+            with Store(path, write=True) as store:
+                try:
+                    yield store
+                finally:
+                    source = store.corpus.source()
+                    remove = remove and not (keep and source and source.pairs)
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def _text_expression(name: str) -> str:
