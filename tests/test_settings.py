@@ -1,5 +1,6 @@
 """YAML that people write: what is wrong is named with file, key and value."""
 
+import re
 from typing import Annotated, Any
 
 import pytest
@@ -308,3 +309,26 @@ def test_a_schema_says_what_keys_mean_and_suggests_no_null():
     assert schema["properties"]["size"]["enum"] == ["small", "large"]
     assert schema["additionalProperties"] is False
     assert "default" not in schema["$defs"]["Oven"]["properties"]["note"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"heat: 20\n---\nheat: 21\n", "expected a single document in the stream, but found"),
+        (b"heat: \xff\n", "file.yaml: not UTF-8 at byte 7"),
+        (b"heat: '" + b"x" * 2_000_000 + b"'", "file.yaml: larger than 2 MB: not a settings file"),
+    ],
+)
+def test_a_file_that_is_not_one_yaml_document_is_refused(tmp_path, content, complaint):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        read_yaml(path)
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained():
+    class Rate(Settings):
+        rate: Annotated[float, number(above=0)]
+
+    with pytest.raises(ValueError, match=r"not '5e-7', which YAML reads as text: write it like 5"):
+        validate(Rate, {"rate": "5e-7"}, where="file.yaml")

@@ -5,6 +5,7 @@ All problems of a file are reported in one error, each with its line and the pat
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sp2dpo.text import canonical_json, shorten
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
 _LONGEST_VALUE = 80
+_LARGEST_FILE = 2_000_000  # bytes; PyYAML takes seconds for each megabyte
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -43,6 +45,7 @@ _TYPE_ERRORS = {
     "model_type": dict,
 }
 """pydantic's error types for a value of the wrong type, and the type that was expected."""
+_EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 Keys = tuple[Any, ...]
 """Path of a value in a file: keys of mappings and indices of lists."""
 ABSENT: Any = None
@@ -114,15 +117,26 @@ def read_yaml_file(path: Path) -> YamlFile:
         ValueError: It is not valid YAML (with line and column), or not a mapping.
         OSError: It cannot be read.
     """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(
+            f"{path}: larger than {_LARGEST_FILE // 1_000_000} MB: not a settings file"
+        )
     try:
-        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        loader = _StrictLoader(content.decode("utf-8"))
         root = loader.get_single_node()
         values = None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ValueError(f"{path}: not valid YAML{where}: {error.problem}") from error
-    # ValueError: not UTF-8, or a date like 2026-13-45.
+        # PyYAML splits some messages: "expected a single document", "but found another document".
+        split = error.context and (error.problem or "").startswith("but ")
+        problem = f"{error.context}, {error.problem}" if split else error.problem
+        raise ValueError(f"{path}: not valid YAML{where}: {problem}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+    # ValueError: a date like 2026-13-45.
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -345,7 +359,10 @@ def rule(holds: Callable[[Any], bool], words: str, **schema: Any) -> Rule:
 
     def check(value: Any) -> Any:
         if not holds(value):
-            raise ValueError(f"must be {words}, not {_show(value)}")
+            hint = ""
+            if "number" in words and isinstance(value, str) and _EXPONENT.fullmatch(value):
+                hint = ", which YAML reads as text: write it like 5.0e-7"
+            raise ValueError(f"must be {words}, not {_show(value)}{hint}")
         return value
 
     return Rule(check, schema)

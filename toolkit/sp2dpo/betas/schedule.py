@@ -185,9 +185,8 @@ def parse_schedule(
     try:
         checked = validate(ScheduleConfig, config, where=where, source=source)
     except ValueError as error:
-        if "estimate" in config:
-            raise
-        raise ValueError(f"{error}; {_ESTIMATE}") from None
+        missing = "missing key 'estimate'"
+        raise ValueError(str(error).replace(missing, f"{missing}: {_ESTIMATE}")) from None
     values: dict[str, Any] = {name: getattr(checked, name) for name in ScheduleConfig.model_fields}
     values["envelopes"] = {
         category: Envelope(beta_min=envelope.beta_min, beta_max=envelope.beta_max)
