@@ -22,10 +22,11 @@ from sp2dpo.betas.baselines import (
     Uniform,
     madpo_weight,
 )
+from sp2dpo.betas.columns import REQUIRED
 from sp2dpo.betas.estimators import Signed
 from sp2dpo.betas.file import BetaTable, read_betas, write_betas
 from sp2dpo.betas.maps import Envelope
-from sp2dpo.betas.schedule import COLUMNS, load_schedule
+from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.annotations import build_annotation_table
@@ -187,7 +188,7 @@ def test_every_schedule_and_arm_of_the_recipes_makes_betas_that_explain_themselv
     succeed("schedule", "--store", store, "--schedule", path, "--out", out, *given)
     read = read_betas(out)
     assert read.arm == arm
-    assert tuple(read.table.columns[: len(COLUMNS)]) == COLUMNS
+    assert tuple(read.table.columns[: len(REQUIRED)]) == REQUIRED
     assert len(read.table) == 96
     lines = succeed("explain", "demo-002", "--store", store, "--betas", out)
     row = read.table.filter(pl.col("pair_id").str.starts_with(lines.split()[1][:12]))

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.columns import REQUIRED
 from sp2dpo.betas.file import BetaTable, check_origin, read_betas, write_betas
 from sp2dpo.betas.maps import Linear
-from sp2dpo.betas.schedule import COLUMNS, load_schedule, parse_schedule, schedule_betas
+from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
 from sp2dpo.store.questions import Shard
 from support.harness import SCHEDULE, filled, kept, pairs_of, succeed
 
@@ -60,7 +61,7 @@ def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
     ids = filled(store, 30, "a")
     store.add_replies([kept(ids[3], "a", "direct", 5, 5)])
     table = schedule_betas(store.annotations(), ONE_VOTE)
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == REQUIRED
     assert table["pair_id"].to_list() == sorted(ids)
 
 

@@ -16,7 +16,7 @@ FILES = {
     "panel": [RECIPES / "demo" / "panel.yaml", *RECIPES.glob("panels/*.yaml")],
     "schedule": [*RECIPES.glob("schedules/*.yaml")],
     "arm": [*RECIPES.glob("schedules/arms/*.yaml")],
-    "rubric": [*RECIPES.glob("rubrics/*.yaml")],
+    "rubric": [*RECIPES.glob("rubrics/*.yaml"), *ROOT.glob("toolkit/sp2dpo/panel/rubrics/*.yaml")],
     "student": [RECIPES / "evaluate" / "student.yaml", RECIPES / "evaluate" / "local.yaml"],
     "judge": [*RECIPES.glob("evaluate/judge-*.yaml")],
 }
