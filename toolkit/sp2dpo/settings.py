@@ -135,7 +135,7 @@ def read_yaml_file(path: Path) -> YamlFile:
         problem = f"{error.context}, {error.problem}" if split else error.problem
         raise ValueError(f"{path}: not valid YAML{where}: {problem}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+        raise ValueError(f"{path}: not valid YAML: not UTF-8 at byte {error.start + 1}") from error
     # ValueError: a date like 2026-13-45.
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
