@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold
 
 from sp2dpo.evaluation import winrates
 from sp2dpo.evaluation.prompts import Output
-from sp2dpo.evaluation.temperatures import with_temperature
+from sp2dpo.evaluation.temperatures import summarise_temperature
 from sp2dpo.evaluation.verdicts import import_alpaca_eval
 from support import alpaca
 
@@ -154,15 +154,24 @@ def test_no_verdict_at_all_is_no_rate(table):
 
 def a_student(name, rate, controlled, *, difference=None, seeds=1, unscored=0, length=300):
     def told(value):
-        return {"value": value, "low": value - 1, "high": value + 1, "sd": None}
+        return winrates.Rate(value=value, low=value - 1, high=value + 1)
 
-    return {
-        "name": name, "seeds": seeds, "prompts": 805, "unscored": [unscored], "length": length,
-        "baseline_length": 300, "win_rate": told(rate), "length_controlled": told(controlled),
-        "difference": difference and {
+    return winrates.StudentRates(
+        name=name, seeds=seeds, prompts=805, unscored=[unscored], length=length,
+        baseline_length=300,
+        rates={"win_rate": told(rate), "length_controlled": told(controlled)},
+        difference=difference and {
             "win_rate": told(difference[0]), "length_controlled": told(difference[1])
         },
-    }  # fmt: skip
+    )  # fmt: skip
+
+
+def notes_on(*students):
+    return winrates.comparison_notes(
+        winrates.Comparison(
+            title="t", judge="j", against="a", draws=1, length_controlled=True, students=students
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,26 +184,24 @@ def a_student(name, rate, controlled, *, difference=None, seeds=1, unscored=0, l
     ],
 )
 def test_what_must_be_said_is_said_aloud(student, said):
-    notes = winrates.comparison_notes(
-        {"students": [a_student("a", 50, 50), student], "against": "a"}
-    )
+    notes = notes_on(a_student("a", 50, 50), student)
     assert len(notes) == 1
     assert said in notes[0]
 
 
 def test_several_seeds_may_claim_what_one_may_not():
     student = a_student("b", 52, 51, difference=(2, 2), seeds=3)
-    assert winrates.comparison_notes({"students": [student], "against": "a"}) == []
+    assert notes_on(student) == []
 
 
 def test_a_temperature_leaves_unscored_verdicts_out():
     outputs = [Output(instruction="q", output=text, generator="m") for text in ("ab", "", "abcd")]
-    found = with_temperature(
+    found = summarise_temperature(
         0.5, outputs, rewards=[1.0, 2.0, 3.0], preferences=[2.0, None, 1.0], draws=200, seed=0
     )
-    assert found["win_rate"]["value"] == 50
-    assert found["unscored"] == 1
-    assert found["empty"] == 1
-    assert found["length"] == 2
-    assert found["reward"]["value"] == 2
-    assert found["reward"]["low"] < 2 < found["reward"]["high"]
+    assert found.win_rate.value == 50
+    assert found.unscored == 1
+    assert found.empty == 1
+    assert found.length == 2
+    assert found.reward.value == 2
+    assert found.reward.low < 2 < found.reward.high

@@ -275,7 +275,7 @@ def test_reference_log_probs_that_are_there_are_not_computed_again(
         ),
         (
             {"ref_chosen_logps": [-1.0] * 8, "ref_rejected_logps": [math.nan] * 8},
-            "8 of 8 values of ref_rejected_logps .* no log-probabilities",
+            "8 of 8 values of ref_rejected_logps .* not log-probabilities",
         ),
     ],
 )

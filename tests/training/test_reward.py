@@ -115,9 +115,9 @@ def test_a_run_that_was_stopped_goes_on(demo, rewards, scored, tmp_path):
         score_dataset(rows, said, out, batch_size=16, device="cpu")
     assert unfinished.read_text() == "notes of mine\nin two lines, and"
     unfinished.write_text('{"data": "data')  # killed at the very first line
-    assert score_dataset(rows, said, out, batch_size=16, device="cpu") == 0
+    assert score_dataset(rows, said, out, batch_size=16, device="cpu").resumed == 0
     unfinished.write_text(begun)
-    assert score_dataset(rows, said, out, batch_size=16, device="cpu") == 40
+    assert score_dataset(rows, said, out, batch_size=16, device="cpu").resumed == 40
     assert pl.read_parquet(out)["reward_margin"].to_list() == pytest.approx(
         expected["reward_margin"].to_list(), abs=1e-5
     )

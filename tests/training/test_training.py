@@ -363,7 +363,7 @@ def test_rows_without_beta_can_get_the_global_one(model_dir, tmp_path, caplog):
 
 
 def test_a_data_set_in_which_no_row_has_a_beta_cannot_be_dropped_to_nothing(model_dir, tmp_path):
-    with pytest.raises(ValueError, match="a beta in none of its 8 rows"):
+    with pytest.raises(ValueError, match="no beta in any of its 8 rows"):
         make(model_dir, tmp_path, pairs(beta=[None] * 8), missing_values="drop")
 
 

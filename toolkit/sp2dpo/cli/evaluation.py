@@ -210,7 +210,7 @@ def sweep(
     if judge_file is None and reward is None:
         raise click.UsageError("give --judge, --reward or both: there is nothing else to measure")
     _check_picture(picture)
-    content = sweep_temperatures(
+    result = sweep_temperatures(
         read_prompts(prompts_name),
         load_student(student_file),
         out,
@@ -225,11 +225,11 @@ def sweep(
         note=_print_note,
         **_callbacks(patience, serve),
     )
-    print_lines([*sweep_lines(content), f"wrote {out / SWEEP}"])
+    print_lines([*sweep_lines(result), f"wrote {out / SWEEP}"])
     if picture is not None:
         from sp2dpo.evaluation.plots import save_sweep
 
-        save_sweep(content, picture)
+        save_sweep(result, picture)
         print_lines([f"wrote {picture}"])
 
 
@@ -253,7 +253,8 @@ def _compare(
         watch=progress_rows,
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(comparison | {"notes": comparison_notes(comparison)}, indent=1))
+        content = comparison.record() | {"notes": comparison_notes(comparison)}
+        click.echo(json.dumps(content, indent=1))
     else:
         print_lines(comparison_lines(comparison))
     if picture is not None:

@@ -1,4 +1,4 @@
-"""A student that transformers runs in this process."""
+"""Run a student in this process with transformers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,20 +7,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Take = Callable[..., None]
-"""Is handed the number of a prompt, its output, and by name finish_reason and tokens."""
+"""Called with the number of a prompt, its output, and by keyword finish_reason and tokens."""
 
 
 class LocalModel:
     """A causal language model with a chat template.
 
     Args:
-        name: a folder, or a name on the Hub.
-        revision: on the Hub.
-        device: `cpu`, `cuda`...; None: a GPU if there is one.
-        dtype: as transformers names it.
+        name: A folder, or a name on the Hub.
+        revision: Revision on the Hub.
+        device: `cpu`, `cuda`...; None for a GPU if there is one.
+        dtype: Data type, as transformers names it.
 
     Raises:
-        ValueError: it cannot be read, or has no chat template.
+        ValueError: If the model cannot be read, or has no chat template.
     """
 
     def __init__(self, name: str, revision: str | None, device: str | None, dtype: str) -> None:
@@ -49,63 +49,63 @@ class LocalModel:
         *,
         batch_size: int,
     ) -> None:
-        """Answers the chats that are pending, batch by batch.
-
-        Batches are always cut at the same places and seeded by their number, so that a run that was
-        stopped gives what an unbroken one gives.
+        """Generate outputs for the pending chats, batch by batch.
 
         Args:
-            chats: all of them.
-            pending: numbers of those that are to be answered.
-            sampling: temperature (0 is greedy), max_tokens, and top_p, top_k, seed,
-                repetition_penalty where they are said.
-            take: is handed each output.
-            batch_size: chats at a time.
+            chats: All chats.
+            pending: Numbers of the chats without an output.
+            sampling: temperature (0 is greedy), max_tokens, and optionally top_p, top_k, seed and
+                repetition_penalty.
+            take: Called with each output.
+            batch_size: Chats per batch.
         """
-        wanted = set(pending)
+        numbers_left = set(pending)
         for first in range(0, len(chats), batch_size):
             numbers = range(first, min(first + batch_size, len(chats)))
-            if wanted.isdisjoint(numbers):
+            if numbers_left.isdisjoint(numbers):
                 continue
+            # Batches and their seeds do not depend on what is pending, so that an interrupted run
+            # gives the same outputs as an uninterrupted one.
             torch.manual_seed(sampling.get("seed", 0) * 1_000_003 + first)
-            some = self._answers([chats[number] for number in numbers], sampling)
-            for number, (text, tokens, ended) in zip(numbers, some, strict=True):
-                if number in wanted:
+            outputs = self._generate_batch([chats[number] for number in numbers], sampling)
+            for number, (text, tokens, ended) in zip(numbers, outputs, strict=True):
+                if number in numbers_left:
                     take(number, text, finish_reason="stop" if ended else "length", tokens=tokens)
 
     @torch.inference_mode()
-    def _answers(
+    def _generate_batch(
         self, chats: list[list[dict[str, str]]], sampling: dict[str, Any]
     ) -> list[tuple[str, int, bool]]:
+        """Return text, number of tokens and whether it ended by itself, for each chat."""
         batch = self.tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(self._device)
-        way: dict[str, Any] = {"do_sample": False}
+        options: dict[str, Any] = {"do_sample": False}
         if sampling["temperature"]:
-            way = {
+            options = {
                 "do_sample": True,
                 "temperature": float(sampling["temperature"]),
                 "top_p": float(sampling.get("top_p", 1.0)),
                 "top_k": max(0, sampling.get("top_k", 0)),
             }
         if "repetition_penalty" in sampling:
-            way["repetition_penalty"] = float(sampling["repetition_penalty"])
+            options["repetition_penalty"] = float(sampling["repetition_penalty"])
         out = self.model.generate(
             **batch,
             max_new_tokens=sampling["max_tokens"],
             pad_token_id=self.tokenizer.pad_token_id,
-            **way,
+            **options,
         )
-        found = []
-        ends = self._ends()
+        outputs = []
+        ends = self._end_tokens()
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            stops = [place for place, token in enumerate(row) if token in ends]
-            said = row[: stops[0]] if stops else row
-            text = self.tokenizer.decode(said, skip_special_tokens=True)
-            found.append((text, len(said) + bool(stops), bool(stops)))
-        return found
+            stops = [position for position, token in enumerate(row) if token in ends]
+            tokens = row[: stops[0]] if stops else row
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            outputs.append((text, len(tokens) + bool(stops), bool(stops)))
+        return outputs
 
-    def _ends(self) -> set[int]:
-        said = self.model.generation_config.eos_token_id
+    def _end_tokens(self) -> set[int]:
+        configured = self.model.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id}
-        return ends | (set(said) if isinstance(said, list) else {said})
+        return ends | (set(configured) if isinstance(configured, list) else {configured})

@@ -1,4 +1,4 @@
-"""A student under evaluation: which model answers, where it runs, how it samples."""
+"""Read the YAML files of students and judges: the model, where it runs, how it samples."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +32,9 @@ SAMPLING: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": 5,
 }
-"""AlpacaEval 2.0's: one token, weighed by the log-probabilities of both verdicts."""
+"""AlpacaEval 2.0's sampling: one token, weighted by the log-probabilities of both verdicts."""
 MARKS = ("m", "M")
-"""What the judge answers: the output that it is shown first is called `m`, the other one `M`."""
+"""The judge's answers: the output that it sees first is called `m`, the other one `M`."""
 
 
 class JudgeConfig(EndpointConfig):
@@ -73,19 +73,19 @@ def load_judge(path: Path) -> Endpoint:
 
 
 def is_official(judge: Endpoint) -> bool:
-    """Whether it is AlpacaEval 2.0's own judge, asked at its own host."""
+    """Whether this is AlpacaEval 2.0's own judge at its own host."""
     hosts = {urlsplit(url).hostname for url in judge.base_urls}
     return judge.model == OFFICIAL_MODEL and hosts == {OFFICIAL_HOST}
 
 
 def title(prompts: PromptSet, judge: Endpoint, *, baseline: str, own_reference: bool) -> str:
-    """What a table of these verdicts may be called: AlpacaEval 2.0 only where all of it is.
+    """Return the title of a table; "AlpacaEval 2.0" only if all its parts are AlpacaEval 2.0's.
 
     Args:
-        prompts: that were answered.
-        judge: that compared.
-        baseline: the name of the reference.
-        own_reference: whether it is the one that comes with the prompts.
+        prompts: The prompts.
+        judge: The judge.
+        baseline: Name of the reference.
+        own_reference: Whether the reference comes with the prompts.
     """
     if not prompts.is_alpaca_eval:
         return f"{prompts.name}, judge {judge.name}, against {baseline}"
@@ -99,9 +99,10 @@ class Local:
     """A model that transformers runs in this process.
 
     Attributes:
-        device: `cpu`, `cuda`...; None: a GPU if there is one.
-        dtype: as transformers names it, `bfloat16`; `auto` as the weights are.
-        batch_size: prompts at a time.
+        device: `cpu`, `cuda`...; None for a GPU if there is one.
+        dtype: Data type as transformers names it, such as `bfloat16`; `auto` for that of the
+            weights.
+        batch_size: Prompts per batch.
     """
 
     device: str | None = None
@@ -111,12 +112,12 @@ class Local:
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """What is evaluated.
+    """A model to evaluate.
 
     Attributes:
-        model: its name, model, revision and sampling; and where its servers are.
-        local: where transformers runs it; None where a server does.
-        system: a system message for every prompt; None for none.
+        model: Its name, model, revision, sampling and servers.
+        local: How transformers runs it in this process; None if a server runs it.
+        system: System message of every prompt; None for none.
     """
 
     model: Endpoint
@@ -124,7 +125,7 @@ class Student:
     system: str | None
 
     def at(self, *, temperature: float | None, seed: int | None) -> "Student":
-        """The same student with another temperature or seed; None keeps its own."""
+        """Return the student with another temperature or seed; None does not change them."""
         sampling = dict(self.model.sampling)
         if temperature is not None:
             sampling["temperature"] = temperature
@@ -133,7 +134,7 @@ class Student:
         return replace(self, model=replace(self.model, sampling=sampling))
 
     def record(self) -> dict[str, Any]:
-        """What defines its outputs; no addresses."""
+        """Return the settings that define its outputs, without addresses."""
         return {
             "student": self.model.name,
             "model": self.model.model,
@@ -143,9 +144,9 @@ class Student:
         }
 
     def messages(self, instruction: str) -> list[dict[str, str]]:
-        """The chat of a prompt."""
-        said = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*said, {"role": "user", "content": instruction}]
+        """Return the chat of a prompt."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": instruction}]
 
 
 class LocalConfig(Settings):

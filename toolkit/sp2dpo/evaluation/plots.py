@@ -1,13 +1,13 @@
-"""The pictures of an evaluation."""
+"""Plots of an evaluation."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sp2dpo.evaluation.temperatures import Sweep
+from sp2dpo.evaluation.winrates import Comparison
 from sp2dpo.report import plots
 from sp2dpo.text import escape_controls
 
@@ -15,75 +15,78 @@ _COLOURS = {"win_rate": "#59636d", "length_controlled": "#2b5f94", "reward": "#2
 _WORDS = {"win_rate": "win rate", "length_controlled": "length-controlled win rate"}
 
 
-def save_rates(found: Mapping[str, Any], path: Path) -> None:
-    """Draws a comparison of win rates (`winrates.compared`) and writes it.
+def save_rates(comparison: Comparison, path: Path) -> None:
+    """Plot a comparison of win rates and write it to a file.
 
     Raises:
-        ValueError: as `plots.check_picture_name`.
-        OSError: it cannot be written.
+        ValueError: As `plots.check_picture_name`.
+        OSError: If the file cannot be written.
     """
     with mpl.rc_context(plots.STYLE):
-        plots.save_figure(_rates(found), path)
+        plots.save_figure(_draw_rates(comparison), path)
 
 
-def save_sweep(found: Mapping[str, Any], path: Path) -> None:
-    """Draws a sweep over temperatures and writes it; raises as `save_rates`."""
+def save_sweep(sweep: Sweep, path: Path) -> None:
+    """Plot a sweep over temperatures and write it to a file; raise as `save_rates`."""
     with mpl.rc_context(plots.STYLE):
-        plots.save_figure(_sweep(found), path)
+        plots.save_figure(_draw_sweep(sweep), path)
 
 
-def _rates(found: Mapping[str, Any]) -> Figure:
-    students = found["students"][::-1]
+def _draw_rates(comparison: Comparison) -> Figure:
+    students = comparison.students[::-1]
     figure = Figure(figsize=(8, 0.6 * len(students) + 1.4), layout="constrained")
     axes = figure.subplots()
-    kinds = [kind for kind in _WORDS if kind in students[0]]
+    kinds = [kind for kind in _WORDS if kind in students[0].rates]
     for number, kind in enumerate(kinds):
         shift = (len(kinds) - 1) / 2 - number
-        for place, one in enumerate(students):
-            said = one[kind]
-            if said["value"] is None:
+        for row, student in enumerate(students):
+            rate = student.rates[kind]
+            if rate.value is None:
                 continue
-            height = place + 0.22 * shift
-            label = _WORDS[kind] if place == 0 else None
-            axes.plot(said["value"], height, "o", color=_COLOURS[kind], markersize=5, label=label)
-            if said["low"] is not None:
-                ends = [said["low"], said["high"]]
+            height = row + 0.22 * shift
+            label = _WORDS[kind] if row == 0 else None
+            axes.plot(rate.value, height, "o", color=_COLOURS[kind], markersize=5, label=label)
+            if rate.low is not None and rate.high is not None:
+                ends = [rate.low, rate.high]
                 axes.plot(ends, [height, height], color=_COLOURS[kind], linewidth=2)
     axes.axvline(50, color="#1c2227", linewidth=0.8)
-    names = [escape_controls(one["name"]) for one in students]
+    names = [escape_controls(student.name) for student in students]
     axes.set_yticks(range(len(students)), names)
     axes.set_ylim(-0.6, len(students) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("% against the baseline, 95 % intervals")
-    axes.set_title(escape_controls(found["title"]), fontsize=10, loc="left")
+    axes.set_title(escape_controls(comparison.title), fontsize=10, loc="left")
     axes.grid(axis="x")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
-def _sweep(found: Mapping[str, Any]) -> Figure:
-    shown = [
+def _draw_sweep(sweep: Sweep) -> Figure:
+    panels = [
         (kind, words)
         for kind, words in (("reward", "reward model's score"), ("win_rate", "win rate, %"))
-        if any(one[kind] for one in found["temperatures"])
+        if any(getattr(result, kind) for result in sweep.temperatures)
     ]
-    figure = Figure(figsize=(max(6.5, 4.4 * len(shown)), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 4.4 * len(panels)), 3.6), layout="constrained")
     for axes, (kind, words) in zip(
-        figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False
+        figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False
     ):
-        _line(axes, found, kind)
+        _draw_line(axes, sweep, kind)
         axes.set_ylabel(words)
     figure.suptitle(
-        f"{escape_controls(found['student'])}\n{escape_controls(found['title'])}", fontsize=10
+        f"{escape_controls(sweep.student)}\n{escape_controls(sweep.title)}", fontsize=10
     )
     return figure
 
 
-def _line(axes: Axes, found: Mapping[str, Any], kind: str) -> None:
-    rows = [one for one in found["temperatures"] if one[kind] and one[kind]["value"] is not None]
-    heat = [one["temperature"] for one in rows]
-    values, low, high = ([one[kind][what] for one in rows] for what in ("value", "low", "high"))
-    axes.fill_between(heat, low, high, color=_COLOURS[kind], alpha=0.18, linewidth=0)
-    axes.plot(heat, values, "o-", color=_COLOURS[kind], markersize=4)
+def _draw_line(axes: Axes, sweep: Sweep, kind: str) -> None:
+    points = [(result.temperature, getattr(result, kind)) for result in sweep.temperatures]
+    points = [(x, estimate) for x, estimate in points if estimate and estimate.value is not None]
+    temperatures = [x for x, _ in points]
+    values, low, high = (
+        [getattr(estimate, name) for _, estimate in points] for name in ("value", "low", "high")
+    )
+    axes.fill_between(temperatures, low, high, color=_COLOURS[kind], alpha=0.18, linewidth=0)
+    axes.plot(temperatures, values, "o-", color=_COLOURS[kind], markersize=4)
     axes.set_xlabel("decoding temperature")
     axes.grid()

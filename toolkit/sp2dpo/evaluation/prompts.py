@@ -1,4 +1,4 @@
-"""The prompts that students are evaluated on, in their canonical order, and outputs beside them."""
+"""Read the prompts that students are evaluated on, in their canonical order, and outputs."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from sp2dpo.files import read_json_lines
 from sp2dpo.hub import hub_errors
 
 ALPACA_EVAL = "alpaca_eval"
-"""The name of AlpacaEval's own prompts, read from the Hub."""
+"""Name of AlpacaEval's own prompts, which are read from the Hub."""
 ALPACA_EVAL_REPO = "tatsu-lab/alpaca_eval"
 ALPACA_EVAL_FILE = "alpaca_eval_gpt4_baseline.json"
 """AlpacaEval 2.0: its prompts with the outputs of its baseline, GPT-4 Turbo (1106)."""
@@ -21,12 +21,12 @@ ALPACA_EVAL_PROMPTS = 805
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a model said to a prompt, as AlpacaEval's files have it.
+    """A model's output for a prompt, with the fields of AlpacaEval's files.
 
     Attributes:
-        instruction: the prompt.
-        output: may be empty.
-        generator: the name of the model.
+        instruction: The prompt.
+        output: The output; it may be empty.
+        generator: Name of the model.
     """
 
     instruction: str
@@ -36,12 +36,12 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Prompts in an order that is never changed: AlpacaEval joins by it.
+    """Prompts in a fixed order, by which AlpacaEval joins its tables.
 
     Attributes:
-        name: `alpaca_eval`, or the file's.
-        instructions: the prompts.
-        reference: outputs to compare with; None where the file has none.
+        name: `alpaca_eval`, or the name of the file.
+        instructions: The prompts.
+        reference: Outputs to compare with; None if the file has none.
     """
 
     name: str
@@ -50,24 +50,24 @@ class PromptSet:
 
     @property
     def is_alpaca_eval(self) -> bool:
-        """Whether these are AlpacaEval's own: the length-controlled rate is defined on them."""
+        """Whether these are AlpacaEval's own, on which the length-controlled rate is defined."""
         return self.name == ALPACA_EVAL
 
     @property
     def hash(self) -> str:
-        """64 hexadecimal digits over the prompts in their order."""
+        """Return a SHA-256 of the prompts in their order, as 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.instructions).encode()).hexdigest()
 
 
 def read_prompts(text: str) -> PromptSet:
-    """The prompts that a person names: `alpaca_eval`, or a .json or .jsonl file.
+    """Read `alpaca_eval`, or a .json or .jsonl file.
 
-    A row of a file has `instruction` (or `prompt`, a text); where all have an `output`, these are
-    the reference.
+    A row of a file has `instruction` (or `prompt`), a text; if all rows have an `output`, the
+    outputs are the reference.
 
     Raises:
-        ValueError: something else, or a row that is no prompt.
-        OSError: it cannot be read, or the Hub has none.
+        ValueError: If the file has another format, or a row has no prompt.
+        OSError: If the file cannot be read, or AlpacaEval's is neither on the Hub nor in its cache.
     """
     if text == ALPACA_EVAL:
         return _alpaca_eval()
@@ -81,10 +81,10 @@ def read_prompts(text: str) -> PromptSet:
 
 
 def download(file: str) -> Path:
-    """A file of AlpacaEval's data set, from the Hub or its cache.
+    """Return the path of a file of AlpacaEval's data set, from the Hub or its cache.
 
     Raises:
-        OSError: neither has it.
+        OSError: If neither has the file.
     """
     import huggingface_hub  # noqa: PLC0415 - slow to import
 
@@ -99,20 +99,19 @@ def _alpaca_eval() -> PromptSet:
             f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
             f"{ALPACA_EVAL_PROMPTS}"
         )
-    found = tuple(
+    reference = tuple(
         parse_output(row, f"{ALPACA_EVAL_FILE}: row {n}") for n, row in enumerate(rows, 1)
     )
-    return PromptSet(
-        name=ALPACA_EVAL, instructions=tuple(one.instruction for one in found), reference=found
-    )
+    instructions = tuple(output.instruction for output in reference)
+    return PromptSet(name=ALPACA_EVAL, instructions=instructions, reference=reference)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .json (a list of objects) or .jsonl file; at least one.
+    """Return the rows, at least one, of a .json file (a list of objects) or a .jsonl file.
 
     Raises:
-        ValueError: it is something else.
-        OSError: it cannot be read.
+        ValueError: If the file has another format.
+        OSError: If it cannot be read.
     """
     if path.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{path}: prompts and outputs are .json or .jsonl files")
@@ -134,14 +133,14 @@ def _instruction(row: dict[str, Any], where: str) -> str:
     for key in ("instruction", "prompt"):
         if isinstance(row.get(key), str) and row[key].strip():
             return row[key]
-    raise ValueError(f"{where}: no `instruction` (or `prompt`) that is a text with words in it")
+    raise ValueError(f"{where}: no `instruction` (or `prompt`) that is a non-empty text")
 
 
 def parse_output(row: dict[str, Any], where: str) -> Output:
-    """The output in a row.
+    """Return the output in a row.
 
     Raises:
-        ValueError: with `where`, and what the row lacks.
+        ValueError: If a field is missing; the message begins with `where`.
     """
     instruction = _instruction(row, where)
     if not isinstance(row.get("output"), str):
@@ -153,53 +152,56 @@ def parse_output(row: dict[str, Any], where: str) -> Output:
 
 
 def read_outputs(path: Path) -> list[Output]:
-    """Outputs of one model: a file, or a folder that `evaluate generate` wrote.
+    """Return the outputs of one model from a file, or a folder that `evaluate generate` wrote.
 
     Raises:
-        ValueError: it holds none, or those of several models.
-        OSError: it cannot be read.
+        ValueError: If there are none, or if they are from several models.
+        OSError: If the file cannot be read.
     """
     file = path / "outputs.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; is the generation finished?")
-    found = [parse_output(row, f"{file}: row {n}") for n, row in enumerate(read_rows(file), 1)]
-    names = sorted({one.generator for one in found})
+    outputs = [parse_output(row, f"{file}: row {n}") for n, row in enumerate(read_rows(file), 1)]
+    names = sorted({output.generator for output in outputs})
     if len(names) > 1:
         raise ValueError(f"{file}: outputs of several models: {', '.join(names)}; split the file")
-    return found
+    return outputs
 
 
 def order_rows(
     prompts: PromptSet, outputs: Iterable[Output], where: str
 ) -> tuple[list[Output], bool]:
-    """Outputs in the order of the prompts, one for each.
+    """Return one output per prompt, in the order of the prompts.
 
     Args:
-        prompts: whose order counts.
-        outputs: in whatever order.
-        where: they come from, for messages.
+        prompts: The prompts.
+        outputs: Their outputs, in any order.
+        where: Where the outputs are from, for messages.
 
     Returns:
-        The outputs, and whether their own order was another one.
+        The outputs, and whether they were in another order.
 
     Raises:
-        ValueError: prompts without an output, or outputs to other prompts.
+        ValueError: If a prompt has no output, or an output belongs to no prompt.
     """
-    given = list(outputs)
-    waiting: dict[str, list[Output]] = defaultdict(list)
-    for one in given:
-        waiting[one.instruction].append(one)
-    missing = Counter(prompts.instructions) - Counter(one.instruction for one in given)
-    more = Counter(one.instruction for one in given) - Counter(prompts.instructions)
+    outputs = list(outputs)
+    by_prompt: dict[str, list[Output]] = defaultdict(list)
+    for output in outputs:
+        by_prompt[output.instruction].append(output)
+    expected = Counter(prompts.instructions)
+    counts = Counter(output.instruction for output in outputs)
     problems = []
-    for what, found in (("without an output", missing), ("not among the prompts", more)):
-        if found:
-            first = next(iter(found))
-            problems.append(f"{found.total()} {what}, the first: {first[:60]!r}")
+    for what, surplus in (
+        ("without an output", expected - counts),
+        ("not among the prompts", counts - expected),
+    ):
+        if surplus:
+            first = next(iter(surplus))
+            problems.append(f"{surplus.total()} {what}, the first: {first[:60]!r}")
     if problems:
         raise ValueError(
             f"{where}: the outputs do not fit the {len(prompts.instructions)} prompts of "
             f"{prompts.name}: {'; '.join(problems)}"
         )
-    ordered = [waiting[instruction].pop(0) for instruction in prompts.instructions]
-    return ordered, ordered != given
+    ordered = [by_prompt[instruction].pop(0) for instruction in prompts.instructions]
+    return ordered, ordered != outputs

@@ -1,15 +1,15 @@
 """Evaluate a student at several decoding temperatures.
 
-The second version of MADPO evaluates like this (arXiv 2510.05342v2): a reward model's score and the
-pairwise win rate at each temperature. The temperatures are theirs; the intervals (a bootstrap over
+At each temperature: a reward model's score and the pairwise win rate, as in the second version of
+MADPO (arXiv 2510.05342v2). The temperatures are theirs; the intervals (a bootstrap over
 prompts) are our choice.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from sp2dpo.evaluation.models import Student
 from sp2dpo.evaluation.outputs import GenerationSummary, generate_outputs
 from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
 from sp2dpo.evaluation.requests import Approve, Progress, Report, no_progress, silent
-from sp2dpo.evaluation.text import columns, interval
+from sp2dpo.evaluation.text import align_columns, format_estimate
 from sp2dpo.evaluation.verdicts import judge_outputs
-from sp2dpo.files import atomic_write
+from sp2dpo.evaluation.winrates import Estimate
+from sp2dpo.files import write_json
 from sp2dpo.inference.endpoint import Endpoint
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -31,7 +32,47 @@ def temperature_folder(out: Path, temperature: float) -> Path:
     return out / f"temperature-{temperature:g}"
 
 
-def with_temperature(
+@dataclass(frozen=True, kw_only=True)
+class TemperatureResult:
+    """The results at one temperature.
+
+    Attributes:
+        temperature: Decoding temperature of the outputs.
+        length: Mean characters of an output.
+        empty: Number of outputs without any text.
+        reward: Mean score of the reward model; None without a reward model.
+        win_rate: Win rate in percent; None without a judge.
+        unscored: Number of prompts without a verdict; None without a judge.
+    """
+
+    temperature: float
+    length: float
+    empty: int
+    reward: Estimate | None
+    win_rate: Estimate | None
+    unscored: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A student's results at several temperatures.
+
+    Attributes:
+        student: Name of the student.
+        title: Title of the table, see `models.title`.
+        draws: Number of bootstrap samples.
+        reward: The reward model; None without one.
+        temperatures: The results, by ascending temperature.
+    """
+
+    student: str
+    title: str
+    draws: int
+    reward: str | None
+    temperatures: Sequence[TemperatureResult]
+
+
+def summarise_temperature(
     temperature: float,
     outputs: Sequence[Output],
     *,
@@ -39,8 +80,8 @@ def with_temperature(
     preferences: Sequence[float | None] | None,
     draws: int,
     seed: int,
-) -> dict[str, Any]:
-    """Return the row of one temperature.
+) -> TemperatureResult:
+    """Return the results at one temperature.
 
     Args:
         temperature: Decoding temperature of the outputs.
@@ -50,34 +91,30 @@ def with_temperature(
             None if it could not be parsed. None without a judge.
         draws: Number of bootstrap samples.
         seed: Seed of the bootstrap.
-
-    Returns:
-        temperature, length (mean characters), empty, reward, win_rate (in percent; each with value,
-        low, high, or None), unscored.
     """
-    won = None
+    wins = None
     if preferences is not None:
         scored = [preference for preference in preferences if preference is not None]
         # alpaca_eval counts both 0 and 1.5 as a tie.
-        won = [100 * ((1.5 if preference == 0 else preference) - 1) for preference in scored]
-    return {
-        "temperature": temperature,
-        "length": float(np.mean([len(output.output) for output in outputs])),
-        "empty": sum(not output.output.strip() for output in outputs),
-        "reward": None if rewards is None else mean_rewards(rewards, draws=draws, seed=seed),
-        "win_rate": None if won is None else mean_rewards(won, draws=draws, seed=seed),
-        "unscored": None if preferences is None else len(preferences) - len(won or []),
-    }
+        wins = [100 * ((1.5 if preference == 0 else preference) - 1) for preference in scored]
+    return TemperatureResult(
+        temperature=temperature,
+        length=float(np.mean([len(output.output) for output in outputs])),
+        empty=sum(not output.output.strip() for output in outputs),
+        reward=None if rewards is None else bootstrap_mean(rewards, draws=draws, seed=seed),
+        win_rate=None if wins is None else bootstrap_mean(wins, draws=draws, seed=seed),
+        unscored=None if preferences is None else len(preferences) - len(wins or []),
+    )
 
 
-def mean_rewards(values: Sequence[float], *, draws: int, seed: int) -> dict[str, float | None]:
+def bootstrap_mean(values: Sequence[float], *, draws: int, seed: int) -> Estimate:
     """Return a mean with its 95 % bootstrap interval; all None without values."""
     if not len(values):
-        return {"value": None, "low": None, "high": None}
+        return Estimate(value=None, low=None, high=None)
     array = np.asarray(values, dtype=np.float64)
-    places = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[places].mean(1), (0.025, 0.975))
-    return {"value": float(array.mean()), "low": float(low), "high": float(high)}
+    rows = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
+    low, high = np.quantile(array[rows].mean(1), (0.025, 0.975))
+    return Estimate(value=float(array.mean()), low=float(low), high=float(high))
 
 
 def sweep_temperatures(
@@ -98,7 +135,7 @@ def sweep_temperatures(
     report: Report = silent,
     note: Report = silent,
     on_outputs: Callable[[GenerationSummary], None] = silent,
-) -> dict[str, Any]:
+) -> Sweep:
     """Generate, judge and score a student's outputs at each temperature, and write sweep.json.
 
     Safe to interrupt: the next call with the same arguments does only what is missing.
@@ -121,10 +158,6 @@ def sweep_temperatures(
         report: Called with the state of the servers, line by line.
         note: Called with what a reader of the result must know, such as missing verdicts.
         on_outputs: Called with the counts of each finished generation.
-
-    Returns:
-        The content of sweep.json: student, title, draws, reward, and temperatures, a list of the
-        rows of `with_temperature`.
 
     Raises:
         ValueError: If there is neither a judge nor a reward model, and as `generate_outputs`,
@@ -159,16 +192,14 @@ def sweep_temperatures(
         if reward is not None:
             rewards = score_outputs(reward, reward_revision, outputs, part / REWARDS)
         rows.append(
-            with_temperature(
+            summarise_temperature(
                 temperature, outputs, rewards=rewards, preferences=preferences, draws=draws, seed=0
             )
         )
-    sweep = {
-        "student": student.model.name, "title": titles[0], "draws": draws, "reward": reward,
-        "temperatures": rows,
-    }  # fmt: skip
-    with atomic_write(folder / SWEEP) as path:
-        path.write_text(json.dumps(sweep, indent=1) + "\n")
+    sweep = Sweep(
+        student=student.model.name, title=titles[0], draws=draws, reward=reward, temperatures=rows
+    )
+    write_json(folder / SWEEP, asdict(sweep))
     return sweep
 
 
@@ -203,27 +234,26 @@ def score_outputs(
         for output in outputs
     ]
     rewards = output_rewards(model, revision, chats)
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps({"head": header, "rewards": rewards}))
+    write_json(path, {"head": header, "rewards": rewards}, indent=None)
     return rewards
 
 
-def sweep_lines(sweep: Mapping[str, Any]) -> list[str]:
+def sweep_lines(sweep: Sweep) -> list[str]:
     """Return the table of a sweep as lines of text."""
     rows = [["temperature", "reward", "win rate", "characters", "empty", "unscored"]]
-    for row in sweep["temperatures"]:
+    for result in sweep.temperatures:
         rows.append(
             [
-                f"{row['temperature']:g}",
-                interval(row["reward"]),
-                interval(row["win_rate"]),
-                f"{row['length']:.0f}",
-                str(row["empty"]),
-                "-" if row["unscored"] is None else str(row["unscored"]),
+                f"{result.temperature:g}",
+                format_estimate(result.reward),
+                format_estimate(result.win_rate),
+                f"{result.length:.0f}",
+                str(result.empty),
+                "-" if result.unscored is None else str(result.unscored),
             ]
         )
     return [
-        f"{sweep['student']}: {sweep['title']}",
-        *columns(rows),
-        f"95 % intervals: {sweep['draws']} bootstrap samples of the prompts",
+        f"{sweep.student}: {sweep.title}",
+        *align_columns(rows),
+        f"95 % intervals: {sweep.draws} bootstrap samples of the prompts",
     ]

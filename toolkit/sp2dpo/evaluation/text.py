@@ -1,43 +1,34 @@
-"""How a comparison of win rates reads."""
+"""Format a comparison of win rates, and the cells of evaluation tables."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from sp2dpo.evaluation.winrates import comparison_notes
+from sp2dpo.evaluation.winrates import RATES, Comparison, Estimate, Rate, comparison_notes
 
 
-def comparison_lines(found: Mapping[str, Any]) -> list[str]:
-    """A table and what has to be said of it.
-
-    Args:
-        found: as `winrates.compared` gives it.
-    """
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Return a comparison's table and its notes as lines of text."""
     rows = [["student", "seeds", "win rate", "length-controlled", "characters", "unscored"]]
-    if found["against"]:
-        rows[0] += [f"win rate less {found['against']}", "length-controlled less"]
-    for one in found["students"]:
+    if comparison.against:
+        rows[0] += [f"win rate less {comparison.against}", "length-controlled less"]
+    for student in comparison.students:
         row = [
-            one["name"],
-            str(one["seeds"]),
-            interval(one["win_rate"], one["win_rate"]["sd"]),
-            interval(one.get("length_controlled"), (one.get("length_controlled") or {}).get("sd")),
-            f"{one['length']:.0f} (baseline {one['baseline_length']:.0f})",
-            f"{sum(one['unscored'])} of {one['prompts'] * one['seeds']}",
+            student.name,
+            str(student.seeds),
+            *(format_estimate(student.rates.get(kind)) for kind in RATES),
+            f"{student.length:.0f} (baseline {student.baseline_length:.0f})",
+            f"{sum(student.unscored)} of {student.prompts * student.seeds}",
         ]
-        if found["against"]:
-            difference = one["difference"] or {}
-            row += [signed(difference.get(kind)) for kind in ("win_rate", "length_controlled")]
+        if comparison.against:
+            difference = student.difference or {}
+            row += [format_estimate(difference.get(kind), signed=True) for kind in RATES]
         rows.append(row)
-    said = [found["title"], *columns(rows)]
-    said.append(
-        f"95 % intervals: {found['draws']} bootstrap samples of the prompts"
-        + (", the regression refitted to each" if found["length_controlled"] else "")
-    )
-    return said + [f"NOTE: {note}" for note in comparison_notes(found)]
+    samples = f"95 % intervals: {comparison.draws} bootstrap samples of the prompts"
+    if comparison.length_controlled:
+        samples += ", the regression refitted to each"
+    notes = [f"NOTE: {note}" for note in comparison_notes(comparison)]
+    return [comparison.title, *align_columns(rows), samples, *notes]
 
 
-def columns(rows: list[list[str]]) -> list[str]:
-    """Rows of texts, set in columns."""
+def align_columns(rows: list[list[str]]) -> list[str]:
+    """Return rows of cells as lines, padded to columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -45,20 +36,14 @@ def columns(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def interval(one: Mapping[str, Any] | None, sd: float | None = None) -> str:
-    """`41.90 (38.51 to 45.32)`."""
-    if one is None or one["value"] is None:
+def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """Format a value with its interval, `41.90 (38.51 to 45.32)`, and the sd between seeds."""
+    if estimate is None or estimate.value is None:
         return "-"
+    sign = "+" if signed else ""
+    sd = estimate.sd if isinstance(estimate, Rate) else None
     scatter = "" if sd is None else f", seeds sd {sd:.2f}"
-    if one["low"] is None:
-        return f"{one['value']:.2f}{scatter}"
-    return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f}{scatter})"
-
-
-def signed(one: Mapping[str, Any] | None) -> str:
-    """The same of a difference."""
-    if one is None or one["value"] is None:
-        return "-"
-    if one["low"] is None:
-        return f"{one['value']:+.2f}"
-    return f"{one['value']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
+    if estimate.low is None:
+        return f"{estimate.value:{sign}.2f}{scatter}"
+    interval = f"{estimate.low:{sign}.2f} to {estimate.high:{sign}.2f}"
+    return f"{estimate.value:{sign}.2f} ({interval}{scatter})"

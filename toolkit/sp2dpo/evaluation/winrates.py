@@ -1,13 +1,14 @@
-"""Win rates from verdicts, and how sure they are: alpaca_eval's own numbers, under a bootstrap.
+"""Compute win rates from verdicts with alpaca_eval, and their intervals with a bootstrap.
 
 The length-controlled rate is AlpacaEval 2.0's (arXiv 2404.04475): a logistic regression on the
-length difference, the difficulty of the prompt and the model, predicted at no length difference. It
-is refitted to every bootstrap sample of the prompts; what the package calls its standard error is
-none of sampling. Rows keep their index under resampling: the package joins difficulties by it.
+length difference, the difficulty of the prompt and the model, evaluated at a length difference of
+0. It is refitted to every bootstrap sample of the prompts; the standard error that the package
+reports does not measure sampling.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,109 @@ from sp2dpo.evaluation.verdicts import (
 
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
-ONE_RUN = 4.0
-"""Points below which one run of a judge tells nothing: two runs of one judge have differed so."""
-
+JUDGE_NOISE = 4.0
+"""Smallest difference, in points, that one run resolves: two runs of one judge differed by it."""
 
 Watch = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Shows the progress of an iteration: the items, what they are, and how many there will be."""
+"""Show the progress of an iteration: (items, what they are, their number) -> the items."""
 
 
-def _unwatched(items: Iterable[int], what: str, of: int) -> Iterable[int]:
+def _unwatched(items: Iterable[int], what: str, total: int) -> Iterable[int]:
     return items
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its 95 % bootstrap interval.
+
+    Attributes:
+        value: The value; None if it is not defined.
+        low: Lower end of the interval; None if it is not defined.
+        high: Upper end of the interval; None if it is not defined.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate(Estimate):
+    """A win rate in percent, the mean over the seeds of a student.
+
+    Attributes:
+        sd: Standard deviation between the seeds; None for one seed.
+    """
+
+    sd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRates:
+    """The win rates of one student.
+
+    Attributes:
+        name: Name of the student.
+        seeds: Number of its results.
+        prompts: Number of prompts.
+        unscored: Prompts without a verdict, for each seed.
+        length: Mean characters of an output.
+        baseline_length: Mean characters of an output of the baseline.
+        rates: Win rate and, if it was fitted, length-controlled win rate, by name (see RATES).
+        difference: Difference of each rate to the student that the others are compared with, in
+            points; None if there is none.
+    """
+
+    name: str
+    seeds: int
+    prompts: int
+    unscored: Sequence[int]
+    length: float
+    baseline_length: float
+    rates: Mapping[str, Rate]
+    difference: Mapping[str, Estimate] | None
+
+    def record(self) -> dict[str, Any]:
+        """Return the values as JSON, the rates under their own names."""
+        fields = asdict(self)
+        difference = fields.pop("difference")
+        return fields | fields.pop("rates") | {"difference": difference}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The win rates of several students.
+
+    Attributes:
+        title: Title of the table, see `models.title`.
+        judge: Name of the judge.
+        against: The student that the others are compared with; None if there is none.
+        draws: Number of bootstrap samples.
+        length_controlled: Whether the length-controlled rate was fitted.
+        students: One entry for each student.
+    """
+
+    title: str
+    judge: str
+    against: str | None
+    draws: int
+    length_controlled: bool
+    students: Sequence[StudentRates]
+
+    def record(self) -> dict[str, Any]:
+        """Return the values as JSON."""
+        return {
+            "title": self.title, "judge": self.judge, "against": self.against, "draws": self.draws,
+            "length_controlled": self.length_controlled,
+            "students": [student.record() for student in self.students],
+        }  # fmt: skip
+
+
 def download_gamed() -> None:
-    """Fetches what the length-controlled rate is fitted with, before it is needed.
+    """Download the data that the length-controlled rate is fitted with.
 
     Raises:
-        OSError: neither the Hub nor its cache has it; the message says what to do.
+        OSError: If neither the Hub nor its cache has the file.
     """
     try:
         download(GAMED)
@@ -50,14 +137,14 @@ def download_gamed() -> None:
 
 
 def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
-    """Win rates of annotations, in percent, as alpaca_eval computes them.
+    """Return the win rates of annotations, in percent, as alpaca_eval computes them.
 
     Args:
-        table: a pandas data frame of annotations; its index tells the prompts.
-        length_controlled: whether to fit that rate too.
+        table: Annotations as a pandas data frame; its index numbers the prompts.
+        length_controlled: Whether to fit the length-controlled rate too.
 
     Returns:
-        win_rate and, where it is fitted, length_controlled; NaN where no row has a verdict.
+        win_rate and, if it is fitted, length_controlled; NaN if no row has a verdict.
     """
     metrics = import_alpaca_eval().metrics
     scored = table["preference"].notna()
@@ -66,13 +153,13 @@ def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     if not length_controlled:
         return {"win_rate": float(metrics.get_winrate(table[scored])["win_rate"])}
     with without_root_log(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns about its own next versions
-        found = metrics.get_length_controlled_winrate(
+        warnings.simplefilter("ignore")  # scikit-learn warns about its own future versions
+        result = metrics.get_length_controlled_winrate(
             table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
         )
     return {
-        "win_rate": float(found["win_rate"]),
-        "length_controlled": float(found["length_controlled_winrate"]),
+        "win_rate": float(result["win_rate"]),
+        "length_controlled": float(result["length_controlled_winrate"]),
     }
 
 
@@ -84,148 +171,160 @@ def compare_students(
     against: str | None,
     length_control: bool,
     watch: Watch = _unwatched,
-) -> dict[str, Any]:
-    """Students beside each other: rates, intervals, and paired differences.
+) -> Comparison:
+    """Compare the win rates of students, with intervals and paired differences.
 
-    Results of one student are seeds of it. A bootstrap sample draws prompts, the same ones for all
-    students, and of every student with several seeds the seeds (our choice).
+    Several results of the same student are its seeds. A bootstrap sample draws the same prompts for
+    all students, and for a student with several seeds it draws seeds too (our choice).
 
     Args:
-        results: of the same prompts, baseline and judge.
-        draws: bootstrap samples.
-        seed: of the draws.
-        against: a student that the others are compared with; None for none.
-        length_control: whether to fit the length-controlled rate, where it is defined.
-        watch: shows the progress of the bootstrap.
-
-    Returns:
-        title; students: one entry each: name, seeds, unscored, prompts, win_rate,
-        length_controlled (value, low, high, and of several seeds their standard deviation),
-        length, baseline_length (mean characters), difference (of both rates to `against`) or None.
+        results: Results for the same prompts, baseline and judge.
+        draws: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+        against: Name of the student that the others are compared with; None for no differences.
+        length_control: Whether to fit the length-controlled rate where it is defined.
+        watch: Shows the progress of the bootstrap.
 
     Raises:
-        ValueError: the results are not of one kind, or `against` is not among them.
-        OSError: what the length-controlled rate needs is not there.
+        ValueError: If the results cannot be compared, or `against` is not among them.
+        OSError: If the data of the length-controlled rate are not available.
     """
     first = results[0].record
-    for one in results[1:]:
+    for result in results[1:]:
         for key in ("title", "judge", "baseline", "prompts"):
-            if one.record[key] != first[key]:
+            if result.record[key] != first[key]:
                 raise ValueError(
-                    f"{one.folder} and {results[0].folder} cannot be compared: their {key} differ"
+                    f"{result.folder} and {results[0].folder} cannot be compared: their {key} "
+                    "differ"
                 )
     controlled = bool(first["length_controlled"]) and length_control
     if controlled:
         download_gamed()
-    names = list(dict.fromkeys(one.student for one in results))
+    names = list(dict.fromkeys(result.student for result in results))
     if against is not None and against not in names:
         raise ValueError(f"no result is of {against!r} (there are: {', '.join(names)})")
-    groups = {name: [one for one in results if one.student == name] for name in names}
-    point = {
-        name: [win_rates(one.table, length_controlled=controlled) for one in group]
+    groups = {name: [result for result in results if result.student == name] for name in names}
+    seed_rates = {
+        name: [win_rates(result.table, length_controlled=controlled) for result in group]
         for name, group in groups.items()
     }
-    drawn = _draws(groups, draws, seed, controlled, watch)
+    samples = _bootstrap(groups, draws, seed, controlled, watch)
     kinds = RATES if controlled else RATES[:1]
+    means = {
+        name: {kind: float(np.mean([rates[kind] for rates in seed_rates[name]])) for kind in kinds}
+        for name in names
+    }
     students = []
     for name, group in groups.items():
-        entry: dict[str, Any] = {
-            "name": name,
-            "seeds": len(group),
-            "prompts": len(group[0].table),
-            "unscored": [one.unscored for one in group],
-            "length": float(np.mean([one.table["output_2"].str.len().mean() for one in group])),
-            "baseline_length": float(group[0].table["output_1"].str.len().mean()),
-        }
+        rates = {}
         for kind in kinds:
-            values = [one[kind] for one in point[name]]
-            entry[kind] = _interval(float(np.mean(values)), drawn[name][kind])
-            entry[kind]["sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        entry["difference"] = None
+            values = [rates[kind] for rates in seed_rates[name]]
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            estimate = _estimate(means[name][kind], samples[name][kind])
+            rates[kind] = Rate(**asdict(estimate), sd=sd)
+        difference = None
         if against is not None and name != against:
-            entry["difference"] = {
-                kind: _interval(
-                    float(np.mean([one[kind] for one in point[name]]))
-                    - float(np.mean([one[kind] for one in point[against]])),
-                    drawn[name][kind] - drawn[against][kind],
+            difference = {
+                kind: _estimate(
+                    means[name][kind] - means[against][kind],
+                    samples[name][kind] - samples[against][kind],
                 )
                 for kind in kinds
             }
-        students.append(entry)
-    return {
-        "title": first["title"], "judge": first["judge"]["student"], "against": against,
-        "draws": draws, "length_controlled": controlled, "students": students,
-    }  # fmt: skip
+        lengths = [result.table["output_2"].str.len().mean() for result in group]
+        students.append(
+            StudentRates(
+                name=name,
+                seeds=len(group),
+                prompts=len(group[0].table),
+                unscored=[result.unscored for result in group],
+                length=float(np.mean(lengths)),
+                baseline_length=float(group[0].table["output_1"].str.len().mean()),
+                rates=rates,
+                difference=difference,
+            )
+        )
+    return Comparison(
+        title=first["title"], judge=first["judge"]["student"], against=against, draws=draws,
+        length_controlled=controlled, students=students,
+    )  # fmt: skip
 
 
-def _draws(
+def _bootstrap(
     groups: Mapping[str, Sequence[EvaluationResult]],
     draws: int,
     seed: int,
     controlled: bool,
     watch: Watch,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Name -> rate -> (draws,) values over bootstrap samples."""
+    """Return name -> rate -> its values over the bootstrap samples, (draws,)."""
     generator = np.random.default_rng(seed)
     count = len(next(iter(groups.values()))[0].table)
     kinds = RATES if controlled else RATES[:1]
-    found = {name: {kind: np.empty(draws) for kind in kinds} for name in groups}
+    samples = {name: {kind: np.empty(draws) for kind in kinds} for name in groups}
     for draw in watch(range(draws), "bootstrap", draws):
         rows = generator.integers(count, size=count)
         for name, group in groups.items():
             seeds = generator.integers(len(group), size=len(group))
-            some = [
-                win_rates(group[place].table.iloc[rows], length_controlled=controlled)
-                for place in seeds
+            # The rows keep their index: the package joins the prompts' difficulties by it.
+            rates = [
+                win_rates(group[number].table.iloc[rows], length_controlled=controlled)
+                for number in seeds
             ]
             for kind in kinds:
-                found[name][kind][draw] = np.mean([one[kind] for one in some])
-    return found
+                samples[name][kind][draw] = np.mean([rate[kind] for rate in rates])
+    return samples
 
 
-def _interval(value: float, samples: NDArray[np.float64]) -> dict[str, float | None]:
-    """A value with the 2.5 and 97.5 percentiles of its bootstrap samples."""
-    held = samples[np.isfinite(samples)]
-    if not len(held) or not np.isfinite(value):
-        return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
-    low, high = np.quantile(held, (0.025, 0.975))
-    return {"value": value, "low": float(low), "high": float(high)}
+def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
+    """Return a value with the 2.5 and 97.5 percentiles of its finite bootstrap samples."""
+    finite = samples[np.isfinite(samples)]
+    if not len(finite) or not np.isfinite(value):
+        return Estimate(value=value if np.isfinite(value) else None, low=None, high=None)
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
-def comparison_notes(found: Mapping[str, Any]) -> list[str]:
-    """What has to be said aloud of a comparison."""
-    said = []
-    for one in found["students"]:
-        unscored = sum(one["unscored"])
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return what a reader of a comparison must know, such as missing verdicts."""
+    notes = []
+    for student in comparison.students:
+        unscored = sum(student.unscored)
         if unscored:
-            said.append(
-                f"{one['name']}: {unscored} of {one['prompts'] * one['seeds']} outputs have no "
+            notes.append(
+                f"{student.name}: {unscored} of {student.prompts * student.seeds} outputs have no "
                 "verdict that could be read; they are left out, not counted as lost"
             )
-        longer = one["length"] / max(one["baseline_length"], 1e-9)
-        rate, controlled = one["win_rate"]["value"], one.get("length_controlled")
-        if controlled and controlled["value"] is not None and rate - controlled["value"] >= ONE_RUN:
-            said.append(
-                f"{one['name']}: {rate:.1f} becomes {controlled['value']:.1f} under length "
-                f"control; its outputs are {longer:.2f} times as long as the baseline's"
+        longer = student.length / max(student.baseline_length, 1e-9)
+        rate, controlled = (_value(student.rates, kind) for kind in RATES)
+        if rate is not None and controlled is not None and rate - controlled >= JUDGE_NOISE:
+            notes.append(
+                f"{student.name}: {rate:.1f} becomes {controlled:.1f} under length control; its "
+                f"outputs are {longer:.2f} times as long as the baseline's"
             )
-        if one["difference"]:
-            said += _difference_notes(one, found["against"])
-    return said
+        if student.difference:
+            notes += _difference_notes(student, student.difference, comparison.against)
+    return notes
 
 
-def _difference_notes(one: Mapping[str, Any], against: str) -> list[str]:
-    plain, controlled = (one["difference"].get(kind) for kind in RATES)
-    said = []
-    if controlled and (plain["value"] or 0) > 0 > (controlled["value"] or 0):
-        said.append(
-            f"{one['name']} against {against}: WR up, LC down: it wins by length "
+def _difference_notes(
+    student: StudentRates, difference: Mapping[str, Estimate], against: str | None
+) -> list[str]:
+    rate, controlled = (_value(difference, kind) for kind in RATES)
+    notes = []
+    if (rate or 0) > 0 > (controlled or 0):
+        notes.append(
+            f"{student.name} against {against}: WR up, LC down: it wins by length "
             "(a failure signature of the paper)"
         )
-    shown = controlled or plain
-    if one["seeds"] == 1 and shown["value"] is not None and abs(shown["value"]) < ONE_RUN:
-        said.append(
-            f"{one['name']} against {against}: below {ONE_RUN:.0f} points from one run: "
+    shown = controlled if "length_controlled" in difference else rate
+    if student.seeds == 1 and shown is not None and abs(shown) < JUDGE_NOISE:
+        notes.append(
+            f"{student.name} against {against}: below {JUDGE_NOISE:.0f} points from one run: "
             "no difference can be claimed"
         )
-    return said
+    return notes
+
+
+def _value(rates: Mapping[str, Estimate], kind: str) -> float | None:
+    return rates[kind].value if kind in rates else None

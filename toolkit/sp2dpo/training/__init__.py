@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sp2dpo.training.config import PairDPOConfig
     from sp2dpo.training.console import one_line_errors
     from sp2dpo.training.losses import LogRatios
-    from sp2dpo.training.reward_model import Scoring, prompt_fold, score_dataset
+    from sp2dpo.training.reward_model import ScoreSummary, Scoring, prompt_fold, score_dataset
     from sp2dpo.training.reward_run import (
         FoldConfig,
         RewardModelConfig,
@@ -32,6 +32,7 @@ _MODULES = {
     "PairDPOTrainer": "trainer",
     "RewardModelConfig": "reward_run",
     "RewardRun": "reward_run",
+    "ScoreSummary": "reward_model",
     "Scoring": "reward_model",
     "SweepRun": "sweep",
     "TrainingRun": "run",
@@ -57,6 +58,7 @@ __all__ = [
     "PairDPOTrainer",
     "RewardModelConfig",
     "RewardRun",
+    "ScoreSummary",
     "Scoring",
     "SweepRun",
     "TrainingRun",

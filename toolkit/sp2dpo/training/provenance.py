@@ -1,4 +1,4 @@
-"""Record what a model was trained on: data set, revision, schedule, hashes."""
+"""Read a data set, and record what a model was trained on: revision, schedule, hashes."""
 
 import hashlib
 import json
@@ -8,13 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
-
-__all__ = ["card_section", "provenance"]
 
 MANIFEST = "manifest.json"
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
+
+
+def read_split(source: str, split: str, revision: str | None) -> Dataset:
+    """Return one split of a folder or of a data set on the Hub.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    local = Path(source).is_dir()
+    try:
+        return load_dataset(source, split=split, revision=None if local else revision)
+    except (ValueError, OSError, DatasetsError) as error:
+        where = "cannot be read" if local else "is neither a folder nor a data set on the Hub"
+        raise ValueError(f"{source} {where}: {error}") from error
+
+
+def display_name(source: str) -> str:
+    """Return the name of a data set or a model; the last part of the path if it is a folder."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def provenance(

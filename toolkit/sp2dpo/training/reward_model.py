@@ -6,6 +6,7 @@ choice; the released code of MADPO trains and scores on the same pairs).
 
 import hashlib
 import json
+import math
 from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,29 @@ class Scoring:
     revision: str | None
     folds: int
     max_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSummary:
+    """Counts and statistics of a scored data set.
+
+    Attributes:
+        pairs: Number of distinct pairs.
+        resumed: Pairs that an interrupted run had scored.
+        mean: Mean reward margin.
+        minimum: Smallest reward margin.
+        maximum: Largest reward margin.
+        agreeing: Pairs whose chosen response has the higher reward.
+        truncated: Pairs of which a conversation was truncated.
+    """
+
+    pairs: int
+    resumed: int
+    mean: float
+    minimum: float
+    maximum: float
+    agreeing: int
+    truncated: int
 
 
 class RewardModel:
@@ -113,7 +137,7 @@ def output_rewards(
 
 def score_dataset(
     rows: Dataset, scoring: Scoring, out: Path, *, batch_size: int, device: str | None = None
-) -> int:
+) -> ScoreSummary:
     """Score every pair once and write a Parquet file.
 
     Its columns are pair_id, reward_margin, fold, and cut (whether a conversation was truncated).
@@ -126,9 +150,6 @@ def score_dataset(
         batch_size: Conversations per batch.
         device: `cpu`, `cuda`...; None for a GPU if there is one.
 
-    Returns:
-        Number of pairs that an interrupted run had scored.
-
     Raises:
         ValueError: If a column is missing, a model is not a reward model, or OUT.unfinished belongs
             to other settings.
@@ -140,7 +161,7 @@ def score_dataset(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     unfinished = out.with_name(f"{out.name}.unfinished")
     with Journal(unfinished, asdict(scoring)) as journal:
-        before = len(journal.lines)
+        resumed = len(journal.lines)
         for pair_id, margin, fold, cut in _score(rows, journal.lines, scoring, batch_size, device):
             journal.add(pair_id, reward_margin=margin, fold=fold, cut=cut)
         lines = journal.lines
@@ -152,7 +173,16 @@ def score_dataset(
     with atomic_write(out) as path:
         table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
     unfinished.unlink()
-    return before
+    margins: list[float] = columns["reward_margin"]
+    return ScoreSummary(
+        pairs=len(margins),
+        resumed=resumed,
+        mean=sum(margins) / max(1, len(margins)),
+        minimum=min(margins, default=math.nan),
+        maximum=max(margins, default=math.nan),
+        agreeing=sum(margin > 0 for margin in margins),
+        truncated=sum(columns["cut"]),
+    )
 
 
 def _score(

@@ -10,15 +10,9 @@ from sp2dpo.files import write_json
 from sp2dpo.training.columns import MarkCounts, apply_marks
 from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import use_console
+from sp2dpo.training.provenance import display_name, read_split
 from sp2dpo.training.reward_model import prompt_fold
-from sp2dpo.training.run import (
-    RESULTS,
-    display_name,
-    end_training,
-    library_versions,
-    prepare_environment,
-    read_split,
-)
+from sp2dpo.training.run import RESULTS, end_training, library_versions, prepare_environment
 
 
 @dataclass

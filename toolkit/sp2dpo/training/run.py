@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import transformers
 import trl
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -19,7 +18,7 @@ from sp2dpo.files import write_json
 from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import quiet_libraries, use_console
-from sp2dpo.training.provenance import card_section, provenance
+from sp2dpo.training.provenance import card_section, display_name, provenance, read_split
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.trainer import PairDPOTrainer
 
@@ -54,20 +53,6 @@ class DataConfig:
             raise ValueError(f"held_out must be in [0, 0.9], not {self.held_out}")
         if self.held_out and self.eval_dataset:
             raise ValueError("held_out and eval_dataset exclude each other: set one of them")
-
-
-def read_split(source: str, split: str, revision: str | None) -> Dataset:
-    """Return one split of a folder or of a data set on the Hub.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    local = Path(source).is_dir()
-    try:
-        return load_dataset(source, split=split, revision=None if local else revision)
-    except (ValueError, OSError, DatasetsError) as error:
-        where = "cannot be read" if local else "is neither a folder nor a data set on the Hub"
-        raise ValueError(f"{source} {where}: {error}") from error
 
 
 def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
@@ -326,8 +311,3 @@ def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
             if setting.init and plain and value != default and setting.name not in left_out:
                 changed[setting.name] = display_name(value) if isinstance(value, str) else value
     return changed
-
-
-def display_name(source: str) -> str:
-    """Return the name of a data set or a model; the last part of the path if it is a folder."""
-    return Path(source).resolve().name if Path(source).is_dir() else source
