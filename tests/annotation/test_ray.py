@@ -1,45 +1,18 @@
 """Asking from the nodes of a Ray cluster: what survives a node, a teacher, and being stopped."""
 
-import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 import yaml
 
 from sp2dpo.store.store import Store
-from support.harness import COMMAND, TESTS, fail, process, run, succeed, write_pairs, write_panel
+from support.harness import TESTS, fail, process, run, succeed, write_pairs, write_panel
+from support.ray_processes import clustered, started, until
 
 pytestmark = pytest.mark.slow
-
-
-class Cluster:
-    """A Ray cluster on this computer, in a process of its own: its head, and more nodes."""
-
-    def __init__(self, server):
-        self._server = server
-        self.address = server.stdout.readline().strip()
-
-    def tell(self, word):
-        self._server.stdin.write(word + "\n")
-        self._server.stdin.flush()
-        assert self._server.stdout.readline() == "done\n"
-
-
-@contextmanager
-def clustered():
-    with subprocess.Popen(
-        [sys.executable, TESTS / "support" / "ray_cluster.py"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    ) as server:  # fmt: skip
-        cluster = Cluster(server)
-        assert re.fullmatch(r"[\d.]+:\d+", cluster.address)
-        yield cluster
-        server.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +51,6 @@ def files(tmp_path):
             )
 
     return Files()
-
-
-@contextmanager
-def started(command):
-    with subprocess.Popen(
-        [*COMMAND, *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as running:  # fmt: skip
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def until(condition, running):
-    while not condition():
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.02)
 
 
 def test_a_killed_node_loses_nothing_and_nothing_is_stored_twice(cluster, scripted, files):

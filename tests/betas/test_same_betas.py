@@ -10,10 +10,10 @@ import sys
 from contextlib import closing
 
 import pytest
-from test_ray import clustered, started, until
 
 from servers.openai_server import serving
 from support.harness import DEMO, SCHEDULE, TESTS, succeed, write_panel
+from support.ray_processes import clustered, started, until
 
 PAIRS = DEMO / "pairs.jsonl"
 READERS = ("reader-a", "reader-b", "reader-c")

@@ -4,7 +4,6 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_report import VARIANTS, fill, make_report, pair, refused, says, source_rows
 
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
@@ -12,6 +11,7 @@ from sp2dpo.panel.rubric import load_rubric, parse_rubric
 from sp2dpo.report.charts import axis_steps, build_gauge, category_colours, histogram_chart
 from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
 from sp2dpo.report.report import CategoryCounts, Histogram
+from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
