@@ -331,11 +331,11 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
         2: "malformed: not JSON",
         3: "malformed: an object was expected",
         4: "malformed: no custom_id",
-        5: "unknown: custom_id 'request-1' is none of ours",
+        5: "unknown: custom_id 'request-1' was not exported by sp2dpo",
         7: "is about no pair of this store",
         8: "this panel does not ask it",
         9: "malformed: neither a response nor an error",
-        10: 'malformed: status_code "200" is no number',
+        10: 'malformed: status_code "200" is not a number',
     }.items():
         (line,) = [one for one in done.stderr.splitlines() if f": line {number}: " in one]
         assert said in line

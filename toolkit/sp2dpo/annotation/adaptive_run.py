@@ -1,7 +1,7 @@
-"""Asking an adaptive panel: pair by pair, until more replies could hardly move the gap.
+"""Ask an adaptive panel about each pair until more replies are unlikely to change its gap.
 
-Some pairs are asked in full first; the rule (`adaptive_rule`) learns from them. Every other pair is
-then asked one slot after the other, for as long as the rule wants more. Both are our choice.
+Calibration pairs are asked in full first; the stopping rule (`adaptive_rule`) learns from them.
+Every other pair is then asked one slot at a time until the rule settles it. Both are our choice.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from sp2dpo.store.questions import Job, PairReplies, Question, SettledPair
 from sp2dpo.store.records import UNREADABLE, ReplyRecord
 
 Settle = Callable[[SettledPair, int], Awaitable[None]]
-"""Is handed every pair of which enough is known, and how many replies it does without."""
+"""Called with every settled pair, and the number of replies that it does without."""
 
 
 class Reader(Protocol):
-    """Reads pairs with what was said of them."""
+    """Reads pairs with their replies."""
 
     def __call__(self, *, settled: bool) -> AsyncIterator[PairReplies]:
-        """All from the beginning, with or without those that are settled."""
+        """Yield all pairs, with or without settled ones."""
         ...
 
 
 class PairState:
-    """What is known of one pair: the readings of its slots, and which slots need no asking."""
+    """The replies to one pair: a reading per slot, and which slots are complete."""
 
     def __init__(self, heard: PairReplies, panel: Panel, order: Sequence[Slot]) -> None:
         self.pair = heard.pair
@@ -46,7 +46,7 @@ class PairState:
             self.hear(reply)
 
     def hear(self, reply: dict[str, Any]) -> None:
-        """Takes a reply in; of several to one key the last one counts."""
+        """Add a reply; of several replies to one question the last one counts."""
         teacher, attempt = reply["teacher"], reply["attempt"]
         if teacher not in self._retries:
             return
@@ -60,17 +60,17 @@ class PairState:
 
     @property
     def replies(self) -> int:
-        """Replies that hold a reading."""
+        """Number of replies that hold a reading."""
         return sum(reading is not None for _, _, reading in self._last.values())
 
     @property
     def spared(self) -> int:
-        """Replies that it does without."""
+        """Number of replies that the pair does without."""
         keys = [key for slot in self._slots for key in self._keys(slot)]
         return sum(key not in self._last for key in keys)
 
     def readings(self) -> tuple[np.ndarray, np.ndarray]:
-        """(1, S) readings, NaN where there is none, and (1, S) whether the slot was asked."""
+        """Return (1, S) readings, NaN where missing, and (1, S) whether each slot was asked."""
         values = np.full((1, len(self._slots)), np.nan)
         asked = np.zeros((1, len(self._slots)), dtype=bool)
         for place, slot in enumerate(self._slots):
@@ -82,7 +82,7 @@ class PairState:
         return values, asked
 
     def job(self, slot: Slot) -> Job:
-        """What is still to be asked for a slot."""
+        """Return the pending questions of a slot."""
         questions = []
         for teacher, variant, order in self._keys(slot):
             attempt, final, _ = self._last.get((teacher, variant, order), (-1, False, None))
@@ -103,7 +103,7 @@ class PairState:
 
 
 class AdaptiveRun:
-    """An adaptive panel at work."""
+    """Decides which slots of an adaptive panel are asked next."""
 
     def __init__(
         self,
@@ -113,13 +113,13 @@ class AdaptiveRun:
         heard: Reader,
         stop: asyncio.Event,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
-            panel: whom to ask what, and how far a gap may still move.
-            pairs: distinct pairs that it is asked about.
-            heard: reads all pairs from the beginning, with or without those that are settled.
-            stop: set when nothing more is to be sent.
+            panel: The panel, with the tolerance of a gap.
+            pairs: Number of distinct pairs that it is asked about.
+            heard: Reads all pairs, with or without settled ones.
+            stop: Set when no more requests should be sent.
         """
         self._panel = panel
         self._pairs = pairs
@@ -129,11 +129,11 @@ class AdaptiveRun:
         self._rule: StoppingRule | None = None
 
     def calibrates(self, pair_id: str) -> bool:
-        """Whether a pair is one of those that are asked in full."""
+        """Whether a pair is asked in full."""
         return is_calibration(pair_id, pairs=self._pairs)
 
     async def learn(self) -> None:
-        """Learns the rule from the pairs that were asked in full."""
+        """Learn the stopping rule from the calibration pairs."""
         rows = [
             state.readings()[0][0]
             async for state in self._states(settled=True)
@@ -143,7 +143,7 @@ class AdaptiveRun:
         self._rule = StoppingRule.learn(readings, self._slots, tolerance=self._panel.tolerance)
 
     async def wanted(self, *, calibrating: bool) -> Counter[str]:
-        """How many pairs wait for which teacher, among those to calibrate with or the others."""
+        """Count the pairs that wait for each teacher, among calibration pairs or the others."""
         waiting: Counter[str] = Counter()
         async for state in self._states():
             if calibrating != self.calibrates(state.pair.id):
@@ -158,12 +158,12 @@ class AdaptiveRun:
         return waiting
 
     async def ask(self, askings: Mapping[str, TeacherSession], take: Take, settle: Settle) -> None:
-        """Asks about every pair for as long as its next slot is of one of these teachers.
+        """Ask about every pair while its next slot belongs to one of these teachers.
 
         Args:
-            askings: the teachers that can be asked now, by name.
-            take: is handed every reply.
-            settle: is handed every pair of which enough is known.
+            askings: Sessions of the reachable teachers, by name.
+            take: Called with every reply.
+            settle: Called with every settled pair.
         """
         begun = asyncio.Semaphore(max(1, sum(one.most for one in askings.values())))
         async with asyncio.TaskGroup() as group:
@@ -192,7 +192,7 @@ class AdaptiveRun:
             await askings[slot.teacher].job(state.job(slot), hear)
 
     def _next(self, state: PairState) -> tuple[Slot | None, float]:
-        """The slot that a pair is asked next, None where it is settled, and the chance of that."""
+        """Return the next slot of a pair, or None if it is settled, and the rule's probability."""
         readings, asked = state.readings()
         if self._rule is None or self.calibrates(state.pair.id):
             missing = np.flatnonzero(~asked[0])
@@ -206,7 +206,7 @@ class AdaptiveRun:
 
 
 def _reply(entry: ReplyRecord) -> dict[str, Any]:
-    """An entry as a store gives it back, as far as a reading goes."""
+    """Return the columns of a reply that a reading depends on, as a store returns them."""
     said = entry.annotation
     return {
         "teacher": entry.key.teacher,

@@ -1,4 +1,4 @@
-"""What asking a panel will take, as far as the texts alone tell."""
+"""Estimate the requests and tokens that a panel still needs, from the texts alone."""
 
 import json
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ from sp2dpo.store.store import Store
 from sp2dpo.text import format_count, shell_lines, wrap
 
 CHARACTERS = 4
-"""Of a text for each token: what English takes, about. Our choice."""
+"""Characters per token: about right for English. Our choice."""
 _PAGE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What a teacher is to read.
+    """Size of the requests to a teacher.
 
     Attributes:
-        requests: replies to ask for.
-        characters: of them all.
-        shared: those of them that an earlier request about the same pair began with, in the same
-            order of the responses: what a prefix cache can serve.
+        requests: Number of requests.
+        characters: Number of characters in all requests.
+        shared: Those characters that are a common prefix with an earlier request about the same
+            pair, in the same order of the responses: what a prefix cache can serve.
     """
 
     requests: int = 0
@@ -37,7 +37,7 @@ class Text:
 
     @property
     def share(self) -> float:
-        """Of the characters that a prefix cache can serve, in [0, 1)."""
+        """Share of the characters that a prefix cache can serve, in [0, 1)."""
         return self.shared / self.characters if self.characters else 0.0
 
     def __add__(self, other: "Text") -> "Text":
@@ -49,13 +49,13 @@ class Text:
 
 
 def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | None = None) -> Text:
-    """What a teacher would still read; read from the store a page at a time.
+    """Return the size of the requests that a teacher still needs.
 
     Args:
-        store: holds the pairs.
-        panel: that the teacher is of.
-        teacher: that would be asked.
-        shard: only pairs that it holds; None for all of the store's own share.
+        store: Store with the pairs; read a page at a time.
+        panel: Panel of the teacher.
+        teacher: The teacher.
+        shard: Count only pairs of this shard; None for all pairs of the store's own shard.
     """
     wanted = QuestionPlan.from_panel(panel, teacher, again=False)
     found, after = Text(), 0
@@ -70,7 +70,7 @@ def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | Non
 
 
 def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Text:
-    """What a teacher reads about a pair that it is asked these variants and orders of."""
+    """Return the size of the requests about a pair in these variants and orders."""
     variants_of: dict[str, list[str]] = {}
     for variant, order in asked:
         variants_of.setdefault(order, []).append(variant)
@@ -88,15 +88,15 @@ def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Tex
 
 
 def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
-    """What would be asked, as lines; nothing is asked for it, no server started, nothing stored.
+    """Return what a run would ask, as lines. Sends no request, starts no server, stores nothing.
 
     Args:
-        store: holds the pairs.
-        panel: whom to ask what.
-        shard: the share of the pairs that the store would be for; None: the one that it is for.
+        store: Store with the pairs.
+        panel: Panel that would be asked.
+        shard: Shard that the store would be restricted to; None for its present one.
 
     Raises:
-        ValueError: the store is for another share, or for all pairs.
+        ValueError: If the store is restricted to another shard, or holds replies to all pairs.
     """
     held = store.questions.shard()
     if shard is not None and shard != held and (held is not None or store.teachers()):

@@ -1,10 +1,10 @@
-"""Replies as files: what batch services and people answered to exported requests.
+"""Read the replies of batch services and people to exported requests into a store.
 
-The files are those of OpenAI's Batch API, which `vllm run-batch` writes too: a line of JSON for
-each reply, joined to its request by `custom_id`. A reply is judged as one that came over HTTP.
+The format is that of OpenAI's Batch API, which `vllm run-batch` writes too: one line of JSON per
+reply, matched to its request by `custom_id`. A reply is parsed like one received over HTTP.
 
-Whoever answers by other means, people among them, writes one such line for each request; `content`
-is the JSON object that the request's schema asks for, as text:
+To answer requests by other means, write one such line per request; `content` is the JSON object
+that the request's schema asks for, as text:
 
     {"custom_id": "...", "response": {"status_code": 200, "body": {"choices": [{"finish_reason":
     "stop", "message": {"content": "{...}"}}]}}, "error": null}
@@ -36,11 +36,11 @@ _PAGE = 500
 """Replies committed at a time."""
 _CUSTOM_ID = re.compile(r"([0-9a-f]{40})\.([0-9a-f]{16})")
 _DECLINED = (400, 413, 422)
-"""Statuses of a request that is no use to send again, as over HTTP."""
+"""HTTP statuses after which sending a request again is useless."""
 _SAID = 20
-"""Lines that cannot be filed, named for each problem; the others are only counted."""
+"""Number of lines reported for each problem; further ones are only counted."""
 _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arrived")]
-"""Columns that are the same when the same reply comes again."""
+"""Columns that are equal when the same reply is imported again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def _is_silent(outcomes: dict[str, int]) -> bool:
 
 
 def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) -> None:
-    """Refuses the panel of another run: nothing of it could be filed here."""
+    """Raise ValueError if the panel belongs to another run."""
     known = {row[0] for row in reader.execute("SELECT name FROM teachers")}
     if known and known.isdisjoint(teacher.name for teacher in panel.teachers):
         raise ValueError(
@@ -152,11 +152,11 @@ def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) ->
 
 
 class _Problem(ValueError):
-    """A line that cannot be filed: the problem in a word or two, and what is wrong."""
+    """A line that cannot be stored. Arguments: the kind of problem, and its details."""
 
 
 class _Inbox:
-    """Replies on their way into a store."""
+    """Parses lines, and stores their replies in batches."""
 
     def __init__(
         self, store: Store, panel: Panel, reader: sqlite3.Connection, say: Callable[[str], object]
@@ -178,7 +178,7 @@ class _Inbox:
         self._adopted = False
 
     def take(self, line: bytes, where: str) -> None:
-        """Reads a line, and stores its reply with the next commit."""
+        """Parse a line; its reply is stored by the next commit."""
         self.lines += 1
         try:
             said = _object(line)
@@ -205,7 +205,7 @@ class _Inbox:
             self.commit()
 
     def commit(self) -> None:
-        """Stores what waits."""
+        """Store the replies taken since the last commit."""
         if not self._waiting:
             return
         if not self._adopted:
@@ -219,7 +219,7 @@ class _Inbox:
             raise _Problem("malformed", "no custom_id")
         named = _CUSTOM_ID.fullmatch(custom_id)
         if named is None:
-            raise _Problem("unknown", f"custom_id {custom_id[:80]!r} is none of ours")
+            raise _Problem("unknown", f"custom_id {custom_id[:80]!r} was not exported by sp2dpo")
         pairs = self._reader.execute(
             "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?",
             (named[1], named[1] + "g"),
@@ -238,10 +238,10 @@ class _Inbox:
         )
 
     def _entry(self, key: Key, said: dict[str, Any]) -> ReplyRecord:
-        """The reply of a line.
+        """Return the reply of a line.
 
         Raises:
-            Unavailable: there is none, and the request may be sent again.
+            Unavailable: If the service did not reply, and the request may be sent again.
         """
         teacher, response, error = (
             self._teachers[key.teacher],
@@ -254,7 +254,7 @@ class _Inbox:
             raise Unavailable(_shown(error), reason="no-answer")
         status, answer = response.get("status_code"), response.get("body")
         if not isinstance(status, int) or isinstance(status, bool):
-            raise _Problem("malformed", f"status_code {_shown(status)} is no number")
+            raise _Problem("malformed", f"status_code {_shown(status)} is not a number")
         if status in _DECLINED:
             return record_refusal(
                 key, f"http-{status}", f"HTTP {status}: {_shown(error or answer)}"
@@ -266,10 +266,10 @@ class _Inbox:
         return record_reply(key, parse_reply(teacher, answer, None), self._panel.rubric)
 
     def _is_known(self, entry: ReplyRecord) -> bool:
-        """Whether the store has this reply.
+        """Whether the store contains this reply.
 
         Raises:
-            _Problem: it has another one to the same request.
+            _Problem: If it contains another reply to the same request.
         """
         key = entry.key
         asked = (key.pair_id, key.teacher, key.variant, key.order, key.attempt)

@@ -1,7 +1,7 @@
-"""Requests as files, for batch services and for people; `inbox` takes their replies.
+"""Write requests to files for batch services and people; `reply_files` reads the replies.
 
-The files are those of OpenAI's Batch API, which `vllm run-batch` reads too: a line of JSON for each
-request. What is asked is the same as over HTTP, to the byte.
+The format is that of OpenAI's Batch API, which `vllm run-batch` reads too: one line of JSON per
+request. The request bodies are byte-identical to those sent over HTTP.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ _PAGE = 500
 
 
 class CustomIds:
-    """The names of a panel's requests: the pair's id, and a hash of everything else in the key.
+    """The `custom_id` of each request: the pair's id, and a hash of the rest of its key.
 
-    The hash covers the rubric and the teacher's model, revision and sampling as well, so that no
-    reply is filed under what was not asked.
+    The hash also covers the rubric and the teacher's model, revision and sampling, so that a reply
+    cannot be stored under a question that was not asked.
     """
 
     def __init__(self, panel: Panel) -> None:
@@ -43,11 +43,11 @@ class CustomIds:
         self._hashes: dict[tuple[str, str, str, int], str] = {}
 
     def of(self, key: Key) -> str:
-        """The `custom_id` of a request: 57 characters; services allow 64."""
+        """Return the `custom_id` of a request: 57 characters; services allow 64."""
         return f"{key.pair_id[:40]}.{self._hash(key.teacher, key.variant, key.order, key.attempt)}"
 
     def meant(self, attempts: int) -> dict[str, tuple[str, str, str, int]]:
-        """Hash -> (teacher, variant, order, attempt), for attempts below a number."""
+        """Return hash -> (teacher, variant, order, attempt), for attempts below a number."""
         panel = self._panel
         orders = panel.rubric.orders("0")
         known = product(self._teachers, panel.variants, orders, range(attempts))
@@ -219,7 +219,7 @@ def _literal(name: str) -> str:
 
 
 def is_requests(path: Path) -> bool:
-    """Whether a file holds requests of ours."""
+    """Whether a file contains exported requests."""
     if not path.is_file():
         return False
     with path.open("rb") as source:

@@ -307,9 +307,10 @@ async def annotate_locally(store: Store, panel: Panel, terms: RunOptions) -> Non
 
 @contextmanager
 def _settled_heap() -> Iterator[None]:
-    """Keeps the garbage collector from walking all imported modules again and again.
+    """Exclude existing objects from garbage collection, and collect less often.
 
-    Thousands of short-lived objects a second would make it; it took a tenth of the time.
+    Thousands of short-lived objects per second trigger collections that traverse all imported
+    modules; they took a tenth of the time.
     """
     thresholds = gc.get_threshold()
     gc.collect()
@@ -323,7 +324,7 @@ def _settled_heap() -> Iterator[None]:
 
 
 class _Run:
-    """One run: what its tasks share."""
+    """State shared by the tasks of a run."""
 
     def __init__(
         self, store: Store, panel: Panel, terms: RunOptions, writer: Writer, pages: StorePages
@@ -341,7 +342,7 @@ class _Run:
         self._failure: BaseException | None = None
 
     async def ask_panel(self) -> None:
-        """Asks all teachers of which something is missing."""
+        """Ask all teachers with missing replies."""
         async with open_session() as session, asyncio.TaskGroup() as group:
             self._session = session
             group.create_task(self._writer.write())
@@ -354,7 +355,7 @@ class _Run:
             raise self._failure
 
     async def _ask_sparingly(self) -> None:
-        """Some pairs in full; then every other one, for as long as the rule wants more."""
+        """Ask the calibration pairs in full, then every other pair until the rule settles it."""
         sparing = AdaptiveRun(
             self._panel,
             pairs=self._store.questions.pair_count(),
@@ -375,7 +376,7 @@ class _Run:
         for calibrating, ask in ((True, calibrate), (False, spare)):
             if not calibrating:
                 await sparing.learn()
-                await spare([])  # what needs no asking at all is settled
+                await spare([])  # settle the pairs that need no more replies
                 await self._writer.sync()
             while wanted := await sparing.wanted(calibrating=calibrating):
                 before = self._taken
@@ -387,20 +388,20 @@ class _Run:
                     raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
 
     async def _each_phase(self, wanted: Container[str], ask: Ask) -> None:
-        """Asks the wanted teachers, those whose servers we start one after the other."""
+        """Ask the wanted teachers phase by phase, see `phases`."""
         for teachers in phases(self._panel.teachers):
             waiting = [teacher for teacher in teachers if teacher.name in wanted]
             if waiting and not self._terms.stop.is_set():
                 await self._phase(waiting, ask)
 
     async def _phase(self, teachers: Sequence[Endpoint], ask: Ask) -> None:
-        """Asks those teachers side by side, their servers started where that is ours to do."""
+        """Ask these teachers concurrently, after starting the servers of those with `serve:`."""
         async with AsyncExitStack() as stack:
             found = await wait_unless_stopped(self._terms.stop, self._find(stack, teachers))
             if found is None:
                 return
             askings, servers = found
-            await self._writer.sync()  # the store's connection is its own while nothing is written
+            await self._writer.sync()  # so that this thread can use the writer's connection
             self._store.record_panel(self._panel)
             async with asyncio.TaskGroup() as group:
                 watching = [group.create_task(one.watch()) for one in servers]
@@ -411,7 +412,7 @@ class _Run:
     async def _find(
         self, stack: AsyncExitStack, teachers: Sequence[Endpoint]
     ) -> tuple[list[TeacherSession], list[Servers]]:
-        """Teachers that are there and serve their models; what was started ends with the stack."""
+        """Return checked sessions and started servers, which stop with the stack."""
         askings, started = [], []
         for teacher in teachers:
             urls, excused = teacher.base_urls, _never
@@ -451,7 +452,7 @@ class _Run:
     async def _ask_all(
         self, askings: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True
     ) -> None:
-        """Asks teachers everything that is missing about all pairs, or about some only."""
+        """Ask teachers for all missing replies, or only for those about some pairs."""
         async with asyncio.TaskGroup() as group:
             for asking in askings:
                 group.create_task(self._ask_one(asking, only))
@@ -459,7 +460,7 @@ class _Run:
     async def _ask_one(self, asking: TeacherSession, only: Callable[[str], bool]) -> None:
         teacher = asking.teacher
         wanted = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
-        begun = asyncio.Semaphore(asking.most)  # so many pairs at a time
+        begun = asyncio.Semaphore(asking.most)  # bounds the number of tasks in memory
         try:
             async with asyncio.TaskGroup() as group:
                 async for job in self._pages.jobs(wanted):
@@ -474,7 +475,7 @@ class _Run:
             self._fail(first_failure(failures))
 
     def _fail(self, failure: BaseException) -> None:
-        """Ends the run; what the other teachers have been asked comes home before."""
+        """End the run after the in-flight requests to other teachers."""
         self._failure = self._failure or failure
         self._terms.stop.set()
 
@@ -494,12 +495,12 @@ def _never() -> bool:
 
 
 def phases(teachers: Sequence[Endpoint]) -> list[list[Endpoint]]:
-    """Who is asked side by side: all whose servers are there, then each that we serve, alone."""
+    """Return groups of teachers to ask concurrently: those at running servers, then each other."""
     there = [teacher for teacher in teachers if teacher.serve is None]
     served = [[teacher] for teacher in teachers if teacher.serve is not None]
     return [there, *served] if there else served
 
 
 def server_log_path(store: Path, teacher: str) -> Path:
-    """Where the log of a server that we start for a teacher is kept: beside the store."""
+    """Return the log file, next to the store, of a server that is started for a teacher."""
     return store.with_name(f"{store.name}.{re.sub(r'[^A-Za-z0-9_.-]', '_', teacher)}.log")

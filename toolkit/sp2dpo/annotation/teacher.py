@@ -1,4 +1,4 @@
-"""Asking one teacher about pairs: what is asked, and what its replies are counted as."""
+"""Ask one teacher about pairs, and record its replies."""
 
 import asyncio
 from collections import Counter
@@ -13,16 +13,16 @@ from sp2dpo.store.questions import Job, Question
 from sp2dpo.store.records import UNREADABLE, ReplyRecord, record_refusal, record_reply
 
 _HOPELESS = 20
-"""A teacher that has sent so many replies, and none that can be read, is not asked on."""
+"""Give up on a teacher after this many replies if none of them could be parsed."""
 _TEMPLATE = 1000
-"""Tokens that a chat template adds at most; what it wraps takes no more tokens than bytes."""
+"""Maximum number of tokens that a chat template adds; text has at most one token per byte."""
 
 Take = Callable[[ReplyRecord, bool], Awaitable[None]]
-"""Is handed every reply, and whether it is the last to its key."""
+"""Called with every reply, and whether it is the last one to its question."""
 
 
 class TeacherSession:
-    """One teacher being asked, on all its replicas."""
+    """Sends questions to all replicas of one teacher."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class TeacherSession:
         kept: int = 0,
         excused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Nothing is sent yet.
+        """Send nothing yet.
 
         Args:
-            client: the teacher.
-            rubric: what it is told.
-            urls: of its replicas.
-            patience: seconds for which nothing may be answered before the run ends.
-            stop: set when nothing more is to be sent.
-            kept: replies of this teacher that could be read before.
-            excused: whether silence is no outage now, as a server of ours is starting again.
+            client: Client of the teacher.
+            rubric: Rubric of the questions.
+            urls: Base URLs of the replicas.
+            patience: Seconds without any reply after which the run ends.
+            stop: Set when no more requests should be sent.
+            kept: Number of replies in the store that could be parsed.
+            excused: Whether missing replies are expected because a server is restarting.
         """
         self.teacher = client.endpoint
         self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=excused)
@@ -54,24 +54,24 @@ class TeacherSession:
 
     @property
     def most(self) -> int:
-        """Requests that may ever be in flight, all replicas together."""
+        """Maximum number of in-flight requests, all replicas together."""
         return self._calling.max_requests
 
     async def check(self) -> list[str]:
-        """Looks whether the replicas are there and serve the model; see `Calling.check`."""
+        """Check that the replicas respond and serve the model; see `Caller.check`."""
         return await self._calling.check()
 
     async def job(self, job: Job, take: Take) -> None:
-        """Asks all questions about a pair on one replica, and hands on what comes back.
+        """Ask all questions about a pair at one replica, and pass each reply to `take`.
 
         Raises:
-            EndpointError: the teacher cannot be asked, has been silent for too long, or says
-                nothing that can be read.
+            EndpointError: If the teacher cannot be reached, did not reply for too long, or gives
+                only unreadable replies.
         """
         orders = {question.key.order for question in job.questions}
         shared = {order: self._rubric.shared(job.pair, order) for order in orders}
         place = self._calling.route(job.pair.id)
-        if self.teacher.warm_prefix:  # what goes ahead is read before the others are sent
+        if self.teacher.warm_prefix:  # one request fills the prefix cache for the others
             ahead = {question.key.order: question for question in reversed(job.questions)}
             await self._all(job, list(ahead.values()), shared, place, take)
             others = [one for one in job.questions if one not in ahead.values()]
@@ -120,7 +120,7 @@ class TeacherSession:
         return record_reply(key, reply, self._rubric)
 
     async def _excess(self, messages: Messages, place: Route) -> str | None:
-        """Why a request does not fit into the model's context; None where it does."""
+        """Return why a request exceeds the model's context; None if it fits."""
         if self._calling.context is None:
             return None
         most = self.teacher.sampling["max_tokens"]
@@ -135,8 +135,8 @@ class TeacherSession:
         return f"{tokens} tokens and max_tokens {most} exceed the model's {self._calling.context}"
 
     def _count(self, entry: ReplyRecord) -> None:
-        """Stops where none of many replies can be read: the server does not do what is asked."""
-        if entry.reason == "too-long":  # nobody was asked
+        """Count a reply. Raise EndpointError if none of many replies could be parsed."""
+        if entry.reason == "too-long":  # no request was sent
             return
         self._outcomes[entry.reason or "kept"] += 1
         if self._outcomes["kept"] or self._outcomes.total() < _HOPELESS:
@@ -149,7 +149,7 @@ class TeacherSession:
 
 
 def _advice(entry: ReplyRecord) -> str:
-    """What to do about a reply that cannot be read."""
+    """Return advice about an unreadable reply."""
     if entry.reason == "length":
         return "raise max_tokens in its sampling"
     if entry.reason and entry.reason.startswith("http-"):

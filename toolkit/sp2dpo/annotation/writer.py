@@ -1,4 +1,4 @@
-"""Replies on their way to the disk: committed as soon as it takes them, and none left behind."""
+"""Read pending questions from a store, and commit replies to it, in threads of their own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,32 +10,32 @@ from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 
 _PAGE = 200
-"""Pairs at a time."""
+"""Pairs read at a time."""
 Numbered = TypeVar("Numbered", Job, PairReplies)
 
 
 class StorePages:
-    """What is still to be asked, read a page at a time on a connection of its own."""
+    """Reads pending questions page by page, on a second connection to the store."""
 
     def __init__(self, reader: Store, thread: ThreadPoolExecutor) -> None:
         self._reader = reader
         self._thread = thread
 
     def jobs(self, wanted: QuestionPlan) -> AsyncIterator[Job]:
-        """What is missing of a teacher, pair by pair."""
+        """Yield the pending questions to a teacher, one job per pair."""
         return self._all(
             lambda after: self._reader.questions.next_jobs(wanted, after=after, limit=_PAGE)
         )
 
     def heard(self, *, settled: bool) -> AsyncIterator[PairReplies]:
-        """What was said of the pairs, with or without those that are settled."""
+        """Yield the pairs with their replies, with or without settled pairs."""
         backlog = self._reader.questions
         return self._all(
             lambda after: backlog.replied_pairs(settled=settled, after=after, limit=_PAGE)
         )
 
     async def _all(self, page_after: Callable[[int], list[Numbered]]) -> AsyncIterator[Numbered]:
-        """The items of all pages; the next page is read ahead."""
+        """Yield the items of all pages, reading one page ahead."""
         run = asyncio.get_running_loop().run_in_executor
         page = run(self._thread, page_after, 0)
         while items := await page:
@@ -45,7 +45,7 @@ class StorePages:
 
 
 class Writer:
-    """Commits replies in a thread of its own; the queue before it is bounded."""
+    """Commits replies from a bounded queue, in a thread."""
 
     def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
         self._store = store
@@ -56,17 +56,17 @@ class Writer:
         self._commit: Future[None] | None = None
 
     async def put(self, item: ReplyRecord | SettledPair | None) -> None:
-        """Takes a reply, or a pair that needs no more; None says that nothing more will come."""
+        """Queue a reply or a settled pair; None ends `write`."""
         await self._arrived.put(item)
 
     async def sync(self) -> None:
-        """Waits until everything that was put before is on the disk."""
+        """Wait until everything queued so far is on disk."""
         done = asyncio.Event()
         await self._arrived.put(done)
         await done.wait()
 
     async def write(self) -> None:
-        """Commits what has arrived, again and again; while one commit runs the next gathers."""
+        """Commit queued items until None arrives; items queue up while a commit runs."""
         more = True
         while more:
             batch = [await self._arrived.get(), *self._drained()]
@@ -79,7 +79,7 @@ class Writer:
                     item.set()
 
     def flush(self) -> None:
-        """Commits what is left, however the run ended; a commit that failed is an error here."""
+        """Commit what is left in the queue. Raises the error of a commit that failed."""
         if self._commit:
             self._commit.result()
         self._submit(self._drained())

@@ -37,15 +37,21 @@ if TYPE_CHECKING:
 @RETRY_REFUSED
 @SHARD
 @SERVE
-@click.option("--dry-run", is_flag=True, help="Say what would be asked, and ask nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be asked; send no request and write nothing."
+)
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Ask from this computer, or from all nodes of a Ray cluster.",
+    help="Send the requests from this machine, or from all nodes of a Ray cluster.",
 )
-@click.option("--ray-address", metavar="A", help="The cluster; $RAY_ADDRESS unless given.")
+@click.option(
+    "--ray-address",
+    metavar="A",
+    help="Address of the Ray cluster [default: $RAY_ADDRESS, or a new local cluster].",
+)
 def annotate(
     pairs: str | None,
     panel_file: Path,
@@ -60,7 +66,8 @@ def annotate(
 ) -> None:
     """Ask a panel of teachers about every pair.
 
-    Running it again asks only what is missing; --pairs may then be left out.
+    Safe to interrupt: the same command asks only for replies that are missing. Once the store
+    exists, --pairs is optional.
     """
     from sp2dpo.annotation.dry_run import plan_lines
     from sp2dpo.annotation.run import annotate_pairs, open_store_with_pairs
@@ -109,10 +116,10 @@ def _print_source(corpus: "Corpus") -> None:
 
 @click.command()
 @click.argument("panel_file", metavar="PANEL.yaml", type=FILE)
-@click.option("--teacher", "name", required=True, help="The teacher of the panel to serve.")
-@click.option("--log", type=FILE, help="What the server says; serve.TEACHER.log if left out.")
+@click.option("--teacher", "name", required=True, help="Teacher of the panel to serve.")
+@click.option("--log", type=FILE, help="Log file of the server [default: serve.TEACHER.log].")
 def serve(panel_file: Path, name: str, log: Path | None) -> None:
-    """Run the server of a panel's teacher, and nothing else, until you stop it."""
+    """Run the server of one teacher until interrupted."""
     import asyncio
 
     from sp2dpo.annotation.run import server_log_path
@@ -167,11 +174,16 @@ def _echo(line: str) -> None:
 @PAIRS
 @PANEL
 @RUN_STORE
-@click.option("--out", type=FILE, required=True, help="The .jsonl file to write.")
-@click.option("--teacher", help="The only teacher to export; all of the panel unless given.")
+@click.option(
+    "--out",
+    type=FILE,
+    required=True,
+    help="Output .jsonl file; with several teachers, -TEACHER is added to its name.",
+)
+@click.option("--teacher", help="Export one teacher of the panel [default: all].")
 @RETRY_REFUSED
 @SHARD
-@click.option("--per-file", type=click.IntRange(min=1), help="Requests in one file at most.")
+@click.option("--per-file", type=click.IntRange(min=1), help="Maximum number of requests per file.")
 def export_requests(
     pairs: str | None,
     panel_file: Path,
@@ -182,7 +194,7 @@ def export_requests(
     shard: "Shard | None",
     per_file: int | None,
 ) -> None:
-    """Write what is missing as files of requests.
+    """Write requests for missing replies to batch files.
 
     The files are those of OpenAI's Batch API, one for each teacher; `vllm run-batch` takes them,
     too. No server is asked. `import-replies` takes what comes back.
@@ -222,7 +234,7 @@ def export_requests(
 @RUN_STORE
 @click.argument("replies", metavar="REPLIES.jsonl...", type=FILE, nargs=-1, required=True)
 def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]) -> None:
-    """Take in the replies to exported requests.
+    """Store the replies to exported requests.
 
     The same file again changes nothing. Whatever was not answered stays pending: export again.
     """
