@@ -22,7 +22,7 @@ from sp2dpo.panel.annotation import Annotation, Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.report.cost import CostProjection, compare_with_sweep, project_costs
-from sp2dpo.report.pilot import DEFAULT_SCHEDULE, PilotResult, Trial, evaluate_pilot
+from sp2dpo.report.pilot import DEFAULT_SCHEDULE, PilotResult, Trial, evaluate_pilot, run_pilot
 from sp2dpo.report.text import pilot_lines
 from sp2dpo.report.verdict import decide
 from sp2dpo.store.questions import Shard
@@ -668,6 +668,14 @@ def test_a_second_pilot_asks_nothing(demo_pilot):
     assert said[: said.index("tokens per request")] in succeed(*again)
     with Store(folder / "pilot.sqlite") as store:
         assert list(store.replies()) == before
+
+
+def test_a_pilot_from_python_is_the_pilot_of_the_command(demo_pilot):
+    folder, _ = demo_pilot
+    found = run_pilot(PAIRS, folder / "panel.yaml", folder / "pilot.sqlite", n=60, gold=PLANTED)
+    assert found.verdict.go
+    printed = json.loads(succeed(*command(folder), "--json"))
+    assert json.loads(json.dumps(asdict(found))) == printed
 
 
 def test_another_sample_needs_another_store(demo_pilot):

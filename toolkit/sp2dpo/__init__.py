@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sp2dpo.panel.panel import Panel, load_panel
     from sp2dpo.panel.rubric import Rubric, load_rubric
     from sp2dpo.report.page import render_page, write_report
+    from sp2dpo.report.pilot import run_pilot
     from sp2dpo.report.report import build_report
     from sp2dpo.report.status import collect_status
     from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
@@ -91,6 +92,7 @@ _MODULES = {
     "read_rows": "sp2dpo.pairs.sources",
     "read_scores": "sp2dpo.betas.scores",
     "render_page": "sp2dpo.report.page",
+    "run_pilot": "sp2dpo.report.pilot",
     "schedule_store": "sp2dpo.betas.compute",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
@@ -144,6 +146,7 @@ __all__ = [
     "read_rows",
     "read_scores",
     "render_page",
+    "run_pilot",
     "schedule_store",
     "sweep_temperatures",
     "verify_dataset",

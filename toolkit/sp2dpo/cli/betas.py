@@ -104,7 +104,7 @@ def report(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Draw one page that shows the betas, the agreement and what looks wrong."""
+    """Write a page and plots that show the betas, the agreement and the checks."""
     import json
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""Bars of progress: over a long annotation, and over rows."""
+"""Progress bars of an annotation and of loops over rows."""
 
 import sys
 import time
@@ -11,24 +11,24 @@ from tqdm import tqdm
 from sp2dpo.text import escape_controls
 
 _PACE = 0.1
-"""Seconds between two looks at the bar: it costs more than a reply does."""
+"""Seconds between two updates of the bar. An update costs more time than counting a reply."""
 
 _Row = TypeVar("_Row")
 
 
 def progress_rows(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
-    """Rows, counted by a bar as they go by.
+    """Yield rows and show a progress bar.
 
     Args:
-        rows: of whatever kind.
-        what: they are.
-        of: how many there will be.
+        rows: rows to yield.
+        what: description of the rows, shown before the bar.
+        of: number of rows.
     """
     yield from tqdm(rows, total=of, unit=" rows", desc=what, leave=False, **_pace())
 
 
 def progress_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[list[_Row]]:
-    """The same for rows that come in parts."""
+    """Yield parts and show a progress bar over their rows; arguments as in `progress_rows`."""
     with tqdm(total=of, unit=" rows", desc=what, leave=False, **_pace()) as inner:
         for part in parts:
             yield part
@@ -36,12 +36,12 @@ def progress_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[
 
 
 def _pace() -> dict[str, Any]:
-    """How often a bar is drawn: in a log, a line a minute."""
+    """Return options that limit a bar in a log file to a line per minute."""
     return {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
 
 
 class ReplyBar:
-    """A bar of replies with their rate, the refused ones, and the time left."""
+    """Progress bar of replies: rate, refused replies and time left."""
 
     def __init__(self, bar: "tqdm[None]") -> None:
         self._bar = bar
@@ -57,7 +57,7 @@ class ReplyBar:
             self.show()
 
     def show(self) -> None:
-        """Draws what has been counted."""
+        """Draw the current counts."""
         self._shown = time.monotonic()
         self._bar.set_postfix(refused=self._refused, refresh=False)
         self._bar.update(self._done - self._bar.n)
@@ -70,7 +70,7 @@ def print_above_bars(line: str) -> None:
 
 @contextmanager
 def reply_bar(total: int) -> Iterator[ReplyBar]:
-    """A bar over `total` requests."""
+    """Show a progress bar over `total` replies, and yield the function that counts them."""
     with tqdm(total=total, unit=" replies", smoothing=0.05, **_pace()) as inner:
         inner.set_postfix(refused=0, refresh=False)
         counting = ReplyBar(inner)

@@ -1,17 +1,25 @@
 """Try a panel on a sample of the pairs, and project the cost of annotating the whole corpus."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from sp2dpo.annotation.run import (
+    AnnotationResult,
+    Progress,
+    annotate_pairs,
+    ignore,
+    no_progress,
+)
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Product
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
-from sp2dpo.betas.schedule import Schedule, schedule_betas
+from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
 from sp2dpo.diagnostics.agreement import (
     compare_orders,
     compare_readers,
@@ -20,9 +28,17 @@ from sp2dpo.diagnostics.agreement import (
     variant_readings,
 )
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
-from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs
-from sp2dpo.pairs.sample import Sample, SkippedPairs, Stratum
-from sp2dpo.panel.panel import Panel
+from sp2dpo.diagnostics.gold import (
+    Truth,
+    check_matched,
+    compare_with_gold,
+    match_pairs,
+    read_gold,
+)
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.pairs.sample import Sample, SkippedPairs, Stratum, draw_sample, read_sampled
+from sp2dpo.pairs.sources import Source, open_source, read_rows
+from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.report.cost import (
     CostProjection,
     SweepComparison,
@@ -34,7 +50,8 @@ from sp2dpo.report.cost import (
 )
 from sp2dpo.report.verdict import Verdict, decide
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
-from sp2dpo.store.store import Store
+from sp2dpo.store.counts import count_replies
+from sp2dpo.store.store import Store, open_store_for_writing
 
 BINS = 20
 """Bars of the histogram of beta; each covers a twentieth of the envelope."""
@@ -50,6 +67,8 @@ DEFAULT_SCHEDULE = Schedule(
     map=Linear(),
 )
 """SP2DPO's schedule, for a pilot without a schedule file. The quorum is our choice."""
+MIN_REPLIES = 20
+"""Replies after which a teacher without any readable one is considered useless. Our choice."""
 _NO_READINGS = pl.DataFrame(
     schema={"reader": pl.String, "pair_id": pl.String, "gap": pl.Float64, "category": pl.String}
 )
@@ -193,6 +212,116 @@ class PilotResult:
     projection: CostProjection | None
     sweep: SweepComparison | None
     verdict: Verdict
+
+
+def run_pilot(
+    pairs: Source | str | Path,
+    panel: Panel | str | Path,
+    store: str | Path,
+    *,
+    n: int = 300,
+    gold: Path | None = None,
+    schedule: Schedule | Path = DEFAULT_SCHEDULE,
+    runs: int | None = None,
+    run_hours: float | None = None,
+    patience: float = 900,
+    approve: Callable[[Endpoint], object] = ignore,
+    progress: Progress = no_progress,
+    report: Callable[[str], None] = ignore,
+    on_result: Callable[[AnnotationResult], object] = ignore,
+) -> PilotResult:
+    """Annotate a sample of the pairs, and decide whether to annotate the whole corpus.
+
+    A rerun with the same arguments asks only for missing replies.
+
+    Args:
+        pairs: file or Hub id of the whole corpus, see `open_source`.
+        panel: which teachers are asked what: a loaded panel or its YAML file.
+        store: store of the pilot alone; created if it does not exist.
+        n: number of sampled pairs.
+        gold: JSON Lines file of pairs whose label is known; these are sampled first.
+        schedule: how annotations become betas: a loaded schedule or its YAML file.
+        runs: training runs of a sweep to compare the cost with; None for no comparison.
+        run_hours: GPU-hours of one of these runs; None if unknown.
+        patience: seconds without any reply from a teacher after which the run ends.
+        approve: see `annotate_pairs`.
+        progress: see `annotate_pairs`.
+        report: see `annotate_pairs`.
+        on_result: see `annotate_pairs`.
+
+    Raises:
+        ValueError: a file is invalid, or the store holds other pairs than this sample.
+        OSError: a file cannot be read or written, or a server cannot be started.
+        EndpointError: a teacher cannot be reached. If it replies and no reply can be read, the
+            result is no-go instead.
+        Interrupted: a signal stopped the run.
+    """
+    source = pairs if isinstance(pairs, Source) else open_source(str(pairs))
+    where = "panel" if isinstance(panel, Panel) else str(panel)
+    panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
+    schedule = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
+    _check_estimate(panel, schedule, where=where)
+    truths = None if gold is None else read_gold(gold, panel.rubric)
+    sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])
+    if not sample.pairs:
+        raise ValueError(f"{source}: no row holds a preference pair")
+    if truths is not None and gold is not None:
+        check_matched(truths, sample.preferred, path=gold, source=str(source))
+    trial = Trial(
+        panel=panel, sample=sample, schedule=schedule, truths=truths, runs=runs, run_hours=run_hours
+    )
+    with open_store_for_writing(Path(store)) as opened:
+        _add_sample(opened, source, sample)
+        try:
+            annotate_pairs(
+                None,
+                panel,
+                opened,
+                patience=patience,
+                approve=approve,
+                progress=progress,
+                report=report,
+                on_result=on_result,
+            )
+        except (ValueError, OSError) as error:
+            if not _has_useless_teacher(opened, panel):
+                raise
+            trial = replace(trial, trouble=str(error))
+    with Store(Path(store)) as opened, opened.snapshot():
+        return evaluate_pilot(opened, trial)
+
+
+def _check_estimate(panel: Panel, schedule: Schedule, *, where: str) -> None:
+    silent = [teacher.name for teacher in panel.teachers if not teacher.sampling.get("logprobs")]
+    if schedule.estimate == "expected" and silent:
+        raise ValueError(
+            f"{where}: teacher {', '.join(silent)}: sampling has no `logprobs: true` and "
+            "`top_logprobs`, without which the schedule's `estimate: expected` uses no reply; "
+            "add them, or set `estimate: sampled`"
+        )
+
+
+def _add_sample(store: Store, source: Source, sample: Sample) -> None:
+    named = replace(source, name=f"{source.name}, sample of {len(sample.pair_ids)}")
+    try:
+        store.corpus.add(named, read_sampled(read_rows(source), sample))
+    except ValueError as error:
+        raise ValueError(
+            f"{store.path} holds other pairs than this sample: give every pilot a --store of its "
+            "own, and never the store of a whole run"
+        ) from error
+
+
+def _has_useless_teacher(store: Store, panel: Panel) -> bool:
+    """Return whether a teacher replied often enough, and never with a readable reply."""
+    outcomes = store.questions.outcomes()
+    for counts in count_replies(store, panel):
+        own = [key for key in outcomes if key.teacher == counts.teacher]
+        replies = sum((key.attempt + 1) * key.count for key in own)
+        enough = replies >= MIN_REPLIES or (counts.refused and not counts.pending)
+        if enough and all(key.reason is not None for key in own):
+            return True
+    return False
 
 
 def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
