@@ -1,12 +1,12 @@
-"""Asking a panel from all nodes of a Ray cluster, with the store on the one that drives.
+"""Ask a panel from all nodes of a Ray cluster; the store stays on the driver's node.
 
-A worker on every node asks; the driver alone reads the store and writes to it. Nodes may join and
-die: what was in flight on a dead one is asked again from another, and the driver takes one answer
-for each pair, so that nothing is lost and nothing stored twice.
+A worker on each node sends the requests; only the driver reads and writes the store. Nodes may join
+and fail: the in-flight requests of a failed node are sent again from another, and the driver
+accepts one answer per pair, so that nothing is lost or stored twice.
 
-sp2dpo must be installed on every node, in one version. API keys never travel: a node takes them
-from its own environment, so their variables must be set where `ray start` is run. Whoever can reach
-a Ray cluster can run code on it: keep its ports to yourself.
+The same version of sp2dpo must be installed on every node. API keys are not sent over the network:
+a node reads them from its own environment, so set the variables where `ray start` is run. Anyone
+who can reach a Ray cluster can run code on it: do not expose its ports.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Answers:
 
 
 class Worker:
-    """Asks for the driver, on one node."""
+    """Sends requests from one node, on behalf of the driver."""
 
     def __init__(self, panel: Panel, node: str, patience: float, kept: dict[str, int]) -> None:
         """Nothing is asked yet.
@@ -76,11 +76,11 @@ class Worker:
         self._askings: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
 
     async def stop(self) -> None:
-        """Sends nothing more; what is in flight comes home."""
+        """Send no more requests; in-flight requests finish."""
         self._stop.set()
 
     async def check(self, teacher: str, in_flight: int) -> str | None:
-        """Why a teacher cannot be asked from here; None where it can."""
+        """Return why a teacher cannot be reached from this node; None if it can."""
         try:
             await self._asking(teacher, in_flight)
         except (EndpointError, ValueError) as error:
@@ -108,7 +108,7 @@ class Worker:
         return Answers(entries=tuple(entries), failure=failure)
 
     async def _asking(self, teacher: str, in_flight: int) -> TeacherSession:
-        """The teacher with that limit; one that was made for another limit ends what it began."""
+        """Return a session with this limit; sessions with other limits finish their jobs."""
         if (teacher, in_flight) not in self._askings:
             making = asyncio.ensure_future(self._made(teacher, in_flight))
             self._askings[teacher, in_flight] = making
@@ -138,9 +138,9 @@ class Worker:
 
 
 _LOOK_SECONDS = 1.0
-"""How often the driver looks which nodes there are."""
+"""Seconds between two queries of the cluster's nodes."""
 _MOST_AT_ONCE = 10_000
-"""Pairs that a worker takes at a time; `max_in_flight` says how many it is given."""
+"""Concurrent calls that a worker accepts; `max_in_flight` limits them further."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -161,7 +161,7 @@ class Member:
 
 
 class RayWorkers:
-    """One worker on every node that is there."""
+    """The workers of all live nodes."""
 
     def __init__(self, panel: Panel, terms: RunOptions, kept: dict[str, int]) -> None:
         """Nobody is there yet.
@@ -180,7 +180,7 @@ class RayWorkers:
         self._changed = asyncio.Condition()
 
     async def watch(self) -> None:
-        """Takes on a worker on every node that is there or joins, until it is cancelled.
+        """Start a worker on every node that is alive or joins, until cancelled.
 
         Raises:
             EndpointError: a teacher cannot be asked from one, or there has been none for too long.
@@ -203,7 +203,7 @@ class RayWorkers:
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
-        """Waits until the run is to end, and tells all workers."""
+        """Wait until the run should end, and tell all workers."""
         await self._terms.stop.wait()
         async with self._changed:
             for member in self._members.values():
@@ -211,13 +211,13 @@ class RayWorkers:
             self._changed.notify_all()
 
     async def is_there(self) -> bool:
-        """Waits for the first worker; whether it came before the run was told to end."""
+        """Wait for the first worker. Return whether it is there before the run should end."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._members or self._terms.stop.is_set())
         return not self._terms.stop.is_set()
 
     async def place(self, teacher: Endpoint) -> Member | None:
-        """The worker with most room for another pair, once one has any; None: the run ends."""
+        """Wait for a worker with free capacity and return it; None if the run should end."""
         async with self._changed:
             while not self._terms.stop.is_set():
                 best = max(
@@ -230,12 +230,12 @@ class RayWorkers:
         return None
 
     async def ask(self, member: Member, teacher: Endpoint, job: Job) -> Answers | None:
-        """What a worker that was placed got; None where it was lost."""
+        """Return the worker's answers; None if the worker was lost."""
         in_flight = max(1, self._share(teacher, member))
         try:
             return await member.actor.ask.remote(teacher.name, job, in_flight)
         except RayTaskError:
-            raise  # a fault of ours, not of the node
+            raise  # a defect in this package, not of the node
         except RayError:
             await self._lose(member)
             return None
@@ -249,7 +249,7 @@ class RayWorkers:
         return most - member.begun[teacher.name]
 
     def _share(self, teacher: Endpoint, member: Member) -> int:
-        """Requests at a time at each replica from a worker's node."""
+        """Return the limit of in-flight requests per replica from a worker's node."""
         if all(_is_loopback(url) for url in teacher.base_urls):
             return teacher.max_in_flight
         names = list(self._members)
@@ -282,7 +282,7 @@ class RayWorkers:
             self._changed.notify_all()
 
     def _complain(self, node: str, line: str) -> None:
-        """Says once what is wrong with a node; it is tried again."""
+        """Report a node's problem once; the node is tried again."""
         if node not in self._complained:
             self._complained.add(node)
             self._terms.say(line)
@@ -311,7 +311,7 @@ _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
 async def annotate_on_ray(
     store: Store, panel: Panel, terms: RunOptions, *, address: str | None
 ) -> None:
-    """Asks every teacher of a panel what the store is missing, from all nodes of a cluster.
+    """Ask every teacher for the replies that a store is missing, from all nodes of a cluster.
 
     A server at a loopback address is taken for each node's own, and gets `max_in_flight` requests
     from its node; any other is shared by all nodes, and so is its limit. The nodes' shares change
@@ -365,8 +365,8 @@ def _refuse(panel: Panel) -> None:
 
 @contextmanager
 def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
-    """The connection to a cluster; what Ray prints goes to the log, signals stay ours."""
-    # Never Ray's own search for a cluster: whose it finds is chance.
+    """Connect to a cluster. Redirect Ray's output to the log, and restore signal handlers."""
+    # Do not let Ray auto-discover a cluster; it might join someone else's.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _knock(address)
     for name, value in _SETTINGS.items():
@@ -399,7 +399,7 @@ def _connect(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Looks whether anything listens at HOST:PORT; Ray itself takes minutes to give up."""
+    """Check that something listens at HOST:PORT; Ray itself takes minutes to give up."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()) or "/" in address:
         return
@@ -412,7 +412,7 @@ def _knock(address: str) -> None:
 
 
 class _Run:
-    """One run: what its tasks share."""
+    """State shared by the tasks of a run."""
 
     def __init__(
         self,
@@ -431,7 +431,7 @@ class _Run:
         self._pages = pages
 
     async def ask_panel(self) -> None:
-        """Asks all teachers side by side."""
+        """Ask all teachers concurrently."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.write())
             around = [group.create_task(one) for one in (self._crew.watch(), self._crew.stop())]
@@ -455,7 +455,7 @@ class _Run:
                 group.create_task(self._job(member, teacher, job))
 
     async def _job(self, member: Member | None, teacher: Endpoint, job: Job) -> None:
-        """Has a pair asked about, on another node if one is lost."""
+        """Ask about a pair, on another node if one is lost."""
         answers = None
         while answers is None and member is not None:
             answers = await self._crew.ask(member, teacher, job)

@@ -1,4 +1,4 @@
-"""What a teacher said of a pair, parsed strictly: a guessed annotation is worse than none."""
+"""Parse a teacher's reply strictly: a guessed annotation is worse than none."""
 
 import json
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What names a reply in a store, for ever.
+    """Permanent key of a reply in a store.
 
     Attributes:
-        pair_id: of the pair.
-        teacher: its name.
-        variant: of the rubric.
-        order: in which the responses were shown; one of `Rubric.orders`.
-        attempt: from 0; counts up where a refused reply was asked for again.
+        pair_id: Id of the pair.
+        teacher: Name of the teacher.
+        variant: Variant of the rubric.
+        order: Order in which the responses were shown; one of `Rubric.orders`.
+        attempt: Number of earlier replies to the same question that were refused.
     """
 
     pair_id: str
@@ -28,13 +28,13 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One reading of one pair.
+    """The content of a valid reply.
 
     Attributes:
-        category: one of the rubric's.
-        magnitude: on the rubric's scale.
-        confidence: on the rubric's scale.
-        rationale: at most the rubric's `rationale_length` characters.
+        category: A category of the rubric.
+        magnitude: How much better one response is, on the rubric's scale.
+        confidence: How sure the teacher is, on the rubric's scale.
+        rationale: Explanation of at most the rubric's `rationale_length` characters.
         better: `A` (the response shown first), `B` or `tie`; None under the labelled protocol.
     """
 
@@ -46,10 +46,11 @@ class Annotation:
 
 
 class Refusal(ValueError):
-    """A reply that holds no annotation.
+    """A reply that does not contain a valid annotation.
 
     Attributes:
-        reason: a short word that replies can be counted by.
+        reason: A short word by which refused replies are counted.
+        detail: What is wrong with the reply.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -59,11 +60,11 @@ class Refusal(ValueError):
 
 
 def parse_annotation(text: str, rubric: Rubric) -> Annotation:
-    """The annotation in the text of a reply.
+    """Return the annotation in the text of a reply.
 
     Args:
-        text: one JSON object under `rubric.schema()` and nothing else.
-        rubric: the rubric that was asked under.
+        text: One JSON object that conforms to `rubric.schema()`, and nothing else.
+        rubric: Rubric of the question.
 
     Raises:
         Refusal: `empty`, `not-json`, or `schema` with what is wrong.

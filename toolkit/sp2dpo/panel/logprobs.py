@@ -1,4 +1,4 @@
-"""Magnitude and confidence as expectations over the tokens that a teacher could have said.
+"""Compute magnitude and confidence as expectations over a teacher's alternative tokens.
 
 One reply with log-probabilities tells more than its digits: the expectation over the labels, as
 G-Eval reads a score (arXiv 2303.16634, Eq. 1), without sampling twenty times.
@@ -14,10 +14,10 @@ from typing import Any
 from sp2dpo.panel.rubric import Scale
 
 FIELDS = ("category", "magnitude", "confidence", "better")
-"""The keys of a reply of whose values the tokens are kept."""
+"""Keys of a reply for whose values the alternative tokens are stored."""
 _NUMBERS = ("magnitude", "confidence")
 _SURE = 0.9
-"""Probability that must lie on labels for an expectation over them to stand: our choice."""
+"""Minimum total probability of the labels for an expectation to be computed. Our choice."""
 _NO_MASS = -9999.0
 """What vLLM writes for a token that the grammar rules out."""
 _MALFORMED = (
@@ -86,7 +86,7 @@ def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> f
 
 
 def _masses(places: list[dict[str, Any]], scale: Scale) -> Iterator[tuple[int, float]]:
-    """Labels and their probabilities, in pieces; a label may come several times."""
+    """Yield labels with their probabilities; a label may occur several times."""
     said, reached = "", 1.0
     for number, place in enumerate(places, 1):
         sampled, others = _parted(place)
@@ -106,7 +106,7 @@ def _masses(places: list[dict[str, Any]], scale: Scale) -> Iterator[tuple[int, f
 
 
 def _parted(place: dict[str, Any]) -> tuple[str, list[list[Any]]]:
-    """The token that was said, and those that stood beside it."""
+    """Return the sampled token and its alternatives."""
     top = list(place["top"])
     texts = [token for token, _ in top]
     if place["token"] in texts:
@@ -234,7 +234,7 @@ def _within(
 
 
 def _kept(said: Any) -> dict[str, Any]:
-    """What is kept of a token and those beside it."""
+    """Return the fields of a token and its alternatives that are stored."""
     _, text, logprob = _said(said)
     top = [_said(one)[1:] for one in said.get("top_logprobs") or []]
     kept = [[one, other] for one, other in top if other > _NO_MASS]

@@ -62,7 +62,7 @@ class Panel:
         }
 
     def questions(self) -> int:
-        """Replies that a full budget takes for each pair and teacher."""
+        """Number of questions per pair and teacher under a full budget."""
         return len(self.variants) * len(self.rubric.orders("0"))
 
 

@@ -1,4 +1,4 @@
-"""The rubric: what a teacher is told, and what it may answer.
+"""The rubric: what a teacher is asked, and which answers are valid.
 
 A rubric is data (rubrics/semantic-gap.yaml is the packaged one). The messages, the JSON schema of a
 reply and every list of categories downstream derive from it.
@@ -32,11 +32,11 @@ PACKAGED = ("semantic-gap", "semantic-gap-blind")
 CHOSEN_FIRST = "chosen-first"
 REJECTED_FIRST = "rejected-first"
 BETTER = ("A", "B", "tie")
-"""What a reply under the blind protocol may call better; A is the response shown first."""
+"""Values of `better` under the blind protocol; A is the response shown first."""
 _PARTS = {"labelled": ("prompt", "chosen", "rejected"), "blind": ("prompt", "a", "b")}
 """The parts of a request, by protocol."""
 _TOKENS = {"task": ("{categories}", "{magnitude}", "{confidence}"), "fence": ("{mark}",)}
-"""What a text of a rubric must hold."""
+"""Placeholders that each text of a rubric must contain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Scale:
     text: str
 
     def share(self, value: float) -> float:
-        """Where a value stands on the scale, in [0, 1]."""
+        """Return the position of a value on the scale, in [0, 1]."""
         return (value - self.min) / (self.max - self.min)
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of a value."""
+        """Return the JSON schema of a value."""
         return {"type": "integer", "minimum": self.min, "maximum": self.max}
 
 
@@ -101,7 +101,7 @@ class Rubric:
         return hashlib.sha256(canonical_json(said).encode()).hexdigest()
 
     def as_mapping(self) -> dict[str, Any]:
-        """What its YAML file says; `parse_rubric` reads it back."""
+        """Return the contents of its YAML file; `parse_rubric` is the inverse."""
         said = asdict(self)
         if not self.blind:
             del said["protocol"]  # as files leave it out
@@ -126,7 +126,7 @@ class Rubric:
         return ("rationale", "category", *better, "magnitude", "confidence")
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of a reply."""
+        """Return the JSON schema of a reply."""
         known = {
             "rationale": {"type": "string", "maxLength": self.rationale_length},
             "category": {"type": "string", "enum": list(self.categories)},
@@ -155,7 +155,7 @@ class Rubric:
     def messages(
         self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
     ) -> list[dict[str, str]]:
-        """The chat that asks for one annotation.
+        """Return the chat messages that ask for one annotation.
 
         Everything up to the last paragraph is the same for all variants of a pair in one order, so
         that a server's prefix cache serves all variants but the first.
@@ -203,7 +203,7 @@ class Rubric:
 
 
 def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
-    """The packaged rubric of that name, or the one in a YAML file.
+    """Return the packaged rubric of that name, or the one in a YAML file.
 
     Args:
         name: `semantic-gap`, `semantic-gap-blind`, or a path; a relative one counts from `beside`.
