@@ -1,7 +1,7 @@
-"""An arm of a comparison: a schedule, and what else is done with the same annotations.
+"""An arm of a comparison: a schedule, and another use of the same annotations.
 
-The file of an arm names the schedule that it departs from (`of`) and says how. Rows are marked
-(`keep`, `flip`) and never deleted, so that all arms name the pairs that they train on.
+The YAML file of an arm names its schedule (`of`) and how it departs from it. Rows are marked
+(`keep`, `flip`) and never deleted, so every table shows which pairs it trains on.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,16 +54,16 @@ DISPUTED = ("drop", "flip")
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """How a table of betas is made; with `of` alone it is the schedule itself.
+    """How a table of betas is computed; with `of` alone it is the schedule itself.
 
     Attributes:
         of: the schedule.
-        beta: what takes the place of its betas; see `baselines`.
-        keep: which pairs are left out by their gap.
-        disputed: what is done with pairs whose label the teachers think wrong: `drop` leaves them
-            out, `flip` exchanges their responses. Our choice, both.
-        weight: of a pair's loss: see `baselines` (ours) and `rewards` (MADPO).
-        margin: gamma of a pair's loss, in nats: see `baselines` (ours) and `rewards` (ODPO).
+        beta: what replaces the betas of the schedule; see `baselines`.
+        keep: which pairs are left out because of their gap.
+        disputed: what happens to pairs whose label the teachers dispute: `drop` leaves them out,
+            `flip` exchanges their responses. Both are our choice.
+        weight: weight of a pair's loss; see `baselines`.
+        margin: margin gamma in a pair's loss, in nats; see `baselines`.
     """
 
     of: Schedule
@@ -75,7 +75,7 @@ class Arm:
 
     @property
     def uses_scores(self) -> bool:
-        """Whether it takes a reward model's scores."""
+        """Whether the arm needs a reward model's scores."""
         return isinstance(self.weight, Madpo) or isinstance(self.margin, Odpo)
 
     def scale_betas(self, factor: float) -> "Arm":
@@ -95,13 +95,13 @@ class Arm:
         return replace(self, of=schedule, beta=beta)
 
     def departures(self) -> dict[str, str]:
-        """What its file says beside `of`; empty for a schedule itself."""
-        said = {}
+        """Return the keys of its YAML file other than `of`; empty for a schedule itself."""
+        config = {}
         for key in ("beta", "keep", "disputed", "weight", "margin"):
             value = getattr(self, key)
             if value is not None:
-                said[key] = format_choice(value, _KNOWN[key]) if key in _KNOWN else value
-        return said
+                config[key] = format_choice(value, _KNOWN[key]) if key in _KNOWN else value
+        return config
 
 
 class Departures(Settings):
@@ -189,25 +189,25 @@ def parse_arm(
 def compute_betas(
     annotations: AnnotationTable, arm: Arm, scores: Scores | None = None
 ) -> pl.DataFrame:
-    """The table of betas of an arm: `columns.REQUIRED`, and what the arm adds.
+    """Compute the table of betas of an arm.
 
     Args:
-        annotations: of one store.
-        arm: what to do with them.
-        scores: of a reward model, for an arm that uses them.
+        annotations: annotations of one store.
+        arm: how betas are computed from them.
+        scores: reward model's scores, for an arm that uses them.
 
     Returns:
-        The columns of `betas.betas`, sorted by pair_id, and where the arm makes them:
+        The columns of `schedule.schedule_betas`, sorted by pair_id, and those that the arm adds:
         flip: whether the pair is trained with its responses exchanged.
-        weight: of its loss, at least 0; null where there is no beta.
-        margin: gamma of its loss, in nats; null where there is no beta, and for a pair without an
+        weight: weight of its loss, at least 0; null without a beta.
+        margin: margin gamma in its loss, in nats; null without a beta, and for a pair without an
             offset, which is not kept.
-        reward_margin: h, from the scores, of chosen over rejected as the pair is trained: the sign
-            is turned where its responses are exchanged; null where there is no beta.
+        reward_margin: h from the scores, of chosen over rejected as the pair is trained (negated
+            where its responses are exchanged); null without a beta.
 
     Raises:
-        ValueError: the arm wants what is not there, scores are given that it does not use, or no
-            pair is left.
+        ValueError: the arm needs scores or disputed labels that are not there, scores are given
+            that it does not use, or no pair is left.
     """
     _check(arm, annotations.rubric, scores)
     table = schedule_betas(annotations, arm.of, flip=arm.disputed == "flip")
@@ -252,7 +252,7 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
 
 
 def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFrame:
-    """With the reward margins of the pairs as trained: exchanged responses turn the sign."""
+    """Add the reward margins of the pairs as trained: exchanged responses negate them."""
     with_beta = table.filter("has_beta")["pair_id"]
     margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.margins(with_beta)})
     table = table.join(margins, on="pair_id", how="left", maintain_order="left")
@@ -261,7 +261,7 @@ def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFra
 
 
 def _with_values(table: pl.DataFrame, name: str, values: Callable[[Any], Any]) -> pl.DataFrame:
-    """A column derived from the reward margins; NaN becomes null."""
+    """Add a column derived from the reward margins; NaN becomes null."""
     h = table["reward_margin"]
     made = pl.Series(name, values(h.fill_null(0.0).to_numpy())).fill_nan(None)
     return table.with_columns(pl.when(h.is_not_null()).then(made).alias(name))

@@ -1,9 +1,9 @@
-"""What a schedule is compared with: the same pairs with other betas, or the gap put to other use.
+"""Baselines for a schedule: the same pairs with other betas, or the gap as a weight or margin.
 
-Everything here is a pure function of a table of betas (`betas.betas`) in the order of pair_id.
+Everything here is a pure function of a table from `schedule.schedule_betas`.
 Rand-beta and a tuned global beta are the paper's baselines (arXiv 2601.22385); the others are ours.
-The means and the permutation go over the pairs that are kept, so that all arms of a comparison
-train on the same ones.
+Means and the permutation are over the kept pairs, so that all arms of a comparison train on the
+same pairs.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Constant:
         object.__setattr__(self, "beta", float(self.beta))
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Its beta for every pair that has one."""
+        """Return its beta for every pair that has one."""
         return _same(table, self.beta)
 
 
@@ -45,7 +45,7 @@ class ArithmeticMean:
     """
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Its beta for every pair that has one."""
+        """Return its beta for every pair that has one."""
         return _same(table, _kept_betas(table).mean())
 
 
@@ -58,7 +58,7 @@ class HarmonicMean:
     """
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Its beta for every pair that has one."""
+        """Return its beta for every pair that has one."""
         return _same(table, 1 / (1 / _kept_betas(table)).mean())
 
 
@@ -67,7 +67,7 @@ class Uniform:
     """Rand-beta: beta_i ~ U[beta_min, beta_max], each pair drawn on its own (SP2DPO's baseline).
 
     Attributes:
-        seed: the same one gives the same pair of the same set the same beta.
+        seed: random seed; equal seeds give equal betas for the same set of pairs.
     """
 
     seed: int
@@ -76,7 +76,7 @@ class Uniform:
         check_seed(self.seed)
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Its beta for every pair that has one, in the pair's own envelope."""
+        """Return a beta in the pair's own envelope for every pair that has one."""
         drawn = np.random.default_rng(self.seed).uniform(size=len(table))
         low, high = category_envelopes(schedule)
         u = pl.col("u")
@@ -86,13 +86,13 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Permuted:
-    """The same betas on the wrong pairs.
+    """The same betas on other pairs.
 
-    In a random circle of the kept pairs each takes its neighbour's beta, so that none keeps its own
-    (its neighbour's may be equal).
+    The kept pairs are put in a random cycle and each gets its neighbour's beta, so none keeps its
+    own (but its neighbour's may be equal).
 
     Attributes:
-        seed: of the circle.
+        seed: random seed of the cycle.
     """
 
     seed: int
@@ -101,7 +101,7 @@ class Permuted:
         check_seed(self.seed)
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Its beta for every pair that has one; a pair that is not kept keeps its own."""
+        """Return the permuted betas; a pair that is not kept keeps its own."""
         kept = np.flatnonzero(table["keep"].to_numpy())
         circle = np.random.default_rng(self.seed).permutation(kept)
         source = np.arange(len(table))
@@ -111,10 +111,10 @@ class Permuted:
 
 @dataclass(frozen=True)
 class DropLowest:
-    """Leaves out the pairs with the lowest gaps; of equal ones the first by pair_id, a hash.
+    """Leave out the pairs with the lowest gaps; ties are broken by pair_id, a hash.
 
     Attributes:
-        percent: of the kept pairs, in (0, 100), rounded down to whole pairs.
+        percent: share of the kept pairs to leave out, in (0, 100), rounded down to whole pairs.
     """
 
     percent: float
@@ -123,7 +123,7 @@ class DropLowest:
         check_number("percent", self.percent, above=0, below=100)
 
     def keep(self, table: pl.DataFrame) -> pl.Series:
-        """Whether each pair is kept."""
+        """Return whether each pair is kept."""
         kept = table["keep"].to_numpy().copy()
         left = np.flatnonzero(kept)
         gap = table["gap"].round(PLACE_DECIMALS).to_numpy()[left]
@@ -137,7 +137,7 @@ class GapWeight:
     """w_i = g_i / mean of g: the gap as a loss weight, 1 on average."""
 
     def values(self, table: pl.DataFrame) -> pl.Series:
-        """The weights of pairs with a gap.
+        """Return the weights of pairs with a gap.
 
         Raises:
             ValueError: every gap is 0.
@@ -157,7 +157,7 @@ class BetaWeight:
     """
 
     def values(self, table: pl.DataFrame) -> pl.Series:
-        """The weights of pairs with a beta."""
+        """Return the weights of pairs with a beta."""
         return table["beta"] / _kept_betas(table).mean()
 
 
@@ -166,7 +166,7 @@ class GapMargin:
     """gamma_i = scale g_i: the gap as an offset.
 
     Attributes:
-        scale: the offset of a gap of 1, in nats; above 0.
+        scale: offset of a gap of 1, in nats; above 0.
     """
 
     scale: float
@@ -175,7 +175,7 @@ class GapMargin:
         check_number("scale", self.scale, above=0, most=LARGEST_BETA)
 
     def values(self, table: pl.DataFrame) -> pl.Series:
-        """The offsets of pairs with a gap, in nats."""
+        """Return the offsets of pairs with a gap, in nats."""
         return table["gap"] * float(self.scale)
 
 
@@ -188,7 +188,7 @@ def _same(table: pl.DataFrame, beta: float) -> pl.Series:
 
 
 LARGEST = 1e4
-"""Reward margins beyond it are no reward model's; the formulas are stable up to there."""
+"""Larger reward margins are refused; the formulas are numerically stable up to here."""
 ONLY = ("amplify", "regularise")
 SCALINGS = ("log", "identity")
 
@@ -201,10 +201,10 @@ class Madpo:
     c_min 0.25, lam 1, tau 7.
 
     Attributes:
-        c_max: what the margin of a pair without a difference is multiplied by, about; above 1.
-        c_min: what that of a pair with a very large one is; in (0, 1).
-        lam: how fast it falls from one to the other; above 0.
-        tau: the margin at which it is 1; above 0.
+        c_max: approximate factor of the margin for a reward margin of 0; above 1.
+        c_min: factor for a very large reward margin; in (0, 1).
+        lam: rate at which the factor falls from c_max to c_min; above 0.
+        tau: reward margin at which the factor is 1; above 0.
         only: `amplify` or `regularise` for the ablations (our choice of how: c is clamped at 1).
     """
 
@@ -223,7 +223,7 @@ class Madpo:
             raise ValueError(f"only must be one of {', '.join(ONLY)}, not {self.only!r}")
 
     def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
-        """The weights of pairs, above 0."""
+        """Return the weights of pairs, above 0."""
         return madpo_weight(
             reward_margin,
             c_max=self.c_max,
@@ -238,11 +238,11 @@ class Madpo:
 class Odpo:
     """ODPO's offset gamma = alpha f(h); a pair with h <= 0 has none.
 
-    ODPO orders the responses of a pair by their scores, so that h is above 0 there. f = log is the
+    ODPO orders the responses of a pair by their scores, so its h is above 0. f = log is the
     paper's; `identity` is our choice.
 
     Attributes:
-        alpha: above 0.
+        alpha: factor of the offset; above 0.
         f: `log` or `identity`.
     """
 
@@ -255,7 +255,7 @@ class Odpo:
             raise ValueError(f"f must be one of {', '.join(SCALINGS)}, not {self.f!r}")
 
     def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
-        """The offsets of pairs, in nats; NaN where h <= 0."""
+        """Return the offsets of pairs, in nats; NaN where h <= 0."""
         h = np.asarray(reward_margin, dtype=np.float64)
         ordered = h > 0
         scaled = np.log(np.where(ordered, h, 1.0)) if self.f == "log" else h
@@ -265,12 +265,12 @@ class Odpo:
 def madpo_weight(
     h: ArrayLike, *, c_max: float, c_min: float, lam: float, tau: float, only: str | None = None
 ) -> NDArray[np.float64]:
-    """MADPO's weight of a pair (arXiv 2510.05342, its released code).
+    """Return MADPO's weight of a pair (arXiv 2510.05342 and its released code).
 
         c(m) = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(lam (m - tau)))
         w(h) = s(c(|h|) h) / s(h) if h > -tau, else 1
 
-    It is continuous, 1 at 0 and at -tau, and computed from logarithms, so that no h overflows.
+    w is continuous, 1 at 0 and at -tau. It is computed from logarithms, so that no h overflows.
 
     Args:
         h: reward margins, any shape.
@@ -282,7 +282,7 @@ def madpo_weight(
             ablations would divide by zero at c_min = 1).
 
     Returns:
-        Weights of the shape of h; above 0 but where floating point has nothing left of them.
+        Weights of the shape of h, above 0 unless they underflow.
     """
     h = np.asarray(h, dtype=np.float64)
     odds = np.log((c_max - 1) / (1 - c_min)) + lam * (np.abs(h) - tau)

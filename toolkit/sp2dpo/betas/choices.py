@@ -1,7 +1,7 @@
-"""Choices in a YAML file that take numbers: `shrink(0.3)`, `madpo(c_max=4, ...)`.
+"""Values in a YAML file with arguments, such as `shrink(0.3)` or `madpo(c_max=4, ...)`.
 
-A choice is a frozen dataclass; its fields are what stands between the brackets, by place or by
-name. What defines a result has no default, so that nothing may be left out but what says "no".
+A choice is a frozen dataclass; its fields are the arguments, by position or by name. An argument
+that changes the result has no default.
 """
 
 import ast
@@ -61,7 +61,7 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
 
 
 def usage(name: str, kind: type) -> str:
-    """How a choice is written, its numbers by name: `shrink(m0)`."""
+    """Return how a choice is written, with its arguments by name: `shrink(m0)`."""
     taken = [
         field.name if field.default is MISSING else f"[{field.name}]" for field in fields(kind)
     ]
@@ -69,7 +69,7 @@ def usage(name: str, kind: type) -> str:
 
 
 def format_choice(choice: Any, known: Mapping[str, type]) -> str:
-    """The choice as a file says it; `parse_choice` reads it back."""
+    """Return a choice as it is written in a file; `parse_choice` reads it back."""
     name = next(name for name, kind in known.items() if kind is type(choice))
     given = [
         f"{field.name}={value}"
@@ -80,10 +80,10 @@ def format_choice(choice: Any, known: Mapping[str, type]) -> str:
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Numbers and words between brackets, by place and by name.
+    """Return the arguments in parentheses, by position and by name.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: they are not numbers and words.
     """
     if not text:
         return [], {}
@@ -102,7 +102,7 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _value(node: ast.expr) -> int | float | str:
-    """A number, or a bare word."""
+    """Return a number or a bare word."""
     sign = 1
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, node = -1, node.operand
@@ -124,10 +124,10 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuses what is not a finite number within limits.
+    """Check that a value is a finite number within limits.
 
     Raises:
-        ValueError: naming it, the rule and the value.
+        ValueError: with the name, the rule and the value.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, not {value!r}")
@@ -148,10 +148,10 @@ def _plain(limit: float | None) -> str:
 
 
 def check_seed(value: Any) -> None:
-    """Refuses what seeds no generator.
+    """Check that a value can seed a random generator.
 
     Raises:
-        ValueError: it is no whole number of [0, 2^63).
+        ValueError: it is not a whole number in [0, 2^63).
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"seed must be a whole number from 0, not {value!r}")

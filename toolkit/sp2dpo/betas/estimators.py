@@ -1,8 +1,9 @@
-"""How the replies about a pair are combined: JMAMP and its alternatives.
+"""Combine the replies about a pair: JMAMP and its alternatives.
 
 SP2DPO's joint multi-annotator multi-prompt estimator takes the median over the prompt variants of a
-teacher, then the mean over the teachers (arXiv 2601.22385, section 4.3.3). All other combinations
-serve to compare it with; they, and how one reply is read, are our choice.
+teacher, then the mean over the teachers (arXiv 2601.22385, section 4.3.3). The other combinations
+are there for comparison; they, and the gap of a single reply, are our choice. A new gap form or
+combination is added in this file alone.
 """
 
 from dataclasses import dataclass
@@ -22,35 +23,35 @@ class Product:
     tells_labels: ClassVar[bool] = False
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:
-        """The gap of a reply, in [-1, 1]."""
+        """Return the gap of a reply, in [-1, 1]; `sign` is None under the labelled protocol."""
         return m * c if sign is None else sign * (m * c)
 
     def words(self, *, blind: bool) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{_sign(blind)}magnitude x confidence"
 
 
 @dataclass(frozen=True)
 class Magnitude:
-    """g = sign m: what a teacher's confidence adds is left out."""
+    """g = sign m: confidence is ignored."""
 
     tells_labels: ClassVar[bool] = False
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:
-        """The gap of a reply, in [-1, 1]."""
+        """Return the gap of a reply, in [-1, 1]; `sign` is None under the labelled protocol."""
         return m if sign is None else sign * m
 
     def words(self, *, blind: bool) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{_sign(blind)}magnitude"
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """g = c (sign m) + (1 - c) m0: the less sure a reply, the nearer it is to what one assumes.
+    """g = c (sign m) + (1 - c) m0: a reply of low confidence is pulled towards a prior gap.
 
     Attributes:
-        m0: the gap of a reply without confidence, in [0, 1].
+        m0: the prior gap, which a reply of confidence 0 gets, in [0, 1].
     """
 
     m0: float
@@ -61,11 +62,11 @@ class Shrink:
         object.__setattr__(self, "m0", float(self.m0))
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:
-        """The gap of a reply, in [-1, 1]."""
+        """Return the gap of a reply, in [-1, 1]; `sign` is None under the labelled protocol."""
         return c * (m if sign is None else sign * m) + (1 - c) * self.m0
 
     def words(self, *, blind: bool) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"confidence x ({_sign(blind)}magnitude) + (1 - confidence) x {self.m0:g}"
 
 
@@ -73,18 +74,18 @@ class Shrink:
 class Signed:
     """g = m (2 c - 1): a confidence below the middle of its scale counts against the label.
 
-    Read as the chance that the label is right, a confidence c makes m (2 c - 1) the gap to expect.
-    Under the blind protocol, where the reply itself names the better response, it is `product`.
+    If c is the probability that the label is right, m (2 c - 1) is the expected gap. Under the
+    blind protocol, where the reply itself names the better response, it equals `product`.
     """
 
     tells_labels: ClassVar[bool] = True
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:
-        """The gap of a reply, in [-1, 1]."""
+        """Return the gap of a reply, in [-1, 1]; `sign` is None under the labelled protocol."""
         return m * (2 * c - 1) if sign is None else sign * (m * c)
 
     def words(self, *, blind: bool) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return "sign x magnitude x confidence" if blind else "magnitude x (2 x confidence - 1)"
 
 
@@ -102,24 +103,52 @@ def _sign(blind: bool) -> str:
 
 
 ESTIMATES = ("sampled", "expected")
-"""How a reply's magnitude and confidence are read: as it says them, or as their expectations over
-the tokens that it could have said. Both are our choice."""
-WAYS = ("median", "mean", "trimmed")
-"""How an axis is combined; any other word names the only variant, or teacher, that counts."""
+"""Sources of a reply's magnitude and confidence: the values that it states, or their expectations
+over its token probabilities. Both are our choice."""
 FEWEST_TO_TRIM = 5
-"""Variants, or teachers, that `trimmed` takes."""
+"""Minimum number of variants, or teachers, for `trimmed`."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A way to combine the values of several variants or teachers.
+
+    Attributes:
+        label: its name in formulas.
+        phrase: its description in a sentence; `{axis}` is what it is over.
+        fewest: minimum number of values.
+    """
+
+    label: str
+    phrase: str
+    fewest: int = 1
+
+
+WAYS = {
+    "median": Combination("median", "the median over {axis}"),
+    "mean": Combination("mean", "the mean over {axis}"),
+    "trimmed": Combination(
+        "trimmed mean",
+        "the mean over {axis} without the lowest and the highest fifth",
+        fewest=FEWEST_TO_TRIM,
+    ),
+}
+"""Combinations by name; any other name selects a single variant or teacher."""
+COMPARED_GAPS = (Product(), Magnitude(), Shrink(0.5), Signed())
+"""Gap forms that the ablation compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """From replies to the gap of a pair.
+    """How the replies about a pair become its gap.
 
     Attributes:
-        estimate: one of `ESTIMATES`.
-        gap: of one reply.
-        over_variants: of a teacher: `median` (SP2DPO), `mean`, `trimmed` (the mean without the
-            lowest and the highest fifth, rounded down), or the name of the only one that counts.
-        over_teachers: likewise; `mean` is SP2DPO's.
+        estimate: source of magnitude and confidence, one of `ESTIMATES`.
+        gap: gap form of one reply.
+        over_variants: how the variants of a teacher are combined: `median` (SP2DPO), `mean`,
+            `trimmed` (the mean without the lowest and the highest fifth, rounded down), or the name
+            of the only variant to use.
+        over_teachers: how the teachers are combined, likewise; SP2DPO: `mean`.
     """
 
     estimate: str
@@ -128,39 +157,40 @@ class Estimator:
     over_teachers: str
 
     def select_replies(self, annotations: AnnotationTable) -> pl.DataFrame:
-        """The replies that count: those of the teacher and the variant that are named, if any.
+        """Return the replies that count: all, or those of the named teacher and variant.
 
         Raises:
-            ValueError: no kept reply is of that teacher or under that variant, or `trimmed` is
-                asked of fewer than five.
+            ValueError: no kept reply is from that teacher or under that variant, or there are too
+                few of them for `trimmed`.
         """
         replies = annotations.replies
         for axis, way in (("variant", self.over_variants), ("teacher", self.over_teachers)):
-            if way in ("median", "mean"):
+            fewest = WAYS[way].fewest if way in WAYS else 0
+            if fewest == 1:
                 continue
             names = sorted(replies[axis].unique())
-            if way == "trimmed" and len(names) < FEWEST_TO_TRIM:
+            if len(names) < fewest:
                 raise ValueError(
-                    f"over_{axis}s: trimmed takes {FEWEST_TO_TRIM} {axis}s or more, and the kept "
+                    f"over_{axis}s: {way} takes {fewest} {axis}s or more, and the kept "
                     f"replies are of {len(names)}: write median"
                 )
-            if way != "trimmed" and way not in names:
+            if way not in WAYS and way not in names:
                 choices = (*WAYS, *names)
                 raise ValueError(
                     f"over_{axis}s {way!r}: no kept reply is of a {axis} of that name"
                     f"{did_you_mean(way, choices)} (known: {', '.join(choices)})"
                 )
-            if way != "trimmed":
+            if way not in WAYS:
                 replies = replies.filter(pl.col(axis) == way)
         return replies
 
 
 JMAMP = Estimator(estimate="sampled", gap=Product(), over_variants="median", over_teachers="mean")
-"""SP2DPO's, with our gap of one reply."""
+"""SP2DPO's estimator, with our gap of one reply."""
 
 
 def combine_expr(column: str, way: str) -> pl.Expr:
-    """The values of a group made one; where an only one was named, no other is left."""
+    """Return the expression that combines the values of a group; a single value is kept."""
     values = pl.col(column)
     if way == "median":
         return values.median()
@@ -171,7 +201,7 @@ def combine_expr(column: str, way: str) -> pl.Expr:
 
 
 def combine(values: list[float], way: str) -> float:
-    """The same as `combined`, for the values of one group, by hand."""
+    """Combine the values of one group, as `combine_expr` does."""
     ordered = sorted(values)
     count = len(ordered)
     if way == "median":

@@ -1,4 +1,4 @@
-"""The arithmetic of one pair, from its replies to its beta, line by line."""
+"""Explain the beta of one pair: the arithmetic from its replies, line by line."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from sp2dpo.betas.arms import Arm
-from sp2dpo.betas.estimators import Estimator, combine
+from sp2dpo.betas.estimators import WAYS, Estimator, combine
 from sp2dpo.betas.file import open_store_and_betas
 from sp2dpo.betas.gaps import NOISE, compute_signed_gap, disputes_labels
 from sp2dpo.betas.maps import Quantile, places
@@ -69,22 +69,21 @@ def explain_lines(
     arm: Arm,
     place: float | None = None,
 ) -> list[str]:
-    """The lines that `sp2dpo explain` prints.
+    """Return the lines that `sp2dpo explain` prints.
 
-    The arithmetic is done here once more, by hand and for this pair alone; it must arrive at the
-    table's beta. What depends on all pairs (a place among all gaps, a mean, a random draw) is taken
-    from the table.
+    The arithmetic is repeated for this pair alone and must give the beta in the table. What depends
+    on all pairs (the rank of a gap, a mean, a random draw) is taken from the table.
 
     Args:
-        pair: what was judged.
-        replies: all its replies, as `Store.replies` gives them.
+        pair: the pair.
+        replies: all its replies; see `Store.replies`.
         row: its row in the table of betas.
-        rubric: that was asked under.
-        arm: that made the table.
-        place: of the pair's gap among all, in (0, 1); None where the map does without.
+        rubric: rubric of the annotations.
+        arm: arm that the table was computed with.
+        place: rank of the pair's gap among all gaps, in (0, 1); None if the map does not need it.
 
     Raises:
-        ValueError: the table says another gap or beta than the replies give.
+        ValueError: the replies give another gap or beta than the table.
     """
     estimator = arm.of.estimator
     lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimator)]
@@ -114,7 +113,7 @@ def explain_lines(
 
 
 def _beta(gap: float, category: str, schedule: Schedule, place: float | None) -> tuple[float, str]:
-    """The beta of a gap, and how it came about."""
+    """Return the beta of a gap and the line that shows its computation."""
     envelope = schedule.envelope(category)
     low, high = envelope.beta_min, envelope.beta_max
     what = gap if place is None or not isinstance(schedule.map, Quantile) else place
@@ -125,7 +124,7 @@ def _beta(gap: float, category: str, schedule: Schedule, place: float | None) ->
 
 
 def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
-    """What the arm did with this pair, from the table."""
+    """Return the lines on what the arm did with this pair, from the table."""
     departures = arm.departures()
     lines = []
     if "beta" in departures and row["beta"] is not None:
@@ -162,7 +161,7 @@ def _indented(turn: Message) -> list[str]:
 
 
 def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
-    """A table of all replies, refused ones with their reasons."""
+    """Return a table of all replies, refused ones with their reasons."""
     scores = ("magnitude", "confidence")
     if estimator.estimate == "expected":
         scores = ("expected magnitude", "expected confidence")
@@ -189,7 +188,7 @@ def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
 
 
 def _named(reply: dict[str, Any]) -> str:
-    """What a blind reply calls the better one, and which response that is."""
+    """Return which response a blind reply prefers: its letter, and the response shown as it."""
     if reply["better"] not in ("A", "B"):
         return reply["better"] or ""
     shown = ("chosen", "rejected") if reply["order"] == CHOSEN_FIRST else ("rejected", "chosen")
@@ -197,7 +196,7 @@ def _named(reply: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value + 0.0:.4g}"  # adding nought makes -0 plain 0
+    return "" if value is None else f"{value + 0.0:.4g}"  # + 0.0 turns -0.0 into 0.0
 
 
 def _flat(text: str) -> str:
@@ -207,7 +206,7 @@ def _flat(text: str) -> str:
 def _gap(
     votes: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
 ) -> tuple[float, list[str]]:
-    """The signed gap of one pair, before it is clipped, and how it came about."""
+    """Return the signed gap of one pair, not clipped, and the lines that show its computation."""
     readings: dict[str, dict[str, list[float]]] = {}
     for reply in votes:
         gap = compute_signed_gap(reply, rubric, estimator)
@@ -241,11 +240,11 @@ def _gap(
 
 
 def _way(way: str) -> str:
-    return {"median": "median", "mean": "mean", "trimmed": "trimmed mean"}.get(way, "only")
+    return WAYS[way].label if way in WAYS else "only"
 
 
 def _over_orders(readings: dict[str, dict[str, list[float]]]) -> list[str]:
-    """A line for each teacher and variant: the mean over the orders that came."""
+    """Return a line for each teacher and variant: the mean over the orders."""
     rows = [
         (teacher, variant, f"mean({_listed(gaps)}) = {_number(statistics.fmean(gaps))}")
         for teacher, by_variant in readings.items()

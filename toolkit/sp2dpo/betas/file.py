@@ -1,4 +1,4 @@
-"""The file of betas: a table, the arm that made it, and what it was made from."""
+"""The Parquet file of betas: the table, its arm and hashes of its inputs."""
 
 import json
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ class BetaTable:
     """A table of betas and where it comes from.
 
     Attributes:
-        table: as `arms.compute_betas` returns it.
-        arm: that made it.
-        annotations_hash: of the annotations that it was made from.
-        scores_hash: of the reward model's scores; None where none were used.
+        table: from `arms.compute_betas`.
+        arm: arm that it was computed with.
+        annotations_hash: hash of the annotations that it was computed from.
+        scores_hash: hash of the reward model's scores; None without scores.
     """
 
     table: pl.DataFrame
@@ -36,18 +36,18 @@ class BetaTable:
 
     @property
     def schedule(self) -> Schedule:
-        """That the arm is of."""
+        """The schedule of the arm."""
         return self.arm.of
 
 
 def write_betas(betas: BetaTable, path: Path) -> None:
-    """Writes the table with its arm and hashes in the file's metadata; whole or not at all.
+    """Write the table atomically, with its arm and hashes in the file's metadata.
 
-    The same betas give the same bytes.
+    Equal betas give equal bytes.
 
     Raises:
-        ValueError: a file that is no table of betas stands there.
-        OSError: it cannot be written.
+        ValueError: the path is an existing file that is not a table of betas.
+        OSError: the file cannot be written.
     """
     origin = {
         "schedule": betas.schedule.as_mapping(),
@@ -66,18 +66,18 @@ def write_betas(betas: BetaTable, path: Path) -> None:
 
 def _is_betas(path: Path) -> bool:
     try:
-        with path.open("rb") as source:  # polars takes a name for a pattern
+        with path.open("rb") as source:  # polars would expand a path as a glob pattern
             return _METADATA in pl.read_parquet_metadata(source)
     except pl.exceptions.PolarsError:
         return False
 
 
 def read_betas(path: Path) -> BetaTable:
-    """The betas in a Parquet file that `write_betas` made.
+    """Read the betas in a Parquet file written by `write_betas`.
 
     Raises:
-        ValueError: another file, or one that was changed.
-        OSError: it cannot be read.
+        ValueError: the file was not written by `write_betas`, or was changed.
+        OSError: the file cannot be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
@@ -112,10 +112,10 @@ def read_betas(path: Path) -> BetaTable:
 def check_origin(
     betas: BetaTable, annotations: AnnotationTable, *, path: Path, store: Path
 ) -> None:
-    """Refuses betas that were made from other annotations than the store now holds.
+    """Check that betas were computed from the annotations that the store holds now.
 
     Raises:
-        ValueError: they belong to another store, or the store has grown since.
+        ValueError: they belong to another store, or the store has more replies since.
     """
     if set(betas.table["pair_id"]) != set(annotations.pair_ids):
         problem = f"the betas in {path} are of other pairs than {store} holds"

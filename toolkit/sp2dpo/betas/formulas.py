@@ -1,8 +1,9 @@
-"""How betas were made, in words for people: on the card of a data set and on the report."""
+"""Describe in sentences how betas were computed, for the data set card and the report."""
 
 from dataclasses import dataclass
 
 from sp2dpo.betas.arms import Arm
+from sp2dpo.betas.estimators import WAYS
 from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.betas.maps import Linear, Quantile
 from sp2dpo.betas.schedule import Schedule
@@ -13,15 +14,15 @@ _PAPERS_ENDS = (0.03, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Formulas:
-    """Sentences without a full stop; what they name comes from files and is to be escaped.
+    """Descriptions without a full stop. They contain names from files, which must be escaped.
 
     Attributes:
-        reply: the gap of one reply.
+        reply: how one reply becomes a gap.
         pair: how the replies about a pair become its gap.
-        beta: from the gap to beta.
-        arm: what was done beside, each on a line; empty for a schedule itself.
-        papers: what of it is the paper's; empty for nothing.
-        ours: what of it is this toolkit's choice.
+        beta: how the gap becomes beta.
+        arm: how the arm departs from its schedule, one item each; empty without an arm.
+        papers: which parts are the paper's; may be empty.
+        ours: which parts are this toolkit's choice.
     """
 
     reply: str
@@ -33,7 +34,7 @@ class Formulas:
 
 
 def describe_formulas(arm: Arm, rubric: Rubric) -> Formulas:
-    """The words for an arm under a rubric."""
+    """Describe an arm under a rubric."""
     schedule = arm.of
     read = "expected scores" if schedule.estimate == "expected" else "scores"
     scales = (
@@ -63,9 +64,7 @@ def _pair(schedule: Schedule, rubric: Rubric) -> str:
 
 
 def _way(way: str, axis: str, name: str) -> str:
-    if way == "trimmed":
-        return f"the mean over {axis} without the lowest and the highest fifth"
-    return f"the {way} over {axis}" if way in ("median", "mean") else f"{name} {way} alone"
+    return WAYS[way].phrase.format(axis=axis) if way in WAYS else f"{name} {way} alone"
 
 
 def _beta(schedule: Schedule) -> str:

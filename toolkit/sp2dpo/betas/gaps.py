@@ -1,4 +1,4 @@
-"""From annotations to effective semantic gaps, vectorised over a table.
+"""Compute effective semantic gaps from annotations, vectorised over a table.
 
     g_iapo = gap of one reply, in [-1, 1]: see `estimators`
     g_iap  = mean over o of g_iapo                              the reading under a variant
@@ -7,11 +7,11 @@
 
 JMAMP (SP2DPO, arXiv 2601.22385, section 4.3.3) takes the median over the variants p of a teacher,
 then the mean over the teachers a. The gap of one reply, its sign, the mean over the orders o and
-what happens where replies are missing are our choice: the mean of the other order, the median (or
-mean) of the variants that came, the mean (or median) of the teachers that did.
+missing replies are our choice: the values that exist are combined, be it a single order, some of
+the variants or some of the teachers.
 
-The labelled protocol knows one order, and there s_i is below 0 only under the form `signed`. A
-label is disputed where s_i < 0.
+The labelled protocol has one order, and its s_i is below 0 only under the form `signed`. A label is
+disputed if s_i < 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,21 +24,21 @@ from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
 from sp2dpo.store.annotations import AnnotationTable
 
 NOISE = 1e-9
-"""Readings that cancel leave this much at most of floating point; it counts as 0."""
+"""Smaller absolute gaps are floating-point residue of values that cancel; they count as 0."""
 _VALUES = ("gap", "magnitude", "confidence")
 
 
 def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
-    """One row for every pair of a store, sorted by pair_id.
+    """Return one row for every pair of a store, sorted by pair_id.
 
     Args:
-        annotations: of one store.
+        annotations: annotations of one store.
         estimator: how replies become a gap.
 
     Returns:
         pair_id, gap, signed_gap, label_disputed, category, magnitude, confidence, spread,
-        agreement, votes, teachers: see `betas.betas`. A pair without replies that count has nulls
-        and no votes.
+        agreement, votes, teachers: see `schedule.schedule_betas`. A pair without replies that count
+        has nulls and 0 votes.
 
     Raises:
         ValueError: as `compute_reply_gaps`.
@@ -63,20 +63,21 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
 
 
 def disputes_labels(rubric: Rubric, estimator: Estimator) -> bool:
-    """Whether a signed gap can say that a label is wrong."""
+    """Return whether a signed gap can be negative, that is, dispute a label."""
     return rubric.blind or estimator.gap.tells_labels
 
 
 def share(column: str, scale: Scale) -> pl.Expr:
-    """Where a column's values stand on their scale, in [0, 1]."""
+    """Return a column's values as shares of their scale, in [0, 1]."""
     return (pl.col(column) - scale.min) / (scale.max - scale.min)
 
 
 def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
-    """The replies that count, their magnitude and confidence as the estimate reads them.
+    """Return the replies that count, with magnitude and confidence as the estimate defines them.
 
     Raises:
-        ValueError: expectations are wanted and no reply has them, or as `Estimator.only`.
+        ValueError: the estimate is `expected` and no reply has expectations, or as
+            `Estimator.select_replies`.
     """
     replies = estimator.select_replies(annotations)
     if estimator.estimate == "sampled":
@@ -92,10 +93,10 @@ def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFr
 
 
 def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
-    """The replies that count, by their keys, with the signed gap of each in the column `gap`.
+    """Return the replies that count, sorted by key, each with its signed gap in the column `gap`.
 
     Raises:
-        ValueError: as `counted`.
+        ValueError: as `count_votes`.
     """
     rubric = annotations.rubric
     sign = None
@@ -109,9 +110,9 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
 def compute_signed_gap(
     reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator
 ) -> float | None:
-    """The signed gap of one kept reply, as `Store.replies` gives it; None where it does not count.
+    """Return the signed gap of one kept reply of `Store.replies`; None if it does not count.
 
-    The same as `compute_reply_gaps`, for a reply on its own.
+    The same as `compute_reply_gaps`, for a single reply.
     """
     if not is_vote(reply, estimator):
         return None
@@ -122,7 +123,7 @@ def compute_signed_gap(
 
 
 def is_vote(reply: Mapping[str, Any], estimator: Estimator) -> bool:
-    """Whether a kept reply is a vote."""
+    """Return whether a kept reply counts."""
     for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
         if way not in WAYS and reply[axis] != way:
             return False
@@ -132,7 +133,7 @@ def is_vote(reply: Mapping[str, Any], estimator: Estimator) -> bool:
 
 
 def reply_sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
-    """+1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
+    """Return +1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
     if not rubric.blind:
         return None
     turned = 1 if reply["order"] == CHOSEN_FIRST else -1
@@ -140,10 +141,10 @@ def reply_sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
 
 
 def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
-    """One row per pair, teacher and variant: means over the orders that came.
+    """Return one row per pair, teacher and variant: means over the orders.
 
     Args:
-        replies: as `compute_reply_gaps` returns them.
+        replies: from `compute_reply_gaps`.
     """
     return _aggregate(
         replies,
@@ -154,10 +155,10 @@ def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
 
 
 def combine_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
-    """One row per pair and teacher (JMAMP, first half: `median`).
+    """Return one row per pair and teacher (first step of JMAMP: `median`).
 
     Args:
-        readings: as `average_orders` returns them.
+        readings: from `average_orders`.
         way: see `Estimator.over_variants`.
     """
     columns = (combine_expr(name, way) for name in _value_columns(readings))
@@ -165,10 +166,10 @@ def combine_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
 
 
 def combine_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
-    """One row per pair (JMAMP, second half: `mean`), with the teachers' spread and their count.
+    """Return one row per pair (second step of JMAMP: `mean`), with spread and number of teachers.
 
     Args:
-        by_teacher: as `over_variants` makes them.
+        by_teacher: from `combine_variants`.
         way: see `Estimator.over_teachers`.
     """
     return _aggregate(
@@ -182,17 +183,15 @@ def combine_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
 
 
 def _value_columns(table: pl.DataFrame) -> list[str]:
-    """What is combined: as much of gap, magnitude and confidence as a table has."""
+    """Return which of gap, magnitude and confidence a table has."""
     return [name for name in _VALUES if name in table.columns]
 
 
 def _aggregate(
     table: pl.DataFrame, names: list[str], *aggregations: pl.Expr, **more: pl.Expr
 ) -> pl.DataFrame:
-    """One row for each run of equal names.
-
-    The table is sorted by them, so a run is a group: its number is quicker to group by than names.
-    """
+    """Aggregate each group of rows with equal names; the table must be sorted by them."""
+    # Sorted rows form runs, and grouping by the number of a run is faster than by names.
     runs = table.with_columns(run=pl.struct(names).rle_id().set_sorted())
     return (
         runs.group_by("run", maintain_order=True)
@@ -204,18 +203,18 @@ def _aggregate(
 def find_majority(
     replies: pl.DataFrame, categories: list[str], by: Sequence[str] = ("pair_id",)
 ) -> pl.DataFrame:
-    """The category that most replies name, and their share.
+    """Return the most frequent category of each group, and the share of replies that name it.
 
     Args:
-        replies: with the columns of `by`, those of a group in a row, and category.
-        categories: in order of priority; a tie goes to the earlier.
-        by: what a group has in common.
+        replies: table with category and the columns of `by`; rows of a group are consecutive.
+        categories: categories in order of priority; a tie goes to the earlier one.
+        by: columns that define a group.
 
     Returns:
         The columns of `by`, category, agreement in (0, 1].
     """
     names, size = dict(enumerate(categories)), len(categories)
-    # One number holds a count and, below it, a priority: the largest is the majority's.
+    # One number encodes a count and, in its lower digits, a priority: the maximum is the majority.
     place = pl.col("category").cast(pl.Enum(categories)).to_physical().cast(pl.Int64)
     numbered = replies.select(*by, run=pl.struct(by).rle_id().cast(pl.Int64), cell=place)
     groups = numbered.group_by("run", maintain_order=True).agg(pl.col(by).first(), total=pl.len())

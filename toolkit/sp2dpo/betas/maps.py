@@ -1,8 +1,8 @@
-"""From a gap in [0, 1] to a beta in an envelope: four maps, none of which leaves it.
+"""Map a gap in [0, 1] to a beta in an envelope: four maps.
 
-The linear map and its ends are SP2DPO's (arXiv 2601.22385); the other three are our choice. All
-take numbers and columns alike. A gap of 0 gives the lower end and a gap of 1 the upper one, to the
-last bit, but under `quantile`, where the gap is replaced by its place among all gaps.
+The linear map and its range are SP2DPO's (arXiv 2601.22385); the other three are our choice. All
+accept numbers and columns. A gap of 0 gives exactly the lower end and a gap of 1 exactly the upper
+one, except under `quantile`, where the rank of the gap among all gaps takes its place.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ import polars as pl
 from sp2dpo.betas.choices import check_number
 
 LARGEST_BETA = 1_000_000
-"""A beta above it is a slip of the pen."""
+"""Larger betas are refused as typing errors."""
 PLACE_DECIMALS = 9
-"""Gaps are compared to so many decimals: 0.2 x 0.6 and 0.3 x 0.4 are one gap."""
+"""Decimals at which gaps are compared: 0.2 x 0.6 and 0.3 x 0.4 are the same gap."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """What betas lie in.
+    """The range of betas.
 
     Attributes:
         beta_min: the beta of a gap of 0; above 0. SP2DPO: 0.03.
@@ -41,15 +41,15 @@ class Envelope:
 class Linear:
     """beta = beta_min + (beta_max - beta_min) g (SP2DPO).
 
-    Written as a mean of the two ends, so that they are met exactly.
+    Computed as a weighted mean of the two ends, so that both are reached exactly.
     """
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
-        """The beta of a gap."""
+        """Return the beta of a gap."""
         return beta_min * (1 - gap) + beta_max * gap
 
     def words(self, gap: str, low: str, high: str) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{low} + ({high} - {low}) x {gap}"
 
 
@@ -58,11 +58,11 @@ class LogLinear:
     """beta = beta_min^(1 - g) beta_max^g: log beta is linear in the gap (our choice)."""
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
-        """The beta of a gap."""
+        """Return the beta of a gap."""
         return beta_min ** (1 - gap) * beta_max**gap
 
     def words(self, gap: str, low: str, high: str) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{low}^(1 - {gap}) x {high}^{gap}"
 
 
@@ -71,7 +71,7 @@ class Power:
     """beta = beta_min + (beta_max - beta_min) g^exponent (our choice).
 
     Attributes:
-        exponent: below 1 it lifts small gaps, above 1 it presses them down; in (0, 100].
+        exponent: in (0, 100]; below 1 it raises the betas of small gaps, above 1 it lowers them.
     """
 
     exponent: float
@@ -81,12 +81,12 @@ class Power:
         object.__setattr__(self, "exponent", float(self.exponent))
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
-        """The beta of a gap."""
+        """Return the beta of a gap."""
         raised = gap**self.exponent
         return beta_min * (1 - raised) + beta_max * raised
 
     def words(self, gap: str, low: str, high: str) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{low} + ({high} - {low}) x {gap}^{self.exponent:g}"
 
 
@@ -94,17 +94,17 @@ class Power:
 class Quantile:
     """beta = beta_min + (beta_max - beta_min) q, q = (mean rank of g - 1/2) / n (our choice).
 
-    The ranks are among all n pairs with a gap, from 1, equal gaps sharing their mean rank (Hazen's
-    plotting position). The betas spread evenly over the envelope however the gaps are distributed,
-    and the beta of a pair depends on all the others.
+    Ranks are from 1, among all n pairs with a gap; equal gaps get their mean rank (Hazen's plotting
+    position). The betas are spread evenly over the envelope whatever the distribution of the gaps,
+    and the beta of a pair depends on all other pairs.
     """
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
-        """The beta of a gap's place, as `places` gives it."""
+        """Return the beta of a gap's rank from `places`."""
         return beta_min * (1 - gap) + beta_max * gap
 
     def words(self, gap: str, low: str, high: str) -> str:
-        """The formula, for people."""
+        """Return the formula as text."""
         return f"{low} + ({high} - {low}) x {gap}, the gap's place among all gaps"
 
 
@@ -118,5 +118,5 @@ MAPS: dict[str, type] = {
 
 
 def places(gap: pl.Expr) -> pl.Expr:
-    """The place of each gap among all of a column, in (0, 1); null where the gap is."""
+    """Return the rank of each gap in its column, scaled to (0, 1); null for a null gap."""
     return (gap.round(PLACE_DECIMALS).rank("average") - 0.5) / gap.count()

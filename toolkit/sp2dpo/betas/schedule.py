@@ -1,4 +1,4 @@
-"""A schedule: how annotations become gaps, and gaps betas."""
+"""A schedule: how annotations become gaps, and gaps become betas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -35,23 +35,22 @@ _LARGEST_QUORUM = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """From annotations to betas. No key has a default: each defines the result.
+    """How betas are computed from annotations. No key has a default: each changes the result.
 
     Attributes:
         beta_min: the beta of a gap of 0; above 0. SP2DPO: 0.03.
         beta_max: the beta of a gap of 1; above `beta_min`. SP2DPO: 0.3.
-        quorum: votes below which a pair gets no beta; at least 1. A kept reply is a vote, each
-            order of a blind protocol for itself. Our choice.
-        estimate: of a reply's magnitude and confidence. `sampled`: as the reply says them.
-            `expected`: their expectations over the tokens that it could have said; a reply without
-            log-probabilities is no vote. Our choice.
-        gap: of one reply; see `estimators` (our choice: the sources we hold do not print the
-            paper's formula).
+        quorum: minimum number of votes for a beta; at least 1. Each kept reply is a vote; under
+            the blind protocol each order is one. Our choice.
+        estimate: source of a reply's magnitude and confidence. `sampled`: the values that it
+            states. `expected`: their expectations over its token probabilities; a reply without
+            log-probabilities is not a vote. Our choice.
+        gap: gap form of one reply; see `estimators` (our choice: the paper's formula is not in the
+            sources that we have).
         over_variants: how a teacher's variants are combined; see `Estimator`. SP2DPO: `median`.
-        over_teachers: likewise the teachers. SP2DPO: `mean`.
-        map: from the gap to beta; see `maps`. SP2DPO: `linear`.
-        envelopes: other ends for the pairs of a category (SP2DPO's open question 3); none where
-            the file has no such key.
+        over_teachers: how the teachers are combined, likewise. SP2DPO: `mean`.
+        map: map from the gap to beta; see `maps`. SP2DPO: `linear`.
+        envelopes: other ranges of beta by category (SP2DPO's open question 3); may be empty.
     """
 
     beta_min: float
@@ -75,23 +74,23 @@ class Schedule:
         )
 
     def envelope(self, category: str | None) -> Envelope:
-        """The ends that the betas of a category lie between."""
+        """Return the range of the betas of a category."""
         common = Envelope(beta_min=self.beta_min, beta_max=self.beta_max)
         return self.envelopes.get(category, common) if category else common
 
     @property
     def widest(self) -> Envelope:
-        """The lowest and the highest beta that any pair could get."""
+        """The lowest and the highest beta that a pair can get."""
         every = (self.envelope(None), *self.envelopes.values())
         return Envelope(
             beta_min=min(one.beta_min for one in every), beta_max=max(one.beta_max for one in every)
         )
 
     def check_categories(self, rubric: Rubric, *, where: str) -> None:
-        """Refuses an envelope for a category that the rubric does not know.
+        """Check that the rubric has every category that has an envelope.
 
         Raises:
-            ValueError: with `where`, the category and those that it knows.
+            ValueError: with `where`, the category and the known categories.
         """
         for category in self.envelopes:
             if category not in rubric.categories:
@@ -102,7 +101,7 @@ class Schedule:
                 )
 
     def as_mapping(self) -> dict[str, Any]:
-        """What its YAML file says; `parse_schedule` reads it back."""
+        """Return the keys and values of its YAML file; `parse_schedule` reads them back."""
         said: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         said |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
         if not self.envelopes:
@@ -198,7 +197,7 @@ def parse_schedule(
 def schedule_betas(
     annotations: AnnotationTable, schedule: Schedule, *, flip: bool = False
 ) -> pl.DataFrame:
-    """The table of betas, one row for every pair, sorted by pair_id.
+    """Return the table of betas, one row for every pair, sorted by pair_id.
 
     Args:
         annotations: of one store.
@@ -230,17 +229,17 @@ def schedule_betas(
 
 
 def beta(schedule: Schedule) -> pl.Expr:
-    """The beta of each pair, from the columns gap and category of all of them."""
+    """Return the expression of beta, from the columns gap and category of all pairs."""
     gap = pl.col("gap")
     if isinstance(schedule.map, Quantile):
         gap = places(gap)
     low, high = category_envelopes(schedule)
-    # Floating point must not put a beta outside of its envelope.
+    # Rounding must not put a beta outside its envelope.
     return schedule.map.beta(gap, low, high).clip(low, high)
 
 
 def category_envelopes(schedule: Schedule) -> tuple[pl.Expr, pl.Expr]:
-    """Both ends of each pair's envelope, from the column category."""
+    """Return both ends of each pair's envelope, from the column category."""
     common = schedule.envelope(None)
     low, high = pl.lit(float(common.beta_min)), pl.lit(float(common.beta_max))
     for category, envelope in schedule.envelopes.items():

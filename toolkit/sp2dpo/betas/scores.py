@@ -1,4 +1,4 @@
-"""A reward model's scores of pairs: what ODPO's `margin` and MADPO's `weight` derive from."""
+"""A reward model's scores of pairs, the source of ODPO's `margin` and MADPO's `weight`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Scores:
 
     Attributes:
         table: pair_id, reward_margin (h = r(chosen) - r(rejected), a finite float64), by pair_id.
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
 
     table: pl.DataFrame
@@ -24,16 +24,16 @@ class Scores:
 
     @cached_property
     def hash(self) -> str:
-        """64 hexadecimal digits over the pairs and their margins."""
+        """SHA-256 over the pairs and their margins, in hexadecimal."""
         digest = hashlib.sha256("\n".join(self.table["pair_id"]).encode())
         digest.update(self.table["reward_margin"].to_numpy().astype("<f8").tobytes())
         return digest.hexdigest()
 
     def margins(self, pair_ids: pl.Series) -> pl.Series:
-        """The margins of pairs, in their order.
+        """Return the margins of pairs, in their order.
 
         Raises:
-            ValueError: a pair has none.
+            ValueError: a pair has no score.
         """
         pairs = pl.DataFrame({"pair_id": pair_ids})
         joined = pairs.join(self.table, on="pair_id", how="left", maintain_order="left")
@@ -49,11 +49,11 @@ class Scores:
 
 
 def read_scores(path: Path) -> Scores:
-    """The scores in a Parquet file with `pair_id` and `reward_margin`; other columns do not matter.
+    """Read a Parquet file with `pair_id` and `reward_margin`; other columns are ignored.
 
     Raises:
-        ValueError: another file, or scores that are none.
-        OSError: it cannot be read.
+        ValueError: the file is not a table of scores, or a score is invalid.
+        OSError: the file cannot be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

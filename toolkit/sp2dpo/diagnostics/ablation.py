@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from sp2dpo.betas.choices import format_choice
-from sp2dpo.betas.estimators import FEWEST_TO_TRIM, GAP_FORMS, Magnitude, Product, Shrink, Signed
+from sp2dpo.betas.estimators import COMPARED_GAPS, GAP_FORMS, WAYS, Signed
 from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
@@ -157,7 +157,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
         for name in names[axis]:
             other = replace(panel, **{f"over_{axis}s": name, "quorum": 1})
             yield Variation(group=f"one {axis}", name=name, schedule=other)
-    for gap in (Product(), Magnitude(), Shrink(0.5), Signed()):
+    for gap in COMPARED_GAPS:
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):
             name = format_choice(gap, GAP_FORMS)
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))
@@ -178,7 +178,7 @@ def describe_combination(schedule: Schedule) -> str:
 
 
 def _combinations(count: int) -> tuple[str, ...]:
-    return ("median", "mean", "trimmed") if count >= FEWEST_TO_TRIM else ("median", "mean")
+    return tuple(name for name, way in WAYS.items() if count >= way.fewest)
 
 
 def compare_estimators(
