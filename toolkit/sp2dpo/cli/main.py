@@ -27,7 +27,7 @@ _COMMANDS = {
     ),
     "status": (
         "report",
-        "Say where a run stands, also while another process annotates.",
+        "Show the progress, cost and time left of a run, also while it is running.",
     ),
     "annotate": (
         "annotation",
@@ -35,15 +35,15 @@ _COMMANDS = {
     ),
     "serve": (
         "annotation",
-        "Run the server of a panel's teacher, and nothing else, until you stop it.",
+        "Run the server of one teacher until interrupted.",
     ),
     "export-requests": (
         "annotation",
-        "Write what is missing as files of requests.",
+        "Write requests for missing replies to batch files.",
     ),
     "import-replies": (
         "annotation",
-        "Take in the replies to exported requests.",
+        "Store the replies to exported requests.",
     ),
     "merge": (
         "annotation",
@@ -75,7 +75,7 @@ _COMMANDS = {
     ),
     "score": (
         "rewards",
-        "Let a reward model score every pair, for MADPO and ODPO.",
+        "Score every pair with a reward model, for MADPO and ODPO.",
     ),
     "build": (
         "dataset",
@@ -99,7 +99,7 @@ _COMMANDS = {
     ),
     "report": (
         "betas",
-        "Draw one page that shows the betas, the agreement and what looks wrong.",
+        "Write a page and plots that show the betas, the agreement and the checks.",
     ),
     "schema": (
         "schema",
