@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sp2dpo.dataset.build import build_dataset
     from sp2dpo.dataset.load import load_pairs
     from sp2dpo.dataset.publish import PublishOptions, publish_dataset
+    from sp2dpo.dataset.resample import resample_dataset
     from sp2dpo.dataset.space import deploy_space
     from sp2dpo.dataset.verify import verify_dataset
     from sp2dpo.diagnostics.ablation import compare_store_estimators
@@ -94,6 +95,7 @@ _MODULES = {
     "render_page": "sp2dpo.report.page",
     "run_pilot": "sp2dpo.report.pilot",
     "schedule_store": "sp2dpo.betas.compute",
+    "resample_dataset": "sp2dpo.dataset.resample",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
     "wilson_interval": "sp2dpo.diagnostics.agreement",
@@ -146,6 +148,7 @@ __all__ = [
     "read_rows",
     "read_scores",
     "render_page",
+    "resample_dataset",
     "run_pilot",
     "schedule_store",
     "sweep_temperatures",

@@ -172,46 +172,22 @@ def verify(
     comparison = None
     if resample is not None and panel_file is not None and store_file is not None:
         with redirect_stdout(sys.stderr if as_json else sys.stdout):
-            comparison = _resample(
+            from sp2dpo.annotation.run import annotate_pairs
+            from sp2dpo.dataset.resample import resample_dataset
+
+            comparison = resample_dataset(
                 result.data.folder,
                 panel_file,
                 store_file,
                 count=resample,
                 seed=seed,
-                serve=serve,
-                patience=patience,
+                annotate=lambda panel, store: annotate_pairs(
+                    None, panel, store, patience=patience, **annotation_callbacks(serve=serve)
+                ),
             )
     _print_verification(result, comparison, as_json=as_json)
     if not result.consistent:
         sys.exit(DIFFERS)
-
-
-def _resample(
-    folder: Path,
-    panel_file: Path,
-    store_file: Path,
-    *,
-    count: int,
-    seed: int,
-    serve: bool,
-    patience: float,
-) -> "ResampleResult":
-    from sp2dpo.annotation.run import annotate_pairs
-    from sp2dpo.dataset.resample import resample_dataset
-    from sp2dpo.panel.panel import load_panel
-    from sp2dpo.store.store import open_store_for_writing
-
-    with open_store_for_writing(store_file) as store:
-        return resample_dataset(
-            folder,
-            load_panel(panel_file),
-            store,
-            count=count,
-            seed=seed,
-            ask=lambda store, panel: annotate_pairs(
-                None, panel, store, patience=patience, **annotation_callbacks(serve=serve)
-            ),
-        )
 
 
 def _print_verification(
@@ -219,8 +195,6 @@ def _print_verification(
 ) -> None:
     import json
     from dataclasses import asdict
-
-    from sp2dpo.dataset.resample import resample_lines
 
     if as_json:
         report = {
@@ -247,4 +221,6 @@ def _print_verification(
             ["This shows that the betas follow from the replies, not that a teacher gave them."]
         )
     if comparison is not None:
+        from sp2dpo.dataset.resample import resample_lines
+
         print_lines(["", *resample_lines(comparison)])

@@ -12,14 +12,15 @@ from typing import Any
 
 import polars as pl
 
+from sp2dpo.annotation.run import annotate_pairs
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.dataset.columns import decode_pairs, pair_columns
 from sp2dpo.dataset.manifest import MANIFEST, listed_files, read_manifest
 from sp2dpo.dataset.parquet import read_features, read_rows
 from sp2dpo.pairs.sources import Source, SourceRow
-from sp2dpo.panel.panel import Panel
-from sp2dpo.store.store import Store
+from sp2dpo.panel.panel import Panel, load_panel
+from sp2dpo.store.store import Store, open_store_for_writing
 from sp2dpo.text import count_noun, format_fixed, format_percent, format_table
 
 _COMPARED = ("category", "magnitude", "confidence", "better")
@@ -77,35 +78,41 @@ class ResampleResult:
     gap: GapDifference
 
 
+def _annotate(panel: Panel, store: Store) -> object:
+    return annotate_pairs(None, panel, store)
+
+
 def resample_dataset(
     folder: Path,
-    panel: Panel,
-    store: Store,
+    panel: Panel | Path,
+    store_file: Path,
     *,
     count: int,
     seed: int = 0,
-    ask: Callable[[Store, Panel], object],
+    annotate: Callable[[Panel, Store], object] = _annotate,
 ) -> ResampleResult:
     """Ask the teachers of a data set again about some of its pairs and compare the replies.
 
     Args:
         folder: Folder of the data set.
-        panel: Panel with the rubric and teachers of the data set.
-        store: Store of the new replies, open for writing; a rerun asks only for what is missing.
+        panel: Panel with the rubric and teachers of the data set, or its YAML file.
+        store_file: Store of the new replies; a rerun asks only for what is missing.
         count: Number of pairs to draw; more than there are draws all.
         seed: Random seed of the sample.
-        ask: Asks the panel about every pair of the store.
+        annotate: Asks the panel about every pair of an open store; `annotate_pairs` by default.
 
     Raises:
         ValueError: The panel differs from that of the data set, or there are no replies to compare.
-        OSError: A file cannot be read.
+        OSError: A file cannot be read, or a teacher cannot be reached.
     """
+    panel = panel if isinstance(panel, Panel) else load_panel(panel)
     facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
     _check_panel(panel, facts)
     rows = _draw_pairs(folder, facts, count, seed)
-    store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
-    ask(store, panel)
-    return _compare_replies(store, folder, facts)
+    with open_store_for_writing(store_file) as store:
+        store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
+        annotate(panel, store)
+        return _compare_replies(store, folder, facts)
 
 
 def _check_panel(panel: Panel, facts: Mapping[str, Any]) -> None:
