@@ -79,7 +79,7 @@ class CommandServer:
         )
         self.count = itertools.count()
 
-    def run(self, *arguments, env=None, timeout=120):
+    def run(self, *arguments, env=None, timeout=300):
         """Run a command; its exit code and output."""
         arguments = list(map(str, arguments))
         here = Path(self.folder.name) / str(next(self.count))
@@ -135,7 +135,7 @@ SETTINGS = ("HF_", "MPL", "OMP_", "POLARS_", "PYTHON")
 """Beginnings of environment variables that Python or a library reads when it is imported."""
 
 
-def run(*arguments, env=None, timeout=120, own_process=False, **options):
+def run(*arguments, env=None, timeout=300, own_process=False, **options):
     """Run `sp2dpo` and return the result as `subprocess.run` does.
 
     The command runs in the process of the tests, which saves its imports, unless `env` has
