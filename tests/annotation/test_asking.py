@@ -180,7 +180,7 @@ def test_the_command_of_a_panel_is_shown_and_never_run_unasked(folder):
     command = ["annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel]
     store = ["--store", folder / "run.sqlite"]
     complaint = fail(*command, *store)
-    assert "never run unasked; give --serve" in complaint
+    assert "runs only after confirmation; give --serve" in complaint
     assert not ran.exists()
     complaint = fail(*command, *store, "--serve")
     assert "--max-model-len 4096" in complaint

@@ -728,7 +728,7 @@ def test_the_command_of_a_panel_is_not_run_unasked(tmp_path):
     del panel["teachers"][0]["base_url"]
     panel["teachers"][0]["serve"] = {"environment": str(tmp_path)}
     (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
-    assert "a file's command is never run unasked" in fail(*command(tmp_path))
+    assert "a command in a file runs only after confirmation" in fail(*command(tmp_path))
 
 
 def test_nothing_is_asked_where_the_gold_file_is_wrong(scripted, tmp_path):

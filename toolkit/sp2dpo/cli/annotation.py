@@ -196,8 +196,8 @@ def export_requests(
 ) -> None:
     """Write requests for missing replies to batch files.
 
-    The files are those of OpenAI's Batch API, one for each teacher; `vllm run-batch` takes them,
-    too. No server is asked. `import-replies` takes what comes back.
+    Writes one file for each teacher, in the format of OpenAI's Batch API, which `vllm run-batch`
+    reads too. No request is sent. `import-replies` stores the replies.
     """
     from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.panel.panel import load_panel
@@ -236,7 +236,8 @@ def export_requests(
 def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]) -> None:
     """Store the replies to exported requests.
 
-    The same file again changes nothing. Whatever was not answered stays pending: export again.
+    Importing the same file again changes nothing. Requests without a reply stay pending and can be
+    exported again.
     """
     from sp2dpo.annotation.reply_files import import_replies
     from sp2dpo.store.counts import reply_count_lines
@@ -275,13 +276,13 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
 
 
 @click.command()
-@click.option("--out", type=FILE, required=True, help="The store to make, or to add to.")
+@click.option("--out", type=FILE, required=True, help="Store to create or to add to.")
 @click.argument("shards", metavar="SHARD.sqlite...", type=FILE, nargs=-1, required=True)
 def merge(out: Path, shards: tuple[Path, ...]) -> None:
-    """Put the stores of several shards together into one.
+    """Merge the stores of several shards into one.
 
-    Their source, rubric, teachers and panel must be the same. More shards may be added later; the
-    same ones again change nothing.
+    Their source, rubric, teachers and panel must be the same. More shards may be added later;
+    merging the same ones again changes nothing.
     """
     from sp2dpo.store.counts import reply_count_lines
     from sp2dpo.store.merge import merge_stores

@@ -1,4 +1,4 @@
-"""Commands that compute and explain betas and draw the report."""
+"""The commands `schedule` and `explain`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +8,7 @@ import click
 
 from sp2dpo.cli.options import (
     BETAS,
-    DRAWS,
     FILE,
-    FOLDER,
-    GOLD,
-    JSON,
     STORE,
     print_lines,
 )
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
 def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, out: Path) -> None:
     """Turn annotations into one beta for every pair.
 
-    The schedule's file says how, or an arm's: what a schedule is compared with.
+    The YAML file is a schedule, or an arm that a schedule is compared with.
     """
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.file import write_betas
@@ -42,7 +38,7 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     share = (
         f" (shard {result.shard}: {result.shard_pairs} of {pairs} pairs)" if result.shard else ""
     )
-    print_lines([*_made_lines(result.betas, share)])
+    print_lines([*_beta_lines(result.betas, share)])
     if result.pending:
         print_lines(
             [
@@ -53,15 +49,15 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     print_lines([f"wrote {out}"])
 
 
-def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
-    """What came out, in a few lines."""
-    table, quorum = made.table, made.schedule.quorum
+def _beta_lines(betas: "BetaTable", share: str) -> "Iterator[str]":
+    """Yield lines that summarise a table of betas."""
+    table, quorum = betas.table, betas.schedule.quorum
     beta = table["beta"].drop_nulls()
     without = len(table) - len(beta)
     yield f"{len(table)} pairs, {without} below the quorum of {quorum} replies{share}"
     yield f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}"
-    for key, said in made.arm.departures().items():
-        yield f"{key}: {said}"
+    for key, value in betas.arm.departures().items():
+        yield f"{key}: {value}"
     for name in ("weight", "margin"):
         if name in table.columns:
             kept = table.filter("keep")[name]
@@ -69,7 +65,7 @@ def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
     if (disputed := table["label_disputed"]).count():
         yield f"{disputed.sum()} labels disputed: the panel thinks them wrong"
     flipped = f", {table['flip'].sum()} with their responses exchanged" if "flip" in table else ""
-    if made.arm.departures():
+    if betas.arm.departures():
         yield f"{table['keep'].sum()} pairs are kept for training{flipped}"
 
 
@@ -78,41 +74,10 @@ def _made_lines(made: "BetaTable", share: str) -> "Iterator[str]":
 @STORE
 @BETAS
 def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
-    """Show how the beta of a pair came about.
+    """Show how the beta of a pair was computed.
 
-    PAIR_ID is the pair's id, at least eight of its first digits, or the source's own name for it.
+    PAIR_ID is the pair's id, at least eight of its first digits, or its name in the source.
     """
     from sp2dpo.betas.explain import explain_pair
 
     click.echo("\n".join(explain_pair(store_file, betas_file, pair_id).lines))
-
-
-@click.command()
-@STORE
-@BETAS
-@click.option("--out", type=FILE, help="HTML page to write.")
-@click.option("--plots", "folder", type=FOLDER, help="Folder for each plot as PNG and SVG.")
-@GOLD
-@DRAWS
-@JSON
-def report(
-    store_file: Path,
-    betas_file: Path,
-    out: Path | None,
-    folder: Path | None,
-    gold_file: Path | None,
-    draws: int,
-    as_json: bool,
-) -> None:
-    """Write a page and plots that show the betas, the agreement and the checks."""
-    import json
-    from dataclasses import asdict
-
-    from sp2dpo.report.page import write_report
-
-    if out is None and folder is None and not as_json:
-        raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
-    result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
-    print_lines([f"wrote {path}" for path in result.files], err=as_json)
-    if as_json:
-        click.echo(json.dumps(asdict(result.report), indent=2))

@@ -37,16 +37,18 @@ DIFFERS = 3
     "--also",
     metavar="NAME=BETAS",
     multiple=True,
-    help="Further betas of this store, as the column NAME of the config `schedules`.",
+    help="Further betas of this store, written to the column NAME of the config `schedules`.",
 )
-@click.option("--license", help="License as the Hub names it [default: the source's, if known].")
+@click.option(
+    "--license", help="License as the Hub names it [default: that of the source, if known]."
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 def build(
     store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
 ) -> None:
-    """Make a data set that anybody can load, with betas and all replies.
+    """Build a data set with betas and all replies.
 
-    `publish` puts it on the Hub.
+    Stock `datasets` loads it. `publish` puts it on the Hub.
     """
     from sp2dpo.cli.progress import progress_rows
     from sp2dpo.dataset.build import build_dataset
@@ -70,7 +72,7 @@ def _parse_also(text: str) -> tuple[str, Path]:
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--repo", required=True, metavar="ORG/NAME", help="Data set on the Hub.")
-@click.option("--tag", help="Tag of this release; a tag never moves.")
+@click.option("--tag", help="Tag of this release; an existing tag is never moved.")
 @click.option("--license", help="License as the Hub names it (apache-2.0, cc-by-4.0).")
 @click.option("--private", is_flag=True, help="Make a new repo visible to its owners only.")
 @click.option(
@@ -90,10 +92,10 @@ def publish(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Put a data set that `build` made on the Hub: one commit, or none.
+    """Publish a data set written by `build` on the Hub, in one commit.
 
-    The token is that of `hf auth login` or HF_TOKEN. A rerun changes nothing if nothing has
-    changed. What people wrote on the card is preserved.
+    Uses the token of `hf auth login` or HF_TOKEN. A rerun makes no commit if nothing has changed.
+    Text that people added to the card is preserved.
     """
     from sp2dpo.dataset.publish import PublishOptions, publish_dataset
 

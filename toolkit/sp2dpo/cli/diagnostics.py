@@ -18,8 +18,8 @@ FAILED = 3
 @click.option(
     "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: SP2DPO's]."
 )
-@click.option("--ids", "ids_file", type=FILE, help="File of pairs to use, one id or name a line.")
-@click.option("--category", help="Use only pairs whose most frequent category is this one.")
+@click.option("--ids", "ids_file", type=FILE, help="File of pairs to use, one id or name per line.")
+@click.option("--category", help="Use only pairs with this most frequent category.")
 @click.option("--sample", type=click.IntRange(min=1), help="Use a random sample of this size.")
 @DRAWS
 @JSON
@@ -32,9 +32,10 @@ def agreement(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Show how far the teachers, and the variants, agree.
+    """Measure the agreement between teachers and between prompt variants.
 
-    Krippendorff's alpha with intervals, all twos, who stands out, and which pairs split the panel.
+    Prints Krippendorff's alpha with intervals, the agreement of every two teachers, outliers, and
+    the pairs on which the panel is split.
     """
     from sp2dpo.diagnostics.panel_agreement import measure_store_agreement
     from sp2dpo.diagnostics.text import agreement_lines
@@ -57,7 +58,7 @@ def agreement(
     "schedule_file",
     type=FILE,
     required=True,
-    help="Schedule YAML file, the baseline.",
+    help="Schedule YAML file to compare with.",
 )
 @GOLD
 @DRAWS
@@ -65,9 +66,10 @@ def agreement(
 def estimators(
     store_file: Path, schedule_file: Path, gold_file: Path | None, draws: int, as_json: bool
 ) -> None:
-    """Show the betas under every estimator, gap form and map: the ensembling ablation.
+    """Compare the betas under every estimator, gap form and map.
 
-    With --gold also how well each follows the known magnitude, and finds wrong labels.
+    This is the ensembling ablation. With --gold, also measure how well each of them follows the
+    known magnitudes and finds wrong labels.
     """
     from sp2dpo.diagnostics.ablation import compare_store_estimators
     from sp2dpo.diagnostics.text import ablation_lines
@@ -81,9 +83,15 @@ def estimators(
 @click.command()
 @click.argument("one_file", metavar="A.parquet", type=FILE)
 @click.argument("other_file", metavar="B.parquet", type=FILE)
-@click.option("--store", "store_file", type=FILE, help="Store, to show the source names of pairs.")
 @click.option(
-    "--movers", type=click.IntRange(min=0), default=10, show_default=True, help="Pairs to list."
+    "--store", "store_file", type=FILE, help="Store, to show the names of pairs in the source."
+)
+@click.option(
+    "--movers",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Number of pairs to list.",
 )
 @click.option("--picture", type=FILE, help="Scatter plot to write, .png or .svg.")
 @DRAWS
@@ -97,7 +105,7 @@ def compare(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Compare two files of betas: correlation, shift, what moved, by category."""
+    """Compare two files of betas: correlation, shift, largest changes, categories."""
     from sp2dpo.betas.file import read_betas
     from sp2dpo.diagnostics.comparison import compare_betas
     from sp2dpo.diagnostics.text import comparison_lines
@@ -126,7 +134,7 @@ def compare(
 @click.option(
     "--fail-on",
     type=click.Choice(["look", "bad"]),
-    help=f"Exit with {FAILED} if a check has this verdict or a worse one.",
+    help=f"Exit with {FAILED} if a check has this verdict or worse.",
 )
 @DRAWS
 @JSON
@@ -138,9 +146,9 @@ def audit(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Test betas for what goes wrong: guessing, clumping, length bias, noise.
+    """Check betas for common problems: guessing, clumping, length bias, noise.
 
-    Every check has a number, an interval where there is one, and thresholds.
+    Each check has a value, thresholds and, where possible, a 95 % interval.
     """
     from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.text import audit_lines

@@ -35,7 +35,9 @@ CONTROL = click.option(
     help="Fit the length-controlled win rate where it is defined.",
 )
 REFUSED = click.option(
-    "--allow-refused", is_flag=True, help="Write an empty output for a prompt the server refuses."
+    "--allow-refused",
+    is_flag=True,
+    help="Write an empty output for a prompt that the server refuses.",
 )
 PICTURE = click.option("--picture", type=FILE, help="Picture to write, .png or .svg.")
 
@@ -48,8 +50,12 @@ def evaluate() -> None:
 @evaluate.command()
 @PROMPTS
 @STUDENT
-@click.option("--temperature", type=click.FloatRange(min=0, max=10), help="Override the file's.")
-@click.option("--seed", type=click.IntRange(min=0), help="Override the file's.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, max=10),
+    help="Override the temperature of the student file.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Override the seed of the student file.")
 @click.option("--out", type=FOLDER, required=True, help="Output folder.")
 @PATIENCE
 @SERVE
@@ -105,7 +111,7 @@ def judge(
     patience: float,
     serve: bool,
 ) -> None:
-    """Let a judge compare outputs with a baseline's.
+    """Let a judge compare outputs with those of a baseline.
 
     Follows AlpacaEval 2.0: its judge prompt, order of the outputs, parser and length control. Safe
     to interrupt: run the same command again to resume and to retry missing verdicts.
@@ -150,7 +156,7 @@ def compare(
 ) -> None:
     """Compare the win rates of students, with intervals.
 
-    RESULTS are folders written by `judge`. Several results of the same student count as its seeds.
+    RESULTS are folders written by `judge`. Several results of one student count as different seeds.
     Differences are paired by prompt.
     """
     from sp2dpo.evaluation.verdicts import read_result

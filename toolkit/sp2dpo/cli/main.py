@@ -47,7 +47,7 @@ _COMMANDS = {
     ),
     "merge": (
         "annotation",
-        "Put the stores of several shards together into one.",
+        "Merge the stores of several shards into one.",
     ),
     "schedule": (
         "betas",
@@ -55,35 +55,35 @@ _COMMANDS = {
     ),
     "explain": (
         "betas",
-        "Show how the beta of a pair came about.",
+        "Show how the beta of a pair was computed.",
     ),
     "agreement": (
         "diagnostics",
-        "Show how far the teachers, and the variants, agree.",
+        "Measure the agreement between teachers and between prompt variants.",
     ),
     "estimators": (
         "diagnostics",
-        "Show the betas under every estimator, gap form and map: the ensembling ablation.",
+        "Compare the betas under every estimator, gap form and map.",
     ),
     "compare": (
         "diagnostics",
-        "Compare two files of betas: correlation, shift, what moved, by category.",
+        "Compare two files of betas: correlation, shift, largest changes, categories.",
     ),
     "audit": (
         "diagnostics",
-        "Test betas for what goes wrong: guessing, clumping, length bias, noise.",
+        "Check betas for common problems: guessing, clumping, length bias, noise.",
     ),
     "score": (
-        "rewards",
+        "training",
         "Score every pair with a reward model, for MADPO and ODPO.",
     ),
     "build": (
         "dataset",
-        "Make a data set that anybody can load, with betas and all replies.",
+        "Build a data set with betas and all replies.",
     ),
     "publish": (
         "dataset",
-        "Put a data set that `build` made on the Hub: one commit, or none.",
+        "Publish a data set written by `build` on the Hub, in one commit.",
     ),
     "verify": (
         "dataset",
@@ -98,7 +98,7 @@ _COMMANDS = {
         "Evaluate students: outputs, a judge's verdicts, win rates with intervals.",
     ),
     "report": (
-        "betas",
+        "report",
         "Write a page and plots that show the betas, the agreement and the checks.",
     ),
     "schema": (
@@ -131,7 +131,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the arguments name; suggest one if they name none."""
+        """Return the command that the arguments name; suggest a similar one if there is none."""
         # click suggests names since 8.4 only, and knows only commands that are imported.
         if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from sp2dpo.settings import did_you_mean

@@ -1,4 +1,4 @@
-"""What commands share: options, questions to the person at the terminal, output."""
+"""Options, prompts and output that several commands share."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ STORE = click.option(
     "--store", "store_file", type=FILE, required=True, help="Store written by `annotate`."
 )
 RUN_STORE = click.option(
-    "--store", "store_file", type=FILE, required=True, help="Store that the replies go to."
+    "--store", "store_file", type=FILE, required=True, help="Store to write the replies to."
 )
 BETAS = click.option(
     "--betas", "betas_file", type=FILE, required=True, help="Betas written by `schedule`."
@@ -31,7 +31,7 @@ PAIRS = click.option(
 )
 PANEL = click.option("--panel", "panel_file", type=FILE, required=True, help="Panel YAML file.")
 GOLD = click.option(
-    "--gold", "gold_file", type=FILE, help="JSON Lines file of pairs whose truth is known."
+    "--gold", "gold_file", type=FILE, help="JSON Lines file of pairs with known labels."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 PATIENCE = click.option(
@@ -45,7 +45,7 @@ SERVE = click.option(
     "--serve", is_flag=True, help="Start the servers described in the YAML without asking first."
 )
 RETRY_REFUSED = click.option(
-    "--retry-refused", is_flag=True, help="Ask again where a reply was refused."
+    "--retry-refused", is_flag=True, help="Ask again for replies that were refused."
 )
 
 
@@ -64,7 +64,7 @@ DRAWS = draws_option(1000)
 
 
 class ShardType(click.ParamType):
-    """`I/N`."""
+    """A shard, written as `I/N`."""
 
     name = "I/N"
 
@@ -84,7 +84,7 @@ SHARD = click.option("--shard", type=ShardType(), help="Annotate only shard I of
 
 
 def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
-    """Prints lines, whatever is in them."""
+    """Print lines with control characters escaped."""
     from sp2dpo.text import escape_controls
 
     for line in lines:
@@ -92,10 +92,10 @@ def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
 
 
 def annotation_callbacks(*, serve: bool) -> dict[str, Any]:
-    """Return the arguments with which `annotate_pairs` talks to the person at the terminal.
+    """Return the arguments of `annotate_pairs` that print to the terminal and ask at it.
 
     Args:
-        serve: Start the servers of the panel without asking.
+        serve: Whether to start the servers of the panel without asking.
     """
     from sp2dpo.annotation.run import ignore
     from sp2dpo.cli.progress import print_above_bars, reply_bar
@@ -118,7 +118,7 @@ def confirm_serve(endpoint: "Endpoint") -> None:
     """Ask before the servers of a YAML file, which somebody else may have written, are started.
 
     Raises:
-        ValueError: The person refuses, or there is no terminal to ask at.
+        ValueError: The user declines, or there is no terminal to ask at.
     """
     from sp2dpo.inference.vllm import command_lines, serve_warnings
     from sp2dpo.text import shell_lines
@@ -131,6 +131,6 @@ def confirm_serve(endpoint: "Endpoint") -> None:
     print_lines([f"  WARNING: {warning}" for warning in serve_warnings(endpoint.serve)])
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
-            f"{endpoint.label}: a file's command is never run unasked; give --serve if you trust "
-            "this one"
+            f"{endpoint.label}: a command in a file runs only after confirmation; give --serve if "
+            "you trust this file"
         )

@@ -1,4 +1,4 @@
-"""The commands `status` and `pilot`."""
+"""The commands `status`, `pilot` and `report`."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 import click
 
 from sp2dpo.cli.options import (
+    BETAS,
+    DRAWS,
     FILE,
+    FOLDER,
     GOLD,
     JSON,
     PANEL,
@@ -15,6 +18,7 @@ from sp2dpo.cli.options import (
     SERVE,
     STORE,
     annotation_callbacks,
+    print_lines,
 )
 
 NO_GO = 3
@@ -42,16 +46,23 @@ def status(store_file: Path, as_json: bool) -> None:
 
 @click.command()
 @click.option(
-    "--pairs", metavar="P", required=True, help="Whole corpus: a file or Hub id, as in `annotate`."
+    "--pairs",
+    metavar="P",
+    required=True,
+    help="The full corpus: a file or Hub id, as in `annotate`.",
 )
 @PANEL
-@click.option("--store", "store_file", type=FILE, required=True, help="Store of the pilot alone.")
+@click.option("--store", "store_file", type=FILE, required=True, help="Store for the pilot only.")
 @click.option(
-    "--n", type=click.IntRange(min=1), default=300, show_default=True, help="Pairs to sample."
+    "--n",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Number of pairs to sample.",
 )
 @GOLD
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file; SP2DPO's if left out."
+    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: SP2DPO's]."
 )
 @click.option(
     "--sweep",
@@ -121,3 +132,34 @@ def _print(payload: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
 
     for line in [json.dumps(payload, indent=2)] if as_json else lines:
         click.echo(line)
+
+
+@click.command()
+@STORE
+@BETAS
+@click.option("--out", type=FILE, help="HTML page to write.")
+@click.option("--plots", "folder", type=FOLDER, help="Folder for each plot as PNG and SVG.")
+@GOLD
+@DRAWS
+@JSON
+def report(
+    store_file: Path,
+    betas_file: Path,
+    out: Path | None,
+    folder: Path | None,
+    gold_file: Path | None,
+    draws: int,
+    as_json: bool,
+) -> None:
+    """Write a page and plots that show the betas, the agreement and the checks."""
+    import json
+    from dataclasses import asdict
+
+    from sp2dpo.report.page import write_report
+
+    if out is None and folder is None and not as_json:
+        raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
+    result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
+    print_lines([f"wrote {path}" for path in result.files], err=as_json)
+    if as_json:
+        click.echo(json.dumps(asdict(result.report), indent=2))

@@ -16,13 +16,13 @@ _MODELS = {
 @click.command(short_help="Print the JSON Schema of a YAML file.")
 @click.argument("kind", type=click.Choice(list(_MODELS)))
 def schema(kind: str) -> None:
-    r"""Print the JSON Schema of a YAML file, for editors that complete and check YAML.
+    """Print the JSON Schema of a YAML file, for editors that complete and check YAML.
 
     \b
     sp2dpo schema schedule > schedule.schema.json
 
     Then begin the YAML file with the line `# yaml-language-server: $schema=schedule.schema.json`.
-    """
+    """  # noqa: D301 - click needs the backspace character itself
     import json
     from importlib import import_module
 

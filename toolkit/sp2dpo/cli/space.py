@@ -15,7 +15,10 @@ from sp2dpo.cli.options import print_lines
     "--port", type=click.IntRange(1, 65535), help="Port [default: the first free one from 7860]."
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 admits other machines."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address; 0.0.0.0 lets other machines connect.",
 )
 @click.pass_context
 def space(context: click.Context, data: str, port: int | None, host: str) -> None:
@@ -38,12 +41,11 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
     "--data", default="", metavar="ORG/NAME[@TAG]", help="Data set to show [default: the demo]."
 )
 @click.option("--private", is_flag=True, help="Make a new Space visible to its owners only.")
-@click.option("--overwrite", is_flag=True, help="Deploy even if the Space is another program.")
+@click.option("--overwrite", is_flag=True, help="Deploy even if the Space holds another program.")
 def deploy(repo: str, data: str, private: bool, overwrite: bool) -> None:
     """Put the inspector on the Hub as a Space, in one commit.
 
-    The token is that of `hf auth login` or HF_TOKEN. A rerun changes nothing if nothing has
-    changed.
+    Uses the token of `hf auth login` or HF_TOKEN. A rerun makes no commit if nothing has changed.
     """
     from sp2dpo.dataset.space import deploy_space
     from sp2dpo.text import count_noun

@@ -1,4 +1,4 @@
-"""The command that scores pairs with a reward model."""
+"""The command `score`."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sp2dpo.cli.options import FILE, print_lines
     type=click.IntRange(min=1, max=100),
     default=1,
     show_default=True,
-    help="Number of models; the model of a prompt's fold scores its pairs.",
+    help="Number of models; each pair is scored by the model of its prompt's fold.",
 )
 @click.option(
     "--batch-size",
@@ -34,7 +34,7 @@ from sp2dpo.cli.options import FILE, print_lines
     type=click.IntRange(min=8),
     default=2048,
     show_default=True,
-    help="Maximum tokens of a conversation; a longer one loses its beginning.",
+    help="Maximum tokens of a conversation; longer ones are truncated at the beginning.",
 )
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one].")
 @click.option("--out", type=FILE, required=True, help="Parquet file to write.")
