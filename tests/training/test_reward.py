@@ -1,6 +1,9 @@
 """From a reward model to MADPO: trained without a fold, scored on it, weighed, trained with."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -17,12 +20,28 @@ from support.harness import ROOT, SCHEDULE, fail, recipe, run, succeed, train
 FOLDS = 2
 
 
-def reward(model, dataset, output, *more):
-    """Run the recipe."""
+def reward(model, dataset, output, *more, launched=False):
+    """Run the recipe, in this process or as a person launches it."""
     words = [
         "--config", ROOT / "recipes" / "reward" / "tiny-demo.yaml", "--model_name_or_path", model,
         "--dataset", dataset, "--output_dir", output, *more,
     ]  # fmt: skip
+    if launched:
+        launch = [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", ROOT / "recipes" / "accelerate" / "single.yaml",
+            ROOT / "recipes" / "reward.py",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [str(word) for word in (*launch, *words)],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         recipe("reward").main([str(word) for word in words])
@@ -36,6 +55,7 @@ def rewards(demo, tiny_student, tmp_path_factory):
         reward(
             tiny_student, demo / "dataset", folder / f"fold-{fold}",
             "--folds", FOLDS, "--fold", fold, "--max_steps", 3, "--traceback", "true",
+            launched=fold == 0,
         )  # fmt: skip
     return folder
 
