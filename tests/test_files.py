@@ -53,6 +53,17 @@ def test_what_is_not_ours_is_refused_and_left_as_it_is(tmp_path, content):
     assert path.read_text() == content
 
 
+def test_a_head_without_results_may_change(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path, {"model": "nowhere"}).close()
+    with Journal(path, {"model": "here"}) as journal:
+        journal.add("a", value=1)
+    with pytest.raises(ValueError, match="begun with another model"):
+        Journal(path, {"model": "nowhere"})
+    with Journal(path, {"model": "here"}) as journal:
+        assert journal.lines == {"a": {"key": "a", "value": 1}}
+
+
 def test_json_lines_are_numbered_as_an_editor_numbers_them(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\r\n\n  \n{"a": "x\xe2\x80\xa8y"}\n{"a": ')

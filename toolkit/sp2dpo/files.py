@@ -142,7 +142,7 @@ class Journal:
         lines: Key -> latest line with that key.
 
     Raises:
-        ValueError: If the file has another head, or is not a journal.
+        ValueError: If the file has results under another head, or is not a journal.
         OSError: If the file cannot be read or written.
     """
 
@@ -155,10 +155,14 @@ class Journal:
             differs = sorted(
                 key for key in {*recorded, *head} if recorded.get(key) != head.get(key)
             )
-            raise ValueError(
-                f"{path} was begun with another {', '.join(differs)}: run with the same settings "
-                "as before, or name another folder"
-            )
+            if self.lines:
+                raise ValueError(
+                    f"{path} was begun with another {', '.join(differs)}: run with the same "
+                    "settings as before, or name another folder"
+                )
+            # A run that failed before its first result does not bind the next one.
+            path.write_bytes(b"")
+            recorded, content = None, b""
         # Cut off an incomplete line only now that the file is known to belong to this run.
         if not content.endswith(b"\n"):
             with path.open("ab") as file:
