@@ -5,6 +5,9 @@
 Each command has its own process, environment, working folder and exit code, as if a shell had
 started it; only the imports, most of the time of a short command, are shared. A connection to the
 socket carries one command. The server ends with its standard input.
+
+A fork has only the thread that forked. A lock that another thread held then stays locked in it, so
+the server forks beside no threads but those in `HARMLESS_THREADS`; see `check_threads`.
 """
 
 import atexit
@@ -19,6 +22,7 @@ import socket
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 LIBRARIES = (
     "sp2dpo.annotation.run",
@@ -31,6 +35,26 @@ LIBRARIES = (
     "sp2dpo.report.report",
 )
 
+HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
+"""Threads, as Linux names them, that libraries start when they are imported. jemalloc takes its
+locks before a fork and releases them in the child. The cleaner of polars gets work from queries
+that spill to disk, and no query runs here."""
+
+
+def check_threads():
+    """Raise RuntimeError if a fork could inherit a lock that nobody releases.
+
+    Pools of threads (of polars, Arrow, asyncio) start with the first query, file or look-up: this
+    process only imports. OpenBLAS ends its threads, which have the name of the process, before a fork.
+    """
+    if threading.active_count() > 1:
+        raise RuntimeError(f"an import has started {threading.enumerate()}")
+    tasks = Path("/proc/self/task")  # Linux alone
+    names = {(task / "comm").read_text().strip() for task in tasks.glob("*")}
+    own = {(tasks.parent / "comm").read_text().strip()} if names else set()
+    if unknown := names - own - {*HARMLESS_THREADS}:
+        raise RuntimeError(f"an import has started threads: {', '.join(sorted(unknown))}")
+
 
 def main():
     with socket.socket(socket.AF_UNIX) as listener:
@@ -39,9 +63,10 @@ def main():
         for name in LIBRARIES:
             importlib.import_module(name)
         sys.modules["sp2dpo.evaluation.verdicts"].import_alpaca_eval()
+        check_threads()
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        # Python 3.12 warns of forks beside threads: those of numpy's BLAS, which expects forks.
+        # Python 3.12 warns of every fork beside threads; these have been checked.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         ready = selectors.DefaultSelector()
         ready.register(listener, selectors.EVENT_READ)

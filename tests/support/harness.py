@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -175,7 +176,10 @@ def _run_here(arguments, env, timeout):
     from sp2dpo.cli.main import main
 
     def give_up(number, frame):
-        raise subprocess.TimeoutExpired(arguments, timeout)
+        expired = subprocess.TimeoutExpired(arguments, timeout)
+        for note in _stacks():
+            expired.add_note(note)
+        raise expired
 
     handlers = {
         signal.SIGTERM: signal.getsignal(signal.SIGTERM),
@@ -208,6 +212,19 @@ def _run_here(arguments, env, timeout):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return subprocess.CompletedProcess(["sp2dpo", *arguments], code, output(), errors())
+
+
+def _stacks():
+    """What each thread, and each task of the main thread's event loop, is doing."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for number, frame in sys._current_frames().items():
+        name = names.get(number, number)
+        yield f"thread {name}:\n{''.join(traceback.format_stack(frame, 20))}"
+    if _loop_runs():
+        for task in asyncio.all_tasks():
+            text = io.StringIO()
+            task.print_stack(file=text)
+            yield text.getvalue()
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Handle SIGINT and SIGTERM: the first lets in-flight requests finish, the second cancels them."""
 
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -29,73 +31,76 @@ def run_interruptible(
 ) -> None:
     """Run `work` in an event loop until it is done or interrupted; also callable from a notebook.
 
-    SIGINT and SIGTERM set the event that `work` receives; the second signal cancels `work`. Where
-    the calling thread already runs an event loop, as in Jupyter, `work` gets a thread of its own
-    and Ctrl-C (or "interrupt the kernel") has the same two effects. Outside of the main thread
-    there are no signals to handle.
+    SIGINT and SIGTERM set the event that `work` receives; the second signal cancels `work`. If the
+    calling thread already runs an event loop, as in Jupyter, `work` runs in a thread of its own,
+    and SIGINT (Ctrl-C, "interrupt the kernel") has the same two effects. Called from any thread but
+    the main one, it handles no signals: Python allows that in the main thread only.
 
     Args:
         work: Called with an event that is set when it should stop.
-        say: Called with a line for people at the first signal.
+        say: Called with a notice for the user at the first signal.
 
     Raises:
-        Interrupted: A signal stopped the work.
+        Interrupted: If a signal was received.
     """
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
     import threading  # noqa: PLC0415
 
+    in_main_thread = threading.current_thread() is threading.main_thread()
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        if threading.current_thread() is threading.main_thread():
-            asyncio.run(interruptible(work, say=say))
-        else:
-            asyncio.run(work(asyncio.Event()))
+        asyncio.run(interruptible(work, say=say) if in_main_thread else work(asyncio.Event()))
     else:
-        _run_in_thread(work, say)
+        _run_in_thread(work, say, handle_interrupts=in_main_thread)
 
 
 def _run_in_thread(
-    work: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]", say: Callable[[str], None]
+    work: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]",
+    say: Callable[[str], None],
+    *,
+    handle_interrupts: bool,
 ) -> None:
     import asyncio  # noqa: PLC0415
-    from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
-    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Future[None], asyncio.Event]] = Future()
+    received: deque[int] = deque()
+    running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
 
-    async def body() -> None:
-        stop = asyncio.Event()
-        task = asyncio.ensure_future(work(stop))
-        ready.set_result((asyncio.get_running_loop(), task, stop))
-        await task
+    async def run() -> None:
+        task = _Work(work, say)
 
-    interrupts = 0
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(asyncio.run, body())
-        while True:
-            try:
-                running.result()
-                break
-            except asyncio.CancelledError:
-                if interrupts < 2:
-                    raise
-                break
-            except KeyboardInterrupt:  # only the main thread receives it
-                interrupts += 1
-                loop, task, stop = ready.result()
-                if interrupts == 1:
-                    say(_STOPPING)
-                    loop.call_soon_threadsafe(stop.set)
-                else:
-                    loop.call_soon_threadsafe(task.cancel)
-    if interrupts:
-        raise Interrupted(signal.SIGINT)
+        def react() -> None:
+            while received:
+                task.interrupt(received.popleft())
+
+        running.append((asyncio.get_running_loop(), react))
+        react()  # to a signal that came before
+        await task.finish()
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        for loop, react in running:
+            with suppress(RuntimeError):  # the loop is closed: the work has just ended
+                loop.call_soon_threadsafe(react)
+
+    # A handler, because a KeyboardInterrupt could be raised at any place, also while the previous
+    # one is being handled; nothing would then tell the thread to stop.
+    before = signal.signal(signal.SIGINT, interrupt) if handle_interrupts else None
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, run()).result()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 async def interruptible(
     work: "Callable[[asyncio.Event], Awaitable[None]]", *, say: Callable[[str], None]
 ) -> None:
     """Run a coroutine until it is done or the process receives SIGINT or SIGTERM.
+
+    Must be called in the main thread.
 
     Args:
         work: Takes an event that is set by the first signal; a second signal cancels the work.
@@ -106,31 +111,51 @@ async def interruptible(
     """
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
-    loop, stop, received = asyncio.get_running_loop(), asyncio.Event(), []
-    task = asyncio.ensure_future(work(stop))
-
-    def interrupt(number: int) -> None:
-        received.append(number)
-        if len(received) > 1:
-            task.cancel()
-        else:
-            say(_STOPPING)
-            stop.set()
-
+    loop, task = asyncio.get_running_loop(), _Work(work, say)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
-        loop.add_signal_handler(number, interrupt, number)
+        loop.add_signal_handler(number, task.interrupt, number)
     try:
-        await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
+        await task.finish()
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, before[number])
-    if received:
-        raise Interrupted(received[0])
+
+
+class _Work:
+    """A task of the running event loop: the first interrupt stops it, the second cancels it."""
+
+    def __init__(
+        self, work: "Callable[[asyncio.Event], Awaitable[None]]", say: Callable[[str], None]
+    ) -> None:
+        import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
+
+        self._say = say
+        self._received: list[int] = []
+        self._stop = asyncio.Event()
+        self._task = asyncio.ensure_future(work(self._stop))
+
+    def interrupt(self, number: int) -> None:
+        """React to a signal; call it in the thread of the event loop."""
+        self._received.append(number)
+        if len(self._received) > 1:
+            self._task.cancel()
+        else:
+            self._say(_STOPPING)
+            self._stop.set()
+
+    async def finish(self) -> None:
+        """Wait for the end of the task. Raise Interrupted if a signal was received."""
+        import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
+
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            if not self._received:
+                raise
+        if self._received:
+            raise Interrupted(self._received[0])
 
 
 async def wait_unless_stopped(
