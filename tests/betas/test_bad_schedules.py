@@ -127,10 +127,10 @@ def test_betas_of_another_store(demo, new_store, tmp_path, command):
     words = [command, *([pair_id] if command == "explain" else [])]
     words += ["--store", store.path, "--betas", demo / "betas.parquet"]
     words += ["--out", out] if command in ("build", "report") else []
-    assert "are of other pairs than" in fail(*words)
+    assert "belong to other pairs than" in fail(*words)
     assert not out.exists()
     betas = tmp_path / "own.parquet"
     succeed("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", betas)
     store.add_replies([kept(pair_id, "b", "direct", 9, 9)])
     words[words.index(demo / "betas.parquet")] = betas
-    assert "holds other replies than the betas" in fail(*words)
+    assert "were computed from other replies than those in" in fail(*words)

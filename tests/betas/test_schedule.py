@@ -110,14 +110,14 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
     other = new_store("other.sqlite")
     ids = filled(other, 3, "a")
     other.add_replies([kept(ids[0], "a", "direct", 5, 9)])
-    with pytest.raises(ValueError, match="are of other pairs than"):
+    with pytest.raises(ValueError, match="belong to other pairs than"):
         check_origin(made, other.annotations(), **paths)
     grown = new_store("grown.sqlite")
     ids = filled(grown, 5, "a")
     grown.add_replies(
         [kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")]
     )
-    with pytest.raises(ValueError, match="holds other replies than"):
+    with pytest.raises(ValueError, match="were computed from other replies than"):
         check_origin(made, grown.annotations(), **paths)
 
 

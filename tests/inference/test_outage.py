@@ -72,7 +72,7 @@ async def ask_through(seconds, count, *, late=0.2):
 
 @pytest.mark.parametrize("late", [0.2, 1, 3])
 def test_requests_are_not_refused_for_an_outage_that_one_reply_outlived(monkeypatch, late):
-    monkeypatch.setattr(calling, "_POISONED", 3)  # ten failures take most of a minute
+    monkeypatch.setattr(calling, "_MAX_FAILURES", 3)  # ten failures take most of a minute
     entries = asyncio.run(ask_through(5, 12, late=late))
     assert [entry.reason for entry in entries] == [None] * 12
 

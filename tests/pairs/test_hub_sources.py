@@ -202,7 +202,7 @@ def test_what_is_not_on_the_hub_is_said_in_one_line(found, asked, error, said):
 def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path):
     (answer,) = client("http://127.0.0.1:9", tmp_path, NAME)
     assert answer["error"] == "OSError"
-    assert answer["said"].startswith(f"{NAME}: the Hub's client says: ")
+    assert answer["said"].startswith(f"{NAME}: the Hub's client reports: ")
     assert "\n" not in answer["said"]
 
 

@@ -264,7 +264,7 @@ def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
         "hours": Usage(**took, seconds=72),
         "unpriced": Usage(**took, seconds=18),
     }
-    found = project_costs(panel, used, tried=10, pairs=1000)
+    found = project_costs(panel, used, sampled=10, pairs=1000)
     tokens, hours, unpriced = found.teachers
     assert (tokens.requests, tokens.prompt_tokens) == (3000, 300_000)
     assert (tokens.hours, hours.hours, unpriced.hours) == (1, 2, 0.5)

@@ -16,7 +16,8 @@ def resolve(
         revision: Branch, tag or commit; None for the main branch.
 
     Returns:
-        The split, the commit, and the licence on the card: None if it states none or several.
+        The split, the commit, and the licence on the card; the licence is None if the card states
+        none or several.
 
     Raises:
         ValueError: There is no such split.
@@ -71,7 +72,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise OSError(f"{what}: access must be requested on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
-        raise OSError(f"{what}: the Hub has no such {kind}, or none that you may read") from error
+        raise OSError(f"{what}: the Hub has no such {kind}, or you have no access to it") from error
     except errors.RevisionNotFoundError as error:
         raise OSError(f"{what}: the {kind} has no such revision") from error
     except errors.LocalTokenNotFoundError as error:
@@ -81,7 +82,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     # HTTPError includes connection failures and is not an OSError.
     except (errors.HTTPError, DatasetsError, OSError) as error:
         reasons = ": ".join(_one_line(cause) for cause in (error, error.__cause__) if cause)
-        raise OSError(f"{what}: the Hub's client says: {reasons}") from error
+        raise OSError(f"{what}: the Hub's client reports: {reasons}") from error
 
 
 def _one_line(error: BaseException) -> str:

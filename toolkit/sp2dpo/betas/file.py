@@ -20,13 +20,13 @@ _METADATA = "sp2dpo"
 
 @dataclass(frozen=True, kw_only=True)
 class BetaTable:
-    """A table of betas and where it comes from.
+    """A table of betas, with its arm and the hashes of its inputs.
 
     Attributes:
-        table: from `arms.compute_betas`.
-        arm: arm that it was computed with.
-        annotations_hash: hash of the annotations that it was computed from.
-        scores_hash: hash of the reward model's scores; None without scores.
+        table: the table that `arms.compute_betas` returns.
+        arm: the arm that the table was computed with.
+        annotations_hash: hash of the annotations that the table was computed from.
+        scores_hash: hash of the reward scores that it was computed from; None without scores.
     """
 
     table: pl.DataFrame
@@ -80,7 +80,7 @@ def read_betas(path: Path) -> BetaTable:
         OSError: the file cannot be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` makes one")
+        raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` writes one")
     try:
         with path.open("rb") as source:
             origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
@@ -91,7 +91,7 @@ def read_betas(path: Path) -> BetaTable:
         )
         table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` makes one") from error
+        raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` writes one") from error
     added = [name for name in OPTIONAL if name in table.columns]
     if tuple(table.columns[: len(REQUIRED)]) != REQUIRED or len(table.columns) > len(
         REQUIRED + OPTIONAL
@@ -115,12 +115,12 @@ def check_origin(
     """Check that betas were computed from the annotations that the store holds now.
 
     Raises:
-        ValueError: they belong to another store, or the store has more replies since.
+        ValueError: the betas belong to other pairs, or the replies in the store have changed since.
     """
     if set(betas.table["pair_id"]) != set(annotations.pair_ids):
-        problem = f"the betas in {path} are of other pairs than {store} holds"
+        problem = f"the betas in {path} belong to other pairs than those in {store}"
     elif betas.annotations_hash != annotations.hash:
-        problem = f"{store} holds other replies than the betas in {path} were made from"
+        problem = f"the betas in {path} were computed from other replies than those in {store}"
     else:
         return
     raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")

@@ -277,11 +277,11 @@ def _suspect_lines(
     store: Store, betas: BetaTable, annotations: AnnotationTable
 ) -> Iterator[dict[str, Any]]:
     """Yield the pairs whose label may be wrong, with the first id that the source gives them."""
-    tells = disputes_labels(annotations.rubric, betas.schedule.estimator)
+    disputes = disputes_labels(annotations.rubric, betas.schedule.estimator)
     source_ids: dict[str, str | None] = {}
     for pair_id, source_id in store.corpus.names():
         source_ids.setdefault(pair_id, source_id)
-    for row in find_suspects(betas, tells=tells).iter_rows(named=True):
+    for row in find_suspects(betas, disputes=disputes).iter_rows(named=True):
         yield {"pair_id": row["pair_id"], "source_id": source_ids[row["pair_id"]]} | row
 
 

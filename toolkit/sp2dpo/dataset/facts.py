@@ -52,7 +52,7 @@ def collect_facts(
     source, rubric, table = store.corpus.source(), annotations.rubric, betas.table
     if source is None:
         raise ValueError(f"{store.path} holds no pairs")
-    beta, tells = table["beta"].drop_nulls(), disputes_labels(rubric, betas.schedule.estimator)
+    beta, disputes = table["beta"].drop_nulls(), disputes_labels(rubric, betas.schedule.estimator)
     kept = len(annotations.replies)
     licenses = {teacher["name"]: teacher.get("license") for teacher in store.panel()["teachers"]}
     return {
@@ -81,7 +81,7 @@ def collect_facts(
             "pairs": len(table),
             "pairs_with_beta": len(beta),
             "pairs_kept": int(table["keep"].sum()),
-            "labels_disputed": int(table["label_disputed"].sum()) if tells else None,
+            "labels_disputed": int(table["label_disputed"].sum()) if disputes else None,
             "annotations": replies,
             "kept": kept,
             "votes": int(table["votes"].sum()),
@@ -94,33 +94,33 @@ def collect_facts(
             if column.ranged and column.name in table.columns
         },
         "label_noise": {
-            "rule": "a signed gap below 0" if tells else RULES["weak"],
-            "pairs": len(find_suspects(betas, tells=tells)),
+            "rule": "a signed gap below 0" if disputes else RULES["weak"],
+            "pairs": len(find_suspects(betas, disputes=disputes)),
         },
         "agreement": _agreement(annotations, betas, draws=draws),
         "audit": _audit(store, betas, annotations, draws=draws),
     }
 
 
-def find_suspects(betas: BetaTable, *, tells: bool) -> pl.DataFrame:
+def find_suspects(betas: BetaTable, *, disputes: bool) -> pl.DataFrame:
     """Return the pairs whose label may be wrong, the most doubtful first.
 
     Args:
         betas: Betas of the data set.
-        tells: Whether the replies can dispute a label. If not, the pairs with a gap close to 0 are
-            returned, which include wrong labels and ties.
+        disputes: Whether the replies can dispute a label. If not, the pairs with a gap close to 0
+            are returned, which include wrong labels and ties.
 
     Returns:
         pair_id, signed_gap, category, agreement, votes.
     """
     signed = pl.col("signed_gap")
-    suspects = betas.table.filter(pl.col("label_disputed") if tells else signed.round(9) < NEAR)
+    suspects = betas.table.filter(pl.col("label_disputed") if disputes else signed.round(9) < NEAR)
     columns = ("pair_id", "signed_gap", "category", "agreement", "votes")
     return suspects.sort(["signed_gap", "pair_id"]).select(columns)
 
 
 def _agreement(annotations: AnnotationTable, betas: BetaTable, *, draws: int) -> dict[str, Any]:
-    """Return Krippendorff's alphas, and how often the panel is split."""
+    """Return Krippendorff's alpha of teachers and of variants, and the shares of split pairs."""
     agreement = measure_agreement(annotations, betas.schedule.estimator, draws=draws)
     return {
         "draws": draws,

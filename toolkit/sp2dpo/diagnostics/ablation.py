@@ -1,6 +1,6 @@
-"""The ensembling ablation: the same annotations under every estimator, gap form and map.
+"""The ensembling ablation: betas of the same annotations under every estimator, gap form and map.
 
-No teacher is called: each row is another schedule over the stored replies.
+Each row applies another schedule to the stored replies; no request is sent.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,7 +49,8 @@ class Variation:
 class VariationResult:
     """The betas of a variation, compared with those of the base schedule.
 
-    Estimates are mappings of value, low and high: a 95 % bootstrap interval over pairs.
+    An estimate is a dict with the keys value, low and high; low and high are the ends of a 95 %
+    bootstrap interval over pairs.
 
     Attributes:
         group: the setting that is varied.
@@ -62,9 +63,9 @@ class VariationResult:
         rho: estimate of Spearman's rho with the betas of the base schedule, over the pairs with a
             beta in both.
         moved: mean absolute difference from the betas of the base schedule; None without pairs.
-        gold: None without known labels; else magnitude (estimate of Spearman's rho of beta and
-            known magnitude over right labels) and labels (see `gold.label_detection`, by the rule
-            `weak`).
+        gold: None without known labels; else a dict with the keys magnitude (estimate of Spearman's
+            rho of beta and known magnitude, over pairs with the right label) and labels (the result
+            of `gold.label_detection` under the rule `weak`).
     """
 
     group: str
@@ -114,7 +115,7 @@ def compare_store_estimators(
     Args:
         store_file: annotation store.
         schedule_file: YAML file of the base schedule.
-        gold_file: JSON Lines file of pairs whose truth is known; see `gold`.
+        gold_file: JSON Lines file of pairs with known labels; see `diagnostics.gold`.
         draws: number of bootstrap samples.
 
     Raises:
@@ -133,7 +134,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
     """Yield the base schedule and all its variations that these annotations allow.
 
     A single teacher or variant has fewer replies than the full panel, so its quorum is 1. If the
-    schedule names a single teacher or variant, every other one is tried in its place.
+    schedule names a single teacher or variant, each of the others is tried in its place.
 
     Args:
         annotations: annotations of one store.
@@ -188,7 +189,7 @@ def compare_estimators(
     truths: Mapping[str, Truth] | None,
     draws: int,
 ) -> list[VariationResult]:
-    """Return the betas' statistics under each variation.
+    """Return statistics of the betas under each variation.
 
     Args:
         annotations: annotations of one store.
@@ -225,8 +226,8 @@ def _spread(table: pl.DataFrame, schedule: Schedule) -> dict[str, Any]:
 
 def _compare(table: pl.DataFrame, base: pl.DataFrame, *, draws: int) -> dict[str, Any]:
     """Compare two tables with the same pairs in the same order."""
-    there = (table["has_beta"] & base["has_beta"]).to_numpy()
-    own, other = (side["beta"].to_numpy()[there] for side in (table, base))
+    both = (table["has_beta"] & base["has_beta"]).to_numpy()
+    own, other = (side["beta"].to_numpy()[both] for side in (table, base))
     return {
         "rho": rank_correlation(own, other, draws=draws),
         "moved": float(np.abs(own - other).mean()) if len(own) else None,

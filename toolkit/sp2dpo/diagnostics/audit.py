@@ -72,7 +72,7 @@ def audit_store(
     Args:
         store_file: annotation store.
         betas_file: betas computed from this store.
-        gold_file: JSON Lines file of pairs whose truth is known; see `gold`.
+        gold_file: JSON Lines file of pairs with known labels; see `diagnostics.gold`.
         draws: number of bootstrap samples.
 
     Raises:

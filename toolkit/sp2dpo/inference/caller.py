@@ -17,7 +17,7 @@ import tenacity
 from sp2dpo.inference.client import Client, Declined, EndpointError, Reply, Unavailable
 from sp2dpo.inference.replicas import Replica, Replicas
 
-_POISONED = 10
+_MAX_FAILURES = 10
 """Failures after which a request fails permanently, if others are answered in the meantime."""
 _FIRST_PAUSE = 0.25
 """Seconds between the first failure and the first retry; later pauses are longer."""
@@ -50,17 +50,18 @@ class _Failures:
     Attributes:
         count: Number of failures.
         last_time: Time of the last failure.
-        alone: Whether another request was sent between the last two failures and was answered. An
-            answer to a request sent earlier would not show that the server was still up.
+        others_answered: Whether another request was sent between the last two failures and
+            was answered. An answer to a request sent earlier does not show that the server was
+            still running.
     """
 
     count: int
     last_time: float
-    alone: bool = False
+    others_answered: bool = False
 
 
 class Caller:
-    """A model with all its replicas.
+    """Send requests to the replicas of one model.
 
     Attributes:
         context: Context length of the model in tokens, set by `check`; None if no server reports
@@ -83,9 +84,9 @@ class Caller:
             client: Client of the model.
             urls: Base URLs of its replicas.
             patience: Seconds without any answer after which the run ends.
-            stop: Event after which no more requests are sent.
-            is_starting: Returns whether a server that we manage is restarting; the time until it
-                is ready does not count as an outage.
+            stop: Event that stops the run; once it is set, no more requests are sent.
+            is_starting: Return whether a server that this run started is restarting; the time until
+                it is ready does not count as an outage.
         """
         self.context: int | None = None
         self.known_good: Messages | None = None
@@ -167,7 +168,7 @@ class Caller:
         try:
             return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
-            # A request that only ever gets 429 is refused as well if another one is answered.
+            # A request that always gets 429 fails permanently, too, if another one is answered.
             if _always_fails(failures) or (
                 not _is_request_failure(error) and await self._probe(route)
             ):
@@ -187,15 +188,17 @@ class Caller:
             return await self._send(send, route)
         except Unavailable as error:
             failures.count += _is_request_failure(error)
-            failures.alone = self._answered > failures.last_time
+            failures.others_answered = self._answered > failures.last_time
             failures.last_time = time.monotonic()
-            if failures.count >= _POISONED - 1 and not failures.alone:
-                await self._probe(route)  # if it is answered, the next failure sets `alone`
+            if failures.count >= _MAX_FAILURES - 1 and not failures.others_answered:
+                await self._probe(
+                    route
+                )  # if it is answered, the next failure sets `others_answered`
             raise
 
     async def _probe(self, route: Route) -> bool:
         """Return whether a request that was answered before is answered again."""
-        # It tells apart a request that the server cannot answer and a server that is down.
+        # This distinguishes a request that the server cannot answer from a server that is down.
         good = self.known_good
         if good is None:
             return False
@@ -269,7 +272,7 @@ _exponential = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_
 
 
 def _always_fails(failures: _Failures) -> bool:
-    return failures.count >= _POISONED and failures.alone
+    return failures.count >= _MAX_FAILURES and failures.others_answered
 
 
 def _is_request_failure(failure: Unavailable) -> bool:

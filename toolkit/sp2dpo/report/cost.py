@@ -1,4 +1,4 @@
-"""Measure the refusals, throughput and tokens of teachers, and project them to a whole corpus."""
+"""Measure the refusals, throughput and tokens of teachers, and project the cost of a corpus."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ class TeacherPerformance:
 
     Attributes:
         name: name of the teacher in the panel.
-        heard: questions with at least one reply.
-        kept: questions with a valid reply.
-        refused: questions whose last reply was refused, by reason.
+        heard: number of questions with at least one reply.
+        kept: number of questions with a valid reply.
+        refused: number of questions whose last reply was refused, by reason.
         refused_share: refused questions as a share of `heard`, in [0, 1]; None without any reply.
-        requests: replies received, retries included.
-        untold: replies without token counts.
+        requests: number of replies received, including retries.
+        untold: number of replies without token counts.
         prompt_tokens: mean prompt tokens of a reply; None if unknown.
         cached_tokens: mean prompt tokens of a reply that a prefix cache served; None if unknown.
         completion_tokens: mean completion tokens of a reply; None if unknown.
         cached_share: share of the prompt tokens that a prefix cache served; None if unknown.
-        cacheable_share: share that the order of the requests lets a prefix cache serve; None for
-            an adaptive panel, which asks about a pair at different times.
-        busy_seconds: seconds with at least one timed request in flight; None if no reply is timed.
+        cacheable_share: share of the prompt tokens that a prefix cache could serve, given the order
+            of the requests; None for an adaptive panel, which asks about a pair at different times.
+        busy_seconds: seconds with at least one timed request in flight; None without timed replies.
         replies_per_second: timed replies per busy second.
         prompt_tokens_per_second: prompt tokens per busy second.
         completion_tokens_per_second: completion tokens per busy second.
@@ -63,7 +63,7 @@ class TeacherCost:
 
     Attributes:
         name: name of the teacher in the panel.
-        requests: replies, retries included.
+        requests: number of replies, including retries.
         prompt_tokens: prompt tokens of these replies.
         cached_tokens: prompt tokens that a prefix cache serves.
         completion_tokens: completion tokens of these replies.
@@ -91,12 +91,12 @@ class CostProjection:
     """Projected cost of annotating a whole corpus.
 
     Attributes:
-        pairs: pairs of the corpus.
+        pairs: number of pairs in the corpus.
         teachers: cost of each teacher.
         hours: total hours: teachers with running servers in parallel, then each teacher whose
             servers are started by the run; None if unknown.
         gpu_hours: sum over the teachers; None if unknown for any of them.
-        money: sums by currency, of the teachers whose cost is known.
+        money: sum by currency, over the teachers whose cost is known.
         unpriced: names of the teachers whose cost is not known.
     """
 
@@ -113,13 +113,14 @@ class SweepComparison:
     """Cost of the annotation compared with a sweep of the global beta.
 
     Attributes:
-        runs: training runs of the sweep.
+        runs: number of training runs of the sweep.
         run_hours: GPU-hours of one run; None if not given.
         gpu_hours: GPU-hours of the sweep; None without `run_hours`.
-        ratio: GPU-hours of the annotation over those of the sweep; None if either is unknown.
-        even_run_hours: GPU-hours of one run at which both cost the same; None if those of the
-            annotation are unknown.
-        even_money: price of one run at which both cost the same, by currency.
+        ratio: GPU-hours of the annotation divided by those of the sweep; None if either is unknown.
+        even_run_hours: GPU-hours of one run at which the sweep and the annotation cost the same;
+            None if the GPU-hours of the annotation are unknown.
+        even_money: price of one run, by currency, at which the sweep and the annotation cost the
+            same.
     """
 
     runs: int
@@ -131,7 +132,7 @@ class SweepComparison:
 
 
 def measure_usage(store: Store, panel: Panel) -> dict[str, Usage]:
-    """Return the tokens and time of each teacher of a panel, under the panel's variants."""
+    """Return the tokens and time of each teacher, for the variants that the panel asks."""
     slices = [part for part in store.usage.slices() if part.variant in panel.variants]
     return {
         teacher.name: sum_usage(part for part in slices if part.teacher == teacher.name)
@@ -225,17 +226,17 @@ def _divide(part: float, total: float | None) -> float | None:
 
 
 def project_costs(
-    panel: Panel, usage: Mapping[str, Usage], *, tried: int, pairs: int
+    panel: Panel, usage: Mapping[str, Usage], *, sampled: int, pairs: int
 ) -> CostProjection:
     """Scale the cost of a sample of pairs to a whole corpus.
 
     Args:
         panel: panel that was asked.
         usage: tokens and time that each teacher took for the sample.
-        tried: pairs of the sample.
-        pairs: pairs of the corpus.
+        sampled: number of pairs in the sample.
+        pairs: number of pairs in the corpus.
     """
-    teachers = [_scale(teacher, usage[teacher.name], pairs / tried) for teacher in panel.teachers]
+    teachers = [_scale(teacher, usage[teacher.name], pairs / sampled) for teacher in panel.teachers]
     hours = {cost.name: cost.hours for cost in teachers}
     return CostProjection(
         pairs=pairs,
@@ -297,7 +298,7 @@ def compare_with_sweep(
 
     Args:
         projection: projected cost of the annotation.
-        runs: training runs of the sweep.
+        runs: number of training runs of the sweep.
         run_hours: GPU-hours of one run; None if unknown.
     """
     annotation = projection.gpu_hours

@@ -350,7 +350,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
     summary = _summarize_betas(betas)
     projection = sweep = None
     if trial.trouble is None:
-        projection = project_costs(panel, usage, tried=len(sample.pair_ids), pairs=sample.pairs)
+        projection = project_costs(panel, usage, sampled=len(sample.pair_ids), pairs=sample.pairs)
         if trial.runs is not None:
             sweep = compare_with_sweep(projection, runs=trial.runs, run_hours=trial.run_hours)
     return PilotResult(

@@ -122,7 +122,8 @@ class PairReplies:
     Attributes:
         number: Number of the pair in source order.
         pair: The pair.
-        replies: teacher, variant, order, attempt, reason, better, magnitude and confidence of each.
+        replies: Dicts with the keys teacher, variant, order, attempt, reason, better, magnitude and
+            confidence.
     """
 
     number: int
@@ -167,7 +168,7 @@ class KeyCount:
     count: int
 
     def is_final(self, retries: int) -> bool:
-        """Return whether it is not retried automatically."""
+        """Return whether these keys are not retried automatically."""
         return self.reason not in UNREADABLE or self.attempt >= retries
 
 
@@ -252,14 +253,14 @@ class Questions:
 
     def kept(self) -> list[KeyCount]:
         """Count the keys with a kept reply."""
-        most = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
+        highest = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
         # `attempt < ?` skips the subquery for all rows if no key has a second attempt.
         rows = self._db.execute(
             f"""SELECT teacher, variant, "order", count(*) {_KEPT} AND NOT (attempt < ? AND EXISTS (
                 SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
                 AND k.attempt > r.attempt
             )) GROUP BY 1, 2, 3""",
-            (most,),
+            (highest,),
         )
         return [
             KeyCount(
@@ -321,7 +322,7 @@ class Questions:
 
         Args:
             variants: Variants that the panel asks.
-            questions: Replies per pair and teacher that a full budget requires.
+            questions: Number of replies per pair and teacher under a full budget.
 
         Returns:
             Teacher -> saved replies; the key "" is for teachers without replies about these pairs.

@@ -1,8 +1,9 @@
-"""Metrics of where the gradient of a run goes: its shares by beta and by category.
+"""Metrics of how the gradient is distributed over the pairs: shares by beta and by category.
 
 The slope of a pair is |dl_i/du_i|, the derivative of its loss with respect to the log-ratio of its
-chosen response; for a loss of z that is |dl_i/dD_i| = w_i beta_i s(-z_i). Shares refer to the sum
-of the slopes of all pairs since the last log, over all processes.
+chosen response. If the loss depends on z only, this is |dl_i/dD_i|; for the sigmoid loss it is
+w_i beta_i s(-z_i). Shares refer to the sum of the slopes of all pairs since the last log, over all
+processes.
 
     inverted   share of the pairs with D > D*, where beta_min s(-beta_min D*) = beta_max
                s(-beta_max D*): beyond D* a pair with the lowest beta has a larger slope than one
@@ -21,7 +22,7 @@ SATURATED = 0.01
 
 
 def inversion(low: float, high: float) -> float:
-    """Return D*, in nats; infinite if both betas are equal.
+    """Return the margin D*, in nats; infinite if both betas are equal.
 
     Args:
         low: The lowest beta.
@@ -51,7 +52,7 @@ def decile_edges(betas: Sequence[float]) -> torch.Tensor:
 
 
 class GradientMetrics:
-    """Accumulate slopes since the last log.
+    """Accumulate the slopes of all pairs since the last log.
 
     Args:
         betas: Betas of the data set; empty if they are not known in advance.
@@ -59,19 +60,19 @@ class GradientMetrics:
 
     Attributes:
         edges: Edges of the deciles, (9,); None if the betas are all equal or not known.
-        inverts_at: D*; infinite if there are no edges.
+        inverts_at: The margin D* in nats; infinite if `edges` is None.
         categories: Names of the categories.
     """
 
     def __init__(self, betas: Sequence[float], categories: Sequence[str]) -> None:
-        varied = bool(betas) and min(betas) < max(betas)
-        self.edges = decile_edges(betas) if varied else None
-        self.inverts_at = inversion(min(betas), max(betas)) if varied else math.inf
+        differ = bool(betas) and min(betas) < max(betas)
+        self.edges = decile_edges(betas) if differ else None
+        self.inverts_at = inversion(min(betas), max(betas)) if differ else math.inf
         self.categories = list(categories)
         self.clear()
 
     def clear(self) -> None:
-        """Forget the batches added so far."""
+        """Remove all batches added so far."""
         self._pairs = self._saturated = self._inverted = 0
         self._by_decile = torch.zeros(DECILES, dtype=torch.float64)
         self._by_category = torch.zeros(len(self.categories), dtype=torch.float64)
