@@ -46,16 +46,16 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
     try:
         places, names = _arguments(f"{brackets}{inside}")
         taken = [field.name for field in fields(kind)]
-        given = dict(zip(taken, places, strict=False)) | names
+        arguments = dict(zip(taken, places, strict=False)) | names
         unknown = [word for word in names if word not in taken]
         missing = [
             field.name
             for field in fields(kind)
-            if field.default is MISSING and field.name not in given
+            if field.default is MISSING and field.name not in arguments
         ]
         if len(places) > len(taken) or unknown or missing or set(taken[: len(places)]) & set(names):
             raise ValueError(f"write {usage(name.strip(), kind)}")
-        return kind(**given)
+        return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
 
@@ -71,12 +71,12 @@ def usage(name: str, kind: type) -> str:
 def format_choice(choice: Any, known: Mapping[str, type]) -> str:
     """Return a choice as it is written in a file; `parse_choice` reads it back."""
     name = next(name for name, kind in known.items() if kind is type(choice))
-    given = [
+    arguments = [
         f"{field.name}={value}"
         for field in fields(choice)
         if (value := getattr(choice, field.name)) is not None
     ]
-    return f"{name}({', '.join(given)})" if given else name
+    return f"{name}({', '.join(arguments)})" if arguments else name
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
@@ -137,10 +137,10 @@ def check_number(
         "below": (below, lambda limit: value < limit),
         "at most": (most, lambda limit: value <= limit),
     }
-    asked = {words: rule for words, rule in rules.items() if rule[0] is not None}
-    if not all(holds(limit) for limit, holds in asked.values()) or not math.isfinite(value):
-        said = ", ".join(f"{words} {_plain(limit)}" for words, (limit, _) in asked.items())
-        raise ValueError(f"{name} {shorten(str(value), 40)} must be {said or 'finite'}")
+    limits = {words: rule for words, rule in rules.items() if rule[0] is not None}
+    if not all(holds(limit) for limit, holds in limits.values()) or not math.isfinite(value):
+        listed = ", ".join(f"{words} {_plain(limit)}" for words, (limit, _) in limits.items())
+        raise ValueError(f"{name} {shorten(str(value), 40)} must be {listed or 'finite'}")
 
 
 def _plain(limit: float | None) -> str:

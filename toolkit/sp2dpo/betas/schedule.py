@@ -83,7 +83,8 @@ class Schedule:
         """The lowest and the highest beta that a pair can get."""
         every = (self.envelope(None), *self.envelopes.values())
         return Envelope(
-            beta_min=min(one.beta_min for one in every), beta_max=max(one.beta_max for one in every)
+            beta_min=min(envelope.beta_min for envelope in every),
+            beta_max=max(envelope.beta_max for envelope in every),
         )
 
     def check_categories(self, rubric: Rubric, *, where: str) -> None:
@@ -102,16 +103,16 @@ class Schedule:
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the keys and values of its YAML file; `parse_schedule` reads them back."""
-        said: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        said |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
+        config: dict[str, Any] = {key.name: getattr(self, key.name) for key in fields(self)}
+        config |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
         if not self.envelopes:
-            del said["envelopes"]
-            return said
+            del config["envelopes"]
+            return config
         ends = {
-            category: {"beta_min": one.beta_min, "beta_max": one.beta_max}
-            for category, one in self.envelopes.items()
+            category: {"beta_min": envelope.beta_min, "beta_max": envelope.beta_max}
+            for category, envelope in self.envelopes.items()
         }
-        return said | {"envelopes": ends}
+        return config | {"envelopes": ends}
 
 
 class EnvelopeConfig(Settings):
