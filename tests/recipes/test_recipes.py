@@ -213,7 +213,7 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -77,7 +77,7 @@ def looks(browser):
     found = {}
     for name, options in LOOKS.items():
         context = browser.new_context(**options, accept_downloads=True)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(45_000)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         found[name] = context
     yield found

@@ -87,7 +87,7 @@ def ask(url):
 
 def test_texts_bite_nobody(browser, url):
     context = browser.new_context(viewport={"width": 1440, "height": 950})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(45_000)
     page = context.new_page()
     outside = []
     page.on("request", lambda asked: outside.append(asked.url))

@@ -65,7 +65,7 @@ def inspector(data="", *, python=sys.executable, folder=INSPECTOR, **env):
 
 def answers(url, lives=lambda: True):
     """Waits until there is a page."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while lives() and time.monotonic() < end:
         try:
             urllib.request.urlopen(url, timeout=5).close()

@@ -76,7 +76,7 @@ class Hub:
             env=os.environ | self.env | env,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr

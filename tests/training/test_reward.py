@@ -38,7 +38,7 @@ def reward(model, dataset, output, *more, launched=False):
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return
