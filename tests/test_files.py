@@ -23,14 +23,6 @@ def test_what_came_is_there_again_and_of_two_lines_the_later_counts(tmp_path):
         }  # fmt: skip
 
 
-def test_a_run_without_a_result_does_not_bind_the_next_one(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    Journal(path, HEAD).close()
-    with Journal(path, HEAD | {"of": "another"}) as journal:
-        journal.add("a", said="yes")
-    assert json.loads(path.read_text().splitlines()[0]) == HEAD | {"of": "another"}
-
-
 @pytest.mark.parametrize("kept", [1, 10, -20, -1])
 def test_a_line_that_broke_off_is_cut_off(tmp_path, kept):
     path = tmp_path / "journal.jsonl"

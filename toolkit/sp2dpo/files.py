@@ -131,9 +131,8 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
 class Journal:
     """A JSON Lines file with the results of one run by key, so that the run can be resumed.
 
-    The first line is the head: the settings that define the run. It is written with the first
-    result. If the last line is incomplete, because the process was killed, it is cut off. If two
-    lines have the same key, the later wins.
+    The first line is the head: the settings that define the run. If the last line is incomplete,
+    because the process was killed, it is cut off. If two lines have the same key, the later wins.
 
     Args:
         path: File to read and append to; created if it does not exist.
@@ -169,7 +168,8 @@ class Journal:
             with path.open("ab") as file:
                 file.truncate(content.rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
-        self._unwritten_head = dict(head) if recorded is None else None
+        if recorded is None:
+            self._write(dict(head))
 
     def _read(self, content: bytes) -> dict[str, Any] | None:
         try:
@@ -186,11 +186,6 @@ class Journal:
 
     def add(self, key: str, **fields: Any) -> None:
         """Append a line; it is flushed to the operating system when this returns."""
-        # Not earlier: a run that fails before its first result, as with a mistyped model, must not
-        # keep the corrected run from starting.
-        if self._unwritten_head is not None:
-            self._write(self._unwritten_head)
-            self._unwritten_head = None
         line = {"key": key, **fields}
         self._write(line)
         self.lines[key] = line
