@@ -220,7 +220,7 @@ def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(scripted, files
 
 def test_an_answer_that_is_no_completion_is_tried_again(scripted, files):
     complaint = fail(*files.annotate(scripted("page").url), "--patience", 1)
-    assert "not an answer" in complaint
+    assert "not a JSON object" in complaint
     assert stored(files.store) == []
 
 

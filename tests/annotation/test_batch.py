@@ -381,7 +381,7 @@ def test_a_reply_about_a_pair_of_another_shard_is_not_filed(files, tmp_path):
 def test_a_teacher_of_whom_nothing_can_be_read_is_an_error(files):
     requests = files.export()
     complaint = fail(*files.write(*(reply(request, "prose") for request in requests)))
-    assert "no reply of scripted could be kept so far" in complaint
+    assert "no reply of scripted is valid so far" in complaint
 
 
 def test_logprobs_become_expectations(tmp_path):

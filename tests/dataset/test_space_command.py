@@ -108,7 +108,7 @@ def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
     assert "is a folder, which a Space cannot see: `sp2dpo publish` it first" in done.stderr
     done = run("space", "deploy", "--repo", "org/x", env=hub.env | {"HF_TOKEN": ""})
     assert "you are not logged in to the Hugging Face Hub" in done.stderr
-    assert "--data belongs behind deploy" in run("space", "--data", "a/b", "deploy").stderr
+    assert "--data must be given after deploy" in run("space", "--data", "a/b", "deploy").stderr
 
 
 @pytest.mark.slow

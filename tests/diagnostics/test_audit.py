@@ -120,7 +120,7 @@ def test_a_confidence_that_goes_with_nearness_tells_something():
 
 def test_confidence_cannot_be_told_of_one_teacher_or_of_equal_confidences():
     one = checked(said(*((n, "a", "style", n % 11, n % 3) for n in range(30))))
-    assert one["by_name"]["confidence"]["reason"] == "it takes two teachers to compare"
+    assert one["by_name"]["confidence"]["reason"] == "a comparison needs two teachers"
     equal = checked(said(*((n, who, "style", n % 11, 5) for n in range(30) for who in "ab")))
     assert "all equal" in equal["by_name"]["confidence"]["reason"]
 
@@ -150,7 +150,7 @@ def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
 
 def test_few_pairs_get_no_verdict():
     found = checked(said(*((n, "a", "style", n % 11, 10) for n in range(19))))["by_name"]
-    assert found["length-bias"]["reason"] == "19 with a gap; a verdict needs 20 pairs"
+    assert found["length-bias"]["reason"] == "19 pairs have a gap; a verdict needs 20"
     assert found["unrelated"]["verdict"] == "cannot be told"
 
 

@@ -14,15 +14,15 @@ _PAPERS_ENDS = (0.03, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Formulas:
-    """Descriptions without a full stop. They contain names from files, which must be escaped.
+    """Descriptions without a full stop; they contain names from files, so they must be escaped.
 
     Attributes:
         reply: how one reply becomes a gap.
         pair: how the replies about a pair become its gap.
         beta: how the gap becomes beta.
-        arm: how the arm departs from its schedule, one item each; empty without an arm.
-        papers: which parts are the paper's; may be empty.
-        ours: which parts are this toolkit's choice.
+        arm: how the arm differs from its schedule, one item per difference; empty without an arm.
+        papers: which parts are from the paper; may be empty.
+        ours: which parts are choices of this toolkit.
     """
 
     reply: str

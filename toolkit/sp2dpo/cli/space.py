@@ -28,7 +28,7 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
     """
     if context.invoked_subcommand is not None:
         if data:
-            raise click.UsageError(f"--data belongs behind {context.invoked_subcommand}")
+            raise click.UsageError(f"--data must be given after {context.invoked_subcommand}")
         return
     from sp2dpo.dataset.space import run_inspector
 

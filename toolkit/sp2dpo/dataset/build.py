@@ -38,8 +38,8 @@ from sp2dpo.dataset.manifest import (
     RUBRIC,
     SET_ASIDE,
     fingerprint,
+    format_manifest,
     read_manifest,
-    write_manifest,
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
 from sp2dpo.report import plots
@@ -219,7 +219,7 @@ def _write(
     text = render_card(facts, features, rubric, suspects)
     (folder / CARD).write_text(text, encoding="utf-8")
     facts["card_sha256"] = digest(text, where=CARD)
-    (folder / MANIFEST).write_text(write_manifest(facts), encoding="utf-8")
+    (folder / MANIFEST).write_text(format_manifest(facts), encoding="utf-8")
     return counts
 
 

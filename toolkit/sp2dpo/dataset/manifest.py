@@ -1,6 +1,6 @@
 """Read and write the manifest of a data set: its origin, and the SHA-256 of every file in it.
 
-Of the card, which people may edit, it records the SHA-256 of the generated part only.
+Users may edit the card, so its SHA-256 covers only the generated part.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ FORMAT = 1
 CARD, RUBRIC, SET_ASIDE = "README.md", "rubric.yaml", "set_aside.jsonl"
 LABEL_NOISE, PICTURE = "label_noise.jsonl", "assets/betas.png"
 CONFIGS = {"default": "data", "annotations": "annotations", "schedules": "schedules"}
-"""Config -> folder of its files."""
+"""Name of each config -> folder that contains its files."""
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
-def write_manifest(facts: Mapping[str, Any]) -> str:
+def format_manifest(facts: Mapping[str, Any]) -> str:
     """Return the text of a manifest."""
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
@@ -37,7 +37,7 @@ def read_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
         where: Name of the file, for messages.
 
     Raises:
-        ValueError: sp2dpo did not write it, or it has another format.
+        ValueError: the file is not a manifest of sp2dpo, or has another format.
     """
     try:
         facts = json.loads(text)
@@ -56,7 +56,7 @@ def read_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
 
 
 def _check(files: Mapping[str, Any]) -> None:
-    """Raise KeyError if a name leads out of the folder."""
+    """Raise KeyError if a name points outside the folder or a hash is missing."""
     for name, facts in files.items():
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not isinstance(facts["sha256"], str):

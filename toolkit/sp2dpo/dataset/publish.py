@@ -21,9 +21,9 @@ from sp2dpo.dataset.manifest import (
     MANIFEST,
     RUBRIC,
     fingerprint,
+    format_manifest,
     listed_files,
     read_manifest,
-    write_manifest,
 )
 from sp2dpo.dataset.parquet import read_features
 from sp2dpo.dataset.repo import Head, HubRepo, StoredFile, check_token, retry_commit
@@ -278,7 +278,7 @@ def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head 
         options.repo, None if card is None else card.decode(), options.license
     )
     files: dict[str, Path | bytes] = {name: release.folder / name for name in facts["files"]}
-    files |= {CARD: text.encode(), MANIFEST: write_manifest(facts).encode()}
+    files |= {CARD: text.encode(), MANIFEST: format_manifest(facts).encode()}
     changes = list(_changes(files, facts, stored))
     stale = {*previous.get("files", ())} - files.keys()
     changes += [

@@ -90,7 +90,8 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
     """
     advice = (
         "Read pairs where the longer response has the larger gap. If length is its only advantage, "
-        "state in the rubric that length is no merit, and expect length to inflate the win rate."
+        "state in the rubric that length alone is not a merit, and expect length to inflate the "
+        "win rate."
     )
     gap, longer = pairs["signed_gap"], pairs["chosen"] - pairs["rejected"]
     raw = rank_correlation(gap, longer, draws=draws)
@@ -102,7 +103,7 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
         Check(
             name="length-bias",
             title="Gaps follow length",
-            measure="rank correlation of the signed gap with how much longer chosen is, either way",
+            measure="absolute rank correlation of the signed gap and the length difference",
             reason=_explain_missing(raw, len(pairs), "the gaps, or the lengths, are all equal"),
             note=_direction(raw),
             **absolute_estimate(raw),
@@ -111,7 +112,7 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
         Check(
             name="length-bias-within",
             title="Gaps follow length within categories",
-            measure="the same correlation, of ranks within each category",
+            measure="the same correlation, with ranks taken within each category",
             reason=_explain_missing(
                 inside, len(pairs), "the gaps, or the lengths, are equal in a category"
             ),
@@ -145,7 +146,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
     correlation, pairs = _correlate_confidence(readings, steps=scale.max - scale.min, draws=draws)
     reason = None
     if readings["reader"].n_unique() < 2:
-        reason = "it takes two teachers to compare"
+        reason = "a comparison needs two teachers"
     elif pairs < FEWEST:
         reason = f"{pairs} pairs were read by several teachers; a verdict needs {FEWEST}"
     elif correlation["value"] is None:
@@ -169,7 +170,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
 def _correlate_confidence(
     readings: pl.DataFrame, *, steps: int, draws: int
 ) -> tuple[dict[str, Any], int]:
-    """Return the correlation with its interval, and the number of pairs behind it."""
+    """Return the correlation with its interval, and the number of pairs that it is based on."""
     sums = readings.group_by("pair_id").agg(total=pl.col("gap").sum(), readers=pl.len())
     shared = (
         readings.join(sums, on="pair_id").filter(pl.col("readers") > 1).sort("reader", "pair_id")
@@ -186,8 +187,8 @@ def _correlate_confidence(
     line = pl.concat_str("reader", "confidence", pl.col("near").round(9), "part", separator="|")
     patterns = (
         shared.group_by("pair_id")
-        .agg(said=line.sort().str.join("|"))
-        .group_by("said")
+        .agg(pattern=line.sort().str.join("|"))
+        .group_by("pattern")
         .agg(pl.col("pair_id").min(), pairs=pl.len())
         .sort("pair_id")
     )
@@ -208,21 +209,21 @@ def _correlate_confidence(
 
 
 def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationTable) -> Check:
-    """Measure the share of labels that the panel contradicts: a signed gap of -NEAR or less."""
+    """Measure the share of labels that the panel contradicts: a signed gap of at most -NEAR."""
     signed = pairs["signed_gap"].round(9)
-    tells = disputes_labels(annotations.rubric, betas.schedule.estimator)
+    disputes = disputes_labels(annotations.rubric, betas.schedule.estimator)
     ties = int((signed.abs() < NEAR).sum())
     return Check(
         name="label-noise",
         title="Labels disputed",
         measure=f"share of the pairs with a signed gap of -{NEAR} or less",
         unit="share",
-        value=int((signed <= -NEAR).sum()) / len(pairs) if tells and len(pairs) else None,
+        value=int((signed <= -NEAR).sum()) / len(pairs) if disputes and len(pairs) else None,
         top=1.0,
         look=0.1,
         bad=0.25,
         reason=_explain_few(len(pairs))
-        if tells
+        if disputes
         else "teachers who see the label cannot dispute it under this gap form; use `gap: signed` "
         "or the blind rubric",
         note=f"{ties} more are within {NEAR} of 0, which is close to a tie",
@@ -237,7 +238,7 @@ def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
     return Check(
         name="unrelated",
         title="Betas do not follow the gap",
-        measure="rank correlation of beta and gap over the pairs that are trained on",
+        measure="rank correlation of beta and gap over the pairs that are used for training",
         unit="coefficient",
         **correlation,
         top=1.0,
@@ -256,4 +257,4 @@ def _explain_missing(estimate: Mapping[str, float | None], pairs: int, flat: str
 def _explain_few(pairs: int) -> str | None:
     if pairs == 0:
         return "no pair has a gap"
-    return f"{pairs} with a gap; a verdict needs {FEWEST} pairs" if pairs < FEWEST else None
+    return f"{pairs} pairs have a gap; a verdict needs {FEWEST}" if pairs < FEWEST else None

@@ -183,7 +183,7 @@ def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Check:
     left_out = len(between_teachers) - len(correlations)
     reason = None
     if not between_teachers:
-        reason = "it takes two teachers to compare"
+        reason = "a comparison needs two teachers"
     elif not enough:
         reason = f"no two teachers have {FEWEST} pairs in common"
     elif not correlations:

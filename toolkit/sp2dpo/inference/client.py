@@ -26,7 +26,7 @@ class Unavailable(EndpointError):
         reason: Reason recorded if the request fails permanently: `http-500`, `no-answer`.
         overloaded: Whether the error suggests fewer requests at once (429, 503, timeout).
         lost: Whether there was no answer at all.
-        wait: Seconds to wait that the server asks for (Retry-After).
+        wait: Seconds to wait before a retry, as the server requests (Retry-After).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Declined(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A parsed chat completion. Counts and names are the server's; None if it gives none.
+    """A parsed chat completion. A count or name is None if the server does not report it.
 
     Attributes:
         text: Content of the message; empty if there is none.
@@ -86,7 +86,7 @@ def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
     """Parse the JSON object of an answer.
 
     Raises:
-        Unavailable: If it is not a JSON object, such as a proxy's page or a truncated answer.
+        Unavailable: If it is not a JSON object, for example a proxy's page or a truncated answer.
     """
     try:
         answer = json.loads(body)
@@ -98,7 +98,7 @@ def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
 
 
 def _unreadable(endpoint: Endpoint, body: bytes) -> Unavailable:
-    text = f"{endpoint.label}: not an answer: {shorten_body(body)}"
+    text = f"{endpoint.label}: not a JSON object: {shorten_body(body)}"
     return Unavailable(text, reason="no-answer")
 
 
@@ -129,8 +129,8 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
             logprobs=_logprobs(choice),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        brief = shorten_body(json.dumps(answer).encode())
-        text = f"{endpoint.label}: not a chat completion: {brief}"
+        beginning = shorten_body(json.dumps(answer).encode())
+        text = f"{endpoint.label}: not a chat completion: {beginning}"
         raise Unavailable(text, reason="no-answer") from error
 
 
@@ -210,7 +210,7 @@ class Client:
         self._timeout = _timeout(endpoint.timeout)
         key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._rest: dict[int, bytes] = {}
+        self._encoded_rest: dict[int, bytes] = {}
         """Encoded remainder of the request body, by attempt: it is the same for all pairs."""
 
     async def check(self, url: str) -> int | None:
@@ -298,11 +298,11 @@ class Client:
         )
 
     def _after_messages(self, attempt: int) -> bytes:
-        if attempt not in self._rest:
+        if attempt not in self._encoded_rest:
             body = request_body(self.endpoint, [], self._schema, attempt)
             del body["messages"]
-            self._rest[attempt] = b"," + json.dumps(body).encode()[1:]
-        return self._rest[attempt]
+            self._encoded_rest[attempt] = b"," + json.dumps(body).encode()[1:]
+        return self._encoded_rest[attempt]
 
     async def _post(self, address: str, data: bytes) -> tuple[int, bytes, float]:
         headers = {**self._headers, "Content-Type": "application/json"}

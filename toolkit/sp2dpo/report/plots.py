@@ -82,7 +82,7 @@ def check_picture_name(path: Path) -> None:
     """Check that the name of a picture ends in .png or .svg.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the name ends differently.
     """
     if path.suffix.removeprefix(".").lower() not in FORMATS:
         raise ValueError(f"{path}: the name of a picture must end in .png or .svg")
@@ -105,7 +105,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_histogram(histogram: Histogram) -> Figure:
-    """Return the histogram of beta, stacked by category.
+    """Draw the histogram of beta, stacked by category.
 
     Args:
         histogram: counts of each category in each bin.
@@ -130,7 +130,7 @@ def draw_histogram(histogram: Histogram) -> Figure:
 
 
 def _draw_checks(checks: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the value of each check between its thresholds."""
+    """Draw the value and the thresholds of each check."""
     figure, axes = _figure(8, 0.5 * len(checks) + 0.8)
     rows = checks[::-1]
     for place, check in enumerate(rows):
@@ -155,7 +155,7 @@ def _draw_checks(checks: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_alphas(alpha: Mapping[str, Any]) -> Figure:
-    """Return Krippendorff's alphas with their intervals."""
+    """Draw each value of Krippendorff's alpha with its interval."""
     groups = {
         "between teachers": alpha["teachers"],
         "between variants": alpha["variants"],
@@ -174,7 +174,7 @@ def _draw_alphas(alpha: Mapping[str, Any]) -> Figure:
 
 
 def _draw_lengths(bins: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the mean signed gap by difference of length."""
+    """Draw the mean signed gap by length difference."""
     figure, axes = _figure(8, 4)
     mean = np.asarray([row["mean"] for row in bins])
     below = mean - [row["lower"] for row in bins]
@@ -191,7 +191,7 @@ def _draw_lengths(bins: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_estimators(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return rank correlation and spread of the betas under other estimators."""
+    """Draw the rank correlation and the spread of the betas under other estimators."""
     figure = Figure(figsize=(9, 0.32 * len(rows) + 1.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_intervals(left, [(f"{row['group']}: {row['name']}", row["rho"]) for row in rows])
@@ -203,12 +203,12 @@ def _draw_estimators(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_beta_comparison(a: BetaTable, b: BetaTable, *, names: Sequence[str]) -> Figure:
-    """Return a plot of every pair by its two betas, with a histogram of each beside it.
+    """Draw every pair at its betas in two tables, with the histogram of each table.
 
     Args:
         a: betas on the horizontal axis.
         b: betas on the vertical axis.
-        names: names of both, for the axes.
+        names: the two names for the axis labels.
     """
     both = a.table.join(b.table, on="pair_id", suffix="_b").drop_nulls(["beta", "beta_b"])
     x, y = both["beta"].to_numpy(), both["beta_b"].to_numpy()
@@ -255,7 +255,7 @@ def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]]) -
 
 
 def _draw_matrix(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return rho of the gaps and the share of equal categories for every two readers."""
+    """Draw rho of the gaps and the share of equal categories for every two readers."""
     size = max(2.6, 1.1 * len(names) + 1.2)
     figure, axes = _figure(size + 0.6, size)
     values = np.full((len(names), len(names)), np.nan)

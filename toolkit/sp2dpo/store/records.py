@@ -32,7 +32,8 @@ class ReplyRecord:
         reason: One-word reason of the refusal; None if the reply was kept.
         detail: Explanation of the reason.
         raw: Text of the reply, unchanged.
-        reply: Token counts and times; None if the server declined the request.
+        reply: Parsed reply with its token counts and latency; None if the server declined the
+            request.
         arrived: Arrival time, in seconds since 1970.
         tokens: Top log-probabilities of the tokens that spell the values, if requested.
         magnitude: Expected magnitude over those tokens, on the rubric's scale.

@@ -14,7 +14,7 @@ MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
 """Name of the ClassLabel column that is added to the batch for metrics per category."""
 MARK_COLUMNS = ("keep", "flip")
-"""Boolean columns: which rows to train on, and whose responses to exchange."""
+"""Boolean columns: whether to train on a row, and whether to exchange its two responses."""
 
 logger = get_logger(__name__)
 
@@ -26,8 +26,8 @@ class ColumnRule:
     Attributes:
         is_legal: Whether a number is legal.
         words: The legal values in words, for messages.
-        neutral: Value of a row without one under `missing_values: constant`; None for the global
-            beta.
+        neutral: Value that a null is replaced by under `missing_values: constant`; None for the
+            global beta.
     """
 
     is_legal: Callable[[float], bool]
@@ -36,7 +36,7 @@ class ColumnRule:
 
 
 def is_beta(value: Any) -> bool:
-    """Whether a value is a number above 0 that float32 can represent, so not NaN or infinite."""
+    """Return whether a value is a positive number that float32 can represent."""
     limits = torch.finfo(torch.float32)
     return _is_number(value) and limits.tiny <= value <= limits.max
 
@@ -67,7 +67,7 @@ class PairCollator:
     """A collator that adds the per-pair columns to the batch of another collator.
 
     Attributes:
-        inner: The other collator; it gets the examples unchanged.
+        inner: The other collator; it receives the examples unchanged.
         columns: Names of the columns, added as float64 tensors of shape (B,). They do not depend
             on the values, so that all processes of a run agree on the keys of a batch.
         category: Whether to add the numbers of the column `category` too, -1 for null.
@@ -105,14 +105,14 @@ class MarkCounts:
 
 
 def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
-    """Return the rows as the columns `keep` and `flip` mark them, without these two columns.
+    """Apply the columns `keep` and `flip` to a data set, and remove these two columns.
 
     A row with `keep: false` is removed. A row with `flip: true` has its responses exchanged, with
     every column that belongs to one of them: the columns `X` and `Y` are exchanged if replacing
     "chosen" in the name `X` by "rejected" gives `Y` (chosen_ids, ref_chosen_logps, score_chosen,
-    ...). A null keeps the row as it is. A row without a beta stays, whatever `keep` says, because
-    `missing_values` decides about it. Log one line on the main process if any row changes. The
-    columns are removed so that the marks cannot be applied twice.
+    ...). A null changes nothing. A row without a beta is not removed even if `keep` is false,
+    because `missing_values` decides about it. Log one line on the main process if any row changes.
+    The columns are removed so that the marks cannot be applied twice.
 
     Args:
         dataset: A Dataset, or an IterableDataset, on which the marks are applied lazily.
@@ -178,8 +178,8 @@ def _mark_stream(dataset: IterableDataset, marks: list[str], where: str) -> Iter
 def _check_mark(column: str, value: Any, where: str) -> None:
     if value is not None and not isinstance(value, bool):
         raise ValueError(
-            f"the column {column} must be boolean, not {value!r} as in {where}: it says which rows"
-            " to train on; convert, rename or remove it"
+            f"the column {column} must be boolean, not {value!r} as in {where}: it selects the"
+            " rows to train on; convert, rename or remove it"
         )
 
 
@@ -251,7 +251,7 @@ def fill_missing_values(
 
 
 def _neutral(columns: tuple[str, ...], constant: float) -> str:
-    """Return the values that rows without one get, in words."""
+    """Return a description of the values that replace nulls."""
     neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
     if columns == ("beta",):
         return str(constant)
