@@ -45,7 +45,8 @@ def check_threads():
     """Raise RuntimeError if a fork could inherit a lock that nobody releases.
 
     Pools of threads (of polars, Arrow, asyncio) start with the first query, file or look-up: this
-    process only imports. OpenBLAS ends its threads, which have the name of the process, before a fork.
+    process only imports. OpenBLAS ends its threads, which have the name of the process, before a
+    fork.
     """
     if threading.active_count() > 1:
         raise RuntimeError(f"an import has started {threading.enumerate()}")

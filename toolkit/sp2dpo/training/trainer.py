@@ -66,7 +66,7 @@ EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
 # TRL 1.0 finds the reference model itself, later versions take it as an argument.
 REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
 GUARD_EVERY = 100
-"""Interval in batches at which our losses are compared with TRL's, starting with the first batch."""
+"""Interval in batches at which our losses are compared with TRL's, from the first batch on."""
 
 logger = get_logger(__name__)
 
