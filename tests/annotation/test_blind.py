@@ -64,9 +64,9 @@ def test_which_order_is_asked_first_is_drawn_by_the_pairs_id():
 
 
 def test_the_labelled_protocol_never_shows_the_rejected_response_first():
-    with pytest.raises(ValueError, match="the labelled protocol knows no order 'rejected-first'"):
+    with pytest.raises(ValueError, match="the labelled protocol has no order 'rejected-first'"):
         LABELLED.messages(PAIR, "direct", REJECTED_FIRST)
-    with pytest.raises(ValueError, match="the blind protocol knows no order 'random'"):
+    with pytest.raises(ValueError, match="the blind protocol has no order 'random'"):
         BLIND.messages(PAIR, "direct", "random")
 
 

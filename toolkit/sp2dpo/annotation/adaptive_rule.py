@@ -1,16 +1,17 @@
-"""The adaptive panel: a pair is asked until more replies could hardly move its gap.
+"""Decide when an adaptive panel has enough replies about a pair.
 
-Ours, not the paper's, which asks every pair in full. Some pairs, drawn by the hash of their id, are
-asked in full first. From them the rule learns how far a gap still moves from what the first replies
-said: the chance that a pair stays within the tolerance is the share of the most similar calibration
-pairs that did. From a level of that chance on a pair is settled, be it after a single reply.
+This is our method; the paper asks about every pair in full. The calibration pairs, chosen by the
+hash of their id, are asked in full first. From them the rule learns how much a gap changes after
+the first replies: the probability that a pair's gap stays within the tolerance is estimated as the
+share of the most similar calibration pairs whose gap did. A pair is settled once that probability
+reaches a level, possibly after a single reply.
 
-So that few calibration pairs teach enough, each counts as often as its teachers and variants can be
-turned round: as if another teacher, or another variant, had been asked first. That takes teachers
-to be alike in how far their readings lie apart, and is no part of a gap.
+Few calibration pairs suffice because each is used several times: with its teachers and variants
+rotated, as if another teacher or another variant had been asked first. This assumes that the
+teachers disagree with each other to a similar degree; gaps themselves do not depend on it.
 
-A decision depends on the calibration readings and on the pair's own, on nothing else: the same
-store gives the same decisions, page by page or all at once, today or after a restart.
+A decision depends only on the readings of the calibration pairs and of the pair itself. The same
+store therefore gives the same decisions, in pages of any size and after a restart.
 """
 
 import hashlib
@@ -25,76 +26,83 @@ Readings = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 LEVEL = 0.92
-"""The chance from which a pair is settled, our choice. Most are settled at more: of 20,000 made-up
-pairs 97, 95 and 94 % end within 0.02 of their full beta, at the demo's noise, twice and four times
-it, for 17, 24 and 43 % of the requests (tests/benchmarks/adaptive.py)."""
+"""Probability from which a pair is settled. Our choice. Most pairs are settled at a higher one: of
+20,000 simulated pairs, 97, 95 and 94 % end within 0.02 of the beta that all replies give, at one,
+two and four times the demo's noise, with 17, 24 and 43 % of the requests
+(tests/benchmarks/adaptive.py)."""
 _LEAST, _SHARE, _MOST = 16, 0.02, 100
-"""Calibration pairs: a share of the corpus, yet at least and at most so many. Our choice."""
+"""Calibration pairs: their minimum, their share of the corpus, their maximum. Our choice."""
 _TOO_FEW = 8
-"""Fewer calibration pairs settle nothing. Our choice."""
+"""With fewer calibration pairs than this, every pair is asked in full. Our choice."""
 _NEIGHBOURS = 30
-"""A chance is counted among the nearest tenth of the calibration readings, yet at least so many."""
+"""Minimum number of neighbours; otherwise a tenth of the calibration readings are neighbours."""
 _SLACK = 1e-9
-"""Differences below it come from the order of a sum, not from the replies."""
+"""Tolerance for rounding: sums in another order differ by less than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """What a pair can be asked: one variant of one teacher, in all orders of the rubric."""
+    """A unit of what a pair is asked: one variant of one teacher, in all orders of the rubric.
+
+    Attributes:
+        teacher: Name of the teacher.
+        variant: Variant of the rubric.
+    """
 
     teacher: str
     variant: str
 
 
 def slots(teachers: Sequence[str], variants: Sequence[str]) -> tuple[Slot, ...]:
-    """All slots of a panel, in the order in which a pair is asked.
+    """Return all slots of a panel, in the order in which a pair is asked.
 
-    Every teacher once, because teachers differ by more than the variants of one do; then back
-    through the teachers, each with the variants that are left. So a pair changes teacher four times
-    among three, and most further variants find it in the teacher's prefix cache.
+    Each teacher is asked its first variant, because teachers differ more than the variants of one
+    teacher do. Then the remaining variants follow, teacher by teacher in reverse order, so that
+    most of them find the pair in the teacher's prefix cache.
     """
     first = [Slot(teacher=teacher, variant=variants[0]) for teacher in teachers]
-    rest = [
+    later = [
         Slot(teacher=teacher, variant=variant)
         for teacher in reversed(teachers)
         for variant in variants[1:]
     ]
-    return (*first, *rest)
+    return (*first, *later)
 
 
 def is_calibration(pair_id: str, *, pairs: int) -> bool:
-    """Whether a pair is asked in full first, for the rule to learn from.
+    """Return whether a pair is a calibration pair, which is asked in full.
 
-    About 2 % of the pairs are, yet at least 16 and at most 100. The hash decides for each pair by
-    itself, so their number varies around that by about its square root.
+    The expected number of calibration pairs is 2 % of the corpus, but at least 16 and at most 100.
+    Each pair's hash decides independently, so the actual number varies by about the square root.
 
     Args:
-        pair_id: of the pair.
-        pairs: distinct pairs of the corpus, at least 1.
+        pair_id: Id of the pair.
+        pairs: Number of distinct pairs in the corpus, at least 1.
     """
-    wanted = min(max(_LEAST, _SHARE * pairs), _MOST)
+    expected = min(max(_LEAST, _SHARE * pairs), _MOST)
     digest = hashlib.sha256(f"calibration {pair_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < wanted / pairs * 2**64
+    return int.from_bytes(digest[:8], "big") < expected / pairs * 2**64
 
 
 def jmamp(readings: Readings, slots: Sequence[Slot]) -> Readings:
-    """JMAMP of the readings that are there, as `gaps` computes it from the replies.
+    """Compute JMAMP from the readings that exist, as `betas.gaps` does from the replies.
 
     Args:
-        readings: (m, S) signed gaps in [-1, 1], NaN where there is none.
-        slots: S of them.
+        readings: Signed gaps in [-1, 1], shape (m, S); NaN for a missing reading.
+        slots: The S slots of the columns.
 
     Returns:
-        (m,) mean over the teachers of the median over the variants; NaN where all is missing.
+        Mean over teachers of the median over variants, shape (m,); NaN if a row has no reading.
     """
     teachers = list(dict.fromkeys(slot.teacher for slot in slots))
-    of = np.array([teachers.index(slot.teacher) for slot in slots])
-    medians = [_median(readings[:, of == number]) for number in range(len(teachers))]
+    column_teachers = np.array([teachers.index(slot.teacher) for slot in slots])
+    medians = [_median(readings[:, column_teachers == number]) for number in range(len(teachers))]
     return _mean(np.stack(medians, axis=1))
 
 
 def _median(values: Readings) -> Readings:
-    """(m, V) -> (m,) over what is there, without NumPy's warning where nothing is."""
+    """Return the medians of rows, ignoring NaN, (m, V) -> (m,)."""
+    # np.nanmedian warns of rows without a value.
     ordered = np.sort(values, axis=1)  # NaN goes last
     last = np.maximum((~np.isnan(values)).sum(axis=1) - 1, 0)
     rows = np.arange(len(values))
@@ -102,28 +110,29 @@ def _median(values: Readings) -> Readings:
 
 
 def _mean(values: Readings) -> Readings:
-    """(m, V) -> (m,) over what is there."""
-    there = ~np.isnan(values)
-    total = np.where(there, values, 0.0).sum(axis=1)
-    count = there.sum(axis=1)
+    """Return the means of rows, ignoring NaN, (m, V) -> (m,)."""
+    present = ~np.isnan(values)
+    total = np.where(present, values, 0.0).sum(axis=1)
+    count = present.sum(axis=1)
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def _spread(values: Readings) -> Readings:
-    """(m, V) -> (m,) the population standard deviation over what is there."""
+    """Return the population standard deviations of rows, ignoring NaN, (m, V) -> (m,)."""
     return np.sqrt(_mean((values - _mean(values)[:, None]) ** 2))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoppingRule:
-    """When a pair is settled, learnt from pairs that were asked in full; `learn` makes it.
+    """A rule that settles pairs, learned from calibration pairs. Create it with `learn`.
 
     Attributes:
-        slots: in the order in which a pair is asked.
-        calibration: (n, S) readings of the calibration pairs, turned round in all ways; NaN where
-            a reply was refused; each row has some.
-        tolerance: how far the gap may still move, in [0, 1]; no gap is below 0.
-        level: the chance of staying within the tolerance from which a pair is settled, above 0;
+        slots: All slots, in the order in which a pair is asked.
+        calibration: Readings of the calibration pairs in all rotations, shape (n, S); NaN for a
+            refused reply; every row has at least one reading.
+        tolerance: Largest change of a gap that is still accepted, in [0, 1]. Gaps below 0 count
+            as 0.
+        level: Probability of a change within the tolerance from which a pair is settled, above 0;
             above 1, every pair is asked in full.
     """
 
@@ -141,18 +150,18 @@ class StoppingRule:
         tolerance: float,
         level: float = LEVEL,
     ) -> Self:
-        """The rule that the calibration pairs teach.
+        """Learn the rule from the readings of calibration pairs.
 
-        Fewer than eight calibration pairs teach nothing: every pair is asked in full.
+        With fewer than eight calibration pairs, the rule asks about every pair in full.
 
         Args:
-            calibration: (n, S) readings; a row without any teaches nothing.
-            slots: every variant of every teacher, in the order in which a pair is asked.
-            tolerance: in [0, 1].
-            level: above 0.
+            calibration: Signed gaps in [-1, 1], shape (n, S); rows without a reading are ignored.
+            slots: All slots, in the order in which a pair is asked.
+            tolerance: Largest change of a gap that is still accepted, in [0, 1].
+            level: Probability from which a pair is settled, above 0.
 
         Raises:
-            ValueError: the readings are not S to a row, or the level is not above 0.
+            ValueError: If the readings do not have S columns, or the level is not above 0.
         """
         if calibration.ndim != 2 or calibration.shape[1] != len(slots):
             raise ValueError(
@@ -161,75 +170,79 @@ class StoppingRule:
             )
         if not level > 0:
             raise ValueError(f"level {level} must be above 0: a pair without replies has chance 0")
-        known = calibration[~np.isnan(calibration).all(axis=1)]
-        turned = _turned(known if len(known) >= _TOO_FEW else known[:0], slots)
-        return cls(slots=tuple(slots), calibration=turned, tolerance=tolerance, level=level)
+        usable = calibration[~np.isnan(calibration).all(axis=1)]
+        rotations = _rotate(usable if len(usable) >= _TOO_FEW else usable[:0], slots)
+        return cls(slots=tuple(slots), calibration=rotations, tolerance=tolerance, level=level)
 
     def next(self, readings: Readings, asked: Flags) -> tuple[NDArray[np.int64], Readings]:
-        """The slot that each pair of a page is asked next, and the chance behind the answer.
+        """Choose the slot that each of m pairs is asked next.
 
         Args:
-            readings: (m, S) signed gaps in [-1, 1] in the order of `slots`, NaN = no reading.
-            asked: (m, S) whether the slot was asked; asked and no reading: it was refused for good.
+            readings: Signed gaps in [-1, 1] by slot, shape (m, S); NaN for no reading.
+            asked: Whether each slot was asked, shape (m, S). A slot that was asked and has no
+                reading was refused permanently.
 
         Returns:
-            (m,) index into `slots`, or -1 for a settled pair; (m,) the chance in [0, 1] that its
-            gap stays within the tolerance: 1 where nothing is left to ask, 0 without any reading.
+            Index of the next slot, or -1 for a settled pair, shape (m,); and the probability in
+            [0, 1] that the pair's gap stays within the tolerance, shape (m,): 1 if no slot is left,
+            0 without any reading.
         """
-        chances = np.where(asked.all(axis=1), 1.0, self._chances(readings))
-        settled = asked.all(axis=1) | (chances >= self.level)
+        complete = asked.all(axis=1)
+        chances = np.where(complete, 1.0, self._chances(readings))
+        settled = complete | (chances >= self.level)
         return np.where(settled, -1, (~asked).argmax(axis=1)), chances
 
     def _chances(self, readings: Readings) -> Readings:
-        """(m,) the share of a pair's neighbours whose gap stayed near what they had said by then.
+        """Return the share of each pair's neighbours whose gap stayed within the tolerance, (m,).
 
-        The neighbours are compared by the readings of the same slots. One more of them counts as
-        moved: a chance is never quite 1. All that are as near as the last one count too, so the
-        order of the calibration pairs does not matter.
+        Neighbours are the calibration rows that are most similar in the slots that the pair has
+        readings of. Ties with the farthest neighbour are included, so that the order of the
+        calibration pairs does not matter.
         """
         chances = np.zeros(len(readings))
         if not len(self.calibration):
             return chances
         final = np.maximum(jmamp(self.calibration, self.slots), 0)
-        wanted = min(max(_NEIGHBOURS, len(final) // 10), len(final))
-        for there, rows in _patterns(readings):
-            same = np.where(there, self.calibration, np.nan)
+        neighbours = min(max(_NEIGHBOURS, len(final) // 10), len(final))
+        for present, rows in _patterns(readings):
+            same = np.where(present, self.calibration, np.nan)
             moved = np.abs(np.maximum(jmamp(same, self.slots), 0) - final)
             stayed = moved <= self.tolerance + _SLACK
             distances = self._distances(readings[rows], same)
-            farthest = np.partition(distances, wanted - 1, axis=1)[:, [wanted - 1]]
+            farthest = np.partition(distances, neighbours - 1, axis=1)[:, [neighbours - 1]]
             near = (distances <= farthest + _SLACK) & np.isfinite(distances)
+            # One more neighbour counts as outside the tolerance: no estimate is exactly 1.
             chances[rows] = (near & stayed).sum(axis=1) / (near.sum(axis=1) + 1)
         return chances
 
     def _distances(self, readings: Readings, others: Readings) -> Readings:
-        """(m, n) squared distances of pairs, by their JMAMP and by the spread of their readings.
+        """Return squared distances in JMAMP and in the spread of the readings, shape (m, n).
 
-        A pair without any reading is infinitely far.
+        The distance of a pair without any reading is infinite.
         """
         gaps = jmamp(readings, self.slots)[:, None] - jmamp(others, self.slots)
         spreads = _spread(readings)[:, None] - _spread(others)
         return np.nan_to_num(gaps**2 + spreads**2, nan=np.inf)
 
 
-def _turned(readings: Readings, slots: Sequence[Slot]) -> Readings:
-    """(n, S) -> (n * S, S): teachers and variants, each moved on in a circle, by every number."""
+def _rotate(readings: Readings, slots: Sequence[Slot]) -> Readings:
+    """Return the readings in all rotations of teachers and variants, (n, S) -> (n * S, S)."""
     teachers = list(dict.fromkeys(slot.teacher for slot in slots))
     variants = list(dict.fromkeys(slot.variant for slot in slots))
     column = {slot: number for number, slot in enumerate(slots)}
 
-    def moved(slot: Slot, by_teacher: int, by_variant: int) -> int:
+    def source(slot: Slot, by_teacher: int, by_variant: int) -> int:
         teacher = teachers[(teachers.index(slot.teacher) + by_teacher) % len(teachers)]
         variant = variants[(variants.index(slot.variant) + by_variant) % len(variants)]
         return column[Slot(teacher=teacher, variant=variant)]
 
-    turns = [(a, b) for a in range(len(teachers)) for b in range(len(variants))]
-    return np.concatenate([readings[:, [moved(slot, *by) for slot in slots]] for by in turns])
+    shifts = [(a, b) for a in range(len(teachers)) for b in range(len(variants))]
+    return np.concatenate([readings[:, [source(slot, *by) for slot in slots]] for by in shifts])
 
 
 def _patterns(readings: Readings) -> Iterator[tuple[Flags, NDArray[np.int64]]]:
-    """Which slots have a reading, and the rows of which that is true; never none of the slots."""
-    there = ~np.isnan(readings)
-    for pattern in np.unique(there, axis=0):
+    """Yield each combination of slots that have a reading, and its rows; skip empty rows."""
+    present = ~np.isnan(readings)
+    for pattern in np.unique(present, axis=0):
         if pattern.any():
-            yield pattern, np.flatnonzero((there == pattern).all(axis=1))
+            yield pattern, np.flatnonzero((present == pattern).all(axis=1))

@@ -44,14 +44,14 @@ from sp2dpo.text import shorten
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a worker got for one pair.
+    """Replies to the questions about one pair.
 
     Attributes:
-        entries: the replies, and whether each is the last to its key.
-        failure: why the teacher cannot be asked on; None where it can.
+        records: The replies, each with whether it is the last one to its question.
+        failure: Why no further requests can be sent to the teacher; None if they can.
     """
 
-    entries: tuple[tuple[ReplyRecord, bool], ...]
+    records: tuple[tuple[ReplyRecord, bool], ...]
     failure: str | None
 
 
@@ -59,21 +59,21 @@ class Worker:
     """Sends requests from one node, on behalf of the driver."""
 
     def __init__(self, panel: Panel, node: str, patience: float, kept: dict[str, int]) -> None:
-        """Nothing is asked yet.
+        """Send nothing yet.
 
         Args:
-            panel: whom to ask what.
-            node: its name, for messages.
-            patience: seconds for which a teacher may answer nothing.
-            kept: replies that could be read before, by teacher.
+            panel: Panel of the run.
+            node: Name of this node, for messages.
+            patience: Seconds without any reply from a teacher after which the run ends.
+            kept: Number of replies in the store that could be parsed, by teacher.
         """
         self._panel = panel
         self._node = node
         self._patience = patience
         self._kept = kept
         self._stop = asyncio.Event()
-        self._session: Any = None
-        self._askings: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
+        self._http: Any = None
+        self._sessions: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
 
     async def stop(self) -> None:
         """Send no more requests; in-flight requests finish."""
@@ -82,45 +82,46 @@ class Worker:
     async def check(self, teacher: str, in_flight: int) -> str | None:
         """Return why a teacher cannot be reached from this node; None if it can."""
         try:
-            await self._asking(teacher, in_flight)
+            await self._open_session(teacher, in_flight)
         except (EndpointError, ValueError) as error:
-            return self._said(error)
+            return self._message(error)
         return None
 
     async def ask(self, teacher: str, job: Job, in_flight: int) -> Answers:
-        """Asks all questions about a pair.
+        """Ask all questions about a pair.
 
         Args:
-            teacher: its name.
-            job: the pair and the questions.
-            in_flight: requests at a time at each of its replicas, from this node.
+            teacher: Name of the teacher.
+            job: The pair and the questions.
+            in_flight: Maximum number of in-flight requests from this node to each replica.
         """
-        entries: list[tuple[ReplyRecord, bool]] = []
+        records: list[tuple[ReplyRecord, bool]] = []
 
-        async def take(entry: ReplyRecord, final: bool) -> None:
-            entries.append((entry, final))
+        async def take(record: ReplyRecord, final: bool) -> None:
+            records.append((record, final))
 
         failure = None
         try:
-            await (await self._asking(teacher, in_flight)).job(job, take)
+            await (await self._open_session(teacher, in_flight)).job(job, take)
         except* (EndpointError, ValueError) as failures:
-            failure = self._said(first_failure(failures))
-        return Answers(entries=tuple(entries), failure=failure)
+            failure = self._message(first_failure(failures))
+        return Answers(records=tuple(records), failure=failure)
 
-    async def _asking(self, teacher: str, in_flight: int) -> TeacherSession:
+    async def _open_session(self, teacher: str, in_flight: int) -> TeacherSession:
         """Return a session with this limit; sessions with other limits finish their jobs."""
-        if (teacher, in_flight) not in self._askings:
-            making = asyncio.ensure_future(self._made(teacher, in_flight))
-            self._askings[teacher, in_flight] = making
-        return await asyncio.shield(self._askings[teacher, in_flight])
+        if (teacher, in_flight) not in self._sessions:
+            opening = asyncio.ensure_future(self._create_session(teacher, in_flight))
+            self._sessions[teacher, in_flight] = opening
+        # Shielded, because concurrent jobs wait for the same session.
+        return await asyncio.shield(self._sessions[teacher, in_flight])
 
-    async def _made(self, name: str, in_flight: int) -> TeacherSession:
-        if self._session is None:
-            self._session = open_session()
-        (teacher,) = (one for one in self._panel.teachers if one.name == name)
-        asking = TeacherSession(
+    async def _create_session(self, name: str, in_flight: int) -> TeacherSession:
+        if self._http is None:
+            self._http = open_session()
+        (teacher,) = (teacher for teacher in self._panel.teachers if teacher.name == name)
+        session = TeacherSession(
             Client(
-                self._session,
+                self._http,
                 replace(teacher, max_in_flight=in_flight),
                 self._panel.rubric.schema(),
             ),
@@ -130,10 +131,10 @@ class Worker:
             stop=self._stop,
             kept=self._kept[name],
         )
-        await asking.check()
-        return asking
+        await session.check()
+        return session
 
-    def _said(self, error: BaseException) -> str:
+    def _message(self, error: BaseException) -> str:
         return f"{error} (on node {self._node})"
 
 
@@ -145,13 +146,13 @@ _MOST_AT_ONCE = 10_000
 
 @dataclass(kw_only=True, eq=False)
 class Member:
-    """A worker, and what it is doing.
+    """A worker and its load.
 
     Attributes:
-        node: the id of its node.
-        where: the node's name, for people.
-        actor: its handle.
-        begun: pairs that it was given and has not answered, by teacher.
+        node: Id of its node.
+        where: Name of the node, for people.
+        actor: Ray's handle of the worker.
+        begun: Number of pairs that it is being asked about, by teacher.
     """
 
     node: str
@@ -163,16 +164,16 @@ class Member:
 class RayWorkers:
     """The workers of all live nodes."""
 
-    def __init__(self, panel: Panel, terms: RunOptions, kept: dict[str, int]) -> None:
-        """Nobody is there yet.
+    def __init__(self, panel: Panel, options: RunOptions, kept: dict[str, int]) -> None:
+        """Start no worker yet.
 
         Args:
-            panel: whom to ask what.
-            terms: how the run behaves.
-            kept: replies that could be read before, by teacher.
+            panel: Panel of the run.
+            options: Options of the run.
+            kept: Number of replies in the store that could be parsed, by teacher.
         """
         self._panel = panel
-        self._terms = terms
+        self._options = options
         self._kept = kept
         self._members: dict[str, Member] = {}
         self._joining: set[str] = set()
@@ -183,7 +184,8 @@ class RayWorkers:
         """Start a worker on every node that is alive or joins, until cancelled.
 
         Raises:
-            EndpointError: a teacher cannot be asked from one, or there has been none for too long.
+            EndpointError: If a teacher cannot be reached from a node, or no node has been alive for
+                too long.
         """
         now = asyncio.get_running_loop().time
         alone_since: float | None = None
@@ -195,33 +197,35 @@ class RayWorkers:
                         self._joining.add(name)
                         group.create_task(self._take_on(node))
                 alone_since = None if self._members else alone_since or now()
-                if alone_since and now() - alone_since > self._terms.patience:
+                if alone_since and now() - alone_since > self._options.patience:
                     raise EndpointError(
-                        "no node of the Ray cluster is there any more. What came before is "
-                        "stored: start nodes and give the same command"
+                        "no node of the Ray cluster is there any more. Replies received so far are "
+                        "stored: start nodes and run the same command again"
                     )
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """Wait until the run should end, and tell all workers."""
-        await self._terms.stop.wait()
+        await self._options.stop.wait()
         async with self._changed:
             for member in self._members.values():
                 member.actor.stop.remote()
             self._changed.notify_all()
 
-    async def is_there(self) -> bool:
-        """Wait for the first worker. Return whether it is there before the run should end."""
+    async def wait_for_worker(self) -> bool:
+        """Wait for the first worker; return False if the run should end before there is one."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._members or self._terms.stop.is_set())
-        return not self._terms.stop.is_set()
+            await self._changed.wait_for(lambda: self._members or self._options.stop.is_set())
+        return not self._options.stop.is_set()
 
     async def place(self, teacher: Endpoint) -> Member | None:
         """Wait for a worker with free capacity and return it; None if the run should end."""
         async with self._changed:
-            while not self._terms.stop.is_set():
+            while not self._options.stop.is_set():
                 best = max(
-                    self._members.values(), key=lambda one: self._room(teacher, one), default=None
+                    self._members.values(),
+                    key=lambda worker: self._room(teacher, worker),
+                    default=None,
                 )
                 if best is not None and self._room(teacher, best) > 0:
                     best.begun[teacher.name] += 1
@@ -263,7 +267,7 @@ class RayWorkers:
         kind: Any = ray.remote(Worker)
         actor = kind.options(
             num_cpus=0, max_concurrency=_MOST_AT_ONCE, scheduling_strategy=strategy
-        ).remote(self._panel, where, self._terms.patience, self._kept)
+        ).remote(self._panel, where, self._options.patience, self._kept)
         try:
             for teacher in self._panel.teachers:
                 failure = await actor.check.remote(teacher.name, 1)
@@ -278,20 +282,20 @@ class RayWorkers:
             self._joining.discard(name)
         async with self._changed:
             self._members[name] = Member(node=name, where=where, actor=actor)
-            self._terms.say(f"asking from node {where}, {len(self._members)} in all")
+            self._options.say(f"asking from node {where}, {len(self._members)} in all")
             self._changed.notify_all()
 
     def _complain(self, node: str, line: str) -> None:
         """Report a node's problem once; the node is tried again."""
         if node not in self._complained:
             self._complained.add(node)
-            self._terms.say(line)
+            self._options.say(line)
 
     async def _lose(self, member: Member) -> None:
         if self._members.get(member.node) is member:
             del self._members[member.node]
             ray.kill(member.actor)
-            self._terms.say(
+            self._options.say(
                 f"lost node {member.where}, {len(self._members)} left; what was in flight there "
                 "is asked again"
             )
@@ -309,29 +313,29 @@ _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
 
 
 async def annotate_on_ray(
-    store: Store, panel: Panel, terms: RunOptions, *, address: str | None
+    store: Store, panel: Panel, options: RunOptions, *, address: str | None
 ) -> None:
     """Ask every teacher for the replies that a store is missing, from all nodes of a cluster.
 
-    A server at a loopback address is taken for each node's own, and gets `max_in_flight` requests
-    from its node; any other is shared by all nodes, and so is its limit. The nodes' shares change
-    as nodes join and die, so for as long as a pair takes there may be more in flight.
+    A server at a loopback address is assumed to run on every node and gets up to `max_in_flight`
+    requests from its own node. The nodes share any other server, and its limit. Their shares change
+    as nodes join and fail, so the limit may be exceeded until the current pairs are done.
 
     Args:
-        store: holds the pairs, and takes the replies.
-        panel: whom to ask what; the store adopts it once the teachers have been found.
-        terms: how the run behaves.
-        address: of the cluster, as `ray start` says it; None for $RAY_ADDRESS or, where that is
-            not set, for a cluster of this computer alone that ends with the run.
+        store: Contains the pairs and receives the replies.
+        panel: Recorded in the store once the first worker has reached the teachers.
+        options: How the run behaves.
+        address: Address of the cluster, as `ray start` prints it; None for $RAY_ADDRESS or, if that
+            is not set, for a cluster on this machine that ends with the run.
 
     Raises:
-        EndpointError: a teacher cannot be asked, stayed away, or says nothing that can be read, or
-            no node is left; what came until then is stored.
-        ValueError: the panel contradicts the store, or needs another engine.
-        ConnectionError: there is no such cluster, or it has another version of Ray or Python.
-        sqlite3.Error: the disk does not take a reply.
+        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
+            unreadable replies, or if no node is left. What was received before is stored.
+        ValueError: If the panel contradicts the store, or needs another engine.
+        ConnectionError: If there is no such cluster, or it has another version of Ray or Python.
+        sqlite3.Error: If a reply cannot be written.
     """
-    _refuse(panel)
+    _check_panel(panel)
     with (
         Store(store.path) as reader,
         ThreadPoolExecutor(1) as writing,
@@ -339,10 +343,10 @@ async def annotate_on_ray(
         _cluster(address, log=store.path.with_name(f"{store.path.name}.ray.log")),
     ):
         writer = Writer(store, writing)
-        crew = RayWorkers(
-            panel, terms, {one.teacher: one.kept for one in count_replies(store, panel)}
+        workers = RayWorkers(
+            panel, options, {counts.teacher: counts.kept for counts in count_replies(store, panel)}
         )
-        run = _Run(store, panel, terms, writer, crew, StorePages(reader, reading))
+        run = _Run(store, panel, options, writer, workers, StorePages(reader, reading))
         try:
             await run.ask_panel()
         except BaseExceptionGroup as failures:
@@ -351,7 +355,7 @@ async def annotate_on_ray(
             writer.flush()
 
 
-def _refuse(panel: Panel) -> None:
+def _check_panel(panel: Panel) -> None:
     if panel.budget == "adaptive":
         raise ValueError("`budget: adaptive` needs the engine `local`: it decides pair by pair")
     for teacher in panel.teachers:
@@ -368,7 +372,7 @@ def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
     """Connect to a cluster. Redirect Ray's output to the log, and restore signal handlers."""
     # Do not let Ray auto-discover a cluster; it might join someone else's.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _knock(address)
+    _check_address(address)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     handler = signal.getsignal(signal.SIGTERM)
@@ -398,7 +402,7 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_address(address: str) -> None:
     """Check that something listens at HOST:PORT; Ray itself takes minutes to give up."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()) or "/" in address:
@@ -418,38 +422,41 @@ class _Run:
         self,
         store: Store,
         panel: Panel,
-        terms: RunOptions,
+        options: RunOptions,
         writer: Writer,
-        crew: RayWorkers,
+        workers: RayWorkers,
         pages: StorePages,
     ) -> None:
         self._store = store
         self._panel = panel
-        self._terms = terms
+        self._options = options
         self._writer = writer
-        self._crew = crew
+        self._workers = workers
         self._pages = pages
 
     async def ask_panel(self) -> None:
         """Ask all teachers concurrently."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.write())
-            around = [group.create_task(one) for one in (self._crew.watch(), self._crew.stop())]
-            if await self._crew.is_there():
+            background = [
+                group.create_task(self._workers.watch()),
+                group.create_task(self._workers.stop()),
+            ]
+            if await self._workers.wait_for_worker():
                 await self._writer.sync()
                 self._store.record_panel(self._panel)
                 async with asyncio.TaskGroup() as asking:
                     for teacher in self._panel.teachers:
                         asking.create_task(self._ask_all(teacher))
-            for task in around:
+            for task in background:
                 task.cancel()
             await self._writer.put(None)
 
     async def _ask_all(self, teacher: Endpoint) -> None:
-        wanted = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
+        plan = QuestionPlan.from_panel(self._panel, teacher, again=self._options.again)
         async with asyncio.TaskGroup() as group:
-            async for job in self._pages.jobs(wanted):
-                member = await self._crew.place(teacher)
+            async for job in self._pages.jobs(plan):
+                member = await self._workers.place(teacher)
                 if member is None:
                     return
                 group.create_task(self._job(member, teacher, job))
@@ -458,11 +465,11 @@ class _Run:
         """Ask about a pair, on another node if one is lost."""
         answers = None
         while answers is None and member is not None:
-            answers = await self._crew.ask(member, teacher, job)
+            answers = await self._workers.ask(member, teacher, job)
             if answers is None:
-                member = await self._crew.place(teacher)
-        for entry, final in answers.entries if answers else ():
-            self._terms.progress(entry, final)
-            await self._writer.put(entry)
+                member = await self._workers.place(teacher)
+        for record, final in answers.records if answers else ():
+            self._options.progress(record, final)
+            await self._writer.put(record)
         if answers and answers.failure is not None:
             raise EndpointError(answers.failure)

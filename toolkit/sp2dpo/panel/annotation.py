@@ -72,34 +72,34 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     if not text.strip():
         raise Refusal("empty", "")
     try:
-        said = json.loads(text, object_pairs_hook=_object_without_repeats)
+        values = json.loads(text, object_pairs_hook=_object_without_repeats)
     except json.JSONDecodeError as error:
         raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise Refusal("schema", str(error)) from error
     except RecursionError as error:
         raise Refusal("schema", "nested too deeply") from error
-    if not isinstance(said, dict):
-        raise Refusal("schema", f"an object was asked for, this is {type(said).__name__}")
+    if not isinstance(values, dict):
+        raise Refusal("schema", f"an object was asked for, this is {type(values).__name__}")
     expected = rubric.reply_keys
-    if set(said) != set(expected):
+    if set(values) != set(expected):
         raise Refusal(
-            "schema", f"keys {', '.join(map(repr, said))} instead of {', '.join(expected)}"
+            "schema", f"keys {', '.join(map(repr, values))} instead of {', '.join(expected)}"
         )
     return Annotation(
-        rationale=_rationale(said["rationale"], rubric),
-        category=_category(said["category"], rubric),
-        magnitude=_score("magnitude", said["magnitude"], rubric.magnitude),
-        confidence=_score("confidence", said["confidence"], rubric.confidence),
-        better=_better(said["better"]) if rubric.blind else None,
+        rationale=_rationale(values["rationale"], rubric),
+        category=_category(values["category"], rubric),
+        magnitude=_score("magnitude", values["magnitude"], rubric.magnitude),
+        confidence=_score("confidence", values["confidence"], rubric.confidence),
+        better=_better(values["better"]) if rubric.blind else None,
     )
 
 
 def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(items)
-    if len(said) < len(items):
+    values = dict(items)
+    if len(values) < len(items):
         raise ValueError("a key stands twice")
-    return said
+    return values
 
 
 def _rationale(value: Any, rubric: Rubric) -> str:

@@ -1,7 +1,7 @@
 """Compute magnitude and confidence as expectations over a teacher's alternative tokens.
 
-One reply with log-probabilities tells more than its digits: the expectation over the labels, as
-G-Eval reads a score (arXiv 2303.16634, Eq. 1), without sampling twenty times.
+The expectation over the labels of a scale uses more of a reply than its sampled label, as in G-Eval
+(arXiv 2303.16634, Eq. 1), but without sampling twenty times.
 """
 
 import json
@@ -19,7 +19,7 @@ _NUMBERS = ("magnitude", "confidence")
 _SURE = 0.9
 """Minimum total probability of the labels for an expectation to be computed. Our choice."""
 _NO_MASS = -9999.0
-"""What vLLM writes for a token that the grammar rules out."""
+"""Log-probability that vLLM reports for a token that the grammar excludes."""
 _MALFORMED = (
     AttributeError, KeyError, TypeError, ValueError, RecursionError, OverflowError
 )  # fmt: skip
@@ -31,20 +31,20 @@ _LABEL = re.compile(r"(0|-?[1-9][0-9]{0,14})(\.0+)?", re.ASCII)
 
 
 def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
-    """The top-k of the tokens that spell the values of `FIELDS`, and of nothing else.
+    """Return the tokens that spell the values of `FIELDS`, with their alternatives.
 
-    The token behind a number belongs to it if one that goes on with the number stood beside it:
-    the comma after a 1 that could have become a 10.
+    The token after a number is included if one of its alternatives would have continued the number,
+    such as the comma after a 1 that could have become 10.
 
     Args:
         content: `choices[0].logprobs.content` of an OpenAI chat completion.
-        text: of the reply, one JSON object.
+        text: Text of the reply, one JSON object.
 
     Returns:
-        A list of `{"field", "at", "token", "logprob", "top": [[token, logprob], ...]}`, `at` being
-        the token's place in `content`, `top` without the tokens of no probability. None where the
-        text is no such object, holds none of the fields, or the tokens do not spell it from its
-        first value to its end.
+        A list of `{"field", "at", "token", "logprob", "top": [[token, logprob], ...]}`, where `at`
+        is the token's index in `content`, and `top` omits tokens of probability 0. None if the text
+        is not a JSON object, contains none of the fields, or is not what the tokens spell from the
+        first value to the end.
     """
     try:
         spans = _spans(text)
@@ -52,7 +52,7 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
             return None
         places = _places(content, text.encode(), min(start for start, _ in spans.values()))
         return [
-            {"field": field, "at": at, **_kept(content[at])}
+            {"field": field, "at": at, **_record(content[at])}
             for field, span in spans.items()
             for at in _within(places, content, span, is_number=field in _NUMBERS)
         ]
@@ -61,20 +61,20 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
 
 
 def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> float | None:
-    """E[label] over the integers of a scale, by what a teacher could have said.
+    """Compute the expectation over the labels of a scale, from a reply's alternative tokens.
 
-    Where a label takes several tokens, what stood beside each of them counts with the probability
-    of the tokens before it. Probability that lies on no label, or on the beginning of several and
-    was not followed up (a 1 that could have become 10), is left out and the rest scaled to one.
+    If a label has several tokens, the alternatives of each token are weighted by the probability of
+    the tokens before it. Probability of tokens that are not a label, or that only begin several
+    labels (a 1 that could have become 10), is omitted, and the remainder is normalized.
 
     Args:
-        tokens: of `tokens_of_values`.
+        tokens: Tokens that `tokens_of_values` returned.
         field: `magnitude` or `confidence`.
-        scale: of that field.
+        scale: Scale of that field.
 
     Returns:
-        In [scale.min, scale.max]; None where the field has no tokens, or less than 0.9 of the
-        probability (our choice) lies on labels.
+        A value in [scale.min, scale.max]; None if the field has no tokens, or if the labels have a
+        total probability below 0.9 (our choice).
     """
     masses: dict[int, float] = {}
     for label, mass in _masses([token for token in tokens if token["field"] == field], scale):
@@ -87,25 +87,26 @@ def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> f
 
 def _masses(places: list[dict[str, Any]], scale: Scale) -> Iterator[tuple[int, float]]:
     """Yield labels with their probabilities; a label may occur several times."""
-    said, reached = "", 1.0
+    digits, probability = "", 1.0  # of the sampled tokens so far
     for number, place in enumerate(places, 1):
-        sampled, others = _parted(place)
-        for token, logprob in others:
-            label = _label(said, token, scale)
+        sampled, alternatives = _split_sampled(place)
+        for token, logprob in alternatives:
+            label = _label(digits, token, scale)
             if label is not None:
-                yield label, reached * _probability(logprob)
-        reached *= _probability(place["logprob"])
-        read = _read(said, sampled)
-        if read is None:
+                yield label, probability * _probability(logprob)
+        probability *= _probability(place["logprob"])
+        extended = _extend(digits, sampled)
+        if extended is None:
             return
-        said, is_closed = read
-        if number == len(places) or is_closed:  # nothing that goes on stood beside what follows
-            label = _label(said, ",", scale)
+        digits, is_closed = extended
+        # After the last stored token, no alternative would have continued the number.
+        if number == len(places) or is_closed:
+            label = _label(digits, ",", scale)
             if label is not None:
-                yield label, reached
+                yield label, probability
 
 
-def _parted(place: dict[str, Any]) -> tuple[str, list[list[Any]]]:
+def _split_sampled(place: dict[str, Any]) -> tuple[str, list[list[Any]]]:
     """Return the sampled token and its alternatives."""
     top = list(place["top"])
     texts = [token for token, _ in top]
@@ -114,28 +115,28 @@ def _parted(place: dict[str, Any]) -> tuple[str, list[list[Any]]]:
     return place["token"], top
 
 
-def _label(said: str, token: str, scale: Scale) -> int | None:
-    """The label that a token completes, if no other label can come of it."""
-    read = _read(said, token)
-    if read is None:
+def _label(digits: str, token: str, scale: Scale) -> int | None:
+    """Return the label that a token completes; None if there is none or it could be another one."""
+    extended = _extend(digits, token)
+    if extended is None:
         return None
-    digits, is_closed = read
-    found = _LABEL.fullmatch(digits)
-    if not found or not scale.min <= int(found[1]) <= scale.max:
+    digits, is_closed = extended
+    match = _LABEL.fullmatch(digits)
+    if not match or not scale.min <= int(match[1]) <= scale.max:
         return None
-    if not is_closed and not found[2] and _goes_on(int(found[1]), scale):
+    if not is_closed and not match[2] and _is_prefix(int(match[1]), scale):
         return None
-    return int(found[1])
+    return int(match[1])
 
 
-def _read(said: str, token: str) -> tuple[str, bool] | None:
-    """The digits after a token, and whether it ends the number; None where it is of no number."""
-    found = _NUMBER.fullmatch(token if said else token.lstrip(_BLANK + ':"'))
-    return found and (said + found[1], found[2] is not None)
+def _extend(digits: str, token: str) -> tuple[str, bool] | None:
+    """Return the digits with a token's, and whether it ends the number; None if it has none."""
+    match = _NUMBER.fullmatch(token if digits else token.lstrip(_BLANK + ':"'))
+    return match and (digits + match[1], match[2] is not None)
 
 
-def _goes_on(label: int, scale: Scale) -> bool:
-    """Whether another label of the scale begins with this one's digits."""
+def _is_prefix(label: int, scale: Scale) -> bool:
+    """Return whether another label of the scale begins with the digits of this one."""
     first = last = abs(label)
     low, high = (scale.min, scale.max) if label > 0 else (-scale.max, -scale.min)
     while label and first <= high:
@@ -150,10 +151,10 @@ def _probability(logprob: float) -> float:
 
 
 def _spans(text: str) -> dict[str, tuple[int, int]]:
-    """Where the values of the fields stand in a JSON object, in bytes, without quotes.
+    """Return the byte spans of the fields' values in a JSON object, without quotes.
 
     Raises:
-        ValueError: it is no object, or a key stands twice.
+        ValueError: If the text is not a JSON object, or a key occurs twice.
     """
     spans: dict[str, tuple[int, int]] = {}
     keys = set()
@@ -163,7 +164,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
         start = _skip(text, _expect(text, at, ":"))
         value, at = _DECODER.raw_decode(text, start)
         if not isinstance(key, str) or key in keys:
-            raise ValueError("no key, or one twice")
+            raise ValueError("not a key, or a repeated one")
         keys.add(key)
         if key in FIELDS:
             quote = isinstance(value, str)
@@ -173,7 +174,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
             break
         at += 1
     if _skip(text, _expect(text, at, "}")) != len(text):
-        raise ValueError("more than an object")
+        raise ValueError("text after the object")
     return {
         key: (len(text[:start].encode()), len(text[:end].encode()))
         for key, (start, end) in spans.items()
@@ -194,19 +195,19 @@ def _expect(text: str, at: int, mark: str) -> int:
 
 
 def _places(content: list[Any], text: bytes, first: int) -> dict[int, tuple[int, int]]:
-    """Where the tokens stand in the text, in bytes, from its end back to `first`.
+    """Return the byte spans of the tokens in the text, from its end back to `first`.
 
-    Whatever stands before, such as a model's reasoning, need not add up. The token that ends a turn
-    is not part of the text.
+    Tokens before that, such as a model's reasoning, may differ from the text. The token that ends a
+    turn is not part of the text.
 
     Raises:
-        ValueError: the tokens do not spell the text.
+        ValueError: If the tokens do not spell the text.
     """
     places, end = {}, len(text)
     for at in reversed(range(len(content))):
-        spelt, _, _ = _said(content[at])
-        start = end - len(spelt)
-        if text[max(0, start) : end] == spelt[max(0, -start) :]:
+        token, _, _ = _parse_token(content[at])
+        start = end - len(token)
+        if text[max(0, start) : end] == token[max(0, -start) :]:
             places[at] = (start, end)
             end = start
         elif at < len(content) - 1:
@@ -223,35 +224,36 @@ def _within(
     *,
     is_number: bool,
 ) -> list[int]:
-    """The tokens that spell a value, and the one behind where a number could have gone on."""
-    found = sorted(at for at, (start, end) in places.items() if start < span[1] and end > span[0])
-    after = found[-1] + 1 if found else None
+    """Return the tokens of a value, and the next one if a number could have continued with it."""
+    tokens = sorted(at for at, (start, end) in places.items() if start < span[1] and end > span[0])
+    after = tokens[-1] + 1 if tokens else None
     if is_number and after in places and places[after][0] == span[1]:
-        beside = [text for text, _ in _kept(content[after])["top"]]
-        if any(text[:1] in _DIGITS for text in beside if text):
-            found.append(after)
-    return found
+        alternatives = [text for text, _ in _record(content[after])["top"]]
+        if any(text[:1] in _DIGITS for text in alternatives if text):
+            tokens.append(after)
+    return tokens
 
 
-def _kept(said: Any) -> dict[str, Any]:
+def _record(token: Any) -> dict[str, Any]:
     """Return the fields of a token and its alternatives that are stored."""
-    _, text, logprob = _said(said)
-    top = [_said(one)[1:] for one in said.get("top_logprobs") or []]
-    kept = [[one, other] for one, other in top if other > _NO_MASS]
-    return {"token": text, "logprob": logprob, "top": kept}
+    _, text, logprob = _parse_token(token)
+    top = [_parse_token(alternative)[1:] for alternative in token.get("top_logprobs") or []]
+    possible = [[name, value] for name, value in top if value > _NO_MASS]
+    return {"token": text, "logprob": logprob, "top": possible}
 
 
-def _said(one: Any) -> tuple[bytes, str, float]:
-    """Bytes, text (by the bytes where they are text) and logprob of a token.
+def _parse_token(token: Any) -> tuple[bytes, str, float]:
+    """Return bytes, text and log-probability of a token; text from the bytes if they are UTF-8.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError, OverflowError: not as the API has it.
+        AttributeError, KeyError, TypeError, ValueError, OverflowError: If it is not in OpenAI's
+            format.
     """
-    spelt, text, logprob = one.get("bytes"), one["token"], one["logprob"]
+    encoded, text, logprob = token.get("bytes"), token["token"], token["logprob"]
     if isinstance(logprob, bool) or not isinstance(logprob, int | float):
-        raise TypeError("a logprob is a number")
-    written = text.encode()
-    spelt = written if spelt is None else bytes(list(spelt))
+        raise TypeError("a logprob must be a number")
+    from_text = text.encode()
+    encoded = from_text if encoded is None else bytes(list(encoded))
     with suppress(UnicodeDecodeError):
-        text = spelt.decode()
-    return spelt, text, float(logprob) if math.isfinite(logprob) else _NO_MASS
+        text = encoded.decode()
+    return encoded, text, float(logprob) if math.isfinite(logprob) else _NO_MASS

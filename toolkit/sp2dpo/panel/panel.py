@@ -1,4 +1,4 @@
-"""The panel: which teachers are asked, under which rubric, in which variants."""
+"""Load panels: which teachers are asked, under which rubric, in which variants."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +26,13 @@ class Panel:
     """All teachers, and what each is asked.
 
     Attributes:
-        rubric: what they are told.
-        variants: the rubric's variants that are asked, in this order.
-        teachers: in the file's order; names are unique.
-        budget: `full` asks every teacher every variant of every pair (the paper's way);
-            `adaptive` asks until more replies could hardly move the gap (ours).
-        tolerance: by how much a gap may still move when an adaptive panel stops asking, in (0, 1].
-            0.074 is 0.02 in beta under SP2DPO's envelope.
+        rubric: Instructions and answer format.
+        variants: Variants of the rubric that are asked, in this order.
+        teachers: Teachers in the order of the file; names are unique.
+        budget: `full` asks every teacher every variant of every pair (as in the paper);
+            `adaptive` stops when more replies are unlikely to change the gap (ours).
+        tolerance: Largest change of a gap that an adaptive panel still accepts when it stops, in
+            (0, 1]. 0.074 corresponds to 0.02 in beta under the paper's schedule.
     """
 
     rubric: Rubric
@@ -42,9 +42,9 @@ class Panel:
     tolerance: float = 0.074
 
     def record(self) -> dict[str, Any]:
-        """What a store remembers of a panel, as JSON: who is asked what, under which terms.
+        """Return the JSON object that a store records of a panel.
 
-        No addresses, no commands and no names of keys.
+        It contains no addresses, no commands and no names of API keys.
         """
         return {
             "variants": list(self.variants),

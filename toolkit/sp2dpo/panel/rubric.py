@@ -1,7 +1,7 @@
-"""The rubric: what a teacher is asked, and which answers are valid.
+"""Load rubrics, and write the requests that teachers get.
 
-A rubric is data (rubrics/semantic-gap.yaml is the packaged one). The messages, the JSON schema of a
-reply and every list of categories downstream derive from it.
+A rubric is a YAML file; `PACKAGED` ones are in the folder `rubrics`. The messages, the JSON schema
+of a reply and all lists of categories derive from it.
 """
 
 import hashlib
@@ -41,7 +41,13 @@ _TOKENS = {"task": ("{categories}", "{magnitude}", "{confidence}"), "fence": ("{
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """An integer scale from `min` to `max`, in the words of the rubric."""
+    """An integer scale.
+
+    Attributes:
+        min: Lowest value.
+        max: Highest value.
+        text: Description of the scale, as teachers read it.
+    """
 
     min: int
     max: int
@@ -58,21 +64,23 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Rubric:
-    """What a teacher is told about every pair.
+    """Instructions and answer format that all teachers of a panel get.
 
     Attributes:
-        name: for people.
-        system: the system message; empty for none.
-        task: the text that all requests share.
-        fence: the sentence that explains the marks around the pair; holds `{mark}`.
-        parts: what the rubric calls prompt, chosen and rejected; blind: prompt, a and b.
-        categories: name -> description, in order of priority (ties go to the earlier).
-        magnitude: how much better `chosen` is; blind: the response that the reply names.
-        confidence: how sure the teacher is.
-        rationale_length: in characters.
-        variants: name -> closing paragraph.
-        protocol: `labelled` (SP2DPO's) says which response is `chosen`; `blind` (ours) does not,
-            and asks in both orders which one is better.
+        name: Name for people; it is not part of `hash`.
+        system: System message; empty for none.
+        task: Text that all requests share.
+        fence: Sentence that explains the marks around the pair; contains `{mark}`.
+        parts: Headings of `prompt`, `chosen` and `rejected`; under the blind protocol of `prompt`,
+            `a` and `b`.
+        categories: Descriptions by name, in order of priority: a tie goes to the earlier one.
+        magnitude: Scale of how much better the better response is: `chosen` under the labelled
+            protocol, the response that the reply names under the blind one.
+        confidence: Scale of how sure the teacher is.
+        rationale_length: Maximum length of a rationale, in characters.
+        variants: Closing paragraphs of the request, by name.
+        protocol: `labelled` (the paper's) tells teachers which response is chosen; `blind` (ours)
+            does not, and asks in both orders which one is better.
     """
 
     name: str
@@ -94,24 +102,25 @@ class Rubric:
 
     @property
     def hash(self) -> str:
-        """64 hexadecimal digits over everything but the name; order of categories counts."""
-        said = self.as_mapping()
-        del said["name"]
-        said["categories"] = list(self.categories.items())
-        return hashlib.sha256(canonical_json(said).encode()).hexdigest()
+        """SHA-256 of everything but the name, as 64 hexadecimal digits."""
+        config = self.as_mapping()
+        del config["name"]
+        # As a list, because canonical JSON sorts keys and the order of categories has a meaning.
+        config["categories"] = list(self.categories.items())
+        return hashlib.sha256(canonical_json(config).encode()).hexdigest()
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the contents of its YAML file; `parse_rubric` is the inverse."""
-        said = asdict(self)
+        config = asdict(self)
         if not self.blind:
-            del said["protocol"]  # as files leave it out
-        return said
+            del config["protocol"]  # the default; hashes of older rubrics do not include it
+        return config
 
     def orders(self, pair_id: str) -> tuple[str, ...]:
-        """The orders in which the responses of a pair are shown, the one to ask first at its head.
+        """Return the orders in which the responses of a pair are shown, the first to ask first.
 
-        Which one that is under the blind protocol depends on the pair's id alone, so that neither
-        order comes first more often, and no reader of the mark can tell it. Our choice.
+        Under the blind protocol, a hash of the pair's id decides which one comes first, so that
+        both do equally often and the mark in the request does not give it away. Our choice.
         """
         if not self.blind:
             return (CHOSEN_FIRST,)
@@ -121,20 +130,20 @@ class Rubric:
 
     @property
     def reply_keys(self) -> tuple[str, ...]:
-        """The keys of a reply; the rationale comes first so that it informs the rest."""
+        """Keys of a reply. The rationale is first, so that the scores can depend on it."""
         better = ("better",) if self.blind else ()
         return ("rationale", "category", *better, "magnitude", "confidence")
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of a reply."""
-        known = {
+        schemas = {
             "rationale": {"type": "string", "maxLength": self.rationale_length},
             "category": {"type": "string", "enum": list(self.categories)},
             "better": {"type": "string", "enum": list(BETTER)},
             "magnitude": self.magnitude.schema(),
             "confidence": self.confidence.schema(),
         }
-        fields = {key: known[key] for key in self.reply_keys}
+        fields = {key: schemas[key] for key in self.reply_keys}
         return {
             "type": "object",
             "properties": fields,
@@ -143,31 +152,31 @@ class Rubric:
         }
 
     def shared(self, pair: Pair, order: str = CHOSEN_FIRST) -> str:
-        """What the requests about a pair have in common: the task, and the pair behind its fence.
+        """Return what all requests about a pair in one order begin with: the task and the pair.
 
         Raises:
-            ValueError: the protocol does not show the responses in that order.
+            ValueError: If the protocol does not show the responses in that order.
         """
         if order not in self.orders(pair.id):
-            raise ValueError(f"the {self.protocol} protocol knows no order {order!r}")
-        return f"{self._asked_of_all}\n\n{fence(pair, self.fence, self._shown(pair, order))}"
+            raise ValueError(f"the {self.protocol} protocol has no order {order!r}")
+        return f"{self._task_text}\n\n{fence(pair, self.fence, self._shown(pair, order))}"
 
     def messages(
         self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
     ) -> list[dict[str, str]]:
         """Return the chat messages that ask for one annotation.
 
-        Everything up to the last paragraph is the same for all variants of a pair in one order, so
-        that a server's prefix cache serves all variants but the first.
+        Everything before the last paragraph is the same for all variants of a pair in one order, so
+        that a server's prefix cache can serve it.
 
         Args:
-            pair: what is judged.
-            variant: whose paragraph closes the request.
-            order: in which the responses are shown.
-            shared: what `shared` gives for the pair and the order, where it is at hand.
+            pair: Pair to annotate.
+            variant: Variant whose paragraph closes the request.
+            order: Order in which the responses are shown.
+            shared: Result of `shared` for the pair and the order; None to compute it.
 
         Raises:
-            ValueError: as `shared`.
+            ValueError: If the protocol does not show the responses in that order.
         """
         if shared is None:
             shared = self.shared(pair, order)
@@ -177,8 +186,8 @@ class Rubric:
         return messages
 
     @cached_property
-    def _asked_of_all(self) -> str:
-        """The task, its tokens filled in: what the requests about all pairs begin with."""
+    def _task_text(self) -> str:
+        """The task with its placeholders filled in."""
         listed = "\n".join(
             f"  {number}. `{name}`: {text}"
             for number, (name, text) in enumerate(self.categories.items(), start=1)
@@ -190,12 +199,12 @@ class Rubric:
             "{confidence}": self.confidence.text.strip(),
             "{rationale_length}": str(self.rationale_length),
         }
-        # In one pass: a category's description may itself say {magnitude}.
+        # In one pass, because a description may itself contain a placeholder.
         tokens = "|".join(map(re.escape, texts))
-        return re.sub(tokens, lambda found: texts[found[0]], self.task.strip())
+        return re.sub(tokens, lambda match: texts[match[0]], self.task.strip())
 
     def _shown(self, pair: Pair, order: str) -> list[tuple[str, tuple[Message, ...]]]:
-        """The parts of a pair under their names, in the order in which they are shown."""
+        """Return the parts of a pair with their headings, in the order in which they are shown."""
         responses = (pair.chosen, pair.rejected)
         parts = (pair.prompt, *(responses if order == CHOSEN_FIRST else responses[::-1]))
         names = (self.parts[part] for part in _PARTS[self.protocol])
@@ -203,15 +212,15 @@ class Rubric:
 
 
 def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
-    """Return the packaged rubric of that name, or the one in a YAML file.
+    """Load a packaged rubric or one from a YAML file.
 
     Args:
-        name: `semantic-gap`, `semantic-gap-blind`, or a path; a relative one counts from `beside`.
-        beside: the folder of the panel that names it.
+        name: `semantic-gap`, `semantic-gap-blind`, or the path of a file.
+        beside: Folder that a relative path starts from; None for the current folder.
 
     Raises:
-        ValueError: naming the file and all that is wrong with it.
-        OSError: the file cannot be read.
+        ValueError: If there is no packaged rubric of that name, or with every problem of the file.
+        OSError: If the file cannot be read.
     """
     if "/" not in name and not name.endswith((".yaml", ".yml")):
         packaged = resources.files("sp2dpo.panel") / "rubrics" / f"{name}.yaml"
@@ -248,7 +257,7 @@ _Texts = Annotated[dict[Annotated[str, NAME], str], Field(min_length=1)]
 
 
 class RubricConfig(Settings):
-    """What teachers are told about every pair, and what they may answer."""
+    """Instructions and answer format that all teachers of a panel get."""
 
     model_config = ConfigDict(title="SP2DPO rubric")
 
@@ -296,7 +305,7 @@ class RubricConfig(Settings):
         return parts
 
     def build(self) -> Rubric:
-        """Return it as a rubric."""
+        """Return the rubric."""
         values: dict[str, Any] = {name: getattr(self, name) for name in RubricConfig.model_fields}
         scales: dict[str, Any] = {
             name: Scale(min=scale.min, max=scale.max, text=scale.text)
@@ -306,7 +315,7 @@ class RubricConfig(Settings):
 
 
 def read_rubric(path: Path) -> Rubric:
-    """Return the rubric in a YAML file; see `load_rubric`."""
+    """Load a rubric from a YAML file; raises like `load_rubric`."""
     source = read_yaml_file(path)
     return validate(RubricConfig, source.values, where=str(path), source=source).build()
 
@@ -321,18 +330,18 @@ def parse_rubric(config: Mapping[str, Any], *, where: str) -> Rubric:
 
 
 def fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
-    """The pair between marks, and before it the sentence that explains them.
+    """Return the pair between marks, after the sentence that explains the marks.
 
     Args:
-        pair: whose texts they are.
-        sentence: holds `{mark}`.
-        shown: the parts of the pair, each with its name, in the order in which they stand.
+        pair: The pair.
+        sentence: Explanation of the marks; contains `{mark}`.
+        shown: Heading and messages of each part of the pair, in the order in which they are shown.
     """
     mark = _mark(pair)
     lines = [sentence.strip().replace("{mark}", mark), ""]
     for name, turns in shown:
         for turn in turns:
-            lines += [f"{mark} {name} ({turn['role']})", _spoken(turn)]
+            lines += [f"{mark} {name} ({turn['role']})", _turn_text(turn)]
     if pair.tools:
         lines += [f"{mark} tools", canonical_json(pair.tools)]
     lines.append(mark)
@@ -340,24 +349,19 @@ def fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message
 
 
 def _mark(pair: Pair) -> str:
-    """A mark that no text of the pair holds: a piece of the pair's own hash.
-
-    A text would have to contain a piece of a hash over itself; should it ever, the next piece is
-    taken.
-    """
+    """Return a mark that no text of the pair contains: the beginning of the pair's hash."""
     turns = (*pair.prompt, *pair.chosen, *pair.rejected)
-    texts = [text for turn in turns for text in (turn["role"], _spoken(turn))]
+    texts = [text for turn in turns for text in (turn["role"], _turn_text(turn))]
     texts.append(canonical_json(pair.tools))
     seed = pair.id
+    # A text would have to contain the beginning of a hash over itself, which is hard but possible.
     while any(seed[:16] in text for text in texts):
         seed = hashlib.sha256(seed.encode()).hexdigest()
     return f"#{seed[:16]}#"
 
 
-def _spoken(turn: Message) -> str:
-    """What a turn says, tool calls and other keys as JSON behind the text."""
-    more = {key: turn[key] for key in turn if key not in ("role", "content")}
-    said = [turn.get("content") or ""]
-    if more:
-        said.append(canonical_json(more))
-    return "\n".join(text for text in said if text)
+def _turn_text(turn: Message) -> str:
+    """Return the text of a turn, followed by tool calls and other keys as JSON."""
+    extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+    texts = [turn.get("content") or "", canonical_json(extra) if extra else ""]
+    return "\n".join(text for text in texts if text)
