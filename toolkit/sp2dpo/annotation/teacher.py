@@ -51,6 +51,7 @@ class TeacherSession:
         self._client = client
         self._rubric = rubric
         self._outcomes = Counter(kept=kept)
+        self._failure: EndpointError | None = None
 
     @property
     def most(self) -> int:
@@ -141,11 +142,13 @@ class TeacherSession:
         self._outcomes[entry.reason or "kept"] += 1
         if self._outcomes["kept"] or self._outcomes.total() < _HOPELESS:
             return
-        reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
-        raise EndpointError(
-            f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies can "
-            f"be read ({reasons}); {_advice(entry)}"
-        )
+        if self._failure is None:  # replies in flight would count further before the run ends
+            reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
+            self._failure = EndpointError(
+                f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies "
+                f"can be read ({reasons}); {_advice(entry)}"
+            )
+        raise self._failure
 
 
 def _advice(entry: ReplyRecord) -> str:
