@@ -1,1 +1,1 @@
-"""From replies to one beta per pair, and the arms a schedule is compared with."""
+"""Compute one beta per pair from the teachers' replies, under a schedule or an arm."""

@@ -1,7 +1,7 @@
-"""An arm of a comparison: a schedule, and another use of the same annotations.
+"""Compute betas under an arm of a comparison: a schedule, with or without departures.
 
-The YAML file of an arm names its schedule (`of`) and how it departs from it. Rows are marked
-(`keep`, `flip`) and never deleted, so every table shows which pairs it trains on.
+The YAML file of an arm names its schedule (`of`) and its departures from that schedule. Rows are
+marked (`keep`, `flip`) and never deleted, so every table shows which pairs are used for training.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,16 +54,18 @@ DISPUTED = ("drop", "flip")
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """How a table of betas is computed; with `of` alone it is the schedule itself.
+    """How a table of betas is computed: a schedule and the departures from it.
+
+    An arm with `of` alone is the schedule itself.
 
     Attributes:
         of: the schedule.
-        beta: what replaces the betas of the schedule; see `baselines`.
+        beta: baseline that replaces the betas of the schedule; see `baselines`.
         keep: which pairs are left out because of their gap.
         disputed: what happens to pairs whose label the teachers dispute: `drop` leaves them out,
             `flip` exchanges their responses. Both are our choice.
-        weight: weight of a pair's loss; see `baselines`.
-        margin: margin gamma in a pair's loss, in nats; see `baselines`.
+        weight: weight of each pair's loss; see `baselines`.
+        margin: margin gamma in each pair's loss, in nats; see `baselines`.
     """
 
     of: Schedule
@@ -79,7 +81,7 @@ class Arm:
         return isinstance(self.weight, Madpo) or isinstance(self.margin, Odpo)
 
     def scale_betas(self, factor: float) -> "Arm":
-        """Return the arm with its betas multiplied by `factor`, to tune them.
+        """Return a copy of the arm with its betas multiplied by `factor`, for tuning.
 
         Both ends of every envelope and a constant beta are multiplied; weights and margins are not.
         """
@@ -95,7 +97,7 @@ class Arm:
         return replace(self, of=schedule, beta=beta)
 
     def departures(self) -> dict[str, str]:
-        """Return the keys of its YAML file other than `of`; empty for a schedule itself."""
+        """Return the keys and values of the arm's YAML file without `of`; empty for a schedule."""
         config = {}
         for key in ("beta", "keep", "disputed", "weight", "margin"):
             value = getattr(self, key)
@@ -139,7 +141,7 @@ def load_arm(path: Path) -> Arm:
     """Return the arm in a YAML file; a schedule's file is an arm without departures.
 
     Raises:
-        ValueError: With every problem of a file: line, key, rule and value.
+        ValueError: A file is invalid; the message lists line, key, rule and value of each problem.
         OSError: A file cannot be read.
     """
     source = read_yaml_file(path)
@@ -166,16 +168,16 @@ def load_arm(path: Path) -> Arm:
 def parse_arm(
     config: Mapping[str, Any], schedule: Schedule, *, where: str, source: YamlFile | None = None
 ) -> Arm:
-    """Return a mapping as an arm.
+    """Parse an arm from a mapping.
 
     Args:
-        config: The departures, as `Arm.departures` gives them; `of` is optional and not read.
-        schedule: The schedule that it is an arm of.
+        config: The departures, as `Arm.departures` returns them; a key `of` is not used.
+        schedule: The schedule that the arm departs from.
         where: File or place that the mapping comes from, for messages.
-        source: The file, where the mapping is all of it.
+        source: The YAML file, if the mapping is its complete content.
 
     Raises:
-        ValueError: With every problem.
+        ValueError: The mapping is invalid; the message lists each problem.
     """
     model = ArmConfig if "of" in config else Departures
     departures = validate(model, config, where=where, source=source)
@@ -200,14 +202,14 @@ def compute_betas(
         The columns of `schedule.schedule_betas`, sorted by pair_id, and those that the arm adds:
         flip: whether the pair is trained with its responses exchanged.
         weight: weight of its loss, at least 0; null without a beta.
-        margin: margin gamma in its loss, in nats; null without a beta, and for a pair without an
-            offset, which is not kept.
+        margin: margin gamma in its loss, in nats; null without a beta, and for a pair that has no
+            offset and is therefore not kept.
         reward_margin: h from the scores, of chosen over rejected as the pair is trained (negated
             where its responses are exchanged); null without a beta.
 
     Raises:
-        ValueError: the arm needs scores or disputed labels that are not there, scores are given
-            that it does not use, or no pair is left.
+        ValueError: the arm needs scores that are not given, or disputed labels although the
+            replies cannot dispute any; scores are given that it does not use; or no pair is left.
     """
     _check(arm, annotations.rubric, scores)
     table = schedule_betas(annotations, arm.of, flip=arm.disputed == "flip")
@@ -252,7 +254,7 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
 
 
 def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFrame:
-    """Add the reward margins of the pairs as trained: exchanged responses negate them."""
+    """Add the reward margins, negated for pairs that are trained with responses exchanged."""
     with_beta = table.filter("has_beta")["pair_id"]
     margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.margins(with_beta)})
     table = table.join(margins, on="pair_id", how="left", maintain_order="left")

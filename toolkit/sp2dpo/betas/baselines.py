@@ -1,9 +1,11 @@
 """Baselines for a schedule: the same pairs with other betas, or the gap as a weight or margin.
 
-Everything here is a pure function of a table from `schedule.schedule_betas`.
-Rand-beta and a tuned global beta are the paper's baselines (arXiv 2601.22385); the others are ours.
-Means and the permutation are over the kept pairs, so that all arms of a comparison train on the
-same pairs.
+All baselines are pure functions of a table from `schedule.schedule_betas`. Rand-beta and a tuned
+global beta are the paper's baselines (arXiv 2601.22385); the others are ours. Means and the
+permutation cover only the kept pairs, so that all arms of a comparison train on the same pairs.
+
+Formulas use the loss l = -log sigmoid(beta D), where D is the log-ratio of policy to reference for
+the chosen response minus that for the rejected one.
 """
 
 from dataclasses import dataclass
@@ -20,10 +22,10 @@ from sp2dpo.betas.schedule import Schedule, category_envelopes
 
 @dataclass(frozen=True)
 class Constant:
-    """One beta for all pairs: DPO's own.
+    """The same beta for all pairs, as in standard DPO.
 
     Attributes:
-        beta: above 0.
+        beta: the common beta; above 0.
     """
 
     beta: float
@@ -33,38 +35,39 @@ class Constant:
         object.__setattr__(self, "beta", float(self.beta))
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Return its beta for every pair that has one."""
+        """Return the common beta for every pair that has a beta, null for the others."""
         return _same(table, self.beta)
 
 
 @dataclass(frozen=True)
 class ArithmeticMean:
-    """One beta for all: mean of beta_i.
+    """The same beta for all pairs: the mean of beta_i.
 
-    At D = 0, where |dl/dD| = beta / 2, the sum of the gradients is that of the schedule.
+    At D = 0, |dl/dD| = beta / 2, so the sum of the gradients is the same as under the schedule.
     """
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Return its beta for every pair that has one."""
+        """Return the common beta for every pair that has a beta, null for the others."""
         return _same(table, _kept_betas(table).mean())
 
 
 @dataclass(frozen=True)
 class HarmonicMean:
-    """One beta for all: 1 / mean of 1 / beta_i.
+    """The same beta for all pairs: 1 / (mean of 1 / beta_i).
 
-    A pair whose label is right with probability p ends at D* = logit(p) / beta: where p is the same
-    for all, the mean of D* is that of the schedule.
+    For a pair whose label is right with probability p, the expected loss is lowest at
+    D* = logit(p) / beta. If p is the same for all pairs, the mean of D* is the same as under the
+    schedule.
     """
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
-        """Return its beta for every pair that has one."""
+        """Return the common beta for every pair that has a beta, null for the others."""
         return _same(table, 1 / (1 / _kept_betas(table)).mean())
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Rand-beta: beta_i ~ U[beta_min, beta_max], each pair drawn on its own (SP2DPO's baseline).
+    """Rand-beta: beta_i ~ U[beta_min, beta_max], independently per pair (SP2DPO's baseline).
 
     Attributes:
         seed: random seed; equal seeds give equal betas for the same set of pairs.
@@ -86,10 +89,10 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Permuted:
-    """The same betas on other pairs.
+    """The betas of the schedule, assigned to other pairs.
 
-    The kept pairs are put in a random cycle and each gets its neighbour's beta, so none keeps its
-    own (but its neighbour's may be equal).
+    The kept pairs are arranged in a random cycle, and each one gets the beta of its neighbour. So
+    no pair keeps its own beta, although its neighbour's may be equal.
 
     Attributes:
         seed: random seed of the cycle.
@@ -111,7 +114,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class DropLowest:
-    """Leave out the pairs with the lowest gaps; ties are broken by pair_id, a hash.
+    """Leave out the pairs with the lowest gaps; ties are broken by pair_id, a hash, so at random.
 
     Attributes:
         percent: share of the kept pairs to leave out, in (0, 100), rounded down to whole pairs.
@@ -127,6 +130,7 @@ class DropLowest:
         kept = table["keep"].to_numpy().copy()
         left = np.flatnonzero(kept)
         gap = table["gap"].round(PLACE_DECIMALS).to_numpy()[left]
+        # 1e-9: 29 percent of 100 pairs is 28.999999999999996 in floating point.
         lowest = np.argsort(gap, kind="stable")[: int(self.percent / 100 * len(left) + 1e-9)]
         kept[left[lowest]] = False
         return pl.Series("keep", kept)
@@ -150,10 +154,10 @@ class GapWeight:
 
 @dataclass(frozen=True)
 class BetaWeight:
-    """w_i = beta_i / mean of beta, by the schedule's betas: 1 on average.
+    """w_i = beta_i / mean of beta: the schedule's beta as a loss weight, 1 on average.
 
-    Under the constant beta `arithmetic-mean` a pair's gradient at D = 0 is exactly the one that it
-    has under the schedule, beta_i / 2: what differs later is the temperature alone.
+    With the constant beta `arithmetic-mean`, the gradient of a pair at D = 0 is beta_i / 2, exactly
+    as under the schedule. Away from D = 0, only the temperature inside the sigmoid differs.
     """
 
     def values(self, table: pl.DataFrame) -> pl.Series:
@@ -163,7 +167,7 @@ class BetaWeight:
 
 @dataclass(frozen=True)
 class GapMargin:
-    """gamma_i = scale g_i: the gap as an offset.
+    """gamma_i = scale g_i: the gap as an offset in the loss.
 
     Attributes:
         scale: offset of a gap of 1, in nats; above 0.
@@ -197,15 +201,16 @@ SCALINGS = ("log", "identity")
 class Madpo:
     """MADPO's weight (arXiv 2510.05342); see `madpo_weight`.
 
-    The released notebook: c_max 2, c_min 0.5, lam 1, tau 6.906755; its headline runs: c_max 4,
-    c_min 0.25, lam 1, tau 7.
+    The released notebook uses c_max 2, c_min 0.5, lam 1, tau 6.906755; its headline runs use
+    c_max 4, c_min 0.25, lam 1, tau 7.
 
     Attributes:
         c_max: approximate factor of the margin for a reward margin of 0; above 1.
         c_min: factor for a very large reward margin; in (0, 1).
         lam: rate at which the factor falls from c_max to c_min; above 0.
         tau: reward margin at which the factor is 1; above 0.
-        only: `amplify` or `regularise` for the ablations (our choice of how: c is clamped at 1).
+        only: `amplify` or `regularise` for the ablations, which limit c at 1 (our choice); None for
+            the full method.
     """
 
     c_max: float
@@ -236,14 +241,14 @@ class Madpo:
 
 @dataclass(frozen=True)
 class Odpo:
-    """ODPO's offset gamma = alpha f(h); a pair with h <= 0 has none.
+    """ODPO's offset gamma = alpha f(h); a pair with h <= 0 has no offset.
 
-    ODPO orders the responses of a pair by their scores, so its h is above 0. f = log is the
-    paper's; `identity` is our choice.
+    ODPO orders the responses of a pair by their scores, so there h is always above 0. The paper
+    uses f = log; `identity` is our choice.
 
     Attributes:
         alpha: factor of the offset; above 0.
-        f: `log` or `identity`.
+        f: function of the reward margin, `log` or `identity`.
     """
 
     alpha: float
@@ -258,6 +263,7 @@ class Odpo:
         """Return the offsets of pairs, in nats; NaN where h <= 0."""
         h = np.asarray(reward_margin, dtype=np.float64)
         ordered = h > 0
+        # np.where evaluates both branches: replace h first, so that np.log does not warn.
         scaled = np.log(np.where(ordered, h, 1.0)) if self.f == "log" else h
         return np.where(ordered, self.alpha * scaled, np.nan)
 
@@ -274,10 +280,10 @@ def madpo_weight(
 
     Args:
         h: reward margins, any shape.
-        c_max: above 1.
-        c_min: in (0, 1).
-        lam: above 0.
-        tau: above 0.
+        c_max: see `Madpo`; above 1.
+        c_min: see `Madpo`; in (0, 1).
+        lam: see `Madpo`; above 0.
+        tau: see `Madpo`; above 0.
         only: `amplify` keeps c at 1 or above, `regularise` at 1 or below (our choice: the paper's
             ablations would divide by zero at c_min = 1).
 
@@ -290,6 +296,7 @@ def madpo_weight(
     if only is not None:
         c = np.maximum(c, 1.0) if only == "amplify" else np.minimum(c, 1.0)
     inside = h > -tau
+    # np.where evaluates both branches: replace h first, so that exp does not overflow.
     safe = np.where(inside, h, 0.0)
     return np.where(inside, np.exp(_log_sigmoid(c * safe) - _log_sigmoid(safe)), 1.0)
 

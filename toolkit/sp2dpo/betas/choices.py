@@ -15,7 +15,7 @@ from sp2dpo.text import shorten
 
 
 def choice_of(known: Mapping[str, type]) -> Rule:
-    """Return the rule that a key of a settings model is one of the choices, by name."""
+    """Return a rule for a settings model: the value of a key must be one of these choices."""
     names = "|".join(known)
     return Rule(
         lambda text: parse_choice(text, known),
@@ -28,7 +28,7 @@ def choice_of(known: Mapping[str, type]) -> Rule:
 
 
 def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
-    """Return the choice that the value of a key names.
+    """Parse the value of a key into the choice that it names.
 
     Args:
         text: The value, such as `shrink(0.3)`.
@@ -61,7 +61,7 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
 
 
 def usage(name: str, kind: type) -> str:
-    """Return how a choice is written, with its arguments by name: `shrink(m0)`."""
+    """Return the syntax of a choice with the names of its arguments, such as `shrink(m0)`."""
     taken = [
         field.name if field.default is MISSING else f"[{field.name}]" for field in fields(kind)
     ]
@@ -83,7 +83,7 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     """Return the arguments in parentheses, by position and by name.
 
     Raises:
-        ValueError: they are not numbers and words.
+        ValueError: an argument is neither a number nor a word.
     """
     if not text:
         return [], {}
@@ -127,7 +127,7 @@ def check_number(
     """Check that a value is a finite number within limits.
 
     Raises:
-        ValueError: with the name, the rule and the value.
+        ValueError: it is not; the message contains the name, the rule and the value.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, not {value!r}")

@@ -2,8 +2,8 @@
 
 SP2DPO's joint multi-annotator multi-prompt estimator takes the median over the prompt variants of a
 teacher, then the mean over the teachers (arXiv 2601.22385, section 4.3.3). The other combinations
-are there for comparison; they, and the gap of a single reply, are our choice. A new gap form or
-combination is added in this file alone.
+are there for comparison; they, and the gap of a single reply, are our choice. To add a gap form or
+a combination, change only this file.
 """
 
 from dataclasses import dataclass
@@ -157,11 +157,11 @@ class Estimator:
     over_teachers: str
 
     def select_replies(self, annotations: AnnotationTable) -> pl.DataFrame:
-        """Return the replies that count: all, or those of the named teacher and variant.
+        """Return the replies that count: all, or only those of a named teacher or variant.
 
         Raises:
             ValueError: no kept reply is from that teacher or under that variant, or there are too
-                few of them for `trimmed`.
+                few teachers or variants for `trimmed`.
         """
         replies = annotations.replies
         for axis, way in (("variant", self.over_variants), ("teacher", self.over_teachers)):
@@ -190,7 +190,7 @@ JMAMP = Estimator(estimate="sampled", gap=Product(), over_variants="median", ove
 
 
 def combine_expr(column: str, way: str) -> pl.Expr:
-    """Return the expression that combines the values of a group; a single value is kept."""
+    """Return the expression that combines the values of a group; one value is left unchanged."""
     values = pl.col(column)
     if way == "median":
         return values.median()

@@ -71,8 +71,8 @@ def explain_lines(
 ) -> list[str]:
     """Return the lines that `sp2dpo explain` prints.
 
-    The arithmetic is repeated for this pair alone and must give the beta in the table. What depends
-    on all pairs (the rank of a gap, a mean, a random draw) is taken from the table.
+    The arithmetic is repeated for this pair alone and must give the beta in the table. Values that
+    depend on all pairs (the rank of a gap, a mean, a random draw) are taken from the table.
 
     Args:
         pair: the pair.
@@ -161,7 +161,7 @@ def _indented(turn: Message) -> list[str]:
 
 
 def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
-    """Return a table of all replies, refused ones with their reasons."""
+    """Return a table of all replies; refused replies are listed with their reasons."""
     scores = ("magnitude", "confidence")
     if estimator.estimate == "expected":
         scores = ("expected magnitude", "expected confidence")

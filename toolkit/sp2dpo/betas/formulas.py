@@ -14,7 +14,7 @@ _PAPERS_ENDS = (0.03, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class Formulas:
-    """Descriptions without a full stop; they contain names from files, so they must be escaped.
+    """Descriptions without a final full stop; callers must escape them: they contain user input.
 
     Attributes:
         reply: how one reply becomes a gap.

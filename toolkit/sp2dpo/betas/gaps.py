@@ -7,8 +7,8 @@
 
 JMAMP (SP2DPO, arXiv 2601.22385, section 4.3.3) takes the median over the variants p of a teacher,
 then the mean over the teachers a. The gap of one reply, its sign, the mean over the orders o and
-missing replies are our choice: the values that exist are combined, be it a single order, some of
-the variants or some of the teachers.
+missing replies are our choice: where orders, variants or teachers are missing, the values that
+exist are combined.
 
 The labelled protocol has one order, and its s_i is below 0 only under the form `signed`. A label is
 disputed if s_i < 0.
@@ -41,7 +41,7 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
         has nulls and 0 votes.
 
     Raises:
-        ValueError: as `compute_reply_gaps`.
+        ValueError: as for `compute_reply_gaps`.
     """
     rubric = annotations.rubric
     replies = compute_reply_gaps(annotations, estimator)
@@ -76,7 +76,7 @@ def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFr
     """Return the replies that count, with magnitude and confidence as the estimate defines them.
 
     Raises:
-        ValueError: the estimate is `expected` and no reply has expectations, or as
+        ValueError: the estimate is `expected` and no reply has expectations, or as for
             `Estimator.select_replies`.
     """
     replies = estimator.select_replies(annotations)
@@ -96,7 +96,7 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
     """Return the replies that count, sorted by key, each with its signed gap in the column `gap`.
 
     Raises:
-        ValueError: as `count_votes`.
+        ValueError: as for `count_votes`.
     """
     rubric = annotations.rubric
     sign = None
@@ -112,7 +112,7 @@ def compute_signed_gap(
 ) -> float | None:
     """Return the signed gap of one kept reply of `Store.replies`; None if it does not count.
 
-    The same as `compute_reply_gaps`, for a single reply.
+    Does the same as `compute_reply_gaps`, for a single reply.
     """
     if not is_vote(reply, estimator):
         return None
@@ -123,7 +123,7 @@ def compute_signed_gap(
 
 
 def is_vote(reply: Mapping[str, Any], estimator: Estimator) -> bool:
-    """Return whether a kept reply counts."""
+    """Return whether a kept reply counts as a vote under the estimator."""
     for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
         if way not in WAYS and reply[axis] != way:
             return False

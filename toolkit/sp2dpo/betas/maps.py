@@ -2,7 +2,7 @@
 
 The linear map and its range are SP2DPO's (arXiv 2601.22385); the other three are our choice. All
 accept numbers and columns. A gap of 0 gives exactly the lower end and a gap of 1 exactly the upper
-one, except under `quantile`, where the rank of the gap among all gaps takes its place.
+one, except under `quantile`, which uses the rank of the gap among all gaps instead.
 """
 
 from dataclasses import dataclass
@@ -94,13 +94,13 @@ class Power:
 class Quantile:
     """beta = beta_min + (beta_max - beta_min) q, q = (mean rank of g - 1/2) / n (our choice).
 
-    Ranks are from 1, among all n pairs with a gap; equal gaps get their mean rank (Hazen's plotting
-    position). The betas are spread evenly over the envelope whatever the distribution of the gaps,
-    and the beta of a pair depends on all other pairs.
+    Ranks start at 1 and cover all n pairs with a gap; equal gaps get their mean rank (Hazen's
+    plotting position). Whatever the distribution of the gaps, the betas are spread evenly over the
+    envelope; in return, the beta of a pair depends on all other pairs.
     """
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
-        """Return the beta of a gap's rank from `places`."""
+        """Return the beta of a scaled rank, which `places` computes; `gap` is that rank."""
         return beta_min * (1 - gap) + beta_max * gap
 
     def words(self, gap: str, low: str, high: str) -> str:

@@ -91,7 +91,8 @@ class Schedule:
         """Check that the rubric has every category that has an envelope.
 
         Raises:
-            ValueError: with `where`, the category and the known categories.
+            ValueError: it does not; the message contains `where`, the missing category and the
+                categories of the rubric.
         """
         for category in self.envelopes:
             if category not in rubric.categories:
@@ -158,7 +159,7 @@ def load_schedule(path: Path) -> Schedule:
     """Return the schedule in a YAML file.
 
     Raises:
-        ValueError: With every problem of the file: line, key, rule and value.
+        ValueError: It is invalid; the message lists line, key, rule and value of each problem.
         OSError: The file cannot be read.
     """
     source = read_yaml_file(path)
@@ -172,15 +173,15 @@ def load_schedule(path: Path) -> Schedule:
 def parse_schedule(
     config: Mapping[str, Any], *, where: str, source: YamlFile | None = None
 ) -> Schedule:
-    """Return a mapping, as `Schedule.as_mapping` gives it, as a schedule.
+    """Parse a schedule from a mapping.
 
     Args:
-        config: The mapping.
-        where: File or place that it comes from, for messages.
-        source: The file, where the mapping is all of it.
+        config: The mapping, as `Schedule.as_mapping` returns it.
+        where: File or place that the mapping comes from, for messages.
+        source: The YAML file, if the mapping is its complete content.
 
     Raises:
-        ValueError: With every problem.
+        ValueError: The mapping is invalid; the message lists each problem.
     """
     try:
         checked = validate(ScheduleConfig, config, where=where, source=source)
@@ -201,18 +202,19 @@ def schedule_betas(
     """Return the table of betas, one row for every pair, sorted by pair_id.
 
     Args:
-        annotations: of one store.
-        schedule: how to combine them.
+        annotations: annotations of one store.
+        schedule: how to compute betas from them.
         flip: whether pairs with a disputed label are to be trained with their responses exchanged;
-            the gap of such a pair is then what the teachers see the other way round, -s_i.
+            the gap of such a pair is then -s_i, which is above 0.
 
     Returns:
         The columns `columns.REQUIRED`; `keep` equals `has_beta`. beta, gap, signed_gap and
-        label_disputed are null below the quorum, and label_disputed also where the replies cannot
-        dispute a label: `gaps.disputes_labels`.
+        label_disputed are null below the quorum; label_disputed is also null if the replies cannot
+        dispute a label (see `gaps.disputes_labels`).
 
     Raises:
-        ValueError: no reply counts under the schedule, or it names a category that is not there.
+        ValueError: no reply counts under the schedule, or the rubric lacks a category that the
+            schedule names.
     """
     schedule.check_categories(annotations.rubric, where="the schedule")
     enough = pl.col("votes") >= schedule.quorum
@@ -230,7 +232,7 @@ def schedule_betas(
 
 
 def beta(schedule: Schedule) -> pl.Expr:
-    """Return the expression of beta, from the columns gap and category of all pairs."""
+    """Return the expression that computes beta from the columns gap and category of all pairs."""
     gap = pl.col("gap")
     if isinstance(schedule.map, Quantile):
         gap = places(gap)
@@ -240,7 +242,7 @@ def beta(schedule: Schedule) -> pl.Expr:
 
 
 def category_envelopes(schedule: Schedule) -> tuple[pl.Expr, pl.Expr]:
-    """Return both ends of each pair's envelope, from the column category."""
+    """Return expressions for both ends of a pair's envelope, from the column category."""
     common = schedule.envelope(None)
     low, high = pl.lit(float(common.beta_min)), pl.lit(float(common.beta_max))
     for category, envelope in schedule.envelopes.items():

@@ -15,7 +15,8 @@ class Scores:
     """Reward margins by pair.
 
     Attributes:
-        table: pair_id, reward_margin (h = r(chosen) - r(rejected), a finite float64), by pair_id.
+        table: pair_id and reward_margin (h = r(chosen) - r(rejected), a finite float64), sorted by
+            pair_id.
         name: name of the file, for messages.
     """
 
@@ -30,7 +31,7 @@ class Scores:
         return digest.hexdigest()
 
     def margins(self, pair_ids: pl.Series) -> pl.Series:
-        """Return the margins of pairs, in their order.
+        """Return the margins of pairs, in the order of `pair_ids`.
 
         Raises:
             ValueError: a pair has no score.
