@@ -1,1 +1,1 @@
-"""What a person is shown of a run: status, pilot, HTML report, plots."""
+"""Show the state and the results of a run: status, pilot, HTML report and plots."""

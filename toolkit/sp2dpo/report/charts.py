@@ -125,7 +125,7 @@ class Dot:
         y: vertical position of the value.
         low: vertical position of the interval's lower end.
         high: vertical position of the interval's upper end.
-        label: the numbers in words.
+        label: the numbers as text.
     """
 
     x: float
@@ -276,6 +276,7 @@ def _round_values(low: float, high: float) -> list[float]:
 def axis_steps(highest: int) -> list[int]:
     """Return at most six round numbers, from 0 to at least `highest`."""
     size = 1
+    # Round step sizes are 1, 2, 5, 10, 20, 50, ...
     while size * 5 < highest:
         size = size * 5 // 2 if str(size)[0] == "2" else size * 2
     return [size * number for number in range(max(1, math.ceil(highest / size)) + 1)]

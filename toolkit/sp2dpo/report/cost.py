@@ -26,7 +26,7 @@ class TeacherPerformance:
         requests: number of replies received, including retries.
         untold: number of replies without token counts.
         prompt_tokens: mean prompt tokens of a reply; None if unknown.
-        cached_tokens: mean prompt tokens of a reply that a prefix cache served; None if unknown.
+        cached_tokens: mean prompt tokens per reply that came from a prefix cache; None if unknown.
         completion_tokens: mean completion tokens of a reply; None if unknown.
         cached_share: share of the prompt tokens that a prefix cache served; None if unknown.
         cacheable_share: share of the prompt tokens that a prefix cache could serve, given the order

@@ -54,7 +54,7 @@ from sp2dpo.store.counts import count_replies
 from sp2dpo.store.store import Store, open_store_for_writing
 
 BINS = 20
-"""Bars of the histogram of beta; each covers a twentieth of the envelope."""
+"""Number of bars in the histogram of beta; each covers a twentieth of the envelope."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DEFAULT_SCHEDULE = Schedule(
     beta_min=0.03,
@@ -68,7 +68,8 @@ DEFAULT_SCHEDULE = Schedule(
 )
 """SP2DPO's schedule, for a pilot without a schedule file. The quorum is our choice."""
 MIN_REPLIES = 20
-"""Replies after which a teacher without any readable one is considered useless. Our choice."""
+"""Number of replies after which a teacher is considered useless if no reply is readable. Our
+choice."""
 _NO_READINGS = pl.DataFrame(
     schema={"reader": pl.String, "pair_id": pl.String, "gap": pl.Float64, "category": pl.String}
 )
@@ -102,11 +103,11 @@ class SampleSummary:
     """Rows of the source and pairs of the sample.
 
     Attributes:
-        rows: rows of the source.
-        set_aside: rows without a usable pair.
-        pairs: distinct pairs of the source.
-        sampled: pairs of the sample.
-        aside: rows set aside, by reason.
+        rows: number of rows of the source.
+        set_aside: number of rows without a usable pair.
+        pairs: number of distinct pairs of the source.
+        sampled: number of pairs in the sample.
+        aside: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
     """
 
@@ -142,15 +143,15 @@ class BetaSummary:
     """Distribution of the betas over the envelope; means are None without any beta.
 
     Attributes:
-        pairs: pairs of the sample.
-        with_beta: pairs that have a beta.
+        pairs: number of pairs in the sample.
+        with_beta: number of pairs that have a beta.
         mean: mean beta.
         std: standard deviation of the betas.
         quantiles: betas at `QUANTILES`, by quantile.
         floor: share of the betas in the lowest 5 % of the envelope.
         ceiling: share of the betas in the highest 5 % of the envelope.
-        histogram: betas in each of `BINS` equal parts of the envelope, the lowest first. A part
-            includes its lower border, the last part its upper border too.
+        histogram: number of betas in each of `BINS` equal parts of the envelope, the lowest first.
+            A part includes its lower border; the last part also includes its upper border.
     """
 
     pairs: int
@@ -172,7 +173,7 @@ class PilotAgreement:
         spread: mean spread of the gaps between teachers, over pairs that several of them read.
         between_teachers: comparison of every two teachers, from `compare_readers`.
         between_variants: comparison of every two variants.
-        position: consistency over both orders, from `compare_orders`; None if not blind.
+        position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
     """
 
     agreement: float | None
@@ -236,8 +237,8 @@ def run_pilot(
 
     Args:
         pairs: file or Hub id of the whole corpus, see `open_source`.
-        panel: which teachers are asked what: a loaded panel or its YAML file.
-        store: store of the pilot alone; created if it does not exist.
+        panel: the teachers and what they are asked: a loaded panel or its YAML file.
+        store: store that holds only this pilot; created if it does not exist.
         n: number of sampled pairs.
         gold: JSON Lines file of pairs whose label is known; these are sampled first.
         schedule: how annotations become betas: a loaded schedule or its YAML file.
@@ -252,8 +253,8 @@ def run_pilot(
     Raises:
         ValueError: a file is invalid, or the store holds other pairs than this sample.
         OSError: a file cannot be read or written, or a server cannot be started.
-        EndpointError: a teacher cannot be reached. If it replies and no reply can be read, the
-            result is no-go instead.
+        EndpointError: a teacher cannot be reached. If it replies but no reply is readable, the
+            result is a no-go verdict instead.
         Interrupted: a signal stopped the run.
     """
     source = pairs if isinstance(pairs, Source) else open_source(str(pairs))
@@ -313,7 +314,7 @@ def _add_sample(store: Store, source: Source, sample: Sample) -> None:
 
 
 def _has_useless_teacher(store: Store, panel: Panel) -> bool:
-    """Return whether a teacher replied often enough, and never with a readable reply."""
+    """Return whether a teacher sent enough replies for a judgement, and none was readable."""
     outcomes = store.questions.outcomes()
     for counts in count_replies(store, panel):
         own = [key for key in outcomes if key.teacher == counts.teacher]

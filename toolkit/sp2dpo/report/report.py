@@ -33,11 +33,11 @@ from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
 BINS = 20
-"""Bars of the histogram of beta."""
+"""Number of bars in the histogram of beta."""
 EXAMPLES = 10
 """Number of pairs in each list of examples."""
 MAX_TEXT = 600
-"""Characters of a prompt or response that are shown."""
+"""Maximum number of characters of a prompt or response that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class ReplyTotals:
     """Questions by outcome: asked = kept + refused + spared + pending.
 
     Attributes:
-        asked: all teachers, variants, orders and pairs.
-        kept: questions with a valid reply.
-        refused: questions whose last reply was refused.
-        spared: questions that an adaptive panel skips.
-        pending: questions without a reply.
+        asked: number of questions: one for each teacher, variant, order and pair.
+        kept: number of questions with a valid reply.
+        refused: number of questions whose last reply was refused.
+        spared: number of questions that an adaptive panel skips.
+        pending: number of questions without a reply.
     """
 
     asked: int
@@ -64,10 +64,10 @@ class BetaStatistics:
     """Distribution of the betas; the statistics are None without any beta.
 
     Attributes:
-        pairs: pairs of the store.
-        with_beta: pairs that have a beta.
-        without_beta: pairs without a beta.
-        without_reply: pairs without a kept reply.
+        pairs: number of pairs in the store.
+        with_beta: number of pairs that have a beta.
+        without_beta: number of pairs without a beta.
+        without_reply: number of pairs without a kept reply.
         mean: mean beta.
         min: smallest beta.
         max: largest beta.
@@ -118,8 +118,8 @@ class CategoryStatistics:
 
     Attributes:
         name: the category.
-        pairs: pairs of the category.
-        without_beta: pairs of the category without a beta.
+        pairs: number of pairs of the category.
+        without_beta: number of these pairs without a beta.
         beta: mean beta.
         gap: mean gap.
         agreement: mean share of a pair's replies that name the category.
@@ -142,7 +142,7 @@ class LabelDisputes:
     Attributes:
         pairs: number of these pairs.
         of: number of pairs that have a gap.
-        share: `pairs` over `of`; None without any gap.
+        share: `pairs` divided by `of`; None if no pair has a gap.
         signed_gap: mean signed gap of the disputed pairs; None if there are none.
     """
 
@@ -161,7 +161,8 @@ class ReportAgreement:
         spread: mean spread of the gaps between teachers.
         between_teachers: comparison of every two teachers, from `compare_readers`.
         between_variants: comparison of every two variants.
-        alpha: Krippendorff's alpha of `teachers`, `variants` and `by_teacher`.
+        alpha: Krippendorff's alpha between the teachers (`teachers`), between the variants
+            (`variants`), and between the variants of each teacher (`by_teacher`).
         outliers: effect of leaving out each teacher, from `measure_agreement`.
         splits: pairs on which the panel is divided, from `measure_agreement`.
     """
@@ -183,7 +184,7 @@ class Rationale:
         teacher: teacher that replied.
         variant: variant that was asked.
         rationale: text of the rationale.
-        a: response that the teacher saw as A, `chosen` or `rejected`; None if not blind.
+        a: response that the teacher saw as A, `chosen` or `rejected`; None for a labelled rubric.
     """
 
     teacher: str
@@ -239,7 +240,7 @@ class Report:
         rubric: name, sha256, protocol, categories and scales of the rubric.
         schedule: the schedule as YAML would hold it.
         arm: the arm's departures from the schedule.
-        formulas: the method in words.
+        formulas: the computation of the betas in words.
         annotations: hash of the annotations.
         teachers: name, model and settings of each teacher, with kept and refused questions.
         variants: variants with a reply.
@@ -248,7 +249,7 @@ class Report:
         histogram: histogram of beta by category.
         categories: statistics of each category, in order of priority.
         disputed: pairs whose label is disputed; None if the replies cannot dispute labels.
-        position: consistency over both orders, from `compare_orders`; None if not blind.
+        position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
         agreement: agreement of teachers and variants.
         signatures: results of all checks, from `audit_betas`.
         gold: comparison with known labels; None without them.
@@ -257,7 +258,7 @@ class Report:
         draws: bootstrap samples behind each interval.
         most_telling: pairs with the largest betas.
         least_telling: pairs with the smallest betas.
-        most_disputed: disputed pairs with the lowest signed gaps; None as for `disputed`.
+        most_disputed: disputed pairs with the lowest signed gaps; None if `disputed` is None.
     """
 
     toolkit: dict[str, str]
@@ -417,8 +418,8 @@ def _beta_statistics(table: pl.DataFrame) -> BetaStatistics:
 def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
     """Count the betas of each category in `BINS` equal bins.
 
-    The bins cover the envelopes of all categories, and more where a baseline's betas are outside
-    of them. A bin includes its lower border, the last bin its upper border too.
+    The bins cover the envelopes of all categories, and also betas of a baseline outside of them. A
+    bin includes its lower border; the last bin also includes its upper border.
 
     Args:
         betas: betas of the run.
@@ -426,7 +427,7 @@ def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
     """
     beta, envelope = betas.table["beta"].drop_nulls(), betas.schedule.widest
     low, high = min([envelope.beta_min, *beta]), max([envelope.beta_max, *beta])
-    # Rounding puts a beta that equals a border, but for its last bits, on the border.
+    # Round, so that floating-point error does not move a beta on a border into the next bin.
     share = ((pl.col("beta") - low) / (high - low)).round(9)
     bins = (
         betas.table.drop_nulls("beta")
@@ -502,7 +503,7 @@ def _measure_agreement(
 
 def _select_examples(store: Store, betas: BetaTable, rubric: Rubric) -> dict[str, list[Example]]:
     """Return the pairs with extreme betas or signed gaps; ties are ordered by pair_id."""
-    # Rounding makes betas ties that differ in their last bits alone.
+    # Round, so that betas that differ only by floating-point error are ties.
     table = betas.table.drop_nulls("beta").with_columns(
         rounded_beta=pl.col("beta").round(9), rounded_gap=pl.col("signed_gap").round(9)
     )
@@ -548,7 +549,7 @@ def _example(
 
 
 def _render_turns(turns: Iterable[Message]) -> str:
-    """Return the shortened text of turns, with content that is not text as JSON."""
+    """Return the shortened text of turns; content that is not text is written as JSON."""
     texts = []
     for turn in turns:
         content = turn.get("content")

@@ -21,13 +21,14 @@ class Progress:
     """Questions by outcome (asked = kept + refused + spared + pending) and the tokens they took.
 
     Attributes:
-        asked: questions of the panel.
-        kept: questions with a valid reply.
-        refused: questions whose last reply was refused and that are not retried, by reason.
-        spared: questions that an adaptive panel skips.
-        pending: questions without a final reply.
-        requests: replies received, retries included.
-        untold: replies without token counts.
+        asked: number of questions of the panel.
+        kept: number of questions with a valid reply.
+        refused: number of questions whose last reply was refused and that are not retried, by
+            reason.
+        spared: number of questions that an adaptive panel skips.
+        pending: number of questions without a final reply.
+        requests: number of replies received, including retries.
+        untold: number of replies without token counts.
         prompt_tokens: prompt tokens of all replies that report them.
         cached_tokens: prompt tokens served from a prefix cache; None if no reply reports them.
         cached_share: `cached_tokens` as a share of the prompt tokens, in [0, 1]; None if unknown.
@@ -61,9 +62,10 @@ class TeacherStatus(Progress):
 
     Attributes:
         name: name of the teacher in the panel.
-        untimed: replies without a response time, such as imported ones.
+        untimed: number of replies without a response time, such as imported ones.
         busy_seconds: seconds with at least one timed request in flight; None if no reply is timed.
-        replies_per_second: timed replies per busy second in the ten minutes before the newest.
+        replies_per_second: timed replies per busy second in the last ten minutes before the newest
+            reply.
         seconds_left: estimated seconds until no question is pending; None if unknown.
         money: cost so far; None without a price, or if tokens or times are missing.
         money_left: estimated cost of the pending questions; None if unknown.
@@ -87,12 +89,14 @@ class TotalStatus(Progress):
     """Sums over all teachers.
 
     Attributes:
-        untimed: replies without a response time.
+        untimed: number of replies without a response time.
         money: cost so far by currency, of the teachers whose cost is known.
         money_left: estimated cost of the pending questions by currency.
         unpriced: names of the teachers whose cost is not known.
-        seconds_left_side_by_side: the longest time left of a teacher; None if any is unknown.
-        seconds_left_in_turn: the sum of the times left of all teachers; None if any is unknown.
+        seconds_left_side_by_side: time left if all teachers reply in parallel, the maximum of their
+            times; None if any is unknown.
+        seconds_left_in_turn: time left if the teachers reply one after the other, the sum of their
+            times; None if any is unknown.
     """
 
     untimed: int
@@ -121,7 +125,7 @@ class RunStatus:
     Attributes:
         store: path of the store.
         source: name of the source of the pairs; None before pairs were read.
-        pairs: distinct pairs in the store's shard.
+        pairs: number of distinct pairs in the store's shard.
         shard: the shard, `I/N`; None if the store covers all pairs.
         annotating: process id of the `annotate` that is writing now; None if there is none.
         integrity: problems that SQLite finds in the file; if there are any, nothing else is read.
@@ -213,7 +217,8 @@ def _holds_lock(pid: int, lock: TextIO) -> bool:
         for fields in locks
         if fields[1] == "FLOCK" and fields[4] == str(pid)
     ]
-    # Some file systems report two inodes for one file, so that another inode proves nothing.
+    # Some file systems report two inodes for one file: if the process locks only other inodes, it
+    # may still hold this lock.
     return str(os.fstat(lock.fileno()).st_ino) in inodes or (bool(inodes) and _is_locked(lock))
 
 

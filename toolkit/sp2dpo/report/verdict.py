@@ -74,7 +74,8 @@ def decide(
 ) -> Verdict:
     """Apply all rules to the results of a pilot.
 
-    A rule without a verdict does not block, except `enough` and `gold`.
+    A rule without a verdict does not prevent a go, but too few betas (`enough`) and too few gold
+    labels (`gold`) count as failures.
 
     Args:
         teachers: outcomes and throughput of each teacher.
@@ -198,7 +199,7 @@ def _gold(gold: Mapping[str, Any]) -> GoRule:
         f"their accuracy, averaged over the true labels, is above {CHANCE:g}, which is chance",
         value=low,
         threshold=CHANCE,
-        # A user who gives truths wants them met, so that an unknown accuracy fails, too.
+        # A user who supplies gold labels relies on them, so an unknown accuracy fails, too.
         passed=low is not None and note is None and low > CHANCE,
         note=note,
         advice=note and "give more truths, a larger --n, or no --gold",
