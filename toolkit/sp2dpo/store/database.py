@@ -83,11 +83,11 @@ _FROM_FORMAT_1 = "".join(
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """Opens a store's file: to read it, or to write to it, and then it is made where it is not.
+    """Open the file of a store for reading or writing; `write` creates it if it does not exist.
 
     Raises:
-        ValueError: the file is no store, or of another format.
-        OSError: it is not there.
+        ValueError: If the file is not a store, or has another format.
+        OSError: If the folder does not exist, or the file does not exist and `write` is not set.
     """
     if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` makes one")

@@ -1,4 +1,4 @@
-"""Compute the losses of a batch pair by pair, and compare their mean with TRL's loss."""
+"""Compute a batch's losses pair by pair, and compare their mean with the loss that TRL returns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ TOLERANCE = 1e-5
 
 
 class BetaProxy:
-    """The betas of a batch in place of the number that TRL reads.
+    """The betas of a batch, used in place of the single beta that TRL reads.
 
-    TRL multiplies by that number in the precision of the other operand, and divides by it in
-    double. This class does the same, so that equal betas give TRL's results bit for bit.
+    TRL multiplies by its beta in the precision of the other operand, and divides by it in double
+    precision. This class does the same, so that equal betas give TRL's results bit for bit.
 
     Attributes:
-        exact: The betas, (B,), in double.
+        exact: The betas, (B,), in double precision.
     """
 
     def __init__(self, exact: torch.Tensor) -> None:
@@ -42,10 +42,10 @@ class BetaProxy:
 
 
 class OutputRecorder:
-    """A model that keeps its first output, because TRL does not return the log-probs.
+    """A wrapper that records a model's first output, because TRL does not return the log-probs.
 
     Attributes:
-        output: The first output; None before the first call.
+        output: Output of the first call, which is the policy's; None before that call.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,7 +53,7 @@ class OutputRecorder:
         self.output: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's output."""
+        """Call the model, record its output if it is the first, and return it."""
         output = self._model(*args, **kwargs)
         if self.output is None:
             self.output = output
@@ -65,12 +65,12 @@ class OutputRecorder:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The loss types of a run.
+    """A weighted sum of loss types, as TRL's `loss_type` and `loss_weights` define it.
 
     Attributes:
-        names: Names of the losses, out of `losses.LOSSES`.
+        names: Names of the losses; each is a key of `losses.LOSSES`.
         shares: Weight of each loss in the sum.
-        tau: Temperature of `discopop`.
+        tau: Temperature of the loss `discopop`; other losses ignore it.
     """
 
     names: Sequence[str]
@@ -80,14 +80,14 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """The inputs of the losses of a batch; all of shape (B,), the columns in double.
+    """The inputs of a batch's losses, all of shape (B,); the columns are in double precision.
 
     Attributes:
         ratios: Log-ratios of the pairs.
-        beta: beta_i.
-        weight: w_i.
-        margin: gamma_i.
-        label_smoothing: eps_i.
+        beta: Beta of each pair, beta_i.
+        weight: Weight of each pair, w_i.
+        margin: Margin of each pair, gamma_i.
+        label_smoothing: Label smoothing of each pair, eps_i.
     """
 
     ratios: LogRatios
@@ -110,7 +110,7 @@ class PairBatch:
         return self.weight.to(torch.float32) * total
 
     def slopes(self, mixture: Mixture) -> torch.Tensor:
-        """Return the slope |dl_i/du_i| of each pair's loss, (B,), see `gradients`."""
+        """Return the slope |dl_i/du_i| of each pair's loss, (B,); see `gradients`."""
         with torch.enable_grad():
             chosen = self.ratios.chosen.detach().requires_grad_()
             ratios = replace(self.ratios, chosen=chosen, rejected=self.ratios.rejected.detach())
@@ -127,14 +127,14 @@ def make_batch(
     beta: float,
     label_smoothing: float,
 ) -> PairBatch:
-    """Return the inputs of the losses, from one output of the model.
+    """Return the inputs of the losses, computed from one output of the model.
 
     Args:
         output: Output of the policy, with log_probs (2B, T - 1): chosen first, then rejected.
         inputs: completion_mask (2B, T), ref_chosen_logps and ref_rejected_logps (B,).
-        columns: The acting columns, (B,) each.
-        beta: Beta of all pairs if there is no column beta.
-        label_smoothing: Label smoothing of all pairs if there is no such column.
+        columns: The columns named in `pair_columns`, (B,) each.
+        beta: Beta of all pairs if there is no column `beta`.
+        label_smoothing: Label smoothing of all pairs if there is no column `label_smoothing`.
 
     Raises:
         RuntimeError: If the log-probs are not float32.
@@ -172,13 +172,13 @@ def check_against_trl(
     """Compare our losses with TRL's, at weight 1, margin 0 and the smoothing that TRL applies.
 
     Args:
-        theirs: TRL's loss of the batch.
+        theirs: The loss that TRL computed for the batch.
         batch: The batch, before online variants change it.
         mixture: The loss types of the run.
-        label_smoothing: The global one, which TRL's `sigmoid` and `sigmoid_norm` ignore.
+        label_smoothing: Global label smoothing, which TRL's `sigmoid` and `sigmoid_norm` ignore.
 
     Raises:
-        RuntimeError: If they differ by more than `TOLERANCE`.
+        RuntimeError: If the two losses differ by more than `TOLERANCE`.
     """
     ours = 0.0
     for name, share in zip(mixture.names, mixture.shares, strict=True):

@@ -1,4 +1,4 @@
-"""Per-pair columns of a data set: their legal values, missing values, marks and the collator."""
+"""Check and fill the per-pair columns of a data set, apply its marks, and collate its batches."""
 
 import difflib
 import math
@@ -25,8 +25,8 @@ class ColumnRule:
 
     Attributes:
         is_legal: Whether a number is legal.
-        words: The legal values in words, for messages.
-        neutral: Value that a null is replaced by under `missing_values: constant`; None for the
+        words: Description of the legal values, for messages.
+        neutral: Value that replaces a null under `missing_values: constant`; None means the
             global beta.
     """
 
@@ -68,9 +68,9 @@ class PairCollator:
 
     Attributes:
         inner: The other collator; it receives the examples unchanged.
-        columns: Names of the columns, added as float64 tensors of shape (B,). They do not depend
-            on the values, so that all processes of a run agree on the keys of a batch.
-        category: Whether to add the numbers of the column `category` too, -1 for null.
+        columns: Names of the columns, added as float64 tensors of shape (B,). A column is added
+            whatever its values, so that all processes of a run agree on the keys of a batch.
+        category: Whether to add the column `category` too, as class numbers; null becomes -1.
     """
 
     inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -78,7 +78,7 @@ class PairCollator:
     category: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch; ValueError if an example of a stream has an illegal value."""
+        """Return the batch; raise ValueError if an example of a stream has an illegal value."""
         batch = self.inner(examples)
         where = f"a batch (it has the columns {', '.join(examples[0])})"
         for column in self.columns:
@@ -108,10 +108,11 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
     """Apply the columns `keep` and `flip` to a data set, and remove these two columns.
 
     A row with `keep: false` is removed. A row with `flip: true` has its responses exchanged, with
-    every column that belongs to one of them: the columns `X` and `Y` are exchanged if replacing
-    "chosen" in the name `X` by "rejected" gives `Y` (chosen_ids, ref_chosen_logps, score_chosen,
-    ...). A null changes nothing. A row without a beta is not removed even if `keep` is false,
-    because `missing_values` decides about it. Log one line on the main process if any row changes.
+    every other column that belongs to a response: the columns `X` and `Y` are exchanged if
+    replacing "chosen" in the name `X` by "rejected" gives `Y` (chosen_ids, ref_chosen_logps,
+    score_chosen, ...). A null changes nothing. A row without a beta is not removed even if `keep`
+    is false, because `missing_values` decides about it. If any row changes, the main process logs
+    one line.
     The columns are removed so that the marks cannot be applied twice.
 
     Args:
@@ -184,7 +185,7 @@ def _check_mark(column: str, value: Any, where: str) -> None:
 
 
 def exchange_responses(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that belong to a row's two responses, exchanged if its `flip` is true."""
+    """Return the columns of a row's two responses; exchange them if the row's `flip` is true."""
     pairs = {column: column.replace("chosen", "rejected") for column in row if "chosen" in column}
     both = {column: other for column, other in pairs.items() if other in row}
     both |= {other: column for column, other in both.items()}
@@ -199,15 +200,15 @@ def fill_missing_values(
     missing: str,
     constant: float,
 ) -> tuple[Dataset, int]:
-    """Return the data set with a value in every row and column, and the number of rows without one.
+    """Fill or drop missing values; return the data set and the number of rows that lacked one.
 
     Args:
-        dataset: A data set with the columns.
-        columns: Names out of PAIR_COLUMNS.
+        dataset: A data set that has the columns.
+        columns: Names of the columns, from PAIR_COLUMNS.
         name: Name of the data set in messages.
-        missing: One of MISSING_VALUES: how to treat rows in which a value is null.
-        constant: The beta above 0 that such a row gets if `missing` is "constant"; a null weight
-            becomes 1, a null margin or label smoothing 0.
+        missing: How to treat rows in which a value is null; one of MISSING_VALUES.
+        constant: The positive beta that replaces a null beta if `missing` is "constant"; a null
+            weight becomes 1, a null margin or label smoothing 0.
 
     Raises:
         ValueError: If a value is not legal in its column, if a value is null and `missing` is
@@ -259,7 +260,7 @@ def _neutral(columns: tuple[str, ...], constant: float) -> str:
 
 
 def check_values(column: str, values: list[Any], where: str, *, null_is_bad: bool = True) -> None:
-    """Raise ValueError, with the number of bad values and the first of them, if there are any.
+    """Raise ValueError if any value is bad, with the number of bad values and the first one.
 
     Args:
         column: Name of the column.
@@ -307,7 +308,7 @@ def check_log_probs(column: str, values: list[Any], where: str) -> None:
 
 
 def to_double(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the values on a device, in double, or in float32 on Apple's GPUs without double."""
+    """Move values to a device, in double precision; in float32 on Apple's GPUs, which lack it."""
     return (values.float() if device.type == "mps" else values).to(device)
 
 
@@ -319,7 +320,7 @@ def category_names(dataset: Any) -> list[str] | None:
 
 
 def choose_column(value: str, legal: tuple[str, ...], key: str) -> None:
-    """Raise ValueError, with the legal values and the closest one, if a value is not legal."""
+    """Raise ValueError if a value is not legal; name the legal values and the closest."""
     if value in legal:
         return
     close = difflib.get_close_matches(str(value), legal, n=1, cutoff=0.5)

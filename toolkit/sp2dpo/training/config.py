@@ -1,4 +1,4 @@
-"""The settings of a run with per-pair columns, and which of them exclude each other."""
+"""The settings of a run with per-pair columns, and checks that they can be combined."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, choose_column,
 from sp2dpo.training.losses import LOSSES, SORTING, accepted_columns
 
 FIRST_WITH_LOG_PROBS = "1.16"
-"""The first TRL whose model output holds the log-probs that per-pair losses are computed from."""
+"""The first TRL version whose model output has the log-probs that per-pair losses need."""
 CAPTURES = Version(trl.__version__) >= Version(FIRST_WITH_LOG_PROBS)
 # Until TRL 1.13 `use_liger_kernel` computes the DPO loss in Liger's fused kernel, which takes one
 # beta for the whole run. Later versions only replace layers of the model and keep TRL's loss.
@@ -20,7 +20,7 @@ FUSES_LIGER_LOSS = hasattr(DPOTrainer, "_compute_loss_liger")
 
 
 def set_current_names(args: Any) -> None:
-    """Set what TRL's defaults leave to deprecated names or to a device that is not there.
+    """Set arguments whose TRL defaults use a deprecated name or assume an accelerator.
 
     Args:
         args: TrainingArguments, before their own `__post_init__`.
@@ -37,24 +37,27 @@ class PairDPOConfig(DPOConfig):
     """TRL's DPOConfig with settings for per-pair columns.
 
     Attributes:
-        pair_columns: The columns that act on the loss, out of `beta`, `weight` (w_i), `margin`
+        pair_columns: The columns that change the loss, from `beta`, `weight` (w_i), `margin`
             (gamma_i) and `label_smoothing` (eps_i); `[]` is stock DPO with the global `beta`.
-            A column that is not listed is ignored, also if the data set has it.
-        missing_values: How to treat rows in which an acting column is null: `error`, `drop` (leave
+            A column that is not listed is ignored, even if the data set has it.
+        missing_values: How to treat rows in which a listed column is null: `error`, `drop` (leave
             the row out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
-        beta_dpo: beta-DPO's a, 0.6 in its paper; 0 turns it off. See `online`.
+        beta_dpo: The factor a in beta-DPO's formula, 0.6 in its paper; 0 turns beta-DPO off. See
+            `online`.
         beta_dpo_mode_weight: Share of a batch that beta-DPO leaves out, 0.2 in its paper.
-        alpha_dpo: The alpha of AlphaDPO's margin on top of the betas; 0 turns it off. See `online`.
-        reference_cache: A folder that keeps reference log-probs under a key of everything they
+        alpha_dpo: The factor alpha of AlphaDPO's margin, which is subtracted in addition to the
+            pair's own margin; 0 turns AlphaDPO off. See `online`.
+        reference_cache: A folder that caches reference log-probs, keyed by everything that they
             depend on; it implies `precompute_ref_log_probs`. See `reference`.
         global_batch_size: Pairs per update over all processes. If it is set,
             `gradient_accumulation_steps` follows from the number of processes.
 
-    `label_smoothing` above 0 makes `sigmoid` and `sigmoid_norm` cDPO; TRL 1.16 silently ignores it.
+    `label_smoothing` above 0 turns the losses `sigmoid` and `sigmoid_norm` into cDPO, whereas TRL
+    1.16 silently ignores it for them.
 
     Raises:
         ValueError: On an unknown column or mode, on a global beta that is not a finite number
-            above 0, and on settings that have no meaning together.
+            above 0, and on settings that cannot be combined.
     """
 
     pair_columns: list[str] = field(
@@ -107,12 +110,12 @@ class PairDPOConfig(DPOConfig):
         if self.global_batch_size is not None:
             self._accumulate(self.global_batch_size)
         self._check_combinations()
-        if self.beta_dpo or self.alpha_dpo:  # else a resumed run would start with other statistics
+        if self.beta_dpo or self.alpha_dpo:  # else a resumed run starts from 0
             self.restore_callback_states_from_checkpoint = True
 
     @property
     def smooths(self) -> bool:
-        """Whether the global label smoothing acts on a loss for which TRL ignores it."""
+        """Whether global label smoothing is set for a loss for which TRL ignores it."""
         plain = {"sigmoid", "sigmoid_norm"} & set(self.loss_type)
         return self.label_smoothing > 0 and bool(plain)
 
@@ -123,7 +126,7 @@ class PairDPOConfig(DPOConfig):
         return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
 
     def _accumulate(self, pairs: int) -> None:
-        """Set the accumulation steps with which an update has `pairs` pairs."""
+        """Set `gradient_accumulation_steps` so that an update has `pairs` pairs."""
         per_step = self.train_batch_size * self.world_size
         if pairs < 1 or pairs % per_step:
             raise ValueError(
@@ -140,7 +143,7 @@ class PairDPOConfig(DPOConfig):
         self.gradient_accumulation_steps = steps
 
     def _check_combinations(self) -> None:
-        """Raise ValueError if settings have no meaning together."""
+        """Raise ValueError if settings cannot be combined."""
         acting = [(column, "take it out of pair_columns") for column in self.pair_columns]
         for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
             if getattr(self, setting):
@@ -186,7 +189,7 @@ class PairDPOConfig(DPOConfig):
 
 
 def _reason(loss_type: str, column: str) -> str:
-    """Return why a loss has no use for a column."""
+    """Return the reason why a loss cannot use a column, for a message."""
     if loss_type in SORTING:
         return "sorts the batch"
     if loss_type not in LOSSES:

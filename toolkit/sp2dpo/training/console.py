@@ -20,12 +20,12 @@ __all__ = ["ConsoleLine", "QuietBar", "console_line", "one_line_errors", "use_co
 
 @contextmanager
 def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterator[None]:
-    """Print an error about settings, files or data as one line and exit with the code.
+    """Print an error about settings, files or data as one line and exit with `exit_code`.
 
     Args:
         program: Name of the script, printed before the message.
         exit_code: Exit code of the process after such an error.
-        traceback: Raise the error unchanged instead.
+        traceback: Whether to raise the error unchanged instead of printing it.
     """
     try:
         yield
@@ -37,10 +37,10 @@ def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterato
 
 
 def quiet_libraries(args: Any) -> None:
-    """Turn off progress bars that no terminal shows, and a warning that TRL causes.
+    """Turn off progress bars if stderr is not a terminal, and hide a warning that TRL causes.
 
     Args:
-        args: TrainingArguments; `disable_tqdm` is set if stderr is not a terminal.
+        args: TrainingArguments; `disable_tqdm` is set to True if stderr is not a terminal.
     """
     if not sys.stderr.isatty():
         args.disable_tqdm = True
@@ -53,7 +53,7 @@ def quiet_libraries(args: Any) -> None:
 
 
 def use_console(trainer: Any) -> None:
-    """Replace what a Trainer prints by ConsoleLine and, in a terminal, a progress bar."""
+    """Replace the output of a Trainer by ConsoleLine and, in a terminal, a progress bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not trainer.args.disable_tqdm:
@@ -62,16 +62,16 @@ def use_console(trainer: Any) -> None:
 
 
 class QuietBar(ProgressCallback):
-    """The Trainer's progress bar without the log entries that it prints."""
+    """The Trainer's progress bar, without the log entries that it normally prints."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
         """Print nothing: see ConsoleLine."""
 
 
 class ConsoleLine(TrainerCallback):
-    """Print the few numbers of a log entry that a person watches, on the main process.
+    """Print the most important numbers of a log entry, on the main process.
 
-    The trackers, `trainer_state.json` and results.json get the whole entry.
+    The trackers, `trainer_state.json` and results.json get the complete entry.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class ConsoleLine(TrainerCallback):
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock; a resumed run does not begin at step 0."""
+        """Start the clock and note the first step, which is not 0 in a resumed run."""
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def on_log(
@@ -98,8 +98,8 @@ class ConsoleLine(TrainerCallback):
 def console_line(logs: dict[str, Any], step: int, steps: int, seconds_left: float | None) -> str:
     """Return the console line of a log entry, empty if it has no loss.
 
-    It holds the loss, the accuracy, the mean margin D in nats (not multiplied by beta), and for a
-    training step the learning rate and the time left.
+    The line has the loss, the accuracy, the mean margin D in nats (not multiplied by beta), and for
+    a training step the learning rate and the time left.
 
     Args:
         logs: The entry; the keys of an evaluation begin with `eval_`.

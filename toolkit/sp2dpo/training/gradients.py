@@ -1,4 +1,4 @@
-"""Metrics of how the gradient is distributed over the pairs: shares by beta and by category.
+"""Metrics of how the gradient is distributed over the pairs, by beta and by category.
 
 The slope of a pair is |dl_i/du_i|, the derivative of its loss with respect to the log-ratio of its
 chosen response. If the loss depends on z only, this is |dl_i/dD_i|; for the sigmoid loss it is
@@ -22,7 +22,7 @@ SATURATED = 0.01
 
 
 def inversion(low: float, high: float) -> float:
-    """Return the margin D*, in nats; infinite if both betas are equal.
+    """Return the margin D* defined above, in nats; infinite if both betas are equal.
 
     Args:
         low: The lowest beta.
@@ -45,7 +45,7 @@ def inversion(low: float, high: float) -> float:
 
 
 def decile_edges(betas: Sequence[float]) -> torch.Tensor:
-    """Return the nine values that separate the deciles of a data set's betas, (9,)."""
+    """Return the nine values, (9,), that divide the betas of a data set into deciles."""
     shares = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
     step = max(1, len(betas) // 10**6)  # torch.quantile takes at most 16 million values
     return torch.quantile(torch.tensor(betas, dtype=torch.float64)[::step], shares)
@@ -59,7 +59,7 @@ class GradientMetrics:
         categories: Names of the categories; empty if the data set has none.
 
     Attributes:
-        edges: Edges of the deciles, (9,); None if the betas are all equal or not known.
+        edges: Values between the deciles, (9,); None if the betas are all equal or not known.
         inverts_at: The margin D* in nats; infinite if `edges` is None.
         categories: Names of the categories.
     """
@@ -89,14 +89,14 @@ class GradientMetrics:
         slope: torch.Tensor,
         category: torch.Tensor,
     ) -> None:
-        """Add a batch; all arguments are (N,), over all processes, on the CPU, in double.
+        """Add a batch. Arguments are (N,), over all processes, on the CPU, in double precision.
 
         Args:
-            beta: Betas, as the loss used them.
-            margin: D, in nats.
-            weight: Weights of the pairs.
-            slope: |dl/du|.
-            category: Numbers of the categories, -1 for none.
+            beta: Beta of each pair, as the loss used it.
+            margin: Margin D of each pair, in nats.
+            weight: Weight of each pair.
+            slope: Slope |dl/du| of each pair.
+            category: Category number of each pair, -1 for none.
         """
         self._pairs += len(beta)
         self._weight += weight.sum().item()
@@ -113,7 +113,7 @@ class GradientMetrics:
             self._count.index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
 
     def metrics(self) -> dict[str, float]:
-        """Return metric name -> value; empty if no batch was added."""
+        """Return a mapping of metric name to value; empty if no batch was added."""
         if not self._pairs:
             return {}
         metrics = {

@@ -2,14 +2,15 @@ r"""TRL's losses pair by pair, with a beta, a weight, a margin and label smoothi
 
     loss_i = w_i f(beta_i D_i - gamma_i; eps_i)
 
-TRL takes the mean of a batch before its pairs could be weighted, so weight, margin and label
-smoothing use the losses computed here, elementwise, from the log-ratios
+TRL returns only the mean loss of a batch, whose pairs can no longer be weighted. With weights,
+margins or label smoothing, training therefore uses the losses of this module, which are computed
+elementwise from the log-ratios
 
-    u_i = log pi(chosen) - log ref(chosen),  v_i the same of rejected,  D_i = u_i - v_i   (nats)
+    u_i = log pi(chosen) - log ref(chosen),  v_i the same for rejected,  D_i = u_i - v_i   (nats)
 
-Their mean is compared with TRL's during training (see `batch`). Each docstring names the paper of
-its loss. The margin enters as in ODPO and label smoothing as in cDPO; for other losses this is our
-choice. Neither has a meaning for a loss that is not a function of z = beta D.
+Their mean is compared with TRL's loss during training (see `batch`). Each docstring names the paper
+of its loss. The margin enters as in ODPO and label smoothing as in cDPO; for other losses this is
+our choice. Neither is defined for a loss that is not a function of z = beta D.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Pairwise:
         beta: beta_i, above 0.
         margin: gamma_i, in the units of beta D.
         label_smoothing: eps_i in [0, 0.5), the probability that the label is wrong.
-        tau: Temperature of `discopop`, a number.
+        tau: Temperature of the loss `discopop`, one number for all pairs.
     """
 
     beta: Tensor
@@ -149,19 +150,19 @@ LOSSES: Mapping[str, Loss] = {
     "discopop": discopop,
     "sigmoid_norm": sigmoid_norm,
 }
-"""TRL's losses that are sums over pairs, by TRL's names."""
+"""The TRL losses that are sums over pairs, by the name that TRL gives them."""
 OF_Z = ("sigmoid", "hinge", "exo_pair", "robust", "discopop", "sigmoid_norm")
-"""Losses that are functions of z: a margin has a meaning."""
+"""Losses that are functions of z, for which a margin is defined."""
 SMOOTHED = ("sigmoid", "exo_pair", "robust", "sigmoid_norm")
-"""Losses that model wrong labels: label smoothing has a meaning."""
+"""Losses that model wrong labels, for which label smoothing is defined."""
 SORTING = ("aot", "aot_unpaired", "aot_pair")
-"""Losses that sort the batch: row i of the loss is no longer pair i."""
+"""Losses that sort the batch, so that row i of the loss does not belong to pair i."""
 
 
 def accepted_columns(loss_type: str) -> tuple[str, ...]:
-    """Return the per-pair columns that have a meaning for a loss.
+    """Return the per-pair columns that a loss can use.
 
-    `sft` is a mean over tokens without a beta: a beta column does not change it.
+    The loss `sft` is a mean over tokens without a beta, so a beta column does not change it.
     """
     if loss_type not in LOSSES:
         return () if loss_type in SORTING else ("beta",)
@@ -174,6 +175,6 @@ def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
 
 
 def _over(number: float, beta: Tensor) -> Tensor:
-    """Return number / beta, divided in double, as TRL divides by the global beta."""
+    """Return number / beta, divided in double precision, as TRL divides by the global beta."""
     exact = beta if beta.device.type == "mps" else beta.double()
     return (number / exact).to(torch.float32)

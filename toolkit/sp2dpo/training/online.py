@@ -1,12 +1,12 @@
 """Variants that depend on the policy during training: beta-DPO and AlphaDPO's margin.
 
-Both use the margins of the batch over all processes, so that their state agrees between processes.
+Both use the margins of all processes, so that every process has the same state.
 The state is saved with checkpoints and restored when a run resumes.
 
-    A_i: the margin that is averaged, in nats
+    A_i: the margin that is averaged, in nats (defined for each variant below)
     mean <- m mean + (1 - m) mean(A),   std <- m std + (1 - m) std(A),   both from 0
 
-beta-DPO (arXiv 2407.08639, its released code; m = 0.9, a = 0.6, mode weight 0.2):
+beta-DPO (arXiv 2407.08639, following its released code; m = 0.9, a = 0.6, mode weight 0.2):
 
     A_i = D_i, not multiplied by beta
     selected: floor(N (1 - mode weight)) of the N pairs, drawn without replacement with the weights
@@ -14,8 +14,8 @@ beta-DPO (arXiv 2407.08639, its released code; m = 0.9, a = 0.6, mode weight 0.2
     beta_i <- max(beta_i (1 + a (mean of A over the selected - mean)), 1e-3)
     loss = mean of f over the selected
 
-With a beta column each beta_i is scaled by the same factor (our choice); with the global beta this
-is the paper's method.
+With a beta column, each beta_i is scaled by the same factor (our choice); with the global beta,
+this is the method of the paper.
 
 AlphaDPO (arXiv 2410.10148) on top of SP2DPO (our choice; the paper's open question 1):
 
@@ -49,7 +49,7 @@ class RunningMoments(TrainerCallback, ExportableState):
         self.batches = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
+        """Return the state that a checkpoint stores."""
         return {
             "args": {},
             "attributes": {"mean": self.mean, "std": self.std, "batches": self.batches},
@@ -71,20 +71,20 @@ class RunningMoments(TrainerCallback, ExportableState):
 
 
 class BetaDpoState(RunningMoments):
-    """The running moments of beta-DPO, of D."""
+    """The running moments of beta-DPO, computed over D."""
 
 
 class AlphaDpoState(RunningMoments):
-    """The running moments of AlphaDPO, of the log-ratio per token."""
+    """The running moments of AlphaDPO, computed over the difference of log-ratios per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The pairs and the factor that beta-DPO chooses for a batch.
+    """The pairs that beta-DPO selects from a batch, and the factor by which it scales the betas.
 
     Attributes:
-        mask: Whether each pair of all processes is selected, (N,).
-        factor: The factor of every beta.
+        mask: Whether each pair is selected, (N,) over all processes.
+        factor: The factor by which every beta is multiplied.
     """
 
     mask: torch.Tensor
@@ -99,8 +99,8 @@ def beta_dpo(
     Args:
         state: The moments, which are updated.
         gathered: D of the pairs of all processes, in the order of the processes, (N,).
-        alpha: a in the module's formulas.
-        mode_weight: Share of the pairs that is left out, in [0, 1).
+        alpha: The factor a in the formulas of this module.
+        mode_weight: Share of the pairs to leave out, in [0, 1).
         seed: Seed of the draw, the same on every process.
     """
     state.update(gathered)

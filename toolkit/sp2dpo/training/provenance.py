@@ -1,4 +1,4 @@
-"""Read a data set, and record what a model was trained on: revision, schedule, hashes."""
+"""Read a data set, and record what a model was trained on: its revision, schedule and hashes."""
 
 import hashlib
 import json
@@ -31,26 +31,26 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
 
 
 def display_name(source: str) -> str:
-    """Return the name of a data set or a model; the last part of the path if it is a folder."""
+    """Return the name of a data set or a model; for a folder, the last part of its path."""
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def provenance(
     source: str, revision: str | None, dataset: Dataset, columns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the source of the rows and hashes of their content.
+    """Return where the rows come from, with hashes of their content.
 
     Args:
         source: A folder, or the name of a data set on the Hub.
         revision: The revision that was requested on the Hub.
         dataset: The rows as they are trained on.
-        columns: The per-pair columns that act.
+        columns: The per-pair columns that are used.
 
     Returns:
-        `dataset` (for a folder, its name without the path), `revision` (on the Hub; the commit, if
-        the data set's files name it), `pair_columns`, `schedule`, `arm` and `manifest_sha256` (None
-        if the data set has no readable manifest), and `columns_sha256`, of the acting columns with
-        the pairs' ids in the order of the rows.
+        `dataset` (for a folder, its name without the path), `revision` (of a data set on the Hub:
+        its commit if the cached files name it, else `revision`), `pair_columns`, `schedule`, `arm`
+        and `manifest_sha256` (None if the data set has no readable manifest), and `columns_sha256`,
+        a hash of the used columns and the pair ids in the order of the rows.
     """
     folder = Path(source)
     local = folder.is_dir()
@@ -87,8 +87,8 @@ def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
     """Return a section of a model card, in Markdown.
 
     Args:
-        data: See `provenance`.
-        settings: Settings of the run, key -> value.
+        data: The result of `provenance`.
+        settings: Settings of the run, by key.
     """
     fence = "`" * 4
     return "\n".join(

@@ -1,7 +1,8 @@
-"""Cache the reference model's log-probs of every pair, under a key of all they depend on.
+"""Cache the reference model's log-probs of every pair, keyed by everything that they depend on.
 
-A sweep over schedules trains on the same texts with the same reference; only the betas differ. A
-run reads what earlier runs computed, pair by pair, whichever pairs it leaves out or flips.
+The runs of a sweep over schedules train on the same texts with the same reference; only the betas
+differ. A run reads the log-probs that earlier runs computed, pair by pair, so it may leave out or
+flip other pairs than they did.
 """
 
 import hashlib
@@ -28,26 +29,26 @@ from trl.models import prepare_deepspeed
 from sp2dpo.files import atomic_write
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-"""TRL's columns of reference log-probs."""
+"""The columns in which TRL stores reference log-probs."""
 LogProbs = tuple[float, float]
-"""Log-probs of a pair's chosen and rejected response, in nats."""
+"""Log-probs of the chosen and of the rejected response of a pair, in nats."""
 PAIRS_PER_FILE = 4096
-"""The cache is written after this many pairs: a killed run loses no more than that."""
+"""Number of pairs in a file, and so the most that a killed run has to compute again."""
 SCHEMA = pa.schema({"pair": pa.string()} | dict.fromkeys(REFERENCE, pa.float32()))
 
 logger = get_logger(__name__)
 
 
 class LogProbCache:
-    """Log-probs in a folder of Parquet files, one folder for each set of dependencies.
+    """A cache of log-probs in Parquet files, in one subfolder for each set of dependencies.
 
     A file is written atomically and never changed, so that several runs can write at once. A file
     that cannot be read is ignored with a warning, and its log-probs are computed again.
 
     Args:
-        folder: Folder of all caches; created if it does not exist.
-        depends: Everything that the log-probs depend on besides the tokens: weights, settings,
-            versions.
+        folder: Folder with all caches; created if it does not exist.
+        depends: Everything that the log-probs depend on besides the tokens, such as weights,
+            settings and versions.
     """
 
     def __init__(self, folder: Path, depends: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ class LogProbCache:
         self.folder = folder / hashlib.sha256(self._depends.encode()).hexdigest()[:32]
 
     def read(self) -> dict[str, LogProbs]:
-        """Return pair key -> log-probs."""
+        """Return the log-probs by pair key."""
         log_probs: dict[str, LogProbs] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
@@ -68,7 +69,7 @@ class LogProbCache:
         return log_probs
 
     def write(self, new: Mapping[str, LogProbs]) -> None:
-        """Add log-probs, as one file."""
+        """Add log-probs by pair key, as one new file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / "depends.json") as path:
             path.write_text(self._depends, encoding="utf-8")
@@ -83,8 +84,9 @@ class LogProbCache:
 def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> Dataset:
     """Return the data set with the columns REFERENCE, in nats, float32.
 
-    Each process computes a part of the pairs that are not cached, and gets the others' results. The
-    batch in which a pair is computed is not part of its key, although it changes the last bits.
+    Each process computes a part of the pairs that are not cached, and receives the results of the
+    other processes. The batch in which a pair is computed can change the last bits of the result,
+    but is not part of the key.
 
     Args:
         trainer: A DPOTrainer of TRL 1.16 or later, with PairDPOConfig; its model is not trained.
@@ -148,7 +150,8 @@ def _compute(trainer: Any, dataset: Dataset, batch_size: int, bar: tqdm) -> list
     accelerator, args = trainer.accelerator, trainer.args
     model = trainer.ref_model or trainer.model
     if trainer.ref_model is None and trainer.is_deepspeed_enabled:
-        # As TRL does: before training, DeepSpeed has not placed or has sharded the parameters.
+        # As in TRL: before training, DeepSpeed has either not placed the parameters on the device
+        # yet or has sharded them.
         if trainer._precompute_engine is None:
             trainer._precompute_engine = prepare_deepspeed(trainer.model, accelerator)
         model = trainer._precompute_engine
@@ -174,7 +177,7 @@ def pair_keys(
     chosen: Iterable[Sequence[int]],
     rejected: Iterable[Sequence[int]],
 ) -> list[str]:
-    """Return a key for each pair's tokens; exchanged responses give another key."""
+    """Return a key for the tokens of each pair; exchanging the responses changes the key."""
     return [
         hashlib.sha256(json.dumps([list(ids) for ids in triple]).encode()).hexdigest()
         for triple in zip(prompts, chosen, rejected, strict=True)
@@ -182,10 +185,10 @@ def pair_keys(
 
 
 def weights_digest(model: Any) -> str:
-    """Return a SHA-256 of all weights of a model's reference.
+    """Return a SHA-256 of all weights of the reference of a model.
 
     Weights that ZeRO-3 or a device mesh shards are gathered one at a time, so all processes have to
-    call this. Adapters that are trained are not part of the reference; an adapter named "ref" is.
+    call this function. An adapter that is trained is not part of the reference; one named "ref" is.
     """
     trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"]
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 """Score pairs with a reward model: the margin h = r(chosen) - r(rejected).
 
-With K folds, each pair is scored by the model that was not trained on its prompt's fold (our
-choice; the released code of MADPO trains and scores on the same pairs).
+With K folds, each pair is scored by the model that was trained without the fold of its prompt.
+This is our choice; the released code of MADPO trains and scores on the same pairs.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from sp2dpo.files import Journal, atomic_write
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """Settings that define the scores; a run with other settings does not resume from their file.
+    """Settings that define the scores; a run resumes only from a file with the same settings.
 
     Attributes:
         data: Name of the data set, recorded with the scores.
         model: A folder or a name on the Hub; with folds, it contains `{fold}`.
         revision: Revision of the model on the Hub.
         folds: Number of models; 1 for a single model.
-        max_length: Maximum tokens of a conversation; a longer one loses its beginning.
+        max_length: Maximum number of tokens of a conversation; a longer one loses its beginning.
     """
 
     data: str
@@ -46,12 +46,12 @@ class ScoreSummary:
 
     Attributes:
         pairs: Number of distinct pairs.
-        resumed: Pairs that an interrupted run had scored.
+        resumed: Number of pairs that an interrupted run had already scored.
         mean: Mean reward margin.
         minimum: Smallest reward margin.
         maximum: Largest reward margin.
-        agreeing: Pairs whose chosen response has the higher reward.
-        truncated: Pairs of which a conversation was truncated.
+        agreeing: Number of pairs whose chosen response has the higher reward.
+        truncated: Number of pairs with a truncated conversation.
     """
 
     pairs: int
@@ -121,11 +121,11 @@ def output_rewards(
         revision: Revision of the model on the Hub.
         chats: Conversations.
         batch_size: Conversations per batch.
-        max_length: Maximum tokens of a conversation; a longer one loses its beginning.
+        max_length: Maximum number of tokens of a conversation; a longer one loses its beginning.
         device: `cpu`, `cuda`...; None for a GPU if there is one.
 
     Raises:
-        ValueError: As `RewardModel`.
+        ValueError: Under the conditions of `RewardModel`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, scores = RewardModel(name, revision, device), []
@@ -188,7 +188,7 @@ def score_dataset(
 def _score(
     rows: Dataset, done: Container[str], scoring: Scoring, batch_size: int, device: str
 ) -> Iterator[tuple[str, float, int, bool]]:
-    """Yield pair_id, margin, fold and cut of the pairs that are not done, one model at a time."""
+    """Yield pair_id, margin, fold and cut of each pair that is not done, one model at a time."""
     pending: dict[int, dict[str, int]] = {fold: {} for fold in range(scoring.folds)}
     for number, (pair_id, prompt) in enumerate(zip(rows["pair_id"], rows["prompt"], strict=True)):
         if pair_id not in done:
@@ -219,12 +219,12 @@ def _score(
 
 
 def _drop_nulls(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return a message without the keys that only other messages of the data set have."""
+    """Return a message without its null keys, which Arrow adds if other messages have them."""
     return {key: value for key, value in turn.items() if value is not None}
 
 
 def hash_fraction(prompt: Any) -> float:
-    """Return a prompt's place in [0, 1): the first 48 bits of its SHA-256.
+    """Return a number in [0, 1) for a prompt: the first 48 bits of its SHA-256.
 
     Args:
         prompt: A text or messages, as JSON values.
@@ -234,7 +234,7 @@ def hash_fraction(prompt: Any) -> float:
 
 
 def prompt_fold(prompt: Any, folds: int) -> int:
-    """Return the fold of a prompt, from 0.
+    """Return the number of the fold that a prompt belongs to, from 0.
 
     Args:
         prompt: A text or messages, as JSON values.

@@ -1,4 +1,4 @@
-"""One run that trains a reward model without a fold of the prompts."""
+"""Train a reward model on all prompts but those of one fold, and evaluate it on that fold."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ class FoldConfig:
         dataset_split: The split to read.
         folds: Number of folds of the prompts; 1 trains on all prompts.
         fold: The fold that is left out and evaluated on, from 0.
-        traceback: Show the traceback of an error instead of its message alone.
+        traceback: Whether to show the traceback of an error, not only its message.
     """
 
     dataset: str | None = field(default=None, metadata={"help": "Folder, or Hub name."})
@@ -44,7 +44,7 @@ class FoldConfig:
 
 @dataclass
 class RewardModelConfig(RewardConfig):
-    """TRL's RewardConfig; it sets what PairDPOConfig sets to avoid libraries' warnings."""
+    """TRL's RewardConfig, with the same defaults as PairDPOConfig to avoid library warnings."""
 
     def __post_init__(self) -> None:
         set_current_names(self)
@@ -53,15 +53,15 @@ class RewardModelConfig(RewardConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardRun:
-    """A run whose data and model are loaded; made by `prepare_reward_run`.
+    """A run whose data and model are loaded; created by `prepare_reward_run`.
 
     Attributes:
-        data: Where the pairs are from, and the fold that is left out.
-        model: Which model is trained, and its adapter.
-        trainer: The trainer with both.
+        data: Settings of the data, with the fold that is left out.
+        model: Settings of the model and its adapter.
+        trainer: Trainer that holds the loaded data and model.
         train_rows: Number of pairs to train on.
         eval_rows: Number of pairs of the fold that is left out.
-        marks: What the columns `keep` and `flip` did.
+        marks: Number of pairs that the columns `keep` and `flip` affected.
     """
 
     data: FoldConfig
@@ -72,7 +72,7 @@ class RewardRun:
     marks: MarkCounts | None
 
     def train(self) -> Path:
-        """Train, evaluate on the fold, write the model, and results.json last.
+        """Train, evaluate on the fold that was left out, write the model, and results.json last.
 
         Returns:
             The path of results.json.
@@ -80,7 +80,7 @@ class RewardRun:
         trainer, data = self.trainer, self.data
         args: Any = trainer.args
         results = Path(str(args.output_dir), RESULTS)
-        results.unlink(missing_ok=True)  # that of an earlier run
+        results.unlink(missing_ok=True)  # an earlier run may have written it
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         evaluation = trainer.evaluate() if self.eval_rows else None
         trainer.save_model(args.output_dir)
@@ -109,7 +109,8 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
     """Load the data and the model of a run.
 
     Raises:
-        ValueError: If the data set or the model is bad, or if one side of the split has no pair.
+        ValueError: If the data set or the model cannot be used, or if one side of the split has no
+            pair.
     """
     prepare_environment(args)
     rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)

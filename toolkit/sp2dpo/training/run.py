@@ -33,11 +33,11 @@ class DataConfig:
     Attributes:
         dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
         dataset_revision: Commit, tag or branch of `dataset` on the Hub.
-        dataset_split: The split to read, of `eval_dataset` too.
-        eval_dataset: A second folder or name to evaluate on, instead of held-out prompts.
+        dataset_split: The split to read from `dataset`, and from `eval_dataset`.
+        eval_dataset: A second folder or Hub name to evaluate on, instead of held-out prompts.
         eval_revision: Commit, tag or branch of `eval_dataset` on the Hub.
         held_out: Share of the prompts, in [0, 0.9], to evaluate on and never train on.
-        traceback: Show the traceback of an error instead of its message alone.
+        traceback: Whether to show the traceback of an error, not only its message.
     """
 
     dataset: str | None = field(default=None, metadata={"help": "Folder, or Hub name."})
@@ -56,10 +56,10 @@ class DataConfig:
 
 
 def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
-    """Return the rows to train on and those to evaluate on, if any.
+    """Return the rows to train on and the rows to evaluate on, which are None without evaluation.
 
-    A prompt's hash decides on which side of the split its pairs are, so they stay there when the
-    data set grows.
+    The hash of a prompt decides on which side of the split its pairs are, so they stay there when
+    the data set grows.
 
     Raises:
         ValueError: If a data set cannot be read, or if one side of the split has no pair.
@@ -86,13 +86,15 @@ def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
 def remove_marks(rows: Dataset) -> Dataset:
     """Return the rows without the columns `keep` and `flip`, so that neither acts on any row.
 
-    All arms of a comparison are then evaluated on the same rows with the same labels.
+    This way, all arms of a comparison are evaluated on the same rows with the same labels.
     """
     return rows.remove_columns([name for name in MARK_COLUMNS if name in rows.column_names])
 
 
 def find_checkpoint(args: Any) -> str | None:
-    """Return the checkpoint folder to resume from, or None; `true` means the last one, if any.
+    """Return the checkpoint folder to resume from; None if there is none.
+
+    The setting `true` means the last checkpoint in the output folder.
 
     Raises:
         ValueError: If the setting names something that is not a folder.
@@ -111,7 +113,7 @@ def find_checkpoint(args: Any) -> str | None:
 
 
 def prepare_environment(args: Any) -> None:
-    """Tell the libraries about a machine without an accelerator, and silence their progress bars.
+    """Silence library warnings about a missing accelerator, and unneeded progress bars.
 
     Args:
         args: TrainingArguments.
@@ -124,17 +126,17 @@ def prepare_environment(args: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run whose data and model are loaded; made by `prepare_run`.
+    """A run whose data and model are loaded; created by `prepare_run`.
 
     Attributes:
-        data: Where the rows are from.
-        model: Which model is trained, and its adapter.
-        trainer: The trainer with both.
+        data: Settings of the data.
+        model: Settings of the model and its adapter.
+        trainer: Trainer that holds the loaded data and model.
         rows: The rows to train on, with `keep` and `flip` applied.
-        rows_given: Number of rows before that.
+        rows_given: Number of rows before `keep` and `flip` were applied.
         eval_rows: Number of rows to evaluate on; None without an evaluation.
-        marks: What `keep` and `flip` did; None for a stream.
-        checkpoint: Folder to resume from; None to start anew.
+        marks: Number of rows that `keep` and `flip` affected; None for a stream.
+        checkpoint: Checkpoint folder to resume from; None to start from the beginning.
     """
 
     data: DataConfig
@@ -155,7 +157,7 @@ class TrainingRun:
         trainer, args = self.trainer, self.trainer.args
         out = Path(str(args.output_dir))
         results = out / RESULTS
-        results.unlink(missing_ok=True)  # that of an earlier run
+        results.unlink(missing_ok=True)  # an earlier run may have written it
         trainer.train(resume_from_checkpoint=self.checkpoint)
         if self.eval_rows is not None:
             trainer.evaluate()
@@ -207,7 +209,8 @@ class TrainingRun:
     def count_rows(self) -> dict[str, dict[str, int]]:
         """Return, for each data set, its rows, the rows without a beta and the rows that were used.
 
-        The remaining difference is rows whose prompt is longer than `max_length`: TRL drops them.
+        TRL drops rows whose prompt is longer than `max_length`, so fewer rows may have been used
+        than the other counts suggest.
         """
         given = {"train": self.rows_given, "eval": self.eval_rows}
         used = {"train": self.trainer.train_dataset, "eval": self.trainer.eval_dataset}
@@ -229,7 +232,8 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
     """Load the data and the model of a run.
 
     Raises:
-        ValueError: If a data set or the model is bad. The data are checked before the model loads.
+        ValueError: If a data set or the model cannot be used. The data are checked before the model
+            is loaded.
     """
     prepare_environment(args)
     kwargs: Any = args.model_init_kwargs or {}
@@ -244,8 +248,8 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
         args.model_init_kwargs["quantization_config"] = quantization
     train, test = load_splits(data)
     rows_given = len(train)
-    # Here and not in the trainer, because `provenance` hashes the rows that are trained on. The
-    # marks are removed with it, so the trainer does not apply them again.
+    # The marks are applied here and not by the trainer, because `provenance` hashes the rows that
+    # are trained on. `apply_marks` removes the marks, so the trainer does not apply them again.
     train, marks = apply_marks(train, name="train")
     test = None if test is None else remove_marks(test)
     checkpoint = find_checkpoint(args)
@@ -267,7 +271,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
 
 
 def end_training(trainer: Any) -> None:
-    """End the trackers and the process group."""
+    """Shut down the trackers and the process group."""
     trainer.accelerator.end_training()
     if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
         # A gloo thread needs the interpreter lock to free its last tensor. Destroying the process
@@ -294,9 +298,9 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 
 def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, key -> value; folders by name alone.
+    """Return the settings that differ from their defaults, by key; paths of folders become names.
 
-    Output folders, trackers, secrets and what depends on the machine are left out.
+    Output folders, trackers, secrets and settings that depend on the machine are left out.
     """
     left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
     left_out |= {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}

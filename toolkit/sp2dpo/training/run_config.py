@@ -1,7 +1,7 @@
 """Read the settings of a run from YAML files and the command line.
 
-A key of a later file replaces the same key of an earlier one, with its whole value, also if that is
-a list or a mapping. The command line overrides all files.
+A key of a later file replaces the same key of an earlier one. Lists and mappings are replaced too,
+not merged. The command line overrides all files.
 """
 
 import difflib
@@ -21,15 +21,15 @@ class RunFiles:
     """The merged settings of several files.
 
     Attributes:
-        settings: Key -> value.
-        origin: Key -> the file that sets it.
+        settings: Values by key.
+        origin: The file that sets each key, by key.
     """
 
     settings: Mapping[str, Any]
     origin: Mapping[str, Path]
 
     def lines(self) -> list[str]:
-        """Return the settings as the lines of a YAML file, each with its file in a comment."""
+        """Return the settings as YAML lines, each with a comment that names its file."""
         lines = []
         for key, value in self.settings.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=1000)
@@ -44,8 +44,8 @@ class ParsedSettings:
 
     Attributes:
         configs: An instance of each configuration class, in the order of the classes.
-        files: The files that `--config` names.
-        merged: Their settings.
+        files: The files that `--config` names, in order.
+        merged: The merged settings of these files.
     """
 
     configs: tuple[Any, ...]
@@ -53,7 +53,7 @@ class ParsedSettings:
     merged: RunFiles
 
     def lines(self) -> list[str]:
-        """Return the settings of the files as YAML, each line with its file in a comment."""
+        """Return the merged settings as YAML lines, each with a comment that names its file."""
         return self.merged.lines()
 
 
@@ -113,7 +113,7 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
     """Return the settings of the YAML files, overridden by those of the command line.
 
     Args:
-        arguments: `--config FILE.yaml`, also several times, and `--key value`.
+        arguments: Any number of `--config FILE.yaml` and `--key value`.
         classes: Dataclasses whose fields are the legal keys.
 
     Raises:
@@ -131,7 +131,8 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
         *parsed, in_yaml, on_command_line = parser.parse_args_and_config(
             merged, return_remaining_strings=True, separate_remaining_strings=True
         )
-    # The parser returns unknown YAML keys with their values, unknown arguments as they were given.
+    # The parser returns unknown YAML keys and their values in turn, so only every second item is a
+    # key; it returns unknown command-line arguments unchanged.
     refuse_unknown([*in_yaml[::2], *on_command_line], classes)
     return ParsedSettings(configs=tuple(parsed), files=paths, merged=files)
 

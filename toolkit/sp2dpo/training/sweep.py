@@ -1,4 +1,4 @@
-"""Train one model several times, each run a process of its own, on one reference cache."""
+"""Train one model with several settings, each in its own process, with a shared reference cache."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ class SweepRun:
     arguments: tuple[str, ...]
 
     def definition(self) -> dict[str, Any]:
-        """Return everything that its result depends on.
+        """Return everything that the result of the run depends on.
 
         Raises:
             ValueError: If a file is not a YAML file of settings.
@@ -51,23 +51,23 @@ def run_sweep(
     engine: Path | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Run what is not complete yet, and write sweep.json.
+    """Run all runs that are not complete yet, and write sweep.json.
 
     A run that fails does not stop the others; a second call runs it again.
 
     Args:
-        runs: The runs, with different names.
-        folder: Output folder: NAME/, NAME.json (its definition) and NAME.log for each run.
+        runs: The runs; their names must differ.
+        folder: Output folder, with NAME/, NAME.json (the definition) and NAME.log for each run.
         script: The training script that `accelerate launch` starts.
         engine: Configuration file of accelerate.
-        report: Called with a line before each run.
+        report: Called with a line of text before each run.
 
     Returns:
-        One row for each run: run, exit_code, seconds (None if it was complete before), and the
-        content of its results.json.
+        One row for each run, with the keys run (its name), exit_code, seconds (None if the run was
+        already complete), and the content of its results.json.
 
     Raises:
-        ValueError: If a run's folder holds a run with other settings.
+        ValueError: If the folder of a run has results of other settings.
         OSError: If a file cannot be read or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +116,9 @@ def sweep_lines(
     """Return a sweep's table as lines of text, the best accuracy first.
 
     Args:
-        rows: See `run_sweep`.
-        share_interval: (count, total) -> share, low and high, such as `sp2dpo.wilson_interval`.
+        rows: The result of `run_sweep`.
+        share_interval: Takes (count, total) and returns a mapping with share, low and high, as
+            `sp2dpo.wilson_interval` does.
     """
     head = ["run", "beta", "held-out pairs", "accuracy (95 %)", "unscaled margin", "took"]
     lines = []

@@ -5,19 +5,19 @@ For pair i, with log-probabilities summed over completion tokens (in nats),
     D_i    = [log pi(chosen) - log ref(chosen)] - [log pi(rejected) - log ref(rejected)]
     loss_i = -log sigmoid(beta_i * D_i)                      (SP2DPO, arXiv 2601.22385)
 
-and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). TRL keeps
-everything else: tokenisation, models, reference, the losses themselves. A batch whose betas are
-all equal gives TRL's own numbers, bit for bit (with dropout off, as TRL sets it). With a weight, a
-margin, label smoothing or an online variant, the losses come from `losses` and are compared with
+and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). Everything
+else is TRL's: tokenisation, models, reference, the losses themselves. A batch whose betas are all
+equal gives the same numbers as TRL, bit for bit (with dropout off, as TRL sets it). With a weight,
+a margin, label smoothing or an online variant, the losses come from `losses` and are compared with
 TRL's.
 
-Two things to know before reading a result:
+Two points to know before interpreting results:
 
 - A beta is not a weight (SP2DPO, Proposition 1): it changes the slope of the loss in D to
   -beta_i * sigmoid(-beta_i * D), where a weight w_i would only scale it, to
   -w_i * beta * sigmoid(-beta * D). The slopes agree at every D only if beta_i = beta and w_i = 1.
-- A larger beta_i makes a pair move more at first and end with a *smaller* margin: for a label that
-  is right with probability p, the loss is smallest at D* = logit(p) / beta_i.
+- With a larger beta_i, a pair moves more at first and ends with a *smaller* margin: for a label
+  that is right with probability p, the loss is smallest at D* = logit(p) / beta_i.
 
 TRL's `rewards/*` metrics are multiplied by beta_i, so they cannot be compared between runs with
 different betas: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
@@ -61,12 +61,12 @@ from sp2dpo.training.reference import REFERENCE, add_log_probs
 
 __all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
 
-# Per-pair numbers that DeepSpeed must not round to the precision of the model.
+# Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
-# TRL 1.0 finds the reference model itself, later versions take it as an argument.
+# TRL 1.0 determines the reference model itself; later versions take it as an argument.
 REFERENCE_IS_GIVEN = "model" in inspect.signature(DPOTrainer.compute_ref_log_probs).parameters
 GUARD_EVERY = 100
-"""Interval in batches at which our losses are compared with TRL's, from the first batch on."""
+"""Number of batches between comparisons of our loss with TRL's; the first batch is compared."""
 
 logger = get_logger(__name__)
 
@@ -77,19 +77,21 @@ Trainer: Any = object
 class PairColumnsMixin(Trainer):
     """Make any DPOTrainer apply the per-pair columns of its data sets.
 
-    Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`; the arguments are those of DPOTrainer,
-    all but the models by keyword, and `args` is a PairDPOConfig. Everything not named here is
-    inherited. With weight, margin, label smoothing or an online variant the loss is ours (see
-    `losses`) and is compared with TRL's on the first batch and every `GUARD_EVERY`th, so
-    TheirDPOTrainer must not change TRL's loss. Beside TRL's metrics it logs `margins/unscaled` and,
-    if beta acts, `beta/mean`, `beta/min` and `beta/max`, each over all processes and averaged over
-    the logged batches, and on TRL 1.16 or later the metrics of `gradients`.
+    Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`. The arguments are those of DPOTrainer,
+    all by keyword except the models, and `args` is a PairDPOConfig. Everything not named here is
+    inherited. With weights, margins, label smoothing or an online variant, the loss is computed by
+    `losses` and compared with TRL's on the first batch and on every `GUARD_EVERY`th batch after it,
+    so TheirDPOTrainer must not change TRL's loss. In addition to TRL's metrics, the trainer logs
+    `margins/unscaled` and, with a beta column, `beta/mean`, `beta/min` and `beta/max`, each over
+    all processes and averaged over the logged batches; on TRL 1.16 or later, also the metrics of
+    `gradients`.
 
     Attributes:
-        rows_without_beta: Data set name ("train", "eval", or the eval set's own name) -> number of
-            rows without a value in an acting column, which `missing_values` dropped or filled.
-        mark_counts: Data set name -> number of rows that its columns `keep` and `flip` left out
-            and flipped, see `columns.apply_marks`; a stream has no entry.
+        rows_without_beta: Number of rows with a null in a column of `pair_columns`, which
+            `missing_values` dropped or filled, by data set name ("train", "eval", or the name of
+            the eval set).
+        mark_counts: Number of rows that the columns `keep` and `flip` left out and flipped, by data
+            set name; see `columns.apply_marks`. A stream has no entry.
 
     Raises:
         TypeError: If `args` is not a PairDPOConfig.
@@ -134,7 +136,7 @@ class PairColumnsMixin(Trainer):
         return datasets if datasets is None else self._prepare_rows(datasets, "eval", args)
 
     def _prepare_rows(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Return the rows to train on: marks applied, a value in every acting column."""
+        """Return the rows to train on: apply the marks, and fill or drop missing values."""
         dataset, counts = apply_marks(dataset, name=name)
         if counts is not None:
             self.mark_counts[name] = counts
@@ -178,12 +180,13 @@ class PairColumnsMixin(Trainer):
         return dataset
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator as Trainer does, without output casting under FSDP2."""
+        """Create the accelerator as Trainer does, but under FSDP2 without casting the outputs."""
         super().create_accelerator_and_postprocess()
         plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
         policy = getattr(plugin, "mixed_precision_policy", None)
         if policy is not None and getattr(plugin, "fsdp_version", 1) == 2:
-            # Accelerate lets FSDP2 cast the model's outputs to 16 bits, sequence log-probs too.
+            # Accelerate configures FSDP2 to cast the model's outputs to 16 bits, which would also
+            # round the log-probs of sequences.
             plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -194,20 +197,20 @@ class PairColumnsMixin(Trainer):
         self._signature_columns = [*listed, *(name for name in ours if name not in listed)]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move the batch to the device; unlike Trainer, do not round the per-pair numbers."""
+        """Move the batch to the device without rounding the per-pair numbers, unlike Trainer."""
         exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
         prepared = super()._prepare_inputs(inputs)
         device = self.args.device
         return prepared | {name: to_double(value, device) for name, value in exact.items()}
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as DPOTrainer does; a data set passed here is checked like the others."""
+        """Evaluate as DPOTrainer does; check a data set that is passed here like all others."""
         if not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_all_rows(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return TRL's reference log-probs, two (B,); the model never sees the pair columns."""
+        """Return TRL's reference log-probs, two (B,), without passing pair columns to the model."""
         *model, inputs = model_and_inputs
         inputs = {name: v for name, v in inputs.items() if name not in (*PAIR_COLUMNS, CATEGORY)}
         return super().compute_ref_log_probs(*model, inputs)
@@ -251,10 +254,11 @@ class PairColumnsMixin(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return TRL's loss, a scalar, with the batch's own betas in place of the global one.
+        """Return TRL's loss, a scalar, with the betas of the batch in place of the global beta.
 
-        The reference log-probs are computed first and passed to TRL as precomputed ones, which
-        costs no additional forward pass; D_i cannot be recovered from TRL's beta_i * D_i.
+        The reference log-probs are computed first and passed to TRL as precomputed ones, because
+        D_i cannot be recovered from TRL's mean of beta_i * D_i. This does not need an additional
+        forward pass.
         """
         settings = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         mode = "train" if self.model.training else "eval"
@@ -311,7 +315,7 @@ class PairColumnsMixin(Trainer):
 
     @property
     def _has_pair_losses(self) -> bool:
-        """Whether we can compute this loss pair by pair; if not, only TRL's mean is available."""
+        """Whether the loss can be computed pair by pair; if not, only TRL's mean is available."""
         if not CAPTURES:
             return False
         plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
@@ -327,7 +331,7 @@ class PairColumnsMixin(Trainer):
         return self.router_aux_loss_coef * output.aux_loss if self.aux_loss_enabled else 0.0
 
     def _apply_online_variants(self, batch: PairBatch) -> PairBatch:
-        """Return a training batch as beta-DPO and AlphaDPO change it."""
+        """Return a training batch after the changes by beta-DPO and AlphaDPO."""
         if self.args.alpha_dpo:
             average = batch.ratios.average.detach()
             gathered: Any = self.accelerator.gather(average)
@@ -347,7 +351,7 @@ class PairColumnsMixin(Trainer):
             )
             first = self.accelerator.process_index * len(own)
             mask = selection.mask[first : first + len(own)].to(own.device)
-            # The mean over all pairs becomes the mean over the selected pairs of all processes.
+            # With these weights, the mean over all pairs is the mean over the selected pairs.
             share = mask * (len(gathered) / selection.mask.sum().item())
             self._metrics["train"]["beta_dpo/factor"].append(selection.factor)
             batch = replace(
@@ -356,14 +360,14 @@ class PairColumnsMixin(Trainer):
         return batch
 
     def _state(self, kind: type[RunningMoments]) -> RunningMoments:
-        """Return the state of an online variant; resuming replaces the callback that holds it."""
+        """Return the state of an online variant, looked up because resuming replaces callbacks."""
         return next(state for state in self.callback_handler.callbacks if type(state) is kind)
 
     def _add_gradients(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
         """Add a batch to the gradient metrics."""
         number = torch.full_like(batch.beta, -1.0) if category is None else category
         rows = torch.stack(
-            [  # in double, except on Apple's GPUs
+            [  # in double precision, except on Apple's GPUs
                 batch.beta,
                 batch.ratios.difference.detach(),
                 batch.weight,
@@ -379,7 +383,7 @@ class PairColumnsMixin(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as DPOTrainer does, and the gradient metrics since the last log."""
+        """Log as DPOTrainer does, with the gradient metrics since the last log added."""
         mode = "train" if self.model.training else "eval"
         for name, value in self._gradients[mode].metrics().items():
             self._metrics[mode][name] = [value]
@@ -389,7 +393,7 @@ class PairColumnsMixin(Trainer):
 
 # TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.
 class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """DPOTrainer with one beta per pair, see PairColumnsMixin."""
+    """DPOTrainer with one beta per pair; see PairColumnsMixin."""
 
     _tag_names: ClassVar = [*DPOTrainer._tag_names, "sp2dpo"]
     _name = "SP2DPO"
@@ -410,7 +414,7 @@ class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportInc
 
     def __init__(self, *models: Any, args: PairDPOConfig, **options: Any) -> None:
         if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
-            # Without a beta per pair it is not SP2DPO: the model card and the tags are TRL's.
+            # Without a beta per pair this is not SP2DPO, so keep TRL's model card and tags.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
         super().__init__(*models, args=args, **options)
