@@ -1,1 +1,1 @@
-"""The data set folder that anybody can load: build, verify, load, publish."""
+"""Build, verify, load and publish the data set folder, which the stock `datasets` library loads."""

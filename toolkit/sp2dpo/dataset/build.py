@@ -1,4 +1,4 @@
-"""Build the data set: a folder that stock `datasets` loads, with every reply behind every beta.
+"""Build the data set: a folder that stock `datasets` loads, with all betas and all replies.
 
 DIR/README.md                    the card; its YAML lists the configs and their files
 DIR/data/train-*.parquet         config `default`: all source rows, in their order
@@ -147,7 +147,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_others(others: Mapping[str, BetaTable]) -> None:
-    """Raise ValueError for a reserved or invalid name, or betas that are more than one column."""
+    """Raise ValueError for an invalid name, or an arm that does more than set betas."""
     for name, betas in others.items():
         if not _COLUMN_NAME.fullmatch(name) or name in ("pair_id", "default"):
             raise ValueError(
@@ -164,7 +164,7 @@ def _check_others(others: Mapping[str, BetaTable]) -> None:
 
 
 def _replace_folder(unfinished: Path, out: Path) -> None:
-    """Move the new folder to its place; the old one is deleted last."""
+    """Move the new folder to its place; if that fails, move the old one back."""
     old = unfinished.with_suffix(".old")
     if out.exists():
         out.rename(old)
@@ -262,7 +262,7 @@ def _configs(
 def _schedule_rows(
     store: Store, betas: BetaTable, others: Mapping[str, BetaTable]
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each source row the beta of every schedule; null if it drops the pair."""
+    """Yield for each source row its beta under every schedule; null if the pair is not kept."""
     trained = pl.when("keep").then("beta")
     tables = {"default": betas.table, **{name: other.table for name, other in others.items()}}
     columns = {

@@ -56,14 +56,15 @@ def render_card(
 def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
     """Return a new card that preserves what people wrote on an existing one.
 
-    Text outside the marks is preserved; a card without marks is moved below the generated part. In
-    the YAML, generated keys replace existing ones, except that tags are united, foreign configs are
-    kept, and an existing `license`, `language` or `pretty_name` wins.
+    Text outside the marks is preserved; the text of a card without marks is moved below the
+    generated part. In the YAML, generated keys replace existing ones, with three exceptions: tags
+    are merged, configs that the toolkit did not generate are preserved, and an existing `license`,
+    `language` or `pretty_name` takes precedence.
 
     Args:
         text: Text of the existing card.
         card: New card, as `render_card` returns it.
-        license: Licence that replaces the existing one; None to keep that.
+        license: Licence that replaces the existing one; None to keep the existing one.
         where: Name of the existing card, for messages.
 
     Raises:
@@ -164,7 +165,7 @@ def _metadata(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dic
     """Return the YAML that the Hub and `datasets` read."""
     # `datasets` caches a local folder under a hash of its name and this YAML, not of its files.
     # Without the files' digests, betas of another schedule in a folder of the same name would be
-    # served from the cache. Files are listed one by one, so that foreign files add no rows.
+    # served from the cache. Files are listed one by one, so that other files add no rows.
     hub = ":" in facts["source"]["name"] and facts["source"]["revision"]
     return {
         **({"license": facts["license"]} if facts["license"] else {}),

@@ -113,7 +113,7 @@ def decode_pairs(rows: Sequence[Mapping[str, Any]], features: Features) -> list[
     """
     names = pair_columns(features)
     columns = {name: [row[name] for row in rows] for name in names}
-    # Decoding is slow, and only tools and keys beside role and content are stored as JSON.
+    # Decoding is slow and only needed for JSON: the tools, and keys other than role and content.
     if "tools" in names or len(features["prompt"].feature) > 2:
         columns = features.decode_batch(columns)
     return [
@@ -152,7 +152,7 @@ class _SourceValues:
 
 
 def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
-    """Return a type for the values of a column so far and one more; None if there is none."""
+    """Return a type for all values of a column so far and the next one; None if no type fits."""
     if kind is None:
         return None
     try:
@@ -167,12 +167,12 @@ def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
 
 
 def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:
-    """Whether Parquet readers and `datasets.Features` both support the type."""
+    """Return whether Parquet readers and `datasets.Features` both support the type."""
     if depth > _MAX_DEPTH:
         return False
     if pa.types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
-        # `datasets` takes a struct with a key like `_type` for a feature of its own.
+        # `datasets` would read a struct with a key such as `_type` as the definition of a feature.
         named = bool(fields) and all(field.name and field.name[0] != "_" for field in fields)
         return named and all(_is_plain(field.type, depth + 1) for field in fields)
     return not pa.types.is_list(kind) or _is_plain(kind.value_type, depth + 1)

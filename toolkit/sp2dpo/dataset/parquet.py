@@ -25,7 +25,7 @@ rows; the other arguments are a description and the total number of rows."""
 
 
 def no_progress(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
-    """Return the items as they are: the `Progress` that displays nothing."""
+    """Return the items unchanged: a `Progress` that displays nothing."""
     return items
 
 
@@ -39,7 +39,7 @@ def write_rows(
 ) -> tuple[int, list[str]]:
     """Write rows to `train-00000-of-0000N.parquet` in a new folder.
 
-    The content of the rows alone determines where a file ends, so two releases of the same rows are
+    Where a file ends depends only on the content of the rows, so two releases of the same rows are
     split at the same places.
 
     Args:
@@ -57,7 +57,7 @@ def write_rows(
     groups = _groups(_tables(rows, features), group_bytes)
     count, unfinished = 0, []
     table: pa.Table | None = next(groups, None)
-    while table is not None or not unfinished:  # no rows still give one file, with the columns
+    while table is not None or not unfinished:  # without rows, one file has the columns
         path = folder / f"{len(unfinished)}.unfinished"
         unfinished.append(path)
         with pq.ParquetWriter(
@@ -82,7 +82,7 @@ def _tables(rows: Iterable[dict[str, Any]], features: datasets.Features) -> Iter
 
 
 def _groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of at least `size` bytes, but for the last."""
+    """Yield the same rows in tables of at least `size` bytes, except for the last table."""
     gathered: list[pa.Table] = []
     for table in tables:
         gathered.append(table)

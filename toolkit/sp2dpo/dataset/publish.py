@@ -104,8 +104,8 @@ def publish_dataset(
 ) -> PublishResult:
     """Publish the data set in a folder that `build` wrote.
 
-    A failure leaves the repo at its last release, and a rerun resumes. Publishing the same again
-    changes nothing.
+    A failure leaves the repo at its last release, and a rerun completes the rest. Publishing the
+    same data set again changes nothing.
 
     Args:
         folder: Folder of the data set.
@@ -114,7 +114,7 @@ def publish_dataset(
 
     Raises:
         ValueError: A file differs from the manifest, the repo contains another data set, the tag
-            has other content, or the licence is unknown.
+            exists with other content, or the licence is unknown.
         OSError: A file cannot be read, or the Hub cannot be reached or rejects the change.
     """
     if options.tag is not None and options.create_pr:
@@ -293,7 +293,7 @@ def _changes(
     for name, content in files.items():
         file, recorded = stored.get(name), facts["files"].get(name)
         if file is not None and recorded is not None and file.sha256 is not None:
-            same = file.sha256 == recorded["sha256"]  # spares hashing the content again
+            same = file.sha256 == recorded["sha256"]  # avoids hashing the content again
         else:
             same = file is not None and file.holds(content)
         if not same:
@@ -302,7 +302,7 @@ def _changes(
 
 
 def _parse_manifest(text: bytes | None) -> dict[str, Any]:
-    """Return the manifest of a repo; empty if it has none of this toolkit."""
+    """Return the manifest of a repo; empty if it has none that this toolkit wrote."""
     try:
         return {} if text is None else read_manifest(text, where=MANIFEST)
     except ValueError:
@@ -335,7 +335,7 @@ def _has_tag(options: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | N
     """Return whether the tag exists with the same content.
 
     Raises:
-        ValueError: The tag has other content.
+        ValueError: The tag exists with other content.
     """
     if options.tag is None or head is None:
         return False
@@ -363,5 +363,6 @@ def _check_commit(repo: HubRepo, commit: str, plan: _Plan) -> None:
     stored = repo.files(commit)
     for name, recorded in plan.facts["files"].items():
         file = stored.get(name)
+        # Small files are stored in git itself, without a SHA-256 to compare.
         if file is None or (file.sha256 or recorded["sha256"]) != recorded["sha256"]:
             raise HubError(f"the Hub reports {name} as stored, but not with the uploaded content")

@@ -43,7 +43,7 @@ class BranchMoved(Exception):
 
 
 class UnknownOutcome(OSError):
-    """A change failed with a transient error; the Hub may have made it nevertheless."""
+    """A request failed with a transient error; the Hub may have made the change nevertheless."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ def retry_commit(attempt: Callable[[], _T], notify: Callable[[str], None]) -> _T
     """Call `attempt` again when the repo changed meanwhile or a commit has an unknown outcome.
 
     Args:
-        attempt: Reads the repo, compares it with what is wanted and commits the difference, so that
-            a repeated call does nothing twice.
+        attempt: Reads the repo, compares it with the desired content and commits the difference, so
+            that a repeated call makes no change twice.
         notify: Receives a line before each retry.
 
     Raises:
@@ -139,7 +139,7 @@ def _retry(request: Callable[[], _T]) -> _T:
 class HubRepo:
     """A repo on the Hub.
 
-    Methods raise what the Hub's client raises; `hub.hub_errors` turns that into messages.
+    Methods raise the exceptions of the Hub's client; `hub.hub_errors` turns them into messages.
 
     Args:
         name: `org/name`.
@@ -188,7 +188,7 @@ class HubRepo:
         return head
 
     def gate(self, how: str, head: Head) -> None:
-        """Require an access request, "auto" or "manual", unless `head` says that it is required."""
+        """Require an access request, "auto" or "manual", unless the repo already requires it."""
         gated: Any = how
         if head.gated != how:
             _retry(
@@ -302,7 +302,7 @@ class HubRepo:
 
 
 def _commit_error(error: Exception) -> Exception:
-    """Return the exception that states what a failed commit means."""
+    """Translate the exception of a failed commit to `BranchMoved`, `UnknownOutcome` or others."""
     # A failed upload is a RuntimeError whose cause is the reason; hf_xet raises the same.
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
     reason = cause if isinstance(cause, Exception) else error

@@ -1,7 +1,8 @@
 """Ask the teachers of a data set again about a sample of its pairs, and compare the replies.
 
-Hashes show that nothing changed, but not that a teacher gave the replies. Asking again does, as far
-as a teacher is deterministic: with a temperature above 0 its second reply differs, too.
+Hashes show that nothing changed, but not that a teacher gave the replies. Asking again tests this,
+but only as far as the teacher is deterministic: at a temperature above 0, genuine replies differ
+too.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ class TeacherComparison:
 
     Attributes:
         teacher: Name of the teacher.
-        replies: Number of questions with a reply in both.
+        replies: Number of questions with both a new and an old reply.
         same_category: Share of the replies with the same category, in [0, 1].
         same: Share of the replies that agree in category, scores and preference, in [0, 1].
         magnitude: Mean absolute difference of the magnitude, on the rubric's scale.
@@ -53,8 +54,8 @@ class GapDifference:
     """Signed gaps from the new replies compared with those of the data set.
 
     Attributes:
-        mean: Mean absolute difference; None without gaps in both.
-        max: Greatest absolute difference; None without gaps in both.
+        mean: Mean absolute difference; None if no pair has both a new and an old gap.
+        max: Greatest absolute difference; None if no pair has both.
         rho: Spearman's rank correlation in [-1, 1]; None if it is undefined.
     """
 
@@ -68,7 +69,7 @@ class ResampleResult:
     """A comparison of new replies with those of the data set.
 
     Attributes:
-        pairs: Number of pairs with a gap in both.
+        pairs: Number of pairs with both a new and an old gap.
         teachers: One comparison per teacher, sorted by name.
         gap: Difference of the pairs' signed gaps.
     """
@@ -97,7 +98,7 @@ def resample_dataset(
         folder: Folder of the data set.
         panel: Panel with the rubric and teachers of the data set, or its YAML file.
         store_file: Store of the new replies; a rerun asks only for what is missing.
-        count: Number of pairs to draw; more than there are draws all.
+        count: Number of pairs to draw; all pairs are drawn if there are fewer.
         seed: Random seed of the sample.
         annotate: Asks the panel about every pair of an open store; `annotate_pairs` by default.
 
@@ -144,6 +145,7 @@ def _draw_pairs(folder: Path, facts: Mapping[str, Any], count: int, seed: int) -
     order = sorted(ids, key=lambda pair_id: hashlib.sha256(f"{seed} {pair_id}".encode()).digest())
     drawn, rows = set(order[:count]), []
     for part in read_rows(paths, ["pair_id", *pair_columns(features)]):
+        # Reversed, so that the first of several rows of one pair is stored last and wins.
         first = {row["pair_id"]: row for row in reversed(part) if row["pair_id"] in drawn}
         drawn -= first.keys()
         chosen = [row for row in part if first.get(row["pair_id"]) is row]

@@ -1,6 +1,6 @@
 """Run the inspector on this machine, or deploy it to the Hub as a Space.
 
-The inspector (spaces/inspector) is a separate program that imports nothing of the toolkit; the
+The inspector (spaces/inspector) is a separate program that does not import the toolkit; the
 wheel contains its files. The variable SP2DPO_DATA names the data set that it shows.
 """
 
@@ -102,7 +102,7 @@ def _check_data(data: str) -> str:
     """Return the value of the inspector's variable.
 
     Raises:
-        ValueError: It is not a data set of sp2dpo.
+        ValueError: `data` does not name a data set of sp2dpo.
     """
     if not data:
         return data

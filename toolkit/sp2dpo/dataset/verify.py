@@ -37,7 +37,7 @@ from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from sp2dpo.text import count_noun
 
 TOLERANCE = 1e-9
-"""Maximum difference of a recomputed number; other machines add in another order."""
+"""Maximum difference of a recomputed number: machines may sum floats in different orders."""
 _PARSED = ("category", "magnitude", "confidence", "better", "rationale")
 _POLARS_TYPES: dict[str, Any] = {
     "string": pl.String,
@@ -151,7 +151,7 @@ class _Verification:
         return f"{count_noun(len(self.facts['files']), 'file')}, {size / 1e6:.1f} MB: unchanged"
 
     def card(self) -> str:
-        """Compare the generated part of the card with its hash; people may add to the rest."""
+        """Compare the generated part of the card with its hash; people may edit the rest."""
         text = (self.folder / CARD).read_text(encoding="utf-8")
         if digest(text, where=CARD) != self.facts["card_sha256"]:
             raise _Mismatch(f"{CARD}: its configs, or the text between the marks, were changed")
@@ -259,7 +259,7 @@ class _Verification:
         return f"{', '.join(names)}: the betas follow from the replies"
 
     def _scores(self, arm: Arm) -> Scores | None:
-        """Return the reward margins in the data set, with the labels of the source."""
+        """Return the reward margins in the data set, without the sign changes for `flip`."""
         if not arm.uses_scores or self.rows is None:
             return None
         h = pl.col("reward_margin")
