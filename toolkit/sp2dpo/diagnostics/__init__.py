@@ -1,1 +1,1 @@
-"""Whether replies and betas can be trusted: agreement, audits, comparisons, known truth."""
+"""Check replies and betas: agreement, audits, comparisons and known labels."""

@@ -1,4 +1,4 @@
-"""The ensembling ablation: betas of the same annotations under every estimator, gap form and map.
+"""Compute betas of the same annotations under every estimator, gap form and map: an ablation.
 
 Each row applies another schedule to the stored replies; no request is sent.
 """
@@ -36,7 +36,7 @@ class Variation:
 
     Attributes:
         group: the setting that is varied.
-        name: its value.
+        name: value of this setting.
         schedule: the complete schedule.
     """
 
@@ -54,7 +54,7 @@ class VariationResult:
 
     Attributes:
         group: the setting that is varied.
-        name: its value.
+        name: value of this setting.
         pairs: number of pairs with a beta.
         mean: mean of the betas.
         std: population standard deviation of the betas.
@@ -63,9 +63,9 @@ class VariationResult:
         rho: estimate of Spearman's rho with the betas of the base schedule, over the pairs with a
             beta in both.
         moved: mean absolute difference from the betas of the base schedule; None without pairs.
-        gold: None without known labels; else a dict with the keys magnitude (estimate of Spearman's
-            rho of beta and known magnitude, over pairs with the right label) and labels (the result
-            of `gold.label_detection` under the rule `weak`).
+        gold: a dict with two keys; None without known labels. magnitude: estimate of Spearman's rho
+            between beta and the known magnitude, over pairs whose label is right. labels: result of
+            `gold.label_detection` under the rule `weak`.
     """
 
     group: str

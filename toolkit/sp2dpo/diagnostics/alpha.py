@@ -4,10 +4,10 @@
 
 o is the coincidence matrix, n_c its row sums, n their sum, d2 the squared difference of two values:
 nominal 0 or 1, ordinal (sum of n_g from c to k - (n_c + n_k) / 2)^2 (Krippendorff 2011, "Computing
-Krippendorff's Alpha-Reliability"). Missing readings are allowed. A unit's contribution to o depends
-only on its readings, so identical units are stored once with a weight: a thousand bootstrap samples
-of a large store take seconds. The `krippendorff` package cannot resample; a test checks that both
-give the same values.
+Krippendorff's Alpha-Reliability"). Missing readings are allowed. The contribution of a unit to o
+depends only on its readings, so identical units are stored once with a weight, which lets a
+thousand bootstrap samples of a large store take seconds. The `krippendorff` package cannot
+resample; a test checks that it gives the same values of alpha.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Ratings:
     def _entries(
         self, readers: Sequence[int] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Return, for every two readings of a pattern: pattern, cell of o, contribution to it."""
+        """Return, for every two readings of a pattern: its index, their cell of o, their share."""
         codes = self.patterns if readers is None else self.patterns[:, list(readers)]
         present = codes >= 0
         size = present.sum(axis=1)
@@ -95,6 +95,7 @@ def alpha_from_entries(coincidences: NDArray[np.float64], level: str) -> float |
     sums = coincidences.sum(axis=0)
     total = sums.sum()
     if level == "ordinal":
+        # The sum of n_g from c to k, less (n_c + n_k) / 2, is the difference of two midpoints.
         upto = np.cumsum(sums) - sums / 2
         squares = (upto[:, None] - upto[None, :]) ** 2
     else:

@@ -38,10 +38,10 @@ class Audit:
         verdict: the worst verdict of all checks that have one; `cannot be told` if none has.
         counts: number of checks by verdict.
         checks: the checks.
-        gold: None without known labels; else panel (see `gold.compare_with_gold`), labels (the
-            result of `gold.label_detection` for each rule that these gaps allow) and confidence
-            (`with` and `without`: Spearman's rho of the known magnitude with the gaps under the
-            forms `product` and `magnitude`; `gain`: their difference).
+        gold: a mapping with three keys; None without known labels. panel: see
+            `gold.compare_with_gold`. labels: result of `gold.label_detection` for each rule that
+            these gaps allow. confidence: Spearman's rho of the known magnitude with the gaps under
+            the forms `product` (`with`) and `magnitude` (`without`), and their difference (`gain`).
     """
 
     verdict: str

@@ -1,4 +1,4 @@
-"""Checks for bias: gaps that follow length, uninformative confidence, disputed labels.
+"""Check for biases: gaps that follow length, uninformative confidence, disputed labels.
 
 Length bias explains the paper's third failure signature (the win rate rises while the
 length-controlled win rate falls); these checks look for it before training. All measures and
@@ -183,7 +183,8 @@ def _correlate_confidence(
         near=-(pl.col("gap") - others).abs(),
         part=pl.struct("reader", level).rank("dense"),
     )
-    # Resampling pairs with identical readings together gives the same distribution, faster.
+    # Pairs with identical readings are resampled as one weighted unit: the distribution is the
+    # same, and there are fewer rows to rank.
     line = pl.concat_str("reader", "confidence", pl.col("near").round(9), "part", separator="|")
     patterns = (
         shared.group_by("pair_id")

@@ -83,6 +83,7 @@ def correlation(x: Any, y: Any, weights: NDArray[np.float64]) -> float | None:
     total = weights.sum()
     dx, dy = x - (weights @ x) / total, y - (weights @ y) / total
     square = (weights @ (dx * dx)) * (weights @ (dy * dy))
+    # The variance of a constant side may differ from 0 by floating-point error.
     if not square > 1e-24 * total**2:
         return None
     return float((weights @ (dx * dy)) / np.sqrt(square))
@@ -97,6 +98,7 @@ class Ranked:
     """
 
     def __init__(self, values: Any) -> None:
+        # Round, so that values that differ only by floating-point error are ties.
         unique, codes = np.unique(
             np.round(np.asarray(values, dtype=np.float64), 9), return_inverse=True
         )
@@ -153,7 +155,8 @@ def rank_correlation(x: Any, y: Any, *, draws: int, parts: Any = None) -> dict[s
         sides.append(np.unique(np.asarray(parts), return_inverse=True)[1])
     if not len(sides[0]):
         return estimate(None, [])
-    # Resampling equal rows together gives the same distribution and is faster when values are few.
+    # Equal rows are resampled as one weighted unit: the distribution is the same, and there are
+    # fewer rows to rank if there are few distinct values.
     rows, counts = np.unique(np.stack(sides), axis=1, return_counts=True)
     if parts is None:
         ranked = [Ranked(side) for side in rows]

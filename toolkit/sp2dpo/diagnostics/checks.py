@@ -1,4 +1,4 @@
-"""Checks of a table of betas: a measured value, its thresholds and the verdict."""
+"""Check the betas of a table: measure values, and compare them with thresholds for a verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,8 +108,8 @@ def check_betas(
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
     """Return each beta's position in its envelope, (beta - beta_min) / (beta_max - beta_min).
 
-    In [0, 1], except for the betas of a baseline, which may be outside. Rounded to 9 decimals, so
-    that floating-point error does not move a beta off a border.
+    Values are in [0, 1], except that the betas of a baseline may be outside. They are rounded to 9
+    decimals, so that floating-point error does not move a beta off a border.
     """
     low, high = category_envelopes(schedule)
     share = (pl.col("beta") - low) / (high - low)

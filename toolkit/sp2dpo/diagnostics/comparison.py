@@ -35,17 +35,17 @@ class BetaComparison:
         differs: values in the schedules and arms of the two tables, by key, where they differ.
         draws: number of bootstrap samples.
         same_annotations: whether both tables were computed from the same annotations.
-        pearson: estimate of Pearson's correlation.
-        spearman: estimate of Spearman's rho.
+        pearson: estimate of Pearson's correlation of the betas.
+        spearman: estimate of Spearman's rho of the betas.
         shift: estimate of the mean shift.
-        distance: mean absolute difference.
-        largest: maximum absolute difference.
+        distance: mean absolute shift.
+        largest: maximum absolute shift.
         one: mean, std, min and max of the compared betas of the first table.
         other: the same of the second table.
         categories: by category of the first table, largest first: category, pairs, one, other
             (means), shift, spearman.
-        movers: the pairs that moved most: pair_id, category, one, other, shift, and with a store
-            source_id.
+        movers: the pairs with the largest absolute shift: pair_id, category, one, other, shift, and
+            source_id if a store is given.
     """
 
     pairs: dict[str, int]
@@ -81,8 +81,8 @@ def compare_betas(
     Args:
         one: first table (A).
         other: second table (B).
-        store_file: store to read the pairs' names in their source from.
-        movers: number of pairs to list.
+        store_file: store that contains the source_id of each pair; None to leave these out.
+        movers: number of pairs with the largest shift to list.
         draws: number of bootstrap samples.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Gold labels: pairs with a known truth, and how well a panel recovers it.
+"""Read gold labels, the known truth about pairs, and measure how well a panel recovers it.
 
 A line of a gold file is a JSON object:
 
@@ -174,8 +174,8 @@ def compare_with_gold(
 
     The labelled protocol only shows whether the teachers see the labelled difference: a gap of
     `NEAR` or more means `chosen`, a smaller one `not chosen`, which covers `rejected` and `tie`.
-    The blind protocol tells all three apart by the signed gap: `NEAR` or more, -`NEAR` or less, and
-    between.
+    The blind protocol distinguishes all three by the signed gap: `NEAR` or more means `chosen`,
+    -`NEAR` or less means `rejected`, and anything between means `tie`.
 
     Args:
         table: from `schedule.schedule_betas`.
@@ -184,17 +184,19 @@ def compare_with_gold(
         gold_count: number of truths in the gold file.
 
     Returns:
-        given (truths in the file), sampled (those in the sample), judged (those with a gap),
-        threshold.
-        labels: by true label: count, share, low, high of the correct ones (see
-            `agreement.wilson_interval`).
-        accuracy: the same over all labels.
+        given, sampled, judged: number of truths in the file, of those about pairs in the sample,
+            and of the latter whose pair has a gap.
+        threshold: `NEAR`.
+        labels: by true label: count, share, low and high of the pairs that the panel gets right
+            (see `agreement.wilson_interval`).
+        accuracy: the same over all true labels.
         balanced, balanced_low: mean over the true labels except `tie` (blind; labelled: over
             `chosen` and `not chosen`) of the correct share, and of the lower ends of its
             intervals; 0.5 is chance level. None without such a label.
         always_chosen: accuracy of a panel that agrees with every label.
-        category: share of the pairs with a known category for which the panel's is the same.
-        magnitude: Spearman's rho between the known and the panel's magnitude, over right labels.
+        category: share of the pairs with a known category to which the panel gives this category.
+        magnitude: Spearman's rho between the known magnitude and that of the panel, over pairs
+            whose label is not wrong.
     """
     rows = [
         (truths[row["pair_id"]], row)

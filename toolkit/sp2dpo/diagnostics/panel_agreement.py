@@ -1,4 +1,4 @@
-"""Agreement of a panel: Krippendorff's alpha with intervals, outliers, disputed pairs."""
+"""Measure the agreement of a panel: Krippendorff's alpha, outliers and disputed pairs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,8 +37,8 @@ STANDS_OUT = 0.05
 SPLITS = 10
 """Number of disputed pairs to list."""
 _DECIMALS = {"magnitude": 6, "confidence": 6, "gap": 2}
-"""Decimals at which values are compared. Gaps use two: finer steps than any scale has only make
-alpha slow."""
+"""Number of decimals to which values are rounded before alpha is computed. Two are enough for gaps,
+since no scale has finer steps; more distinct values would only make alpha slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,14 @@ class PanelAgreement:
         replies: number of these replies.
         draws: number of bootstrap samples.
         teachers: agreement between teachers: names; alpha (by measure: value, low, high, pairs);
-            twos (see `agreement.compare_readers`).
+            twos (comparisons of every two teachers, from `agreement.compare_readers`).
         variants: the same between variants, and by_teacher, the alphas of each teacher.
         outliers: each teacher's effect on agreement, starting with the one that lowers it most:
             teacher; without (by measure, the gain in alpha without this teacher: value, low, high);
             bias (mean of its gap minus the mean gap of the other teachers); spearman (mean rho of
             its gaps with each other teacher's); stands_out.
-        splits: pairs on which the teachers differ: of (number of pairs with two teachers); apart
+        splits: pairs on which the teachers differ: of (number of pairs with replies of at least two
+            teachers); apart
             (share whose lowest and highest gap differ by 0.5 or more); no_majority (share without a
             category given by more than half of the teachers); pairs (those with the largest
             spread).
@@ -89,7 +90,7 @@ def measure_store_agreement(
     Args:
         store_file: annotation store.
         schedule_file: YAML file of a schedule, which defines the gaps; SP2DPO's if None.
-        ids_file: text file of the pairs to use, one id or name in the source a line.
+        ids_file: text file of the pairs to use, with one id or name in the source per line.
         category: use only pairs whose most frequent category is this one.
         sample: maximum number of pairs; see `select_pairs`.
         draws: number of bootstrap samples.
@@ -275,9 +276,10 @@ def _outliers(
     Returns:
         teacher.
         without: by measure (category, gap), the gain in alpha without this teacher: value, low,
-            high, over the same bootstrap samples; None for two teachers.
+            high, over the same bootstrap samples; these are None for two teachers.
         bias: mean of its gap minus the mean gap of the other teachers, with its interval.
-        spearman: mean rho of its gaps with every other teacher; None for a single teacher.
+        spearman: mean of Spearman's rho between its gaps and those of each other teacher; None for
+            a single teacher.
         stands_out: whether the gain for gaps is at least `STANDS_OUT` and significant.
     """
     shown = ("category", "gap")
