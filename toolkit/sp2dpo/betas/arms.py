@@ -265,5 +265,6 @@ def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFra
 def _with_values(table: pl.DataFrame, name: str, values: Callable[[Any], Any]) -> pl.DataFrame:
     """Add a column derived from the reward margins; NaN becomes null."""
     h = table["reward_margin"]
+    # NumPy has no null: compute with 0 there, and discard these values below.
     column = pl.Series(name, values(h.fill_null(0.0).to_numpy())).fill_nan(None)
     return table.with_columns(pl.when(h.is_not_null()).then(column).alias(name))

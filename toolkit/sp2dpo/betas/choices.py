@@ -88,6 +88,7 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     if not text:
         return [], {}
     try:
+        # A choice with arguments has the syntax of a Python call.
         call = ast.parse(f"choice{text}", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError("its brackets hold no list of numbers") from None
@@ -125,6 +126,14 @@ def check_number(
     most: float | None = None,
 ) -> None:
     """Check that a value is a finite number within limits.
+
+    Args:
+        name: name of the value, for the message.
+        value: value to check.
+        above: the value must be greater; None for no limit.
+        least: the value must be at least this; None for no limit.
+        below: the value must be less; None for no limit.
+        most: the value must be at most this; None for no limit.
 
     Raises:
         ValueError: it is not; the message contains the name, the rule and the value.

@@ -26,8 +26,8 @@ class PairExplanation:
 
     Attributes:
         pair: the pair.
-        replies: all its replies; see `Store.replies`.
-        row: its row of the table of betas; see `schedule.schedule_betas`.
+        replies: all replies about the pair; see `Store.replies`.
+        row: row of the pair in the table of betas; see `schedule.schedule_betas`.
         lines: the conversation, the replies and the arithmetic as text.
     """
 
@@ -76,8 +76,8 @@ def explain_lines(
 
     Args:
         pair: the pair.
-        replies: all its replies; see `Store.replies`.
-        row: its row in the table of betas.
+        replies: all replies about the pair; see `Store.replies`.
+        row: row of the pair in the table of betas.
         rubric: rubric of the annotations.
         arm: arm that the table was computed with.
         place: rank of the pair's gap among all gaps, in (0, 1); None if the map does not need it.

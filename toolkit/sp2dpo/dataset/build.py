@@ -111,6 +111,7 @@ def write_dataset(
     out, others = out.resolve(), others or {}
     _check_folder(out)
     _check_others(others)
+    # Next to `out`, so that the final rename does not cross file systems.
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)

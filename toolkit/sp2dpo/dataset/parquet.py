@@ -68,6 +68,7 @@ def write_rows(
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 written, count = written + table.nbytes, count + len(table)
                 table = next(groups, None)
+    # The names contain the number of files, which is only known now.
     names = [f"train-{n:05d}-of-{len(unfinished):05d}.parquet" for n in range(len(unfinished))]
     for path, name in zip(unfinished, names, strict=True):
         path.rename(folder / name)

@@ -79,6 +79,7 @@ class StoredFile:
         """Return whether the file has this content."""
         if self.sha256 is None:
             data = content if isinstance(content, bytes) else content.read_bytes()
+            # Git hashes this header together with the content.
             prefix = b"blob %d\0" % len(data)
             return hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() == self.git
         if isinstance(content, bytes):

@@ -151,6 +151,7 @@ def _commit(
         for path, content in files.items()
         if path not in stored or not stored[path].holds(content)
     }
+    # The Hub itself puts .gitattributes into every Space.
     removed = sorted(stored.keys() - files.keys() - {".gitattributes"})
     _set_variable(repo.name, data)  # before the commit, which starts the Space
     commit = head.commit

@@ -159,6 +159,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
             other = replace(panel, **{f"over_{axis}s": name, "quorum": 1})
             yield Variation(group=f"one {axis}", name=name, schedule=other)
     for gap in COMPARED_GAPS:
+        # Under the blind protocol, `signed` gives the same gaps as `product`.
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):
             name = format_choice(gap, GAP_FORMS)
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))

@@ -117,7 +117,7 @@ def compare_readers(readings: pl.DataFrame, readers: Sequence[str]) -> list[dict
         readers: readers to compare, in this order.
 
     Returns:
-        one, other: the readers.
+        one, other: names of the two readers.
         pairs: number of pairs annotated by both.
         same_category: share of these pairs with the same category; None without pairs.
         spearman: Spearman's rho of the gaps, in [-1, 1]; see `spearman`.
@@ -156,7 +156,7 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[
         teachers: teachers to report, in this order.
 
     Returns:
-        teacher.
+        teacher: name of the teacher.
         both: number of (pair, variant) with both orders.
         consistent, first, second, tie: count, share, low and high of: the same response twice, A
             (shown first) twice, B twice, a tie; see `wilson_interval` for low and high.

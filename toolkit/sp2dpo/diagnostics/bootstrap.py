@@ -36,6 +36,7 @@ def resamples(
         if counts is None:
             yield np.bincount(rng.integers(units, size=units), minlength=units).astype(np.float64)
         else:
+            # How often each row is drawn among all units has a multinomial distribution.
             total = int(counts.sum())
             yield rng.multinomial(total, counts / total).astype(np.float64)
 
@@ -130,6 +131,7 @@ class RankedWithin:
         before = (upto - sizes)[self._first][self._part_of]
         totals = np.add.reduceat(sizes, self._first)[self._part_of]
         ranks = upto - (sizes - 1) / 2 - before
+        # A bootstrap sample may contain no value of a group: do not divide by 0.
         centred = (ranks - (totals + 1) / 2) / np.where(totals > 0, totals, 1.0)
         return centred[self._codes]
 

@@ -332,6 +332,7 @@ def _auc(pairs: pl.DataFrame, *, draws: int) -> dict[str, float | None]:
         right_weight = float(weights.sum()) - wrong_weight
         if not wrong_weight or not right_weight:
             return None
+        # The Mann-Whitney U statistic of the wrong labels; divided by its maximum, it is the AUC.
         above = (
             float((weights * ranked.ranks(weights))[wrong].sum())
             - wrong_weight * (wrong_weight + 1) / 2

@@ -38,7 +38,7 @@ SPLITS = 10
 """Number of disputed pairs to list."""
 _DECIMALS = {"magnitude": 6, "confidence": 6, "gap": 2}
 """Number of decimals to which values are rounded before alpha is computed. Two are enough for gaps,
-since no scale has finer steps; more distinct values would only make alpha slow."""
+as steps finer than those of any scale would only make alpha slow to compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,7 @@ def _outliers(
     """Return each teacher's effect on agreement, starting with the one that lowers it most.
 
     Returns:
-        teacher.
+        teacher: name of the teacher.
         without: by measure (category, gap), the gain in alpha without this teacher: value, low,
             high, over the same bootstrap samples; these are None for two teachers.
         bias: mean of its gap minus the mean gap of the other teachers, with its interval.

@@ -256,6 +256,7 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
                     [key for key in final if (key.variant, key.order) == (variant, order)],
                     sum_usage(key for key in own if (key.variant, key.order) == (variant, order)),
                     asked=pairs,
+                    # The key of three empty strings counts all settled pairs.
                     spared=settled[("", "", "")] - settled.get((name, variant, order), 0)
                     if adaptive
                     else 0,
