@@ -1,4 +1,4 @@
-"""Values in a YAML file with arguments, such as `shrink(0.3)` or `madpo(c_max=4, ...)`.
+"""Parse values of YAML keys that take arguments, such as `shrink(0.3)` or `madpo(c_max=4, ...)`.
 
 A choice is a frozen dataclass; its fields are the arguments, by position or by name. An argument
 that changes the result has no default.

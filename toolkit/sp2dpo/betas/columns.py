@@ -1,7 +1,7 @@
-"""The columns of a table of betas: name, type and meaning, in their order.
+"""Define the columns of a table of betas: name, type and meaning, in their order.
 
-Everything else derives from this list: the columns of `betas.parquet` and of the data set, what
-`verify` compares, the ranges in the manifest, and the table on the card.
+Other modules derive everything from this list: the columns of `betas.parquet` and of the data set,
+what `verify` compares, the ranges in the manifest, and the table on the card.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Column:
         name: Name of the column in `betas.parquet`, in the data set and in training batches.
         type: Arrow type of the values. "category" is a category of the rubric: a string in
             `betas.parquet`, a class label in the data set.
-        meaning: What a value states, as the card of a data set prints it.
-        optional: Whether the column exists only in the tables of arms that produce it.
-        ranged: Whether the manifest and the card state the least and the greatest value.
+        meaning: Description of the values, as the card of a data set prints it.
+        optional: Whether only the tables of some arms have the column.
+        ranged: Whether the manifest and the card state the minimum and the maximum.
     """
 
     name: str

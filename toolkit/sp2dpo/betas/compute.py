@@ -18,10 +18,10 @@ class ScheduleResult:
     """The betas of a store, and how complete the store is.
 
     Attributes:
-        betas: the table of betas with its arm and hashes.
-        shard: the shard of the pairs that the store was limited to; None for all pairs.
+        betas: the table of betas, its arm, and the hashes of its inputs.
+        shard: the shard of pairs that the store is limited to; None for all pairs.
         shard_pairs: number of pairs in that shard.
-        pending: number of replies that the recorded panel still lacks; 0 without a recorded panel.
+        pending: number of replies that the run has not received yet; 0 without a recorded panel.
         requested: number of replies that the recorded panel asks for; 0 without a recorded panel.
     """
 

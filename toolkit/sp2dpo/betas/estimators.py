@@ -114,9 +114,9 @@ class Combination:
     """A way to combine the values of several variants or teachers.
 
     Attributes:
-        label: its name in formulas.
-        phrase: its description in a sentence; `{axis}` is what it is over.
-        fewest: minimum number of values.
+        label: name of the combination in formulas.
+        phrase: description for use in a sentence; `{axis}` stands for variants or teachers.
+        fewest: minimum number of values that it needs.
     """
 
     label: str
@@ -144,11 +144,11 @@ class Estimator:
 
     Attributes:
         estimate: source of magnitude and confidence, one of `ESTIMATES`.
-        gap: gap form of one reply.
-        over_variants: how the variants of a teacher are combined: `median` (SP2DPO), `mean`,
+        gap: form of the gap of one reply.
+        over_variants: how the gaps of a teacher's variants are combined: `median` (SP2DPO), `mean`,
             `trimmed` (the mean without the lowest and the highest fifth, rounded down), or the name
             of the only variant to use.
-        over_teachers: how the teachers are combined, likewise; SP2DPO: `mean`.
+        over_teachers: how the gaps of the teachers are combined, by the same names; SP2DPO: `mean`.
     """
 
     estimate: str

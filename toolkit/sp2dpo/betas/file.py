@@ -1,4 +1,4 @@
-"""The Parquet file of betas: the table, its arm and hashes of its inputs."""
+"""Read and write the Parquet file of betas: the table, its arm, and the hashes of its inputs."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class BetaTable:
     """A table of betas, with its arm and the hashes of its inputs.
 
     Attributes:
-        table: the table that `arms.compute_betas` returns.
+        table: the table of betas, as `arms.compute_betas` returns it.
         arm: the arm that the table was computed with.
         annotations_hash: hash of the annotations that the table was computed from.
         scores_hash: hash of the reward scores that it was computed from; None without scores.
@@ -41,7 +41,7 @@ class BetaTable:
 
 
 def write_betas(betas: BetaTable, path: Path) -> None:
-    """Write the table atomically, with its arm and hashes in the file's metadata.
+    """Write the table atomically, with its arm and the hashes in the metadata of the file.
 
     Equal betas give equal bytes.
 

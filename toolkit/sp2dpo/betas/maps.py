@@ -1,6 +1,6 @@
-"""Map a gap in [0, 1] to a beta in an envelope: four maps.
+"""Map a gap in [0, 1] to a beta in an envelope, in one of four ways.
 
-The linear map and its range are SP2DPO's (arXiv 2601.22385); the other three are our choice. All
+The linear map and its range are from SP2DPO (arXiv 2601.22385); the other three are our choice. All
 accept numbers and columns. A gap of 0 gives exactly the lower end and a gap of 1 exactly the upper
 one, except under `quantile`, which uses the rank of the gap among all gaps instead.
 """
@@ -15,7 +15,8 @@ from sp2dpo.betas.choices import check_number
 LARGEST_BETA = 1_000_000
 """Larger betas are refused as typing errors."""
 PLACE_DECIMALS = 9
-"""Decimals at which gaps are compared: 0.2 x 0.6 and 0.3 x 0.4 are the same gap."""
+"""Number of decimals to which gaps are rounded before they are ranked: in floating point,
+0.2 x 0.9 and 0.3 x 0.6 differ in the last bit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,9 @@ class Schedule:
             log-probabilities is not a vote. Our choice.
         gap: gap form of one reply; see `estimators` (our choice: the paper's formula is not in the
             sources that we have).
-        over_variants: how a teacher's variants are combined; see `Estimator`. SP2DPO: `median`.
-        over_teachers: how the teachers are combined, likewise. SP2DPO: `mean`.
+        over_variants: how the gaps of a teacher's variants are combined; see `Estimator`. SP2DPO:
+            `median`.
+        over_teachers: how the gaps of the teachers are combined; see `Estimator`. SP2DPO: `mean`.
         map: map from the gap to beta; see `maps`. SP2DPO: `linear`.
         envelopes: other ranges of beta by category (SP2DPO's open question 3); may be empty.
     """
@@ -80,7 +81,7 @@ class Schedule:
 
     @property
     def widest(self) -> Envelope:
-        """The lowest and the highest beta that a pair can get."""
+        """The range from the lowest to the highest beta that a pair of any category can get."""
         every = (self.envelope(None), *self.envelopes.values())
         return Envelope(
             beta_min=min(envelope.beta_min for envelope in every),

@@ -1,4 +1,4 @@
-"""A reward model's scores of pairs, the source of ODPO's `margin` and MADPO's `weight`."""
+"""Read a reward model's scores of pairs, from which ODPO's margin and MADPO's weight follow."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sp2dpo.betas.baselines import LARGEST
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Reward margins by pair.
+    """The reward margins of pairs.
 
     Attributes:
         table: pair_id and reward_margin (h = r(chosen) - r(rejected), a finite float64), sorted by

@@ -1,4 +1,4 @@
-"""Columns of the data set: their types, and the row made from a source row and its beta."""
+"""Define the columns of the data set, and make a row from a source row and its beta."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -24,7 +24,7 @@ _Z = 1.959964
 
 def panel_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """Return the replies of the full panel that count, with their gaps rounded to 9 decimals."""
-    # 0.2 x 0.6 and 0.3 x 0.4 are the same gap; floating point must not rank one above the other.
+    # 0.2 x 0.9 and 0.3 x 0.6 are the same gap, but differ in the last bit: rounding makes them tie.
     return compute_reply_gaps(annotations, full_panel_estimator(estimator)).with_columns(
         pl.col("gap").round(9)
     )

@@ -29,7 +29,7 @@ class Check:
         measure: description of the measured value.
         unit: `share` (shown as a percentage) or `coefficient`.
         value: measured value, on a scale from 0 to `top`; None if it cannot be computed.
-        top: upper end of the scale.
+        top: upper end of the scale on which the value is shown.
         look: threshold of the verdict `look`.
         bad: threshold of the verdict `bad`; above `look` if high values are bad, else below.
         low: lower end of the value's 95 % interval; None without an interval.
