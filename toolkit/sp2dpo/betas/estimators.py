@@ -21,6 +21,7 @@ class Product:
     """g = sign m c."""
 
     tells_labels: ClassVar[bool] = False
+    """Whether a gap can be below 0, and so dispute the label, under the labelled protocol."""
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:
         """Return the gap of a reply, in [-1, 1]; `sign` is None under the labelled protocol."""

@@ -43,7 +43,7 @@ def collect_facts(
         annotations: Annotations that all betas were computed from.
         rows: Number of rows of the config `default`.
         replies: Number of rows of the config `annotations`.
-        license: Licence of the data set; None for that of the source.
+        license: Licence of the data set; None for the licence of the source.
         draws: Number of bootstrap samples for the intervals.
 
     Raises:

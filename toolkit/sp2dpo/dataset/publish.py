@@ -1,7 +1,8 @@
 """Publish a data set to the Hub: one commit with all its files, or none, and a tag.
 
-The commit names the inspected head as its parent, so a concurrent commit makes it fail and the repo
-is inspected again. Commit and tag are two requests; a rerun completes what is missing.
+The commit names the inspected head as its parent, so it fails if somebody else commits meanwhile;
+the repo is then inspected again. Commit and tag are two requests; a rerun completes what is
+missing.
 """
 
 import json
@@ -50,7 +51,7 @@ class PublishOptions:
         gated: Require an access request, "auto" or "manual"; None leaves the setting unchanged.
         create_pr: Open a pull request instead of changing the main branch; excludes `tag`.
         overwrite: Publish even if the repo contains another data set.
-        license: Licence of the data set; None for that of the repo's card or of the manifest.
+        license: Licence of the data set; None to use the one on the repo's card or in the manifest.
         dry_run: Only compute the changes.
     """
 
@@ -153,7 +154,7 @@ class _Release:
         Args:
             repo: Name of the repo, which the snippets of the card load.
             existing: The card in the repo; None if there is none.
-            license: Requested licence; None for that of the existing card or of the manifest.
+            license: Requested licence; None to use the one on the existing card or in the manifest.
 
         Raises:
             ValueError: The licence is unknown, or the existing card cannot be parsed.

@@ -101,7 +101,7 @@ def verify_dataset(source: str | Path, *, progress: Progress = no_progress) -> V
 
 
 class _Verification:
-    """One verification. Later checks use what earlier ones have read."""
+    """One verification of a folder. Later checks use data that earlier checks have read."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], progress: Progress) -> None:
         self.folder, self.facts, self.progress = folder, facts, progress
@@ -290,7 +290,7 @@ class _Mismatch(Exception):
 
 
 class _NotChecked(_Mismatch):
-    """A check needs what an earlier check could not read."""
+    """A check needs data that an earlier check could not read."""
 
     def __init__(self) -> None:
         super().__init__("not checked because of the differences above")

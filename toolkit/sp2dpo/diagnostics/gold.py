@@ -295,8 +295,8 @@ def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> dict[str, 
     Returns:
         wrong, found: number of pairs with a wrong label, and of pairs that the rule flags.
         recall, precision: count, share, low, high: see `agreement.wilson_interval`.
-        auc: probability that a wrong label has a lower signed gap than a right one (equal gaps
-            count one half; true ties are left out); value, low, high.
+        auc: value, low, high of the probability that a pair with a wrong label has a lower signed
+            gap than one with a right label. Equal gaps count one half; true ties are left out.
     """
     signed = pl.col("signed_gap").round(9)
     finds = signed < NEAR if rule == "weak" else signed <= -NEAR

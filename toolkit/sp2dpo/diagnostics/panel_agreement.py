@@ -52,7 +52,7 @@ class PanelAgreement:
         teachers: agreement between teachers: names; alpha (by measure: value, low, high, pairs);
             twos (comparisons of every two teachers, from `agreement.compare_readers`).
         variants: the same between variants, and by_teacher, the alphas of each teacher.
-        outliers: each teacher's effect on agreement, starting with the one that lowers it most:
+        outliers: effect of each teacher on agreement, starting with the one that lowers it most:
             teacher; without (by measure, the gain in alpha without this teacher: value, low, high);
             bias (mean of its gap minus the mean gap of the other teachers); spearman (mean rho of
             its gaps with each other teacher's); stands_out.

@@ -95,9 +95,9 @@ class CostProjection:
         teachers: cost of each teacher.
         hours: total hours: teachers with running servers in parallel, then each teacher whose
             servers are started by the run; None if unknown.
-        gpu_hours: sum over the teachers; None if unknown for any of them.
+        gpu_hours: sum over the teachers; None if it is unknown for any teacher.
         money: sum by currency, over the teachers whose cost is known.
-        unpriced: names of the teachers whose cost is not known.
+        unpriced: names of the teachers whose cost is unknown.
     """
 
     pairs: int

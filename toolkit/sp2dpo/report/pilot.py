@@ -170,7 +170,7 @@ class PilotAgreement:
 
     Attributes:
         agreement: mean share of a pair's replies that name its category.
-        spread: mean spread of the gaps between teachers, over pairs that several of them read.
+        spread: mean spread of the gaps between teachers, over pairs that several teachers read.
         between_teachers: comparison of every two teachers, from `compare_readers`.
         between_variants: comparison of every two variants.
         position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
