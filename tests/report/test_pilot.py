@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -331,16 +332,17 @@ def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
 
 
 def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_it(
-    new_store, tmp_path
+    new_store, tmp_path, monkeypatch
 ):
     store = new_store()
     store.corpus.add(Source(name="hand.jsonl"), [row(1, 100)])
-    program = tmp_path / "environment" / "bin" / "vllm"
+    monkeypatch.chdir(tmp_path)  # a word that is longer than a line cannot be wrapped
+    program = Path("environment", "bin", "vllm")
     program.parent.mkdir(parents=True)
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$SOME_LIST" "$@"\n')
     program.chmod(0o755)
     serve = Serve(
-        environment=tmp_path / "environment",
+        environment=Path("environment"),
         args=("--trust-remote-code", "--host=0.0.0.0", '--note=it\'s a "note"  with  blanks'),
         env={"SOME_LIST": "a b  c", "SOME_KEY": "hidden from everybody"},
     )

@@ -280,15 +280,39 @@ def recipe(name):
     return sys.modules[alias]
 
 
-def train(model, dataset, output, *arguments):
-    """Run the recipe that trains on the demo's settings; what it wrote to results.json."""
+def _training_words(model, dataset, output, *arguments):
     words = [
         "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml", "--model_name_or_path", model,
         "--dataset", dataset, "--output_dir", output, "--traceback", "true", *arguments,
     ]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def launch_training(model, dataset, output, *arguments, env):
+    """Launch the training recipe as a user does, and return its results.json."""
+    recipes = ROOT / "recipes"
+    command = [
+        Path(sys.executable).with_name("accelerate"), "launch",
+        "--config_file", recipes / "accelerate" / "single.yaml", recipes / "train.py",
+        *_training_words(model, dataset, output, *arguments),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((output / "results.json").read_text())
+
+
+def train(model, dataset, output, *arguments):
+    """Run the recipe that trains on the demo's settings; what it wrote to results.json."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        recipe("train").main([str(word) for word in words])
+        recipe("train").main(_training_words(model, dataset, output, *arguments))
     return json.loads((output / "results.json").read_text())
 
 
