@@ -1,8 +1,8 @@
 """Preference optimisation with a temperature for every pair.
 
-The public API: annotate pairs, turn annotations into betas, audit them, build, verify and publish
-the data set, evaluate students. Every name is imported when it is first used, so that importing the
-package is instant. The trainer is in `sp2dpo.training`.
+This is the public API. It annotates pairs, turns annotations into betas, audits them, builds,
+verifies and publishes the data set, and evaluates students. Names are imported when they are first
+used, so that importing the package is fast. The trainer is in `sp2dpo.training`.
 """
 
 from importlib import import_module
@@ -164,7 +164,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # the next access does not call this function
     return value
 
 

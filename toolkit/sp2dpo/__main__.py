@@ -1,4 +1,4 @@
-"""`python -m sp2dpo` is the command line."""
+"""Run the command line with `python -m sp2dpo`."""
 
 from sp2dpo.cli.main import main
 

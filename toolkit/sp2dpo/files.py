@@ -21,7 +21,7 @@ _JSON_TYPES = {
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and move it to `path` if the block succeeds.
+    """Yield a temporary path to write to, and rename the file to `path` if the block succeeds.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -29,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    # In the same folder: a rename is atomic only within one file system.
+    # Use the same folder, because a rename is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.touch()
@@ -46,14 +46,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Write a JSON file atomically; raise as `atomic_write`."""
+    """Write a JSON file atomically; raises like `atomic_write`."""
     with atomic_write(path) as unfinished:
         text = json.dumps(content, ensure_ascii=False, indent=indent)
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number (from 1) and object of each line that is not empty; `.gz` is decompressed.
+    """Yield the number (from 1) and the object of each line that is not empty; decompress `.gz`.
 
     Raises:
         ValueError: If a line is not a JSON object in UTF-8, or the file is damaged; the message
@@ -116,11 +116,11 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
 
     Args:
         path: Output path.
-        is_ours: Tells whether an existing file has the output's format.
+        is_ours: Returns whether an existing file has the format of the output.
         kind: Name of that format, for the message.
 
     Raises:
-        ValueError: If `path` exists and is something else.
+        ValueError: If `path` exists and has another format.
     """
     if path.exists() and not (path.is_file() and is_ours(path)):
         raise ValueError(
@@ -129,17 +129,18 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
 
 
 class Journal:
-    """A JSON Lines file with the results of one run by key, so that the run can be resumed.
+    """A JSON Lines file that stores the results of one run by key, so that the run can be resumed.
 
-    The first line is the head: the settings that define the run. If the last line is incomplete,
-    because the process was killed, it is cut off. If two lines have the same key, the later wins.
+    The first line, the head, has the settings that define the run. If the last line is incomplete
+    because the process was killed, it is removed. If two lines have the same key, the later one
+    counts.
 
     Args:
         path: File to read and append to; created if it does not exist.
         head: Settings of the run, as JSON values.
 
     Attributes:
-        lines: Key -> latest line with that key.
+        lines: The latest line with each key, by key.
 
     Raises:
         ValueError: If the file has results under another head, or is not a journal.
@@ -160,10 +161,11 @@ class Journal:
                     f"{path} was begun with another {', '.join(differs)}: run with the same "
                     "settings as before, or name another folder"
                 )
-            # A run that failed before its first result does not bind the next one.
+            # A run without results does not bind the folder, so the next run may have other
+            # settings.
             path.write_bytes(b"")
             recorded, content = None, b""
-        # Cut off an incomplete line only now that the file is known to belong to this run.
+        # Remove an incomplete line only after checking that the file belongs to this run.
         if not content.endswith(b"\n"):
             with path.open("ab") as file:
                 file.truncate(content.rfind(b"\n") + 1)
@@ -185,7 +187,7 @@ class Journal:
         return records[0] if records else None
 
     def add(self, key: str, **fields: Any) -> None:
-        """Append a line; it is flushed to the operating system when this returns."""
+        """Append a line, and flush it to the operating system before returning."""
         line = {"key": key, **fields}
         self._write(line)
         self.lines[key] = line

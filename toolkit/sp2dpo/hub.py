@@ -1,4 +1,4 @@
-"""Read data sets from the Hugging Face Hub, and turn its errors into messages."""
+"""Read data sets from the Hugging Face Hub, and replace its exceptions by one-line errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ def resolve(
         none or several.
 
     Raises:
-        ValueError: There is no such split.
-        OSError: There is no such data set or revision, or the Hub cannot be reached.
+        ValueError: If the split does not exist.
+        OSError: If the data set or the revision does not exist, or the Hub cannot be reached.
     """
     import datasets  # noqa: PLC0415 - slow to import, and only Hub sources need it
     import huggingface_hub  # noqa: PLC0415
@@ -39,7 +39,7 @@ def resolve(
 
 
 def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
-    """Yield all rows of a split at a commit, in their order."""
+    """Yield all rows of a split at a commit, in order."""
     import datasets  # noqa: PLC0415
 
     with hub_errors(f"{name}@{sha}"):
@@ -59,7 +59,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     """Replace exceptions of the Hub's clients by OSError or ValueError with a one-line message.
 
     Args:
-        what: Name of the repo, the beginning of the message.
+        what: Name of the repo, with which the message begins.
         kind: Kind of the repo, for the message.
     """
     from datasets.exceptions import DatasetsError  # noqa: PLC0415

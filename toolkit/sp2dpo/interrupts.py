@@ -32,9 +32,9 @@ def run_interruptible(
     """Run `work` in an event loop until it is done or interrupted; also callable from a notebook.
 
     SIGINT and SIGTERM set the event that `work` receives; the second signal cancels `work`. If the
-    calling thread already runs an event loop, as in Jupyter, `work` runs in a thread of its own,
-    and SIGINT (Ctrl-C, "interrupt the kernel") has the same two effects. Called from any thread but
-    the main one, it handles no signals: Python allows that in the main thread only.
+    calling thread already runs an event loop, as in Jupyter, `work` runs in its own thread, and
+    SIGINT (Ctrl-C, "interrupt the kernel") has the same two effects. If this is not called from the
+    main thread, no signals are handled, because Python allows that only in the main thread.
 
     Args:
         work: Called with an event that is set when it should stop.
@@ -75,7 +75,7 @@ def _run_in_thread(
                 task.interrupt(received.popleft())
 
         running.append((asyncio.get_running_loop(), react))
-        react()  # to a signal that came before
+        react()  # to a signal that arrived before the task existed
         await task.finish()
 
     def interrupt(number: int, _: object) -> None:
@@ -84,8 +84,8 @@ def _run_in_thread(
             with suppress(RuntimeError):  # the loop is closed: the work has just ended
                 loop.call_soon_threadsafe(react)
 
-    # A handler, because a KeyboardInterrupt could be raised at any place, also while the previous
-    # one is being handled; nothing would then tell the thread to stop.
+    # Without this handler, Python would raise KeyboardInterrupt anywhere, even while an earlier one
+    # is being handled, and nothing would tell the thread to stop.
     before = signal.signal(signal.SIGINT, interrupt) if handle_interrupts else None
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -124,7 +124,7 @@ async def interruptible(
 
 
 class _Work:
-    """A task of the running event loop: the first interrupt stops it, the second cancels it."""
+    """A task of the running event loop; the first interrupt stops it, the second cancels it."""
 
     def __init__(
         self, work: "Callable[[asyncio.Event], Awaitable[None]]", say: Callable[[str], None]
@@ -146,7 +146,7 @@ class _Work:
             self._stop.set()
 
     async def finish(self) -> None:
-        """Wait for the end of the task. Raise Interrupted if a signal was received."""
+        """Wait for the end of the task; raise Interrupted if a signal was received."""
         import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
         try:

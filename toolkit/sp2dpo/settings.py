@@ -1,4 +1,4 @@
-"""YAML files that people write: read strictly, checked against a pydantic model.
+"""Read YAML files that people write, strictly, and check them against a pydantic model.
 
 All problems of a file are reported in one error, each with its line and the path of its key.
 """
@@ -44,12 +44,12 @@ _TYPE_ERRORS = {
     "dict_type": dict,
     "model_type": dict,
 }
-"""pydantic's error types for a value of the wrong type, and the type that was expected."""
+"""pydantic's error types for values of the wrong type, with a description of the expected type."""
 _EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 Keys = tuple[Any, ...]
 """Path of a value in a file: keys of mappings and indices of lists."""
 ABSENT: Any = None
-"""Default of a key that may be left out, but not written as null."""
+"""Default value of a key that may be left out but must not be null."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -72,7 +72,7 @@ class YamlFile:
 
     Attributes:
         path: The file.
-        values: Its keys and values.
+        values: Keys and values of the mapping.
         root: The file as PyYAML's node graph, which records where each key is written.
     """
 
@@ -111,11 +111,11 @@ def _scalar(node: yaml.Node) -> Any:
 
 
 def read_yaml_file(path: Path) -> YamlFile:
-    """Return a YAML file with the line of each key.
+    """Read a YAML file, with the line of each key.
 
     Raises:
-        ValueError: It is not valid YAML (with line and column), or not a mapping.
-        OSError: It cannot be read.
+        ValueError: If the file is not valid YAML (with line and column), or not a mapping.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         content = file.read(_LARGEST_FILE + 1)
@@ -136,7 +136,7 @@ def read_yaml_file(path: Path) -> YamlFile:
         raise ValueError(f"{path}: not valid YAML{where}: {problem}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid YAML: not UTF-8 at byte {error.start + 1}") from error
-    # ValueError: a date like 2026-13-45.
+    # PyYAML raises a plain ValueError for an impossible date such as 2026-13-45.
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -147,7 +147,7 @@ def read_yaml_file(path: Path) -> YamlFile:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; raises as `read_yaml_file`."""
+    """Return the mapping in a YAML file; raises like `read_yaml_file`."""
     return read_yaml_file(path).values
 
 
@@ -170,23 +170,23 @@ def validate(
     source: YamlFile | None = None,
     beside: Path | None = None,
 ) -> Model:
-    """Return a mapping as its model.
+    """Check a mapping and return it as an instance of a model.
 
     Args:
-        model: What the mapping must be.
+        model: The model that describes the mapping.
         values: The mapping.
         where: File or place that the values come from, for messages.
-        source: The file, where the values are all of it: messages then give lines.
+        source: The file, if `values` is its complete content; messages then have line numbers.
         beside: Folder that relative paths in the values start from.
 
     Raises:
-        ValueError: With every problem, one a line: `FILE:LINE: key.path: problem`.
+        ValueError: With every problem, one per line, as `FILE:LINE: key.path: problem`.
     """
     try:
         return model.model_validate(values, context={"beside": beside})
     except ValidationError as error:
         details = error.errors(include_url=False)
-        # What a mapping says under a name that is not valid matters less than the name.
+        # If the name of a key is not valid, report only that, not problems of its value.
         wrong_names = {detail["loc"][:-1] for detail in details if _is_name_error(detail)}
         schema = model.model_json_schema()
         problems = [
@@ -206,14 +206,14 @@ def validate(
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's JSON Schema (draft 2020-12), as editors use it."""
+    """Return a model's JSON Schema (draft 2020-12), which editors can use."""
     schema = model.model_json_schema()
     _drop_null_defaults(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _drop_null_defaults(schema: Any) -> None:
-    # None stands for an absent key; written out, it would suggest that `key: null` is valid.
+    # The default None means an absent key; in the schema, it would suggest that null is valid.
     for part in schema.values() if isinstance(schema, dict) else schema:
         if isinstance(part, dict) and part.get("default", ...) is None:
             del part["default"]
@@ -308,7 +308,7 @@ class Rule:
     """A check of one value, to annotate a key of a model with: `Annotated[float, number()]`.
 
     Attributes:
-        check: Returns the value, or raises a ValueError that names rule and value.
+        check: Returns the value, or raises a ValueError with the rule and the value.
         schema: The rule as JSON Schema.
     """
 
@@ -330,7 +330,7 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class AsWritten:
-    """Check a mapping against a model, and keep it as written: order of keys and absent keys."""
+    """Check a mapping against a model, but keep its order of keys and leave absent keys absent."""
 
     model: type[Settings]
 
@@ -354,7 +354,7 @@ def rule(holds: Callable[[Any], bool], words: str, **schema: Any) -> Rule:
     Args:
         holds: The predicate; it must accept any value.
         words: What the value must be, for the message.
-        schema: The same as JSON Schema.
+        schema: The same rule as JSON Schema.
     """
 
     def check(value: Any) -> Any:
@@ -432,7 +432,7 @@ def is_json(value: Any) -> bool:
 
 
 def type_name(value: Any) -> str:
-    """Return the type of a YAML or JSON value in words for people."""
+    """Return the type of a YAML or JSON value in words, for messages."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
@@ -446,7 +446,7 @@ def check_keys(
     """Refuse unknown and missing keys, all of them in one message.
 
     Raises:
-        ValueError: with the nearest known key for each unknown one.
+        ValueError: If there are any, with the nearest known key for each unknown one.
     """
     problems = key_problems(config, required=required, optional=optional)
     if problems:
@@ -475,7 +475,7 @@ def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) 
     """Refuse a value of the wrong type; a bool is not a number.
 
     Raises:
-        ValueError: naming the file, the key and the value.
+        ValueError: If the type is wrong, with the file, the key and the value.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# C0 and C1 controls but newline and tab, halves of surrogate pairs, what reorders or hides text:
-# bidi marks, zero widths, soft hyphens, blank letters, variation selectors, tags. Left alone are
-# the joiners U+200C and U+200D and the selector U+FE0F, which scripts and emoji need.
+# C0 and C1 controls except newline and tab, unpaired surrogates, and characters that reorder or
+# hide text: bidi marks, zero widths, soft hyphens, blank letters, variation selectors and tags. The
+# joiners U+200C and U+200D and the selector U+FE0F are allowed: scripts and emoji need them.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     "\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0e\ufeff"
@@ -35,7 +35,7 @@ def shorten(text: str, length: int = 300) -> str:
 
 
 def count_noun(number: int, singular: str, plural: str | None = None) -> str:
-    """Return a number with its noun: `1 line`, `2 lines`; give irregular plurals."""
+    """Return a number with its noun, as `1 line` or `2 lines`; pass `plural` if it is irregular."""
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
@@ -168,7 +168,7 @@ def shell_lines(command: str, *, indent: str = "") -> list[str]:
 def format_narrow_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int, indent: str = ""
 ) -> list[str]:
-    """Return the lines of a table, with its first columns cut to make it fit `WIDTH` if possible.
+    """Return the lines of a table, with its first columns cut so that it fits `WIDTH` if possible.
 
     Args:
         head: Column titles.
@@ -192,7 +192,7 @@ def format_narrow_table(
 
 
 def _cut(text: str, length: int) -> str:
-    """Cut the middle out of a name: the names of models differ at their ends."""
+    """Cut the middle out of a name, because names of models often differ at their ends."""
     if len(text) <= length:
         return text
     end = (length - 3) // 2
@@ -205,7 +205,7 @@ HIDDEN = "***"
 
 
 def redact(text: str) -> str:
-    """Return the text with Hugging Face tokens replaced: known ones, and what looks like one."""
+    """Return the text with all tokens of Hugging Face replaced, known ones and likely ones."""
     for token in _tokens():
         text = text.replace(token, HIDDEN)
     return _TOKEN.sub(HIDDEN, text)

@@ -1,1 +1,1 @@
-"""A student's outputs, a judge's verdicts, and win rates."""
+"""Generate the outputs of a student, collect a judge's verdicts, and compute win rates."""

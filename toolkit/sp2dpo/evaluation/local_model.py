@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Take = Callable[..., None]
-"""Called with the number of a prompt, its output, and by keyword finish_reason and tokens."""
+"""Called with the index of a prompt, its output, and the keywords finish_reason and tokens."""
 
 
 class LocalModel:
@@ -53,7 +53,7 @@ class LocalModel:
 
         Args:
             chats: All chats.
-            pending: Numbers of the chats without an output.
+            pending: Indices into `chats` of the chats that have no output yet.
             sampling: temperature (0 is greedy), max_tokens, and optionally top_p, top_k, seed and
                 repetition_penalty.
             take: Called with each output.
@@ -76,7 +76,7 @@ class LocalModel:
     def _generate_batch(
         self, chats: list[list[dict[str, str]]], sampling: dict[str, Any]
     ) -> list[tuple[str, int, bool]]:
-        """Return text, number of tokens and whether it ended by itself, for each chat."""
+        """Return for each chat the text, its number of tokens, and whether the model ended it."""
         batch = self.tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(self._device)

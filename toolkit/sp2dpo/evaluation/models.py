@@ -1,4 +1,4 @@
-"""Read the YAML files of students and judges: the model, where it runs, how it samples."""
+"""Read the YAML files of students and judges, which say where a model runs and how it samples."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +32,9 @@ SAMPLING: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": 5,
 }
-"""AlpacaEval 2.0's sampling: one token, weighted by the log-probabilities of both verdicts."""
+"""Sampling of AlpacaEval 2.0: one token, weighted by the log-probabilities of both verdicts."""
 MARKS = ("m", "M")
-"""The judge's answers: the output that it sees first is called `m`, the other one `M`."""
+"""The two answers of a judge: the prompt calls the first output `m` and the second one `M`."""
 
 
 class JudgeConfig(EndpointConfig):
@@ -59,7 +59,7 @@ class JudgeConfig(EndpointConfig):
 
 
 def load_judge(path: Path) -> Endpoint:
-    """Return the judge in a YAML file: an entry like a teacher's, with optional `sampling`.
+    """Return the judge in a YAML file, which has the keys of a teacher; `sampling` is optional.
 
     Raises:
         ValueError: With every problem of the file: line, key, rule and value.
@@ -73,19 +73,19 @@ def load_judge(path: Path) -> Endpoint:
 
 
 def is_official(judge: Endpoint) -> bool:
-    """Whether this is AlpacaEval 2.0's own judge at its own host."""
+    """Return whether this is the judge of AlpacaEval 2.0, served by its own provider."""
     hosts = {urlsplit(url).hostname for url in judge.base_urls}
     return judge.model == OFFICIAL_MODEL and hosts == {OFFICIAL_HOST}
 
 
 def title(prompts: PromptSet, judge: Endpoint, *, baseline: str, own_reference: bool) -> str:
-    """Return the title of a table; "AlpacaEval 2.0" only if all its parts are AlpacaEval 2.0's.
+    """Return the title of a table; "AlpacaEval 2.0" if prompts, judge and baseline are its own.
 
     Args:
         prompts: The prompts.
         judge: The judge.
-        baseline: Name of the reference.
-        own_reference: Whether the reference comes with the prompts.
+        baseline: Name of the model that wrote the reference outputs.
+        own_reference: Whether the reference outputs come with the prompts.
     """
     if not prompts.is_alpaca_eval:
         return f"{prompts.name}, judge {judge.name}, against {baseline}"
@@ -100,8 +100,8 @@ class Local:
 
     Attributes:
         device: `cpu`, `cuda`...; None for a GPU if there is one.
-        dtype: Data type as transformers names it, such as `bfloat16`; `auto` for that of the
-            weights.
+        dtype: Data type as transformers names it, such as `bfloat16`; `auto` keeps the data type
+            of the weights.
         batch_size: Prompts per batch.
     """
 
@@ -115,8 +115,8 @@ class Student:
     """A model to evaluate.
 
     Attributes:
-        model: Its name, model, revision, sampling and servers.
-        local: How transformers runs it in this process; None if a server runs it.
+        model: Name, model, revision, sampling and servers of the student.
+        local: How transformers runs the student in this process; None if a server runs it.
         system: System message of every prompt; None for none.
     """
 
@@ -125,7 +125,7 @@ class Student:
     system: str | None
 
     def at(self, *, temperature: float | None, seed: int | None) -> "Student":
-        """Return the student with another temperature or seed; None does not change them."""
+        """Return the student with another temperature or seed; None keeps the current value."""
         sampling = dict(self.model.sampling)
         if temperature is not None:
             sampling["temperature"] = temperature
@@ -134,7 +134,7 @@ class Student:
         return replace(self, model=replace(self.model, sampling=sampling))
 
     def record(self) -> dict[str, Any]:
-        """Return the settings that define its outputs, without addresses."""
+        """Return the settings that determine the outputs, without addresses of servers."""
         return {
             "student": self.model.name,
             "model": self.model.model,
@@ -144,7 +144,7 @@ class Student:
         }
 
     def messages(self, instruction: str) -> list[dict[str, str]]:
-        """Return the chat of a prompt."""
+        """Return the chat messages for a prompt."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": instruction}]
 
@@ -187,9 +187,9 @@ class LocalStudentConfig(Settings):
 def load_student(path: Path) -> Student:
     """Return the student in a YAML file.
 
-    The file holds an entry like a teacher's (`name`, `model`, `revision`, `sampling` and `base_url`
-    or `serve`), with `local` in place of a server if transformers runs the model, and an optional
-    `system` message.
+    The file has the keys of a teacher (`name`, `model`, `revision`, `sampling` and `base_url` or
+    `serve`) and optionally a `system` message. If transformers runs the model, it has `local` in
+    place of a server.
 
     Raises:
         ValueError: With every problem of the file: line, key, rule and value.

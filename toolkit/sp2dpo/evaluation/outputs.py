@@ -1,9 +1,9 @@
-"""Generate a student's outputs for a set of prompts. A stopped run resumes where it ended.
+"""Generate a student's outputs for a set of prompts. An interrupted run can be resumed.
 
-The output folder holds
+The output folder has the files
 
-    replies.jsonl     every reply as it arrived; a stopped run resumes from it
-    outputs.json      AlpacaEval's format: instruction, output, generator, in the prompts' order
+    replies.jsonl     every reply in order of arrival; an interrupted run resumes from this file
+    outputs.json      instruction, output and generator in AlpacaEval's format, in prompt order
     generation.json   the settings of the run and counts of the results; written last
 """
 
@@ -38,12 +38,12 @@ class GenerationSummary:
 
     Attributes:
         student: Name of the student.
-        path: The outputs, in AlpacaEval's format.
+        path: File with the outputs, in AlpacaEval's format.
         outputs: Number of outputs, one per prompt.
-        characters: Mean length of an output.
-        empty: Outputs without any text.
-        truncated: Outputs that ended at max_tokens.
-        refused: Prompts that the server refused; their outputs are empty.
+        characters: Mean length of an output, in characters.
+        empty: Number of outputs without any text.
+        truncated: Number of outputs that were cut off at max_tokens.
+        refused: Number of prompts that the server refused; their outputs are empty.
     """
 
     student: str
@@ -66,16 +66,16 @@ def generate_outputs(
     progress: Progress = no_progress,
     report: Report = silent,
 ) -> GenerationSummary:
-    """Generate the outputs that are missing, and write them all when they are complete.
+    """Generate the missing outputs, and write all outputs once they are complete.
 
-    Safe to interrupt: the next call with the same arguments asks only for what is missing.
+    Safe to interrupt: the next call with the same arguments requests only missing outputs.
 
     Args:
         prompts: The prompts, see `read_prompts`.
         student: The model that answers, see `load_student`.
-        folder: Output folder, see the module.
-        patience: Seconds without any answer after which this gives up.
-        allow_refused: Write an empty output for a prompt that the server refuses.
+        folder: Output folder; its files are listed at the top of this module.
+        patience: Seconds without any answer after which the run ends.
+        allow_refused: Whether to write an empty output for a prompt that the server refuses.
         approve: Called before servers described by the student are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
@@ -83,7 +83,7 @@ def generate_outputs(
     Raises:
         ValueError: If the folder belongs to another run, if some prompts have no output, or if a
             local model cannot be loaded.
-        EndpointError: If the server rejects us or does not answer for too long.
+        EndpointError: If the server refuses access or does not answer for too long.
         OSError: If a file cannot be written or a server cannot be started.
         Interrupted: If a signal stopped the run.
     """
@@ -134,7 +134,7 @@ def _generate_locally(
 
 
 class Generation:
-    """An open output folder."""
+    """An open output folder, to which outputs are added one by one."""
 
     def __init__(
         self, folder: Path, prompts: PromptSet, student: Student, journal: Journal
@@ -146,7 +146,7 @@ class Generation:
 
     @property
     def pending(self) -> list[int]:
-        """Return the numbers of the prompts without an output, in ascending order."""
+        """Return the indices of the prompts that have no output yet, in ascending order."""
         done = self._journal.lines
         return [
             number
@@ -157,7 +157,7 @@ class Generation:
     def take(
         self, number: int, output: str, *, finish_reason: str | None, tokens: int | None
     ) -> None:
-        """Record an output."""
+        """Record the output for a prompt, given by its index."""
         self._journal.add(
             str(number), output=output, finish_reason=finish_reason, tokens=tokens,
             arrived=time.time(),
@@ -174,7 +174,7 @@ class Generation:
         ]
 
     def take_outcome(self, outcome: ChatResult) -> None:
-        """Record the result of a request; the next run repeats one that was refused."""
+        """Record the result of a request; the next run sends a refused request again."""
         reply = outcome.reply
         if reply is None:
             self._journal.add(outcome.key, reason=outcome.reason, detail=outcome.detail)
@@ -188,7 +188,7 @@ class Generation:
         """Write outputs.json and then generation.json.
 
         Args:
-            allow_refused: Write an empty output for a prompt that the server refuses.
+            allow_refused: Whether to write an empty output for a prompt that the server refused.
 
         Returns:
             The content of generation.json.
@@ -232,17 +232,17 @@ class Generation:
 
 
 def read_header(prompts: PromptSet, student: Student) -> dict[str, Any]:
-    """Return the settings that define a run; a folder belongs to one set of them."""
+    """Return the settings that define a run; each output folder belongs to one set of them."""
     return {"prompts": prompts.name, "prompts_hash": prompts.hash, **student.record()}
 
 
 @contextmanager
 def open_generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[Generation]:
-    """Open an output folder to start or to resume a run.
+    """Open an output folder, to start a run or to resume one.
 
     Raises:
         ValueError: If the folder belongs to other prompts or to another student.
-        OSError: If it cannot be written to.
+        OSError: If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder / JOURNAL, read_header(prompts, student)) as journal:

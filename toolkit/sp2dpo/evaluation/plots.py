@@ -1,4 +1,4 @@
-"""Plots of an evaluation."""
+"""Plot win rates, and results by temperature."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def save_rates(comparison: Comparison, path: Path) -> None:
     """Plot a comparison of win rates and write it to a file.
 
     Raises:
-        ValueError: As `plots.check_picture_name`.
+        ValueError: If `plots.check_picture_name` refuses the path.
         OSError: If the file cannot be written.
     """
     with mpl.rc_context(plots.STYLE):
@@ -27,7 +27,7 @@ def save_rates(comparison: Comparison, path: Path) -> None:
 
 
 def save_sweep(sweep: Sweep, path: Path) -> None:
-    """Plot a sweep over temperatures and write it to a file; raise as `save_rates`."""
+    """Plot a sweep over temperatures and write it to a file; raises like `save_rates`."""
     with mpl.rc_context(plots.STYLE):
         plots.save_figure(_draw_sweep(sweep), path)
 

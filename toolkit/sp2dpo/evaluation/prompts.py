@@ -1,4 +1,4 @@
-"""Read the prompts that students are evaluated on, in their canonical order, and outputs."""
+"""Read outputs, and the prompts that students are evaluated on, in their fixed order."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from sp2dpo.files import read_json_lines
 from sp2dpo.hub import hub_errors
 
 ALPACA_EVAL = "alpaca_eval"
-"""Name of AlpacaEval's own prompts, which are read from the Hub."""
+"""Name that selects the prompts of AlpacaEval, which are read from the Hub."""
 ALPACA_EVAL_REPO = "tatsu-lab/alpaca_eval"
 ALPACA_EVAL_FILE = "alpaca_eval_gpt4_baseline.json"
-"""AlpacaEval 2.0: its prompts with the outputs of its baseline, GPT-4 Turbo (1106)."""
+"""File with the prompts of AlpacaEval 2.0 and the outputs of its baseline, GPT-4 Turbo (1106)."""
 ALPACA_EVAL_PROMPTS = 805
 
 
@@ -36,12 +36,12 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Prompts in a fixed order, by which AlpacaEval joins its tables.
+    """Prompts in a fixed order; AlpacaEval joins its tables by the position of a prompt.
 
     Attributes:
         name: `alpaca_eval`, or the name of the file.
         instructions: The prompts.
-        reference: Outputs to compare with; None if the file has none.
+        reference: Outputs to compare with, one per prompt; None if the file has none.
     """
 
     name: str
@@ -50,7 +50,7 @@ class PromptSet:
 
     @property
     def is_alpaca_eval(self) -> bool:
-        """Whether these are AlpacaEval's own, on which the length-controlled rate is defined."""
+        """Whether these are AlpacaEval's prompts, which the length-controlled rate requires."""
         return self.name == ALPACA_EVAL
 
     @property
@@ -60,14 +60,15 @@ class PromptSet:
 
 
 def read_prompts(text: str) -> PromptSet:
-    """Read `alpaca_eval`, or a .json or .jsonl file.
+    """Read the prompts of AlpacaEval (`alpaca_eval`), or those of a .json or .jsonl file.
 
     A row of a file has `instruction` (or `prompt`), a text; if all rows have an `output`, the
     outputs are the reference.
 
     Raises:
         ValueError: If the file has another format, or a row has no prompt.
-        OSError: If the file cannot be read, or AlpacaEval's is neither on the Hub nor in its cache.
+        OSError: If the file cannot be read, or AlpacaEval's file cannot be downloaded and is not
+            in the cache.
     """
     if text == ALPACA_EVAL:
         return _alpaca_eval()
@@ -81,10 +82,10 @@ def read_prompts(text: str) -> PromptSet:
 
 
 def download(file: str) -> Path:
-    """Return the path of a file of AlpacaEval's data set, from the Hub or its cache.
+    """Return the local path of a file in AlpacaEval's data set; download it if necessary.
 
     Raises:
-        OSError: If neither has the file.
+        OSError: If the file cannot be downloaded and is not in the cache.
     """
     import huggingface_hub  # noqa: PLC0415 - slow to import
 
@@ -111,7 +112,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: If the file has another format.
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     if path.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{path}: prompts and outputs are .json or .jsonl files")
@@ -155,7 +156,7 @@ def read_outputs(path: Path) -> list[Output]:
     """Return the outputs of one model from a file, or a folder that `evaluate generate` wrote.
 
     Raises:
-        ValueError: If there are none, or if they are from several models.
+        ValueError: If there are no outputs, or if they are from several models.
         OSError: If the file cannot be read.
     """
     file = path / "outputs.json" if path.is_dir() else path
@@ -175,14 +176,14 @@ def order_rows(
 
     Args:
         prompts: The prompts.
-        outputs: Their outputs, in any order.
+        outputs: Outputs for the prompts, in any order.
         where: Where the outputs are from, for messages.
 
     Returns:
-        The outputs, and whether they were in another order.
+        The sorted outputs, and whether their order has changed.
 
     Raises:
-        ValueError: If a prompt has no output, or an output belongs to no prompt.
+        ValueError: If a prompt has no output, or an output does not belong to any prompt.
     """
     outputs = list(outputs)
     by_prompt: dict[str, list[Output]] = defaultdict(list)

@@ -10,11 +10,12 @@ from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.interrupts import run_interruptible
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], object]]]
-"""Open a progress bar: (how many items, what they are) -> a function called once per item."""
+"""Opens a progress bar: takes the number of items and their unit, and returns a context manager
+whose value is a function to call once per item."""
 Approve = Callable[[Endpoint], None]
-"""Called before the servers of a model are started from its YAML; raise ValueError to refuse."""
+"""Called before a model's servers are started as its YAML says; raises ValueError to refuse."""
 Report = Callable[[str], None]
-"""Called with lines for people."""
+"""Called with lines of text for the user."""
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def no_progress(total: int, unit: str) -> Iterator[Callable[[], object]]:
 
 
 def silent(_: object) -> None:
-    """Ignore a line, or approve of a model."""
+    """Do nothing: as a Report, ignore the line; as an Approve, allow the servers to be started."""
 
 
 def answer_chats(
@@ -39,23 +40,23 @@ def answer_chats(
     progress: Progress,
     report: Report,
 ) -> None:
-    """Send all chats and hand over each result as it arrives.
+    """Send all chats and pass each result to `take` as it arrives.
 
-    SIGINT and SIGTERM let the requests in flight finish; the second signal cancels them.
+    After SIGINT or SIGTERM, the requests in flight finish; a second signal cancels them.
 
     Args:
         model: The model to ask. If it has `serve`, its servers run until this returns.
         chats: The requests.
         take: Called with each result.
-        unit: What the results are called beside the progress bar.
-        patience: Seconds without any answer after which this gives up.
+        unit: Name of the results next to the progress bar.
+        patience: Seconds without any answer after which the run ends.
         log: File for the output of servers that are started here.
         approve: See Approve.
         progress: See Progress.
         report: See Report.
 
     Raises:
-        EndpointError: If nothing was answered for too long, or the server rejects us.
+        EndpointError: If nothing was answered for too long, or the server refuses access.
         OSError: If a server cannot be started.
         Interrupted: If a signal stopped the run.
     """

@@ -1,8 +1,8 @@
 """Evaluate a student at several decoding temperatures.
 
-At each temperature: a reward model's score and the pairwise win rate, as in the second version of
-MADPO (arXiv 2510.05342v2). The temperatures are theirs; the intervals (a bootstrap over
-prompts) are our choice.
+For each temperature, this module reports the mean score of a reward model and the pairwise win
+rate, as the second version of MADPO does (arXiv 2510.05342v2). The default temperatures are those
+of the paper; the intervals (a bootstrap over prompts) are our choice.
 """
 
 import json
@@ -38,9 +38,9 @@ class TemperatureResult:
 
     Attributes:
         temperature: Decoding temperature of the outputs.
-        length: Mean characters of an output.
+        length: Mean length of an output, in characters.
         empty: Number of outputs without any text.
-        reward: Mean score of the reward model; None without a reward model.
+        reward: Mean score that the reward model gives; None without a reward model.
         win_rate: Win rate in percent; None without a judge.
         unscored: Number of prompts without a verdict; None without a judge.
     """
@@ -61,8 +61,8 @@ class Sweep:
         student: Name of the student.
         title: Title of the table, see `models.title`.
         draws: Number of bootstrap samples.
-        reward: The reward model; None without one.
-        temperatures: The results, by ascending temperature.
+        reward: Name of the reward model; None without one.
+        temperatures: Results of each temperature, in ascending order.
     """
 
     student: str
@@ -87,8 +87,8 @@ def summarise_temperature(
         temperature: Decoding temperature of the outputs.
         outputs: One per prompt.
         rewards: Scores of a reward model, one per output; None without a reward model.
-        preferences: A judge's preferences in [1, 2], 1 if the baseline is better; an element is
-            None if it could not be parsed. None without a judge.
+        preferences: A judge's preferences in [1, 2]; 1 if the baseline is better, 2 if the student
+            is, and None for a verdict that could not be parsed. None without a judge.
         draws: Number of bootstrap samples.
         seed: Seed of the bootstrap.
     """
@@ -108,7 +108,7 @@ def summarise_temperature(
 
 
 def bootstrap_mean(values: Sequence[float], *, draws: int, seed: int) -> Estimate:
-    """Return a mean with its 95 % bootstrap interval; all None without values."""
+    """Return a mean with its 95 % bootstrap interval; all are None if there are no values."""
     if not len(values):
         return Estimate(value=None, low=None, high=None)
     array = np.asarray(values, dtype=np.float64)
@@ -138,30 +138,32 @@ def sweep_temperatures(
 ) -> Sweep:
     """Generate, judge and score a student's outputs at each temperature, and write sweep.json.
 
-    Safe to interrupt: the next call with the same arguments does only what is missing.
+    Safe to interrupt: the next call with the same arguments skips what is already done.
 
     Args:
         prompts: The prompts, see `read_prompts`.
-        student: The student; the temperature of its sampling is replaced.
+        student: The student; its sampling temperature is replaced.
         folder: Output folder, with one folder per temperature.
-        judge: The judge; None for no win rates.
-        reward: A reward model, a folder or a name on the Hub; None for no scores.
+        judge: The judge; without one, no win rates are computed.
+        reward: A reward model, as a folder or a name on the Hub; without one, no scores are
+            computed.
         reward_revision: Revision of the reward model on the Hub.
-        temperatures: Decoding temperatures, 0 is greedy.
-        reference: Outputs to compare with, or the folder of another sweep, whose outputs at the
-            same temperature are then taken; None for the outputs that come with the prompts.
+        temperatures: Decoding temperatures; 0 is greedy decoding.
+        reference: File of outputs to compare with, or the folder of another sweep, of which the
+            outputs at the same temperature are used; None for the outputs that come with the
+            prompts.
         draws: Number of bootstrap samples.
-        patience: Seconds without any answer after which this gives up.
-        allow_refused: Write an empty output for a prompt that the server refuses.
+        patience: Seconds without any answer after which the run ends.
+        allow_refused: Whether to write an empty output for a prompt that the server refuses.
         approve: Called before servers described by a YAML file are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
-        note: Called with what a reader of the result must know, such as missing verdicts.
+        note: Called with notes on the interpretation of the result, such as missing verdicts.
         on_outputs: Called with the counts of each finished generation.
 
     Raises:
-        ValueError: If there is neither a judge nor a reward model, and as `generate_outputs`,
-            `judge_outputs` and `score_outputs` do, like the other errors.
+        ValueError: If there is neither a judge nor a reward model. All other errors come from
+            `generate_outputs`, `judge_outputs` and `score_outputs`; see there.
     """
     if judge is None and reward is None:
         raise ValueError("a sweep needs a judge, a reward model, or both")
@@ -206,13 +208,13 @@ def sweep_temperatures(
 def score_outputs(
     model: str, revision: str | None, outputs: Sequence[Output], path: Path
 ) -> list[float]:
-    """Return a reward model's score of each output, from the file if the same run wrote it.
+    """Return a reward model's score of each output; reuse the file if it has the same settings.
 
     Args:
         model: A sequence-classification model with one output: a folder or a name on the Hub.
-        revision: Its revision on the Hub.
+        revision: Revision of the model on the Hub.
         outputs: The outputs, with their prompts.
-        path: The JSON file that keeps the scores.
+        path: JSON file that stores the scores.
 
     Raises:
         ValueError: If PyTorch is not installed or the model cannot be loaded.

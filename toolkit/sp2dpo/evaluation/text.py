@@ -28,7 +28,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
 
 
 def align_columns(rows: list[list[str]]) -> list[str]:
-    """Return rows of cells as lines, padded to columns."""
+    """Return rows of cells as lines of text, with cells padded to the width of their column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -37,7 +37,10 @@ def align_columns(rows: list[list[str]]) -> list[str]:
 
 
 def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """Format a value with its interval, `41.90 (38.51 to 45.32)`, and the sd between seeds."""
+    """Format a value with its interval, `41.90 (38.51 to 45.32)`.
+
+    If there are several seeds, the standard deviation between them follows.
+    """
     if estimate is None or estimate.value is None:
         return "-"
     sign = "+" if signed else ""

@@ -1,9 +1,9 @@
-"""Verdicts on pairs of outputs: AlpacaEval's prompts and parser around our own client.
+"""Collect a judge's verdicts with AlpacaEval's prompts and parser, but with our own client.
 
-The package `alpaca_eval` writes the judge's prompts (its template, and the order of the two outputs
-drawn with its own seed) and parses the answers. Its client ends a run at the first error and scores
-requests that failed as empty outputs. Ours retries, resumes, and keeps every verdict. Both give the
-same preferences for the same answers.
+The package `alpaca_eval` writes the judge's prompts (with its template, and the two outputs in an
+order drawn with its seed) and parses the answers. Its own client ends a run at the first error and
+scores failed requests as empty outputs. Our client retries, resumes, and stores every verdict. For
+the same answers, both give the same preferences.
 """
 
 import contextlib
@@ -39,9 +39,10 @@ from sp2dpo.inference.endpoint import Endpoint
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 """AlpacaEval 2.0's template: one verdict without reasoning."""
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
-"""Marks of the judge's chat. An output that contains one could end its part of the prompt."""
+"""Marks that separate the messages of the judge's chat. An output that contains one could end its
+part of the prompt."""
 _GIVE_UP_AFTER = 20
-"""Give up on a judge after this many replies if none has log-probabilities."""
+"""Number of replies after which the run ends if none of them has log-probabilities."""
 
 
 class AlpacaEvalMissing(ValueError):
@@ -49,10 +50,10 @@ class AlpacaEvalMissing(ValueError):
 
 
 def import_alpaca_eval() -> Any:
-    """Return the package `alpaca_eval`; the root logger keeps its level.
+    """Import the package `alpaca_eval` without changing the level of the root logger.
 
     Raises:
-        AlpacaEvalMissing: If it is not installed.
+        AlpacaEvalMissing: If the package is not installed.
     """
     try:
         # Importing alpaca_eval sets the level of the root logger, and the deprecated
@@ -70,7 +71,7 @@ def import_alpaca_eval() -> Any:
 
 @contextlib.contextmanager
 def without_root_log() -> Iterator[None]:
-    """Suppress what alpaca_eval logs, all of it by the root logger, whose level is restored."""
+    """Suppress messages of alpaca_eval, which uses the root logger, then restore its level."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)
@@ -95,8 +96,8 @@ def judge_outputs(
 ) -> "EvaluationResult":
     """Let a judge compare a student's outputs with a baseline's, as AlpacaEval 2.0 does.
 
-    Safe to interrupt: the next call with the same arguments asks only for missing verdicts. The
-    folder then holds verdicts.jsonl, annotations.json and evaluation.json (written last).
+    Safe to interrupt: the next call with the same arguments requests only missing verdicts. The
+    finished folder has verdicts.jsonl, annotations.json and evaluation.json (written last).
 
     Args:
         prompts: The prompts that were answered.
@@ -104,16 +105,16 @@ def judge_outputs(
         judge: The judge, see `load_judge`.
         folder: Output folder.
         reference: Outputs of the baseline; None for those that come with the prompts.
-        patience: Seconds without any answer after which this gives up.
+        patience: Seconds without any answer after which the run ends.
         approve: Called before servers described by the judge are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
-        note: Called with what a reader of the result must know, such as missing verdicts.
+        note: Called with notes on the interpretation of the result, such as missing verdicts.
 
     Raises:
         ValueError: If outputs and prompts do not match, if there is no baseline, if the folder
             belongs to another run, or if no verdict can be parsed.
-        EndpointError: If the server rejects us, does not answer for too long, or sends no
+        EndpointError: If the server refuses access, does not answer for too long, or sends no
             log-probabilities.
         OSError: If a file cannot be read or written, or a server cannot be started.
         Interrupted: If a signal stopped the run.
@@ -184,7 +185,7 @@ def _read_reference(prompts: PromptSet, reference: Path | None) -> list[Output]:
 
 
 def escape_chat_marks(text: str) -> str:
-    """Return the text with a space inserted into every mark of the judge's chat."""
+    """Return the text with a space inserted into every mark of CHAT_MARKS."""
     for mark in CHAT_MARKS:
         text = text.replace(mark, mark.replace("<|", "<| "))
     return text
@@ -194,7 +195,7 @@ class Verdicts:
     """All verdicts on one student's outputs.
 
     Args:
-        journal: Stores the verdicts.
+        journal: Journal that stores the verdicts.
         reference: Outputs of the baseline, one per prompt.
         outputs: Outputs of the student, in the same order.
         judge: Name of the judge in the annotations.
@@ -218,7 +219,7 @@ class Verdicts:
 
     @property
     def marked(self) -> int:
-        """Number of outputs and prompts that contain marks of the judge's chat."""
+        """Number of outputs and prompts that contain a mark of CHAT_MARKS."""
         texts = [
             text
             for output in (*self._reference, *self._outputs)
@@ -227,7 +228,7 @@ class Verdicts:
         return sum(escape_chat_marks(text) != text for text in texts)
 
     def chats(self) -> list[Chat]:
-        """Return the requests to the judge that have no verdict yet."""
+        """Return the requests to the judge for all missing verdicts."""
         to_messages = import_alpaca_eval().utils.prompt_to_chatml
         return [
             Chat(key=key, messages=to_messages(prompt))
@@ -256,7 +257,7 @@ class Verdicts:
             )
 
     def missing(self) -> dict[str, int]:
-        """Return reason -> number of missing verdicts; the next run asks for them again."""
+        """Return the number of missing verdicts by reason; the next run requests them again."""
         counts: dict[str, int] = {}
         for chat in self.chats():
             line = self._journal.lines.get(chat.key, {})
@@ -266,12 +267,12 @@ class Verdicts:
         return counts
 
     def annotations(self) -> list[dict[str, Any]]:
-        """Return AlpacaEval's annotations, one per prompt, in the prompts' order.
+        """Return the annotations in AlpacaEval's format, one per prompt, in prompt order.
 
         Returns:
-            instruction, output_1 (the baseline's), generator_1, output_2, generator_2, annotator,
-            and preference in [1, 2]: 1 if the baseline is better, 2 if the student is; None if
-            there is no verdict or it could not be parsed.
+            Rows with instruction, output_1 (of the baseline), generator_1, output_2 (of the
+            student), generator_2, annotator, and preference in [1, 2]: 1 if the baseline is better,
+            2 if the student is; None if there is no verdict or it could not be parsed.
         """
         verdicts = self._annotate(self._answers)
         rows = []
@@ -305,7 +306,7 @@ class Verdicts:
             for side in (self._reference, self._outputs)
         ]
         try:
-            # The package shows a progress bar over one step.
+            # The package prints a useless progress bar with a single step to stderr.
             with without_root_log(), contextlib.redirect_stderr(io.StringIO()):
                 return _annotator(self._judge, completions).annotate_head2head(
                     *shown, is_ordered=True, chunksize=None
@@ -334,7 +335,7 @@ class _Collected(Exception):
 
 
 def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> Any:
-    """Return AlpacaEval's annotator with another function for the completions."""
+    """Return AlpacaEval's annotator, which gets its completions from the given function."""
     alpaca = import_alpaca_eval()
     base = Path(alpaca.constants.EVALUATORS_CONFIG_DIR)
     with tempfile.TemporaryDirectory() as folder:
@@ -349,7 +350,7 @@ def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> 
 
 
 def _config(template: Path) -> Mapping[str, Any]:
-    """Return the package's `weighted_alpaca_eval_gpt4_turbo`; the completions are replaced."""
+    """Return the package's settings `weighted_alpaca_eval_gpt4_turbo`, without its client."""
     first, second = MARKS
     return {
         "prompt_template": str(template),
@@ -384,9 +385,9 @@ class EvaluationResult:
 
     Attributes:
         student: Name of the model.
-        folder: The folder of the files.
+        folder: Folder that the verdicts were read from.
         record: Content of evaluation.json: title, judge, baseline, prompts, length_controlled, ...
-        table: The annotations as a pandas data frame, in the prompts' order.
+        table: The annotations as a pandas data frame, in prompt order.
     """
 
     student: str
@@ -412,8 +413,8 @@ def read_result(folder: Path) -> EvaluationResult:
     """Read a folder that `judge_outputs` wrote.
 
     Raises:
-        ValueError: If the content is not such a result.
-        OSError: If it cannot be read.
+        ValueError: If the folder does not contain a finished result.
+        OSError: If a file cannot be read.
     """
     import_alpaca_eval()
     import pandas as pd  # noqa: PLC0415 - comes with alpaca_eval

@@ -1,9 +1,9 @@
 """Compute win rates from verdicts with alpaca_eval, and their intervals with a bootstrap.
 
-The length-controlled rate is AlpacaEval 2.0's (arXiv 2404.04475): a logistic regression on the
-length difference, the difficulty of the prompt and the model, evaluated at a length difference of
-0. It is refitted to every bootstrap sample of the prompts; the standard error that the package
-reports does not measure sampling.
+The length-controlled rate is that of AlpacaEval 2.0 (arXiv 2404.04475): a logistic regression on
+the length difference, the difficulty of the prompt and the model, evaluated at a length difference
+of 0. It is refitted to every bootstrap sample of the prompts, because the standard error that the
+package reports does not include the sampling of prompts.
 """
 
 import warnings
@@ -24,10 +24,11 @@ from sp2dpo.evaluation.verdicts import (
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
 JUDGE_NOISE = 4.0
-"""Smallest difference, in points, that one run resolves: two runs of one judge differed by it."""
+"""Difference between two runs of the same judge, in points; smaller differences may be noise."""
 
 Watch = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Show the progress of an iteration: (items, what they are, their number) -> the items."""
+"""Shows the progress of an iteration: takes the items, their name and their number, and yields the
+items."""
 
 
 def _unwatched(items: Iterable[int], what: str, total: int) -> Iterable[int]:
@@ -66,14 +67,14 @@ class StudentRates:
 
     Attributes:
         name: Name of the student.
-        seeds: Number of its results.
+        seeds: Number of results of the student, one per seed.
         prompts: Number of prompts.
         unscored: Prompts without a verdict, for each seed.
-        length: Mean characters of an output.
-        baseline_length: Mean characters of an output of the baseline.
+        length: Mean length of an output, in characters.
+        baseline_length: Mean length of an output of the baseline, in characters.
         rates: Win rate and, if it was fitted, length-controlled win rate, by name (see RATES).
-        difference: Difference of each rate to the student that the others are compared with, in
-            points; None if there is none.
+        difference: Difference of each rate from that of the student that all others are compared
+            with, in points; None if there is no such comparison.
     """
 
     name: str
@@ -86,7 +87,7 @@ class StudentRates:
     difference: Mapping[str, Estimate] | None
 
     def record(self) -> dict[str, Any]:
-        """Return the values as JSON, the rates under their own names."""
+        """Return the values as JSON; each rate has its own key."""
         fields = asdict(self)
         difference = fields.pop("difference")
         return fields | fields.pop("rates") | {"difference": difference}
@@ -99,7 +100,7 @@ class Comparison:
     Attributes:
         title: Title of the table, see `models.title`.
         judge: Name of the judge.
-        against: The student that the others are compared with; None if there is none.
+        against: Name of the student that all others are compared with; None for no comparison.
         draws: Number of bootstrap samples.
         length_controlled: Whether the length-controlled rate was fitted.
         students: One entry for each student.
@@ -122,10 +123,10 @@ class Comparison:
 
 
 def download_gamed() -> None:
-    """Download the data that the length-controlled rate is fitted with.
+    """Download the data that is needed to fit the length-controlled rate.
 
     Raises:
-        OSError: If neither the Hub nor its cache has the file.
+        OSError: If the file cannot be downloaded and is not in the cache.
     """
     try:
         download(GAMED)
@@ -140,11 +141,11 @@ def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     """Return the win rates of annotations, in percent, as alpaca_eval computes them.
 
     Args:
-        table: Annotations as a pandas data frame; its index numbers the prompts.
+        table: Annotations as a pandas data frame; its index is the position of the prompt.
         length_controlled: Whether to fit the length-controlled rate too.
 
     Returns:
-        win_rate and, if it is fitted, length_controlled; NaN if no row has a verdict.
+        The keys win_rate and, if fitted, length_controlled; NaN if no row has a verdict.
     """
     metrics = import_alpaca_eval().metrics
     scored = table["preference"].notna()
@@ -174,15 +175,15 @@ def compare_students(
 ) -> Comparison:
     """Compare the win rates of students, with intervals and paired differences.
 
-    Several results of the same student are its seeds. A bootstrap sample draws the same prompts for
-    all students, and for a student with several seeds it draws seeds too (our choice).
+    Several results of the same student count as different seeds. A bootstrap sample draws the same
+    prompts for all students; for a student with several seeds, it also draws seeds (our choice).
 
     Args:
         results: Results for the same prompts, baseline and judge.
         draws: Number of bootstrap samples.
         seed: Seed of the bootstrap.
-        against: Name of the student that the others are compared with; None for no differences.
-        length_control: Whether to fit the length-controlled rate where it is defined.
+        against: Name of the student that all others are compared with; None for no comparison.
+        length_control: Whether to fit the length-controlled rate if the prompts allow it.
         watch: Shows the progress of the bootstrap.
 
     Raises:
@@ -257,7 +258,7 @@ def _bootstrap(
     controlled: bool,
     watch: Watch,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return name -> rate -> its values over the bootstrap samples, (draws,)."""
+    """Return the bootstrap samples, (draws,), by name of the student and by rate."""
     generator = np.random.default_rng(seed)
     count = len(next(iter(groups.values()))[0].table)
     kinds = RATES if controlled else RATES[:1]
@@ -266,7 +267,8 @@ def _bootstrap(
         rows = generator.integers(count, size=count)
         for name, group in groups.items():
             seeds = generator.integers(len(group), size=len(group))
-            # The rows keep their index: the package joins the prompts' difficulties by it.
+            # `iloc` keeps the index of the rows, by which the package joins the difficulty of each
+            # prompt.
             rates = [
                 win_rates(group[number].table.iloc[rows], length_controlled=controlled)
                 for number in seeds
@@ -286,7 +288,7 @@ def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """Return what a reader of a comparison must know, such as missing verdicts."""
+    """Return notes on the interpretation of a comparison, such as missing verdicts."""
     notes = []
     for student in comparison.students:
         unscored = sum(student.unscored)

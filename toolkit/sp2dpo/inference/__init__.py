@@ -1,1 +1,1 @@
-"""Models behind OpenAI-compatible servers: described, started, and called with retries."""
+"""Describe models behind OpenAI-compatible servers, start the servers, and send requests."""

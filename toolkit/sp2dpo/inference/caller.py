@@ -1,7 +1,7 @@
 """Send requests to all replicas of one model, with routing, concurrency limits and retries.
 
-A transient error is retried until the model has answered nothing for `patience` seconds. A request
-that keeps failing while others are answered in between fails permanently.
+A request with a transient error is retried until the model has not answered any request for
+`patience` seconds. A request that keeps failing while others are answered fails permanently.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sp2dpo.inference.client import Client, Declined, EndpointError, Reply, Unav
 from sp2dpo.inference.replicas import Replica, Replicas
 
 _MAX_FAILURES = 10
-"""Failures after which a request fails permanently, if others are answered in the meantime."""
+"""Number of failures after which a request fails permanently, if others are answered meanwhile."""
 _FIRST_PAUSE = 0.25
 """Seconds between the first failure and the first retry; later pauses are longer."""
 
@@ -32,11 +32,11 @@ class StopRequested(Exception):
 
 @dataclass(kw_only=True)
 class Route:
-    """The replica for requests with a common prefix, so that its prefix cache is used.
+    """The replica that gets all requests with a common prefix, so that its prefix cache is used.
 
     Attributes:
-        key: Key that the requests have in common.
-        replica: Their replica; another one once it fails.
+        key: Key that these requests have in common.
+        replica: Replica to send them to; replaced by another one if it fails.
     """
 
     key: str
@@ -45,14 +45,14 @@ class Route:
 
 @dataclass(kw_only=True)
 class _Failures:
-    """Failures of one request.
+    """The failures of one request so far.
 
     Attributes:
         count: Number of failures.
         last_time: Time of the last failure.
-        others_answered: Whether another request was sent between the last two failures and
-            was answered. An answer to a request sent earlier does not show that the server was
-            still running.
+        others_answered: Whether another request that was sent between the last two failures has
+            been answered. A request that was sent earlier does not count, because its answer does
+            not show that the server was still running.
     """
 
     count: int
@@ -85,8 +85,8 @@ class Caller:
             urls: Base URLs of its replicas.
             patience: Seconds without any answer after which the run ends.
             stop: Event that stops the run; once it is set, no more requests are sent.
-            is_starting: Return whether a server that this run started is restarting; the time until
-                it is ready does not count as an outage.
+            is_starting: Returns whether a server of this run is restarting; the time until it is
+                ready does not count as an outage.
         """
         self.context: int | None = None
         self.known_good: Messages | None = None
@@ -97,7 +97,7 @@ class Caller:
         self._stop = stop
         self._is_starting = is_starting
         self._answered = float("-inf")
-        """When the most recent of the answered requests was sent."""
+        """Time at which the most recent request with an answer was sent."""
         self._silent_since: float | None = None
 
     @property
@@ -106,7 +106,7 @@ class Caller:
         return self._client.endpoint.max_in_flight * len(self._urls)
 
     async def check(self) -> list[str]:
-        """Check that at least one replica is reachable and that reachable ones serve the model.
+        """Check that at least one replica is reachable and that all reachable ones serve the model.
 
         Returns:
             A notice for each unreachable replica; these are tried again later.
@@ -127,7 +127,7 @@ class Caller:
         return [f"{error}; using the other replicas meanwhile" for error in unavailable]
 
     def route(self, key: str) -> Route:
-        """Return the route for requests with a key."""
+        """Return the route for all requests that share a key."""
         return Route(key=key, replica=self._replicas.pick(key))
 
     async def ask(self, messages: Messages, attempt: int, route: Route) -> Reply:
@@ -147,8 +147,8 @@ class Caller:
         """Send a request until it is answered; raises like `ask`.
 
         Args:
-            send: Sends the request to the replica whose address it is given.
-            route: Replica to start with.
+            send: Sends the request to the replica at a base URL.
+            route: Route of the request.
         """
         try:
             return await self._send(send, route)
@@ -168,7 +168,7 @@ class Caller:
         try:
             return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
-            # A request that always gets 429 fails permanently, too, if another one is answered.
+            # A request that always gets status 429 fails permanently, too, if the probe succeeds.
             if _always_fails(failures) or (
                 not _is_request_failure(error) and await self._probe(route)
             ):
@@ -209,7 +209,7 @@ class Caller:
         return True
 
     async def _send(self, send: Callable[[str], Awaitable[Answer]], route: Route) -> Answer:
-        """Send once a replica has a free slot; switch replicas if it goes down in the meantime."""
+        """Send once the replica has a free slot; switch to another one if it goes down first."""
         while True:
             replica = route.replica
             await replica.limit.acquire()

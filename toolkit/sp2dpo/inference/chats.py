@@ -1,4 +1,4 @@
-"""Send many chats to one model, on running servers or on servers started for the purpose."""
+"""Send many chats to one model, on servers that already run or are started for these chats."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -33,8 +33,8 @@ class ChatResult:
     Attributes:
         key: Key of the chat.
         reply: The reply; None if there is none.
-        reason: Why there is none, such as `http-400` or `no-answer`.
-        detail: The server's message or the error.
+        reason: Why there is no reply, such as `http-400` or `no-answer`.
+        detail: Message of the server, or of the error.
     """
 
     key: str
@@ -64,9 +64,9 @@ async def ask_chats(
         chats: Chats to send.
         on_result: Called with every result.
         stop: Event after which no more requests are sent.
-        patience: Seconds without any answer after which this gives up.
+        patience: Seconds without any answer after which the run ends.
         say: Called with notices for the user.
-        log: Log file of servers that are started.
+        log: Log file of the servers that are started.
 
     Raises:
         EndpointError: If nothing was answered for too long, or the server refuses access.

@@ -1,6 +1,6 @@
 """Send single requests to an OpenAI-compatible server and parse its answers.
 
-It uses aiohttp directly, because the OpenAI SDK needs about ten times the CPU time per request.
+It uses aiohttp directly, because the OpenAI SDK needs about ten times as much CPU time per request.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ class Unavailable(EndpointError):
     """A transient error: overload, a server error, a lost connection, a timeout.
 
     Attributes:
-        reason: Reason recorded if the request fails permanently: `http-500`, `no-answer`.
-        overloaded: Whether the error suggests fewer requests at once (429, 503, timeout).
+        reason: Reason to record if the request fails permanently, such as `http-500`.
+        overloaded: Whether the error (429, 503, timeout) is a sign of too many requests in flight.
         lost: Whether there was no answer at all.
         wait: Seconds to wait before a retry, as the server requests (Retry-After).
     """
@@ -59,7 +59,7 @@ class Declined(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A parsed chat completion. A count or name is None if the server does not report it.
+    """A parsed chat completion. Counts and the model name are None if the server omits them.
 
     Attributes:
         text: Content of the message; empty if there is none.
@@ -108,7 +108,7 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
     Args:
         endpoint: The model that answered, for messages.
         answer: The completion's JSON object.
-        seconds: Latency of the whole reply; None if it was not measured.
+        seconds: Latency of the complete reply; None if it was not measured.
 
     Raises:
         Unavailable: If the object is not a chat completion.
@@ -135,7 +135,7 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
 
 
 def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
-    """Return the log-probabilities of the reply's tokens; they are optional."""
+    """Return the log-probabilities of the reply's tokens; None if the server sent none."""
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return content if isinstance(content, list) else None
@@ -144,7 +144,8 @@ def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
 def escape_surrogates(text: str) -> str:
     """Return the text with unpaired surrogates, which UTF-8 cannot encode, written as escapes.
 
-    A reply with one is still refused: within JSON, the escape is parsed as the surrogate again.
+    A JSON reply with an unpaired surrogate is still refused, because parsing the JSON turns the
+    escape into the surrogate again.
     """
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -185,8 +186,8 @@ def request_body(
         endpoint: Model and sampling parameters.
         messages: The chat.
         schema: JSON Schema of the reply; None for free text.
-        attempt: Number of the attempt, from 0; it is added to the sampling's seed (or 0), so that a
-            retry can get another reply.
+        attempt: Number of the attempt, from 0. It is added to the seed of the sampling parameters
+            (0 if there is none), so that a retry can get another reply.
     """
     seed = {"seed": endpoint.sampling.get("seed", 0) + attempt} if attempt else {}
     body = {"messages": messages, "model": endpoint.model}
@@ -211,7 +212,7 @@ class Client:
         key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._encoded_rest: dict[int, bytes] = {}
-        """Encoded remainder of the request body, by attempt: it is the same for all pairs."""
+        """Encoded request body after the messages, by attempt; it is the same for all pairs."""
 
     async def check(self, url: str) -> int | None:
         """Check that a server lists the model.
@@ -221,7 +222,7 @@ class Client:
 
         Raises:
             Unavailable: If the server does not answer or is not ready.
-            EndpointError: If it refuses access or does not list the model.
+            EndpointError: If the server refuses access or does not list the model.
         """
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
@@ -326,7 +327,7 @@ def _timeout(seconds: float) -> aiohttp.ClientTimeout:
 
 
 def _retry_after(header: str) -> float:
-    """Parse a Retry-After in seconds; 0 for an HTTP date, which our own backoff covers."""
+    """Parse a Retry-After in seconds; return 0 for an HTTP date, so that our backoff applies."""
     try:
         return min(max(0.0, float(header)), _LONGEST_WAIT)
     except ValueError:

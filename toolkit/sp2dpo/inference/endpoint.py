@@ -14,14 +14,14 @@ from sp2dpo.settings import ABSENT, NAME, AsWritten, Rule, Settings, is_json, nu
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """The price of a teacher; either `gpu_hour` and `gpus`, or `prompt` and `completion`, are set.
+    """The price of a model. Either `gpu_hour` and `gpus` are set, or `prompt` and `completion`.
 
     Attributes:
         gpu_hour: Price of one GPU for one hour.
         gpus: Number of GPUs that are paid for at the same time.
         prompt: Price of a million prompt tokens.
         completion: Price of a million completion tokens.
-        cached: Price of a million prompt tokens from a prefix cache; None for that of `prompt`.
+        cached: Price of a million prompt tokens from a prefix cache; None means that of `prompt`.
         currency: Currency of the price.
     """
 
@@ -84,18 +84,18 @@ PRICE = Rule(
     _check_price,
     {"oneOf": [model.model_json_schema() for model in (HourPriceConfig, TokenPriceConfig)]},
 )
-"""The rule of a price: by the hour or by the token."""
+"""Rule for a price, by the GPU hour or by the token."""
 
 
 def cost(price: Price, *, prompt: int, cached: int, completion: int, seconds: float) -> float:
-    """Return the cost of requests in the price's currency. The formula is our choice.
+    """Return the cost of requests in the currency of the price. The formula is our choice.
 
     Args:
         price: Price of the model.
         prompt: Prompt tokens, including cached ones, as OpenAI-compatible servers count.
         cached: Prompt tokens from a prefix cache.
         completion: Completion tokens.
-        seconds: Time in which the GPUs were used; matters only for a price per GPU hour.
+        seconds: Time in which the GPUs were used; only a price per GPU hour depends on it.
     """
     if price.gpu_hour is not None and price.gpus is not None:
         return price.gpu_hour * price.gpus * seconds / 3600
@@ -111,7 +111,8 @@ class Endpoint:
     """A model behind an OpenAI-compatible server: a teacher, student or judge.
 
     Attributes:
-        name: Name that replies are stored under; its model, revision and sampling must not change.
+        name: Name that replies are stored under; model, revision and sampling must not change for
+            the same name.
         model: Model name, as the server lists it.
         revision: Commit of the weights; None for a hosted model without one.
         base_urls: Base URL of the API on each replica, such as `http://127.0.0.1:8000/v1`; empty if
@@ -150,7 +151,7 @@ class Endpoint:
 
     @property
     def label(self) -> str:
-        """Name in messages: `teacher NAME`."""
+        """Name for messages, such as `teacher NAME`."""
         return f"{self.role} {self.name}"
 
     def api_key(self) -> str | None:
@@ -299,7 +300,7 @@ class EndpointConfig(Settings):
         return self
 
     def build(self, *, role: str) -> Endpoint:
-        """Return it as an endpoint in a role: `teacher`, `student` or `judge`."""
+        """Return the endpoint with these settings, as a `teacher`, `student` or `judge`."""
         return Endpoint(
             name=self.name,
             model=self.model,

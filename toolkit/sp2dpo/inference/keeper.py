@@ -3,9 +3,9 @@
     python keeper.py PARENT GRACE COMMAND...
 
 It runs in its own session. It ends when COMMAND ends, with its exit code (128 + n after signal n);
-on SIGTERM; and when the process PARENT dies for any reason, of which the kernel informs it. It then
-sends SIGTERM to the whole session, and after GRACE seconds kills all remaining descendants, even
-those that left the session, before it exits.
+when it receives SIGTERM; and when the process PARENT dies for any reason, which the kernel reports
+to it. Before it exits, it sends SIGTERM to all processes of the session, and after GRACE seconds it
+kills all remaining descendants, even those that left the session.
 """
 
 import ctypes
@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-# From linux/prctl.h: signal us when the parent dies; make orphaned descendants our children.
+# Options from linux/prctl.h: one asks for a signal when the parent dies, the other makes orphaned
+# descendants children of this process.
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _HOUR = 3600.0
@@ -23,11 +24,11 @@ _HOUR = 3600.0
 
 def keep(parent: int, grace: float, command: list[str]) -> int:
     """Run the command until it ends or must stop; return its exit code, or 143 if stopped."""
-    # Blocked signals stay pending until sigtimedwait, so none interrupts other code.
+    # Blocked signals stay pending until sigtimedwait, so they cannot interrupt any other code.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {signal.SIGCHLD})
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before prctl took effect
+    if os.getppid() != parent:  # the parent died before prctl took effect
         return 128 + signal.SIGTERM
     child = _start(command)
     code, deadline = None, None
@@ -68,7 +69,7 @@ def _reap_children(child: int) -> int | None:
 
 
 def _kill_the_rest() -> None:
-    """Kill children until there are none; a killed child's own children become ours first."""
+    """Kill children until there are none; the children of a killed child become ours first."""
     try:
         while True:
             for child in _children():

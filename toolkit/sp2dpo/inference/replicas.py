@@ -1,7 +1,7 @@
 """Choose the replica for a pair, and adapt the number of requests in flight to each replica.
 
-All requests about a pair go to the same replica while it is up, because only that server's prefix
-cache has the pair.
+All requests about a pair go to the same replica while it is up, because only the prefix cache of
+that server has the pair.
 """
 
 import asyncio
@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 START = 8
-"""Initial limit, and the lowest limit that a comparison of rates (not congestion) can set."""
+"""Initial limit. A comparison of rates never sets a lower limit, but congestion may."""
 _WORTH = 0.03
 _WORTH_SHARE = 0.1
 """A higher limit is worth it if it raises the rate by at least `_WORTH`, and by at least
 `_WORTH_SHARE` of the relative increase of requests in flight."""
 _IN_STEP = 0.5
-"""Latency grew in step if it did so by this share of the increase of requests in flight."""
+"""Latency counts as growing in step with the requests in flight if its relative increase is at
+least this share of theirs."""
 _RISE = 1.25
-"""Two rates are compared once the requests in flight differ by this factor."""
+"""Factor by which the requests in flight must differ before two rates are compared."""
 _MARGIN = 1.1
-"""Factor on the requests in flight at the best rate, to get the lower limit of a trial."""
+"""Factor on the requests in flight at the best rate, which gives the lower limit of a trial."""
 _OVERTAKE = 2.0
-"""Largest ratio of the limit to the requests in flight at the best rate before a new rate."""
+"""Largest ratio of the limit to the requests in flight at the best rate, until a new rate is
+measured."""
 _STEP = 1.5
 """Factor from a held limit to the next probe, and between the limits of a descending trial."""
 _HOLD_SECONDS = 30.0
@@ -37,12 +39,13 @@ _TRIAL_ROUNDS = 3
 _TRIAL_REPLIES = 96
 """Least number of rounds, and of replies, that a trial measures at each limit."""
 _USED = 0.8
-"""Share of the limit that must be in flight; otherwise a rate measures our own speed."""
+"""Share of the limit that must be in flight; below it, a rate measures our own speed and not the
+server's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rate:
-    """Measurement at about one limit: `in_flight = per_second * latency` (Little's law)."""
+    """A measurement at roughly one limit; by Little's law, `in_flight = per_second * latency`."""
 
     limit: int
     in_flight: float
@@ -51,7 +54,7 @@ class _Rate:
     is_used: bool
 
     def is_saturated(self, lower: "_Rate") -> bool:
-        """Return whether more requests in flight than `lower` only increased latency."""
+        """Return whether having more requests in flight than `lower` only increased latency."""
         in_step = 1 + _IN_STEP * (self.in_flight / lower.in_flight - 1)
         return not self.is_worth_it(lower) and self.latency >= in_step * lower.latency
 
@@ -63,7 +66,7 @@ class _Rate:
         return self.per_second >= self._worth(lower) * lower.per_second
 
     def is_surely_worth_it(self, lower: "_Rate") -> bool:
-        """Return whether the rates computed by Little's law agree, as a check against noise."""
+        """Return whether it is worth it by Little's law, too, as a check against noise."""
         gain = (self.in_flight / self.latency) / (lower.in_flight / lower.latency)
         return self.is_worth_it(lower) and gain >= self._worth(lower)
 
@@ -72,7 +75,7 @@ class _Rate:
 
 
 class _Window:
-    """Measure a rate over replies, without the first `settling` ones."""
+    """Measure a rate over a number of replies, after ignoring the first `settling` ones."""
 
     __slots__ = ("_in_flight", "_latency", "_limits", "_opened", "_replies", "_settling", "_wanted")
 
@@ -84,7 +87,7 @@ class _Window:
         self._latency = 0.0
 
     def add(self, now: float, seconds: float, in_flight: int, limit: int) -> _Rate | None:
-        """Count a reply; return the rate once there are enough."""
+        """Count a reply; return the rate once there are enough replies, else None."""
         if self._settling:
             self._settling -= 1
             self._opened = now
@@ -110,9 +113,9 @@ class Limit:
     Until the first congestion, the limit doubles each round (a round is as many replies as the
     limit at its start); above half of the limit at the last congestion, it grows by one per round.
     If a higher limit brings no more replies per second, a trial measures both limits again, one
-    directly after the other, and then lower ones until the rate falls. The limit found is held, and
-    a higher one is probed from time to time. The limit never grows unless it is reached. Only
-    `acquire` waits; there is no background task. Our choice.
+    directly after the other, and then lower ones until the rate falls. The best limit is then held,
+    and a higher one is probed from time to time. The limit grows only while it is reached. Only
+    `acquire` waits; there is no background task. This algorithm is our choice.
 
     Args:
         ceiling: Largest number of requests in flight.
@@ -181,7 +184,7 @@ class Limit:
             raise
 
     def release(self) -> None:
-        """Return a slot, however the request ended."""
+        """Return a slot, whether or not the request succeeded."""
         if not self._in_flight:
             raise ValueError("release() without acquire()")
         self._in_flight -= 1
@@ -204,13 +207,13 @@ class Limit:
             self._evaluate_trial(rate, self._lower, now)
 
     def congested(self) -> None:
-        """Record overload (429, 503, timeout); several in a round count once."""
+        """Record overload (429, 503, timeout); several overloads in one round count once."""
         if self._forgiven:
             self._forgiven -= 1
             return
         half = max(1, self._limit // 2)
         if self._halved_at is None or self._replies - self._halved_at >= half:
-            self._slow_below = half  # in a burst of congestion, keep half of the limit at its start
+            self._slow_below = half  # a burst may halve it again: keep the first half
         self._limit = half
         self._halved_at = self._grown_at = self._replies
         self._forgiven = self._in_flight
@@ -309,7 +312,7 @@ _FAILURES = 3
 """Consecutive failures after which a replica is considered down."""
 _DOWN_SECONDS = 5.0
 _DOWN_SECONDS_AT_MOST = 60.0
-"""Pause of a replica that is down: doubled after every further failure, up to the second value."""
+"""First and longest pause of a replica that is down, in seconds; a further failure doubles it."""
 
 
 _MEMORY = 0.9
@@ -320,8 +323,8 @@ class Replica:
     """One server of a model.
 
     Attributes:
-        url: Base URL of its API, such as `http://127.0.0.1:8000/v1`.
-        limit: Limit on its requests in flight.
+        url: Base URL of the API, such as `http://127.0.0.1:8000/v1`.
+        limit: Limit on the requests in flight to this server.
     """
 
     def __init__(self, url: str, limit: Limit) -> None:
@@ -338,11 +341,11 @@ class Replica:
         return self._down_until
 
     def is_up(self, now: float) -> bool:
-        """Return whether it may get a request; after its pause, only one at a time as a probe."""
+        """Return whether it may get a request; after a pause, one request at a time as a probe."""
         return now >= self._down_until and (self._failures < _FAILURES or not self.limit.in_flight)
 
     def may_be_asked(self, now: float) -> bool:
-        """Return what `is_up` does, for a request that already has one of its slots."""
+        """Return the same as `is_up`, but for a request that already has one of the slots."""
         return now >= self._down_until and (self._failures < _FAILURES or self.limit.in_flight <= 1)
 
     def failed(self, now: float) -> None:
@@ -355,13 +358,13 @@ class Replica:
             self._pause = min(2 * self._pause, _DOWN_SECONDS_AT_MOST)
 
     def answered(self) -> None:
-        """Record any answer, even a refusal: the replica is up."""
+        """Record any answer: even a refusal shows that the replica is up."""
         self._failures = 0
         self._pause = _DOWN_SECONDS
         self._down_until = float("-inf")
 
     def succeeded(self, seconds: float) -> None:
-        """Record a reply with a latency of `seconds`, also for `limit`."""
+        """Record a reply with a latency of `seconds`, here and in `limit`."""
         self.answered()
         before = seconds if self._seconds is None else self._seconds
         self._seconds = _MEMORY * before + (1 - _MEMORY) * seconds
@@ -371,7 +374,7 @@ class Replica:
         """Return whether a timeout is probably caused by the request itself, not by overload.
 
         That is the case if earlier replies took less than a quarter of the timeout on average, and
-        it is not the second failure in a row. Our choice.
+        fewer than two requests have failed in a row. This rule is our choice.
 
         Args:
             timeout: Timeout of a request, in seconds.
@@ -380,7 +383,7 @@ class Replica:
 
 
 class Replicas:
-    """The replicas of one model, in the panel's order.
+    """The replicas of one model, in the order of the panel.
 
     A pair's replica is chosen by rendezvous hashing (Thaler and Ravishankar 1998) of its position
     in that order and the pair's id. The choice is the same in every process and does not depend on
@@ -410,9 +413,9 @@ class Replicas:
     def pick(self, pair_id: str) -> Replica:
         """Return the replica for the first request about a pair.
 
-        It is the pair's own replica. If that has no free slot, it is the next one with at least
-        half of its slots free (our choice: an idle replica is worse than a missed prefix cache). If
-        all are down, it is the one that is available again first.
+        This is the first replica in the pair's order. If it has no free slot, this is the next one
+        with at least half of its slots free (our choice, because an idle replica costs more than a
+        missed prefix cache). If all are down, this is the one that is available again first.
         """
         if len(self._replicas) == 1:
             return self._replicas[0]

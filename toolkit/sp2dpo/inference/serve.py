@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from sp2dpo.settings import Settings, number, rule, validate
 
-_PATH = re.compile(r"/|~|\.{1,2}(/|$)")  # what a folder begins with; anything else is a Hub id
+_PATH = re.compile(r"/|~|\.{1,2}(/|$)")  # beginning of a folder; other names are Hub ids
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ANY = ("0.0.0.0", "::")
 _REFUSED = {
@@ -31,13 +31,13 @@ class Serve:
 
     Attributes:
         environment: Virtual environment with `bin/vllm`.
-        model: What vLLM loads, a folder or an id on the Hub; None for the endpoint's `model`.
+        model: Folder or id on the Hub that vLLM loads; None for the `model` of the endpoint.
         args: More arguments for `vllm serve`; a flag named here replaces the one set by default.
         gpus: GPUs for `CUDA_VISIBLE_DEVICES`, divided evenly among the replicas; empty for all.
         replicas: Number of servers.
         env: More environment variables.
-        port: Port of the first replica, the others use the following ones; None for free ports.
-        healthy_within: Timeout for starting and loading, in seconds.
+        port: Port of the first replica; the others use the next ports. None for free ports.
+        healthy_within: Timeout until a server has started and loaded the model, in seconds.
         restarts: Largest number of restarts of each replica in a run.
     """
 
@@ -209,7 +209,7 @@ class ServeConfig(Settings):
         return port
 
     def build(self) -> Serve:
-        """Return it with absolute paths."""
+        """Return these settings as `Serve`, with absolute paths."""
         return Serve(
             environment=self.environment,
             model=self.model,
@@ -224,7 +224,7 @@ class ServeConfig(Settings):
 
 
 def parse_serve(config: Any, *, where: str, beside: Path) -> Serve:
-    """Return a `serve` mapping as settings of servers.
+    """Check the `serve` mapping of a YAML file and return it as settings of servers.
 
     Args:
         config: The mapping of the YAML file.

@@ -1,4 +1,4 @@
-"""Start vLLM servers for the duration of a block: watch them, restart lost ones, stop them."""
+"""Start vLLM servers, restart those that fail, and stop them at the end of a `with` block."""
 
 import asyncio
 import os
@@ -45,8 +45,9 @@ class ServerTimeouts:
         progress: Interval of progress messages while a server loads.
         probe: Interval of health checks of a running server.
         answer: Timeout of a health check.
-        failures: Consecutive failed health checks after which a server counts as lost, ...
-        failing_for: ... if the first and the last are at least this far apart.
+        failures: Number of consecutive failed health checks after which a server counts as lost, if
+            they also span `failing_for` seconds.
+        failing_for: Shortest time between the first and the last of these failed checks.
         grace: Time between SIGTERM and SIGKILL.
         pause: Pause before a restart.
         port: Time to wait for a port to become free; the kernel reserves a port for a minute after
@@ -193,7 +194,7 @@ class Server:
         return self._has_ended()
 
     async def _probe(self) -> str | None:
-        """Return the problem that a health check shows; None if the server is healthy."""
+        """Run a health check and return the problem; None if the server is healthy."""
         limit = aiohttp.ClientTimeout(total=self._timeouts.answer)
         try:
             async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
@@ -304,7 +305,7 @@ class Servers:
         return self._starting > 0
 
     async def watch(self) -> None:
-        """Restart lost servers, while the others continue; runs until it is cancelled.
+        """Restart lost servers, while all others continue; runs until it is cancelled.
 
         A server is lost if its process has ended, or `/health` has failed three times in a row over
         at least half a minute.
@@ -350,14 +351,15 @@ async def start_servers(
     timeouts: ServerTimeouts = DEFAULT_TIMEOUTS,
     hidden_variables: Collection[str] = (),
 ) -> AsyncIterator[Servers]:
-    """Serve a model inside the block. Its servers end with it, however this process ends.
+    """Serve a model inside the block; its servers end with it, even if this process is killed.
 
     Args:
         name: Name of the endpoint, for messages.
         model: Model to serve.
         revision: Commit of its weights.
         serve: Settings of the servers.
-        log: File to append the servers' output to; several servers get one each, `NAME-0.log` etc.
+        log: File to append the servers' output to; several servers use `NAME-0.log`, `NAME-1.log`
+            and so on.
         say: Called with the command, warnings and progress messages.
         timeouts: Timeouts and intervals.
         hidden_variables: Names of environment variables that the servers do not inherit, such as
@@ -432,7 +434,7 @@ def _ports(serve: Serve) -> tuple[int, ...]:
 
 
 async def _gather_or_cancel(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; on the first failure, cancel the others and raise it unchanged."""
+    """Wait for all coroutines; on the first failure, cancel all others and raise it unchanged."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         await asyncio.gather(*tasks)

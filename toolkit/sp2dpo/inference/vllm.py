@@ -1,4 +1,4 @@
-"""Build the command and environment of a vLLM server, and show them to the user."""
+"""Build the command and environment variables of a vLLM server, and format them for the user."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
     """Return the command that serves a model.
 
     Args:
-        model: Name to serve the model under, and what to load unless `serve.model` is set.
+        model: Name of the served model, and the model to load unless `serve.model` is set.
         revision: Commit of the weights; passed to vLLM if they come from the Hub.
         serve: Settings of the servers.
         port: Port of this replica.
@@ -58,7 +58,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
 def environment_variables(
     inherited: Mapping[str, str], serve: Serve, *, replica: int
 ) -> dict[str, str]:
-    """Return a replica's environment variables: inherited ones, then ours, then the panel's."""
+    """Return a replica's environment variables; ours override inherited ones, the panel's both."""
     path = f"{serve.environment / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, "PATH": path, **_own_variables(serve, replica)}
 
@@ -80,7 +80,7 @@ def command_lines(
         model: Model to serve.
         revision: Commit of its weights.
         serve: Settings of the servers.
-        ports: Ports of the replicas; None for those of `serve`, or PORT if not chosen yet.
+        ports: Ports of the replicas; None for those of `serve`, shown as PORT if not chosen yet.
     """
     lines = []
     for replica in range(serve.replicas):

@@ -1,1 +1,1 @@
-"""A preference pair: what it is, the formats it is written in, and where it is read from."""
+"""Define preference pairs, parse their formats, and read and sample them from sources."""

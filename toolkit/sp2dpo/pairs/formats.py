@@ -1,8 +1,8 @@
 """Parse a row of a data set in any common preference format into a `Pair`.
 
-Supported are the formats that TRL documents (explicit and implicit prompt, plain text and
-conversations, and UltraFeedback-binarized's mixture of them) and hh-rlhf's dialogues. A row that
-fits none of them is refused with a reason; nothing is repaired by guessing.
+The supported formats are those that TRL documents (explicit and implicit prompts, plain text and
+conversations, and the mixture of these in UltraFeedback-binarized) and the dialogues of hh-rlhf. A
+row in any other format is refused with a reason; nothing is repaired by guessing.
 """
 
 import re
@@ -19,13 +19,13 @@ Turns = tuple[Message, ...]
 class InvalidPair(ValueError):
     """A row does not contain a usable pair; the message says why.
 
-    Stores hash these messages with their source, so rewording one makes existing stores refuse the
-    same file as another source.
+    Do not reword these messages: stores hash them as a part of their source, so an existing store
+    would take the same file for another source and refuse it.
     """
 
 
 def parse_row(row: Mapping[str, Any]) -> Pair:
-    """Return the pair in a row.
+    """Parse the pair in a row.
 
     Args:
         row: Values by column; `chosen` and `rejected` are required, `prompt` and `tools` optional.
@@ -52,7 +52,7 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
 
 
 def _check_identity(pair: Pair) -> Pair:
-    """Return the pair if its id can be computed and its responses differ."""
+    """Return the pair; raise InvalidPair unless it has an id and its responses differ."""
     try:
         same = normalise(pair.chosen) == normalise(pair.rejected)
         _ = pair.id
@@ -141,7 +141,7 @@ def _dialogue(text: str) -> Turns:
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
-    """Split two texts with a common beginning; the prompt ends at its last complete word."""
+    """Split two texts after their common beginning, the prompt, which ends with a complete word."""
     length = 0
     for left, right in zip(chosen, rejected, strict=False):
         if left != right:

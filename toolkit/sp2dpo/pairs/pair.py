@@ -1,4 +1,4 @@
-"""A preference pair, identified by its content.
+"""Define a preference pair, identified by its content.
 
 `Pair.id` is a hash of the messages, so a pair keeps its id when it is read from another file, in
 another order or in another format.
@@ -14,7 +14,7 @@ from typing import Any
 from sp2dpo.text import canonical_json
 
 Message = Mapping[str, Any]
-"""One chat turn: `role`, `content`, and any other keys of the source (`tool_calls`, `name`)."""
+"""One chat turn, with `role`, `content` and other keys of the source, such as `tool_calls`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,10 @@ class Pair:
     """A prompt with a preferred and a rejected response.
 
     Attributes:
-        prompt: Conversation before the responses; at least one message.
-        chosen: Preferred continuation; starts with an assistant turn.
-        rejected: Rejected continuation; starts with an assistant turn and differs from `chosen`.
+        prompt: Conversation before the responses, with at least one message.
+        chosen: Preferred continuation, which starts with an assistant turn.
+        rejected: Rejected continuation, which starts with an assistant turn and differs from
+            `chosen`.
         tools: Definitions of the tools that the conversation may use; empty if there are none.
     """
 

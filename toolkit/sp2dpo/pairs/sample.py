@@ -1,8 +1,9 @@
 """Draw a deterministic sample of pairs, stratified by length, to try a panel on.
 
-Strata are quantiles of two lengths in characters: of the prompt, and of the chosen response minus
-the rejected one. Each stratum contributes in proportion to its size; within a stratum, pairs are
-ordered by a hash of their ids, so the sample does not depend on the order of rows. Our choice.
+Strata are quantile bins of two lengths in characters: the length of the prompt, and the length of
+the chosen response minus that of the rejected one. Each stratum contributes in proportion to its
+size. Within a stratum, pairs are ordered by a hash of their ids, so the sample does not depend on
+the order of rows. This method is our choice.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from sp2dpo.text import canonical_json
 _BINS = 3
 """Number of quantile bins of each length."""
 _NAMED = 5
-"""Number of example rows per reason for setting rows aside."""
+"""Number of example rows that are listed for each reason why rows were set aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Stratum:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedPairs:
-    """Rows set aside for one reason.
+    """The rows that were set aside for one reason.
 
     Attributes:
         reason: Why the rows do not contain a usable pair.
@@ -59,12 +60,12 @@ class Sample:
 
     Attributes:
         pair_ids: Ids of the sampled pairs.
-        strata: Strata that they were drawn from; none is empty.
+        strata: Strata that the pairs were drawn from, without empty ones.
         rows: Number of rows in the source.
         pairs: Number of distinct pairs in the source.
         set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
-        preferred: Number of pairs in the source that were to be drawn first.
+        preferred: Number of pairs in the source that `prefer` names.
     """
 
     pair_ids: frozenset[str]
@@ -78,13 +79,13 @@ class Sample:
 
 @dataclass(kw_only=True)
 class _SourceIndex:
-    """Lengths and counts of a source, without its texts."""
+    """The lengths of a source's pairs and the counts of its rows, without texts."""
 
     lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
     preferred: set[str] = field(default_factory=set)
     rows: int = 0
     set_aside: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
-    """Reason -> number of rows, and the numbers of the first few."""
+    """Number of rows and the row numbers of the first few, by reason."""
 
 
 def draw_sample(
@@ -95,8 +96,8 @@ def draw_sample(
     Args:
         rows: All rows of the source; their texts are not kept in memory.
         n: Number of pairs to draw, at least 1; fewer are drawn if the source has fewer.
-        prefer: Pair ids, or the source's own ids, of pairs to draw first in their strata, such as
-            those with a known answer.
+        prefer: Pair ids or source ids of the pairs to draw first in their strata, such as pairs
+            with a known answer.
     """
     index = _read(rows, frozenset(prefer))
     places = _strata(index.lengths)
@@ -132,7 +133,7 @@ def draw_sample(
 
 
 def read_sampled(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterator[SourceRow]:
-    """Yield the rows with a sampled pair."""
+    """Yield the rows whose pair was sampled."""
     for row in rows:
         if isinstance(row, SourceRow) and row.pair.id in sample.pair_ids:
             yield row

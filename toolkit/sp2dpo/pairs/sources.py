@@ -1,4 +1,4 @@
-"""Read pairs from JSON Lines, Parquet and the Hub.
+"""Read pairs from JSON Lines files, Parquet files and the Hub.
 
 Every row of a source becomes either a `SourceRow` with its pair, or a `SetAside` with a reason; no
 row is dropped silently.
@@ -33,9 +33,10 @@ class SourceRow:
     Attributes:
         row: Number of the row in the source, from 1.
         pair: The pair.
-        source_id: The source's own id (column `source_id`, `pair_id` or `id`), if it has one.
-        columns: All other columns as JSON values: dates in ISO 8601, decimals as text, bytes in
-            base64; NaN is kept.
+        source_id: Id of the row in the source (column `source_id`, `pair_id` or `id`); None if
+            there is none.
+        columns: All other columns as JSON values, with dates in ISO 8601, decimals as text and
+            bytes in base64; NaN stays NaN.
     """
 
     row: int
@@ -60,7 +61,7 @@ class Source:
     Attributes:
         name: File name, or `org/name:split`.
         revision: Commit of a Hub data set; None for a file.
-        license: License in the card of a Hub data set at that commit; None if it has none.
+        license: License in the card of a Hub data set at that commit; None if the card has none.
         path: Path of the file; None for a Hub data set.
     """
 
@@ -74,13 +75,14 @@ class Source:
 
 
 def open_source(text: str) -> Source:
-    """Return the source with a name: a path, `org/name` or `org/name:split@revision`.
+    """Open the source with a name, which is a path, `org/name` or `org/name:split@revision`.
 
     A Hub revision (branch or tag) is resolved to its commit, so that the same rows can be read
     again. Without a split, the data set must have only one split, or one called `train`.
 
     Raises:
-        ValueError: If it is neither a supported file nor a Hub id, or the split does not exist.
+        ValueError: If the name is neither a supported file nor a Hub id, or the split does not
+            exist.
         OSError: If the file or data set cannot be reached.
     """
     path = Path(text)
@@ -103,7 +105,7 @@ def open_source(text: str) -> Source:
 
 
 def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
-    """Yield every row of a source in order, with its pair or set aside.
+    """Yield every row of a source in order, either with its pair or as set aside.
 
     Raises:
         ValueError: If a row cannot be parsed (broken JSON, a duplicate key) or the file is damaged;
@@ -158,7 +160,7 @@ def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa  # noqa: PLC0415 - a JSON source does without it
+    import pyarrow as pa  # noqa: PLC0415 - a JSON source does not need it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     count = 0
@@ -171,7 +173,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             for row in batch.to_pylist():
                 yield row
                 count += 1
-    # OSError: a damaged page; OverflowError: a date that Python does not know.
+    # OSError means a damaged page, OverflowError a date that Python cannot represent.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path}: not a Parquet file we can read, after row {count}: "

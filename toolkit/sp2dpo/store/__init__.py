@@ -1,1 +1,1 @@
-"""One SQLite file with the pairs, the questions and the replies of an annotation run."""
+"""Store the pairs, questions and replies of an annotation run in one SQLite file."""

@@ -1,4 +1,4 @@
-"""The kept annotations of a store as one table, from which gaps are computed."""
+"""Read the kept annotations of a store into one table, from which gaps are computed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _SCHEMA: dict[Any, Any] = {
 COLUMNS = tuple(_SCHEMA)
 """Columns of `AnnotationTable.replies`; the first five are the key of a reply."""
 SEPARATOR = "\x1f"
-"""Separates the values of a column in one text; names are printable, so none contains it."""
+"""Separator between the values of a column in one text; printable names cannot contain it."""
 _SLICE = 50_000
 
 
@@ -37,9 +37,9 @@ class AnnotationTable:
     """All kept annotations of a store, and the ids of all its pairs.
 
     Attributes:
-        replies: One row per kept reply, sorted by key: pair_id, teacher, variant, order, attempt,
-            category, magnitude, confidence; better (null under the labelled protocol);
-            expected_magnitude, expected_confidence (null without log-probabilities).
+        replies: One row per kept reply, sorted by key, with the columns pair_id, teacher, variant,
+            order, attempt, category, magnitude, confidence, better (null under the labelled
+            protocol), expected_magnitude and expected_confidence (null without log-probabilities).
         pair_ids: Ids of all pairs in the store, sorted; some may have no reply.
         rubric: Rubric that all replies answer.
     """
@@ -52,14 +52,15 @@ class AnnotationTable:
     def hash(self) -> str:
         """SHA-256 of the rubric's hash and the replies in key order, as 64 hexadecimal digits.
 
-        It covers only what a beta can depend on: no times, raw texts or rationales.
+        It covers only values that a beta can depend on, so not times, raw texts or rationales.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
-        # Names cannot contain tabs. A null would make the whole line null.
+        # Names cannot contain tabs, so lines are unambiguous. `concat_str` would turn a row with a
+        # null into a null line.
         values = pl.all().cast(pl.String).fill_null("")
         line = pl.concat_str(pl.concat_str(values, separator="\t"), pl.lit("\n"))
         for part in self.replies.iter_slices(_SLICE):
-            # The data buffer of Arrow's older string layout is all lines, end to end.
+            # In Arrow's older string layout, the data buffer is the concatenation of all lines.
             lines: Any = (
                 part.select(line).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
             )
@@ -83,7 +84,7 @@ def build_annotation_table(
 
 def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
     """Return the replies sorted by key."""
-    # Checking whether rows are sorted is cheaper than sorting sorted rows.
+    # Rows are usually sorted already, and checking that is cheaper than sorting them again.
     rises = pl.lit(False)
     for name in reversed(COLUMNS[:5]):
         value, before = pl.col(name), pl.col(name).shift()
@@ -95,11 +96,11 @@ def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
 def parse_columns(
     texts: Mapping[str, str], numbers: Mapping[str, Sequence[float | None]], count: int
 ) -> pl.DataFrame:
-    """Return rows of `AnnotationTable.replies` from the texts of whole columns.
+    """Return rows of `AnnotationTable.replies`, parsed from one text for each column.
 
     Args:
-        texts: Column -> its values joined by `SEPARATOR`; an empty value is null.
-        numbers: Column -> its values. A column in neither mapping is null.
+        texts: Values of each column, joined by `SEPARATOR`; an empty value is null.
+        numbers: Values of each column that is not in `texts`. Columns in neither mapping are null.
         count: Number of rows.
     """
     split = pl.DataFrame({name: [text] for name, text in texts.items()}).select(

@@ -1,4 +1,4 @@
-"""The pairs of a store and the source rows that they come from."""
+"""Store and read the pairs of a store, and the source rows that they come from."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class SourceSummary:
         rows: Number of rows.
         usable: Number of rows with a usable pair.
         pairs: Number of distinct pairs.
-        set_aside: Reason -> number of rows without a usable pair.
+        set_aside: Number of rows without a usable pair, by reason.
     """
 
     name: str
@@ -43,14 +43,14 @@ class SourceSummary:
 
 
 class Corpus:
-    """The pairs of an open store: added once, from one source."""
+    """The pairs of an open store, which all come from one source."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._db = database
         self.path = path
 
     def add(self, source: Source, rows: Iterable[SourceRow | SetAside]) -> None:
-        """Add all rows of a source, or none; adding the same source again changes nothing.
+        """Add all rows of a source in one transaction; adding the same source again has no effect.
 
         Raises:
             ValueError: If the store already has the pairs of another source.
@@ -87,7 +87,7 @@ class Corpus:
         self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
 
     def source(self) -> SourceSummary | None:
-        """Return counts of the source's rows; None if no source was added yet."""
+        """Return counts of the rows of the source; None if no source was added yet."""
         name = read_meta(self._db, "source_name")
         if name is None:
             return None
@@ -149,7 +149,7 @@ class Corpus:
                 )
 
     def source_ids(self, pair_ids: Collection[str]) -> dict[str, str | None]:
-        """Return pair id -> source id for some pairs; of the first row if a pair has several."""
+        """Return source ids by pair id; for a pair in several rows, that of the first row."""
         marks = ", ".join("?" * len(pair_ids))
         return dict(
             self._db.execute(
@@ -160,7 +160,7 @@ class Corpus:
         )
 
     def with_source_ids(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return rows that have a pair_id with the name of the pair in its source added."""
+        """Return copies of rows with a pair_id, to which the source id of the pair is added."""
         names = self.source_ids([row["pair_id"] for row in rows])
         return [{**row, "source_id": names.get(row["pair_id"])} for row in rows]
 
@@ -169,9 +169,10 @@ class Corpus:
         yield from self._db.execute("SELECT pair_id, source_id FROM source_rows ORDER BY row")
 
     def lengths(self) -> pl.DataFrame:
-        """Return pair_id, chosen, rejected: lengths of both responses in characters, by pair_id.
+        """Return the columns pair_id, chosen and rejected: the response lengths in characters.
 
-        For a turn whose content is a list of parts, its JSON is counted.
+        Rows are sorted by pair_id. If the content of a turn is a list of parts, the length of its
+        JSON is counted.
         """
         length = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
         query = f"SELECT pair_id, {length.format('chosen')}, {length.format('rejected')} FROM pairs"

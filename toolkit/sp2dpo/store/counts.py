@@ -1,4 +1,4 @@
-"""Count replies: everything asked for is kept, refused, spared or pending."""
+"""Count the replies that a panel asks for; each is kept, refused, spared or pending."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ class ReplyCounts:
 
     Attributes:
         teacher: Name of the teacher.
-        all: Replies that a full budget requires.
-        kept: Replies with a valid annotation.
-        refused: Reason -> replies without one that are not requested again automatically.
-        spared: Replies that an adaptive panel does not need.
+        all: Number of replies that a full budget requires.
+        kept: Number of replies with a valid annotation.
+        refused: Number of replies without a valid annotation that are not requested again
+            automatically, by reason.
+        spared: Number of replies that an adaptive panel does not need.
     """
 
     teacher: str
@@ -48,7 +49,7 @@ def count_replies(
 
     Args:
         store: Store with the replies.
-        panel: Panel that determines what is asked for.
+        panel: Panel that determines which replies are needed.
         annotations: The store's annotations, if already loaded; kept replies are then counted
             without another query.
     """
@@ -92,7 +93,7 @@ def _kept(annotations: AnnotationTable) -> list[KeyCount]:
 
 
 def load_recorded_panel(store: Store) -> Panel:
-    """Return the last panel of a store, with enough fields to count replies but not to ask."""
+    """Return the last panel of a store, with the fields that counting needs, but not asking."""
     record = store.panel()
     return Panel(
         rubric=store.rubric(),

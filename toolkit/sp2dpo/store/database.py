@@ -1,4 +1,4 @@
-"""The SQLite file of a store: schema, opening, write lock, transactions."""
+"""Open the SQLite file of a store: its schema, write lock and transactions."""
 
 import fcntl
 import os
@@ -111,7 +111,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def _read_mode(path: Path) -> str:
-    """Return the mode to open a file for reading."""
+    """Return the SQLite mode in which a file can be opened for reading."""
     # SQLite cannot create its lock files in a folder without write permission, except in immutable
     # mode, which is safe only if there is no write-ahead log.
     log = path.with_name(f"{path.name}-wal")
@@ -139,7 +139,7 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
         raise ValueError(f"{path}: store format 1; `sp2dpo annotate` on it makes it {_FORMAT}")
     elif version != _FORMAT:
         raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
-    # FULL: a committed reply survives a power failure, not only the end of the process.
+    # With FULL, a committed reply survives a power failure, not only the end of the process.
     database.execute("PRAGMA synchronous = FULL")
 
 
@@ -147,7 +147,7 @@ def integrity(database: sqlite3.Connection) -> list[str]:
     """Return the problems that SQLite's quick check reports; empty if there are none."""
     try:
         problems = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
-    except sqlite3.OperationalError:  # for example, busy: the file is not damaged
+    except sqlite3.OperationalError:  # the file is not damaged but, for example, busy
         raise
     except sqlite3.DatabaseError as error:  # too damaged for the check to run
         problems = [str(error)]
@@ -159,7 +159,7 @@ def only_writer(path: Path) -> Iterator[None]:
     """Hold the lock that allows only one process to write to a store.
 
     Raises:
-        ValueError: If another process holds it; the message gives its process id.
+        ValueError: If another process holds the lock; the message has its process id.
         OSError: If the folder does not exist or is not writable.
     """
     if not path.absolute().parent.is_dir():

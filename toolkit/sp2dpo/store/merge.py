@@ -33,8 +33,8 @@ class MergeCounts:
 
     Attributes:
         added: Number of replies that the merged store did not contain before.
-        missing: Shards whose stores were not given, if the other stores are shards.
-        teachers: Counts of the merged store, for each teacher of its panel.
+        missing: If the stores are shards, all shards of the same run that were not among them.
+        teachers: Counts of replies in the merged store, for each teacher of its panel.
     """
 
     added: int
@@ -50,8 +50,8 @@ def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
 
     Args:
         out: Store to create, or the result of an earlier merge.
-        shards: Stores of the same source, annotated by the same panel. Stores without replies may
-            lack a panel.
+        shards: Stores with the same source and the same panel. A store without replies does not
+            need a panel.
 
     Raises:
         ValueError: If the stores differ in source, rubric, teachers or panel, two of them have
@@ -145,7 +145,7 @@ def _format_value(value: Any) -> str:
 
 @contextmanager
 def _set_aside(out: Path) -> Iterator[Path]:
-    """Give the path of a temporary store, removed after the block."""
+    """Yield the path of a temporary store, which is removed after the block."""
     path = out.with_name(f".{out.name}.gathered")
     _remove(path)  # left by a process that was killed
     try:
@@ -162,7 +162,7 @@ def _remove(path: Path) -> None:
 def _gather(path: Path, shards: Sequence[Path]) -> int:
     """Create a store from several and return its number of replies."""
     with closing(connect(path, write=True)) as database:
-        # Speed over safety: the file is used only once it is complete.
+        # Safe writes are slow and not needed here: an incomplete file is never used.
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
         for shard in shards:
@@ -176,7 +176,7 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
 
 
 def _add(out: Path, gathered: Path) -> int:
-    """Add a store to another in one transaction and return the number of new replies."""
+    """Add a store's replies to another in one transaction; return the number of new replies."""
     with (
         closing(connect(out, write=True)) as database,
         _attach(database, gathered),

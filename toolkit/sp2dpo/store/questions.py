@@ -1,4 +1,4 @@
-"""Questions still to be asked about a store's pairs, and the outcome of those already asked."""
+"""Find the questions to be asked about the pairs of a store, and count the outcomes of others."""
 
 import json
 import sqlite3
@@ -22,7 +22,7 @@ class Shard:
     """One of `total` shares of the pairs.
 
     Attributes:
-        index: from 0 to `total` - 1.
+        index: Number of this share, from 0 to `total` - 1.
         total: Number of shares.
     """
 
@@ -64,7 +64,7 @@ class QuestionPlan:
     Attributes:
         teacher: Name of the teacher.
         variants: Variants of the rubric to ask, in this order.
-        rubric: Rubric, which determines the orders in which responses are shown.
+        rubric: The rubric; it determines the orders in which responses are shown.
         retries: Number of retries after an unreadable reply.
         again: Whether refused replies count as missing.
     """
@@ -93,7 +93,7 @@ class Question:
 
     Attributes:
         key: Key of the reply, with the number of the next attempt.
-        last: Number of the last attempt if replies remain unreadable.
+        last: Number of the last attempt, after which an unreadable reply is final.
     """
 
     key: Key
@@ -133,7 +133,7 @@ class PairReplies:
 
 @dataclass(frozen=True, kw_only=True)
 class SettledPair:
-    """A pair about which an adaptive panel asks no further questions.
+    """A pair about which an adaptive panel does not ask further questions.
 
     Attributes:
         pair_id: Id of the pair.
@@ -213,13 +213,13 @@ class Questions:
         """Return the next pairs with missing replies, in source order.
 
         Args:
-            plan: What to ask which teacher.
+            plan: The teacher and what to ask it.
             after: Number of the last pair of the previous call; 0 at first.
             limit: Largest number of pairs.
         """
         marks = ", ".join("?" * len(plan.variants))
         final = "status = 'kept'"
-        if not plan.again:  # the last reply to a key decides
+        if not plan.again:  # the last reply to a key decides whether it is final
             final += f""" OR (
                 (attempt >= {int(plan.retries)} OR reason NOT IN ({_UNREADABLE}))
                 AND NOT EXISTS (SELECT 1 FROM replies later WHERE
@@ -325,7 +325,8 @@ class Questions:
             questions: Number of replies per pair and teacher under a full budget.
 
         Returns:
-            Teacher -> saved replies; the key "" is for teachers without replies about these pairs.
+            The number of saved replies by teacher. The key "" is for all teachers without replies
+            about these pairs.
         """
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
         replied = self._db.execute(

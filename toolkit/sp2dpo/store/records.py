@@ -1,4 +1,4 @@
-"""Replies as a store records them: kept with an annotation, or refused with a reason."""
+"""Convert replies to rows of a store: kept with an annotation, or refused with a reason."""
 
 import json
 import time
@@ -27,7 +27,7 @@ class ReplyRecord:
     """A reply as it is stored.
 
     Attributes:
-        key: Request that it answers.
+        key: Key of the request that the reply answers.
         annotation: Parsed annotation; None if the reply was refused.
         reason: One-word reason of the refusal; None if the reply was kept.
         detail: Explanation of the reason.
@@ -35,9 +35,9 @@ class ReplyRecord:
         reply: Parsed reply with its token counts and latency; None if the server declined the
             request.
         arrived: Arrival time, in seconds since 1970.
-        tokens: Top log-probabilities of the tokens that spell the values, if requested.
-        magnitude: Expected magnitude over those tokens, on the rubric's scale.
-        confidence: Expected confidence over those tokens, on the rubric's scale.
+        tokens: Top log-probabilities of the tokens that spell the values; None if not requested.
+        magnitude: Expected magnitude under these log-probabilities, on the scale of the rubric.
+        confidence: Expected confidence under these log-probabilities, on the scale of the rubric.
     """
 
     key: Key

@@ -40,7 +40,7 @@ class Store:
     Attributes:
         path: Path of the file.
         corpus: Pairs and source rows.
-        questions: Questions still to be asked, and the outcome of those already asked.
+        questions: Questions to be asked, and outcomes of those that were already asked.
         usage: Tokens and time that the replies took.
 
     Raises:
@@ -111,10 +111,10 @@ class Store:
                     )
 
     def record_panel(self, panel: Panel) -> None:
-        """Record the rubric and the teachers; after their first reply they cannot change.
+        """Record the rubric and the teachers, which cannot change after the first reply.
 
         Raises:
-            ValueError: Like `check_panel`.
+            ValueError: If `check_panel` refuses the panel.
         """
         self.check_panel(panel)
         self.reopen_settled(panel)
@@ -138,7 +138,7 @@ class Store:
         if panel.budget == "adaptive" and stored is not None:
             before, now = json.loads(stored), panel.record()
             for teacher in (*before["teachers"], *now["teachers"]):
-                for terms in ("price", "license"):  # they do not affect which pairs are settled
+                for terms in ("price", "license"):  # these do not affect which pairs are settled
                     teacher.pop(terms, None)
             if before != now:
                 self.questions.reopen()
@@ -199,7 +199,7 @@ class Store:
             )
 
     def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield all replies, or those of one pair, by key, with the teachers' revisions."""
+        """Yield all replies, or those of one pair, sorted by key, with the teachers' revisions."""
         names = ", ".join(f'replies."{name}"' for name in COLUMNS if name != "model")
         where = "" if pair_id is None else "WHERE pair_id = ?"
         with closing(self._db.cursor()) as cursor:
@@ -217,11 +217,11 @@ class Store:
         """Return all kept annotations as a table.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are no kept annotations.
         """
         rubric = self.rubric()
         pair_ids = self.corpus.pair_ids()
-        # SQLite reads one part while polars parses the previous one.
+        # The extra thread lets SQLite read one part while polars parses the previous one.
         with ThreadPoolExecutor(max_workers=1) as executor:
             parts = [
                 executor.submit(parse_columns, *part)
@@ -282,15 +282,16 @@ class Store:
 
 @contextmanager
 def open_store_for_writing(path: Path, *, keep: bool = True) -> Iterator[Store]:
-    """Open a store that no other process may write to until the block is left.
+    """Open a store for writing, and lock it against other writers until the block is left.
 
     Args:
         path: The file; created if it does not exist.
-        keep: Whether a file that was created here stays. One without pairs is always removed.
+        keep: Whether to keep a file that this call has created. A file without pairs is always
+            removed.
 
     Raises:
-        ValueError: Another process writes to the store, or the file is not a store.
-        OSError: The folder does not exist, or the file cannot be written to.
+        ValueError: If another process writes to the store, or the file is not a store.
+        OSError: If the folder does not exist, or the file cannot be written to.
     """
     with only_writer(path):
         remove = not path.exists()

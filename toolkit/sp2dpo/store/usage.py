@@ -1,4 +1,4 @@
-"""Tokens, time and money that the replies of a store took."""
+"""Compute the tokens, time and money that the replies of a store took."""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from sp2dpo.inference.endpoint import Price, cost
 
 RECENT = 600
-"""Window before the newest reply over which a rate is measured, in seconds. Our choice."""
+"""Length in seconds of the window, ending at the newest reply, in which a rate is measured. Our
+choice."""
 _SLICE = 10
 """Length of the time slices in which replies are counted together, in seconds."""
 # An answer cannot be told from a declined request by its time or token counts, because imported
@@ -27,12 +28,13 @@ class Slice:
         variant: Variant of the rubric.
         order: Order in which the responses were shown.
         requests: Number of replies, including unreadable and repeated ones.
-        uncounted: Answers without token counts.
-        timed: Answers with a measured latency; imported replies have none.
-        untimed: Answers without a measured latency. A declined request is not an answer.
-        prompt: Prompt tokens, of replies that report them.
-        completion: Completion tokens, of replies that report them.
-        cached: Prompt tokens from a prefix cache; None if no reply reports them.
+        uncounted: Number of answers without token counts.
+        timed: Number of answers with a measured latency, which imported replies do not have.
+        untimed: Number of answers without a measured latency. A declined request is not an answer.
+        prompt: Sum of the reported prompt tokens.
+        completion: Sum of the reported completion tokens.
+        cached: Sum of the reported prompt tokens from a prefix cache; None if no reply reports
+            them.
         started: Time at which the first timed request was sent, in seconds since 1970; None if
             there is none.
         ended: Time at which the last timed reply arrived.
@@ -58,14 +60,15 @@ class Usage:
 
     Attributes:
         requests: Number of replies, including unreadable and repeated ones.
-        uncounted: Answers without token counts.
-        timed: Answers with a measured latency.
-        untimed: Answers without a measured latency.
-        prompt: Prompt tokens, of replies that report them.
-        completion: Completion tokens, of replies that report them.
-        cached: Prompt tokens from a prefix cache; None if no reply reports them. Servers omit a
-            zero, so a missing value counts as 0 if other replies report one.
-        seconds: Time in which at least one timed request was in flight, to a few seconds.
+        uncounted: Number of answers without token counts.
+        timed: Number of answers with a measured latency.
+        untimed: Number of answers without a measured latency.
+        prompt: Sum of the reported prompt tokens.
+        completion: Sum of the reported completion tokens.
+        cached: Sum of the reported prompt tokens from a prefix cache; None if no reply reports
+            them. Servers omit a zero, so a missing value counts as 0 if other replies have one.
+        seconds: Time in which at least one timed request was in flight, with an error of a few
+            seconds.
     """
 
     requests: int = 0
@@ -89,14 +92,14 @@ class Usage:
 
     @property
     def busy(self) -> float | None:
-        """The seconds in flight; None if there are answers but none is timed."""
+        """Seconds with requests in flight; None if there are answers but none is timed."""
         return None if self.untimed and not self.timed else self.seconds
 
     def cost(self, price: Price | None) -> float | None:
         """Return the cost in the price's currency; None if it is unknown.
 
-        With a price per GPU hour, only time with requests in flight counts, not the start of the
-        servers, and the cost of untimed answers is unknown.
+        With a price per GPU hour, only time with requests in flight is counted and not the start of
+        the servers, and the cost of untimed answers is unknown.
         """
         if price is None:
             return None
@@ -120,7 +123,7 @@ class UsageLog:
 
     def slices(self) -> list[Slice]:
         """Return the usage of all replies by teacher, variant, order and time slice."""
-        # Grouping by time first is faster, because rows are nearly in that order.
+        # Grouping by time first is faster, because rows are stored almost in the order of time.
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(*), '
             f"sum((prompt_tokens IS NULL OR completion_tokens IS NULL) AND {_ANSWERED}), "
@@ -135,7 +138,7 @@ class UsageLog:
     def count_settled(self) -> dict[tuple[str, str, str], int]:
         """Count settled pairs (see `SettledPair`) with a reply, by teacher, variant and order.
 
-        The key ("", "", "") has the number of all settled pairs.
+        The key ("", "", "") has the total number of settled pairs.
         """
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(DISTINCT pair_id) '
@@ -163,7 +166,7 @@ def sum_usage(slices: Iterable[Slice]) -> Usage:
 
 
 def recent_usage(slices: Sequence[Slice]) -> Usage:
-    """Return the timed answers of the last `RECENT` seconds before the newest, and their time."""
+    """Return the usage of the timed answers in the `RECENT` seconds before the newest one."""
     newest = max((ended for _, ended in _spans(slices)), default=0.0)
     begin = (newest - RECENT) // _SLICE * _SLICE
     rows = [row for row in slices if row.ended is not None and row.ended >= begin]
