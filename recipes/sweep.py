@@ -4,10 +4,11 @@
         --config recipes/dpo/tiny-demo.yaml --config recipes/dpo/methods/tuned-beta.yaml \
         --vary beta=0.005,0.01,0.02,0.05,0.1,0.3 --arm recipes/dpo/methods/sp2dpo.yaml
 
-Every value of `--vary` is a run of the `--config` files with that value; several `--vary` options
-give all combinations of their values. Every `--arm` is a run of the `--config` files with that file
-on top. Other options go to all runs: `--learning_rate 1.0e-6`. Each run is an `accelerate launch`
-of train.py. A run that is complete is not repeated, and a run that fails does not stop the others.
+Each value of `--vary` gives a run with the `--config` files and that value; several `--vary`
+options give all combinations of their values. Each `--arm` gives a run with the `--config` files
+and that file. Other options, such as `--learning_rate 1.0e-6`, apply to all runs. Each run is an
+`accelerate launch` of train.py. A run that is complete is not repeated, and a run that fails does
+not stop the others.
 
 The script prints a table of the runs' results on the held-out pairs, and writes sweep.json. The
 losses of runs with different betas cannot be compared; accuracies and unscaled margins can.
@@ -25,7 +26,10 @@ TRAIN = Path(__file__).with_name("train.py")
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is not complete, print the table; 1 if a run failed, 2 if the settings are wrong."""
+    """Run all incomplete runs, print the table, and return the exit code.
+
+    It is 1 if a run failed, and 2 if the settings are wrong.
+    """
     try:
         options, runs = parse(arguments)
         rows = run_sweep(
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[SweepRun]]:
-    """Return the options and the runs; ValueError if there is no run, or two have the same name."""
+    """Return the options and the runs; raise ValueError if there are none, or names are equal."""
     parser = argparse.ArgumentParser(usage="sweep.py --out DIR --config FILE ... [--key value ...]")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--engine", type=Path, help="configuration file of accelerate")

@@ -1,4 +1,4 @@
-"""Train one model with one beta per pair; one YAML file is one run.
+"""Train one model with one beta per pair, as a YAML file describes.
 
     accelerate launch --config_file recipes/accelerate/single.yaml recipes/train.py \
         --config recipes/dpo/tiny-demo.yaml
@@ -6,8 +6,8 @@
 The keys are those of DataConfig, of PairDPOConfig (TRL's DPOConfig plus `pair_columns`,
 `missing_values`, ...) and of TRL's ModelConfig. Several `--config` options describe one run: a key
 of a later file replaces the same key of an earlier one, and the merged settings are printed. A key
-given on the command line overrides the files; `--pair_columns` without a value is the YAML's
-`pair_columns: []`, stock DPO.
+given on the command line overrides the files; `--pair_columns` without a value means the same as
+`pair_columns: []` in YAML, which is stock DPO.
 
 The script writes the model, its tokenizer and its card to `output_dir` and results.json last: the
 run is complete if that file exists. Errors are printed as one line, before the model loads if

@@ -1,7 +1,7 @@
-"""Serve recorded replies of teachers: an OpenAI-compatible server for the demo and the tests.
+"""Serve recorded replies of teachers, as an OpenAI-compatible server for the demo and the tests.
 
-It looks a reply up by the content of the request: the model, the two responses and the variant's
-paragraph. It shares no code with the toolkit.
+It looks up a reply by the content of the request: the model, the two responses and the paragraph of
+the variant. It does not share any code with the toolkit.
 
     python recipes/demo/replay_teacher.py --port 8765
 """
@@ -43,7 +43,7 @@ def _normalise(text: str) -> str:
 
 
 def _shows(pair: dict[str, Any], request: str) -> bool:
-    """Whether a request shows this pair: its prompt, then `chosen`, then `rejected`."""
+    """Return whether a request has this pair: its prompt, then `chosen`, then `rejected`."""
     position = 0
     for turn in [*pair["prompt"], *pair["chosen"], *pair["rejected"]]:
         position = request.find(turn["content"], position)
@@ -54,7 +54,7 @@ def _shows(pair: dict[str, Any], request: str) -> bool:
 
 
 def application(recording: Recording) -> web.Application:
-    """Return the server with its two endpoints."""
+    """Return the server application with its two endpoints."""
 
     async def models(_: web.Request) -> web.Response:
         listed = [{"id": name, "object": "model"} for name in recording.models]

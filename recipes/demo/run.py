@@ -3,7 +3,7 @@
     python recipes/demo/run.py    # from the root of a checkout; `make demo` calls it
 
 The teachers' replies were recorded (replay_teacher.py serves them) and the students are tiny random
-models, so it shows how the parts work together and nothing about how well the method works.
+models. The demo shows how the parts work together, but not how well the method works.
 """
 
 import argparse
@@ -28,7 +28,7 @@ GLOBAL_BETA = 0.1
 
 
 def main() -> int:
-    """Run every step, then print the table; 1 if a step fails."""
+    """Run every step and print the table; return 1 if a step fails, else 0."""
     parser = argparse.ArgumentParser(description="Run every step on the demo corpus.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (demo)")
     out = parser.parse_args().out
@@ -73,7 +73,7 @@ def step(*command: object) -> None:
 
 
 def annotate(out: Path, panel: Path) -> None:
-    """Turn pairs into annotations, betas, a data set and a report."""
+    """Produce annotations, betas, a data set and a report from the pairs."""
     store, betas = out / "run.sqlite", out / "betas.parquet"
     pairs, schedule = HERE / "pairs.jsonl", RECIPES / "schedules" / "sp2dpo.yaml"
     step("sp2dpo", "annotate", "--pairs", pairs, "--panel", panel, "--store", store)
@@ -83,7 +83,7 @@ def annotate(out: Path, panel: Path) -> None:
 
 
 def train(out: Path) -> None:
-    """Train two students with the same weights and order of pairs: global beta, beta per pair."""
+    """Train two students that differ only in the beta: a global one, and one beta per pair."""
     model = out / "model"
     step("python", HERE / "tiny_model.py", "--text", HERE / "pairs.jsonl", "--out", model)
     for name, columns in (("global", []), ("per-pair", ["beta"])):
@@ -98,7 +98,7 @@ def train(out: Path) -> None:
 
 
 def print_table(out: Path, *, seconds: float) -> None:
-    """Print the results, and how they match what was planted in the corpus."""
+    """Print the results, compared with the values that were planted in the corpus."""
     betas = pl.read_parquet(out / "betas.parquet")
     planted = join_planted(out, betas)
     counts = json.loads((out / "dataset" / "manifest.json").read_text())["counts"]
@@ -141,7 +141,7 @@ def join_planted(out: Path, betas: pl.DataFrame) -> pl.DataFrame:
 
 
 def describe_student(out: Path, name: str) -> tuple[str, str]:
-    """Return a student's row: held-out accuracy, and the margin D, which beta does not scale."""
+    """Return the table row of a student: held-out accuracy and the margin D, not scaled by beta."""
     results: dict[str, Any] = json.loads((out / "students" / name / "results.json").read_text())
     held_out, scores = results["rows"]["eval"]["used"], results["eval"]
     accuracy, margin = scores["eval_rewards/accuracies"], scores["eval_margins/unscaled"]

@@ -1,7 +1,7 @@
 """Build a tiny random Llama with its own tokenizer, for demos and tests on a CPU.
 
 The weights are random and the replies meaningless: it replaces a real model where only the code
-around it is exercised. The vocabulary is small because a training step on a CPU spends most
+around the model is tested. The vocabulary is small because a training step on a CPU spends most
 of its time in the output head. The same texts and the same seed give the same bytes.
 
     python recipes/demo/tiny_model.py --text recipes/demo/pairs.jsonl --out demo/student
@@ -23,9 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant")
-# The trainer numbers these first, in this order: a token's place here is its id.
+# The tokenizer trainer numbers these tokens first and in this order, so the index is the token id.
 SPECIAL_TOKENS = [BOS, EOS, PAD, *(f"<|{role}|>" for role in ROLES)]
-HEAD_DIM = 32  # the smallest attention head that vLLM's CPU kernels take
+HEAD_DIM = 32  # smallest size that vLLM's CPU kernels support
 SMALLEST_VOCAB = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
 
 # A turn starts with the special token of its role and ends with EOS. The generation prompt is one
@@ -166,7 +166,7 @@ def _check_sizes(*, hidden: int, layers: int, vocab: int, max_positions: int) ->
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Save next to `out`, then move the files; `config.json` last, so that it means complete."""
+    """Save next to `out`, then move the files; `config.json` comes last and marks completion."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         model.save_pretrained(folder)

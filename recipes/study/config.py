@@ -1,4 +1,4 @@
-"""The configuration of a study: one YAML file."""
+"""Read the configuration of a study from a YAML file."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,13 +16,13 @@ class Run:
     """One student to train.
 
     Attributes:
-        method: Name of its method.
-        panel: Name of the panel whose replies it uses.
-        scale: Factor of its betas.
+        method: Name of the method that trains the student.
+        panel: Name of the panel whose replies the method uses.
+        scale: Factor by which the betas are multiplied.
         seed: Seed of the world, the first model, the pairs, the labels, the teachers and the order
             of training.
         corrected: Whether the labels that a careless annotator flipped are restored.
-        chosen: Whether it is one of the trials from which validation chooses a method's best.
+        chosen: Whether this is a trial, one of the runs from which validation chooses the best.
     """
 
     method: str
@@ -34,33 +34,33 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of the file with the results of the run."""
         suffix = "-corrected" if self.corrected else ""
         return f"seed-{self.seed}-{self.method}-{self.panel}-x{self.scale:g}{suffix}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """A whole study.
+    """The configuration of a study.
 
     Attributes:
-        seeds: Each seed is another world, first model, set of pairs, labels, teachers and order.
+        seeds: Seeds; each gives its own world, first model, pairs, labels, teachers and order.
         model: Keyword arguments of `new_model`.
         sft: Keyword arguments of `fine_tune`.
         prompts: Keyword arguments of `split_prompts`.
         pairs: `each`, the number of pairs tried for each prompt; `sharpness` and `flips`, keyword
             arguments of `label_pairs`.
         clean: Number of pairs tried for each test prompt, to measure accuracy.
-        training: Trainer settings of every student; a method adds its own.
-        reward_model: `folds`, and the trainer settings of every reward model.
-        samples: Number of samples of each test prompt at each temperature.
-        panels: Teachers by the name of their panel.
-        scales: Factors of the betas that are tried, the same for every method.
-        methods: Methods with all trials, `NAME` or `NAME@PANEL`.
-        defaults: Further methods that run at scale 1 only.
-        sweep: Further scales of a method, which are shown and never chosen.
+        training: Trainer settings for every student; a method adds its own.
+        reward_model: `folds`, and the trainer settings for every reward model.
+        samples: Number of samples for each test prompt at each temperature.
+        panels: Teachers of each panel, by name of the panel.
+        scales: Factors of the betas to try, the same for every method.
+        methods: Methods that run at all scales, as `NAME` or `NAME@PANEL`.
+        defaults: Further methods, which run only at scale 1.
+        sweep: Further scales of a method, which are reported but never chosen.
         corrected: Methods that run again at scale 1 with the flipped labels restored.
-        against: The method that all others are compared with.
+        against: Name of the method that all others are compared with.
     """
 
     seeds: list[int]
@@ -116,8 +116,8 @@ def load_config(path: Path) -> StudyConfig:
     `like: FILE` takes every key that the file does not set from another configuration.
 
     Raises:
-        ValueError: Naming the file, the key and what is wrong.
-        OSError: A file cannot be read.
+        ValueError: If a file is not valid, with the file, the key and the problem.
+        OSError: If a file cannot be read.
     """
     values = _read_values(path)
     check_keys(str(path), values, required=[field.name for field in fields(StudyConfig)])

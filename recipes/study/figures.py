@@ -16,7 +16,7 @@ from results import method_key
 
 INK, ACCENT, QUIET = "#1c2227", "#2b5f94", "#59636d"
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sp2dpo",  # fixed, so that equal figures are equal files
+    "svg.hashsalt": "sp2dpo",  # fixed, so that equal figures give equal files
     "svg.fonttype": "path",
     "font.size": 10,
     "axes.spines.top": False,
@@ -35,7 +35,7 @@ FRONTIER = (
     ("dpo", "#1c2227"), ("sp2dpo", "#2b5f94"), ("gap-as-weight", "#b4552d"),
     ("flip-disputed", "#3c8d5a"), ("madpo", "#8a5aa8"), ("rand", "#a9a294"),
 )  # fmt: skip
-"""The methods of the frontier and their colours; all methods would be unreadable."""
+"""Methods shown in the plot of the frontier, with their colours; all methods would be too many."""
 
 
 def save_figures(
@@ -51,7 +51,7 @@ def save_figures(
             ("mechanism", draw_mechanism(config, runs)),
         ):
             FigureCanvasAgg(figure)
-            # Without version and date in the file, equal figures are equal files.
+            # Without the version and the date in the file, equal figures give equal files.
             figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
             figure.savefig(
                 folder / f"{name}.svg", dpi=160, metadata={"Date": None, "Creator": None}
@@ -59,7 +59,7 @@ def save_figures(
 
 
 def draw_results(comparison: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the differences with their intervals, and the frontier of reward and KL."""
+    """Draw the differences with their intervals, and the frontier of reward and KL."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_differences(left, comparison)
@@ -117,7 +117,7 @@ def _draw_frontier(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_mechanism(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return D of right and flipped labels, and the slope by decile of beta, over the epochs."""
+    """Draw the margin D of right and flipped labels, and the slope by decile of beta, by epoch."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for name, colour in (("dpo", INK), (config.against, ACCENT)):
@@ -138,7 +138,7 @@ def draw_mechanism(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> Fi
 
 
 def _select(runs: Sequence[Mapping[str, Any]], name: str, scale: float) -> list[Mapping[str, Any]]:
-    """Return a method's runs at a scale, with the labels as given."""
+    """Return a method's runs at a scale, without those that restore flipped labels."""
     return [
         run
         for run in runs

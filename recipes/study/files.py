@@ -13,8 +13,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        ValueError: The file is not YAML, or not a mapping.
-        OSError: The file cannot be read.
+        ValueError: If the file is not YAML, or not a mapping.
+        OSError: If the file cannot be read.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def check_keys(
     """Refuse unknown and missing keys, all of them in one message.
 
     Raises:
-        ValueError: Naming the place, and for each unknown key the nearest known one.
+        ValueError: If there are any, with `where` and the nearest known key for each unknown one.
     """
     keys = [*required, *optional]
     problems = [
@@ -53,7 +53,7 @@ def did_you_mean(word: object, known: Collection[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that an interruption never leaves a part of it."""
+    """Write a file atomically, so that an interruption never leaves an incomplete file."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

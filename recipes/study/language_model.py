@@ -1,4 +1,4 @@
-"""The models of the study: tiny Llamas over the words of the world, trained from scratch."""
+"""Build, train and sample the models of the study: tiny Llamas over the words of the world."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ IDS = {word: token for token, word in enumerate(WORDS)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer: one token for each word."""
+    """Return a tokenizer with one token for each word."""
     words = Tokenizer(models.WordLevel(IDS, unk_token=SPECIAL[PAD]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -51,9 +51,9 @@ def new_model(*, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
     """Return an untrained model.
 
     Args:
-        hidden: Width, a multiple of 32.
+        hidden: Width of the model, a multiple of 32.
         layers: Number of decoder layers.
-        seed: Seed of its weights.
+        seed: Seed of the weights.
     """
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(
@@ -87,7 +87,7 @@ def response_ids(words: Sequence[str]) -> list[int]:
 def fine_tune(
     model: LlamaForCausalLM, world: World, *, steps: int, batch: int, lr: float, seed: int
 ) -> LlamaForCausalLM:
-    """Train a model on responses of the world's writer (SFT, AdamW, cosine schedule to 0)."""
+    """Train a model on texts of `World.write` (SFT with AdamW and a cosine schedule to 0)."""
     draw = np.random.default_rng([seed, 2])
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -111,7 +111,7 @@ def fine_tune(
 def pad(
     prompts: Sequence[list[int]], responses: Sequence[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (B, T) tokens, padded at the end, and (B, T) the mask of the response tokens."""
+    """Return the tokens, padded at the end, and the mask of the response tokens; both (B, T)."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows], device=DEVICE)
@@ -125,7 +125,7 @@ def pad(
 def log_probs(
     model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], *, batch: int = 512
 ) -> torch.Tensor:
-    """Return (N,) the log-probability of each response: nats, summed over its tokens, in double."""
+    """Return the log-probability of each response, (N,), in nats and double, summed over tokens."""
     sums = []
     for start in range(0, len(prompts), batch):
         ids, mask = pad(prompts[start : start + batch], responses[start : start + batch])

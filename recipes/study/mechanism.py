@@ -1,4 +1,4 @@
-"""Which pairs the gradient goes to, and what happens to pairs with a wrong label."""
+"""Summarise which pairs the gradient goes to, and what happens to pairs with a wrong label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def summarise_mechanism(
         runs: Results of all runs.
 
     Returns:
-        For each method and scale:
+        One mapping for each method and scale, with the keys
         name, scale: The method and the factor of its betas.
         right, wrong, flipped: D at the end, in nats, by label.
         lowest_before, highest_before, lowest_after, highest_after: Share of the gradient of the
@@ -59,7 +59,7 @@ def _summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def format_mechanism(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of `summarise_mechanism`'s rows as a Markdown table."""
+    """Return the rows of `summarise_mechanism` as the lines of a Markdown table."""
     lines = [
         "| method, scale | D, label right | D, label wrong | gradient of the lowest decile of beta"
         ", start to end | of the highest | slope, lowest over highest, at the end | seeds inverted"

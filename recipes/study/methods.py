@@ -1,4 +1,4 @@
-"""The methods that are compared, read from `methods.yaml`: an arm of a schedule, and settings."""
+"""Read the methods to compare from `methods.yaml`: each is an arm of a schedule with settings."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ class Method:
     """A method of preference optimisation.
 
     Attributes:
-        name: Its key in `methods.yaml`.
+        name: Key of the method in `methods.yaml`.
         arm: How the replies become betas, weights and margins.
-        panel: Name of the panel whose replies it uses.
-        train: Settings of the trainer that are specific to this method.
+        panel: Name of the panel whose replies the method uses.
+        train: Trainer settings that are specific to this method.
     """
 
     name: str
@@ -42,8 +42,8 @@ def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
     """Return all methods by name.
 
     Raises:
-        ValueError: Naming the file, the method and what is wrong.
-        OSError: A file cannot be read.
+        ValueError: If the file is not valid, with the file, the method and the problem.
+        OSError: If a file cannot be read.
     """
     methods = {}
     for name, config in read_yaml(path).items():
@@ -59,7 +59,7 @@ def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
 
 
 def _load_arm(config: dict[str, Any], where: str) -> Arm:
-    """Return the method's arm; keys under `schedule` replace those of the arm's schedule."""
+    """Return the arm of a method; keys under `schedule` replace those of the arm's schedule."""
     file = f"arms/{config['arm']}" if "arm" in config else "sp2dpo.yaml"
     arm = load_arm(SCHEDULES / file)
     schedule = arm.of.as_mapping() | config.get("schedule", {})

@@ -1,4 +1,4 @@
-"""Measurements of a student: true rewards, KL, accuracy, and which pairs its gradient goes to."""
+"""Measure a student: its true rewards, KL and accuracy, and which pairs its gradient goes to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from sp2dpo.training import LogRatios, Mixture, PairBatch
 from world import PARTS, PROMPTS, World
 
 PairLogProbs = tuple[torch.Tensor, torch.Tensor]
-"""Log-probs of chosen and of rejected responses, (N,) each, in nats."""
+"""Log-probs of the chosen and of the rejected responses, (N,) each, in nats."""
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def sample_rewards(
     model: Any, world: World, prompts: Sequence[int], *, each: int, temperature: float, seed: int
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """Return (N, 4) true rewards of samples of a model, by `world.PARTS`, and the samples.
+    """Sample from a model; return the parts of the true rewards, (N, 4), and the samples.
 
     Args:
         model: The student.
@@ -52,7 +52,7 @@ def measure_student(
     each: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return all numbers of one student.
+    """Return all measurements of one student.
 
     Args:
         model: The student.
@@ -67,7 +67,7 @@ def measure_student(
 
     Returns:
         reward: Mean true reward on the test prompts, by temperature.
-        parts: The parts of that reward at temperature 1.
+        parts: Mean of each part of that reward at temperature 1.
         length: Mean number of tokens of a response at temperature 1.
         kl: KL of the student from the reference in nats per response, estimated from its samples
             at temperature 1.
@@ -107,7 +107,7 @@ def pair_log_probs(model: Any, pairs: Sequence[LabelledPair]) -> PairLogProbs:
 def log_ratio_differences(
     model: Any, pairs: Sequence[LabelledPair], reference: PairLogProbs
 ) -> torch.Tensor:
-    """Return (N,) D, the log-ratio of chosen minus that of rejected, in nats."""
+    """Return D, the log-ratio of chosen minus that of rejected, (N,), in nats."""
     chosen, rejected = pair_log_probs(model, pairs)
     return (chosen - reference[0]) - (rejected - reference[1])
 
@@ -123,7 +123,7 @@ def measure_gradient(
     """Return how the gradient of the next step would be spread over a method's pairs.
 
     Args:
-        model: The student as it is.
+        model: The student in its current state.
         pairs: Pairs sorted by pair_id.
         reference: Their log-probs under the first model.
         table: The method's betas, weights and margins, sorted by pair_id.

@@ -1,8 +1,8 @@
-"""Preference pairs of the world: two responses of one model, and a label that may be wrong.
+"""Sample preference pairs of the world: two responses of one model, and a label that may be wrong.
 
 The label of a pair is drawn from the Bradley-Terry model of the true reward, P(x preferred to y) =
-s(r_x - r_y), and then flipped with probability `flips`, independently of the pair: this is the
-noise of a careless annotator. A label is wrong if the chosen response has the lower reward.
+s(r_x - r_y), and then flipped with probability `flips`, independently of the pair. These flips
+model a careless annotator. A label is wrong if the chosen response has the lower reward.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class PromptSplit:
 
 
 def split_prompts(seed: int, *, train: int, validation: int) -> PromptSplit:
-    """Return the prompts in a random order, cut in three.
+    """Divide the prompts at random into training, validation and test prompts.
 
     Args:
         seed: Seed of the order.
@@ -49,11 +49,11 @@ class LabelledPair:
     """A pair with its label and its true rewards.
 
     Attributes:
-        pair_id: Name; names sort in the order of the pairs.
+        pair_id: Name of the pair; sorting by name keeps the order of the pairs.
         prompt: Index into `PROMPTS`.
         chosen: Tokens of the chosen response.
         rejected: Tokens of the rejected response.
-        parts: (4,) true reward of chosen minus that of rejected, for each of `world.PARTS`.
+        parts: True reward of chosen minus that of rejected, for each of `world.PARTS`, (4,).
         flipped: Whether a careless annotator flipped the label.
     """
 
@@ -71,7 +71,7 @@ class LabelledPair:
 
     @property
     def extra_length(self) -> int:
-        """Number of tokens that chosen has more than rejected."""
+        """Number of tokens of chosen minus that of rejected."""
         return len(self.chosen) - len(self.rejected)
 
     def training_row(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def sample_pairs(
         model: The model that responds, at temperature 1.
         world: The world that defines the rewards.
         prompts: Indices into `PROMPTS`.
-        each: Number of pairs tried for each prompt.
+        each: Number of pairs to try for each prompt.
         seed: Seed of the responses.
     """
     indices = [prompt for prompt in prompts for _ in range(each)]

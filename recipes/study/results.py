@@ -1,4 +1,4 @@
-"""Compare the methods of a study: the trial that validation chooses, and its results.
+"""Compare the methods of a study by the results of the trials that validation chooses.
 
 For each seed, a method's trial is chosen by its mean true reward on the validation prompts; the
 reported numbers are measured on the test prompts. Seeds are paired: a difference is taken within
@@ -19,14 +19,14 @@ MATCHED = (
     "drop-lowest", "drop-disputed", "flip-disputed", "gap-as-weight", "beta-as-weight",
     "gap-as-margin",
 )  # fmt: skip
-"""The arms that carry the information of the schedule in another way."""
+"""Arms that use the same information as the schedule, but not as a temperature per pair."""
 
 
 def load_runs(config: StudyConfig, folder: Path) -> list[dict[str, Any]]:
     """Return the results of every run.
 
     Raises:
-        ValueError: A run is missing.
+        ValueError: If a run is missing.
     """
     runs = []
     for run in config.runs():
@@ -49,7 +49,7 @@ def estimate(values: Sequence[float]) -> dict[str, float | None]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None, "sd": None}
-    # Three decimals, as printed tables of the distribution give it.
+    # Use three decimals, as in printed tables of the distribution.
     t = round(float(student_t.ppf(0.975, len(values) - 1)), 3)
     sd = float(np.std(values, ddof=1))
     half = t * sd / np.sqrt(len(values))
@@ -67,7 +67,7 @@ def compare_methods(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> d
         seeds: The seeds.
         against: The method that all others are compared with.
         runs: Number of runs.
-        methods: One entry for each method, best first: name; matched (one of `MATCHED`); scales
+        methods: One entry for each method, the best first: name; matched (one of `MATCHED`); scales
             (the chosen ones, by seed); tuned and default (reward at temperature 1, rewards by
             temperature, kl, accuracy, length); difference (reward of `against` minus that of the
             method, both tuned, by temperature).
@@ -114,7 +114,7 @@ def compare_methods(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> d
 
 
 def _claim(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return which matched arms are beaten: the interval of the difference is above 0."""
+    """Return which matched arms are beaten, that is, the interval of the difference is above 0."""
     matched = [method for method in methods if method["matched"]]
     beaten = [
         method["name"]
@@ -173,7 +173,7 @@ def _summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a comparison: Markdown tables, and what may be claimed."""
+    """Return a comparison as lines of Markdown: the tables, and the claim that they support."""
     against, methods = comparison["against"], comparison["methods"]
     lines = [
         f"| method | reward, tuned | {against} less it | reward, default | reward, greedy | KL | "

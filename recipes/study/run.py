@@ -1,9 +1,10 @@
-"""Run a study: train every method at every trial for every seed, then write tables and figures.
+"""Run a study: train all trials of every method for every seed, then write tables and figures.
 
     python recipes/study/run.py recipes/study/smoke.yaml --out study-smoke/
 
-`RULES.md` and the configurations beside it define what is compared, and how. Each student is one
-file in `runs/`, so an interrupted study resumes with the students that are missing. The output:
+`RULES.md` and the configurations in the same folder define what is compared, and how. The results
+of each student are one file in `runs/`, so an interrupted study resumes with the missing students.
+The output folder has
 
     table.md, table.json   the comparison
     runs.csv               every run
@@ -75,8 +76,8 @@ def claim_folder(config: StudyConfig, out: Path) -> None:
     """Create the output folder for a configuration.
 
     Raises:
-        ValueError: The folder belongs to another configuration.
-        OSError: The folder cannot be written.
+        ValueError: If the folder belongs to another configuration.
+        OSError: If the folder cannot be written to.
     """
     path = out / "config.json"
     values = json.loads(json.dumps(asdict(config)))
@@ -141,7 +142,7 @@ def student_job(config_file: Path, run: Run, out: Path) -> None:
 
 
 def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]:
-    """Return the results of one run, as its file holds them."""
+    """Train and measure one student; return its results as they are written to its file."""
     labelled = seed.corrected if run.corrected else seed.given
     method = load_methods()[run.method].with_scale(run.scale)
     annotations = annotate(config, run.panel, labelled.pairs, run.seed)
@@ -177,7 +178,7 @@ def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]
 
 
 def rank_deciles(values: np.ndarray) -> np.ndarray:
-    """Return (N,) the decile of each value by rank, from 0; equal values rank in their order."""
+    """Return the decile of each value by rank, from 0, (N,); equal values keep their order."""
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return ranks * 10 // len(values)
 

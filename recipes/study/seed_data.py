@@ -1,4 +1,4 @@
-"""What all students of a seed share: world, first model, pairs, labels and reward scores."""
+"""Create the data that all students of a seed share, such as the first model and the pairs."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ class LabelledPairs:
     Attributes:
         pairs: The pairs, sorted by pair_id.
         reference: Log-probs of both responses under the first model.
-        scores: Reward margins out of fold, for MADPO.
+        scores: Out-of-fold reward margins, for MADPO.
     """
 
     pairs: list[LabelledPair]
@@ -40,11 +40,11 @@ class LabelledPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedData:
-    """What all students of a seed share.
+    """The data that all students of a seed share.
 
     Attributes:
         seed: The seed.
-        world: Facts and tastes.
+        world: World of the seed, with its facts and tastes.
         split: Which prompts are used for what.
         start: Folder of the first model.
         reference: The first model.
@@ -106,7 +106,7 @@ def build_seed(config: StudyConfig, seed: int, folder: Path) -> None:
     }
     write_text(
         folder / "summary.json", json.dumps(summary)
-    )  # written last: it marks the folder as complete
+    )  # written last, because it marks the folder as complete
 
 
 def load_seed(config: StudyConfig, seed: int, folder: Path) -> SeedData:

@@ -1,11 +1,11 @@
-"""Simulated teachers: they read the true reward with noise and bias, under the blind rubric.
+"""Simulate teachers, who read the true reward with noise and bias, under the blind rubric.
 
 The opinion of teacher a on pair i, in units of the reward, is
 
     o_ai = sum over parts k of w_ak d_ik + b_a l_i + noise_a n_ai,    n ~ N(0, 1)
 
 where d are the parts of the true difference (`world.PARTS`) with the teacher's weights w, and l is
-the number of tokens that the chosen response has more, with the teacher's length bias b. One
+the number of tokens of chosen minus that of rejected, with the teacher's length bias b. One
 reading, under variant p and order o, is z = o_ai + wavering_a n_aipo; with probability `guessing_a`
 it is the z of another pair with a random sign. A reply names the better response by the sign of z
 (a tie if |z| < 0.1) and gives, on scales from 0 to 10 and rounded,
@@ -30,21 +30,21 @@ from world import PARTS
 
 ORDERS = ("chosen-first", "rejected-first")
 LARGEST = 4.0
-"""Difference of rewards from which on a teacher gives the largest magnitude."""
+"""Smallest difference of rewards for which a teacher gives the largest magnitude."""
 TIE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedTeacher:
-    """How accurately a teacher reads.
+    """A simulated teacher, described by how accurately it reads.
 
     Attributes:
         name: Name of the teacher.
         noise: Standard deviation of its opinion on a pair, the same in every reading.
         wavering: Standard deviation of one reading.
-        length_bias: Reward for each token that a response is longer.
+        length_bias: Reward for each additional token of a response.
         guessing: Share of its readings that do not depend on the pair, in [0, 1].
-        parts: Its weights of the parts of the reward; 1 for a part that is not named.
+        parts: Weights of the parts of the reward, by name; 1 for a part that is not named.
     """
 
     name: str
@@ -57,7 +57,7 @@ class SimulatedTeacher:
     def opinions(
         self, pairs: Sequence[LabelledPair], draw: np.random.Generator
     ) -> NDArray[np.float64]:
-        """Return (N,) o_ai, above 0 if it prefers the chosen response."""
+        """Return the opinions o_ai, (N,), above 0 if the teacher prefers the chosen response."""
         weights = np.array([self.parts.get(part, 1.0) for part in PARTS])
         rewards = np.array([pair.parts for pair in pairs]) @ weights
         lengths = np.array([pair.extra_length for pair in pairs])
@@ -78,7 +78,7 @@ def annotate_pairs(
         pairs: Pairs with their labels.
         teachers: Teachers of the panel.
         rubric: A rubric of the blind protocol with scales from 0 to 10.
-        seed: Seed of opinions and readings.
+        seed: Seed of the opinions and readings.
     """
     draw = np.random.default_rng([seed, 5])
     categories = [_category(pair.parts) for pair in pairs]

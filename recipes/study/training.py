@@ -1,4 +1,4 @@
-"""Train students with the toolkit's own trainer, and MADPO's reward models."""
+"""Train students with the trainer of the toolkit, and the reward models for MADPO."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def build_training_set(
 
 
 class EpochCallback(TrainerCallback):
-    """Calls a function with the model before the first step and after every epoch."""
+    """Call a function with the model before the first step and after every epoch."""
 
     def __init__(self, on_epoch: Callable[[Any], None]) -> None:
         self._on_epoch = on_epoch
@@ -103,12 +103,12 @@ def train_student(
     on_epoch: Callable[[Any], None],
     scratch: Path,
 ) -> Any:
-    """Return the student that a method trains.
+    """Train a student with a method, and return it.
 
     Args:
         start: Folder of the first model.
-        data: Rows as `build_training_set` returns them.
-        columns: The per-pair columns of the loss, from the same function.
+        data: Rows that `build_training_set` returns.
+        columns: Per-pair columns of the loss, which `build_training_set` returns, too.
         method: The method; its `train` settings are added to `settings`.
         settings: Trainer settings, the same for all methods.
         seed: Seed of the order of the pairs.
@@ -138,10 +138,10 @@ def score_out_of_fold(
     seed: int,
     scratch: Path,
 ) -> Scores:
-    """Return h for every pair, from the reward model that was not trained on its prompt.
+    """Return the reward margin h of every pair, by the model that was not trained on its prompt.
 
-    Each reward model is the first model with one output, trained on the labels as they are
-    (`recipes/reward.py` does the same).
+    Each reward model starts from the first model, with a head of one output, and is trained on the
+    labels without corrections, as in `recipes/reward.py`.
 
     Args:
         start: Folder of the first model.

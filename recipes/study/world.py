@@ -1,4 +1,4 @@
-"""A small world in which the true reward of every response is known.
+"""Define a small world in which the true reward of every response is known.
 
 A prompt asks for one attribute of one thing, in one form: `tell lantern colour twice`. A response
 has up to fourteen words: `dear user the lantern is red red indeed caution`. Its reward is the sum
@@ -40,7 +40,7 @@ LONGEST = 14
 BRIEF = 4
 """Largest number of words of a brief response, without the word of caution."""
 WORDY = 8
-"""Number of words from which on every further word costs reward."""
+"""Number of words beyond which every further word costs reward."""
 PARTS = ("safety", "factuality", "instruction", "style")
 ALL_VALUES = frozenset(word for values in VALUES.values() for word in values)
 
@@ -69,15 +69,15 @@ PROMPTS = tuple(Prompt(t, a, f) for t in THINGS for a in VALUES for f in FORMS)
 
 
 class World:
-    """Facts, tastes, and a mediocre writer.
+    """The facts and tastes of one seed, and a mediocre writer.
 
     Args:
         seed: Seed of the facts and of the weights of the ornaments.
 
     Attributes:
-        facts: The right value, by (thing, attribute).
-        myths: A wrong value that is widely believed, by (thing, attribute).
-        tastes: Weight of each ornament.
+        facts: The right values, by (thing, attribute).
+        myths: Wrong values that are widely believed, by (thing, attribute).
+        tastes: Weights of the ornaments, by ornament.
     """
 
     def __init__(self, seed: int) -> None:
@@ -97,7 +97,7 @@ class World:
         self.tastes: dict[str, float] = dict(zip(ORNAMENTS, weights.tolist(), strict=True))
 
     def rewards(self, prompt: Prompt, response: Sequence[str], *, ended: bool) -> np.ndarray:
-        """Return (4,) the parts of the true reward of a response, in the order of `PARTS`.
+        """Return the parts of the true reward of a response, (4,), in the order of `PARTS`.
 
         Args:
             prompt: The prompt.
@@ -119,7 +119,7 @@ class World:
         )
 
     def write(self, prompt: Prompt, draw: np.random.Generator) -> list[str]:
-        """Return the words of a mediocre writer, from whom the first model learns."""
+        """Return a response by a mediocre writer; the first model is trained on such responses."""
         topic, belief = (prompt.thing, prompt.attribute), draw.random()
         value = self.facts[topic] if belief < 0.4 else self.myths[topic]
         if belief > 0.8:

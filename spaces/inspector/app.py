@@ -1,8 +1,8 @@
-"""The inspector: pairs, their betas, and the replies behind each, in a browser.
+"""Show pairs, their betas and the replies behind them in a browser.
 
     SP2DPO_DATA=org/name@tag python app.py
 
-The page is one component, made of the files in assets/. It receives a few numbers for every pair
+The page is one component, built from the files in assets/. It loads a few numbers for every pair
 once, filters and draws in the browser, and calls the functions of `api` for texts.
 """
 
@@ -17,7 +17,7 @@ from dataset import UnusableDataset
 
 ASSETS = Path(__file__).parent / "assets"
 LIBRARIES = ("views", "query", "schedule", "diff", "text", "page", "charts", "movers")
-"""Files of assets/lib, each after those that it uses."""
+"""Files of assets/lib, in an order in which each file comes after those that it uses."""
 
 
 def read_scripts() -> str:
@@ -44,7 +44,7 @@ def build_page() -> gr.Blocks:
 
 def warm_up() -> None:
     """Open the Space's own data set before the first visitor asks for it."""
-    with suppress(UnusableDataset):  # a visitor will see the message
+    with suppress(UnusableDataset):  # visitors see the message when they open the page
         LIBRARY.get("")
 
 

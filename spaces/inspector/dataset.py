@@ -1,4 +1,4 @@
-"""An open data set: columns to filter by, texts, replies, and the data sent to the page.
+"""Read an open data set: columns to filter by, texts, replies, and the data for the page.
 
 Texts and replies stay on disk, uncompressed, and are read when needed; a few numbers for each pair
 are in memory.
@@ -20,7 +20,7 @@ from query import BadRequest, Field, Query, select_pairs
 pc: Any = pyarrow.compute  # type checkers do not see its functions, which exist at run time only
 
 SEARCHED = "__text"
-"""Our additional column: all searchable texts of a pair, joined."""
+"""Column added by the inspector, with all searchable texts of a pair joined."""
 BATCH = 4096
 """Number of rows that are read or written at once."""
 
@@ -31,7 +31,7 @@ class UnusableDataset(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set.
+    """An open data set.
 
     Attributes:
         name: Name that the page shows.
@@ -41,7 +41,7 @@ class Dataset:
         ids: Ids of the pairs, in the order of the data set. A pair's position in this order is its
             place.
         fields: Fields that a query can name.
-        labels: The source's name of a column, by field, for fields made of the source's columns.
+        labels: Original column names of the fields that are made of columns of the source.
         schedules: Betas of each published schedule, by place.
         texts: All columns of the first row of each pair, by place.
         replies: All replies.
@@ -83,7 +83,7 @@ class Dataset:
         """Return the place of a pair, by its id or the beginning of its id.
 
         Raises:
-            BadRequest: No pair has such an id, or more than one has.
+            BadRequest: If no pair, or more than one, has an id that begins with the text.
         """
         places = np.flatnonzero(self.match_ids(pair_id))
         if len(places) != 1:
@@ -125,7 +125,7 @@ class Dataset:
 
     @cached_property
     def packed(self) -> dict[str, Any]:
-        """The data with which the page starts: the facts, and every field of every pair."""
+        """The data that the page loads first: the facts, and all fields of all pairs."""
         arrays = {
             f"field {name}": field.values
             for name, field in self.fields.items()
@@ -158,7 +158,7 @@ class Dataset:
 
 def take_rows(table: pa.Table, places: Any) -> pa.Table:
     """Return some rows of a table, in the order of `places`."""
-    # Batch by batch, because Arrow's `take` would first copy the whole table into one piece.
+    # Take rows batch by batch, because Arrow's `take` would first copy the table into one piece.
     batches = table.to_batches()
     ends = np.cumsum([len(batch) for batch in batches])
     rows = np.asarray(places, np.int64)
@@ -176,7 +176,7 @@ def take_rows(table: pa.Table, places: Any) -> pa.Table:
 
 
 def pack(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arrays as one compressed text, and the layout with which the page unpacks it."""
+    """Pack arrays into one compressed text, with the layout that the page needs to unpack it."""
     layout, parts, offset = [], [], 0
     for name, values in arrays.items():
         array = np.ascontiguousarray(values)

@@ -1,4 +1,4 @@
-"""The data sets that may be opened: the Space's own, and public ones within limits.
+"""Open data sets: the one of this Space, and public ones within limits.
 
 The owner of the Space names its own data set, which may be a folder or private, and is read with
 the Space's token. A data set that a visitor names must be a public repo on the Hub, is read without
@@ -38,10 +38,10 @@ class Limits:
     """Limits for data sets that visitors name.
 
     Attributes:
-        packed: Bytes of its files.
-        unpacked: Bytes of its rows after decompression.
-        rows: Number of rows of all its configs.
-        open: Number of data sets that stay open at a time, besides the Space's own.
+        packed: Largest size of all files, in bytes.
+        unpacked: Largest size of all rows after decompression, in bytes.
+        rows: Largest number of rows in all configs.
+        open: Largest number of data sets that stay open, in addition to the Space's own.
     """
 
     packed: int = 500_000_000
@@ -51,7 +51,7 @@ class Limits:
 
 
 class Library:
-    """The open data sets."""
+    """The data sets that are open, and the rules for opening more."""
 
     def __init__(self, own: str, demo: Path, limits: Limits | None = None) -> None:
         """Create a library without open data sets.
@@ -69,7 +69,7 @@ class Library:
         """Return the data set with a name; the Space's own for an empty name.
 
         Raises:
-            UnusableDataset: It cannot be opened; visitors see the message.
+            UnusableDataset: If the data set cannot be opened; visitors see the message.
         """
         name = name.strip()
         if name and name != self._own and not NAME.fullmatch(name):
@@ -92,7 +92,8 @@ class Library:
         return dataset
 
     def _open(self, key: str) -> Dataset:
-        # Mapped files stay readable after deletion; the disk space is freed with the mapping.
+        # Memory-mapped files stay readable after their deletion; the disk space is freed as soon as
+        # the mapping is closed.
         with tempfile.TemporaryDirectory(prefix="inspector-") as name:
             scratch = Path(name)
             if key:

@@ -1,6 +1,6 @@
 """Open the folder of a data set as a `Dataset`.
 
-The folder is not trusted: whatever does not fit is refused with a readable message.
+The folder is not trusted: content that is not valid is refused with a readable message.
 """
 
 import json
@@ -26,9 +26,9 @@ NUMBER_COLUMNS = (
     "beta", "gap", "signed_gap", "magnitude", "confidence", "spread", "agreement", "votes",
     "teachers", "weight", "margin", "reward_margin",
 )  # fmt: skip
-"""Columns of the data set that become number fields, where it has them."""
+"""Columns that become number fields if the data set has them."""
 FLAGS = {"disputed": "label_disputed", "kept": "keep"}
-"""Columns of the data set that become yes/no fields, by field."""
+"""Columns of the data set that become yes/no fields, by name of the field."""
 _OURS = {
     "pair_id", "prompt", "chosen", "rejected", "tools", "has_beta", "category", "source_id",
     "source_row", "flip", SEARCHED, *FLAGS.values(), *NUMBER_COLUMNS,
@@ -46,7 +46,7 @@ def open_folder(folder: Path, scratch: Path, *, name: str, commit: str | None) -
         commit: Commit of the repo, if the folder comes from one.
 
     Raises:
-        UnusableDataset: The folder is not such a data set.
+        UnusableDataset: If the folder is not a data set of this format.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def open_folder(folder: Path, scratch: Path, *, name: str, commit: str | None) -
         return _build_dataset(folder, manifest, rubric, texts, replies, name=name, commit=commit)
     except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UnusableDataset(f"{name}: not a data set of sp2dpo, or damaged") from error
-    except (ValueError, yaml.YAMLError) as error:  # the errors of pyarrow are ValueErrors
+    except (ValueError, yaml.YAMLError) as error:  # pyarrow raises subclasses of ValueError
         raise UnusableDataset(f"{name}: {_one_line(error)}") from error
 
 
@@ -67,7 +67,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _list_files(folder: Path, manifest: Mapping[str, Any], config: str) -> list[Path]:
-    """Return the files of a config in order; the pattern allows no path out of the folder."""
+    """Return the files of a config in order; the pattern excludes paths outside the folder."""
     pattern = re.compile(rf"{config}/[\w.-]+\.parquet")
     return [folder / name for name in sorted(manifest["files"]) if pattern.fullmatch(name)]
 
@@ -193,7 +193,7 @@ def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Fiel
     }
     fields["category"] = Field("level", _to_numpy(texts["category"], np.int8, -1), categories)
     for field, name in FLAGS.items():
-        if texts[name].null_count == len(texts):  # such a column may have no type
+        if texts[name].null_count == len(texts):  # an empty column may have no type
             values = np.full(len(texts), -1, np.int8)
         else:
             values = _to_numpy(texts[name].cast(pa.int8()), np.int8, -1)
@@ -202,7 +202,7 @@ def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Fiel
 
 
 def _teacher_fields(replies: pa.Table, pairs: Any, category: Any) -> dict[str, Field]:
-    """Return the sets of teachers with a kept reply, a refused one, or another category."""
+    """Return fields of the teachers with a kept reply, a refused reply, or another category."""
     encoded = encode(replies["teacher"], MAX_TEACHERS)
     if encoded is None:
         raise UnusableDataset(f"it has more teachers than can be shown ({MAX_TEACHERS})")
@@ -313,9 +313,9 @@ def _list_slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any
 
 
 def encode(column: pa.ChunkedArray, largest: int) -> tuple[list[str], Any] | None:
-    """Return the different words of a column, and the index of each row's word (-1: null).
+    """Return the distinct words of a column, and for each row the index of its word (-1: null).
 
-    Return None if there are more than `largest` words.
+    Return None if there are more than `largest` distinct words.
     """
     if column.num_chunks and len(column.chunk(0).unique()) > largest + 1:
         return None

@@ -1,4 +1,4 @@
-"""The query language that selects pairs: in the page, in its address, in the API and over MCP.
+"""Parse and apply the query language, which selects pairs in the page, its URL, the API and MCP.
 
     beta:0.1..0.2 category:safety,factuality -disputed:yes "word for word" sort:-beta
 
@@ -63,7 +63,7 @@ class Term:
 
     Attributes:
         field: Name of the field; `text` for a text.
-        values: The values of which one must hold.
+        values: Values of which at least one must hold.
         negated: Whether none of them may hold.
     """
 
@@ -104,10 +104,10 @@ class Field:
 
 
 def parse_query(text: str) -> Query:
-    """Return the query in a text.
+    """Parse a query.
 
     Raises:
-        BadRequest: The text is not a query.
+        BadRequest: If the text is not a valid query.
     """
     if len(text) > LONGEST:
         raise BadRequest(f"a query has at most {LONGEST} characters")
@@ -204,7 +204,7 @@ def select_pairs(
         search: Returns which pairs contain a text, as flags.
 
     Raises:
-        BadRequest: The query names an unknown field or word.
+        BadRequest: If the query names an unknown field or word.
     """
     mask = np.ones(count, bool)
     for term in query.terms:
