@@ -35,17 +35,17 @@ class Reader(Protocol):
 class PairState:
     """The replies to one pair: a reading per slot, and which slots are complete."""
 
-    def __init__(self, heard: PairReplies, panel: Panel, order: Sequence[Slot]) -> None:
-        self.pair = heard.pair
-        self.number = heard.number
+    def __init__(self, replies: PairReplies, panel: Panel, order: Sequence[Slot]) -> None:
+        self.pair = replies.pair
+        self.number = replies.number
         self._panel = panel
         self._slots = order
         self._retries = {teacher.name: teacher.retries for teacher in panel.teachers}
         self._last: dict[tuple[str, str, str], tuple[int, bool, float | None]] = {}
-        for reply in heard.replies:
-            self.hear(reply)
+        for reply in replies.replies:
+            self.add(reply)
 
-    def hear(self, reply: dict[str, Any]) -> None:
+    def add(self, reply: dict[str, Any]) -> None:
         """Add a reply; of several replies to one question the last one counts."""
         teacher, attempt = reply["teacher"], reply["attempt"]
         if teacher not in self._retries:
@@ -72,14 +72,14 @@ class PairState:
     def readings(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (1, S) readings, NaN where missing, and (1, S) whether each slot was asked."""
         values = np.full((1, len(self._slots)), np.nan)
-        asked = np.zeros((1, len(self._slots)), dtype=bool)
+        complete = np.zeros((1, len(self._slots)), dtype=bool)
         for place, slot in enumerate(self._slots):
-            heard = [self._last.get(key) for key in self._keys(slot)]
-            asked[0, place] = all(one is not None and one[1] for one in heard)
-            known = [one[2] for one in heard if one is not None and one[2] is not None]
-            if known and asked[0, place]:
-                values[0, place] = np.mean(known)
-        return values, asked
+            replies = [self._last.get(key) for key in self._keys(slot)]
+            complete[0, place] = all(reply is not None and reply[1] for reply in replies)
+            readings = [reply[2] for reply in replies if reply is not None and reply[2] is not None]
+            if readings and complete[0, place]:
+                values[0, place] = np.mean(readings)
+        return values, complete
 
     def job(self, slot: Slot) -> Job:
         """Return the pending questions of a slot."""
@@ -110,7 +110,7 @@ class AdaptiveRun:
         panel: Panel,
         *,
         pairs: int,
-        heard: Reader,
+        read_replies: Reader,
         stop: asyncio.Event,
     ) -> None:
         """Read nothing yet.
@@ -118,12 +118,12 @@ class AdaptiveRun:
         Args:
             panel: The panel, with the tolerance of a gap.
             pairs: Number of distinct pairs that it is asked about.
-            heard: Reads all pairs, with or without settled ones.
+            read_replies: Reads all pairs, with or without settled ones.
             stop: Set when no more requests should be sent.
         """
         self._panel = panel
         self._pairs = pairs
-        self._heard = heard
+        self._read_replies = read_replies
         self._stop = stop
         self._slots = slots([teacher.name for teacher in panel.teachers], panel.variants)
         self._rule: StoppingRule | None = None
@@ -142,7 +142,7 @@ class AdaptiveRun:
         readings = np.array(rows).reshape(len(rows), len(self._slots))
         self._rule = StoppingRule.learn(readings, self._slots, tolerance=self._panel.tolerance)
 
-    async def wanted(self, *, calibrating: bool) -> Counter[str]:
+    async def count_waiting(self, *, calibrating: bool) -> Counter[str]:
         """Count the pairs that wait for each teacher, among calibration pairs or the others."""
         waiting: Counter[str] = Counter()
         async for state in self._states():
@@ -157,28 +157,28 @@ class AdaptiveRun:
                 waiting[slot.teacher] += 1
         return waiting
 
-    async def ask(self, askings: Mapping[str, TeacherSession], take: Take, settle: Settle) -> None:
+    async def ask(self, sessions: Mapping[str, TeacherSession], take: Take, settle: Settle) -> None:
         """Ask about every pair while its next slot belongs to one of these teachers.
 
         Args:
-            askings: Sessions of the reachable teachers, by name.
+            sessions: Sessions of the reachable teachers, by name.
             take: Called with every reply.
             settle: Called with every settled pair.
         """
-        begun = asyncio.Semaphore(max(1, sum(one.most for one in askings.values())))
+        begun = asyncio.Semaphore(max(1, sum(session.most for session in sessions.values())))
         async with asyncio.TaskGroup() as group:
             async for state in self._states():
                 await begun.acquire()
                 if self._stop.is_set():
                     return
-                task = group.create_task(self._pair(state, askings, take, settle))
+                task = group.create_task(self._pair(state, sessions, take, settle))
                 task.add_done_callback(lambda _: begun.release())
 
     async def _pair(
-        self, state: PairState, askings: Mapping[str, TeacherSession], take: Take, settle: Settle
+        self, state: PairState, sessions: Mapping[str, TeacherSession], take: Take, settle: Settle
     ) -> None:
         async def hear(entry: ReplyRecord, final: bool) -> None:
-            state.hear(_reply(entry))
+            state.add(_reply(entry))
             await take(entry, final)
 
         while not self._stop.is_set():
@@ -187,34 +187,34 @@ class AdaptiveRun:
                 settled = SettledPair(pair_id=state.pair.id, replies=state.replies, chance=chance)
                 await settle(settled, state.spared)
                 return
-            if slot.teacher not in askings:
+            if slot.teacher not in sessions:
                 return
-            await askings[slot.teacher].job(state.job(slot), hear)
+            await sessions[slot.teacher].job(state.job(slot), hear)
 
     def _next(self, state: PairState) -> tuple[Slot | None, float]:
         """Return the next slot of a pair, or None if it is settled, and the rule's probability."""
-        readings, asked = state.readings()
+        readings, complete = state.readings()
         if self._rule is None or self.calibrates(state.pair.id):
-            missing = np.flatnonzero(~asked[0])
+            missing = np.flatnonzero(~complete[0])
             return (self._slots[missing[0]], 0.0) if len(missing) else (None, 1.0)
-        places, chances = self._rule.next(readings, asked)
+        places, chances = self._rule.next(readings, complete)
         return (None if places[0] < 0 else self._slots[places[0]]), float(chances[0])
 
     async def _states(self, *, settled: bool = False) -> AsyncIterator[PairState]:
-        async for heard in self._heard(settled=settled):
-            yield PairState(heard, self._panel, self._slots)
+        async for replies in self._read_replies(settled=settled):
+            yield PairState(replies, self._panel, self._slots)
 
 
 def _reply(entry: ReplyRecord) -> dict[str, Any]:
     """Return the columns of a reply that a reading depends on, as a store returns them."""
-    said = entry.annotation
+    annotation = entry.annotation
     return {
         "teacher": entry.key.teacher,
         "variant": entry.key.variant,
         "order": entry.key.order,
         "attempt": entry.key.attempt,
         "reason": entry.reason,
-        "better": said and said.better,
-        "magnitude": said and said.magnitude,
-        "confidence": said and said.confidence,
+        "better": annotation and annotation.better,
+        "magnitude": annotation and annotation.magnitude,
+        "confidence": annotation and annotation.confidence,
     }

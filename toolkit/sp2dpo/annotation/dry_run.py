@@ -57,34 +57,34 @@ def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | Non
         teacher: The teacher.
         shard: Count only pairs of this shard; None for all pairs of the store's own shard.
     """
-    wanted = QuestionPlan.from_panel(panel, teacher, again=False)
-    found, after = Text(), 0
-    while jobs := store.questions.next_jobs(wanted, after=after, limit=_PAGE):
+    plan = QuestionPlan.from_panel(panel, teacher, again=False)
+    text, after = Text(), 0
+    while jobs := store.questions.next_jobs(plan, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
             if shard is not None and not shard.contains(job.pair.id):
                 continue
-            asked = [(question.key.variant, question.key.order) for question in job.questions]
-            found += text_of(job.pair, asked, panel.rubric)
-    return found
+            prompts = [(question.key.variant, question.key.order) for question in job.questions]
+            text += count_text(job.pair, prompts, panel.rubric)
+    return text
 
 
-def text_of(pair: Pair, asked: Iterable[tuple[str, str]], rubric: Rubric) -> Text:
+def count_text(pair: Pair, prompts: Iterable[tuple[str, str]], rubric: Rubric) -> Text:
     """Return the size of the requests about a pair in these variants and orders."""
     variants_of: dict[str, list[str]] = {}
-    for variant, order in asked:
+    for variant, order in prompts:
         variants_of.setdefault(order, []).append(variant)
-    found = Text()
+    text = Text()
     for order, variants in variants_of.items():
         messages = rubric.messages(pair, variants[0], order)
         closings = [len(rubric.variants[variant].strip()) for variant in variants]
         before = sum(len(message["content"]) for message in messages) - closings[0]
-        found += Text(
+        text += Text(
             requests=len(variants),
             characters=before * len(variants) + sum(closings),
             shared=before * (len(variants) - 1),
         )
-    return found
+    return text
 
 
 def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> list[str]:
@@ -98,10 +98,10 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
     Raises:
         ValueError: If the store is restricted to another shard, or holds replies to all pairs.
     """
-    held = store.questions.shard()
-    if shard is not None and shard != held and (held is not None or store.teachers()):
-        raise ValueError(f"{store.path} is for {held or 'all pairs'}, not for the shard {shard}")
-    rubric, shard = panel.rubric, shard or held
+    current = store.questions.shard()
+    if shard is not None and shard != current and (current is not None or store.teachers()):
+        raise ValueError(f"{store.path} is for {current or 'all pairs'}, not for the shard {shard}")
+    rubric, shard = panel.rubric, shard or current
     protocol = f"{rubric.protocol}, both orders" if rubric.blind else rubric.protocol
     budget = f"{panel.budget}, tolerance {panel.tolerance:g}"
     lines = [
@@ -140,13 +140,11 @@ def _without_password(url: str) -> str:
 
 def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     lines, total, most = [], Text(), 0
-    whole_text: Text | None = None  # the same for all of whom everything is missing
-    for teacher, one in zip(panel.teachers, count_replies(store, panel), strict=True):
-        untouched = one.pending == one.all
-        text = (
-            whole_text if untouched and whole_text else to_read(store, panel, teacher, shard=shard)
-        )
-        whole_text = text if untouched else whole_text
+    full_text: Text | None = None  # equal for all teachers that have not replied yet
+    for teacher, counts in zip(panel.teachers, count_replies(store, panel), strict=True):
+        untouched = counts.pending == counts.all
+        text = full_text if untouched and full_text else to_read(store, panel, teacher, shard=shard)
+        full_text = text if untouched else full_text
         total += text
         most += text.requests * teacher.sampling["max_tokens"]
         lines.append(f"{teacher.name}: {_counted(text)}")

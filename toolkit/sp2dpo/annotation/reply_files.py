@@ -181,9 +181,9 @@ class _Inbox:
         """Parse a line; its reply is stored by the next commit."""
         self.lines += 1
         try:
-            said = _object(line)
-            key = self._key(said.get("custom_id"))
-            entry = self._entry(key, said)
+            values = _object(line)
+            key = self._key(values.get("custom_id"))
+            entry = self._entry(key, values)
             if self._is_known(entry):
                 self.known += 1
                 return
@@ -237,7 +237,7 @@ class _Inbox:
             pair_id=pairs[0][0], teacher=teacher, variant=variant, order=order, attempt=attempt
         )
 
-    def _entry(self, key: Key, said: dict[str, Any]) -> ReplyRecord:
+    def _entry(self, key: Key, values: dict[str, Any]) -> ReplyRecord:
         """Return the reply of a line.
 
         Raises:
@@ -245,8 +245,8 @@ class _Inbox:
         """
         teacher, response, error = (
             self._teachers[key.teacher],
-            said.get("response"),
-            said.get("error"),
+            values.get("response"),
+            values.get("error"),
         )
         if not isinstance(response, dict):
             if error is None:
@@ -272,21 +272,21 @@ class _Inbox:
             _Problem: If it contains another reply to the same request.
         """
         key = entry.key
-        asked = (key.pair_id, key.teacher, key.variant, key.order, key.attempt)
-        held: tuple[Any, ...] | None
+        request = (key.pair_id, key.teacher, key.variant, key.order, key.attempt)
+        stored: tuple[Any, ...] | None
         if key in self._waiting:
-            held = _content(self._waiting[key])
+            stored = _content(self._waiting[key])
         else:
             names = ", ".join(f'"{name}"' for name in _CONTENT)
-            held = self._reader.execute(
+            stored = self._reader.execute(
                 f'SELECT {names} FROM replies WHERE (pair_id, teacher, variant, "order", attempt) '
                 "= (?, ?, ?, ?, ?)",
-                asked,
+                request,
             ).fetchone()
-        if held is not None and held != _content(entry):
-            asked_for = f"pair {key.pair_id[:12]}, {', '.join(map(str, asked[1:]))}"
+        if stored is not None and stored != _content(entry):
+            asked_for = f"pair {key.pair_id[:12]}, {', '.join(map(str, request[1:]))}"
             raise _Problem("conflict", f"the store holds another reply to {asked_for}")
-        return held is not None
+        return stored is not None
 
 
 def _content(entry: ReplyRecord) -> tuple[Any, ...]:
@@ -299,13 +299,13 @@ def _content(entry: ReplyRecord) -> tuple[Any, ...]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _Problem("malformed", f"not JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise _Problem("malformed", f"an object was expected, this is {type_name(said)}")
-    return said
+    if not isinstance(value, dict):
+        raise _Problem("malformed", f"an object was expected, this is {type_name(value)}")
+    return value
 
 
-def _shown(said: Any) -> str:
-    return shorten(json.dumps(said))
+def _shown(value: Any) -> str:
+    return shorten(json.dumps(value))

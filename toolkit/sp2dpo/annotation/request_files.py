@@ -51,15 +51,15 @@ class CustomIds:
         panel = self._panel
         orders = panel.rubric.orders("0")
         known = product(self._teachers, panel.variants, orders, range(attempts))
-        return {self._hash(*one): one for one in known}
+        return {self._hash(*request): request for request in known}
 
     def _hash(self, teacher: str, variant: str, order: str, attempt: int) -> str:
-        asked = (teacher, variant, order, attempt)
-        if asked not in self._hashes:
+        request = (teacher, variant, order, attempt)
+        if request not in self._hashes:
             who = self._teachers[teacher]
-            said = [*asked, who.model, who.revision, who.sampling, self._rubric]
-            self._hashes[asked] = hashlib.sha256(canonical_json(said).encode()).hexdigest()[:16]
-        return self._hashes[asked]
+            values = [*request, who.model, who.revision, who.sampling, self._rubric]
+            self._hashes[request] = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:16]
+        return self._hashes[request]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +165,11 @@ def _output_files(panel: Panel, out: Path, teacher: str | None) -> dict[str, Pat
 
 def _stems(out: Path, teachers: list[str]) -> dict[str, str]:
     stems = {name: f"{out.stem}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" for name in teachers}
-    for one, other in product(teachers, teachers):
-        if one < other and stems[one] == stems[other]:
+    for first, second in product(teachers, teachers):
+        if first < second and stems[first] == stems[second]:
             raise ValueError(
-                f"teachers {one!r} and {other!r} would both be written to {stems[one]}{out.suffix};"
-                " export them one by one with --teacher"
+                f"teachers {first!r} and {second!r} would both be written to "
+                f"{stems[first]}{out.suffix}; export them one by one with --teacher"
             )
     return stems
 
@@ -178,9 +178,9 @@ def _lines(
     store: Store, panel: Panel, teacher: Endpoint, ids: CustomIds, *, again: bool
 ) -> Iterator[bytes]:
     schema = panel.rubric.schema()
-    wanted = QuestionPlan.from_panel(panel, teacher, again=again)
+    plan = QuestionPlan.from_panel(panel, teacher, again=again)
     after = 0
-    while jobs := store.questions.next_jobs(wanted, after=after, limit=_PAGE):
+    while jobs := store.questions.next_jobs(plan, after=after, limit=_PAGE):
         after = jobs[-1].number
         for job in jobs:
             for question in job.questions:
@@ -210,7 +210,7 @@ def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | Non
         teacher=teacher,
         requests=count,
         files=tuple(files),
-        leftover=tuple(sorted(one for one in there - set(files) if is_requests(one))),
+        leftover=tuple(sorted(path for path in there - set(files) if is_requests(path))),
     )
 
 

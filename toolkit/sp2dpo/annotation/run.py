@@ -335,77 +335,79 @@ class _Run:
         self._writer = writer
         self._pages = pages
         tallies = count_replies(store, panel)
-        self._missing = {one.teacher for one in tallies if one.requests_needed(terms.again)}
-        self._kept = Counter({one.teacher: one.kept for one in tallies})
+        self._missing = {
+            counts.teacher for counts in tallies if counts.requests_needed(terms.again)
+        }
+        self._kept = Counter({counts.teacher: counts.kept for counts in tallies})
         self._taken = 0
-        self._askings: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
+        self._sessions: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
         self._failure: BaseException | None = None
 
     async def ask_panel(self) -> None:
         """Ask all teachers with missing replies."""
-        async with open_session() as session, asyncio.TaskGroup() as group:
-            self._session = session
+        async with open_session() as http, asyncio.TaskGroup() as group:
+            self._http = http
             group.create_task(self._writer.write())
             if self._panel.budget == "adaptive":
-                await self._ask_sparingly()
+                await self._ask_adaptively()
             else:
                 await self._each_phase(self._missing, self._ask_all)
             await self._writer.put(None)
         if self._failure is not None:
             raise self._failure
 
-    async def _ask_sparingly(self) -> None:
+    async def _ask_adaptively(self) -> None:
         """Ask the calibration pairs in full, then every other pair until the rule settles it."""
-        sparing = AdaptiveRun(
+        adaptive = AdaptiveRun(
             self._panel,
             pairs=self._store.questions.pair_count(),
-            heard=self._pages.heard,
+            read_replies=self._pages.replies,
             stop=self._terms.stop,
         )
 
-        async def calibrate(askings: list[TeacherSession]) -> None:
-            await self._ask_all(askings, only=sparing.calibrates)
+        async def calibrate(sessions: list[TeacherSession]) -> None:
+            await self._ask_all(sessions, only=adaptive.calibrates)
 
-        async def spare(askings: list[TeacherSession]) -> None:
-            named = {one.teacher.name: one for one in askings}
+        async def spare(sessions: list[TeacherSession]) -> None:
+            named = {session.teacher.name: session for session in sessions}
             try:
-                await sparing.ask(named, self._take, self._settle)
+                await adaptive.ask(named, self._take, self._settle)
             except* EndpointError as failures:
                 self._fail(first_failure(failures))
 
         for calibrating, ask in ((True, calibrate), (False, spare)):
             if not calibrating:
-                await sparing.learn()
+                await adaptive.learn()
                 await spare([])  # settle the pairs that need no more replies
                 await self._writer.sync()
-            while wanted := await sparing.wanted(calibrating=calibrating):
+            while waiting := await adaptive.count_waiting(calibrating=calibrating):
                 before = self._taken
-                await self._each_phase(wanted, ask)
+                await self._each_phase(waiting, ask)
                 await self._writer.sync()
                 if self._terms.stop.is_set():
                     return
                 if self._taken == before:
                     raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
 
-    async def _each_phase(self, wanted: Container[str], ask: Ask) -> None:
-        """Ask the wanted teachers phase by phase, see `phases`."""
+    async def _each_phase(self, names: Container[str], ask: Ask) -> None:
+        """Ask the named teachers phase by phase, see `phases`."""
         for teachers in phases(self._panel.teachers):
-            waiting = [teacher for teacher in teachers if teacher.name in wanted]
+            waiting = [teacher for teacher in teachers if teacher.name in names]
             if waiting and not self._terms.stop.is_set():
                 await self._phase(waiting, ask)
 
     async def _phase(self, teachers: Sequence[Endpoint], ask: Ask) -> None:
         """Ask these teachers concurrently, after starting the servers of those with `serve:`."""
         async with AsyncExitStack() as stack:
-            found = await wait_unless_stopped(self._terms.stop, self._find(stack, teachers))
-            if found is None:
+            result = await wait_unless_stopped(self._terms.stop, self._find(stack, teachers))
+            if result is None:
                 return
-            askings, servers = found
+            sessions, servers = result
             await self._writer.sync()  # so that this thread can use the writer's connection
             self._store.record_panel(self._panel)
             async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(one.watch()) for one in servers]
-                await ask(askings)
+                watching = [group.create_task(server.watch()) for server in servers]
+                await ask(sessions)
                 for watch in watching:
                     watch.cancel()
 
@@ -413,7 +415,7 @@ class _Run:
         self, stack: AsyncExitStack, teachers: Sequence[Endpoint]
     ) -> tuple[list[TeacherSession], list[Servers]]:
         """Return checked sessions and started servers, which stop with the stack."""
-        askings, started = [], []
+        sessions, started = [], []
         for teacher in teachers:
             urls, excused = teacher.base_urls, _never
             if teacher.serve is not None:
@@ -426,16 +428,16 @@ class _Run:
                         log=server_log_path(self._store.path, teacher.name),
                         say=self._terms.say,
                         hidden_variables=[
-                            one.api_key_env for one in self._panel.teachers if one.api_key_env
+                            other.api_key_env for other in self._panel.teachers if other.api_key_env
                         ],
                     )
                 )
                 started.append(servers)
                 urls, excused = servers.urls, servers.are_starting
-            asking = self._askings.get((teacher.name, urls))
-            if asking is None:
-                asking = TeacherSession(
-                    Client(self._session, teacher, self._panel.rubric.schema()),
+            session = self._sessions.get((teacher.name, urls))
+            if session is None:
+                session = TeacherSession(
+                    Client(self._http, teacher, self._panel.rubric.schema()),
                     self._panel.rubric,
                     urls,
                     patience=self._terms.patience,
@@ -443,33 +445,33 @@ class _Run:
                     kept=self._kept[teacher.name],
                     excused=excused,
                 )
-                for line in await asking.check():
+                for line in await session.check():
                     self._terms.say(line)
-                self._askings[teacher.name, urls] = asking
-            askings.append(asking)
-        return askings, started
+                self._sessions[teacher.name, urls] = session
+            sessions.append(session)
+        return sessions, started
 
     async def _ask_all(
-        self, askings: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True
+        self, sessions: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True
     ) -> None:
         """Ask teachers for all missing replies, or only for those about some pairs."""
         async with asyncio.TaskGroup() as group:
-            for asking in askings:
-                group.create_task(self._ask_one(asking, only))
+            for session in sessions:
+                group.create_task(self._ask_one(session, only))
 
-    async def _ask_one(self, asking: TeacherSession, only: Callable[[str], bool]) -> None:
-        teacher = asking.teacher
-        wanted = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
-        begun = asyncio.Semaphore(asking.most)  # bounds the number of tasks in memory
+    async def _ask_one(self, session: TeacherSession, only: Callable[[str], bool]) -> None:
+        teacher = session.teacher
+        plan = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
+        begun = asyncio.Semaphore(session.most)  # bounds the number of tasks in memory
         try:
             async with asyncio.TaskGroup() as group:
-                async for job in self._pages.jobs(wanted):
+                async for job in self._pages.jobs(plan):
                     if not only(job.pair.id):
                         continue
                     await begun.acquire()
                     if self._terms.stop.is_set():
                         break
-                    task = group.create_task(asking.job(job, self._take))
+                    task = group.create_task(session.job(job, self._take))
                     task.add_done_callback(lambda _: begun.release())
         except* EndpointError as failures:
             self._fail(first_failure(failures))

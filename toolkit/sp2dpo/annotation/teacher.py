@@ -75,7 +75,7 @@ class TeacherSession:
         if self.teacher.warm_prefix:  # one request fills the prefix cache for the others
             ahead = {question.key.order: question for question in reversed(job.questions)}
             await self._all(job, list(ahead.values()), shared, place, take)
-            others = [one for one in job.questions if one not in ahead.values()]
+            others = [question for question in job.questions if question not in ahead.values()]
             await self._all(job, others, shared, place, take)
         else:
             await self._all(job, job.questions, shared, place, take)
@@ -126,7 +126,7 @@ class TeacherSession:
             return None
         most = self.teacher.sampling["max_tokens"]
         room = self._calling.context - most
-        if sum(len(one["content"].encode()) for one in messages) + _TEMPLATE <= room:
+        if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:
             return None
         tokens = await self._calling.retry(
             lambda url: self._client.count_tokens(url, messages), place

@@ -21,13 +21,13 @@ class StorePages:
         self._reader = reader
         self._thread = thread
 
-    def jobs(self, wanted: QuestionPlan) -> AsyncIterator[Job]:
+    def jobs(self, plan: QuestionPlan) -> AsyncIterator[Job]:
         """Yield the pending questions to a teacher, one job per pair."""
         return self._all(
-            lambda after: self._reader.questions.next_jobs(wanted, after=after, limit=_PAGE)
+            lambda after: self._reader.questions.next_jobs(plan, after=after, limit=_PAGE)
         )
 
-    def heard(self, *, settled: bool) -> AsyncIterator[PairReplies]:
+    def replies(self, *, settled: bool) -> AsyncIterator[PairReplies]:
         """Yield the pairs with their replies, with or without settled pairs."""
         backlog = self._reader.questions
         return self._all(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sp2dpo.annotation.dry_run import Text, text_of
+from sp2dpo.annotation.dry_run import Text, count_text
 from sp2dpo.annotation.run import phases
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
@@ -183,7 +183,7 @@ def _prompt_text(store: Store, panel: Panel) -> Text:
             seen.add(pair_id)
             orders = panel.rubric.orders(pair_id)
             questions = [(variant, order) for order in orders for variant in panel.variants]
-            text += text_of(row.pair, questions, panel.rubric)
+            text += count_text(row.pair, questions, panel.rubric)
     return text
 
 
