@@ -12,7 +12,7 @@ OLDEST_VENV ?= .venv-oldest-trl
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # How many processes share the tests; the tests of one file stay together.
 JOBS ?= 2
-PYTEST = -m pytest -n $(JOBS) --dist loadfile
+PYTEST = -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 

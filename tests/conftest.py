@@ -24,9 +24,38 @@ from support.hub import TOKEN, Hub
 
 pytest_plugins = ["support.services_fixtures"]
 
+LONGEST = (
+    "recipes/test_study.py",
+    "inference/test_faults.py",
+    "training/test_upstream.py",
+    "annotation/test_engines.py",
+    "recipes/test_readme.py",
+    "evaluation/test_evaluate.py",
+    "dataset/test_publish.py",
+    "training/test_reference.py",
+    "training/test_training.py",
+    "training/test_pair_losses.py",
+    "space/test_space_threats.py",
+    "space/test_space_page.py",
+    "dataset/test_dataset.py",
+    "training/test_run_files.py",
+    "recipes/test_recipes.py",
+    "dataset/test_space_command.py",
+    "training/test_reward.py",
+    "annotation/test_annotate.py",
+)
+"""Files that take longest, in this order. They run first, so that one of several processes is not
+left alone with a long file at the end."""
+
 # No test asks the real Hub for anything: what is not here fails at once, not after retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of the longest files first."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ def test_four_shards_merged_give_the_betas_of_one_process(expected, panel, tmp_p
     assert betas_of(whole, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_node_gives_the_betas_of_one_process(expected, replay_url, tmp_path):
     """About 20 s."""
     store, panel = tmp_path / "run.sqlite", tmp_path / "panel.yaml"

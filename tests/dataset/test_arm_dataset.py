@@ -61,6 +61,7 @@ def test_an_arm_adds_its_columns_and_its_card_says_what_they_are(built, name, co
     assert (manifest["scores_sha256"] is not None) == (name == "madpo")
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_on_what_the_arm_keeps(built, tiny_student, tmp_path):
     short = ("--max_steps", "1", "--held_out", "0", "--eval_strategy", "no")
     results = train(tiny_student, built("drop-lowest"), tmp_path / "run", *short)

@@ -133,6 +133,7 @@ def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, browser, tmp
         assert title_of(browser, url).startswith("org/shown at ")
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_inspector(tmp_path):
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     subprocess.run([*command, "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)

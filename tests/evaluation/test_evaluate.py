@@ -121,6 +121,7 @@ def test_a_table_is_never_called_alpaca_eval_2_with_another_judge(done):
     assert said["title"] == "AlpacaEval prompts, judge scripted-judge, against gpt4_1106_preview"
 
 
+@pytest.mark.slow
 def test_annotations_and_rates_are_those_of_alpaca_evals_own_command(hub, files, servers, done):
     """Its own client, its own chunks, its own command line, against the same judge."""
     folder, server = done / "own", servers()

@@ -520,6 +520,7 @@ trainer.accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
     """bf16 keeps 8 bits: it makes 0.3008 of 0.3001 and -66.0 of -66.2."""
     stored, seen = run_in(
@@ -547,6 +548,7 @@ def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
     assert "beta" in rounding_would_be_seen  # TRL 1.0 computes the others in bf16 to begin with
 
 
+@pytest.mark.slow
 def test_two_processes_log_what_one_logs_on_the_same_pairs(model_dir, tmp_path):
     run = settings(tmp_path, learning_rate=0.05)
     one = make(model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8})
