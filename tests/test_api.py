@@ -1,7 +1,9 @@
 """The public API: every name can be imported, and none of them before it is used."""
 
+import inspect
 import subprocess
 import sys
+from dataclasses import is_dataclass
 
 import pytest
 
@@ -18,6 +20,16 @@ def test_every_public_name_can_be_imported_and_is_documented(name):
 @pytest.mark.parametrize("name", sp2dpo.training.__all__)
 def test_every_public_name_of_training_can_be_imported_and_is_documented(name):
     assert getattr(sp2dpo.training, name).__doc__
+
+
+@pytest.mark.parametrize("name", sp2dpo.__all__)
+def test_every_path_may_be_a_text(name):
+    value = getattr(sp2dpo, name)
+    if not callable(value) or is_dataclass(value):
+        return
+    for parameter in inspect.signature(value).parameters.values():
+        annotation = str(parameter.annotation)
+        assert "Path" not in annotation or "str" in annotation, parameter
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -8,7 +8,7 @@ from aiohttp import web
 from servers.openai_server import text_of
 from sp2dpo.annotation.teacher import TeacherSession
 from sp2dpo.inference import caller as calling
-from sp2dpo.inference.client import Client, open_session
+from sp2dpo.inference.client import Client, Unavailable, open_session
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.questions import Job, Question
@@ -80,3 +80,31 @@ def test_requests_are_not_refused_for_an_outage_that_one_reply_outlived(monkeypa
 @pytest.mark.parametrize("count", [1, 5])
 def test_without_an_outage_every_request_is_answered(count):
     assert len(asyncio.run(ask_through(0, count))) == count
+
+
+@pytest.mark.parametrize(
+    ("status", "overloaded"), [(429, True), (500, False), (502, False), (503, True)]
+)
+def test_only_429_and_503_ask_for_fewer_requests_in_flight(status, overloaded):
+    async def main():
+        async def chat(_):
+            return web.Response(status=status, text="no", headers={"Retry-After": "7"})
+
+        application = web.Application()
+        application.router.add_post("/v1/chat/completions", chat)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+            (teacher,) = panel_of("a").teachers
+            async with open_session() as session:
+                with pytest.raises(Unavailable) as caught:
+                    await Client(session, teacher, None).ask(url, [], 0)
+        finally:
+            await runner.cleanup()
+        return caught.value
+
+    error = asyncio.run(main())
+    assert (error.reason, error.overloaded, error.wait) == (f"http-{status}", overloaded, 7.0)

@@ -208,6 +208,7 @@ def test_the_python_page_lists_the_public_names():
 
 
 def test_the_snippets_of_the_python_page_run(walked):
-    load, annotate = blocks("python", [ROOT / "docs" / "python.md"])
+    load, annotate, to_dataset = blocks("python", [ROOT / "docs" / "python.md"])
     assert run_in(walked, "python", "-c", load).startswith("96 ")
     assert run_in(walked, "python", "-c", annotate).split()[0].isdecimal()  # replies kept
+    assert run_in(walked, "python", "-c", to_dataset).splitlines()[-1] == "True"

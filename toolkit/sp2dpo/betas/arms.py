@@ -137,13 +137,14 @@ class ArmConfig(Departures):
     """YAML file of the schedule; a relative path starts from this file's folder."""
 
 
-def load_arm(path: Path) -> Arm:
+def load_arm(path: Path | str) -> Arm:
     """Return the arm in a YAML file; a schedule's file is an arm without departures.
 
     Raises:
         ValueError: A file is invalid; the message lists line, key, rule and value of each problem.
         OSError: A file cannot be read.
     """
+    path = Path(path)
     source = read_yaml_file(path)
     if "of" not in source.values:
         if any(key in source.values for key in _DEPARTURES):

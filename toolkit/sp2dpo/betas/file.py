@@ -40,7 +40,7 @@ class BetaTable:
         return self.arm.of
 
 
-def write_betas(betas: BetaTable, path: Path) -> None:
+def write_betas(betas: BetaTable, path: Path | str) -> None:
     """Write the table atomically, with its arm and the hashes in the metadata of the file.
 
     Equal betas give equal bytes.
@@ -49,6 +49,7 @@ def write_betas(betas: BetaTable, path: Path) -> None:
         ValueError: the path is an existing file that is not a table of betas.
         OSError: the file cannot be written.
     """
+    path = Path(path)
     origin = {
         "schedule": betas.schedule.as_mapping(),
         "arm": betas.arm.departures(),
@@ -72,13 +73,14 @@ def _is_betas(path: Path) -> bool:
         return False
 
 
-def read_betas(path: Path) -> BetaTable:
+def read_betas(path: Path | str) -> BetaTable:
     """Read the betas in a Parquet file written by `write_betas`.
 
     Raises:
         ValueError: the file was not written by `write_betas`, or was changed.
         OSError: the file cannot be read.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` writes one")
     try:

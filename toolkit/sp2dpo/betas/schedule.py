@@ -156,13 +156,14 @@ class ScheduleConfig(EnvelopeConfig):
     """Other ranges of beta for some categories, by category."""
 
 
-def load_schedule(path: Path) -> Schedule:
+def load_schedule(path: Path | str) -> Schedule:
     """Return the schedule in a YAML file.
 
     Raises:
         ValueError: It is invalid; the message lists line, key, rule and value of each problem.
         OSError: The file cannot be read.
     """
+    path = Path(path)
     source = read_yaml_file(path)
     if "of" in source.values:
         raise ValueError(

@@ -49,13 +49,14 @@ class Scores:
         return joined["reward_margin"]
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path | str) -> Scores:
     """Read a Parquet file with `pair_id` and `reward_margin`; other columns are ignored.
 
     Raises:
         ValueError: the file is not a table of scores, or a score is invalid.
         OSError: the file cannot be read.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

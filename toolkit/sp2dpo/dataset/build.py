@@ -66,9 +66,9 @@ class BuildResult:
 
 
 def build_dataset(
-    store_file: Path,
-    betas_file: Path,
-    out: Path,
+    store_file: Path | str,
+    betas_file: Path | str,
+    out: Path | str,
     *,
     others: Mapping[str, Path] | None = None,
     license: str | None = None,
@@ -91,6 +91,9 @@ def build_dataset(
             `schedules` cannot represent them.
         OSError: A file cannot be read or written. An earlier build stays in place.
     """
+    store_file = Path(store_file)
+    betas_file = Path(betas_file)
+    out = Path(out)
     with open_store_and_betas(store_file, betas_file) as (store, betas, annotations):
         tables = {name: read_betas(path) for name, path in (others or {}).items()}
         for name, path in (others or {}).items():

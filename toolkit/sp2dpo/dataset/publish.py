@@ -101,7 +101,10 @@ class PublishResult:
 
 
 def publish_dataset(
-    folder: Path, options: PublishOptions, *, notify: Callable[[str], None] = lambda line: None
+    folder: Path | str,
+    options: PublishOptions,
+    *,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> PublishResult:
     """Publish the data set in a folder that `build` wrote.
 
@@ -118,6 +121,7 @@ def publish_dataset(
             exists with other content, or the licence is unknown.
         OSError: A file cannot be read, or the Hub cannot be reached or rejects the change.
     """
+    folder = Path(folder)
     if options.tag is not None and options.create_pr:
         raise ValueError("a pull request has no tag: choose one of the two")
     release = _read_release(folder)

@@ -84,9 +84,9 @@ def _annotate(panel: Panel, store: Store) -> object:
 
 
 def resample_dataset(
-    folder: Path,
-    panel: Panel | Path,
-    store_file: Path,
+    folder: Path | str,
+    panel: Panel | Path | str,
+    store_file: Path | str,
     *,
     count: int,
     seed: int = 0,
@@ -106,6 +106,9 @@ def resample_dataset(
         ValueError: The panel differs from that of the data set, or there are no replies to compare.
         OSError: A file cannot be read, or a teacher cannot be reached.
     """
+    folder = Path(folder)
+    panel = Path(panel) if isinstance(panel, str) else panel
+    store_file = Path(store_file)
     panel = panel if isinstance(panel, Panel) else load_panel(panel)
     facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
     _check_panel(panel, facts)

@@ -104,10 +104,10 @@ class Ablation:
 
 
 def compare_store_estimators(
-    store_file: Path,
-    schedule_file: Path,
+    store_file: Path | str,
+    schedule_file: Path | str,
     *,
-    gold_file: Path | None = None,
+    gold_file: Path | str | None = None,
     draws: int = DRAWS,
 ) -> Ablation:
     """Compute the betas of a store under every estimator, gap form and map.
@@ -122,6 +122,9 @@ def compare_store_estimators(
         ValueError: a file is invalid, or no reply counts under a schedule.
         OSError: a file cannot be read.
     """
+    store_file = Path(store_file)
+    schedule_file = Path(schedule_file)
+    gold_file = None if gold_file is None else Path(gold_file)
     schedule = load_schedule(schedule_file)
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()

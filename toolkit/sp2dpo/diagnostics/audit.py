@@ -65,7 +65,11 @@ class Audit:
 
 
 def audit_store(
-    store_file: Path, betas_file: Path, *, gold_file: Path | None = None, draws: int = DRAWS
+    store_file: Path | str,
+    betas_file: Path | str,
+    *,
+    gold_file: Path | str | None = None,
+    draws: int = DRAWS,
 ) -> Audit:
     """Audit the betas of a store.
 
@@ -79,6 +83,9 @@ def audit_store(
         ValueError: a file is invalid, or the betas were computed from other replies.
         OSError: a file cannot be read.
     """
+    store_file = Path(store_file)
+    betas_file = Path(betas_file)
+    gold_file = None if gold_file is None else Path(gold_file)
     with open_store_and_betas(store_file, betas_file) as (store, betas, annotations):
         truths, gold_count = load_gold(gold_file, store) if gold_file else (None, 0)
         return audit_betas(

@@ -72,7 +72,7 @@ def compare_betas(
     one: BetaTable,
     other: BetaTable,
     *,
-    store_file: Path | None = None,
+    store_file: Path | str | None = None,
     movers: int = 10,
     draws: int = DRAWS,
 ) -> BetaComparison:
@@ -88,6 +88,7 @@ def compare_betas(
     Raises:
         ValueError: no pair has a beta in both tables.
     """
+    store_file = None if store_file is None else Path(store_file)
     joined = one.table.join(other.table, on="pair_id", how="full", suffix="_other", coalesce=True)
     both = joined.filter(pl.col("has_beta").is_not_null() & pl.col("has_beta_other").is_not_null())
     compared = both.filter(pl.col("has_beta") & pl.col("has_beta_other")).sort("pair_id")

@@ -77,10 +77,10 @@ class PanelAgreement:
 
 
 def measure_store_agreement(
-    store_file: Path,
+    store_file: Path | str,
     *,
-    schedule_file: Path | None = None,
-    ids_file: Path | None = None,
+    schedule_file: Path | str | None = None,
+    ids_file: Path | str | None = None,
     category: str | None = None,
     sample: int | None = None,
     draws: int = DRAWS,
@@ -99,6 +99,9 @@ def measure_store_agreement(
         ValueError: a file is invalid, the rubric does not have the category, or no pair is left.
         OSError: a file cannot be read.
     """
+    store_file = Path(store_file)
+    schedule_file = None if schedule_file is None else Path(schedule_file)
+    ids_file = None if ids_file is None else Path(ids_file)
     estimator = load_schedule(schedule_file).estimator if schedule_file else JMAMP
     with Store(store_file) as store, store.snapshot():
         pair_ids = _read_pair_ids(ids_file, store) if ids_file else None

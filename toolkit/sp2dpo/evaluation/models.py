@@ -58,13 +58,14 @@ class JudgeConfig(EndpointConfig):
         return sampling
 
 
-def load_judge(path: Path) -> Endpoint:
+def load_judge(path: Path | str) -> Endpoint:
     """Return the judge in a YAML file, which has the keys of a teacher; `sampling` is optional.
 
     Raises:
         ValueError: With every problem of the file: line, key, rule and value.
         OSError: The file cannot be read.
     """
+    path = Path(path)
     source = read_yaml_file(path)
     config = validate(
         JudgeConfig, source.values, where=str(path), source=source, beside=path.parent
@@ -184,7 +185,7 @@ class LocalStudentConfig(Settings):
     """System message of every prompt."""
 
 
-def load_student(path: Path) -> Student:
+def load_student(path: Path | str) -> Student:
     """Return the student in a YAML file.
 
     The file has the keys of a teacher (`name`, `model`, `revision`, `sampling` and `base_url` or
@@ -195,6 +196,7 @@ def load_student(path: Path) -> Student:
         ValueError: With every problem of the file: line, key, rule and value.
         OSError: The file cannot be read.
     """
+    path = Path(path)
     source = read_yaml_file(path)
     where, values = str(path), source.values
     if "local" not in values:

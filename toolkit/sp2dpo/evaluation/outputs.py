@@ -58,7 +58,7 @@ class GenerationSummary:
 def generate_outputs(
     prompts: PromptSet,
     student: Student,
-    folder: Path,
+    folder: Path | str,
     *,
     patience: float = 900,
     allow_refused: bool = False,
@@ -87,6 +87,7 @@ def generate_outputs(
         OSError: If a file cannot be written or a server cannot be started.
         Interrupted: If a signal stopped the run.
     """
+    folder = Path(folder)
     with open_generation(folder, prompts, student) as generation:
         if generation.pending and student.local is not None:
             _generate_locally(generation, prompts, student, progress)

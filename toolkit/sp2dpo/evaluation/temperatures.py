@@ -120,13 +120,13 @@ def bootstrap_mean(values: Sequence[float], *, draws: int, seed: int) -> Estimat
 def sweep_temperatures(
     prompts: PromptSet,
     student: Student,
-    folder: Path,
+    folder: Path | str,
     *,
     judge: Endpoint | None = None,
     reward: str | None = None,
     reward_revision: str | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
-    reference: Path | None = None,
+    reference: Path | str | None = None,
     draws: int = 500,
     patience: float = 900,
     allow_refused: bool = False,
@@ -165,6 +165,8 @@ def sweep_temperatures(
         ValueError: If there is neither a judge nor a reward model. All other errors come from
             `generate_outputs`, `judge_outputs` and `score_outputs`; see there.
     """
+    folder = Path(folder)
+    reference = None if reference is None else Path(reference)
     if judge is None and reward is None:
         raise ValueError("a sweep needs a judge, a reward model, or both")
     rows = []

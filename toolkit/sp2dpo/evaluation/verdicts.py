@@ -83,11 +83,11 @@ def without_root_log() -> Iterator[None]:
 
 def judge_outputs(
     prompts: PromptSet,
-    outputs: Path,
+    outputs: Path | str,
     judge: Endpoint,
-    folder: Path,
+    folder: Path | str,
     *,
-    reference: Path | None = None,
+    reference: Path | str | None = None,
     patience: float = 900,
     approve: Approve = silent,
     progress: Progress = no_progress,
@@ -119,6 +119,9 @@ def judge_outputs(
         OSError: If a file cannot be read or written, or a server cannot be started.
         Interrupted: If a signal stopped the run.
     """
+    outputs = Path(outputs)
+    folder = Path(folder)
+    reference = None if reference is None else Path(reference)
     import_alpaca_eval()
     student_rows, reordered = order_rows(prompts, read_outputs(outputs), str(outputs))
     if reordered:

@@ -123,13 +123,14 @@ class PanelConfig(Settings):
         return float(tolerance)
 
 
-def load_panel(path: Path) -> Panel:
+def load_panel(path: Path | str) -> Panel:
     """Return the panel in a YAML file, with its rubric.
 
     Raises:
         ValueError: With every problem of the file: line, key, rule and value.
         OSError: The file or its rubric cannot be read.
     """
+    path = Path(path)
     source = read_yaml_file(path)
     config = validate(
         PanelConfig, source.values, where=str(path), source=source, beside=path.parent

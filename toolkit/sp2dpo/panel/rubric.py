@@ -211,7 +211,7 @@ class Rubric:
         return list(zip(names, parts, strict=True))
 
 
-def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
+def load_rubric(name: str | Path, *, beside: Path | str | None = None) -> Rubric:
     """Load a packaged rubric or one from a YAML file.
 
     Args:
@@ -222,6 +222,7 @@ def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
         ValueError: If there is no packaged rubric of that name, or with every problem of the file.
         OSError: If the file cannot be read.
     """
+    name = str(name)
     if "/" not in name and not name.endswith((".yaml", ".yml")):
         packaged = resources.files("sp2dpo.panel") / "rubrics" / f"{name}.yaml"
         if not packaged.is_file():
@@ -231,7 +232,7 @@ def load_rubric(name: str, *, beside: Path | None = None) -> Rubric:
             )
         with resources.as_file(packaged) as path:
             return read_rubric(path)
-    return read_rubric((beside or Path()) / name)
+    return read_rubric(Path(beside or "") / name)
 
 
 class ScaleConfig(Settings):

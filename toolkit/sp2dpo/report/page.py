@@ -38,12 +38,12 @@ class WrittenReport:
 
 
 def write_report(
-    store: Path,
-    betas: Path,
-    out: Path | None = None,
+    store: Path | str,
+    betas: Path | str,
+    out: Path | str | None = None,
     *,
-    plots: Path | None = None,
-    gold: Path | None = None,
+    plots: Path | str | None = None,
+    gold: Path | str | None = None,
     draws: int = DRAWS,
 ) -> WrittenReport:
     """Write the report on a run as an HTML page, as PNG and SVG plots, or both.
@@ -60,6 +60,11 @@ def write_report(
         ValueError: a file is invalid, or the betas were computed from other replies.
         OSError: a file cannot be read or written.
     """
+    store = Path(store)
+    betas = Path(betas)
+    out = None if out is None else Path(out)
+    plots = None if plots is None else Path(plots)
+    gold = None if gold is None else Path(gold)
     if out is not None:
         check_overwrite(out, is_report, "a report")
     with open_store_and_betas(store, betas) as (opened, table, annotations):

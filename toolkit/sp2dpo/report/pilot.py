@@ -221,8 +221,8 @@ def run_pilot(
     store: str | Path,
     *,
     n: int = 300,
-    gold: Path | None = None,
-    schedule: Schedule | Path = DEFAULT_SCHEDULE,
+    gold: Path | str | None = None,
+    schedule: Schedule | Path | str = DEFAULT_SCHEDULE,
     runs: int | None = None,
     run_hours: float | None = None,
     patience: float = 900,
@@ -257,6 +257,8 @@ def run_pilot(
             result is a no-go verdict instead.
         Interrupted: a signal stopped the run.
     """
+    gold = None if gold is None else Path(gold)
+    schedule = Path(schedule) if isinstance(schedule, str) else schedule
     source = pairs if isinstance(pairs, Source) else open_source(str(pairs))
     where = "panel" if isinstance(panel, Panel) else str(panel)
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))

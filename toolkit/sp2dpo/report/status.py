@@ -147,7 +147,7 @@ class RunStatus:
     total: TotalStatus
 
 
-def collect_status(path: Path) -> RunStatus:
+def collect_status(path: Path | str) -> RunStatus:
     """Return the state of a run; another process may be annotating into the store meanwhile.
 
     Args:
@@ -157,6 +157,7 @@ def collect_status(path: Path) -> RunStatus:
         ValueError: the file is not a store.
         OSError: the file does not exist.
     """
+    path = Path(path)
     with Store(path) as store, store.snapshot():
         problems = store.integrity()
         source = None if problems else store.corpus.source()

@@ -49,7 +49,8 @@ class Store:
         OSError: If the file does not exist or cannot be opened.
     """
 
-    def __init__(self, path: Path, *, write: bool = False) -> None:
+    def __init__(self, path: Path | str, *, write: bool = False) -> None:
+        path = Path(path)
         self.path = path
         existed = write and path.exists()
         self._db = connect(path, write=write)
