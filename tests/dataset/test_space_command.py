@@ -112,8 +112,9 @@ def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
 
 
 @pytest.mark.slow
-def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, browser, tmp_path):
+def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, releases, browser, tmp_path):
     """In a clean environment: no sp2dpo, no torch; the files are those that the Hub gives."""
+    hub.publish(releases / "one", "org/shown", "--tag", "v1")
     assert deploy(hub, "--data", "org/shown@v1").returncode == 0
     where = str(tmp_path / "space")
     hub.python(
