@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sp2dpo.evaluation.prompts import read_prompts
-from sp2dpo.files import Journal, read_json_lines
+from sp2dpo.files import Journal, atomic_write, read_json_lines
 
 HEAD = {"of": "one", "sampling": {"temperature": 0.7}}
 
@@ -91,3 +91,30 @@ def test_prompts_may_contain_line_separators(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"instruction": "one\u2028two\x85three"}\n{"instruction": "four"}\n', "utf-8")
     assert read_prompts(str(path)).instructions == ("one\u2028two\x85three", "four")
+
+
+def test_a_reader_of_the_old_file_keeps_it_until_it_closes_it(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        with atomic_write(path) as unfinished:
+            unfinished.write_text("new")
+            assert path.read_text() == "old"
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def write_half():
+        with atomic_write(path) as unfinished:
+            unfinished.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

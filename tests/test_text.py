@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from sp2dpo.text import count_noun, escape_controls, format_table, shorten
+from sp2dpo.text import HIDDEN, count_noun, escape_controls, format_table, redact, shorten
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,15 @@ def test_one_thing_is_not_called_by_its_plural():
     assert said == ["0 lines", "1 line", "2 lines"]
     assert count_noun(1, "reply", "replies") == "1 reply"
     assert count_noun(2, "reply", "replies") == "2 replies"
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_a_token_of_the_environment_is_hidden_whatever_it_looks_like(monkeypatch, variable):
+    monkeypatch.setenv(variable, "correct horse battery")
+    assert redact("sent correct horse battery twice") == f"sent {HIDDEN} twice"
+
+
+def test_what_looks_like_a_token_is_hidden_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "short")  # too short to replace: it would hide ordinary words
+    text = "short hf_abcdefgh12 api_org_abcdefgh12 hf_abc shelf_abcdefgh12"
+    assert redact(text) == f"short {HIDDEN} {HIDDEN} hf_abc shelf_abcdefgh12"
