@@ -1,6 +1,6 @@
 """Compute every number that the report on a run shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from sp2dpo import __version__
 from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import Formulas, describe_formulas
-from sp2dpo.betas.gaps import compute_signed_gap, disputes_labels
+from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.diagnostics.ablation import compare_estimators
 from sp2dpo.diagnostics.agreement import (
     compare_orders,
@@ -24,20 +24,15 @@ from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
-from sp2dpo.pairs.pair import Message
-from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
+from sp2dpo.panel.rubric import Rubric
+from sp2dpo.report.examples import Example, select_examples
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
-from sp2dpo.text import canonical_json
 
 BINS = 20
 """Number of bars in the histogram of beta."""
-EXAMPLES = 10
-"""Number of pairs in each list of examples."""
-MAX_TEXT = 600
-"""Maximum number of characters of a prompt or response that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,60 +172,6 @@ class ReportAgreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rationale:
-    """The rationale of one reply.
-
-    Attributes:
-        teacher: teacher that replied.
-        variant: variant that was asked.
-        rationale: text of the rationale.
-        a: response that the teacher saw as A, `chosen` or `rejected`; None for a labelled rubric.
-    """
-
-    teacher: str
-    variant: str
-    rationale: str
-    a: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """A pair with its beta, its texts (shortened) and one rationale.
-
-    Attributes:
-        pair_id: id of the pair.
-        source_id: the source's own id of the pair; None if it has none.
-        category: category of the pair.
-        beta: beta of the pair.
-        gap: gap of the pair, in [0, 1].
-        signed_gap: signed gap of the pair, in [-1, 1].
-        label_disputed: whether the teachers contradict the label; None if they cannot.
-        agreement: share of the replies that name the category.
-        spread: spread of the gaps between teachers.
-        votes: number of replies.
-        prompt: last turn of the prompt.
-        chosen: chosen response.
-        rejected: rejected response.
-        rationale: the rationale whose gap is nearest to the pair's; None if there is none.
-    """
-
-    pair_id: str
-    source_id: str | None
-    category: str
-    beta: float
-    gap: float
-    signed_gap: float
-    label_disputed: bool | None
-    agreement: float
-    spread: float
-    votes: int
-    prompt: str
-    chosen: str
-    rejected: str
-    rationale: Rationale | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Numbers of a report; `dataclasses.asdict` gives the JSON of `sp2dpo report --json`.
 
@@ -321,7 +262,7 @@ def build_report(
         betas, annotations, lengths, truths=truths, gold_count=gold_count, draws=draws
     ).as_mapping()
     variations = compare_estimators(annotations, betas.schedule, truths=truths, draws=draws)
-    examples = _select_examples(store, betas, rubric)
+    examples = select_examples(store, betas, rubric)
     return Report(
         toolkit={"version": __version__},
         source=source,
@@ -344,9 +285,9 @@ def build_report(
         lengths=bin_by_length(table, lengths),
         estimators=[asdict(variation) for variation in variations],
         draws=draws,
-        most_telling=examples["most_telling"],
-        least_telling=examples["least_telling"],
-        most_disputed=examples["most_disputed"] if has_disputes else None,
+        most_telling=examples.most_telling,
+        least_telling=examples.least_telling,
+        most_disputed=examples.most_disputed if has_disputes else None,
     )
 
 
@@ -498,91 +439,4 @@ def _measure_agreement(
         },
         outliers=measures.outliers,
         splits=splits | {"pairs": pairs},
-    )
-
-
-def _select_examples(store: Store, betas: BetaTable, rubric: Rubric) -> dict[str, list[Example]]:
-    """Return the pairs with extreme betas or signed gaps; ties are ordered by pair_id."""
-    # Round, so that betas that differ only by floating-point error are ties.
-    table = betas.table.drop_nulls("beta").with_columns(
-        rounded_beta=pl.col("beta").round(9), rounded_gap=pl.col("signed_gap").round(9)
-    )
-    by_beta = table.sort("rounded_beta", "pair_id", descending=[True, False])
-    tables = {
-        "most_telling": by_beta.head(EXAMPLES),
-        "least_telling": table.sort("rounded_beta", "pair_id").head(EXAMPLES),
-        "most_disputed": table.filter("label_disputed")
-        .sort("rounded_gap", "pair_id")
-        .head(EXAMPLES),
-    }
-    ids = {pair_id for selected in tables.values() for pair_id in selected["pair_id"]}
-    source_ids = store.corpus.source_ids(ids)
-    return {
-        key: [
-            _example(store, row, source_ids.get(row["pair_id"]), rubric, betas.schedule.estimator)
-            for row in selected.to_dicts()
-        ]
-        for key, selected in tables.items()
-    }
-
-
-def _example(
-    store: Store, row: dict[str, Any], source_id: str | None, rubric: Rubric, estimator: Estimator
-) -> Example:
-    pair = store.corpus.pair(row["pair_id"])
-    return Example(
-        pair_id=pair.id,
-        source_id=source_id,
-        category=row["category"],
-        beta=row["beta"],
-        gap=row["gap"],
-        signed_gap=row["signed_gap"],
-        label_disputed=row["label_disputed"],
-        agreement=row["agreement"],
-        spread=row["spread"],
-        votes=row["votes"],
-        prompt=_render_turns(pair.prompt[-1:]),
-        chosen=_render_turns(pair.chosen),
-        rejected=_render_turns(pair.rejected),
-        rationale=_nearest_rationale(store, row, rubric, estimator),
-    )
-
-
-def _render_turns(turns: Iterable[Message]) -> str:
-    """Return the shortened text of turns; content that is not text is written as JSON."""
-    texts = []
-    for turn in turns:
-        content = turn.get("content")
-        parts = (
-            [content if isinstance(content, str) else canonical_json(content)] if content else []
-        )
-        extra = {key: turn[key] for key in turn if key not in ("role", "content")}
-        texts.append("\n".join([*parts, canonical_json(extra)] if extra else parts))
-    joined = "\n\n".join(texts)
-    return joined if len(joined) <= MAX_TEXT else joined[: MAX_TEXT - 1].rstrip() + "…"
-
-
-def _nearest_rationale(
-    store: Store, row: dict[str, Any], rubric: Rubric, estimator: Estimator
-) -> Rationale | None:
-    """Return the rationale of the reply in the pair's category with the nearest signed gap.
-
-    Ties are broken by teacher, variant and order.
-    """
-    nearest, smallest = None, None
-    for reply in store.replies(row["pair_id"]):
-        if reply["status"] != "kept" or reply["category"] != row["category"]:
-            continue
-        gap = compute_signed_gap(reply, rubric, estimator)
-        distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
-        if distance is not None and (smallest is None or distance < smallest):
-            nearest, smallest = reply, distance
-    if nearest is None:
-        return None
-    response_a = "chosen" if nearest["order"] == CHOSEN_FIRST else "rejected"
-    return Rationale(
-        teacher=nearest["teacher"],
-        variant=nearest["variant"],
-        rationale=nearest["rationale"],
-        a=response_a if rubric.blind else None,
     )
