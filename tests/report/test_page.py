@@ -8,7 +8,13 @@ import pytest
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
-from sp2dpo.report.charts import axis_steps, build_gauge, category_colours, histogram_chart
+from sp2dpo.report.charts import (
+    axis_steps,
+    build_gauge,
+    category_colours,
+    histogram_chart,
+    stack_bars,
+)
 from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
 from sp2dpo.report.report import CategoryCounts, Histogram
 from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
@@ -207,21 +213,21 @@ def test_bars_are_stacked_from_the_axis_in_the_order_of_the_categories():
     histogram = Histogram(edges=[0.0, 0.5, 1.0], categories=categories)
     drawn = histogram_chart(histogram, width=358, height=258, intervals=2)
     # the axis is 358 - 14 - 44 = 300 long and 258 - 46 - 12 = 200 high, for up to 4 pairs
-    assert (drawn.bottom, [tick.value for tick in drawn.up]) == (212, [0, 1, 2, 3, 4])
-    places = [(bar.name, bar.x, bar.y, bar.width, bar.height) for bar in drawn.bars]
-    assert places == [
+    assert (drawn.bottom, drawn.up) == (212, [0, 1, 2, 3, 4])
+    assert [(bar.name, *drawn.box(bar)) for bar in stack_bars(histogram)] == [
         ("a", 45, 162, 148, 50),
         ("b", 45, 12, 148, 150),
         ("b", 195, 112, 148, 100),
     ]
-    assert [(tick.at, tick.value) for tick in drawn.across] == [(44, 0), (194, 0.5), (344, 1)]
+    ticks = [(drawn.x(value), value) for value in drawn.across]
+    assert ticks == [(44, 0), (194, 0.5), (344, 1)]
 
 
 def test_the_axis_makes_room_for_large_counts():
     categories = [CategoryCounts(name="a", counts=[123_456])]
     histogram = Histogram(edges=[0.0, 1.0], categories=categories)
     drawn = histogram_chart(histogram, width=350, height=260, intervals=2)
-    assert drawn.up[-1].value == 150_000
+    assert drawn.up[-1] == 150_000
     assert drawn.left == 16 + 8 * len("150,000")
 
 

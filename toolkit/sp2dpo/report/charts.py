@@ -1,4 +1,4 @@
-"""Lay out the charts of the HTML page as SVG shapes, and choose the colours of categories.
+"""Lay out the charts of the HTML page, and choose the colours of categories.
 
 All coordinates are pixels from the upper left corner.
 """
@@ -7,7 +7,8 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 from sp2dpo.report.report import Histogram
 
@@ -19,7 +20,6 @@ _DARK = (
     "#f0796d", "#6ca8ee", "#ecb847", "#4fc3a1", "#b68eec", "#9acf60", "#ef8dbe", "#bba895",
     "#63cfe6", "#a0b1c9",
 )  # fmt: skip
-_TOP, _BOTTOM_MARGIN = 12, 46
 
 
 def category_colours(number: int) -> tuple[str, str]:
@@ -41,111 +41,72 @@ def _hexadecimal(hue: float, lightness: float, saturation: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tick:
-    """A mark on an axis.
+class Bar:
+    """A segment of a stacked bar.
 
     Attributes:
-        at: position on the axis.
-        value: value at this position.
+        category: number of the category.
+        name: name of the category.
+        count: number of betas.
+        below: number of betas in the segments below.
+        low: lower border of the bin.
+        high: upper border of the bin.
     """
 
-    at: float
-    value: float
+    category: int
+    name: str
+    count: int
+    below: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Size and axes of a chart.
+    """Size and axes of a chart, which place values in the drawing.
 
     Attributes:
         width: width of the drawing.
         height: height of the drawing.
         left: left end of the horizontal axis.
         right: right end of the horizontal axis.
-        top: upper end of the vertical axis.
-        bottom: lower end of the vertical axis.
+        ends: values at the two ends of the horizontal axis.
         across: ticks of the horizontal axis.
-        up: ticks of the vertical axis.
+        up: ticks of the vertical axis, which ends at the first and the last of them.
     """
 
+    top: ClassVar[int] = 12
     width: int
     height: int
     left: int
     right: int
-    top: int
-    bottom: int
-    across: list[Tick]
-    up: list[Tick]
+    ends: tuple[float, float]
+    across: Sequence[float]
+    up: Sequence[float]
 
+    @property
+    def bottom(self) -> int:
+        """Lower end of the vertical axis; below it are the ticks and the title."""
+        return self.height - 46
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A segment of a stacked bar.
+    def x(self, value: float) -> float:
+        """Return the horizontal position of a value."""
+        low, high = self.ends
+        # A single value has no range to divide by: it is at the left end.
+        return round(self.left + (self.right - self.left) * (value - low) / (high - low or 1.0), 2)
 
-    Attributes:
-        x: left end.
-        y: upper end.
-        width: width of the bar.
-        height: height of the segment.
-        category: number of the category.
-        name: name of the category.
-        count: number of betas.
-        low: lower border of the bin.
-        high: upper border of the bin.
-    """
+    def y(self, value: float) -> float:
+        """Return the vertical position of a value; one outside of the axis is at its end."""
+        low, high = self.up[0], self.up[-1]
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(self.bottom - (self.bottom - self.top) * share, 2)
 
-    x: float
-    y: float
-    width: float
-    height: float
-    category: int
-    name: str
-    count: int
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistogramChart(Chart):
-    """A stacked histogram of beta.
-
-    Attributes:
-        bars: segments of all bars.
-    """
-
-    bars: list[Bar]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dot:
-    """A value with its interval.
-
-    Attributes:
-        x: horizontal position.
-        y: vertical position of the value.
-        low: vertical position of the interval's lower end.
-        high: vertical position of the interval's upper end.
-        label: the numbers as text.
-    """
-
-    x: float
-    y: float
-    low: float
-    high: float
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LengthChart(Chart):
-    """Mean signed gaps by difference of length.
-
-    Attributes:
-        dots: values with their intervals.
-        zero: horizontal position of 0; None if it is outside of the axis.
-    """
-
-    dots: list[Dot]
-    zero: float | None
+    def box(self, bar: Bar) -> tuple[float, float, float, float]:
+        """Return the left and upper end, the width and the height of a bar's segment."""
+        left, right = self.x(bar.low), self.x(bar.high)
+        top, bottom = self.y(bar.below + bar.count), self.y(bar.below)
+        # One pixel on either side keeps neighbouring bars apart.
+        return round(left + 1, 2), top, round(right - left - 2, 2), round(bottom - top, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +122,34 @@ class Gauge:
     at: float | None
 
 
-def histogram_chart(
-    histogram: Histogram, *, width: int, height: int, intervals: int
-) -> HistogramChart:
-    """Lay out a histogram.
+def stack_bars(histogram: Histogram) -> list[Bar]:
+    """Return the segments of a histogram's bars, from the axis up; bins without betas have none.
+
+    Args:
+        histogram: counts of each category in each bin.
+    """
+    bars = []
+    for number, (low, high) in enumerate(pairwise(histogram.edges)):
+        below = 0
+        for place, category in enumerate(histogram.categories):
+            count = category.counts[number]
+            if count:
+                bars.append(
+                    Bar(
+                        category=place,
+                        name=category.name,
+                        count=count,
+                        below=below,
+                        low=low,
+                        high=high,
+                    )
+                )
+            below += count
+    return bars
+
+
+def histogram_chart(histogram: Histogram, *, width: int, height: int, intervals: int) -> Chart:
+    """Return the axes of a histogram.
 
     Args:
         histogram: counts of each category in each bin.
@@ -172,55 +157,24 @@ def histogram_chart(
         height: height of the drawing.
         intervals: number of intervals between the ticks of the horizontal axis.
     """
-    right, bottom = width - 14, height - _BOTTOM_MARGIN
-    edges, categories = histogram.edges, histogram.categories
-    bins = len(edges) - 1
-    highest = max(sum(category.counts[number] for category in categories) for number in range(bins))
-    marks = axis_steps(highest)
-    left = max(44, 16 + 8 * len(f"{marks[-1]:,}"))  # leaves room for the longest tick label
-    scale, step = (bottom - _TOP) / marks[-1], (right - left) / bins
-    bars = []
-    for number in range(bins):
-        level = float(bottom)
-        for place, category in enumerate(categories):
-            count = category.counts[number]
-            level -= count * scale
-            if count:
-                bars.append(
-                    Bar(
-                        x=round(left + number * step + 1, 2),
-                        y=round(level, 2),
-                        width=round(step - 2, 2),
-                        height=round(count * scale, 2),
-                        category=place,
-                        name=category.name,
-                        count=count,
-                        low=edges[number],
-                        high=edges[number + 1],
-                    )
-                )
-    shares = [number / intervals for number in range(intervals + 1)]
-    return HistogramChart(
+    low, high = histogram.edges[0], histogram.edges[-1]
+    marks = axis_steps(
+        max(map(sum, zip(*(row.counts for row in histogram.categories), strict=True)))
+    )
+    return Chart(
         width=width,
         height=height,
-        left=left,
-        right=right,
-        top=_TOP,
-        bottom=bottom,
-        bars=bars,
-        across=[
-            Tick(
-                at=round(left + (right - left) * share, 2),
-                value=edges[0] + (edges[-1] - edges[0]) * share,
-            )
-            for share in shares
-        ],
-        up=[Tick(at=round(bottom - mark * scale, 2), value=mark) for mark in marks],
+        # Leave room for the longest label of a tick.
+        left=max(44, 16 + 8 * len(f"{marks[-1]:,}")),
+        right=width - 14,
+        ends=(low, high),
+        across=[low + (high - low) * (tick / intervals) for tick in range(intervals + 1)],
+        up=marks,
     )
 
 
-def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> LengthChart | None:
-    """Lay out the mean signed gaps by difference of length; return None without any bin.
+def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> Chart | None:
+    """Return the axes of the mean signed gaps by difference of length; None without any bin.
 
     Args:
         bins: mean gaps, from `bin_by_length`.
@@ -229,48 +183,20 @@ def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> 
     """
     if not bins:
         return None
-    left, right, bottom = 52, width - 20, height - _BOTTOM_MARGIN
-    middles = [row["middle"] for row in bins]
-    low, high = min(middles), max(middles)
-    reach = (high - low) or 1.0
+    low, high = bins[0]["middle"], bins[-1]["middle"]
+    # Gaps of the labelled protocol are never negative, and the half below 0 would be empty.
     floor = -1.0 if min(row["lower"] for row in bins) < 0 else 0.0
-
-    def across(value: float) -> float:
-        return round(left + (right - left) * (value - low) / reach, 2)
-
-    def up(value: float) -> float:
-        share = (min(max(value, floor), 1.0) - floor) / (1.0 - floor)
-        return round(bottom - (bottom - _TOP) * share, 2)
-
-    heights = [floor + step * (1 - floor) / 5 for step in range(6)]
-    return LengthChart(
+    step = axis_steps(math.ceil(high - low))[1]
+    round_values = range(math.ceil(low / step) * step, math.floor(high / step) * step + 1, step)
+    return Chart(
         width=width,
         height=height,
-        left=left,
-        right=right,
-        top=_TOP,
-        bottom=bottom,
-        dots=[
-            Dot(
-                x=across(row["middle"]),
-                y=up(row["mean"]),
-                low=up(row["lower"]),
-                high=up(row["upper"]),
-                label=f"{row['low']:.0f} to {row['high']:.0f} characters longer: "
-                f"{row['mean']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})",
-            )
-            for row in bins
-        ],
-        zero=across(0.0) if low <= 0 <= high else None,
-        across=[Tick(at=across(value), value=value) for value in _round_values(low, high)],
-        up=[Tick(at=up(value), value=value) for value in heights],
+        left=52,
+        right=width - 20,
+        ends=(low, high),
+        across=[float(value) for value in round_values] or [low],
+        up=[floor + tick * (1 - floor) / 5 for tick in range(6)],
     )
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    step = axis_steps(math.ceil(high - low))[1]
-    values = [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [float(value) for value in values] or [low]
 
 
 def axis_steps(highest: int) -> list[int]:

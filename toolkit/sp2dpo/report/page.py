@@ -15,7 +15,13 @@ from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import RULES, load_gold
 from sp2dpo.diagnostics.panel_agreement import MEASURES
 from sp2dpo.files import atomic_write, check_overwrite
-from sp2dpo.report.charts import build_gauge, category_colours, histogram_chart, length_chart
+from sp2dpo.report.charts import (
+    build_gauge,
+    category_colours,
+    histogram_chart,
+    length_chart,
+    stack_bars,
+)
 from sp2dpo.report.plots import save_plots
 from sp2dpo.report.report import Report, build_report
 from sp2dpo.text import escape_controls
@@ -97,6 +103,7 @@ def render_page(report: Report) -> str:
         generator=markupsafe.Markup(_GENERATOR),
         colours=[category_colours(number) for number in range(len(names))],
         numbers={name: number for number, name in enumerate(names)},
+        bars=stack_bars(report.histogram),
         histograms={
             "wide": histogram_chart(report.histogram, width=880, height=300, intervals=4),
             "narrow": histogram_chart(report.histogram, width=350, height=260, intervals=2),
