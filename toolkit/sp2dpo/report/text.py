@@ -51,22 +51,26 @@ def _wrapped(*lines: str) -> list[str]:
     return [part for line in lines for part in wrap(line)]
 
 
+def _table(
+    columns: Mapping[str, Sequence[str]], *, names: int = 1, indent: str = "  "
+) -> list[str]:
+    """Return the lines of a table with these columns; its first `names` columns may be cut."""
+    rows = list(zip(*columns.values(), strict=True))
+    return format_narrow_table(list(columns), rows, names=names, indent=indent)
+
+
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {format_count(count)}" for name, count in counts.items())
 
 
 def _sample_lines(sample: SampleSummary) -> list[str]:
-    rows = [
-        [
-            _span(stratum.prompt),
-            _span(stratum.difference),
-            format_count(stratum.pairs),
-            format_count(stratum.sampled),
-        ]
-        for stratum in sample.strata
-    ]
     usable = sample.rows - sample.set_aside
-    head = ["prompt", "difference", "pairs", "sampled"]
+    table = {
+        "prompt": [_span(stratum.prompt) for stratum in sample.strata],
+        "difference": [_span(stratum.difference) for stratum in sample.strata],
+        "pairs": [format_count(stratum.pairs) for stratum in sample.strata],
+        "sampled": [format_count(stratum.sampled) for stratum in sample.strata],
+    }
     return [
         f"{sample.rows} rows = {usable} usable + {sample.set_aside} set aside; "
         f"{sample.pairs} distinct pairs",
@@ -75,7 +79,7 @@ def _sample_lines(sample: SampleSummary) -> list[str]:
             f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
             "of the prompt and by how much longer the chosen response is (characters)",
         ),
-        *format_narrow_table(head, rows, names=1, indent="  "),
+        *_table(table),
     ]
 
 
@@ -90,47 +94,37 @@ def _span(ends: Sequence[int]) -> str:
 
 
 def _reply_lines(result: PilotResult) -> list[str]:
-    rows = [
-        [
-            teacher.name,
-            format_count(teacher.heard),
-            format_count(teacher.kept),
-            format_percent(teacher.refused_share),
-        ]
-        for teacher in result.teachers
-    ]
+    teachers = result.teachers
+    table = {
+        "teacher": [teacher.name for teacher in teachers],
+        "answered": [format_count(teacher.heard) for teacher in teachers],
+        "kept": [format_count(teacher.kept) for teacher in teachers],
+        "refused": [format_percent(teacher.refused_share) for teacher in teachers],
+    }
     notes = [
         f"  {teacher.name} refused: {_counted(teacher.refused)}"
-        for teacher in result.teachers
+        for teacher in teachers
         if teacher.refused
     ]
     if result.trouble:
         notes.append(f"  the annotation ended early: {result.trouble}")
-    head = ["teacher", "answered", "kept", "refused"]
-    return ["replies", *format_narrow_table(head, rows, names=1, indent="  "), *_wrapped(*notes)]
+    return ["replies", *_table(table), *_wrapped(*notes)]
 
 
 def _performance_lines(teachers: Sequence[TeacherPerformance]) -> list[str]:
-    rows = [
-        [
-            teacher.name,
-            format_significant(teacher.prompt_tokens),
-            format_percent(teacher.cached_share),
-            format_percent(teacher.cacheable_share),
-            format_significant(teacher.completion_tokens),
-            format_significant(teacher.replies_per_second),
-            format_significant(teacher.prompt_tokens_per_second),
-            format_significant(teacher.completion_tokens_per_second),
-        ]
-        for teacher in teachers
-    ]
-    head = [
-        "teacher", "prompt", "cached", "cacheable", "reply", "replies/s", "prompt/s", "reply/s",
-    ]  # fmt: skip
-    return [
-        "tokens per request, and throughput",
-        *format_narrow_table(head, rows, names=1, indent="  "),
-    ]
+    table = {
+        "teacher": [teacher.name for teacher in teachers],
+        "prompt": [format_significant(teacher.prompt_tokens) for teacher in teachers],
+        "cached": [format_percent(teacher.cached_share) for teacher in teachers],
+        "cacheable": [format_percent(teacher.cacheable_share) for teacher in teachers],
+        "reply": [format_significant(teacher.completion_tokens) for teacher in teachers],
+        "replies/s": [format_significant(teacher.replies_per_second) for teacher in teachers],
+        "prompt/s": [format_significant(teacher.prompt_tokens_per_second) for teacher in teachers],
+        "reply/s": [
+            format_significant(teacher.completion_tokens_per_second) for teacher in teachers
+        ],
+    }
+    return ["tokens per request, and throughput", *_table(table)]
 
 
 def _beta_lines(result: PilotResult) -> list[str]:
@@ -164,19 +158,16 @@ def _agreement_lines(agreement: PilotAgreement) -> list[str]:
         "category; spread of the gaps between teachers "
         f"{format_fixed(agreement.spread)}"
     )
-    rows = [
-        [
-            comparison["one"],
-            comparison["other"],
-            format_percent(comparison["same_category"]),
-            format_fixed(comparison["spearman"]),
-            format_fixed(comparison["difference"]),
-        ]
-        for comparison in (*agreement.between_teachers, *agreement.between_variants)
-    ]
+    rows = [*agreement.between_teachers, *agreement.between_variants]
     if rows:
-        head = ["one", "other", "same category", "rank correlation", "mean difference"]
-        lines += format_narrow_table(head, rows, names=2, indent="  ")
+        table = {
+            "one": [row["one"] for row in rows],
+            "other": [row["other"] for row in rows],
+            "same category": [format_percent(row["same_category"]) for row in rows],
+            "rank correlation": [format_fixed(row["spearman"]) for row in rows],
+            "mean difference": [format_fixed(row["difference"]) for row in rows],
+        }
+        lines += _table(table, names=2)
     for row in agreement.position or ():
         consistent, first, second, tie = (
             format_percent(row[kind]["share"]) for kind in ("consistent", "first", "second", "tie")
@@ -215,21 +206,18 @@ def _projection_lines(result: PilotResult) -> list[str]:
     projection = result.projection
     if projection is None:
         return []
-    rows = [
-        [
-            cost.name,
-            format_count(cost.requests),
-            format_count(cost.prompt_tokens),
-            format_count(cost.completion_tokens),
-            _hours(cost.hours),
-            format_significant(cost.gpu_hours),
-            _amount(cost.money, cost.currency),
-        ]
-        for cost in projection.teachers
-    ]
+    costs = projection.teachers
+    table = {
+        "teacher": [cost.name for cost in costs],
+        "requests": [format_count(cost.requests) for cost in costs],
+        "prompt tokens": [format_count(cost.prompt_tokens) for cost in costs],
+        "reply tokens": [format_count(cost.completion_tokens) for cost in costs],
+        "time": [_hours(cost.hours) for cost in costs],
+        "GPU-hours": [format_significant(cost.gpu_hours) for cost in costs],
+        "money": [_amount(cost.money, cost.currency) for cost in costs],
+    }
     adaptive = result.panel.budget == "adaptive"
     at_most = "; at most, as a large corpus spares more" if adaptive else ""
-    head = ["teacher", "requests", "prompt tokens", "reply tokens", "time", "GPU-hours", "money"]
     notes = [
         f"  total {_hours(projection.hours)}, {format_significant(projection.gpu_hours)} "
         f"GPU-hours, {format_money(projection.money) or 'money not known'}",
@@ -245,7 +233,7 @@ def _projection_lines(result: PilotResult) -> list[str]:
             f"all {format_count(projection.pairs)} pairs at the pilot's pace, without starting "
             f"the servers (a short run is slower than a long one{at_most})"
         ),
-        *format_narrow_table(head, rows, names=1, indent="  "),
+        *_table(table),
         *_wrapped(*notes),
     ]
 
@@ -324,14 +312,12 @@ def _status_head(status: RunStatus) -> list[str]:
 def _reply_counts(status: RunStatus) -> list[str]:
     """Return a row for each teacher, variant and order, and one for their sum."""
     cells = [(teacher.name, cell) for teacher in status.teachers for cell in teacher.cells]
-    names = ["teacher", "variant"]
-    keys = [[name, cell.variant] for name, cell in cells] + [["all", ""]]
+    keys = {
+        "teacher": [*(name for name, _ in cells), "all"],
+        "variant": [*(cell.variant for _, cell in cells), ""],
+    }
     if len({cell.order for _, cell in cells}) > 1:
-        names.append("order")
-        keys = [
-            [*key, order]
-            for key, order in zip(keys, [*(cell.order for _, cell in cells), ""], strict=True)
-        ]
+        keys["order"] = [*(cell.order for _, cell in cells), ""]
     rows: list[Progress] = [*(cell for _, cell in cells), status.total]
     counts = {
         "asked": [format_count(row.asked) for row in rows],
@@ -347,34 +333,25 @@ def _reply_counts(status: RunStatus) -> list[str]:
         "cached": [format_percent(row.cached_share) for row in rows],
         "reply tokens": [format_count(row.completion_tokens) for row in rows],
     }
-    lines = _count_table(names, keys, counts | tokens)
+    lines = _table(keys | counts | tokens, names=2, indent="")
+    # Two narrow tables are easier to read than one with cut names.
     if max(map(len, lines)) > WIDTH or any("..." in line for line in lines):
-        lines = [*_count_table(names, keys, counts), "", *_count_table(names, keys, tokens)]
+        first, second = (_table(keys | part, names=2, indent="") for part in (counts, tokens))
+        lines = [*first, "", *second]
     reasons = _counted(status.total.refused)
     return [*lines, *(wrap(f"refused: {reasons}") if reasons else [])]
 
 
-def _count_table(
-    names: Sequence[str], keys: Sequence[Sequence[str]], columns: dict[str, list[str]]
-) -> list[str]:
-    rows = [[*key, *numbers] for key, *numbers in zip(keys, *columns.values(), strict=True)]
-    return format_narrow_table([*names, *columns], rows, names=2)
-
-
 def _throughput(teachers: Sequence[TeacherStatus]) -> list[str]:
-    rows = [
-        [
-            teacher.name,
-            format_fixed(teacher.replies_per_second),
-            format_duration(teacher.busy_seconds),
-            format_duration(teacher.seconds_left),
-            _amount(teacher.money, teacher.currency),
-            _amount(teacher.money_left, teacher.currency),
-        ]
-        for teacher in teachers
-    ]
-    head = ["teacher", "replies/s", "worked", "left", "cost", "to come"]
-    return format_narrow_table(head, rows, names=1)
+    table = {
+        "teacher": [teacher.name for teacher in teachers],
+        "replies/s": [format_fixed(teacher.replies_per_second) for teacher in teachers],
+        "worked": [format_duration(teacher.busy_seconds) for teacher in teachers],
+        "left": [format_duration(teacher.seconds_left) for teacher in teachers],
+        "cost": [_amount(teacher.money, teacher.currency) for teacher in teachers],
+        "to come": [_amount(teacher.money_left, teacher.currency) for teacher in teachers],
+    }
+    return _table(table, indent="")
 
 
 def _amount(amount: float | None, currency: str | None) -> str:
