@@ -102,17 +102,18 @@ def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
         if teacher.refused_share is not None
     }
     worst = max(shares, key=lambda name: shares[name], default=None)
-    value = None if worst is None else shares[worst]
-    passed = None if value is None else value <= MAX_REFUSED
-    failed = next((row for row in teachers if row.name == worst and passed is False), None)
+    passed = None if worst is None else shares[worst] <= MAX_REFUSED
+    advice = None
+    if passed is False:
+        advice = next(_refusal_advice(teacher) for teacher in teachers if teacher.name == worst)
     return GoRule(
         name="refused",
         rule=f"no teacher has more than {MAX_REFUSED:.0%} of its answers refused",
-        value=value,
+        value=None if worst is None else shares[worst],
         threshold=MAX_REFUSED,
         passed=passed,
         note="no teacher has replied" if worst is None else f"the worst: {worst}",
-        advice=None if failed is None else _refusal_advice(failed),
+        advice=advice,
     )
 
 
