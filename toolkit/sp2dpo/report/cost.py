@@ -1,6 +1,6 @@
 """Measure the refusals, throughput and tokens of teachers, and project the cost of a corpus."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sp2dpo.annotation.dry_run import Text, count_text
@@ -8,7 +8,7 @@ from sp2dpo.annotation.run import phases
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
 from sp2dpo.report.status import sum_by_currency
-from sp2dpo.store.questions import KeyCount, count_outcomes
+from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage, sum_usage
 
@@ -152,17 +152,39 @@ def measure_performance(
     """
     outcomes = [key for key in store.questions.outcomes() if key.variant in panel.variants]
     details = _first_details(store, panel.variants)
+    # An adaptive panel asks about a pair at different times, when its prefix may be gone.
     cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel).share
-    return [
-        _performance(
-            teacher.name,
-            [key for key in outcomes if key.teacher == teacher.name],
-            usage[teacher.name],
-            cacheable=cacheable,
-            details=details.get(teacher.name, {}),
+    rows = []
+    for teacher in panel.teachers:
+        used = usage[teacher.name]
+        refused = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
+        kept = refused.pop("kept", 0)
+        heard = kept + sum(refused.values())
+        counted = used.timed + used.untimed - used.uncounted
+        # Without the times of all replies, their tokens per second are unknown.
+        seconds = used.seconds if counted and not used.untimed else None
+        rows.append(
+            TeacherPerformance(
+                name=teacher.name,
+                heard=heard,
+                kept=kept,
+                refused=refused,
+                refused_share=_divide(sum(refused.values()), heard),
+                requests=used.requests,
+                untold=used.uncounted,
+                prompt_tokens=_divide(used.prompt, counted),
+                cached_tokens=None if used.cached is None else _divide(used.cached, counted),
+                completion_tokens=_divide(used.completion, counted),
+                cached_share=used.cached_share,
+                cacheable_share=cacheable,
+                busy_seconds=used.busy,
+                replies_per_second=used.rate,
+                prompt_tokens_per_second=_divide(used.prompt, seconds),
+                completion_tokens_per_second=_divide(used.completion, seconds),
+                details=details.get(teacher.name, {}),
+            )
         )
-        for teacher in panel.teachers
-    ]
+    return rows
 
 
 def _first_details(store: Store, variants: Collection[str]) -> dict[str, dict[str, str]]:
@@ -187,40 +209,6 @@ def _prompt_text(store: Store, panel: Panel) -> Text:
     return text
 
 
-def _performance(
-    name: str,
-    outcomes: Sequence[KeyCount],
-    usage: Usage,
-    *,
-    cacheable: float | None,
-    details: Mapping[str, str],
-) -> TeacherPerformance:
-    refused = count_outcomes(outcomes)
-    kept = refused.pop("kept", 0)
-    heard = kept + sum(refused.values())
-    counted = usage.timed + usage.untimed - usage.uncounted
-    seconds = usage.seconds if counted and not usage.untimed else None
-    return TeacherPerformance(
-        name=name,
-        heard=heard,
-        kept=kept,
-        refused=refused,
-        refused_share=_divide(sum(refused.values()), heard),
-        requests=usage.requests,
-        untold=usage.uncounted,
-        prompt_tokens=_divide(usage.prompt, counted),
-        cached_tokens=None if usage.cached is None else _divide(usage.cached, counted),
-        completion_tokens=_divide(usage.completion, counted),
-        cached_share=usage.cached_share,
-        cacheable_share=cacheable,
-        busy_seconds=usage.busy,
-        replies_per_second=usage.rate,
-        prompt_tokens_per_second=_divide(usage.prompt, seconds),
-        completion_tokens_per_second=_divide(usage.completion, seconds),
-        details=details,
-    )
-
-
 def _divide(part: float, total: float | None) -> float | None:
     return part / total if total else None
 
@@ -238,16 +226,15 @@ def project_costs(
     """
     teachers = [_scale(teacher, usage[teacher.name], pairs / sampled) for teacher in panel.teachers]
     hours = {cost.name: cost.hours for cost in teachers}
+    turns = [
+        _combine(max, [hours[teacher.name] for teacher in phase])
+        for phase in phases(panel.teachers)
+    ]
     return CostProjection(
         pairs=pairs,
         teachers=teachers,
-        hours=_total(
-            [
-                _total([hours[teacher.name] for teacher in phase], longest=True)
-                for phase in phases(panel.teachers)
-            ]
-        ),
-        gpu_hours=_total([cost.gpu_hours for cost in teachers]),
+        hours=_combine(sum, turns),
+        gpu_hours=_combine(sum, [cost.gpu_hours for cost in teachers]),
         money=sum_by_currency((cost.money, cost.currency) for cost in teachers),
         unpriced=[cost.name for cost in teachers if cost.money is None],
     )
@@ -283,12 +270,12 @@ def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
     )
 
 
-def _total(values: Sequence[float | None], *, longest: bool = False) -> float | None:
+def _combine(
+    combine: Callable[[Sequence[float]], float], values: Sequence[float | None]
+) -> float | None:
     """Return the sum, or the largest, of values; None if any of them is unknown."""
     numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return None
-    return max(numbers) if longest else sum(numbers)
+    return combine(numbers) if len(numbers) == len(values) else None
 
 
 def compare_with_sweep(

@@ -350,7 +350,10 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
     teachers = measure_performance(store, panel, usage)
     replies = panel_reply_gaps(annotations, trial.schedule.estimator)
     agreement = _measure_agreement(annotations, replies, betas.table, trial)
-    gold = _compare_with_gold(store, betas.table, trial)
+    gold = None
+    if trial.truths is not None:
+        truths = match_pairs(trial.truths, store.corpus.names())
+        gold = compare_with_gold(betas.table, truths, panel.rubric, gold_count=len(trial.truths))
     summary = _summarize_betas(betas)
     projection = sweep = None
     if trial.trouble is None:
@@ -439,13 +442,6 @@ def _summarize_betas(betas: BetaTable) -> BetaSummary:
         ceiling=_mean(shares >= 1 - END),
         histogram=[bins.count(number) for number in range(BINS)],
     )
-
-
-def _compare_with_gold(store: Store, table: pl.DataFrame, trial: Trial) -> dict[str, Any] | None:
-    if trial.truths is None:
-        return None
-    truths = match_pairs(trial.truths, store.corpus.names())
-    return compare_with_gold(table, truths, trial.panel.rubric, gold_count=len(trial.truths))
 
 
 def _mean(values: pl.Series) -> float | None:

@@ -4,12 +4,12 @@ import fcntl
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from sp2dpo.inference.endpoint import Price
-from sp2dpo.store.questions import KeyCount, count_outcomes
+from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
 
@@ -235,8 +235,9 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
     panel = store.panel()
     orders = sorted(store.rubric().orders("0"))
     cells = [(variant, order) for variant in panel["variants"] for order in orders]
-    adaptive = panel["budget"] == "adaptive"
-    settled = store.usage.count_settled() if adaptive else {}
+    # The key of three empty strings counts all settled pairs.
+    everything = ("", "", "")
+    settled = store.usage.count_settled() if panel["budget"] == "adaptive" else {everything: 0}
     outcomes, slices = store.questions.outcomes(), store.usage.slices()
     teachers, inside = [], 0
     for teacher in panel["teachers"]:
@@ -245,26 +246,23 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
             part for part in slices if part.teacher == name and (part.variant, part.order) in cells
         ]
         final = [
-            outcome
-            for outcome in outcomes
-            if outcome.teacher == name and outcome.is_final(teacher["retries"])
+            key for key in outcomes if key.teacher == name and key.is_final(teacher["retries"])
         ]
-        rows = [
-            CellStatus(
-                variant=variant,
-                order=order,
-                **_progress(
-                    [key for key in final if (key.variant, key.order) == (variant, order)],
-                    sum_usage(key for key in own if (key.variant, key.order) == (variant, order)),
-                    asked=pairs,
-                    # The key of three empty strings counts all settled pairs.
-                    spared=settled[("", "", "")] - settled.get((name, variant, order), 0)
-                    if adaptive
-                    else 0,
+        rows = []
+        for variant, order in cells:
+            refused = count_outcomes(
+                [key for key in final if (key.variant, key.order) == (variant, order)]
+            )
+            progress = _progress(
+                asked=pairs,
+                kept=refused.pop("kept", 0),
+                refused=refused,
+                spared=settled[everything] - settled.get((name, variant, order), 0),
+                usage=sum_usage(
+                    part for part in own if (part.variant, part.order) == (variant, order)
                 ),
             )
-            for variant, order in cells
-        ]
+            rows.append(CellStatus(**vars(progress), variant=variant, order=order))
         inside += sum(part.requests for part in own)
         teachers.append(_teacher(teacher, rows, own))
     replies = sum(part.requests for part in slices)
@@ -272,46 +270,48 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
 
 
 def _progress(
-    outcomes: Sequence[KeyCount], usage: Usage, *, asked: int, spared: int
-) -> dict[str, Any]:
-    """Return the fields of `Progress`."""
-    refused = count_outcomes(outcomes)
-    kept = refused.pop("kept", 0)
-    return {
-        "asked": asked,
-        "kept": kept,
-        "refused": refused,
-        "spared": spared,
-        "pending": asked - kept - sum(refused.values()) - spared,
-        **_tokens(usage),
-    }
+    *, asked: int, kept: int, refused: dict[str, int], spared: int, usage: Usage
+) -> Progress:
+    return Progress(
+        asked=asked,
+        kept=kept,
+        refused=refused,
+        spared=spared,
+        pending=asked - kept - sum(refused.values()) - spared,
+        requests=usage.requests,
+        untold=usage.uncounted,
+        prompt_tokens=usage.prompt,
+        cached_tokens=usage.cached,
+        cached_share=usage.cached_share,
+        completion_tokens=usage.completion,
+    )
 
 
-def _tokens(usage: Usage) -> dict[str, Any]:
-    return {
-        "requests": usage.requests,
-        "untold": usage.uncounted,
-        "prompt_tokens": usage.prompt,
-        "cached_tokens": usage.cached,
-        "cached_share": usage.cached_share,
-        "completion_tokens": usage.completion,
-    }
+def _sum_progress(rows: Sequence[Progress], usage: Usage) -> Progress:
+    """Return the sums of the questions, with the tokens of all their replies."""
+    reasons = sorted({reason for row in rows for reason in row.refused})
+    return _progress(
+        asked=sum(row.asked for row in rows),
+        kept=sum(row.kept for row in rows),
+        refused={reason: sum(row.refused.get(reason, 0) for row in rows) for reason in reasons},
+        spared=sum(row.spared for row in rows),
+        usage=usage,
+    )
 
 
 def _teacher(
     teacher: dict[str, Any], cells: list[CellStatus], slices: Sequence[Slice]
 ) -> TeacherStatus:
-    counts = _sum_counts(cells)
     usage, rate = sum_usage(slices), recent_usage(slices).rate
+    progress = _sum_progress(cells, usage)
     price = None if teacher["price"] is None else Price(**teacher["price"])
-    done = counts["kept"] + sum(counts["refused"].values())
+    done = progress.asked - progress.spared - progress.pending
     # Retries make more than one request for a question.
-    requests_left = counts["pending"] * (usage.requests / done if done else 1.0)
-    seconds_left = 0.0 if not counts["pending"] else requests_left / rate if rate else None
+    requests_left = progress.pending * (usage.requests / done if done else 1.0)
+    seconds_left = 0.0 if not progress.pending else requests_left / rate if rate else None
     return TeacherStatus(
+        **vars(progress),
         name=teacher["name"],
-        **counts,
-        **_tokens(usage),
         untimed=usage.untimed,
         busy_seconds=usage.busy,
         replies_per_second=rate,
@@ -335,31 +335,25 @@ def _money_left(
     return so_far * requests / usage.requests if requests else 0.0
 
 
-def _sum_counts(rows: Sequence[Progress]) -> dict[str, Any]:
-    reasons = sorted({reason for row in rows for reason in row.refused})
-    return {
-        "asked": sum(row.asked for row in rows),
-        "kept": sum(row.kept for row in rows),
-        "refused": {reason: sum(row.refused.get(reason, 0) for row in rows) for reason in reasons},
-        "spared": sum(row.spared for row in rows),
-        "pending": sum(row.pending for row in rows),
-    }
-
-
 def _total(teachers: Sequence[TeacherStatus]) -> TotalStatus:
     cached = [row.cached_tokens for row in teachers if row.cached_tokens is not None]
+    # The share leaves out the teachers whose servers do not report what came from a cache.
     prompt = sum(row.prompt_tokens for row in teachers if row.cached_tokens is not None)
     seconds = [row.seconds_left for row in teachers if row.seconds_left is not None]
     complete = len(seconds) == len(teachers)
-    return TotalStatus(
-        **_sum_counts(teachers),
+    usage = Usage(
         requests=sum(row.requests for row in teachers),
-        untold=sum(row.untold for row in teachers),
+        uncounted=sum(row.untold for row in teachers),
+        prompt=sum(row.prompt_tokens for row in teachers),
+        completion=sum(row.completion_tokens for row in teachers),
+        cached=sum(cached) if cached else None,
+    )
+    progress = replace(
+        _sum_progress(teachers, usage), cached_share=sum(cached) / prompt if prompt else None
+    )
+    return TotalStatus(
+        **vars(progress),
         untimed=sum(row.untimed for row in teachers),
-        prompt_tokens=sum(row.prompt_tokens for row in teachers),
-        completion_tokens=sum(row.completion_tokens for row in teachers),
-        cached_tokens=sum(cached) if cached else None,
-        cached_share=sum(cached) / prompt if prompt else None,
         money=sum_by_currency((row.money, row.currency) for row in teachers),
         money_left=sum_by_currency((row.money_left, row.currency) for row in teachers),
         unpriced=[row.name for row in teachers if row.money is None],
