@@ -63,7 +63,7 @@ def collect_facts(
         "source": asdict(source),
         "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
         "teachers": [
-            teacher | {"license": licenses.get(teacher["name"])}
+            asdict(teacher) | {"license": licenses.get(teacher.name)}
             for teacher in describe_teachers(store, rubric)
         ],
         "variants": store.variants(),

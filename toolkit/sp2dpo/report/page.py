@@ -23,7 +23,7 @@ from sp2dpo.report.charts import (
     stack_bars,
 )
 from sp2dpo.report.plots import save_plots
-from sp2dpo.report.report import Report, build_report
+from sp2dpo.report.report import Alphas, Report, build_report
 from sp2dpo.text import escape_controls
 
 _UNKNOWN = "\N{EN DASH}"
@@ -97,7 +97,7 @@ def render_page(report: Report) -> str:
     edges, agreement = report.histogram.edges, report.agreement
     template = _templates(beta_decimals(edges[-1] - edges[0])).get_template("report.html.jinja")
     names = [category.name for category in report.categories]
-    teachers = [teacher["name"] for teacher in report.teachers]
+    teachers = [teacher.name for teacher in report.teachers]
     return template.render(
         report=report,
         generator=markupsafe.Markup(_GENERATOR),
@@ -130,7 +130,7 @@ def render_page(report: Report) -> str:
             for check in report.signatures
         },
         answers=("consistent", "first", "second", "tie"),
-        reasons=sorted({reason for teacher in report.teachers for reason in teacher["refused"]}),
+        reasons=sorted({reason for teacher in report.teachers for reason in teacher.refused}),
     )
 
 
@@ -159,11 +159,12 @@ def comparison_matrix(
     return [[cells.get((row, column)) for column in names] for row in names]
 
 
-def _alpha_rows(alpha: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    by_teacher = alpha["by_teacher"] if len(alpha["by_teacher"]) > 1 else {}
+def _alpha_rows(alpha: Alphas) -> list[tuple[str, dict[str, Any]]]:
+    # A single teacher's row would repeat the row of the variants.
+    by_teacher = alpha.by_teacher if len(alpha.by_teacher) > 1 else {}
     return [
-        ("teachers", alpha["teachers"]),
-        ("variants", alpha["variants"]),
+        ("teachers", alpha.teachers),
+        ("variants", alpha.variants),
         *((f"variants, {name} alone", measures) for name, measures in by_teacher.items()),
     ]
 

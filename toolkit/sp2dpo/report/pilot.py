@@ -20,13 +20,7 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import (
-    compare_orders,
-    compare_readers,
-    panel_reply_gaps,
-    teacher_readings,
-    variant_readings,
-)
+from sp2dpo.diagnostics.agreement import compare_orders, panel_reply_gaps
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import (
     Truth,
@@ -48,6 +42,7 @@ from sp2dpo.report.cost import (
     measure_usage,
     project_costs,
 )
+from sp2dpo.report.report import Agreement, compare_panel, mean
 from sp2dpo.report.verdict import Verdict, decide
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
 from sp2dpo.store.counts import count_replies
@@ -70,9 +65,6 @@ DEFAULT_SCHEDULE = Schedule(
 MIN_REPLIES = 20
 """Number of replies after which a teacher is considered useless if no reply is readable. Our
 choice."""
-_NO_READINGS = pl.DataFrame(
-    schema={"reader": pl.String, "pair_id": pl.String, "gap": pl.Float64, "category": pl.String}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,21 +157,13 @@ class BetaSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PilotAgreement:
-    """Agreement of teachers and variants.
+class PilotAgreement(Agreement):
+    """Agreement of teachers and variants; the spread is over pairs that several teachers read.
 
     Attributes:
-        agreement: mean share of a pair's replies that name its category.
-        spread: mean spread of the gaps between teachers, over pairs that several teachers read.
-        between_teachers: comparison of every two teachers, from `compare_readers`.
-        between_variants: comparison of every two variants.
         position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
     """
 
-    agreement: float | None
-    spread: float | None
-    between_teachers: list[dict[str, Any]]
-    between_variants: list[dict[str, Any]]
     position: list[dict[str, Any]] | None
 
 
@@ -349,7 +333,18 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
     usage = measure_usage(store, panel)
     teachers = measure_performance(store, panel, usage)
     replies = panel_reply_gaps(annotations, trial.schedule.estimator)
-    agreement = _measure_agreement(annotations, replies, betas.table, trial)
+    names = [teacher.name for teacher in panel.teachers]
+    compared = compare_panel(
+        replies,
+        trial.schedule.estimator,
+        panel.rubric,
+        teachers=names,
+        variants=panel.variants,
+        pairs=betas.table,
+        # A single teacher has no spread, which is not the same as a spread of 0.
+        spread=betas.table.filter(pl.col("teachers") > 1)["spread"],
+    )
+    position = compare_orders(annotations.replies, names) if panel.rubric.blind else None
     gold = None
     if trial.truths is not None:
         truths = match_pairs(trial.truths, store.corpus.names())
@@ -380,16 +375,16 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
         trouble=trial.trouble,
         teachers=teachers,
         betas=summary,
-        agreement=agreement,
+        agreement=PilotAgreement(**vars(compared), position=position),
         gold=gold,
         projection=projection,
         sweep=sweep,
         verdict=decide(
             teachers,
-            check_betas(betas, average_orders(replies), agreement.between_teachers),
+            check_betas(betas, average_orders(replies), compared.between_teachers),
             pairs=summary.pairs,
             with_beta=summary.with_beta,
-            position=agreement.position,
+            position=position,
             gold=gold,
         ),
     )
@@ -409,24 +404,6 @@ def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
     )
 
 
-def _measure_agreement(
-    annotations: AnnotationTable, replies: pl.DataFrame, table: pl.DataFrame, trial: Trial
-) -> PilotAgreement:
-    panel = trial.panel
-    names, categories = [teacher.name for teacher in panel.teachers], list(panel.rubric.categories)
-    teachers = variants = _NO_READINGS
-    if not replies.is_empty():
-        teachers = teacher_readings(replies, categories, trial.schedule.estimator)
-        variants = variant_readings(replies, categories)
-    return PilotAgreement(
-        agreement=_mean(table["agreement"]),
-        spread=_mean(table.filter(pl.col("teachers") > 1)["spread"]),
-        between_teachers=compare_readers(teachers, names),
-        between_variants=compare_readers(variants, list(panel.variants)),
-        position=compare_orders(annotations.replies, names) if panel.rubric.blind else None,
-    )
-
-
 def _summarize_betas(betas: BetaTable) -> BetaSummary:
     beta = betas.table["beta"].drop_nulls()
     shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
@@ -435,15 +412,10 @@ def _summarize_betas(betas: BetaTable) -> BetaSummary:
     return BetaSummary(
         pairs=len(betas.table),
         with_beta=len(beta),
-        mean=_mean(beta),
+        mean=mean(beta),
         std=std if isinstance(std, float) else None,
         quantiles={str(quantile): beta.quantile(quantile, "linear") for quantile in QUANTILES},
-        floor=_mean(shares <= END),
-        ceiling=_mean(shares >= 1 - END),
+        floor=mean(shares <= END),
+        ceiling=mean(shares >= 1 - END),
         histogram=[bins.count(number) for number in range(BINS)],
     )
-
-
-def _mean(values: pl.Series) -> float | None:
-    mean = values.mean()
-    return mean if isinstance(mean, float) else None

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.files import atomic_write
 from sp2dpo.report.charts import build_gauge, category_colours
-from sp2dpo.report.report import Histogram, Report
+from sp2dpo.report.report import Alphas, Histogram, Report
 from sp2dpo.text import escape_controls
 
 FORMATS = ("png", "svg")
@@ -62,7 +62,7 @@ def save_plots(report: Report, folder: Path) -> list[Path]:
 
 def _figures(report: Report) -> dict[str, Figure]:
     agreement = report.agreement
-    names = [teacher["name"] for teacher in report.teachers]
+    names = [teacher.name for teacher in report.teachers]
     figures = {}
     if report.beta.with_beta:
         figures["betas"] = draw_histogram(report.histogram)
@@ -154,12 +154,12 @@ def _draw_checks(checks: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_alphas(alpha: Mapping[str, Any]) -> Figure:
+def _draw_alphas(alpha: Alphas) -> Figure:
     """Draw each value of Krippendorff's alpha with its interval."""
     groups = {
-        "between teachers": alpha["teachers"],
-        "between variants": alpha["variants"],
-        **{f"{name}, between variants": measures for name, measures in alpha["by_teacher"].items()},
+        "between teachers": alpha.teachers,
+        "between variants": alpha.variants,
+        **{f"{name}, between variants": measures for name, measures in alpha.by_teacher.items()},
     }
     rows = [
         (f"{group}: {measure}", estimate)

@@ -74,11 +74,11 @@ class BetaStatistics:
     with_beta: int
     without_beta: int
     without_reply: int
-    mean: Any
-    min: Any
-    max: Any
-    median: Any
-    std: Any
+    mean: float | None
+    min: float | None
+    max: float | None
+    median: float | None
+    std: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,32 +143,92 @@ class LabelDisputes:
 
     pairs: int
     of: int
-    share: Any
-    signed_gap: Any
+    share: float | None
+    signed_gap: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportAgreement:
-    """Agreement of teachers and variants.
+class Agreement:
+    """Agreement of teachers and variants; means are None without any pair.
 
     Attributes:
         agreement: mean share of a pair's replies that name its category.
         spread: mean spread of the gaps between teachers.
         between_teachers: comparison of every two teachers, from `compare_readers`.
         between_variants: comparison of every two variants.
-        alpha: Krippendorff's alpha between the teachers (`teachers`), between the variants
-            (`variants`), and between the variants of each teacher (`by_teacher`).
+    """
+
+    agreement: float | None
+    spread: float | None
+    between_teachers: list[dict[str, Any]]
+    between_variants: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alphas:
+    """Krippendorff's alpha by measure, from `measure_agreement`.
+
+    Attributes:
+        teachers: alpha between the teachers.
+        variants: alpha between the variants.
+        by_teacher: alpha between the variants of each teacher.
+    """
+
+    teachers: dict[str, Any]
+    variants: dict[str, Any]
+    by_teacher: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportAgreement(Agreement):
+    """Agreement with its intervals, and the teachers and pairs behind disagreement.
+
+    Attributes:
+        alpha: Krippendorff's alpha with intervals.
         outliers: effect of leaving out each teacher, from `measure_agreement`.
         splits: pairs on which the panel is divided, from `measure_agreement`.
     """
 
-    agreement: Any
-    spread: Any
-    between_teachers: list[dict[str, Any]]
-    between_variants: list[dict[str, Any]]
-    alpha: dict[str, Any]
+    alpha: Alphas
     outliers: list[dict[str, Any]]
     splits: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RubricSummary:
+    """Identity and scales of the rubric.
+
+    Attributes:
+        name, sha256: name and hash of the rubric.
+        protocol: `labelled` or `blind`.
+        categories: name and text of each category, in order of priority.
+        magnitude, confidence: `min` and `max` of the scale.
+    """
+
+    name: str
+    sha256: str
+    protocol: str
+    categories: list[dict[str, str]]
+    magnitude: dict[str, int]
+    confidence: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSummary:
+    """A teacher that replied.
+
+    Attributes:
+        name, model, revision, sampling: the teacher as the store records it.
+        kept: number of questions with a valid reply.
+        refused: number of questions whose last reply was refused, by reason.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    sampling: dict[str, Any]
+    kept: int
+    refused: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +238,12 @@ class Report:
     Attributes:
         toolkit: version of the toolkit.
         source: counts of the source's rows.
-        rubric: name, sha256, protocol, categories and scales of the rubric.
+        rubric: identity and scales of the rubric.
         schedule: the schedule as YAML would hold it.
         arm: the arm's departures from the schedule.
         formulas: the computation of the betas in words.
         annotations: hash of the annotations.
-        teachers: name, model and settings of each teacher, with kept and refused questions.
+        teachers: the teachers that replied, by name.
         variants: variants with a reply.
         replies: questions by outcome.
         beta: distribution of the betas.
@@ -204,12 +264,12 @@ class Report:
 
     toolkit: dict[str, str]
     source: SourceSummary
-    rubric: dict[str, Any]
+    rubric: RubricSummary
     schedule: dict[str, Any]
     arm: dict[str, Any]
     formulas: Formulas
     annotations: str
-    teachers: list[dict[str, Any]]
+    teachers: list[TeacherSummary]
     variants: list[str]
     replies: ReplyTotals
     beta: BetaStatistics
@@ -256,12 +316,22 @@ def build_report(
     rubric, table, estimator = annotations.rubric, betas.table, betas.schedule.estimator
     categories, lengths = list(rubric.categories), store.corpus.lengths()
     teachers, variants = describe_teachers(store, rubric), store.variants()
-    names = [teacher["name"] for teacher in teachers]
+    names = [teacher.name for teacher in teachers]
     has_disputes = disputes_labels(rubric, estimator)
     audit = audit_betas(
         betas, annotations, lengths, truths=truths, gold_count=gold_count, draws=draws
     ).as_mapping()
     variations = compare_estimators(annotations, betas.schedule, truths=truths, draws=draws)
+    measures = measure_agreement(annotations, estimator, draws=draws)
+    compared = compare_panel(
+        panel_reply_gaps(annotations, estimator),
+        estimator,
+        rubric,
+        teachers=names,
+        variants=variants,
+        pairs=table,
+        spread=table["spread"],
+    )
     examples = select_examples(store, betas, rubric)
     return Report(
         toolkit={"version": __version__},
@@ -279,7 +349,17 @@ def build_report(
         categories=_category_statistics(table, categories),
         disputed=_count_disputes(table) if has_disputes else None,
         position=compare_orders(annotations.replies, names) if rubric.blind else None,
-        agreement=_measure_agreement(store, annotations, table, estimator, names, variants, draws),
+        agreement=ReportAgreement(
+            **vars(compared),
+            alpha=Alphas(
+                teachers=measures.teachers["alpha"],
+                variants=measures.variants["alpha"],
+                by_teacher=measures.variants["by_teacher"],
+            ),
+            outliers=measures.outliers,
+            splits=measures.splits
+            | {"pairs": store.corpus.with_source_ids(measures.splits["pairs"])},
+        ),
         signatures=audit["signatures"],
         gold=audit["gold"],
         lengths=bin_by_length(table, lengths),
@@ -291,46 +371,39 @@ def build_report(
     )
 
 
-def _describe_rubric(rubric: Rubric) -> dict[str, Any]:
-    return {
-        "name": rubric.name,
-        "sha256": rubric.hash,
-        "protocol": rubric.protocol,
-        "categories": [{"name": name, "text": text} for name, text in rubric.categories.items()],
-        "magnitude": {"min": rubric.magnitude.min, "max": rubric.magnitude.max},
-        "confidence": {"min": rubric.confidence.min, "max": rubric.confidence.max},
-    }
+def _describe_rubric(rubric: Rubric) -> RubricSummary:
+    return RubricSummary(
+        name=rubric.name,
+        sha256=rubric.hash,
+        protocol=rubric.protocol,
+        categories=[{"name": name, "text": text} for name, text in rubric.categories.items()],
+        magnitude={"min": rubric.magnitude.min, "max": rubric.magnitude.max},
+        confidence={"min": rubric.confidence.min, "max": rubric.confidence.max},
+    )
 
 
-def describe_teachers(store: Store, rubric: Rubric) -> list[dict[str, Any]]:
-    """Return each teacher that replied, by name, with its kept and refused questions.
-
-    Args:
-        store: store of the run.
-        rubric: rubric whose variants are counted.
-
-    Returns:
-        name, model, revision and sampling as in the store; kept; refused by reason.
-    """
+def describe_teachers(store: Store, rubric: Rubric) -> list[TeacherSummary]:
+    """Return each teacher that replied, by name; only variants of the rubric are counted."""
     outcomes = [key for key in store.questions.outcomes() if key.variant in rubric.variants]
     teachers = []
     for teacher in store.teachers():
         counts = count_outcomes([key for key in outcomes if key.teacher == teacher["name"]])
         kept = counts.pop("kept", 0)
-        teachers.append({**teacher, "kept": kept, "refused": counts})
+        teachers.append(TeacherSummary(**teacher, kept=kept, refused=counts))
     return teachers
 
 
 def _count_replies(
-    store: Store, teachers: Sequence[dict[str, Any]], rubric: Rubric, variants: Sequence[str]
+    store: Store, teachers: Sequence[TeacherSummary], rubric: Rubric, variants: Sequence[str]
 ) -> ReplyTotals:
-    kept = sum(teacher["kept"] for teacher in teachers)
-    refused = sum(sum(teacher["refused"].values()) for teacher in teachers)
+    kept = sum(teacher.kept for teacher in teachers)
+    refused = sum(sum(teacher.refused.values()) for teacher in teachers)
     questions = len(variants) * len(rubric.orders(""))
     settled = store.questions.saved_replies(variants, questions)
     spared = 0
+    # Under a full budget, pairs that an earlier adaptive panel settled are asked after all.
     if settled[""] and store.panel()["budget"] == "adaptive":
-        spared = sum(settled.get(teacher["name"], settled[""]) for teacher in teachers)
+        spared = sum(settled.get(teacher.name, settled[""]) for teacher in teachers)
     asked = store.questions.pair_count() * questions * len(teachers)
     return ReplyTotals(
         asked=asked,
@@ -342,17 +415,20 @@ def _count_replies(
 
 
 def _beta_statistics(table: pl.DataFrame) -> BetaStatistics:
-    beta = table["beta"].drop_nulls()
+    beta = pl.col("beta")
+    with_beta = len(table) - table["beta"].null_count()
     return BetaStatistics(
         pairs=len(table),
-        with_beta=len(beta),
-        without_beta=len(table) - len(beta),
+        with_beta=with_beta,
+        without_beta=len(table) - with_beta,
         without_reply=int((table["votes"] == 0).sum()),
-        mean=beta.mean(),
-        min=beta.min(),
-        max=beta.max(),
-        median=beta.median(),
-        std=beta.std(ddof=0),
+        **table.select(
+            mean=beta.mean(),
+            min=beta.min(),
+            max=beta.max(),
+            median=beta.median(),
+            std=beta.std(ddof=0),
+        ).row(0, named=True),
     )
 
 
@@ -406,37 +482,44 @@ def _count_disputes(table: pl.DataFrame) -> LabelDisputes:
     return LabelDisputes(
         pairs=int(disputed.sum()),
         of=len(disputed),
-        share=disputed.mean(),
-        signed_gap=table.filter("label_disputed")["signed_gap"].mean(),
+        share=mean(disputed),
+        signed_gap=mean(table.filter("label_disputed")["signed_gap"]),
     )
 
 
-def _measure_agreement(
-    store: Store,
-    annotations: AnnotationTable,
-    table: pl.DataFrame,
+def compare_panel(
+    replies: pl.DataFrame,
     estimator: Estimator,
+    rubric: Rubric,
+    *,
     teachers: Sequence[str],
     variants: Sequence[str],
-    draws: int,
-) -> ReportAgreement:
-    categories = list(annotations.rubric.categories)
-    replies = panel_reply_gaps(annotations, estimator)
-    measures = measure_agreement(annotations, estimator, draws=draws)
-    splits = measures.splits
-    pairs = store.corpus.with_source_ids(splits["pairs"])
-    return ReportAgreement(
-        agreement=table["agreement"].mean(),
-        spread=table["spread"].mean(),
-        between_teachers=compare_readers(
-            teacher_readings(replies, categories, estimator), teachers
-        ),
+    pairs: pl.DataFrame,
+    spread: pl.Series,
+) -> Agreement:
+    """Compare every two teachers, and every two variants.
+
+    Args:
+        replies: gaps of all replies, from `panel_reply_gaps`.
+        estimator: how a teacher's variants are combined.
+        rubric: rubric of the replies.
+        teachers: teachers to compare, in this order.
+        variants: variants to compare, in this order.
+        pairs: table of betas.
+        spread: spreads that enter the mean.
+    """
+    categories = list(rubric.categories)
+    by_teacher = teacher_readings(replies, categories, estimator)
+    return Agreement(
+        agreement=mean(pairs["agreement"]),
+        spread=mean(spread),
+        between_teachers=compare_readers(by_teacher, teachers),
         between_variants=compare_readers(variant_readings(replies, categories), variants),
-        alpha={
-            "teachers": measures.teachers["alpha"],
-            "variants": measures.variants["alpha"],
-            "by_teacher": measures.variants["by_teacher"],
-        },
-        outliers=measures.outliers,
-        splits=splits | {"pairs": pairs},
     )
+
+
+def mean(values: pl.Series) -> float | None:
+    """Return the mean of numbers; None without any."""
+    # polars types the mean as any value a cell can hold.
+    result = values.mean()
+    return result if isinstance(result, float) else None
