@@ -235,9 +235,9 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
     panel = store.panel()
     orders = sorted(store.rubric().orders("0"))
     cells = [(variant, order) for variant in panel["variants"] for order in orders]
+    settled = store.usage.count_settled() if panel["budget"] == "adaptive" else {}
     # The key of three empty strings counts all settled pairs.
-    everything = ("", "", "")
-    settled = store.usage.count_settled() if panel["budget"] == "adaptive" else {everything: 0}
+    settled_pairs = settled.get(("", "", ""), 0)
     outcomes, slices = store.questions.outcomes(), store.usage.slices()
     teachers, inside = [], 0
     for teacher in panel["teachers"]:
@@ -257,7 +257,7 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
                 asked=pairs,
                 kept=refused.pop("kept", 0),
                 refused=refused,
-                spared=settled[everything] - settled.get((name, variant, order), 0),
+                spared=settled_pairs - settled.get((name, variant, order), 0),
                 usage=sum_usage(
                     part for part in own if (part.variant, part.order) == (variant, order)
                 ),
