@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 @SHARD
 @SERVE
 @click.option(
-    "--dry-run", is_flag=True, help="Print what would be asked; send no request and write nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Print the requests that would be sent; send none and write nothing.",
 )
 @click.option(
     "--engine",
@@ -64,10 +66,11 @@ def annotate(
     engine: Literal["local", "ray"],
     ray_address: str | None,
 ) -> None:
-    """Ask a panel of teachers about every pair.
+    """Annotate pairs with a panel of teacher models.
 
-    Safe to interrupt: the same command asks only for replies that are missing. Once the store
-    exists, --pairs is optional.
+    Sends each pair to every teacher, once per prompt variant, and writes the replies to a store.
+    Safe to interrupt: run the same command again to request only the missing replies. Once the
+    store exists, --pairs is optional.
     """
     from sp2dpo.annotation.dry_run import plan_lines
     from sp2dpo.annotation.run import annotate_pairs, open_store_with_pairs
@@ -116,10 +119,13 @@ def _print_source(corpus: "Corpus") -> None:
 
 @click.command()
 @click.argument("panel_file", metavar="PANEL.yaml", type=FILE)
-@click.option("--teacher", "name", required=True, help="Teacher of the panel to serve.")
+@click.option("--teacher", "name", required=True, help="Name of the teacher to serve.")
 @click.option("--log", type=FILE, help="Log file of the server [default: serve.TEACHER.log].")
 def serve(panel_file: Path, name: str, log: Path | None) -> None:
-    """Run the server of one teacher until interrupted."""
+    """Run the vLLM server of one teacher until interrupted.
+
+    Prints the command of the server and starts it without asking.
+    """
     import asyncio
 
     from sp2dpo.annotation.run import server_log_path
@@ -178,9 +184,9 @@ def _echo(line: str) -> None:
     "--out",
     type=FILE,
     required=True,
-    help="Output .jsonl file; with several teachers, -TEACHER is added to its name.",
+    help="Output .jsonl file; with several teachers, -TEACHER is inserted before .jsonl.",
 )
-@click.option("--teacher", help="Export one teacher of the panel [default: all].")
+@click.option("--teacher", help="Export the requests to this teacher only [default: all teachers].")
 @RETRY_REFUSED
 @SHARD
 @click.option("--per-file", type=click.IntRange(min=1), help="Maximum number of requests per file.")
@@ -281,8 +287,8 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
 def merge(out: Path, shards: tuple[Path, ...]) -> None:
     """Merge the stores of several shards into one.
 
-    Their source, rubric, teachers and panel must be the same. More shards may be added later;
-    merging the same ones again changes nothing.
+    All stores must have the same source, rubric, teachers and panel. More shards can be added
+    later; merging a shard again changes nothing.
     """
     from sp2dpo.store.counts import reply_count_lines
     from sp2dpo.store.merge import merge_stores

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 @click.option(
     "--schedule", "schedule_file", type=FILE, required=True, help="Schedule or arm YAML file."
 )
-@click.option("--scores", "scores_file", type=FILE, help="Reward scores, for MADPO and ODPO.")
+@click.option(
+    "--scores", "scores_file", type=FILE, help="Scores written by `score`, for MADPO and ODPO."
+)
 @click.option("--out", type=FILE, required=True, help="Parquet file to write.")
 def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, out: Path) -> None:
-    """Turn annotations into one beta for every pair.
+    """Compute one beta per pair from the replies.
 
-    The YAML file is a schedule, or an arm that a schedule is compared with.
+    The YAML file is a schedule, or an arm: a baseline or ablation of a schedule.
     """
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.file import write_betas

@@ -37,10 +37,11 @@ DIFFERS = 3
     "--also",
     metavar="NAME=BETAS",
     multiple=True,
-    help="Further betas of this store, written to the column NAME of the config `schedules`.",
+    help="Betas of another schedule of this store, for the column NAME of the config `schedules`.",
 )
 @click.option(
-    "--license", help="License as the Hub names it [default: that of the source, if known]."
+    "--license",
+    help="Licence identifier of the Hub, such as mit [default: the source's, if known].",
 )
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 def build(
@@ -48,7 +49,7 @@ def build(
 ) -> None:
     """Build a data set with betas and all replies.
 
-    Stock `datasets` loads it. `publish` puts it on the Hub.
+    The folder loads with the `datasets` library; `publish` uploads it to the Hub.
     """
     from sp2dpo.cli.progress import progress_rows
     from sp2dpo.dataset.build import build_dataset
@@ -71,16 +72,24 @@ def _parse_also(text: str) -> tuple[str, Path]:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--repo", required=True, metavar="ORG/NAME", help="Data set on the Hub.")
-@click.option("--tag", help="Tag of this release; an existing tag is never moved.")
-@click.option("--license", help="License as the Hub names it (apache-2.0, cc-by-4.0).")
-@click.option("--private", is_flag=True, help="Make a new repo visible to its owners only.")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="Data set repo on the Hub.")
+@click.option("--tag", help="Tag to create for this release; an existing tag is never moved.")
+@click.option("--license", help="Licence identifier of the Hub, such as apache-2.0 or cc-by-4.0.")
+@click.option("--private", is_flag=True, help="If the repo is created, make it private.")
 @click.option(
     "--gated", type=click.Choice(["auto", "manual"]), help="Require users to request access."
 )
-@click.option("--create-pr", is_flag=True, help="Open a pull request; change nothing else.")
+@click.option(
+    "--create-pr",
+    is_flag=True,
+    help="Open a pull request instead of committing to the main branch.",
+)
 @click.option("--overwrite", is_flag=True, help="Publish even if the repo holds another data set.")
-@click.option("--dry-run", is_flag=True, help="Print what would change, and how many bytes.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the files that would change and their sizes; upload nothing.",
+)
 def publish(
     folder: Path,
     repo: str,
@@ -92,10 +101,11 @@ def publish(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Publish a data set written by `build` on the Hub, in one commit.
+    """Publish a data set on the Hugging Face Hub.
 
-    Uses the token of `hf auth login` or HF_TOKEN. A rerun makes no commit if nothing has changed.
-    Text that people added to the card is preserved.
+    DIR is a folder written by `build`; it is uploaded in one commit. Uses the token of `hf auth
+    login` or HF_TOKEN. A rerun makes no commit if nothing has changed. Text that people added to
+    the card is preserved.
     """
     from sp2dpo.dataset.publish import PublishOptions, publish_dataset
 
@@ -161,7 +171,7 @@ def verify(
     """Recompute every hash and every beta of a data set.
 
     DIR_OR_REPO is a folder, org/name, or org/name@tag. The exit code is 0 if the data set is
-    consistent and 3 if something differs; a comparison by --resample does not affect it.
+    consistent and 3 if something differs; the comparison of --resample does not affect it.
     """
     from contextlib import redirect_stdout
 

@@ -16,10 +16,15 @@ FAILED = 3
 @click.command()
 @STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: SP2DPO's]."
+    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: the paper's]."
 )
-@click.option("--ids", "ids_file", type=FILE, help="File of pairs to use, one id or name per line.")
-@click.option("--category", help="Use only pairs with this most frequent category.")
+@click.option(
+    "--ids",
+    "ids_file",
+    type=FILE,
+    help="Text file of pairs to use, one pair id or source name per line.",
+)
+@click.option("--category", help="Use only pairs to which most replies give this category.")
 @click.option("--sample", type=click.IntRange(min=1), help="Use a random sample of this size.")
 @DRAWS
 @JSON
@@ -32,10 +37,10 @@ def agreement(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Measure the agreement between teachers and between prompt variants.
+    """Measure the agreement of teachers and of prompt variants.
 
     Prints Krippendorff's alpha with intervals, the agreement of every two teachers, outliers, and
-    the pairs on which the panel is split.
+    the pairs about which the teachers disagree.
     """
     from sp2dpo.diagnostics.panel_agreement import measure_store_agreement
     from sp2dpo.diagnostics.text import agreement_lines
@@ -58,7 +63,7 @@ def agreement(
     "schedule_file",
     type=FILE,
     required=True,
-    help="Schedule YAML file to compare with.",
+    help="Schedule YAML file that the alternatives are compared with.",
 )
 @GOLD
 @DRAWS
@@ -66,10 +71,10 @@ def agreement(
 def estimators(
     store_file: Path, schedule_file: Path, gold_file: Path | None, draws: int, as_json: bool
 ) -> None:
-    """Compare the betas under every estimator, gap form and map.
+    """Compare the betas of every estimator, gap form and map.
 
-    This is the ensembling ablation. With --gold, also measure how well each of them follows the
-    known magnitudes and finds wrong labels.
+    Also uses each teacher and each variant alone. With --gold, measures how well each set of betas
+    correlates with the known magnitudes and detects wrong labels.
     """
     from sp2dpo.diagnostics.ablation import compare_store_estimators
     from sp2dpo.diagnostics.text import ablation_lines
@@ -84,14 +89,14 @@ def estimators(
 @click.argument("one_file", metavar="A.parquet", type=FILE)
 @click.argument("other_file", metavar="B.parquet", type=FILE)
 @click.option(
-    "--store", "store_file", type=FILE, help="Store, to show the names of pairs in the source."
+    "--store", "store_file", type=FILE, help="Store, to show the names of the pairs in the source."
 )
 @click.option(
     "--movers",
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Number of pairs to list.",
+    help="Number of pairs with the largest changes to list.",
 )
 @click.option("--picture", type=FILE, help="Scatter plot to write, .png or .svg.")
 @DRAWS
@@ -105,7 +110,11 @@ def compare(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Compare two files of betas: correlation, shift, largest changes, categories."""
+    """Compare two files of betas.
+
+    Prints their correlation, the shift of the betas, overall and by category, and the pairs with
+    the largest changes.
+    """
     from sp2dpo.betas.file import read_betas
     from sp2dpo.diagnostics.comparison import compare_betas
     from sp2dpo.diagnostics.text import comparison_lines
@@ -146,9 +155,10 @@ def audit(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Check betas for common problems: guessing, clumping, length bias, noise.
+    """Check replies and betas for common problems.
 
-    Each check has a value, thresholds and, where possible, a 95 % interval.
+    The checks look for teachers that guess, clumped betas, length bias, uninformative confidence
+    and disputed labels. Each prints a value, its thresholds and, where possible, a 95 % interval.
     """
     from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.text import audit_lines

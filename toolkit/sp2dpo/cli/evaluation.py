@@ -26,25 +26,31 @@ STUDENT = click.option(
 )
 JUDGE = {"type": FILE, "help": "Judge YAML file."}
 REFERENCE = click.option(
-    "--reference", type=ANY, help="Outputs to compare with [default: those of the prompts]."
+    "--reference",
+    type=ANY,
+    help="Outputs to compare with [default: the reference outputs of the prompts].",
 )
 SAMPLES = draws_option(500)
 CONTROL = click.option(
     "--length-control/--no-length-control",
     default=True,
-    help="Fit the length-controlled win rate where it is defined.",
+    help="Compute the length-controlled win rate, if the prompts are alpaca_eval.",
 )
 REFUSED = click.option(
     "--allow-refused",
     is_flag=True,
-    help="Write an empty output for a prompt that the server refuses.",
+    help="Write an empty output if the server refuses a prompt, instead of failing.",
 )
-PICTURE = click.option("--picture", type=FILE, help="Picture to write, .png or .svg.")
+PICTURE = click.option("--picture", type=FILE, help="Plot to write, .png or .svg.")
 
 
 @click.group()
 def evaluate() -> None:
-    """Evaluate students: outputs, a judge's verdicts, win rates with intervals."""
+    """Evaluate trained models with AlpacaEval's method.
+
+    `generate` writes a model's (student's) outputs, `judge` lets a judge model compare them with
+    reference outputs, and `compare` prints win rates with intervals.
+    """
 
 
 @evaluate.command()
@@ -72,8 +78,9 @@ def generate(
 ) -> None:
     """Generate a student's outputs for a set of prompts.
 
-    Safe to interrupt: run the same command again to resume. The student file has the format of a
-    panel's teacher, or `local` instead of a server to run the model here with transformers.
+    Safe to interrupt: run the same command again to resume. The student file has the keys of a
+    teacher in a panel; with `local` instead of a server, transformers runs the model in this
+    process.
     """
     from sp2dpo.evaluation.models import load_student
     from sp2dpo.evaluation.outputs import generate_outputs
@@ -90,7 +97,10 @@ def generate(
 
 @evaluate.command()
 @click.option(
-    "--outputs", type=ANY, required=True, help="A folder written by `generate`, or a file."
+    "--outputs",
+    type=ANY,
+    required=True,
+    help="A folder written by `generate`, or an AlpacaEval outputs file.",
 )
 @PROMPTS
 @REFERENCE
@@ -111,10 +121,10 @@ def judge(
     patience: float,
     serve: bool,
 ) -> None:
-    """Let a judge compare outputs with those of a baseline.
+    """Let a judge compare outputs with reference outputs.
 
-    Follows AlpacaEval 2.0: its judge prompt, order of the outputs, parser and length control. Safe
-    to interrupt: run the same command again to resume and to retry missing verdicts.
+    Uses the judge prompt, order of outputs, parser and length control of AlpacaEval 2.0. Safe to
+    interrupt: run the same command again to resume and to retry missing verdicts.
     """
     from sp2dpo.evaluation.models import load_judge
     from sp2dpo.evaluation.prompts import read_prompts
@@ -133,7 +143,7 @@ def judge(
 
 @evaluate.command()
 @click.argument("results", nargs=-1, required=True, type=FOLDER)
-@click.option("--against", help="The student to compare the others with.")
+@click.option("--against", help="Name of the student to compare the others with.")
 @SAMPLES
 @click.option(
     "--seed",
@@ -156,8 +166,8 @@ def compare(
 ) -> None:
     """Compare the win rates of students, with intervals.
 
-    RESULTS are folders written by `judge`. Several results of one student count as different seeds.
-    Differences are paired by prompt.
+    RESULTS are folders written by `judge`. Results with the same student name count as seeds of one
+    student. Differences are paired by prompt.
     """
     from sp2dpo.evaluation.verdicts import read_result
 
@@ -176,7 +186,7 @@ def compare(
     "temperatures",
     type=click.FloatRange(min=0, max=10),
     multiple=True,
-    help="Can be repeated [default: 0, 0.25, 0.5, 0.75 and 1].",
+    help="Decoding temperature; can be repeated [default: 0, 0.25, 0.5, 0.75 and 1].",
 )
 @REFERENCE
 @click.option("--judge", "judge_file", **JUDGE)
@@ -205,9 +215,9 @@ def sweep(
 ) -> None:
     """Evaluate a student at several temperatures.
 
-    At each decoding temperature a reward model scores the outputs and a judge compares them. If
-    --reference is another student's sweep, the outputs at the same temperature are compared. Safe
-    to interrupt: run the same command again to resume.
+    At each decoding temperature a reward model (--reward) scores the outputs, and a judge (--judge)
+    compares them with the reference. If --reference is another student's sweep folder, outputs at
+    the same temperature are compared. Safe to interrupt: run the same command again to resume.
     """
     from sp2dpo.evaluation.models import load_judge, load_student
     from sp2dpo.evaluation.prompts import read_prompts

@@ -23,19 +23,19 @@ sp2dpo report   --store run.sqlite --betas betas.parquet --out report.html
 _COMMANDS = {
     "pilot": (
         "report",
-        "Try a panel on a sample of the pairs: go or no-go, and at what cost.",
+        "Try a panel on a sample: estimate quality, time and cost.",
     ),
     "status": (
         "report",
-        "Show the progress, cost and time left of a run, also while it is running.",
+        "Show the progress, cost and remaining time of an annotation run.",
     ),
     "annotate": (
         "annotation",
-        "Ask a panel of teachers about every pair.",
+        "Annotate pairs with a panel of teacher models.",
     ),
     "serve": (
         "annotation",
-        "Run the server of one teacher until interrupted.",
+        "Run the vLLM server of one teacher until interrupted.",
     ),
     "export-requests": (
         "annotation",
@@ -51,7 +51,7 @@ _COMMANDS = {
     ),
     "schedule": (
         "betas",
-        "Turn annotations into one beta for every pair.",
+        "Compute one beta per pair from the replies.",
     ),
     "explain": (
         "betas",
@@ -59,19 +59,19 @@ _COMMANDS = {
     ),
     "agreement": (
         "diagnostics",
-        "Measure the agreement between teachers and between prompt variants.",
+        "Measure the agreement of teachers and of prompt variants.",
     ),
     "estimators": (
         "diagnostics",
-        "Compare the betas under every estimator, gap form and map.",
+        "Compare the betas of every estimator, gap form and map.",
     ),
     "compare": (
         "diagnostics",
-        "Compare two files of betas: correlation, shift, largest changes, categories.",
+        "Compare two files of betas.",
     ),
     "audit": (
         "diagnostics",
-        "Check betas for common problems: guessing, clumping, length bias, noise.",
+        "Check replies and betas for common problems.",
     ),
     "score": (
         "training",
@@ -83,7 +83,7 @@ _COMMANDS = {
     ),
     "publish": (
         "dataset",
-        "Publish a data set written by `build` on the Hub, in one commit.",
+        "Publish a data set on the Hugging Face Hub.",
     ),
     "verify": (
         "dataset",
@@ -91,19 +91,19 @@ _COMMANDS = {
     ),
     "space": (
         "space",
-        "Open the inspector in a browser: pairs, their betas, and the replies behind them.",
+        "Inspect pairs, betas and replies in a browser.",
     ),
     "evaluate": (
         "evaluation",
-        "Evaluate students: outputs, a judge's verdicts, win rates with intervals.",
+        "Evaluate trained models with AlpacaEval's method.",
     ),
     "report": (
         "report",
-        "Write a page and plots that show the betas, the agreement and the checks.",
+        "Write an HTML report and plots of an annotation run.",
     ),
     "schema": (
         "schema",
-        "Print the JSON Schema of a YAML file.",
+        "Print the JSON Schema of a type of YAML file.",
     ),
 }
 """Commands by name: module in `sp2dpo.cli` and one-line help.
@@ -154,7 +154,7 @@ class _LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="sp2dpo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Preference optimisation with a temperature for every pair."""
+    """DPO with a separate beta for every preference pair."""
 
 
 _STOPPED = "stopped; the same command goes on from here"

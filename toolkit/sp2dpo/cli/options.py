@@ -27,11 +27,16 @@ BETAS = click.option(
     "--betas", "betas_file", type=FILE, required=True, help="Betas written by `schedule`."
 )
 PAIRS = click.option(
-    "--pairs", metavar="P", help="A .jsonl, .jsonl.gz or .parquet file, or a dataset on the Hub."
+    "--pairs",
+    metavar="P",
+    help="Pairs: a .jsonl, .jsonl.gz or .parquet file, or a data set on the Hub.",
 )
 PANEL = click.option("--panel", "panel_file", type=FILE, required=True, help="Panel YAML file.")
 GOLD = click.option(
-    "--gold", "gold_file", type=FILE, help="JSON Lines file of pairs with known labels."
+    "--gold",
+    "gold_file",
+    type=FILE,
+    help="JSON Lines file of pairs whose correct labels are known.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 PATIENCE = click.option(
@@ -39,13 +44,15 @@ PATIENCE = click.option(
     type=click.FloatRange(min=0, max=1e6),
     default=900,
     show_default=True,
-    help="Seconds without any reply from a model after which the run ends.",
+    help="End the run if a model sends no reply for this many seconds.",
 )
 SERVE = click.option(
     "--serve", is_flag=True, help="Start the servers described in the YAML without asking first."
 )
 RETRY_REFUSED = click.option(
-    "--retry-refused", is_flag=True, help="Ask again for replies that were refused."
+    "--retry-refused",
+    is_flag=True,
+    help="Request refused (unreadable or failed) replies once more.",
 )
 
 
@@ -80,7 +87,9 @@ class ShardType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-SHARD = click.option("--shard", type=ShardType(), help="Annotate only shard I of N of the pairs.")
+SHARD = click.option(
+    "--shard", type=ShardType(), help="Use only shard I of N of the pairs; I starts at 0."
+)
 
 
 def print_lines(lines: Sequence[str], *, err: bool = False) -> None:

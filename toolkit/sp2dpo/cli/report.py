@@ -29,7 +29,10 @@ NO_GO = 3
 @STORE
 @JSON
 def status(store_file: Path, as_json: bool) -> None:
-    """Show the progress, cost and time left of a run, also while it is running."""
+    """Show the progress, cost and remaining time of an annotation run.
+
+    Can be used during the run.
+    """
     from dataclasses import asdict
 
     from sp2dpo.report.status import collect_status
@@ -49,7 +52,7 @@ def status(store_file: Path, as_json: bool) -> None:
     "--pairs",
     metavar="P",
     required=True,
-    help="The full corpus: a file or Hub id, as in `annotate`.",
+    help="All pairs, of which a sample is drawn: a file or Hub data set, as in `annotate`.",
 )
 @PANEL
 @click.option("--store", "store_file", type=FILE, required=True, help="Store for the pilot only.")
@@ -62,18 +65,18 @@ def status(store_file: Path, as_json: bool) -> None:
 )
 @GOLD
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: SP2DPO's]."
+    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: the paper's]."
 )
 @click.option(
     "--sweep",
     "runs",
     type=click.IntRange(min=1),
-    help="Compare the cost with a beta sweep of this many training runs.",
+    help="Number of runs in a sweep over global betas, to compare its cost with the annotation's.",
 )
 @click.option(
     "--run-hours",
     type=click.FloatRange(min=0, min_open=True, max=1e9),
-    help="GPU-hours of one run of the sweep.",
+    help="GPU hours of one run of that sweep.",
 )
 @SERVE
 @PATIENCE
@@ -91,9 +94,10 @@ def pilot(
     patience: float,
     as_json: bool,
 ) -> None:
-    """Try a panel on a sample of the pairs: go or no-go, and at what cost.
+    """Try a panel on a sample: estimate quality, time and cost.
 
-    Exits with 0 for go and 3 for no-go. A rerun asks only for missing replies.
+    Prints a verdict, go or no-go, with its reasons. The exit code is 0 for go and 3 for no-go. A
+    rerun requests only missing replies.
     """
     import sys
     from contextlib import redirect_stdout
@@ -137,8 +141,8 @@ def _print(payload: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
 @click.command()
 @STORE
 @BETAS
-@click.option("--out", type=FILE, help="HTML page to write.")
-@click.option("--plots", "folder", type=FOLDER, help="Folder for each plot as PNG and SVG.")
+@click.option("--out", type=FILE, help="HTML file to write.")
+@click.option("--plots", "folder", type=FOLDER, help="Folder for the plots, as PNG and SVG.")
 @GOLD
 @DRAWS
 @JSON
@@ -151,7 +155,10 @@ def report(
     draws: int,
     as_json: bool,
 ) -> None:
-    """Write a page and plots that show the betas, the agreement and the checks."""
+    """Write an HTML report and plots of an annotation run.
+
+    It shows the betas, the agreement of the teachers, and the checks of `audit`.
+    """
     import json
     from dataclasses import asdict
 

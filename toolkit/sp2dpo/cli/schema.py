@@ -13,10 +13,10 @@ _MODELS = {
 """The kinds of YAML files, and where the model of each is defined."""
 
 
-@click.command(short_help="Print the JSON Schema of a YAML file.")
+@click.command(short_help="Print the JSON Schema of a type of YAML file.")
 @click.argument("kind", type=click.Choice(list(_MODELS)))
 def schema(kind: str) -> None:
-    """Print the JSON Schema of a YAML file, for editors that complete and check YAML.
+    """Print the JSON Schema of a type of YAML file, for editors that complete and check YAML.
 
     \b
     sp2dpo schema schedule > schedule.schema.json

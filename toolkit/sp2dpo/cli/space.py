@@ -12,19 +12,22 @@ from sp2dpo.cli.options import print_lines
     "--data", default="", metavar="DIR_OR_REPO", help="Data set to show [default: the demo]."
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="Port [default: the first free one from 7860]."
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Port [default: the first free port from 7860 on].",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address; 0.0.0.0 lets other machines connect.",
+    help="Address to listen on; 0.0.0.0 lets other machines connect.",
 )
 @click.pass_context
 def space(context: click.Context, data: str, port: int | None, host: str) -> None:
-    """Open the inspector in a browser: pairs, their betas, and the replies behind them.
+    """Inspect pairs, betas and replies in a browser.
 
-    `sp2dpo space deploy` puts it on the Hub.
+    Runs the inspector as a local web server. `sp2dpo space deploy` deploys it as a Space on the
+    Hub.
     """
     if context.invoked_subcommand is not None:
         if data:
@@ -40,10 +43,12 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
 @click.option(
     "--data", default="", metavar="ORG/NAME[@TAG]", help="Data set to show [default: the demo]."
 )
-@click.option("--private", is_flag=True, help="Make a new Space visible to its owners only.")
-@click.option("--overwrite", is_flag=True, help="Deploy even if the Space holds another program.")
+@click.option("--private", is_flag=True, help="If the Space is created, make it private.")
+@click.option(
+    "--overwrite", is_flag=True, help="Deploy even if the Space contains another program."
+)
 def deploy(repo: str, data: str, private: bool, overwrite: bool) -> None:
-    """Put the inspector on the Hub as a Space, in one commit.
+    """Deploy the inspector as a Space on the Hub, in one commit.
 
     Uses the token of `hf auth login` or HF_TOKEN. A rerun makes no commit if nothing has changed.
     """

@@ -8,11 +8,13 @@ from sp2dpo.cli.options import FILE, print_lines
 
 
 @click.command()
-@click.option("--data", required=True, help="A folder written by `build`, or a name on the Hub.")
+@click.option(
+    "--data", required=True, help="Data set: a folder written by `build`, or org/name on the Hub."
+)
 @click.option(
     "--model",
     required=True,
-    help="Reward model: a folder or a name on the Hub; with --folds, it contains {fold}.",
+    help="Reward model: a folder or org/name on the Hub; with --folds, {fold} stands for the fold.",
 )
 @click.option("--revision", help="Revision of the model on the Hub.")
 @click.option(
