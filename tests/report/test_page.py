@@ -9,6 +9,8 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
 from sp2dpo.report.charts import (
+    CategoryCounts,
+    Histogram,
     axis_steps,
     build_gauge,
     category_colours,
@@ -16,7 +18,6 @@ from sp2dpo.report.charts import (
     stack_bars,
 )
 from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
-from sp2dpo.report.report import CategoryCounts, Histogram
 from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
 
 HOSTILE = (

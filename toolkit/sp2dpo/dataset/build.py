@@ -43,7 +43,7 @@ from sp2dpo.dataset.manifest import (
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
 from sp2dpo.report import plots
-from sp2dpo.report.report import build_histogram
+from sp2dpo.report.charts import build_histogram
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 

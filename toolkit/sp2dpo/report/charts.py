@@ -1,4 +1,4 @@
-"""Lay out the charts of the HTML page, and choose the colours of categories.
+"""Count betas by category, lay out the charts of the HTML page, and choose colours.
 
 All coordinates are pixels from the upper left corner.
 """
@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from sp2dpo.report.report import Histogram
+import polars as pl
 
+from sp2dpo.betas.file import BetaTable
+
+BINS = 20
+"""Number of bars in the histogram of beta."""
 _LIGHT = (
     "#c2453c", "#2f6fb5", "#c2850c", "#23876b", "#8556b5", "#5f8f26", "#c0508c", "#7b6856",
     "#2590a8", "#5d6d84",
@@ -23,11 +27,7 @@ _DARK = (
 
 
 def category_colours(number: int) -> tuple[str, str]:
-    """Return a category's colour on a light and on a dark page, as hexadecimal RGB.
-
-    Args:
-        number: number of the category, from 0.
-    """
+    """Return the colours of a category (from 0) on a light and a dark page, as hexadecimal RGB."""
     if number < len(_LIGHT):
         return _LIGHT[number], _DARK[number]
     # Steps of the golden angle around the colour wheel never repeat a hue.
@@ -41,16 +41,39 @@ def _hexadecimal(hue: float, lightness: float, saturation: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CategoryCounts:
+    """Betas of one category in each bin of a histogram.
+
+    Attributes:
+        name: the category.
+        counts: number of betas in each bin.
+    """
+
+    name: str
+    counts: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Histogram of beta by category.
+
+    Attributes:
+        edges: borders of the bins, in ascending order; one more than there are bins.
+        categories: counts of each category, in order of priority.
+    """
+
+    edges: list[float]
+    categories: list[CategoryCounts]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bar:
     """A segment of a stacked bar.
 
     Attributes:
-        category: number of the category.
-        name: name of the category.
-        count: number of betas.
-        below: number of betas in the segments below.
-        low: lower border of the bin.
-        high: upper border of the bin.
+        category, name: number and name of the category.
+        count, below: number of betas in the segment, and in the segments below.
+        low, high: borders of the bin.
     """
 
     category: int
@@ -66,11 +89,9 @@ class Chart:
     """Size and axes of a chart, which place values in the drawing.
 
     Attributes:
-        width: width of the drawing.
-        height: height of the drawing.
-        left: left end of the horizontal axis.
-        right: right end of the horizontal axis.
-        ends: values at the two ends of the horizontal axis.
+        width, height: size of the drawing.
+        left, right: ends of the horizontal axis.
+        ends: values at these two ends.
         across: ticks of the horizontal axis.
         up: ticks of the vertical axis, which ends at the first and the last of them.
     """
@@ -122,12 +143,36 @@ class Gauge:
     at: float | None
 
 
-def stack_bars(histogram: Histogram) -> list[Bar]:
-    """Return the segments of a histogram's bars, from the axis up; bins without betas have none.
+def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
+    """Count the betas of each category in `BINS` equal bins.
+
+    The bins cover the envelopes of all categories, and also betas of a baseline outside of them. A
+    bin includes its lower border; the last bin also includes its upper border.
 
     Args:
-        histogram: counts of each category in each bin.
+        betas: betas of the run.
+        categories: categories of the rubric.
     """
+    beta, envelope = betas.table["beta"].drop_nulls(), betas.schedule.widest
+    low, high = min([envelope.beta_min, *beta]), max([envelope.beta_max, *beta])
+    # Round, so that floating-point error does not move a beta on a border into the next bin.
+    share = ((pl.col("beta") - low) / (high - low)).round(9)
+    bins = (
+        betas.table.drop_nulls("beta")
+        .group_by("category", bin=(share * BINS).floor().clip(0, BINS - 1).cast(pl.Int32))
+        .len()
+    )
+    counts = {category: [0] * BINS for category in categories}
+    for category, number, count in bins.iter_rows():
+        counts[category][number] = count
+    return Histogram(
+        edges=[low * (1 - end / BINS) + high * (end / BINS) for end in range(BINS + 1)],
+        categories=[CategoryCounts(name=name, counts=bars) for name, bars in counts.items()],
+    )
+
+
+def stack_bars(histogram: Histogram) -> list[Bar]:
+    """Return the segments of a histogram's bars, from the axis up; bins without betas have none."""
     bars = []
     for number, (low, high) in enumerate(pairwise(histogram.edges)):
         below = 0
@@ -149,14 +194,7 @@ def stack_bars(histogram: Histogram) -> list[Bar]:
 
 
 def histogram_chart(histogram: Histogram, *, width: int, height: int, intervals: int) -> Chart:
-    """Return the axes of a histogram.
-
-    Args:
-        histogram: counts of each category in each bin.
-        width: width of the drawing.
-        height: height of the drawing.
-        intervals: number of intervals between the ticks of the horizontal axis.
-    """
+    """Return the axes of a histogram, with ticks at the ends of `intervals` equal intervals."""
     low, high = histogram.edges[0], histogram.edges[-1]
     marks = axis_steps(
         max(map(sum, zip(*(row.counts for row in histogram.categories), strict=True)))
@@ -174,13 +212,7 @@ def histogram_chart(histogram: Histogram, *, width: int, height: int, intervals:
 
 
 def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> Chart | None:
-    """Return the axes of the mean signed gaps by difference of length; None without any bin.
-
-    Args:
-        bins: mean gaps, from `bin_by_length`.
-        width: width of the drawing.
-        height: height of the drawing.
-    """
+    """Return the axes of the mean signed gaps of `bin_by_length`; None without any bin."""
     if not bins:
         return None
     low, high = bins[0]["middle"], bins[-1]["middle"]

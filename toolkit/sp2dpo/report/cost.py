@@ -25,16 +25,14 @@ class TeacherPerformance:
         refused_share: refused questions as a share of `heard`, in [0, 1]; None without any reply.
         requests: number of replies received, including retries.
         untold: number of replies without token counts.
-        prompt_tokens: mean prompt tokens of a reply; None if unknown.
+        prompt_tokens, completion_tokens: mean tokens of a reply; None if unknown.
         cached_tokens: mean prompt tokens per reply that came from a prefix cache; None if unknown.
-        completion_tokens: mean completion tokens of a reply; None if unknown.
         cached_share: share of the prompt tokens that a prefix cache served; None if unknown.
         cacheable_share: share of the prompt tokens that a prefix cache could serve, given the order
             of the requests; None for an adaptive panel, which asks about a pair at different times.
         busy_seconds: seconds with at least one timed request in flight; None without timed replies.
         replies_per_second: timed replies per busy second.
-        prompt_tokens_per_second: prompt tokens per busy second.
-        completion_tokens_per_second: completion tokens per busy second.
+        prompt_tokens_per_second, completion_tokens_per_second: tokens per busy second.
         details: the detail of the first refusal, by reason.
     """
 
@@ -64,14 +62,12 @@ class TeacherCost:
     Attributes:
         name: name of the teacher in the panel.
         requests: number of replies, including retries.
-        prompt_tokens: prompt tokens of these replies.
+        prompt_tokens, completion_tokens: tokens of these replies.
         cached_tokens: prompt tokens that a prefix cache serves.
-        completion_tokens: completion tokens of these replies.
         hours: hours with requests in flight.
         gpus: number of GPUs, from the price or from `serve`.
         gpu_hours: `hours` times `gpus`.
-        money: cost in `currency`.
-        currency: currency of the price.
+        money, currency: cost, and currency of the price.
     """
 
     name: str
@@ -143,13 +139,7 @@ def measure_usage(store: Store, panel: Panel) -> dict[str, Usage]:
 def measure_performance(
     store: Store, panel: Panel, usage: Mapping[str, Usage]
 ) -> list[TeacherPerformance]:
-    """Return the outcomes, tokens and throughput of each teacher of a panel.
-
-    Args:
-        store: store with the replies.
-        panel: panel that was asked.
-        usage: tokens and time of each teacher, from `measure_usage`.
-    """
+    """Return the outcomes, tokens and throughput of each teacher; usage is by teacher."""
     outcomes = [key for key in store.questions.outcomes() if key.variant in panel.variants]
     details = _first_details(store, panel.variants)
     # An adaptive panel asks about a pair at different times, when its prefix may be gone.
@@ -281,13 +271,7 @@ def _combine(
 def compare_with_sweep(
     projection: CostProjection, *, runs: int, run_hours: float | None
 ) -> SweepComparison:
-    """Compare the cost of an annotation with a sweep of the global beta.
-
-    Args:
-        projection: projected cost of the annotation.
-        runs: number of training runs of the sweep.
-        run_hours: GPU-hours of one run; None if unknown.
-    """
+    """Compare the projected cost of an annotation with a sweep of `runs` training runs."""
     annotation = projection.gpu_hours
     sweep = None if run_hours is None else runs * run_hours
     return SweepComparison(

@@ -25,8 +25,7 @@ class Rationale:
     """The rationale of one reply.
 
     Attributes:
-        teacher: teacher that replied.
-        variant: variant that was asked.
+        teacher, variant: teacher that replied, and variant that it was asked.
         rationale: text of the rationale.
         a: response that the teacher saw as A, `chosen` or `rejected`; None for a labelled rubric.
     """
@@ -44,17 +43,14 @@ class Example:
     Attributes:
         pair_id: id of the pair.
         source_id: the source's own id of the pair; None if it has none.
-        category: category of the pair.
-        beta: beta of the pair.
-        gap: gap of the pair, in [0, 1].
-        signed_gap: signed gap of the pair, in [-1, 1].
+        category, beta: category and beta of the pair.
+        gap, signed_gap: gap of the pair, in [0, 1] and in [-1, 1].
         label_disputed: whether the teachers contradict the label; None if they cannot.
         agreement: share of the replies that name the category.
         spread: spread of the gaps between teachers.
         votes: number of replies.
         prompt: last turn of the prompt.
-        chosen: chosen response.
-        rejected: rejected response.
+        chosen, rejected: the responses.
         rationale: the rationale whose gap is nearest to the pair's; None if there is none.
     """
 

@@ -66,11 +66,8 @@ def write_report(
         ValueError: a file is invalid, or the betas were computed from other replies.
         OSError: a file cannot be read or written.
     """
-    store = Path(store)
-    betas = Path(betas)
-    out = None if out is None else Path(out)
-    plots = None if plots is None else Path(plots)
-    gold = None if gold is None else Path(gold)
+    store, betas = Path(store), Path(betas)
+    out, plots, gold = (None if path is None else Path(path) for path in (out, plots, gold))
     if out is not None:
         check_overwrite(out, is_report, "a report")
     with open_store_and_betas(store, betas) as (opened, table, annotations):
@@ -96,13 +93,12 @@ def render_page(report: Report) -> str:
     """
     edges, agreement = report.histogram.edges, report.agreement
     template = _templates(beta_decimals(edges[-1] - edges[0])).get_template("report.html.jinja")
-    names = [category.name for category in report.categories]
     teachers = [teacher.name for teacher in report.teachers]
     return template.render(
         report=report,
         generator=markupsafe.Markup(_GENERATOR),
-        colours=[category_colours(number) for number in range(len(names))],
-        numbers={name: number for number, name in enumerate(names)},
+        colours=[category_colours(number) for number in range(len(report.categories))],
+        numbers={category.name: number for number, category in enumerate(report.categories)},
         bars=stack_bars(report.histogram),
         histograms={
             "wide": histogram_chart(report.histogram, width=880, height=300, intervals=4),
@@ -113,12 +109,11 @@ def render_page(report: Report) -> str:
             "narrow": length_chart(report.lengths, width=350, height=260),
         },
         matrices=[
-            ("teachers", teachers, comparison_matrix(teachers, agreement.between_teachers)),
-            (
-                "variants",
-                report.variants,
-                comparison_matrix(report.variants, agreement.between_variants),
-            ),
+            (readers, names, comparison_matrix(names, comparisons))
+            for readers, names, comparisons in (
+                ("teachers", teachers, agreement.between_teachers),
+                ("variants", report.variants, agreement.between_variants),
+            )
         ],
         measures=tuple(MEASURES),
         alphas=_alpha_rows(agreement.alpha),

@@ -116,8 +116,7 @@ class PanelSummary:
     """Identity of the panel.
 
     Attributes:
-        rubric: name of the rubric.
-        sha256: hash of the rubric.
+        rubric, sha256: name and hash of the rubric.
         protocol: `labelled` or `blind`.
         variants: variants that are asked.
         budget: `full` or `adaptive`.
@@ -135,13 +134,10 @@ class BetaSummary:
     """Distribution of the betas over the envelope; means are None without any beta.
 
     Attributes:
-        pairs: number of pairs in the sample.
-        with_beta: number of pairs that have a beta.
-        mean: mean beta.
-        std: standard deviation of the betas.
+        pairs, with_beta: number of pairs in the sample, and of those that have a beta.
+        mean, std: mean and standard deviation of the betas.
         quantiles: betas at `QUANTILES`, by quantile.
-        floor: share of the betas in the lowest 5 % of the envelope.
-        ceiling: share of the betas in the highest 5 % of the envelope.
+        floor, ceiling: share of the betas in the lowest and in the highest 5 % of the envelope.
         histogram: number of betas in each of `BINS` equal parts of the envelope, the lowest first.
             A part includes its lower border; the last part also includes its upper border.
     """

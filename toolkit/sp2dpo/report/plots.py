@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.files import atomic_write
-from sp2dpo.report.charts import build_gauge, category_colours
-from sp2dpo.report.report import Alphas, Histogram, Report
+from sp2dpo.report.charts import Histogram, build_gauge, category_colours
+from sp2dpo.report.report import Alphas, Report
 from sp2dpo.text import escape_controls
 
 FORMATS = ("png", "svg")
@@ -105,11 +105,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_histogram(histogram: Histogram) -> Figure:
-    """Draw the histogram of beta, stacked by category.
-
-    Args:
-        histogram: counts of each category in each bin.
-    """
+    """Draw the histogram of beta, stacked by category."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(8, 4)
         edges = np.asarray(histogram.edges)

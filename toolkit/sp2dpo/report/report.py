@@ -25,14 +25,12 @@ from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
 from sp2dpo.panel.rubric import Rubric
+from sp2dpo.report.charts import Histogram, build_histogram
 from sp2dpo.report.examples import Example, select_examples
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
-
-BINS = 20
-"""Number of bars in the histogram of beta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +61,7 @@ class BetaStatistics:
         with_beta: number of pairs that have a beta.
         without_beta: number of pairs without a beta.
         without_reply: number of pairs without a kept reply.
-        mean: mean beta.
-        min: smallest beta.
-        max: largest beta.
-        median: median beta.
-        std: standard deviation of the betas.
+        mean, min, max, median, std: statistics of the betas.
     """
 
     pairs: int
@@ -82,41 +76,13 @@ class BetaStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoryCounts:
-    """Betas of one category in each bin of a histogram.
-
-    Attributes:
-        name: the category.
-        counts: number of betas in each bin.
-    """
-
-    name: str
-    counts: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """Histogram of beta by category.
-
-    Attributes:
-        edges: borders of the bins, in ascending order; one more than there are bins.
-        categories: counts of each category, in order of priority.
-    """
-
-    edges: list[float]
-    categories: list[CategoryCounts]
-
-
-@dataclass(frozen=True, kw_only=True)
 class CategoryStatistics:
     """Pairs of one category; means are None without any pair.
 
     Attributes:
         name: the category.
-        pairs: number of pairs of the category.
-        without_beta: number of these pairs without a beta.
-        beta: mean beta.
-        gap: mean gap.
+        pairs, without_beta: number of its pairs, and of those without a beta.
+        beta, gap: mean beta and mean gap.
         agreement: mean share of a pair's replies that name the category.
         spread: mean spread of the gaps between teachers.
     """
@@ -135,8 +101,7 @@ class LabelDisputes:
     """Pairs whose label the teachers contradict.
 
     Attributes:
-        pairs: number of these pairs.
-        of: number of pairs that have a gap.
+        pairs, of: number of these pairs, and of all pairs that have a gap.
         share: `pairs` divided by `of`; None if no pair has a gap.
         signed_gap: mean signed gap of the disputed pairs; None if there are none.
     """
@@ -169,8 +134,7 @@ class Alphas:
     """Krippendorff's alpha by measure, from `measure_agreement`.
 
     Attributes:
-        teachers: alpha between the teachers.
-        variants: alpha between the variants.
+        teachers, variants: alpha between the teachers, and between the variants.
         by_teacher: alpha between the variants of each teacher.
     """
 
@@ -429,34 +393,6 @@ def _beta_statistics(table: pl.DataFrame) -> BetaStatistics:
             median=beta.median(),
             std=beta.std(ddof=0),
         ).row(0, named=True),
-    )
-
-
-def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
-    """Count the betas of each category in `BINS` equal bins.
-
-    The bins cover the envelopes of all categories, and also betas of a baseline outside of them. A
-    bin includes its lower border; the last bin also includes its upper border.
-
-    Args:
-        betas: betas of the run.
-        categories: categories of the rubric.
-    """
-    beta, envelope = betas.table["beta"].drop_nulls(), betas.schedule.widest
-    low, high = min([envelope.beta_min, *beta]), max([envelope.beta_max, *beta])
-    # Round, so that floating-point error does not move a beta on a border into the next bin.
-    share = ((pl.col("beta") - low) / (high - low)).round(9)
-    bins = (
-        betas.table.drop_nulls("beta")
-        .group_by("category", bin=(share * BINS).floor().clip(0, BINS - 1).cast(pl.Int32))
-        .len()
-    )
-    counts = {category: [0] * BINS for category in categories}
-    for category, number, count in bins.iter_rows():
-        counts[category][number] = count
-    return Histogram(
-        edges=[low * (1 - end / BINS) + high * (end / BINS) for end in range(BINS + 1)],
-        categories=[CategoryCounts(name=name, counts=bars) for name, bars in counts.items()],
     )
 
 

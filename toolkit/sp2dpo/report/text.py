@@ -29,11 +29,7 @@ _MARKS = {True: "ok", False: "NO", None: "?"}
 
 
 def pilot_lines(result: PilotResult) -> list[str]:
-    """Return the lines that `sp2dpo pilot` prints.
-
-    Args:
-        result: result of the pilot, from `run_pilot`.
-    """
+    """Return the lines that `sp2dpo pilot` prints."""
     sections = [
         _sample_lines(result.sample),
         _reply_lines(result),
@@ -282,11 +278,7 @@ def _verdict_lines(verdict: Verdict) -> list[str]:
 
 
 def status_lines(status: RunStatus) -> list[str]:
-    """Return the lines that `sp2dpo status` prints.
-
-    Args:
-        status: state of the run, from `collect_status`.
-    """
+    """Return the lines that `sp2dpo status` prints."""
     lines = _wrapped(*_status_head(status))
     if status.integrity:
         return lines + _wrapped(*(f"  {problem}" for problem in status.integrity))
