@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Annotates with Hugging Face Jobs: a job for each share of the pairs, each with a store of its own
-# in a bucket that all of them mount. Not run: it needs an account that pays for GPUs.
+# Annotate with Hugging Face Jobs: one job per shard of the pairs, each with its own store in a bucket
+# that all jobs mount. Not run: it needs an account that pays for GPUs.
 #
 #     INPUTS=hf://buckets/me/inputs BUCKET=hf://buckets/me/run recipes/annotate/hf-jobs.sh 4
 #
-# INPUTS holds pairs.jsonl and panel.yaml; the panel serves its teachers (`serve`) from the
-# environment /opt/vllm of IMAGE, in which sp2dpo is installed, too. The store is written on the
-# job's own disk, which SQLite can rely on, and copied to the bucket every ten minutes and at the
-# end. A job that failed is run again by the same sentence: it begins with that copy.
+# INPUTS contains pairs.jsonl and panel.yaml; the panel starts its teachers (`serve`) from the
+# environment /opt/vllm of IMAGE, in which sp2dpo is installed, too. The store is written to the
+# job's local disk, because SQLite needs reliable locks, and copied to the bucket every ten minutes
+# and at the end. To resume after a failed job, run the same command again: it starts from that copy.
 #
-# When all have ended:  sp2dpo merge --out whole.sqlite shard-*.sqlite
+# When all jobs have ended:  sp2dpo merge --out whole.sqlite shard-*.sqlite
 set -euo pipefail
 
 shards=${1:?how many shards}

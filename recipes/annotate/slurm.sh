@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Annotates on a Slurm cluster: an array of tasks, each with a share of the pairs and a store of its
-# own, then one task that puts the stores together. Not run: it needs Slurm and GPUs.
+# Annotate on a Slurm cluster: an array of tasks, each with one shard of the pairs and its own store,
+# then one task that merges the stores. Not run: it needs Slurm and GPUs.
 #
 #     PAIRS=pairs.jsonl PANEL=panel.yaml FOLDER=/shared/run recipes/annotate/slurm.sh 8
 #
-# The panel says how each task serves its teachers (`serve`), or where they are (`base_url`: all
-# tasks then share them). A task that is killed is submitted again by the same sentence: it goes on
-# where it was, and a store that is finished asks nothing. FOLDER must take SQLite files: a parallel
-# file system with locks, not NFS without them.
+# With `serve` in the panel, each task starts its own servers; with `base_url`, all tasks share these
+# servers. To resume after a task was killed, run the same command again; a complete store sends no
+# requests. FOLDER must support SQLite: a parallel file system with locks, not NFS without them.
 set -euo pipefail
 
 shards=${1:?how many shards}
@@ -18,7 +17,7 @@ array=$(sbatch --parsable --array="0-$((shards - 1))" --job-name=annotate \
   --gpus=4 --cpus-per-task=16 --time=12:00:00 --requeue --signal=B:TERM@300 \
   --output="$FOLDER/annotate-%a.log" --open-mode=append --export=ALL,SHARDS="$shards" <<'TASK'
 #!/usr/bin/env bash
-# Five minutes before its time is over it is told to stop: it takes what is in flight, and ends.
+# Slurm sends SIGTERM five minutes before the time limit: in-flight requests finish, then it ends.
 exec sp2dpo annotate --pairs "$PAIRS" --panel "$PANEL" --serve \
   --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --store "$FOLDER/shard-$SLURM_ARRAY_TASK_ID.sqlite"
 TASK

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on one machine of Hugging Face Jobs, and pushes the model to the Hub. Not run: it needs an
+# Train on one machine of Hugging Face Jobs, and push the model to the Hub. Not run: it needs an
 # account that pays for GPUs.
 #
 #     IMAGE=me/sp2dpo BUCKET=hf://buckets/me/run recipes/dpo/hf-jobs.sh \
 #         --config recipes/dpo/models/mistral-7b.yaml --config recipes/dpo/methods/sp2dpo.yaml \
 #         --dataset org/name --push_to_hub true --hub_model_id me/student
 #
-# All words are train.py's. IMAGE has this repository at /sp2dpo with its requirements installed.
-# Checkpoints and the reference's log-probs go to BUCKET: the same sentence with
-# --resume_from_checkpoint true goes on after a job that failed.
+# All arguments are passed to train.py. IMAGE has this repository at /sp2dpo with its requirements
+# installed. Checkpoints and the reference log-probs are written to BUCKET: to resume after a failed
+# job, run the same command with --resume_from_checkpoint true.
 set -euo pipefail
 
 : "${IMAGE:?an image with sp2dpo}" "${BUCKET:?a bucket to write to}"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on several machines of a Slurm cluster with ZeRO-3: one task on each, which launches a
+# Train on several machines of a Slurm cluster with ZeRO-3: one task per machine, which launches one
 # process per GPU. Not run: it needs Slurm and GPUs.
 #
 #     recipes/dpo/slurm.sh 2 --config recipes/dpo/models/mistral-7b.yaml \
 #         --config recipes/dpo/methods/sp2dpo.yaml --dataset dataset/ --output_dir /shared/student
 #
-# The first word is the number of machines, the others are train.py's. output_dir, the data set and
-# reference_cache have to be on a file system that all of them see. A job that was stopped is
-# submitted again by the same sentence and --resume_from_checkpoint true.
+# The first argument is the number of machines, the others are passed to train.py. output_dir, the
+# data set and reference_cache must be on a file system that all machines share. To resume after a
+# job was stopped, run the same command with --resume_from_checkpoint true.
 set -euo pipefail
 
 export MACHINES=${1:?how many machines}
