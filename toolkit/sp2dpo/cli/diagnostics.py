@@ -24,7 +24,7 @@ FAILED = 3
     type=FILE,
     help="Text file of pairs to use, one pair id or source name per line.",
 )
-@click.option("--category", help="Use only pairs to which most replies give this category.")
+@click.option("--category", help="Use only pairs whose most frequent category is this one.")
 @click.option("--sample", type=click.IntRange(min=1), help="Use a random sample of this size.")
 @DRAWS
 @JSON
