@@ -218,6 +218,7 @@ def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> 
     low, high = bins[0]["middle"], bins[-1]["middle"]
     # Gaps of the labelled protocol are never negative, and the half below 0 would be empty.
     floor = -1.0 if min(row["lower"] for row in bins) < 0 else 0.0
+    # Few labels fit below a narrow chart, so only multiples of a round step have one.
     step = axis_steps(math.ceil(high - low))[1]
     round_values = range(math.ceil(low / step) * step, math.floor(high / step) * step + 1, step)
     return Chart(
@@ -249,6 +250,7 @@ def build_gauge(value: float | None, *, top: float, look: float, bad: float) -> 
         look: threshold of the verdict `look`.
         bad: threshold of the verdict `bad`; above `look` if high values are bad.
     """
+    # For a check whose low values are bad, `bad` is the lower threshold and the zones are reversed.
     low, high = sorted((100 * look / top, 100 * bad / top))
     names = ("ok", "look", "bad") if bad > look else ("bad", "look", "ok")
     ends = (0.0, low, high, 100.0)

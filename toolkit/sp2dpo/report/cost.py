@@ -150,6 +150,7 @@ def measure_performance(
         refused = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
         kept = refused.pop("kept", 0)
         heard = kept + sum(refused.values())
+        # A declined request took no tokens, and an answer without counts an unknown number.
         counted = used.timed + used.untimed - used.uncounted
         # Without the times of all replies, their tokens per second are unknown.
         seconds = used.seconds if counted and not used.untimed else None
@@ -191,6 +192,7 @@ def _prompt_text(store: Store, panel: Panel) -> Text:
     text = Text()
     seen: set[str] = set()
     for row, pair_id in store.corpus.rows():
+        # A pair that the source repeats is asked about once.
         if pair_id not in seen:
             seen.add(pair_id)
             orders = panel.rubric.orders(pair_id)
@@ -216,6 +218,7 @@ def project_costs(
     """
     teachers = [_scale(teacher, usage[teacher.name], pairs / sampled) for teacher in panel.teachers]
     hours = {cost.name: cost.hours for cost in teachers}
+    # Teachers at running servers are asked side by side; the others one after the other.
     turns = [
         _combine(max, [hours[teacher.name] for teacher in phase])
         for phase in phases(panel.teachers)
@@ -245,6 +248,7 @@ def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
         cached=None if usage.cached is None else round(usage.cached * factor),
         seconds=usage.seconds * factor,
     )
+    # Untimed replies took time that nobody measured.
     hours = None if usage.rate is None or usage.untimed else scaled.seconds / 3600
     return TeacherCost(
         name=teacher.name,

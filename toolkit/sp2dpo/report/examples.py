@@ -148,6 +148,7 @@ def _render_turns(turns: Iterable[Message]) -> str:
             [content if isinstance(content, str) else canonical_json(content)] if content else []
         )
         extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+        # Tool calls and names are part of what the teacher read.
         texts.append("\n".join([*parts, canonical_json(extra)] if extra else parts))
     joined = "\n\n".join(texts)
     return joined if len(joined) <= MAX_TEXT else joined[: MAX_TEXT - 1].rstrip() + "…"

@@ -131,6 +131,7 @@ def render_page(report: Report) -> str:
 
 def is_report(path: Path) -> bool:
     """Return whether a file is a page that `render_page` made."""
+    # The mark is at the top of a page; a large file of another kind need not be read.
     with path.open("rb") as file:
         return _GENERATOR.encode() in file.read(1000)
 
@@ -185,6 +186,7 @@ def _templates(decimals: int) -> jinja2.Environment:
 
 
 def _show_controls(value: Any) -> Any:
+    # Markup is made by the templates; the texts in it went through here before.
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
         return escape_controls(value.replace("\r\n", "\n"))
     return value

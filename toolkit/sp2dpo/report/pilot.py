@@ -238,13 +238,13 @@ def run_pilot(
         Interrupted: a signal stopped the run.
     """
     gold = None if gold is None else Path(gold)
-    schedule = Path(schedule) if isinstance(schedule, str) else schedule
     source = pairs if isinstance(pairs, Source) else open_source(str(pairs))
     where = "panel" if isinstance(panel, Panel) else str(panel)
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
-    schedule = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
+    schedule = schedule if isinstance(schedule, Schedule) else load_schedule(Path(schedule))
     _check_estimate(panel, schedule, where=where)
     truths = None if gold is None else read_gold(gold, panel.rubric)
+    # Known truths are few: a random sample would hold too few of them for a verdict.
     sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])
     if not sample.pairs:
         raise ValueError(f"{source}: no row holds a preference pair")
@@ -267,6 +267,7 @@ def run_pilot(
                 on_result=on_result,
             )
         except (ValueError, OSError) as error:
+            # That the panel sends nothing readable is a result of the pilot, not a failure of it.
             if not _has_useless_teacher(opened, panel):
                 raise
             trial = replace(trial, trouble=str(error))
@@ -347,6 +348,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
         gold = compare_with_gold(betas.table, truths, panel.rubric, gold_count=len(trial.truths))
     summary = _summarize_betas(betas)
     projection = sweep = None
+    # Costs cannot be scaled up from a sample that was not asked in full.
     if trial.trouble is None:
         projection = project_costs(panel, usage, sampled=len(sample.pair_ids), pairs=sample.pairs)
         if trial.runs is not None:
@@ -403,6 +405,7 @@ def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
 def _summarize_betas(betas: BetaTable) -> BetaSummary:
     beta = betas.table["beta"].drop_nulls()
     shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
+    # Without the clip, a beta at the upper end would be in a bin of its own.
     bins = (shares * BINS).floor().clip(0, BINS - 1).cast(pl.Int32).to_list()
     std = beta.std(ddof=0)
     return BetaSummary(

@@ -21,7 +21,9 @@ from sp2dpo.text import escape_controls
 
 FORMATS = ("png", "svg")
 STYLE: dict[Any, Any] = {
+    # Without a salt, the ids in an SVG are random and the same plot has other bytes each time.
     "svg.hashsalt": "sp2dpo",
+    # Paths look the same where the font is missing.
     "svg.fonttype": "path",
     "font.size": 10,
     "axes.spines.top": False,
@@ -34,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#ebe8e1",
     "figure.facecolor": "white",
+    # A dollar sign in a name is not the start of a formula.
     "text.parse_math": False,
 }
 """Settings of matplotlib for every plot of the project."""
@@ -100,7 +103,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     # A date or a version would change the bytes from one run to the next.
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with mpl.rc_context(STYLE), atomic_write(path) as unfinished:
-        FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)  # the Agg canvas needs no display
         figure.savefig(unfinished, format=kind, dpi=160, metadata=metadata)
 
 
@@ -128,7 +131,7 @@ def draw_histogram(histogram: Histogram) -> Figure:
 def _draw_checks(checks: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the value and the thresholds of each check."""
     figure, axes = _figure(8, 0.5 * len(checks) + 0.8)
-    rows = checks[::-1]
+    rows = checks[::-1]  # the axis starts at the bottom, and the first check belongs on top
     for place, check in enumerate(rows):
         top = check["top"]
         gauge = build_gauge(check["value"], top=top, look=check["look"], bad=check["bad"])
@@ -209,7 +212,7 @@ def draw_beta_comparison(a: BetaTable, b: BetaTable, *, names: Sequence[str]) ->
     both = a.table.join(b.table, on="pair_id", suffix="_b").drop_nulls(["beta", "beta_b"])
     x, y = both["beta"].to_numpy(), both["beta_b"].to_numpy()
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    margin = 0.03 * (high - low) or 0.01
+    margin = 0.03 * (high - low) or 0.01  # axes need a width, even if all betas are equal
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.4), layout="constrained")
         panels: Any = figure.subplot_mosaic(
@@ -262,6 +265,7 @@ def _draw_matrix(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]])
         text = "-" if rho is None else f"{rho:.2f}"
         if same is not None:
             text += f"\n{same:.0%}"
+        # Dark ink cannot be read on the dark end of the colour map.
         colour = "w" if rho is not None and rho > 0.6 else _INK
         for y, x in ((row, column), (column, row)):
             values[y, x] = np.nan if rho is None else rho

@@ -331,6 +331,7 @@ def build_report(
         draws=draws,
         most_telling=examples.most_telling,
         least_telling=examples.least_telling,
+        # None, not an empty list: without the blind protocol nobody was asked about the label.
         most_disputed=examples.most_disputed if has_disputes else None,
     )
 
@@ -404,6 +405,7 @@ def _category_statistics(
         without_beta=pl.col("beta").null_count(),
         **{name: pl.col(name).mean() for name in ("beta", "gap", "agreement", "spread")},
     )
+    # A category without pairs has a row, too: that it is never named is a result.
     rows = (
         pl.DataFrame({"category": list(categories)})
         .join(means, on="category", how="left", maintain_order="left")

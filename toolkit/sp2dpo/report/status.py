@@ -159,6 +159,7 @@ def collect_status(path: Path | str) -> RunStatus:
     """
     path = Path(path)
     with Store(path) as store, store.snapshot():
+        # Nothing else is read out of a damaged file: the numbers could be wrong.
         problems = store.integrity()
         source = None if problems else store.corpus.source()
         shard = None if problems else store.questions.shard()
@@ -198,11 +199,11 @@ def find_annotating_process(path: Path) -> int | None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # OverflowError: the file does not hold an id
         return False
     except PermissionError:  # the process belongs to another user
         return True
-    return pid > 0
+    return pid > 0  # 0 and negative numbers signal a group of processes
 
 
 def _holds_lock(pid: int, lock: TextIO) -> bool:
@@ -233,6 +234,7 @@ def _is_locked(lock: TextIO) -> bool:
 
 def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideReplies]:
     panel = store.panel()
+    # Every pair has the same orders; its id only decides which is asked first.
     orders = sorted(store.rubric().orders("0"))
     cells = [(variant, order) for variant in panel["variants"] for order in orders]
     settled = store.usage.count_settled() if panel["budget"] == "adaptive" else {}
@@ -327,6 +329,7 @@ def _money_left(
     price: Price | None, usage: Usage, requests: float, seconds: float | None
 ) -> float | None:
     """Extrapolate the cost: from the time left if priced by the hour, else from the requests."""
+    # An hour costs the same however many requests are in flight.
     if price is not None and price.gpu_hour is not None:
         return None if seconds is None else Usage(seconds=seconds).cost(price)
     so_far = usage.cost(price)
@@ -357,6 +360,7 @@ def _total(teachers: Sequence[TeacherStatus]) -> TotalStatus:
         money=sum_by_currency((row.money, row.currency) for row in teachers),
         money_left=sum_by_currency((row.money_left, row.currency) for row in teachers),
         unpriced=[row.name for row in teachers if row.money is None],
+        # With an unknown time among them, the others would only be a lower bound.
         seconds_left_side_by_side=max(seconds, default=0.0) if complete else None,
         seconds_left_in_turn=math.fsum(seconds) if complete else None,
     )

@@ -24,7 +24,7 @@ from sp2dpo.text import (
 
 _BAR = 40
 """Length of the longest bar of the printed histogram, in characters."""
-_BINS_PER_BAR = 2
+_BINS_PER_BAR = 2  # ten bars fit a terminal
 _MARKS = {True: "ok", False: "NO", None: "?"}
 
 

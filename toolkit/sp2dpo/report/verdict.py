@@ -119,6 +119,7 @@ def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
 
 def _refusal_advice(teacher: TeacherPerformance) -> str:
     """Return what to do about each reason of a teacher's refusals, the most frequent first."""
+    # The sort is stable, so equally frequent reasons stay in alphabetical order.
     reasons = sorted(teacher.refused, key=lambda reason: -teacher.refused[reason])
     return "; ".join(
         f"{reason} {teacher.refused[reason]}: {_remedy(reason, teacher.details.get(reason))}"
@@ -161,6 +162,7 @@ def _check(check: Check) -> GoRule:
         rule=f"{check.measure}: {'below' if check.bad > check.look else 'above'} {bad}",
         value=check.value,
         threshold=check.bad,
+        # `look` only asks to read some pairs, so it does not prevent a go.
         passed=None if check.verdict == UNKNOWN else check.verdict != BAD,
         note="; ".join(note for note in (check.reason, check.note) if note) or None,
         advice=check.advice if check.verdict == BAD else None,
@@ -172,6 +174,7 @@ def _position(position: Sequence[Mapping[str, Any]]) -> GoRule:
     shares = {}
     for row in position:
         counts = {kind: row[kind]["count"] for kind in ("consistent", "first", "second")}
+        # A tie speaks neither for a preference nor for a bias towards a place.
         total = sum(counts.values())
         if total >= FEWEST:
             shares[row["teacher"]] = counts["consistent"] / total
