@@ -15,6 +15,7 @@ from sp2dpo.report.charts import (
     build_gauge,
     category_colours,
     histogram_chart,
+    length_chart,
     stack_bars,
 )
 from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
@@ -230,6 +231,30 @@ def test_the_axis_makes_room_for_large_counts():
     drawn = histogram_chart(histogram, width=350, height=260, intervals=2)
     assert drawn.up[-1] == 150_000
     assert drawn.left == 16 + 8 * len("150,000")
+
+
+def length_bin(middle, mean, lower, upper):
+    return {"middle": middle, "mean": mean, "lower": lower, "upper": upper}
+
+
+def test_lengths_are_placed_between_the_shortest_and_the_longest_difference():
+    bins = [length_bin(-150.0, 0.5, 0.2, 0.8), length_bin(250.0, 1.0, 0.9, 1.2)]
+    drawn = length_chart(bins, width=472, height=258)
+    # the axis is 472 - 20 - 52 = 400 long, for 400 characters, and 200 high, for gaps from 0 to 1
+    assert [(drawn.x(value), value) for value in drawn.across] == [
+        (102, -100), (202, 0), (302, 100), (402, 200),
+    ]  # fmt: skip
+    assert drawn.up == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert [drawn.y(value) for value in (0.0, 0.5, 1.0)] == [212, 112, 12]
+    assert drawn.y(1.2) == drawn.y(1.0)  # an interval does not leave the chart
+
+
+def test_an_axis_of_gaps_reaches_below_zero_only_if_an_interval_does():
+    drawn = length_chart([length_bin(7.0, 0.1, -0.1, 0.3)], width=472, height=258)
+    assert drawn.up == pytest.approx([-1, -0.6, -0.2, 0.2, 0.6, 1])
+    # a single bin is at the left end, and its tick is there
+    assert [(drawn.x(value), value) for value in drawn.across] == [(52, 7)]
+    assert length_chart([], width=472, height=258) is None
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> 
     if not bins:
         return None
     low, high = bins[0]["middle"], bins[-1]["middle"]
-    # Gaps of the labelled protocol are never negative, and the half below 0 would be empty.
+    # Where no gap can be negative, the half below 0 would be empty.
     floor = -1.0 if min(row["lower"] for row in bins) < 0 else 0.0
     # Few labels fit below a narrow chart, so only multiples of a round step have one.
     step = axis_steps(math.ceil(high - low))[1]

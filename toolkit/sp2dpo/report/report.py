@@ -331,7 +331,7 @@ def build_report(
         draws=draws,
         most_telling=examples.most_telling,
         least_telling=examples.least_telling,
-        # None, not an empty list: without the blind protocol nobody was asked about the label.
+        # An empty list would say that no label is disputed, where none can be.
         most_disputed=examples.most_disputed if has_disputes else None,
     )
 
