@@ -61,9 +61,9 @@ def _summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def format_mechanism(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the rows of `summarise_mechanism` as the lines of a Markdown table."""
     lines = [
-        "| method, scale | D, right labels | D, wrong labels "
-        "| slope share of the lowest decile of beta, start to end | of the highest decile "
-        "| slope ratio, lowest to highest decile, at the end | seeds with ratio above 1 |",
+        "| method, scale | D, label right | D, label wrong | gradient of the lowest decile of beta"
+        ", start to end | of the highest | slope, lowest over highest, at the end | seeds inverted"
+        " |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [

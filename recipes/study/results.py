@@ -176,20 +176,20 @@ def format_comparison(comparison: Mapping[str, Any]) -> list[str]:
     """Return a comparison as lines of Markdown: the tables, and the claim that they support."""
     against, methods = comparison["against"], comparison["methods"]
     lines = [
-        f"| method | reward, tuned | {against} minus method | reward, default | reward, greedy "
-        "| KL | accuracy | length | chosen scale: seeds |",
+        f"| method | reward, tuned | {against} less it | reward, default | reward, greedy | KL | "
+        "accuracy | length | scale chosen |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_method_row(method, against) for method in methods]
     lines += ["", _deviations_line(comparison)]
     if any(method["matched"] for method in methods):
-        note = "\\* uses the same information in another way."
+        note = "\\* carries the same information in another way."
         lines += ["", f"{note} {_claim_sentence(comparison)}".rstrip()]
     lines += ["", *_temperature_table(methods)]
     if comparison["damage"]:
         lines += [
             "",
-            "| method, scale 1 | true reward lost to flipped labels |",
+            "| method, scale 1 | what the flipped labels cost, true reward |",
             "|---|---|",
         ]
         lines += [

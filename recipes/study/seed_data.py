@@ -147,19 +147,19 @@ def describe_seeds(config: StudyConfig, out: Path) -> list[str]:
         return f"{np.mean(values):.2f} ({low:.2f} to {high:.2f})"
 
     lines = [
-        f"Students have {parameters:,} parameters and a vocabulary of {len(WORDS)} tokens. "
-        "Means over the seeds (minimum to maximum): true reward of the initial model "
-        f"{span('reward', '1')} at temperature 1, {span('reward', '0')} greedy; length of its "
-        f"responses {span('length')} tokens; share of wrong labels {span('wrong')}; absolute "
-        f"difference of the rewards of a pair {span('gap')}; out-of-fold accuracy of the reward "
-        f"models {span('reward_model_given')}.",
+        f"Students have {parameters:,} parameters and {len(WORDS)} tokens. "
+        "Means over the seeds (least to most): the first model's true reward "
+        f"{span('reward', '1')} at temperature 1, {span('reward', '0')} greedy, its responses "
+        f"{span('length')} tokens; wrong labels {span('wrong')}; difference of the rewards of a "
+        f"pair {span('gap')}; reward models rank rightly, out of fold, "
+        f"{span('reward_model_given')} of the pairs.",
     ]
     lines += [
-        f"Panel `{panel}`: correlation of the signed gap with the true difference "
-        f"{span('teachers', panel, 'correlation')}; disputed labels as a detector of wrong ones: "
-        f"recall {span('teachers', panel, 'recall')}, precision "
-        f"{span('teachers', panel, 'precision')}; mean beta "
-        f"{span('teachers', panel, 'beta')}, harmonic mean {span('teachers', panel, 'harmonic')}."
+        f"Panel {panel}: correlation of its signed gap with the true difference "
+        f"{span('teachers', panel, 'correlation')}; of the wrong labels it disputes "
+        f"{span('teachers', panel, 'recall')}, and of what it disputes is wrong "
+        f"{span('teachers', panel, 'precision')}; beta on average "
+        f"{span('teachers', panel, 'beta')}, harmonic {span('teachers', panel, 'harmonic')}."
         for panel in config.panels
     ]
     return [part for line in lines for part in (line, "")]
