@@ -148,7 +148,7 @@ def describe_student(out: Path, name: str) -> tuple[str, str]:
     interval = wilson_interval(round(accuracy * held_out), held_out)
     beta = f"beta {GLOBAL_BETA} for all" if name == "global" else "beta per pair"
     return f"student, {beta}, {held_out} held-out pairs", (
-        f"accuracy {accuracy:.2f} ({interval['low']:.2f} to {interval['high']:.2f}),"
+        f"accuracy {accuracy:.2f} ({interval.low:.2f} to {interval.high:.2f}),"
         f" unscaled margin {margin:+.2f} nats"
     )
 

@@ -10,7 +10,7 @@ from servers.openai_server import serving
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import compare_orders, wilson_interval
+from sp2dpo.diagnostics.agreement import Proportion, compare_orders, wilson_interval
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, parse_rubric
@@ -250,12 +250,12 @@ def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
         ("tie", "A"), ("B", "tie"), ("tie", "tie"),
         "A",  # read in one order only
     )  # fmt: skip
-    assert found["both"] == 9
-    counts = {key: found[key]["count"] for key in ("consistent", "first", "second", "tie")}
-    assert counts == {"consistent": 3, "first": 2, "second": 1, "tie": 3}
-    assert found["first"] == wilson_interval(2, 9)
-    assert silent["both"] == 0
-    assert silent["tie"] == {"count": 0, "share": None, "low": None, "high": None}
+    assert found.both == 9
+    counts = [part.count for part in (found.consistent, found.first, found.second, found.tie)]
+    assert counts == [3, 2, 1, 3]
+    assert found.first == wilson_interval(2, 9)
+    assert silent.both == 0
+    assert silent.tie == Proportion(count=0, share=None, low=None, high=None)
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,9 @@ def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
 )
 def test_wilsons_interval_stays_inside_its_scale(count, total, low, high):
     found = wilson_interval(count, total)
-    assert found["share"] == count / total
-    assert found["low"] == pytest.approx(low, abs=1e-4)
-    assert found["high"] == pytest.approx(high, abs=1e-4)
+    assert found.share == count / total
+    assert found.low == pytest.approx(low, abs=1e-4)
+    assert found.high == pytest.approx(high, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

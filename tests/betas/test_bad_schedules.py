@@ -49,7 +49,10 @@ def refuse(demo, tmp_path):
         ({"over_teachers": "reader-d"}, "did you mean 'reader-"),
         ({"over_variants": "trimmed"}, "trimmed takes 5 variants or more"),
         ({"estimate": "expected"}, "no reply came with expectations"),
-        ({"gap": "shrink(2)"}, "gap: 'shrink(2)': m0 2 must be at least 0, at most 1"),
+        (
+            {"gap": "shrink(2)"},
+            "gap: 'shrink(2)': m0 must be a number of at least 0, at most 1, not 2",
+        ),
         ({"map": "quadratic"}, "map: 'quadratic' is not known"),
         ({"quorum": 10}, "no pair has the quorum of 10 replies, the most is 9"),
         ({"gap": ...}, "missing key 'gap'"),
@@ -84,7 +87,10 @@ MADPO = "madpo(c_max=2, c_min=0.5, lam=1, tau=7)"
         ({"of": "schedule.yaml", "disputed": "flop"}, "did you mean 'flip'?"),
         ({"of": "schedule.yaml", "weigth": "gap"}, "did you mean 'weight'?"),
         ({"of": "schedule.yaml", "weight": MADPO}, "give --scores SCORES.parquet"),
-        ({"of": "schedule.yaml", "keep": "drop-lowest(percent=100)"}, "must be above 0, below 100"),
+        (
+            {"of": "schedule.yaml", "keep": "drop-lowest(percent=100)"},
+            "percent must be a number above 0, below 100, not 100",
+        ),
         ({"of": "schedule.yaml", "beta": "uniform(seed=-1)"}, "seed must be a whole number"),
     ],
     ids=lambda value: str(value)[:40],

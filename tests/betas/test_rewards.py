@@ -86,13 +86,13 @@ def test_the_shape_of_the_margins_stays():
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"c_max": 1}, "c_max 1 must be above 1"),
-        ({"c_min": 1}, "c_min 1 must be above 0, below 1"),
-        ({"lam": 0}, "lam 0 must be above 0"),
-        ({"tau": -1}, "tau -1 must be above 0"),
-        ({"tau": math.nan}, "tau nan must be above 0"),
-        ({"c_max": True}, "c_max must be a number, not True"),
-        ({"only": "both"}, "only must be one of amplify, regularise, not 'both'"),
+        ({"c_max": 1}, "c_max must be a number above 1, at most 10000, not 1"),
+        ({"c_min": 1}, "c_min must be a number above 0, below 1, not 1"),
+        ({"lam": 0}, "lam must be a number above 0, at most 10000, not 0"),
+        ({"tau": -1}, "tau must be a number above 0, at most 10000, not -1"),
+        ({"tau": math.nan}, "tau must be a number above 0, at most 10000, not nan"),
+        ({"c_max": True}, "c_max must be a number above 1, at most 10000, not True"),
+        ({"only": "both"}, "only 'both' is not known"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(wrong, complaint):
@@ -105,5 +105,5 @@ def test_odpos_offset_is_the_scaled_logarithm_of_the_margin():
     assert values[:3] == pytest.approx([2, 0, 2 * math.log(0.5)])
     assert np.isnan(values[3:]).all()
     assert Odpo(alpha=2, f="identity").values([1.5]) == pytest.approx([3])
-    with pytest.raises(ValueError, match="f must be one of log, identity, not 'sqrt'"):
+    with pytest.raises(ValueError, match=r"f 'sqrt' is not known \(known: log, identity\)"):
         Odpo(alpha=1, f="sqrt")

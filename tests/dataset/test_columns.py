@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 from sp2dpo.betas import columns
 
-doubled = columns.Column(name="doubled", type="float64", ranged=True, meaning="twice the gap")
+doubled = columns.Column("doubled", "float64", "twice the gap", ranged=True)
 columns.BETA_COLUMNS += (doubled,)
 columns.REQUIRED += ("doubled",)
 

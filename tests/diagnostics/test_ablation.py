@@ -1,7 +1,7 @@
 """The ensembling ablation: every estimator over the same replies, beside what was planted."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -11,6 +11,7 @@ from sp2dpo.betas.schedule import load_schedule, schedule_betas
 from sp2dpo.diagnostics.ablation import compare_estimators, variations
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
+from sp2dpo.text import json_values
 from support.harness import DEMO, SCHEDULE, fail, succeed
 
 PLANTED = DEMO / "planted.jsonl"
@@ -24,8 +25,7 @@ def annotations(demo):
 
 
 def rows_of(annotations, schedule=PAPER):
-    rows = compare_estimators(annotations, schedule, truths=None, draws=20)
-    return [asdict(row) for row in rows]
+    return json_values(compare_estimators(annotations, schedule, truths=None, draws=20))
 
 
 def test_the_first_row_is_the_schedule_itself(annotations):

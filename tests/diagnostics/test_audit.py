@@ -17,6 +17,7 @@ from sp2dpo.diagnostics.biases import bin_by_length
 from sp2dpo.diagnostics.gold import Truth, label_detection, with_gold
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.annotations import build_annotation_table
+from sp2dpo.text import json_values
 from support.harness import DEMO, ROOT, SCHEDULE, fail, run, succeed
 
 RUBRIC = load_rubric("semantic-gap")
@@ -50,9 +51,10 @@ def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
         {"pair_id": annotations.pair_ids, "chosen": longer, "rejected": 0.0},
         schema_overrides={"chosen": pl.Float64},
     )
-    found = audit_betas(
+    audit = audit_betas(
         made, annotations, table, truths=truths, gold_count=len(truths or ()), draws=draws
-    ).as_mapping()
+    )
+    found = json_values(audit)
     return found | {"by_name": {one["name"]: one for one in found["signatures"]}}
 
 
@@ -91,10 +93,10 @@ def test_the_mean_gap_by_length_has_ten_bins():
     ).cast({"chosen": pl.Float64, "rejected": pl.Float64})
     bins = bin_by_length(table, lengths)
     assert len(bins) == 10
-    assert (bins[0]["low"], bins[0]["high"], bins[0]["pairs"]) == (0, 3, 4)
-    assert bins[0]["mean"] == pytest.approx((0 + 1 + 2 + 3) / 4 / 40)
+    assert (bins[0].low, bins[0].high, bins[0].pairs) == (0, 3, 4)
+    assert bins[0].mean == pytest.approx((0 + 1 + 2 + 3) / 4 / 40)
     half = 1.96 * np.std([0, 1 / 40, 2 / 40, 3 / 40], ddof=1) / 2
-    assert bins[0]["upper"] - bins[0]["mean"] == pytest.approx(half)
+    assert bins[0].upper - bins[0].mean == pytest.approx(half)
 
 
 def readers(surer_is_nearer):
@@ -169,13 +171,13 @@ def test_wrong_labels_found_are_counted_and_ranked_by_hand():
     pairs = with_gold(table, truths)
     assert len(pairs) == 5
     weak = label_detection(pairs, "weak", draws=20)
-    assert (weak["wrong"], weak["found"]) == (2, 3)
-    assert weak["recall"]["share"] == 0.5
-    assert weak["precision"]["share"] == pytest.approx(1 / 3)
+    assert (weak.wrong, weak.flagged) == (2, 3)
+    assert weak.recall.share == 0.5
+    assert weak.precision.share == pytest.approx(1 / 3)
     # Right: 0.5, -0.1; wrong: -0.1, 0.3. Lower: -0.1 < 0.5, 0.3 < 0.5; equal: -0.1 and -0.1.
-    assert weak["auc"]["value"] == pytest.approx((1 + 1 + 0.5) / 4)
+    assert weak.auc.value == pytest.approx((1 + 1 + 0.5) / 4)
     disputed = label_detection(pairs, "disputed", draws=20)
-    assert (disputed["found"], disputed["precision"]["share"]) == (2, 0.5)
+    assert (disputed.flagged, disputed.precision.share) == (2, 0.5)
 
 
 def test_the_verdict_is_the_worst_and_a_pipeline_says_what_it_does_not_take():

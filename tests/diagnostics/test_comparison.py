@@ -12,6 +12,7 @@ from sp2dpo.betas.estimators import Magnitude
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.diagnostics.comparison import compare_betas
+from sp2dpo.text import json_values
 from support.harness import SCHEDULE, fail, succeed
 
 ARMS = SCHEDULE.parent / "arms"
@@ -35,7 +36,7 @@ def table(betas, *, arm=None, annotations="a", keep=None, categories=None):
 
 
 def compared(one, other, **settings):
-    return compare_betas(one, other, **({"movers": 3, "draws": 50} | settings)).as_mapping()
+    return json_values(compare_betas(one, other, **({"movers": 3, "draws": 50} | settings)))
 
 
 def test_a_table_is_like_itself():

@@ -8,7 +8,7 @@ import pytest
 
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
-from sp2dpo.diagnostics.panel_agreement import measure_agreement, select_pairs
+from sp2dpo.diagnostics.panel_agreement import Reading, measure_agreement, select_pairs
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.annotations import build_annotation_table
 from sp2dpo.store.store import Store
@@ -38,7 +38,7 @@ def pair(number):
 def test_the_alphas_of_the_demo_are_those_of_the_krippendorff_package(demo):
     with Store(demo / "run.sqlite") as store:
         annotations = store.annotations()
-    found = measure_agreement(annotations, JMAMP, draws=50).teachers["alpha"]
+    found = measure_agreement(annotations, JMAMP, draws=50).teachers.alpha
     said = teacher_readings(panel_reply_gaps(annotations, JMAMP), list(RUBRIC.categories), JMAMP)
     places = {name: place for place, name in enumerate(RUBRIC.categories)}
     for what, level in (("category", "nominal"), ("magnitude", "ordinal"), ("gap", "ordinal")):
@@ -49,8 +49,8 @@ def test_the_alphas_of_the_demo_are_those_of_the_krippendorff_package(demo):
         if what == "gap":
             values = np.round(values, 2)
         theirs = krippendorff.alpha(values.astype(float), level_of_measurement=level)
-        assert found[what]["value"] == pytest.approx(theirs, abs=1e-9)
-        assert found[what]["low"] <= theirs <= found[what]["high"]
+        assert found[what].value == pytest.approx(theirs, abs=1e-9)
+        assert found[what].low <= theirs <= found[what].high
 
 
 def test_a_teacher_that_rolls_dice_stands_out():
@@ -62,24 +62,24 @@ def test_a_teacher_that_rolls_dice_stands_out():
         draws=200,
     )
     first = found.outliers[0]
-    assert (first["teacher"], first["stands_out"]) == ("dice", True)
-    assert first["without"]["gap"]["low"] > 0
-    assert not any(one["stands_out"] for one in found.outliers[1:])
+    assert (first.teacher, first.stands_out) == ("dice", True)
+    assert first.without["gap"].low > 0
+    assert not any(one.stands_out for one in found.outliers[1:])
 
 
 def test_the_bias_of_a_teacher_is_its_gap_less_the_mean_of_the_others():
     found = measure_agreement(
         panel_says({"a": [2, 4, 6], "b": [2, 4, 6], "strict": [0, 2, None]}), JMAMP, draws=50
     )
-    bias = {one["teacher"]: one["bias"]["value"] for one in found.outliers}
+    bias = {one.teacher: one.bias.value for one in found.outliers}
     assert bias["strict"] == pytest.approx(-0.2)
     assert bias["a"] == pytest.approx((0.1 + 0.1 + 0) / 3)
 
 
 def test_two_teachers_leave_open_which_one_is_odd():
     found = measure_agreement(panel_says({"a": [1, 5, 9], "b": [9, 5, 1]}), JMAMP, draws=20)
-    assert [one["without"]["gap"]["value"] for one in found.outliers] == [None, None]
-    assert not any(one["stands_out"] for one in found.outliers)
+    assert [one.without["gap"].value for one in found.outliers] == [None, None]
+    assert not any(one.stands_out for one in found.outliers)
 
 
 def test_the_pairs_that_split_the_panel_come_first():
@@ -89,11 +89,11 @@ def test_the_pairs_that_split_the_panel_come_first():
         JMAMP,
         draws=20,
     ).splits
-    assert [one["pair_id"] for one in found["pairs"]] == [pair(1), pair(0), pair(2)]
-    assert found["pairs"][0]["spread"] == pytest.approx(np.std([0.9, 0.1, 0.5]))
-    assert found["pairs"][0]["said"]["b"] == {"gap": pytest.approx(0.1), "category": "style"}
-    assert (found["of"], found["apart"]) == (3, pytest.approx(1 / 3))
-    assert found["no_majority"] == pytest.approx(1 / 3)  # pair 2: one for each of two categories
+    assert [one.pair_id for one in found.pairs] == [pair(1), pair(0), pair(2)]
+    assert found.pairs[0].spread == pytest.approx(np.std([0.9, 0.1, 0.5]))
+    assert found.pairs[0].readings["b"] == Reading(gap=pytest.approx(0.1), category="style")
+    assert (found.of, found.apart) == (3, pytest.approx(1 / 3))
+    assert found.no_majority == pytest.approx(1 / 3)  # pair 2: one for each of two categories
 
 
 def test_a_subset_is_of_the_named_pairs_of_a_category_of_a_size():

@@ -4,8 +4,9 @@ import krippendorff
 import numpy as np
 import pytest
 
-from sp2dpo.diagnostics.alpha import Ratings, alpha_from_entries
+from sp2dpo.diagnostics.alpha import Alpha, Ratings, alpha_from_entries
 from sp2dpo.diagnostics.bootstrap import (
+    Estimate,
     Ranked,
     RankedWithin,
     bootstrap_estimates,
@@ -35,9 +36,9 @@ def ratings(observers):
 @pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815)])
 def test_alpha_is_the_published_one(level, alpha):
     found = ratings(OBSERVERS).alpha(level, draws=200)
-    assert found["value"] == pytest.approx(alpha, abs=5e-4)
-    assert found["low"] < found["value"] < found["high"]
-    assert ratings(OBSERVERS).pairable() == 11
+    assert found.value == pytest.approx(alpha, abs=5e-4)
+    assert found.low < found.value < found.high
+    assert found.pairs == 11
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal"])
@@ -50,22 +51,21 @@ def test_alpha_is_that_of_the_krippendorff_package(level, seed):
     theirs = krippendorff.alpha(
         np.where(said < 0, np.nan, said).T, level_of_measurement=level, value_domain=range(6)
     )
-    assert Ratings(said, 6).alpha(level, draws=1)["value"] == pytest.approx(theirs, abs=1e-9)
+    assert Ratings(said, 6).alpha(level, draws=1).value == pytest.approx(theirs, abs=1e-9)
     some = krippendorff.alpha(
         np.where(said < 0, np.nan, said)[:, [0, 2]].T,
         level_of_measurement=level,
         value_domain=range(6),
     )
-    found = Ratings(said, 6).alpha(level, [0, 2], draws=1)["value"]
+    found = Ratings(said, 6).alpha(level, [0, 2], draws=1).value
     assert found == pytest.approx(some, abs=1e-9)
 
 
 def test_alpha_of_readings_that_are_all_equal_is_not_defined():
-    assert Ratings(np.zeros((5, 3), dtype=int), 2).alpha("nominal", draws=3) == {
-        "value": None, "low": None, "high": None,
-    }  # fmt: skip
+    equal = Ratings(np.zeros((5, 3), dtype=int), 2).alpha("nominal", draws=3)
+    assert equal == Alpha(value=None, low=None, high=None, pairs=5)
     alone = np.array([[0, NOT], [NOT, 1]])
-    assert Ratings(alone, 2).alpha("ordinal", draws=3)["value"] is None
+    assert Ratings(alone, 2).alpha("ordinal", draws=3).value is None
     assert alpha_from_entries(np.zeros((3, 3)), "ordinal") is None
 
 
@@ -110,18 +110,18 @@ def test_drawing_alike_rows_together_changes_no_value():
     apart = bootstrap_estimates(
         lambda w: weighted_spearman(Ranked(x), Ranked(y), w), 200, draws=300
     )
-    assert together["value"] == pytest.approx(apart["value"])
-    assert together["low"] == pytest.approx(apart["low"], abs=0.03)
-    assert together["high"] == pytest.approx(apart["high"], abs=0.03)
+    assert together.value == pytest.approx(apart.value)
+    assert together.low == pytest.approx(apart.low, abs=0.03)
+    assert together.high == pytest.approx(apart.high, abs=0.03)
     parts = np.arange(200) % 4
-    within = rank_correlation(x, y, parts=parts, draws=2)["value"]
+    within = rank_correlation(x, y, parts=parts, draws=2).value
     plain = weighted_spearman(RankedWithin(x, parts), RankedWithin(y, parts), np.ones(200))
     assert within == pytest.approx(plain)
 
 
 def test_an_interval_of_nothing_is_nothing():
-    nothing = {"value": None, "low": None, "high": None}
+    nothing = Estimate(value=None, low=None, high=None)
     assert estimate(None, [1.0]) == nothing
     assert bootstrap_estimates(lambda w: 1.0, 0, draws=3) == nothing
     assert rank_correlation([], [], draws=3) == nothing
-    assert estimate(1.0, [None, float("nan")]) == {"value": 1.0, "low": None, "high": None}
+    assert estimate(1.0, [None, float("nan")]) == Estimate(value=1.0, low=None, high=None)

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sp2dpo.diagnostics.agreement import ReaderComparison
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
@@ -304,7 +305,9 @@ def test_a_gauge_keeps_its_needle_on_the_scale(value, at):
 
 
 def test_a_matrix_is_the_same_from_both_sides():
-    one = {"one": "a", "other": "b", "pairs": 3}
+    one = ReaderComparison(
+        one="a", other="b", pairs=3, same_category=1.0, spearman=None, difference=0.1
+    )
     assert comparison_matrix(["a", "b"], [one]) == [[None, one], [one, None]]
 
 

@@ -3,7 +3,7 @@
 import json
 import random
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sp2dpo.annotation.dry_run import plan_lines
+from sp2dpo.diagnostics.agreement import OrderConsistency, Proportion
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs, read_gold
 from sp2dpo.inference.client import Reply
 from sp2dpo.inference.endpoint import Endpoint, Price
@@ -23,13 +24,14 @@ from sp2dpo.panel.annotation import Annotation, Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.report.cost import CostProjection, compare_with_sweep, project_costs
-from sp2dpo.report.pilot import DEFAULT_SCHEDULE, PilotResult, Trial, evaluate_pilot, run_pilot
+from sp2dpo.report.pilot import DEFAULT_SCHEDULE, Trial, evaluate_pilot, run_pilot
 from sp2dpo.report.text import pilot_lines
 from sp2dpo.report.verdict import decide
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Usage
+from sp2dpo.text import json_values
 from support.harness import DEMO, fail, pairs_of, run, succeed, write_pairs, write_panel
 
 PAIRS, PLANTED = DEMO / "pairs.jsonl", DEMO / "planted.jsonl"
@@ -62,8 +64,7 @@ def panel_of(*teachers, rubric=LABELLED, variants=("direct", "critic", "reader")
 
 def rules_of(found):
     """The rules of a pilot, from its result or from its JSON, by name."""
-    payload = asdict(found) if isinstance(found, PilotResult) else found
-    return {rule["name"]: rule for rule in payload["verdict"]["rules"]}
+    return {rule["name"]: rule for rule in json_values(found)["verdict"]["rules"]}
 
 
 # The sample
@@ -213,22 +214,22 @@ def test_under_the_labelled_protocol_a_low_gap_says_that_the_label_is_not_right(
     table = table_of(0.5, 0.05, 0.04, 0.0, 0.3, None)
     truths = truths_of("chosen", "chosen", "chosen", "tie", "rejected", "chosen")
     found = compare_with_gold(table, truths, LABELLED, gold_count=7)
-    assert (found["given"], found["sampled"], found["judged"]) == (7, 6, 5)
-    assert found["labels"]["chosen"]["share"] == pytest.approx(2 / 3)
-    assert found["labels"]["not chosen"]["share"] == 1 / 2
-    assert found["accuracy"]["share"] == 3 / 5
-    assert found["balanced"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found["always_chosen"] == 3 / 5
+    assert (found.truths, found.sampled, found.judged) == (7, 6, 5)
+    assert found.labels["chosen"].share == pytest.approx(2 / 3)
+    assert found.labels["not chosen"].share == 1 / 2
+    assert found.accuracy.share == 3 / 5
+    assert found.balanced == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.always_chosen == 3 / 5
 
 
 def test_under_the_blind_protocol_the_direction_is_judged():
     table = table_of(0.5, -0.5, 0.04, -0.05, -0.04)
     truths = truths_of("chosen", "chosen", "tie", "rejected", "rejected")
     found = compare_with_gold(table, truths, BLIND, gold_count=5)
-    shares = {label: one["share"] for label, one in found["labels"].items()}
+    shares = {label: one.share for label, one in found.labels.items()}
     assert shares == {"chosen": 1 / 2, "rejected": 1 / 2, "tie": 1.0}
-    assert found["balanced"] == 1 / 2  # a tie is no direction
-    assert found["accuracy"]["count"] == 3
+    assert found.balanced == 1 / 2  # a tie is no direction
+    assert found.accuracy.count == 3
 
 
 def test_categories_and_magnitudes_are_compared_where_they_are_known():
@@ -243,11 +244,9 @@ def test_categories_and_magnitudes_are_compared_where_they_are_known():
         )
     }
     found = compare_with_gold(table, known, LABELLED, gold_count=4)
-    assert (found["category"]["count"], found["category"]["share"]) == (2, 2 / 3)
-    assert found["magnitude"] == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
-    assert (
-        compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1)["magnitude"] is None
-    )
+    assert (found.category.count, found.category.share) == (2, 2 / 3)
+    assert found.magnitude == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
+    assert compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1).magnitude is None
 
 
 # What it will take
@@ -512,17 +511,22 @@ def test_a_prefix_cache_that_serves_less_than_half_of_what_it_could_is_a_no_go(t
 
 
 def test_gold_that_a_coin_could_match_is_a_no_go():
-    gold = {"judged": 40, "balanced_low": 0.5}
+    table = table_of(*[0.5] * 40)
+    gold = compare_with_gold(
+        table, truths_of(*["chosen"] * 20, *["tie"] * 20), LABELLED, gold_count=40
+    )
 
-    def told(gold):
-        verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold)
+    def told(**changed):
+        gold_changed = replace(gold, **changed)
+        verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold_changed)
         return next(rule.passed for rule in verdict.rules if rule.name == "gold")
 
-    assert told(gold) is False
-    assert told(gold | {"balanced_low": 0.51}) is True
+    assert gold.judged == 40
+    assert told(balanced_low=0.5) is False
+    assert told(balanced_low=0.51) is True
     # Whoever gives truths wants them to be met.
-    assert told(gold | {"judged": 19, "balanced_low": 0.9}) is False
-    assert told(gold | {"balanced_low": None}) is False
+    assert told(judged=19, balanced_low=0.9) is False
+    assert told(balanced_low=None) is False
 
 
 def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
@@ -581,7 +585,8 @@ def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
 def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
     def told(consistent, first):
         counts = {"consistent": consistent, "first": first, "second": 0, "tie": 50}
-        position = [{"teacher": "a"} | {kind: {"count": n} for kind, n in counts.items()}]
+        shares = {kind: Proportion(count=count) for kind, count in counts.items()}
+        position = [OrderConsistency(teacher="a", both=sum(counts.values()), **shares)]
         verdict = decide([], [], pairs=40, with_beta=40, position=position, gold=None)
         return next(rule.passed for rule in verdict.rules if rule.name == "place")
 
@@ -677,7 +682,7 @@ def test_a_pilot_from_python_is_the_pilot_of_the_command(demo_pilot):
     found = run_pilot(PAIRS, folder / "panel.yaml", folder / "pilot.sqlite", n=60, gold=PLANTED)
     assert found.verdict.go
     printed = json.loads(succeed(*command(folder), "--json"))
-    assert json.loads(json.dumps(asdict(found))) == printed
+    assert json.loads(json.dumps(json_values(found))) == printed
 
 
 def test_another_sample_needs_another_store(demo_pilot):

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -19,6 +19,7 @@ from sp2dpo.pairs.sources import SetAside, Source
 from sp2dpo.panel.rubric import REJECTED_FIRST, load_rubric, parse_rubric
 from sp2dpo.store.annotations import build_annotation_table
 from sp2dpo.store.questions import SettledPair
+from sp2dpo.text import json_values
 from support.harness import SCHEDULE, panel_of
 from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
 
@@ -27,7 +28,7 @@ BLIND = load_rubric("semantic-gap-blind")
 
 def report_on(store, **changed):
     """The report as JSON."""
-    found = asdict(make_report(store, **changed))
+    found = json_values(make_report(store, **changed))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 

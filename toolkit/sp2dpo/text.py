@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 # C0 and C1 controls except newline and tab, unpaired surrogates, and characters that reorder or
@@ -87,15 +88,20 @@ def format_fixed(number: float | None, digits: int = 2, *, signed: bool = False)
 
 
 def format_interval(
-    measured: Mapping[str, float | None], digits: int = 2, *, signed: bool = False
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    digits: int = 2,
+    *,
+    signed: bool = False,
 ) -> str:
     """Format a value with its interval: `0.85 (0.80 to 0.90)`."""
-    if measured["value"] is None:
+    if value is None:
         return UNKNOWN
-    value, low, high = (
-        format_fixed(measured[name], digits, signed=signed) for name in ("value", "low", "high")
+    value_text, *ends = (
+        format_fixed(number, digits, signed=signed) for number in (value, low, high)
     )
-    return f"{value} ({low} to {high})"
+    return f"{value_text} ({' to '.join(ends)})"
 
 
 def interval_note(draws: int) -> str:
@@ -226,6 +232,22 @@ class RedactFilter(logging.Filter):
         """Redact a record; none is dropped."""
         record.msg, record.args = redact(record.getMessage()), ()
         return True
+
+
+def json_values(value: Any) -> Any:
+    """Return a result as the mappings, lists and scalars that `json.dumps` takes.
+
+    The keys of a dataclass are the names of its fields, in their order, except that the metadata of
+    a field may give another key (`json`). A dataclass with a method `as_mapping` is left to it.
+    """
+    if hasattr(value, "as_mapping"):
+        return value.as_mapping()
+    if is_dataclass(value) and not isinstance(value, type):
+        keys = {item.name: item.metadata.get("json", item.name) for item in fields(value)}
+        return {key: json_values(getattr(value, name)) for name, key in keys.items()}
+    if isinstance(value, Mapping):
+        return {key: json_values(item) for key, item in value.items()}
+    return [json_values(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def canonical_json(value: Any) -> str:

@@ -15,9 +15,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from sp2dpo.betas.choices import check_number, check_seed
-from sp2dpo.betas.maps import LARGEST_BETA, PLACE_DECIMALS
+from sp2dpo.betas.choices import check_arguments
+from sp2dpo.betas.maps import BETA, LARGEST_BETA, PLACE_DECIMALS
 from sp2dpo.betas.schedule import Schedule, category_envelopes
+from sp2dpo.settings import number, one_of
+
+_SEED = number(least=0, below=2**63, whole=True)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Constant:
     beta: float
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, above=0, most=LARGEST_BETA)
+        check_arguments(self, beta=BETA)
         object.__setattr__(self, "beta", float(self.beta))
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
@@ -76,7 +79,7 @@ class Uniform:
     seed: int
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        check_arguments(self, seed=_SEED)
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Return a beta in the pair's own envelope for every pair that has one."""
@@ -101,7 +104,7 @@ class Permuted:
     seed: int
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        check_arguments(self, seed=_SEED)
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Return the permuted betas; a pair that is not kept keeps its own."""
@@ -123,7 +126,7 @@ class DropLowest:
     percent: float
 
     def __post_init__(self) -> None:
-        check_number("percent", self.percent, above=0, below=100)
+        check_arguments(self, percent=number(above=0, below=100))
 
     def keep(self, table: pl.DataFrame) -> pl.Series:
         """Return whether each pair is kept."""
@@ -176,7 +179,7 @@ class GapMargin:
     scale: float
 
     def __post_init__(self) -> None:
-        check_number("scale", self.scale, above=0, most=LARGEST_BETA)
+        check_arguments(self, scale=number(above=0, most=LARGEST_BETA))
 
     def values(self, table: pl.DataFrame) -> pl.Series:
         """Return the offsets of pairs with a gap, in nats."""
@@ -220,12 +223,15 @@ class Madpo:
     only: str | None = None
 
     def __post_init__(self) -> None:
-        check_number("c_max", self.c_max, above=1, most=LARGEST)
-        check_number("c_min", self.c_min, above=0, below=1)
-        check_number("lam", self.lam, above=0, most=LARGEST)
-        check_number("tau", self.tau, above=0, most=LARGEST)
-        if self.only not in (None, *ONLY):
-            raise ValueError(f"only must be one of {', '.join(ONLY)}, not {self.only!r}")
+        positive = number(above=0, most=LARGEST)
+        check_arguments(
+            self,
+            c_max=number(above=1, most=LARGEST),
+            c_min=number(above=0, below=1),
+            lam=positive,
+            tau=positive,
+            **({} if self.only is None else {"only": one_of(ONLY)}),
+        )
 
     def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
         """Return the weights of pairs, above 0."""
@@ -255,9 +261,7 @@ class Odpo:
     f: str
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, above=0, most=LARGEST)
-        if self.f not in SCALINGS:
-            raise ValueError(f"f must be one of {', '.join(SCALINGS)}, not {self.f!r}")
+        check_arguments(self, alpha=number(above=0, most=LARGEST), f=one_of(SCALINGS))
 
     def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
         """Return the offsets of pairs, in nats; NaN where h <= 0."""

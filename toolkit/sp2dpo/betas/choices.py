@@ -5,13 +5,11 @@ that changes the result has no default.
 """
 
 import ast
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 from sp2dpo.settings import Rule, did_you_mean
-from sp2dpo.text import shorten
 
 
 def choice_of(known: Mapping[str, type]) -> Rule:
@@ -116,51 +114,14 @@ def _value(node: ast.expr) -> int | float | str:
     raise ValueError(f"{ast.unparse(node)} is no number")
 
 
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> None:
-    """Check that a value is a finite number within limits.
-
-    Args:
-        name: name of the value, for the message.
-        value: value to check.
-        above: the value must be greater; None for no limit.
-        least: the value must be at least this; None for no limit.
-        below: the value must be less; None for no limit.
-        most: the value must be at most this; None for no limit.
+def check_arguments(choice: Any, **rules: Rule) -> None:
+    """Check the arguments of a choice, each by the rule of its name.
 
     Raises:
-        ValueError: it is not; the message contains the name, the rule and the value.
+        ValueError: one breaks its rule; the message contains its name, the rule and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, not {value!r}")
-    rules = {
-        "above": (above, lambda limit: value > limit),
-        "at least": (least, lambda limit: value >= limit),
-        "below": (below, lambda limit: value < limit),
-        "at most": (most, lambda limit: value <= limit),
-    }
-    limits = {words: rule for words, rule in rules.items() if rule[0] is not None}
-    if not all(holds(limit) for limit, holds in limits.values()) or not math.isfinite(value):
-        listed = ", ".join(f"{words} {_plain(limit)}" for words, (limit, _) in limits.items())
-        raise ValueError(f"{name} {shorten(str(value), 40)} must be {listed or 'finite'}")
-
-
-def _plain(limit: float | None) -> str:
-    return f"{limit:g}".replace("e+0", "e")
-
-
-def check_seed(value: Any) -> None:
-    """Check that a value can seed a random generator.
-
-    Raises:
-        ValueError: it is not a whole number in [0, 2^63).
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"seed must be a whole number from 0, not {value!r}")
+    for name, rule in rules.items():
+        try:
+            rule.check(getattr(choice, name))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error

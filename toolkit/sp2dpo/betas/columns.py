@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """A column of a table of betas.
 
@@ -29,97 +29,55 @@ class Column:
 
 
 BETA_COLUMNS = (
+    Column("pair_id", "string", "SHA-256 over the content of the pair; the same in every release"),
+    Column("beta", "float64", "of DPO"),
+    Column("has_beta", "bool", "whether the pair has a beta"),
+    Column("keep", "bool", "whether the pair is trained on"),
     Column(
-        name="pair_id",
-        type="string",
-        meaning="SHA-256 over the content of the pair; the same in every release",
-    ),
-    Column(name="beta", type="float64", meaning="of DPO"),
-    Column(name="has_beta", type="bool", meaning="whether the pair has a beta"),
-    Column(name="keep", type="bool", meaning="whether the pair is trained on"),
-    Column(
-        name="gap",
-        type="float64",
+        "gap",
+        "float64",
+        "effective semantic gap in [0, 1]: the signed gap, but at least 0",
         ranged=True,
-        meaning="effective semantic gap in [0, 1]: the signed gap, but at least 0",
     ),
     Column(
-        name="signed_gap",
-        type="float64",
+        "signed_gap",
+        "float64",
+        "semantic gap in [-1, 1], below 0 if the teachers think the label wrong",
         ranged=True,
-        meaning="semantic gap in [-1, 1], below 0 if the teachers think the label wrong",
     ),
-    Column(name="label_disputed", type="bool", meaning="whether the signed gap is below 0"),
+    Column("label_disputed", "bool", "whether the signed gap is below 0"),
     Column(
-        name="category",
-        type="category",
-        meaning="category named by most replies; a tie goes to the earlier in the rubric",
+        "category",
+        "category",
+        "category named by most replies; a tie goes to the earlier in the rubric",
     ),
+    Column("magnitude", "float64", "combined over the replies; for display", ranged=True),
+    Column("confidence", "float64", "combined over the replies; for display", ranged=True),
+    Column("spread", "float64", "standard deviation of the teachers' signed gaps", ranged=True),
+    Column("agreement", "float64", "share of the replies that name this category", ranged=True),
+    Column("votes", "int32", "number of replies that the gap is computed from", ranged=True),
+    Column("teachers", "int32", "number of teachers that gave these replies", ranged=True),
     Column(
-        name="magnitude",
-        type="float64",
-        ranged=True,
-        meaning="combined over the replies; for display",
-    ),
-    Column(
-        name="confidence",
-        type="float64",
-        ranged=True,
-        meaning="combined over the replies; for display",
-    ),
-    Column(
-        name="spread",
-        type="float64",
-        ranged=True,
-        meaning="standard deviation of the teachers' signed gaps",
-    ),
-    Column(
-        name="agreement",
-        type="float64",
-        ranged=True,
-        meaning="share of the replies that name this category",
-    ),
-    Column(
-        name="votes",
-        type="int32",
-        ranged=True,
-        meaning="number of replies that the gap is computed from",
-    ),
-    Column(
-        name="teachers",
-        type="int32",
-        ranged=True,
-        meaning="number of teachers that gave these replies",
-    ),
-    Column(
-        name="flip",
-        type="bool",
+        "flip",
+        "bool",
+        "whether the pair is trained with its responses exchanged; its gap is then that of the "
+        "exchanged responses",
         optional=True,
-        meaning=(
-            "whether the pair is trained with its responses exchanged; its gap is then that of the "
-            "exchanged responses"
-        ),
     ),
+    Column("weight", "float64", "weight of the pair's loss", optional=True, ranged=True),
     Column(
-        name="weight",
-        type="float64",
+        "margin",
+        "float64",
+        "gamma, the offset in the pair's loss in nats",
         optional=True,
         ranged=True,
-        meaning="weight of the pair's loss",
     ),
     Column(
-        name="margin",
-        type="float64",
+        "reward_margin",
+        "float64",
+        "a reward model's score of the chosen response minus that of the rejected one",
         optional=True,
         ranged=True,
-        meaning="gamma, the offset in the pair's loss in nats",
-    ),
-    Column(
-        name="reward_margin",
-        type="float64",
-        optional=True,
-        ranged=True,
-        meaning="a reward model's score of the chosen response minus that of the rejected one",
     ),
 )
 REQUIRED = tuple(column.name for column in BETA_COLUMNS if not column.optional)

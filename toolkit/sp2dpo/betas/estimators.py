@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from sp2dpo.betas.choices import check_number
-from sp2dpo.settings import did_you_mean
+from sp2dpo.betas.choices import check_arguments
+from sp2dpo.settings import did_you_mean, number
 from sp2dpo.store.annotations import AnnotationTable
 
 
@@ -59,7 +59,8 @@ class Shrink:
     tells_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number("m0", self.m0, least=0, most=1)
+        check_arguments(self, m0=number(least=0, most=1))
+        # `shrink(1)` and `shrink(1.0)` are the same choice, and must be recorded alike.
         object.__setattr__(self, "m0", float(self.m0))
 
     def gap(self, m: Any, c: Any, sign: Any) -> Any:

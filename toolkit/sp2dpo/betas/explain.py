@@ -50,8 +50,6 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
             another beta than the table.
         OSError: a file cannot be read.
     """
-    store_file = Path(store_file)
-    betas_file = Path(betas_file)
     with open_store_and_betas(store_file, betas_file) as (store, betas, _):
         pair = store.corpus.pair(pair_id)
         table = betas.table.with_columns(place=places(pl.col("gap")))

@@ -130,7 +130,7 @@ def check_origin(
 
 @contextmanager
 def open_store_and_betas(
-    store_file: Path, betas_file: Path
+    store_file: Path | str, betas_file: Path | str
 ) -> Iterator[tuple[Store, BetaTable, AnnotationTable]]:
     """Open a store for reading together with the betas that were computed from it.
 
@@ -138,6 +138,7 @@ def open_store_and_betas(
         ValueError: the betas were computed from other pairs or replies than the store holds.
         OSError: a file cannot be read.
     """
+    store_file, betas_file = Path(store_file), Path(betas_file)
     betas = read_betas(betas_file)
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()

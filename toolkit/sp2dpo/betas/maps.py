@@ -10,10 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from sp2dpo.betas.choices import check_number
+from sp2dpo.betas.choices import check_arguments
+from sp2dpo.settings import number
 
 LARGEST_BETA = 1_000_000
 """Larger betas are refused as typing errors."""
+BETA = number(above=0, most=LARGEST_BETA)
+"""Rule of a beta."""
 PLACE_DECIMALS = 9
 """Number of decimals to which gaps are rounded before they are ranked: in floating point,
 0.2 x 0.9 and 0.3 x 0.6 differ in the last bit."""
@@ -32,8 +35,7 @@ class Envelope:
     beta_max: float
 
     def __post_init__(self) -> None:
-        for name in ("beta_min", "beta_max"):
-            check_number(name, getattr(self, name), above=0, most=LARGEST_BETA)
+        check_arguments(self, beta_min=BETA, beta_max=BETA)
         if self.beta_min >= self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} must be below beta_max {self.beta_max}")
 
@@ -78,7 +80,8 @@ class Power:
     exponent: float
 
     def __post_init__(self) -> None:
-        check_number("exponent", self.exponent, above=0, most=100)
+        check_arguments(self, exponent=number(above=0, most=100))
+        # `power(2)` and `power(2.0)` are the same choice, and must be recorded alike.
         object.__setattr__(self, "exponent", float(self.exponent))
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:

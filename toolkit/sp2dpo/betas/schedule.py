@@ -12,7 +12,7 @@ from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.columns import REQUIRED
 from sp2dpo.betas.estimators import ESTIMATES, GAP_FORMS, Estimator, GapForm
 from sp2dpo.betas.gaps import compute_gaps
-from sp2dpo.betas.maps import LARGEST_BETA, MAPS, Envelope, Map, Quantile, places
+from sp2dpo.betas.maps import BETA, MAPS, Envelope, Map, Quantile, places
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import (
     NAME,
@@ -120,17 +120,16 @@ class Schedule:
 class EnvelopeConfig(Settings):
     """The range of the betas of a category."""
 
-    beta_min: Annotated[float, number(above=0, most=LARGEST_BETA)]
+    beta_min: Annotated[float, BETA]
     """Beta of a gap of 0. SP2DPO: 0.03."""
-    beta_max: Annotated[float, number(above=0, most=LARGEST_BETA)]
+    beta_max: Annotated[float, BETA]
     """Beta of a gap of 1; above beta_min. SP2DPO: 0.3."""
 
     @field_validator("beta_max")
     @classmethod
     def _is_above_beta_min(cls, beta_max: float, info: ValidationInfo) -> float:
-        beta_min = info.data.get("beta_min")
-        if beta_min is not None and beta_min >= beta_max:
-            raise ValueError(f"beta_min {beta_min} must be below beta_max {beta_max}")
+        if "beta_min" in info.data:  # absent if it is invalid itself
+            Envelope(beta_min=info.data["beta_min"], beta_max=beta_max)
         return beta_max
 
 

@@ -52,7 +52,7 @@ def agreement(
         category=category,
         sample=sample,
         draws=draws,
-    ).as_mapping()
+    )
     _print(result, agreement_lines(result), as_json=as_json)
 
 
@@ -79,10 +79,8 @@ def estimators(
     from sp2dpo.diagnostics.ablation import compare_store_estimators
     from sp2dpo.diagnostics.text import ablation_lines
 
-    result = compare_store_estimators(
-        store_file, schedule_file, gold_file=gold_file, draws=draws
-    ).as_mapping()
-    _print(result, ablation_lines(result["rows"], draws=draws), as_json=as_json)
+    result = compare_store_estimators(store_file, schedule_file, gold_file=gold_file, draws=draws)
+    _print(result, ablation_lines(result), as_json=as_json)
 
 
 @click.command()
@@ -124,10 +122,9 @@ def compare(
         plots.check_picture_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
-        comparison = compare_betas(one, other, store_file=store_file, movers=movers, draws=draws)
+        result = compare_betas(one, other, store_file=store_file, movers=movers, draws=draws)
     except ValueError as error:
         raise ValueError(f"{one_file} and {other_file}: {error}") from error
-    result = comparison.as_mapping()
     if picture:
         figure = plots.draw_beta_comparison(one, other, names=(one_file.name, other_file.name))
         plots.save_figure(figure, picture)
@@ -163,17 +160,18 @@ def audit(
     from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.text import audit_lines
 
-    audit = audit_store(store_file, betas_file, gold_file=gold_file, draws=draws)
-    result = audit.as_mapping()
+    result = audit_store(store_file, betas_file, gold_file=gold_file, draws=draws)
     _print(result, audit_lines(result), as_json=as_json)
-    if fail_on and audit.has_failed(fail_on):
+    if fail_on and result.has_failed(fail_on):
         sys.exit(FAILED)
 
 
-def _print(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+def _print(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
     import json
 
+    from sp2dpo.text import json_values
+
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(json_values(result), indent=2))
     else:
         print_lines(list(lines))

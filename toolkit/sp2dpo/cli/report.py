@@ -33,13 +33,11 @@ def status(store_file: Path, as_json: bool) -> None:
 
     Can be used during the run.
     """
-    from dataclasses import asdict
-
     from sp2dpo.report.status import collect_status
     from sp2dpo.report.text import status_lines
 
     result = collect_status(store_file)
-    _print(asdict(result), [] if as_json else status_lines(result), as_json=as_json)
+    _print(result, [] if as_json else status_lines(result), as_json=as_json)
     if result.integrity:
         raise ValueError(
             f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
@@ -101,7 +99,6 @@ def pilot(
     """
     import sys
     from contextlib import redirect_stdout
-    from dataclasses import asdict
 
     from sp2dpo.report.pilot import DEFAULT_SCHEDULE, run_pilot
     from sp2dpo.report.text import pilot_lines
@@ -126,15 +123,17 @@ def pilot(
             patience=patience,
             **annotation_callbacks(serve=serve),
         )
-    _print(asdict(result), [] if as_json else ["", *pilot_lines(result)], as_json=as_json)
+    _print(result, [] if as_json else ["", *pilot_lines(result)], as_json=as_json)
     if not result.verdict.go:
         sys.exit(NO_GO)
 
 
-def _print(payload: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+def _print(result: Any, lines: list[str], *, as_json: bool) -> None:
     import json
 
-    for line in [json.dumps(payload, indent=2)] if as_json else lines:
+    from sp2dpo.text import json_values
+
+    for line in [json.dumps(json_values(result), indent=2)] if as_json else lines:
         click.echo(line)
 
 
@@ -160,13 +159,13 @@ def report(
     It shows the betas, the agreement of the teachers, and the checks of `audit`.
     """
     import json
-    from dataclasses import asdict
 
     from sp2dpo.report.page import write_report
+    from sp2dpo.text import json_values
 
     if out is None and folder is None and not as_json:
         raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
     result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
     print_lines([f"wrote {path}" for path in result.files], err=as_json)
     if as_json:
-        click.echo(json.dumps(asdict(result.report), indent=2))
+        click.echo(json.dumps(json_values(result.report), indent=2))

@@ -273,7 +273,9 @@ def _environment() -> jinja2.Environment:
         "plain": plain,
         "yaml": fenced,
         "within": _within,
-        "interval": format_interval,
+        "interval": lambda estimate: format_interval(
+            estimate["value"], estimate["low"], estimate["high"]
+        ),
         "check": _check,
     }
     return environment

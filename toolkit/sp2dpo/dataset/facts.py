@@ -19,6 +19,7 @@ from sp2dpo.diagnostics.panel_agreement import measure_agreement
 from sp2dpo.report.report import describe_teachers
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
+from sp2dpo.text import json_values
 
 _CHECK = ("name", "title", "unit", "value", "low", "high", "look", "bad", "verdict")
 
@@ -124,10 +125,10 @@ def _agreement(annotations: AnnotationTable, betas: BetaTable, *, draws: int) ->
     agreement = measure_agreement(annotations, betas.schedule.estimator, draws=draws)
     return {
         "draws": draws,
-        "teachers": agreement.teachers["alpha"],
-        "variants": agreement.variants["alpha"],
-        "apart": agreement.splits["apart"],
-        "no_majority": agreement.splits["no_majority"],
+        "teachers": json_values(agreement.teachers.alpha),
+        "variants": json_values(agreement.variants.alpha),
+        "apart": agreement.splits.apart,
+        "no_majority": agreement.splits.no_majority,
     }
 
 

@@ -4,9 +4,8 @@ Each row applies another schedule to the stored replies; no request is sent.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,9 +16,10 @@ from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
 from sp2dpo.diagnostics.agreement import full_panel_estimator
-from sp2dpo.diagnostics.bootstrap import DRAWS, rank_correlation
-from sp2dpo.diagnostics.checks import END, envelope_shares
+from sp2dpo.diagnostics.bootstrap import DRAWS, Estimate, rank_correlation
+from sp2dpo.diagnostics.checks import END, envelope_shares, share_of
 from sp2dpo.diagnostics.gold import (
+    LabelDetection,
     Truth,
     label_detection,
     load_gold,
@@ -46,11 +46,22 @@ class Variation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariationGold:
+    """How well the betas of a variation follow known labels.
+
+    Attributes:
+        magnitude: Spearman's rho between beta and the known magnitude, over pairs whose label is
+            right.
+        labels: how well the rule `weak` detects wrong labels.
+    """
+
+    magnitude: Estimate
+    labels: LabelDetection
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariationResult:
     """The betas of a variation, compared with those of the base schedule.
-
-    An estimate is a dict with the keys value, low and high; low and high are the ends of a 95 %
-    bootstrap interval over pairs.
 
     Attributes:
         group: the setting that is varied.
@@ -60,12 +71,9 @@ class VariationResult:
         std: population standard deviation of the betas.
         floor: share of the betas in the lowest 5 % of the envelope.
         ceiling: share of the betas in the highest 5 % of the envelope.
-        rho: estimate of Spearman's rho with the betas of the base schedule, over the pairs with a
-            beta in both.
+        rho: Spearman's rho with the betas of the base schedule, over the pairs with a beta in both.
         moved: mean absolute difference from the betas of the base schedule; None without pairs.
-        gold: a dict with two keys; None without known labels. magnitude: estimate of Spearman's rho
-            between beta and the known magnitude, over pairs whose label is right. labels: result of
-            `gold.label_detection` under the rule `weak`.
+        gold: comparison with known labels; None without them.
     """
 
     group: str
@@ -75,9 +83,9 @@ class VariationResult:
     std: float | None
     floor: float | None
     ceiling: float | None
-    rho: dict[str, float | None]
+    rho: Estimate
     moved: float | None
-    gold: dict[str, Any] | None
+    gold: VariationGold | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +101,6 @@ class Ablation:
     schedule: Schedule
     draws: int
     rows: tuple[VariationResult, ...]
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the output of `sp2dpo estimators --json`."""
-        return {
-            "schedule": self.schedule.as_mapping(),
-            "draws": self.draws,
-            "rows": [asdict(row) for row in self.rows],
-        }
 
 
 def compare_store_estimators(
@@ -122,9 +122,6 @@ def compare_store_estimators(
         ValueError: a file is invalid, or no reply counts under a schedule.
         OSError: a file cannot be read.
     """
-    store_file = Path(store_file)
-    schedule_file = Path(schedule_file)
-    gold_file = None if gold_file is None else Path(gold_file)
     schedule = load_schedule(schedule_file)
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
@@ -205,41 +202,40 @@ def compare_estimators(
     for variation in variations(annotations, schedule):
         table = schedule_betas(annotations, variation.schedule)
         base = table if base is None else base
-        rows.append(
-            VariationResult(
-                group=variation.group,
-                name=variation.name,
-                **_spread(table, variation.schedule),
-                **_compare(table, base, draws=draws),
-                gold=None if truths is None else _gold(with_gold(table, truths), draws=draws),
+        gold = None
+        if truths is not None:
+            pairs = with_gold(table, truths)
+            gold = VariationGold(
+                magnitude=magnitude_rank(pairs, "beta", draws=draws),
+                labels=label_detection(pairs, "weak", draws=draws),
             )
-        )
+        rows.append(_compare(variation, table, base, gold, draws=draws))
     return rows
 
 
-def _spread(table: pl.DataFrame, schedule: Schedule) -> dict[str, Any]:
-    beta, shares = table["beta"].drop_nulls(), envelope_shares(table, schedule).drop_nulls()
-    return {
-        "pairs": len(beta),
-        "mean": beta.mean(),
-        "std": beta.std(ddof=0),
-        "floor": (shares <= END).mean(),
-        "ceiling": (shares >= 1 - END).mean(),
-    }
-
-
-def _compare(table: pl.DataFrame, base: pl.DataFrame, *, draws: int) -> dict[str, Any]:
-    """Compare two tables with the same pairs in the same order."""
+def _compare(
+    variation: Variation,
+    table: pl.DataFrame,
+    base: pl.DataFrame,
+    gold: VariationGold | None,
+    *,
+    draws: int,
+) -> VariationResult:
+    """Compare two tables of betas with the same pairs in the same order."""
+    shares = envelope_shares(table, variation.schedule).drop_nulls()
+    statistics = table.drop_nulls("beta").select(
+        mean=pl.col("beta").mean(), std=pl.col("beta").std(ddof=0)
+    )
     both = (table["has_beta"] & base["has_beta"]).to_numpy()
     own, other = (side["beta"].to_numpy()[both] for side in (table, base))
-    return {
-        "rho": rank_correlation(own, other, draws=draws),
-        "moved": float(np.abs(own - other).mean()) if len(own) else None,
-    }
-
-
-def _gold(pairs: pl.DataFrame, *, draws: int) -> dict[str, Any]:
-    return {
-        "magnitude": magnitude_rank(pairs, "beta", draws=draws),
-        "labels": label_detection(pairs, "weak", draws=draws),
-    }
+    return VariationResult(
+        group=variation.group,
+        name=variation.name,
+        pairs=len(shares),
+        **statistics.row(0, named=True),
+        floor=share_of(shares <= END),
+        ceiling=share_of(shares >= 1 - END),
+        rho=rank_correlation(own, other, draws=draws),
+        moved=float(np.abs(own - other).mean()) if len(own) else None,
+        gold=gold,
+    )

@@ -6,9 +6,8 @@ negative if the reader disagrees with the label.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import polars as pl
 
@@ -22,6 +21,66 @@ _Z = 1.959964
 """Quantile of the standard normal distribution for a 95 % interval."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """A share of cases with its 95 % Wilson interval.
+
+    Attributes:
+        count: number of cases in the share.
+        share: `count` divided by the number of all cases, in [0, 1]; None without any case.
+        low: lower end of the interval, in [0, 1]; None without any case.
+        high: upper end of the interval, in [0, 1]; None without any case.
+    """
+
+    count: int
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderComparison:
+    """The agreement of two readers over the preference pairs that both have annotated.
+
+    Attributes:
+        one: name of the first reader.
+        other: name of the second reader.
+        pairs: number of pairs annotated by both.
+        same_category: share of these pairs with the same category; None without pairs.
+        spearman: Spearman's rho of the gaps, in [-1, 1]; None if undefined, see `spearman`.
+        difference: mean absolute difference of the gaps, in [0, 1], or in [0, 2] for signed gaps;
+            None without pairs.
+    """
+
+    one: str
+    other: str
+    pairs: int
+    same_category: float | None
+    spearman: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConsistency:
+    """How a teacher's preference changes when the two responses swap places.
+
+    Attributes:
+        teacher: name of the teacher.
+        both: number of (pair, variant) with replies in both orders.
+        consistent: those with a preference for the same response twice.
+        first: those with a preference for A, the response shown first, twice.
+        second: those with a preference for B twice.
+        tie: those with at least one tie.
+    """
+
+    teacher: str
+    both: int
+    consistent: Proportion
+    first: Proportion
+    second: Proportion
+    tie: Proportion
+
+
 def panel_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
     """Return the replies of the full panel that count, with their gaps rounded to 9 decimals."""
     # 0.2 x 0.9 and 0.3 x 0.6 are the same gap, but differ in the last bit: rounding makes them tie.
@@ -32,15 +91,12 @@ def panel_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.D
 
 def full_panel_estimator(estimator: Estimator) -> Estimator:
     """Return the estimator with JMAMP's median or mean in place of a single named reader."""
+    variants, teachers = estimator.over_variants, estimator.over_teachers
     return replace(
         estimator,
-        over_variants=_way(estimator.over_variants, JMAMP.over_variants),
-        over_teachers=_way(estimator.over_teachers, JMAMP.over_teachers),
+        over_variants=variants if variants in WAYS else JMAMP.over_variants,
+        over_teachers=teachers if teachers in WAYS else JMAMP.over_teachers,
     )
-
-
-def _way(way: str, otherwise: str) -> str:
-    return way if way in WAYS else otherwise
 
 
 def teacher_readings(
@@ -54,18 +110,13 @@ def teacher_readings(
         estimator: decides how the variants are combined.
 
     Returns:
-        reader (the teacher), pair_id, gap, magnitude, confidence, category (the most frequent one;
-        ties go to the higher priority), sorted by reader and pair.
+        pair_id, gap, magnitude, confidence, category (the most frequent one; ties go to the higher
+        priority), reader (the teacher), sorted by reader and pair.
     """
     way = full_panel_estimator(estimator).over_variants
-    key = ["pair_id", "teacher"]
-    return (
-        combine_variants(average_orders(replies), way)
-        .join(find_majority(replies, list(categories), key), on=key)
-        .select("pair_id", *_SCORES, "category", reader="teacher")
-        .with_columns(pl.col("gap").round(9))
-        .sort("reader", "pair_id")
-    )
+    scores = combine_variants(average_orders(replies), way)
+    readings = _with_category(scores, replies, categories, ["pair_id", "teacher"])
+    return readings.sort("reader", "pair_id")
 
 
 def variant_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
@@ -76,18 +127,14 @@ def variant_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.Dat
         categories: categories of the rubric, in order of priority.
 
     Returns:
-        reader (the variant), pair_id, gap, magnitude, confidence (means over the teachers of the
-        means over the orders), category (the most frequent one; ties go to the higher priority),
-        sorted by reader and pair.
+        The columns of `teacher_readings`; the reader is the variant. Scores are means over the
+        teachers of the means over the orders.
     """
     key = ["pair_id", "variant"]
     means = average_orders(replies).group_by(key).agg(pl.col(_SCORES).mean())
-    return (
-        means.join(find_majority(replies.sort(key), list(categories), key), on=key)
-        .select("pair_id", *_SCORES, "category", reader="variant")
-        .with_columns(pl.col("gap").round(9))
-        .sort("reader", "pair_id")
-    )
+    # Replies are sorted by teacher before variant, but a majority needs consecutive groups.
+    readings = _with_category(means, replies.sort(key), categories, key)
+    return readings.sort("reader", "pair_id")
 
 
 def single_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
@@ -98,54 +145,53 @@ def single_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.Data
         categories: categories of the rubric, in order of priority.
 
     Returns:
-        pair_id, teacher, reader (the variant), gap, magnitude, confidence, category.
+        The columns of `teacher_readings` and teacher, unsorted; the reader is the variant.
     """
     key = ["pair_id", "teacher", "variant"]
+    return _with_category(average_orders(replies), replies, categories, key)
+
+
+def _with_category(
+    scores: pl.DataFrame, replies: pl.DataFrame, categories: Sequence[str], key: list[str]
+) -> pl.DataFrame:
+    """Add the majority category of each group; the last column of the key is the reader."""
     return (
-        average_orders(replies)
-        .join(find_majority(replies, list(categories), key), on=key)
-        .select("pair_id", "teacher", *_SCORES, "category", reader="variant")
+        scores.join(find_majority(replies, list(categories), key), on=key)
+        .select(*key[:-1], *_SCORES, "category", reader=key[-1])
+        # A mean of rounded gaps has residue again, which would break ties between readers.
         .with_columns(pl.col("gap").round(9))
     )
 
 
-def compare_readers(readings: pl.DataFrame, readers: Sequence[str]) -> list[dict[str, Any]]:
+def compare_readers(readings: pl.DataFrame, readers: Sequence[str]) -> list[ReaderComparison]:
     """Compare every two readers over the preference pairs that both have annotated.
 
     Args:
         readings: from `teacher_readings` or `variant_readings`.
         readers: readers to compare, in this order.
-
-    Returns:
-        one, other: names of the two readers.
-        pairs: number of pairs annotated by both.
-        same_category: share of these pairs with the same category; None without pairs.
-        spearman: Spearman's rho of the gaps, in [-1, 1]; see `spearman`.
-        difference: mean absolute difference of the gaps, in [0, 1], or in [0, 2] for signed gaps;
-            None without pairs.
     """
     by_reader = {reader: readings.filter(pl.col("reader") == reader) for reader in readers}
-    rows = []
+    comparisons = []
     for first, second in combinations(readers, 2):
         both = by_reader[first].join(by_reader[second], on="pair_id", suffix="_other")
         same, difference = both.select(
             (pl.col("category") == pl.col("category_other")).mean(),
             difference=(pl.col("gap") - pl.col("gap_other")).abs().mean(),
         ).row(0)
-        rows.append(
-            {
-                "one": first,
-                "other": second,
-                "pairs": len(both),
-                "same_category": same,
-                "spearman": spearman(both["gap"], both["gap_other"]),
-                "difference": difference,
-            }
+        comparisons.append(
+            ReaderComparison(
+                one=first,
+                other=second,
+                pairs=len(both),
+                same_category=same,
+                spearman=spearman(both["gap"], both["gap_other"]),
+                difference=difference,
+            )
         )
-    return rows
+    return comparisons
 
 
-def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[str, Any]]:
+def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[OrderConsistency]:
     """Measure how each teacher's preference changes when the two responses swap places.
 
     For a pair and a variant in both orders, a teacher prefers the same response twice, prefers the
@@ -154,12 +200,6 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[
     Args:
         replies: replies kept under the blind protocol: pair_id, teacher, variant, order, better.
         teachers: teachers to report, in this order.
-
-    Returns:
-        teacher: name of the teacher.
-        both: number of (pair, variant) with both orders.
-        consistent, first, second, tie: count, share, low and high of: the same response twice, A
-            (shown first) twice, B twice, a tie; see `wilson_interval` for low and high.
     """
     key = ["teacher", "pair_id", "variant"]
     original, swapped = (
@@ -167,8 +207,9 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[
         for order in (CHOSEN_FIRST, REJECTED_FIRST)
     )
     both = original.join(swapped, on=key, suffix="_turned").with_columns(
-        found=pl.when((pl.col("better") == "tie") | (pl.col("better_turned") == "tie"))
+        outcome=pl.when((pl.col("better") == "tie") | (pl.col("better_turned") == "tie"))
         .then(pl.lit("tie"))
+        # The letter names a place: the same response twice is another letter each time.
         .when(pl.col("better") != pl.col("better_turned"))
         .then(pl.lit("consistent"))
         .when(pl.col("better") == "A")
@@ -177,35 +218,39 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[dict[
     )
     counts = {
         (teacher, outcome): count
-        for teacher, outcome, count in both.group_by("teacher", "found").len().iter_rows()
+        for teacher, outcome, count in both.group_by("teacher", "outcome").len().iter_rows()
     }
-    kinds = ("consistent", "first", "second", "tie")
-    table = []
+    rows = []
     for teacher in teachers:
-        by_outcome = {kind: counts.get((teacher, kind), 0) for kind in kinds}
+        by_outcome = {
+            outcome: counts.get((teacher, outcome), 0)
+            for outcome in ("consistent", "first", "second", "tie")
+        }
         total = sum(by_outcome.values())
-        shares = {kind: wilson_interval(count, total) for kind, count in by_outcome.items()}
-        table.append({"teacher": teacher, "both": total, **shares})
-    return table
+        shares = {outcome: wilson_interval(count, total) for outcome, count in by_outcome.items()}
+        rows.append(OrderConsistency(teacher=teacher, both=total, **shares))
+    return rows
 
 
-def wilson_interval(count: int, total: int) -> dict[str, Any]:
+def wilson_interval(count: int, total: int) -> Proportion:
     """Return a share with its 95 % Wilson interval (Wilson 1927).
 
     The interval assumes independent cases. The variants of one pair are not fully independent, so
     the interval is slightly too narrow.
 
-    Returns:
-        count; share, low and high in [0, 1], all None if `total` is 0.
+    Args:
+        count: number of cases in the share.
+        total: number of all cases.
     """
     if not total:
-        return {"count": count, "share": None, "low": None, "high": None}
+        return Proportion(count=count)
     share, square = count / total, _Z**2
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = _Z * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
     half /= 1 + square / total
+    # Floating-point error can put an end of a share of 0 or 1 slightly outside of [0, 1].
     low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return {"count": count, "share": share, "low": low, "high": high}
+    return Proportion(count=count, share=share, low=low, high=high)
 
 
 def spearman(x: pl.Series, y: pl.Series) -> float | None:

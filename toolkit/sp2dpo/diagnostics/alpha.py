@@ -11,12 +11,24 @@ resample; a test checks that it gives the same values of alpha.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sp2dpo.diagnostics.bootstrap import estimate, resamples
+from sp2dpo.diagnostics.bootstrap import Estimate, estimate, resamples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alpha(Estimate):
+    """Krippendorff's alpha with its interval, at most 1.
+
+    Attributes:
+        pairs: number of units with readings of at least two readers.
+    """
+
+    pairs: int
 
 
 class Ratings:
@@ -32,18 +44,17 @@ class Ratings:
         self.patterns, self.counts = np.unique(codes, axis=0, return_counts=True)
         self.values = values
 
-    def alpha(
-        self, level: str, readers: Sequence[int] | None = None, *, draws: int
-    ) -> dict[str, float | None]:
-        """Compute alpha with its interval, resampling units; see `bootstrap.estimate`.
+    def alpha(self, level: str, readers: Sequence[int] | None = None, *, draws: int) -> Alpha:
+        """Compute alpha with its interval, resampling units.
 
         Args:
             level: `nominal` or `ordinal`.
             readers: columns to compare; all if None.
             draws: number of bootstrap samples.
         """
-        value, drawn = self.resample(level, readers, draws=draws)
-        return estimate(value, drawn)
+        codes = self.patterns if readers is None else self.patterns[:, list(readers)]
+        pairs = int(self.counts[(codes >= 0).sum(axis=1) >= 2].sum())
+        return Alpha(**asdict(estimate(*self.resample(level, readers, draws=draws))), pairs=pairs)
 
     def resample(
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
@@ -63,11 +74,6 @@ class Ratings:
         samples = resamples(len(everything), draws=draws, counts=self.counts)
         return alpha(everything), [alpha(weights) for weights in samples]
 
-    def pairable(self, readers: Sequence[int] | None = None) -> int:
-        """Return the number of units with readings of at least two of the readers."""
-        codes = self.patterns if readers is None else self.patterns[:, list(readers)]
-        return int(self.counts[(codes >= 0).sum(axis=1) >= 2].sum())
-
     def _entries(
         self, readers: Sequence[int] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -81,6 +87,7 @@ class Ratings:
                 both = np.flatnonzero(present[:, left] & present[:, right]) if left != right else []
                 units.append(np.asarray(both, dtype=np.int64))
                 cells.append(codes[units[-1], left] * self.values + codes[units[-1], right])
+                # Each unit adds as many coincidences to o as it has readings (Krippendorff 2011).
                 shares.append(1 / (size[units[-1]] - 1))
         return np.concatenate(units), np.concatenate(cells), np.concatenate(shares)
 

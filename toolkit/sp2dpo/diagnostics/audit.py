@@ -1,9 +1,8 @@
 """Audit a table of betas: run every check, and compare it with known labels."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,10 +14,18 @@ from sp2dpo.betas.gaps import average_orders, disputes_labels
 from sp2dpo.betas.schedule import schedule_betas
 from sp2dpo.diagnostics.agreement import compare_readers, panel_reply_gaps, teacher_readings
 from sp2dpo.diagnostics.biases import check_biases
-from sp2dpo.diagnostics.bootstrap import DRAWS, Ranked, bootstrap_estimates, weighted_spearman
+from sp2dpo.diagnostics.bootstrap import (
+    DRAWS,
+    Estimate,
+    Ranked,
+    bootstrap_estimates,
+    weighted_spearman,
+)
 from sp2dpo.diagnostics.checks import BAD, LOOK, OK, UNKNOWN, Check, check_betas
 from sp2dpo.diagnostics.gold import (
     RULES,
+    GoldComparison,
+    LabelDetection,
     Truth,
     compare_with_gold,
     label_detection,
@@ -31,6 +38,36 @@ VERDICTS = (BAD, LOOK, OK, UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfidenceGain:
+    """What confidence adds: Spearman's rho of gaps with the known magnitude, over right labels.
+
+    Attributes:
+        with_confidence: rho of the gaps under the form `product`.
+        without_confidence: rho of the gaps under the form `magnitude`.
+        gain: the first minus the second, over the same bootstrap samples.
+    """
+
+    with_confidence: Estimate = field(metadata={"json": "with"})
+    without_confidence: Estimate = field(metadata={"json": "without"})
+    gain: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldAudit:
+    """The comparison of a panel and its gaps with known labels.
+
+    Attributes:
+        panel: how often the panel is right.
+        labels: how well each rule that these gaps allow detects wrong labels, by rule.
+        confidence: what confidence adds.
+    """
+
+    panel: GoldComparison
+    labels: Mapping[str, LabelDetection]
+    confidence: ConfidenceGain
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """The result of an audit. Undefined values are None.
 
@@ -38,26 +75,13 @@ class Audit:
         verdict: the worst verdict of all checks that have one; `cannot be told` if none has.
         counts: number of checks by verdict.
         checks: the checks.
-        gold: a mapping with three keys; None without known labels. panel: see
-            `gold.compare_with_gold`. labels: result of `gold.label_detection` for each rule that
-            these gaps allow. confidence: Spearman's rho of the known magnitude with the gaps under
-            the forms `product` (`with`) and `magnitude` (`without`), and their difference (`gain`).
+        gold: comparison with known labels; None without them.
     """
 
     verdict: str
     counts: Mapping[str, int]
-    checks: tuple[Check, ...]
-    gold: Mapping[str, Any] | None
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the output of `sp2dpo audit --json`."""
-        checks = [asdict(check) for check in self.checks]
-        return {
-            "verdict": self.verdict,
-            "counts": dict(self.counts),
-            "signatures": checks,
-            "gold": self.gold,
-        }
+    checks: tuple[Check, ...] = field(metadata={"json": "signatures"})
+    gold: GoldAudit | None
 
     def has_failed(self, fail_on: str) -> bool:
         """Return whether the verdict is `fail_on` (`look` or `bad`) or worse."""
@@ -83,9 +107,6 @@ def audit_store(
         ValueError: a file is invalid, or the betas were computed from other replies.
         OSError: a file cannot be read.
     """
-    store_file = Path(store_file)
-    betas_file = Path(betas_file)
-    gold_file = None if gold_file is None else Path(gold_file)
     with open_store_and_betas(store_file, betas_file) as (store, betas, annotations):
         truths, gold_count = load_gold(gold_file, store) if gold_file else (None, 0)
         return audit_betas(
@@ -117,7 +138,14 @@ def audit_betas(
         gold_count: number of truths in the gold file.
         draws: number of bootstrap samples.
     """
-    checks = run_checks(betas, annotations, lengths, draws=draws)
+    estimator = betas.schedule.estimator
+    replies = panel_reply_gaps(annotations, estimator)
+    readings = teacher_readings(replies, list(annotations.rubric.categories), estimator)
+    between = compare_readers(readings, sorted(readings["reader"].unique()))
+    checks = [
+        *check_betas(betas, average_orders(replies), between),
+        *check_biases(betas, annotations, lengths, draws=draws),
+    ]
     verdicts = [check.verdict for check in checks]
     gold = None
     if truths is not None:
@@ -130,27 +158,6 @@ def audit_betas(
     )
 
 
-def run_checks(
-    betas: BetaTable, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
-) -> list[Check]:
-    """Return the results of all checks.
-
-    Args:
-        betas: the table of betas to check.
-        annotations: the annotations that the betas were computed from.
-        lengths: table of pair_id and of the length of `chosen` and `rejected` in characters.
-        draws: number of bootstrap samples.
-    """
-    estimator = betas.schedule.estimator
-    replies = panel_reply_gaps(annotations, estimator)
-    readings = teacher_readings(replies, list(annotations.rubric.categories), estimator)
-    between = compare_readers(readings, sorted(readings["reader"].unique()))
-    return [
-        *check_betas(betas, average_orders(replies), between),
-        *check_biases(betas, annotations, lengths, draws=draws),
-    ]
-
-
 def _gold(
     betas: BetaTable,
     annotations: AnnotationTable,
@@ -158,28 +165,20 @@ def _gold(
     *,
     gold_count: int,
     draws: int,
-) -> dict[str, Any]:
+) -> GoldAudit:
     rubric = annotations.rubric
     pairs = with_gold(betas.table, truths)
     rules = RULES if disputes_labels(rubric, betas.schedule.estimator) else ("weak",)
-    return {
-        "panel": compare_with_gold(betas.table, truths, rubric, gold_count=gold_count),
-        "labels": {rule: label_detection(pairs, rule, draws=draws) for rule in rules},
-        "confidence": _confidence(betas, annotations, truths, draws=draws),
-    }
+    return GoldAudit(
+        panel=compare_with_gold(betas.table, truths, rubric, gold_count=gold_count),
+        labels={rule: label_detection(pairs, rule, draws=draws) for rule in rules},
+        confidence=_confidence(betas, annotations, truths, draws=draws),
+    )
 
 
 def _confidence(
     betas: BetaTable, annotations: AnnotationTable, truths: Mapping[str, Truth], *, draws: int
-) -> dict[str, Any]:
-    """Measure what confidence adds: correlation of gaps with the known magnitude.
-
-    Pairs whose label is wrong are left out.
-
-    Returns:
-        with, without: Spearman's rho of the gaps under the gap forms `product` and `magnitude`.
-        gain: the first minus the second, over the same bootstrap samples.
-    """
+) -> ConfidenceGain:
     sides = []
     for gap in (Product(), Magnitude()):
         table = schedule_betas(annotations, replace(betas.schedule, gap=gap))
@@ -188,20 +187,20 @@ def _confidence(
     truth = Ranked(sides[0]["known_magnitude"])
     product, magnitude = (Ranked(side["gap"]) for side in sides)
 
-    def gain(weights: NDArray[np.float64]) -> float | None:
-        with_confidence, without = (
-            weighted_spearman(product, truth, weights),
-            weighted_spearman(magnitude, truth, weights),
-        )
-        return None if with_confidence is None or without is None else with_confidence - without
+    def with_confidence(weights: NDArray[np.float64]) -> float | None:
+        return weighted_spearman(product, truth, weights)
 
-    pairs = len(sides[0])
-    return {
-        "with": bootstrap_estimates(
-            lambda w: weighted_spearman(product, truth, w), pairs, draws=draws
-        ),
-        "without": bootstrap_estimates(
-            lambda w: weighted_spearman(magnitude, truth, w), pairs, draws=draws
-        ),
-        "gain": bootstrap_estimates(gain, pairs, draws=draws),
-    }
+    def without_confidence(weights: NDArray[np.float64]) -> float | None:
+        return weighted_spearman(magnitude, truth, weights)
+
+    def gain(weights: NDArray[np.float64]) -> float | None:
+        first, second = with_confidence(weights), without_confidence(weights)
+        return None if first is None or second is None else first - second
+
+    estimates = (
+        bootstrap_estimates(statistic, len(sides[0]), draws=draws)
+        for statistic in (with_confidence, without_confidence, gain)
+    )
+    return ConfidenceGain(
+        **dict(zip(("with_confidence", "without_confidence", "gain"), estimates, strict=True))
+    )

@@ -5,8 +5,7 @@ length-controlled win rate falls); these checks look for it before training. All
 thresholds are our choice.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,40 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
 from sp2dpo.diagnostics.bootstrap import (
+    Estimate,
     RankedWithin,
     bootstrap_estimates,
-    estimate,
     rank_correlation,
     weighted_spearman,
 )
-from sp2dpo.diagnostics.checks import FEWEST, Check, absolute_estimate
+from sp2dpo.diagnostics.checks import FEWEST, Check
 from sp2dpo.diagnostics.gold import NEAR
 from sp2dpo.store.annotations import AnnotationTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBin:
+    """The mean signed gap of the pairs with about the same difference of length.
+
+    A difference is the chosen minus the rejected length, in characters.
+
+    Attributes:
+        low: minimum difference.
+        high: maximum difference.
+        middle: median difference.
+        pairs: number of pairs.
+        mean: mean signed gap, in [-1, 1].
+        lower: lower end of the mean's 95 % interval under a normal approximation.
+        upper: upper end of this interval.
+    """
+
+    low: float
+    high: float
+    middle: float
+    pairs: int
+    mean: float
+    lower: float
+    upper: float
 
 
 def check_biases(
@@ -48,7 +72,7 @@ def check_biases(
     ]
 
 
-def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[dict[str, Any]]:
+def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[LengthBin]:
     """Return the mean signed gap by length difference, in up to ten bins of equal size.
 
     Args:
@@ -56,15 +80,14 @@ def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[dict[str, 
         lengths: table of pair_id and of the length of `chosen` and `rejected` in characters.
 
     Returns:
-        Bins in order, fewer if many differences are equal: low, high and middle (minimum, maximum
-        and median of the chosen minus the rejected length, in characters), pairs, mean, and its
-        95 % interval under a normal approximation: lower, upper.
+        The bins in ascending order, fewer if many differences are equal.
     """
     pairs_with_gap = table.drop_nulls("gap").join(lengths, on="pair_id")
     longer = pl.col("chosen") - pl.col("rejected")
     gap, share = pl.col("signed_gap"), (longer.rank("average") - 0.5) / pl.len()
+    # A single pair has no standard deviation: its interval is a point.
     half = (1.96 * gap.std() / pl.len().sqrt()).fill_null(0.0)
-    return (
+    bins = (
         pairs_with_gap.with_columns(longer=longer, bin=(share * 10).floor().clip(0, 9))
         .group_by("bin")
         .agg(
@@ -78,8 +101,8 @@ def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[dict[str, 
         )
         .sort("bin")
         .drop("bin")
-        .to_dicts()
     )
+    return [LengthBin(**row) for row in bins.to_dicts()]
 
 
 def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
@@ -106,7 +129,7 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
             measure="absolute rank correlation of the signed gap and the length difference",
             reason=_explain_missing(raw, len(pairs), "the gaps, or the lengths, are all equal"),
             note=_direction(raw),
-            **absolute_estimate(raw),
+            **_absolute(raw),
             **common,
         ),
         Check(
@@ -117,17 +140,26 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
                 inside, len(pairs), "the gaps, or the lengths, are equal in a category"
             ),
             note=_direction(inside),
-            **absolute_estimate(inside),
+            **_absolute(inside),
             **common,
         ),
     ]
 
 
-def _direction(estimate: Mapping[str, float | None]) -> str | None:
-    value = estimate["value"]
-    if value is None:
+def _absolute(estimate: Estimate) -> dict[str, Any]:
+    """Return the arguments value, low and high of a check of the absolute value."""
+    if estimate.value is None or estimate.value >= 0:
+        return asdict(estimate)
+    # The interval is negated, not folded at 0: it must still show that the sign is uncertain.
+    low, high = (None if end is None else -end for end in (estimate.high, estimate.low))
+    return {"value": -estimate.value, "low": low, "high": high}
+
+
+def _direction(estimate: Estimate) -> str | None:
+    if estimate.value is None:
         return None
-    return f"{'longer' if value >= 0 else 'shorter'} chosen responses have the larger gaps"
+    side = "longer" if estimate.value >= 0 else "shorter"
+    return f"{side} chosen responses have the larger gaps"
 
 
 def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -> Check:
@@ -149,7 +181,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
         reason = "a comparison needs two teachers"
     elif pairs < FEWEST:
         reason = f"{pairs} pairs were read by several teachers; a verdict needs {FEWEST}"
-    elif correlation["value"] is None:
+    elif correlation.value is None:
         reason = "the confidences, or the magnitudes, are all equal"
     return Check(
         name="confidence",
@@ -157,7 +189,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
         measure="rank correlation of a teacher's confidence with its nearness to the others, "
         "within readings of about the same magnitude",
         unit="coefficient",
-        **correlation,
+        **asdict(correlation),
         top=1.0,
         look=0.1,
         bad=0.0,
@@ -169,14 +201,14 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
 
 def _correlate_confidence(
     readings: pl.DataFrame, *, steps: int, draws: int
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Estimate, int]:
     """Return the correlation with its interval, and the number of pairs that it is based on."""
     sums = readings.group_by("pair_id").agg(total=pl.col("gap").sum(), readers=pl.len())
     shared = (
         readings.join(sums, on="pair_id").filter(pl.col("readers") > 1).sort("reader", "pair_id")
     )
     if shared.is_empty():
-        return estimate(None, []), 0
+        return Estimate(), 0
     others = (pl.col("total") - pl.col("gap")) / (pl.col("readers") - 1)
     level = (pl.col("gap").abs() * steps).round(0)
     shared = shared.with_columns(
@@ -235,13 +267,13 @@ def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationT
 
 def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
     """Correlate beta with the gap over the kept pairs: 1 for a schedule with one envelope."""
-    correlation: dict[str, Any] = rank_correlation(pairs["beta"], pairs["gap"], draws=draws)
+    correlation = rank_correlation(pairs["beta"], pairs["gap"], draws=draws)
     return Check(
         name="unrelated",
         title="Betas do not follow the gap",
         measure="rank correlation of beta and gap over the pairs that are used for training",
         unit="coefficient",
-        **correlation,
+        **asdict(correlation),
         top=1.0,
         look=0.8,
         bad=0.3,
@@ -251,8 +283,8 @@ def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
     )
 
 
-def _explain_missing(estimate: Mapping[str, float | None], pairs: int, flat: str) -> str | None:
-    return _explain_few(pairs) or (flat if estimate["value"] is None else None)
+def _explain_missing(estimate: Estimate, pairs: int, flat: str) -> str | None:
+    return _explain_few(pairs) or (flat if estimate.value is None else None)
 
 
 def _explain_few(pairs: int) -> str | None:

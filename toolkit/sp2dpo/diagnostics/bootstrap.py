@@ -6,6 +6,7 @@ statistics over the same units see the same samples.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,21 @@ DRAWS = 1000
 SEED = 0
 LOW, HIGH = 2.5, 97.5
 """Percentiles that bound a 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A statistic with its 95 % bootstrap interval.
+
+    Attributes:
+        value: statistic of the full sample; None if undefined.
+        low: lower end of the interval; None if the value, or that of every sample, is undefined.
+        high: upper end of the interval; None where `low` is.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def resamples(
@@ -41,21 +57,19 @@ def resamples(
             yield rng.multinomial(total, counts / total).astype(np.float64)
 
 
-def estimate(value: float | None, samples: Iterable[float | None]) -> dict[str, float | None]:
-    """Return a value with its 95 % interval, as JSON values.
+def estimate(value: float | None, samples: Iterable[float | None]) -> Estimate:
+    """Return a statistic with its interval.
 
     Args:
         value: statistic of the full sample; None if undefined.
         samples: statistic of each bootstrap sample; undefined ones are left out.
-
-    Returns:
-        value, low, high; low and high are None if the value is, or if every sample is undefined.
     """
+    # A sample may lack what the statistic needs, such as a second category.
     defined = [sample for sample in samples if sample is not None and np.isfinite(sample)]
     if value is None or not defined:
-        return {"value": value, "low": None, "high": None}
+        return Estimate(value=value)
     low, high = np.percentile(defined, [LOW, HIGH])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return Estimate(value=float(value), low=float(low), high=float(high))
 
 
 def bootstrap_estimates(
@@ -64,8 +78,8 @@ def bootstrap_estimates(
     *,
     draws: int,
     counts: NDArray[np.int64] | None = None,
-) -> dict[str, float | None]:
-    """Compute a statistic of weighted units with its interval; see `estimate`.
+) -> Estimate:
+    """Compute a statistic of weighted units with its interval.
 
     Args:
         statistic: function of (units,) weights.
@@ -74,7 +88,7 @@ def bootstrap_estimates(
         counts: see `resamples`.
     """
     if units == 0:
-        return {"value": None, "low": None, "high": None}
+        return Estimate()
     value = statistic(np.ones(units) if counts is None else counts.astype(np.float64))
     return estimate(value, map(statistic, resamples(units, draws=draws, counts=counts)))
 
@@ -143,8 +157,8 @@ def weighted_spearman(
     return correlation(x.ranks(weights), y.ranks(weights), weights)
 
 
-def rank_correlation(x: Any, y: Any, *, draws: int, parts: Any = None) -> dict[str, float | None]:
-    """Compute Spearman's rho of two columns with its interval; see `estimate`.
+def rank_correlation(x: Any, y: Any, *, draws: int, parts: Any = None) -> Estimate:
+    """Compute Spearman's rho of two columns with its interval.
 
     Args:
         x: (n,) values.
@@ -156,7 +170,7 @@ def rank_correlation(x: Any, y: Any, *, draws: int, parts: Any = None) -> dict[s
     if parts is not None:
         sides.append(np.unique(np.asarray(parts), return_inverse=True)[1])
     if not len(sides[0]):
-        return estimate(None, [])
+        return Estimate()
     # Equal rows are resampled as one weighted unit: the distribution is the same, and there are
     # fewer rows to rank if there are few distinct values.
     rows, counts = np.unique(np.stack(sides), axis=1, return_counts=True)

@@ -1,15 +1,14 @@
 """Check the betas of a table: measure values, and compare them with thresholds for a verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 import polars as pl
 
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import Schedule, category_envelopes
-from sp2dpo.diagnostics.agreement import intraclass_correlation
+from sp2dpo.diagnostics.agreement import ReaderComparison, intraclass_correlation
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
@@ -68,24 +67,8 @@ class Check:
         return LOOK if sign * self.value >= sign * self.look else OK
 
 
-def absolute_estimate(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return the absolute value of an estimate: a negative value and its interval are negated.
-
-    Args:
-        estimate: value, low, high, from `bootstrap.estimate`.
-    """
-    value, low, high = (estimate[name] for name in ("value", "low", "high"))
-    if value is None or value >= 0:
-        return dict(estimate)
-    return {
-        "value": -value,
-        "low": None if high is None else -high,
-        "high": None if low is None else -low,
-    }
-
-
 def check_betas(
-    betas: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[dict[str, Any]]
+    betas: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[ReaderComparison]
 ) -> list[Check]:
     """Run the checks of the distribution of betas and of the teachers' consistency.
 
@@ -123,7 +106,7 @@ def _clumped_low(shares: pl.Series) -> Check:
         title="Clumped at beta_min",
         measure="share of the betas in the lowest 5% of the envelope",
         unit="share",
-        value=_share_of(shares <= END),
+        value=share_of(shares <= END),
         top=1.0,
         look=0.25,
         bad=0.5,
@@ -140,7 +123,7 @@ def _clumped_high(shares: pl.Series) -> Check:
         title="Clumped at beta_max",
         measure="share of the betas in the highest 5% of the envelope",
         unit="share",
-        value=_share_of(shares >= 1 - END),
+        value=share_of(shares >= 1 - END),
         top=1.0,
         look=0.25,
         bad=0.5,
@@ -171,15 +154,15 @@ def _no_spread(shares: pl.Series) -> Check:
     )
 
 
-def _guessing(between_teachers: Sequence[dict[str, Any]]) -> Check:
+def _guessing(between_teachers: Sequence[ReaderComparison]) -> Check:
     """Average Spearman's rho of the gaps over all pairs of teachers, in [-1, 1].
 
     Teachers that guess independently rank the pairs in unrelated orders, which gives 0. A teacher
     that is only stricter than another does not lower the value. Comparisons over fewer than 20
     pairs, or with a teacher whose gaps are all equal, are left out. Our choice.
     """
-    enough = [row for row in between_teachers if row["pairs"] >= FEWEST]
-    correlations = [row["spearman"] for row in enough if row["spearman"] is not None]
+    enough = [row for row in between_teachers if row.pairs >= FEWEST]
+    correlations = [row.spearman for row in enough if row.spearman is not None]
     left_out = len(between_teachers) - len(correlations)
     reason = None
     if not between_teachers:
@@ -244,7 +227,7 @@ def _too_few(pairs: int) -> str | None:
     return f"{pairs} with a beta; a verdict needs {FEWEST} pairs" if pairs < FEWEST else None
 
 
-def _share_of(inside: pl.Series) -> float | None:
+def share_of(inside: pl.Series) -> float | None:
     """Return the share of True values; None if the series is empty."""
     return int(inside.sum()) / len(inside) if len(inside) else None
 

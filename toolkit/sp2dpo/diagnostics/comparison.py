@@ -1,5 +1,6 @@
 """Compare two tables of betas: rank correlation, shift, and the pairs that moved most."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sp2dpo.betas.columns import OPTIONAL
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.diagnostics.agreement import spearman
 from sp2dpo.diagnostics.bootstrap import (
     DRAWS,
+    Estimate,
     bootstrap_estimates,
     correlation,
     rank_correlation,
@@ -20,52 +21,144 @@ from sp2dpo.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class BetaComparison:
-    """The comparison of two tables of betas. Undefined values are None.
-
-    Estimates are mappings of value, low and high: a 95 % bootstrap interval over pairs. A shift is
-    the second table minus the first.
+class PairCounts:
+    """Numbers of pairs in two tables.
 
     Attributes:
-        pairs: number of pairs in both tables (both), with a beta in both (compared), in only one
-            table (only_one, only_other), and with a beta in only one table (beta_only_one,
-            beta_only_other).
-        kept: number of pairs kept for training by both tables (both) and by only one (only_one,
-            only_other).
+        both: pairs in both tables.
+        compared: pairs with a beta in both tables.
+        only_one: pairs in the first table alone.
+        only_other: pairs in the second table alone.
+        beta_only_one: pairs in both tables with a beta in the first one alone.
+        beta_only_other: pairs in both tables with a beta in the second one alone.
+    """
+
+    both: int
+    compared: int
+    only_one: int
+    only_other: int
+    beta_only_one: int
+    beta_only_other: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCounts:
+    """Numbers of pairs that two tables keep for training, of the pairs in both.
+
+    Attributes:
+        both: pairs kept by both tables.
+        only_one: pairs kept by the first table alone.
+        only_other: pairs kept by the second table alone.
+    """
+
+    both: int
+    only_one: int
+    only_other: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaDistribution:
+    """Statistics of the compared betas of a table.
+
+    Attributes:
+        mean: mean beta.
+        std: population standard deviation.
+        min: smallest beta.
+        max: largest beta.
+    """
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryComparison:
+    """The comparison of the betas of one category.
+
+    Attributes:
+        category: category in the first table.
+        pairs: number of compared pairs.
+        one: mean beta in the first table.
+        other: mean beta in the second table.
+        shift: mean shift.
+        spearman: Spearman's rho of the betas, in [-1, 1]; None if undefined.
+    """
+
+    category: str
+    pairs: int
+    one: float
+    other: float
+    shift: float
+    spearman: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mover:
+    """A pair whose beta differs between two tables.
+
+    Attributes:
+        pair_id: id of the pair.
+        category: its category in the first table.
+        one: its beta in the first table.
+        other: its beta in the second table.
+        shift: the second beta minus the first.
+    """
+
+    pair_id: str
+    category: str
+    one: float
+    other: float
+    shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedMover(Mover):
+    """A mover with its name in the source.
+
+    Attributes:
+        source_id: name of the pair in the source; None if it has none.
+    """
+
+    source_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaComparison:
+    """The comparison of two tables of betas. A shift is the second table minus the first.
+
+    Attributes:
+        pairs: numbers of pairs in the tables.
+        kept: numbers of pairs kept for training.
         differs: values in the schedules and arms of the two tables, by key, where they differ.
         draws: number of bootstrap samples.
         same_annotations: whether both tables were computed from the same annotations.
-        pearson: estimate of Pearson's correlation of the betas.
-        spearman: estimate of Spearman's rho of the betas.
-        shift: estimate of the mean shift.
+        pearson: Pearson's correlation of the betas.
+        spearman: Spearman's rho of the betas.
+        shift: mean shift.
         distance: mean absolute shift.
         largest: maximum absolute shift.
-        one: mean, std, min and max of the compared betas of the first table.
-        other: the same of the second table.
-        categories: by category of the first table, largest first: category, pairs, one, other
-            (means), shift, spearman.
-        movers: the pairs with the largest absolute shift: pair_id, category, one, other, shift, and
-            source_id if a store is given.
+        one: statistics of the first table.
+        other: statistics of the second table.
+        categories: comparison by category, the largest first.
+        movers: the pairs with the largest absolute shift; `NamedMover` if a store is given.
     """
 
-    pairs: dict[str, int]
-    kept: dict[str, int]
-    differs: dict[str, list[Any]]
+    pairs: PairCounts
+    kept: KeptCounts
+    differs: Mapping[str, tuple[Any, Any]]
     draws: int
     same_annotations: bool
-    pearson: dict[str, float | None]
-    spearman: dict[str, float | None]
-    shift: dict[str, float | None]
+    pearson: Estimate
+    spearman: Estimate
+    shift: Estimate
     distance: float
     largest: float
-    one: dict[str, Any]
-    other: dict[str, Any]
-    categories: list[dict[str, Any]]
-    movers: list[dict[str, Any]]
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the output of `sp2dpo compare --json`."""
-        return asdict(self)
+    one: BetaDistribution
+    other: BetaDistribution
+    categories: tuple[CategoryComparison, ...]
+    movers: tuple[Mover, ...]
 
 
 def compare_betas(
@@ -88,7 +181,6 @@ def compare_betas(
     Raises:
         ValueError: no pair has a beta in both tables.
     """
-    store_file = None if store_file is None else Path(store_file)
     joined = one.table.join(other.table, on="pair_id", how="full", suffix="_other", coalesce=True)
     both = joined.filter(pl.col("has_beta").is_not_null() & pl.col("has_beta_other").is_not_null())
     compared = both.filter(pl.col("has_beta") & pl.col("has_beta_other")).sort("pair_id")
@@ -98,21 +190,20 @@ def compare_betas(
     moved = _movers(compared, movers)
     if store_file:
         with Store(store_file) as store:
-            moved = store.corpus.with_source_ids(moved)
+            names = store.corpus.source_ids([mover.pair_id for mover in moved])
+        moved = [NamedMover(**asdict(row), source_id=names.get(row.pair_id)) for row in moved]
+    _, beta_only_one, beta_only_other = _overlap(both, "has_beta")
+    kept_by_both, kept_only_one, kept_only_other = _overlap(both, "keep")
     return BetaComparison(
-        pairs={
-            "both": len(both),
-            "compared": len(compared),
-            "only_one": int(joined["has_beta_other"].null_count()),
-            "only_other": int(joined["has_beta"].null_count()),
-            "beta_only_one": len(both.filter(pl.col("has_beta") & ~pl.col("has_beta_other"))),
-            "beta_only_other": len(both.filter(~pl.col("has_beta") & pl.col("has_beta_other"))),
-        },
-        kept={
-            "both": len(both.filter(pl.col("keep") & pl.col("keep_other"))),
-            "only_one": len(both.filter(pl.col("keep") & ~pl.col("keep_other"))),
-            "only_other": len(both.filter(~pl.col("keep") & pl.col("keep_other"))),
-        },
+        pairs=PairCounts(
+            both=len(both),
+            compared=len(compared),
+            only_one=joined["has_beta_other"].null_count(),
+            only_other=joined["has_beta"].null_count(),
+            beta_only_one=beta_only_one,
+            beta_only_other=beta_only_other,
+        ),
+        kept=KeptCounts(both=kept_by_both, only_one=kept_only_one, only_other=kept_only_other),
         differs=_differs(one, other),
         draws=draws,
         same_annotations=one.annotations_hash == other.annotations_hash,
@@ -121,64 +212,67 @@ def compare_betas(
         shift=bootstrap_estimates(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
         distance=float(np.abs(b - a).mean()),
         largest=float(np.abs(b - a).max()),
-        one=_about(compared["beta"]),
-        other=_about(compared["beta_other"]),
-        categories=_categories(compared),
-        movers=moved,
+        one=_distribution(compared, "beta"),
+        other=_distribution(compared, "beta_other"),
+        categories=tuple(_categories(compared)),
+        movers=tuple(moved),
     )
 
 
-def _differs(one: BetaTable, other: BetaTable) -> dict[str, list[Any]]:
-    configs = [betas.schedule.as_mapping() | _arm(betas) for betas in (one, other)]
-    keys = [*configs[0], *(key for key in configs[1] if key not in configs[0])]
+def _overlap(both: pl.DataFrame, column: str) -> tuple[int, int, int]:
+    """Return how often a column is true in both tables, in the first and in the second alone."""
+    one, other = pl.col(column), pl.col(f"{column}_other")
+    counts = both.select((one & other).sum(), only=(one & ~other).sum(), rest=(~one & other).sum())
+    return counts.row(0)
+
+
+def _differs(one: BetaTable, other: BetaTable) -> dict[str, tuple[Any, Any]]:
+    first, second = (betas.schedule.as_mapping() | _arm(betas) for betas in (one, other))
     return {
-        key: [configs[0].get(key), configs[1].get(key)]
-        for key in keys
-        if configs[0].get(key) != configs[1].get(key)
+        key: (first.get(key), second.get(key))
+        for key in first | second
+        if first.get(key) != second.get(key)
     }
 
 
 def _arm(betas: BetaTable) -> dict[str, Any]:
     """Return the settings of the arm, and the hash of its scores if the table uses them."""
     departures = {f"arm: {key}": value for key, value in betas.arm.departures().items()}
-    columns = [name for name in OPTIONAL if name in betas.table.columns]
-    return departures | ({"scores": betas.scores_hash} if "reward_margin" in columns else {})
+    return departures | ({"scores": betas.scores_hash} if betas.arm.uses_scores else {})
 
 
-def _about(beta: pl.Series) -> dict[str, Any]:
-    return {
-        "mean": beta.mean(), "std": beta.std(ddof=0), "min": beta.min(), "max": beta.max(),
-    }  # fmt: skip
+def _distribution(compared: pl.DataFrame, column: str) -> BetaDistribution:
+    beta = pl.col(column)
+    statistics = compared.select(
+        mean=beta.mean(), std=beta.std(ddof=0), min=beta.min(), max=beta.max()
+    )
+    return BetaDistribution(**statistics.row(0, named=True))
 
 
-def _categories(compared: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per category, largest first."""
+def _categories(compared: pl.DataFrame) -> list[CategoryComparison]:
     rows = []
     for (category,), pairs in compared.group_by("category"):
-        a, b = pairs["beta"], pairs["beta_other"]
-        rho = spearman(a.round(9), b.round(9))
+        one, other = pl.col("beta"), pl.col("beta_other")
+        means = pairs.select(one=one.mean(), other=other.mean(), shift=(other - one).mean())
+        # Rounded, so that betas that differ only by floating-point error are ties.
+        rho = spearman(pairs["beta"].round(9), pairs["beta_other"].round(9))
         rows.append(
-            {
-                "category": category,
-                "pairs": len(pairs),
-                "one": a.mean(),
-                "other": b.mean(),
-                "shift": (b - a).mean(),
-                "spearman": rho,
-            }
+            CategoryComparison(
+                category=str(category), pairs=len(pairs), **means.row(0, named=True), spearman=rho
+            )
         )
-    return sorted(rows, key=lambda row: (-row["pairs"], row["category"]))
+    return sorted(rows, key=lambda row: (-row.pairs, row.category))
 
 
-def _movers(compared: pl.DataFrame, count: int) -> list[dict[str, Any]]:
+def _movers(compared: pl.DataFrame, count: int) -> list[Mover]:
     """Return the pairs that moved most; pairs that did not move are left out."""
-    moved = compared.with_columns(shift=pl.col("beta_other") - pl.col("beta"))
-    moved = moved.with_columns(distance=pl.col("shift").abs().round(9))
-    first = moved.filter(pl.col("distance") > 0).sort(
-        ["distance", "pair_id"], descending=[True, False]
+    moved = (
+        compared.with_columns(shift=pl.col("beta_other") - pl.col("beta"))
+        # Rounded, so that equal shifts are ordered by pair_id and residue is not a shift.
+        .with_columns(distance=pl.col("shift").abs().round(9))
+        .filter(pl.col("distance") > 0)
+        .sort(["distance", "pair_id"], descending=[True, False])
+        .head(count)
+        .select("pair_id", "category", "shift", one="beta", other="beta_other")
     )
-    return (
-        first.head(count)
-        .select("pair_id", "category", one="beta", other="beta_other", shift="shift")
-        .to_dicts()
-    )
+    return [Mover(**row) for row in moved.to_dicts()]

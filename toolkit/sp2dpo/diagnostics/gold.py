@@ -11,7 +11,7 @@ magnitude is on the rubric's scale, and 0 means `tie`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from sp2dpo.diagnostics.agreement import spearman, wilson_interval
-from sp2dpo.diagnostics.bootstrap import Ranked, bootstrap_estimates, rank_correlation
+from sp2dpo.diagnostics.agreement import Proportion, spearman, wilson_interval
+from sp2dpo.diagnostics.bootstrap import Estimate, Ranked, bootstrap_estimates, rank_correlation
 from sp2dpo.files import read_json_lines
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type, did_you_mean
@@ -47,6 +47,59 @@ class Truth:
     label: str
     category: str | None = None
     magnitude: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldComparison:
+    """How often a panel is right.
+
+    Attributes:
+        truths: number of truths in the gold file.
+        sampled: number of these about pairs of the store.
+        judged: number of these whose pair has a gap.
+        threshold: `NEAR`.
+        labels: share that the panel gets right of the pairs with each true label.
+        accuracy: share of all pairs that the panel gets right.
+        balanced: mean of the shares in `labels` without that of `tie`, in [0, 1]; 0.5 is chance
+            level. None without such a label.
+        balanced_low: mean of the lower ends of their intervals, in [0, 1].
+        always_chosen: accuracy of a panel that agrees with every label, in [0, 1].
+        category: share of the pairs with a known category to which the panel gives this category.
+        magnitude: Spearman's rho between the known magnitude and that of the panel, over pairs
+            whose label is not wrong.
+    """
+
+    truths: int = field(metadata={"json": "given"})
+    sampled: int
+    judged: int
+    threshold: float
+    labels: Mapping[str, Proportion]
+    accuracy: Proportion
+    balanced: float | None
+    balanced_low: float | None
+    always_chosen: float | None
+    category: Proportion
+    magnitude: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDetection:
+    """How well a rule detects wrong labels.
+
+    Attributes:
+        wrong: number of pairs with a wrong label.
+        flagged: number of pairs that the rule flags.
+        recall: share of the wrong labels that are flagged.
+        precision: share of the flagged labels that are wrong.
+        auc: probability that a pair with a wrong label has a lower signed gap than one with a right
+            label. Equal gaps count one half; true ties are left out.
+    """
+
+    wrong: int
+    flagged: int = field(metadata={"json": "found"})
+    recall: Proportion
+    precision: Proportion
+    auc: Estimate
 
 
 def read_gold(path: Path, rubric: Rubric) -> list[Truth]:
@@ -126,13 +179,14 @@ def check_matched(truths: Sequence[Truth], pairs: int, *, path: Path, source: st
         )
 
 
-def load_gold(path: Path, store: Store) -> tuple[dict[str, Truth], int]:
+def load_gold(path: Path | str, store: Store) -> tuple[dict[str, Truth], int]:
     """Return the truths of a gold file about a store's pairs, and the number of all its truths.
 
     Raises:
         ValueError: a line is invalid, or no truth names a pair of the store.
         OSError: the file cannot be read.
     """
+    path = Path(path)
     truths = read_gold(path, store.rubric())
     matched = match_pairs(truths, store.corpus.names())
     check_matched(truths, len(matched), path=path, source=str(store.path))
@@ -169,7 +223,7 @@ def match_pairs(
 
 def compare_with_gold(
     table: pl.DataFrame, truths: Mapping[str, Truth], rubric: Rubric, *, gold_count: int
-) -> dict[str, Any]:
+) -> GoldComparison:
     """Measure how often a panel is right.
 
     The labelled protocol only shows whether the teachers see the labelled difference: a gap of
@@ -182,21 +236,6 @@ def compare_with_gold(
         truths: truths by pair_id.
         rubric: rubric of the annotations.
         gold_count: number of truths in the gold file.
-
-    Returns:
-        given, sampled, judged: number of truths in the file, of those about pairs in the sample,
-            and of the latter whose pair has a gap.
-        threshold: `NEAR`.
-        labels: by true label: count, share, low and high of the pairs that the panel gets right
-            (see `agreement.wilson_interval`).
-        accuracy: the same over all true labels.
-        balanced, balanced_low: mean over the true labels except `tie` (blind; labelled: over
-            `chosen` and `not chosen`) of the correct share, and of the lower ends of its
-            intervals; 0.5 is chance level. None without such a label.
-        always_chosen: accuracy of a panel that agrees with every label.
-        category: share of the pairs with a known category to which the panel gives this category.
-        magnitude: Spearman's rho between the known magnitude and that of the panel, over pairs
-            whose label is not wrong.
     """
     rows = [
         (truths[row["pair_id"]], row)
@@ -211,25 +250,23 @@ def compare_with_gold(
         )
         for label in (LABELS if rubric.blind else ("chosen", "not chosen"))
     }
-    decisive = [
-        share for label, share in labels.items() if label != "tie" and share["share"] is not None
-    ]
+    decisive = [share for label, share in labels.items() if label != "tie"]
     categories = [(truth.category, row["category"]) for truth, row in rows if truth.category]
-    return {
-        "given": gold_count,
-        "sampled": len(truths),
-        "judged": len(rows),
-        "threshold": NEAR,
-        "labels": labels,
-        "accuracy": wilson_interval(sum(true == judged for true, judged in pairs), len(pairs)),
-        "balanced": _mean([share["share"] for share in decisive]),
-        "balanced_low": _mean([share["low"] for share in decisive]),
-        "always_chosen": _mean([float(true == "chosen") for true, _ in pairs]),
-        "category": wilson_interval(
+    return GoldComparison(
+        truths=gold_count,
+        sampled=len(truths),
+        judged=len(rows),
+        threshold=NEAR,
+        labels=labels,
+        accuracy=wilson_interval(sum(true == judged for true, judged in pairs), len(pairs)),
+        balanced=_mean([label.share for label in decisive]),
+        balanced_low=_mean([label.low for label in decisive]),
+        always_chosen=_mean([float(true == "chosen") for true, _ in pairs]),
+        category=wilson_interval(
             sum(true == judged for true, judged in categories), len(categories)
         ),
-        "magnitude": _rank(rows),
-    }
+        magnitude=_rank(rows),
+    )
 
 
 def _true_label(truth: Truth, rubric: Rubric) -> str:
@@ -246,8 +283,9 @@ def _panel_label(row: Mapping[str, Any], rubric: Rubric) -> str:
     return "rejected" if gap <= -NEAR else "tie"
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _rank(rows: Sequence[tuple[Truth, Mapping[str, Any]]]) -> float | None:
@@ -284,34 +322,29 @@ def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
     return table.drop_nulls("gap").join(truth_table, on="pair_id").sort("pair_id")
 
 
-def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> dict[str, Any]:
+def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetection:
     """Measure how well a rule detects wrong labels.
 
     Args:
         pairs: from `with_gold`.
         rule: one of `RULES`.
         draws: number of bootstrap samples.
-
-    Returns:
-        wrong, found: number of pairs with a wrong label, and of pairs that the rule flags.
-        recall, precision: count, share, low, high: see `agreement.wilson_interval`.
-        auc: value, low, high of the probability that a pair with a wrong label has a lower signed
-            gap than one with a right label. Equal gaps count one half; true ties are left out.
     """
-    signed = pl.col("signed_gap").round(9)
-    finds = signed < NEAR if rule == "weak" else signed <= -NEAR
-    marked = pairs.select(wrong=pl.col("label") == "rejected", found=finds)
-    both = int((marked["wrong"] & marked["found"]).sum())
-    return {
-        "wrong": int(marked["wrong"].sum()),
-        "found": int(marked["found"].sum()),
-        "recall": wilson_interval(both, int(marked["wrong"].sum())),
-        "precision": wilson_interval(both, int(marked["found"].sum())),
-        "auc": _auc(pairs.filter(pl.col("label") != "tie"), draws=draws),
-    }
+    signed, wrong = pl.col("signed_gap").round(9), pl.col("label") == "rejected"
+    flagged = signed < NEAR if rule == "weak" else signed <= -NEAR
+    wrong_count, flagged_count, both = pairs.select(
+        wrong.sum(), flagged=flagged.sum(), both=(wrong & flagged).sum()
+    ).row(0)
+    return LabelDetection(
+        wrong=wrong_count,
+        flagged=flagged_count,
+        recall=wilson_interval(both, wrong_count),
+        precision=wilson_interval(both, flagged_count),
+        auc=_auc(pairs.filter(pl.col("label") != "tie"), draws=draws),
+    )
 
 
-def magnitude_rank(pairs: pl.DataFrame, column: str, *, draws: int) -> dict[str, float | None]:
+def magnitude_rank(pairs: pl.DataFrame, column: str, *, draws: int) -> Estimate:
     """Compute Spearman's rho of a column with the known magnitude, without wrong labels.
 
     Args:
@@ -323,7 +356,7 @@ def magnitude_rank(pairs: pl.DataFrame, column: str, *, draws: int) -> dict[str,
     return rank_correlation(right["known_magnitude"], right[column], draws=draws)
 
 
-def _auc(pairs: pl.DataFrame, *, draws: int) -> dict[str, float | None]:
+def _auc(pairs: pl.DataFrame, *, draws: int) -> Estimate:
     wrong = (pairs["label"] == "rejected").to_numpy()
     ranked = Ranked(-pairs["signed_gap"].to_numpy())
 

@@ -1,9 +1,8 @@
 """Measure the agreement of a panel: Krippendorff's alpha, outliers and disputed pairs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,14 +12,15 @@ from sp2dpo.betas.estimators import JMAMP, Estimator
 from sp2dpo.betas.gaps import find_majority
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.diagnostics.agreement import (
+    ReaderComparison,
     compare_readers,
     panel_reply_gaps,
     single_readings,
     teacher_readings,
     variant_readings,
 )
-from sp2dpo.diagnostics.alpha import Ratings
-from sp2dpo.diagnostics.bootstrap import DRAWS, bootstrap_estimates, estimate
+from sp2dpo.diagnostics.alpha import Alpha, Ratings
+from sp2dpo.diagnostics.bootstrap import DRAWS, Estimate, bootstrap_estimates, estimate
 from sp2dpo.settings import did_you_mean
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
@@ -32,6 +32,8 @@ MEASURES = {
     "gap": "ordinal",
 }
 """Measures that readers are compared on, and the level of measurement of each."""
+_COMPARED = ("category", "gap")
+"""Measures whose alpha is computed for each teacher."""
 STANDS_OUT = 0.05
 """A teacher is an outlier if alpha of the gaps rises by this much without it. Our choice."""
 SPLITS = 10
@@ -42,38 +44,126 @@ as steps finer than those of any scale would only make alpha slow to compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """The agreement of the teachers, or of the variants.
+
+    Attributes:
+        names: the readers.
+        alpha: Krippendorff's alpha by measure; see `MEASURES`.
+        twos: comparisons of every two readers.
+    """
+
+    names: tuple[str, ...]
+    alpha: Mapping[str, Alpha]
+    twos: tuple[ReaderComparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantAgreement(Agreement):
+    """The agreement of the variants.
+
+    Attributes:
+        by_teacher: alpha between the variants of each teacher, by measure (category, gap).
+    """
+
+    by_teacher: Mapping[str, Mapping[str, Alpha]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherEffect:
+    """The effect of a teacher on the agreement of the panel.
+
+    Attributes:
+        teacher: name of the teacher.
+        without: gain in alpha without this teacher, by measure (category, gap), over the same
+            bootstrap samples; undefined for two teachers.
+        bias: mean of its gap minus the mean gap of the other teachers.
+        spearman: mean of Spearman's rho between its gaps and those of each other teacher, in
+            [-1, 1]; None for a single teacher.
+        stands_out: whether the gain for gaps is at least `STANDS_OUT` and significant.
+    """
+
+    teacher: str
+    without: Mapping[str, Estimate]
+    bias: Estimate
+    spearman: float | None
+    stands_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A teacher's reading of a pair.
+
+    Attributes:
+        gap: its gap, in [0, 1], or in [-1, 1] if gaps are signed.
+        category: its most frequent category.
+    """
+
+    gap: float
+    category: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPair:
+    """A pair on which the teachers differ.
+
+    Attributes:
+        pair_id: id of the pair.
+        spread: population standard deviation of the teachers' gaps.
+        readings: reading of each teacher, by name.
+        source_id: name of the pair in the source; None if it has none or no store was read.
+    """
+
+    pair_id: str
+    spread: float
+    readings: Mapping[str, Reading] = field(metadata={"json": "said"})
+    source_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """How often the teachers differ about a pair.
+
+    Attributes:
+        of: number of pairs annotated by at least two teachers.
+        apart: share of these whose lowest and highest gap differ by 0.5 or more; None without any.
+        no_majority: share of these without a category given by more than half of the teachers.
+        pairs: the `SPLITS` pairs with the largest spread.
+    """
+
+    of: int
+    apart: float | None
+    no_majority: float | None
+    pairs: tuple[SplitPair, ...]
+
+    def with_source_ids(self, store: Store) -> "Splits":
+        """Return a copy whose pairs have their names in the source."""
+        names = store.corpus.source_ids([pair.pair_id for pair in self.pairs])
+        pairs = (replace(pair, source_id=names.get(pair.pair_id)) for pair in self.pairs)
+        return replace(self, pairs=tuple(pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PanelAgreement:
-    """How far teachers and variants agree. Undefined values are None.
+    """How far teachers and variants agree.
 
     Attributes:
         pairs: number of pairs with replies that count.
         replies: number of these replies.
         draws: number of bootstrap samples.
-        teachers: agreement between teachers: names; alpha (by measure: value, low, high, pairs);
-            twos (comparisons of every two teachers, from `agreement.compare_readers`).
-        variants: the same between variants, and by_teacher, the alphas of each teacher.
-        outliers: effect of each teacher on agreement, starting with the one that lowers it most:
-            teacher; without (by measure, the gain in alpha without this teacher: value, low, high);
-            bias (mean of its gap minus the mean gap of the other teachers); spearman (mean rho of
-            its gaps with each other teacher's); stands_out.
-        splits: pairs on which the teachers differ: of (number of pairs with replies of at least two
-            teachers); apart
-            (share whose lowest and highest gap differ by 0.5 or more); no_majority (share without a
-            category given by more than half of the teachers); pairs (those with the largest
-            spread).
+        teachers: agreement of the teachers; their variants are combined as the estimator does.
+        variants: agreement of the variants, averaged over the teachers.
+        outliers: effect of each teacher, starting with the one that lowers agreement most.
+        splits: pairs on which the teachers differ.
     """
 
     pairs: int
     replies: int
     draws: int
-    teachers: dict[str, Any]
-    variants: dict[str, Any]
-    outliers: list[dict[str, Any]]
-    splits: dict[str, Any]
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the output of `sp2dpo agreement --json`."""
-        return asdict(self)
+    teachers: Agreement
+    variants: VariantAgreement
+    outliers: tuple[TeacherEffect, ...]
+    splits: Splits
 
 
 def measure_store_agreement(
@@ -99,18 +189,14 @@ def measure_store_agreement(
         ValueError: a file is invalid, the rubric does not have the category, or no pair is left.
         OSError: a file cannot be read.
     """
-    store_file = Path(store_file)
-    schedule_file = None if schedule_file is None else Path(schedule_file)
-    ids_file = None if ids_file is None else Path(ids_file)
     estimator = load_schedule(schedule_file).estimator if schedule_file else JMAMP
     with Store(store_file) as store, store.snapshot():
-        pair_ids = _read_pair_ids(ids_file, store) if ids_file else None
+        pair_ids = _read_pair_ids(Path(ids_file), store) if ids_file else None
         annotations = select_pairs(
             store.annotations(), pair_ids=pair_ids, category=category, sample=sample
         )
         agreement = measure_agreement(annotations, estimator, draws=draws)
-        pairs = store.corpus.with_source_ids(agreement.splits["pairs"])
-    return replace(agreement, splits=agreement.splits | {"pairs": pairs})
+        return replace(agreement, splits=agreement.splits.with_source_ids(store))
 
 
 def _read_pair_ids(path: Path, store: Store) -> set[str]:
@@ -161,37 +247,41 @@ def measure_agreement(
     readings = teacher_readings(replies, categories, estimator)
     by_variant = variant_readings(replies, categories)
     singles = single_readings(replies, categories)
-    ratings = {what: build_ratings(readings, teachers, what, categories) for what in MEASURES}
-    twos = compare_readers(readings, teachers)
+
+    def alphas(readings: pl.DataFrame, measures: Collection[str] = MEASURES) -> dict[str, Alpha]:
+        return {
+            measure: build_ratings(readings, variants, measure, categories).alpha(
+                MEASURES[measure], draws=draws
+            )
+            for measure in measures
+        }
+
+    ratings = {
+        measure: build_ratings(readings, teachers, measure, categories) for measure in MEASURES
+    }
+    twos = tuple(compare_readers(readings, teachers))
     return PanelAgreement(
         pairs=replies["pair_id"].n_unique(),
         replies=len(replies),
         draws=draws,
-        teachers={
-            "names": teachers,
-            "alpha": _alphas(ratings, draws),
-            "twos": twos,
-        },
-        variants={
-            "names": variants,
-            "alpha": _alphas(
-                {what: build_ratings(by_variant, variants, what, categories) for what in MEASURES},
-                draws,
-            ),
-            "twos": compare_readers(by_variant, variants),
-            "by_teacher": {
-                teacher: _alphas(
-                    {
-                        what: build_ratings(own, variants, what, categories)
-                        for what in ("category", "gap")
-                    },
-                    draws,
-                )
-                for teacher in teachers
-                for own in [singles.filter(pl.col("teacher") == teacher)]
+        teachers=Agreement(
+            names=tuple(teachers),
+            alpha={
+                measure: ratings[measure].alpha(level, draws=draws)
+                for measure, level in MEASURES.items()
             },
-        },
-        outliers=_outliers(readings, teachers, twos, ratings, draws),
+            twos=twos,
+        ),
+        variants=VariantAgreement(
+            names=tuple(variants),
+            alpha=alphas(by_variant),
+            twos=tuple(compare_readers(by_variant, variants)),
+            by_teacher={
+                teacher: alphas(singles.filter(pl.col("teacher") == teacher), _COMPARED)
+                for teacher in teachers
+            },
+        ),
+        outliers=tuple(_outliers(readings, teachers, twos, ratings, draws)),
         splits=_splits(readings, teachers),
     )
 
@@ -260,60 +350,39 @@ def build_ratings(
     return Ratings(table, values)
 
 
-def _alphas(ratings: dict[str, Ratings], draws: int) -> dict[str, Any]:
-    return {
-        measure: values.alpha(MEASURES[measure], draws=draws) | {"pairs": values.pairable()}
-        for measure, values in ratings.items()
-    }
-
-
 def _outliers(
     readings: pl.DataFrame,
     teachers: Sequence[str],
-    twos: Sequence[Mapping[str, Any]],
-    ratings: dict[str, Ratings],
+    twos: Sequence[ReaderComparison],
+    ratings: Mapping[str, Ratings],
     draws: int,
-) -> list[dict[str, Any]]:
-    """Return each teacher's effect on agreement, starting with the one that lowers it most.
-
-    Returns:
-        teacher: name of the teacher.
-        without: by measure (category, gap), the gain in alpha without this teacher: value, low,
-            high, over the same bootstrap samples; these are None for two teachers.
-        bias: mean of its gap minus the mean gap of the other teachers, with its interval.
-        spearman: mean of Spearman's rho between its gaps and those of each other teacher; None for
-            a single teacher.
-        stands_out: whether the gain for gaps is at least `STANDS_OUT` and significant.
-    """
-    shown = ("category", "gap")
-    everyone = {what: ratings[what].resample(MEASURES[what], draws=draws) for what in shown}
-    rows = []
+) -> list[TeacherEffect]:
+    """Return each teacher's effect on agreement, starting with the one that lowers it most."""
+    everyone = {what: ratings[what].resample(MEASURES[what], draws=draws) for what in _COMPARED}
+    effects = []
     for place, teacher in enumerate(teachers):
         others = [column for column in range(len(teachers)) if column != place]
         without = {
             what: _gain(everyone[what], ratings[what], MEASURES[what], others, draws)
-            for what in shown
+            for what in _COMPARED
         }
         correlations = [
-            row["spearman"]
-            for row in twos
-            if teacher in (row["one"], row["other"]) and row["spearman"] is not None
+            pair.spearman
+            for pair in twos
+            if teacher in (pair.one, pair.other) and pair.spearman is not None
         ]
-        gain, low = without["gap"]["value"], without["gap"]["low"]
-        rows.append(
-            {
-                "teacher": teacher,
-                "without": without,
-                "bias": _bias(readings, teacher, draws),
-                "spearman": sum(correlations) / len(correlations) if correlations else None,
-                "stands_out": gain is not None
-                and low is not None
-                and gain >= STANDS_OUT
-                and low > 0,
-            }
+        gain, low = without["gap"].value, without["gap"].low
+        effects.append(
+            TeacherEffect(
+                teacher=teacher,
+                without=without,
+                bias=_bias(readings, teacher, draws),
+                spearman=sum(correlations) / len(correlations) if correlations else None,
+                stands_out=gain is not None and low is not None and gain >= STANDS_OUT and low > 0,
+            )
         )
     # With two teachers there are no gains: keep their order.
-    return sorted(rows, key=lambda row: -(row["without"]["gap"]["value"] or 0.0))
+    return sorted(effects, key=lambda effect: -(effect.without["gap"].value or 0.0))
 
 
 def _gain(
@@ -322,22 +391,22 @@ def _gain(
     level: str,
     others: Sequence[int],
     draws: int,
-) -> dict[str, float | None]:
+) -> Estimate:
     """Return alpha of the other readers minus alpha of all."""
     if len(others) < 2:
-        return estimate(None, [])
+        return Estimate()
     panel_alpha, panel_drawn = panel_samples
-    rest, rest_drawn = ratings.resample(level, others, draws=draws)
-    return estimate(
-        None if rest is None or panel_alpha is None else rest - panel_alpha,
-        (
-            None if without is None or full is None else without - full
-            for without, full in zip(rest_drawn, panel_drawn, strict=True)
-        ),
-    )
+    other_alpha, other_drawn = ratings.resample(level, others, draws=draws)
+
+    def difference(without: float | None, full: float | None) -> float | None:
+        return None if without is None or full is None else without - full
+
+    # Sample by sample: both see the same pairs, so their common variation cancels.
+    drawn = map(difference, other_drawn, panel_drawn)
+    return estimate(difference(other_alpha, panel_alpha), drawn)
 
 
-def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> dict[str, float | None]:
+def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> Estimate:
     own = readings.filter(pl.col("reader") == teacher).select("pair_id", own="gap")
     rest = (
         readings.filter(pl.col("reader") != teacher)
@@ -352,16 +421,8 @@ def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> dict[str, float |
     )
 
 
-def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
-    """Return the pairs on which the teachers differ most.
-
-    Returns:
-        of: number of pairs annotated by at least two teachers.
-        apart: share of these whose lowest and highest gap differ by 0.5 or more.
-        no_majority: share of these without a category given by more than half of the teachers.
-        pairs: the `SPLITS` pairs with the largest spread: pair_id, spread (population standard
-            deviation of the teachers' gaps), and said (gap and category by teacher).
-    """
+def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> Splits:
+    """Return the pairs on which the teachers differ most."""
     gap = pl.col("gap")
     by_pair = (
         readings.group_by("pair_id")
@@ -377,28 +438,26 @@ def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
     shown = by_pair.head(SPLITS)
     details = readings.filter(pl.col("pair_id").is_in(shown["pair_id"].to_list()))
     by_reader = {
-        (pair_id, reader): (value, category)
-        for pair_id, reader, value, category in details.select(
-            "pair_id", "reader", "gap", "category"
-        ).iter_rows()
+        (row["pair_id"], row["reader"]): Reading(gap=row["gap"], category=row["category"])
+        for row in details.iter_rows(named=True)
     }
-    return {
-        "of": len(by_pair),
-        "apart": by_pair["apart"].mean(),
-        "no_majority": (by_pair["most"] * 2 <= by_pair["readers"]).mean(),
-        "pairs": [
-            {
-                "pair_id": pair_id,
-                "spread": spread,
-                "said": {
-                    teacher: {
-                        "gap": by_reader[pair_id, teacher][0],
-                        "category": by_reader[pair_id, teacher][1],
-                    }
+    apart, no_majority = by_pair.select(
+        pl.col("apart").mean(), no_majority=(pl.col("most") * 2 <= pl.col("readers")).mean()
+    ).row(0)
+    return Splits(
+        of=len(by_pair),
+        apart=apart,
+        no_majority=no_majority,
+        pairs=tuple(
+            SplitPair(
+                pair_id=pair_id,
+                spread=spread,
+                readings={
+                    teacher: by_reader[pair_id, teacher]
                     for teacher in teachers
                     if (pair_id, teacher) in by_reader
                 },
-            }
+            )
             for pair_id, spread in shown.select("pair_id", "spread").iter_rows()
-        ],
-    }
+        ),
+    )

@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import polars as pl
 
 from sp2dpo.betas.file import BetaTable
+from sp2dpo.diagnostics.biases import LengthBin
 
 BINS = 20
 """Number of bars in the histogram of beta."""
@@ -211,13 +212,13 @@ def histogram_chart(histogram: Histogram, *, width: int, height: int, intervals:
     )
 
 
-def length_chart(bins: Sequence[dict[str, Any]], *, width: int, height: int) -> Chart | None:
+def length_chart(bins: Sequence[LengthBin], *, width: int, height: int) -> Chart | None:
     """Return the axes of the mean signed gaps of `bin_by_length`; None without any bin."""
     if not bins:
         return None
-    low, high = bins[0]["middle"], bins[-1]["middle"]
+    low, high = bins[0].middle, bins[-1].middle
     # Where no gap can be negative, the half below 0 would be empty.
-    floor = -1.0 if min(row["lower"] for row in bins) < 0 else 0.0
+    floor = -1.0 if min(row.lower for row in bins) < 0 else 0.0
     # Few labels fit below a narrow chart, so only multiples of a round step have one.
     step = axis_steps(math.ceil(high - low))[1]
     round_values = range(math.ceil(low / step) * step, math.floor(high / step) * step + 1, step)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import jinja2
 import markupsafe
 
 from sp2dpo.betas.file import open_store_and_betas
+from sp2dpo.diagnostics.agreement import ReaderComparison
+from sp2dpo.diagnostics.alpha import Alpha
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import RULES, load_gold
 from sp2dpo.diagnostics.panel_agreement import MEASURES
@@ -119,9 +121,7 @@ def render_page(report: Report) -> str:
         alphas=_alpha_rows(agreement.alpha),
         rules=RULES,
         gauges={
-            check["name"]: build_gauge(
-                check["value"], top=check["top"], look=check["look"], bad=check["bad"]
-            )
+            check.name: build_gauge(check.value, top=check.top, look=check.look, bad=check.bad)
             for check in report.signatures
         },
         answers=("consistent", "first", "second", "tie"),
@@ -142,20 +142,20 @@ def beta_decimals(width: float) -> int:
 
 
 def comparison_matrix(
-    names: Sequence[str], comparisons: Sequence[dict[str, Any]]
-) -> list[list[dict[str, Any] | None]]:
+    names: Sequence[str], comparisons: Sequence[ReaderComparison]
+) -> list[list[ReaderComparison | None]]:
     """Return comparisons of every two readers as a symmetric matrix, None on the diagonal.
 
     Args:
         names: readers, in the order of the rows and columns.
         comparisons: comparisons, from `compare_readers`.
     """
-    cells = {(pair["one"], pair["other"]): pair for pair in comparisons}
-    cells |= {(pair["other"], pair["one"]): pair for pair in comparisons}
+    cells = {(pair.one, pair.other): pair for pair in comparisons}
+    cells |= {(pair.other, pair.one): pair for pair in comparisons}
     return [[cells.get((row, column)) for column in names] for row in names]
 
 
-def _alpha_rows(alpha: Alphas) -> list[tuple[str, dict[str, Any]]]:
+def _alpha_rows(alpha: Alphas) -> list[tuple[str, Mapping[str, Alpha]]]:
     # A single teacher's row would repeat the row of the variants.
     by_teacher = alpha.by_teacher if len(alpha.by_teacher) > 1 else {}
     return [

@@ -20,9 +20,10 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import compare_orders, panel_reply_gaps
+from sp2dpo.diagnostics.agreement import OrderConsistency, compare_orders, panel_reply_gaps
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import (
+    GoldComparison,
     Truth,
     check_matched,
     compare_with_gold,
@@ -160,12 +161,12 @@ class PilotAgreement(Agreement):
         position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
     """
 
-    position: list[dict[str, Any]] | None
+    position: list[OrderConsistency] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PilotResult:
-    """Result of a pilot; `dataclasses.asdict` gives the JSON of `sp2dpo pilot --json`.
+    """Result of a pilot; `json_values` gives the JSON of `sp2dpo pilot --json`.
 
     Attributes:
         sample: rows of the source and pairs of the sample.
@@ -189,7 +190,7 @@ class PilotResult:
     teachers: list[TeacherPerformance]
     betas: BetaSummary
     agreement: PilotAgreement
-    gold: dict[str, Any] | None
+    gold: GoldComparison | None
     projection: CostProjection | None
     sweep: SweepComparison | None
     verdict: Verdict

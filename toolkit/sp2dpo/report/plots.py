@@ -3,7 +3,7 @@
 The same numbers give the same bytes under one version of matplotlib.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sp2dpo.betas.file import BetaTable
+from sp2dpo.diagnostics.ablation import VariationResult
+from sp2dpo.diagnostics.agreement import ReaderComparison
+from sp2dpo.diagnostics.biases import LengthBin
+from sp2dpo.diagnostics.bootstrap import Estimate
+from sp2dpo.diagnostics.checks import Check
 from sp2dpo.files import atomic_write
 from sp2dpo.report.charts import Histogram, build_gauge, category_colours
 from sp2dpo.report.report import Alphas, Report
@@ -128,23 +133,23 @@ def draw_histogram(histogram: Histogram) -> Figure:
     return figure
 
 
-def _draw_checks(checks: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_checks(checks: Sequence[Check]) -> Figure:
     """Draw the value and the thresholds of each check."""
     figure, axes = _figure(8, 0.5 * len(checks) + 0.8)
     rows = checks[::-1]  # the axis starts at the bottom, and the first check belongs on top
     for place, check in enumerate(rows):
-        top = check["top"]
-        gauge = build_gauge(check["value"], top=top, look=check["look"], bad=check["bad"])
+        top = check.top
+        gauge = build_gauge(check.value, top=top, look=check.look, bad=check.bad)
         for zone, start, width in gauge.zones:
             axes.barh(place, width / 100, 0.45, start / 100, color=_VERDICTS[zone])
         if gauge.at is not None:
-            if check["low"] is not None:
-                ends = [min(max(check[end] / top, 0.0), 1.0) for end in ("low", "high")]
+            if check.low is not None and check.high is not None:
+                ends = [min(max(end / top, 0.0), 1.0) for end in (check.low, check.high)]
                 axes.plot(ends, [place, place], color=_INK, linewidth=1)
             axes.plot(
                 [gauge.at / 100], [place], "|", color=_INK, markersize=17, markeredgewidth=2.5
             )
-    axes.set_yticks(range(len(rows)), [check["title"] for check in rows])
+    axes.set_yticks(range(len(rows)), [check.title for check in rows])
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -172,14 +177,14 @@ def _draw_alphas(alpha: Alphas) -> Figure:
     return figure
 
 
-def _draw_lengths(bins: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_lengths(bins: Sequence[LengthBin]) -> Figure:
     """Draw the mean signed gap by length difference."""
     figure, axes = _figure(8, 4)
-    mean = np.asarray([row["mean"] for row in bins])
-    below = mean - [row["lower"] for row in bins]
-    above = np.asarray([row["upper"] for row in bins]) - mean
+    mean = np.asarray([row.mean for row in bins])
+    below = mean - [row.lower for row in bins]
+    above = np.asarray([row.upper for row in bins]) - mean
     axes.errorbar(
-        [row["middle"] for row in bins], mean, [below, above],
+        [row.middle for row in bins], mean, [below, above],
         fmt="o-", color=_ACCENT, linewidth=1, capsize=3,
     )  # fmt: skip
     axes.axvline(0, color=_QUIET, linewidth=0.8)
@@ -189,13 +194,13 @@ def _draw_lengths(bins: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_estimators(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_estimators(rows: Sequence[VariationResult]) -> Figure:
     """Draw the rank correlation and the spread of the betas under other estimators."""
     figure = Figure(figsize=(9, 0.32 * len(rows) + 1.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _draw_intervals(left, [(f"{row['group']}: {row['name']}", row["rho"]) for row in rows])
+    _draw_intervals(left, [(f"{row.group}: {row.name}", row.rho) for row in rows])
     left.set_xlabel("rho with the schedule's betas")
-    right.barh(range(len(rows)), [row["std"] or 0.0 for row in reversed(rows)], 0.6, color=_ACCENT)
+    right.barh(range(len(rows)), [row.std or 0.0 for row in reversed(rows)], 0.6, color=_ACCENT)
     right.set_xlabel("std of beta")
     right.grid(axis="x")
     return figure
@@ -241,27 +246,28 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, Estimate]]) -> None:
     """Draw a value with its interval for each row, the first on top; skip unknown values."""
     for place, (_, estimate) in enumerate(reversed(rows)):
-        if estimate["value"] is not None:
-            axes.plot([estimate["low"], estimate["high"]], [place, place], color=_ACCENT)
-            axes.plot([estimate["value"]], [place], "o", color=_ACCENT, markersize=5)
+        if estimate.value is not None:
+            ends: Any = [estimate.low, estimate.high]
+            axes.plot(ends, [place, place], color=_ACCENT)
+            axes.plot([estimate.value], [place], "o", color=_ACCENT, markersize=5)
     axes.set_yticks(range(len(rows)), [escape_controls(name) for name, _ in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
 
 
-def _draw_matrix(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_matrix(names: Sequence[str], comparisons: Sequence[ReaderComparison]) -> Figure:
     """Draw rho of the gaps and the share of equal categories for every two readers."""
     size = max(2.6, 1.1 * len(names) + 1.2)
     figure, axes = _figure(size + 0.6, size)
     values = np.full((len(names), len(names)), np.nan)
     place = {name: number for number, name in enumerate(names)}
     for comparison in comparisons:
-        row, column = place[comparison["one"]], place[comparison["other"]]
-        rho, same = comparison["spearman"], comparison["same_category"]
+        row, column = place[comparison.one], place[comparison.other]
+        rho, same = comparison.spearman, comparison.same_category
         text = "-" if rho is None else f"{rho:.2f}"
         if same is not None:
             text += f"\n{same:.0%}"

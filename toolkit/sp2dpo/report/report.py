@@ -1,7 +1,7 @@
 """Compute every number that the report on a run shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -11,19 +11,23 @@ from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import Formulas, describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.diagnostics.ablation import compare_estimators
+from sp2dpo.diagnostics.ablation import VariationResult, compare_estimators
 from sp2dpo.diagnostics.agreement import (
+    OrderConsistency,
+    ReaderComparison,
     compare_orders,
     compare_readers,
     panel_reply_gaps,
     teacher_readings,
     variant_readings,
 )
-from sp2dpo.diagnostics.audit import audit_betas
-from sp2dpo.diagnostics.biases import bin_by_length
+from sp2dpo.diagnostics.alpha import Alpha
+from sp2dpo.diagnostics.audit import GoldAudit, audit_betas
+from sp2dpo.diagnostics.biases import LengthBin, bin_by_length
 from sp2dpo.diagnostics.bootstrap import DRAWS
+from sp2dpo.diagnostics.checks import Check
 from sp2dpo.diagnostics.gold import Truth
-from sp2dpo.diagnostics.panel_agreement import measure_agreement
+from sp2dpo.diagnostics.panel_agreement import Splits, TeacherEffect, measure_agreement
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.report.charts import Histogram, build_histogram
 from sp2dpo.report.examples import Example, select_examples
@@ -125,8 +129,8 @@ class Agreement:
 
     agreement: float | None
     spread: float | None
-    between_teachers: list[dict[str, Any]]
-    between_variants: list[dict[str, Any]]
+    between_teachers: list[ReaderComparison]
+    between_variants: list[ReaderComparison]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +142,9 @@ class Alphas:
         by_teacher: alpha between the variants of each teacher.
     """
 
-    teachers: dict[str, Any]
-    variants: dict[str, Any]
-    by_teacher: dict[str, dict[str, Any]]
+    teachers: Mapping[str, Alpha]
+    variants: Mapping[str, Alpha]
+    by_teacher: Mapping[str, Mapping[str, Alpha]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +158,8 @@ class ReportAgreement(Agreement):
     """
 
     alpha: Alphas
-    outliers: list[dict[str, Any]]
-    splits: dict[str, Any]
+    outliers: Sequence[TeacherEffect]
+    splits: Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +201,7 @@ class TeacherSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Numbers of a report; `dataclasses.asdict` gives the JSON of `sp2dpo report --json`.
+    """Numbers of a report; `json_values` gives the JSON of `sp2dpo report --json`.
 
     Attributes:
         toolkit: version of the toolkit.
@@ -240,12 +244,12 @@ class Report:
     histogram: Histogram
     categories: list[CategoryStatistics]
     disputed: LabelDisputes | None
-    position: list[dict[str, Any]] | None
+    position: list[OrderConsistency] | None
     agreement: ReportAgreement
-    signatures: list[dict[str, Any]]
-    gold: dict[str, Any] | None
-    lengths: list[dict[str, Any]]
-    estimators: list[dict[str, Any]]
+    signatures: Sequence[Check]
+    gold: GoldAudit | None
+    lengths: list[LengthBin]
+    estimators: list[VariationResult]
     draws: int
     most_telling: list[Example]
     least_telling: list[Example]
@@ -284,8 +288,7 @@ def build_report(
     has_disputes = disputes_labels(rubric, estimator)
     audit = audit_betas(
         betas, annotations, lengths, truths=truths, gold_count=gold_count, draws=draws
-    ).as_mapping()
-    variations = compare_estimators(annotations, betas.schedule, truths=truths, draws=draws)
+    )
     measures = measure_agreement(annotations, estimator, draws=draws)
     compared = compare_panel(
         panel_reply_gaps(annotations, estimator),
@@ -316,18 +319,17 @@ def build_report(
         agreement=ReportAgreement(
             **vars(compared),
             alpha=Alphas(
-                teachers=measures.teachers["alpha"],
-                variants=measures.variants["alpha"],
-                by_teacher=measures.variants["by_teacher"],
+                teachers=measures.teachers.alpha,
+                variants=measures.variants.alpha,
+                by_teacher=measures.variants.by_teacher,
             ),
             outliers=measures.outliers,
-            splits=measures.splits
-            | {"pairs": store.corpus.with_source_ids(measures.splits["pairs"])},
+            splits=measures.splits.with_source_ids(store),
         ),
-        signatures=audit["signatures"],
-        gold=audit["gold"],
+        signatures=audit.checks,
+        gold=audit.gold,
         lengths=bin_by_length(table, lengths),
-        estimators=[asdict(variation) for variation in variations],
+        estimators=compare_estimators(annotations, betas.schedule, truths=truths, draws=draws),
         draws=draws,
         most_telling=examples.most_telling,
         least_telling=examples.least_telling,

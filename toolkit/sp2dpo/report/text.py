@@ -1,8 +1,9 @@
 """Format the status of a run and the result of a pilot as lines for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from sp2dpo.diagnostics.agreement import Proportion
+from sp2dpo.diagnostics.gold import GoldComparison
 from sp2dpo.pairs.sample import SkippedPairs
 from sp2dpo.report.cost import CostProjection, SweepComparison, TeacherPerformance
 from sp2dpo.report.pilot import PilotAgreement, PilotResult, SampleSummary
@@ -157,44 +158,44 @@ def _agreement_lines(agreement: PilotAgreement) -> list[str]:
     rows = [*agreement.between_teachers, *agreement.between_variants]
     if rows:
         table = {
-            "one": [row["one"] for row in rows],
-            "other": [row["other"] for row in rows],
-            "same category": [format_percent(row["same_category"]) for row in rows],
-            "rank correlation": [format_fixed(row["spearman"]) for row in rows],
-            "mean difference": [format_fixed(row["difference"]) for row in rows],
+            "one": [row.one for row in rows],
+            "other": [row.other for row in rows],
+            "same category": [format_percent(row.same_category) for row in rows],
+            "rank correlation": [format_fixed(row.spearman) for row in rows],
+            "mean difference": [format_fixed(row.difference) for row in rows],
         }
         lines += _table(table, names=2)
     for row in agreement.position or ():
         consistent, first, second, tie = (
-            format_percent(row[kind]["share"]) for kind in ("consistent", "first", "second", "tie")
+            format_percent(part.share) for part in (row.consistent, row.first, row.second, row.tie)
         )
         lines += _wrapped(
-            f"  {row['teacher']} in both orders: same response {consistent}, A twice {first}, "
+            f"  {row.teacher} in both orders: same response {consistent}, A twice {first}, "
             f"B twice {second}, tie {tie}"
         )
     return lines
 
 
-def _gold_lines(gold: dict[str, Any] | None) -> list[str]:
+def _gold_lines(gold: GoldComparison | None) -> list[str]:
     if gold is None:
         return []
     return _wrapped(
-        f"gold: {format_count(gold['judged'])} pairs judged of {format_count(gold['given'])} with "
-        f"a known truth; a gap below {gold['threshold']:g} counts as no preference",
-        f"  right: {_share(gold['accuracy'])}; trusting every label gives "
-        f"{format_percent(gold['always_chosen'])}",
-        *(f"  true label {label}: {_share(share)}" for label, share in gold["labels"].items()),
-        f"  mean over the true labels {format_percent(gold['balanced'])}, at least "
-        f"{format_percent(gold['balanced_low'])}",
-        f"  category: {_share(gold['category'])}; rank correlation of the magnitudes "
-        f"{format_fixed(gold['magnitude'])}",
+        f"gold: {format_count(gold.judged)} pairs judged of {format_count(gold.truths)} with "
+        f"a known truth; a gap below {gold.threshold:g} counts as no preference",
+        f"  right: {_share(gold.accuracy)}; trusting every label gives "
+        f"{format_percent(gold.always_chosen)}",
+        *(f"  true label {label}: {_share(share)}" for label, share in gold.labels.items()),
+        f"  mean over the true labels {format_percent(gold.balanced)}, at least "
+        f"{format_percent(gold.balanced_low)}",
+        f"  category: {_share(gold.category)}; rank correlation of the magnitudes "
+        f"{format_fixed(gold.magnitude)}",
     )
 
 
-def _share(share: dict[str, Any]) -> str:
-    if share["share"] is None:
+def _share(part: Proportion) -> str:
+    if part.share is None:
         return UNKNOWN
-    value, low, high = (format_percent(share[key]) for key in ("share", "low", "high"))
+    value, low, high = map(format_percent, (part.share, part.low, part.high))
     return f"{value} ({low} to {high})"
 
 

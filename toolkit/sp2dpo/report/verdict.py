@@ -1,10 +1,11 @@
 """Decide go or no-go from the rules that a pilot must pass before a whole corpus is annotated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from sp2dpo.diagnostics.agreement import OrderConsistency
 from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Check
+from sp2dpo.diagnostics.gold import GoldComparison
 from sp2dpo.report.cost import TeacherPerformance
 from sp2dpo.text import shorten
 
@@ -69,8 +70,8 @@ def decide(
     *,
     pairs: int,
     with_beta: int,
-    position: Sequence[Mapping[str, Any]] | None,
-    gold: Mapping[str, Any] | None,
+    position: Sequence[OrderConsistency] | None,
+    gold: GoldComparison | None,
 ) -> Verdict:
     """Apply all rules to the results of a pilot.
 
@@ -169,15 +170,14 @@ def _check(check: Check) -> GoRule:
     )
 
 
-def _position(position: Sequence[Mapping[str, Any]]) -> GoRule:
+def _position(position: Sequence[OrderConsistency]) -> GoRule:
     """Compare how often a teacher prefers the same response, or the same position, twice."""
     shares = {}
     for row in position:
-        counts = {kind: row[kind]["count"] for kind in ("consistent", "first", "second")}
         # A tie speaks neither for a preference nor for a bias towards a place.
-        total = sum(counts.values())
+        total = row.consistent.count + row.first.count + row.second.count
         if total >= FEWEST:
-            shares[row["teacher"]] = counts["consistent"] / total
+            shares[row.teacher] = row.consistent.count / total
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
     return GoRule(
         name="place",
@@ -190,8 +190,8 @@ def _position(position: Sequence[Mapping[str, Any]]) -> GoRule:
     )
 
 
-def _gold(gold: Mapping[str, Any]) -> GoRule:
-    low, judged = gold["balanced_low"], gold["judged"]
+def _gold(gold: GoldComparison) -> GoRule:
+    low, judged = gold.balanced_low, gold.judged
     note = None
     if judged < FEWEST:
         note = f"{judged} pairs with a known truth were judged; at least {FEWEST} are needed"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +158,6 @@ class Corpus:
                 tuple(pair_ids),
             )
         )
-
-    def with_source_ids(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return copies of rows with a pair_id, to which the source id of the pair is added."""
-        names = self.source_ids([row["pair_id"] for row in rows])
-        return [{**row, "source_id": names.get(row["pair_id"])} for row in rows]
 
     def names(self) -> Iterator[tuple[str, str | None]]:
         """Yield pair_id and source_id of every row with a usable pair, in source order."""

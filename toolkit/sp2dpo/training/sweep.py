@@ -111,13 +111,13 @@ def _run(
 
 def sweep_lines(
     rows: Sequence[Mapping[str, Any]],
-    share_interval: Callable[[int, int], Mapping[str, Any]],
+    share_interval: Callable[[int, int], Any],
 ) -> list[str]:
     """Return a sweep's table as lines of text, the best accuracy first.
 
     Args:
         rows: The result of `run_sweep`.
-        share_interval: Takes (count, total) and returns a mapping with share, low and high, as
+        share_interval: Takes (count, total) and returns an object with share, low and high, as
             `sp2dpo.wilson_interval` does.
     """
     head = ["run", "beta", "held-out pairs", "accuracy (95 %)", "unscaled margin", "took"]
@@ -131,7 +131,7 @@ def sweep_lines(
         accuracy = UNKNOWN
         if pairs:
             share = share_interval(round(metrics[ACCURACY] * pairs), pairs)
-            accuracy = format_interval({**share, "value": share["share"]}, 3)
+            accuracy = format_interval(share.share, share.low, share.high, 3)
         lines.append(
             [
                 row["run"],
