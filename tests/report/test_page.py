@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sp2dpo.diagnostics.agreement import ReaderComparison
+from sp2dpo.diagnostics.biases import LengthBin
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside
 from sp2dpo.panel.rubric import load_rubric, parse_rubric
@@ -235,7 +236,9 @@ def test_the_axis_makes_room_for_large_counts():
 
 
 def length_bin(middle, mean, lower, upper):
-    return {"middle": middle, "mean": mean, "lower": lower, "upper": upper}
+    return LengthBin(
+        low=middle, high=middle, middle=middle, pairs=1, mean=mean, lower=lower, upper=upper
+    )
 
 
 def test_lengths_are_placed_between_the_shortest_and_the_longest_difference():
