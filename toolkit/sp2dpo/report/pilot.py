@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -171,7 +170,7 @@ class PilotResult:
     Attributes:
         sample: rows of the source and pairs of the sample.
         panel: identity of the panel.
-        schedule: the schedule as YAML would hold it.
+        schedule: the schedule of the betas.
         trouble: why the annotation ended early; None if it was completed.
         teachers: outcomes, tokens and throughput of each teacher.
         betas: distribution of the betas.
@@ -185,7 +184,7 @@ class PilotResult:
 
     sample: SampleSummary
     panel: PanelSummary
-    schedule: dict[str, Any]
+    schedule: Schedule
     trouble: str | None
     teachers: list[TeacherPerformance]
     betas: BetaSummary
@@ -370,7 +369,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             variants=list(panel.variants),
             budget=panel.budget,
         ),
-        schedule=trial.schedule.as_mapping(),
+        schedule=trial.schedule,
         trouble=trial.trouble,
         teachers=teachers,
         betas=summary,

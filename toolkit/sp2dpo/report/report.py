@@ -11,6 +11,7 @@ from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import Formulas, describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
+from sp2dpo.betas.schedule import Schedule
 from sp2dpo.diagnostics.ablation import VariationResult, compare_estimators
 from sp2dpo.diagnostics.agreement import (
     OrderConsistency,
@@ -207,7 +208,7 @@ class Report:
         toolkit: version of the toolkit.
         source: counts of the source's rows.
         rubric: identity and scales of the rubric.
-        schedule: the schedule as YAML would hold it.
+        schedule: the schedule of the betas.
         arm: the arm's departures from the schedule.
         formulas: the computation of the betas in words.
         annotations: hash of the annotations.
@@ -233,7 +234,7 @@ class Report:
     toolkit: dict[str, str]
     source: SourceSummary
     rubric: RubricSummary
-    schedule: dict[str, Any]
+    schedule: Schedule
     arm: dict[str, Any]
     formulas: Formulas
     annotations: str
@@ -304,7 +305,7 @@ def build_report(
         toolkit={"version": __version__},
         source=source,
         rubric=_describe_rubric(rubric),
-        schedule=betas.schedule.as_mapping(),
+        schedule=betas.schedule,
         arm=betas.arm.departures(),
         formulas=describe_formulas(betas.arm, rubric),
         annotations=betas.annotations_hash,

@@ -129,7 +129,7 @@ def _beta_lines(result: PilotResult) -> list[str]:
     lines = [f"betas of {format_count(betas.with_beta)} of {format_count(betas.pairs)} pairs"]
     if not betas.with_beta:
         return lines
-    low, high = result.schedule["beta_min"], result.schedule["beta_max"]
+    low, high = result.schedule.beta_min, result.schedule.beta_max
     bins = len(betas.histogram)
     starts = range(0, bins, _BINS_PER_BAR)
     counts = [sum(betas.histogram[start : start + _BINS_PER_BAR]) for start in starts]
