@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import sp2dpo.training
 from support.harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
@@ -44,6 +45,17 @@ def test_imports_point_down_and_torch_stays_in_training(file):
         assert used <= GROUND.union(*ORDER[:row], {room})
     if room != "training" and file != Path("evaluation", "local_model.py"):
         assert {name.split(".")[0] for name in names}.isdisjoint(HEAVY)
+
+
+RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("recipes/**/*.py"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=str)
+def test_a_recipe_imports_the_public_api_and_ground_modules_alone(file):
+    public = {f"sp2dpo.{name}" for name in sp2dpo.__all__}
+    public |= {f"sp2dpo.training.{name}" for name in sp2dpo.training.__all__}
+    names = {name for name in imported(ROOT / file) if name.startswith("sp2dpo.")}
+    assert {name for name in names - public if name.split(".")[1] not in GROUND} == set()
 
 
 def test_nothing_imports_vllm():

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from files import check_keys, did_you_mean, read_yaml
 from methods import Method, load_methods
+from sp2dpo.settings import check_keys, did_you_mean, read_yaml
 from teachers import SimulatedTeacher
 
 TEACHER_KEYS = [field.name for field in fields(SimulatedTeacher)]

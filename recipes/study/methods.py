@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from files import check_keys, read_yaml
 from sp2dpo import AnnotationTable, Arm, Scores, compute_betas, load_arm, parse_schedule
+from sp2dpo.settings import check_keys, read_yaml
 
 HERE = Path(__file__).parent
 SCHEDULES = HERE.parent / "schedules"

@@ -31,13 +31,13 @@ from tqdm import tqdm
 
 from config import Run, StudyConfig, load_config
 from figures import save_figures
-from files import write_text
 from mechanism import format_mechanism, summarise_mechanism
 from methods import load_methods
 from metrics import measure_gradient, measure_student
 from results import compare_methods, format_comparison, load_runs
 from seed_data import SP2DPO, SeedData, annotate, build_seed, describe_seeds, load_seed
 from sp2dpo import compute_betas, load_arm
+from sp2dpo.files import write_text
 from training import build_training_set, silence_libraries, train_student
 
 

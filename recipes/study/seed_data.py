@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from config import StudyConfig
-from files import write_text
 from language_model import WORDS, fine_tune, load_model, new_model
 from methods import SCHEDULES
 from metrics import TEMPERATURES, PairLogProbs, pair_log_probs, sample_rewards
 from pairs import LabelledPair, PromptSplit, label_pairs, restore_flips, sample_pairs, split_prompts
 from sp2dpo import AnnotationTable, Scores, compute_betas, load_arm, load_rubric, read_scores
+from sp2dpo.files import write_text
 from teachers import annotate_pairs
 from training import score_out_of_fold
 from world import World

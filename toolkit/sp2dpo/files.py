@@ -45,11 +45,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8; raises like `atomic_write`."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     """Write a JSON file atomically; raises like `atomic_write`."""
-    with atomic_write(path) as unfinished:
-        text = json.dumps(content, ensure_ascii=False, indent=indent)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
