@@ -34,6 +34,13 @@ class Estimate:
     high: float | None = None
 
 
+def resampled_rows(units: int, *, draws: int, seed: int = SEED) -> Iterator[NDArray[np.int64]]:
+    """Yield bootstrap samples as the indices, (units,), of the drawn units."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield rng.integers(units, size=units)
+
+
 def resamples(
     units: int, *, draws: int, counts: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.float64]]:
@@ -47,14 +54,15 @@ def resamples(
     Yields:
         (units,) nonnegative integers as floats; their sum is the sum of the counts.
     """
+    if counts is None:
+        for rows in resampled_rows(units, draws=draws):
+            yield np.bincount(rows, minlength=units).astype(np.float64)
+        return
     rng = np.random.default_rng(SEED)
+    total = int(counts.sum())
     for _ in range(draws):
-        if counts is None:
-            yield np.bincount(rng.integers(units, size=units), minlength=units).astype(np.float64)
-        else:
-            # How often each row is drawn among all units has a multinomial distribution.
-            total = int(counts.sum())
-            yield rng.multinomial(total, counts / total).astype(np.float64)
+        # How often each row is drawn among all units has a multinomial distribution.
+        yield rng.multinomial(total, counts / total).astype(np.float64)
 
 
 def estimate(value: float | None, samples: Iterable[float | None]) -> Estimate:

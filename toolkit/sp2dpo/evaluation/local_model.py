@@ -36,7 +36,7 @@ class LocalModel:
             raise ValueError(f"the tokenizer of {name} has no chat template")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "left"
+        self.tokenizer.padding_side = "left"  # new tokens follow the last column of a batch
         self.model.to(device).eval()
         self._device = device
 
@@ -80,6 +80,7 @@ class LocalModel:
         batch = self.tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(self._device)
+        # transformers refuses a temperature of 0, which is greedy decoding at a server.
         options: dict[str, Any] = {"do_sample": False}
         if sampling["temperature"]:
             options = {
@@ -100,12 +101,14 @@ class LocalModel:
         ends = self._end_tokens()
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
             stops = [position for position, token in enumerate(row) if token in ends]
+            # A row that ended before the others is filled up with padding.
             tokens = row[: stops[0]] if stops else row
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             outputs.append((text, len(tokens) + bool(stops), bool(stops)))
         return outputs
 
     def _end_tokens(self) -> set[int]:
+        # A model may end its turn with a token that its tokenizer does not call the end.
         configured = self.model.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id}
         return ends | (set(configured) if isinstance(configured, list) else {configured})

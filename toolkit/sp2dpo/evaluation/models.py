@@ -8,30 +8,12 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, RootModel, field_validator
 
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.inference.endpoint import (
-    Endpoint,
-    EndpointConfig,
-    LocalSamplingConfig,
-    SamplingConfig,
-)
-from sp2dpo.settings import (
-    ABSENT,
-    NAME,
-    AsWritten,
-    Settings,
-    number,
-    read_yaml_file,
-    validate,
-)
+from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, LocalSamplingConfig, SamplingConfig
+from sp2dpo.settings import ABSENT, NAME, AsWritten, Settings, number, read_yaml_file, validate
 
 OFFICIAL_MODEL = "gpt-4-1106-preview"
 OFFICIAL_HOST = "api.openai.com"
-SAMPLING: dict[str, Any] = {
-    "temperature": 1,
-    "max_tokens": 1,
-    "logprobs": True,
-    "top_logprobs": 5,
-}
+SAMPLING: dict[str, Any] = {"temperature": 1, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
 """Sampling of AlpacaEval 2.0: one token, weighted by the log-probabilities of both verdicts."""
 MARKS = ("m", "M")
 """The two answers of a judge: the prompt calls the first output `m` and the second one `M`."""
@@ -95,20 +77,15 @@ def title(prompts: PromptSet, judge: Endpoint, *, baseline: str, own_reference: 
     return f"AlpacaEval prompts, judge {judge.name}, against {baseline}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Local:
-    """A model that transformers runs in this process.
+class LocalConfig(Settings):
+    """How transformers runs a model in this process."""
 
-    Attributes:
-        device: `cpu`, `cuda`...; None for a GPU if there is one.
-        dtype: Data type as transformers names it, such as `bfloat16`; `auto` keeps the data type
-            of the weights.
-        batch_size: Prompts per batch.
-    """
-
-    device: str | None = None
+    device: str = ABSENT
+    """cpu, cuda, ...; by default a GPU if there is one."""
     dtype: str = "auto"
-    batch_size: int = 16
+    """Data type as transformers names it, such as bfloat16; auto for that of the weights."""
+    batch_size: Annotated[int, number(least=1, whole=True)] = 16
+    """Prompts in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +99,7 @@ class Student:
     """
 
     model: Endpoint
-    local: Local | None
+    local: LocalConfig | None
     system: str | None
 
     def at(self, *, temperature: float | None, seed: int | None) -> "Student":
@@ -134,31 +111,10 @@ class Student:
             sampling["seed"] = seed
         return replace(self, model=replace(self.model, sampling=sampling))
 
-    def record(self) -> dict[str, Any]:
-        """Return the settings that determine the outputs, without addresses of servers."""
-        return {
-            "student": self.model.name,
-            "model": self.model.model,
-            "revision": self.model.revision,
-            "system": self.system,
-            "sampling": self.model.sampling,
-        }
-
     def messages(self, instruction: str) -> list[dict[str, str]]:
         """Return the chat messages for a prompt."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": instruction}]
-
-
-class LocalConfig(Settings):
-    """How transformers runs a model in this process."""
-
-    device: str = ABSENT
-    """cpu, cuda, ...; by default a GPU if there is one."""
-    dtype: str = Local.dtype
-    """Data type as transformers names it, such as bfloat16; auto for that of the weights."""
-    batch_size: Annotated[int, number(least=1, whole=True)] = Local.batch_size
-    """Prompts in a batch."""
 
 
 class StudentConfig(EndpointConfig):
@@ -207,10 +163,7 @@ def load_student(path: Path | str) -> Student:
         name=config.name, model=config.model, revision=config.revision, base_urls=(),
         sampling=config.sampling, role="student",
     )  # fmt: skip
-    local = Local(
-        device=config.local.device, dtype=config.local.dtype, batch_size=config.local.batch_size
-    )
-    return Student(model=model, local=local, system=config.system)
+    return Student(model=model, local=config.local, system=config.system)
 
 
 class StudentFile(RootModel[StudentConfig | LocalStudentConfig]):

@@ -7,26 +7,16 @@ The output folder has the files
     generation.json   the settings of the run and counts of the results; written last
 """
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.evaluation.models import Student
+from sp2dpo.evaluation.models import LocalConfig, Student
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.evaluation.requests import (
-    Approve,
-    Progress,
-    Report,
-    answer_chats,
-    no_progress,
-    silent,
-)
-from sp2dpo.files import Journal, atomic_write
+from sp2dpo.evaluation.requests import Approve, Progress, Report, answer_chats, no_progress, silent
+from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
 
 JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"
@@ -88,163 +78,148 @@ def generate_outputs(
         Interrupted: If a signal stopped the run.
     """
     folder = Path(folder)
-    with open_generation(folder, prompts, student) as generation:
+    folder.mkdir(parents=True, exist_ok=True)
+    with Journal(folder / JOURNAL, run_settings(prompts, student)) as journal:
+        generation = Generation(folder=folder, prompts=prompts, student=student, journal=journal)
         if generation.pending and student.local is not None:
-            _generate_locally(generation, prompts, student, progress)
+            generation.run_locally(student.local, progress)
         elif generation.pending:
             answer_chats(
-                student.model, generation.chats(), generation.take_outcome, unit="outputs",
+                student.model, generation.chats(), generation.take_result, unit="outputs",
                 patience=patience, log=folder / "server.log", approve=approve,
                 progress=progress, report=report,
             )  # fmt: skip
-        record = generation.finish(allow_refused=allow_refused)
-    return GenerationSummary(
-        student=student.model.name,
-        path=folder / OUTPUTS,
-        outputs=record["outputs"],
-        characters=record["characters"],
-        empty=record["empty"],
-        truncated=record["ended"].get("length", 0),
-        refused=record["refused"],
-    )
+        return generation.finish(allow_refused=allow_refused)
 
 
-def _generate_locally(
-    generation: "Generation", prompts: PromptSet, student: Student, progress: Progress
-) -> None:
-    try:
-        from sp2dpo.evaluation.local_model import LocalModel  # noqa: PLC0415 - imports torch
-    except ImportError as error:
-        raise ValueError(
-            f"a local model needs PyTorch ({error}): pip install 'sp2dpo[train]'"
-        ) from error
-    endpoint, local = student.model, student.local
-    if local is None:
-        return
-    model = LocalModel(endpoint.model, endpoint.revision, local.device, local.dtype)
-    with progress(len(generation.pending), "outputs") as advance:
+def run_settings(prompts: PromptSet, student: Student) -> dict[str, Any]:
+    """Return the settings that determine the outputs, as the files of a run record them.
 
-        def take(number: int, output: str, **details: Any) -> None:
-            generation.take(number, output, **details)
-            advance()
-
-        model.generate(
-            [student.messages(instruction) for instruction in prompts.instructions],
-            generation.pending, endpoint.sampling, take, batch_size=local.batch_size,
-        )  # fmt: skip
+    Addresses of servers are left out: a run may resume on another server.
+    """
+    model = student.model
+    return {
+        "prompts": prompts.name, "prompts_hash": prompts.hash, "student": model.name,
+        "model": model.model, "revision": model.revision, "system": student.system,
+        "sampling": model.sampling,
+    }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
 class Generation:
-    """An open output folder, to which outputs are added one by one."""
+    """An open output folder, to which outputs are added one by one.
 
-    def __init__(
-        self, folder: Path, prompts: PromptSet, student: Student, journal: Journal
-    ) -> None:
-        self._folder = folder
-        self._prompts = prompts
-        self._student = student
-        self._journal = journal
+    Attributes:
+        folder: The output folder.
+        prompts: The prompts.
+        student: The model that answers.
+        journal: Journal of the replies, whose keys are the indices of the prompts.
+    """
+
+    folder: Path
+    prompts: PromptSet
+    student: Student
+    journal: Journal
 
     @property
     def pending(self) -> list[int]:
         """Return the indices of the prompts that have no output yet, in ascending order."""
-        done = self._journal.lines
+        done = self.journal.lines
         return [
             number
-            for number in range(len(self._prompts.instructions))
+            for number in range(len(self.prompts.instructions))
             if "output" not in done.get(str(number), {})
         ]
 
-    def take(
-        self, number: int, output: str, *, finish_reason: str | None, tokens: int | None
-    ) -> None:
-        """Record the output for a prompt, given by its index."""
-        self._journal.add(
-            str(number), output=output, finish_reason=finish_reason, tokens=tokens,
-            arrived=time.time(),
-        )  # fmt: skip
-
     def chats(self) -> list[Chat]:
         """Return the requests for the pending prompts."""
+        instructions = self.prompts.instructions
         return [
-            Chat(
-                key=str(number),
-                messages=self._student.messages(self._prompts.instructions[number]),
-            )
+            Chat(key=str(number), messages=self.student.messages(instructions[number]))
             for number in self.pending
         ]
 
-    def take_outcome(self, outcome: ChatResult) -> None:
+    def take_result(self, result: ChatResult) -> None:
         """Record the result of a request; the next run sends a refused request again."""
-        reply = outcome.reply
+        reply = result.reply
         if reply is None:
-            self._journal.add(outcome.key, reason=outcome.reason, detail=outcome.detail)
+            self.journal.add(result.key, reason=result.reason, detail=result.detail)
         else:
-            self.take(
-                int(outcome.key), reply.text, finish_reason=reply.finish_reason,
-                tokens=reply.completion_tokens,
+            self._add(result.key, reply.text, reply.finish_reason, reply.completion_tokens)
+
+    def _add(self, key: str, output: str, finish_reason: str | None, tokens: int | None) -> None:
+        self.journal.add(
+            key, output=output, finish_reason=finish_reason, tokens=tokens, arrived=time.time()
+        )
+
+    def run_locally(self, local: LocalConfig, progress: Progress) -> None:
+        """Generate the pending outputs in this process.
+
+        Raises:
+            ValueError: If PyTorch is not installed or the model cannot be loaded.
+        """
+        try:
+            from sp2dpo.evaluation.local_model import LocalModel  # noqa: PLC0415 - imports torch
+        except ImportError as error:
+            raise ValueError(
+                f"a local model needs PyTorch ({error}): pip install 'sp2dpo[train]'"
+            ) from error
+        endpoint = self.student.model
+        model = LocalModel(endpoint.model, endpoint.revision, local.device, local.dtype)
+        with progress(len(self.pending), "outputs") as advance:
+
+            def take(number: int, output: str, *, finish_reason: str, tokens: int) -> None:
+                self._add(str(number), output, finish_reason, tokens)
+                advance()
+
+            model.generate(
+                [self.student.messages(prompt) for prompt in self.prompts.instructions],
+                self.pending, endpoint.sampling, take, batch_size=local.batch_size,
             )  # fmt: skip
 
-    def finish(self, *, allow_refused: bool) -> dict[str, Any]:
+    def finish(self, *, allow_refused: bool) -> GenerationSummary:
         """Write outputs.json and then generation.json.
 
         Args:
             allow_refused: Whether to write an empty output for a prompt that the server refused.
 
-        Returns:
-            The content of generation.json.
-
         Raises:
             ValueError: If some prompts have no output.
         """
-        lines = self._journal.lines
-        left = [(number, lines.get(str(number), {}).get("reason")) for number in self.pending]
-        refused = [(number, reason) for number, reason in left if reason]
-        if left and not (allow_refused and len(refused) == len(left)):
-            reasons = Counter(reason or "not asked yet" for _, reason in left)
+        lines, instructions = self.journal.lines, self.prompts.instructions
+        left = [lines.get(str(number), {}) for number in self.pending]
+        refused = sum(bool(line.get("reason")) for line in left)
+        if left and not (allow_refused and refused == len(left)):
+            reasons = Counter(line.get("reason") or "not asked yet" for line in left)
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            first = lines.get(str(left[0][0]), {}).get("detail")
+            first = left[0].get("detail")
             raise ValueError(
-                f"{len(left)} of {len(self._prompts.instructions)} prompts have no output ({listed}"
+                f"{len(left)} of {len(instructions)} prompts have no output ({listed}"
                 f"{f'; the first: {first}' if first else ''}): run the same command again "
                 "to retry them; --allow-refused writes an empty output for a refused prompt"
             )
-        rows = [
-            {
-                "instruction": instruction,
-                "output": lines[str(number)].get("output", ""),
-                "generator": self._student.model.name,
-            }
-            for number, instruction in enumerate(self._prompts.instructions)
-        ]
-        with atomic_write(self._folder / OUTPUTS) as path:
-            path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        name = self.student.model.name
+        outputs = [lines[str(number)].get("output", "") for number in range(len(instructions))]
+        write_json(
+            self.folder / OUTPUTS,
+            [
+                {"instruction": instruction, "output": output, "generator": name}
+                for instruction, output in zip(instructions, outputs, strict=True)
+            ],
+        )
         ended = Counter(line.get("finish_reason") or "refused" for line in lines.values())
-        record = read_header(self._prompts, self._student) | {
-            "outputs": len(rows),
-            "refused": len(refused),
-            "empty": sum(not row["output"].strip() for row in rows),
-            "ended": dict(sorted(ended.items())),
-            "characters": sum(len(row["output"]) for row in rows) / len(rows),
-        }
-        with atomic_write(self._folder / RECORD) as path:
-            path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-        return record
-
-
-def read_header(prompts: PromptSet, student: Student) -> dict[str, Any]:
-    """Return the settings that define a run; each output folder belongs to one set of them."""
-    return {"prompts": prompts.name, "prompts_hash": prompts.hash, **student.record()}
-
-
-@contextmanager
-def open_generation(folder: Path, prompts: PromptSet, student: Student) -> Iterator[Generation]:
-    """Open an output folder, to start a run or to resume one.
-
-    Raises:
-        ValueError: If the folder belongs to other prompts or to another student.
-        OSError: If the folder cannot be written to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder / JOURNAL, read_header(prompts, student)) as journal:
-        yield Generation(folder, prompts, student, journal)
+        summary = GenerationSummary(
+            student=name,
+            path=self.folder / OUTPUTS,
+            outputs=len(outputs),
+            characters=sum(map(len, outputs)) / len(outputs),
+            empty=sum(not output.strip() for output in outputs),
+            truncated=ended["length"],
+            refused=refused,
+        )
+        counts = {
+            "outputs": summary.outputs, "refused": refused, "empty": summary.empty,
+            "ended": dict(sorted(ended.items())), "characters": summary.characters,
+        }  # fmt: skip
+        write_json(self.folder / RECORD, run_settings(self.prompts, self.student) | counts)
+        return summary

@@ -70,15 +70,19 @@ def read_prompts(text: str) -> PromptSet:
         OSError: If the file cannot be read, or AlpacaEval's file cannot be downloaded and is not
             in the cache.
     """
-    if text == ALPACA_EVAL:
-        return _alpaca_eval()
-    path = Path(text)
+    path = download(ALPACA_EVAL_FILE) if text == ALPACA_EVAL else Path(text)
     rows = read_rows(path)
+    if text == ALPACA_EVAL and len(rows) != ALPACA_EVAL_PROMPTS:
+        raise ValueError(
+            f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
+            f"{ALPACA_EVAL_PROMPTS}"
+        )
     instructions = tuple(_instruction(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
     outputs = None
-    if all("output" in row for row in rows):
+    if text == ALPACA_EVAL or all("output" in row for row in rows):
         outputs = tuple(parse_output(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
-    return PromptSet(name=path.name, instructions=instructions, reference=outputs)
+    name = ALPACA_EVAL if text == ALPACA_EVAL else path.name
+    return PromptSet(name=name, instructions=instructions, reference=outputs)
 
 
 def download(file: str) -> Path:
@@ -91,20 +95,6 @@ def download(file: str) -> Path:
 
     with hub_errors(f"{ALPACA_EVAL_REPO}: {file}"):
         return Path(huggingface_hub.hf_hub_download(ALPACA_EVAL_REPO, file, repo_type="dataset"))
-
-
-def _alpaca_eval() -> PromptSet:
-    rows = read_rows(download(ALPACA_EVAL_FILE))
-    if len(rows) != ALPACA_EVAL_PROMPTS:
-        raise ValueError(
-            f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
-            f"{ALPACA_EVAL_PROMPTS}"
-        )
-    reference = tuple(
-        parse_output(row, f"{ALPACA_EVAL_FILE}: row {n}") for n, row in enumerate(rows, 1)
-    )
-    instructions = tuple(output.instruction for output in reference)
-    return PromptSet(name=ALPACA_EVAL, instructions=instructions, reference=reference)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

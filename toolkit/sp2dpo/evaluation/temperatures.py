@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sp2dpo.diagnostics.bootstrap import Estimate, estimate, resampled_rows
 from sp2dpo.evaluation.models import Student
 from sp2dpo.evaluation.outputs import GenerationSummary, generate_outputs
 from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
 from sp2dpo.evaluation.requests import Approve, Progress, Report, no_progress, silent
 from sp2dpo.evaluation.text import align_columns, format_estimate
 from sp2dpo.evaluation.verdicts import judge_outputs
-from sp2dpo.evaluation.winrates import Estimate
 from sp2dpo.files import write_json
 from sp2dpo.inference.endpoint import Endpoint
 
@@ -110,11 +110,10 @@ def summarise_temperature(
 def bootstrap_mean(values: Sequence[float], *, draws: int, seed: int) -> Estimate:
     """Return a mean with its 95 % bootstrap interval; all are None if there are no values."""
     if not len(values):
-        return Estimate(value=None, low=None, high=None)
+        return Estimate()
     array = np.asarray(values, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[rows].mean(1), (0.025, 0.975))
-    return Estimate(value=float(array.mean()), low=float(low), high=float(high))
+    rows = resampled_rows(len(array), draws=draws, seed=seed)
+    return estimate(float(array.mean()), (array[sample].mean() for sample in rows))
 
 
 def sweep_temperatures(
@@ -166,7 +165,6 @@ def sweep_temperatures(
             `generate_outputs`, `judge_outputs` and `score_outputs`; see there.
     """
     folder = Path(folder)
-    reference = None if reference is None else Path(reference)
     if judge is None and reward is None:
         raise ValueError("a sweep needs a judge, a reward model, or both")
     rows = []
@@ -181,14 +179,14 @@ def sweep_temperatures(
         outputs, _ = order_rows(prompts, read_outputs(part), str(part))
         preferences = None
         if judge is not None:
-            base = reference
-            if reference is not None and temperature_folder(reference, temperature).is_dir():
-                base = temperature_folder(reference, temperature)
+            base = None if reference is None else Path(reference)
+            if base is not None and temperature_folder(base, temperature).is_dir():
+                base = temperature_folder(base, temperature)
             result = judge_outputs(
                 prompts, part, judge, part / "verdicts", reference=base, patience=patience,
                 approve=approve, progress=progress, report=report, note=note,
             )  # fmt: skip
-            titles.append(result.record["title"])
+            titles.append(result.title)
             preferences = [
                 None if math.isnan(value) else float(value) for value in result.table["preference"]
             ]
@@ -230,34 +228,37 @@ def score_outputs(
         from sp2dpo.training.reward_model import output_rewards  # noqa: PLC0415 - imports torch
     except ImportError as error:
         raise ValueError(f"scoring needs PyTorch ({error}): pip install 'sp2dpo[train]'") from error
-    chats = [
+    rewards = output_rewards(
+        model,
+        revision,
         [
-            {"role": "user", "content": output.instruction},
-            {"role": "assistant", "content": output.output},
-        ]
-        for output in outputs
-    ]
-    rewards = output_rewards(model, revision, chats)
+            [
+                {"role": "user", "content": output.instruction},
+                {"role": "assistant", "content": output.output},
+            ]
+            for output in outputs
+        ],
+    )
     write_json(path, {"head": header, "rewards": rewards}, indent=None)
     return rewards
 
 
 def sweep_lines(sweep: Sweep) -> list[str]:
     """Return the table of a sweep as lines of text."""
-    rows = [["temperature", "reward", "win rate", "characters", "empty", "unscored"]]
-    for result in sweep.temperatures:
-        rows.append(
-            [
-                f"{result.temperature:g}",
-                format_estimate(result.reward),
-                format_estimate(result.win_rate),
-                f"{result.length:.0f}",
-                str(result.empty),
-                "-" if result.unscored is None else str(result.unscored),
-            ]
-        )
+    head = ["temperature", "reward", "win rate", "characters", "empty", "unscored"]
+    rows = [
+        [
+            f"{result.temperature:g}",
+            format_estimate(result.reward),
+            format_estimate(result.win_rate),
+            f"{result.length:.0f}",
+            str(result.empty),
+            "-" if result.unscored is None else str(result.unscored),
+        ]
+        for result in sweep.temperatures
+    ]
     return [
         f"{sweep.student}: {sweep.title}",
-        *align_columns(rows),
+        *align_columns([head, *rows]),
         f"95 % intervals: {sweep.draws} bootstrap samples of the prompts",
     ]

@@ -1,6 +1,7 @@
 """Format a comparison of win rates, and the cells of evaluation tables."""
 
-from sp2dpo.evaluation.winrates import RATES, Comparison, Estimate, Rate, comparison_notes
+from sp2dpo.diagnostics.bootstrap import Estimate
+from sp2dpo.evaluation.winrates import RATES, Comparison, Rate, comparison_notes
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:

@@ -14,6 +14,7 @@ import logging
 import math
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,13 @@ import yaml
 
 from sp2dpo.evaluation.models import MARKS, title
 from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
-from sp2dpo.evaluation.requests import (
-    Approve,
-    Progress,
-    Report,
-    answer_chats,
-    no_progress,
-    silent,
-)
-from sp2dpo.files import Journal, atomic_write
+from sp2dpo.evaluation.requests import Approve, Progress, Report, answer_chats, no_progress, silent
+from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
 from sp2dpo.inference.client import EndpointError
 from sp2dpo.inference.endpoint import Endpoint
 
+ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 """AlpacaEval 2.0's template: one verdict without reasoning."""
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
@@ -81,6 +76,69 @@ def without_root_log() -> Iterator[None]:
         root.setLevel(level)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """The verdicts on one set of outputs.
+
+    Attributes:
+        title: Title of a table of these verdicts, see `models.title`.
+        student: Name of the model that wrote the outputs.
+        baseline: Name of the model that wrote the reference outputs.
+        judge: Name and settings of the judge, as in evaluation.json.
+        prompts: Name, hash and count of the prompts, as in evaluation.json.
+        length_controlled: Whether the prompts have a length-controlled rate.
+        folder: Folder that the verdicts were read from.
+        table: The annotations as a pandas data frame, in prompt order.
+    """
+
+    title: str
+    student: str
+    baseline: str
+    judge: Mapping[str, Any]
+    prompts: Mapping[str, Any]
+    length_controlled: bool
+    folder: Path
+    table: Any
+
+    @property
+    def unscored(self) -> int:
+        """Number of prompts without a verdict."""
+        return int(self.table["preference"].isna().sum())
+
+
+def read_result(folder: Path) -> EvaluationResult:
+    """Read a folder that `judge_outputs` wrote.
+
+    Raises:
+        ValueError: If the folder does not contain a finished result.
+        OSError: If a file cannot be read.
+    """
+    import_alpaca_eval()
+    import pandas as pd  # noqa: PLC0415 - comes with alpaca_eval
+
+    if not (folder / RECORD).is_file():
+        raise FileNotFoundError(f"{folder}: no {RECORD}: `sp2dpo evaluate judge` writes it")
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        rows = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+        # All verdicts may be null, a column that pandas would give the type object.
+        table = pd.DataFrame(rows).astype({"preference": float})
+        if len(table) != record["prompts"]["count"]:
+            raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")
+        return EvaluationResult(
+            title=record["title"],
+            student=str(record["student"]),
+            baseline=record["baseline"],
+            judge=record["judge"],
+            prompts=record["prompts"],
+            length_controlled=bool(record["length_controlled"]),
+            folder=folder,
+            table=table,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: not a result of `evaluate judge`: {error}") from error
+
+
 def judge_outputs(
     prompts: PromptSet,
     outputs: Path | str,
@@ -93,7 +151,7 @@ def judge_outputs(
     progress: Progress = no_progress,
     report: Report = silent,
     note: Report = silent,
-) -> "EvaluationResult":
+) -> EvaluationResult:
     """Let a judge compare a student's outputs with a baseline's, as AlpacaEval 2.0 does.
 
     Safe to interrupt: the next call with the same arguments requests only missing verdicts. The
@@ -119,14 +177,19 @@ def judge_outputs(
         OSError: If a file cannot be read or written, or a server cannot be started.
         Interrupted: If a signal stopped the run.
     """
-    outputs = Path(outputs)
-    folder = Path(folder)
-    reference = None if reference is None else Path(reference)
-    import_alpaca_eval()
+    outputs, folder = Path(outputs), Path(folder)
+    import_alpaca_eval()  # before any file is written
     student_rows, reordered = order_rows(prompts, read_outputs(outputs), str(outputs))
     if reordered:
         note(f"{outputs}: its rows were in another order; they are now in the prompts' order")
-    base_rows = _read_reference(prompts, reference)
+    if reference is not None:
+        base_rows, _ = order_rows(prompts, read_outputs(Path(reference)), str(reference))
+    elif prompts.reference is not None:
+        base_rows = list(prompts.reference)
+    else:
+        raise ValueError(
+            f"{prompts.name}: its rows have no `output` to compare with: give --reference"
+        )
     student, baseline = student_rows[0].generator, base_rows[0].generator
     settings = {
         "student": judge.name, "model": judge.model, "revision": judge.revision,
@@ -152,10 +215,11 @@ def judge_outputs(
     if missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
         note(
-            f"{sum(missing.values())} prompts have no verdict ({reasons}) and are unscored: run the"
+            f"{missing.total()} prompts have no verdict ({reasons}) and are unscored: run the"
             " same command again to retry them"
         )
-    if all(row["preference"] is None for row in annotations):
+    unscored = sum(row["preference"] is None for row in annotations)
+    if unscored == len(annotations):
         raise ValueError(
             f"no verdict of {judge.name} can be parsed: neither m nor M is among the top_logprobs"
             " of its replies; see verdicts.jsonl, or choose another judge"
@@ -169,22 +233,13 @@ def judge_outputs(
             "name": prompts.name, "hash": prompts.hash, "count": len(prompts.instructions)
         },
         "length_controlled": prompts.is_alpaca_eval,
-        "unscored": sum(row["preference"] is None for row in annotations),
+        "unscored": unscored,
         "empty": sum(not row["output_2"].strip() for row in annotations),
         "reordered": reordered,
     }  # fmt: skip
-    write_result(folder, annotations, record)
+    write_json(folder / ANNOTATIONS, annotations)
+    write_json(folder / RECORD, record)
     return read_result(folder)
-
-
-def _read_reference(prompts: PromptSet, reference: Path | None) -> list[Output]:
-    if reference is not None:
-        return order_rows(prompts, read_outputs(reference), str(reference))[0]
-    if prompts.reference is None:
-        raise ValueError(
-            f"{prompts.name}: its rows have no `output` to compare with: give --reference"
-        )
-    return list(prompts.reference)
 
 
 def escape_chat_marks(text: str) -> str:
@@ -205,20 +260,14 @@ class Verdicts:
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        reference: Sequence[Output],
-        outputs: Sequence[Output],
-        judge: str,
+        self, journal: Journal, reference: Sequence[Output], outputs: Sequence[Output], judge: str
     ) -> None:
         self._journal = journal
         self._reference = reference
         self._outputs = outputs
         self._judge = judge
-        self._replies = sum("text" in line for line in journal.lines.values())
-        self._with_logprobs = sum(bool(line.get("logprobs")) for line in journal.lines.values())
-        self._prompts: list[str] = []
-        self._annotate(self._collect)
+        self._prompts: Sequence[str] = ()
+        self._annotate()  # only to learn the prompts; answers may still be missing
 
     @property
     def marked(self) -> int:
@@ -239,34 +288,33 @@ class Verdicts:
             if not self._journal.lines.get(key, {}).get("logprobs")
         ]
 
-    def take(self, outcome: ChatResult) -> None:
+    def take(self, result: ChatResult) -> None:
         """Record the result of a request.
 
         Raises:
             EndpointError: If none of the first replies has log-probabilities.
         """
-        reply = outcome.reply
+        reply = result.reply
         if reply is None:
-            self._journal.add(outcome.key, reason=outcome.reason, detail=outcome.detail)
+            self._journal.add(result.key, reason=result.reason, detail=result.detail)
             return
-        self._journal.add(outcome.key, text=reply.text, logprobs=reply.logprobs)
-        self._replies += 1
-        self._with_logprobs += bool(reply.logprobs)
-        if not self._with_logprobs and self._replies >= min(_GIVE_UP_AFTER, len(self._prompts)):
+        self._journal.add(result.key, text=reply.text, logprobs=reply.logprobs)
+        replies = [line for line in self._journal.lines.values() if "text" in line]
+        enough = len(replies) >= min(_GIVE_UP_AFTER, len(self._prompts))
+        if enough and not any(line.get("logprobs") for line in replies):
             raise EndpointError(
-                f"judge {self._judge}: none of its first {self._replies} replies comes with "
+                f"judge {self._judge}: none of its first {len(replies)} replies comes with "
                 "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: take a server "
                 "that sends `top_logprobs` (vLLM does)"
             )
 
-    def missing(self) -> dict[str, int]:
+    def missing(self) -> Counter[str]:
         """Return the number of missing verdicts by reason; the next run requests them again."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for chat in self.chats():
             line = self._journal.lines.get(chat.key, {})
             otherwise = "no log-probabilities" if "text" in line else "not asked yet"
-            reason = line.get("reason", otherwise)
-            counts[reason] = counts.get(reason, 0) + 1
+            counts[line.get("reason", otherwise)] += 1
         return counts
 
     def annotations(self) -> list[dict[str, Any]]:
@@ -277,26 +325,23 @@ class Verdicts:
             student), generator_2, annotator, and preference in [1, 2]: 1 if the baseline is better,
             2 if the student is; None if there is no verdict or it could not be parsed.
         """
-        verdicts = self._annotate(self._answers)
-        rows = []
-        for base, output, verdict in zip(self._reference, self._outputs, verdicts, strict=True):
-            preference: Any = verdict["preference"]
-            if preference is not None:
-                preference = None if math.isnan(preference) else float(preference)
-            rows.append(
-                {
-                    "instruction": base.instruction,
-                    "output_1": base.output,
-                    "generator_1": base.generator,
-                    "output_2": output.output,
-                    "generator_2": output.generator,
-                    "annotator": self._judge,
-                    "preference": preference,
-                }
+        return [
+            {
+                "instruction": base.instruction,
+                "output_1": base.output,
+                "generator_1": base.generator,
+                "output_2": output.output,
+                "generator_2": output.generator,
+                "annotator": self._judge,
+                "preference": preference,
+            }
+            for base, output, preference in zip(
+                self._reference, self._outputs, self._annotate(), strict=True
             )
-        return rows
+        ]
 
-    def _annotate(self, completions: Callable[..., dict[str, list[Any]]]) -> list[dict[str, Any]]:
+    def _annotate(self) -> list[float | None]:
+        """Return the preferences that alpaca_eval computes from the answers so far."""
         shown = [
             [
                 {
@@ -308,22 +353,24 @@ class Verdicts:
             ]
             for side in (self._reference, self._outputs)
         ]
-        try:
-            # The package prints a useless progress bar with a single step to stderr.
-            with without_root_log(), contextlib.redirect_stderr(io.StringIO()):
-                return _annotator(self._judge, completions).annotate_head2head(
-                    *shown, is_ordered=True, chunksize=None
-                )
-        except _Collected:
-            return []
+        # The package prints a useless progress bar with a single step to stderr.
+        with without_root_log(), contextlib.redirect_stderr(io.StringIO()):
+            # is_ordered joins by position; joining by text would multiply repeated prompts.
+            rows = _create_annotator(self._judge, self._answer).annotate_head2head(
+                *shown, is_ordered=True, chunksize=None
+            )
+        preferences = [row["preference"] for row in rows]
+        return [None if p is None or math.isnan(p) else float(p) for p in preferences]
 
-    def _collect(self, prompts: Sequence[str], **_: Any) -> dict[str, list[Any]]:
+    def _answer(self, prompts: Sequence[str], **_: Any) -> dict[str, list[Any]]:
+        """Return the answers in the form of the package's clients; a missing one has no tokens."""
         self._prompts = list(prompts)
-        raise _Collected
-
-    def _answers(self, prompts: Sequence[str], **_: Any) -> dict[str, list[Any]]:
-        lines = self._journal.lines
-        completions = [_completion(lines.get(_key(prompt), {})) for prompt in prompts]
+        completions = []
+        for prompt in prompts:
+            line = self._journal.lines.get(_key(prompt), {})
+            completions.append(
+                {"text": line.get("text") or " ", "logprobs": {"content": line.get("logprobs")}}
+            )
         zeros = [0.0] * len(completions)
         return {
             "completions": [completion["text"] for completion in completions],
@@ -333,31 +380,13 @@ class Verdicts:
         }
 
 
-class _Collected(Exception):
-    """Raised to leave alpaca_eval once it has written the judge's prompts."""
-
-
-def _annotator(judge: str, completions: Callable[..., dict[str, list[Any]]]) -> Any:
-    """Return AlpacaEval's annotator, which gets its completions from the given function."""
+def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]]) -> Any:
+    """Return the package's annotator `weighted_alpaca_eval_gpt4_turbo`, with our own client."""
     alpaca = import_alpaca_eval()
-    base = Path(alpaca.constants.EVALUATORS_CONFIG_DIR)
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "judge", "configs.yaml")
-        config.parent.mkdir()
-        config.write_text(yaml.safe_dump({judge: _config(base / TEMPLATE)}))
-        annotator = alpaca.annotators.PairwiseAnnotator(
-            annotators_config=config.parent, caching_path=None
-        )
-    annotator.annotators[judge].fn_completions = completions
-    return annotator
-
-
-def _config(template: Path) -> Mapping[str, Any]:
-    """Return the package's settings `weighted_alpaca_eval_gpt4_turbo`, without its client."""
     first, second = MARKS
-    return {
-        "prompt_template": str(template),
-        "fn_completions": "openai_completions",
+    config = {
+        "prompt_template": str(Path(alpaca.constants.EVALUATORS_CONFIG_DIR) / TEMPLATE),
+        "fn_completions": "openai_completions",  # YAML can only name a client; replaced below
         "completions_kwargs": {"model_name": "replaced"},
         "fn_completion_parser": "logprob_parser",
         "completion_parser_kwargs": {
@@ -368,69 +397,17 @@ def _config(template: Path) -> Mapping[str, Any]:
         "completion_key": "completions_all",
         "batch_size": 1,
     }
-
-
-def _completion(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a verdict in the form that the package's parser takes."""
-    return {"text": line.get("text") or " ", "logprobs": {"content": line.get("logprobs")}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "judge", "configs.yaml")
+        path.parent.mkdir()
+        path.write_text(yaml.safe_dump({judge: config}))
+        # No cache: it would be a file in this folder, and the journal already has all verdicts.
+        annotator = alpaca.annotators.PairwiseAnnotator(
+            annotators_config=path.parent, caching_path=None
+        )
+    annotator.annotators[judge].fn_completions = complete
+    return annotator
 
 
 def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """The verdicts on one set of outputs.
-
-    Attributes:
-        student: Name of the model.
-        folder: Folder that the verdicts were read from.
-        record: Content of evaluation.json: title, judge, baseline, prompts, length_controlled, ...
-        table: The annotations as a pandas data frame, in prompt order.
-    """
-
-    student: str
-    folder: Path
-    record: Mapping[str, Any]
-    table: Any
-
-    @property
-    def unscored(self) -> int:
-        """Number of prompts without a verdict."""
-        return int(self.table["preference"].isna().sum())
-
-
-def write_result(folder: Path, annotations: Sequence[Mapping[str, Any]], record: Any) -> None:
-    """Write annotations.json and then evaluation.json."""
-    for name, content in ((ANNOTATIONS, annotations), (RECORD, record)):
-        with atomic_write(folder / name) as path:
-            text = json.dumps(content, ensure_ascii=False, indent=1)
-            path.write_text(text + "\n", encoding="utf-8")
-
-
-def read_result(folder: Path) -> EvaluationResult:
-    """Read a folder that `judge_outputs` wrote.
-
-    Raises:
-        ValueError: If the folder does not contain a finished result.
-        OSError: If a file cannot be read.
-    """
-    import_alpaca_eval()
-    import pandas as pd  # noqa: PLC0415 - comes with alpaca_eval
-
-    if not (folder / RECORD).is_file():
-        raise FileNotFoundError(f"{folder}: no {RECORD}: `sp2dpo evaluate judge` writes it")
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        rows = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
-        table = pd.DataFrame(rows).astype({"preference": float})
-        student = str(record["student"])
-        if len(table) != record["prompts"]["count"]:
-            raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: not a result of `evaluate judge`: {error}") from error
-    return EvaluationResult(student=student, folder=folder, record=record, table=table)

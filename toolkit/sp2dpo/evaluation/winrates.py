@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sp2dpo.diagnostics.bootstrap import Estimate, estimate
 from sp2dpo.evaluation.prompts import download
-from sp2dpo.evaluation.verdicts import (
-    EvaluationResult,
-    import_alpaca_eval,
-    without_root_log,
-)
+from sp2dpo.evaluation.verdicts import EvaluationResult, import_alpaca_eval, without_root_log
 
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
@@ -29,25 +26,6 @@ JUDGE_NOISE = 4.0
 Watch = Callable[[Iterable[int], str, int], Iterable[int]]
 """Shows the progress of an iteration: takes the items, their name and their number, and yields the
 items."""
-
-
-def _unwatched(items: Iterable[int], what: str, total: int) -> Iterable[int]:
-    return items
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A value with its 95 % bootstrap interval.
-
-    Attributes:
-        value: The value; None if it is not defined.
-        low: Lower end of the interval; None if it is not defined.
-        high: Upper end of the interval; None if it is not defined.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +149,7 @@ def compare_students(
     seed: int,
     against: str | None,
     length_control: bool,
-    watch: Watch = _unwatched,
+    watch: Watch = lambda items, name, total: items,
 ) -> Comparison:
     """Compare the win rates of students, with intervals and paired differences.
 
@@ -190,17 +168,17 @@ def compare_students(
         ValueError: If the results cannot be compared, or `against` is not among them.
         OSError: If the data of the length-controlled rate are not available.
     """
-    first = results[0].record
+    first = results[0]
     for result in results[1:]:
-        for key in ("title", "judge", "baseline", "prompts"):
-            if result.record[key] != first[key]:
+        for name in ("title", "judge", "baseline", "prompts"):
+            if getattr(result, name) != getattr(first, name):
                 raise ValueError(
-                    f"{result.folder} and {results[0].folder} cannot be compared: their {key} "
-                    "differ"
+                    f"{result.folder} and {first.folder} cannot be compared: their {name} differ"
                 )
-    controlled = bool(first["length_controlled"]) and length_control
+    controlled = first.length_controlled and length_control
     if controlled:
         download_gamed()
+    kinds = RATES if controlled else RATES[:1]
     names = list(dict.fromkeys(result.student for result in results))
     if against is not None and against not in names:
         raise ValueError(f"no result is of {against!r} (there are: {', '.join(names)})")
@@ -209,44 +187,44 @@ def compare_students(
         name: [win_rates(result.table, length_controlled=controlled) for result in group]
         for name, group in groups.items()
     }
-    samples = _bootstrap(groups, draws, seed, controlled, watch)
-    kinds = RATES if controlled else RATES[:1]
+    samples = _bootstrap(groups, draws, seed, kinds, watch)
     means = {
         name: {kind: float(np.mean([rates[kind] for rates in seed_rates[name]])) for kind in kinds}
         for name in names
     }
-    students = []
-    for name, group in groups.items():
-        rates = {}
-        for kind in kinds:
-            values = [rates[kind] for rates in seed_rates[name]]
-            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            estimate = _estimate(means[name][kind], samples[name][kind])
-            rates[kind] = Rate(**asdict(estimate), sd=sd)
-        difference = None
-        if against is not None and name != against:
-            difference = {
-                kind: _estimate(
-                    means[name][kind] - means[against][kind],
-                    samples[name][kind] - samples[against][kind],
-                )
-                for kind in kinds
-            }
-        lengths = [result.table["output_2"].str.len().mean() for result in group]
-        students.append(
-            StudentRates(
-                name=name,
-                seeds=len(group),
-                prompts=len(group[0].table),
-                unscored=[result.unscored for result in group],
-                length=float(np.mean(lengths)),
-                baseline_length=float(group[0].table["output_1"].str.len().mean()),
-                rates=rates,
-                difference=difference,
+
+    def rate(name: str, kind: str) -> Rate:
+        values = [rates[kind] for rates in seed_rates[name]]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return Rate(**asdict(_estimate(means[name][kind], samples[name][kind])), sd=sd)
+
+    def difference(name: str) -> dict[str, Estimate] | None:
+        if against is None or name == against:
+            return None
+        return {
+            # Paired: in each sample, both students have the same prompts.
+            kind: _estimate(
+                means[name][kind] - means[against][kind],
+                samples[name][kind] - samples[against][kind],
             )
+            for kind in kinds
+        }
+
+    students = [
+        StudentRates(
+            name=name,
+            seeds=len(group),
+            prompts=len(group[0].table),
+            unscored=[result.unscored for result in group],
+            length=float(np.mean([result.table["output_2"].str.len().mean() for result in group])),
+            baseline_length=float(group[0].table["output_1"].str.len().mean()),
+            rates={kind: rate(name, kind) for kind in kinds},
+            difference=difference(name),
         )
+        for name, group in groups.items()
+    ]
     return Comparison(
-        title=first["title"], judge=first["judge"]["student"], against=against, draws=draws,
+        title=first.title, judge=first.judge["student"], against=against, draws=draws,
         length_controlled=controlled, students=students,
     )  # fmt: skip
 
@@ -255,13 +233,12 @@ def _bootstrap(
     groups: Mapping[str, Sequence[EvaluationResult]],
     draws: int,
     seed: int,
-    controlled: bool,
+    kinds: Sequence[str],
     watch: Watch,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Return the bootstrap samples, (draws,), by name of the student and by rate."""
     generator = np.random.default_rng(seed)
     count = len(next(iter(groups.values()))[0].table)
-    kinds = RATES if controlled else RATES[:1]
     samples = {name: {kind: np.empty(draws) for kind in kinds} for name in groups}
     for draw in watch(range(draws), "bootstrap", draws):
         rows = generator.integers(count, size=count)
@@ -270,7 +247,7 @@ def _bootstrap(
             # `iloc` keeps the index of the rows, by which the package joins the difficulty of each
             # prompt.
             rates = [
-                win_rates(group[number].table.iloc[rows], length_controlled=controlled)
+                win_rates(group[number].table.iloc[rows], length_controlled=len(kinds) > 1)
                 for number in seeds
             ]
             for kind in kinds:
@@ -278,13 +255,8 @@ def _bootstrap(
     return samples
 
 
-def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
-    """Return a value with the 2.5 and 97.5 percentiles of its finite bootstrap samples."""
-    finite = samples[np.isfinite(samples)]
-    if not len(finite) or not np.isfinite(value):
-        return Estimate(value=value if np.isfinite(value) else None, low=None, high=None)
-    low, high = np.quantile(finite, (0.025, 0.975))
-    return Estimate(value=value, low=float(low), high=float(high))
+def _estimate(value: float, samples: Iterable[float]) -> Estimate:
+    return estimate(value if np.isfinite(value) else None, samples)  # NaN without any verdict
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
