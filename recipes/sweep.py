@@ -32,18 +32,18 @@ def main(arguments: list[str]) -> int:
     """
     try:
         options, runs = parse(arguments)
-        rows = run_sweep(
+        results = run_sweep(
             runs, options.out, TRAIN, engine=options.engine,
             report=lambda line: print(line, flush=True),
         )  # fmt: skip
     except (ValueError, OSError) as error:
         print("sweep.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print("\n".join(sweep_lines(rows, wilson_interval)))
-    failed = [row["run"] for row in rows if row["exit_code"]]
+    print("\n".join(sweep_lines(results, wilson_interval)))
+    failed = [result.run for result in results if result.exit_code]
     if failed:
         print(
-            f"sweep.py: {len(failed)} of {len(rows)} runs failed ({', '.join(failed)}): see"
+            f"sweep.py: {len(failed)} of {len(results)} runs failed ({', '.join(failed)}): see"
             f" {options.out}/RUN.log, then run the same command again",
             file=sys.stderr,
         )

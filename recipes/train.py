@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> tuple[DataConfig, PairDPOConfig, ModelConfig]
     """
     settings = parse_settings(arguments, (DataConfig, PairDPOConfig, ModelConfig))
     if len(settings.files) > 1 and MAIN_PROCESS:
-        print("\n".join(settings.lines()))
+        print("\n".join(settings.merged.lines()))
     data, args, model = settings.configs
     for key, value in (("dataset", data.dataset), ("model_name_or_path", model.model_name_or_path)):
         if not value:

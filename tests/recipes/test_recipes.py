@@ -80,8 +80,8 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "more", "code", "message"),
     [
-        ({"learning_rat": 1}, [], 2, "unknown setting learning_rat, did you mean learning_rate?"),
-        ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean pair_columns?"),
+        ({"learning_rat": 1}, [], 2, "unknown setting learning_rat, did you mean 'learning_rate'?"),
+        ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean 'pair_columns'?"),
         ({"dataset": ...}, [], 2, "dataset is missing"),
         ({"model_name_or_path": ...}, [], 2, "model_name_or_path is missing"),
         ({"pair_columns": ["bets"]}, [], 2, "'bets' is not one of beta, weight, margin"),

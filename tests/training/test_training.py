@@ -449,13 +449,13 @@ def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
         (
             {"pair_columns": ["bets"]},
             "pair_columns: 'bets' is not one of beta, weight, margin, label_smoothing, did you mean"
-            " beta?",
+            " 'beta'?",
         ),
         ({"pair_columns": ["reward_margin"]}, "'reward_margin' is not one of beta, weight, margin"),
         ({"pair_columns": "beta"}, "pair_columns must be a list, [beta] or [], not 'beta'"),
         (
             {"missing_values": "dorp"},
-            "'dorp' is not one of error, drop, constant, did you mean drop?",
+            "'dorp' is not one of error, drop, constant, did you mean 'drop'?",
         ),
         ({"beta": 0.0}, "beta must be a finite number above 0, not 0.0"),
     ],

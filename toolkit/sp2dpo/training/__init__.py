@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from sp2dpo.training.run import DataConfig, TrainingRun, prepare_run
     from sp2dpo.training.run_config import parse_settings
-    from sp2dpo.training.sweep import SweepRun, run_sweep, sweep_lines
+    from sp2dpo.training.sweep import SweepResult, SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
 _MODULES = {
@@ -34,6 +34,7 @@ _MODULES = {
     "RewardRun": "reward_run",
     "ScoreSummary": "reward_model",
     "Scoring": "reward_model",
+    "SweepResult": "sweep",
     "SweepRun": "sweep",
     "TrainingRun": "run",
     "apply_marks": "columns",
@@ -60,6 +61,7 @@ __all__ = [
     "RewardRun",
     "ScoreSummary",
     "Scoring",
+    "SweepResult",
     "SweepRun",
     "TrainingRun",
     "apply_marks",

@@ -30,6 +30,7 @@ class BetaProxy:
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, torch.Tensor):
             return self.exact.to(torch.float32) * other
+        # Such as 2 * beta in `ipo`: TRL computes it in double before it divides.
         return BetaProxy(self.exact * other)
 
     __rmul__ = __mul__
@@ -111,9 +112,10 @@ class PairBatch:
 
     def slopes(self, mixture: Mixture) -> torch.Tensor:
         """Return the slope |dl_i/du_i| of each pair's loss, (B,); see `gradients`."""
-        with torch.enable_grad():
+        with torch.enable_grad():  # evaluation runs without gradients
             chosen = self.ratios.chosen.detach().requires_grad_()
             ratios = replace(self.ratios, chosen=chosen, rejected=self.ratios.rejected.detach())
+            # A pair's loss depends on its own ratios alone, so this is dl/du of every pair at once.
             total = replace(self, ratios=ratios).losses(mixture).sum()
             (slope,) = torch.autograd.grad(total, chosen)
         return slope.abs()
@@ -140,6 +142,7 @@ def make_batch(
         RuntimeError: If the log-probs are not float32.
     """
     mask = inputs["completion_mask"]
+    # Prompt tuning puts virtual tokens in front of the real ones, so count from the end.
     log_probs = output.log_probs[:, -(mask.size(1) - 1) :]
     if log_probs.dtype != torch.float32:
         raise RuntimeError(
@@ -182,6 +185,7 @@ def check_against_trl(
     """
     ours = 0.0
     for name, share in zip(mixture.names, mixture.shares, strict=True):
+        # One loss at a time, because the smoothing that TRL applies depends on the loss.
         smoothing = 0.0 if name in ("sigmoid", "sigmoid_norm") else label_smoothing
         plain = replace(
             batch,
@@ -192,6 +196,7 @@ def check_against_trl(
         with torch.no_grad():
             alone = Mixture(names=[name], shares=[share], tau=mixture.tau)
             ours += plain.losses(alone).mean().item()
+    # `not <=` instead of `>`, so that a NaN on either side is refused too.
     if not abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs)):
         raise RuntimeError(
             f"TRL {trl.__version__} gives the loss {theirs:.7g} where {ours:.7g} was expected: TRL,"

@@ -1,6 +1,5 @@
 """Check and fill the per-pair columns of a data set, apply its marks, and collate its batches."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from datasets import ClassLabel, Dataset, IterableDataset
+
+from sp2dpo.settings import did_you_mean
 
 MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
@@ -193,12 +194,7 @@ def exchange_responses(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def fill_missing_values(
-    dataset: Dataset,
-    columns: tuple[str, ...],
-    *,
-    name: str,
-    missing: str,
-    constant: float,
+    dataset: Dataset, columns: tuple[str, ...], *, name: str, missing: str, constant: float
 ) -> tuple[Dataset, int]:
     """Fill or drop missing values; return the data set and the number of rows that lacked one.
 
@@ -214,6 +210,7 @@ def fill_missing_values(
         ValueError: If a value is not legal in its column, if a value is null and `missing` is
             "error", or if no row is left.
     """
+    # Arrow keeps nulls, whatever format (torch, numpy) the data set was given.
     table: Any = dataset.select_columns(list(columns)).with_format("arrow")[:]
     values = {column: table.column(column).to_pylist() for column in columns}
     where = f"the {name} data set"
@@ -224,17 +221,18 @@ def fill_missing_values(
     ]
     if not incomplete:
         return dataset, 0
-    what = "beta" if columns == ("beta",) else f"value of {', '.join(columns)}"
+    only_beta = columns == ("beta",)
+    what = "beta" if only_beta else f"value of {', '.join(columns)}"
     if missing == "constant":
+        neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
+        listed = ", ".join(f"{column} {value}" for column, value in neutral.items())
         logger.warning(
-            f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and get "
-            + _neutral(columns, constant)
+            f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and get"
+            f" {constant if only_beta else listed}"
         )
         for column in columns:
-            neutral = RULES[column].neutral
             filled = [
-                (constant if neutral is None else neutral) if value is None else float(value)
-                for value in values[column]
+                neutral[column] if value is None else float(value) for value in values[column]
             ]
             dataset = dataset.remove_columns(column).add_column(column, filled)
         return dataset, len(incomplete)
@@ -246,17 +244,8 @@ def fill_missing_values(
         f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and are dropped"
     )
     dropped = set(incomplete)
-    return dataset.select([row for row in range(len(dataset)) if row not in dropped]), len(
-        incomplete
-    )
-
-
-def _neutral(columns: tuple[str, ...], constant: float) -> str:
-    """Return a description of the values that replace nulls."""
-    neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
-    if columns == ("beta",):
-        return str(constant)
-    return ", ".join(f"{column} {value}" for column, value in neutral.items())
+    complete = dataset.select([row for row in range(len(dataset)) if row not in dropped])
+    return complete, len(incomplete)
 
 
 def check_values(column: str, values: list[Any], where: str, *, null_is_bad: bool = True) -> None:
@@ -269,17 +258,14 @@ def check_values(column: str, values: list[Any], where: str, *, null_is_bad: boo
         null_is_bad: Whether a null counts as bad.
     """
     rule = RULES[column]
-    bad = [
-        row
-        for row, value in enumerate(values)
-        if value is not None and not (_is_number(value) and rule.is_legal(value))
-    ]
     plural = "betas" if column == "beta" else f"values of {column}"
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(values)} {plural} in {where} are not {rule.words}, the"
-            f" first is {values[bad[0]]!r} in row {bad[0]}: build the data set again"
-        )
+    problem = _describe_bad(
+        values,
+        lambda value: value is None or (_is_number(value) and rule.is_legal(value)),
+        f"{plural} in {where} are not {rule.words}",
+    )
+    if problem:
+        raise ValueError(f"{problem}: build the data set again")
     if null_is_bad and None in values:
         raise ValueError(
             f"{values.count(None)} of {len(values)} rows in {where} have no {column}, the first is"
@@ -290,21 +276,24 @@ def check_values(column: str, values: list[Any], where: str, *, null_is_bad: boo
 def check_log_probs(column: str, values: list[Any], where: str) -> None:
     """Raise ValueError if a value is not a log-probability, a finite number of 0 or below.
 
-    Args:
-        column: Name of the column in the message.
-        values: One per row.
-        where: Name of the rows in the message.
+    The arguments are those of `check_values`.
     """
-    bad = [
-        row
-        for row, value in enumerate(values)
-        if not (_is_number(value) and -math.inf < value <= 0)
-    ]
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(values)} values of {column} in {where} are not log-probabilities,"
-            f" the first is {values[bad[0]]} in row {bad[0]}"
-        )
+    problem = _describe_bad(
+        values,
+        lambda value: _is_number(value) and -math.inf < value <= 0,
+        f"values of {column} in {where} are not log-probabilities",
+    )
+    if problem:
+        raise ValueError(problem)
+
+
+def _describe_bad(values: list[Any], is_legal: Callable[[Any], bool], words: str) -> str:
+    """Return how many values are not legal and the first of them; empty if all are legal."""
+    bad = [row for row, value in enumerate(values) if not is_legal(value)]
+    if not bad:
+        return ""
+    first = f"the first is {values[bad[0]]!r} in row {bad[0]}"
+    return f"{len(bad)} of {len(values)} {words}, {first}"
 
 
 def to_double(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -321,8 +310,6 @@ def category_names(dataset: Any) -> list[str] | None:
 
 def choose_column(value: str, legal: tuple[str, ...], key: str) -> None:
     """Raise ValueError if a value is not legal; name the legal values and the closest."""
-    if value in legal:
-        return
-    close = difflib.get_close_matches(str(value), legal, n=1, cutoff=0.5)
-    guess = f", did you mean {close[0]}?" if close else ""
-    raise ValueError(f"{key}: {value!r} is not one of {', '.join(legal)}{guess}")
+    if value not in legal:
+        guess = did_you_mean(value, legal)
+        raise ValueError(f"{key}: {value!r} is not one of {', '.join(legal)}{guess}")

@@ -1,5 +1,6 @@
 """Console output of a training run: one short line per log entry, and errors in one line."""
 
+import os
 import sys
 import time
 import warnings
@@ -9,13 +10,12 @@ from datetime import timedelta
 from typing import Any
 
 import datasets
+import torch
 import transformers
 import yaml
 from datasets.exceptions import DatasetsError
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-
-__all__ = ["ConsoleLine", "QuietBar", "console_line", "one_line_errors", "use_console"]
 
 
 @contextmanager
@@ -37,11 +37,14 @@ def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterato
 
 
 def quiet_libraries(args: Any) -> None:
-    """Turn off progress bars if stderr is not a terminal, and hide a warning that TRL causes.
+    """Turn off progress bars if stderr is not a terminal, and warnings that nobody can act on.
 
     Args:
         args: TrainingArguments; `disable_tqdm` is set to True if stderr is not a terminal.
     """
+    if not torch.accelerator.is_available():
+        # DeepSpeed is imported even if it is not used; it then warns that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not sys.stderr.isatty():
         args.disable_tqdm = True
         datasets.disable_progress_bars()

@@ -34,7 +34,7 @@ def inversion(low: float, high: float) -> float:
     def log_slope(beta: float, d: float) -> float:
         return math.log(beta) - math.log1p(math.exp(beta * d))
 
-    floor, ceiling = 0.0, 700 / high
+    floor, ceiling = 0.0, 700 / high  # math.exp overflows above 709
     while ceiling - floor > 1e-9 * ceiling:
         middle = (floor + ceiling) / 2
         if log_slope(low, middle) < log_slope(high, middle):
@@ -103,6 +103,7 @@ class GradientMetrics:
         self._inverted += int((margin > self.inverts_at).sum())
         self._saturated += int((slope < SATURATED * weight * beta / 2).sum())
         if self.edges is not None:
+            # A column of a table is not contiguous; bucketize would copy it with a warning.
             decile = torch.bucketize(beta.contiguous(), self.edges, right=True)
             self._by_decile.index_add_(0, decile, slope)
         if self.categories:

@@ -108,7 +108,9 @@ def beta_dpo(
     mask = torch.ones(len(gathered), dtype=torch.bool)
     if 0 < count < len(gathered):
         z = state.zscore(gathered.double().cpu())
+        # Far from the mean, exp underflows to 0, and multinomial refuses too few positive weights.
         weights = torch.exp(-0.5 * z**2).clamp_min(torch.finfo(torch.float64).tiny)
+        # Another draw for each batch, the same on every process and after resuming.
         generator = torch.Generator().manual_seed((seed * 1_000_003 + state.batches) % 2**63)
         drawn = torch.multinomial(weights, count, replacement=False, generator=generator)
         mask = torch.zeros(len(gathered), dtype=torch.bool)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +36,61 @@ def display_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-def provenance(
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the rows of a run come from, with hashes of their content.
+
+    Attributes:
+        dataset: Name of the data set; for a folder, the last part of its path.
+        revision: Commit of a data set on the Hub if the cached files name it, else the revision
+            that was requested; None for a folder.
+        pair_columns: The per-pair columns that are used.
+        schedule: Schedule of the betas; None if the data set has no readable manifest.
+        arm: Keys in which the arm differs from the schedule; None if there are none.
+        manifest_sha256: Hash of the manifest; None if the data set has no readable manifest.
+        columns_sha256: Hash of the used columns and the pair ids, in the order of the rows.
+    """
+
+    dataset: str
+    revision: str | None
+    pair_columns: list[str]
+    schedule: Any
+    arm: Any
+    manifest_sha256: str | None
+    columns_sha256: str
+
+
+def trace_rows(
     source: str, revision: str | None, dataset: Dataset, columns: Sequence[str]
-) -> dict[str, Any]:
-    """Return where the rows come from, with hashes of their content.
+) -> Provenance:
+    """Return where the rows come from.
 
     Args:
         source: A folder, or the name of a data set on the Hub.
         revision: The revision that was requested on the Hub.
         dataset: The rows as they are trained on.
         columns: The per-pair columns that are used.
-
-    Returns:
-        `dataset` (for a folder, its name without the path), `revision` (of a data set on the Hub:
-        its commit if the cached files name it, else `revision`), `pair_columns`, `schedule`, `arm`
-        and `manifest_sha256` (None if the data set has no readable manifest), and `columns_sha256`,
-        a hash of the used columns and the pair ids in the order of the rows.
     """
-    folder = Path(source)
-    local = folder.is_dir()
     # `datasets` names the cache folder of a Hub data set after the commit.
     cached = [str(file["filename"]) for file in dataset.cache_files]
     commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *cached]))
-    revision = None if local else commit[1] if commit else revision
+    if Path(source).is_dir():
+        revision = None
+    elif commit:
+        revision = commit[1]
     manifest = _read_manifest(source, revision)
     facts = json.loads(manifest) if manifest else {}
     names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
     content = json.dumps([dataset[name][:] for name in names])
-    return {
-        "dataset": folder.resolve().name if local else source,
-        "revision": revision,
-        "pair_columns": list(columns),
-        "schedule": facts.get("schedule"),
-        "arm": facts.get("arm") or None,
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest() if manifest else None,
-        "columns_sha256": hashlib.sha256(content.encode()).hexdigest(),
-    }
+    return Provenance(
+        dataset=display_name(source),
+        revision=revision,
+        pair_columns=list(columns),
+        schedule=facts.get("schedule"),
+        arm=facts.get("arm") or None,
+        manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest else None,
+        columns_sha256=hashlib.sha256(content.encode()).hexdigest(),
+    )
 
 
 def _read_manifest(source: str, revision: str | None) -> bytes | None:
@@ -83,14 +103,10 @@ def _read_manifest(source: str, revision: str | None) -> bytes | None:
         return None
 
 
-def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Return a section of a model card, in Markdown.
-
-    Args:
-        data: The result of `provenance`.
-        settings: Settings of the run, by key.
-    """
-    fence = "`" * 4
+def card_section(origin: Provenance, settings: dict[str, Any]) -> str:
+    """Return a section of a model card, in Markdown, with the settings of the run by key."""
+    content = {"data": asdict(origin), "settings": settings}
+    fence = "`" * 4  # a value may contain a fence of three
     return "\n".join(
         [
             "\n\n## Data and settings\n",
@@ -98,7 +114,7 @@ def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
             " set's manifest and of the columns that acted, with the pairs' ids, in the order of"
             " the rows.\n",
             f"{fence}yaml",
-            yaml.safe_dump({"data": data, "settings": settings}, sort_keys=False).rstrip(),
+            yaml.safe_dump(content, sort_keys=False).rstrip(),
             f"{fence}\n",
         ]
     )

@@ -99,6 +99,8 @@ def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) ->
     cache = LogProbCache(Path(folder), _dependencies(trainer)) if folder else None
     main = trainer.accelerator.is_main_process
     cached = cache.read() if cache and main else {}
+    # The main process reads for all: processes that saw different files would compute different
+    # rows, and wait for each other forever.
     shared: list[Any] = [{key: cached[key] for key in set(keys) & cached.keys()}]
     broadcast_object_list(shared, from_process=0)
     log_probs = shared[0]
@@ -127,6 +129,7 @@ def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) ->
 def _dependencies(trainer: Any) -> dict[str, Any]:
     """Return everything that the log-probs depend on besides the tokens."""
     model, args = trainer.ref_model or trainer.model, trainer.args
+    # Names that begin with an underscore say where the model is from and how it runs.
     config = {name: value for name, value in model.config.to_dict().items() if name[0] != "_"}
     return {
         "weights": weights_digest(model),
@@ -166,6 +169,7 @@ def _compute(trainer: Any, dataset: Dataset, batch_size: int, bar: tqdm) -> list
     )
     log_probs: list[LogProbs] = []
     for batch in batches:
+        # `gather_for_metrics` removes the rows that fill up the last batch on several processes.
         sides = accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
         log_probs += zip(*(side.float().tolist() for side in sides), strict=True)
         bar.update(len(sides[0]))
@@ -199,6 +203,7 @@ def weights_digest(model: Any) -> str:
             value = parameter.detach()
             value = value.full_tensor() if hasattr(value, "full_tensor") else value
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            # As bytes, because numpy has no bfloat16.
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -70,7 +70,8 @@ class RewardModel:
         ValueError: If the model cannot be read, does not have one output, or has no chat template.
     """
 
-    def __init__(self, name: str, revision: str | None, device: str) -> None:
+    def __init__(self, name: str, revision: str | None, device: str | None) -> None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -95,6 +96,7 @@ class RewardModel:
         self, conversations: list[list[dict[str, Any]]], max_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rewards, (B,) in float32, and whether each text was truncated, (B,)."""
+        # The template has written the special tokens, so the tokenizer must not add them again.
         texts = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in conversations]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         batch = self.tokenizer.pad(
@@ -127,7 +129,6 @@ def output_rewards(
     Raises:
         ValueError: Under the conditions of `RewardModel`.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, scores = RewardModel(name, revision, device), []
     for start in tqdm(range(0, len(chats), batch_size), desc="scoring", disable=None):
         rewards, _ = model.rewards(chats[start : start + batch_size], max_length)
@@ -158,7 +159,6 @@ def score_dataset(
     missing = [n for n in ("pair_id", "prompt", "chosen", "rejected") if n not in rows.column_names]
     if missing:
         raise ValueError(f"{scoring.data} has no column {', '.join(missing)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     unfinished = out.with_name(f"{out.name}.unfinished")
     with Journal(unfinished, asdict(scoring)) as journal:
         resumed = len(journal.lines)
@@ -186,7 +186,7 @@ def score_dataset(
 
 
 def _score(
-    rows: Dataset, done: Container[str], scoring: Scoring, batch_size: int, device: str
+    rows: Dataset, done: Container[str], scoring: Scoring, batch_size: int, device: str | None
 ) -> Iterator[tuple[str, float, int, bool]]:
     """Yield pair_id, margin, fold and cut of each pair that is not done, one model at a time."""
     pending: dict[int, dict[str, int]] = {fold: {} for fold in range(scoring.folds)}
@@ -206,7 +206,11 @@ def _score(
             for start in range(0, len(order), pairs_per_batch):
                 pairs: list[Any] = list(rows.select(order[start : start + pairs_per_batch]))
                 chats = [
-                    [_drop_nulls(turn) for turn in [*pair["prompt"], *pair[side]]]
+                    # Arrow adds a null key to a message if other messages have that key.
+                    [
+                        {key: value for key, value in turn.items() if value is not None}
+                        for turn in [*pair["prompt"], *pair[side]]
+                    ]
                     for side in ("chosen", "rejected")
                     for pair in pairs
                 ]
@@ -216,11 +220,6 @@ def _score(
                 for pair, margin, lost in zip(pairs, margins, cut, strict=True):
                     yield pair["pair_id"], margin, fold, lost
                 bar.update(len(pairs))
-
-
-def _drop_nulls(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return a message without its null keys, which Arrow adds if other messages have them."""
-    return {key: value for key, value in turn.items() if value is not None}
 
 
 def hash_fraction(prompt: Any) -> float:

@@ -9,10 +9,10 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 from sp2dpo.files import write_json
 from sp2dpo.training.columns import MarkCounts, apply_marks
 from sp2dpo.training.config import set_current_names
-from sp2dpo.training.console import use_console
+from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.provenance import display_name, read_split
 from sp2dpo.training.reward_model import prompt_fold
-from sp2dpo.training.run import RESULTS, end_training, library_versions, prepare_environment
+from sp2dpo.training.run import RESULTS, end_training, library_versions, train_and_evaluate
 
 
 @dataclass
@@ -81,15 +81,15 @@ class RewardRun:
         args: Any = trainer.args
         results = Path(str(args.output_dir), RESULTS)
         results.unlink(missing_ok=True)  # an earlier run may have written it
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        evaluation = trainer.evaluate() if self.eval_rows else None
+        loss, metrics = train_and_evaluate(
+            trainer, checkpoint=args.resume_from_checkpoint, evaluate=self.eval_rows > 0
+        )
         trainer.save_model(args.output_dir)
         if trainer.accelerator.is_main_process:
-            history: list[Any] = trainer.state.log_history
             rows = {"train": self.train_rows, "eval": self.eval_rows}
             content = {
-                "train_loss": [log["train_loss"] for log in history if "train_loss" in log][-1],
-                "eval": evaluation,
+                "train_loss": loss,
+                "eval": metrics,
                 "fold": data.fold,
                 "folds": data.folds,
                 "rows": rows | (asdict(self.marks) if self.marks else {}),
@@ -112,7 +112,7 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
         ValueError: If the data set or the model cannot be used, or if one side of the split has no
             pair.
     """
-    prepare_environment(args)
+    quiet_libraries(args)
     rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
     rows, marks = apply_marks(rows, name="train")
     rows = rows.select_columns(["prompt", "chosen", "rejected"])

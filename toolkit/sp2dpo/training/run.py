@@ -1,6 +1,5 @@
 """One training run: read the data, train, evaluate, write the model, its card and results.json."""
 
-import os
 import time
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Enum
@@ -11,6 +10,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -18,7 +18,7 @@ from sp2dpo.files import write_json
 from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import quiet_libraries, use_console
-from sp2dpo.training.provenance import card_section, display_name, provenance, read_split
+from sp2dpo.training.provenance import card_section, display_name, read_split, trace_rows
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.trainer import PairDPOTrainer
 
@@ -112,16 +112,38 @@ def find_checkpoint(args: Any) -> str | None:
     return setting
 
 
-def prepare_environment(args: Any) -> None:
-    """Silence library warnings about a missing accelerator, and unneeded progress bars.
+class _EvaluationRecorder(TrainerCallback):
+    """Keep the metrics of the last evaluation, and its step."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.metrics: dict[str, float] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.step, self.metrics = state.global_step, more["metrics"]
+
+
+def train_and_evaluate(
+    trainer: Any, *, checkpoint: str | None, evaluate: bool
+) -> tuple[float, dict[str, float] | None]:
+    """Train, and return the mean loss and the metrics of the final model.
 
     Args:
-        args: TrainingArguments.
+        trainer: A Trainer.
+        checkpoint: Checkpoint folder to resume from; None to start from the beginning.
+        evaluate: Whether there are rows to evaluate on; without them the metrics are None.
     """
-    if not torch.accelerator.is_available():
-        # DeepSpeed is imported even if it is not used; it then warns that it found no accelerator.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    quiet_libraries(args)
+    # Not from the trainer's log: after resuming, that includes evaluations of an earlier process,
+    # which may have had other rows.
+    recorder = _EvaluationRecorder()
+    trainer.add_callback(recorder)
+    loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+    if not evaluate:
+        return loss, None
+    # The best checkpoint, if it is loaded at the end, need not be the last one.
+    if recorder.step != trainer.state.global_step or trainer.args.load_best_model_at_end:
+        trainer.evaluate()
+    return loss, recorder.metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,36 +180,33 @@ class TrainingRun:
         out = Path(str(args.output_dir))
         results = out / RESULTS
         results.unlink(missing_ok=True)  # an earlier run may have written it
-        trainer.train(resume_from_checkpoint=self.checkpoint)
-        if self.eval_rows is not None:
-            trainer.evaluate()
+        loss, metrics = train_and_evaluate(
+            trainer, checkpoint=self.checkpoint, evaluate=self.eval_rows is not None
+        )
         trainer.save_model(args.output_dir)
         trainer.create_model_card(model_name=out.name)
         if trainer.accelerator.is_main_process:
             data = self.data
-            origin = provenance(
+            origin = trace_rows(
                 str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
             )
-            section = card_section(origin, changed_settings((data, args, self.model)))
+            settings = changed_settings((data, args, self.model))
             with (out / "README.md").open("a", encoding="utf-8") as card:
-                card.write(section)
-            write_json(results, self.results() | {"data": origin}, indent=2)
+                card.write(card_section(origin, settings))
+            write_json(results, self._results(loss, metrics) | {"data": asdict(origin)}, indent=2)
         if args.push_to_hub:
             trainer.push_to_hub()
         end_training(trainer)
         return results
 
-    def results(self) -> dict[str, Any]:
+    def _results(self, loss: float, metrics: dict[str, float] | None) -> dict[str, Any]:
         """Return the results of the run and the settings that define it, as in results.json."""
-        trainer, data, model = self.trainer, self.data, self.model
-        args, history = trainer.args, trainer.state.log_history
-        losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
-        evaluations = [entry for entry in history if "eval_loss" in entry]
+        trainer, data, model, args = self.trainer, self.data, self.model, self.trainer.args
         betas = trainer.train_dataset["beta"][:] if "beta" in args.pair_columns else [args.beta]
         local = Path(str(data.dataset)).is_dir()
         return {
-            "train_loss": losses[-1],
-            "eval": evaluations[-1] if evaluations else None,
+            "train_loss": loss,
+            "eval": metrics and metrics | {"step": trainer.state.global_step},
             "beta": {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)},
             "pair_columns": args.pair_columns,
             "missing_values": args.missing_values,
@@ -235,7 +254,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
         ValueError: If a data set or the model cannot be used. The data are checked before the model
             is loaded.
     """
-    prepare_environment(args)
+    quiet_libraries(args)
     kwargs: Any = args.model_init_kwargs or {}
     args.model_init_kwargs = {
         "revision": model.model_revision,

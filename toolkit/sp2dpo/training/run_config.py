@@ -4,7 +4,6 @@ A key of a later file replaces the same key of an earlier one. Lists and mapping
 not merged. The command line overrides all files.
 """
 
-import difflib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 
 import yaml
 from trl import TrlParser
+
+from sp2dpo.settings import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,6 @@ class ParsedSettings:
     configs: tuple[Any, ...]
     files: Sequence[Path]
     merged: RunFiles
-
-    def lines(self) -> list[str]:
-        """Return the merged settings as YAML lines, each with a comment that names its file."""
-        return self.merged.lines()
 
 
 def compose(paths: Sequence[Path]) -> RunFiles:
@@ -122,8 +119,7 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
     """
     paths, arguments = take_configs(arguments)
     files = compose(paths)
-    configs: Any = tuple(classes)
-    parser = TrlParser(configs, usage="%(prog)s --config FILE.yaml [--key value ...]")
+    parser = TrlParser(list[Any](classes), usage="%(prog)s --config FILE.yaml [--key value ...]")
     for action in parser._actions:
         if action.dest == "pair_columns":
             action.nargs = "*"  # the list may be empty on the command line too
@@ -143,6 +139,4 @@ def refuse_unknown(options: Sequence[str], classes: Sequence[type]) -> None:
         return
     legal = [field.name for config in classes for field in fields(config)]
     name = options[0].removeprefix("--").split("=")[0]
-    close = difflib.get_close_matches(name, legal, n=1)
-    guess = f", did you mean {close[0]}?" if close else ""
-    raise ValueError(f"unknown setting {name}{guess}")
+    raise ValueError(f"unknown setting {name}{did_you_mean(name, legal)}")

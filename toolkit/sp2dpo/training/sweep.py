@@ -31,7 +31,7 @@ class SweepRun:
     arguments: tuple[str, ...]
 
     def definition(self) -> dict[str, Any]:
-        """Return everything that the result of the run depends on.
+        """Return everything that the result of the run depends on, as NAME.json holds it.
 
         Raises:
             ValueError: If a file is not a YAML file of settings.
@@ -43,6 +43,28 @@ class SweepRun:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """The outcome of one run of a sweep.
+
+    Attributes:
+        run: Name of the run.
+        exit_code: Exit code of the training script; 0 if the run was already complete.
+        seconds: Duration of the run; None if it was already complete.
+        results: Content of the run's results.json; empty if the run failed.
+    """
+
+    run: str
+    exit_code: int
+    seconds: float | None
+    results: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return the row of this run in sweep.json."""
+        row = {"run": self.run, "exit_code": self.exit_code, "seconds": self.seconds}
+        return row | dict(self.results)
+
+
 def run_sweep(
     runs: Sequence[SweepRun],
     folder: Path,
@@ -50,7 +72,7 @@ def run_sweep(
     *,
     engine: Path | None = None,
     report: Callable[[str], object] = lambda line: None,
-) -> list[dict[str, Any]]:
+) -> list[SweepResult]:
     """Run all runs that are not complete yet, and write sweep.json.
 
     A run that fails does not stop the others; a second call runs it again.
@@ -62,34 +84,26 @@ def run_sweep(
         engine: Configuration file of accelerate.
         report: Called with a line of text before each run.
 
-    Returns:
-        One row for each run, with the keys run (its name), exit_code, seconds (None if the run was
-        already complete), and the content of its results.json.
-
     Raises:
         ValueError: If the folder of a run has results of other settings.
         OSError: If a file cannot be read or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [_run(run, folder, script, engine, report) for run in runs]
-    write_json(folder / "sweep.json", rows, indent=2)
-    return rows
+    results = [_run(run, folder, script, engine, report) for run in runs]
+    write_json(folder / "sweep.json", [result.record() for result in results], indent=2)
+    return results
 
 
 def _run(
-    run: SweepRun,
-    folder: Path,
-    script: Path,
-    engine: Path | None,
-    report: Callable[[str], object],
-) -> dict[str, Any]:
+    run: SweepRun, folder: Path, script: Path, engine: Path | None, report: Callable[[str], object]
+) -> SweepResult:
     output, log = folder / run.name, folder / f"{run.name}.log"
     record, results = folder / f"{run.name}.json", output / "results.json"
     definition = run.definition()
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != definition:
         raise ValueError(f"{output} holds a run with other settings: choose another --out")
     write_json(record, definition, indent=2)
-    row: dict[str, Any] = {"run": run.name, "exit_code": 0, "seconds": None}
+    code, seconds = 0, None
     if not results.exists():
         report(f"{run.name}: runs, its output goes to {log}")
         started = time.monotonic()
@@ -98,48 +112,53 @@ def _run(
             *(["--config_file", str(engine)] if engine else []),
             str(script),
             *(word for path in run.configs for word in ("--config", str(path))),
+            # The last value of an option counts: a run may set its own cache, but no other folder.
             *("--reference_cache", str(folder / "reference"), *run.arguments),
             *("--output_dir", str(output)),
         ]
         with log.open("w", encoding="utf-8") as file:
-            done = subprocess.run(command, stdout=file, stderr=file, check=False)
-        row |= {"exit_code": done.returncode, "seconds": time.monotonic() - started}
-    if row["exit_code"] or not results.exists():
-        return row | {"exit_code": row["exit_code"] or 1}
-    return row | json.loads(results.read_text(encoding="utf-8"))
+            code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        seconds = time.monotonic() - started
+        if not results.exists():
+            code = code or 1
+    content = {} if code else json.loads(results.read_text(encoding="utf-8"))
+    return SweepResult(run=run.name, exit_code=code, seconds=seconds, results=content)
 
 
 def sweep_lines(
-    rows: Sequence[Mapping[str, Any]],
-    share_interval: Callable[[int, int], Any],
+    results: Sequence[SweepResult], share_interval: Callable[[int, int], Any]
 ) -> list[str]:
     """Return a sweep's table as lines of text, the best accuracy first.
 
     Args:
-        rows: The result of `run_sweep`.
+        results: The result of `run_sweep`.
         share_interval: Takes (count, total) and returns an object with share, low and high, as
             `sp2dpo.wilson_interval` does.
     """
     head = ["run", "beta", "held-out pairs", "accuracy (95 %)", "unscaled margin", "took"]
     lines = []
-    for row in sorted(rows, key=lambda row: -((row.get("eval") or {}).get(ACCURACY) or 0)):
-        if row["exit_code"]:
-            lines.append([row["run"], "failed", *[UNKNOWN] * 4])
+    for result in sorted(results, key=lambda result: -(_metrics(result).get(ACCURACY) or 0)):
+        if result.exit_code:
+            lines.append([result.run, "failed", *[UNKNOWN] * 4])
             continue
-        beta, metrics = row["beta"], row["eval"] or {}
-        pairs = row["rows"].get("eval", {}).get("used", 0)
+        beta, metrics = result.results["beta"], _metrics(result)
+        pairs = result.results["rows"].get("eval", {}).get("used", 0)
         accuracy = UNKNOWN
         if pairs:
             share = share_interval(round(metrics[ACCURACY] * pairs), pairs)
             accuracy = format_interval(share.share, share.low, share.high, 3)
         lines.append(
             [
-                row["run"],
+                result.run,
                 f"{beta['min']:g}" + (f" to {beta['max']:g}" if beta["max"] > beta["min"] else ""),
                 str(pairs or UNKNOWN),
                 accuracy,
                 format_fixed(metrics.get(MARGIN), 3, signed=True),
-                format_duration(row["seconds"]),
+                format_duration(result.seconds),
             ]
         )
     return format_table(head, lines)
+
+
+def _metrics(result: SweepResult) -> Mapping[str, Any]:
+    return result.results.get("eval") or {}  # null without an evaluation

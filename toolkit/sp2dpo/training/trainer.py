@@ -59,8 +59,6 @@ from sp2dpo.training.losses import LOSSES
 from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
 from sp2dpo.training.reference import REFERENCE, add_log_probs
 
-__all__ = ["PairColumnsMixin", "PairDPOConfig", "PairDPOTrainer"]
-
 # Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
 # TRL 1.0 determines the reference model itself; later versions take it as an argument.
@@ -126,6 +124,7 @@ class PairColumnsMixin(Trainer):
         for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
             if getattr(args, setting):
                 self.add_callback(state())
+        # DPOTrainer's constructor makes the collator around which this one goes.
         self.data_collator = PairCollator(
             self.data_collator, tuple(args.pair_columns), category=names is not None
         )
@@ -140,7 +139,7 @@ class PairColumnsMixin(Trainer):
         dataset, counts = apply_marks(dataset, name=name)
         if counts is not None:
             self.mark_counts[name] = counts
-        columns = dataset.column_names or list(next(iter(dataset)))
+        columns = dataset.column_names or list(next(iter(dataset)))  # a stream may not know them
         for column in PAIR_COLUMNS:
             if column in columns and column not in args.pair_columns:
                 listed = ", ".join(args.pair_columns) or "empty"
@@ -157,6 +156,7 @@ class PairColumnsMixin(Trainer):
         if not args.pair_columns:
             return dataset
         if not isinstance(dataset, Dataset):
+            # A stream is read once, during training: its values are checked by the collator.
             if args.missing_values != "error":
                 raise ValueError(
                     f"missing_values: {args.missing_values} has to count the rows, and the {name}"
@@ -171,6 +171,7 @@ class PairColumnsMixin(Trainer):
             missing=args.missing_values,
             constant=args.beta,
         )
+        # EXO takes the logarithm of the smoothing; TRL checks the global value only.
         smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
         if smoothed and min(dataset["label_smoothing"]) <= 0:
             raise ValueError(
@@ -190,6 +191,7 @@ class PairColumnsMixin(Trainer):
             plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
     def _set_signature_columns_if_needed(self) -> None:
+        # Trainer drops the columns that are not listed here, with a message at level INFO only.
         super()._set_signature_columns_if_needed()
         listed = self._signature_columns or []
         adds_category = isinstance(self.data_collator, PairCollator) and self.data_collator.category
@@ -198,6 +200,8 @@ class PairColumnsMixin(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move the batch to the device without rounding the per-pair numbers, unlike Trainer."""
+        # Under DeepSpeed with 16 bits, Trainer casts every float of a batch: reference log-probs of
+        # some hundred nats would be off by up to half a nat.
         exact = {name: inputs[name] for name in EXACT_COLUMNS if name in inputs}
         prepared = super()._prepare_inputs(inputs)
         device = self.args.device
@@ -205,7 +209,7 @@ class PairColumnsMixin(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as DPOTrainer does; check a data set that is passed here like all others."""
-        if not isinstance(eval_dataset, str):
+        if not isinstance(eval_dataset, str):  # a name, with which Trainer calls this for each set
             eval_dataset = self._prepare_all_rows(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
@@ -263,12 +267,13 @@ class PairColumnsMixin(Trainer):
         settings = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
-        inputs = dict(inputs)
+        inputs = dict(inputs)  # the caller's batch keeps its columns
         category = inputs.pop(CATEGORY, None)
         if not self.args.pair_columns and not self.args.needs_pair_losses:
             result = super().compute_loss(model, inputs, **settings)
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
             return result
+        # TRL passes every key that it does not know to the model's forward.
         columns = {name: inputs.pop(name) for name in self.args.pair_columns}
         reference = self._reference(inputs)
         inputs |= reference
@@ -282,6 +287,7 @@ class PairColumnsMixin(Trainer):
             result = super().compute_loss(recorder, inputs, **settings)
         finally:
             self.beta, self.precompute_ref_logps = stock
+        # D from the log-probs: TRL's rewards are multiplied by the betas before their mean.
         ref_margin = reference["ref_chosen_logps"] - reference["ref_rejected_logps"]
         margin = metrics["logps/chosen"][-1] - metrics["logps/rejected"][-1]
         gathered: Any = self.accelerator.gather(ref_margin)
@@ -301,13 +307,17 @@ class PairColumnsMixin(Trainer):
         )
         if self.args.needs_pair_losses:
             loss = result[0] if return_outputs else result
-            router = self._router_loss(recorder.output)
+            # The auxiliary loss that TRL adds for mixtures of experts is not a sum over pairs.
+            router = (
+                self.router_aux_loss_coef * recorder.output.aux_loss if self.aux_loss_enabled else 0
+            )
             if self._guarded[mode] % GUARD_EVERY == 0:
                 theirs = (loss - router).item()
                 smoothing = self.args.label_smoothing
                 check_against_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
             self._guarded[mode] += 1
-            batch = self._apply_online_variants(batch) if mode == "train" else batch
+            if mode == "train":
+                batch = self._apply_online_variants(batch)
             ours = batch.losses(self._mixture).mean() + router
             result = (ours, *result[1:]) if return_outputs else ours
         self._add_gradients(batch, category, mode)
@@ -326,15 +336,11 @@ class PairColumnsMixin(Trainer):
     def _mixture(self) -> Mixture:
         return Mixture(names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau)
 
-    def _router_loss(self, output: Any) -> Any:
-        """Return the auxiliary loss that TRL adds for mixtures of experts."""
-        return self.router_aux_loss_coef * output.aux_loss if self.aux_loss_enabled else 0.0
-
     def _apply_online_variants(self, batch: PairBatch) -> PairBatch:
         """Return a training batch after the changes by beta-DPO and AlphaDPO."""
         if self.args.alpha_dpo:
             average = batch.ratios.average.detach()
-            gathered: Any = self.accelerator.gather(average)
+            gathered: Any = self.accelerator.gather(average)  # so that all processes have one state
             state = self._state(AlphaDpoState)
             state.update(gathered.cpu())
             zscore = state.zscore(average)
@@ -349,6 +355,7 @@ class PairColumnsMixin(Trainer):
                 mode_weight=self.args.beta_dpo_mode_weight,
                 seed=self.args.seed,
             )
+            # `gather` joins the processes in their order; each has as many pairs as this one.
             first = self.accelerator.process_index * len(own)
             mask = selection.mask[first : first + len(own)].to(own.device)
             # With these weights, the mean over all pairs is the mean over the selected pairs.
@@ -366,6 +373,7 @@ class PairColumnsMixin(Trainer):
     def _add_gradients(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
         """Add a batch to the gradient metrics."""
         number = torch.full_like(batch.beta, -1.0) if category is None else category
+        # One table, so that the processes communicate once per batch instead of five times.
         rows = torch.stack(
             [  # in double precision, except on Apple's GPUs
                 batch.beta,
@@ -384,6 +392,7 @@ class PairColumnsMixin(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as DPOTrainer does, with the gradient metrics since the last log added."""
+        # TRL logs the mean over batches of each list; these numbers already cover all batches.
         mode = "train" if self.model.training else "eval"
         for name, value in self._gradients[mode].metrics().items():
             self._metrics[mode][name] = [value]
