@@ -199,7 +199,7 @@ def test_replies_are_filed_under_what_was_asked(files):
     assert "12 lines = 12 new (12 kept, 0 refused) + 0 known + 0 failed + 0 left out" in said
     assert "12 asked for = 12 kept + 0 refused + 0 pending" in said
     with Store(files.store) as store:
-        of = {(row["pair_id"], row["variant"]): row["magnitude"] for row in store.replies()}
+        of = {(row.pair_id, row.variant): row.magnitude for row in store.replies()}
         pair_ids = [row.pair.id for row, _ in store.corpus.rows()]
     keys = [(pair_id, v) for pair_id in pair_ids for v in ("direct", "critic", "reader")]
     assert of == {key: number % 10 for number, key in enumerate(keys)}
@@ -212,9 +212,9 @@ def test_the_counts_of_a_reply_are_kept_and_no_time_is_made_up(files):
     succeed(*files.write(reply(first, usage=usage, model="served")))
     with Store(files.store) as store:
         (row,) = store.replies()
-    assert (row["prompt_tokens"], row["completion_tokens"]) == (90, 9)
-    assert (row["served_model"], row["finish_reason"]) == ("served", "stop")
-    assert row["seconds"] is None
+    assert (row.prompt_tokens, row.completion_tokens) == (90, 9)
+    assert (row.served_model, row.finish_reason) == ("served", "stop")
+    assert row.seconds is None
 
 
 def test_the_same_replies_again_change_nothing(files):
@@ -269,7 +269,7 @@ def test_faults_stay_pending_and_declined_requests_are_refused(files):
     done = {requests[place]["custom_id"] for place in (0, 3, 5)}
     assert asked_again == {request["custom_id"] for request in requests} - done
     with Store(files.store) as store:
-        details = [row["detail"] for row in store.replies() if row["reason"]]
+        details = [row.detail for row in store.replies() if row.reason]
     assert sorted("too long" in detail for detail in details) == [False, True]
     assert any("8193 tokens" in detail for detail in details)
 
@@ -500,7 +500,7 @@ def test_a_panel_of_which_something_is_filed_is_the_stores_from_then_on(files):
     write_panel(files.panel, NOBODY, names=("scripted",), retries=2)
     succeed(*files.write(reply(requests[0])))
     with Store(files.store) as store:
-        assert store.panel()["teachers"][0]["retries"] == 2
+        assert store.panel().teachers[0].retries == 2
 
 
 def test_file_names_that_steer_a_terminal_are_shown_harmless(files):

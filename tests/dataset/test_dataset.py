@@ -16,6 +16,7 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.logprobs import ValueToken, parse_tokens
 from sp2dpo.panel.rubric import load_rubric
 from support.harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
 
@@ -123,7 +124,7 @@ def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
         kept(pair_id, "a", variant, 9, 10, order="rejected-first", better=better)
         for variant, better in said
     ]
-    tokens = [{"token": "9", "top": []}]
+    tokens = [ValueToken(field="magnitude", at=3, token="9", logprob=-0.5, top=[])]
     entries[0] = replace(entries[0], tokens=tokens, magnitude=8.5, confidence=9.5)
     store.add_replies(entries)
     build(store, tmp_path / "out")
@@ -134,7 +135,7 @@ def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
     assert {one["order"] for one in replies.values()} == {"rejected-first"}
     direct = replies["direct"]
     assert (direct["expected_magnitude"], direct["expected_confidence"]) == (8.5, 9.5)
-    assert json.loads(direct["logprobs"]) == tokens
+    assert parse_tokens(direct["logprobs"]) == tokens
     assert replies["critic"]["logprobs"] is replies["critic"]["expected_magnitude"] is None
 
 

@@ -16,9 +16,9 @@ VARIANTS = ("direct", "critic", "reader")
 def row_by_row(store):
     """The same table from the replies one by one."""
     said = [
-        tuple(reply[name] for name in COLUMNS)
+        tuple(getattr(reply, name) for name in COLUMNS)
         for reply in store.replies()
-        if reply["status"] == "kept"
+        if reply.status == "kept"
     ]
     return build_annotation_table(said, pair_ids=store.corpus.pair_ids(), rubric=store.rubric())
 
@@ -106,13 +106,13 @@ def brute_force(store):
     """What became of each key, from all its replies."""
     by_key = {}
     for reply in store.replies():
-        key = tuple(reply[name] for name in ("teacher", "variant", "order", "pair_id"))
+        key = (reply.teacher, reply.variant, reply.order, reply.pair_id)
         by_key.setdefault(key, []).append(reply)
     found = {}
     for (teacher, variant, order, _), replies in by_key.items():
-        last = max(replies, key=lambda reply: reply["attempt"])
-        is_kept = any(reply["status"] == "kept" for reply in replies)
-        said = (None, 0) if is_kept else (last["reason"], last["attempt"])
+        last = max(replies, key=lambda reply: reply.attempt)
+        is_kept = any(reply.status == "kept" for reply in replies)
+        said = (None, 0) if is_kept else (last.reason, last.attempt)
         key = (teacher, variant, order, *said)
         found[key] = found.get(key, 0) + 1
     return found

@@ -7,7 +7,12 @@ import time
 
 import pytest
 
-from sp2dpo.panel.logprobs import expected_scores, tokens_of_values
+from sp2dpo.panel.logprobs import (
+    expected_scores,
+    format_tokens,
+    parse_tokens,
+    tokens_of_values,
+)
 from sp2dpo.panel.rubric import Scale
 
 TEN = Scale(min=0, max=10, text="")
@@ -75,7 +80,7 @@ def test_a_one_that_could_have_become_ten():
     comma = next(at for at, one in enumerate(content) if one["token"] == ',"')
     content[comma] = token(',"', 0.25, beside={"0": 0.75})
     kept = tokens_of_values(content, text)
-    assert [one["token"] for one in kept if one["field"] == "magnitude"] == ["1", ',"']
+    assert [one.token for one in kept if one.field == "magnitude"] == ["1", ',"']
     by_hand = 0.4 * 9 + 0.6 * 0.75 * 10 + 0.6 * 0.25 * 1
     assert expected_scores(kept, "magnitude", TEN) == pytest.approx(by_hand, abs=1e-12)
 
@@ -174,7 +179,7 @@ def test_what_the_grammar_rules_out_has_no_probability_and_is_not_kept():
     content, text = reply(token("7", 0.5, beside={"8": 0.5, "x": 0, "12": 0}))
     kept = tokens_of_values(content, text)
     assert expected_scores(kept, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
-    assert [one["top"] for one in kept if one["field"] == "magnitude"] == [
+    assert [one.top for one in kept if one.field == "magnitude"] == [
         [["7", math.log(0.5)], ["8", math.log(0.5)]]
     ]
 
@@ -197,25 +202,25 @@ def test_where_the_beginning_was_followed_up_the_expectation_is_the_models_own(s
 def test_exactly_the_tokens_of_the_values_are_kept():
     content, text = reply(token("7", 0.5, beside={"8": 0.5}))
     kept = tokens_of_values(content, text)
-    assert [(one["field"], one["at"], one["token"]) for one in kept] == [
+    assert [(one.field, one.at, one.token) for one in kept] == [
         ("category", 7, "sty"),
         ("category", 8, "le"),
         ("magnitude", 12, "7"),
         ("confidence", 16, "8"),
     ]
-    assert all(content[one["at"]]["token"] == one["token"] for one in kept)
-    assert list(kept[0]) == ["field", "at", "token", "logprob", "top"]
+    assert all(content[one.at]["token"] == one.token for one in kept)
+    assert list(json.loads(format_tokens(kept))[0]) == ["field", "at", "token", "logprob", "top"]
 
 
 def test_what_is_kept_survives_being_stored_as_json():
     kept = tokens_of_values(*reply(token("7", 0.5, beside={"8": 0.5})))
-    assert json.loads(json.dumps(kept, allow_nan=False)) == kept
+    assert parse_tokens(format_tokens(kept)) == kept
 
 
 def test_the_answer_of_a_blind_rubric_is_kept_too():
     content = [token('{"better":"'), token("tie", 0.5, beside={"A": 0.5}), token('"}')]
     kept = tokens_of_values(content, '{"better":"tie"}')
-    assert [(one["field"], one["token"]) for one in kept] == [("better", "tie")]
+    assert [(one.field, one.token) for one in kept] == [("better", "tie")]
 
 
 def test_keys_inside_the_rationale_are_not_the_keys():
@@ -223,14 +228,14 @@ def test_keys_inside_the_rationale_are_not_the_keys():
     content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=said)
     assert json.loads(text)["rationale"] == '"magnitude":2,"category":'
     kept = tokens_of_values(content, text)
-    assert [one["token"] for one in kept] == ["sty", "le", "7", "8"]
+    assert [one.token for one in kept] == ["sty", "le", "7", "8"]
     assert expected_scores(kept, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
 
 
 def test_keys_inside_an_unknown_object_are_not_the_keys():
     content = [token('{"more":{"magnitude":3},"magnitude":'), token("7"), token("}")]
     kept = tokens_of_values(content, '{"more":{"magnitude":3},"magnitude":7}')
-    assert [(one["field"], one["at"]) for one in kept] == [("magnitude", 1)]
+    assert [(one.field, one.at) for one in kept] == [("magnitude", 1)]
 
 
 def test_characters_before_the_values_may_take_several_bytes_and_several_tokens():
@@ -239,7 +244,7 @@ def test_characters_before_the_values_may_take_several_bytes_and_several_tokens(
     content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=said)
     assert "日本語 é ✋ ok" in text
     kept = tokens_of_values(content, text)
-    assert [one["token"] for one in kept] == ["sty", "le", "7", "8"]
+    assert [one.token for one in kept] == ["sty", "le", "7", "8"]
     for one in content:
         if "\ufffd" not in one["token"]:
             one["bytes"] = None
@@ -251,7 +256,7 @@ def test_reasoning_before_the_text_and_the_end_of_the_turn_behind_it_do_not_coun
     before = [token("<think>"), token('{"magnitude":'), token("3"), token("}"), token("</think>")]
     around = [*before, *content, token("<|end|>")]
     kept = tokens_of_values(around, text)
-    assert [(one["at"], one["token"]) for one in kept] == [
+    assert [(one.at, one.token) for one in kept] == [
         (12, "sty"),
         (13, "le"),
         (17, "7"),
@@ -312,7 +317,7 @@ def test_a_logprob_that_is_no_number_has_no_probability(logprob):
     said["top_logprobs"][1]["logprob"] = logprob
     assert magnitude_of(said) is None
     kept = tokens_of_values(*reply(said))
-    assert json.dumps(kept, allow_nan=False)
+    assert json.dumps([vars(one) for one in kept], allow_nan=False)
 
 
 def test_a_field_without_tokens_has_no_expectation():
@@ -360,7 +365,7 @@ def test_a_reply_of_a_real_server():
         for text, logprob, top in RECORDED
     ]
     kept = tokens_of_values(said, '{"rationale":"her","magnitude":7}')
-    assert [(one["token"], len(one["top"])) for one in kept] == [("7", 10)]
+    assert [(one.token, len(one.top)) for one in kept] == [("7", 10)]
     top = dict(RECORDED[9][2])
     shares = {int(one): math.exp(top[one]) for one in "023456789"}  # a 1 may be the half of a 10
     assert sum(shares.values()) == pytest.approx(1 - math.exp(top["1"]), abs=1e-6)

@@ -1,6 +1,7 @@
 """A panel is refused with the file, the key and the value before anyone is asked."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -130,7 +131,7 @@ def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
 
 def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
     price = {"gpu_hour": 2.0, "gpus": 4}
-    said = load(with_teacher(api_key_env="KEY", license="mit", price=price)).record()
+    said = asdict(load(with_teacher(api_key_env="KEY", license="mit", price=price)).record())
     assert said["teachers"] == [
         {
             "name": "reader",

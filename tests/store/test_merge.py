@@ -66,7 +66,7 @@ def test_a_merged_store_holds_the_replies_of_all(shards):
     assert "NOT among them" not in said
     with Store(shards.out) as store:
         assert store.questions.shard() is None
-        assert [(r["pair_id"], r["teacher"], r["variant"]) for r in store.replies()] == sorted(
+        assert [(r.pair_id, r.teacher, r.variant) for r in store.replies()] == sorted(
             (pair_id, teacher, variant)
             for pair_id in shards.ids
             for teacher in ("anna", "ben")

@@ -138,7 +138,7 @@ def test_a_second_teacher_may_join_later(new_store):
     store.record_panel(panel_of("b"))
     assert store.teachers() == []  # nobody has replied yet
     store.add_replies([kept(pair_id, "b", "direct", 5, 5), kept(pair_id, "a", "direct", 5, 5)])
-    assert [teacher["name"] for teacher in store.teachers()] == ["a", "b"]
+    assert [teacher.name for teacher in store.teachers()] == ["a", "b"]
 
 
 def test_a_teacher_may_change_until_its_first_reply(new_store):
@@ -148,7 +148,7 @@ def test_a_teacher_may_change_until_its_first_reply(new_store):
     changed = replace(panel_of("a"), teachers=(replace(teacher, model="another"),))
     store.record_panel(changed)
     store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
-    assert store.teachers()[0]["model"] == "another"
+    assert store.teachers()[0].model == "another"
     with pytest.raises(ValueError, match="knows the teacher a with model another"):
         store.record_panel(panel_of("a"))
 

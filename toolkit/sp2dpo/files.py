@@ -27,8 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written; the message names `path`, not the temporary path.
     """
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_parent(path)
     # Use the same folder, because a rename is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -86,15 +85,15 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
             phrase such as `is not JSON: ...`.
     """
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_object_without_repeats)
+        value = json.loads(text.decode(), object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    except _DuplicateKey as error:
-        raise ValueError(f"has the key {error.args[0]!r} twice") from error
+    except DuplicateKey as error:
+        raise ValueError(f"has the key {error} twice") from error
     except ValueError as error:  # an integer with more digits than Python converts
         raise ValueError(f"cannot be read: {error}") from error
     if not isinstance(value, dict):
@@ -102,17 +101,27 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-class _DuplicateKey(ValueError):
-    pass
+class DuplicateKey(ValueError):
+    """A JSON object has the key in the message twice."""
 
 
-def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json would silently keep the last of several values.
+def refuse_duplicate_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; to be passed to `json.loads` as `object_pairs_hook`.
+
+    Raises:
+        DuplicateKey: A key occurs twice. `json` alone would keep the last of its values.
+    """
     values = dict(items)
     if len(values) < len(items):
         names = [name for name, _ in items]
-        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
+        raise DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
     return values
+
+
+def check_parent(path: Path) -> None:
+    """Raise FileNotFoundError if the folder of a file does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:

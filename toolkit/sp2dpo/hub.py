@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sp2dpo.text import one_line
+
 
 def resolve(
     name: str, split: str | None, revision: str | None
@@ -68,7 +70,7 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     try:
         yield
     except HubError as error:
-        raise OSError(f"{what}: {_one_line(error)}") from error
+        raise OSError(f"{what}: {one_line(error)}") from error
     except errors.GatedRepoError as error:
         raise OSError(f"{what}: access must be requested on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
@@ -78,12 +80,8 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise OSError(f"{what}: {NO_TOKEN}") from error
     except ValueError as error:
-        raise ValueError(f"{what}: {_one_line(error)}") from error
+        raise ValueError(f"{what}: {one_line(error)}") from error
     # HTTPError includes connection failures and is not an OSError.
     except (errors.HTTPError, DatasetsError, OSError) as error:
-        reasons = ": ".join(_one_line(cause) for cause in (error, error.__cause__) if cause)
+        reasons = ": ".join(one_line(cause) for cause in (error, error.__cause__) if cause)
         raise OSError(f"{what}: the Hub's client reports: {reasons}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
-from sp2dpo.text import canonical_json, shorten
+from sp2dpo.text import canonical_json, one_line, shorten
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
 _LONGEST_VALUE = 80
@@ -138,7 +138,7 @@ def read_yaml_file(path: Path) -> YamlFile:
         raise ValueError(f"{path}: not valid YAML: not UTF-8 at byte {error.start + 1}") from error
     # PyYAML raises a plain ValueError for an impossible date such as 2026-13-45.
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
     if root is None or not isinstance(values, dict):

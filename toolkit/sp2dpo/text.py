@@ -29,9 +29,14 @@ def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
 
 
+def one_line(value: object) -> str:
+    """Return the text of a value, such as an error, with all white space as single spaces."""
+    return " ".join(str(value).split())
+
+
 def shorten(text: str, length: int = 300) -> str:
     """Return the text on one line, cut to `length` characters and "..."."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= length else f"{line[:length]}..."
 
 

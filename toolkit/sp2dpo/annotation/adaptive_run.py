@@ -7,7 +7,7 @@ Every other pair is then asked one slot at a time until the rule settles it. Bot
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from sp2dpo.betas.gaps import compute_signed_gap
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.questions import Job, PairReplies, Question, SettledPair
-from sp2dpo.store.records import UNREADABLE, ReplyRecord
+from sp2dpo.store.records import UNREADABLE, ReplyRecord, StoredReply
 
 Settle = Callable[[SettledPair, int], Awaitable[None]]
 """Called with every settled pair, and the number of replies that it does without."""
@@ -45,16 +45,16 @@ class PairState:
         for reply in replies.replies:
             self.add(reply)
 
-    def add(self, reply: dict[str, Any]) -> None:
+    def add(self, reply: StoredReply) -> None:
         """Add a reply; of several replies to one question the last one counts."""
-        teacher, attempt = reply["teacher"], reply["attempt"]
+        teacher, attempt = reply.teacher, reply.attempt
         if teacher not in self._retries:
             return
-        key = (teacher, reply["variant"], reply["order"])
+        key = (teacher, reply.variant, reply.order)
         if attempt < self._last.get(key, (-1,))[0]:
             return
-        kept = reply["reason"] is None
-        final = kept or reply["reason"] not in UNREADABLE or attempt >= self._retries[teacher]
+        kept = reply.reason is None
+        final = kept or reply.reason not in UNREADABLE or attempt >= self._retries[teacher]
         reading = compute_signed_gap(reply, self._panel.rubric, JMAMP) if kept else None
         self._last[key] = (attempt, final, reading)
 
@@ -205,16 +205,15 @@ class AdaptiveRun:
             yield PairState(replies, self._panel, self._slots)
 
 
-def _reply(entry: ReplyRecord) -> dict[str, Any]:
-    """Return the columns of a reply that a reading depends on, as a store returns them."""
+def _reply(entry: ReplyRecord) -> StoredReply:
+    """Return the fields of a reply that a reading depends on, as a store returns them."""
     annotation = entry.annotation
-    return {
-        "teacher": entry.key.teacher,
-        "variant": entry.key.variant,
-        "order": entry.key.order,
-        "attempt": entry.key.attempt,
-        "reason": entry.reason,
-        "better": annotation and annotation.better,
-        "magnitude": annotation and annotation.magnitude,
-        "confidence": annotation and annotation.confidence,
-    }
+    return StoredReply(
+        **vars(entry.key),
+        status="refused" if annotation is None else "kept",
+        reason=entry.reason,
+        category=annotation and annotation.category,
+        magnitude=annotation and annotation.magnitude,
+        confidence=annotation and annotation.confidence,
+        better=annotation and annotation.better,
+    )

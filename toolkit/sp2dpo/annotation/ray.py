@@ -39,7 +39,7 @@ from sp2dpo.store.counts import count_replies
 from sp2dpo.store.questions import Job, QuestionPlan
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
-from sp2dpo.text import shorten
+from sp2dpo.text import one_line, shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +276,7 @@ class RayWorkers:
         except RayTaskError:
             raise
         except RayError as error:
-            self._complain(name, f"node {where} cannot be used: {' '.join(str(error).split())}")
+            self._complain(name, f"node {where} cannot be used: {one_line(error)}")
             return
         finally:
             self._joining.discard(name)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from sp2dpo.betas.maps import Quantile, places
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
-from sp2dpo.text import escape_controls, format_table
+from sp2dpo.store.records import StoredReply
+from sp2dpo.text import escape_controls, format_table, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class PairExplanation:
     """
 
     pair: Pair
-    replies: tuple[Mapping[str, Any], ...]
+    replies: tuple[StoredReply, ...]
     row: Mapping[str, Any]
     lines: tuple[str, ...]
 
@@ -62,7 +63,7 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
 
 def explain_lines(
     pair: Pair,
-    replies: list[dict[str, Any]],
+    replies: Sequence[StoredReply],
     row: Mapping[str, Any],
     *,
     rubric: Rubric,
@@ -87,7 +88,7 @@ def explain_lines(
     """
     estimator = arm.of.estimator
     lines = [f"pair {pair.id}", *_conversation(pair), "", *_replies(replies, rubric, estimator)]
-    kept = [reply for reply in replies if reply["status"] == "kept"]
+    kept = [reply for reply in replies if reply.status == "kept"]
     votes = [reply for reply in kept if compute_signed_gap(reply, rubric, estimator) is not None]
     signed = beta = None
     if len(votes) < arm.of.quorum:
@@ -160,7 +161,7 @@ def _indented(turn: Message) -> list[str]:
     return [f"  | {line}" for line in lines]
 
 
-def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator) -> list[str]:
+def _replies(replies: Sequence[StoredReply], rubric: Rubric, estimator: Estimator) -> list[str]:
     """Return a table of all replies; refused replies are listed with their reasons."""
     scores = ("magnitude", "confidence")
     if estimator.estimate == "expected":
@@ -171,28 +172,31 @@ def _replies(replies: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
     )  # fmt: skip
     rows = []
     for reply in replies:
-        cells = dict.fromkeys(head, "") | {key: reply[key] for key in ("teacher", "variant")}
-        cells["order"] = reply["order"]
-        if reply["status"] == "kept":
+        cells = dict.fromkeys(head, "") | {
+            "teacher": reply.teacher,
+            "variant": reply.variant,
+            "order": reply.order,
+        }
+        if reply.status == "kept":
             gap = compute_signed_gap(reply, rubric, estimator)
-            cells["category"] = reply["category"]
+            cells["category"] = reply.category or ""
             cells["better"] = _named(reply)
-            cells |= {name: _number(reply[name.replace(" ", "_")]) for name in scores}
+            cells |= {name: _number(getattr(reply, name.replace(" ", "_"))) for name in scores}
             cells["gap"] = "no vote" if gap is None else _number(gap)
-            cells["rationale"] = _flat(reply["rationale"])
+            cells["rationale"] = _flat(reply.rationale or "")
         else:
             cells["category"] = "refused"
-            cells["rationale"] = _flat(f"{reply['reason']} {reply['detail']}")
+            cells["rationale"] = _flat(f"{reply.reason} {reply.detail}")
         rows.append(tuple(cells[name] for name in head))
     return format_table(head, rows)
 
 
-def _named(reply: dict[str, Any]) -> str:
+def _named(reply: StoredReply) -> str:
     """Return which response a blind reply prefers: its letter, and the response shown as it."""
-    if reply["better"] not in ("A", "B"):
-        return reply["better"] or ""
-    shown = ("chosen", "rejected") if reply["order"] == CHOSEN_FIRST else ("rejected", "chosen")
-    return f"{reply['better']}, {shown['AB'.index(reply['better'])]}"
+    if reply.better not in ("A", "B"):
+        return reply.better or ""
+    shown = ("chosen", "rejected") if reply.order == CHOSEN_FIRST else ("rejected", "chosen")
+    return f"{reply.better}, {shown['AB'.index(reply.better)]}"
 
 
 def _number(value: float | None) -> str:
@@ -200,19 +204,19 @@ def _number(value: float | None) -> str:
 
 
 def _flat(text: str) -> str:
-    return " ".join(escape_controls(text).split())
+    return one_line(escape_controls(text))
 
 
 def _gap(
-    votes: list[dict[str, Any]], rubric: Rubric, estimator: Estimator
+    votes: Sequence[StoredReply], rubric: Rubric, estimator: Estimator
 ) -> tuple[float, list[str]]:
     """Return the signed gap of one pair, not clipped, and the lines that show its computation."""
     readings: dict[str, dict[str, list[float]]] = {}
     for reply in votes:
         gap = compute_signed_gap(reply, rubric, estimator)
         if gap is not None:
-            by_variant = readings.setdefault(reply["teacher"], {})
-            by_variant.setdefault(reply["variant"], []).append(gap)
+            by_variant = readings.setdefault(reply.teacher, {})
+            by_variant.setdefault(reply.variant, []).append(gap)
     read = "expected scores" if estimator.estimate == "expected" else "scores"
     formula = estimator.gap.words(blind=rubric.blind)
     lines = [f"gap of a reply  {formula}, the {read} as shares of their scales"]

@@ -14,14 +14,14 @@ The labelled protocol has one order, and its s_i is below 0 only under the form 
 disputed if s_i < 0.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import polars as pl
 
 from sp2dpo.betas.estimators import WAYS, Estimator, combine_expr
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.store.records import StoredReply
 
 NOISE = 1e-9
 """Smaller absolute gaps are floating-point residue of values that cancel; they count as 0."""
@@ -107,37 +107,32 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
     return count_votes(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
 
 
-def compute_signed_gap(
-    reply: Mapping[str, Any], rubric: Rubric, estimator: Estimator
-) -> float | None:
+def compute_signed_gap(reply: StoredReply, rubric: Rubric, estimator: Estimator) -> float | None:
     """Return the signed gap of one kept reply of `Store.replies`; None if it does not count.
 
     Does the same as `compute_reply_gaps`, for a single reply.
     """
-    if not is_vote(reply, estimator):
+    for name, way in (
+        (reply.variant, estimator.over_variants),
+        (reply.teacher, estimator.over_teachers),
+    ):
+        if way not in WAYS and name != way:
+            return None
+    m, c = reply.magnitude, reply.confidence
+    if estimator.estimate == "expected":
+        m, c = reply.expected_magnitude, reply.expected_confidence
+    if m is None or c is None:
         return None
-    prefix = "expected_" if estimator.estimate == "expected" else ""
-    m = rubric.magnitude.share(reply[f"{prefix}magnitude"])
-    c = rubric.confidence.share(reply[f"{prefix}confidence"])
-    return estimator.gap.gap(m, c, reply_sign(reply, rubric))
+    sign = reply_sign(reply, rubric)
+    return estimator.gap.gap(rubric.magnitude.share(m), rubric.confidence.share(c), sign)
 
 
-def is_vote(reply: Mapping[str, Any], estimator: Estimator) -> bool:
-    """Return whether a kept reply counts as a vote under the estimator."""
-    for axis, way in (("variant", estimator.over_variants), ("teacher", estimator.over_teachers)):
-        if way not in WAYS and reply[axis] != way:
-            return False
-    if estimator.estimate == "sampled":
-        return True
-    return reply["expected_magnitude"] is not None and reply["expected_confidence"] is not None
-
-
-def reply_sign(reply: Mapping[str, Any], rubric: Rubric) -> int | None:
+def reply_sign(reply: StoredReply, rubric: Rubric) -> int | None:
     """Return +1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
     if not rubric.blind:
         return None
-    turned = 1 if reply["order"] == CHOSEN_FIRST else -1
-    return {"A": 1, "B": -1, "tie": 0}[reply["better"]] * turned
+    turned = 1 if reply.order == CHOSEN_FIRST else -1
+    return {"A": 1, "B": -1, "tie": 0}[str(reply.better)] * turned
 
 
 def average_orders(replies: pl.DataFrame) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import yaml
 from datasets import Features
 
 from sp2dpo.betas.file import BetaTable, check_origin, open_store_and_betas, read_betas
-from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.dataset.card import digest, render_card
 from sp2dpo.dataset.columns import RowColumns, annotation_features, schedule_features
 from sp2dpo.dataset.facts import collect_facts, find_suspects
@@ -37,8 +36,8 @@ from sp2dpo.dataset.manifest import (
     PICTURE,
     RUBRIC,
     SET_ASIDE,
-    fingerprint,
-    format_manifest,
+    RowCounts,
+    compute_fingerprint,
     read_manifest,
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
@@ -122,7 +121,7 @@ def write_dataset(
         _replace_folder(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return BuildResult(folder=out, rows=counts["default"], annotations=counts["annotations"])
+    return BuildResult(folder=out, rows=counts.rows, annotations=counts.annotations)
 
 
 def _check_folder(out: Path) -> None:
@@ -134,8 +133,7 @@ def _check_folder(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        facts = read_manifest((out / MANIFEST).read_bytes(), where=str(out / MANIFEST))
-        written = {MANIFEST, CARD, *facts["files"]}
+        written = {MANIFEST, CARD, *read_manifest(out).files}
     except (OSError, ValueError):
         written = set()
     foreign = sorted(
@@ -189,8 +187,8 @@ def _write(
     *,
     license: str | None,
     progress: Progress,
-) -> dict[str, int]:
-    """Write all files into an empty folder; return the number of rows of each config."""
+) -> RowCounts:
+    """Write all files into an empty folder."""
     annotations = store.annotations()
     rubric = annotations.rubric
     features, counts, names = {}, {}, []
@@ -201,30 +199,39 @@ def _write(
         names += [f"{CONFIGS[config]}/{file}" for file in files]
     text = yaml.safe_dump(rubric.as_mapping(), sort_keys=False, allow_unicode=True)
     (folder / RUBRIC).write_text(text, encoding="utf-8")
-    facts = collect_facts(
+    suspects = find_suspects(store, betas, rubric)
+    manifest = collect_facts(
         store,
         betas,
         others,
         annotations,
+        suspects,
         rows=counts["default"],
         replies=counts["annotations"],
         license=license,
     )
-    suspects = list(_suspect_lines(store, betas, annotations))
-    _write_lines(folder / LABEL_NOISE, suspects)
-    _write_lines(folder / SET_ASIDE, _set_aside_lines(store))
+    _write_lines(folder / LABEL_NOISE, map(asdict, suspects))
+    _write_lines(
+        folder / SET_ASIDE,
+        (
+            {"file": manifest.source.name, "row": row.row, "reason": row.reason}
+            for row in store.corpus.set_aside()
+        ),
+    )
     names += [RUBRIC, LABEL_NOISE, SET_ASIDE]
-    if facts["beta"]["mean"] is not None:
+    if manifest.beta["mean"] is not None:
         (folder / PICTURE).parent.mkdir()
         figure = plots.draw_histogram(build_histogram(betas, list(rubric.categories)))
         plots.save_figure(figure, folder / PICTURE)
         names.append(PICTURE)
-    facts["files"] = {name: fingerprint(folder / name) for name in names}
-    text = render_card(facts, features, rubric, suspects)
+    files = {name: compute_fingerprint(folder / name) for name in names}
+    manifest = replace(manifest, files=files)
+    text = render_card(manifest, features, rubric, suspects)
     (folder / CARD).write_text(text, encoding="utf-8")
-    facts["card_sha256"] = digest(text, where=CARD)
-    (folder / MANIFEST).write_text(format_manifest(facts), encoding="utf-8")
-    return counts
+    manifest = replace(manifest, card_sha256=digest(text, where=CARD))
+    # Last, because it contains the hashes of all other files.
+    (folder / MANIFEST).write_text(manifest.format_json(), encoding="utf-8")
+    return manifest.counts
 
 
 @dataclass(frozen=True)
@@ -253,7 +260,7 @@ def _configs(
         ),
         "annotations": _Content(
             features,
-            ({name: reply[name] for name in features} for reply in store.replies()),
+            ({name: getattr(reply, name) for name in features} for reply in store.replies()),
             replies,
         ),
     }
@@ -275,24 +282,6 @@ def _schedule_rows(
     }
     for pair_id, _ in store.corpus.names():
         yield {"pair_id": pair_id, **{name: by_pair[pair_id] for name, by_pair in columns.items()}}
-
-
-def _suspect_lines(
-    store: Store, betas: BetaTable, annotations: AnnotationTable
-) -> Iterator[dict[str, Any]]:
-    """Yield the pairs whose label may be wrong, with the first id that the source gives them."""
-    disputes = disputes_labels(annotations.rubric, betas.schedule.estimator)
-    source_ids: dict[str, str | None] = {}
-    for pair_id, source_id in store.corpus.names():
-        source_ids.setdefault(pair_id, source_id)
-    for row in find_suspects(betas, disputes=disputes).iter_rows(named=True):
-        yield {"pair_id": row["pair_id"], "source_id": source_ids[row["pair_id"]]} | row
-
-
-def _set_aside_lines(store: Store) -> Iterator[dict[str, Any]]:
-    source = store.corpus.source()
-    for row in store.corpus.set_aside():
-        yield {"file": source and source.name, "row": row.row, "reason": row.reason}
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jinja2
@@ -15,9 +16,9 @@ import yaml
 from datasets import Features
 
 from sp2dpo.betas.columns import BETA_COLUMNS
-from sp2dpo.dataset.manifest import CONFIGS, listed_files
+from sp2dpo.dataset.manifest import CONFIGS, Manifest, Suspect
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent
+from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent, one_line
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
 END = "<!-- sp2dpo: up to here -->"
@@ -37,20 +38,31 @@ _LISTED = 10
 
 
 def render_card(
-    facts: Mapping[str, Any],
+    manifest: Manifest,
     features: Mapping[str, Features],
     rubric: Rubric,
-    suspects: Sequence[Mapping[str, Any]],
+    suspects: Sequence[Suspect],
 ) -> str:
     """Return the text of a new README.md.
 
     Args:
-        facts: The manifest.
+        manifest: The manifest, with the hashes of all files.
         features: Columns of each config.
         rubric: Rubric of the annotations.
         suspects: Doubtful labels, the most doubtful first; the card lists some of them.
     """
-    return _join(_metadata(facts, features), "\n", _block(facts, features, rubric, suspects), "")
+    template = _environment().get_template("card.md.jinja")
+    block = template.render(
+        facts=asdict(manifest),
+        rubric=rubric,
+        repo=manifest.repo or "PATH_OR_REPO",
+        columns=features["default"],
+        column_rows=_column_rows(manifest, features["default"], rubric),
+        schedules=[name for name in features.get("schedules", ()) if name != "pair_id"],
+        suspects=suspects[:_LISTED],
+        tells=manifest.counts.labels_disputed is not None,
+    )
+    return _join(_metadata(manifest, features), "\n", block, "")
 
 
 def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
@@ -144,8 +156,7 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
         try:
             metadata = yaml.safe_load(match[1]) or {}
         except yaml.YAMLError as error:
-            line = " ".join(str(error).split())
-            raise ValueError(f"{where}: its YAML cannot be read: {line}") from error
+            raise ValueError(f"{where}: its YAML cannot be read: {one_line(error)}") from error
         if not isinstance(metadata, dict):
             raise ValueError(f"{where}: its YAML is not a mapping")
         text = text[match.end() :]
@@ -161,26 +172,27 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     return metadata, text[:begin], text[end + len(END) :].removeprefix("\n")
 
 
-def _metadata(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dict[str, Any]:
+def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str, Any]:
     """Return the YAML that the Hub and `datasets` read."""
     # `datasets` caches a local folder under a hash of its name and this YAML, not of its files.
     # Without the files' digests, betas of another schedule in a folder of the same name would be
     # served from the cache. Files are listed one by one, so that other files add no rows.
-    hub = ":" in facts["source"]["name"] and facts["source"]["revision"]
+    source = manifest.source
+    hub = ":" in source.name and source.revision
     return {
-        **({"license": facts["license"]} if facts["license"] else {}),
-        "pretty_name": f"{escape_controls(facts['source']['name'])} with per-pair beta",
+        **({"license": manifest.license} if manifest.license else {}),
+        "pretty_name": f"{escape_controls(source.name)} with per-pair beta",
         "task_categories": ["text-generation"],
         "annotations_creators": ["machine-generated"],
-        "size_categories": [_size(facts["counts"]["rows"])],
-        **({"source_datasets": [facts["source"]["name"].split(":")[0]]} if hub else {}),
+        "size_categories": [_size(manifest.counts.rows)],
+        **({"source_datasets": [source.name.split(":")[0]]} if hub else {}),
         "tags": ["dpo", "preference", "sp2dpo", "per-pair-beta", "trl"],
         "configs": [
             {
                 "config_name": name,
                 "description": _DIGESTS
-                + " ".join(facts["files"][file]["sha256"] for file in listed_files(facts, name)),
-                "data_files": [{"split": "train", "path": listed_files(facts, name)}],
+                + " ".join(manifest.files[file].sha256 for file in manifest.config_files(name)),
+                "data_files": [{"split": "train", "path": manifest.config_files(name)}],
                 **({"default": True} if name == "default" else {}),
             }
             for name in features
@@ -192,58 +204,30 @@ def _metadata(facts: Mapping[str, Any], features: Mapping[str, Features]) -> dic
     }
 
 
-def _block(
-    facts: Mapping[str, Any],
-    features: Mapping[str, Features],
-    rubric: Rubric,
-    suspects: Sequence[Mapping[str, Any]],
-) -> str:
-    return (
-        _environment()
-        .get_template("card.md.jinja")
-        .render(
-            facts=facts,
-            rubric=rubric,
-            repo=facts["repo"] or "PATH_OR_REPO",
-            columns=features["default"],
-            column_rows=_column_rows(facts, features["default"], rubric),
-            schedules=[name for name in features.get("schedules", ()) if name != "pair_id"],
-            suspects=suspects[:_LISTED],
-            tells=facts["counts"]["labels_disputed"] is not None,
-        )
-    )
-
-
 def _column_rows(
-    facts: Mapping[str, Any], features: Features, rubric: Rubric
+    manifest: Manifest, features: Features, rubric: Rubric
 ) -> list[tuple[str, str, str]]:
-    """Return name, values and meaning of the columns derived from the replies, for these betas.
-
-    Args:
-        facts: The manifest.
-        features: Columns of the `default` config.
-        rubric: Rubric of the annotations.
-    """
-    counts, arm, ranges = facts["counts"], facts["arm"], facts["ranges"]
-    values = {name: _within(ends) for name, ends in ranges.items()}
+    """Return name, values and meaning of the columns derived from the replies, for these betas."""
+    counts, arm = manifest.counts, manifest.arm
+    values = {name: _within(ends) for name, ends in manifest.ranges.items()}
     values["pair_id"] = "64 hexadecimal digits"
-    values["beta"] = _within([facts["beta"]["min"], facts["beta"]["max"]])
+    values["beta"] = _within([manifest.beta["min"], manifest.beta["max"]])
     values["category"] = f"one of {len(rubric.categories)}"
     meanings = {column.name: column.meaning for column in BETA_COLUMNS}
     if "beta" in arm:
         meanings["beta"] = plain(arm["beta"])
-    meanings["beta"] += f"; null below the quorum of {facts['schedule']['quorum']} replies"
-    all_kept = counts["pairs_kept"] == counts["pairs_with_beta"]
-    meanings["keep"] += ": whether it has a beta" if all_kept else f": {counts['pairs_kept']} are"
+    meanings["beta"] += f"; null below the quorum of {manifest.schedule['quorum']} replies"
+    all_kept = counts.pairs_kept == counts.pairs_with_beta
+    meanings["keep"] += ": whether it has a beta" if all_kept else f": {counts.pairs_kept} are"
     scale = "on a scale from {0.min} to {0.max}"
     meanings["magnitude"] = f"{scale.format(rubric.magnitude)}, {meanings['magnitude']}"
     meanings["confidence"] = f"{scale.format(rubric.confidence)}, {meanings['confidence']}"
-    if facts["schedule"]["estimate"] == "expected":
+    if manifest.schedule["estimate"] == "expected":
         meanings["votes"] += ": kept replies with expectations"
     for name in ("weight", "margin"):
         if name in arm:
             meanings[name] += f": {plain(arm[name])}"
-    if counts["labels_disputed"] is None:
+    if counts.labels_disputed is None:
         reason = "the teachers know the label and cannot dispute it"
         values["label_disputed"] = "null"
         meanings["signed_gap"] += f"; here equal to `gap`: {reason}"
@@ -283,7 +267,7 @@ def _environment() -> jinja2.Environment:
 
 def plain(text: object) -> str:
     """Return data as one line of text with all Markdown, HTML and control characters escaped."""
-    return _MARKDOWN.sub(r"\\\1", escape_controls(" ".join(str(text).split())))
+    return _MARKDOWN.sub(r"\\\1", escape_controls(one_line(text)))
 
 
 def fenced(data: Mapping[str, Any]) -> str:

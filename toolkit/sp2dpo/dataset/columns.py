@@ -143,6 +143,7 @@ class _SourceValues:
 
     def common_types(self) -> dict[str, pa.DataType | None]:
         """Return the type of each column; None if no type represents all its values exactly."""
+        # Arrow's common type of integers and floats is float64, which rounds large integers.
         return {
             name: None
             if kind is not None and pa.types.is_floating(kind) and name in self._large_integers
@@ -202,31 +203,25 @@ def schedule_features(names: Iterable[str]) -> Features:
     return Features({"pair_id": Value("string"), **betas})
 
 
+_ANNOTATION_COLUMNS = (
+    "pair_id", "teacher", "variant", "order", "attempt", "model", "revision", "status", "reason",
+    "category", "better", "magnitude", "confidence", "expected_magnitude", "expected_confidence",
+    "rationale", "raw", "logprobs", "finish_reason", "prompt_tokens", "completion_tokens",
+)  # fmt: skip
+_ANNOTATION_TYPES: dict[str, str] = {
+    "attempt": "int32", "magnitude": "int32", "confidence": "int32", "prompt_tokens": "int32",
+    "completion_tokens": "int32", "expected_magnitude": "float64", "expected_confidence": "float64",
+}  # fmt: skip
+"""Types of the columns that are not text or a category."""
+
+
 def annotation_features(rubric: Rubric) -> Features:
-    """Return the columns of the `annotations` config; rows of `Store.replies` have all of them."""
-    text, count, number = Value("string"), Value("int32"), Value("float64")
+    """Return the columns of the `annotations` config, which are fields of `StoredReply`."""
     return Features(
         {
-            "pair_id": text,
-            "teacher": text,
-            "variant": text,
-            "order": text,
-            "attempt": count,
-            "model": text,
-            "revision": text,
-            "status": text,
-            "reason": text,
-            "category": _label(rubric),
-            "better": text,
-            "magnitude": count,
-            "confidence": count,
-            "expected_magnitude": number,
-            "expected_confidence": number,
-            "rationale": text,
-            "raw": text,
-            "logprobs": text,
-            "finish_reason": text,
-            "prompt_tokens": count,
-            "completion_tokens": count,
+            name: _label(rubric)
+            if name == "category"
+            else Value(_ANNOTATION_TYPES.get(name, "string"))
+            for name in _ANNOTATION_COLUMNS
         }
     )

@@ -1,7 +1,6 @@
 """Collect the facts that the manifest of a data set records and its card shows."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,11 +10,12 @@ from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.dataset.manifest import FORMAT
+from sp2dpo.dataset.manifest import FORMAT, BetaConfig, Manifest, RowCounts, Suspect, TeacherFacts
 from sp2dpo.diagnostics.audit import audit_betas
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import NEAR, RULES
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
+from sp2dpo.panel.rubric import Rubric
 from sp2dpo.report.report import describe_teachers
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
@@ -29,19 +29,21 @@ def collect_facts(
     betas: BetaTable,
     others: Mapping[str, BetaTable],
     annotations: AnnotationTable,
+    suspects: Sequence[Suspect],
     *,
     rows: int,
     replies: int,
     license: str | None,
     draws: int = DRAWS,
-) -> dict[str, Any]:
-    """Return the content of a manifest, except `files` and `card_sha256`.
+) -> Manifest:
+    """Return a manifest without the hashes of files and card.
 
     Args:
         store: Annotation store.
         betas: Betas of the config `default`.
         others: Betas of the other schedules by name.
         annotations: Annotations that all betas were computed from.
+        suspects: Pairs of `find_suspects`.
         rows: Number of rows of the config `default`.
         replies: Number of rows of the config `annotations`.
         license: Licence of the data set; None for the licence of the source.
@@ -55,69 +57,74 @@ def collect_facts(
         raise ValueError(f"{store.path} holds no pairs")
     beta, disputes = table["beta"].drop_nulls(), disputes_labels(rubric, betas.schedule.estimator)
     kept = len(annotations.replies)
-    licenses = {teacher["name"]: teacher.get("license") for teacher in store.panel()["teachers"]}
-    return {
-        "format": FORMAT,
-        "toolkit": {"name": "sp2dpo", "version": __version__},
-        "repo": None,
-        "license": license or source.license,
-        "source": asdict(source),
-        "rubric": {"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
-        "teachers": [
-            asdict(teacher) | {"license": licenses.get(teacher.name)}
+    licenses = {teacher.name: teacher.license for teacher in store.panel().teachers}
+    return Manifest(
+        format=FORMAT,
+        toolkit={"name": "sp2dpo", "version": __version__},
+        repo=None,
+        license=license or source.license,
+        source=source,
+        rubric={"name": rubric.name, "sha256": rubric.hash, "protocol": rubric.protocol},
+        teachers=[
+            TeacherFacts(**vars(teacher), license=licenses.get(teacher.name))
             for teacher in describe_teachers(store, rubric)
         ],
-        "variants": store.variants(),
-        "schedule": betas.schedule.as_mapping(),
-        "arm": betas.arm.departures(),
-        "formulas": asdict(describe_formulas(betas.arm, rubric)),
-        "annotations_sha256": betas.annotations_hash,
-        "scores_sha256": betas.scores_hash,
-        "schedules": {
-            name: {"schedule": other.schedule.as_mapping(), "arm": other.arm.departures()}
+        variants=store.variants(),
+        schedule=betas.schedule.as_mapping(),
+        arm=betas.arm.departures(),
+        formulas=describe_formulas(betas.arm, rubric),
+        annotations_sha256=betas.annotations_hash,
+        scores_sha256=betas.scores_hash,
+        schedules={
+            name: BetaConfig(schedule=other.schedule.as_mapping(), arm=other.arm.departures())
             for name, other in others.items()
         },
-        "counts": {
-            "rows": rows,
-            "pairs": len(table),
-            "pairs_with_beta": len(beta),
-            "pairs_kept": int(table["keep"].sum()),
-            "labels_disputed": int(table["label_disputed"].sum()) if disputes else None,
-            "annotations": replies,
-            "kept": kept,
-            "votes": int(table["votes"].sum()),
-            "refused": replies - kept,
-        },
-        "beta": {"mean": beta.mean(), "min": beta.min(), "max": beta.max()},
-        "ranges": {
+        counts=RowCounts(
+            rows=rows,
+            pairs=len(table),
+            pairs_with_beta=len(beta),
+            pairs_kept=int(table["keep"].sum()),
+            labels_disputed=int(table["label_disputed"].sum()) if disputes else None,
+            annotations=replies,
+            kept=kept,
+            votes=int(table["votes"].sum()),
+            refused=replies - kept,
+        ),
+        beta={"mean": beta.mean(), "min": beta.min(), "max": beta.max()},
+        ranges={
             column.name: [table[column.name].min(), table[column.name].max()]
             for column in BETA_COLUMNS
             if column.ranged and column.name in table.columns
         },
-        "label_noise": {
+        label_noise={
             "rule": "a signed gap below 0" if disputes else RULES["weak"],
-            "pairs": len(find_suspects(betas, disputes=disputes)),
+            "pairs": len(suspects),
         },
-        "agreement": _agreement(annotations, betas, draws=draws),
-        "audit": _audit(store, betas, annotations, draws=draws),
-    }
+        agreement=_agreement(annotations, betas, draws=draws),
+        audit=_audit(store, betas, annotations, draws=draws),
+        files={},
+        card_sha256="",
+    )
 
 
-def find_suspects(betas: BetaTable, *, disputes: bool) -> pl.DataFrame:
+def find_suspects(store: Store, betas: BetaTable, rubric: Rubric) -> list[Suspect]:
     """Return the pairs whose label may be wrong, the most doubtful first.
 
-    Args:
-        betas: Betas of the data set.
-        disputes: Whether the replies can dispute a label. If not, the pairs with a gap close to 0
-            are returned, which include wrong labels and ties.
-
-    Returns:
-        pair_id, signed_gap, category, agreement, votes.
+    If the replies cannot dispute a label, these are the pairs with a gap close to 0, which include
+    wrong labels and ties.
     """
+    disputes = disputes_labels(rubric, betas.schedule.estimator)
     signed = pl.col("signed_gap")
-    suspects = betas.table.filter(pl.col("label_disputed") if disputes else signed.round(9) < NEAR)
-    columns = ("pair_id", "signed_gap", "category", "agreement", "votes")
-    return suspects.sort(["signed_gap", "pair_id"]).select(columns)
+    rows = betas.table.filter(pl.col("label_disputed") if disputes else signed.round(9) < NEAR)
+    rows = rows.sort(["signed_gap", "pair_id"]).select(
+        "pair_id", "signed_gap", "category", "agreement", "votes"
+    )
+    source_ids: dict[str, str | None] = {}
+    for pair_id, source_id in store.corpus.names():
+        source_ids.setdefault(pair_id, source_id)
+    return [
+        Suspect(**row, source_id=source_ids[row["pair_id"]]) for row in rows.iter_rows(named=True)
+    ]
 
 
 def _agreement(annotations: AnnotationTable, betas: BetaTable, *, draws: int) -> dict[str, Any]:

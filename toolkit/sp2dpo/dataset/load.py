@@ -2,7 +2,7 @@
 
 import datasets
 
-from sp2dpo.dataset.manifest import MANIFEST, listed_files, read_manifest
+from sp2dpo.dataset.manifest import read_manifest
 from sp2dpo.dataset.verify import Progress, verify_dataset
 
 
@@ -27,8 +27,7 @@ def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dat
         )
         raise ValueError(f"{result.data} is not consistent: {wrong}")
     folder = result.data.folder
-    facts = read_manifest((folder / MANIFEST).read_bytes(), where=MANIFEST)
-    files = [str(folder / name) for name in listed_files(facts, "default")]
+    files = [str(folder / name) for name in read_manifest(folder).config_files("default")]
     rows = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
     if not isinstance(rows, datasets.Dataset):
         raise TypeError("a split is a data set")

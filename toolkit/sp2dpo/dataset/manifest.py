@@ -5,9 +5,14 @@ Users may edit the card, so its SHA-256 covers only the generated part.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sp2dpo.betas.formulas import Formulas
+from sp2dpo.store.corpus import SourceSummary
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -17,19 +22,183 @@ CONFIGS = {"default": "data", "annotations": "annotations", "schedules": "schedu
 """Name of each config -> folder that contains its files."""
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Return the SHA-256 and the size in bytes of a file."""
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """The SHA-256 and the size in bytes of a file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts:
+    """Counts of the rows, pairs and replies in a data set.
+
+    Attributes:
+        rows: Number of rows of the config `default`.
+        pairs: Number of distinct pairs.
+        pairs_with_beta: Number of pairs with a beta.
+        pairs_kept: Number of pairs that are trained on.
+        labels_disputed: Number of disputed labels; None if replies cannot dispute a label.
+        annotations: Number of replies, kept and refused.
+        kept: Number of kept replies.
+        votes: Number of replies that count towards a beta.
+        refused: Number of refused replies.
+    """
+
+    rows: int
+    pairs: int
+    pairs_with_beta: int
+    pairs_kept: int
+    labels_disputed: int | None
+    annotations: int
+    kept: int
+    votes: int
+    refused: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """A teacher whose replies are in a data set.
+
+    Attributes:
+        name: Name of the teacher.
+        model: Model that it is.
+        revision: Revision of the model; None if not stated.
+        sampling: Sampling parameters of every request.
+        kept: Number of questions with a kept reply.
+        refused: Number of questions whose last reply was refused, by reason.
+        license: Licence of the model; None if not stated.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    sampling: dict[str, Any]
+    kept: int
+    refused: dict[str, int]
+    license: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaConfig:
+    """Settings that betas were computed with.
+
+    Attributes:
+        schedule: Content of the schedule's YAML file.
+        arm: Keys in which an arm departs from the schedule; empty without an arm.
+    """
+
+    schedule: dict[str, Any]
+    arm: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of manifest.json; keys are in the order of the attributes.
+
+    Attributes:
+        format: Number of the format.
+        toolkit: Name and version of the toolkit that built the data set.
+        repo: `org/name` on the Hub; None before it is published.
+        license: Licence of the data set; None if unknown.
+        source: Counts of the source rows.
+        rubric: Name, sha256 and protocol of the rubric.
+        teachers: Teachers with replies, by name.
+        variants: Variants of the rubric with replies.
+        schedule: Content of the schedule's YAML file.
+        arm: Keys in which the arm departs from the schedule; empty without an arm.
+        formulas: How the betas were computed, in words.
+        annotations_sha256: Hash of the kept replies.
+        scores_sha256: Hash of the reward scores; None without scores.
+        schedules: Settings of the other betas, by their column in the config `schedules`.
+        counts: Counts of rows, pairs and replies.
+        beta: Mean, min and max of the betas; None without betas.
+        ranges: Minimum and maximum of each numeric column; None without values.
+        label_noise: rule (when a label is doubtful), and number of such pairs.
+        agreement: Krippendorff's alpha of teachers and variants, and shares of split pairs.
+        audit: draws, verdict and checks of the audit.
+        files: Hash and size of every other file except the card.
+        card_sha256: Hash of the generated part of the card.
+    """
+
+    format: int
+    toolkit: dict[str, str]
+    repo: str | None
+    license: str | None
+    source: SourceSummary
+    rubric: dict[str, str]
+    teachers: list[TeacherFacts]
+    variants: list[str]
+    schedule: dict[str, Any]
+    arm: dict[str, Any]
+    formulas: Formulas
+    annotations_sha256: str
+    scores_sha256: str | None
+    schedules: dict[str, BetaConfig]
+    counts: RowCounts
+    beta: dict[str, Any]
+    ranges: dict[str, list[Any]]
+    label_noise: dict[str, Any]
+    agreement: dict[str, Any]
+    audit: dict[str, Any]
+    files: dict[str, Fingerprint]
+    card_sha256: str
+
+    def format_json(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def config_files(self, config: str) -> list[str]:
+        """Return the names of the files of a config, in the order of their rows."""
+        return sorted(name for name in self.files if name.startswith(f"{CONFIGS[config]}/"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A pair whose label may be wrong: a line of `LABEL_NOISE`.
+
+    Attributes:
+        pair_id: Id of the pair.
+        source_id: First id that the source gives the pair; None if it gives none.
+        signed_gap: Signed gap of the pair; the lower, the more doubtful.
+        category: Category that most replies name.
+        agreement: Share of the replies that name it, in [0, 1].
+        votes: Number of replies that count.
+    """
+
+    pair_id: str
+    source_id: str | None
+    signed_gap: float
+    category: str
+    agreement: float
+    votes: int
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def compute_fingerprint(path: Path) -> Fingerprint:
+    """Return the SHA-256 and the size of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+    return Fingerprint(sha256=digest, bytes=path.stat().st_size)
 
 
-def format_manifest(facts: Mapping[str, Any]) -> str:
-    """Return the text of a manifest."""
-    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest in the folder of a data set.
+
+    Raises:
+        FileNotFoundError: The folder has no manifest.
+        ValueError: As for `parse_manifest`.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` makes such a folder")
+    return parse_manifest(path.read_bytes(), where=str(path))
 
 
-def read_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
+def parse_manifest(text: bytes, *, where: str) -> Manifest:
     """Parse a manifest.
 
     Args:
@@ -37,32 +206,25 @@ def read_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
         where: Name of the file, for messages.
 
     Raises:
-        ValueError: the file is not a manifest of sp2dpo, or has another format.
+        ValueError: The file is not a manifest of sp2dpo, or has another format.
     """
     try:
-        facts = json.loads(text)
-        named = facts["toolkit"]["name"] == "sp2dpo"
-        if facts["format"] != FORMAT and named:
+        values = json.loads(text)
+        toolkit = values["toolkit"]
+        ours = toolkit["name"] == "sp2dpo"
+        # Before the other keys are read: another format may have others.
+        if ours and values["format"] != FORMAT:
             raise ValueError(
-                f"{where}: a manifest of format {facts['format']}, but this sp2dpo reads format "
-                f"{FORMAT}: use the release that wrote it, {facts['toolkit']['version']}"
+                f"{where}: a manifest of format {values['format']}, but this sp2dpo reads format "
+                f"{FORMAT}: use the release that wrote it, {toolkit['version']}"
             )
-        _check(facts["files"])
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        manifest = _ADAPTER.validate_python(values)
+    except (
+        KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValidationError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{where}: not the manifest of an sp2dpo data set") from error
-    if not named:
+    paths = map(Path, manifest.files)
+    # A foreign manifest must not lead `verify` or `publish` to files outside the folder.
+    if not ours or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise ValueError(f"{where}: not the manifest of an sp2dpo data set")
-    return facts
-
-
-def _check(files: Mapping[str, Any]) -> None:
-    """Raise KeyError if a name points outside the folder or a hash is missing."""
-    for name, facts in files.items():
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not isinstance(facts["sha256"], str):
-            raise KeyError(name)
-
-
-def listed_files(facts: Mapping[str, Any], config: str) -> list[str]:
-    """Return the names of the files of a config, in the order of their rows."""
-    return sorted(name for name in facts["files"] if name.startswith(f"{CONFIGS[config]}/"))
+    return manifest

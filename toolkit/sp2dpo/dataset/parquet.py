@@ -13,6 +13,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sp2dpo.text import one_line
+
 FILE_BYTES = 1 << 29
 """Bytes of rows in memory after which the next file begins; some 100 to 300 MB on disk."""
 GROUP_BYTES = 1 << 25
@@ -65,6 +67,7 @@ def write_rows(
         ) as writer:
             written = 0
             while table is not None and written < file_bytes:
+                # One row group per table; the default limit would split it at a number of rows.
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 written, count = written + table.nbytes, count + len(table)
                 table = next(groups, None)
@@ -103,7 +106,7 @@ def read_features(path: Path) -> datasets.Features:
     try:
         return datasets.Features.from_arrow_schema(pq.read_schema(path))
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {_line(error)}") from error
+        raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
 
 
 def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
@@ -121,8 +124,4 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[di
             for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
                 yield batch.to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable Parquet file: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error

@@ -7,10 +7,10 @@ missing.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Features
 
@@ -21,9 +21,10 @@ from sp2dpo.dataset.manifest import (
     LABEL_NOISE,
     MANIFEST,
     RUBRIC,
-    fingerprint,
-    format_manifest,
-    listed_files,
+    Manifest,
+    Suspect,
+    compute_fingerprint,
+    parse_manifest,
     read_manifest,
 )
 from sp2dpo.dataset.parquet import read_features
@@ -126,7 +127,7 @@ def publish_dataset(
         raise ValueError("a pull request has no tag: choose one of the two")
     release = _read_release(folder)
     with hub_errors(options.repo):
-        if not options.dry_run:
+        if not options.dry_run:  # a public repo can be compared without a login
             check_token()
         repo = HubRepo(options.repo)
         return retry_commit(lambda: _publish(release, options, repo), notify)
@@ -138,21 +139,21 @@ class _Release:
 
     Attributes:
         folder: Folder of the data set.
-        facts: The manifest.
+        manifest: The manifest.
         features: Columns of each config.
         rubric: Rubric of the annotations.
         suspects: The most doubtful labels.
     """
 
     folder: Path
-    facts: Mapping[str, Any]
+    manifest: Manifest
     features: Mapping[str, Features]
     rubric: Rubric
-    suspects: list[dict[str, Any]]
+    suspects: list[Suspect]
 
     def with_card(
         self, repo: str, existing: str | None, license: str | None
-    ) -> tuple[dict[str, Any], str]:
+    ) -> tuple[Manifest, str]:
         """Return the manifest and the card for a repo.
 
         Args:
@@ -164,42 +165,39 @@ class _Release:
             ValueError: The licence is unknown, or the existing card cannot be parsed.
         """
         stated = card_license(existing, where=CARD) if existing is not None else None
-        chosen = license or stated or self.facts["license"]
+        chosen = license or stated or self.manifest.license
         if license is None and chosen in _NO_LICENSE:
             problem = f"is {chosen!r}" if chosen else "is not known"
             raise ValueError(
-                f"the licence of {self.facts['source']['name']} {problem}: say with --license what "
+                f"the licence of {self.manifest.source.name} {problem}: say with --license what "
                 "those who load this may do, as the Hub names it (apache-2.0, cc-by-4.0, other)"
             )
-        facts = {**self.facts, "repo": repo, "license": chosen}
-        text = render_card(facts, self.features, self.rubric, self.suspects)
+        manifest = replace(self.manifest, repo=repo, license=chosen)
+        text = render_card(manifest, self.features, self.rubric, self.suspects)
         if existing is not None:
             text = merge_card(existing, text, license=license, where=CARD)
-        facts["card_sha256"] = digest(text, where=CARD)
-        return facts, text
+        return replace(manifest, card_sha256=digest(text, where=CARD)), text
 
 
 def _read_release(folder: Path) -> _Release:
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` makes such a folder")
-    facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
-    for name, recorded in facts["files"].items():
+    manifest = read_manifest(folder)
+    for name, recorded in manifest.files.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: build the data set again")
-        if fingerprint(folder / name) != recorded:
+        if compute_fingerprint(folder / name) != recorded:
             raise ValueError(
                 f"{folder / name} is not what `build` wrote: its SHA-256 differs from that in "
                 f"{MANIFEST}; build the data set again"
             )
     with (folder / LABEL_NOISE).open(encoding="utf-8") as lines:
-        suspects = [json.loads(line) for line in islice(lines, _SUSPECTS)]
+        suspects = [Suspect(**json.loads(line)) for line in islice(lines, _SUSPECTS)]
     return _Release(
         folder=folder,
-        facts=facts,
+        manifest=manifest,
         features={
             config: read_features(folder / names[0])
             for config in CONFIGS
-            if (names := listed_files(facts, config))
+            if (names := manifest.config_files(config))
         },
         rubric=read_rubric(folder / RUBRIC),
         suspects=suspects,
@@ -210,7 +208,7 @@ def _read_release(folder: Path) -> _Release:
 class _Plan:
     """A commit on top of one head: the manifest, all files of the data set, and what changes."""
 
-    facts: Mapping[str, Any]
+    manifest: Manifest
     files: dict[str, Path | bytes]
     changes: list[Change]
     title: str
@@ -238,17 +236,17 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
         repo.gate(options.gated, head)
     plan = _plan(release, options, repo, head)
     unchanged = len(plan.files) - len(plan.added)
+    # Before the commit, so that a tag with other content leaves the repo as it is.
     has_tag = _has_tag(options, plan, repo, head)
     if options.dry_run or head is None:
         return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)
-    if plan.changes and options.create_pr:
-        number = _same_pull(plan, repo)
-        if number is not None:
+    commit, pull = head.commit, None
+    if plan.changes:
+        # A rerun must not open a second pull request for the same content.
+        if options.create_pr and (number := _same_pull(plan, repo)) is not None:
             return PublishResult(
                 commit=None, changes=[], unchanged=unchanged, pull_request=f"#{number}"
             )
-    commit, pull = head.commit, None
-    if plan.changes:
         commit, pull = repo.commit(
             plan.added,
             plan.removed,
@@ -257,48 +255,50 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
             create_pr=options.create_pr,
         )
         _check_commit(repo, commit, plan)
-    tagged = False
-    if options.tag is not None and not has_tag:
+    tagged = options.tag is not None and not has_tag
+    if options.tag is not None and tagged:
         repo.tag(options.tag, commit)
-        tagged = True
     return PublishResult(
-        commit=commit,
-        changes=plan.changes,
-        unchanged=unchanged,
-        pull_request=pull,
-        tagged=tagged,
+        commit=commit, changes=plan.changes, unchanged=unchanged, pull_request=pull, tagged=tagged
     )
 
 
 def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head | None) -> _Plan:
     stored = repo.files(head.commit) if head else {}
-    card, manifest = (
+    card, text = (
         repo.read(name, head.commit) if head and name in stored else None
         for name in (CARD, MANIFEST)
     )
-    previous = _parse_manifest(manifest)
+    try:
+        previous = None if text is None else parse_manifest(text, where=MANIFEST)
+    except ValueError:  # the file is not from this toolkit
+        previous = None
     if not options.overwrite and not options.create_pr:
         _check_same_data(previous, stored, release)
-    facts, text = release.with_card(
+    manifest, text = release.with_card(
         options.repo, None if card is None else card.decode(), options.license
     )
-    files: dict[str, Path | bytes] = {name: release.folder / name for name in facts["files"]}
-    files |= {CARD: text.encode(), MANIFEST: format_manifest(facts).encode()}
-    changes = list(_changes(files, facts, stored))
-    stale = {*previous.get("files", ())} - files.keys()
-    changes += [
-        Change(path=name, what="removed", bytes=0) for name in sorted(stale & stored.keys())
+    files: dict[str, Path | bytes] = {name: release.folder / name for name in manifest.files}
+    files |= {CARD: text.encode(), MANIFEST: manifest.format_json().encode()}
+    # Only files that the previous manifest lists: others in the repo belong to people.
+    stale = (previous.files.keys() if previous else set()) & stored.keys() - files.keys()
+    changes = [
+        *_changes(files, manifest, stored),
+        *(Change(path=name, what="removed", bytes=0) for name in sorted(stale)),
     ]
-    return _Plan(facts=facts, files=files, changes=changes, title=_title(options, facts))
+    pairs = count_noun(manifest.counts.pairs_with_beta, "pair")
+    tag = f" {options.tag}" if options.tag else ""
+    title = f"Release{tag}: {pairs} with a beta (sp2dpo {manifest.toolkit['version']})"
+    return _Plan(manifest=manifest, files=files, changes=changes, title=title)
 
 
 def _changes(
-    files: Mapping[str, Path | bytes], facts: Mapping[str, Any], stored: Mapping[str, StoredFile]
+    files: Mapping[str, Path | bytes], manifest: Manifest, stored: Mapping[str, StoredFile]
 ) -> Iterator[Change]:
     for name, content in files.items():
-        file, recorded = stored.get(name), facts["files"].get(name)
+        file, recorded = stored.get(name), manifest.files.get(name)
         if file is not None and recorded is not None and file.sha256 is not None:
-            same = file.sha256 == recorded["sha256"]  # avoids hashing the content again
+            same = file.sha256 == recorded.sha256  # avoids hashing the content again
         else:
             same = file is not None and file.holds(content)
         if not same:
@@ -306,34 +306,20 @@ def _changes(
             yield Change(path=name, what="changed" if file else "added", bytes=size)
 
 
-def _parse_manifest(text: bytes | None) -> dict[str, Any]:
-    """Return the manifest of a repo; empty if it has none that this toolkit wrote."""
-    try:
-        return {} if text is None else read_manifest(text, where=MANIFEST)
-    except ValueError:
-        return {}
-
-
 def _check_same_data(
-    previous: Mapping[str, Any], stored: Mapping[str, StoredFile], release: _Release
+    previous: Manifest | None, stored: Mapping[str, StoredFile], release: _Release
 ) -> None:
     """Raise ValueError if the repo contains another data set."""
     remedy = "name another --repo, or say --overwrite or --create-pr"
-    if not previous:
+    if previous is None:
         foreign = sorted(name for name in stored if not name.endswith(_NO_DATA))
         if foreign:
             raise ValueError(
                 f"it holds {count_noun(len(foreign), 'file')} that sp2dpo did not publish "
                 f"({foreign[0]}): {remedy}"
             )
-    elif (old := previous["source"]["name"]) != (new := release.facts["source"]["name"]):
+    elif (old := previous.source.name) != (new := release.manifest.source.name):
         raise ValueError(f"it holds pairs from {old}, and these are from {new}: {remedy}")
-
-
-def _title(options: PublishOptions, facts: Mapping[str, Any]) -> str:
-    pairs = count_noun(facts["counts"]["pairs_with_beta"], "pair")
-    tag = f" {options.tag}" if options.tag else ""
-    return f"Release{tag}: {pairs} with a beta (sp2dpo {facts['toolkit']['version']})"
 
 
 def _has_tag(options: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | None) -> bool:
@@ -366,8 +352,8 @@ def _same_pull(plan: _Plan, repo: HubRepo) -> int | None:
 def _check_commit(repo: HubRepo, commit: str, plan: _Plan) -> None:
     """Raise HubError if the commit does not contain what was uploaded."""
     stored = repo.files(commit)
-    for name, recorded in plan.facts["files"].items():
+    for name, recorded in plan.manifest.files.items():
         file = stored.get(name)
         # Small files are stored in git itself, without a SHA-256 to compare.
-        if file is None or (file.sha256 or recorded["sha256"]) != recorded["sha256"]:
+        if file is None or (file.sha256 or recorded.sha256) != recorded.sha256:
             raise HubError(f"the Hub reports {name} as stored, but not with the uploaded content")

@@ -26,9 +26,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from sp2dpo.dataset.manifest import CARD, MANIFEST, read_manifest
+from sp2dpo.dataset.manifest import CARD, MANIFEST, compute_fingerprint, parse_manifest
 from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
-from sp2dpo.text import RedactFilter
+from sp2dpo.text import RedactFilter, one_line
 
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _REQUEST_TRIES = 5
@@ -84,8 +84,7 @@ class StoredFile:
             return hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() == self.git
         if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest() == self.sha256
-        with content.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        return compute_fingerprint(content).sha256 == self.sha256
 
 
 def check_token() -> None:
@@ -120,21 +119,20 @@ def retry_commit(attempt: Callable[[], _T], notify: Callable[[str], None]) -> _T
     raise HubError(f"given up after {_COMMIT_TRIES} attempts: {error}") from error
 
 
-def is_transient(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response is None or error.response.status_code in _TRANSIENT
     return isinstance(error, HTTPError | json.JSONDecodeError)
 
 
-def _retry(request: Callable[[], _T]) -> _T:
-    """Call an idempotent request again after a transient error."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_transient),
-        stop=tenacity.stop_after_attempt(_REQUEST_TRIES),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
-        reraise=True,
-    )(request)
+# Only for idempotent requests: a commit may have been made although its response was lost.
+_retry = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_is_transient),
+    stop=tenacity.stop_after_attempt(_REQUEST_TRIES),
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
+    reraise=True,
+)
 
 
 class HubRepo:
@@ -149,7 +147,8 @@ class HubRepo:
 
     def __init__(self, name: str, *, kind: str = "dataset") -> None:
         self.name = name
-        self._kind = kind
+        self._repo: dict[str, Any] = {"repo_id": name, "repo_type": kind}
+        # On handlers, because a logger's filters do not see the records of its child loggers.
         for handler in logging.getLogger("huggingface_hub").handlers:
             handler.addFilter(RedactFilter())
         self._api = HfApi()
@@ -157,7 +156,7 @@ class HubRepo:
     def head(self) -> Head | None:
         """Return the state of the repo; None if there is none or it is not visible."""
         try:
-            info: Any = _retry(lambda: self._api.repo_info(self.name, repo_type=self._kind))
+            info: Any = _retry(self._api.repo_info, **self._repo)
         except RepositoryNotFoundError:
             return None
         return Head(
@@ -175,13 +174,11 @@ class HubRepo:
         head = self.head()
         if head is None:
             _retry(
-                lambda: self._api.create_repo(
-                    self.name,
-                    repo_type=self._kind,
-                    space_sdk="gradio" if self._kind == "space" else None,
-                    private=private or None,
-                    exist_ok=True,
-                )
+                self._api.create_repo,
+                **self._repo,
+                space_sdk="gradio" if self._repo["repo_type"] == "space" else None,
+                private=private or None,  # None is the default of the organization
+                exist_ok=True,  # somebody may have created it since
             )
             head = self.head()
         if head is None:
@@ -190,20 +187,14 @@ class HubRepo:
 
     def gate(self, how: str, head: Head) -> None:
         """Require an access request, "auto" or "manual", unless the repo already requires it."""
-        gated: Any = how
         if head.gated != how:
-            _retry(
-                lambda: self._api.update_repo_settings(self.name, repo_type=self._kind, gated=gated)
-            )
+            _retry(self._api.update_repo_settings, **self._repo, gated=how)
 
     def files(self, commit: str) -> dict[str, StoredFile]:
         """Return all files of a commit by path."""
+        # Inside the retry, because the listing is read page by page.
         entries = _retry(
-            lambda: list(
-                self._api.list_repo_tree(
-                    self.name, revision=commit, recursive=True, repo_type=self._kind
-                )
-            )
+            lambda: list(self._api.list_repo_tree(**self._repo, revision=commit, recursive=True))
         )
         return {
             entry.path: StoredFile(
@@ -216,16 +207,14 @@ class HubRepo:
     def read(self, path: str, revision: str) -> bytes | None:
         """Return the content of a small file; None if there is no such file."""
         try:
-            local = _retry(
-                lambda: hf_hub_download(self.name, path, revision=revision, repo_type=self._kind)
-            )
+            local = _retry(hf_hub_download, **self._repo, filename=path, revision=revision)
         except EntryNotFoundError:
             return None
         return Path(local).read_bytes()
 
     def tags(self) -> dict[str, str]:
         """Return the commit of each tag."""
-        refs = _retry(lambda: self._api.list_repo_refs(self.name, repo_type=self._kind))
+        refs = _retry(self._api.list_repo_refs, **self._repo)
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def open_pulls(self, title: str) -> list[int]:
@@ -233,10 +222,7 @@ class HubRepo:
         discussions = _retry(
             lambda: list(
                 self._api.get_repo_discussions(
-                    self.name,
-                    repo_type=self._kind,
-                    discussion_type="pull_request",
-                    discussion_status="open",
+                    **self._repo, discussion_type="pull_request", discussion_status="open"
                 )
             )
         )
@@ -273,10 +259,9 @@ class HubRepo:
         operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
         try:
             commit = self._api.create_commit(
-                self.name,
-                operations,
+                **self._repo,
+                operations=operations,
                 commit_message=title,
-                repo_type=self._kind,
                 parent_commit=parent,
                 create_pr=create_pr,
             )
@@ -291,11 +276,7 @@ class HubRepo:
             BranchMoved: The tag exists.
         """
         try:
-            _retry(
-                lambda: self._api.create_tag(
-                    self.name, tag=name, revision=commit, repo_type=self._kind
-                )
-            )
+            _retry(self._api.create_tag, **self._repo, tag=name, revision=commit)
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
                 raise BranchMoved(f"the tag {name} was created meanwhile") from error
@@ -310,8 +291,8 @@ def _commit_error(error: Exception) -> Exception:
     response = reason.response if isinstance(reason, HfHubHTTPError) else None
     if response is not None and response.status_code in (409, 412):
         return BranchMoved("somebody else has committed meanwhile")
-    message = " ".join(str(reason).split())
-    if is_transient(reason):
+    message = one_line(reason)
+    if _is_transient(reason):
         return UnknownOutcome(message)
     return HubError(message) if isinstance(reason, RuntimeError) else reason
 
@@ -357,8 +338,7 @@ def fetch_dataset(source: str) -> LocalData:
         where = {"revision": commit, "repo_type": "dataset"}
         if MANIFEST not in HfApi().list_repo_files(name, **where):
             raise ValueError(f"it has no {MANIFEST}: sp2dpo did not publish it")
-        manifest = Path(hf_hub_download(name, MANIFEST, **where))
-        facts = read_manifest(manifest.read_bytes(), where=MANIFEST)
-        names = [MANIFEST, CARD, *facts["files"]]
+        path = Path(hf_hub_download(name, MANIFEST, **where))
+        names = [MANIFEST, CARD, *parse_manifest(path.read_bytes(), where=MANIFEST).files]
         folder = snapshot_download(name, **where, allow_patterns=names)
     return LocalData(name=name, commit=commit, folder=Path(folder))

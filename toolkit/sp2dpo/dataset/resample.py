@@ -6,7 +6,7 @@ too.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sp2dpo.annotation.run import annotate_pairs
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.dataset.columns import decode_pairs, pair_columns
-from sp2dpo.dataset.manifest import MANIFEST, listed_files, read_manifest
+from sp2dpo.dataset.manifest import MANIFEST, Manifest, read_manifest
 from sp2dpo.dataset.parquet import read_features, read_rows
 from sp2dpo.pairs.sources import Source, SourceRow
 from sp2dpo.panel.panel import Panel, load_panel
@@ -79,10 +79,6 @@ class ResampleResult:
     gap: GapDifference
 
 
-def _annotate(panel: Panel, store: Store) -> object:
-    return annotate_pairs(None, panel, store)
-
-
 def resample_dataset(
     folder: Path | str,
     panel: Panel | Path | str,
@@ -90,7 +86,9 @@ def resample_dataset(
     *,
     count: int,
     seed: int = 0,
-    annotate: Callable[[Panel, Store], object] = _annotate,
+    annotate: Callable[[Panel, Store], object] = lambda panel, store: annotate_pairs(
+        None, panel, store
+    ),
 ) -> ResampleResult:
     """Ask the teachers of a data set again about some of its pairs and compare the replies.
 
@@ -107,42 +105,40 @@ def resample_dataset(
         OSError: A file cannot be read, or a teacher cannot be reached.
     """
     folder = Path(folder)
-    panel = Path(panel) if isinstance(panel, str) else panel
-    store_file = Path(store_file)
     panel = panel if isinstance(panel, Panel) else load_panel(panel)
-    facts = read_manifest((folder / MANIFEST).read_bytes(), where=str(folder / MANIFEST))
-    _check_panel(panel, facts)
-    rows = _draw_pairs(folder, facts, count, seed)
-    with open_store_for_writing(store_file) as store:
+    manifest = read_manifest(folder)
+    _check_panel(panel, manifest)
+    rows = _draw_pairs(folder, manifest, count, seed)
+    with open_store_for_writing(Path(store_file)) as store:
         store.corpus.add(Source(name=f"{len(rows)} pairs, seed {seed}"), rows)
         annotate(panel, store)
-        return _compare_replies(store, folder, facts)
+        return _compare_replies(store, folder, manifest)
 
 
-def _check_panel(panel: Panel, facts: Mapping[str, Any]) -> None:
+def _check_panel(panel: Panel, manifest: Manifest) -> None:
     """Raise ValueError if the panel has another rubric, or another definition of a teacher."""
-    if panel.rubric.hash != facts["rubric"]["sha256"]:
+    if panel.rubric.hash != manifest.rubric["sha256"]:
         raise ValueError(
             f"the panel asks under the rubric {panel.rubric.hash[:12]}, the data set was made "
-            f"under {facts['rubric']['sha256'][:12]}: name its rubric.yaml in the panel"
+            f"under {manifest.rubric['sha256'][:12]}: name its rubric.yaml in the panel"
         )
-    recorded = {teacher["name"]: teacher for teacher in facts["teachers"]}
+    recorded = {teacher.name: teacher for teacher in manifest.teachers}
     for teacher in panel.teachers:
         if teacher.name not in recorded:
             raise ValueError(
                 f"the data set has no teacher {teacher.name} (it has {', '.join(recorded)})"
             )
         for key in ("model", "revision", "sampling"):
-            value, expected = getattr(teacher, key), recorded[teacher.name][key]
+            value, expected = getattr(teacher, key), getattr(recorded[teacher.name], key)
             if value != expected:
                 raise ValueError(
                     f"teacher {teacher.name}: the data set says {key} {expected}, the panel {value}"
                 )
 
 
-def _draw_pairs(folder: Path, facts: Mapping[str, Any], count: int, seed: int) -> list[SourceRow]:
+def _draw_pairs(folder: Path, manifest: Manifest, count: int, seed: int) -> list[SourceRow]:
     """Return distinct pairs, chosen by a hash of the seed and their ids, in the order of rows."""
-    paths = [folder / name for name in listed_files(facts, "default")]
+    paths = [folder / name for name in manifest.config_files("default")]
     features = read_features(paths[0])
     ids = {row["pair_id"] for part in read_rows(paths, ["pair_id"]) for row in part}
     order = sorted(ids, key=lambda pair_id: hashlib.sha256(f"{seed} {pair_id}".encode()).digest())
@@ -161,15 +157,15 @@ def _draw_pairs(folder: Path, facts: Mapping[str, Any], count: int, seed: int) -
     return rows
 
 
-def _compare_replies(store: Store, folder: Path, facts: Mapping[str, Any]) -> ResampleResult:
+def _compare_replies(store: Store, folder: Path, manifest: Manifest) -> ResampleResult:
     annotations = store.annotations()
     categories = dict(enumerate(annotations.rubric.categories))
     ids = set(annotations.replies["pair_id"])
-    schedule = parse_schedule(facts["schedule"], where=MANIFEST)
+    schedule = parse_schedule(manifest.schedule, where=MANIFEST)
     new_gaps = compute_gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
-    old_gaps = _read_table(folder, facts, "default", ["pair_id", "signed_gap"], ids).unique()
+    old_gaps = _read_table(folder, manifest, "default", ["pair_id", "signed_gap"], ids).unique()
     gaps = old_gaps.join(new_gaps, on="pair_id").drop_nulls()
-    old = _read_table(folder, facts, "annotations", [*_KEY, "status", *_COMPARED], ids)
+    old = _read_table(folder, manifest, "annotations", [*_KEY, "status", *_COMPARED], ids)
     old = old.filter(pl.col("status") == "kept").with_columns(
         pl.col("category").replace_strict(categories, return_dtype=pl.String)
     )
@@ -199,10 +195,10 @@ def _compare_replies(store: Store, folder: Path, facts: Mapping[str, Any]) -> Re
 
 
 def _read_table(
-    folder: Path, facts: Mapping[str, Any], config: str, columns: list[str], ids: set[str]
+    folder: Path, manifest: Manifest, config: str, columns: list[str], ids: set[str]
 ) -> pl.DataFrame:
     """Return some columns of a config for the pairs with these ids."""
-    paths = [folder / name for name in listed_files(facts, config)]
+    paths = [folder / name for name in manifest.config_files(config)]
     rows = [row for part in read_rows(paths, columns) for row in part if row["pair_id"] in ids]
     return pl.DataFrame(rows, infer_schema_length=None, orient="row")
 

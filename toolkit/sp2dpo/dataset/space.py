@@ -63,6 +63,7 @@ def run_inspector(data: str = "", *, port: int | None = None, host: str = "127.0
         try:
             return process.wait()
         except KeyboardInterrupt:  # the terminal interrupts the inspector as well
+            # 130 and -2 are the statuses of a program that SIGINT ended.
             return 0 if process.wait() in (0, 130, -2) else 1
 
 

@@ -4,7 +4,6 @@ Consistency shows that nothing changed after `build` and that the betas follow f
 the data set. It does not show that a teacher gave these replies; for that see `resample`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,18 @@ from sp2dpo.dataset.manifest import (
     CONFIGS,
     MANIFEST,
     RUBRIC,
-    fingerprint,
-    listed_files,
+    Manifest,
+    compute_fingerprint,
     read_manifest,
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, read_features, read_rows
 from sp2dpo.dataset.repo import LocalData, fetch_dataset
 from sp2dpo.panel.annotation import Refusal, parse_annotation
-from sp2dpo.panel.logprobs import expected_scores
+from sp2dpo.panel.logprobs import expected_scores, parse_tokens
 from sp2dpo.panel.rubric import Rubric, read_rubric
 from sp2dpo.store.annotations import COLUMNS as ANNOTATION_COLUMNS
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
-from sp2dpo.text import count_noun
+from sp2dpo.text import count_noun, one_line
 
 TOLERANCE = 1e-9
 """Maximum difference of a recomputed number: machines may sum floats in different orders."""
@@ -93,74 +92,62 @@ def verify_dataset(source: str | Path, *, progress: Progress = no_progress) -> V
         OSError: There is no such data set, or the Hub cannot be reached.
     """
     data = fetch_dataset(str(source))
-    manifest = data.folder / MANIFEST
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{data.folder} has no {MANIFEST}: sp2dpo did not build it")
-    facts = read_manifest(manifest.read_bytes(), where=str(manifest))
-    return VerifyResult(data=data, checks=list(_Verification(data.folder, facts, progress).run()))
+    verification = _Verification(data.folder, read_manifest(data.folder), progress)
+    return VerifyResult(data=data, checks=list(verification.run()))
 
 
 class _Verification:
     """One verification of a folder. Later checks use data that earlier checks have read."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], progress: Progress) -> None:
-        self.folder, self.facts, self.progress = folder, facts, progress
+    def __init__(self, folder: Path, manifest: Manifest, progress: Progress) -> None:
+        self.folder, self.manifest, self.progress = folder, manifest, progress
         self.rubric: Rubric | None = None
         self.rows: pl.DataFrame | None = None
         self.annotations: AnnotationTable | None = None
 
     def run(self) -> Iterator[VerifyCheck]:
-        for check in (
-            self.files,
-            self.card,
-            self.check_rubric,
-            self.pairs,
-            self.replies,
-            self.betas,
-            self.schedules,
-        ):
-            name = check.__name__.removeprefix("check_")
+        for name in ("files", "card", "rubric", "pairs", "replies", "betas", "schedules"):
             try:
-                message = check()
+                message = getattr(self, f"check_{name}")()
                 if message is not None:
                     yield VerifyCheck(name=name, holds=True, message=message)
             except (_Mismatch, ValueError, KeyError, OSError) as error:
                 message = f"no {error}" if isinstance(error, KeyError) else str(error)
-                yield VerifyCheck(name=name, holds=False, message=" ".join(message.split()))
+                yield VerifyCheck(name=name, holds=False, message=one_line(message))
 
-    def files(self) -> str:
+    def check_files(self) -> str:
         """Compare the size and SHA-256 of every file with the manifest."""
         differences, size = [], 0
-        for name, recorded in self.facts["files"].items():
+        for name, recorded in self.manifest.files.items():
             path = self.folder / name
             if not path.is_file():
                 differences.append(f"{name} is missing")
                 continue
-            actual = fingerprint(path)
-            size += actual["bytes"]
-            if actual["bytes"] != recorded["bytes"]:
+            actual = compute_fingerprint(path)
+            size += actual.bytes
+            if actual.bytes != recorded.bytes:
                 differences.append(
-                    f"{name} has {actual['bytes']} bytes, the manifest states {recorded['bytes']}"
+                    f"{name} has {actual.bytes} bytes, the manifest states {recorded.bytes}"
                 )
-            elif actual["sha256"] != recorded["sha256"]:
+            elif actual.sha256 != recorded.sha256:
                 differences.append(
                     f"{name} has another SHA-256 than the manifest states ({path.resolve()})"
                 )
         if differences:
             raise _Mismatch("; ".join(differences))
-        return f"{count_noun(len(self.facts['files']), 'file')}, {size / 1e6:.1f} MB: unchanged"
+        return f"{count_noun(len(self.manifest.files), 'file')}, {size / 1e6:.1f} MB: unchanged"
 
-    def card(self) -> str:
+    def check_card(self) -> str:
         """Compare the generated part of the card with its hash; people may edit the rest."""
         text = (self.folder / CARD).read_text(encoding="utf-8")
-        if digest(text, where=CARD) != self.facts["card_sha256"]:
+        if digest(text, where=CARD) != self.manifest.card_sha256:
             raise _Mismatch(f"{CARD}: its configs, or the text between the marks, were changed")
         return "configs and the text between the marks: unchanged"
 
     def check_rubric(self) -> str:
         """Compare the rubric with its hash, and its categories with the class labels."""
         self.rubric = rubric = read_rubric(self.folder / RUBRIC)
-        if rubric.hash != self.facts["rubric"]["sha256"]:
+        if rubric.hash != self.manifest.rubric["sha256"]:
             raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, the manifest another one")
         for config in ("default", "annotations"):
             column: Any = read_features(self._files(config)[0])["category"]
@@ -168,7 +155,7 @@ class _Verification:
                 raise _Mismatch(f"the categories of {config} are not the rubric's")
         return f"{rubric.name}, {rubric.hash[:12]}: unchanged"
 
-    def pairs(self) -> str:
+    def check_pairs(self) -> str:
         """Compare every id with the hash of its pair; rows of one pair must have the same beta."""
         features = read_features(self._files("default")[0])
         columns = [column for column in BETA_COLUMNS if column.name in features]
@@ -198,7 +185,7 @@ class _Verification:
             "the hash of its texts"
         )
 
-    def replies(self) -> str:
+    def check_replies(self) -> str:
         """Parse every kept reply again from its raw text, and compare the hash over all."""
         if self.rubric is None or self.rows is None:
             raise _NotChecked
@@ -221,26 +208,26 @@ class _Verification:
                 kept.append(tuple(row[name] for name in ANNOTATION_COLUMNS))
         self._check_counts(annotations=count, kept=len(kept))
         self.annotations = build_annotation_table(kept, pair_ids=list(pair_ids), rubric=rubric)
-        if self.annotations.hash != self.facts["annotations_sha256"]:
+        if self.annotations.hash != self.manifest.annotations_sha256:
             raise _Mismatch("the hash over all kept replies is not that in the manifest")
         return f"{count} replies, {len(kept)} kept: parsed again from their raw texts"
 
-    def betas(self) -> str:
+    def check_betas(self) -> str:
         """Compute the table of betas from the replies and compare every column."""
         if self.annotations is None or self.rows is None:
             raise _NotChecked
-        arm = _parse_arm(self.facts["schedule"], self.facts["arm"])
+        arm = _parse_arm(self.manifest.schedule, self.manifest.arm)
         table = compute_betas(self.annotations, arm, self._scores(arm))
         _compare(self.rows, table)
         return f"{len(table)} pairs: beta and all other columns follow from the replies"
 
-    def schedules(self) -> str | None:
+    def check_schedules(self) -> str | None:
         """Compute the betas of the other schedules; arms that need scores are never among them."""
-        if not self.facts["schedules"]:
+        if not self.manifest.schedules:
             return None
         if self.annotations is None or self.rows is None:
             raise _NotChecked
-        names = list(self.facts["schedules"])
+        names = list(self.manifest.schedules)
         rows = [
             row for part in self._parts("schedules", ["pair_id", "default", *names]) for row in part
         ]
@@ -248,8 +235,8 @@ class _Verification:
         stored = pl.DataFrame(rows, schema=schema, orient="row").unique().sort("pair_id")
         trained = pl.when("keep").then("beta").alias("beta")
         computed = {"default": self.rows.select("pair_id", trained)}
-        for name, config in self.facts["schedules"].items():
-            table = compute_betas(self.annotations, _parse_arm(config["schedule"], config["arm"]))
+        for name, config in self.manifest.schedules.items():
+            table = compute_betas(self.annotations, _parse_arm(config.schedule, config.arm))
             computed[name] = table.select("pair_id", trained)
         for name, table in computed.items():
             try:
@@ -270,18 +257,20 @@ class _Verification:
 
     def _check_counts(self, **counts: int) -> None:
         for name, count in counts.items():
-            if count != self.facts["counts"][name]:
-                raise _Mismatch(f"{count} {name}, the manifest states {self.facts['counts'][name]}")
+            recorded = getattr(self.manifest.counts, name)
+            if count != recorded:
+                raise _Mismatch(f"{count} {name}, the manifest states {recorded}")
 
     def _files(self, config: str) -> list[Path]:
-        names = listed_files(self.facts, config)
+        names = self.manifest.config_files(config)
         if not names:
             raise _Mismatch(f"the manifest lists no file of {config}")
         return [self.folder / name for name in names]
 
     def _parts(self, config: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         parts = read_rows(self._files(config), columns)
-        count = self.facts["counts"]["annotations" if config == "annotations" else "rows"]
+        counts = self.manifest.counts
+        count = counts.annotations if config == "annotations" else counts.rows
         yield from self.progress(parts, f"{CONFIGS[config]}: rows", count)
 
 
@@ -309,7 +298,7 @@ def _check_reply(row: Mapping[str, Any], rubric: Rubric) -> None:
                 f"{who}: {name} is {row[name]!r}, but its raw text says "
                 f"{getattr(annotation, name)!r}"
             )
-    tokens = json.loads(row["logprobs"]) if row["logprobs"] else None
+    tokens = parse_tokens(row["logprobs"]) if row["logprobs"] else None
     for name, scale in (("magnitude", rubric.magnitude), ("confidence", rubric.confidence)):
         stored = row[f"expected_{name}"]
         computed = expected_scores(tokens, name, scale) if tokens else None

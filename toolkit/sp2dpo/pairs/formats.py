@@ -7,6 +7,7 @@ row in any other format is refused with a reason; nothing is repaired by guessin
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from sp2dpo.pairs.pair import Message, Pair, normalise
@@ -36,6 +37,7 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
     """
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
     prompt = row.get("prompt")
+    # Both are either text or a tuple of turns by now.
     if type(chosen) is not type(rejected):
         raise InvalidPair("chosen and rejected are of different kinds")
     if isinstance(chosen, str):
@@ -120,6 +122,7 @@ def _prompt_turns(prompt: Any) -> Turns:
         return value
     if _DIALOGUE_TURN.match(value):
         turns = _dialogue(value)
+        # Prompts in the style of hh-rlhf end with an empty turn of the assistant.
         open_end = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
         return turns[:-1] if open_end else turns
     return ({"role": "user", "content": value},)
@@ -142,11 +145,7 @@ def _dialogue(text: str) -> Turns:
 
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
     """Split two texts after their common beginning, the prompt, which ends with a complete word."""
-    length = 0
-    for left, right in zip(chosen, rejected, strict=False):
-        if left != right:
-            break
-        length += 1
+    length = _common_length(chosen, rejected)
     while length and not (
         chosen[length - 1].isspace()
         or (chosen[length : length + 1].isspace() and rejected[length : length + 1].isspace())
@@ -158,6 +157,11 @@ def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
     if not chosen[:length].strip():
         raise InvalidPair("no common prompt")
     return prompt, _assistant(chosen[length:]), _assistant(rejected[length:])
+
+
+def _common_length(left: Sequence[Any], right: Sequence[Any]) -> int:
+    items = zip(left, right, strict=False)
+    return sum(1 for _ in takewhile(lambda item: item[0] == item[1], items))
 
 
 def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
@@ -175,11 +179,7 @@ def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns,
 
 
 def _common_beginning(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    length = 0
-    for left, right in zip(chosen, rejected, strict=False):
-        if left != right:
-            break
-        length += 1
+    length = _common_length(chosen, rejected)
     if length == len(chosen) == len(rejected):
         raise InvalidPair("chosen equals rejected")
     return chosen[:length], chosen[length:], rejected[length:]

@@ -10,9 +10,8 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from sp2dpo.pairs.pair import Message, Pair
+from sp2dpo.pairs.pair import Message
 from sp2dpo.pairs.sources import SetAside, SourceRow
 from sp2dpo.text import canonical_json
 
@@ -150,22 +149,16 @@ def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Sour
             continue
         pair_id = row.pair.id
         if pair_id not in index.lengths:
-            index.lengths[pair_id] = _lengths(row.pair)
+            chosen, rejected = _length(row.pair.chosen), _length(row.pair.rejected)
+            index.lengths[pair_id] = (_length(row.pair.prompt), chosen - rejected)
         if prefer and (pair_id in prefer or row.source_id in prefer):
             index.preferred.add(pair_id)
     return index
 
 
-def _lengths(pair: Pair) -> tuple[int, int]:
-    return _length(pair.prompt), _length(pair.chosen) - _length(pair.rejected)
-
-
 def _length(turns: Iterable[Message]) -> int:
-    return sum(_characters(turn.get("content")) for turn in turns)
-
-
-def _characters(content: Any) -> int:
-    return len(content if isinstance(content, str) else canonical_json(content or ""))
+    contents = [turn.get("content") for turn in turns]
+    return sum(len(c if isinstance(c, str) else canonical_json(c or "")) for c in contents)
 
 
 def _strata(lengths: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:

@@ -17,6 +17,7 @@ from sp2dpo import hub
 from sp2dpo.files import read_json_lines
 from sp2dpo.pairs.formats import InvalidPair, parse_row
 from sp2dpo.pairs.pair import Pair
+from sp2dpo.text import one_line
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 _HUB_ID = re.compile(
@@ -176,6 +177,5 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     # OSError means a damaged page, OverflowError a date that Python cannot represent.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: not a Parquet file we can read, after row {count}: "
-            f"{' '.join(str(error).split())}"
+            f"{path}: not a Parquet file we can read, after row {count}: {one_line(error)}"
         ) from error

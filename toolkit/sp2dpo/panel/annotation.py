@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sp2dpo.files import DuplicateKey, refuse_duplicate_keys
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
 
 
@@ -72,10 +73,12 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     if not text.strip():
         raise Refusal("empty", "")
     try:
-        values = json.loads(text, object_pairs_hook=_object_without_repeats)
+        values = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:
         raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
-    except ValueError as error:  # a key twice, or a number of thousands of digits
+    except DuplicateKey as error:
+        raise Refusal("schema", "a key stands twice") from error
+    except ValueError as error:  # a number of thousands of digits
         raise Refusal("schema", str(error)) from error
     except RecursionError as error:
         raise Refusal("schema", "nested too deeply") from error
@@ -95,13 +98,6 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     )
 
 
-def _object_without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(items)
-    if len(values) < len(items):
-        raise ValueError("a key stands twice")
-    return values
-
-
 def _rationale(value: Any, rubric: Rubric) -> str:
     if not isinstance(value, str):
         raise Refusal("schema", "rationale is not text")
@@ -109,7 +105,7 @@ def _rationale(value: Any, rubric: Rubric) -> str:
         limit = rubric.rationale_length
         raise Refusal("schema", f"rationale of {len(value)} characters, {limit} allowed")
     try:
-        value.encode()
+        value.encode()  # SQLite and Parquet store text as UTF-8
     except UnicodeEncodeError:
         raise Refusal("schema", "rationale holds half of a surrogate pair") from None
     return value

@@ -7,8 +7,9 @@ The expectation over the labels of a scale uses more of a reply than its sampled
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sp2dpo.panel.rubric import Scale
@@ -30,7 +31,43 @@ _NUMBER = re.compile(r"(-?[0-9]*(?:\.[0-9]*)?)([\s,}].*)?", re.ASCII | re.DOTALL
 _LABEL = re.compile(r"(0|-?[1-9][0-9]{0,14})(\.0+)?", re.ASCII)
 
 
-def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
+@dataclass(frozen=True, kw_only=True)
+class ValueToken:
+    """A token that spells a value of a reply; its JSON object is stored.
+
+    Attributes:
+        field: Key of the value, one of `FIELDS`.
+        at: Index of the token among all tokens of the reply.
+        token: Text of the token.
+        logprob: Its log-probability.
+        top: Text and log-probability of the alternatives, without those of probability 0.
+    """
+
+    field: str
+    at: int
+    token: str
+    logprob: float
+    top: list[list[Any]]
+
+
+def format_tokens(tokens: Sequence[ValueToken]) -> str:
+    """Return the JSON in which tokens are stored."""
+    return json.dumps([vars(token) for token in tokens], ensure_ascii=False)
+
+
+def parse_tokens(text: str) -> list[ValueToken]:
+    """Parse the JSON of `format_tokens`.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    try:
+        return [ValueToken(**values) for values in json.loads(text)]
+    except TypeError as error:
+        raise ValueError("not the log-probabilities of values") from error
+
+
+def tokens_of_values(content: Any, text: str) -> list[ValueToken] | None:
     """Return the tokens that spell the values of `FIELDS`, with their alternatives.
 
     The token after a number is included if one of its alternatives would have continued the number,
@@ -41,10 +78,8 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
         text: Text of the reply, one JSON object.
 
     Returns:
-        A list of `{"field", "at", "token", "logprob", "top": [[token, logprob], ...]}`, where `at`
-        is the token's index in `content`, and `top` omits tokens of probability 0. None if the text
-        is not a JSON object, contains none of the fields, or is not what the tokens spell from the
-        first value to the end.
+        None if the text is not a JSON object, contains none of the fields, or is not what the
+        tokens spell from the first value to the end.
     """
     try:
         spans = _spans(text)
@@ -52,7 +87,7 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
             return None
         places = _places(content, text.encode(), min(start for start, _ in spans.values()))
         return [
-            {"field": field, "at": at, **_record(content[at])}
+            _value_token(field, at, content)
             for field, span in spans.items()
             for at in _within(places, content, span, is_number=field in _NUMBERS)
         ]
@@ -60,7 +95,7 @@ def tokens_of_values(content: Any, text: str) -> list[dict[str, Any]] | None:
         return None
 
 
-def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> float | None:
+def expected_scores(tokens: Sequence[ValueToken], field: str, scale: Scale) -> float | None:
     """Compute the expectation over the labels of a scale, from a reply's alternative tokens.
 
     If a label has several tokens, the alternatives of each token are weighted by the probability of
@@ -77,7 +112,7 @@ def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> f
         total probability below 0.9 (our choice).
     """
     masses: dict[int, float] = {}
-    for label, mass in _masses([token for token in tokens if token["field"] == field], scale):
+    for label, mass in _masses([token for token in tokens if token.field == field], scale):
         masses[label] = masses.get(label, 0.0) + mass
     total = math.fsum(masses.values())
     if total < _SURE:
@@ -85,34 +120,29 @@ def expected_scores(tokens: list[dict[str, Any]], field: str, scale: Scale) -> f
     return math.fsum(label * mass for label, mass in masses.items()) / total
 
 
-def _masses(places: list[dict[str, Any]], scale: Scale) -> Iterator[tuple[int, float]]:
+def _masses(tokens: Sequence[ValueToken], scale: Scale) -> Iterator[tuple[int, float]]:
     """Yield labels with their probabilities; a label may occur several times."""
     digits, probability = "", 1.0  # of the sampled tokens so far
-    for number, place in enumerate(places, 1):
-        sampled, alternatives = _split_sampled(place)
-        for token, logprob in alternatives:
-            label = _label(digits, token, scale)
+    for number, token in enumerate(tokens, 1):
+        alternatives = list(token.top)
+        texts = [text for text, _ in alternatives]
+        # Servers list the sampled token among the alternatives or leave it out.
+        if token.token in texts:
+            del alternatives[texts.index(token.token)]
+        for text, logprob in alternatives:
+            label = _label(digits, text, scale)
             if label is not None:
                 yield label, probability * _probability(logprob)
-        probability *= _probability(place["logprob"])
-        extended = _extend(digits, sampled)
+        probability *= _probability(token.logprob)
+        extended = _extend(digits, token.token)
         if extended is None:
             return
         digits, is_closed = extended
         # After the last stored token, no alternative would have continued the number.
-        if number == len(places) or is_closed:
+        if number == len(tokens) or is_closed:
             label = _label(digits, ",", scale)
             if label is not None:
                 yield label, probability
-
-
-def _split_sampled(place: dict[str, Any]) -> tuple[str, list[list[Any]]]:
-    """Return the sampled token and its alternatives."""
-    top = list(place["top"])
-    texts = [token for token, _ in top]
-    if place["token"] in texts:
-        del top[texts.index(place["token"])]
-    return place["token"], top
 
 
 def _label(digits: str, token: str, scale: Scale) -> int | None:
@@ -228,18 +258,22 @@ def _within(
     tokens = sorted(at for at, (start, end) in places.items() if start < span[1] and end > span[0])
     after = tokens[-1] + 1 if tokens else None
     if is_number and after in places and places[after][0] == span[1]:
-        alternatives = [text for text, _ in _record(content[after])["top"]]
+        alternatives = [text for text, _ in _alternatives(content[after])]
         if any(text[:1] in _DIGITS for text in alternatives if text):
             tokens.append(after)
     return tokens
 
 
-def _record(token: Any) -> dict[str, Any]:
-    """Return the fields of a token and its alternatives that are stored."""
-    _, text, logprob = _parse_token(token)
+def _value_token(field: str, at: int, content: list[Any]) -> ValueToken:
+    _, text, logprob = _parse_token(content[at])
+    top = _alternatives(content[at])
+    return ValueToken(field=field, at=at, token=text, logprob=logprob, top=top)
+
+
+def _alternatives(token: Any) -> list[list[Any]]:
+    """Return text and log-probability of the alternatives of a token that are possible."""
     top = [_parse_token(alternative)[1:] for alternative in token.get("top_logprobs") or []]
-    possible = [[name, value] for name, value in top if value > _NO_MASS]
-    return {"token": text, "logprob": logprob, "top": possible}
+    return [[text, logprob] for text, logprob in top if logprob > _NO_MASS]
 
 
 def _parse_token(token: Any) -> tuple[bytes, str, float]:

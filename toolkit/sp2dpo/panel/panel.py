@@ -1,12 +1,12 @@
 """Load panels: which teachers are asked, under which rubric, in which variants."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
-from sp2dpo.inference.endpoint import Endpoint, EndpointConfig
+from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, Price
 from sp2dpo.panel.rubric import Rubric, load_rubric
 from sp2dpo.settings import (
     Settings,
@@ -19,6 +19,52 @@ from sp2dpo.settings import (
 )
 
 BUDGETS = ("full", "adaptive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """What a store records of a teacher on a panel.
+
+    Attributes:
+        name: Name of the teacher.
+        retries: Number of retries after an unreadable reply.
+        price: Price of the model; None if unknown.
+        license: Licence of the model; None if not stated.
+    """
+
+    name: str
+    retries: int
+    price: Price | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelRecord:
+    """What a store records of a panel, as JSON: no addresses, commands or names of API keys.
+
+    Attributes:
+        variants: Variants of the rubric that are asked, in this order.
+        budget: `full` or `adaptive`.
+        tolerance: Largest change of a gap that an adaptive panel accepts when it stops.
+        teachers: Teachers in the order of the panel.
+    """
+
+    variants: list[str]
+    budget: str
+    tolerance: float
+    teachers: list[TeacherRecord]
+
+
+_RECORD = TypeAdapter(PanelRecord)
+
+
+def parse_record(text: str) -> PanelRecord:
+    """Parse the JSON of a panel's record.
+
+    Raises:
+        ValueError: It is not such a record.
+    """
+    return _RECORD.validate_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +87,22 @@ class Panel:
     budget: str = "full"
     tolerance: float = 0.074
 
-    def record(self) -> dict[str, Any]:
-        """Return the JSON object that a store records of a panel.
-
-        It contains no addresses, no commands and no names of API keys.
-        """
-        return {
-            "variants": list(self.variants),
-            "budget": self.budget,
-            "tolerance": self.tolerance,
-            "teachers": [
-                {
-                    "name": teacher.name,
-                    "retries": teacher.retries,
-                    "price": None if teacher.price is None else asdict(teacher.price),
-                    "license": teacher.license,
-                }
+    def record(self) -> PanelRecord:
+        """Return what a store records of this panel."""
+        return PanelRecord(
+            variants=list(self.variants),
+            budget=self.budget,
+            tolerance=self.tolerance,
+            teachers=[
+                TeacherRecord(
+                    name=teacher.name,
+                    retries=teacher.retries,
+                    price=teacher.price,
+                    license=teacher.license,
+                )
                 for teacher in self.teachers
             ],
-        }
+        )
 
     def questions(self) -> int:
         """Number of questions per pair and teacher under a full budget."""

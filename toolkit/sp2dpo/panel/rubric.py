@@ -307,12 +307,9 @@ class RubricConfig(Settings):
 
     def build(self) -> Rubric:
         """Return the rubric."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in RubricConfig.model_fields}
-        scales: dict[str, Any] = {
-            name: Scale(min=scale.min, max=scale.max, text=scale.text)
-            for name, scale in (("magnitude", self.magnitude), ("confidence", self.confidence))
-        }
-        return Rubric(**(values | scales))
+        values: dict[str, Any] = self.model_dump()
+        values |= {name: Scale(**values[name]) for name in ("magnitude", "confidence")}
+        return Rubric(**values)
 
 
 def read_rubric(path: Path) -> Rubric:

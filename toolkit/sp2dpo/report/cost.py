@@ -182,8 +182,8 @@ def _first_details(store: Store, variants: Collection[str]) -> dict[str, dict[st
     """Return the detail of the first refusal for each teacher and reason."""
     details: dict[str, dict[str, str]] = {}
     for reply in store.replies():
-        if reply["reason"] is not None and reply["detail"] and reply["variant"] in variants:
-            details.setdefault(reply["teacher"], {}).setdefault(reply["reason"], reply["detail"])
+        if reply.reason is not None and reply.detail and reply.variant in variants:
+            details.setdefault(reply.teacher, {}).setdefault(reply.reason, reply.detail)
     return details
 
 

@@ -163,7 +163,7 @@ def _nearest_rationale(
     """
     nearest, smallest = None, None
     for reply in store.replies(row["pair_id"]):
-        if reply["status"] != "kept" or reply["category"] != row["category"]:
+        if reply.status != "kept" or reply.category != row["category"]:
             continue
         gap = compute_signed_gap(reply, rubric, estimator)
         distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
@@ -171,10 +171,10 @@ def _nearest_rationale(
             nearest, smallest = reply, distance
     if nearest is None:
         return None
-    response_a = "chosen" if nearest["order"] == CHOSEN_FIRST else "rejected"
+    response_a = "chosen" if nearest.order == CHOSEN_FIRST else "rejected"
     return Rationale(
-        teacher=nearest["teacher"],
-        variant=nearest["variant"],
-        rationale=nearest["rationale"],
+        teacher=nearest.teacher,
+        variant=nearest.variant,
+        rationale=nearest.rationale or "",
         a=response_a if rubric.blind else None,
     )

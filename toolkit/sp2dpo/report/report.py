@@ -355,9 +355,9 @@ def describe_teachers(store: Store, rubric: Rubric) -> list[TeacherSummary]:
     outcomes = [key for key in store.questions.outcomes() if key.variant in rubric.variants]
     teachers = []
     for teacher in store.teachers():
-        counts = count_outcomes([key for key in outcomes if key.teacher == teacher["name"]])
+        counts = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
         kept = counts.pop("kept", 0)
-        teachers.append(TeacherSummary(**teacher, kept=kept, refused=counts))
+        teachers.append(TeacherSummary(**vars(teacher), kept=kept, refused=counts))
     return teachers
 
 
@@ -370,7 +370,7 @@ def _count_replies(
     settled = store.questions.saved_replies(variants, questions)
     spared = 0
     # Under a full budget, pairs that an earlier adaptive panel settled are asked after all.
-    if settled[""] and store.panel()["budget"] == "adaptive":
+    if settled[""] and store.panel().budget == "adaptive":
         spared = sum(settled.get(teacher.name, settled[""]) for teacher in teachers)
     asked = store.questions.pair_count() * questions * len(teachers)
     return ReplyTotals(

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from sp2dpo.inference.endpoint import Price
+from sp2dpo.panel.panel import TeacherRecord
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
@@ -166,7 +167,7 @@ def collect_status(path: Path | str) -> RunStatus:
         pairs = 0 if problems else store.questions.pair_count()
         budget, teachers, outside = None, [], OutsideReplies()
         if not problems and store.teachers():
-            budget = store.panel()["budget"]
+            budget = store.panel().budget
             teachers, outside = _teachers(store, pairs)
         return RunStatus(
             store=str(path),
@@ -236,20 +237,18 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
     panel = store.panel()
     # Every pair has the same orders; its id only decides which is asked first.
     orders = sorted(store.rubric().orders("0"))
-    cells = [(variant, order) for variant in panel["variants"] for order in orders]
-    settled = store.usage.count_settled() if panel["budget"] == "adaptive" else {}
+    cells = [(variant, order) for variant in panel.variants for order in orders]
+    settled = store.usage.count_settled() if panel.budget == "adaptive" else {}
     # The key of three empty strings counts all settled pairs.
     settled_pairs = settled.get(("", "", ""), 0)
     outcomes, slices = store.questions.outcomes(), store.usage.slices()
     teachers, inside = [], 0
-    for teacher in panel["teachers"]:
-        name = teacher["name"]
+    for teacher in panel.teachers:
+        name = teacher.name
         own = [
             part for part in slices if part.teacher == name and (part.variant, part.order) in cells
         ]
-        final = [
-            key for key in outcomes if key.teacher == name and key.is_final(teacher["retries"])
-        ]
+        final = [key for key in outcomes if key.teacher == name and key.is_final(teacher.retries)]
         rows = []
         for variant, order in cells:
             refused = count_outcomes(
@@ -302,18 +301,18 @@ def _sum_progress(rows: Sequence[Progress], usage: Usage) -> Progress:
 
 
 def _teacher(
-    teacher: dict[str, Any], cells: list[CellStatus], slices: Sequence[Slice]
+    teacher: TeacherRecord, cells: list[CellStatus], slices: Sequence[Slice]
 ) -> TeacherStatus:
     usage, rate = sum_usage(slices), recent_usage(slices).rate
     progress = _sum_progress(cells, usage)
-    price = None if teacher["price"] is None else Price(**teacher["price"])
+    price = teacher.price
     done = progress.asked - progress.spared - progress.pending
     # Retries make more than one request for a question.
     requests_left = progress.pending * (usage.requests / done if done else 1.0)
     seconds_left = 0.0 if not progress.pending else requests_left / rate if rate else None
     return TeacherStatus(
         **vars(progress),
-        name=teacher["name"],
+        name=teacher.name,
         untimed=usage.untimed,
         busy_seconds=usage.busy,
         replies_per_second=rate,

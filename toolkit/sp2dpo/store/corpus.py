@@ -58,6 +58,7 @@ class Corpus:
         digest = hashlib.sha256()
         with transaction(self._db):
             stored_digest = read_meta(self._db, "source_digest")
+            # All rows are read also if the store has them: only their hash shows that it does.
             for row in rows:
                 record = _record(row)
                 digest.update(json.dumps(record).encode())
@@ -79,6 +80,7 @@ class Corpus:
         if isinstance(row, SetAside):
             self._db.execute("INSERT INTO set_aside VALUES (?, ?, ?)", record)
             return
+        # IGNORE, because several rows may contain the same pair.
         texts = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
         self._db.execute(
             "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
@@ -119,6 +121,7 @@ class Corpus:
             ("SELECT pair_id FROM pairs WHERE pair_id = ?", (name,)),
         ]
         if _ID_BEGINNING.fullmatch(name):
+            # A range, because LIKE would not use the index; "g" follows all hexadecimal digits.
             beginning = "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?"
             queries.append((beginning, (name, name + "g")))
         pair_ids = {row[0] for query, values in queries for row in self._db.execute(query, values)}
@@ -132,6 +135,7 @@ class Corpus:
 
     def rows(self) -> Iterator[tuple[SourceRow, str]]:
         """Yield the rows with a usable pair, in source order, each with its pair's id."""
+        # Closed even if the caller stops early: an open cursor keeps its read transaction.
         with closing(self._db.cursor()) as cursor:
             cursor.execute(
                 "SELECT row, pair_id, source_id, columns, prompt, chosen, rejected, tools "

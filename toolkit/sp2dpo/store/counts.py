@@ -97,19 +97,19 @@ def load_recorded_panel(store: Store) -> Panel:
     record = store.panel()
     return Panel(
         rubric=store.rubric(),
-        variants=tuple(record["variants"]),
-        budget=record["budget"],
-        tolerance=record["tolerance"],
+        variants=tuple(record.variants),
+        budget=record.budget,
+        tolerance=record.tolerance,
         teachers=tuple(
             Endpoint(
-                name=teacher["name"],
+                name=teacher.name,
                 model="",
                 revision=None,
                 base_urls=(),
                 sampling={},
-                retries=teacher["retries"],
+                retries=teacher.retries,
             )
-            for teacher in record["teachers"]
+            for teacher in record.teachers
         ),
     )
 
@@ -142,19 +142,21 @@ def reply_count_lines(teachers: Sequence[ReplyCounts]) -> list[str]:
     lines = []
     for counts in teachers:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.refused.items())
-        refused = sum(counts.refused.values())
-        lines.append(
-            f"{counts.teacher}: {counts.all} asked for = {counts.kept} kept + {refused} refused"
-            f"{f' ({reasons})' if reasons else ''}"
-            f"{f' + {counts.spared} spared' if counts.spared else ''} + {counts.pending} pending"
-        )
-    total = sum(counts.all for counts in teachers)
-    kept = sum(counts.kept for counts in teachers)
-    refused = sum(sum(counts.refused.values()) for counts in teachers)
-    spared = sum(counts.spared for counts in teachers)
-    pending = sum(counts.pending for counts in teachers)
-    lines.append(
-        f"{total} asked for = {kept} kept + {refused} refused + "
-        f"{f'{spared} spared + ' if spared else ''}{pending} pending"
+        text = _counts_text(counts, f" ({reasons})" if reasons else "")
+        lines.append(f"{counts.teacher}: {text}")
+    total = ReplyCounts(
+        teacher="",
+        all=sum(counts.all for counts in teachers),
+        kept=sum(counts.kept for counts in teachers),
+        refused={"": sum(sum(counts.refused.values()) for counts in teachers)},
+        spared=sum(counts.spared for counts in teachers),
     )
-    return lines
+    return [*lines, _counts_text(total)]
+
+
+def _counts_text(counts: ReplyCounts, reasons: str = "") -> str:
+    spared = f" + {counts.spared} spared" if counts.spared else ""
+    return (
+        f"{counts.all} asked for = {counts.kept} kept + {sum(counts.refused.values())} refused"
+        f"{reasons}{spared} + {counts.pending} pending"
+    )

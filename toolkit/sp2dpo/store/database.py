@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sp2dpo.files import check_parent
+
 _APPLICATION_ID = 0x53503244  # "SP2D"
 _FORMAT = 2
 _SCHEMA = """
@@ -91,9 +93,10 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """
     if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` makes one")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_parent(path)
     address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _read_mode(path)}"
+    # isolation_level: transactions are explicit; the module would begin some by itself.
+    # check_same_thread: a run commits in a writer thread. timeout: seconds to wait for a commit.
     database = sqlite3.connect(
         address, uri=True, isolation_level=None, check_same_thread=False, timeout=30
     )
@@ -123,7 +126,9 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
     application_id = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if write and application_id == 0 and tables == 0:
+        # With a write-ahead log, `status` and others can read while a run writes.
         database.execute("PRAGMA journal_mode = WAL")
+        # One transaction, so that a killed process leaves either no schema or all of it.
         database.executescript(
             f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; "
             f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} {_NARROW} COMMIT;"
@@ -146,6 +151,7 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
 def integrity(database: sqlite3.Connection) -> list[str]:
     """Return the problems that SQLite's quick check reports; empty if there are none."""
     try:
+        # Unlike `integrity_check`, it does not compare the indexes with the tables, which is slow.
         problems = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
     except sqlite3.OperationalError:  # the file is not damaged but, for example, busy
         raise
@@ -162,10 +168,9 @@ def only_writer(path: Path) -> Iterator[None]:
         ValueError: If another process holds the lock; the message has its process id.
         OSError: If the folder does not exist or is not writable.
     """
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_parent(path)
     mark = path.with_name(f"{path.name}.lock")
-    with mark.open("a+") as lock:
+    with mark.open("a+") as lock:  # "w" would erase the process id of the current holder
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -199,6 +204,8 @@ def snapshot(database: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     """Commit everything written inside the block, or nothing."""
+    # A plain BEGIN locks at the first write, where SQLite refuses at once instead of waiting if the
+    # transaction has read an older state.
     database.execute("BEGIN IMMEDIATE")
     try:
         yield

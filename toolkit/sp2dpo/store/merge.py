@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sp2dpo.text import shorten
 _KEY = COLUMNS[:5]
 _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
 _SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
+# IS NOT, because `!=` is never true for a null.
 _DIFFERS = " OR ".join(f'ours."{name}" IS NOT theirs."{name}"' for name in _CONTENT)
 _COPIED = ("pairs", "source_rows", "set_aside")
 _META = (
@@ -62,6 +63,7 @@ def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
     out, shards = Path(out), [Path(shard) for shard in shards]
     with ExitStack() as locks:
         _check_names(out, shards)
+        # A shard that is being annotated would give another result the next time.
         locks.enter_context(only_writer(out))
         for path in shards:
             locks.enter_context(only_writer(path))
@@ -72,6 +74,7 @@ def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
                 added = _gather(unfinished, shards)
         else:
             _check_merged(out)
+            # Gathered in another file first, so that one transaction adds all or nothing to `out`.
             with _set_aside(out) as gathered:
                 _gather(gathered, shards)
                 added = _add(out, gathered)
@@ -103,7 +106,7 @@ def _check_compatible(paths: Sequence[Path]) -> None:
     first, expected = None, {}
     for path in paths:
         with Store(path) as store, closing(connect(path, write=False)) as database:
-            properties = shared_properties(store, database)
+            properties = _shared_properties(store, database)
         if first is None:
             first, expected = path, properties
         for what, value in properties.items():
@@ -118,7 +121,7 @@ def _check_compatible(paths: Sequence[Path]) -> None:
         raise ValueError(f"{first}: nothing was annotated yet; run `sp2dpo annotate` first")
 
 
-def shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
+def _shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, Any]:
     """Return the properties that all merged stores must share, by their names in messages."""
     source = store.corpus.source()
     if source is None:
@@ -129,12 +132,11 @@ def shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, A
         return properties  # an empty shard, or one not annotated yet
     panel = store.panel()
     properties["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
-    panel_teachers = {teacher["name"] for teacher in panel["teachers"]}
-    repliers = {teacher["name"] for teacher in store.teachers()}
+    teachers = {teacher.name for teacher in (*panel.teachers, *store.teachers())}
     for name, *values in database.execute("SELECT * FROM teachers ORDER BY name"):
-        if name in panel_teachers | repliers:
+        if name in teachers:
             properties[f"teacher {name} (model, revision, sampling)"] = values
-    for key, value in panel.items():
+    for key, value in asdict(panel).items():
         properties[f"panel's {key}"] = value
     return properties
 
@@ -167,8 +169,10 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
         database.execute("PRAGMA synchronous = OFF")
         for shard in shards:
             with _attach(database, shard), transaction(database):
-                if read_meta(database, "merged") is None:
-                    _begin(database)
+                if read_meta(database, "merged") is None:  # the first; all have the same pairs
+                    for table in _COPIED:
+                        database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
+                    write_meta(database, "merged", "yes")
                 _insert(database, shard)
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA journal_mode = WAL")
@@ -201,12 +205,6 @@ def _attach(database: sqlite3.Connection, path: Path) -> Iterator[None]:
         database.execute("DETACH theirs")
 
 
-def _begin(database: sqlite3.Connection) -> None:
-    for table in _COPIED:
-        database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
-    write_meta(database, "merged", "yes")
-
-
 def _insert(database: sqlite3.Connection, path: Path) -> None:
     """Insert the replies of the attached store, and shared properties that are still missing."""
     conflict = database.execute(
@@ -225,6 +223,7 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
             "INSERT OR IGNORE INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,)
         )
     names = ", ".join(f'"{name}"' for name in COLUMNS)
+    # A store may also define teachers that were on an earlier panel and never replied.
     database.execute(
         "INSERT OR IGNORE INTO main.teachers SELECT * FROM theirs.teachers WHERE name IN "
         "(SELECT json_extract(each.value, '$.name') FROM theirs.meta AS panel, "
@@ -234,6 +233,8 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
     database.execute(
         f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
     )
+    # The same row wins in whatever order stores are merged. Without `WHERE true`, SQLite would take
+    # ON for a part of the FROM clause.
     database.execute(
         "INSERT INTO main.settled SELECT * FROM theirs.settled WHERE true ON CONFLICT DO UPDATE "
         "SET replies = excluded.replies, chance = excluded.chance "

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.corpus import load_pair
 from sp2dpo.store.database import read_meta, transaction, write_meta
-from sp2dpo.store.records import UNREADABLE
+from sp2dpo.store.records import UNREADABLE, StoredReply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +122,13 @@ class PairReplies:
     Attributes:
         number: Number of the pair in source order.
         pair: The pair.
-        replies: Dicts with the keys teacher, variant, order, attempt, reason, better, magnitude and
-            confidence.
+        replies: All replies, without the fields that no sampled reading depends on: the
+            expectations, texts and counts of tokens are None or empty.
     """
 
     number: int
     pair: Pair
-    replies: list[dict[str, Any]]
+    replies: list[StoredReply]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,18 +256,14 @@ class Questions:
         highest = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
         # `attempt < ?` skips the subquery for all rows if no key has a second attempt.
         rows = self._db.execute(
-            f"""SELECT teacher, variant, "order", count(*) {_KEPT} AND NOT (attempt < ? AND EXISTS (
+            f"""SELECT teacher, variant, "order", NULL, 0, count(*) {_KEPT}
+            AND NOT (attempt < ? AND EXISTS (
                 SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
                 AND k.attempt > r.attempt
             )) GROUP BY 1, 2, 3""",
             (highest,),
         )
-        return [
-            KeyCount(
-                teacher=row[0], variant=row[1], order=row[2], reason=None, attempt=0, count=row[3],
-            )
-            for row in rows
-        ]  # fmt: skip
+        return _key_counts(rows)
 
     def refused(self) -> list[KeyCount]:
         """Count the keys without a kept reply, by the reason of their last refusal."""
@@ -278,13 +274,7 @@ class Questions:
                 AND (k.status = 'kept' OR k.attempt > r.attempt)
             ) GROUP BY 1, 2, 3, 4, 5"""
         )
-        return [
-            KeyCount(
-                teacher=row[0], variant=row[1], order=row[2], reason=row[3], attempt=row[4],
-                count=row[5],
-            )
-            for row in rows
-        ]  # fmt: skip
+        return _key_counts(rows)
 
     def replied_pairs(self, *, settled: bool, after: int, limit: int) -> list[PairReplies]:
         """Return the next pairs with all their replies, in source order.
@@ -297,9 +287,8 @@ class Questions:
         rows = self._db.execute(
             f"""
             SELECT number, pair_id, prompt, chosen, rejected, tools,
-                (SELECT json_group_array(json_object('teacher', teacher, 'variant', variant,
-                    'order', "order", 'attempt', attempt, 'reason', reason, 'better', better,
-                    'magnitude', magnitude, 'confidence', confidence))
+                (SELECT json_group_array(json_array(pair_id, teacher, variant, "order", attempt,
+                    status, reason, category, magnitude, confidence, better))
                  FROM replies r WHERE r.pair_id = p.pair_id)
             FROM pairs p WHERE number > ? AND {self._in_shard()}
                 AND (? OR pair_id NOT IN (SELECT pair_id FROM settled))
@@ -308,7 +297,11 @@ class Questions:
             (after, settled, limit),
         )
         return [
-            PairReplies(number=number, pair=load_pair(texts, pair_id), replies=json.loads(replies))
+            PairReplies(
+                number=number,
+                pair=load_pair(texts, pair_id),
+                replies=[StoredReply(*values) for values in json.loads(replies)],
+            )
             for number, pair_id, *texts, replies in rows
         ]
 
@@ -343,8 +336,14 @@ class Questions:
         shard = self.shard()
         if shard is None:
             return "true"
+        # SQLite evaluates it row by row, so that pairs of other shards never become objects.
         self._db.create_function("in_shard", 1, shard.contains, deterministic=True)
         return "in_shard(pair_id)"
+
+
+def _key_counts(rows: Iterable[tuple[Any, ...]]) -> list[KeyCount]:
+    names = KeyCount.__dataclass_fields__
+    return [KeyCount(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _job(plan: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
@@ -364,6 +363,7 @@ def _job(plan: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
                     order=order,
                     attempt=last + 1,
                 )
+                # A question that is asked again gets as many retries as it had at first.
                 until = max(plan.retries, last + 1 + plan.retries * plan.again)
                 questions.append(Question(key=key, last=until))
     return Job(number=number, pair=pair, questions=tuple(questions))

@@ -1,14 +1,15 @@
 """Convert replies to rows of a store: kept with an annotation, or refused with a reason."""
 
-import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sp2dpo.inference.client import Reply
 from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse_annotation
-from sp2dpo.panel.logprobs import expected_scores, tokens_of_values
+from sp2dpo.panel.logprobs import ValueToken, expected_scores, format_tokens, tokens_of_values
 from sp2dpo.panel.rubric import Rubric
+
+if TYPE_CHECKING:  # keeps the HTTP client out of commands that only read a store
+    from sp2dpo.inference.client import Reply
 
 UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
 """Reasons of refusals that are retried with another seed; all others are final."""
@@ -45,14 +46,76 @@ class ReplyRecord:
     reason: str | None
     detail: str | None
     raw: str
-    reply: Reply | None
+    reply: "Reply | None"
     arrived: float
-    tokens: list[dict[str, Any]] | None = None
+    tokens: list[ValueToken] | None = None
     magnitude: float | None = None
     confidence: float | None = None
 
 
-def record_reply(key: Key, reply: Reply, rubric: Rubric) -> ReplyRecord:
+class StoredReply(NamedTuple):
+    """A reply as it is read from a store; a tuple, because a store has hundreds of thousands.
+
+    Attributes:
+        pair_id: Id of the pair.
+        teacher: Name of the teacher.
+        variant: Variant of the rubric.
+        order: Order in which the responses were shown.
+        attempt: Number of earlier replies to the same question that were refused.
+        status: `kept` or `refused`.
+        reason: One-word reason of the refusal; None if the reply was kept.
+        category: Category that the teacher named; like all content, None if it was refused.
+        magnitude: How much better one response is, on the rubric's scale.
+        confidence: How sure the teacher is, on the rubric's scale.
+        better: `A`, `B` or `tie`; None under the labelled protocol.
+        expected_magnitude: Expectation over the teacher's tokens; None without log-probabilities.
+        expected_confidence: The same for the confidence.
+        rationale: Explanation of the teacher.
+        detail: Explanation of the reason.
+        raw: Text of the reply, unchanged.
+        logprobs: JSON of the tokens that spell the values; None if not requested.
+        finish_reason: Why the server stopped, in its words.
+        model: Model of the teacher, from the panel.
+        revision: Revision of that model, from the panel.
+        served_model: Model that the server reported.
+        rubric: Hash of the rubric.
+        prompt_tokens: Number of prompt tokens that the server reported.
+        completion_tokens: Number of completion tokens that the server reported.
+        cached_tokens: Number of prompt tokens from a prefix cache that the server reported.
+        seconds: Latency in seconds; None for an imported reply.
+        arrived: Arrival time, in seconds since 1970.
+    """
+
+    pair_id: str
+    teacher: str
+    variant: str
+    order: str
+    attempt: int
+    status: str
+    reason: str | None
+    category: str | None
+    magnitude: int | None
+    confidence: int | None
+    better: str | None
+    expected_magnitude: float | None = None
+    expected_confidence: float | None = None
+    rationale: str | None = None
+    detail: str | None = None
+    raw: str = ""
+    logprobs: str | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    served_model: str | None = None
+    rubric: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    seconds: float | None = None
+    arrived: float | None = None
+
+
+def record_reply(key: Key, reply: "Reply", rubric: Rubric) -> ReplyRecord:
     """Return the record of a reply: kept if it is complete and has a valid annotation."""
     annotation, reason, detail, tokens = None, None, None, None
     try:
@@ -109,6 +172,6 @@ def record_row(record: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
         reply and reply.prompt_tokens, reply and reply.completion_tokens,
         reply and reply.cached_tokens, reply and reply.seconds, record.arrived,
         annotation and annotation.better,
-        None if record.tokens is None else json.dumps(record.tokens, ensure_ascii=False),
+        None if record.tokens is None else format_tokens(record.tokens),
         record.magnitude, record.confidence,
     )  # fmt: skip

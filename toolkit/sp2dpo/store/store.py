@@ -5,17 +5,16 @@ beside it (`-wal`) belongs to it.
 """
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import polars as pl
 
-from sp2dpo.panel.panel import Panel
+from sp2dpo.panel.panel import Panel, PanelRecord, parse_record
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, parse_rubric
 from sp2dpo.store.annotations import COLUMNS as READ
 from sp2dpo.store.annotations import SEPARATOR, AnnotationTable, parse_columns, sort_by_key
@@ -30,8 +29,25 @@ from sp2dpo.store.database import (
     write_meta,
 )
 from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
-from sp2dpo.store.records import COLUMNS, ReplyRecord, record_row
+from sp2dpo.store.records import COLUMNS, ReplyRecord, StoredReply, record_row
 from sp2dpo.store.usage import UsageLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTeacher:
+    """The definition of a teacher with replies, which cannot change any more.
+
+    Attributes:
+        name: Name of the teacher.
+        model: Model that it is.
+        revision: Revision of the model; None if not stated.
+        sampling: Sampling parameters of every request.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    sampling: dict[str, Any]
 
 
 class Store:
@@ -67,12 +83,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._db.close()
 
     def integrity(self) -> list[str]:
@@ -100,10 +111,10 @@ class Store:
                 f"the panel asks under {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
                 "--store"
             )
-        recorded = {teacher["name"]: teacher for teacher in self.teachers()}
+        recorded = {teacher.name: teacher for teacher in self.teachers()}
         for teacher in panel.teachers:
             for what in ("model", "revision", "sampling") if teacher.name in recorded else ():
-                before, now = recorded[teacher.name][what], getattr(teacher, what)
+                before, now = getattr(recorded[teacher.name], what), getattr(teacher, what)
                 if before != now:
                     raise ValueError(
                         f"{self.path} knows the teacher {teacher.name} with {what} {before}, the "
@@ -120,13 +131,13 @@ class Store:
         self.check_panel(panel)
         self.reopen_settled(panel)
         rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
-        replied = {teacher["name"] for teacher in self.teachers()}
+        replied = {teacher.name for teacher in self.teachers()}
         with transaction(self._db):
             write_meta(self._db, "rubric_hash", panel.rubric.hash)
             write_meta(self._db, "rubric", rubric)
-            write_meta(self._db, "panel", json.dumps(panel.record(), ensure_ascii=False))
+            write_meta(self._db, "panel", json.dumps(asdict(panel.record()), ensure_ascii=False))
             for teacher in panel.teachers:
-                if teacher.name not in replied:
+                if teacher.name not in replied:  # until then, its definition may change
                     sampling = json.dumps(teacher.sampling, sort_keys=True)
                     self._db.execute(
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
@@ -137,10 +148,14 @@ class Store:
         """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
         stored = read_meta(self._db, "panel")
         if panel.budget == "adaptive" and stored is not None:
-            before, now = json.loads(stored), panel.record()
-            for teacher in (*before["teachers"], *now["teachers"]):
-                for terms in ("price", "license"):  # these do not affect which pairs are settled
-                    teacher.pop(terms, None)
+            before, now = (
+                # Prices and licences do not affect which pairs are settled.
+                replace(
+                    record,
+                    teachers=[replace(each, price=None, license=None) for each in record.teachers],
+                )
+                for record in (parse_record(stored), panel.record())
+            )
             if before != now:
                 self.questions.reopen()
 
@@ -155,8 +170,8 @@ class Store:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
         return parse_rubric(json.loads(stored), where=f"{self.path}: rubric")
 
-    def panel(self) -> dict[str, Any]:
-        """Return the record of the last panel; see `Panel.record`.
+    def panel(self) -> PanelRecord:
+        """Return the record of the last panel.
 
         Raises:
             ValueError: If nothing was annotated yet.
@@ -164,16 +179,16 @@ class Store:
         stored = read_meta(self._db, "panel")
         if stored is None:
             raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
-        return json.loads(stored)
+        return parse_record(stored)
 
-    def teachers(self) -> list[dict[str, Any]]:
-        """Return name, model, revision and sampling of every teacher with replies, by name."""
+    def teachers(self) -> list[StoredTeacher]:
+        """Return every teacher with replies, by name."""
         rows = self._db.execute(
             "SELECT name, model, revision, sampling FROM teachers "
             "WHERE EXISTS (SELECT 1 FROM replies WHERE teacher = name) ORDER BY name"
         )
         return [
-            {"name": name, "model": model, "revision": revision, "sampling": json.loads(sampling)}
+            StoredTeacher(name=name, model=model, revision=revision, sampling=json.loads(sampling))
             for name, model, revision, sampling in rows
         ]
 
@@ -199,20 +214,22 @@ class Store:
                 [(pair.pair_id, pair.replies, pair.chance) for pair in settled],
             )
 
-    def replies(self, pair_id: str | None = None) -> Iterator[dict[str, Any]]:
+    def replies(self, pair_id: str | None = None) -> Iterator[StoredReply]:
         """Yield all replies, or those of one pair, sorted by key, with the teachers' revisions."""
-        names = ", ".join(f'replies."{name}"' for name in COLUMNS if name != "model")
+        columns = {name: f'replies."{name}"' for name in COLUMNS} | {
+            "model": "teachers.model",
+            "revision": "teachers.revision",
+            "served_model": "replies.model",
+        }
+        names = ", ".join(columns[name] for name in StoredReply._fields)
         where = "" if pair_id is None else "WHERE pair_id = ?"
         with closing(self._db.cursor()) as cursor:
-            cursor.row_factory = sqlite3.Row
             cursor.execute(
-                f"SELECT {names}, teachers.model, teachers.revision, replies.model AS served_model "
-                f"FROM replies JOIN teachers ON teachers.name = teacher {where} "
+                f"SELECT {names} FROM replies JOIN teachers ON teachers.name = teacher {where} "
                 'ORDER BY pair_id, teacher, variant, "order", attempt',
                 () if pair_id is None else (pair_id,),
             )
-            for row in cursor:
-                yield dict(row)
+            yield from map(StoredReply._make, cursor)
 
     def annotations(self) -> AnnotationTable:
         """Return all kept annotations as a table.
@@ -295,7 +312,7 @@ def open_store_for_writing(path: Path, *, keep: bool = True) -> Iterator[Store]:
         OSError: If the folder does not exist, or the file cannot be written to.
     """
     with only_writer(path):
-        remove = not path.exists()
+        remove = not path.exists()  # under the lock: nobody else can create it meanwhile
         try:
             with Store(path, write=True) as store:
                 try:
@@ -316,4 +333,4 @@ def _spans(parts: int) -> list[tuple[str, str]]:
     """Split the range of pair ids, which are random hexadecimal digits, into about `parts`."""
     digits = 0 if parts < 2 else 1 if parts < 64 else 2
     starts = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
-    return list(zip(starts, [*starts[1:], "g"], strict=True))
+    return list(zip(starts, [*starts[1:], "g"], strict=True))  # "g" follows all digits

@@ -17,6 +17,8 @@ from datasets.exceptions import DatasetsError
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from sp2dpo.text import one_line
+
 
 @contextmanager
 def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterator[None]:
@@ -32,7 +34,7 @@ def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterato
     except (ValueError, TypeError, OSError, DatasetsError, yaml.YAMLError) as error:
         if traceback:
             raise
-        tqdm.write(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        tqdm.write(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(exit_code) from None
 
 
