@@ -576,7 +576,7 @@ def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
         trouble=None,
     )
     skipped = SkippedPairs(reason="no prompt " * 20, count=9, rows=(1, 2, 3, 4, 5))
-    sample = replace(found.sample, aside=[skipped])
+    sample = replace(found.sample, skipped=[skipped])
     lines = pilot_lines(replace(found, sample=sample))
     assert max(map(len, lines)) <= 100
     assert "NO-GO: refused, without-beta, clumped-high" in " ".join(lines)

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +24,7 @@ from sp2dpo.store.database import only_writer
 from sp2dpo.store.questions import SettledPair
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.usage import Slice, recent_usage, sum_usage
+from sp2dpo.text import json_values
 from support.harness import COMMAND, fail, pairs_of, succeed, write_pairs, write_panel
 
 VARIANTS = ("direct", "critic", "reader")
@@ -128,7 +129,7 @@ def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
             said(one, "b", "reader", reason="not-json"),  # is not asked again
         ]
     )
-    found = asdict(collect_status(store.path))
+    found = json_values(collect_status(store.path))
     a, b = found["teachers"]
     assert [counts(cell) for cell in a["cells"]] == [
         {"asked": 3, "kept": 2, "refused": {}, "spared": 0, "pending": 1},
@@ -160,7 +161,7 @@ def test_tokens_are_summed_and_a_server_that_leaves_zeros_out_is_understood(new_
             declined(two, "silent", "critic"),
         ]
     )
-    a, silent = asdict(collect_status(store.path))["teachers"]
+    a, silent = json_values(collect_status(store.path))["teachers"]
     assert (a["prompt_tokens"], a["completion_tokens"]) == (400, 40)
     assert (a["cached_tokens"], a["cached_share"]) == (160, 0.4)
     assert (silent["cached_tokens"], silent["cached_share"]) == (None, None)
@@ -175,7 +176,7 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
         [said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])]
     )
     store.add_replies([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
-    found = asdict(collect_status(store.path))["teachers"][0]
+    found = json_values(collect_status(store.path))["teachers"][0]
     assert found["replies_per_second"] == pytest.approx(10 / 10)
     assert found["busy_seconds"] == pytest.approx(100 + 10)
     assert found["pending"] == 120 - 20
@@ -202,7 +203,7 @@ def test_what_is_left_takes_the_replies_that_are_asked_for_again_into_account(ne
             said(one, "a", at=2.0, attempt=1),
         ]
     )
-    found = asdict(collect_status(store.path))["teachers"][0]
+    found = json_values(collect_status(store.path))["teachers"][0]
     assert (found["kept"], found["pending"], found["requests"]) == (1, 1, 2)
     assert found["seconds_left"] == pytest.approx(2)  # two replies at one a second
 
@@ -219,7 +220,7 @@ def test_money_by_the_token_and_by_the_hour(new_store):
         store.add_replies([said(one, "tokens", prompt=1000, completion=100, cached=400)])
         store.add_replies([said(one, "hours", at=float(n), seconds=1)])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     tokens, hours = found["teachers"]
     # For each of two replies 600 x 2 + 400 x 0.5 + 100 x 10 millionths; as many are to come.
     assert tokens["money"] == pytest.approx(2 * 2400e-6)
@@ -241,7 +242,7 @@ def test_money_that_cannot_be_known_is_not_told(new_store):
     one = begun(store, 1, panel)[0]
     store.add_replies([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
     assert found["total"]["unpriced"] == ["free", "silent"]
     assert "not included: free, silent" in "\n".join(status_lines(status))
@@ -256,7 +257,7 @@ def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new
     store.add_replies([declined(ids[0], "a", "critic")])
     store.add_replies([imported(ids[1], "a", "critic", reason="unfinished")])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     a = found["teachers"][0]
     assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
     assert a["busy_seconds"] is a["replies_per_second"] is a["seconds_left"] is None
@@ -275,7 +276,7 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
         [said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])]
     )
     store.add_replies([imported(one, "a", prompt=50) for one in ids[3:8]])
-    a = asdict(collect_status(store.path))["teachers"][0]
+    a = json_values(collect_status(store.path))["teachers"][0]
     assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
     assert a["busy_seconds"] == pytest.approx(6)
     assert a["replies_per_second"] == pytest.approx(3 / 6)
@@ -289,7 +290,7 @@ def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
     ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
     store.add_replies([said(ids[0], "a", at=5.0, seconds=1)])
     store.add_replies([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
-    a = asdict(collect_status(store.path))["teachers"][0]
+    a = json_values(collect_status(store.path))["teachers"][0]
     assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
 
 
@@ -363,7 +364,7 @@ def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
     store.add_replies([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
     store.add_replies([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
     assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
     assert "left: 10 s if the teachers work side by side, 15 s one after the other" in status_lines(
@@ -375,7 +376,7 @@ def test_a_teacher_that_was_not_heard_yet_has_no_time_left_that_is_known(new_sto
     store = new_store()
     ids = begun(store, 2, panel_of(a_teacher("a"), a_teacher("b", price=Price(gpu_hour=1, gpus=1))))
     store.add_replies([said(ids[0], "a")])
-    found = asdict(collect_status(store.path))
+    found = json_values(collect_status(store.path))
     b = found["teachers"][1]
     assert (b["pending"], b["seconds_left"], b["money_left"]) == (6, None, None)
     assert found["total"]["seconds_left_in_turn"] is None
@@ -387,7 +388,7 @@ def test_both_orders_of_a_blind_panel_have_a_row(new_store):
     one, _ = begun(store, 2, panel)
     store.add_replies([said(one, "a", order="rejected-first", better="A")])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     cells = found["teachers"][0]["cells"]
     assert [(cell["order"], cell["asked"], cell["kept"]) for cell in cells] == [
         ("chosen-first", 2, 0),
@@ -403,7 +404,7 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     store.add_replies([said(one, "a"), said(one, "b"), said(two, "a")])
     store.add_replies([], [SettledPair(pair_id=one, replies=2, chance=0.97)])
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     spared = [[cell["spared"] for cell in each["cells"]] for each in found["teachers"]]
     assert spared == [[0, 1, 1], [0, 1, 1]]
     assert counts(found["total"]) == {
@@ -418,7 +419,7 @@ def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
     store.add_replies([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
     store.record_panel(panel_of(a_teacher("a"), variants=("direct",)))
     status = collect_status(store.path)
-    found = asdict(status)
+    found = json_values(status)
     assert counts(found["total"]) == {
         "asked": 1, "kept": 1, "refused": {}, "spared": 0, "pending": 0,
     }  # fmt: skip
@@ -456,7 +457,7 @@ def test_a_damaged_file_is_found_out(new_store):
         file.write(b"\xff" * 2 * size)
     complaint = fail("status", "--store", store.path)
     assert "is damaged" in complaint
-    assert asdict(collect_status(store.path))["integrity"]
+    assert json_values(collect_status(store.path))["integrity"]
 
 
 def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
@@ -506,7 +507,7 @@ def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):
     ) as running:
         while len(teacher.requests) < 5:
             time.sleep(0.01)
-        found = asdict(collect_status(store))
+        found = json_values(collect_status(store))
         assert found["annotating"] == running.pid
         total = found["total"]
         assert 0 < total["kept"] < 120 == total["kept"] + total["pending"]
@@ -514,7 +515,7 @@ def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):
         running.send_signal(signal.SIGKILL)
     mark = tmp_path / "run.sqlite.lock"
     assert mark.exists()
-    assert asdict(collect_status(store))["annotating"] is None
+    assert json_values(collect_status(store))["annotating"] is None
     mark.write_text(str(os.getpid()))  # the number has gone to a process that annotates nothing
-    assert asdict(collect_status(store))["annotating"] is None
+    assert json_values(collect_status(store))["annotating"] is None
     assert "no process is annotating into it now" in succeed("status", "--store", store)

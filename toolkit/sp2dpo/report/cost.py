@@ -1,7 +1,7 @@
 """Measure the refusals, throughput and tokens of teachers, and project the cost of a corpus."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sp2dpo.annotation.dry_run import Text, count_text
 from sp2dpo.annotation.run import phases
@@ -19,12 +19,12 @@ class TeacherPerformance:
 
     Attributes:
         name: name of the teacher in the panel.
-        heard: number of questions with at least one reply.
+        answered: number of questions with at least one reply.
         kept: number of questions with a valid reply.
         refused: number of questions whose last reply was refused, by reason.
-        refused_share: refused questions as a share of `heard`, in [0, 1]; None without any reply.
+        refused_share: refused questions as a share of `answered`, in [0, 1]; None without one.
         requests: number of replies received, including retries.
-        untold: number of replies without token counts.
+        uncounted: number of replies without token counts.
         prompt_tokens, completion_tokens: mean tokens of a reply; None if unknown.
         cached_tokens: mean prompt tokens per reply that came from a prefix cache; None if unknown.
         cached_share: share of the prompt tokens that a prefix cache served; None if unknown.
@@ -37,12 +37,12 @@ class TeacherPerformance:
     """
 
     name: str
-    heard: int
+    answered: int = field(metadata={"json": "heard"})
     kept: int
     refused: dict[str, int]
     refused_share: float | None
     requests: int
-    untold: int
+    uncounted: int = field(metadata={"json": "untold"})
     prompt_tokens: float | None
     cached_tokens: float | None
     completion_tokens: float | None
@@ -149,7 +149,7 @@ def measure_performance(
         used = usage[teacher.name]
         refused = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
         kept = refused.pop("kept", 0)
-        heard = kept + sum(refused.values())
+        answered = kept + sum(refused.values())
         # A declined request took no tokens, and an answer without counts an unknown number.
         counted = used.timed + used.untimed - used.uncounted
         # Without the times of all replies, their tokens per second are unknown.
@@ -157,12 +157,12 @@ def measure_performance(
         rows.append(
             TeacherPerformance(
                 name=teacher.name,
-                heard=heard,
+                answered=answered,
                 kept=kept,
                 refused=refused,
-                refused_share=_divide(sum(refused.values()), heard),
+                refused_share=_divide(sum(refused.values()), answered),
                 requests=used.requests,
-                untold=used.uncounted,
+                uncounted=used.uncounted,
                 prompt_tokens=_divide(used.prompt, counted),
                 cached_tokens=None if used.cached is None else _divide(used.cached, counted),
                 completion_tokens=_divide(used.completion, counted),

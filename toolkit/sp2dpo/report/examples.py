@@ -1,7 +1,7 @@
 """Choose the pairs that the report shows as examples, with their texts and one rationale."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -27,13 +27,13 @@ class Rationale:
     Attributes:
         teacher, variant: teacher that replied, and variant that it was asked.
         rationale: text of the rationale.
-        a: response that the teacher saw as A, `chosen` or `rejected`; None for a labelled rubric.
+        response_a: response shown as A, `chosen` or `rejected`; None for a labelled rubric.
     """
 
     teacher: str
     variant: str
     rationale: str
-    a: str | None
+    response_a: str | None = field(metadata={"json": "a"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,5 +176,5 @@ def _nearest_rationale(
         teacher=nearest.teacher,
         variant=nearest.variant,
         rationale=nearest.rationale or "",
-        a=response_a if rubric.blind else None,
+        response_a=response_a if rubric.blind else None,
     )

@@ -122,7 +122,7 @@ def render_page(report: Report) -> str:
         rules=RULES,
         gauges={
             check.name: build_gauge(check.value, top=check.top, look=check.look, bad=check.bad)
-            for check in report.signatures
+            for check in report.checks
         },
         answers=("consistent", "first", "second", "tie"),
         reasons=sorted({reason for teacher in report.teachers for reason in teacher.refused}),

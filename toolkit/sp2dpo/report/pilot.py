@@ -1,7 +1,7 @@
 """Try a panel on a sample of the pairs, and project the cost of annotating the whole corpus."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -99,7 +99,7 @@ class SampleSummary:
         set_aside: number of rows without a usable pair.
         pairs: number of distinct pairs of the source.
         sampled: number of pairs in the sample.
-        aside: the rows without a usable pair, by reason.
+        skipped: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
     """
 
@@ -107,7 +107,7 @@ class SampleSummary:
     set_aside: int
     pairs: int
     sampled: int
-    aside: Sequence[SkippedPairs]
+    skipped: Sequence[SkippedPairs] = field(metadata={"json": "aside"})
     strata: Sequence[Stratum]
 
 
@@ -359,7 +359,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             set_aside=sample.set_aside,
             pairs=sample.pairs,
             sampled=len(sample.pair_ids),
-            aside=sample.skipped,
+            skipped=sample.skipped,
             strata=sample.strata,
         ),
         panel=PanelSummary(

@@ -74,7 +74,7 @@ def _figures(report: Report) -> dict[str, Figure]:
     figures = {}
     if report.beta.with_beta:
         figures["betas"] = draw_histogram(report.histogram)
-    figures["signatures"] = _draw_checks(report.signatures)
+    figures["signatures"] = _draw_checks(report.checks)
     figures["agreement"] = _draw_alphas(agreement.alpha)
     if len(names) > 1:
         figures["teachers"] = _draw_matrix(names, agreement.between_teachers)

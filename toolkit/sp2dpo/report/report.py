@@ -1,7 +1,7 @@
 """Compute every number that the report on a run shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -106,13 +106,13 @@ class LabelDisputes:
     """Pairs whose label the teachers contradict.
 
     Attributes:
-        pairs, of: number of these pairs, and of all pairs that have a gap.
-        share: `pairs` divided by `of`; None if no pair has a gap.
+        pairs, with_gap: number of these pairs, and of all pairs that have a gap.
+        share: `pairs` divided by `with_gap`; None if no pair has a gap.
         signed_gap: mean signed gap of the disputed pairs; None if there are none.
     """
 
     pairs: int
-    of: int
+    with_gap: int = field(metadata={"json": "of"})
     share: float | None
     signed_gap: float | None
 
@@ -221,7 +221,7 @@ class Report:
         disputed: pairs whose label is disputed; None if the replies cannot dispute labels.
         position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
         agreement: agreement of teachers and variants.
-        signatures: results of all checks, from `audit_betas`.
+        checks: results of all checks, from `audit_betas`.
         gold: comparison with known labels; None without them.
         lengths: mean signed gap by difference of length, from `bin_by_length`.
         estimators: betas under other estimators, from `compare_estimators`.
@@ -247,7 +247,7 @@ class Report:
     disputed: LabelDisputes | None
     position: list[OrderConsistency] | None
     agreement: ReportAgreement
-    signatures: Sequence[Check]
+    checks: Sequence[Check] = field(metadata={"json": "signatures"})
     gold: GoldAudit | None
     lengths: list[LengthBin]
     estimators: list[VariationResult]
@@ -327,7 +327,7 @@ def build_report(
             outliers=measures.outliers,
             splits=measures.splits.with_source_ids(store),
         ),
-        signatures=audit.checks,
+        checks=audit.checks,
         gold=audit.gold,
         lengths=bin_by_length(table, lengths),
         estimators=compare_estimators(annotations, betas.schedule, truths=truths, draws=draws),
@@ -422,7 +422,7 @@ def _count_disputes(table: pl.DataFrame) -> LabelDisputes:
     disputed = table["label_disputed"].drop_nulls()
     return LabelDisputes(
         pairs=int(disputed.sum()),
-        of=len(disputed),
+        with_gap=len(disputed),
         share=mean(disputed),
         signed_gap=mean(table.filter("label_disputed")["signed_gap"]),
     )

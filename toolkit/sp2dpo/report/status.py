@@ -4,7 +4,7 @@ import fcntl
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -29,7 +29,7 @@ class Progress:
         spared: number of questions that an adaptive panel skips.
         pending: number of questions without a final reply.
         requests: number of replies received, including retries.
-        untold: number of replies without token counts.
+        uncounted: number of replies without token counts.
         prompt_tokens: prompt tokens of all replies that report them.
         cached_tokens: prompt tokens served from a prefix cache; None if no reply reports them.
         cached_share: `cached_tokens` as a share of the prompt tokens, in [0, 1]; None if unknown.
@@ -42,7 +42,7 @@ class Progress:
     spared: int
     pending: int
     requests: int
-    untold: int
+    uncounted: int = field(metadata={"json": "untold"})
     prompt_tokens: int
     cached_tokens: int | None
     cached_share: float | None
@@ -280,7 +280,7 @@ def _progress(
         spared=spared,
         pending=asked - kept - sum(refused.values()) - spared,
         requests=usage.requests,
-        untold=usage.uncounted,
+        uncounted=usage.uncounted,
         prompt_tokens=usage.prompt,
         cached_tokens=usage.cached,
         cached_share=usage.cached_share,
@@ -345,7 +345,7 @@ def _total(teachers: Sequence[TeacherStatus]) -> TotalStatus:
     complete = len(seconds) == len(teachers)
     usage = Usage(
         requests=sum(row.requests for row in teachers),
-        uncounted=sum(row.untold for row in teachers),
+        uncounted=sum(row.uncounted for row in teachers),
         prompt=sum(row.prompt_tokens for row in teachers),
         completion=sum(row.completion_tokens for row in teachers),
         cached=sum(cached) if cached else None,

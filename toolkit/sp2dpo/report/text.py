@@ -72,7 +72,7 @@ def _sample_lines(sample: SampleSummary) -> list[str]:
         f"{sample.rows} rows = {usable} usable + {sample.set_aside} set aside; "
         f"{sample.pairs} distinct pairs",
         *_wrapped(
-            *map(_skipped, sample.aside),
+            *map(_skipped, sample.skipped),
             f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
             "of the prompt and by how much longer the chosen response is (characters)",
         ),
@@ -94,7 +94,7 @@ def _reply_lines(result: PilotResult) -> list[str]:
     teachers = result.teachers
     table = {
         "teacher": [teacher.name for teacher in teachers],
-        "answered": [format_count(teacher.heard) for teacher in teachers],
+        "answered": [format_count(teacher.answered) for teacher in teachers],
         "kept": [format_count(teacher.kept) for teacher in teachers],
         "refused": [format_percent(teacher.refused_share) for teacher in teachers],
     }
@@ -367,8 +367,8 @@ def _status_notes(status: RunStatus) -> list[str]:
     if total.unpriced and total.money:
         unpriced = ", ".join(total.unpriced)
         lines.append(f"not included: {unpriced} (price, tokens or time unknown)")
-    if total.untold:
-        lines.append(f"{format_count(total.untold)} replies came without token counts")
+    if total.uncounted:
+        lines.append(f"{format_count(total.uncounted)} replies came without token counts")
     if total.untimed:
         lines.append(
             f"{format_count(total.untimed)} replies came without a time, as imported ones do; "
