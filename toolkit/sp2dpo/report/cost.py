@@ -190,11 +190,11 @@ def _first_details(store: Store, variants: Collection[str]) -> dict[str, dict[st
 def _prompt_text(store: Store, panel: Panel) -> Text:
     """Return the size of all prompts of one teacher about the pairs of a store."""
     text = Text()
-    seen: set[str] = set()
+    pair_ids: set[str] = set()
     for row, pair_id in store.corpus.rows():
         # A pair that the source repeats is asked about once.
-        if pair_id not in seen:
-            seen.add(pair_id)
+        if pair_id not in pair_ids:
+            pair_ids.add(pair_id)
             orders = panel.rubric.orders(pair_id)
             questions = [(variant, order) for order in orders for variant in panel.variants]
             text += count_text(row.pair, questions, panel.rubric)

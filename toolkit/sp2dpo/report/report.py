@@ -35,7 +35,7 @@ from sp2dpo.report.examples import Example, select_examples
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.questions import count_outcomes
-from sp2dpo.store.store import Store
+from sp2dpo.store.store import Store, StoredTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,19 +183,14 @@ class RubricSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherSummary:
-    """A teacher that replied.
+class TeacherSummary(StoredTeacher):
+    """A teacher that replied, with its questions by outcome.
 
     Attributes:
-        name, model, revision, sampling: the teacher as the store records it.
         kept: number of questions with a valid reply.
         refused: number of questions whose last reply was refused, by reason.
     """
 
-    name: str
-    model: str
-    revision: str | None
-    sampling: dict[str, Any]
     kept: int
     refused: dict[str, int]
 
