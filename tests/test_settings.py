@@ -6,7 +6,11 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
+from sp2dpo.betas.arms import load_arm
+from sp2dpo.evaluation.models import load_judge, load_student
 from sp2dpo.files import atomic_write
+from sp2dpo.inference.endpoint import SamplingConfig
+from sp2dpo.panel.panel import load_panel
 from sp2dpo.settings import (
     NAME,
     AsWritten,
@@ -332,3 +336,77 @@ def test_a_number_that_yaml_reads_as_text_is_explained():
 
     with pytest.raises(ValueError, match=r"not '5e-7', which YAML reads as text: write it like 5"):
         validate(Rate, {"rate": "5e-7"}, where="file.yaml")
+
+
+_NO_SERVER = "write either base_url, the address of its server, or serve, how to start one"
+_LOGPROBS = "write logprobs: true and top_logprobs"
+_ENDPOINT = "name: a\nmodel: m\nrevision: null\nretires: 1\n"
+_PANEL = "rubric: semantic-gap\nvariants: [direct]\nbudgett: full\nteachers:\n"
+_TEACHER = "- {name: a, model: m, revision: null, base_url: 'http://a/v1', retires: 1, sampling: "
+
+
+@pytest.mark.parametrize(
+    ("load", "content", "expected"),
+    [
+        (
+            load_panel,
+            f"{_PANEL}{_TEACHER}{{temperature: 0, max_tokens: 9, logprobs: true}}}}\n",
+            [
+                (3, "unknown key 'budgett'"),
+                (5, "teachers[0]: unknown key 'retires'"),
+                (5, f"teachers[0].sampling: {_LOGPROBS}"),
+            ],
+        ),
+        (
+            load_panel,
+            _PANEL + 2 * f"{_TEACHER}{{temperature: 0, max_tokens: 9}}}}\n",
+            [
+                (3, "unknown key 'budgett'"),
+                (4, "teachers: two teachers are called 'a'"),
+                (5, "teachers[0]: unknown key 'retires'"),
+                (6, "teachers[1]: unknown key 'retires'"),
+            ],
+        ),
+        (
+            load_student,
+            f"{_ENDPOINT}sampling: {{temperature: hot, max_tokens: 9, top_logprobs: 5}}\n",
+            [
+                (1, _NO_SERVER),
+                (4, "unknown key 'retires'"),
+                (5, f"sampling: {_LOGPROBS}"),
+                (5, "sampling.temperature: must be a finite number"),
+            ],
+        ),
+        (
+            load_judge,
+            f"{_ENDPOINT}sampling: {{temperature: hot, max_tokens: 1}}\n",
+            [
+                (1, _NO_SERVER),
+                (4, "unknown key 'retires'"),
+                (5, "sampling: a judge needs `logprobs: true`"),
+                (5, "sampling.temperature: must be a finite number"),
+            ],
+        ),
+        (
+            load_arm,
+            "of: nowhere.yaml\nkeepp: 3\nbeta: constant(-1)\n",
+            [(2, "unknown key 'keepp'"), (3, "beta: 'constant(-1)': beta -1 must be above 0")],
+        ),
+    ],
+    ids=["logprobs", "names", "student", "judge", "arm"],
+)
+def test_rules_about_several_keys_are_reported_together_with_all_other_problems(
+    written, load, content, expected
+):
+    path = written(content)
+    with pytest.raises(ValueError, match="unknown key") as refused:
+        load(path)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == len(expected)
+    for line, (number, beginning) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{path}:{number}: {beginning}")
+
+
+def test_a_broken_rule_about_several_keys_alone_is_an_error():
+    with pytest.raises(ValueError, match=f"^x: {_LOGPROBS}"):
+        validate(SamplingConfig, {"temperature": 0, "max_tokens": 1, "top_logprobs": 5}, where="x")

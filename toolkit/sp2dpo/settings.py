@@ -6,10 +6,10 @@ All problems of a file are reported in one error, each with its line and the pat
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,9 +17,11 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     ValidationError,
+    model_validator,
 )
-from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, core_schema
 
 from sp2dpo.text import canonical_json, one_line, shorten
 
@@ -157,6 +159,46 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield the problems that concern several keys: the path of a key, and the problem.
+
+        Override it in place of an "after" validator, which pydantic runs only once every key is
+        valid, so that its problem would not be reported together with the others.
+
+        Args:
+            values: The mapping as it is written; its values may be of any type.
+        """
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_conflicts(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Validate, and report conflicts in the same error as problems of single keys."""
+        problems = [
+            InitErrorDetails(
+                type="value_error", loc=keys, input=values, ctx={"error": ValueError(problem)}
+            )
+            for keys, problem in (cls.conflicts(values) if isinstance(values, dict) else ())
+        ]
+        try:
+            settings = handler(values)
+        except ValidationError as error:
+            problems += [
+                InitErrorDetails(
+                    type=detail["type"],
+                    loc=detail["loc"],
+                    input=detail["input"],
+                    ctx=detail.get("ctx", {}),
+                )
+                for detail in error.errors(include_url=False)
+            ]
+        else:
+            if not problems:
+                return settings
+        # Inside another model, pydantic prefixes the paths and adds these errors to its own.
+        raise ValidationError.from_exception_data(cls.__name__, problems)
 
 
 Model = TypeVar("Model", bound=Settings)

@@ -150,9 +150,9 @@ def load_arm(path: Path | str) -> Arm:
         if any(key in source.values for key in _DEPARTURES):
             raise ValueError(f"{path}: an arm must name its schedule: add `of: FILE`")
         return Arm(of=parse_schedule(source.values, where=str(path), source=source))
+    # Report the arm's own problems before those of another file.
+    validate(ArmConfig, source.values, where=str(path), source=source)
     base = source.values["of"]
-    if not isinstance(base, str):
-        raise ValueError(f"{path}:{source.line(('of',))}: of: must be text, not {base!r}")
     schedule = read_yaml_file(path.parent / base)
     if "of" in schedule.values:
         raise ValueError(

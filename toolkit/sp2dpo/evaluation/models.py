@@ -1,15 +1,25 @@
 """Read the YAML files of students and judges, which say where a model runs and how it samples."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, RootModel, field_validator
+from pydantic import ConfigDict, Field, RootModel
 
 from sp2dpo.evaluation.prompts import PromptSet
 from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, LocalSamplingConfig, SamplingConfig
-from sp2dpo.settings import ABSENT, NAME, AsWritten, Settings, number, read_yaml_file, validate
+from sp2dpo.settings import (
+    ABSENT,
+    NAME,
+    AsWritten,
+    Keys,
+    Settings,
+    number,
+    read_yaml_file,
+    validate,
+)
 
 OFFICIAL_MODEL = "gpt-4-1106-preview"
 OFFICIAL_HOST = "api.openai.com"
@@ -29,15 +39,19 @@ class JudgeConfig(EndpointConfig):
     )
     """How the judge samples; by default as AlpacaEval 2.0."""
 
-    @field_validator("sampling")
     @classmethod
-    def _asks_for_logprobs(cls, sampling: dict[str, Any]) -> dict[str, Any]:
-        if not sampling.get("logprobs"):
-            raise ValueError(
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield a problem if log-probabilities are not asked for."""
+        yield from super().conflicts(values)
+        sampling = values.get("sampling")
+        if isinstance(sampling, dict) and not (
+            sampling.get("logprobs") or sampling.get("top_logprobs")
+        ):
+            yield (
+                ("sampling",),
                 "a judge needs `logprobs: true` and `top_logprobs`: AlpacaEval 2.0 weighs both "
-                "verdicts by their probabilities; leave `sampling` out for its own values"
+                "verdicts by their probabilities; leave `sampling` out for its own values",
             )
-        return sampling
 
 
 def load_judge(path: Path | str) -> Endpoint:

@@ -2,14 +2,13 @@
 
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
-
 from sp2dpo.inference.serve import Serve, ServeConfig
-from sp2dpo.settings import ABSENT, NAME, AsWritten, Rule, Settings, is_json, number, rule
+from sp2dpo.settings import ABSENT, NAME, AsWritten, Keys, Rule, Settings, is_json, number, rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,14 +249,15 @@ class SamplingConfig(LocalSamplingConfig):
     top_logprobs: int = ABSENT
     """Number of tokens with log-probabilities at each place; most servers allow 20."""
 
-    @model_validator(mode="after")
-    def _ask_for_logprobs_with_their_number(self) -> Self:
-        if bool(self.logprobs) != bool(self.top_logprobs):
-            raise ValueError(
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield a problem if only one of logprobs and top_logprobs is set."""
+        if bool(values.get("logprobs")) != bool(values.get("top_logprobs")):
+            yield (
+                (),
                 "write logprobs: true and top_logprobs (20 is what most servers allow) together, "
-                "or neither"
+                "or neither",
             )
-        return self
 
 
 class EndpointConfig(Settings):
@@ -291,13 +291,11 @@ class EndpointConfig(Settings):
     license: Annotated[str | None, NAME] = None
     """License of the model, as the Hub names it (apache-2.0), for the data set card."""
 
-    @model_validator(mode="after")
-    def _has_one_kind_of_server(self) -> Self:
-        if bool(self.base_url) == (self.serve is not None):
-            raise ValueError(
-                "write either base_url, the address of its server, or serve, how to start one"
-            )
-        return self
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield a problem unless exactly one of base_url and serve is written."""
+        if ("base_url" in values) == ("serve" in values):
+            yield (), "write either base_url, the address of its server, or serve, how to start one"
 
     def build(self, *, role: str) -> Endpoint:
         """Return the endpoint with these settings, as a `teacher`, `student` or `judge`."""

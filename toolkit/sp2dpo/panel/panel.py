@@ -1,5 +1,6 @@
 """Load panels: which teachers are asked, under which rubric, in which variants."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationInfo, field_valid
 from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, Price
 from sp2dpo.panel.rubric import Rubric, load_rubric
 from sp2dpo.settings import (
+    Keys,
     Settings,
     did_you_mean,
     number,
@@ -126,6 +128,19 @@ class PanelConfig(Settings):
     tolerance: Annotated[float, number(above=0, most=1)] = Panel.tolerance
     """Largest change of a gap that an adaptive panel still accepts when it stops."""
 
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield a problem if two teachers have the same name."""
+        teachers = values.get("teachers")
+        names = [
+            teacher["name"]
+            for teacher in (teachers if isinstance(teachers, list) else ())
+            if isinstance(teacher, dict) and isinstance(teacher.get("name"), str)
+        ]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            yield ("teachers",), f"two teachers are called {' and '.join(map(repr, twice))}"
+
     @field_validator("rubric")
     @classmethod
     def _load_rubric(cls, name: str, info: ValidationInfo) -> Rubric:
@@ -147,15 +162,6 @@ class PanelConfig(Settings):
                 f"(known: {', '.join(rubric.variants)})"
             )
         return variants
-
-    @field_validator("teachers")
-    @classmethod
-    def _have_unique_names(cls, teachers: list[EndpointConfig]) -> list[EndpointConfig]:
-        names = [teacher.name for teacher in teachers]
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"two teachers are called {' and '.join(map(repr, twice))}")
-        return teachers
 
     @field_validator("tolerance")
     @classmethod
