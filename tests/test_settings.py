@@ -403,8 +403,8 @@ def test_rules_about_several_keys_are_reported_together_with_all_other_problems(
         load(path)
     lines = str(refused.value).splitlines()
     assert len(lines) == len(expected)
-    for line, (number, beginning) in zip(lines, expected, strict=True):
-        assert line.startswith(f"{path}:{number}: {beginning}")
+    for line, (place, beginning) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{path}:{place}: {beginning}")
 
 
 def test_a_broken_rule_about_several_keys_alone_is_an_error():

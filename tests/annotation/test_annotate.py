@@ -349,7 +349,7 @@ def test_a_commit_that_fails_at_the_very_end_is_an_error(scripted, files, monkey
     """The writer's last commit is awaited: a disk that fills up then loses nothing in silence."""
     import asyncio
 
-    from sp2dpo.annotation.run import RunOptions, annotate_locally
+    from sp2dpo.annotation.local import RunOptions, annotate_locally
     from sp2dpo.pairs.sources import open_source, read_rows
     from sp2dpo.panel.panel import load_panel
 

@@ -18,7 +18,6 @@ import socket
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +27,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sp2dpo.annotation.run import RunOptions
+from sp2dpo.annotation.local import RunOptions
 from sp2dpo.annotation.teacher import TeacherSession
-from sp2dpo.annotation.writer import StorePages, Writer
+from sp2dpo.annotation.writer import StorePages, Writer, open_writer
 from sp2dpo.inference.client import Client, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.interrupts import first_failure
@@ -337,22 +336,13 @@ async def annotate_on_ray(
     """
     _check_panel(panel)
     with (
-        Store(store.path) as reader,
-        ThreadPoolExecutor(1) as writing,
-        ThreadPoolExecutor(1) as reading,
         _cluster(address, log=store.path.with_name(f"{store.path.name}.ray.log")),
+        open_writer(store) as (writer, pages),
     ):
-        writer = Writer(store, writing)
         workers = RayWorkers(
             panel, options, {counts.teacher: counts.kept for counts in count_replies(store, panel)}
         )
-        run = _Run(store, panel, options, writer, workers, StorePages(reader, reading))
-        try:
-            await run.ask_panel()
-        except BaseExceptionGroup as failures:
-            raise first_failure(failures) from None
-        finally:
-            writer.flush()
+        await _Run(store, panel, options, writer, workers, pages).ask_panel()
 
 
 def _check_panel(panel: Panel) -> None:

@@ -1,37 +1,26 @@
-"""Ask a panel about every pair in a store. Safe to interrupt: a rerun asks for what is missing.
-
-Every reply is committed to the store as soon as the disk accepts it.
-"""
+"""Ask a panel about every pair in a store. Safe to interrupt: a rerun asks for what is missing."""
 
 import asyncio
-import gc
-import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sp2dpo.annotation.adaptive_run import AdaptiveRun
-from sp2dpo.annotation.teacher import TeacherSession
-from sp2dpo.annotation.writer import StorePages, Writer
-from sp2dpo.inference.client import Client, EndpointError, open_session
+from sp2dpo.annotation.local import RunOptions, annotate_locally
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.inference.servers import Servers, start_servers
-from sp2dpo.interrupts import first_failure, run_interruptible, wait_unless_stopped
+from sp2dpo.interrupts import run_interruptible
 from sp2dpo.pairs.sources import Source, open_source, read_rows
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
-from sp2dpo.store.questions import QuestionPlan, SettledPair, Shard
+from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store, open_store_for_writing
 
-Ask = Callable[[list[TeacherSession]], Awaitable[None]]
 Progress = Callable[[int], AbstractContextManager[Callable[[int, int], object]]]
 """Open a progress bar over a number of replies. The function that the block receives is called with
 the numbers of replies that were just finished and, of those, refused."""
@@ -229,27 +218,6 @@ def open_store_with_pairs(
         yield store
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How an engine runs; nothing here changes what a reply means.
-
-    Attributes:
-        patience: Seconds without any reply from a teacher after which the run ends.
-        again: Request refused replies once more.
-        stop: Set when no more requests should be sent; in-flight requests finish.
-        progress: Called with every reply, and whether it is the last one to its question.
-        spare: Called with the number of replies that an adaptive panel decides to skip.
-        say: Called with lines for people, such as the state of servers.
-    """
-
-    patience: float
-    again: bool
-    stop: asyncio.Event
-    progress: Callable[[ReplyRecord, bool], object]
-    spare: Callable[[int], object]
-    say: Callable[[str], None]
-
-
 Engine = Callable[[Store, Panel, RunOptions], Awaitable[None]]
 
 
@@ -265,244 +233,3 @@ def _load_engine(name: Literal["local", "ray"], ray_address: str | None) -> Engi
             'the engine "ray" needs Ray: pip install "sp2dpo[ray]"'
         ) from error
     return partial(annotate_on_ray, address=ray_address)
-
-
-async def annotate_locally(store: Store, panel: Panel, terms: RunOptions) -> None:
-    """Ask every teacher of a panel for the replies that a store is missing.
-
-    Teachers at running servers are asked concurrently; then those with `serve:`, one after the
-    other.
-
-    Args:
-        store: Contains the pairs and receives the replies.
-        panel: Recorded in the store once the first teachers are reachable.
-        terms: How the run behaves.
-
-    Raises:
-        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
-            unreadable replies. What was received before is stored.
-        ServerDied: If a server cannot be started here, or died too often.
-        ValueError: If the panel contradicts the store, or the options contradict the panel.
-        sqlite3.Error: If a reply cannot be written.
-    """
-    for teacher in panel.teachers:
-        teacher.api_key()
-    if terms.again and panel.budget == "adaptive":
-        raise ValueError("what was refused is asked again under `budget: full` only")
-    with (
-        _settled_heap(),
-        ThreadPoolExecutor(1) as writing,
-        Store(store.path) as reader,  # outlives its thread, which may be in the middle of a page
-        ThreadPoolExecutor(1) as reading,
-    ):
-        writer = Writer(store, writing)
-        run = _Run(store, panel, terms, writer, StorePages(reader, reading))
-        try:
-            await run.ask_panel()
-        except BaseExceptionGroup as failures:
-            raise first_failure(failures) from None
-        finally:
-            writer.flush()
-
-
-@contextmanager
-def _settled_heap() -> Iterator[None]:
-    """Exclude existing objects from garbage collection, and collect less often.
-
-    Thousands of short-lived objects per second trigger collections that traverse all imported
-    modules; they took a tenth of the time.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
-class _Run:
-    """State shared by the tasks of a run."""
-
-    def __init__(
-        self, store: Store, panel: Panel, terms: RunOptions, writer: Writer, pages: StorePages
-    ) -> None:
-        self._store = store
-        self._panel = panel
-        self._terms = terms
-        self._writer = writer
-        self._pages = pages
-        tallies = count_replies(store, panel)
-        self._missing = {
-            counts.teacher for counts in tallies if counts.requests_needed(terms.again)
-        }
-        self._kept = Counter({counts.teacher: counts.kept for counts in tallies})
-        self._taken = 0
-        self._sessions: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
-        self._failure: BaseException | None = None
-
-    async def ask_panel(self) -> None:
-        """Ask all teachers with missing replies."""
-        async with open_session() as http, asyncio.TaskGroup() as group:
-            self._http = http
-            group.create_task(self._writer.write())
-            if self._panel.budget == "adaptive":
-                await self._ask_adaptively()
-            else:
-                await self._each_phase(self._missing, self._ask_all)
-            await self._writer.put(None)
-        if self._failure is not None:
-            raise self._failure
-
-    async def _ask_adaptively(self) -> None:
-        """Ask the calibration pairs in full, then every other pair until the rule settles it."""
-        adaptive = AdaptiveRun(
-            self._panel,
-            pairs=self._store.questions.pair_count(),
-            read_replies=self._pages.replies,
-            stop=self._terms.stop,
-        )
-
-        async def calibrate(sessions: list[TeacherSession]) -> None:
-            await self._ask_all(sessions, only=adaptive.calibrates)
-
-        async def spare(sessions: list[TeacherSession]) -> None:
-            named = {session.teacher.name: session for session in sessions}
-            try:
-                await adaptive.ask(named, self._take, self._settle)
-            except* EndpointError as failures:
-                self._fail(first_failure(failures))
-
-        for calibrating, ask in ((True, calibrate), (False, spare)):
-            if not calibrating:
-                await adaptive.learn()
-                await spare([])  # settle the pairs that need no more replies
-                await self._writer.sync()
-            while waiting := await adaptive.count_waiting(calibrating=calibrating):
-                before = self._taken
-                await self._each_phase(waiting, ask)
-                await self._writer.sync()
-                if self._terms.stop.is_set():
-                    return
-                if self._taken == before:
-                    raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
-
-    async def _each_phase(self, names: Container[str], ask: Ask) -> None:
-        """Ask the named teachers phase by phase, see `phases`."""
-        for teachers in phases(self._panel.teachers):
-            waiting = [teacher for teacher in teachers if teacher.name in names]
-            if waiting and not self._terms.stop.is_set():
-                await self._phase(waiting, ask)
-
-    async def _phase(self, teachers: Sequence[Endpoint], ask: Ask) -> None:
-        """Ask these teachers concurrently, after starting the servers of those with `serve:`."""
-        async with AsyncExitStack() as stack:
-            result = await wait_unless_stopped(self._terms.stop, self._find(stack, teachers))
-            if result is None:
-                return
-            sessions, servers = result
-            await self._writer.sync()  # so that this thread can use the writer's connection
-            self._store.record_panel(self._panel)
-            async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(server.watch()) for server in servers]
-                await ask(sessions)
-                for watch in watching:
-                    watch.cancel()
-
-    async def _find(
-        self, stack: AsyncExitStack, teachers: Sequence[Endpoint]
-    ) -> tuple[list[TeacherSession], list[Servers]]:
-        """Return checked sessions and started servers, which stop with the stack."""
-        sessions, started = [], []
-        for teacher in teachers:
-            urls, excused = teacher.base_urls, _never
-            if teacher.serve is not None:
-                servers = await stack.enter_async_context(
-                    start_servers(
-                        teacher.name,
-                        teacher.model,
-                        teacher.revision,
-                        teacher.serve,
-                        log=server_log_path(self._store.path, teacher.name),
-                        say=self._terms.say,
-                        hidden_variables=[
-                            other.api_key_env for other in self._panel.teachers if other.api_key_env
-                        ],
-                    )
-                )
-                started.append(servers)
-                urls, excused = servers.urls, servers.are_starting
-            session = self._sessions.get((teacher.name, urls))
-            if session is None:
-                session = TeacherSession(
-                    Client(self._http, teacher, self._panel.rubric.schema()),
-                    self._panel.rubric,
-                    urls,
-                    patience=self._terms.patience,
-                    stop=self._terms.stop,
-                    kept=self._kept[teacher.name],
-                    excused=excused,
-                )
-                for line in await session.check():
-                    self._terms.say(line)
-                self._sessions[teacher.name, urls] = session
-            sessions.append(session)
-        return sessions, started
-
-    async def _ask_all(
-        self, sessions: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True
-    ) -> None:
-        """Ask teachers for all missing replies, or only for those about some pairs."""
-        async with asyncio.TaskGroup() as group:
-            for session in sessions:
-                group.create_task(self._ask_one(session, only))
-
-    async def _ask_one(self, session: TeacherSession, only: Callable[[str], bool]) -> None:
-        teacher = session.teacher
-        plan = QuestionPlan.from_panel(self._panel, teacher, again=self._terms.again)
-        begun = asyncio.Semaphore(session.most)  # bounds the number of tasks in memory
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for job in self._pages.jobs(plan):
-                    if not only(job.pair.id):
-                        continue
-                    await begun.acquire()
-                    if self._terms.stop.is_set():
-                        break
-                    task = group.create_task(session.job(job, self._take))
-                    task.add_done_callback(lambda _: begun.release())
-        except* EndpointError as failures:
-            self._fail(first_failure(failures))
-
-    def _fail(self, failure: BaseException) -> None:
-        """End the run after the in-flight requests to other teachers."""
-        self._failure = self._failure or failure
-        self._terms.stop.set()
-
-    async def _take(self, entry: ReplyRecord, final: bool) -> None:
-        self._taken += 1
-        self._kept[entry.key.teacher] += entry.annotation is not None
-        self._terms.progress(entry, final)
-        await self._writer.put(entry)
-
-    async def _settle(self, settled: SettledPair, spared: int) -> None:
-        self._terms.spare(spared)
-        await self._writer.put(settled)
-
-
-def _never() -> bool:
-    return False
-
-
-def phases(teachers: Sequence[Endpoint]) -> list[list[Endpoint]]:
-    """Return groups of teachers to ask concurrently: those at running servers, then each other."""
-    there = [teacher for teacher in teachers if teacher.serve is None]
-    served = [[teacher] for teacher in teachers if teacher.serve is not None]
-    return [there, *served] if there else served
-
-
-def server_log_path(store: Path, teacher: str) -> Path:
-    """Return the log file, next to the store, of a server that is started for a teacher."""
-    return store.with_name(f"{store.name}.{re.sub(r'[^A-Za-z0-9_.-]', '_', teacher)}.log")

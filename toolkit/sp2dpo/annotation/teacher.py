@@ -33,7 +33,7 @@ class TeacherSession:
         patience: float,
         stop: asyncio.Event,
         kept: int = 0,
-        excused: Callable[[], bool] = lambda: False,
+        is_starting: Callable[[], bool] = lambda: False,
     ) -> None:
         """Send nothing yet.
 
@@ -44,10 +44,10 @@ class TeacherSession:
             patience: Seconds without any reply after which the run ends.
             stop: Set when no more requests should be sent.
             kept: Number of replies in the store that could be parsed.
-            excused: Whether missing replies are expected because a server is restarting.
+            is_starting: Returns whether missing replies are expected because a server restarts.
         """
         self.teacher = client.endpoint
-        self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=excused)
+        self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=is_starting)
         self._client = client
         self._rubric = rubric
         self._outcomes = Counter(kept=kept)

@@ -1,10 +1,12 @@
 """Read pending questions from a store, and commit replies to it, in threads of their own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+from sp2dpo.interrupts import first_failure
 from sp2dpo.store.questions import Job, PairReplies, QuestionPlan, SettledPair
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store
@@ -94,3 +96,23 @@ class Writer:
 
     def _drained(self) -> list[ReplyRecord | SettledPair | asyncio.Event | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
+
+
+@contextmanager
+def open_writer(store: Store) -> Iterator[tuple[Writer, StorePages]]:
+    """Open the writer and the reader of a run; what is still queued is committed at the end.
+
+    A group of exceptions from the block is replaced by its first exception.
+    """
+    with (
+        ThreadPoolExecutor(1) as writing,
+        Store(store.path) as reader,  # outlives its thread, which may be in the middle of a page
+        ThreadPoolExecutor(1) as reading,
+    ):
+        writer = Writer(store, writing)
+        try:
+            yield writer, StorePages(reader, reading)
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from None
+        finally:
+            writer.flush()

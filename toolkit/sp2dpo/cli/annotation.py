@@ -21,10 +21,8 @@ from sp2dpo.cli.options import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
     from collections import Counter
 
-    from sp2dpo.inference.endpoint import Endpoint
     from sp2dpo.store.corpus import Corpus
     from sp2dpo.store.questions import Shard
 
@@ -126,54 +124,13 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
 
     Prints the command of the server and starts it without asking.
     """
-    import asyncio
-
-    from sp2dpo.annotation.run import server_log_path
-    from sp2dpo.interrupts import Interrupted, interruptible
-    from sp2dpo.panel.panel import load_panel
-    from sp2dpo.settings import did_you_mean
-
-    teachers = {teacher.name: teacher for teacher in load_panel(panel_file).teachers}
-    if name not in teachers:
-        hint = did_you_mean(name, teachers)
-        raise ValueError(f"{panel_file}: no teacher is called {name!r}{hint}")
-    teacher = teachers[name]
-    if teacher.serve is None:
-        raise ValueError(f"{panel_file}: {name} has a base_url, not a `serve` that can be run")
-    path = log or server_log_path(Path("serve"), name)
-
-    async def work(stop: asyncio.Event) -> None:
-        await _serve_until(stop, teacher, path)
+    from sp2dpo.annotation.serving import serve_teacher
+    from sp2dpo.interrupts import Interrupted
 
     try:
-        asyncio.run(interruptible(work, say=lambda _: _echo(f"stopping {name}")))
+        serve_teacher(panel_file, name, log=log, report=lambda line: print_lines([line], err=True))
     except Interrupted as stopped:
-        raise SystemExit(128 + stopped.number) from None
-
-
-async def _serve_until(stop: "asyncio.Event", teacher: "Endpoint", log: Path) -> None:
-    from contextlib import AsyncExitStack
-
-    from sp2dpo.inference.servers import start_servers
-    from sp2dpo.interrupts import wait_unless_stopped
-
-    if teacher.serve is None:
-        return
-    async with AsyncExitStack() as stack:
-        started = start_servers(
-            teacher.name, teacher.model, teacher.revision, teacher.serve, log=log, say=_echo
-        )
-        servers = await wait_unless_stopped(stop, stack.enter_async_context(started))
-        if servers is not None:
-            for url in servers.urls:
-                _echo(f"{teacher.name} is served at {url}; logs: {log.stem}*{log.suffix}")
-            await wait_unless_stopped(stop, servers.watch())
-
-
-def _echo(line: str) -> None:
-    from sp2dpo.text import escape_controls
-
-    click.echo(escape_controls(line), err=True)
+        raise SystemExit(128 + stopped.number) from None  # without the hint to run it again
 
 
 @click.command("export-requests")

@@ -9,7 +9,7 @@ from pathlib import Path
 from sp2dpo.inference.caller import Caller, Messages, StopRequested
 from sp2dpo.inference.client import Client, Declined, Reply, Unavailable, open_session
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.inference.servers import start_servers
+from sp2dpo.inference.servers import open_servers
 from sp2dpo.interrupts import first_failure, wait_unless_stopped
 
 
@@ -75,36 +75,25 @@ async def ask_chats(
     """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())
-        urls, is_starting, servers = model.base_urls, (lambda: False), None
-        if model.serve is not None:
-            started = start_servers(
-                model.name,
-                model.model,
-                model.revision,
-                model.serve,
-                log=log,
-                say=say,
-                hidden_variables=[model.api_key_env] if model.api_key_env else (),
-            )
-            servers = await wait_unless_stopped(stop, stack.enter_async_context(started))
-            if servers is None:
-                return
-            urls, is_starting = servers.urls, servers.are_starting
+        api_keys = [model.api_key_env] if model.api_key_env else []
+        opening = open_servers(model, log=log, say=say, hidden_variables=api_keys)
+        servers = await wait_unless_stopped(stop, stack.enter_async_context(opening))
+        if servers is None:
+            return
         caller = Caller(
             Client(session, model, None),
-            urls,
+            servers.urls,
             patience=patience,
             stop=stop,
-            is_starting=is_starting,
+            is_starting=servers.are_starting,
         )
         for line in await caller.check():
             say(line)
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(servers.watch()) if servers else None
+                watching = group.create_task(servers.watch())
                 await _ask_all(caller, chats, on_result, stop)
-                if watching:
-                    watching.cancel()
+                watching.cancel()
         except* (OSError, ValueError) as failures:
             raise first_failure(failures) from None
 

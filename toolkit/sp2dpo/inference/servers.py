@@ -25,6 +25,7 @@ from typing import Any
 
 import aiohttp
 
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.serve import Serve, is_path
 from sp2dpo.inference.vllm import command_lines, environment_variables, serve_warnings, vllm_command
 from sp2dpo.text import escape_controls
@@ -287,15 +288,28 @@ class Servers:
 
     def __init__(
         self,
-        servers: list[Server],
-        serve: Serve,
+        urls: Sequence[str],
         *,
+        processes: Sequence[Server] = (),
+        restarts: int = 0,
+        healthy_within: float = 0.0,
         say: Callable[[str], None],
         timeouts: ServerTimeouts,
     ) -> None:
-        self.urls = tuple(server.url for server in servers)
-        self._servers = servers
-        self._serve = serve
+        """Watch nothing yet.
+
+        Args:
+            urls: Base URL of each API.
+            processes: The servers that were started here; none if others run them.
+            restarts: Largest number of restarts of each process.
+            healthy_within: Timeout of a restart, in seconds.
+            say: Called with notices about restarts.
+            timeouts: Timeouts and intervals.
+        """
+        self.urls = tuple(urls)
+        self._processes = processes
+        self._restarts = restarts
+        self._healthy_within = healthy_within
         self._say = say
         self._timeouts = timeouts
         self._starting = 0
@@ -307,13 +321,15 @@ class Servers:
     async def watch(self) -> None:
         """Restart lost servers, while all others continue; runs until it is cancelled.
 
+        Returns at once if no server was started here.
+
         A server is lost if its process has ended, or `/health` has failed three times in a row over
         at least half a minute.
 
         Raises:
             ServerDied: If a server was lost more often than `restarts` allows.
         """
-        await _gather_or_cancel(self._keep_running(server) for server in self._servers)
+        await _gather_or_cancel(self._keep_running(server) for server in self._processes)
 
     async def _keep_running(self, server: Server) -> None:
         while True:
@@ -323,20 +339,19 @@ class Servers:
 
     async def _restart(self, server: Server, problem: str) -> str | None:
         """Restart a lost server, and return the problem if that failed."""
-        allowed = self._serve.restarts
-        if server.restarts >= allowed:
+        if server.restarts >= self._restarts:
             raise ServerDied(
-                f"{server.label}: {problem}; it was restarted {allowed} times, which is the limit "
-                f"set by `restarts`{server.tail()}"
+                f"{server.label}: {problem}; it was restarted {self._restarts} times, which is the "
+                f"limit set by `restarts`{server.tail()}"
             )
         server.restarts += 1
         self._say(
-            f"{server.label}: {problem}; restarting it ({server.restarts} of {allowed})"
+            f"{server.label}: {problem}; restarting it ({server.restarts} of {self._restarts})"
             f"{server.tail()}"
         )
         await server.stop()
         await asyncio.sleep(self._timeouts.pause)
-        return await server.start(self._say, within=self._serve.healthy_within)
+        return await server.start(self._say, within=self._healthy_within)
 
 
 @asynccontextmanager
@@ -394,11 +409,45 @@ async def start_servers(
         ]
         try:
             await _gather_or_cancel(_start(server, serve, say) for server in servers)
-            yield Servers(servers, serve, say=say, timeouts=timeouts)
+            yield Servers(
+                [server.url for server in servers],
+                processes=servers,
+                restarts=serve.restarts,
+                healthy_within=serve.healthy_within,
+                say=say,
+                timeouts=timeouts,
+            )
         finally:
             for server in servers:
                 server.ask_to_stop()
             await asyncio.gather(*(server.stop() for server in servers))
+
+
+@asynccontextmanager
+async def open_servers(
+    endpoint: Endpoint,
+    *,
+    log: Path,
+    say: Callable[[str], None],
+    hidden_variables: Collection[str] = (),
+) -> AsyncIterator[Servers]:
+    """Yield the servers of an endpoint: those at its `base_urls`, or new ones if it has `serve`.
+
+    Arguments and errors are those of `start_servers`.
+    """
+    if endpoint.serve is None:
+        yield Servers(endpoint.base_urls, say=say, timeouts=DEFAULT_TIMEOUTS)
+        return
+    async with start_servers(
+        endpoint.name,
+        endpoint.model,
+        endpoint.revision,
+        endpoint.serve,
+        log=log,
+        say=say,
+        hidden_variables=hidden_variables,
+    ) as servers:
+        yield servers
 
 
 async def _start(server: Server, serve: Serve, say: Callable[[str], None]) -> None:

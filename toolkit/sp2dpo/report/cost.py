@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sp2dpo.annotation.dry_run import Text, count_text
-from sp2dpo.annotation.run import phases
+from sp2dpo.annotation.local import phases
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.panel.panel import Panel
 from sp2dpo.report.status import sum_by_currency
