@@ -443,7 +443,7 @@ def test_custom_ids_depend_on_everything_that_defines_a_reply(tmp_path):
         )
     ):
         panel = load_panel(write_panel(tmp_path / f"{number}.yaml", NOBODY, **more))
-        names |= set(CustomIds(panel).meant(2))
+        names |= set(CustomIds(panel).by_hash(2))
     assert len(names) == 4 * 3 * 2 + 3 * 2 * 2
 
 

@@ -246,13 +246,13 @@ def test_after_its_time_down_a_replica_gets_one_request_to_show_how_it_is():
     replicas, clock = replicas_of(2)
     replica, _ = replicas
     put_down(replica, clock)
-    assert not replica.may_be_asked(clock.now)
+    assert not replica.is_up(clock.now, has_slot=True)
     clock.now += 5
     assert replica.is_up(clock.now)
     take(replica, 1)
     assert not replica.is_up(clock.now)  # the trial is under way
-    assert replica.may_be_asked(clock.now)  # for the trial itself
+    assert replica.is_up(clock.now, has_slot=True)  # for the trial itself
     take(replica, 1)
-    assert not replica.may_be_asked(clock.now)
+    assert not replica.is_up(clock.now, has_slot=True)
     replica.succeeded(0.1)
     assert replica.is_up(clock.now)

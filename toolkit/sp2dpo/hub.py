@@ -57,11 +57,11 @@ class HubError(OSError):
 
 
 @contextmanager
-def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
+def hub_errors(subject: str, *, kind: str = "data set") -> Iterator[None]:
     """Replace exceptions of the Hub's clients by OSError or ValueError with a one-line message.
 
     Args:
-        what: Name of the repo, with which the message begins.
+        subject: Name of the repo, with which the message begins.
         kind: Kind of the repo, for the message.
     """
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -70,18 +70,20 @@ def hub_errors(what: str, *, kind: str = "data set") -> Iterator[None]:
     try:
         yield
     except HubError as error:
-        raise OSError(f"{what}: {one_line(error)}") from error
+        raise OSError(f"{subject}: {one_line(error)}") from error
     except errors.GatedRepoError as error:
-        raise OSError(f"{what}: access must be requested on the Hub first") from error
+        raise OSError(f"{subject}: access must be requested on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
-        raise OSError(f"{what}: the Hub has no such {kind}, or you have no access to it") from error
+        raise OSError(
+            f"{subject}: the Hub has no such {kind}, or you have no access to it"
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise OSError(f"{what}: the {kind} has no such revision") from error
+        raise OSError(f"{subject}: the {kind} has no such revision") from error
     except errors.LocalTokenNotFoundError as error:
-        raise OSError(f"{what}: {NO_TOKEN}") from error
+        raise OSError(f"{subject}: {NO_TOKEN}") from error
     except ValueError as error:
-        raise ValueError(f"{what}: {one_line(error)}") from error
+        raise ValueError(f"{subject}: {one_line(error)}") from error
     # HTTPError includes connection failures and is not an OSError.
     except (errors.HTTPError, DatasetsError, OSError) as error:
         reasons = ": ".join(one_line(cause) for cause in (error, error.__cause__) if cause)
-        raise OSError(f"{what}: the Hub's client reports: {reasons}") from error
+        raise OSError(f"{subject}: the Hub's client reports: {reasons}") from error

@@ -86,13 +86,13 @@ def _run_in_thread(
 
     # Without this handler, Python would raise KeyboardInterrupt anywhere, even while an earlier one
     # is being handled, and nothing would tell the thread to stop.
-    before = signal.signal(signal.SIGINT, interrupt) if handle_interrupts else None
+    previous = signal.signal(signal.SIGINT, interrupt) if handle_interrupts else None
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, run()).result()
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
 
 
 async def interruptible(
@@ -112,7 +112,7 @@ async def interruptible(
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
     loop, task = asyncio.get_running_loop(), _Work(work, say)
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
         loop.add_signal_handler(number, task.interrupt, number)
     try:
@@ -120,7 +120,7 @@ async def interruptible(
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, previous[number])
 
 
 class _Work:

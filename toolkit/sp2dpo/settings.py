@@ -89,8 +89,8 @@ class YamlFile:
             child = _child(node, key)
             if child is None:
                 break
-            place, node = child
-            line = place.start_mark.line + 1
+            key_node, node = child
+            line = key_node.start_mark.line + 1
         return line
 
 
@@ -416,7 +416,7 @@ def number(
     least: float | None = None,
     below: float | None = None,
     most: float | None = None,
-    whole: bool = False,
+    integer: bool = False,
 ) -> Rule:
     """Return the rule that a value is a finite number within limits; an int remains an int."""
     limits = {
@@ -426,20 +426,20 @@ def number(
         "at most": (most, "maximum", lambda value: value <= most),
     }
     set_limits = {words: limit for words, limit in limits.items() if limit[0] is not None}
-    kind = "a whole number" if whole else "a number" if set_limits else "a finite number"
+    kind = "a whole number" if integer else "a number" if set_limits else "a finite number"
     words = ", ".join(f"{words} {limit[0]:g}" for words, limit in set_limits.items())
     words = f"of {words}" if words.startswith("at") else words
 
     def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
             return False
         finite = isinstance(value, int) or math.isfinite(value)
-        return finite and all(keeps(value) for _, _, keeps in set_limits.values())
+        return finite and all(holds(value) for _, _, holds in set_limits.values())
 
     return rule(
         holds,
         f"{kind} {words}".strip().replace("e+0", "e"),
-        type="integer" if whole else "number",
+        type="integer" if integer else "number",
         **{keyword: limit for limit, keyword, _ in set_limits.values()},
     )
 

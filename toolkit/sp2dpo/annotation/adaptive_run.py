@@ -53,9 +53,9 @@ class PairState:
         key = (teacher, reply.variant, reply.order)
         if attempt < self._last.get(key, (-1,))[0]:
             return
-        kept = reply.reason is None
-        final = kept or reply.reason not in UNREADABLE or attempt >= self._retries[teacher]
-        reading = compute_signed_gap(reply, self._panel.rubric, JMAMP) if kept else None
+        is_kept = reply.reason is None
+        final = is_kept or reply.reason not in UNREADABLE or attempt >= self._retries[teacher]
+        reading = compute_signed_gap(reply, self._panel.rubric, JMAMP) if is_kept else None
         self._last[key] = (attempt, final, reading)
 
     @property
@@ -73,12 +73,12 @@ class PairState:
         """Return (1, S) readings, NaN where missing, and (1, S) whether each slot was asked."""
         values = np.full((1, len(self._slots)), np.nan)
         complete = np.zeros((1, len(self._slots)), dtype=bool)
-        for place, slot in enumerate(self._slots):
+        for column, slot in enumerate(self._slots):
             replies = [self._last.get(key) for key in self._keys(slot)]
-            complete[0, place] = all(reply is not None and reply[1] for reply in replies)
+            complete[0, column] = all(reply is not None and reply[1] for reply in replies)
             readings = [reply[2] for reply in replies if reply is not None and reply[2] is not None]
-            if readings and complete[0, place]:
-                values[0, place] = np.mean(readings)
+            if readings and complete[0, column]:
+                values[0, column] = np.mean(readings)
         return values, complete
 
     def job(self, slot: Slot) -> Job:
@@ -165,19 +165,21 @@ class AdaptiveRun:
             take: Called with every reply.
             settle: Called with every settled pair.
         """
-        begun = asyncio.Semaphore(max(1, sum(session.most for session in sessions.values())))
+        slots_free = asyncio.Semaphore(
+            max(1, sum(session.max_requests for session in sessions.values()))
+        )
         async with asyncio.TaskGroup() as group:
             async for state in self._states():
-                await begun.acquire()
+                await slots_free.acquire()
                 if self._stop.is_set():
                     return
                 task = group.create_task(self._pair(state, sessions, take, settle))
-                task.add_done_callback(lambda _: begun.release())
+                task.add_done_callback(lambda _: slots_free.release())
 
     async def _pair(
         self, state: PairState, sessions: Mapping[str, TeacherSession], take: Take, settle: Settle
     ) -> None:
-        async def hear(entry: ReplyRecord, final: bool) -> None:
+        async def add_and_take(entry: ReplyRecord, final: bool) -> None:
             state.add(_reply(entry))
             await take(entry, final)
 
@@ -189,7 +191,7 @@ class AdaptiveRun:
                 return
             if slot.teacher not in sessions:
                 return
-            await sessions[slot.teacher].job(state.job(slot), hear)
+            await sessions[slot.teacher].job(state.job(slot), add_and_take)
 
     def _next(self, state: PairState) -> tuple[Slot | None, float]:
         """Return the next slot of a pair, or None if it is settled, and the rule's probability."""
@@ -197,8 +199,8 @@ class AdaptiveRun:
         if self._rule is None or self.calibrates(state.pair.id):
             missing = np.flatnonzero(~complete[0])
             return (self._slots[missing[0]], 0.0) if len(missing) else (None, 1.0)
-        places, chances = self._rule.next(readings, complete)
-        return (None if places[0] < 0 else self._slots[places[0]]), float(chances[0])
+        columns, chances = self._rule.next(readings, complete)
+        return (None if columns[0] < 0 else self._slots[columns[0]]), float(chances[0])
 
     async def _states(self, *, settled: bool = False) -> AsyncIterator[PairState]:
         async for replies in self._read_replies(settled=settled):

@@ -78,11 +78,11 @@ def count_text(pair: Pair, prompts: Iterable[tuple[str, str]], rubric: Rubric) -
     for order, variants in variants_of.items():
         messages = rubric.messages(pair, variants[0], order)
         closings = [len(rubric.variants[variant].strip()) for variant in variants]
-        before = sum(len(message["content"]) for message in messages) - closings[0]
+        shared = sum(len(message["content"]) for message in messages) - closings[0]
         text += Text(
             requests=len(variants),
-            characters=before * len(variants) + sum(closings),
-            shared=before * (len(variants) - 1),
+            characters=shared * len(variants) + sum(closings),
+            shared=shared * (len(variants) - 1),
         )
     return text
 
@@ -134,25 +134,25 @@ def _described(teacher: Endpoint) -> list[str]:
 
 
 def _without_password(url: str) -> str:
-    before, at, _ = urlsplit(url).netloc.rpartition("@")
-    return url.replace(f"{before}{at}", "(hidden)@", 1) if at else url
+    password, at, _ = urlsplit(url).netloc.rpartition("@")
+    return url.replace(f"{password}{at}", "(hidden)@", 1) if at else url
 
 
 def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
-    lines, total, most = [], Text(), 0
+    lines, total, max_tokens = [], Text(), 0
     full_text: Text | None = None  # equal for all teachers that have not replied yet
     for teacher, counts in zip(panel.teachers, count_replies(store, panel), strict=True):
         untouched = counts.pending == counts.all
         text = full_text if untouched and full_text else to_read(store, panel, teacher, shard=shard)
         full_text = text if untouched else full_text
         total += text
-        most += text.requests * teacher.sampling["max_tokens"]
+        max_tokens += text.requests * teacher.sampling["max_tokens"]
         lines.append(f"{teacher.name}: {_counted(text)}")
     at_most = "at most " if panel.budget == "adaptive" else ""
     return [
         *lines,
-        f"together {at_most}{_counted(total)}; the replies take at most {format_count(most)} "
-        f"tokens",
+        f"together {at_most}{_counted(total)}; the replies take at most "
+        f"{format_count(max_tokens)} tokens",
         f"estimated from the texts, rubric included, at {CHARACTERS} characters a token; the cache "
         "serves what the variants of a pair share",
         "nothing was asked; time and money need a pilot: `sp2dpo pilot` measures both",

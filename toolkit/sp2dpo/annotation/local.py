@@ -109,7 +109,7 @@ class _Run:
             counts.teacher for counts in tallies if counts.requests_needed(options.again)
         }
         self._kept = Counter({counts.teacher: counts.kept for counts in tallies})
-        self._taken = 0
+        self._received = 0
         self._sessions: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
         self._failure: BaseException | None = None
 
@@ -139,9 +139,9 @@ class _Run:
             await self._ask_all(sessions, only=adaptive.calibrates)
 
         async def spare(sessions: list[TeacherSession]) -> None:
-            named = {session.teacher.name: session for session in sessions}
+            by_name = {session.teacher.name: session for session in sessions}
             try:
-                await adaptive.ask(named, self._take, self._settle)
+                await adaptive.ask(by_name, self._take, self._settle)
             except* EndpointError as failures:
                 self._fail(first_failure(failures))
 
@@ -151,12 +151,12 @@ class _Run:
                 await spare([])  # settle the pairs that need no more replies
                 await self._writer.sync()
             while waiting := await adaptive.count_waiting(calibrating=calibrating):
-                before = self._taken
+                received_before = self._received
                 await self._each_phase(waiting, ask)
                 await self._writer.sync()
                 if self._options.stop.is_set():
                     return
-                if self._taken == before:
+                if self._received == received_before:
                     raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
 
     async def _each_phase(self, names: Container[str], ask: Ask) -> None:
@@ -206,7 +206,7 @@ class _Run:
                     servers.urls,
                     patience=self._options.patience,
                     stop=self._options.stop,
-                    kept=self._kept[teacher.name],
+                    kept_replies=self._kept[teacher.name],
                     is_starting=servers.are_starting,
                 )
                 for line in await session.check():
@@ -226,17 +226,17 @@ class _Run:
     async def _ask_one(self, session: TeacherSession, only: Callable[[str], bool]) -> None:
         teacher = session.teacher
         plan = QuestionPlan.from_panel(self._panel, teacher, again=self._options.again)
-        begun = asyncio.Semaphore(session.most)  # bounds the number of tasks in memory
+        slots = asyncio.Semaphore(session.max_requests)  # bounds the number of tasks in memory
         try:
             async with asyncio.TaskGroup() as group:
                 async for job in self._pages.jobs(plan):
                     if not only(job.pair.id):
                         continue
-                    await begun.acquire()
+                    await slots.acquire()
                     if self._options.stop.is_set():
                         break
                     task = group.create_task(session.job(job, self._take))
-                    task.add_done_callback(lambda _: begun.release())
+                    task.add_done_callback(lambda _: slots.release())
         except* EndpointError as failures:
             self._fail(first_failure(failures))
 
@@ -246,7 +246,7 @@ class _Run:
         self._options.stop.set()
 
     async def _take(self, entry: ReplyRecord, final: bool) -> None:
-        self._taken += 1
+        self._received += 1
         self._kept[entry.key.teacher] += entry.annotation is not None
         self._options.progress(entry, final)
         await self._writer.put(entry)
@@ -258,9 +258,9 @@ class _Run:
 
 def phases(teachers: Sequence[Endpoint]) -> list[list[Endpoint]]:
     """Return groups of teachers to ask concurrently: those at running servers, then each other."""
-    there = [teacher for teacher in teachers if teacher.serve is None]
+    running = [teacher for teacher in teachers if teacher.serve is None]
     served = [[teacher] for teacher in teachers if teacher.serve is not None]
-    return [there, *served] if there else served
+    return [running, *served] if running else served
 
 
 def server_log_path(store: Path, teacher: str) -> Path:

@@ -57,19 +57,21 @@ class Answers:
 class Worker:
     """Sends requests from one node, on behalf of the driver."""
 
-    def __init__(self, panel: Panel, node: str, patience: float, kept: dict[str, int]) -> None:
+    def __init__(
+        self, panel: Panel, node: str, patience: float, kept_replies: dict[str, int]
+    ) -> None:
         """Send nothing yet.
 
         Args:
             panel: Panel of the run.
             node: Name of this node, for messages.
             patience: Seconds without any reply from a teacher after which the run ends.
-            kept: Number of replies in the store that could be parsed, by teacher.
+            kept_replies: Number of replies in the store that could be parsed, by teacher.
         """
         self._panel = panel
         self._node = node
         self._patience = patience
-        self._kept = kept
+        self._kept_replies = kept_replies
         self._stop = asyncio.Event()
         self._http: Any = None
         self._sessions: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
@@ -128,7 +130,7 @@ class Worker:
             teacher.base_urls,
             patience=self._patience,
             stop=self._stop,
-            kept=self._kept[name],
+            kept_replies=self._kept_replies[name],
         )
         await session.check()
         return session
@@ -151,29 +153,29 @@ class Member:
         node: Id of its node.
         where: Name of the node, for people.
         actor: Ray's handle of the worker.
-        begun: Number of pairs that it is being asked about, by teacher.
+        pairs_in_flight: Number of pairs that it is being asked about, by teacher.
     """
 
     node: str
     where: str
     actor: Any
-    begun: Counter[str] = field(default_factory=Counter)
+    pairs_in_flight: Counter[str] = field(default_factory=Counter)
 
 
 class RayWorkers:
     """The workers of all live nodes."""
 
-    def __init__(self, panel: Panel, options: RunOptions, kept: dict[str, int]) -> None:
+    def __init__(self, panel: Panel, options: RunOptions, kept_replies: dict[str, int]) -> None:
         """Start no worker yet.
 
         Args:
             panel: Panel of the run.
             options: Options of the run.
-            kept: Number of replies in the store that could be parsed, by teacher.
+            kept_replies: Number of replies in the store that could be parsed, by teacher.
         """
         self._panel = panel
         self._options = options
-        self._kept = kept
+        self._kept_replies = kept_replies
         self._members: dict[str, Member] = {}
         self._joining: set[str] = set()
         self._complained: set[str] = set()
@@ -217,7 +219,7 @@ class RayWorkers:
             await self._changed.wait_for(lambda: self._members or self._options.stop.is_set())
         return not self._options.stop.is_set()
 
-    async def place(self, teacher: Endpoint) -> Member | None:
+    async def choose_worker(self, teacher: Endpoint) -> Member | None:
         """Wait for a worker with free capacity and return it; None if the run should end."""
         async with self._changed:
             while not self._options.stop.is_set():
@@ -227,7 +229,7 @@ class RayWorkers:
                     default=None,
                 )
                 if best is not None and self._room(teacher, best) > 0:
-                    best.begun[teacher.name] += 1
+                    best.pairs_in_flight[teacher.name] += 1
                     return best
                 await self._changed.wait()
         return None
@@ -244,12 +246,12 @@ class RayWorkers:
             return None
         finally:
             async with self._changed:
-                member.begun[teacher.name] -= 1
+                member.pairs_in_flight[teacher.name] -= 1
                 self._changed.notify_all()
 
     def _room(self, teacher: Endpoint, member: Member) -> int:
-        most = self._share(teacher, member) * len(teacher.base_urls)
-        return most - member.begun[teacher.name]
+        max_pairs = self._share(teacher, member) * len(teacher.base_urls)
+        return max_pairs - member.pairs_in_flight[teacher.name]
 
     def _share(self, teacher: Endpoint, member: Member) -> int:
         """Return the limit of in-flight requests per replica from a worker's node."""
@@ -266,7 +268,7 @@ class RayWorkers:
         kind: Any = ray.remote(Worker)
         actor = kind.options(
             num_cpus=0, max_concurrency=_MOST_AT_ONCE, scheduling_strategy=strategy
-        ).remote(self._panel, where, self._options.patience, self._kept)
+        ).remote(self._panel, where, self._options.patience, self._kept_replies)
         try:
             for teacher in self._panel.teachers:
                 failure = await actor.check.remote(teacher.name, 1)
@@ -446,7 +448,7 @@ class _Run:
         plan = QuestionPlan.from_panel(self._panel, teacher, again=self._options.again)
         async with asyncio.TaskGroup() as group:
             async for job in self._pages.jobs(plan):
-                member = await self._workers.place(teacher)
+                member = await self._workers.choose_worker(teacher)
                 if member is None:
                     return
                 group.create_task(self._job(member, teacher, job))
@@ -457,7 +459,7 @@ class _Run:
         while answers is None and member is not None:
             answers = await self._workers.ask(member, teacher, job)
             if answers is None:
-                member = await self._workers.place(teacher)
+                member = await self._workers.choose_worker(teacher)
         for record, final in answers.records if answers else ():
             self._options.progress(record, final)
             await self._writer.put(record)

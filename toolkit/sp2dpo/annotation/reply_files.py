@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sp2dpo.annotation.request_files import CustomIds
-from sp2dpo.annotation.run import ignore
+from sp2dpo.annotation.run import do_nothing
 from sp2dpo.inference.client import Unavailable, parse_reply
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
@@ -37,7 +37,7 @@ _PAGE = 500
 _CUSTOM_ID = re.compile(r"([0-9a-f]{40})\.([0-9a-f]{16})")
 _DECLINED = (400, 413, 422)
 """HTTP statuses after which sending a request again is useless."""
-_SAID = 20
+_MAX_REPORTED = 20
 """Number of lines reported for each problem; further ones are only counted."""
 _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arrived")]
 """Columns that are equal when the same reply is imported again."""
@@ -75,7 +75,7 @@ def import_replies(
     panel: Panel | str | Path,
     store: Store | str | Path,
     *,
-    report: Callable[[str], object] = ignore,
+    report: Callable[[str], object] = do_nothing,
 ) -> ImportResult:
     """Store the replies to exported requests. The same replies again change nothing.
 
@@ -117,8 +117,8 @@ def import_replies(
                 empty.append(path)
         inbox.commit()
         for kind, count in sorted(inbox.left_out.items()):
-            if count > _SAID:
-                report(f"and {count - _SAID} more that cannot be filed: {kind}")
+            if count > _MAX_REPORTED:
+                report(f"and {count - _MAX_REPORTED} more that cannot be filed: {kind}")
         return ImportResult(
             lines=inbox.lines,
             kept=inbox.kept,
@@ -169,13 +169,15 @@ class _Inbox:
         self._panel = panel
         self._reader = reader
         self._say = say
-        most = reader.execute("SELECT max(attempt) FROM replies").fetchone()[0]
+        last_attempt = reader.execute("SELECT max(attempt) FROM replies").fetchone()[0]
         retries = max(teacher.retries for teacher in panel.teachers)
-        self._meant = CustomIds(panel).meant(max(retries, -1 if most is None else most) + 2)
+        self._requests_by_hash = CustomIds(panel).by_hash(
+            max(retries, -1 if last_attempt is None else last_attempt) + 2
+        )
         self._teachers = {teacher.name: teacher for teacher in panel.teachers}
         self._shard = store.questions.shard()
         self._waiting: dict[Key, ReplyRecord] = {}
-        self._adopted = False
+        self._has_recorded_panel = False
 
     def take(self, line: bytes, where: str) -> None:
         """Parse a line; its reply is stored by the next commit."""
@@ -190,7 +192,7 @@ class _Inbox:
         except _Problem as problem:
             kind, detail = problem.args
             self.left_out[kind] += 1
-            if self.left_out[kind] <= _SAID:
+            if self.left_out[kind] <= _MAX_REPORTED:
                 self._say(f"{where}: {kind}: {detail}")
             return
         except Unavailable as error:
@@ -208,31 +210,31 @@ class _Inbox:
         """Store the replies taken since the last commit."""
         if not self._waiting:
             return
-        if not self._adopted:
+        if not self._has_recorded_panel:
             self._store.record_panel(self._panel)
-            self._adopted = True
+            self._has_recorded_panel = True
         self._store.add_replies(list(self._waiting.values()))
         self._waiting.clear()
 
     def _key(self, custom_id: Any) -> Key:
         if not isinstance(custom_id, str):
             raise _Problem("malformed", "no custom_id")
-        named = _CUSTOM_ID.fullmatch(custom_id)
-        if named is None:
+        match = _CUSTOM_ID.fullmatch(custom_id)
+        if match is None:
             raise _Problem("unknown", f"custom_id {custom_id[:80]!r} was not exported by sp2dpo")
         pairs = self._reader.execute(
             "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?",
-            (named[1], named[1] + "g"),
+            (match[1], match[1] + "g"),
         ).fetchall()
         if len(pairs) != 1 or (self._shard is not None and not self._shard.contains(pairs[0][0])):
             raise _Problem("unknown", f"{custom_id} is about no pair of this store")
-        if named[2] not in self._meant:
+        if match[2] not in self._requests_by_hash:
             raise _Problem(
                 "unknown",
                 f"{custom_id} is about a pair of this store, but this panel does not ask it: "
                 "another rubric, variant, or teacher (its model, revision and sampling count)",
             )
-        teacher, variant, order, attempt = self._meant[named[2]]
+        teacher, variant, order, attempt = self._requests_by_hash[match[2]]
         return Key(
             pair_id=pairs[0][0], teacher=teacher, variant=variant, order=order, attempt=attempt
         )
@@ -251,18 +253,18 @@ class _Inbox:
         if not isinstance(response, dict):
             if error is None:
                 raise _Problem("malformed", "neither a response nor an error")
-            raise Unavailable(_shown(error), reason="no-answer")
+            raise Unavailable(_to_text(error), reason="no-answer")
         status, answer = response.get("status_code"), response.get("body")
         if not isinstance(status, int) or isinstance(status, bool):
-            raise _Problem("malformed", f"status_code {_shown(status)} is not a number")
+            raise _Problem("malformed", f"status_code {_to_text(status)} is not a number")
         if status in _DECLINED:
             return record_refusal(
-                key, f"http-{status}", f"HTTP {status}: {_shown(error or answer)}"
+                key, f"http-{status}", f"HTTP {status}: {_to_text(error or answer)}"
             )
         if status != 200:
-            raise Unavailable(_shown(error or answer), reason=f"http-{status}")
+            raise Unavailable(_to_text(error or answer), reason=f"http-{status}")
         if error is not None or not isinstance(answer, dict):
-            raise Unavailable(_shown(error), reason="no-answer")
+            raise Unavailable(_to_text(error), reason="no-answer")
         return record_reply(key, parse_reply(teacher, answer, None), self._panel.rubric)
 
     def _is_known(self, entry: ReplyRecord) -> bool:
@@ -307,5 +309,5 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _shown(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return shorten(json.dumps(value))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 
-from sp2dpo.annotation.run import ignore, open_store_with_pairs
+from sp2dpo.annotation.run import do_nothing, open_store_with_pairs
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.inference.client import request_body
 from sp2dpo.inference.endpoint import Endpoint
@@ -42,22 +42,22 @@ class CustomIds:
         self._teachers = {teacher.name: teacher for teacher in panel.teachers}
         self._hashes: dict[tuple[str, str, str, int], str] = {}
 
-    def of(self, key: Key) -> str:
+    def encode(self, key: Key) -> str:
         """Return the `custom_id` of a request: 57 characters; services allow 64."""
         return f"{key.pair_id[:40]}.{self._hash(key.teacher, key.variant, key.order, key.attempt)}"
 
-    def meant(self, attempts: int) -> dict[str, tuple[str, str, str, int]]:
+    def by_hash(self, attempts: int) -> dict[str, tuple[str, str, str, int]]:
         """Return hash -> (teacher, variant, order, attempt), for attempts below a number."""
         panel = self._panel
         orders = panel.rubric.orders("0")
-        known = product(self._teachers, panel.variants, orders, range(attempts))
-        return {self._hash(*request): request for request in known}
+        requests = product(self._teachers, panel.variants, orders, range(attempts))
+        return {self._hash(*request): request for request in requests}
 
     def _hash(self, teacher: str, variant: str, order: str, attempt: int) -> str:
         request = (teacher, variant, order, attempt)
         if request not in self._hashes:
-            who = self._teachers[teacher]
-            values = [*request, who.model, who.revision, who.sampling, self._rubric]
+            endpoint = self._teachers[teacher]
+            values = [*request, endpoint.model, endpoint.revision, endpoint.sampling, self._rubric]
             self._hashes[request] = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:16]
         return self._hashes[request]
 
@@ -102,7 +102,7 @@ def export_requests(
     retry_refused: bool = False,
     shard: Shard | str | None = None,
     per_file: int | None = None,
-    on_source: Callable[[Corpus], object] = ignore,
+    on_source: Callable[[Corpus], object] = do_nothing,
 ) -> ExportResult:
     """Write the requests that a store is missing to files of OpenAI's Batch API.
 
@@ -187,7 +187,7 @@ def _lines(
                 key = question.key
                 messages = panel.rubric.messages(job.pair, key.variant, key.order)
                 request = {
-                    "custom_id": ids.of(key),
+                    "custom_id": ids.encode(key),
                     "method": "POST",
                     "url": "/v1/chat/completions",
                     "body": request_body(teacher, messages, schema, key.attempt),

@@ -69,7 +69,7 @@ def no_progress(total: int) -> Iterator[Callable[[int, int], object]]:
     yield lambda finished, refused: None
 
 
-def ignore(_: object) -> None:
+def do_nothing(_: object) -> None:
     """Do nothing: the default of callbacks."""
 
 
@@ -83,11 +83,11 @@ def annotate_pairs(
     patience: float = 900,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
-    approve: Callable[[Endpoint], object] = ignore,
+    approve: Callable[[Endpoint], object] = do_nothing,
     progress: Progress = no_progress,
-    report: Callable[[str], None] = ignore,
-    on_source: Callable[[Corpus], object] = ignore,
-    on_result: Callable[[AnnotationResult], object] = ignore,
+    report: Callable[[str], None] = do_nothing,
+    on_source: Callable[[Corpus], object] = do_nothing,
+    on_result: Callable[[AnnotationResult], object] = do_nothing,
 ) -> AnnotationResult:
     """Ask every teacher of a panel about every pair, and store the replies.
 
@@ -186,7 +186,7 @@ def open_store_with_pairs(
     store: Store | str | Path,
     *,
     keep: bool = True,
-    on_source: Callable[[Corpus], object] = ignore,
+    on_source: Callable[[Corpus], object] = do_nothing,
 ) -> Iterator[Store]:
     """Open a store for writing, add the pairs, and check that the panel does not contradict it.
 

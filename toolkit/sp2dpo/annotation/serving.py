@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from sp2dpo.annotation.local import server_log_path
-from sp2dpo.annotation.run import ignore
+from sp2dpo.annotation.run import do_nothing
 from sp2dpo.inference.servers import open_servers
 from sp2dpo.interrupts import run_interruptible, wait_unless_stopped
 from sp2dpo.panel.panel import Panel, load_panel
@@ -18,7 +18,7 @@ def serve_teacher(
     name: str,
     *,
     log: str | Path | None = None,
-    report: Callable[[str], None] = ignore,
+    report: Callable[[str], None] = do_nothing,
 ) -> None:
     """Run the servers of a teacher (`serve:`) until interrupted; restart those that fail.
 

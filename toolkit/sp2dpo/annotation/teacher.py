@@ -32,7 +32,7 @@ class TeacherSession:
         *,
         patience: float,
         stop: asyncio.Event,
-        kept: int = 0,
+        kept_replies: int = 0,
         is_starting: Callable[[], bool] = lambda: False,
     ) -> None:
         """Send nothing yet.
@@ -43,18 +43,18 @@ class TeacherSession:
             urls: Base URLs of the replicas.
             patience: Seconds without any reply after which the run ends.
             stop: Set when no more requests should be sent.
-            kept: Number of replies in the store that could be parsed.
+            kept_replies: Number of replies in the store that could be parsed.
             is_starting: Returns whether missing replies are expected because a server restarts.
         """
         self.teacher = client.endpoint
         self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=is_starting)
         self._client = client
         self._rubric = rubric
-        self._outcomes = Counter(kept=kept)
+        self._outcomes = Counter(kept=kept_replies)
         self._failure: EndpointError | None = None
 
     @property
-    def most(self) -> int:
+    def max_requests(self) -> int:
         """Maximum number of in-flight requests, all replicas together."""
         return self._calling.max_requests
 
@@ -71,35 +71,35 @@ class TeacherSession:
         """
         orders = {question.key.order for question in job.questions}
         shared = {order: self._rubric.shared(job.pair, order) for order in orders}
-        place = self._calling.route(job.pair.id)
+        route = self._calling.route(job.pair.id)
         if self.teacher.warm_prefix:  # one request fills the prefix cache for the others
             ahead = {question.key.order: question for question in reversed(job.questions)}
-            await self._all(job, list(ahead.values()), shared, place, take)
-            others = [question for question in job.questions if question not in ahead.values()]
-            await self._all(job, others, shared, place, take)
+            await self._all(job, list(ahead.values()), shared, route, take)
+            remaining = [question for question in job.questions if question not in ahead.values()]
+            await self._all(job, remaining, shared, route, take)
         else:
-            await self._all(job, job.questions, shared, place, take)
+            await self._all(job, job.questions, shared, route, take)
 
     async def _all(
         self,
         job: Job,
         questions: Sequence[Question],
         shared: dict[str, str],
-        place: Route,
+        route: Route,
         take: Take,
     ) -> None:
         async with asyncio.TaskGroup() as group:
             for question in questions:
-                group.create_task(self._question(job, question, shared, place, take))
+                group.create_task(self._question(job, question, shared, route, take))
 
     async def _question(
-        self, job: Job, question: Question, shared: dict[str, str], place: Route, take: Take
+        self, job: Job, question: Question, shared: dict[str, str], route: Route, take: Take
     ) -> None:
         key = question.key
         messages = self._rubric.messages(job.pair, key.variant, key.order, shared=shared[key.order])
         while True:
             try:
-                entry = await self._entry(key, messages, place)
+                entry = await self._entry(key, messages, route)
             except StopRequested:
                 return
             final = entry.reason not in UNREADABLE or key.attempt >= question.last
@@ -109,31 +109,32 @@ class TeacherSession:
                 return
             key = replace(key, attempt=key.attempt + 1)
 
-    async def _entry(self, key: Key, messages: Messages, place: Route) -> ReplyRecord:
+    async def _entry(self, key: Key, messages: Messages, route: Route) -> ReplyRecord:
         try:
-            if excess := await self._excess(messages, place):
+            if excess := await self._excess(messages, route):
                 return record_refusal(key, "too-long", excess)
-            reply = await self._calling.ask(messages, key.attempt, place)
+            reply = await self._calling.ask(messages, key.attempt, route)
         except Declined as error:
             return record_refusal(key, f"http-{error.status}", str(error))
         except Unavailable as error:
             return record_refusal(key, error.reason, f"fails while others are answered: {error}")
         return record_reply(key, reply, self._rubric)
 
-    async def _excess(self, messages: Messages, place: Route) -> str | None:
+    async def _excess(self, messages: Messages, route: Route) -> str | None:
         """Return why a request exceeds the model's context; None if it fits."""
         if self._calling.context is None:
             return None
-        most = self.teacher.sampling["max_tokens"]
-        room = self._calling.context - most
+        max_tokens = self.teacher.sampling["max_tokens"]
+        room = self._calling.context - max_tokens
         if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:
             return None
         tokens = await self._calling.retry(
-            lambda url: self._client.count_tokens(url, messages), place
+            lambda url: self._client.count_tokens(url, messages), route
         )
         if tokens is None or tokens <= room:
             return None
-        return f"{tokens} tokens and max_tokens {most} exceed the model's {self._calling.context}"
+        limit = self._calling.context
+        return f"{tokens} tokens and max_tokens {max_tokens} exceed the model's {limit}"
 
     def _count(self, entry: ReplyRecord) -> None:
         """Count a reply. Raise EndpointError if none of many replies could be parsed."""

@@ -20,7 +20,7 @@ from sp2dpo.betas.maps import BETA, LARGEST_BETA, PLACE_DECIMALS
 from sp2dpo.betas.schedule import Schedule, category_envelopes
 from sp2dpo.settings import number, one_of
 
-_SEED = number(least=0, below=2**63, whole=True)
+_SEED = number(least=0, below=2**63, integer=True)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class ScheduleConfig(EnvelopeConfig):
 
     model_config = ConfigDict(title="SP2DPO schedule")
 
-    quorum: Annotated[int, number(least=1, most=_LARGEST_QUORUM, whole=True)]
+    quorum: Annotated[int, number(least=1, most=_LARGEST_QUORUM, integer=True)]
     """Replies that a pair needs to get a beta."""
     estimate: Annotated[str, one_of(ESTIMATES)]
     """How magnitude and confidence are read: as the reply states them (sampled), or as expectations

@@ -210,8 +210,8 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
         replies, panel_file, store_file, report=lambda line: print_lines([line], err=True)
     )
     refused, failed, left_out = (
-        f"{counts.total()} {what}{_reasons(counts)}"
-        for counts, what in (
+        f"{counts.total()} {outcome}{_reasons(counts)}"
+        for counts, outcome in (
             (result.refused, "refused"),
             (result.failed, "failed"),
             (result.left_out, "left out"),

@@ -169,9 +169,9 @@ def main() -> None:
     try:
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(_escape(shown.getvalue()), err=True, nl=False)
+        text = io.StringIO()
+        error.show(text)
+        click.echo(_escape(text.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except Interrupted as stopped:
         click.echo(_STOPPED, err=True)

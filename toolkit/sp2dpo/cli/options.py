@@ -106,7 +106,7 @@ def annotation_callbacks(*, serve: bool) -> dict[str, Any]:
     Args:
         serve: Whether to start the servers of the panel without asking.
     """
-    from sp2dpo.annotation.run import ignore
+    from sp2dpo.annotation.run import do_nothing
     from sp2dpo.cli.progress import print_above_bars, reply_bar
     from sp2dpo.store.counts import reply_count_lines
 
@@ -116,7 +116,7 @@ def annotation_callbacks(*, serve: bool) -> dict[str, Any]:
             print_lines([f"no pair falls into the shard {result.shard}"])
 
     return {
-        "approve": ignore if serve else confirm_serve,
+        "approve": do_nothing if serve else confirm_serve,
         "progress": reply_bar,
         "report": print_above_bars,
         "on_result": print_counts,

@@ -16,20 +16,22 @@ _PACE = 0.1
 _Row = TypeVar("_Row")
 
 
-def progress_rows(rows: Iterable[_Row], what: str, of: int) -> Iterator[_Row]:
+def progress_rows(rows: Iterable[_Row], description: str, total: int) -> Iterator[_Row]:
     """Yield rows and show a progress bar.
 
     Args:
         rows: rows to yield.
-        what: description of the rows, shown before the bar.
-        of: number of rows.
+        description: description of the rows, shown before the bar.
+        total: number of rows.
     """
-    yield from tqdm(rows, total=of, unit=" rows", desc=what, leave=False, **_pace())
+    yield from tqdm(rows, total=total, unit=" rows", desc=description, leave=False, **_pace())
 
 
-def progress_parts(parts: Iterable[list[_Row]], what: str, of: int) -> Iterator[list[_Row]]:
+def progress_parts(
+    parts: Iterable[list[_Row]], description: str, total: int
+) -> Iterator[list[_Row]]:
     """Yield parts and show a progress bar over their rows; arguments as in `progress_rows`."""
-    with tqdm(total=of, unit=" rows", desc=what, leave=False, **_pace()) as inner:
+    with tqdm(total=total, unit=" rows", desc=description, leave=False, **_pace()) as inner:
         for part in parts:
             yield part
             inner.update(len(part))

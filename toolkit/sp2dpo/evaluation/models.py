@@ -98,7 +98,7 @@ class LocalConfig(Settings):
     """cpu, cuda, ...; by default a GPU if there is one."""
     dtype: str = "auto"
     """Data type as transformers names it, such as bfloat16; auto for that of the weights."""
-    batch_size: Annotated[int, number(least=1, whole=True)] = 16
+    batch_size: Annotated[int, number(least=1, integer=True)] = 16
     """Prompts in a batch."""
 
 

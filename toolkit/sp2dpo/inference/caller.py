@@ -199,11 +199,11 @@ class Caller:
     async def _probe(self, route: Route) -> bool:
         """Return whether a request that was answered before is answered again."""
         # This distinguishes a request that the server cannot answer from a server that is down.
-        good = self.known_good
-        if good is None:
+        messages = self.known_good
+        if messages is None:
             return False
         try:
-            await self._send(lambda url: self._client.ask(url, good, 0), route)
+            await self._send(lambda url: self._client.ask(url, messages, 0), route)
         except (Unavailable, Declined):
             return False
         return True
@@ -213,7 +213,7 @@ class Caller:
         while True:
             replica = route.replica
             await replica.limit.acquire()
-            if replica.may_be_asked(time.monotonic()):
+            if replica.is_up(time.monotonic(), has_slot=True):
                 break
             route.replica = self._replicas.pick_other(route.key, than=replica)
             if route.replica is replica:

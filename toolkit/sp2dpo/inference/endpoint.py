@@ -49,7 +49,7 @@ class HourPriceConfig(Settings):
 
     gpu_hour: Annotated[float, _AMOUNT]
     """Price of one GPU for one hour."""
-    gpus: Annotated[int, number(least=1, whole=True)]
+    gpus: Annotated[int, number(least=1, integer=True)]
     """Number of GPUs that are paid for at the same time."""
     currency: Annotated[str, _CURRENCY] = Price.currency
     """Currency of the price."""
@@ -219,7 +219,7 @@ class LocalSamplingConfig(Settings):
 
     temperature: Annotated[float, number()]
     """Temperature; 0 for the most likely token."""
-    max_tokens: Annotated[int, number(least=1, whole=True)]
+    max_tokens: Annotated[int, number(least=1, integer=True)]
     """Tokens of a reply, at most."""
     top_p: Annotated[float, number()] = ABSENT
     """Probability mass of the most likely tokens that are sampled from."""
@@ -275,7 +275,7 @@ class EndpointConfig(Settings):
     """How to start the model's servers, in place of base_url."""
     sampling: Annotated[dict[str, Any], AsWritten(SamplingConfig)]
     """How the model samples."""
-    max_in_flight: Annotated[int, number(least=1, whole=True)] = Endpoint.max_in_flight
+    max_in_flight: Annotated[int, number(least=1, integer=True)] = Endpoint.max_in_flight
     """In-flight requests to each replica, at most."""
     timeout: Annotated[float, number(above=0)] = Endpoint.timeout
     """Timeout of a request in seconds."""
@@ -284,7 +284,7 @@ class EndpointConfig(Settings):
     warm_prefix: bool = Endpoint.warm_prefix
     """Whether to await the first question about a pair before the others are sent, for servers that
     share a prefix only after reading it."""
-    retries: Annotated[int, number(least=0, most=_MOST_RETRIES, whole=True)] = Endpoint.retries
+    retries: Annotated[int, number(least=0, most=_MOST_RETRIES, integer=True)] = Endpoint.retries
     """Retries of a reply that could not be parsed, each with another seed."""
     price: Annotated[Price | None, PRICE] = None
     """Price of the model's answers: gpu_hour and gpus, or prompt and completion."""

@@ -33,9 +33,9 @@ def keep(parent: int, grace: float, command: list[str]) -> int:
     child = _start(command)
     code, deadline = None, None
     while code is None and (deadline is None or time.monotonic() < deadline):
-        left = _HOUR if deadline is None else max(0.0, deadline - time.monotonic())
-        came = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, left)
-        if came and came.si_signo in _STOP and deadline is None:
+        remaining = _HOUR if deadline is None else max(0.0, deadline - time.monotonic())
+        received = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, remaining)
+        if received and received.si_signo in _STOP and deadline is None:
             deadline = time.monotonic() + grace
             os.killpg(0, signal.SIGTERM)
         code = _reap_children(child)

@@ -340,13 +340,15 @@ class Replica:
         """Time at which it may be used again; in the past if it is up."""
         return self._down_until
 
-    def is_up(self, now: float) -> bool:
-        """Return whether it may get a request; after a pause, one request at a time as a probe."""
-        return now >= self._down_until and (self._failures < _FAILURES or not self.limit.in_flight)
+    def is_up(self, now: float, *, has_slot: bool = False) -> bool:
+        """Return whether it may get a request; after a pause, one request at a time as a probe.
 
-    def may_be_asked(self, now: float) -> bool:
-        """Return the same as `is_up`, but for a request that already has one of the slots."""
-        return now >= self._down_until and (self._failures < _FAILURES or self.limit.in_flight <= 1)
+        Args:
+            now: Current time.
+            has_slot: Whether the request already has one of the slots.
+        """
+        in_flight = self.limit.in_flight - has_slot
+        return now >= self._down_until and (self._failures < _FAILURES or not in_flight)
 
     def failed(self, now: float) -> None:
         """Record a refused or lost connection, or a timeout; `limit` does not change."""
@@ -366,8 +368,8 @@ class Replica:
     def succeeded(self, seconds: float) -> None:
         """Record a reply with a latency of `seconds`, here and in `limit`."""
         self.answered()
-        before = seconds if self._seconds is None else self._seconds
-        self._seconds = _MEMORY * before + (1 - _MEMORY) * seconds
+        average = seconds if self._seconds is None else self._seconds
+        self._seconds = _MEMORY * average + (1 - _MEMORY) * seconds
         self.limit.succeeded(seconds)
 
     def is_quick(self, timeout: float) -> bool:

@@ -82,8 +82,8 @@ def _is_line(value: Any) -> bool:
     return _is_text(value) and value.isprintable() and value == value.strip() != ""
 
 
-def _is_list(value: Any, keeps: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(keeps, value))
+def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_valid, value))
 
 
 def _is_gpu(value: Any) -> bool:
@@ -153,7 +153,7 @@ class ServeConfig(Settings):
     """More arguments for `vllm serve`. A flag named here replaces the one set by default."""
     gpus: Annotated[list[int | str], _GPUS] = Field(default_factory=list)
     """GPUs by number or id, shared evenly by the replicas; by default all."""
-    replicas: Annotated[int, number(least=1, whole=True)] = Serve.replicas
+    replicas: Annotated[int, number(least=1, integer=True)] = Serve.replicas
     """Number of servers."""
     env: Annotated[dict[str, str], _ENV] = Field(default_factory=dict)
     """More environment variables."""
@@ -161,7 +161,7 @@ class ServeConfig(Settings):
     """Port of the first replica, the others use the following ones; by default free ports."""
     healthy_within: Annotated[float, _SECONDS] = Serve.healthy_within
     """Seconds that a server may take to start and load."""
-    restarts: Annotated[int, number(least=0, whole=True)] = Serve.restarts
+    restarts: Annotated[int, number(least=0, integer=True)] = Serve.restarts
     """Restarts of each replica in a run, at most."""
 
     @field_validator("environment")
@@ -237,9 +237,9 @@ def parse_serve(config: Any, *, where: str, beside: Path) -> Serve:
     return validate(ServeConfig, config, where=where, beside=beside).build()
 
 
-def _check_last_port(first: int, replicas: int) -> None:
-    if first + replicas - 1 > 65535:
-        raise ValueError(f"{replicas} ports from {first} on go beyond 65535")
+def _check_last_port(first_port: int, replicas: int) -> None:
+    if first_port + replicas - 1 > 65535:
+        raise ValueError(f"{replicas} ports from {first_port} on go beyond 65535")
 
 
 def _path(text: str, info: ValidationInfo) -> Path:
@@ -255,34 +255,34 @@ def is_path(model: str) -> bool:
     return bool(_PATH.match(model))
 
 
-def _flag(word: str) -> str:
+def _flag(argument: str) -> str:
     """Return the flag in an argument, as vLLM reads it: `--no_x.y=z` is `--x`."""
-    name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
+    name = re.split("[=.]", argument, maxsplit=1)[0].replace("_", "-")
     return f"--{name.removeprefix('--no-')}" if name.startswith("--no-") else name
 
 
 def has_flag(args: Sequence[str], flag: str) -> bool:
     """Return whether the arguments contain a flag."""
-    return any(_is_for(word, flag) for word in args)
+    return any(_is_for(argument, flag) for argument in args)
 
 
-def _is_for(word: str, flag: str) -> bool:
+def _is_for(argument: str, flag: str) -> bool:
     # vLLM accepts unique prefixes of flags. That `--tokenizer` also counts as
     # `--tokenizer-revision` is intended: another tokenizer has other revisions.
-    name = _flag(word)
+    name = _flag(argument)
     return name == flag or (len(name) > 3 and name[:2] == "--" and flag.startswith(name))
 
 
 def flag_value(args: Sequence[str], flag: str) -> str | None:
     """Return the value of a flag's last occurrence, as `--flag=value` or `--flag value`."""
     value = None
-    for word, following in zip(args, [*args, None][1:], strict=True):
-        if _is_for(word, flag):
-            value = word.partition("=")[2] if "=" in word else following
+    for argument, following in zip(args, [*args, None][1:], strict=True):
+        if _is_for(argument, flag):
+            value = argument.partition("=")[2] if "=" in argument else following
     return value
 
 
 def turns_on(args: Sequence[str], flag: str) -> bool:
     """Return whether a switch's last occurrence turns it on."""
-    named = [word for word in args if _is_for(word, flag)]
-    return bool(named) and not named[-1].startswith(("--no-", "--no_"))
+    occurrences = [argument for argument in args if _is_for(argument, flag)]
+    return bool(occurrences) and not occurrences[-1].startswith(("--no-", "--no_"))

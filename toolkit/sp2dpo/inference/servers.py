@@ -114,13 +114,13 @@ class Server:
             OSError: If the log cannot be written.
         """
         self._log_begins = None
-        if trouble := await self._until_port_is_free(say):
-            return trouble
+        if problem := await self._until_port_is_free(say):
+            return problem
         self._spawn()
-        began = time.monotonic()
-        word = began + self._timeouts.progress
+        started = time.monotonic()
+        next_notice = started + self._timeouts.progress
         while (problem := await self._probe()) or self._has_ended():
-            waited = time.monotonic() - began
+            waited = time.monotonic() - started
             if self._has_ended():
                 return f"{self._ending()} before it was healthy"
             if waited > within:
@@ -128,20 +128,20 @@ class Server:
                     f"the server was not healthy within {within:g} s ({problem}): "
                     "raise `healthy_within`, or see its log"
                 )
-            if time.monotonic() >= word:
-                word += self._timeouts.progress
-                last = "".join(self._last_lines(1)) or "nothing in its log yet"
-                say(f"waiting for {self.label}: {waited:.0f} s of {within:g} s: {last}")
+            if time.monotonic() >= next_notice:
+                next_notice += self._timeouts.progress
+                last_line = "".join(self._last_lines(1)) or "nothing in its log yet"
+                say(f"waiting for {self.label}: {waited:.0f} s of {within:g} s: {last_line}")
             await asyncio.sleep(self._timeouts.poll)
-        say(f"{self.label} is up after {time.monotonic() - began:.0f} s: {self.url}")
+        say(f"{self.label} is up after {time.monotonic() - started:.0f} s: {self.url}")
         return None
 
     async def _until_port_is_free(self, say: Callable[[str], None]) -> str | None:
-        began = time.monotonic()
+        started = time.monotonic()
         port = self._address[1]
         while not _is_free(*self._address, reuse=self.restarts > 0):
             in_use = not _is_free(*self._address, reuse=True)
-            if in_use or time.monotonic() - began > self._timeouts.port:
+            if in_use or time.monotonic() - started > self._timeouts.port:
                 return f"port {port} is taken by another program: stop it, or choose another `port`"
             say(f"waiting for port {port} to become free")
             await asyncio.sleep(min(self._timeouts.progress, self._timeouts.port / 5))
@@ -174,17 +174,17 @@ class Server:
 
     async def wait_for_failure(self) -> str:
         """Wait until the server has ended or no longer answers, and return the problem."""
-        failures, first = 0, 0.0
+        failures, first_failure = 0, 0.0
         while not await self._ends_within(self._timeouts.probe):
             problem = await self._probe()
             if problem is None:
                 failures = 0
                 continue
             if not failures:
-                first = time.monotonic()
+                first_failure = time.monotonic()
             failures += 1
-            for_long = time.monotonic() - first >= self._timeouts.failing_for
-            if failures >= self._timeouts.failures and for_long and not self._has_ended():
+            is_lasting = time.monotonic() - first_failure >= self._timeouts.failing_for
+            if failures >= self._timeouts.failures and is_lasting and not self._has_ended():
                 return f"{failures} health checks in a row failed ({problem})"
         return self._ending()
 
@@ -196,9 +196,9 @@ class Server:
 
     async def _probe(self) -> str | None:
         """Run a health check and return the problem; None if the server is healthy."""
-        limit = aiohttp.ClientTimeout(total=self._timeouts.answer)
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.answer)
         try:
-            async with self._client.get(f"{self._root}/health", timeout=limit) as answer:
+            async with self._client.get(f"{self._root}/health", timeout=timeout) as answer:
                 return None if answer.status == 200 else f"HTTP {answer.status}"
         except TimeoutError:
             return f"no answer within {self._timeouts.answer:g} s"
@@ -451,8 +451,8 @@ async def open_servers(
 
 
 async def _start(server: Server, serve: Serve, say: Callable[[str], None]) -> None:
-    if trouble := await server.start(say, within=serve.healthy_within):
-        raise ServerDied(f"{server.label}: {trouble}{server.tail()}")
+    if problem := await server.start(say, within=serve.healthy_within):
+        raise ServerDied(f"{server.label}: {problem}{server.tail()}")
 
 
 def _check(model: str, serve: Serve) -> None:

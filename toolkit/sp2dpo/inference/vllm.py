@@ -88,10 +88,10 @@ def command_lines(
             name: "(hidden)" if _SECRET.search(name) else text
             for name, text in _own_variables(serve, replica).items()
         }
-        before = [f"{name}={shlex.quote(text)}" for name, text in variables.items()]
-        before.insert(0, f'PATH={shlex.quote(str(serve.environment / "bin"))}:"$PATH"')
+        assignments = [f"{name}={shlex.quote(text)}" for name, text in variables.items()]
+        assignments.insert(0, f'PATH={shlex.quote(str(serve.environment / "bin"))}:"$PATH"')
         words = _replica_command(model, revision, serve, replica, ports)
-        lines.append(f"{' '.join(before)} {shlex.join(words)}")
+        lines.append(f"{' '.join(assignments)} {shlex.join(words)}")
     return lines
 
 

@@ -280,7 +280,7 @@ class RubricConfig(Settings):
     """Scale of how much better one response is."""
     confidence: ScaleConfig
     """Scale of how sure a teacher is."""
-    rationale_length: Annotated[int, number(least=1, whole=True)]
+    rationale_length: Annotated[int, number(least=1, integer=True)]
     """Characters of a rationale, at most."""
     variants: _Texts
     """Closing paragraphs of a request, by the name of the variant."""

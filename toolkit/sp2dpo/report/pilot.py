@@ -10,7 +10,7 @@ from sp2dpo.annotation.run import (
     AnnotationResult,
     Progress,
     annotate_pairs,
-    ignore,
+    do_nothing,
     no_progress,
 )
 from sp2dpo.betas.arms import Arm
@@ -206,10 +206,10 @@ def run_pilot(
     runs: int | None = None,
     run_hours: float | None = None,
     patience: float = 900,
-    approve: Callable[[Endpoint], object] = ignore,
+    approve: Callable[[Endpoint], object] = do_nothing,
     progress: Progress = no_progress,
-    report: Callable[[str], None] = ignore,
-    on_result: Callable[[AnnotationResult], object] = ignore,
+    report: Callable[[str], None] = do_nothing,
+    on_result: Callable[[AnnotationResult], object] = do_nothing,
 ) -> PilotResult:
     """Annotate a sample of the pairs, and decide whether to annotate the whole corpus.
 
