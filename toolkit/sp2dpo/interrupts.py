@@ -50,6 +50,7 @@ def run_interruptible(
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        # No event loop runs in this thread; where one does, asyncio.run would refuse.
         asyncio.run(interruptible(work, say=say) if in_main_thread else work(asyncio.Event()))
     else:
         _run_in_thread(work, say, handle_interrupts=in_main_thread)
@@ -114,12 +115,14 @@ async def interruptible(
     loop, task = asyncio.get_running_loop(), _Work(work, say)
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
+        # Unlike a handler of signal.signal, this runs between the steps of tasks, never inside one.
         loop.add_signal_handler(number, task.interrupt, number)
     try:
         await task.finish()
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+            # remove_signal_handler restores Python's default, not the handler that was set before.
             signal.signal(number, previous[number])
 
 
@@ -152,6 +155,7 @@ class _Work:
         try:
             await self._task
         except asyncio.CancelledError:
+            # Without a signal it was the caller that cancelled, who must learn of it.
             if not self._received:
                 raise
         if self._received:
@@ -165,6 +169,7 @@ async def wait_unless_stopped(
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
     if stop.is_set():
+        # A coroutine that is never awaited would print a warning.
         work.close()
         return None
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
@@ -176,6 +181,8 @@ async def wait_unless_stopped(
     finally:
         for task in (working, stopping):
             task.cancel()
+        # A cancelled coroutine may still have to clean up, for example stop servers that it
+        # started.
         await asyncio.gather(working, stopping, return_exceptions=True)
 
 

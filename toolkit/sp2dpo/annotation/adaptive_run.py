@@ -165,6 +165,7 @@ class AdaptiveRun:
             take: Called with every reply.
             settle: Called with every settled pair.
         """
+        # Without sessions it only settles pairs, one at a time.
         slots_free = asyncio.Semaphore(
             max(1, sum(session.max_requests for session in sessions.values()))
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from sp2dpo.annotation.writer import pending_jobs
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.vllm import command_lines, serve_warnings
 from sp2dpo.pairs.pair import Pair
@@ -17,7 +18,6 @@ from sp2dpo.text import format_count, shell_lines, wrap
 
 CHARACTERS = 4
 """Characters per token: about right for English. Our choice."""
-_PAGE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,9 @@ def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | Non
         shard: Count only pairs of this shard; None for all pairs of the store's own shard.
     """
     plan = QuestionPlan.from_panel(panel, teacher, again=False)
-    text, after = Text(), 0
-    while jobs := store.questions.next_jobs(plan, after=after, limit=_PAGE):
-        after = jobs[-1].number
-        for job in jobs:
-            if shard is not None and not shard.contains(job.pair.id):
-                continue
+    text = Text()
+    for job in pending_jobs(store, plan):
+        if shard is None or shard.contains(job.pair.id):
             prompts = [(question.key.variant, question.key.order) for question in job.questions]
             text += count_text(job.pair, prompts, panel.rubric)
     return text

@@ -169,6 +169,7 @@ class _Run:
     async def _phase(self, teachers: Sequence[Endpoint], ask: Ask) -> None:
         """Ask these teachers concurrently, after starting the servers of those with `serve:`."""
         async with AsyncExitStack() as stack:
+            # Starting a server may take half an hour; an interrupt must not wait for it.
             result = await wait_unless_stopped(self._options.stop, self._find(stack, teachers))
             if result is None:
                 return
@@ -178,6 +179,7 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 watching = [group.create_task(server.watch()) for server in servers]
                 await ask(sessions)
+                # The group waits for all its tasks, and watch() never ends by itself.
                 for watch in watching:
                     watch.cancel()
 
@@ -192,6 +194,7 @@ class _Run:
                     teacher,
                     log=server_log_path(self._store.path, teacher.name),
                     say=self._options.say,
+                    # A server runs code that is not ours: it must not see any teacher's API key.
                     hidden_variables=[
                         other.api_key_env for other in self._panel.teachers if other.api_key_env
                     ],

@@ -192,6 +192,7 @@ class RayWorkers:
         alone_since: float | None = None
         async with asyncio.TaskGroup() as group:
             while True:
+                # ray.nodes blocks until the cluster answers.
                 for node in await asyncio.to_thread(ray.nodes):
                     name = node["NodeID"]
                     if node["Alive"] and name not in self._joining | set(self._members):
@@ -264,10 +265,14 @@ class RayWorkers:
     async def _take_on(self, node: dict[str, Any]) -> None:
         name = node["NodeID"]
         where = f"{node['NodeManagerAddress']} ({name[:8]})"
+        # Never on another node: a server at 127.0.0.1 is each node's own.
         strategy = NodeAffinitySchedulingStrategy(node_id=name, soft=False)
         kind: Any = ray.remote(Worker)
         actor = kind.options(
-            num_cpus=0, max_concurrency=_MOST_AT_ONCE, scheduling_strategy=strategy
+            # A worker waits for the network; it must not wait for a free CPU of the cluster first.
+            num_cpus=0,
+            max_concurrency=_MOST_AT_ONCE,
+            scheduling_strategy=strategy,
         ).remote(self._panel, where, self._options.patience, self._kept_replies)
         try:
             for teacher in self._panel.teachers:
@@ -295,6 +300,7 @@ class RayWorkers:
     async def _lose(self, member: Member) -> None:
         if self._members.get(member.node) is member:
             del self._members[member.node]
+            # If only the connection was lost, the worker may still be sending requests.
             ray.kill(member.actor)
             self._options.say(
                 f"lost node {member.where}, {len(self._members)} left; what was in flight there "
@@ -310,6 +316,7 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+# No usage statistics are sent; the second variable silences a hint about GPUs.
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -370,6 +377,7 @@ def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with log.open("a", encoding="utf-8", errors="backslashreplace") as sink, redirect_stdout(sink):
         try:
+            # ray.init replaces the handler of SIGTERM, with which a run is stopped.
             _connect(address)
             signal.signal(signal.SIGTERM, handler)
             yield
@@ -440,6 +448,7 @@ class _Run:
                 async with asyncio.TaskGroup() as asking:
                     for teacher in self._panel.teachers:
                         asking.create_task(self._ask_all(teacher))
+            # The group waits for all its tasks: watch() never ends, stop() only on an interrupt.
             for task in background:
                 task.cancel()
             await self._writer.put(None)

@@ -13,6 +13,7 @@ from itertools import chain, islice, product
 from pathlib import Path
 
 from sp2dpo.annotation.run import do_nothing, open_store_with_pairs
+from sp2dpo.annotation.writer import pending_jobs
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.inference.client import request_body
 from sp2dpo.inference.endpoint import Endpoint
@@ -24,9 +25,6 @@ from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.questions import QuestionPlan, Shard
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
-
-_PAGE = 500
-"""Pairs read from the store at a time."""
 
 
 class CustomIds:
@@ -179,20 +177,17 @@ def _lines(
 ) -> Iterator[bytes]:
     schema = panel.rubric.schema()
     plan = QuestionPlan.from_panel(panel, teacher, again=again)
-    after = 0
-    while jobs := store.questions.next_jobs(plan, after=after, limit=_PAGE):
-        after = jobs[-1].number
-        for job in jobs:
-            for question in job.questions:
-                key = question.key
-                messages = panel.rubric.messages(job.pair, key.variant, key.order)
-                request = {
-                    "custom_id": ids.encode(key),
-                    "method": "POST",
-                    "url": "/v1/chat/completions",
-                    "body": request_body(teacher, messages, schema, key.attempt),
-                }
-                yield json.dumps(request).encode() + b"\n"
+    for job in pending_jobs(store, plan):
+        for question in job.questions:
+            key = question.key
+            messages = panel.rubric.messages(job.pair, key.variant, key.order)
+            request = {
+                "custom_id": ids.encode(key),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": request_body(teacher, messages, schema, key.attempt),
+            }
+            yield json.dumps(request).encode() + b"\n"
 
 
 def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> TeacherExport:

@@ -170,6 +170,7 @@ def annotate_pairs(
                 retried=received[False],
                 seconds=time.monotonic() - start,
             )
+            # Also after a failure or an interrupt, when the counts matter most.
             on_result(result)
     silent = [counts.teacher for counts in result.teachers if counts.all and not counts.kept]
     if silent:

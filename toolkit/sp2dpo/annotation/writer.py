@@ -16,6 +16,14 @@ _PAGE = 200
 Numbered = TypeVar("Numbered", Job, PairReplies)
 
 
+def pending_jobs(store: Store, plan: QuestionPlan) -> Iterator[Job]:
+    """Yield the pending questions to a teacher, one job per pair, reading a page at a time."""
+    after = 0
+    while jobs := store.questions.next_jobs(plan, after=after, limit=_PAGE):
+        yield from jobs
+        after = jobs[-1].number
+
+
 class StorePages:
     """Reads pending questions page by page, on a second connection to the store."""
 
@@ -53,6 +61,7 @@ class Writer:
         self._store = store
         self._thread = thread
         self._arrived: asyncio.Queue[ReplyRecord | SettledPair | asyncio.Event | None] = (
+            # A full queue makes the senders wait, so memory stays bounded if the disk is slow.
             asyncio.Queue(2000)
         )
         self._commit: Future[None] | None = None
@@ -75,6 +84,7 @@ class Writer:
             more = None not in batch
             self._submit(batch)
             if self._commit:
+                # A cancelled run must not cancel a commit that waits for its thread.
                 await asyncio.shield(asyncio.wrap_future(self._commit))
             for item in batch:
                 if isinstance(item, asyncio.Event):

@@ -1,6 +1,5 @@
 """The commands that annotate pairs: with servers, by files, in shards."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -74,8 +73,6 @@ def annotate(
     from sp2dpo.annotation.run import annotate_pairs, open_store_with_pairs
     from sp2dpo.panel.panel import load_panel
 
-    if math.isnan(patience):
-        raise click.UsageError("--patience must be a number of seconds")
     panel = load_panel(panel_file)
     if ray_address is not None and engine != "ray":
         raise click.UsageError("--ray-address belongs to --engine ray")

@@ -1,13 +1,11 @@
 """The commands that check annotations and betas: agreement, estimators, compare, audit."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, print_lines
+from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, print_lines, print_result
 
 FAILED = 3
 """Exit code of an audit that fails `--fail-on`."""
@@ -53,7 +51,7 @@ def agreement(
         sample=sample,
         draws=draws,
     )
-    _print(result, agreement_lines(result), as_json=as_json)
+    print_result(result, agreement_lines(result), as_json=as_json)
 
 
 @click.command()
@@ -80,7 +78,7 @@ def estimators(
     from sp2dpo.diagnostics.text import ablation_lines
 
     result = compare_store_estimators(store_file, schedule_file, gold_file=gold_file, draws=draws)
-    _print(result, ablation_lines(result), as_json=as_json)
+    print_result(result, ablation_lines(result), as_json=as_json)
 
 
 @click.command()
@@ -128,7 +126,7 @@ def compare(
     if picture:
         figure = plots.draw_beta_comparison(one, other, names=(one_file.name, other_file.name))
         plots.save_figure(figure, picture)
-    _print(result, comparison_lines(result, str(one_file), str(other_file)), as_json=as_json)
+    print_result(result, comparison_lines(result, str(one_file), str(other_file)), as_json=as_json)
     if picture:
         print_lines([f"wrote {picture}"], err=as_json)
 
@@ -161,17 +159,6 @@ def audit(
     from sp2dpo.diagnostics.text import audit_lines
 
     result = audit_store(store_file, betas_file, gold_file=gold_file, draws=draws)
-    _print(result, audit_lines(result), as_json=as_json)
+    print_result(result, audit_lines(result), as_json=as_json)
     if fail_on and result.has_failed(fail_on):
         sys.exit(FAILED)
-
-
-def _print(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
-    import json
-
-    from sp2dpo.text import json_values
-
-    if as_json:
-        click.echo(json.dumps(json_values(result), indent=2))
-    else:
-        print_lines(list(lines))

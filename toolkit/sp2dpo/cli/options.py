@@ -1,7 +1,9 @@
 """Options, prompts and output that several commands share."""
 
+import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +41,17 @@ GOLD = click.option(
     help="JSON Lines file of pairs whose correct labels are known.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _check_patience(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # it passes every comparison with the limits
+        raise click.UsageError("--patience must be a number of seconds")
+    return value
+
+
 PATIENCE = click.option(
     "--patience",
+    callback=_check_patience,
     type=click.FloatRange(min=0, max=1e6),
     default=900,
     show_default=True,
@@ -98,6 +109,16 @@ def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
 
     for line in lines:
         click.echo(escape_controls(line), err=err)
+
+
+def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a result as JSON or as lines."""
+    from sp2dpo.text import json_values
+
+    if as_json:
+        click.echo(json.dumps(json_values(result), indent=2))
+    else:
+        print_lines(list(lines))
 
 
 def annotation_callbacks(*, serve: bool) -> dict[str, Any]:

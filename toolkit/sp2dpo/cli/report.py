@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,6 +18,7 @@ from sp2dpo.cli.options import (
     STORE,
     annotation_callbacks,
     print_lines,
+    print_result,
 )
 
 NO_GO = 3
@@ -37,7 +37,7 @@ def status(store_file: Path, as_json: bool) -> None:
     from sp2dpo.report.text import status_lines
 
     result = collect_status(store_file)
-    _print(result, [] if as_json else status_lines(result), as_json=as_json)
+    print_result(result, status_lines(result), as_json=as_json)
     if result.integrity:
         raise ValueError(
             f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
@@ -105,8 +105,6 @@ def pilot(
 
     if run_hours is not None and runs is None:
         raise click.UsageError("--run-hours belongs to --sweep")
-    if math.isnan(patience):
-        raise click.UsageError("--patience must be a number of seconds")
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
     # Lines about the annotation must not mix with the JSON.
@@ -123,18 +121,9 @@ def pilot(
             patience=patience,
             **annotation_callbacks(serve=serve),
         )
-    _print(result, [] if as_json else ["", *pilot_lines(result)], as_json=as_json)
+    print_result(result, ["", *pilot_lines(result)], as_json=as_json)
     if not result.verdict.go:
         sys.exit(NO_GO)
-
-
-def _print(result: Any, lines: list[str], *, as_json: bool) -> None:
-    import json
-
-    from sp2dpo.text import json_values
-
-    for line in [json.dumps(json_values(result), indent=2)] if as_json else lines:
-        click.echo(line)
 
 
 @click.command()

@@ -226,6 +226,7 @@ class Caller:
             answer = await send(replica.url)
         except Unavailable as error:
             self._failed(replica, error)
+            # Overload passes, and no other replica has the pair's prefix in its cache.
             if error.reason != "http-429":
                 route.replica = self._replicas.pick_other(route.key, than=replica)
             raise
@@ -246,6 +247,7 @@ class Caller:
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now
+        # A refusal such as 429 shows that the replica runs; these errors may mean that it does not.
         if error.lost or error.reason.startswith("http-5"):
             replica.failed(now)
         if error.overloaded and not (

@@ -230,6 +230,7 @@ class Client:
                 address, headers=self._headers, timeout=_timeout(30)
             ) as response:
                 answer = await response.read()
+        # UnicodeError: the host name cannot be encoded (IDNA).
         except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
             raise Unavailable(
                 f"{endpoint.label}: nothing answers at {url} "
@@ -240,6 +241,7 @@ class Client:
         status, summary = response.status, f"{address} answered HTTP {response.status}"
         if status == 429 or status >= 500:
             raise Unavailable(f"{endpoint.label}: {summary}", reason=f"http-{status}")
+        # Declined is an error of one chat; here such a status concerns the server.
         if status not in (400, 413, 422):
             _check_status(endpoint, status, answer)
         if status != 200:
@@ -283,6 +285,7 @@ class Client:
             Unavailable: On a transient error.
             EndpointError: If the server refuses access or does not know the model (401, 403, 404).
         """
+        # Encode only the messages: everything after them is the same for all pairs.
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
         started = time.monotonic()
         status, answer, wait = await self._post(f"{url.rstrip('/')}/chat/completions", data)
@@ -323,6 +326,7 @@ class Client:
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    # A host that is down should be noticed before the timeout of a long reply.
     return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 30))
 
 

@@ -37,6 +37,7 @@ def keep(parent: int, grace: float, command: list[str]) -> int:
         received = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, remaining)
         if received and received.si_signo in _STOP and deadline is None:
             deadline = time.monotonic() + grace
+            # This reaches the keeper as well, but its own SIGTERM is blocked and then ignored.
             os.killpg(0, signal.SIGTERM)
         code = _reap_children(child)
     _kill_the_rest()
@@ -48,11 +49,13 @@ def _start(command: list[str]) -> int:
     if child:
         return child
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
+    # The command would inherit the blocked signals and could not be stopped.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
         os.execv(command[0], command)
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+    # Exit as a shell does for a command that it cannot run, without the parent's clean-up code.
     os._exit(127)
 
 
@@ -65,6 +68,7 @@ def _reap_children(child: int) -> int | None:
                 code = os.waitstatus_to_exitcode(ended[1])
     except ChildProcessError:
         pass
+    # A shell's exit code after a signal, in place of Python's negative number.
     return 128 - code if code is not None and code < 0 else code
 
 
@@ -83,6 +87,7 @@ def _children() -> list[int]:
     children = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            # The name of the process, in parentheses, may itself contain spaces and parentheses.
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:  # the process has just ended
             continue

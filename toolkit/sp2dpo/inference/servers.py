@@ -119,6 +119,7 @@ class Server:
         self._spawn()
         started = time.monotonic()
         next_notice = started + self._timeouts.progress
+        # If our process has ended, another program at this port may be what answers.
         while (problem := await self._probe()) or self._has_ended():
             waited = time.monotonic() - started
             if self._has_ended():
@@ -139,6 +140,7 @@ class Server:
     async def _until_port_is_free(self, say: Callable[[str], None]) -> str | None:
         started = time.monotonic()
         port = self._address[1]
+        # After a restart, closed connections of our own server may still hold the port.
         while not _is_free(*self._address, reuse=self.restarts > 0):
             in_use = not _is_free(*self._address, reuse=True)
             if in_use or time.monotonic() - started > self._timeouts.port:
@@ -169,6 +171,7 @@ class Server:
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 env=self._variables,
+                # Ctrl-C in the terminal must reach this process only, which then stops the servers.
                 start_new_session=True,
             )
 
@@ -184,6 +187,8 @@ class Server:
                 first_failure = time.monotonic()
             failures += 1
             is_lasting = time.monotonic() - first_failure >= self._timeouts.failing_for
+            # A server under full load may miss checks for a while, so count and time must both
+            # be reached; and if the process has ended, its exit code tells more.
             if failures >= self._timeouts.failures and is_lasting and not self._has_ended():
                 return f"{failures} health checks in a row failed ({problem})"
         return self._ending()
@@ -419,6 +424,7 @@ async def start_servers(
             )
         finally:
             for server in servers:
+                # Ask all of them before waiting for any: loaded models take seconds to end.
                 server.ask_to_stop()
             await asyncio.gather(*(server.stop() for server in servers))
 

@@ -36,11 +36,14 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
         raise ValueError(f"model {loaded!r} must not begin with a dash")
     defaults = {
         "--served-model-name": model,
+        # vLLM's API key does not guard all paths: do not offer the server to other machines.
         "--host": "127.0.0.1",
         "--port": str(port),
+        # Otherwise the model's generation_config.json would change the sampling.
         "--generation-config": "vllm",
         "--structured-outputs-config": json.dumps(_STRUCTURED_OUTPUTS, separators=(",", ":")),
         "--enable-prefix-caching": None,
+        # Without it, replies do not count cached prompt tokens.
         "--enable-prompt-tokens-details": None,
     }
     if revision is not None and not is_path(loaded):
