@@ -64,7 +64,7 @@ async def ask_through(seconds, count, *, late=0.2):
             asked = TeacherSession(client, RUBRIC, (url,), patience=60, stop=asyncio.Event())
             async with asyncio.TaskGroup() as group:
                 for row in pairs_of(count):
-                    group.create_task(asked.job(job_of(row.pair), take))
+                    group.create_task(asked.ask(job_of(row.pair), take))
     finally:
         await server.runner.cleanup()
     return entries

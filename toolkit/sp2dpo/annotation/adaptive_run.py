@@ -180,9 +180,9 @@ class AdaptiveRun:
     async def _pair(
         self, state: PairState, sessions: Mapping[str, TeacherSession], take: Take, settle: Settle
     ) -> None:
-        async def add_and_take(entry: ReplyRecord, final: bool) -> None:
-            state.add(_reply(entry))
-            await take(entry, final)
+        async def add_and_take(record: ReplyRecord, final: bool) -> None:
+            state.add(_stored_reply(record))
+            await take(record, final)
 
         while not self._stop.is_set():
             slot, chance = self._next(state)
@@ -192,7 +192,7 @@ class AdaptiveRun:
                 return
             if slot.teacher not in sessions:
                 return
-            await sessions[slot.teacher].job(state.job(slot), add_and_take)
+            await sessions[slot.teacher].ask(state.job(slot), add_and_take)
 
     def _next(self, state: PairState) -> tuple[Slot | None, float]:
         """Return the next slot of a pair, or None if it is settled, and the rule's probability."""
@@ -208,13 +208,13 @@ class AdaptiveRun:
             yield PairState(replies, self._panel, self._slots)
 
 
-def _reply(entry: ReplyRecord) -> StoredReply:
+def _stored_reply(record: ReplyRecord) -> StoredReply:
     """Return the fields of a reply that a reading depends on, as a store returns them."""
-    annotation = entry.annotation
+    annotation = record.annotation
     return StoredReply(
-        **vars(entry.key),
+        **vars(record.key),
         status="refused" if annotation is None else "kept",
-        reason=entry.reason,
+        reason=record.reason,
         category=annotation and annotation.category,
         magnitude=annotation and annotation.magnitude,
         confidence=annotation and annotation.confidence,

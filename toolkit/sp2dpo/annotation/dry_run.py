@@ -48,7 +48,9 @@ class Text:
         )
 
 
-def to_read(store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | None = None) -> Text:
+def measure_requests(
+    store: Store, panel: Panel, teacher: Endpoint, *, shard: Shard | None = None
+) -> Text:
     """Return the size of the requests that a teacher still needs.
 
     Args:
@@ -109,11 +111,11 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
     ]
     lines = [part for line in lines for part in wrap(line)]
     for teacher in panel.teachers:
-        lines += _described(teacher)
-    return [*lines, *(part for line in _requests(store, panel, shard) for part in wrap(line))]
+        lines += _teacher_lines(teacher)
+    return [*lines, *(part for line in _request_lines(store, panel, shard) for part in wrap(line))]
 
 
-def _described(teacher: Endpoint) -> list[str]:
+def _teacher_lines(teacher: Endpoint) -> list[str]:
     lines = [
         *wrap(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
         *wrap(f"  sampling {json.dumps(teacher.sampling)}"),
@@ -135,20 +137,24 @@ def _without_password(url: str) -> str:
     return url.replace(f"{password}{at}", "(hidden)@", 1) if at else url
 
 
-def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
+def _request_lines(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     lines, total, max_tokens = [], Text(), 0
     full_text: Text | None = None  # equal for all teachers that have not replied yet
     for teacher, counts in zip(panel.teachers, count_replies(store, panel), strict=True):
         untouched = counts.pending == counts.all
-        text = full_text if untouched and full_text else to_read(store, panel, teacher, shard=shard)
+        text = (
+            full_text
+            if untouched and full_text
+            else measure_requests(store, panel, teacher, shard=shard)
+        )
         full_text = text if untouched else full_text
         total += text
         max_tokens += text.requests * teacher.sampling["max_tokens"]
-        lines.append(f"{teacher.name}: {_counted(text)}")
+        lines.append(f"{teacher.name}: {_format_size(text)}")
     at_most = "at most " if panel.budget == "adaptive" else ""
     return [
         *lines,
-        f"together {at_most}{_counted(total)}; the replies take at most "
+        f"together {at_most}{_format_size(total)}; the replies take at most "
         f"{format_count(max_tokens)} tokens",
         f"estimated from the texts, rubric included, at {CHARACTERS} characters a token; the cache "
         "serves what the variants of a pair share",
@@ -156,7 +162,7 @@ def _requests(store: Store, panel: Panel, shard: Shard | None) -> list[str]:
     ]
 
 
-def _counted(text: Text) -> str:
+def _format_size(text: Text) -> str:
     tokens, shared = text.characters / CHARACTERS, text.shared / CHARACTERS
     return (
         f"{format_count(text.requests)} requests, about {format_count(tokens)} prompt tokens, "

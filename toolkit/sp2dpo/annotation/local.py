@@ -170,7 +170,9 @@ class _Run:
         """Ask these teachers concurrently, after starting the servers of those with `serve:`."""
         async with AsyncExitStack() as stack:
             # Starting a server may take half an hour; an interrupt must not wait for it.
-            result = await wait_unless_stopped(self._options.stop, self._find(stack, teachers))
+            result = await wait_unless_stopped(
+                self._options.stop, self._open_sessions(stack, teachers)
+            )
             if result is None:
                 return
             sessions, servers = result
@@ -183,7 +185,7 @@ class _Run:
                 for watch in watching:
                     watch.cancel()
 
-    async def _find(
+    async def _open_sessions(
         self, stack: AsyncExitStack, teachers: Sequence[Endpoint]
     ) -> tuple[list[TeacherSession], list[Servers]]:
         """Return checked sessions and their servers; started ones stop with the stack."""
@@ -224,9 +226,9 @@ class _Run:
         """Ask teachers for all missing replies, or only for those about some pairs."""
         async with asyncio.TaskGroup() as group:
             for session in sessions:
-                group.create_task(self._ask_one(session, only))
+                group.create_task(self._ask_teacher(session, only))
 
-    async def _ask_one(self, session: TeacherSession, only: Callable[[str], bool]) -> None:
+    async def _ask_teacher(self, session: TeacherSession, only: Callable[[str], bool]) -> None:
         teacher = session.teacher
         plan = QuestionPlan.from_panel(self._panel, teacher, again=self._options.again)
         slots = asyncio.Semaphore(session.max_requests)  # bounds the number of tasks in memory
@@ -238,7 +240,7 @@ class _Run:
                     await slots.acquire()
                     if self._options.stop.is_set():
                         break
-                    task = group.create_task(session.job(job, self._take))
+                    task = group.create_task(session.ask(job, self._take))
                     task.add_done_callback(lambda _: slots.release())
         except* EndpointError as failures:
             self._fail(first_failure(failures))
@@ -248,11 +250,11 @@ class _Run:
         self._failure = self._failure or failure
         self._options.stop.set()
 
-    async def _take(self, entry: ReplyRecord, final: bool) -> None:
+    async def _take(self, record: ReplyRecord, final: bool) -> None:
         self._received += 1
-        self._kept[entry.key.teacher] += entry.annotation is not None
-        self._options.progress(entry, final)
-        await self._writer.put(entry)
+        self._kept[record.key.teacher] += record.annotation is not None
+        self._options.progress(record, final)
+        await self._writer.put(record)
 
     async def _settle(self, settled: SettledPair, spared: int) -> None:
         self._options.spare(spared)

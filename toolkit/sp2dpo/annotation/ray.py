@@ -103,7 +103,7 @@ class Worker:
 
         failure = None
         try:
-            await (await self._open_session(teacher, in_flight)).job(job, take)
+            await (await self._open_session(teacher, in_flight)).ask(job, take)
         except* (EndpointError, ValueError) as failures:
             failure = self._message(first_failure(failures))
         return Answers(records=tuple(records), failure=failure)

@@ -47,7 +47,7 @@ class TeacherSession:
             is_starting: Returns whether missing replies are expected because a server restarts.
         """
         self.teacher = client.endpoint
-        self._calling = Caller(client, urls, patience=patience, stop=stop, is_starting=is_starting)
+        self._caller = Caller(client, urls, patience=patience, stop=stop, is_starting=is_starting)
         self._client = client
         self._rubric = rubric
         self._outcomes = Counter(kept=kept_replies)
@@ -56,13 +56,13 @@ class TeacherSession:
     @property
     def max_requests(self) -> int:
         """Maximum number of in-flight requests, all replicas together."""
-        return self._calling.max_requests
+        return self._caller.max_requests
 
     async def check(self) -> list[str]:
         """Check that the replicas respond and serve the model; see `Caller.check`."""
-        return await self._calling.check()
+        return await self._caller.check()
 
-    async def job(self, job: Job, take: Take) -> None:
+    async def ask(self, job: Job, take: Take) -> None:
         """Ask all questions about a pair at one replica, and pass each reply to `take`.
 
         Raises:
@@ -71,16 +71,16 @@ class TeacherSession:
         """
         orders = {question.key.order for question in job.questions}
         shared = {order: self._rubric.shared(job.pair, order) for order in orders}
-        route = self._calling.route(job.pair.id)
+        route = self._caller.route(job.pair.id)
         if self.teacher.warm_prefix:  # one request fills the prefix cache for the others
             ahead = {question.key.order: question for question in reversed(job.questions)}
-            await self._all(job, list(ahead.values()), shared, route, take)
+            await self._ask_questions(job, list(ahead.values()), shared, route, take)
             remaining = [question for question in job.questions if question not in ahead.values()]
-            await self._all(job, remaining, shared, route, take)
+            await self._ask_questions(job, remaining, shared, route, take)
         else:
-            await self._all(job, job.questions, shared, route, take)
+            await self._ask_questions(job, job.questions, shared, route, take)
 
-    async def _all(
+    async def _ask_questions(
         self,
         job: Job,
         questions: Sequence[Question],
@@ -90,30 +90,30 @@ class TeacherSession:
     ) -> None:
         async with asyncio.TaskGroup() as group:
             for question in questions:
-                group.create_task(self._question(job, question, shared, route, take))
+                group.create_task(self._ask_question(job, question, shared, route, take))
 
-    async def _question(
+    async def _ask_question(
         self, job: Job, question: Question, shared: dict[str, str], route: Route, take: Take
     ) -> None:
         key = question.key
         messages = self._rubric.messages(job.pair, key.variant, key.order, shared=shared[key.order])
         while True:
             try:
-                entry = await self._entry(key, messages, route)
+                record = await self._ask_once(key, messages, route)
             except StopRequested:
                 return
-            final = entry.reason not in UNREADABLE or key.attempt >= question.last
-            await take(entry, final)
+            final = record.reason not in UNREADABLE or key.attempt >= question.last
+            await take(record, final)
             if final:
-                self._count(entry)
+                self._count(record)
                 return
             key = replace(key, attempt=key.attempt + 1)
 
-    async def _entry(self, key: Key, messages: Messages, route: Route) -> ReplyRecord:
+    async def _ask_once(self, key: Key, messages: Messages, route: Route) -> ReplyRecord:
         try:
             if excess := await self._excess(messages, route):
                 return record_refusal(key, "too-long", excess)
-            reply = await self._calling.ask(messages, key.attempt, route)
+            reply = await self._caller.ask(messages, key.attempt, route)
         except Declined as error:
             return record_refusal(key, f"http-{error.status}", str(error))
         except Unavailable as error:
@@ -122,40 +122,40 @@ class TeacherSession:
 
     async def _excess(self, messages: Messages, route: Route) -> str | None:
         """Return why a request exceeds the model's context; None if it fits."""
-        if self._calling.context is None:
+        if self._caller.context is None:
             return None
         max_tokens = self.teacher.sampling["max_tokens"]
-        room = self._calling.context - max_tokens
+        room = self._caller.context - max_tokens
         if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:
             return None
-        tokens = await self._calling.retry(
+        tokens = await self._caller.retry(
             lambda url: self._client.count_tokens(url, messages), route
         )
         if tokens is None or tokens <= room:
             return None
-        limit = self._calling.context
+        limit = self._caller.context
         return f"{tokens} tokens and max_tokens {max_tokens} exceed the model's {limit}"
 
-    def _count(self, entry: ReplyRecord) -> None:
+    def _count(self, record: ReplyRecord) -> None:
         """Count a reply. Raise EndpointError if none of many replies could be parsed."""
-        if entry.reason == "too-long":  # no request was sent
+        if record.reason == "too-long":  # no request was sent
             return
-        self._outcomes[entry.reason or "kept"] += 1
+        self._outcomes[record.reason or "kept"] += 1
         if self._outcomes["kept"] or self._outcomes.total() < _HOPELESS:
             return
         if self._failure is None:  # replies in flight would count further before the run ends
             reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
             self._failure = EndpointError(
                 f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies "
-                f"can be read ({reasons}); {_advice(entry)}"
+                f"can be read ({reasons}); {_advice(record)}"
             )
         raise self._failure
 
 
-def _advice(entry: ReplyRecord) -> str:
+def _advice(record: ReplyRecord) -> str:
     """Return advice about an unreadable reply."""
-    if entry.reason == "length":
+    if record.reason == "length":
         return "raise max_tokens in its sampling"
-    if entry.reason and entry.reason.startswith("http-"):
-        return f"the server says: {entry.detail}"
+    if record.reason and record.reason.startswith("http-"):
+        return f"the server says: {record.detail}"
     return "does its server support response_format json_schema?"

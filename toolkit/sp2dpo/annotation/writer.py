@@ -80,7 +80,7 @@ class Writer:
         """Commit queued items until None arrives; items queue up while a commit runs."""
         more = True
         while more:
-            batch = [await self._arrived.get(), *self._drained()]
+            batch = [await self._arrived.get(), *self._take_queued()]
             more = None not in batch
             self._submit(batch)
             if self._commit:
@@ -94,17 +94,17 @@ class Writer:
         """Commit what is left in the queue. Raises the error of a commit that failed."""
         if self._commit:
             self._commit.result()
-        self._submit(self._drained())
+        self._submit(self._take_queued())
         if self._commit:
             self._commit.result()
 
     def _submit(self, batch: list[ReplyRecord | SettledPair | asyncio.Event | None]) -> None:
-        entries = [item for item in batch if isinstance(item, ReplyRecord)]
+        records = [item for item in batch if isinstance(item, ReplyRecord)]
         settled = [item for item in batch if isinstance(item, SettledPair)]
-        if entries or settled:
-            self._commit = self._thread.submit(self._store.add_replies, entries, settled)
+        if records or settled:
+            self._commit = self._thread.submit(self._store.add_replies, records, settled)
 
-    def _drained(self) -> list[ReplyRecord | SettledPair | asyncio.Event | None]:
+    def _take_queued(self) -> list[ReplyRecord | SettledPair | asyncio.Event | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
 
 
