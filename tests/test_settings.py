@@ -353,8 +353,8 @@ _TEACHER = "- {name: a, model: m, revision: null, base_url: 'http://a/v1', retir
             f"{_PANEL}{_TEACHER}{{temperature: 0, max_tokens: 9, logprobs: true}}}}\n",
             [
                 (3, "unknown key 'budgett'"),
-                (5, "teachers[0]: unknown key 'retires'"),
                 (5, f"teachers[0].sampling: {_LOGPROBS}"),
+                (5, "teachers[0]: unknown key 'retires'"),
             ],
         ),
         (

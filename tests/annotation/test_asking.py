@@ -1,7 +1,10 @@
 """One teacher, asked through real servers: which replica, in what order, and what does not fit."""
 
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -10,7 +13,7 @@ import pytest
 import yaml
 
 from servers.openai_server import serving
-from support.harness import ROOT, Scripted, fail, succeed, write_pairs, write_panel
+from support.harness import COMMAND, ROOT, TESTS, Scripted, fail, succeed, write_pairs, write_panel
 
 
 @pytest.fixture
@@ -191,6 +194,29 @@ def test_serving_wants_a_teacher_that_says_how(folder, tmp_path):
     panel = write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1")
     assert "not a `serve`" in fail("serve", panel, "--teacher", "scripted")
     assert "did you mean 'scripted'" in fail("serve", panel, "--teacher", "scriptd")
+
+
+def test_serve_runs_a_teacher_until_it_is_interrupted(folder):
+    program = folder / "environment" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    source = (TESTS / "servers" / "stand_in_vllm.py").read_text()
+    program.write_text(f"#!{sys.executable} -IS\n{source}")
+    program.chmod(0o755)
+    panel = served(folder, folder / "environment")
+    command = [*COMMAND, "serve", panel, "--teacher", "scripted", "--log", folder / "alone.log"]
+    with subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=folder
+    ) as running:
+        for line in running.stderr:
+            if "scripted is served at http://127.0.0.1:" in line:
+                break
+        else:
+            pytest.fail("the server did not start")
+        running.send_signal(signal.SIGINT)
+        _, messages = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert messages == "stopping scripted\n"
+    assert "logs: alone*.log" in line
 
 
 def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripted, folder):
