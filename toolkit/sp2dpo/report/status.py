@@ -121,7 +121,7 @@ class OutsideReplies:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """State of the run in a store; `dataclasses.asdict` gives the JSON of `sp2dpo status --json`.
+    """State of the run in a store; `json_values` gives the JSON of `sp2dpo status --json`.
 
     Attributes:
         store: path of the store.
