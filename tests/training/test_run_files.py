@@ -136,7 +136,10 @@ def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):
         "columns_sha256: " + found["data"]["columns_sha256"]
         in (tmp_path / "run" / "README.md").read_text()
     )
-    assert "# tuned-beta.yaml" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "# tuned-beta.yaml" not in shown
+    assert shown.count("eval loss") == 2  # once after each step, and not again at the end
+    assert found["eval"]["step"] == 2
 
 
 @pytest.mark.parametrize("path", METHODS, ids=named)

@@ -70,18 +70,19 @@ def read_prompts(text: str) -> PromptSet:
         OSError: If the file cannot be read, or AlpacaEval's file cannot be downloaded and is not
             in the cache.
     """
-    path = download(ALPACA_EVAL_FILE) if text == ALPACA_EVAL else Path(text)
+    is_alpaca_eval = text == ALPACA_EVAL
+    path = download(ALPACA_EVAL_FILE) if is_alpaca_eval else Path(text)
     rows = read_rows(path)
-    if text == ALPACA_EVAL and len(rows) != ALPACA_EVAL_PROMPTS:
+    if is_alpaca_eval and len(rows) != ALPACA_EVAL_PROMPTS:
         raise ValueError(
             f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
             f"{ALPACA_EVAL_PROMPTS}"
         )
     instructions = tuple(_instruction(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
     outputs = None
-    if text == ALPACA_EVAL or all("output" in row for row in rows):
+    if is_alpaca_eval or all("output" in row for row in rows):
         outputs = tuple(parse_output(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
-    name = ALPACA_EVAL if text == ALPACA_EVAL else path.name
+    name = ALPACA_EVAL if is_alpaca_eval else path.name
     return PromptSet(name=name, instructions=instructions, reference=outputs)
 
 
@@ -194,5 +195,6 @@ def order_rows(
             f"{where}: the outputs do not fit the {len(prompts.instructions)} prompts of "
             f"{prompts.name}: {'; '.join(problems)}"
         )
+    # Equal prompts take their outputs in the order of the file.
     ordered = [by_prompt[instruction].pop(0) for instruction in prompts.instructions]
     return ordered, ordered != outputs

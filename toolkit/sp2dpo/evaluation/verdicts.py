@@ -121,7 +121,6 @@ def read_result(folder: Path) -> EvaluationResult:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         rows = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
-        # All verdicts may be null, a column that pandas would give the type object.
         table = pd.DataFrame(rows).astype({"preference": float})
         if len(table) != record["prompts"]["count"]:
             raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")

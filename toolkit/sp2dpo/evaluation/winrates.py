@@ -133,6 +133,7 @@ def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
         return {"win_rate": float(metrics.get_winrate(table[scored])["win_rate"])}
     with without_root_log(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns about its own future versions
+        # By default the package writes the fitted weights into its own folder.
         result = metrics.get_length_controlled_winrate(
             table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
         )

@@ -21,32 +21,20 @@ if TYPE_CHECKING:
     from sp2dpo.training.sweep import SweepResult, SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
-_MODULES = {
-    "DataConfig": "run",
-    "FoldConfig": "reward_run",
-    "LogRatios": "losses",
-    "Mixture": "batch",
-    "PairBatch": "batch",
-    "PairColumnsMixin": "trainer",
-    "PairDPOConfig": "config",
-    "PairDPOTrainer": "trainer",
-    "RewardModelConfig": "reward_run",
-    "RewardRun": "reward_run",
-    "ScoreSummary": "reward_model",
-    "Scoring": "reward_model",
-    "SweepResult": "sweep",
-    "SweepRun": "sweep",
-    "TrainingRun": "run",
-    "apply_marks": "columns",
-    "one_line_errors": "console",
-    "parse_settings": "run_config",
-    "prepare_reward_run": "reward_run",
-    "prepare_run": "run",
-    "prompt_fold": "reward_model",
-    "run_sweep": "sweep",
-    "score_dataset": "reward_model",
-    "sweep_lines": "sweep",
+_NAMES = {
+    "batch": ("Mixture", "PairBatch"),
+    "columns": ("apply_marks",),
+    "config": ("PairDPOConfig",),
+    "console": ("one_line_errors",),
+    "losses": ("LogRatios",),
+    "reward_model": ("ScoreSummary", "Scoring", "prompt_fold", "score_dataset"),
+    "reward_run": ("FoldConfig", "RewardModelConfig", "RewardRun", "prepare_reward_run"),
+    "run": ("DataConfig", "TrainingRun", "prepare_run"),
+    "run_config": ("parse_settings",),
+    "sweep": ("SweepResult", "SweepRun", "run_sweep", "sweep_lines"),
+    "trainer": ("PairColumnsMixin", "PairDPOTrainer"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "DataConfig",

@@ -44,13 +44,6 @@ def inversion(low: float, high: float) -> float:
     return ceiling
 
 
-def decile_edges(betas: Sequence[float]) -> torch.Tensor:
-    """Return the nine values, (9,), that divide the betas of a data set into deciles."""
-    shares = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
-    step = max(1, len(betas) // 10**6)  # torch.quantile takes at most 16 million values
-    return torch.quantile(torch.tensor(betas, dtype=torch.float64)[::step], shares)
-
-
 class GradientMetrics:
     """Accumulate the slopes of all pairs since the last log.
 
@@ -65,9 +58,13 @@ class GradientMetrics:
     """
 
     def __init__(self, betas: Sequence[float], categories: Sequence[str]) -> None:
-        differ = bool(betas) and min(betas) < max(betas)
-        self.edges = decile_edges(betas) if differ else None
-        self.inverts_at = inversion(min(betas), max(betas)) if differ else math.inf
+        self.edges: torch.Tensor | None = None
+        self.inverts_at = math.inf
+        if betas and min(betas) < max(betas):
+            shares = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
+            step = max(1, len(betas) // 10**6)  # torch.quantile takes at most 16 million values
+            self.edges = torch.quantile(torch.tensor(betas, dtype=torch.float64)[::step], shares)
+            self.inverts_at = inversion(min(betas), max(betas))
         self.categories = list(categories)
         self.clear()
 

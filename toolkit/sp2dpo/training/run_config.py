@@ -129,14 +129,9 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
         )
     # The parser returns unknown YAML keys and their values in turn, so only every second item is a
     # key; it returns unknown command-line arguments unchanged.
-    refuse_unknown([*in_yaml[::2], *on_command_line], classes)
+    unknown = [*in_yaml[::2], *on_command_line]
+    if unknown:
+        legal = [field.name for config in classes for field in fields(config)]
+        name = unknown[0].removeprefix("--").split("=")[0]
+        raise ValueError(f"unknown setting {name}{did_you_mean(name, legal)}")
     return ParsedSettings(configs=tuple(parsed), files=paths, merged=files)
-
-
-def refuse_unknown(options: Sequence[str], classes: Sequence[type]) -> None:
-    """Raise ValueError, with the closest legal name, if any option was not recognized."""
-    if not options:
-        return
-    legal = [field.name for config in classes for field in fields(config)]
-    name = options[0].removeprefix("--").split("=")[0]
-    raise ValueError(f"unknown setting {name}{did_you_mean(name, legal)}")

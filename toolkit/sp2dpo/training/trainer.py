@@ -165,12 +165,9 @@ class PairColumnsMixin(Trainer):
                 )
             return dataset
         dataset, self.rows_without_beta[name] = fill_missing_values(
-            dataset,
-            tuple(args.pair_columns),
-            name=name,
-            missing=args.missing_values,
+            dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
             constant=args.beta,
-        )
+        )  # fmt: skip
         # EXO takes the logarithm of the smoothing; TRL checks the global value only.
         smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
         if smoothed and min(dataset["label_smoothing"]) <= 0:
@@ -299,12 +296,9 @@ class PairColumnsMixin(Trainer):
         if not self._has_pair_losses:
             return result
         batch = make_batch(
-            recorder.output,
-            inputs,
-            columns,
-            beta=global_beta,
+            recorder.output, inputs, columns, beta=global_beta,
             label_smoothing=self.args.label_smoothing,
-        )
+        )  # fmt: skip
         if self.args.needs_pair_losses:
             loss = result[0] if return_outputs else result
             # The auxiliary loss that TRL adds for mixtures of experts is not a sum over pairs.
