@@ -390,7 +390,10 @@ _TEACHER = "- {name: a, model: m, revision: null, base_url: 'http://a/v1', retir
         (
             load_arm,
             "of: nowhere.yaml\nkeepp: 3\nbeta: constant(-1)\n",
-            [(2, "unknown key 'keepp'"), (3, "beta: 'constant(-1)': beta -1 must be above 0")],
+            [
+                (2, "unknown key 'keepp'"),
+                (3, "beta: 'constant(-1)': beta must be a number above 0"),
+            ],
         ),
     ],
     ids=["logprobs", "names", "student", "judge", "arm"],
