@@ -149,6 +149,7 @@ def _between(text: str) -> str:
 
 def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     """Return the YAML of a card, and the text above and below the marks."""
+    # The editor of a person may write CRLF.
     text = text.replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
     metadata: Any = {}
@@ -184,7 +185,9 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
         "pretty_name": f"{escape_controls(source.name)} with per-pair beta",
         "task_categories": ["text-generation"],
         "annotations_creators": ["machine-generated"],
-        "size_categories": [_size(manifest.counts.rows)],
+        "size_categories": [
+            next((name for limit, name in _SIZES if manifest.counts.rows < limit), "n>10M")
+        ],
         **({"source_datasets": [source.name.split(":")[0]]} if hub else {}),
         "tags": ["dpo", "preference", "sp2dpo", "per-pair-beta", "trl"],
         "configs": [
@@ -237,10 +240,6 @@ def _column_rows(
         for column in BETA_COLUMNS
         if column.name in features
     ]
-
-
-def _size(rows: int) -> str:
-    return next((name for limit, name in _SIZES if rows < limit), "n>10M")
 
 
 def _environment() -> jinja2.Environment:

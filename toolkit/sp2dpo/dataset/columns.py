@@ -157,7 +157,7 @@ def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
     if kind is None:
         return None
     try:
-        value_kind = pa.array([value]).type
+        value_kind = pa.array([value]).type  # null for None, which fits any type
         if value_kind in (kind, pa.null()):
             return kind
         schemas = [pa.schema([("column", each)]) for each in (kind, value_kind)]

@@ -27,6 +27,7 @@ def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dat
         )
         raise ValueError(f"{result.data} is not consistent: {wrong}")
     folder = result.data.folder
+    # Only the verified files: a folder or a repo may contain others.
     files = [str(folder / name) for name in read_manifest(folder).config_files("default")]
     rows = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
     if not isinstance(rows, datasets.Dataset):

@@ -154,12 +154,7 @@ class _Release:
     def with_card(
         self, repo: str, existing: str | None, license: str | None
     ) -> tuple[Manifest, str]:
-        """Return the manifest and the card for a repo.
-
-        Args:
-            repo: Name of the repo, which the snippets of the card load.
-            existing: The card in the repo; None if there is none.
-            license: Requested licence; None to use the one on the existing card or in the manifest.
+        """Return the manifest and the card for a repo, whose name the card's snippets load.
 
         Raises:
             ValueError: The licence is unknown, or the existing card cannot be parsed.
@@ -213,20 +208,6 @@ class _Plan:
     changes: list[Change]
     title: str
 
-    @property
-    def added(self) -> dict[str, Path | bytes]:
-        """Content of the added and changed files."""
-        return {
-            change.path: self.files[change.path]
-            for change in self.changes
-            if change.what != "removed"
-        }
-
-    @property
-    def removed(self) -> list[str]:
-        """Paths of the removed files."""
-        return [change.path for change in self.changes if change.what == "removed"]
-
 
 def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> PublishResult:
     head = repo.head() if options.dry_run else repo.ensure(private=options.private)
@@ -235,7 +216,9 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
     if head is not None and options.gated is not None and not options.dry_run:
         repo.gate(options.gated, head)
     plan = _plan(release, options, repo, head)
-    unchanged = len(plan.files) - len(plan.added)
+    removed = [change.path for change in plan.changes if change.what == "removed"]
+    paths = [change.path for change in plan.changes if change.what != "removed"]
+    unchanged = len(plan.files) - len(paths)
     # Before the commit, so that a tag with other content leaves the repo as it is.
     has_tag = _has_tag(options, plan, repo, head)
     if options.dry_run or head is None:
@@ -248,8 +231,8 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
                 commit=None, changes=[], unchanged=unchanged, pull_request=f"#{number}"
             )
         commit, pull = repo.commit(
-            plan.added,
-            plan.removed,
+            {path: plan.files[path] for path in paths},
+            removed,
             title=plan.title,
             parent=head.commit,
             create_pr=options.create_pr,

@@ -329,7 +329,7 @@ def _compare(stored: pl.DataFrame, computed: pl.DataFrame) -> None:
         if name not in computed.columns:
             raise _Mismatch(f"this schedule does not make the column {name}")
         left, right = stored[name], computed[name]
-        same = left.eq_missing(right)
+        same = left.eq_missing(right)  # a null equals a null
         if left.dtype == pl.Float64:
             same |= ((left - right).abs() <= TOLERANCE).fill_null(False)
         if not same.all():

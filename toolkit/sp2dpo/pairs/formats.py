@@ -169,6 +169,7 @@ def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns,
     if explicit and chosen[0]["role"] == rejected[0]["role"] == "assistant":
         return explicit, chosen, rejected
     parts = _common_beginning(chosen, rejected)
+    # UltraFeedback-binarized repeats a plain prompt as the first turn of both conversations.
     if isinstance(prompt, str) and not any(
         (turn["content"] or "").strip() == prompt.strip() for turn in parts[0]
     ):

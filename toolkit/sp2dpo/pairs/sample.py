@@ -183,6 +183,7 @@ def _quotas(sizes: Mapping[tuple[int, int], int], n: int) -> dict[tuple[int, int
     total = sum(sizes.values())
     n = min(n, total)
     quotas = {place: n * size // total for place, size in sizes.items()}
+    # Ties go to the lower bins, so that the sample does not depend on the order of rows.
     by_remainder = sorted(sizes, key=lambda place: (-(n * sizes[place] % total), place))
     for place in by_remainder[: n - sum(quotas.values())]:
         quotas[place] += 1

@@ -168,7 +168,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        if len(set(names)) < len(names):
+        if len(set(names)) < len(names):  # `to_pylist` would keep one of them silently
             raise ValueError(f"two columns have one name among {', '.join(names)}")
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():

@@ -126,7 +126,7 @@ def _better(value: Any) -> str:
 def _score(name: str, value: Any, scale: Scale) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON knows no integers: 7.0 is the integer 7
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool):  # in Python, True is an integer
         raise Refusal("schema", f"{name} {value!r} is not an integer")
     if not scale.min <= value <= scale.max:
         raise Refusal("schema", f"{name} {value} is outside {scale.min}-{scale.max}")

@@ -189,7 +189,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
     spans: dict[str, tuple[int, int]] = {}
     keys = set()
     at = _expect(text, 0, "{")
-    while True:
+    while True:  # key by key, because `json.loads` does not tell where values are
         key, at = _DECODER.raw_decode(text, _skip(text, at))
         start = _skip(text, _expect(text, at, ":"))
         value, at = _DECODER.raw_decode(text, start)
@@ -284,10 +284,12 @@ def _parse_token(token: Any) -> tuple[bytes, str, float]:
             format.
     """
     encoded, text, logprob = token.get("bytes"), token["token"], token["logprob"]
+    # In Python, True is an integer.
     if isinstance(logprob, bool) or not isinstance(logprob, int | float):
         raise TypeError("a logprob must be a number")
     from_text = text.encode()
     encoded = from_text if encoded is None else bytes(list(encoded))
-    with suppress(UnicodeDecodeError):
+    with suppress(UnicodeDecodeError):  # the token may be a part of a character
         text = encoded.decode()
+    # JSON has no infinity, and a NaN would make every expectation a NaN.
     return encoded, text, float(logprob) if math.isfinite(logprob) else _NO_MASS

@@ -151,7 +151,7 @@ class PanelConfig(Settings):
     def _are_of_the_rubric(cls, variants: list[str], info: ValidationInfo) -> list[str]:
         if not variants or len(set(variants)) < len(variants):
             raise ValueError("must name at least one variant, each once")
-        if "rubric" not in info.data:
+        if "rubric" not in info.data:  # an invalid rubric reports itself
             return variants
         rubric: Rubric = info.data["rubric"]
         unknown = [name for name in variants if name not in rubric.variants]

@@ -159,7 +159,7 @@ class Rubric:
         """
         if order not in self.orders(pair.id):
             raise ValueError(f"the {self.protocol} protocol has no order {order!r}")
-        return f"{self._task_text}\n\n{fence(pair, self.fence, self._shown(pair, order))}"
+        return f"{self._task_text}\n\n{_fence(pair, self.fence, self._shown(pair, order))}"
 
     def messages(
         self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
@@ -230,7 +230,7 @@ def load_rubric(name: str | Path, *, beside: Path | str | None = None) -> Rubric
                 f"no packaged rubric is called {name!r}{did_you_mean(name, PACKAGED)} "
                 f"(known: {', '.join(PACKAGED)})"
             )
-        with resources.as_file(packaged) as path:
+        with resources.as_file(packaged) as path:  # the package may be in a zip archive
             return read_rubric(path)
     return read_rubric(Path(beside or "") / name)
 
@@ -296,7 +296,7 @@ class RubricConfig(Settings):
     @field_validator("parts")
     @classmethod
     def _are_of_the_protocol(cls, parts: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        if "protocol" not in info.data:
+        if "protocol" not in info.data:  # an invalid protocol reports itself
             return parts
         problems = key_problems(parts, required=_PARTS[info.data["protocol"]])
         if problems:
@@ -327,14 +327,8 @@ def parse_rubric(config: Mapping[str, Any], *, where: str) -> Rubric:
     return validate(RubricConfig, config, where=where).build()
 
 
-def fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
-    """Return the pair between marks, after the sentence that explains the marks.
-
-    Args:
-        pair: The pair.
-        sentence: Explanation of the marks; contains `{mark}`.
-        shown: Heading and messages of each part of the pair, in the order in which they are shown.
-    """
+def _fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
+    """Return the pair's parts with headings between marks, after the sentence on the marks."""
     mark = _mark(pair)
     lines = [sentence.strip().replace("{mark}", mark), ""]
     for name, turns in shown:

@@ -148,18 +148,6 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
     database.execute("PRAGMA synchronous = FULL")
 
 
-def integrity(database: sqlite3.Connection) -> list[str]:
-    """Return the problems that SQLite's quick check reports; empty if there are none."""
-    try:
-        # Unlike `integrity_check`, it does not compare the indexes with the tables, which is slow.
-        problems = [row[0] for row in database.execute("PRAGMA quick_check(10)")]
-    except sqlite3.OperationalError:  # the file is not damaged but, for example, busy
-        raise
-    except sqlite3.DatabaseError as error:  # too damaged for the check to run
-        problems = [str(error)]
-    return [] if problems == ["ok"] else problems
-
-
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Hold the lock that allows only one process to write to a store.
@@ -189,16 +177,6 @@ def only_writer(path: Path) -> Iterator[None]:
             yield
         finally:
             mark.unlink(missing_ok=True)
-
-
-@contextmanager
-def snapshot(database: sqlite3.Connection) -> Iterator[None]:
-    """Make all reads inside the block see the same state of the file."""
-    database.execute("BEGIN")
-    try:
-        yield
-    finally:
-        database.execute("ROLLBACK")
 
 
 @contextmanager

@@ -37,8 +37,7 @@ class ReplyRecord:
             request.
         arrived: Arrival time, in seconds since 1970.
         tokens: Top log-probabilities of the tokens that spell the values; None if not requested.
-        magnitude: Expected magnitude under these log-probabilities, on the scale of the rubric.
-        confidence: Expected confidence under these log-probabilities, on the scale of the rubric.
+        magnitude, confidence: Expectations under these log-probabilities, on the rubric's scales.
     """
 
     key: Key
@@ -57,31 +56,20 @@ class StoredReply(NamedTuple):
     """A reply as it is read from a store; a tuple, because a store has hundreds of thousands.
 
     Attributes:
-        pair_id: Id of the pair.
-        teacher: Name of the teacher.
-        variant: Variant of the rubric.
-        order: Order in which the responses were shown.
-        attempt: Number of earlier replies to the same question that were refused.
+        pair_id, teacher, variant, order, attempt: Key of the reply; see `annotation.Key`.
         status: `kept` or `refused`.
-        reason: One-word reason of the refusal; None if the reply was kept.
-        category: Category that the teacher named; like all content, None if it was refused.
-        magnitude: How much better one response is, on the rubric's scale.
-        confidence: How sure the teacher is, on the rubric's scale.
-        better: `A`, `B` or `tie`; None under the labelled protocol.
-        expected_magnitude: Expectation over the teacher's tokens; None without log-probabilities.
-        expected_confidence: The same for the confidence.
-        rationale: Explanation of the teacher.
-        detail: Explanation of the reason.
+        reason, detail: Reason of a refusal, in one word and in full; None for a kept reply.
+        category, magnitude, confidence, better, rationale: See `annotation.Annotation`; None for a
+            refused reply.
+        expected_magnitude, expected_confidence: Expectations over the teacher's tokens; None
+            without log-probabilities.
         raw: Text of the reply, unchanged.
-        logprobs: JSON of the tokens that spell the values; None if not requested.
+        logprobs: JSON of `logprobs.ValueToken` objects; None if not requested.
         finish_reason: Why the server stopped, in its words.
-        model: Model of the teacher, from the panel.
-        revision: Revision of that model, from the panel.
+        model, revision: Model of the teacher, from the panel.
         served_model: Model that the server reported.
         rubric: Hash of the rubric.
-        prompt_tokens: Number of prompt tokens that the server reported.
-        completion_tokens: Number of completion tokens that the server reported.
-        cached_tokens: Number of prompt tokens from a prefix cache that the server reported.
+        prompt_tokens, completion_tokens, cached_tokens: Counts that the server reported.
         seconds: Latency in seconds; None for an imported reply.
         arrived: Arrival time, in seconds since 1970.
     """

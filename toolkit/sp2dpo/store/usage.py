@@ -59,12 +59,7 @@ class Usage:
     """Total usage of several slices.
 
     Attributes:
-        requests: Number of replies, including unreadable and repeated ones.
-        uncounted: Number of answers without token counts.
-        timed: Number of answers with a measured latency.
-        untimed: Number of answers without a measured latency.
-        prompt: Sum of the reported prompt tokens.
-        completion: Sum of the reported completion tokens.
+        requests, uncounted, timed, untimed, prompt, completion: Sums over the slices.
         cached: Sum of the reported prompt tokens from a prefix cache; None if no reply reports
             them. Servers omit a zero, so a missing value counts as 0 if other replies have one.
         seconds: Time in which at least one timed request was in flight, with an error of a few
