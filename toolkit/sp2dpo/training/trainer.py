@@ -124,7 +124,7 @@ class PairColumnsMixin(Trainer):
         for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
             if getattr(args, setting):
                 self.add_callback(state())
-        # DPOTrainer's constructor makes the collator around which this one goes.
+        # DPOTrainer's constructor creates the collator that this one wraps.
         self.data_collator = PairCollator(
             self.data_collator, tuple(args.pair_columns), category=names is not None
         )
