@@ -20,7 +20,6 @@ from sp2dpo.betas.baselines import (
     Odpo,
     Permuted,
     Uniform,
-    madpo_weight,
 )
 from sp2dpo.betas.columns import REQUIRED
 from sp2dpo.betas.estimators import Signed
@@ -139,7 +138,7 @@ def test_the_gap_serves_as_a_margin():
 
 def test_madpo_weighs_by_the_reward_margin():
     table = made(said(2, 4, None), [1.0, -4.0, 9.0], beta=Constant(0.1), weight=MADPO)
-    expected = madpo_weight([1.0, -4.0], c_max=2, c_min=0.5, lam=1, tau=7)
+    expected = Madpo(c_max=2, c_min=0.5, lam=1, tau=7).values([1.0, -4.0])
     assert table["weight"].to_list() == [*map(pytest.approx, expected), None]
     assert table["reward_margin"].to_list() == [1.0, -4.0, None]
     assert "margin" not in table.columns

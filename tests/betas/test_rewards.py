@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from sp2dpo.betas.baselines import Madpo, Odpo, madpo_weight
+from sp2dpo.betas.baselines import Madpo, Odpo
 
 NOTEBOOK = {"c_max": 2, "c_min": 0.5, "lam": 1, "tau": math.log(0.999 / 0.001)}
 quick = settings(derandomize=True, deadline=None, max_examples=200)
@@ -35,27 +35,27 @@ def plain(h, *, c_max, c_min, lam, tau):
     ],
 )
 def test_the_weight_is_that_of_the_released_code(h, weight):
-    assert madpo_weight(h, **NOTEBOOK) == pytest.approx(weight, abs=1e-6)
+    assert Madpo(**NOTEBOOK).values(h) == pytest.approx(weight, abs=1e-6)
 
 
 def test_the_weight_is_1_without_a_margin_and_at_and_below_minus_tau():
     tau = NOTEBOOK["tau"]
-    assert madpo_weight([0.0, -tau, -tau - 1, -1e4], **NOTEBOOK).tolist() == [1, 1, 1, 1]
+    assert Madpo(**NOTEBOOK).values([0.0, -tau, -tau - 1, -1e4]).tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("settings_", [NOTEBOOK, {"c_max": 4, "c_min": 0.25, "lam": 1, "tau": 7}])
 def test_the_weight_is_continuous(settings_):
     tau = settings_["tau"]
-    assert madpo_weight(-tau + 1e-9, **settings_) == pytest.approx(1, abs=1e-6)
+    assert Madpo(**settings_).values(-tau + 1e-9) == pytest.approx(1, abs=1e-6)
     h = np.linspace(-3 * tau, 3 * tau, 200_001)
-    w = madpo_weight(h, **settings_)
+    w = Madpo(**settings_).values(h)
     assert np.abs(np.diff(w)).max() < 40 * (h[1] - h[0])
 
 
 @quick
 @given(some.floats(-1e4, 1e4), some.floats(1.01, 100), some.floats(0.01, 0.99))
 def test_the_weight_is_a_number_above_0_for_every_margin(h, c_max, c_min):
-    weight = float(madpo_weight(h, c_max=c_max, c_min=c_min, lam=1.0, tau=7.0))
+    weight = float(Madpo(c_max=c_max, c_min=c_min, lam=1.0, tau=7.0).values(h))
     assert math.isfinite(weight)
     assert weight >= 0
 
@@ -63,13 +63,13 @@ def test_the_weight_is_a_number_above_0_for_every_margin(h, c_max, c_min):
 @quick
 @given(some.floats(-20, 20))
 def test_the_weight_equals_the_plain_formula_where_that_can_be_computed(h):
-    assert madpo_weight(h, **NOTEBOOK) == pytest.approx(plain(h, **NOTEBOOK), rel=1e-9)
+    assert Madpo(**NOTEBOOK).values(h) == pytest.approx(plain(h, **NOTEBOOK), rel=1e-9)
 
 
 def test_the_ablations_hold_c_on_one_side_of_1():
     h = np.linspace(-6.5, 20, 1000)
     both, amplify, regularise = (
-        madpo_weight(h, only=only, **NOTEBOOK) for only in (None, "amplify", "regularise")
+        Madpo(only=only, **NOTEBOOK).values(h) for only in (None, "amplify", "regularise")
     )
     inside = np.abs(h) < NOTEBOOK["tau"]
     assert np.allclose(amplify[inside], both[inside])
@@ -79,8 +79,8 @@ def test_the_ablations_hold_c_on_one_side_of_1():
 
 
 def test_the_shape_of_the_margins_stays():
-    assert madpo_weight(np.zeros((2, 3)), **NOTEBOOK).shape == (2, 3)
-    assert madpo_weight(1.0, **NOTEBOOK).shape == ()
+    assert Madpo(**NOTEBOOK).values(np.zeros((2, 3))).shape == (2, 3)
+    assert Madpo(**NOTEBOOK).values(1.0).shape == ()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sp2dpo.betas.baselines import madpo_weight
+from sp2dpo.betas.baselines import Madpo
 from sp2dpo.training.reward_model import Scoring, prompt_fold, score_dataset
 from support.harness import ROOT, SCHEDULE, fail, recipe, run, succeed, train
 
@@ -148,7 +148,7 @@ def test_scores_become_weights_that_a_student_is_trained_with(demo, scored, tiny
     arm = SCHEDULE.parent / "arms" / "madpo.yaml"
     succeed(*("schedule", "--store", store, "--schedule", arm, "--scores", scored, "--out", betas))
     table = pl.read_parquet(betas).join(pl.read_parquet(scored), on="pair_id", suffix="_scored")
-    weights = madpo_weight(table["reward_margin_scored"], c_max=2, c_min=0.5, lam=1, tau=6.906755)
+    weights = Madpo(c_max=2, c_min=0.5, lam=1, tau=6.906755).values(table["reward_margin_scored"])
     assert table["weight"].to_list() == pytest.approx(weights.tolist())
     succeed("build", "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
     results = train(

@@ -221,19 +221,23 @@ def compute_betas(
         table = table.with_columns(keep=pl.col("keep") & undisputed)
     if scores is not None:
         table = _scored(table, scores, flipped=arm.disputed == "flip")
+    # A pair without an offset is left out first: `percent` counts the pairs that can be trained on.
     if isinstance(arm.margin, Odpo):
         table = _with_values(table, "margin", arm.margin.values)
         table = table.with_columns(keep=pl.col("keep") & pl.col("margin").is_not_null())
     if arm.keep is not None:
         table = table.with_columns(keep=arm.keep.keep(table))
+    # Without any beta, the quorum is the reason, which `schedule_store` reports.
     if table["has_beta"].any() and not table["keep"].any():
         raise ValueError("the arm leaves no pair to train on")
+    # Weights follow all changes of `keep`: their mean is 1 over the pairs that are trained on.
     if isinstance(arm.weight, Madpo):
         table = _with_values(table, "weight", arm.weight.values)
     elif arm.weight is not None:
         table = table.with_columns(weight=arm.weight.values(table))
     if isinstance(arm.margin, GapMargin):
         table = table.with_columns(margin=arm.margin.values(table))
+    # A mean over no kept pair is undefined.
     if arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
     return table.select(*REQUIRED, *(name for name in OPTIONAL if name in table.columns))

@@ -83,9 +83,11 @@ class Uniform:
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Return a beta in the pair's own envelope for every pair that has one."""
+        # Drawn for all pairs, so that a pair keeps its beta when another pair loses its own.
         drawn = np.random.default_rng(self.seed).uniform(size=len(table))
         low, high = category_envelopes(schedule)
         u = pl.col("u")
+        # Rounding must not put a beta outside its envelope.
         inside = (low * (1 - u) + high * u).clip(low, high)
         return table.with_columns(u=drawn).select(pl.when("has_beta").then(inside)).to_series()
 
@@ -109,6 +111,7 @@ class Permuted:
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
         """Return the permuted betas; a pair that is not kept keeps its own."""
         kept = np.flatnonzero(table["keep"].to_numpy())
+        # One cycle through all pairs; a random permutation would leave about one pair unchanged.
         circle = np.random.default_rng(self.seed).permutation(kept)
         source = np.arange(len(table))
         source[circle] = np.roll(circle, 1)
@@ -134,6 +137,7 @@ class DropLowest:
         left = np.flatnonzero(kept)
         gap = table["gap"].round(PLACE_DECIMALS).to_numpy()[left]
         # 1e-9: 29 percent of 100 pairs is 28.999999999999996 in floating point.
+        # Rows are sorted by pair_id, so a stable sort breaks ties by it.
         lowest = np.argsort(gap, kind="stable")[: int(self.percent / 100 * len(left) + 1e-9)]
         kept[left[lowest]] = False
         return pl.Series("keep", kept)
@@ -202,18 +206,21 @@ SCALINGS = ("log", "identity")
 
 @dataclass(frozen=True)
 class Madpo:
-    """MADPO's weight (arXiv 2510.05342); see `madpo_weight`.
+    """MADPO's weight of a pair (arXiv 2510.05342 and its released code).
 
-    The released notebook uses c_max 2, c_min 0.5, lam 1, tau 6.906755; its headline runs use
-    c_max 4, c_min 0.25, lam 1, tau 7.
+        c(m) = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(lam (m - tau)))
+        w(h) = s(c(|h|) h) / s(h) if h > -tau, else 1
+
+    w is continuous, 1 at 0 and at -tau. The released notebook uses c_max 2, c_min 0.5, lam 1, tau
+    6.906755; its headline runs use c_max 4, c_min 0.25, lam 1, tau 7.
 
     Attributes:
         c_max: approximate factor of the margin for a reward margin of 0; above 1.
         c_min: factor for a very large reward margin; in (0, 1).
         lam: rate at which the factor falls from c_max to c_min; above 0.
         tau: reward margin at which the factor is 1; above 0.
-        only: `amplify` or `regularise` for the ablations, which limit c at 1 (our choice); None for
-            the full method.
+        only: `amplify` keeps c at 1 or above, `regularise` at 1 or below (our choice: the paper's
+            ablations would divide by zero at c_min = 1); None for the full method.
     """
 
     c_max: float
@@ -223,26 +230,27 @@ class Madpo:
     only: str | None = None
 
     def __post_init__(self) -> None:
-        positive = number(above=0, most=LARGEST)
         check_arguments(
             self,
             c_max=number(above=1, most=LARGEST),
             c_min=number(above=0, below=1),
-            lam=positive,
-            tau=positive,
+            lam=number(above=0, most=LARGEST),
+            tau=number(above=0, most=LARGEST),
             **({} if self.only is None else {"only": one_of(ONLY)}),
         )
 
     def values(self, reward_margin: ArrayLike) -> NDArray[np.float64]:
-        """Return the weights of pairs, above 0."""
-        return madpo_weight(
-            reward_margin,
-            c_max=self.c_max,
-            c_min=self.c_min,
-            lam=self.lam,
-            tau=self.tau,
-            only=self.only,
-        )
+        """Return the weights of reward margins of any shape, above 0 unless they underflow."""
+        h = np.asarray(reward_margin, dtype=np.float64)
+        # Computed from logarithms, so that exp(lam (m - tau)) does not overflow for any h.
+        odds = np.log((self.c_max - 1) / (1 - self.c_min)) + self.lam * (np.abs(h) - self.tau)
+        c = self.c_min + (self.c_max - self.c_min) * np.exp(_log_sigmoid(-odds))
+        if self.only is not None:
+            c = np.maximum(c, 1.0) if self.only == "amplify" else np.minimum(c, 1.0)
+        inside = h > -self.tau
+        # np.where evaluates both branches: replace h first, so that exp does not overflow.
+        safe = np.where(inside, h, 0.0)
+        return np.where(inside, np.exp(_log_sigmoid(c * safe) - _log_sigmoid(safe)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -270,39 +278,6 @@ class Odpo:
         # np.where evaluates both branches: replace h first, so that np.log does not warn.
         scaled = np.log(np.where(ordered, h, 1.0)) if self.f == "log" else h
         return np.where(ordered, self.alpha * scaled, np.nan)
-
-
-def madpo_weight(
-    h: ArrayLike, *, c_max: float, c_min: float, lam: float, tau: float, only: str | None = None
-) -> NDArray[np.float64]:
-    """Return MADPO's weight of a pair (arXiv 2510.05342 and its released code).
-
-        c(m) = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(lam (m - tau)))
-        w(h) = s(c(|h|) h) / s(h) if h > -tau, else 1
-
-    w is continuous, 1 at 0 and at -tau. It is computed from logarithms, so that no h overflows.
-
-    Args:
-        h: reward margins, any shape.
-        c_max: see `Madpo`; above 1.
-        c_min: see `Madpo`; in (0, 1).
-        lam: see `Madpo`; above 0.
-        tau: see `Madpo`; above 0.
-        only: `amplify` keeps c at 1 or above, `regularise` at 1 or below (our choice: the paper's
-            ablations would divide by zero at c_min = 1).
-
-    Returns:
-        Weights of the shape of h, above 0 unless they underflow.
-    """
-    h = np.asarray(h, dtype=np.float64)
-    odds = np.log((c_max - 1) / (1 - c_min)) + lam * (np.abs(h) - tau)
-    c = c_min + (c_max - c_min) * np.exp(_log_sigmoid(-odds))
-    if only is not None:
-        c = np.maximum(c, 1.0) if only == "amplify" else np.minimum(c, 1.0)
-    inside = h > -tau
-    # np.where evaluates both branches: replace h first, so that exp does not overflow.
-    safe = np.where(inside, h, 0.0)
-    return np.where(inside, np.exp(_log_sigmoid(c * safe) - _log_sigmoid(safe)), 1.0)
 
 
 def _log_sigmoid(z: Any) -> NDArray[np.float64]:

@@ -44,6 +44,7 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
     try:
         places, names = _arguments(f"{brackets}{inside}")
         taken = [field.name for field in fields(kind)]
+        # More places than arguments are refused below, with the syntax in the message.
         arguments = dict(zip(taken, places, strict=False)) | names
         unknown = [word for word in names if word not in taken]
         missing = [
@@ -88,6 +89,7 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     try:
         # A choice with arguments has the syntax of a Python call.
         call = ast.parse(f"choice{text}", mode="eval").body
+    # Thousands of nested brackets exceed the limits of the parser.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError("its brackets hold no list of numbers") from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -107,6 +109,7 @@ def _value(node: ast.expr) -> int | float | str:
         sign, node = -1, node.operand
     if isinstance(node, ast.Constant):
         value = node.value
+        # In Python, True is the int 1.
         if isinstance(value, int | float) and not isinstance(value, bool):
             return sign * value
     if isinstance(node, ast.Name) and sign == 1:

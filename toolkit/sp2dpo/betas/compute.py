@@ -46,9 +46,6 @@ def schedule_store(
         ValueError: a file is invalid, or no pair has the quorum of replies.
         OSError: a file cannot be read.
     """
-    store_file = Path(store_file)
-    schedule_file = Path(schedule_file)
-    scores_file = None if scores_file is None else Path(scores_file)
     arm = load_arm(schedule_file)
     scores = read_scores(scores_file) if scores_file else None
     with ThreadPoolExecutor(max_workers=1) as executor:

@@ -53,6 +53,7 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
     """
     with open_store_and_betas(store_file, betas_file) as (store, betas, _):
         pair = store.corpus.pair(pair_id)
+        # The rank of a gap depends on all pairs, so it is computed before one is selected.
         table = betas.table.with_columns(place=places(pl.col("gap")))
         row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
         place = row.pop("place")
@@ -74,14 +75,6 @@ def explain_lines(
 
     The arithmetic is repeated for this pair alone and must give the beta in the table. Values that
     depend on all pairs (the rank of a gap, a mean, a random draw) are taken from the table.
-
-    Args:
-        pair: the pair.
-        replies: all replies about the pair; see `Store.replies`.
-        row: row of the pair in the table of betas.
-        rubric: rubric of the annotations.
-        arm: arm that the table was computed with.
-        place: rank of the pair's gap among all gaps, in (0, 1); None if the map does not need it.
 
     Raises:
         ValueError: the replies give another gap or beta than the table.
@@ -105,11 +98,13 @@ def explain_lines(
         beta, step = _beta(gap, row["category"], arm.of, place)
         lines += ["", *steps, step]
     _check("signed gap", row["signed_gap"], signed)
+    # The beta of a baseline depends on other pairs or on a seed, and cannot be repeated here.
     if arm.beta is None:
         _check("beta", row["beta"], beta)
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
-        lines.append(f"kind  {row['category']} ({share}), spread between teachers {_spread(row)}")
+        spread = f"spread between teachers {row['spread']:.3g}"
+        lines.append(f"kind  {row['category']} ({share}), {spread}")
     return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
 
 
@@ -141,10 +136,6 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
             "trained on" + flipped if row["keep"] else "not trained on: the arm leaves it out"
         )
     return lines
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{row['spread']:.3g}"
 
 
 def _conversation(pair: Pair) -> list[str]:

@@ -57,6 +57,7 @@ def write_betas(betas: BetaTable, path: Path | str) -> None:
         "scores": betas.scores_hash,
     }
     check_overwrite(path, _is_betas, "a table of betas")
+    # Sorted, so that equal betas give equal bytes.
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
     with atomic_write(path) as unfinished:
         try:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from sp2dpo.betas.estimators import WAYS, Estimator, combine_expr
-from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
+from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.records import StoredReply
 
@@ -56,6 +56,7 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
         disputed = pl.lit(None, pl.Boolean)
     return (
         pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
+        # Pairs without replies that count stay in the table: nothing disappears.
         .join(combined, on="pair_id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "teachers").fill_null(0), signed_gap=settled)
         .with_columns(gap=pl.col("signed_gap").clip(lower_bound=0.0), label_disputed=disputed)
@@ -65,11 +66,6 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
 def disputes_labels(rubric: Rubric, estimator: Estimator) -> bool:
     """Return whether a signed gap can be negative, that is, dispute a label."""
     return rubric.blind or estimator.gap.tells_labels
-
-
-def share(column: str, scale: Scale) -> pl.Expr:
-    """Return a column's values as shares of their scale, in [0, 1]."""
-    return (pl.col(column) - scale.min) / (scale.max - scale.min)
 
 
 def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFrame:
@@ -101,9 +97,11 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
     rubric = annotations.rubric
     sign = None
     if rubric.blind:
+        # A is the chosen response in one order, and the rejected one in the other.
         named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
         sign = named * pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
-    m, c = share("magnitude", rubric.magnitude), share("confidence", rubric.confidence)
+    m = rubric.magnitude.share(pl.col("magnitude"))
+    c = rubric.confidence.share(pl.col("confidence"))
     return count_votes(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
 
 
@@ -123,24 +121,15 @@ def compute_signed_gap(reply: StoredReply, rubric: Rubric, estimator: Estimator)
         m, c = reply.expected_magnitude, reply.expected_confidence
     if m is None or c is None:
         return None
-    sign = reply_sign(reply, rubric)
+    sign = None
+    if rubric.blind:
+        turned = 1 if reply.order == CHOSEN_FIRST else -1
+        sign = {"A": 1, "B": -1, "tie": 0}[str(reply.better)] * turned
     return estimator.gap.gap(rubric.magnitude.share(m), rubric.confidence.share(c), sign)
 
 
-def reply_sign(reply: StoredReply, rubric: Rubric) -> int | None:
-    """Return +1 for the label, -1 against it, 0 for a tie; None under the labelled protocol."""
-    if not rubric.blind:
-        return None
-    turned = 1 if reply.order == CHOSEN_FIRST else -1
-    return {"A": 1, "B": -1, "tie": 0}[str(reply.better)] * turned
-
-
 def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per pair, teacher and variant: means over the orders.
-
-    Args:
-        replies: from `compute_reply_gaps`.
-    """
+    """Return one row per pair, teacher and variant of reply gaps: means over the orders."""
     return _aggregate(
         replies,
         ["pair_id", "teacher", "variant"],
@@ -150,23 +139,13 @@ def average_orders(replies: pl.DataFrame) -> pl.DataFrame:
 
 
 def combine_variants(readings: pl.DataFrame, way: str) -> pl.DataFrame:
-    """Return one row per pair and teacher (first step of JMAMP: `median`).
-
-    Args:
-        readings: from `average_orders`.
-        way: see `Estimator.over_variants`.
-    """
+    """Return one row per pair and teacher (first step of JMAMP: `median`)."""
     columns = (combine_expr(name, way) for name in _value_columns(readings))
     return _aggregate(readings, ["pair_id", "teacher"], *columns, votes=pl.col("votes").sum())
 
 
 def combine_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
-    """Return one row per pair (second step of JMAMP: `mean`), with spread and number of teachers.
-
-    Args:
-        by_teacher: from `combine_variants`.
-        way: see `Estimator.over_teachers`.
-    """
+    """Return one row per pair (second step of JMAMP: `mean`), with spread and teachers."""
     return _aggregate(
         by_teacher,
         ["pair_id"],

@@ -123,4 +123,5 @@ MAPS: dict[str, type] = {
 
 def places(gap: pl.Expr) -> pl.Expr:
     """Return the rank of each gap in its column, scaled to (0, 1); null for a null gap."""
+    # `count` leaves out nulls, as `rank` does.
     return (gap.round(PLACE_DECIMALS).rank("average") - 0.5) / gap.count()

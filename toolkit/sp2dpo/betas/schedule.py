@@ -1,7 +1,7 @@
 """A schedule: how annotations become gaps, and gaps become betas."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from sp2dpo.settings import (
     NAME,
     Settings,
     YamlFile,
-    did_you_mean,
     number,
     one_of,
     read_yaml_file,
@@ -38,8 +37,7 @@ class Schedule:
     """How betas are computed from annotations. No key has a default: each changes the result.
 
     Attributes:
-        beta_min: the beta of a gap of 0; above 0. SP2DPO: 0.03.
-        beta_max: the beta of a gap of 1; above `beta_min`. SP2DPO: 0.3.
+        beta_min, beta_max: the betas of a gap of 0 and of 1, above 0. SP2DPO: 0.03 and 0.3.
         quorum: minimum number of votes for a beta; at least 1. Each kept reply is a vote; under
             the blind protocol each order is one. Our choice.
         estimate: source of a reply's magnitude and confidence. `sampled`: the values that it
@@ -47,9 +45,8 @@ class Schedule:
             log-probabilities is not a vote. Our choice.
         gap: gap form of one reply; see `estimators` (our choice: the paper's formula is not in the
             sources that we have).
-        over_variants: how the gaps of a teacher's variants are combined; see `Estimator`. SP2DPO:
-            `median`.
-        over_teachers: how the gaps of the teachers are combined; see `Estimator`. SP2DPO: `mean`.
+        over_variants, over_teachers: how the gaps of a teacher's variants, and then those of the
+            teachers, are combined; see `Estimator`. SP2DPO: `median` and `mean`.
         map: map from the gap to beta; see `maps`. SP2DPO: `linear`.
         envelopes: other ranges of beta by category (SP2DPO's open question 3); may be empty.
     """
@@ -92,29 +89,19 @@ class Schedule:
         """Check that the rubric has every category that has an envelope.
 
         Raises:
-            ValueError: it does not; the message contains `where`, the missing category and the
-                categories of the rubric.
+            ValueError: it does not.
         """
         for category in self.envelopes:
-            if category not in rubric.categories:
-                raise ValueError(
-                    f"{where}: envelopes: the rubric {rubric.name} has no category {category!r}"
-                    f"{did_you_mean(category, rubric.categories)} "
-                    f"(known: {', '.join(rubric.categories)})"
-                )
+            rubric.check_category(category, where=f"{where}: envelopes: ")
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the keys and values of its YAML file; `parse_schedule` reads them back."""
         config: dict[str, Any] = {key.name: getattr(self, key.name) for key in fields(self)}
         config |= {"gap": format_choice(self.gap, GAP_FORMS), "map": format_choice(self.map, MAPS)}
+        config["envelopes"] = {category: asdict(ends) for category, ends in self.envelopes.items()}
         if not self.envelopes:
             del config["envelopes"]
-            return config
-        ends = {
-            category: {"beta_min": envelope.beta_min, "beta_max": envelope.beta_max}
-            for category, envelope in self.envelopes.items()
-        }
-        return config | {"envelopes": ends}
+        return config
 
 
 class EnvelopeConfig(Settings):

@@ -27,6 +27,7 @@ class Scores:
     def hash(self) -> str:
         """SHA-256 over the pairs and their margins, in hexadecimal."""
         digest = hashlib.sha256("\n".join(self.table["pair_id"]).encode())
+        # Little-endian, so that every machine computes the same hash.
         digest.update(self.table["reward_margin"].to_numpy().astype("<f8").tobytes())
         return digest.hexdigest()
 
@@ -60,6 +61,7 @@ def read_scores(path: Path | str) -> Scores:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
+        # A path with `*` or `[` is a name, not a pattern.
         table = pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: not a Parquet file") from error

@@ -135,10 +135,6 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
 
     A single teacher or variant has fewer replies than the full panel, so its quorum is 1. If the
     schedule names a single teacher or variant, each of the others is tried in its place.
-
-    Args:
-        annotations: annotations of one store.
-        schedule: base schedule.
     """
     yield Variation(group="the schedule", name=describe_combination(schedule), schedule=schedule)
     panel_estimator = full_panel_estimator(schedule.estimator)
@@ -190,14 +186,7 @@ def compare_estimators(
     truths: Mapping[str, Truth] | None,
     draws: int,
 ) -> list[VariationResult]:
-    """Return statistics of the betas under each variation.
-
-    Args:
-        annotations: annotations of one store.
-        schedule: base schedule that the others are compared with.
-        truths: known labels by pair_id; None without a gold file.
-        draws: number of bootstrap samples.
-    """
+    """Return statistics of the betas under each variation."""
     rows, base = [], None
     for variation in variations(annotations, schedule):
         table = schedule_betas(annotations, variation.schedule)
@@ -226,6 +215,7 @@ def _compare(
     statistics = table.drop_nulls("beta").select(
         mean=pl.col("beta").mean(), std=pl.col("beta").std(ddof=0)
     )
+    # Variations differ in their quorum and replies, so a pair may have a beta in one table only.
     both = (table["has_beta"] & base["has_beta"]).to_numpy()
     own, other = (side["beta"].to_numpy()[both] for side in (table, base))
     return VariationResult(

@@ -28,8 +28,7 @@ class Proportion:
     Attributes:
         count: number of cases in the share.
         share: `count` divided by the number of all cases, in [0, 1]; None without any case.
-        low: lower end of the interval, in [0, 1]; None without any case.
-        high: upper end of the interval, in [0, 1]; None without any case.
+        low, high: ends of the interval, in [0, 1]; None without any case.
     """
 
     count: int
@@ -43,8 +42,7 @@ class ReaderComparison:
     """The agreement of two readers over the preference pairs that both have annotated.
 
     Attributes:
-        one: name of the first reader.
-        other: name of the second reader.
+        one, other: names of the two readers.
         pairs: number of pairs annotated by both.
         same_category: share of these pairs with the same category; None without pairs.
         spearman: Spearman's rho of the gaps, in [-1, 1]; None if undefined, see `spearman`.
@@ -68,8 +66,7 @@ class OrderConsistency:
         teacher: name of the teacher.
         both: number of (pair, variant) with replies in both orders.
         consistent: those with a preference for the same response twice.
-        first: those with a preference for A, the response shown first, twice.
-        second: those with a preference for B twice.
+        first, second: those with a preference for A (shown first), or for B, twice.
         tie: those with at least one tie.
     """
 
@@ -122,13 +119,8 @@ def teacher_readings(
 def variant_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
     """Return the panel's reading of each pair under each variant, as if it were the only variant.
 
-    Args:
-        replies: from `panel_reply_gaps`.
-        categories: categories of the rubric, in order of priority.
-
-    Returns:
-        The columns of `teacher_readings`; the reader is the variant. Scores are means over the
-        teachers of the means over the orders.
+    Arguments and columns are those of `teacher_readings`; the reader is the variant. Scores are
+    means over the teachers of the means over the orders.
     """
     key = ["pair_id", "variant"]
     means = average_orders(replies).group_by(key).agg(pl.col(_SCORES).mean())
@@ -140,12 +132,7 @@ def variant_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.Dat
 def single_readings(replies: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
     """Return each teacher's reading of each pair under each variant, averaged over the orders.
 
-    Args:
-        replies: from `panel_reply_gaps`.
-        categories: categories of the rubric, in order of priority.
-
-    Returns:
-        The columns of `teacher_readings` and teacher, unsorted; the reader is the variant.
+    Arguments and columns are those of `teacher_readings`, and teacher; the reader is the variant.
     """
     key = ["pair_id", "teacher", "variant"]
     return _with_category(average_orders(replies), replies, categories, key)
@@ -164,12 +151,7 @@ def _with_category(
 
 
 def compare_readers(readings: pl.DataFrame, readers: Sequence[str]) -> list[ReaderComparison]:
-    """Compare every two readers over the preference pairs that both have annotated.
-
-    Args:
-        readings: from `teacher_readings` or `variant_readings`.
-        readers: readers to compare, in this order.
-    """
+    """Compare every two readers over the preference pairs that both have annotated."""
     by_reader = {reader: readings.filter(pl.col("reader") == reader) for reader in readers}
     comparisons = []
     for first, second in combinations(readers, 2):
@@ -282,6 +264,7 @@ def intraclass_correlation(replies: pl.DataFrame) -> pl.DataFrame:
     between = (size * (mean - grand) ** 2).sum() / (pairs - 1)
     within = pl.col("square").sum() / (total - pairs)
     each = (total - (size**2).sum() / total) / (pairs - 1)
+    # Not by the variance: that of equal gaps may differ from 0 by floating-point error.
     defined = (pairs > 1) & (pl.col("high").max() > pl.col("low").min())
     gap = pl.col("gap")
     return (

@@ -42,8 +42,7 @@ class ConfidenceGain:
     """What confidence adds: Spearman's rho of gaps with the known magnitude, over right labels.
 
     Attributes:
-        with_confidence: rho of the gaps under the form `product`.
-        without_confidence: rho of the gaps under the form `magnitude`.
+        with_confidence, without_confidence: rho under the gap forms `product` and `magnitude`.
         gain: the first minus the second, over the same bootstrap samples.
     """
 
@@ -184,6 +183,7 @@ def _confidence(
         table = schedule_betas(annotations, replace(betas.schedule, gap=gap))
         right = with_gold(table, truths).filter(pl.col("label") != "rejected")
         sides.append(right.drop_nulls("known_magnitude"))
+    # Both sides hold the same pairs in the same order: the gap form changes no vote.
     truth = Ranked(sides[0]["known_magnitude"])
     product, magnitude = (Ranked(side["gap"]) for side in sides)
 
@@ -197,10 +197,9 @@ def _confidence(
         first, second = with_confidence(weights), without_confidence(weights)
         return None if first is None or second is None else first - second
 
-    estimates = (
-        bootstrap_estimates(statistic, len(sides[0]), draws=draws)
-        for statistic in (with_confidence, without_confidence, gain)
-    )
+    pairs = len(sides[0])
     return ConfidenceGain(
-        **dict(zip(("with_confidence", "without_confidence", "gain"), estimates, strict=True))
+        with_confidence=bootstrap_estimates(with_confidence, pairs, draws=draws),
+        without_confidence=bootstrap_estimates(without_confidence, pairs, draws=draws),
+        gain=bootstrap_estimates(gain, pairs, draws=draws),
     )

@@ -34,13 +34,10 @@ class LengthBin:
     A difference is the chosen minus the rejected length, in characters.
 
     Attributes:
-        low: minimum difference.
-        high: maximum difference.
-        middle: median difference.
+        low, high, middle: minimum, maximum and median difference.
         pairs: number of pairs.
         mean: mean signed gap, in [-1, 1].
-        lower: lower end of the mean's 95 % interval under a normal approximation.
-        upper: upper end of this interval.
+        lower, upper: ends of the mean's 95 % interval under a normal approximation.
     """
 
     low: float
@@ -55,14 +52,7 @@ class LengthBin:
 def check_biases(
     betas: BetaTable, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
 ) -> list[Check]:
-    """Run the checks of this module.
-
-    Args:
-        betas: the table of betas to check.
-        annotations: the annotations that the betas were computed from.
-        lengths: table of pair_id and of the length of `chosen` and `rejected` in characters.
-        draws: number of bootstrap samples.
-    """
+    """Run the checks of this module; the arguments are those of `audit.audit_betas`."""
     pairs = betas.table.drop_nulls("gap").join(lengths, on="pair_id").sort("pair_id")
     return [
         *_length(pairs, draws=draws),
@@ -74,10 +64,6 @@ def check_biases(
 
 def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[LengthBin]:
     """Return the mean signed gap by length difference, in up to ten bins of equal size.
-
-    Args:
-        table: table of betas.
-        lengths: table of pair_id and of the length of `chosen` and `rejected` in characters.
 
     Returns:
         The bins in ascending order, fewer if many differences are equal.
@@ -119,31 +105,25 @@ def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
     gap, longer = pairs["signed_gap"], pairs["chosen"] - pairs["rejected"]
     raw = rank_correlation(gap, longer, draws=draws)
     inside = rank_correlation(gap, longer, parts=pairs["category"], draws=draws)
-    common: dict[str, Any] = {
-        "unit": "coefficient", "top": 1.0, "look": 0.2, "bad": 0.4, "advice": advice,
-    }  # fmt: skip
+    words = "absolute rank correlation of the signed gap and the length difference"
+    within = "the same correlation, with ranks taken within each category"
     return [
         Check(
-            name="length-bias",
-            title="Gaps follow length",
-            measure="absolute rank correlation of the signed gap and the length difference",
-            reason=_explain_missing(raw, len(pairs), "the gaps, or the lengths, are all equal"),
-            note=_direction(raw),
-            **_absolute(raw),
-            **common,
-        ),
-        Check(
-            name="length-bias-within",
-            title="Gaps follow length within categories",
-            measure="the same correlation, with ranks taken within each category",
+            name=name, title=title, measure=measure,
+            unit="coefficient", top=1.0, look=0.2, bad=0.4,
+            **_absolute(correlation),
             reason=_explain_missing(
-                inside, len(pairs), "the gaps, or the lengths, are equal in a category"
+                correlation, len(pairs), f"the gaps, or the lengths, are {equal}"
             ),
-            note=_direction(inside),
-            **_absolute(inside),
-            **common,
-        ),
-    ]
+            note=_direction(correlation),
+            advice=advice,
+        )
+        for name, title, measure, correlation, equal in (
+            ("length-bias", "Gaps follow length", words, raw, "all equal"),
+            ("length-bias-within", "Gaps follow length within categories", within, inside,
+             "equal in a category"),
+        )
+    ]  # fmt: skip
 
 
 def _absolute(estimate: Estimate) -> dict[str, Any]:
@@ -184,19 +164,15 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
     elif correlation.value is None:
         reason = "the confidences, or the magnitudes, are all equal"
     return Check(
-        name="confidence",
-        title="Confidence says little",
+        name="confidence", title="Confidence says little",
         measure="rank correlation of a teacher's confidence with its nearness to the others, "
         "within readings of about the same magnitude",
-        unit="coefficient",
+        unit="coefficient", top=1.0, look=0.1, bad=0.0,
         **asdict(correlation),
-        top=1.0,
-        look=0.1,
-        bad=0.0,
         reason=reason,
         advice="A more confident teacher is not nearer to the others: run `sp2dpo estimators` to "
         "see what `gap: magnitude` changes, or use `estimate: expected`.",
-    )
+    )  # fmt: skip
 
 
 def _correlate_confidence(
@@ -210,6 +186,7 @@ def _correlate_confidence(
     if shared.is_empty():
         return Estimate(), 0
     others = (pl.col("total") - pl.col("gap")) / (pl.col("readers") - 1)
+    # A magnitude that is combined from several replies may lie between two steps of the scale.
     level = (pl.col("gap").abs() * steps).round(0)
     shared = shared.with_columns(
         near=-(pl.col("gap") - others).abs(),
@@ -243,18 +220,15 @@ def _correlate_confidence(
 
 def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationTable) -> Check:
     """Measure the share of labels that the panel contradicts: a signed gap of at most -NEAR."""
+    # Round, so that floating-point error does not move a gap across the threshold.
     signed = pairs["signed_gap"].round(9)
     disputes = disputes_labels(annotations.rubric, betas.schedule.estimator)
     ties = int((signed.abs() < NEAR).sum())
     return Check(
-        name="label-noise",
-        title="Labels disputed",
+        name="label-noise", title="Labels disputed",
         measure=f"share of the pairs with a signed gap of -{NEAR} or less",
-        unit="share",
+        unit="share", top=1.0, look=0.1, bad=0.25,
         value=int((signed <= -NEAR).sum()) / len(pairs) if disputes and len(pairs) else None,
-        top=1.0,
-        look=0.1,
-        bad=0.25,
         reason=_explain_few(len(pairs))
         if disputes
         else "teachers who see the label cannot dispute it under this gap form; use `gap: signed` "
@@ -262,25 +236,21 @@ def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationT
         note=f"{ties} more are within {NEAR} of 0, which is close to a tie",
         advice="Read the most disputed pairs; if the teachers are right, drop such pairs or swap "
         "their responses (`disputed: drop` or `flip` in an arm).",
-    )
+    )  # fmt: skip
 
 
 def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
     """Correlate beta with the gap over the kept pairs: 1 for a schedule with one envelope."""
     correlation = rank_correlation(pairs["beta"], pairs["gap"], draws=draws)
     return Check(
-        name="unrelated",
-        title="Betas do not follow the gap",
+        name="unrelated", title="Betas do not follow the gap",
         measure="rank correlation of beta and gap over the pairs that are used for training",
-        unit="coefficient",
+        unit="coefficient", top=1.0, look=0.8, bad=0.3,
         **asdict(correlation),
-        top=1.0,
-        look=0.8,
-        bad=0.3,
         reason=_explain_missing(correlation, len(pairs), "the betas, or the gaps, are all equal"),
         advice="These betas do not reflect the annotations: check whether they come from a "
         "baseline (Rand-beta, permuted) or from another tool.",
-    )
+    )  # fmt: skip
 
 
 def _explain_missing(estimate: Estimate, pairs: int, flat: str) -> str | None:

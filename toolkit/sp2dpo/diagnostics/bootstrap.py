@@ -25,8 +25,7 @@ class Estimate:
 
     Attributes:
         value: statistic of the full sample; None if undefined.
-        low: lower end of the interval; None if the value, or that of every sample, is undefined.
-        high: upper end of the interval; None where `low` is.
+        low, high: ends of the interval; None if the value, or that of every sample, is undefined.
     """
 
     value: float | None = None
@@ -66,12 +65,7 @@ def resamples(
 
 
 def estimate(value: float | None, samples: Iterable[float | None]) -> Estimate:
-    """Return a statistic with its interval.
-
-    Args:
-        value: statistic of the full sample; None if undefined.
-        samples: statistic of each bootstrap sample; undefined ones are left out.
-    """
+    """Return a statistic with its interval."""
     # A sample may lack what the statistic needs, such as a second category.
     defined = [sample for sample in samples if sample is not None and np.isfinite(sample)]
     if value is None or not defined:

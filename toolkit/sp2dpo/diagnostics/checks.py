@@ -79,13 +79,37 @@ def check_betas(
         between_teachers: comparisons from `agreement.compare_readers`.
     """
     shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
-    return [
-        _clumped_low(shares),
-        _clumped_high(shares),
-        _no_spread(shares),
-        _guessing(between_teachers),
-        _wavering(replies),
-    ]
+    # The paper names clumping as a warning sign; measures and thresholds are our choice.
+    clumped_low = Check(
+        name="clumped-low", title="Clumped at beta_min",
+        measure="share of the betas in the lowest 5% of the envelope",
+        unit="share", top=1.0, look=0.25, bad=0.5,
+        value=share_of(shares <= END),
+        reason=_too_few(len(shares)),
+        advice="Read the pairs with the smallest gaps: if their responses do differ, recalibrate "
+        "the rubric's scales or the envelope; if not, these pairs express little preference.",
+    )  # fmt: skip
+    clumped_high = Check(
+        name="clumped-high", title="Clumped at beta_max",
+        measure="share of the betas in the highest 5% of the envelope",
+        unit="share", top=1.0, look=0.25, bad=0.5,
+        value=share_of(shares >= 1 - END),
+        reason=_too_few(len(shares)),
+        advice="Read the pairs with the largest gaps: if not all of them are decisive, the "
+        "teachers use the top of the scales too freely; recalibrate the rubric's scales or the "
+        "envelope.",
+    )  # fmt: skip
+    no_spread = Check(
+        name="no-spread", title="No spread",
+        measure="standard deviation of beta, as a share of the envelope's width",
+        # Betas spread evenly over the envelope give 0.29, and 0.5 is the largest value possible.
+        unit="share", top=0.5, look=0.1, bad=0.05,
+        value=shares.to_frame("share").select(pl.col("share").std(ddof=0)).item(),
+        reason=_too_few(len(shares)),
+        advice="Betas this close to each other train much like one global beta: check whether the "
+        "teachers use the full scales, and sharpen the rubric if they do not.",
+    )  # fmt: skip
+    return [clumped_low, clumped_high, no_spread, _guessing(between_teachers), _wavering(replies)]
 
 
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
@@ -97,61 +121,6 @@ def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
     low, high = category_envelopes(schedule)
     share = (pl.col("beta") - low) / (high - low)
     return table.select(share.round(9)).to_series()
-
-
-def _clumped_low(shares: pl.Series) -> Check:
-    """Measure the share of betas in the lowest 5% of the envelope, border included. Our choice."""
-    return Check(
-        name="clumped-low",
-        title="Clumped at beta_min",
-        measure="share of the betas in the lowest 5% of the envelope",
-        unit="share",
-        value=share_of(shares <= END),
-        top=1.0,
-        look=0.25,
-        bad=0.5,
-        reason=_too_few(len(shares)),
-        advice="Read the pairs with the smallest gaps: if their responses do differ, recalibrate "
-        "the rubric's scales or the envelope; if not, these pairs express little preference.",
-    )
-
-
-def _clumped_high(shares: pl.Series) -> Check:
-    """Measure the share of betas in the top 5% of the envelope, border included. Our choice."""
-    return Check(
-        name="clumped-high",
-        title="Clumped at beta_max",
-        measure="share of the betas in the highest 5% of the envelope",
-        unit="share",
-        value=share_of(shares >= 1 - END),
-        top=1.0,
-        look=0.25,
-        bad=0.5,
-        reason=_too_few(len(shares)),
-        advice="Read the pairs with the largest gaps: if not all of them are decisive, the "
-        "teachers use the top of the scales too freely; recalibrate the rubric's scales or the "
-        "envelope.",
-    )
-
-
-def _no_spread(shares: pl.Series) -> Check:
-    """Measure the population standard deviation of beta over the envelope's width, in [0, 0.5].
-
-    Betas spread evenly over the envelope give 0.29. Our choice.
-    """
-    return Check(
-        name="no-spread",
-        title="No spread",
-        measure="standard deviation of beta, as a share of the envelope's width",
-        unit="share",
-        value=_deviation(shares),
-        top=0.5,
-        look=0.1,
-        bad=0.05,
-        reason=_too_few(len(shares)),
-        advice="Betas this close to each other train much like one global beta: check whether the "
-        "teachers use the full scales, and sharpen the rubric if they do not.",
-    )
 
 
 def _guessing(between_teachers: Sequence[ReaderComparison]) -> Check:
@@ -172,19 +141,15 @@ def _guessing(between_teachers: Sequence[ReaderComparison]) -> Check:
     elif not correlations:
         reason = "a teacher whose gaps are all equal does not rank the pairs"
     return Check(
-        name="guessing",
-        title="Teachers guess",
+        name="guessing", title="Teachers guess",
         measure="rank correlation between two teachers' gaps, mean over all pairs of teachers",
-        unit="coefficient",
+        unit="coefficient", top=1.0, look=0.4, bad=0.2,
         value=fmean(correlations) if correlations else None,
-        top=1.0,
-        look=0.4,
-        bad=0.2,
         reason=reason,
         note=f"{left_out} of {len(between_teachers)} comparisons left out" if left_out else None,
         advice="The teachers rank the pairs differently, so their mean carries little information: "
         "read a few rationales, then simplify the rubric or use stronger teachers.",
-    )
+    )  # fmt: skip
 
 
 def _wavering(replies: pl.DataFrame) -> Check:
@@ -206,19 +171,15 @@ def _wavering(replies: pl.DataFrame) -> Check:
     notes = [] if lowest is None else [f"lowest of {len(by_teacher)}: {lowest}"]
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     return Check(
-        name="wavering",
-        title="A teacher wavers",
+        name="wavering", title="A teacher wavers",
         measure="share of the variance of a teacher's gaps that lies between pairs, not variants",
-        unit="coefficient",
+        unit="coefficient", top=1.0, look=0.5, bad=0.2,
         value=None if lowest is None else by_teacher[lowest],
-        top=1.0,
-        look=0.5,
-        bad=0.2,
         reason=reason,
         note="; ".join(notes) or None,
         advice="This teacher's answers depend on the wording of the request: read its rationales "
         "for one pair under all variants, and use another teacher if they contradict each other.",
-    )
+    )  # fmt: skip
 
 
 def _too_few(pairs: int) -> str | None:
@@ -230,7 +191,3 @@ def _too_few(pairs: int) -> str | None:
 def share_of(inside: pl.Series) -> float | None:
     """Return the share of True values; None if the series is empty."""
     return int(inside.sum()) / len(inside) if len(inside) else None
-
-
-def _deviation(shares: pl.Series) -> float | None:
-    return shares.to_frame("share").select(pl.col("share").std(ddof=0)).item()

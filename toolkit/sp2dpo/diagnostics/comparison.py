@@ -25,12 +25,9 @@ class PairCounts:
     """Numbers of pairs in two tables.
 
     Attributes:
-        both: pairs in both tables.
-        compared: pairs with a beta in both tables.
-        only_one: pairs in the first table alone.
-        only_other: pairs in the second table alone.
-        beta_only_one: pairs in both tables with a beta in the first one alone.
-        beta_only_other: pairs in both tables with a beta in the second one alone.
+        both, compared: pairs in both tables, and those of them with a beta in both.
+        only_one, only_other: pairs in the first, or in the second, table alone.
+        beta_only_one, beta_only_other: pairs in both tables with a beta in one alone.
     """
 
     both: int
@@ -43,12 +40,10 @@ class PairCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptCounts:
-    """Numbers of pairs that two tables keep for training, of the pairs in both.
+    """Numbers of the pairs in both tables that are kept for training.
 
     Attributes:
-        both: pairs kept by both tables.
-        only_one: pairs kept by the first table alone.
-        only_other: pairs kept by the second table alone.
+        both, only_one, only_other: pairs kept by both tables, or by one of them alone.
     """
 
     both: int
@@ -61,10 +56,7 @@ class BetaDistribution:
     """Statistics of the compared betas of a table.
 
     Attributes:
-        mean: mean beta.
-        std: population standard deviation.
-        min: smallest beta.
-        max: largest beta.
+        mean, std, min, max: mean, population standard deviation, and ends of the range.
     """
 
     mean: float
@@ -80,9 +72,8 @@ class CategoryComparison:
     Attributes:
         category: category in the first table.
         pairs: number of compared pairs.
-        one: mean beta in the first table.
-        other: mean beta in the second table.
-        shift: mean shift.
+        one, other: mean beta in either table.
+        shift: `other` minus `one`.
         spearman: Spearman's rho of the betas, in [-1, 1]; None if undefined.
     """
 
@@ -99,11 +90,9 @@ class Mover:
     """A pair whose beta differs between two tables.
 
     Attributes:
-        pair_id: id of the pair.
-        category: its category in the first table.
-        one: its beta in the first table.
-        other: its beta in the second table.
-        shift: the second beta minus the first.
+        pair_id, category: id of the pair, and its category in the first table.
+        one, other: its beta in either table.
+        shift: `other` minus `one`.
     """
 
     pair_id: str
@@ -129,18 +118,14 @@ class BetaComparison:
     """The comparison of two tables of betas. A shift is the second table minus the first.
 
     Attributes:
-        pairs: numbers of pairs in the tables.
-        kept: numbers of pairs kept for training.
+        pairs, kept: numbers of pairs in the tables, and of pairs kept for training.
         differs: values in the schedules and arms of the two tables, by key, where they differ.
         draws: number of bootstrap samples.
         same_annotations: whether both tables were computed from the same annotations.
-        pearson: Pearson's correlation of the betas.
-        spearman: Spearman's rho of the betas.
+        pearson, spearman: Pearson's correlation and Spearman's rho of the betas, in [-1, 1].
         shift: mean shift.
-        distance: mean absolute shift.
-        largest: maximum absolute shift.
-        one: statistics of the first table.
-        other: statistics of the second table.
+        distance, largest: mean and maximum absolute shift.
+        one, other: statistics of the betas of either table.
         categories: comparison by category, the largest first.
         movers: the pairs with the largest absolute shift; `NamedMover` if a store is given.
     """

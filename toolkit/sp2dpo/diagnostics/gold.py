@@ -23,7 +23,7 @@ from sp2dpo.diagnostics.agreement import Proportion, spearman, wilson_interval
 from sp2dpo.diagnostics.bootstrap import Estimate, Ranked, bootstrap_estimates, rank_correlation
 from sp2dpo.files import read_json_lines
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import check_keys, check_type, did_you_mean
+from sp2dpo.settings import check_keys, check_type
 from sp2dpo.store.store import Store
 
 LABELS = ("chosen", "rejected", "tie")
@@ -54,15 +54,13 @@ class GoldComparison:
     """How often a panel is right.
 
     Attributes:
-        truths: number of truths in the gold file.
-        sampled: number of these about pairs of the store.
-        judged: number of these whose pair has a gap.
+        truths, sampled, judged: number of truths in the gold file, of those about pairs of the
+            store, and of the latter whose pair has a gap.
         threshold: `NEAR`.
         labels: share that the panel gets right of the pairs with each true label.
         accuracy: share of all pairs that the panel gets right.
-        balanced: mean of the shares in `labels` without that of `tie`, in [0, 1]; 0.5 is chance
-            level. None without such a label.
-        balanced_low: mean of the lower ends of their intervals, in [0, 1].
+        balanced, balanced_low: mean of the shares in `labels` without that of `tie`, and of the
+            lower ends of their intervals, in [0, 1]; 0.5 is chance level. None without any.
         always_chosen: accuracy of a panel that agrees with every label, in [0, 1].
         category: share of the pairs with a known category to which the panel gives this category.
         magnitude: Spearman's rho between the known magnitude and that of the panel, over pairs
@@ -87,10 +85,9 @@ class LabelDetection:
     """How well a rule detects wrong labels.
 
     Attributes:
-        wrong: number of pairs with a wrong label.
-        flagged: number of pairs that the rule flags.
-        recall: share of the wrong labels that are flagged.
-        precision: share of the flagged labels that are wrong.
+        wrong, flagged: number of pairs with a wrong label, and of pairs that the rule flags.
+        recall, precision: share of the wrong labels that are flagged, and of the flagged labels
+            that are wrong.
         auc: probability that a pair with a wrong label has a lower signed gap than one with a right
             label. Equal gaps count one half; true ties are left out.
     """
@@ -129,10 +126,8 @@ def _truth(fields: dict[str, Any], where: str, rubric: Rubric) -> Truth:
     category, magnitude = fields.get("category"), fields.get("magnitude")
     check_type(where, "category", category, (str, type(None)))
     check_type(where, "magnitude", magnitude, (int, float, type(None)))
-    if category is not None and category not in rubric.categories:
-        categories = list(rubric.categories)
-        hint = did_you_mean(category, categories)
-        raise ValueError(f"{where}: the rubric has no category {category!r}{hint}")
+    if category is not None:
+        rubric.check_category(category, where=f"{where}: ")
     scale = rubric.magnitude
     if magnitude is not None and not scale.min <= magnitude <= scale.max:
         raise ValueError(f"{where}: magnitude {magnitude} must be {scale.min} to {scale.max}")
@@ -157,17 +152,12 @@ def _label(fields: dict[str, Any], where: str) -> str:
             raise ValueError(f"{where}: label {value!r} must be one of {', '.join(LABELS)}")
         return value
     check_type(where, key, value, bool)
+    # `label_flipped: false` and `label_ok: true` both mean a right label.
     return "chosen" if value == (key == "label_ok") else "rejected"
 
 
 def check_matched(truths: Sequence[Truth], pairs: int, *, path: Path, source: str) -> None:
     """Check that a gold file names at least one pair of the source.
-
-    Args:
-        truths: truths in the file.
-        pairs: number of pairs of the source that they name.
-        path: path of the gold file.
-        source: name of the source, for the message.
 
     Raises:
         ValueError: no truth names a pair of the source.
@@ -250,6 +240,7 @@ def compare_with_gold(
         )
         for label in (LABELS if rubric.blind else ("chosen", "not chosen"))
     }
+    # A tie has no direction to get right; between the two labels left, 0.5 is chance.
     decisive = [share for label, share in labels.items() if label != "tie"]
     categories = [(truth.category, row["category"]) for truth, row in rows if truth.category]
     return GoldComparison(
@@ -308,12 +299,7 @@ RULES = {
 
 
 def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
-    """Return the pairs with a gap and a known truth, with columns label and known_magnitude.
-
-    Args:
-        table: table of betas.
-        truths: truths by pair_id.
-    """
+    """Return the pairs with a gap and a known truth, with columns label and known_magnitude."""
     truth_table = pl.DataFrame(
         [(pair_id, truth.label, truth.magnitude) for pair_id, truth in truths.items()],
         schema={"pair_id": pl.String, "label": pl.String, "known_magnitude": pl.Float64},
@@ -323,13 +309,7 @@ def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
 
 
 def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetection:
-    """Measure how well a rule detects wrong labels.
-
-    Args:
-        pairs: from `with_gold`.
-        rule: one of `RULES`.
-        draws: number of bootstrap samples.
-    """
+    """Measure how well one of `RULES` detects wrong labels, in the pairs of `with_gold`."""
     signed, wrong = pl.col("signed_gap").round(9), pl.col("label") == "rejected"
     flagged = signed < NEAR if rule == "weak" else signed <= -NEAR
     wrong_count, flagged_count, both = pairs.select(
@@ -345,19 +325,14 @@ def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetec
 
 
 def magnitude_rank(pairs: pl.DataFrame, column: str, *, draws: int) -> Estimate:
-    """Compute Spearman's rho of a column with the known magnitude, without wrong labels.
-
-    Args:
-        pairs: from `with_gold`.
-        column: `gap` or `beta`.
-        draws: number of bootstrap samples.
-    """
+    """Compute Spearman's rho of a column with the known magnitude, over right labels."""
     right = pairs.filter(pl.col("label") != "rejected").drop_nulls(["known_magnitude", column])
     return rank_correlation(right["known_magnitude"], right[column], draws=draws)
 
 
 def _auc(pairs: pl.DataFrame, *, draws: int) -> Estimate:
     wrong = (pairs["label"] == "rejected").to_numpy()
+    # Negated: the AUC is high if wrong labels have the lower gaps.
     ranked = Ranked(-pairs["signed_gap"].to_numpy())
 
     def auc(weights: NDArray[np.float64]) -> float | None:

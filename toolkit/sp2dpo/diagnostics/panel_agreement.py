@@ -21,7 +21,6 @@ from sp2dpo.diagnostics.agreement import (
 )
 from sp2dpo.diagnostics.alpha import Alpha, Ratings
 from sp2dpo.diagnostics.bootstrap import DRAWS, Estimate, bootstrap_estimates, estimate
-from sp2dpo.settings import did_you_mean
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
@@ -148,8 +147,7 @@ class PanelAgreement:
     """How far teachers and variants agree.
 
     Attributes:
-        pairs: number of pairs with replies that count.
-        replies: number of these replies.
+        pairs, replies: number of pairs with replies that count, and of these replies.
         draws: number of bootstrap samples.
         teachers: agreement of the teachers; their variants are combined as the estimator does.
         variants: agreement of the variants, averaged over the teachers.
@@ -243,6 +241,7 @@ def measure_agreement(
     categories = list(annotations.rubric.categories)
     replies = panel_reply_gaps(annotations, estimator)
     teachers, variants = (sorted(replies[axis].unique()) for axis in ("teacher", "variant"))
+    # In the order of the rubric, as everywhere else.
     variants = [name for name in annotations.rubric.variants if name in variants]
     readings = teacher_readings(replies, categories, estimator)
     by_variant = variant_readings(replies, categories)
@@ -250,15 +249,13 @@ def measure_agreement(
 
     def alphas(readings: pl.DataFrame, measures: Collection[str] = MEASURES) -> dict[str, Alpha]:
         return {
-            measure: build_ratings(readings, variants, measure, categories).alpha(
+            measure: _ratings(readings, variants, measure, categories).alpha(
                 MEASURES[measure], draws=draws
             )
             for measure in measures
         }
 
-    ratings = {
-        measure: build_ratings(readings, teachers, measure, categories) for measure in MEASURES
-    }
+    ratings = {measure: _ratings(readings, teachers, measure, categories) for measure in MEASURES}
     twos = tuple(compare_readers(readings, teachers))
     return PanelAgreement(
         pairs=replies["pair_id"].n_unique(),
@@ -307,16 +304,13 @@ def select_pairs(
     """
     replies = annotations.replies
     categories = list(annotations.rubric.categories)
-    if category is not None and category not in categories:
-        raise ValueError(
-            f"the rubric {annotations.rubric.name} has no category {category!r}"
-            f"{did_you_mean(category, categories)} (known: {', '.join(categories)})"
-        )
+    if category is not None:
+        annotations.rubric.check_category(category)
     if pair_ids is not None:
         replies = replies.filter(pl.col("pair_id").is_in(list(pair_ids)))
     if category is not None and len(replies):
-        of = find_majority(replies, categories).filter(pl.col("category") == category)
-        replies = replies.filter(pl.col("pair_id").is_in(of["pair_id"].to_list()))
+        majority = find_majority(replies, categories).filter(pl.col("category") == category)
+        replies = replies.filter(pl.col("pair_id").is_in(majority["pair_id"].to_list()))
     left = replies["pair_id"].unique().sort()[:sample].to_list()
     if not left:
         raise ValueError("no kept reply is about these pairs")
@@ -324,17 +318,10 @@ def select_pairs(
     return replace(annotations, replies=chosen, pair_ids=left)
 
 
-def build_ratings(
+def _ratings(
     readings: pl.DataFrame, readers: Sequence[str], what: str, categories: Sequence[str]
 ) -> Ratings:
-    """Return the readings of one measure, with one row per pair in the order of their ids.
-
-    Args:
-        readings: table of pair_id, reader and the measure.
-        readers: readers to compare, in column order.
-        what: one of `MEASURES`.
-        categories: categories of the rubric, in order.
-    """
+    """Return the readings of one measure, with one row per pair in the order of their ids."""
     if what == "category":
         codes = readings["category"].cast(pl.Enum(categories)).to_physical().to_numpy()
         values = len(categories)
@@ -428,6 +415,7 @@ def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> Splits:
         readings.group_by("pair_id")
         .agg(
             spread=gap.std(ddof=0).round(9),
+            # In floating point, 0.7 - 0.2 is below 0.5.
             apart=(gap.max() - gap.min()).round(9) >= 0.5,
             most=pl.col("category").unique_counts().max(),
             readers=pl.len(),

@@ -29,11 +29,7 @@ from sp2dpo.text import (
 
 
 def audit_lines(audit: Audit) -> Iterator[str]:
-    """Yield the lines of `sp2dpo audit`.
-
-    Args:
-        audit: from `audit.audit_betas`.
-    """
+    """Yield the lines of `sp2dpo audit`."""
     yield from format_table(
         ("verdict", "check", "value", "thresholds", "what it means"),
         list(map(_check, audit.checks)),
@@ -99,11 +95,7 @@ def _interval(estimate: Estimate, digits: int = 2, *, signed: bool = False) -> s
 
 
 def ablation_lines(ablation: Ablation) -> Iterator[str]:
-    """Yield the lines of `sp2dpo estimators`.
-
-    Args:
-        ablation: from `ablation.compare_store_estimators`.
-    """
+    """Yield the lines of `sp2dpo estimators`."""
     gold = ablation.rows[0].gold is not None
     head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
     if gold:
@@ -139,11 +131,7 @@ def _variation(row: VariationResult) -> list[str]:
 
 
 def agreement_lines(agreement: PanelAgreement) -> Iterator[str]:
-    """Yield the lines of `sp2dpo agreement`.
-
-    Args:
-        agreement: from `panel_agreement.measure_agreement`.
-    """
+    """Yield the lines of `sp2dpo agreement`."""
     teachers, variants = agreement.teachers, agreement.variants
     replies = count_noun(agreement.replies, "reply", "replies")
     yield f"{count_noun(agreement.pairs, 'pair')}, {replies}"
@@ -243,13 +231,7 @@ def _name(pair_id: str, source_id: str | None) -> str:
 
 
 def comparison_lines(comparison: BetaComparison, first: str, second: str) -> Iterator[str]:
-    """Yield the lines of `sp2dpo compare`.
-
-    Args:
-        comparison: from `comparison.compare_betas`.
-        first: name of the first table.
-        second: name of the second table.
-    """
+    """Yield the lines of `sp2dpo compare`, with the names of both tables."""
     pairs, kept = comparison.pairs, comparison.kept
     yield f"A  {first}"
     yield f"B  {second}"

@@ -53,8 +53,8 @@ class Scale:
     max: int
     text: str
 
-    def share(self, value: float) -> float:
-        """Return the position of a value on the scale, in [0, 1]."""
+    def share(self, value: Any) -> Any:
+        """Return the position of a number, or of each number in a column, on the scale: [0, 1]."""
         return (value - self.min) / (self.max - self.min)
 
     def schema(self) -> dict[str, Any]:
@@ -150,6 +150,18 @@ class Rubric:
             "required": list(fields),
             "additionalProperties": False,
         }
+
+    def check_category(self, category: str, *, where: str = "") -> None:
+        """Refuse a category that the rubric does not have.
+
+        Raises:
+            ValueError: The message begins with `where`, and lists the categories of the rubric.
+        """
+        if category not in self.categories:
+            raise ValueError(
+                f"{where}the rubric {self.name} has no category {category!r}"
+                f"{did_you_mean(category, self.categories)} (known: {', '.join(self.categories)})"
+            )
 
     def shared(self, pair: Pair, order: str = CHOSEN_FIRST) -> str:
         """Return what all requests about a pair in one order begin with: the task and the pair.
