@@ -146,14 +146,14 @@ def measure_performance(
     cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel).share
     rows = []
     for teacher in panel.teachers:
-        used = usage[teacher.name]
+        teacher_usage = usage[teacher.name]
         refused = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
         kept = refused.pop("kept", 0)
         answered = kept + sum(refused.values())
         # A declined request took no tokens, and an answer without counts an unknown number.
-        counted = used.timed + used.untimed - used.uncounted
+        counted_answers = teacher_usage.timed + teacher_usage.untimed - teacher_usage.uncounted
         # Without the times of all replies, their tokens per second are unknown.
-        seconds = used.seconds if counted and not used.untimed else None
+        seconds = teacher_usage.seconds if counted_answers and not teacher_usage.untimed else None
         rows.append(
             TeacherPerformance(
                 name=teacher.name,
@@ -161,17 +161,17 @@ def measure_performance(
                 kept=kept,
                 refused=refused,
                 refused_share=_divide(sum(refused.values()), answered),
-                requests=used.requests,
-                uncounted=used.uncounted,
-                prompt_tokens=_divide(used.prompt, counted),
-                cached_tokens=None if used.cached is None else _divide(used.cached, counted),
-                completion_tokens=_divide(used.completion, counted),
-                cached_share=used.cached_share,
+                requests=teacher_usage.requests,
+                uncounted=teacher_usage.uncounted,
+                prompt_tokens=_divide(teacher_usage.prompt, counted_answers),
+                cached_tokens=_divide(teacher_usage.cached, counted_answers),
+                completion_tokens=_divide(teacher_usage.completion, counted_answers),
+                cached_share=teacher_usage.cached_share,
                 cacheable_share=cacheable,
-                busy_seconds=used.busy,
-                replies_per_second=used.rate,
-                prompt_tokens_per_second=_divide(used.prompt, seconds),
-                completion_tokens_per_second=_divide(used.completion, seconds),
+                busy_seconds=teacher_usage.busy,
+                replies_per_second=teacher_usage.rate,
+                prompt_tokens_per_second=_divide(teacher_usage.prompt, seconds),
+                completion_tokens_per_second=_divide(teacher_usage.completion, seconds),
                 details=details.get(teacher.name, {}),
             )
         )
@@ -201,8 +201,8 @@ def _prompt_text(store: Store, panel: Panel) -> Text:
     return text
 
 
-def _divide(part: float, total: float | None) -> float | None:
-    return part / total if total else None
+def _divide(part: float | None, total: float | None) -> float | None:
+    return part / total if part is not None and total else None
 
 
 def project_costs(
@@ -238,7 +238,7 @@ def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
     gpus = price.gpus if price and price.gpus else None
     if gpus is None and teacher.serve:
         gpus = len(teacher.serve.gpus) or None
-    scaled = Usage(
+    corpus_usage = Usage(
         requests=round(usage.requests * factor),
         uncounted=round(usage.uncounted * factor),
         timed=round(usage.timed * factor),
@@ -249,17 +249,17 @@ def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
         seconds=usage.seconds * factor,
     )
     # Untimed replies took time that nobody measured.
-    hours = None if usage.rate is None or usage.untimed else scaled.seconds / 3600
+    hours = None if usage.rate is None or usage.untimed else corpus_usage.seconds / 3600
     return TeacherCost(
         name=teacher.name,
-        requests=scaled.requests,
-        prompt_tokens=scaled.prompt,
-        cached_tokens=scaled.cached,
-        completion_tokens=scaled.completion,
+        requests=corpus_usage.requests,
+        prompt_tokens=corpus_usage.prompt,
+        cached_tokens=corpus_usage.cached,
+        completion_tokens=corpus_usage.completion,
         hours=hours,
         gpus=gpus,
         gpu_hours=None if hours is None or gpus is None else hours * gpus,
-        money=scaled.cost(price),
+        money=corpus_usage.cost(price),
         currency=None if price is None else price.currency,
     )
 

@@ -300,11 +300,11 @@ def _has_useless_teacher(store: Store, panel: Panel) -> bool:
     """Return whether a teacher sent enough replies for a judgement, and none was readable."""
     outcomes = store.questions.outcomes()
     for counts in count_replies(store, panel):
-        own = [key for key in outcomes if key.teacher == counts.teacher]
+        teacher_outcomes = [key for key in outcomes if key.teacher == counts.teacher]
         # Attempts are numbered from 0.
-        replies = sum((key.attempt + 1) * key.count for key in own)
+        replies = sum((key.attempt + 1) * key.count for key in teacher_outcomes)
         enough = replies >= MIN_REPLIES or (counts.refused and not counts.pending)
-        if enough and all(key.reason is not None for key in own):
+        if enough and all(key.reason is not None for key in teacher_outcomes):
             return True
     return False
 

@@ -242,17 +242,19 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
     # The key of three empty strings counts all settled pairs.
     settled_pairs = settled.get(("", "", ""), 0)
     outcomes, slices = store.questions.outcomes(), store.usage.slices()
-    teachers, inside = [], 0
+    teachers, covered = [], 0
     for teacher in panel.teachers:
         name = teacher.name
-        own = [
+        teacher_slices = [
             part for part in slices if part.teacher == name and (part.variant, part.order) in cells
         ]
-        final = [key for key in outcomes if key.teacher == name and key.is_final(teacher.retries)]
+        teacher_outcomes = [
+            key for key in outcomes if key.teacher == name and key.is_final(teacher.retries)
+        ]
         rows = []
         for variant, order in cells:
             refused = count_outcomes(
-                [key for key in final if (key.variant, key.order) == (variant, order)]
+                [key for key in teacher_outcomes if (key.variant, key.order) == (variant, order)]
             )
             progress = _progress(
                 asked=pairs,
@@ -260,14 +262,16 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
                 refused=refused,
                 spared=settled_pairs - settled.get((name, variant, order), 0),
                 usage=sum_usage(
-                    part for part in own if (part.variant, part.order) == (variant, order)
+                    part
+                    for part in teacher_slices
+                    if (part.variant, part.order) == (variant, order)
                 ),
             )
             rows.append(CellStatus(**vars(progress), variant=variant, order=order))
-        inside += sum(part.requests for part in own)
-        teachers.append(_teacher(teacher, rows, own))
+        covered += sum(part.requests for part in teacher_slices)
+        teachers.append(_teacher(teacher, rows, teacher_slices))
     replies = sum(part.requests for part in slices)
-    return teachers, OutsideReplies(replies=replies - inside)
+    return teachers, OutsideReplies(replies=replies - covered)
 
 
 def _progress(
