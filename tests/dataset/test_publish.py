@@ -45,6 +45,7 @@ def test_a_stranger_loads_it_with_stock_datasets(hub, published):
     assert betas == default
 
 
+@pytest.mark.slow
 def test_two_steps_are_trained_on_it_with_stock_trl_and_with_ours(
     hub, published, tiny_student, tmp_path
 ):
@@ -233,12 +234,13 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "status"),
     [
         ("before", 500),
-        pytest.param("after", 500, marks=pytest.mark.slow),
-        pytest.param("before", 403, marks=pytest.mark.slow),
+        ("after", 500),
+        ("before", 403),
     ],
 )
 def test_a_fault_at_any_request_leaves_a_whole_release(hub, releases, when, status):

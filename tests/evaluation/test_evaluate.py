@@ -451,6 +451,7 @@ def test_only_the_official_judge_and_reference_make_it_alpaca_eval_2():
     assert "AlpacaEval" not in title(own, official, baseline="b", own_reference=True)
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_do_as_they_stand(hub, files, servers, tmp_path):
     """But for the bootstrap, which is cut short, and the reward model, which is another test's."""
     blocks = (ROOT / "docs" / "evaluate.md").read_text().split("```")

@@ -118,12 +118,13 @@ def folder(tmp_path_factory, replay_url, tiny_student):
 
 @pytest.fixture(scope="module")
 def walked(folder):
-    """The folder after the commands for one's own pairs; the training is cut short, on a CPU."""
+    """The folder after the commands for one's own pairs; bootstrap and training are cut short."""
     (commands,) = [block for block in blocks("sh") if "--output_dir student/" in block]
     commands = commands.replace('pip install -e ".[train]"', "")
     short = "--model_name_or_path MODEL --dtype float32 --bf16 false --max_steps 2 --held_out 0.2"
     short += " --eval_steps 2 --use_cpu true"
     commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
+    commands = commands.replace("sp2dpo report ", "sp2dpo report --draws 20 ")
     run_in(folder, "bash", "-e", "-c", commands)
     return folder
 
@@ -185,6 +186,7 @@ def test_the_snippet_trains(walked):
     run_in(walked, "python", "-c", snippet)
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_readmes_table(tmp_path):
     said = run_in(ROOT, "bash", "-c", f"python recipes/demo/run.py --out {tmp_path}/demo 2>&1")
     assert not re.search(r"warning|deprecat|it/s|%\|", said, re.IGNORECASE), said

@@ -5,7 +5,6 @@ import base64
 import json
 import shutil
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -211,10 +210,8 @@ def test_fifty_people_at_once(ask):
         assert len(ask("pair", {"place": number})["replies"]) == 9
         return len(ask("search", {"wanted": [["text", f"word {number}"]]}))
 
-    started = time.monotonic()
     with ThreadPoolExecutor(50) as crowd:
         assert list(crowd.map(visit, range(50))) == [1] * 50
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
