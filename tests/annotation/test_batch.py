@@ -345,7 +345,7 @@ def test_only_some_of_many_bad_lines_are_named(files):
     files.export()
     done = run(*files.write(*["nonsense"] * 50))
     assert done.stderr.count(": malformed: not JSON") == 20
-    assert "and 30 more that cannot be filed: malformed" in done.stderr
+    assert "and 30 more lines that cannot be stored: malformed" in done.stderr
     assert "left out (malformed 50)" in done.stdout
 
 
@@ -356,11 +356,11 @@ def test_replies_to_another_question_are_not_filed(files):
     answers = files.write(*map(reply, requests))
     write_panel(files.panel, NOBODY, sampling={"temperature": 1, "max_tokens": 300})
     assert load_panel(files.panel).teachers[0].sampling != panel.teachers[0].sampling
-    assert "12 lines could not be filed" in fail(*answers)
+    assert "12 lines could not be stored" in fail(*answers)
     write_panel(files.panel, NOBODY, rubric="semantic-gap-blind")
-    assert "12 lines could not be filed" in fail(*answers)
+    assert "12 lines could not be stored" in fail(*answers)
     write_panel(files.panel, NOBODY, variants=["direct"])
-    assert "8 lines could not be filed" in fail(*answers)
+    assert "8 lines could not be stored" in fail(*answers)
     assert len(files.rows()) == 4
 
 
@@ -450,7 +450,7 @@ def test_custom_ids_depend_on_everything_that_defines_a_reply(tmp_path):
 def test_one_line_is_called_a_line(files):
     requests = files.export()
     assert "1 line = 1 new" in succeed(*files.write(reply(requests[0])))
-    assert "1 line could not be filed" in fail(*files.write("nonsense"))
+    assert "1 line could not be stored" in fail(*files.write("nonsense"))
     said = succeed("export-requests", *files.both, "--out", files.folder / "requests-2.jsonl")
     assert "scripted: 11 requests in " in said
 
@@ -458,7 +458,7 @@ def test_one_line_is_called_a_line(files):
 def test_what_is_no_object_is_named_in_plain_words(files):
     files.export()
     for line, kind in (("[]", "a list"), ("null", "nothing"), ("7", "a whole number")):
-        assert f"an object was expected, this is {kind}\n" in fail(*files.write(line))
+        assert f"expected an object, got {kind}\n" in fail(*files.write(line))
 
 
 def test_a_file_without_any_line_is_an_error(files):
@@ -478,7 +478,7 @@ def test_replies_of_nobody_that_the_store_knows_are_refused(files):
     command = files.write(*map(reply, requests))
     write_panel(files.panel, NOBODY, names=("other",))
     complaint = fail(*command)
-    assert f"{files.store} knows none of the panel's teachers (it knows scripted)" in complaint
+    assert f"{files.store} has none of the panel's teachers (it has scripted)" in complaint
     with Store(files.store) as store:
         assert store.panel() == before
 
@@ -489,7 +489,7 @@ def test_a_panel_of_which_nothing_is_filed_leaves_no_trace(files):
         before = store.panel()
     command = files.write(*map(reply, requests))
     write_panel(files.panel, NOBODY, names=("scripted", "other"), rubric="semantic-gap-blind")
-    assert "12 lines could not be filed" in fail(*command)
+    assert "12 lines could not be stored" in fail(*command)
     with Store(files.store) as store:
         assert store.panel() == before
         assert store.rubric().name == "semantic-gap"
@@ -524,6 +524,6 @@ def test_a_full_disk_is_no_damage_and_what_came_before_is_safe(files):
     requests = files.export()
     complaint = fail(*files.write(*map(reply, requests)), preexec_fn=small_files)
     assert "the store cannot be used: " in complaint
-    assert "; what it has taken before is safe" in complaint
+    assert "; the replies stored so far are safe" in complaint
     assert "damaged" not in complaint
     assert "12 lines = 12 new" in succeed(*files.write(*map(reply, requests)))

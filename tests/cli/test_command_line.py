@@ -88,7 +88,7 @@ def test_a_missing_panel_is_named(inputs):
 
 def test_a_first_run_without_pairs_is_told_to_name_them(inputs):
     complaint = fail("annotate", "--panel", inputs.panel, "--store", inputs.store, code=2)
-    assert "say where the --pairs are" in complaint
+    assert "give --pairs" in complaint
     assert not inputs.store.exists()
 
 
@@ -144,9 +144,9 @@ def test_an_output_never_takes_the_place_of_another_kind_of_file(demo, tmp_path)
     before = store.read_bytes(), betas.read_bytes()
     plan = ["schedule", "--store", store, "--schedule", SCHEDULE]
     page = ["report", "--store", store, "--betas", betas]
-    assert "is not a table of betas of ours" in fail(*plan, "--out", store)
-    assert "is not a report of ours" in fail(*page, "--out", store)
-    assert "is not a report of ours" in fail(*page, "--out", betas)
+    assert "is not a table of betas of sp2dpo" in fail(*plan, "--out", store)
+    assert "is not a report of sp2dpo" in fail(*page, "--out", store)
+    assert "is not a report of sp2dpo" in fail(*page, "--out", betas)
     assert (store.read_bytes(), betas.read_bytes()) == before
     for _ in range(2):
         succeed(*plan, "--out", betas)
@@ -356,7 +356,7 @@ def test_being_told_to_end_leaves_one_line_and_no_temporary_file(demo, tmp_path)
             running.kill()
         os.close(pipe)
     assert running.returncode == 143
-    assert complaint == "stopped; the same command goes on from here\n"
+    assert complaint == "stopped; run the same command again to resume\n"
     assert {one.name for one in tmp_path.iterdir()} <= {
         "replies.jsonl", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm",
     }  # fmt: skip

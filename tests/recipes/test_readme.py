@@ -138,8 +138,8 @@ def test_the_commands_around_a_large_run_do_as_they_stand(walked):
     (commands,) = [block for block in blocks("sh") if "sp2dpo pilot" in block]
     pilot, dry_run, status = (line.partition("#")[0] for line in commands.splitlines())
     assert "go" in run_in(walked, "bash", "-e", "-c", pilot).lower()
-    assert "need a pilot" in run_in(walked, "bash", "-e", "-c", dry_run)
-    assert "the file is sound" in run_in(walked, "bash", "-e", "-c", status)
+    assert "no request was sent" in run_in(walked, "bash", "-e", "-c", dry_run)
+    assert "the file is intact" in run_in(walked, "bash", "-e", "-c", status)
 
 
 def test_the_commands_before_training_do_as_they_stand(walked):

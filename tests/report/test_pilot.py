@@ -558,8 +558,8 @@ def test_what_a_sweep_takes_is_told_where_the_annotation_has_no_price(tmp_path):
     found = trial(tmp_path, TWO, lambda n, *_: n % 11, runs=4, run_hours=12.5)
     said = " ".join(line.strip() for line in pilot_lines(found))
     assert "a sweep of 4 runs of 12.5 GPU-hours each takes 50 GPU-hours" in said
-    assert "is not known: state a price in the panel" in said
-    assert "at the pilot's pace, without starting the servers" in said
+    assert "is not known: add a price to the panel" in said
+    assert "at the pilot's throughput, without starting the servers" in said
 
 
 def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
@@ -689,7 +689,7 @@ def test_another_sample_needs_another_store(demo_pilot):
     folder, _ = demo_pilot
     words = list(command(folder))
     words[words.index(60)] = 61
-    assert "give every pilot a --store of its own" in fail(*words)
+    assert "use a separate --store for every pilot" in fail(*words)
 
 
 def test_random_replies_are_a_no_go(scripted, tmp_path):
@@ -769,7 +769,7 @@ def test_too_few_truths_are_no_reason_to_go(replay_url, tmp_path):
     done = run(*words)
     assert done.returncode == 3, done.stderr
     assert done.stdout.endswith("\nNO-GO: gold\n")
-    assert "5 pairs with a known truth were judged; at least 20 are needed" in done.stdout
+    assert "5 pairs with a known label were judged; at least 20 are needed" in done.stdout
 
 
 def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(scripted, tmp_path):
@@ -806,7 +806,7 @@ def test_rows_that_are_set_aside_are_told(replay_url, tmp_path):
 
 def test_what_one_run_takes_says_nothing_without_a_sweep(tmp_path):
     write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
-    assert "--run-hours belongs to --sweep" in fail(*command(tmp_path), "--run-hours", 3, code=2)
+    assert "--run-hours requires --sweep" in fail(*command(tmp_path), "--run-hours", 3, code=2)
 
 
 def test_a_schedule_of_ones_own_is_used(demo_pilot, tmp_path):

@@ -230,7 +230,7 @@ def test_money_by_the_token_and_by_the_hour(new_store):
     assert hours["money_left"] == pytest.approx(2 * 2 * 0.001)
     assert found["total"]["money"] == pytest.approx({"USD": 4800e-6, "EUR": 0.004})
     assert found["total"]["unpriced"] == []
-    assert "cost until now: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(status))
+    assert "cost so far: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(status))
 
 
 def test_money_that_cannot_be_known_is_not_told(new_store):
@@ -265,7 +265,7 @@ def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new
     lines = status_lines(status)
     assert "4 replies came without token counts" in lines
     assert any(line.split() == ["a", "-", "-", "-", "-", "-"] for line in lines)
-    assert any(line.startswith("4 replies came without a time") for line in lines)
+    assert any(line.startswith("4 replies have no response time") for line in lines)
 
 
 def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
@@ -367,7 +367,7 @@ def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
     found = json_values(status)
     assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
     assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
-    assert "left: 10 s if the teachers work side by side, 15 s one after the other" in status_lines(
+    assert "left: 10 s if the teachers work in parallel, 15 s one after the other" in status_lines(
         status
     )
 

@@ -1,4 +1,4 @@
-"""Preference optimisation with a temperature for every pair.
+"""DPO with a separate beta for every preference pair.
 
 This is the public API. It annotates pairs, turns annotations into betas, audits them, builds,
 verifies and publishes the data set, and evaluates students. Names are imported when they are first

@@ -157,7 +157,7 @@ def cli(debug: bool) -> None:
     """DPO with a separate beta for every preference pair."""
 
 
-_STOPPED = "stopped; the same command goes on from here"
+_STOPPED = "stopped; run the same command again to resume"
 _DAMAGE = ("malformed", "not a database", "decode")
 """Parts of SQLite's messages about a damaged file."""
 
@@ -208,7 +208,7 @@ def _describe(error: Exception) -> str:
                 f"the store is damaged ({message}): keep it and its -wal file, and copy what can "
                 "be read with `sqlite3 FILE .recover`"
             )
-        safe = "; what it has taken before is safe" * isinstance(error, sqlite3.OperationalError)
+        safe = "; the replies stored so far are safe" * isinstance(error, sqlite3.OperationalError)
         return f"the store cannot be used: {message}{safe}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

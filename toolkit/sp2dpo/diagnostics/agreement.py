@@ -191,7 +191,7 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[Order
     both = original.join(swapped, on=key, suffix="_turned").with_columns(
         outcome=pl.when((pl.col("better") == "tie") | (pl.col("better_turned") == "tie"))
         .then(pl.lit("tie"))
-        # The letter names a place: the same response twice is another letter each time.
+        # The letter names a position: the same response has a different letter in each order.
         .when(pl.col("better") != pl.col("better_turned"))
         .then(pl.lit("consistent"))
         .when(pl.col("better") == "A")

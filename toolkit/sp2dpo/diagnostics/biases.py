@@ -160,17 +160,17 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
     if readings["reader"].n_unique() < 2:
         reason = "a comparison needs two teachers"
     elif pairs < FEWEST:
-        reason = f"{pairs} pairs were read by several teachers; a verdict needs {FEWEST}"
+        reason = f"{pairs} pairs were annotated by several teachers; a verdict needs {FEWEST}"
     elif correlation.value is None:
         reason = "the confidences, or the magnitudes, are all equal"
     return Check(
-        name="confidence", title="Confidence says little",
-        measure="rank correlation of a teacher's confidence with its nearness to the others, "
-        "within readings of about the same magnitude",
+        name="confidence", title="Confidence is uninformative",
+        measure="rank correlation of a teacher's confidence with its closeness to the other "
+        "teachers, within replies of about the same magnitude",
         unit="coefficient", top=1.0, look=0.1, bad=0.0,
         **asdict(correlation),
         reason=reason,
-        advice="A more confident teacher is not nearer to the others: run `sp2dpo estimators` to "
+        advice="More confident teachers are not closer to the others: run `sp2dpo estimators` to "
         "see what `gap: magnitude` changes, or use `estimate: expected`.",
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import Schedule, category_envelopes
 from sp2dpo.diagnostics.agreement import ReaderComparison, intraclass_correlation
 
-OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
+OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "unknown"
 FEWEST = 20
 """Minimum number of pairs for a verdict; below it, the value could be due to chance. Our choice.
 (The standard error of a rank correlation of 0 over n pairs is 1 / sqrt(n - 1): 0.23 for 20.)"""
@@ -36,7 +36,7 @@ class Check:
         reason: why there is no verdict; None if there is one.
         note: which teacher or pairs the value describes and what was left out; None if obvious.
         advice: one sentence on what to do if the check fails.
-        verdict: `ok`, `look`, `bad` or `cannot be told`.
+        verdict: `ok`, `look`, `bad` or `unknown`.
     """
 
     name: str
@@ -95,8 +95,8 @@ def check_betas(
         unit="share", top=1.0, look=0.25, bad=0.5,
         value=share_of(shares >= 1 - END),
         reason=_too_few(len(shares)),
-        advice="Read the pairs with the largest gaps: if not all of them are decisive, the "
-        "teachers use the top of the scales too freely; recalibrate the rubric's scales or the "
+        advice="Read the pairs with the largest gaps: if the preference is not clear in all of "
+        "them, the teachers give high scores too often; recalibrate the rubric's scales or the "
         "envelope.",
     )  # fmt: skip
     no_spread = Check(
@@ -165,7 +165,7 @@ def _wavering(replies: pl.DataFrame) -> Check:
     lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher], default=None)
     reason = None
     if measured.is_empty():
-        reason = f"no teacher has read {FEWEST} pairs under two variants"
+        reason = f"no teacher has annotated {FEWEST} pairs under two variants"
     elif lowest is None:
         reason = "every teacher's gaps are all equal"
     notes = [] if lowest is None else [f"lowest of {len(by_teacher)}: {lowest}"]

@@ -31,7 +31,7 @@ from sp2dpo.text import (
 def audit_lines(audit: Audit) -> Iterator[str]:
     """Yield the lines of `sp2dpo audit`."""
     yield from format_table(
-        ("verdict", "check", "value", "thresholds", "what it means"),
+        ("verdict", "check", "value", "thresholds", "checks for"),
         list(map(_check, audit.checks)),
     )
     for check in audit.checks:
@@ -41,7 +41,7 @@ def audit_lines(audit: Audit) -> Iterator[str]:
     unknown = [check for check in audit.checks if check.reason]
     if unknown:
         yield ""
-        yield from (f"{check.name}: cannot be told: {check.reason}" for check in unknown)
+        yield from (f"{check.name}: unknown: {check.reason}" for check in unknown)
     if audit.gold:
         yield ""
         yield from _gold(audit.gold)
@@ -61,9 +61,10 @@ def _check(check: Check) -> tuple[str, ...]:
 
 
 def _gold(gold: GoldAudit) -> Iterator[str]:
-    yield f"truth known of {gold.panel.judged} pairs with a gap (given: {gold.panel.truths})"
+    counts = f"known labels: {gold.panel.truths}"
+    yield f"{gold.panel.judged} pairs with a gap and a known label ({counts})"
     yield from format_table(
-        ("wrong labels found by", "found", "recall", "precision", "AUC"),
+        ("wrong labels found by", "flagged", "recall", "precision", "AUC"),
         [
             (
                 RULES[rule],
@@ -155,8 +156,8 @@ def agreement_lines(agreement: PanelAgreement) -> Iterator[str]:
     yield from _splits(agreement.splits)
     yield ""
     yield (
-        "1 is always alike, 0 as by chance, below 0 less than by chance. Nominal for the category, "
-        "ordinal for the rest."
+        "Alpha: 1 is perfect agreement, 0 is agreement by chance, below 0 is less than by chance. "
+        "Nominal for the category, ordinal for the other measures."
     )
     yield interval_note(agreement.draws)
 
@@ -192,23 +193,23 @@ def _outliers(effects: Sequence[TeacherEffect]) -> Iterator[str]:
         for effect in effects
     ]
     head = (
-        "teacher", "alpha of gaps without it", "of categories", "its gap less the others'",
-        "rho with each other",
+        "teacher", "gain in alpha (gap) without it", "(category)", "its gap minus the others'",
+        "mean rho with the others",
     )  # fmt: skip
     yield from format_table(head, rows)
     odd = [effect.teacher for effect in effects if effect.stands_out]
     if len(effects) > 2:
-        yield f"stands out: {', '.join(odd)}" if odd else "no teacher stands out"
+        yield f"outlier: {', '.join(odd)}" if odd else "no teacher is an outlier"
 
 
 def _splits(splits: Splits) -> Iterator[str]:
     if not splits.of:
-        yield "no pair was read by two teachers"
+        yield "no pair was annotated by two teachers"
         return
     yield (
-        f"of {count_noun(splits.of, 'pair')} that several teachers read, "
-        f"{format_percent(splits.apart)} have gaps 0.5 or more apart, "
-        f"{format_percent(splits.no_majority)} no category of most teachers"
+        f"of {count_noun(splits.of, 'pair')} annotated by several teachers, "
+        f"{format_percent(splits.apart)} have gaps that differ by 0.5 or more, "
+        f"{format_percent(splits.no_majority)} have no majority category"
     )
     rows = [
         (
@@ -223,7 +224,9 @@ def _splits(splits: Splits) -> Iterator[str]:
         if pair.spread
     ]
     if rows:
-        yield from format_table(("pairs that split the panel", "spread", "gap and category"), rows)
+        yield from format_table(
+            ("pairs with the largest disagreement", "spread", "gap and category"), rows
+        )
 
 
 def _name(pair_id: str, source_id: str | None) -> str:
@@ -247,7 +250,7 @@ def comparison_lines(comparison: BetaComparison, first: str, second: str) -> Ite
     for key, (here, there) in comparison.differs.items():
         yield f"{key}: A {_plain(here)}, B {_plain(there)}"
     if not comparison.same_annotations:
-        yield "they were made from different annotations"
+        yield "the two were computed from different annotations"
     yield ""
     yield from format_table(
         ("beta", "mean", "std", "min", "max"),
@@ -259,7 +262,7 @@ def comparison_lines(comparison: BetaComparison, first: str, second: str) -> Ite
     yield ""
     yield f"Pearson   {_interval(comparison.pearson, 3)}"
     yield f"Spearman  {_interval(comparison.spearman, 3)}"
-    yield f"shift     {_interval(comparison.shift, 4, signed=True)} (mean of B less A)"
+    yield f"shift     {_interval(comparison.shift, 4, signed=True)} (mean of B minus A)"
     mean, largest = format_fixed(comparison.distance, 4), format_fixed(comparison.largest, 4)
     yield f"distance  {mean} (mean), {largest} (largest)"
     yield ""

@@ -154,7 +154,7 @@ class BetaSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PilotAgreement(Agreement):
-    """Agreement of teachers and variants; the spread is over pairs that several teachers read.
+    """Agreement of teachers and variants; the spread is over pairs annotated by several teachers.
 
     Attributes:
         position: consistency over both orders, from `compare_orders`; None for a labelled rubric.
@@ -291,8 +291,8 @@ def _add_sample(store: Store, source: Source, sample: Sample) -> None:
         store.corpus.add(named, read_sampled(read_rows(source), sample))
     except ValueError as error:
         raise ValueError(
-            f"{store.path} holds other pairs than this sample: give every pilot a --store of its "
-            "own, and never the store of a whole run"
+            f"{store.path} contains other pairs than this sample: use a separate --store for "
+            "every pilot, and never the store of a whole run"
         ) from error
 
 

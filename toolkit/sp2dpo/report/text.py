@@ -181,12 +181,12 @@ def _gold_lines(gold: GoldComparison | None) -> list[str]:
         return []
     return _wrapped(
         f"gold: {format_count(gold.judged)} pairs judged of {format_count(gold.truths)} with "
-        f"a known truth; a gap below {gold.threshold:g} counts as no preference",
-        f"  right: {_share(gold.accuracy)}; trusting every label gives "
+        f"a known label; a gap below {gold.threshold:g} counts as no preference",
+        f"  accuracy: {_share(gold.accuracy)}; if every label were trusted: "
         f"{format_percent(gold.always_chosen)}",
         *(f"  true label {label}: {_share(share)}" for label, share in gold.labels.items()),
-        f"  mean over the true labels {format_percent(gold.balanced)}, at least "
-        f"{format_percent(gold.balanced_low)}",
+        f"  mean over the true labels {format_percent(gold.balanced)}, lower end of its 95% "
+        f"interval {format_percent(gold.balanced_low)}",
         f"  category: {_share(gold.category)}; rank correlation of the magnitudes "
         f"{format_fixed(gold.magnitude)}",
     )
@@ -214,10 +214,10 @@ def _projection_lines(result: PilotResult) -> list[str]:
         "money": [_amount(cost.money, cost.currency) for cost in costs],
     }
     adaptive = result.panel.budget == "adaptive"
-    at_most = "; at most, as a large corpus spares more" if adaptive else ""
+    at_most = "; an upper bound, because a large corpus spares more" if adaptive else ""
     notes = [
         f"  total {_hours(projection.hours)}, {format_significant(projection.gpu_hours)} "
-        f"GPU-hours, {format_money(projection.money) or 'money not known'}",
+        f"GPU-hours, {format_money(projection.money) or 'cost not known'}",
     ]
     if projection.unpriced and projection.money:
         notes.append(
@@ -227,8 +227,8 @@ def _projection_lines(result: PilotResult) -> list[str]:
         notes.append(f"  {_sweep_line(result.sweep, projection)}")
     return [
         *_wrapped(
-            f"all {format_count(projection.pairs)} pairs at the pilot's pace, without starting "
-            f"the servers (a short run is slower than a long one{at_most})"
+            f"all {format_count(projection.pairs)} pairs at the pilot's throughput, without "
+            f"starting the servers (a long run is usually faster{at_most})"
         ),
         *_table(table),
         *_wrapped(*notes),
@@ -248,7 +248,8 @@ def _sweep_line(sweep: SweepComparison, projection: CostProjection) -> str:
         )
     else:
         unknown = (
-            f"the cost of the annotation beside {runs} is not known: state a price in the panel"
+            f"the cost of the annotation, to compare with {runs}, is not known: add a price to the "
+            "panel"
         )
     if sweep.gpu_hours is not None:
         line = (
@@ -298,7 +299,7 @@ def _status_head(status: RunStatus) -> list[str]:
         "no process is annotating into it now"
         if pid is None
         else f"process {pid} is annotating into it now",
-        "the file is DAMAGED; SQLite finds:" if status.integrity else "the file is sound",
+        "the file is DAMAGED; SQLite finds:" if status.integrity else "the file is intact",
     ]
 
 
@@ -339,10 +340,10 @@ def _throughput(teachers: Sequence[TeacherStatus]) -> list[str]:
     table = {
         "teacher": [teacher.name for teacher in teachers],
         "replies/s": [format_fixed(teacher.replies_per_second) for teacher in teachers],
-        "worked": [format_duration(teacher.busy_seconds) for teacher in teachers],
-        "left": [format_duration(teacher.seconds_left) for teacher in teachers],
+        "busy": [format_duration(teacher.busy_seconds) for teacher in teachers],
+        "time left": [format_duration(teacher.seconds_left) for teacher in teachers],
         "cost": [_amount(teacher.money, teacher.currency) for teacher in teachers],
-        "to come": [_amount(teacher.money_left, teacher.currency) for teacher in teachers],
+        "cost left": [_amount(teacher.money_left, teacher.currency) for teacher in teachers],
     }
     return _table(table, indent="")
 
@@ -363,7 +364,7 @@ def _status_notes(status: RunStatus) -> list[str]:
         lines.append(_time_left(status))
     if total.money:
         left = format_money(total.money_left) or "not known"
-        lines.append(f"cost until now: {format_money(total.money)}; to come: {left}")
+        lines.append(f"cost so far: {format_money(total.money)}; left: {left}")
     if total.unpriced and total.money:
         unpriced = ", ".join(total.unpriced)
         lines.append(f"not included: {unpriced} (price, tokens or time unknown)")
@@ -371,13 +372,13 @@ def _status_notes(status: RunStatus) -> list[str]:
         lines.append(f"{format_count(total.uncounted)} replies came without token counts")
     if total.untimed:
         lines.append(
-            f"{format_count(total.untimed)} replies came without a time, as imported ones do; "
-            "replies/s and what follows from it leave them out"
+            f"{format_count(total.untimed)} replies have no response time, such as imported ones; "
+            "replies/s and the estimates from it leave them out"
         )
     if status.outside.replies:
         lines.append(
             f"{format_count(status.outside.replies)} replies of teachers or variants that the last "
-            "panel does not include are also in the file, and in none of the rows above"
+            "panel does not include are also in the file; they are not counted above"
         )
     return lines
 
@@ -389,5 +390,5 @@ def _time_left(status: RunStatus) -> str:
     if side_by_side == in_turn:
         return f"{begin}: {in_turn}"
     return (
-        f"{begin}: {side_by_side} if the teachers work side by side, {in_turn} one after the other"
+        f"{begin}: {side_by_side} if the teachers work in parallel, {in_turn} one after the other"
     )

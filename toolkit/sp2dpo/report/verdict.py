@@ -24,7 +24,7 @@ _REMEDIES = {
     "not-json": _CHECK_SCHEMA_SUPPORT,
     "schema": _CHECK_SCHEMA_SUPPORT,
     "empty": "check whether its server returns the answer elsewhere, as reasoning parsers do",
-    "too-long": "raise --max-model-len, or do without its longest pairs",
+    "too-long": "raise --max-model-len, or leave out the longest pairs",
 }
 
 
@@ -174,19 +174,19 @@ def _position(position: Sequence[OrderConsistency]) -> GoRule:
     """Compare how often a teacher prefers the same response, or the same position, twice."""
     shares = {}
     for row in position:
-        # A tie speaks neither for a preference nor for a bias towards a place.
+        # A tie is evidence neither of a preference nor of a position bias.
         total = row.consistent.count + row.first.count + row.second.count
         if total >= FEWEST:
             shares[row.teacher] = row.consistent.count / total
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
     return GoRule(
         name="place",
-        rule="shown in both orders, every teacher names the same response more often than the same "
-        "place",
+        rule="when asked in both orders, every teacher prefers the same response more often than "
+        "the same position",
         value=None if worst is None else shares[worst],
         threshold=CHANCE,
         passed=None if worst is None else shares[worst] > CHANCE,
-        note=f"no teacher did either {FEWEST} times" if worst is None else f"the worst: {worst}",
+        note=f"no teacher has {FEWEST} such cases" if worst is None else f"the worst: {worst}",
     )
 
 
@@ -194,19 +194,20 @@ def _gold(gold: GoldComparison) -> GoRule:
     low, judged = gold.balanced_low, gold.judged
     note = None
     if judged < FEWEST:
-        note = f"{judged} pairs with a known truth were judged; at least {FEWEST} are needed"
+        note = f"{judged} pairs with a known label were judged; at least {FEWEST} are needed"
     elif low is None:
-        note = "all known truths are ties"
+        note = "all known labels are ties"
     return GoRule(
         name="gold",
-        rule="the teachers tell right labels from wrong ones: the lower end of the 95% interval of "
-        f"their accuracy, averaged over the true labels, is above {CHANCE:g}, which is chance",
+        rule="the teachers distinguish right labels from wrong ones: the lower end of the 95% "
+        "interval of their accuracy, averaged over the true labels, is above "
+        f"{CHANCE:g} (chance)",
         value=low,
         threshold=CHANCE,
         # A user who supplies gold labels relies on them, so an unknown accuracy fails, too.
         passed=low is not None and note is None and low > CHANCE,
         note=note,
-        advice=note and "give more truths, a larger --n, or no --gold",
+        advice=note and "provide more known labels, use a larger --n, or omit --gold",
     )
 
 
@@ -222,17 +223,17 @@ def _cache(teachers: Sequence[TeacherPerformance]) -> GoRule:
     if worst is not None:
         note = f"the worst: {worst}"
     elif all(teacher.cached_share is None for teacher in teachers):
-        note = "no server reports what came from its cache"
+        note = "no server reports its cached tokens"
     else:
-        note = "an adaptive panel asks about a pair at different times"
+        note = "unknown for an adaptive panel, which asks about a pair at different times"
     advice = (
         "check whether its server caches prefixes and whether a proxy spreads the requests about "
         "a pair over several servers, and try warm_prefix: true"
     )
     return GoRule(
         name="cache",
-        rule="of what the order of the requests lets a prefix cache serve, it serves at least "
-        f"{MIN_CACHED:.0%}",
+        rule=f"the prefix cache serves at least {MIN_CACHED:.0%} of the prompt tokens that it "
+        "could serve, given the order of the requests",
         value=value,
         threshold=MIN_CACHED,
         passed=passed,

@@ -1,4 +1,4 @@
-r"""DPO with a temperature for every pair, on top of TRL's DPOTrainer.
+r"""DPO with a separate beta for every pair, on top of TRL's DPOTrainer.
 
 For pair i, with log-probabilities summed over completion tokens (in nats),
 
@@ -151,7 +151,7 @@ class PairColumnsMixin(Trainer):
             if column not in columns:
                 raise ValueError(
                     f"the {name} data set has no column {column} (it has {', '.join(columns)}):"
-                    " build one, or take it out of pair_columns"
+                    " build one, or remove it from pair_columns"
                 )
         if not args.pair_columns:
             return dataset
