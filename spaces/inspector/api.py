@@ -213,14 +213,14 @@ PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, exp
 
 
 def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> str:
-    """Find preference pairs by what teacher models say about them, with their beta and all replies.
+    """Find preference pairs by beta, gap, category and other fields, with all teacher replies.
 
     Args:
-        query: terms that must all hold, as `beta:0.1..0.2 category:safety,factuality -disputed:yes
-            "some words" sort:-gap`; empty for all pairs. Fields: id, beta, gap, signed_gap,
-            magnitude, confidence, spread, agreement, votes, teachers, category, disputed, kept,
-            teacher, refused, dissent, and columns of the source.
-        data: another data set than the Space's own: org/name or org/name@revision.
+        query: terms that must all hold, such as `beta:0.1..0.2 category:safety,factuality
+            -disputed:yes "some words" sort:-gap`; empty for all pairs. Fields: id, beta, gap,
+            signed_gap, magnitude, confidence, spread, agreement, votes, teachers, category,
+            disputed, kept, teacher, refused, dissent, and columns of the source.
+        data: data set to search, org/name or org/name@revision; empty for the Space's own.
         limit: number of pairs to return, at most 100.
         offset: number of pairs to skip first.
 

@@ -37,7 +37,7 @@ const inspector = (() => {
     };
 
     app.ask = async (name, parameters = {}) => {
-      // Gradio gives nothing where the server cannot be reached.
+      // Gradio returns nothing if the server cannot be reached.
       const response = await server[name]({...parameters, data: data()}).catch(() => null);
       if (response === null || response === undefined) throw new Error("the server does not answer: try again");
       if (response.error) throw new Error(response.error);

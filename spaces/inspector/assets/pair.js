@@ -111,7 +111,7 @@ const pair = (() => {
       const better = {A: `A, ${shown[0]}`, B: `B, ${shown[1]}`}[one.better] ?? one.better ?? "";
       const details = el("details", {class: "reply"}, el("summary", {text: kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`}),
         el("dl", {}, [["model", one.model], ["revision", one.revision], ["attempt", one.attempt], ["finish", one.finish_reason],
-          ["tokens", missing(one.prompt_tokens) ? null : `${one.prompt_tokens} read, ${one.completion_tokens} written`],
+          ["tokens", missing(one.prompt_tokens) ? null : `${one.prompt_tokens} prompt, ${one.completion_tokens} completion`],
           ["expected", missing(one.expected_magnitude) ? null : `magnitude ${short(one.expected_magnitude)}, confidence ${short(one.expected_confidence)}`]]
           .filter(([, value]) => !missing(value)).flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value)})])),
         el("pre", {class: "raw", text: one.raw ?? ""}));

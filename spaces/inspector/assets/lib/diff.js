@@ -1,7 +1,6 @@
-// Two texts, word by word: what is in both, and what in one alone (Myers, "An O(ND) Difference
-// Algorithm and Its Variations", 1986).
+// Word-level diff of two texts (Myers, "An O(ND) Difference Algorithm and Its Variations", 1986).
 const diff = (() => {
-  const MOST = 1500;  // differing words; beyond, the middle counts as wholly different
+  const MOST = 1500;  // differing words; with more, the whole middle is shown as different
 
   const words = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? [];
 
@@ -37,7 +36,7 @@ const diff = (() => {
     return found.reverse();
   }
 
-  // Runs of [which, text]; which is `both`, `first` or `second`.
+  // Returns runs of [which, text]; which is `both`, `first` or `second`.
   function compared(first, second) {
     const one = words(first), other = words(second);
     let start = 0, end = 0;

@@ -117,7 +117,7 @@ const queryLanguage = (() => {
     return field;
   }
 
-  // Returns a function that tells whether the pair at a place has a value.
+  // Returns a function that returns whether the pair at a place has a value.
   function test(name, field, one) {
     const column = field.values;
     if (field.kind === "number") {

@@ -93,7 +93,7 @@ const schedule = (() => {
     return sum / (count - 2 * cut);
   }
 
-  // Adds to the scores what follows from their slots.
+  // Adds the fields that are derived from the slots to the scores.
   function prepared(packed) {
     const slots = packed.slots;
     const teachers = [...new Set(slots.map((one) => one[0]))].sort();

@@ -1,5 +1,5 @@
-// What people and models wrote, made readable. Whatever it says, it becomes text and plain tags:
-// nothing in it is run, fetched or followed.
+// Renders texts of data sets and models as text nodes and plain tags. Nothing in them is executed,
+// loaded or turned into a link.
 const text = (() => {
   const FENCE = /^\s*(`{3,}|~{3,})\s*([\w+-]*)/;
   const ITEM = /^(\s*)(?:[-*+]|\d{1,3}[.)])\s+(.*)$/;

@@ -16,7 +16,7 @@ const about = (() => {
       rows([["beta:0.1..0.2", "a range; also >=0.1, <0.1, 0.3, missing"], ["category:safety,factuality", "any of these words"], ["-disputed:yes", "not these"], ['"word for word"', "in the prompt or in a response"],
         ["sort:-gap", "sort, highest first"], ["fields", Object.keys(app.D.fields).join(", ")]]),
       el("h2", {text: "keys"}), rows([["/", "go to the filters"], ["← →", "in an open pair: previous pair, next pair"], ["Escape", "close a pair, or clear a selected range"], [`1 to ${views.length}`, "switch views"]]),
-      el("h2", {text: "for programs"}), el("p", {text: "The same filters are available over HTTP and MCP: the API function find_pairs, and the MCP tool of that name at gradio_api/mcp/. See “Use via API” at the bottom of the page."}));
+      el("h2", {text: "API"}), el("p", {text: "The same filters are available over HTTP and MCP: the API function find_pairs, and the MCP tool of that name at gradio_api/mcp/. See “Use via API” at the bottom of the page."}));
     return {root, update() {}};
   }
 

@@ -113,7 +113,7 @@ const editor = (() => {
       const every = Uint32Array.from(before, (_, at) => at).filter((at) => !Number.isNaN(before[at]) && !Number.isNaN(after[at]));
       const found = movers.find(every, before, after, 30);
       const paint = (texts) => result.replaceChildren(
-        el("figure", {class: "chart"}, el("figcaption", {}, "beta of the edited schedule; behind it, of the published one"), both(before, after) ?? el("p", {text: "all betas are equal"})),
+        el("figure", {class: "chart"}, el("figcaption", {}, "betas of the edited schedule (in front) and of the published one (behind)"), both(before, after) ?? el("p", {text: "all betas are equal"})),
         summary(app, after, spec), el("h3", {text: `pairs that differ: ${found.count.toLocaleString("en-US")}`}),
         found.count ? movers.table(app, "largest differences", ["published", "edited"], before, after, found.first, texts) : el("p", {class: "note", text: "No beta differs."}));
       paint(null);

@@ -7,7 +7,7 @@ const pairs = (() => {
   const TITLES = {
     beta: "beta", gap: "gap", magnitude: "magnitude", confidence: "confidence", agreement: "agreement",
     spread: "spread between teachers", votes: "votes", category: "category", disputed: "label disputed",
-    kept: "kept for training", teacher: "answered by", refused: "refused by", dissent: "another category by",
+    kept: "kept for training", teacher: "reply from", refused: "refused reply from", dissent: "other category from",
     signed_gap: "signed gap", teachers: "teachers", weight: "weight", margin: "margin",
     reward_margin: "reward margin",
   };
