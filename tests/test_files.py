@@ -48,7 +48,7 @@ def test_a_line_that_broke_off_is_cut_off(tmp_path, kept):
 def test_what_is_not_ours_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "journal.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"not a journal|begun with another of"):
+    with pytest.raises(ValueError, match=r"not a journal|started with another of"):
         Journal(path, HEAD)
     assert path.read_text() == content
 
@@ -58,7 +58,7 @@ def test_a_head_without_results_may_change(tmp_path):
     Journal(path, {"model": "nowhere"}).close()
     with Journal(path, {"model": "here"}) as journal:
         journal.add("a", value=1)
-    with pytest.raises(ValueError, match="begun with another model"):
+    with pytest.raises(ValueError, match="started with another model"):
         Journal(path, {"model": "nowhere"})
     with Journal(path, {"model": "here"}) as journal:
         assert journal.lines == {"a": {"key": "a", "value": 1}}

@@ -259,7 +259,7 @@ def test_a_changed_teacher_under_the_same_name_is_refused(scripted, files, chang
     teacher = scripted()
     succeed(*files.annotate(teacher.url))
     complaint = fail(*files.annotate(teacher.url, **change))
-    assert f"knows the teacher scripted with {named}" in complaint
+    assert f"has the teacher scripted with {named}" in complaint
     assert len(teacher.requests) == 60
 
 

@@ -118,7 +118,7 @@ def test_a_blind_reply_is_read(better):
 
 @pytest.mark.parametrize("better", ["a", "C", "", "A ", "chosen", None, True, 1, ["A"], {}])
 def test_what_is_better_is_said_to_the_letter(better):
-    with pytest.raises(Refusal, match="is none of A, B, tie"):
+    with pytest.raises(Refusal, match="is not one of A, B, tie"):
         parse_annotation(json.dumps(GOOD | {"better": better}), BLIND)
 
 

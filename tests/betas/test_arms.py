@@ -161,9 +161,9 @@ def test_the_reward_margin_of_exchanged_responses_turns_its_sign():
 @pytest.mark.parametrize(
     ("arguments", "departures", "complaint"),
     [
-        ((said(1),), {"disputed": "drop"}, "teachers who are told the label dispute none"),
+        ((said(1),), {"disputed": "drop"}, "teachers who see the label cannot dispute it"),
         ((said(1),), {"weight": MADPO}, "give --scores"),
-        ((said(1), [1.0]), {"beta": Constant(0.1)}, "nothing here uses --scores"),
+        ((said(1), [1.0]), {"beta": Constant(0.1)}, "--scores is not used"),
         ((said(1, 2), [1.0]), {"weight": MADPO}, "1 of 2 pairs with a beta have no score"),
         ((said(0, 0),), {"weight": GapWeight()}, "every kept pair has the gap 0"),
         ((said(1), [-1.0]), {"margin": Odpo(1, "log")}, "leaves no pair to train on"),

@@ -45,10 +45,10 @@ def refuse(demo, tmp_path):
     [
         ({"beta_min": 0.4}, "schedule.yaml:1: beta_max: beta_min 0.4 must be below beta_max 0.3"),
         ({"beta_min": math.nan}, "beta_min: must be a number above 0, at most 1e6, not nan"),
-        ({"over_teachers": "reader-d"}, "over_teachers 'reader-d': no kept reply is of a teacher"),
+        ({"over_teachers": "reader-d"}, "over_teachers 'reader-d': no kept reply has a teacher"),
         ({"over_teachers": "reader-d"}, "did you mean 'reader-"),
         ({"over_variants": "trimmed"}, "trimmed takes 5 variants or more"),
-        ({"estimate": "expected"}, "no reply came with expectations"),
+        ({"estimate": "expected"}, "no reply has expected scores"),
         (
             {"gap": "shrink(2)"},
             "gap: 'shrink(2)': m0 must be a number of at least 0, at most 1, not 2",
@@ -83,7 +83,7 @@ MADPO = "madpo(c_max=2, c_min=0.5, lam=1, tau=7)"
         ({"of": "arm.yaml", "beta": "permuted(seed=0)"}, "of: arm.yaml is an arm itself"),
         ({"beta": "permuted(seed=0)"}, "add `of: FILE`"),
         ({"of": "schedule.yaml"}, "an arm departs from its schedule in one of beta"),
-        ({"of": "schedule.yaml", "disputed": "drop"}, "write `gap: signed` in the schedule"),
+        ({"of": "schedule.yaml", "disputed": "drop"}, "set `gap: signed` in the schedule"),
         ({"of": "schedule.yaml", "disputed": "flop"}, "did you mean 'flip'?"),
         ({"of": "schedule.yaml", "weigth": "gap"}, "did you mean 'weight'?"),
         ({"of": "schedule.yaml", "weight": MADPO}, "give --scores SCORES.parquet"),
@@ -112,7 +112,7 @@ def test_scores(refuse, wrong, complaint):
 
 
 def test_scores_that_nothing_uses(refuse):
-    assert "nothing here uses --scores" in refuse(scores=[1.0] * 96)
+    assert "--scores is not used" in refuse(scores=[1.0] * 96)
 
 
 def test_a_store_without_a_kept_reply(refuse, new_store, tmp_path):

@@ -77,5 +77,5 @@ def test_a_pair_without_a_score_is_named(write):
     scores = read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.0]}))
     with pytest.raises(ValueError, match="1 of 2 pairs with a beta have no score, the first is c"):
         scores.margins(pl.Series(["a", "c"]))
-    with pytest.raises(ValueError, match="it is of other pairs"):
+    with pytest.raises(ValueError, match="has no score for any pair"):
         scores.margins(pl.Series(["x", "y"]))

@@ -53,7 +53,7 @@ def test_a_folder_is_opened_until_it_is_stopped(browser, demo):
     ("data", "why"),
     [
         ("nowhere", "nowhere: neither a folder nor a data set on the Hub"),
-        (str(DEMO), "has no manifest.json: `sp2dpo build` makes such a folder"),
+        (str(DEMO), "has no manifest.json: `sp2dpo build` creates one"),
         ("a/b/c", "a/b/c: neither a folder nor a data set on the Hub"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_changed_card_is_found_and_words_beside_it_are_not(folder):
     succeed("verify", folder)
     (folder / "README.md").write_text(card.replace("96 preference pairs", "97 preference pairs"))
     (said,) = differs(folder, "card")
-    assert "between the marks" in said
+    assert "between the markers" in said
     (folder / "README.md").write_text(card.replace("- data/train-", "- data/other-"))
     differs(folder, "card")
 
@@ -202,9 +202,9 @@ def test_a_column_that_cannot_say_it_all_is_refused(demo, tmp_path):
     succeed("schedule", *store, "--schedule", ARMS / "gap-as-weight.yaml", "--out", gap)
     words = ("build", *store, "--betas", demo / "betas.parquet", "--out", tmp_path / "out")
     done = run(*words, "--also", f"mine={gap}")
-    assert "this arm's weight acts too" in done.stderr
+    assert "this arm also has weight" in done.stderr
     assert "cannot name a schedule" in run(*words, "--also", f"pair_id={gap}").stderr
-    assert "say NAME=BETAS.parquet" in run(*words, "--also", "mine").stderr
+    assert "write NAME=BETAS.parquet" in run(*words, "--also", "mine").stderr
     twice = ("--also", f"a={gap}", "--also", f"a={gap}")
     assert "names a column twice" in run(*words, *twice).stderr
     assert not (tmp_path / "out").exists()

@@ -196,7 +196,7 @@ def test_results_of_different_judges_are_not_compared(hub, done, tmp_path):
     (other / "evaluation.json").write_text(json.dumps(record))
     said = no(hub, "compare", done / "judged-student-a", other, *DRAWS)
     assert "cannot be compared: their judge differ" in said
-    assert "no result is of 'nobody'" in no(
+    assert "there is no result of 'nobody'" in no(
         hub, "compare", done / "judged-student-a", "--against", "nobody", *DRAWS
     )
     assert "no evaluation.json" in no(hub, "compare", tmp_path, *DRAWS)
@@ -421,7 +421,7 @@ def test_bad_prompts_are_one_line(hub, tmp_path, rows, complaint):
 def test_a_folder_of_verdicts_belongs_to_one_student(hub, done):
     said = no(hub, "judge", "--outputs", done / "student-b", "--judge", done / "judge.yaml",
               "--out", done / "judged-student-a", *DRAWS)  # fmt: skip
-    assert "was begun with another outputs_of" in said
+    assert "was started with another outputs_of" in said
 
 
 def test_a_folder_belongs_to_one_student(hub, files, servers, tmp_path):
@@ -430,7 +430,7 @@ def test_a_folder_belongs_to_one_student(hub, files, servers, tmp_path):
     words = ("generate", "--prompts", prompts, "--student", student, "--out", tmp_path / "a")
     ok(hub, *words)
     said = no(hub, *words, "--temperature", 0.1)
-    assert "was begun with another sampling" in said
+    assert "was started with another sampling" in said
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "evaluate").glob("*.yaml")))
@@ -478,5 +478,5 @@ def test_the_readmes_commands_do_as_they_stand(hub, files, servers, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "both.png").exists()
-    assert "win rate less dpo" in done.stdout
+    assert "win rate minus dpo" in done.stdout
     assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["temperatures"]) == 5

@@ -109,7 +109,7 @@ def test_anything_else_is_an_id_on_the_hub(model):
         ({"gpus": [0, "0"]}, "each once"),
         ({"gpus": [0, 1, 2], "replicas": 2}, "3 gpus cannot be shared evenly by 2 replicas"),
         ({"gpus": [0], "replicas": 2}, "1 gpus cannot be shared evenly by 2 replicas"),
-        ({"gpus": [0], "env": {"CUDA_VISIBLE_DEVICES": "1"}}, "leave one out"),
+        ({"gpus": [0], "env": {"CUDA_VISIBLE_DEVICES": "1"}}, "remove one of them"),
         ({"replicas": 0}, "replicas: must be a whole number of at least 1, not 0"),
         ({"replicas": True}, "replicas: must be a whole number of at least 1, not True"),
         ({"replicas": 70000}, "70000 ports from 1 on go beyond 65535"),

@@ -284,7 +284,7 @@ def test_dates_decimals_and_bytes_of_parquet_become_text(tmp_path):
 def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
     path = tmp_path / "p.parquet"
     path.write_bytes(content)
-    assert "not a Parquet file we can read" in error_of(path)
+    assert "not a readable Parquet file" in error_of(path)
 
 
 def test_a_damaged_parquet_page_is_named(tmp_path):
@@ -294,7 +294,7 @@ def test_a_damaged_parquet_page_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[200:600] = b"\xff" * 400
     path.write_bytes(data)
-    assert "not a Parquet file we can read, after row 0" in error_of(path)
+    assert "not a readable Parquet file after row 0" in error_of(path)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

@@ -116,7 +116,7 @@ def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
     assert (panel.budget, panel.tolerance) == ("adaptive", 0.074)
     assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
     assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
-    assert "tolerance belongs to" in error_of(PANEL | {"tolerance": 0.1})
+    assert "tolerance requires" in error_of(PANEL | {"tolerance": 0.1})
     assert "tolerance: must be a number above 0, at most 1, not 0" in error_of(
         PANEL | {"budget": "adaptive", "tolerance": 0}
     )
@@ -351,7 +351,7 @@ def test_all_problems_of_a_panel_are_one_message_with_their_lines(tmp_path):
     assert str(refused.value).replace(f"{path}:", "").split("\n") == [
         "2: variants: rubric semantic-gap has no variant 'critc', did you mean 'critic'? "
         "(known: direct, critic, reader)",
-        "3: tolerance: tolerance belongs to `budget: adaptive`",
+        "3: tolerance: tolerance requires `budget: adaptive`",
         "5: teachers[0]: missing key 'revision'",
         "7: teachers[0]: unknown key 'revison', did you mean 'revision'?",
         "8: teachers[0].base_url: '127.0.0.1' must start with http(s)://",

@@ -296,7 +296,7 @@ def test_a_share_is_where_a_value_stands_on_its_scale():
         ({"catgories": {}}, "unknown key 'catgories', did you mean 'categories'?"),
         ({"name": 7}, "name: must be text, not 7"),
         ({"system": None}, "system: must be text, not None"),
-        ({"fence": "no mark"}, "fence: must hold {mark}"),
+        ({"fence": "no mark"}, "fence: must contain {mark}"),
         ({"parts": {"prompt": "p", "chosen": "c"}}, "parts: missing key 'rejected'"),
         (
             {"parts": FRENCH["parts"] | {"choosen": "x"}},

@@ -149,7 +149,7 @@ def test_a_teacher_may_change_until_its_first_reply(new_store):
     store.record_panel(changed)
     store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
     assert store.teachers()[0].model == "another"
-    with pytest.raises(ValueError, match="knows the teacher a with model another"):
+    with pytest.raises(ValueError, match="has the teacher a with model another"):
         store.record_panel(panel_of("a"))
 
 

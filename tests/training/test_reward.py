@@ -127,7 +127,7 @@ def test_a_run_that_was_stopped_goes_on(demo, rewards, scored, tmp_path):
     lines = [json.dumps({"key": row.pop("pair_id"), **row}) for row in expected.head(40).to_dicts()]
     begun = "\n".join([json.dumps(head | {"max_length": 1024}), *lines, '{"key": "brok'])
     unfinished.write_text(begun)
-    with pytest.raises(ValueError, match="was begun with another max_length"):
+    with pytest.raises(ValueError, match="was started with another max_length"):
         score_dataset(rows, replace(said, max_length=512), out, batch_size=16, device="cpu")
     assert unfinished.read_text() == begun
     unfinished.write_text("notes of mine\nin two lines, and")

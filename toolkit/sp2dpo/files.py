@@ -137,7 +137,7 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
     """
     if path.exists() and not (path.is_file() and is_ours(path)):
         raise ValueError(
-            f"{path} exists and is not {kind} of ours: name another file, or remove it"
+            f"{path} exists and is not {kind} of sp2dpo: name another file, or remove it"
         )
 
 
@@ -171,11 +171,10 @@ class Journal:
             )
             if self.lines:
                 raise ValueError(
-                    f"{path} was begun with another {', '.join(differs)}: run with the same "
+                    f"{path} was started with another {', '.join(differs)}: run with the same "
                     "settings as before, or name another folder"
                 )
-            # A run without results does not bind the folder, so the next run may have other
-            # settings.
+            # An earlier run without results is discarded, so that settings may change.
             path.write_bytes(b"")
             recorded, content = None, b""
         # Remove an incomplete line only after checking that the file belongs to this run.

@@ -169,7 +169,9 @@ class StoppingRule:
                 f"for each of the {len(slots)} slots"
             )
         if not level > 0:
-            raise ValueError(f"level {level} must be above 0: a pair without replies has chance 0")
+            raise ValueError(
+                f"level {level} must be above 0, the probability of a pair without replies"
+            )
         usable = calibration[~np.isnan(calibration).all(axis=1)]
         rotations = _rotate(usable if len(usable) >= _TOO_FEW else usable[:0], slots)
         return cls(slots=tuple(slots), calibration=rotations, tolerance=tolerance, level=level)

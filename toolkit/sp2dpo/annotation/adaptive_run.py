@@ -21,7 +21,7 @@ from sp2dpo.store.questions import Job, PairReplies, Question, SettledPair
 from sp2dpo.store.records import UNREADABLE, ReplyRecord, StoredReply
 
 Settle = Callable[[SettledPair, int], Awaitable[None]]
-"""Called with every settled pair, and the number of replies that it does without."""
+"""Called with every settled pair, and the number of replies that it does not need."""
 
 
 class Reader(Protocol):
@@ -65,7 +65,7 @@ class PairState:
 
     @property
     def spared(self) -> int:
-        """Number of replies that the pair does without."""
+        """Number of replies that the pair does not need."""
         keys = [key for slot in self._slots for key in self._keys(slot)]
         return sum(key not in self._last for key in keys)
 
@@ -113,7 +113,7 @@ class AdaptiveRun:
         read_replies: Reader,
         stop: asyncio.Event,
     ) -> None:
-        """Read nothing yet.
+        """Create a run; nothing is read yet.
 
         Args:
             panel: The panel, with the tolerance of a gap.

@@ -158,7 +158,7 @@ def _request_lines(store: Store, panel: Panel, shard: Shard | None) -> list[str]
         f"{format_count(max_tokens)} tokens",
         f"estimated from the texts, rubric included, at {CHARACTERS} characters a token; the cache "
         "serves what the variants of a pair share",
-        "nothing was asked; time and money need a pilot: `sp2dpo pilot` measures both",
+        "no request was sent; run `sp2dpo pilot` to estimate time and cost",
     ]
 
 

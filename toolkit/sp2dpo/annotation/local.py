@@ -61,8 +61,8 @@ async def annotate_locally(store: Store, panel: Panel, options: RunOptions) -> N
         options: How the run behaves.
 
     Raises:
-        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
-            unreadable replies. What was received before is stored.
+        EndpointError: If a teacher cannot be reached, sends no reply for too long, or sends
+            only unreadable replies. What was received before is stored.
         ServerDied: If a server cannot be started here, or died too often.
         ValueError: If the panel contradicts the store, or the options contradict the panel.
         sqlite3.Error: If a reply cannot be written.
@@ -70,7 +70,7 @@ async def annotate_locally(store: Store, panel: Panel, options: RunOptions) -> N
     for teacher in panel.teachers:
         teacher.api_key()
     if options.again and panel.budget == "adaptive":
-        raise ValueError("what was refused is asked again under `budget: full` only")
+        raise ValueError("refused replies are requested again under `budget: full` only")
     with _settled_heap(), open_writer(store) as (writer, pages):
         await _Run(store, panel, options, writer, pages).ask_panel()
 
@@ -157,7 +157,9 @@ class _Run:
                 if self._options.stop.is_set():
                     return
                 if self._received == received_before:
-                    raise ValueError(f"{self._store.path}: nothing more can be asked; a defect")
+                    raise ValueError(
+                        f"{self._store.path}: no question is left to ask; this is a bug"
+                    )
 
     async def _each_phase(self, names: Container[str], ask: Ask) -> None:
         """Ask the named teachers phase by phase, see `phases`."""
@@ -262,7 +264,7 @@ class _Run:
 
 
 def phases(teachers: Sequence[Endpoint]) -> list[list[Endpoint]]:
-    """Return groups of teachers to ask concurrently: those at running servers, then each other."""
+    """Return the groups to ask concurrently: teachers at running servers, then each other alone."""
     running = [teacher for teacher in teachers if teacher.serve is None]
     served = [[teacher] for teacher in teachers if teacher.serve is not None]
     return [running, *served] if running else served

@@ -60,7 +60,7 @@ class Worker:
     def __init__(
         self, panel: Panel, node: str, patience: float, kept_replies: dict[str, int]
     ) -> None:
-        """Send nothing yet.
+        """Create a worker; nothing is sent yet.
 
         Args:
             panel: Panel of the run.
@@ -166,7 +166,7 @@ class RayWorkers:
     """The workers of all live nodes."""
 
     def __init__(self, panel: Panel, options: RunOptions, kept_replies: dict[str, int]) -> None:
-        """Start no worker yet.
+        """Create the pool; no worker is started yet.
 
         Args:
             panel: Panel of the run.
@@ -201,7 +201,7 @@ class RayWorkers:
                 alone_since = None if self._members else alone_since or now()
                 if alone_since and now() - alone_since > self._options.patience:
                     raise EndpointError(
-                        "no node of the Ray cluster is there any more. Replies received so far are "
+                        "no node of the Ray cluster is left. Replies received so far are "
                         "stored: start nodes and run the same command again"
                     )
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -265,7 +265,7 @@ class RayWorkers:
     async def _take_on(self, node: dict[str, Any]) -> None:
         name = node["NodeID"]
         where = f"{node['NodeManagerAddress']} ({name[:8]})"
-        # Never on another node: a server at 127.0.0.1 is each node's own.
+        # Never on another node: 127.0.0.1 is a different server on each node.
         strategy = NodeAffinitySchedulingStrategy(node_id=name, soft=False)
         kind: Any = ray.remote(Worker)
         actor = kind.options(
@@ -303,8 +303,8 @@ class RayWorkers:
             # If only the connection was lost, the worker may still be sending requests.
             ray.kill(member.actor)
             self._options.say(
-                f"lost node {member.where}, {len(self._members)} left; what was in flight there "
-                "is asked again"
+                f"lost node {member.where}, {len(self._members)} left; its in-flight "
+                "requests are sent again"
             )
 
 
@@ -337,8 +337,8 @@ async def annotate_on_ray(
             is not set, for a cluster on this machine that ends with the run.
 
     Raises:
-        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
-            unreadable replies, or if no node is left. What was received before is stored.
+        EndpointError: If a teacher cannot be reached, sends no reply for too long, or sends
+            only unreadable replies, or if no node is left. What was received before is stored.
         ValueError: If the panel contradicts the store, or needs another engine.
         ConnectionError: If there is no such cluster, or it has another version of Ray or Python.
         sqlite3.Error: If a reply cannot be written.
@@ -361,8 +361,8 @@ def _check_panel(panel: Panel) -> None:
         if teacher.serve is not None:
             raise ValueError(
                 f"teacher {teacher.name}: the engine `ray` starts no servers: start them on the "
-                "nodes (`sp2dpo serve`), and say base_url in the panel; http://127.0.0.1:... is "
-                "each node's own"
+                "nodes (`sp2dpo serve`), and set base_url in the panel; http://127.0.0.1:... is "
+                "each node itself"
             )
 
 
@@ -411,7 +411,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=30).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(
-            f"no Ray cluster answers at {address} ({error}); `ray start --head` makes one"
+            f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one"
         ) from error
 
 

@@ -90,7 +90,7 @@ def import_replies(
         report: Called with a line for people about what was left out.
 
     Raises:
-        ValueError: If the panel contradicts the store, or the store knows none of its teachers.
+        ValueError: If the panel contradicts the store, or the store has none of its teachers.
         OSError: If a file cannot be read.
     """
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
@@ -99,7 +99,7 @@ def import_replies(
             path = Path(store)
             if not path.exists():
                 raise FileNotFoundError(
-                    f"{path}: no such store; `sp2dpo export-requests` makes one"
+                    f"{path}: no such store; `sp2dpo export-requests` creates one"
                 )
             store = stack.enter_context(open_store_for_writing(path))
         store.check_panel(panel)
@@ -118,7 +118,7 @@ def import_replies(
         inbox.commit()
         for kind, count in sorted(inbox.left_out.items()):
             if count > _MAX_REPORTED:
-                report(f"and {count - _MAX_REPORTED} more that cannot be filed: {kind}")
+                report(f"and {count - _MAX_REPORTED} more lines that cannot be stored: {kind}")
         return ImportResult(
             lines=inbox.lines,
             kept=inbox.kept,
@@ -146,8 +146,8 @@ def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) ->
     known = {row[0] for row in reader.execute("SELECT name FROM teachers")}
     if known and known.isdisjoint(teacher.name for teacher in panel.teachers):
         raise ValueError(
-            f"{store.path} knows none of the panel's teachers (it knows "
-            f"{', '.join(sorted(known))}): give the panel that the requests were exported with"
+            f"{store.path} has none of the panel's teachers (it has "
+            f"{', '.join(sorted(known))}): use the panel that the requests were exported with"
         )
 
 
@@ -305,7 +305,7 @@ def _object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _Problem("malformed", f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _Problem("malformed", f"an object was expected, this is {type_name(value)}")
+        raise _Problem("malformed", f"expected an object, got {type_name(value)}")
     return value
 
 

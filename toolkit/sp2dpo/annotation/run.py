@@ -116,8 +116,8 @@ def annotate_pairs(
         ValueError: If the panel or the pairs are invalid or contradict the store, if another
             process writes to the store, if a teacher has no reply that could be kept, or if replies
             are still missing.
-        EndpointError: If a teacher cannot be reached, did not reply for too long, or gives only
-            unreadable replies. What was received before is stored.
+        EndpointError: If a teacher cannot be reached, sends no reply for too long, or sends
+            only unreadable replies. What was received before is stored.
         OSError: If a file cannot be read or written, or a server cannot be started.
         Interrupted: If a signal stopped the run.
         ModuleNotFoundError: If Ray is not installed.
@@ -207,7 +207,7 @@ def open_store_with_pairs(
         if not isinstance(store, Store):
             path = Path(store)
             if source is None and not path.exists():
-                raise FileNotFoundError(f"{path} does not exist yet: say where the pairs are")
+                raise FileNotFoundError(f"{path} does not exist yet: give the pairs")
             store = stack.enter_context(open_store_for_writing(path, keep=keep))
         if source:
             store.corpus.add(source, read_rows(source))

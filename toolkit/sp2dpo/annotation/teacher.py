@@ -35,7 +35,7 @@ class TeacherSession:
         kept_replies: int = 0,
         is_starting: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Send nothing yet.
+        """Create a session; nothing is sent yet.
 
         Args:
             client: Client of the teacher.
@@ -66,7 +66,7 @@ class TeacherSession:
         """Ask all questions about a pair at one replica, and pass each reply to `take`.
 
         Raises:
-            EndpointError: If the teacher cannot be reached, did not reply for too long, or gives
+            EndpointError: If the teacher cannot be reached, sends no reply for too long, or sends
                 only unreadable replies.
         """
         orders = {question.key.order for question in job.questions}

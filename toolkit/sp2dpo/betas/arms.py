@@ -246,15 +246,15 @@ def compute_betas(
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
     if arm.disputed and not disputes_labels(rubric, arm.of.estimator):
         raise ValueError(
-            f"disputed: {arm.disputed}: teachers who are told the label dispute none under this "
-            "gap: write `gap: signed` in the schedule, or ask under the blind rubric"
+            f"disputed: {arm.disputed}: under this gap form, teachers who see the label cannot "
+            "dispute it: set `gap: signed` in the schedule, or use the blind rubric"
         )
     if arm.uses_scores and scores is None:
-        raise ValueError("this arm takes a reward model's scores: give --scores SCORES.parquet")
+        raise ValueError("this arm requires a reward model's scores: give --scores SCORES.parquet")
     if scores is not None and not arm.uses_scores:
         raise ValueError(
-            "nothing here uses --scores: give an arm with `weight: madpo(...)` or "
-            "`margin: odpo(...)`, or leave them out"
+            "--scores is not used: give an arm with `weight: madpo(...)` or "
+            "`margin: odpo(...)`, or omit --scores"
         )
 
 

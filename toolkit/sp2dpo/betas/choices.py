@@ -91,13 +91,13 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
         call = ast.parse(f"choice{text}", mode="eval").body
     # Thousands of nested brackets exceed the limits of the parser.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError("its brackets hold no list of numbers") from None
+        raise ValueError("its parentheses must contain a list of numbers") from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise ValueError("its brackets hold no list of numbers")
+        raise ValueError("its parentheses must contain a list of numbers")
     names: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg is None:
-            raise ValueError("its brackets hold no list of numbers")
+            raise ValueError("its parentheses must contain a list of numbers")
         names[keyword.arg] = _value(keyword.value)
     return [_value(argument) for argument in call.args], names
 
@@ -114,7 +114,7 @@ def _value(node: ast.expr) -> int | float | str:
             return sign * value
     if isinstance(node, ast.Name) and sign == 1:
         return node.id
-    raise ValueError(f"{ast.unparse(node)} is no number")
+    raise ValueError(f"{ast.unparse(node)} is not a number")
 
 
 def check_arguments(choice: Any, **rules: Rule) -> None:

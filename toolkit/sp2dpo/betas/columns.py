@@ -30,7 +30,7 @@ class Column:
 
 BETA_COLUMNS = (
     Column("pair_id", "string", "SHA-256 over the content of the pair; the same in every release"),
-    Column("beta", "float64", "of DPO"),
+    Column("beta", "float64", "beta of the pair in the DPO loss"),
     Column("has_beta", "bool", "whether the pair has a beta"),
     Column("keep", "bool", "whether the pair is trained on"),
     Column(

@@ -65,7 +65,7 @@ def schedule_store(
     if not table["has_beta"].any():
         raise ValueError(
             f"no pair has the quorum of {arm.of.quorum} replies, the most is "
-            f"{table['votes'].max()}: lower `quorum` in the schedule, or ask more"
+            f"{table['votes'].max()}: lower `quorum` in the schedule, or request more replies"
         )
     return ScheduleResult(
         betas=betas, shard=shard, shard_pairs=shard_pairs, pending=pending, requested=requested

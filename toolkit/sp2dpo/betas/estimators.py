@@ -174,13 +174,13 @@ class Estimator:
             names = sorted(replies[axis].unique())
             if len(names) < fewest:
                 raise ValueError(
-                    f"over_{axis}s: {way} takes {fewest} {axis}s or more, and the kept "
-                    f"replies are of {len(names)}: write median"
+                    f"over_{axis}s: {way} requires at least {fewest} {axis}s, but the kept "
+                    f"replies have {len(names)}: use median"
                 )
             if way not in WAYS and way not in names:
                 choices = (*WAYS, *names)
                 raise ValueError(
-                    f"over_{axis}s {way!r}: no kept reply is of a {axis} of that name"
+                    f"over_{axis}s {way!r}: no kept reply has a {axis} of that name"
                     f"{did_you_mean(way, choices)} (known: {', '.join(choices)})"
                 )
             if way not in WAYS:

@@ -47,8 +47,8 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
         pair_id: the pair's id, at least eight of its first digits, or its name in the source.
 
     Raises:
-        ValueError: no pair has this name, the betas are of other annotations, or the replies give
-            another beta than the table.
+        ValueError: no pair has this name, the betas were computed from other annotations, or the
+            replies give another beta than the table.
         OSError: a file cannot be read.
     """
     with open_store_and_betas(store_file, betas_file) as (store, betas, _):

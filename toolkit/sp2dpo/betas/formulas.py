@@ -76,7 +76,7 @@ def _beta(schedule: Schedule) -> str:
     )
     other = f" (other ends for {other})" if other else ""
     votes = f"{schedule.quorum} kept {'reply' if schedule.quorum == 1 else 'replies'}"
-    condition = " with expectations" if schedule.estimate == "expected" else ""
+    condition = " with expected scores" if schedule.estimate == "expected" else ""
     return f"{words}{other}, for pairs with at least {votes}{condition}"
 
 
@@ -97,7 +97,7 @@ def _ours(schedule: Schedule, rubric: Rubric) -> list[str]:
     parts = {
         "the blind protocol": rubric.blind,
         "the gap of one reply": True,
-        "the expectations": schedule.estimate == "expected",
+        "the expected scores": schedule.estimate == "expected",
         "how variants are combined": "the median over variants" not in papers,
         "how teachers are combined": "the mean over teachers" not in papers,
         "the map": "the linear map" not in papers,

@@ -81,9 +81,9 @@ def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFr
     scored = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
     if scored.is_empty():
         raise ValueError(
-            "no reply came with expectations, which the schedule's `estimate: expected` needs: ask "
-            "teachers whose sampling in the panel says `logprobs: true` and `top_logprobs`, or "
-            "write `estimate: sampled`"
+            "no reply has expected scores, which the schedule's `estimate: expected` needs: use "
+            "teachers with `logprobs: true` and `top_logprobs` in their sampling, or set "
+            "`estimate: sampled`"
         )
     return scored.with_columns(magnitude="expected_magnitude", confidence="expected_confidence")
 

@@ -41,7 +41,7 @@ class Scores:
         joined = pairs.join(self.table, on="pair_id", how="left", maintain_order="left")
         without = joined.filter(pl.col("reward_margin").is_null())
         if len(without) == len(joined):
-            raise ValueError(f"{self.name} scores no pair of this store: it is of other pairs")
+            raise ValueError(f"{self.name} has no score for any pair of this store")
         if len(without):
             raise ValueError(
                 f"{self.name}: {len(without)} of {len(joined)} pairs with a beta have no score, "

@@ -75,7 +75,7 @@ def annotate(
 
     panel = load_panel(panel_file)
     if ray_address is not None and engine != "ray":
-        raise click.UsageError("--ray-address belongs to --engine ray")
+        raise click.UsageError("--ray-address requires --engine ray")
     if engine == "ray" and find_spec("ray") is None:
         raise click.UsageError('--engine ray needs Ray: pip install "sp2dpo[ray]"')
     _require_pairs(pairs, store_file)
@@ -98,12 +98,12 @@ def annotate(
         **annotation_callbacks(serve=serve),
     )
     if panel.budget == "full" and result.refused:
-        print_lines(["--retry-refused asks once more for those that were refused"])
+        print_lines(["use --retry-refused to request refused replies once more"])
 
 
 def _require_pairs(pairs: str | None, store_file: Path) -> None:
     if pairs is None and not store_file.exists():
-        raise click.UsageError(f"{store_file} does not exist yet: say where the --pairs are")
+        raise click.UsageError(f"{store_file} does not exist yet: give --pairs")
 
 
 def _print_source(corpus: "Corpus") -> None:
@@ -224,7 +224,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     )
     if result.left_out:
         lines = count_noun(result.left_out.total(), "line")
-        raise ValueError(f"{lines} could not be filed; the others are stored")
+        raise ValueError(f"{lines} could not be stored; the others are stored")
     if result.empty:
         raise ValueError(f"no line in {', '.join(map(str, result.empty))}")
     if result.silent:
@@ -252,7 +252,7 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     added = count_noun(result.added, "new reply", "new replies")
     print_lines([f"{out}: {added} of {count_noun(len(shards), 'store')}"])
     if result.missing:
-        print_lines([f"NOT among them: shard {', '.join(map(str, result.missing))}"])
+        print_lines([f"missing: shard {', '.join(map(str, result.missing))}"])
     print_lines(reply_count_lines(result.teachers))
 
 

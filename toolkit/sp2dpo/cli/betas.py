@@ -65,7 +65,7 @@ def _beta_lines(betas: "BetaTable", share: str) -> "Iterator[str]":
             kept = table.filter("keep")[name]
             yield f"{name} mean {kept.mean():.4g}, min {kept.min():.4g}, max {kept.max():.4g}"
     if (disputed := table["label_disputed"]).count():
-        yield f"{disputed.sum()} labels disputed: the panel thinks them wrong"
+        yield f"{disputed.sum()} labels disputed: the panel considers them wrong"
     flipped = f", {table['flip'].sum()} with their responses exchanged" if "flip" in table else ""
     if betas.arm.departures():
         yield f"{table['keep'].sum()} pairs are kept for training{flipped}"

@@ -66,7 +66,7 @@ def build(
 def _parse_also(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not path:
-        raise click.UsageError(f"--also {text}: say NAME=BETAS.parquet")
+        raise click.UsageError(f"--also {text}: write NAME=BETAS.parquet")
     return name, Path(path)
 
 

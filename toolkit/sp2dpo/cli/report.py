@@ -104,7 +104,7 @@ def pilot(
     from sp2dpo.report.text import pilot_lines
 
     if run_hours is not None and runs is None:
-        raise click.UsageError("--run-hours belongs to --sweep")
+        raise click.UsageError("--run-hours requires --sweep")
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
     # Lines about the annotation must not mix with the JSON.
@@ -153,7 +153,7 @@ def report(
     from sp2dpo.text import json_values
 
     if out is None and folder is None and not as_json:
-        raise click.UsageError("say --out PAGE.html, --plots FOLDER, --json, or several of them")
+        raise click.UsageError("give --out PAGE.html, --plots FOLDER, --json, or several of them")
     result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
     print_lines([f"wrote {path}" for path in result.files], err=as_json)
     if as_json:

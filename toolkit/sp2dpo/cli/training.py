@@ -74,7 +74,7 @@ def score(
     pairs, agreeing = summary.pairs, summary.agreeing
     lines = [
         f"{pairs} pairs: reward margin mean {summary.mean:.4g}, min {summary.minimum:.4g}, max "
-        f"{summary.maximum:.4g}; {agreeing} ordered like their labels ({agreeing / pairs:.0%})"
+        f"{summary.maximum:.4g}; {agreeing} agree with their labels ({agreeing / pairs:.0%})"
     ]
     if summary.resumed:
         lines.insert(0, f"{summary.resumed} pairs were scored before")

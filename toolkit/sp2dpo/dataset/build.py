@@ -160,8 +160,8 @@ def _check_others(others: Mapping[str, BetaTable]) -> None:
         acts += ["disputed: flip"] * (betas.arm.disputed == "flip")
         if acts:
             raise ValueError(
-                f"{name}: the config `schedules` holds betas only, and this arm's {acts[0]} acts "
-                "too: build a separate data set from it"
+                f"{name}: the config `schedules` holds betas only, and this arm also has "
+                f"{acts[0]}: build a separate data set from it"
             )
 
 

@@ -1,6 +1,6 @@
 """Generate the card of a data set, its README.md, from the manifest.
 
-The generated text is between two marks; text that people write outside them is preserved.
+The generated text is between two markers; text that people write outside them is preserved.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def render_card(
 def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
     """Return a new card that preserves what people wrote on an existing one.
 
-    Text outside the marks is preserved; the text of a card without marks is moved below the
+    Text outside the markers is preserved; the text of a card without markers is moved below the
     generated part. In the YAML, generated keys replace existing ones, with three exceptions: tags
     are merged, configs that the toolkit did not generate are preserved, and an existing `license`,
     `language` or `pretty_name` takes precedence.
@@ -80,7 +80,7 @@ def merge_card(text: str, card: str, *, license: str | None, where: str) -> str:
         where: Name of the existing card, for messages.
 
     Raises:
-        ValueError: The marks are incomplete or repeated, or the YAML is invalid.
+        ValueError: The markers are incomplete or repeated, or the YAML is invalid.
     """
     existing, above, below = _split(text, where=where)
     generated, _, _ = _split(card, where="the new card")
@@ -113,7 +113,7 @@ def _foreign_configs(
 
 
 def digest(text: str, *, where: str) -> str:
-    """Return the SHA-256 over the generated content: the text between the marks and the configs.
+    """Return the SHA-256 over the generated content: the text between the markers and the configs.
 
     Raises:
         ValueError: As for `merge_card`.
@@ -148,7 +148,7 @@ def _between(text: str) -> str:
 
 
 def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
-    """Return the YAML of a card, and the text above and below the marks."""
+    """Return the YAML of a card, and the text above and below the markers."""
     # The editor of a person may write CRLF.
     text = text.replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
@@ -167,7 +167,7 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     begin, end = text.find(BEGIN), text.find(END)
     if marks != (1, 1) or begin > end:
         raise ValueError(
-            f"{where}: the mark `{BEGIN}` occurs {marks[0]} times and `{END}` {marks[1]} times: "
+            f"{where}: the marker `{BEGIN}` occurs {marks[0]} times and `{END}` {marks[1]} times: "
             "each must occur once, in this order"
         )
     return metadata, text[:begin], text[end + len(END) :].removeprefix("\n")
@@ -221,12 +221,14 @@ def _column_rows(
         meanings["beta"] = plain(arm["beta"])
     meanings["beta"] += f"; null below the quorum of {manifest.schedule['quorum']} replies"
     all_kept = counts.pairs_kept == counts.pairs_with_beta
-    meanings["keep"] += ": whether it has a beta" if all_kept else f": {counts.pairs_kept} are"
+    meanings["keep"] += (
+        "; here all pairs with a beta" if all_kept else f"; {counts.pairs_kept} pairs are"
+    )
     scale = "on a scale from {0.min} to {0.max}"
     meanings["magnitude"] = f"{scale.format(rubric.magnitude)}, {meanings['magnitude']}"
     meanings["confidence"] = f"{scale.format(rubric.confidence)}, {meanings['confidence']}"
     if manifest.schedule["estimate"] == "expected":
-        meanings["votes"] += ": kept replies with expectations"
+        meanings["votes"] += ": kept replies with expected scores"
     for name in ("weight", "margin"):
         if name in arm:
             meanings[name] += f": {plain(arm[name])}"

@@ -63,7 +63,7 @@ class TeacherFacts:
 
     Attributes:
         name: Name of the teacher.
-        model: Model that it is.
+        model: Name of the model.
         revision: Revision of the model; None if not stated.
         sampling: Sampling parameters of every request.
         kept: Number of questions with a kept reply.
@@ -194,7 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` makes such a folder")
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` creates one")
     return parse_manifest(path.read_bytes(), where=str(path))
 
 

@@ -164,8 +164,8 @@ class _Release:
         if license is None and chosen in _NO_LICENSE:
             problem = f"is {chosen!r}" if chosen else "is not known"
             raise ValueError(
-                f"the licence of {self.manifest.source.name} {problem}: say with --license what "
-                "those who load this may do, as the Hub names it (apache-2.0, cc-by-4.0, other)"
+                f"the licence of {self.manifest.source.name} {problem}: state with --license what "
+                "users may do, as a licence identifier of the Hub (apache-2.0, cc-by-4.0, other)"
             )
         manifest = replace(self.manifest, repo=repo, license=chosen)
         text = render_card(manifest, self.features, self.rubric, self.suspects)

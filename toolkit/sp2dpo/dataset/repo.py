@@ -111,7 +111,7 @@ def retry_commit(attempt: Callable[[], _T], notify: Callable[[str], None]) -> _T
         try:
             return attempt()
         except BranchMoved as moved:
-            notify(f"{moved}: looking again")
+            notify(f"{moved}: trying again")
             error = moved
         except UnknownOutcome as unknown:
             notify(f"the Hub failed ({unknown}): checking whether the commit was made")

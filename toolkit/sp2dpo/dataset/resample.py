@@ -119,7 +119,7 @@ def _check_panel(panel: Panel, manifest: Manifest) -> None:
     """Raise ValueError if the panel has another rubric, or another definition of a teacher."""
     if panel.rubric.hash != manifest.rubric["sha256"]:
         raise ValueError(
-            f"the panel asks under the rubric {panel.rubric.hash[:12]}, the data set was made "
+            f"the panel uses the rubric {panel.rubric.hash[:12]}, the data set was annotated "
             f"under {manifest.rubric['sha256'][:12]}: name its rubric.yaml in the panel"
         )
     recorded = {teacher.name: teacher for teacher in manifest.teachers}

@@ -109,7 +109,7 @@ def _check_data(data: str) -> str:
         return data
     if Path(data).is_dir():
         if not (Path(data) / MANIFEST).is_file():
-            raise ValueError(f"{data} has no {MANIFEST}: `sp2dpo build` makes such a folder")
+            raise ValueError(f"{data} has no {MANIFEST}: `sp2dpo build` creates one")
         return str(Path(data).resolve())
     if not _DATASET_NAME.fullmatch(data):
         raise ValueError(f"{data}: neither a folder nor a data set on the Hub (org/name@revision)")

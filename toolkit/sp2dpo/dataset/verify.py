@@ -141,14 +141,14 @@ class _Verification:
         """Compare the generated part of the card with its hash; people may edit the rest."""
         text = (self.folder / CARD).read_text(encoding="utf-8")
         if digest(text, where=CARD) != self.manifest.card_sha256:
-            raise _Mismatch(f"{CARD}: its configs, or the text between the marks, were changed")
-        return "configs and the text between the marks: unchanged"
+            raise _Mismatch(f"{CARD}: its configs, or the text between the markers, were changed")
+        return "configs and the text between the markers: unchanged"
 
     def check_rubric(self) -> str:
         """Compare the rubric with its hash, and its categories with the class labels."""
         self.rubric = rubric = read_rubric(self.folder / RUBRIC)
         if rubric.hash != self.manifest.rubric["sha256"]:
-            raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, the manifest another one")
+            raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, not that in the manifest")
         for config in ("default", "annotations"):
             column: Any = read_features(self._files(config)[0])["category"]
             if column.names != list(rubric.categories):
@@ -327,7 +327,7 @@ def _compare(stored: pl.DataFrame, computed: pl.DataFrame) -> None:
         raise _Mismatch("the replies are about other pairs")
     for name in stored.columns[1:]:
         if name not in computed.columns:
-            raise _Mismatch(f"this schedule does not make the column {name}")
+            raise _Mismatch(f"this schedule does not produce the column {name}")
         left, right = stored[name], computed[name]
         same = left.eq_missing(right)  # a null equals a null
         if left.dtype == pl.Float64:

@@ -8,7 +8,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """Return a comparison's table and its notes as lines of text."""
     rows = [["student", "seeds", "win rate", "length-controlled", "characters", "unscored"]]
     if comparison.against:
-        rows[0] += [f"win rate less {comparison.against}", "length-controlled less"]
+        rows[0] += [f"win rate minus {comparison.against}", "length-controlled minus"]
     for student in comparison.students:
         row = [
             student.name,

@@ -303,7 +303,7 @@ class Verdicts:
         if enough and not any(line.get("logprobs") for line in replies):
             raise EndpointError(
                 f"judge {self._judge}: none of its first {len(replies)} replies comes with "
-                "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: take a server "
+                "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: use a server "
                 "that sends `top_logprobs` (vLLM does)"
             )
 

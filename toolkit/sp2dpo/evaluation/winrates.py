@@ -182,7 +182,7 @@ def compare_students(
     kinds = RATES if controlled else RATES[:1]
     names = list(dict.fromkeys(result.student for result in results))
     if against is not None and against not in names:
-        raise ValueError(f"no result is of {against!r} (there are: {', '.join(names)})")
+        raise ValueError(f"there is no result of {against!r} (there are: {', '.join(names)})")
     groups = {name: [result for result in results if result.student == name] for name in names}
     seed_rates = {
         name: [win_rates(result.table, length_controlled=controlled) for result in group]

@@ -20,7 +20,7 @@ class Price:
         gpus: Number of GPUs that are paid for at the same time.
         prompt: Price of a million prompt tokens.
         completion: Price of a million completion tokens.
-        cached: Price of a million prompt tokens from a prefix cache; None means that of `prompt`.
+        cached: Price of a million prompt tokens from a prefix cache; None means `prompt`.
         currency: Currency of the price.
     """
 
@@ -63,7 +63,7 @@ class TokenPriceConfig(Settings):
     completion: Annotated[float, _AMOUNT]
     """Price of a million tokens of replies."""
     cached: Annotated[float | None, _AMOUNT] = None
-    """Price of a million prompt tokens from a prefix cache; by default that of other ones."""
+    """Price of a million prompt tokens from a prefix cache; by default that of uncached ones."""
     currency: Annotated[str, _CURRENCY] = Price.currency
     """Currency of the price."""
 
@@ -241,13 +241,13 @@ class SamplingConfig(LocalSamplingConfig):
     frequency_penalty: Annotated[float, number()] = ABSENT
     """Penalty on tokens for each time that they have occurred."""
     reasoning_effort: str = ABSENT
-    """How much a hosted reasoning model thinks, such as low."""
+    """Reasoning effort of a hosted model, such as low."""
     chat_template_kwargs: Annotated[dict[str, Any], _JSON_OBJECT] = ABSENT
     """Arguments of the chat template, such as enable_thinking: false."""
     logprobs: bool = ABSENT
     """Whether to ask for log-probabilities; needs top_logprobs."""
     top_logprobs: int = ABSENT
-    """Number of tokens with log-probabilities at each place; most servers allow 20."""
+    """Number of tokens with log-probabilities at each position; most servers allow 20."""
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
@@ -283,7 +283,7 @@ class EndpointConfig(Settings):
     """Name of the environment variable with the API key."""
     warm_prefix: bool = Endpoint.warm_prefix
     """Whether to await the first question about a pair before the others are sent, for servers that
-    share a prefix only after reading it."""
+    cache a prefix only after processing it."""
     retries: Annotated[int, number(least=0, most=_MOST_RETRIES, integer=True)] = Endpoint.retries
     """Retries of a reply that could not be parsed, each with another seed."""
     price: Annotated[Price | None, PRICE] = None

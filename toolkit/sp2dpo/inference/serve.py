@@ -199,7 +199,7 @@ class ServeConfig(Settings):
     @classmethod
     def _name_gpus_once(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         if info.data.get("gpus") and "CUDA_VISIBLE_DEVICES" in env:
-            raise ValueError("CUDA_VISIBLE_DEVICES and gpus say the same: leave one out")
+            raise ValueError("CUDA_VISIBLE_DEVICES and gpus set the same: remove one of them")
         return env
 
     @field_validator("port")

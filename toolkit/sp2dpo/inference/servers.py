@@ -301,7 +301,7 @@ class Servers:
         say: Callable[[str], None],
         timeouts: ServerTimeouts,
     ) -> None:
-        """Watch nothing yet.
+        """Create the servers' watcher; nothing is watched yet.
 
         Args:
             urls: Base URL of each API.

@@ -36,7 +36,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
         raise ValueError(f"model {loaded!r} must not begin with a dash")
     defaults = {
         "--served-model-name": model,
-        # vLLM's API key does not guard all paths: do not offer the server to other machines.
+        # vLLM's API key does not protect all endpoints: do not expose the server to other machines.
         "--host": "127.0.0.1",
         "--port": str(port),
         # Otherwise the model's generation_config.json would change the sampling.
@@ -61,7 +61,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
 def environment_variables(
     inherited: Mapping[str, str], serve: Serve, *, replica: int
 ) -> dict[str, str]:
-    """Return a replica's environment variables; ours override inherited ones, the panel's both."""
+    """Return a replica's environment: inherited variables, then ours, then the panel's."""
     path = f"{serve.environment / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, "PATH": path, **_own_variables(serve, replica)}
 

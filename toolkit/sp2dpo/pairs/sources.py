@@ -177,5 +177,5 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     # OSError means a damaged page, OverflowError a date that Python cannot represent.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: not a Parquet file we can read, after row {count}: {one_line(error)}"
+            f"{path}: not a readable Parquet file after row {count}: {one_line(error)}"
         ) from error

@@ -77,13 +77,13 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     except json.JSONDecodeError as error:
         raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
     except DuplicateKey as error:
-        raise Refusal("schema", "a key stands twice") from error
+        raise Refusal("schema", "duplicate key") from error
     except ValueError as error:  # a number of thousands of digits
         raise Refusal("schema", str(error)) from error
     except RecursionError as error:
         raise Refusal("schema", "nested too deeply") from error
     if not isinstance(values, dict):
-        raise Refusal("schema", f"an object was asked for, this is {type(values).__name__}")
+        raise Refusal("schema", f"expected a JSON object, got {type(values).__name__}")
     expected = rubric.reply_keys
     if set(values) != set(expected):
         raise Refusal(
@@ -113,13 +113,13 @@ def _rationale(value: Any, rubric: Rubric) -> str:
 
 def _category(value: Any, rubric: Rubric) -> str:
     if not isinstance(value, str) or value not in rubric.categories:
-        raise Refusal("schema", f"category {value!r} is none of the rubric's")
+        raise Refusal("schema", f"category {value!r} is not in the rubric")
     return value
 
 
 def _better(value: Any) -> str:
     if not isinstance(value, str) or value not in BETTER:
-        raise Refusal("schema", f"better {value!r} is none of {', '.join(BETTER)}")
+        raise Refusal("schema", f"better {value!r} is not one of {', '.join(BETTER)}")
     return value
 
 

@@ -59,7 +59,7 @@ def parse_tokens(text: str) -> list[ValueToken]:
     """Parse the JSON of `format_tokens`.
 
     Raises:
-        ValueError: The text is something else.
+        ValueError: The text is not JSON of this form.
     """
     try:
         return [ValueToken(**values) for values in json.loads(text)]
@@ -189,7 +189,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
     spans: dict[str, tuple[int, int]] = {}
     keys = set()
     at = _expect(text, 0, "{")
-    while True:  # key by key, because `json.loads` does not tell where values are
+    while True:  # key by key, because `json.loads` does not report positions
         key, at = _DECODER.raw_decode(text, _skip(text, at))
         start = _skip(text, _expect(text, at, ":"))
         value, at = _DECODER.raw_decode(text, start)

@@ -168,7 +168,7 @@ class PanelConfig(Settings):
     def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:
         # An invalid budget is not in `data` and reports itself.
         if "budget" in info.data and info.data["budget"] is None:
-            raise ValueError("tolerance belongs to `budget: adaptive`")
+            raise ValueError("tolerance requires `budget: adaptive`")
         return float(tolerance)
 
 

@@ -120,7 +120,7 @@ class Rubric:
         """Return the orders in which the responses of a pair are shown, the first to ask first.
 
         Under the blind protocol, a hash of the pair's id decides which one comes first, so that
-        both do equally often and the mark in the request does not give it away. Our choice.
+        both come first equally often and the request does not reveal the order. Our choice.
         """
         if not self.blind:
             return (CHOSEN_FIRST,)
@@ -302,7 +302,7 @@ class RubricConfig(Settings):
     def _holds_its_tokens(cls, text: str, info: ValidationInfo) -> str:
         missing = [token for token in _TOKENS[str(info.field_name)] if token not in text]
         if missing:
-            raise ValueError(f"must hold {', '.join(missing)}, or teachers do not read it")
+            raise ValueError(f"must contain {', '.join(missing)}, which the request fills in")
         return text
 
     @field_validator("parts")

@@ -71,8 +71,8 @@ class Corpus:
                 write_meta(self._db, "source_license", source.license or "")
             elif stored_digest != digest.hexdigest():
                 raise ValueError(
-                    f"{self.path} holds the pairs of {read_meta(self._db, 'source_name')}, and "
-                    f"{source} gives others; use another --store, or omit --pairs to continue "
+                    f"{self.path} contains the pairs of {read_meta(self._db, 'source_name')}, but "
+                    f"{source} has other pairs; use another --store, or omit --pairs to continue "
                     "with the pairs in the store"
                 )
 

@@ -92,7 +92,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         OSError: If the folder does not exist, or the file does not exist and `write` is not set.
     """
     if not write and not path.is_file():
-        raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` makes one")
+        raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` creates one")
     check_parent(path)
     address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _read_mode(path)}"
     # isolation_level: transactions are explicit; the module would begin some by itself.
@@ -134,14 +134,16 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
             f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} {_NARROW} COMMIT;"
         )
     elif application_id != _APPLICATION_ID:
-        raise ValueError(f"{path}: not a store of this toolkit, though a database")
+        raise ValueError(f"{path}: an SQLite database, but not a store of this toolkit")
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version == 1 and write:
         database.executescript(
             f"BEGIN; {_FROM_FORMAT_1} {_NARROW} PRAGMA user_version = {_FORMAT}; COMMIT;"
         )
     elif version == 1:
-        raise ValueError(f"{path}: store format 1; `sp2dpo annotate` on it makes it {_FORMAT}")
+        raise ValueError(
+            f"{path}: store format 1; `sp2dpo annotate` upgrades it to format {_FORMAT}"
+        )
     elif version != _FORMAT:
         raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
     # With FULL, a committed reply survives a power failure, not only the end of the process.

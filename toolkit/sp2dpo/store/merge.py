@@ -98,7 +98,7 @@ def _check_names(out: Path, shards: Sequence[Path]) -> None:
 def _check_merged(out: Path) -> None:
     with closing(connect(out, write=False)) as database:
         if read_meta(database, "merged") is None:
-            raise ValueError(f"{out} is a store of its own, not a merged one: name another --out")
+            raise ValueError(f"{out} is not a merged store: name another --out")
 
 
 def _check_compatible(paths: Sequence[Path]) -> None:
@@ -113,8 +113,8 @@ def _check_compatible(paths: Sequence[Path]) -> None:
             first_value = expected.setdefault(what, value)
             if first_value != value:
                 raise ValueError(
-                    f"{path} does not belong to {first}: its {what} is "
-                    f"{_format_value(value)}, there it "
+                    f"{path} cannot be merged with {first}: its {what} is "
+                    f"{_format_value(value)}, the other's "
                     f"is {_format_value(first_value)}"
                 )
     if "rubric" not in expected:

@@ -38,7 +38,7 @@ class StoredTeacher:
 
     Attributes:
         name: Name of the teacher.
-        model: Model that it is.
+        model: Name of the model.
         revision: Revision of the model; None if not stated.
         sampling: Sampling parameters of every request.
     """
@@ -117,7 +117,7 @@ class Store:
             raise ValueError(
                 f"{self.path} was annotated under the rubric {stored_hash[:12]} "
                 f"({self.rubric().name}), "
-                f"the panel asks under {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
+                f"the panel uses {panel.rubric.hash[:12]} ({panel.rubric.name}); use another "
                 "--store"
             )
         recorded = {teacher.name: teacher for teacher in self.teachers()}
@@ -126,9 +126,9 @@ class Store:
                 before, now = getattr(recorded[teacher.name], what), getattr(teacher, what)
                 if before != now:
                     raise ValueError(
-                        f"{self.path} knows the teacher {teacher.name} with {what} {before}, the "
-                        f"panel says {now}; give the changed teacher another name, or use another "
-                        "--store"
+                        f"{self.path} has the teacher {teacher.name} with {what} {before}, but "
+                        f"the panel has {now}; give the changed teacher another name, or use "
+                        "another --store"
                     )
 
     def record_panel(self, panel: Panel) -> None:

@@ -11,9 +11,9 @@ RECENT = 600
 choice."""
 _SLICE = 10
 """Length of the time slices in which replies are counted together, in seconds."""
-# An answer cannot be told from a declined request by its time or token counts, because imported
-# replies may lack both. A reply without a finish_reason is `unfinished`. Testing the text instead
-# would take twice the time, because SQLite would sort it with the other columns.
+# The time and token counts of an answer do not distinguish it from a declined request, because
+# imported replies may lack both. A reply without a finish_reason is `unfinished`. Testing the text
+# instead would take twice the time, because SQLite would sort it with the other columns.
 _ANSWERED = (
     "(status = 'kept' OR finish_reason IS NOT NULL OR model IS NOT NULL OR reason = 'unfinished')"
 )

@@ -102,7 +102,7 @@ class PairDPOConfig(DPOConfig):
             if not CAPTURES:
                 raise ValueError(
                     f"reference_cache needs TRL {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}:"
-                    " install it, or leave it out"
+                    " upgrade TRL, or unset it"
                 )
             self.precompute_ref_log_probs = True
         set_current_names(self)
@@ -144,7 +144,7 @@ class PairDPOConfig(DPOConfig):
 
     def _check_combinations(self) -> None:
         """Raise ValueError if settings cannot be combined."""
-        acting = [(column, "take it out of pair_columns") for column in self.pair_columns]
+        acting = [(column, "remove it from pair_columns") for column in self.pair_columns]
         for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
             if getattr(self, setting):
                 acting.append((column, f"set {setting}: 0"))

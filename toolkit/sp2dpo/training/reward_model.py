@@ -30,7 +30,7 @@ class Scoring:
         model: A folder or a name on the Hub; with folds, it contains `{fold}`.
         revision: Revision of the model on the Hub.
         folds: Number of models; 1 for a single model.
-        max_length: Maximum number of tokens of a conversation; a longer one loses its beginning.
+        max_length: Maximum number of tokens of a conversation; longer ones lose their beginning.
     """
 
     data: str
@@ -123,7 +123,7 @@ def output_rewards(
         revision: Revision of the model on the Hub.
         chats: Conversations.
         batch_size: Conversations per batch.
-        max_length: Maximum number of tokens of a conversation; a longer one loses its beginning.
+        max_length: Maximum number of tokens of a conversation; longer ones lose their beginning.
         device: `cpu`, `cuda`...; None for a GPU if there is one.
 
     Raises:
