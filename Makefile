@@ -10,8 +10,9 @@ VLLM_ENV ?= .venv-vllm
 # The oldest TRL that we train on, and an environment to prove it.
 OLDEST_VENV ?= .venv-oldest-trl
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
-# How many processes share the tests; the tests of one file stay together.
-JOBS ?= 2
+# How many processes share the tests; the tests of one file stay together. Processes often wait for
+# a server, so there may be more of them than cores.
+JOBS ?= 3
 PYTEST = -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false

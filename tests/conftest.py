@@ -10,6 +10,7 @@ from servers.openai_server import serving
 from sp2dpo.store.store import Store
 from support.browser import chromium
 from support.harness import (
+    BUILD,
     DEMO,
     ROOT,
     SCHEDULE,
@@ -110,7 +111,7 @@ def demo(tmp_path_factory, replay_url):
     store, betas = folder / "run.sqlite", folder / "betas.parquet"
     succeed("annotate", "--pairs", DEMO / "pairs.jsonl", "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
-    succeed("build", "--store", store, "--betas", betas, "--out", folder / "dataset")
+    succeed(*BUILD, "--store", store, "--betas", betas, "--out", folder / "dataset")
     return folder
 
 
@@ -132,7 +133,7 @@ def releases(demo, tmp_path_factory):
     ):
         betas = folder / f"{name}.parquet"
         succeed("schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", betas)
-    build = ("build", "--store", demo / "run.sqlite", "--betas")
+    build = (*BUILD, "--store", demo / "run.sqlite", "--betas")
     also = ("--also", f"signed={folder / 'two.parquet'}")
     succeed(*build, folder / "one.parquet", *also, "--out", folder / "one")
     succeed(*build, folder / "two.parquet", "--out", folder / "two")

@@ -14,7 +14,7 @@ from sp2dpo.diagnostics.agreement import Proportion, compare_orders, wilson_inte
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, parse_rubric
-from support.harness import DEMO, SCHEDULE, filled, kept, succeed, write_panel
+from support.harness import BUILD, DEMO, SCHEDULE, filled, kept, succeed, write_panel
 
 BLIND = load_rubric("semantic-gap-blind")
 LABELLED = load_rubric("semantic-gap")
@@ -292,7 +292,7 @@ def finished(tmp_path_factory):
         said = succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     assert "1152 asked for = 1152 kept + 0 refused + 0 pending" in said
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", table)
-    succeed("build", *both, "--out", folder / "dataset")
+    succeed(*BUILD, *both, "--out", folder / "dataset")
     found = succeed("report", *both, "--out", folder / "report.html", "--json")
     (folder / "report.json").write_text(found)
     return folder

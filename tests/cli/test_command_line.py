@@ -14,7 +14,17 @@ import yaml
 
 import sp2dpo.cli.main
 from sp2dpo.cli.main import _COMMANDS, cli
-from support.harness import COMMAND, DEMO, SCHEDULE, fail, run, succeed, write_pairs, write_panel
+from support.harness import (
+    BUILD,
+    COMMAND,
+    DEMO,
+    SCHEDULE,
+    fail,
+    run,
+    succeed,
+    write_pairs,
+    write_panel,
+)
 
 
 @pytest.fixture
@@ -165,7 +175,7 @@ def test_a_data_set_never_replaces_somebody_elses_folder(demo, tmp_path):
     mine = tmp_path / "thesis.txt"
     mine.write_text("the only copy")
     both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
-    assert "did not write (thesis.txt)" in fail("build", *both, "--out", tmp_path)
+    assert "did not write (thesis.txt)" in fail(*BUILD, *both, "--out", tmp_path)
     assert mine.read_text() == "the only copy"
 
 
@@ -311,7 +321,7 @@ def test_no_file_name_steers_the_terminal(demo, tmp_path):
     both = [*store, "--betas", odd]
     for said in (
         succeed("schedule", *store, "--schedule", SCHEDULE, "--out", odd),
-        succeed("build", *both, "--out", tmp_path / "data\x1b2J"),
+        succeed(*BUILD, *both, "--out", tmp_path / "data\x1b2J"),
         succeed("report", *both, "--out", tmp_path / "page\x1b[2J.html"),
         fail("schedule", *store, "--schedule", tmp_path / "no\x1b[2J.yaml", "--out", odd),
         fail("report", *store, "--betas", tmp_path, "--out", tmp_path / "\x1b[2J", code=2),

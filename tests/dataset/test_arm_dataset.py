@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 
 from sp2dpo.betas.file import read_betas
-from support.harness import SCHEDULE, succeed, train
+from support.harness import BUILD, SCHEDULE, succeed, train
 
 ARMS = SCHEDULE.parent / "arms"
 
@@ -28,7 +28,7 @@ def built(demo, tmp_path_factory):
             given = ("--scores", folder / "scores.parquet")
         arm = ARMS / f"{name}.yaml"
         succeed("schedule", "--store", store, "--schedule", arm, "--out", betas, *given)
-        succeed("build", "--store", store, "--betas", betas, "--out", out)
+        succeed(*BUILD, "--store", store, "--betas", betas, "--out", out)
         return out
 
     return build

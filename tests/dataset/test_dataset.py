@@ -18,7 +18,18 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.logprobs import ValueToken, parse_tokens
 from sp2dpo.panel.rubric import load_rubric
-from support.harness import SCHEDULE, fail, filled, kept, pairs_of, panel_of, refused, run, succeed
+from support.harness import (
+    BUILD,
+    SCHEDULE,
+    fail,
+    filled,
+    kept,
+    pairs_of,
+    panel_of,
+    refused,
+    run,
+    succeed,
+)
 
 PAPER = load_schedule(SCHEDULE)
 
@@ -244,11 +255,11 @@ def test_a_folder_that_build_did_not_write_is_never_replaced(demo, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     (site / "manifest.json").write_text('{"name": "my web application"}')
-    assert "did not write (manifest.json)" in fail("build", *both, "--out", site)
+    assert "did not write (manifest.json)" in fail(*BUILD, *both, "--out", site)
     out = tmp_path / "out"
-    succeed("build", *both, "--out", out)
+    succeed(*BUILD, *both, "--out", out)
     (out / "data" / "notes.txt").write_text("mine")
-    assert "did not write (data/notes.txt)" in fail("build", *both, "--out", out)
+    assert "did not write (data/notes.txt)" in fail(*BUILD, *both, "--out", out)
     assert (out / "data" / "notes.txt").read_text() == "mine"
 
 
@@ -257,9 +268,14 @@ def test_a_link_to_a_folder_stays_a_link(demo, tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
     for _ in range(2):
-        succeed("build", *both, "--out", tmp_path / "link")
+        succeed(*BUILD, *both, "--out", tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target" / "manifest.json").is_file()
+
+
+def test_the_manifest_states_the_number_of_bootstrap_samples(demo):
+    manifest = json.loads((demo / "dataset" / "manifest.json").read_text())
+    assert manifest["agreement"]["draws"] == manifest["audit"]["draws"] == BUILD[-1]
 
 
 def test_a_second_build_changes_no_byte(demo, tmp_path):
@@ -273,8 +289,8 @@ def test_a_second_build_changes_no_byte(demo, tmp_path):
         }
 
     before = bytes_of(demo / "dataset")
-    succeed("build", *both, "--out", tmp_path / "again")
-    succeed("build", *both, "--out", tmp_path / "again")
+    succeed(*BUILD, *both, "--out", tmp_path / "again")
+    succeed(*BUILD, *both, "--out", tmp_path / "again")
     assert bytes_of(tmp_path / "again") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
 
@@ -297,13 +313,13 @@ def test_a_failed_build_leaves_the_last_one_whole(demo, tmp_path):
 
     both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
     out = tmp_path / "dataset"
-    succeed("build", *both, "--out", out)
+    succeed(*BUILD, *both, "--out", out)
     before = (out / "manifest.json").read_bytes()
 
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    done = run("build", *both, "--out", out, preexec_fn=small_files)
+    done = run(*BUILD, *both, "--out", out, preexec_fn=small_files)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (out / "manifest.json").read_bytes() == before
@@ -372,7 +388,7 @@ def test_another_schedule_in_a_folder_of_that_name_is_not_served_from_the_cache(
     for name in ("sp2dpo.yaml", "arms/constant.yaml", "arms/permuted.yaml"):
         schedule = SCHEDULE.parent / name
         succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
-        succeed("build", "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
+        succeed(*BUILD, "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
         loaded = read(tmp_path / "dataset", tmp_path)
         written = pl.read_parquet(tmp_path / "dataset" / "data" / "*.parquet")["beta"]
         assert [row["beta"] for row in loaded] == written.to_list()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from support.harness import ROOT, run, succeed
+from support.harness import BUILD, ROOT, run, succeed
 
 ROWS = "data/train-00000-of-00001.parquet"
 REPLIES = "annotations/train-00000-of-00001.parquet"
@@ -157,6 +157,32 @@ def test_a_manifest_that_is_none_is_refused(folder, text, said):
     assert said in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("schedule",), None, "schedule: Field required"),
+        (("counts", "rows"), None, "counts.rows: Field required"),
+        (("counts", "rows"), "many", "counts.rows: Input should be a valid integer"),
+        (("files", ROWS, "sha256"), 7, "sha256: Input should be a valid string"),
+        (("teachers",), {}, "teachers: Input should be a valid list"),
+    ],
+)
+def test_a_damaged_manifest_is_an_inconsistency_that_names_the_key(folder, keys, value, words):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    part = manifest
+    for key in keys[:-1]:
+        part = part[key]
+    if value is None:
+        del part[keys[-1]]
+    else:
+        part[keys[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = run("verify", folder)
+    assert done.returncode == 3
+    assert "manifest.json is damaged" in done.stdout
+    assert words in done.stdout
+
+
 @pytest.mark.parametrize("arm", sorted(ARMS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_arm_is_recomputed(demo, arm, tmp_path):
     from sp2dpo.betas.arms import load_arm
@@ -170,7 +196,7 @@ def test_every_arm_is_recomputed(demo, arm, tmp_path):
     betas, out = tmp_path / "betas.parquet", tmp_path / "out"
     store = ("--store", demo / "run.sqlite")
     succeed("schedule", *store, "--schedule", arm, *scores, "--out", betas)
-    succeed("build", *store, "--betas", betas, "--out", out)
+    succeed(*BUILD, *store, "--betas", betas, "--out", out)
     succeed("verify", out)
 
 
@@ -183,7 +209,7 @@ def test_other_schedules_stand_in_a_column_each(demo, tmp_path):
     also = [
         ("--also", f"{name}={tmp_path / name}.parquet") for name in ("drop-disputed", "permuted")
     ]
-    words = ("build", *store, "--betas", demo / "betas.parquet", *also[0], *also[1])
+    words = (*BUILD, *store, "--betas", demo / "betas.parquet", *also[0], *also[1])
     succeed(*words, "--out", tmp_path / "out")
     succeed("verify", tmp_path / "out")
     table = pq.read_table(tmp_path / "out/schedules/train-00000-of-00001.parquet")
@@ -200,7 +226,7 @@ def test_a_column_that_cannot_say_it_all_is_refused(demo, tmp_path):
     store = ("--store", demo / "run.sqlite")
     gap = tmp_path / "gap.parquet"
     succeed("schedule", *store, "--schedule", ARMS / "gap-as-weight.yaml", "--out", gap)
-    words = ("build", *store, "--betas", demo / "betas.parquet", "--out", tmp_path / "out")
+    words = (*BUILD, *store, "--betas", demo / "betas.parquet", "--out", tmp_path / "out")
     done = run(*words, "--also", f"mine={gap}")
     assert "this arm also has weight" in done.stderr
     assert "cannot name a schedule" in run(*words, "--also", f"pair_id={gap}").stderr

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from servers.openai_server import serving
-from support.harness import SCHEDULE, succeed, train, write_pairs, write_panel
+from support.harness import BUILD, SCHEDULE, succeed, train, write_pairs, write_panel
 
 RUBRIC = """
 name: dreistufig
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
         )
         succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
-    succeed("build", *both, "--out", tmp_path / "dataset")
+    succeed(*BUILD, *both, "--out", tmp_path / "dataset")
     succeed("report", *both, "--out", tmp_path / "report.html")
     return tmp_path
 

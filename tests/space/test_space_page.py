@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from support.browser import inspector
-from support.harness import DEMO, ROOT, TESTS, process, run, succeed, write_panel
+from support.harness import BUILD, DEMO, ROOT, TESTS, process, run, succeed, write_panel
 
 LOOKS = {
     "desktop, light": {"viewport": {"width": 1440, "height": 950}, "color_scheme": "light"},
@@ -56,7 +56,7 @@ def run_folder(tmp_path_factory):
         succeed("schedule", "--store", store, "--schedule", schedule, "--out", made)
     also = ("--also", f"signed={folder / 'signed.parquet'}", "--license", "mit")
     built = ("--store", store, "--betas", folder / "betas.parquet", "--out", folder / "dataset")
-    succeed("build", *built, *also)
+    succeed(*BUILD, *built, *also)
     return folder
 
 

@@ -11,7 +11,7 @@ from servers.openai_server import serving
 from sp2dpo.betas.schedule import parse_schedule, schedule_betas
 from sp2dpo.store.store import Store
 from support.browser import INSPECTOR, bare
-from support.harness import SCHEDULE, succeed, write_pairs, write_panel
+from support.harness import BUILD, SCHEDULE, succeed, write_pairs, write_panel
 
 sys.path.insert(0, str(INSPECTOR))
 import loader
@@ -55,7 +55,7 @@ def doubting(tmp_path_factory):
         succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     made = folder / "betas.parquet"
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", made)
-    succeed("build", "--store", store, "--betas", made, "--out", folder / "dataset")
+    succeed(*BUILD, "--store", store, "--betas", made, "--out", folder / "dataset")
     return folder
 
 

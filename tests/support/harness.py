@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 DEMO = ROOT / "recipes" / "demo"
 SCHEDULE = ROOT / "recipes" / "schedules" / "sp2dpo.yaml"
+BUILD = ("build", "--draws", 20)
+"""The command where a test does not look at intervals: 1,000 samples take most of its time."""
 COMMAND = [sys.executable, "-m", "sp2dpo"]
 
 

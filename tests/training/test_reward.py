@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sp2dpo.betas.baselines import Madpo
 from sp2dpo.training.reward_model import Scoring, prompt_fold, score_dataset
-from support.harness import ROOT, SCHEDULE, fail, recipe, run, succeed, train
+from support.harness import BUILD, ROOT, SCHEDULE, fail, recipe, run, succeed, train
 
 FOLDS = 2
 
@@ -150,7 +150,7 @@ def test_scores_become_weights_that_a_student_is_trained_with(demo, scored, tiny
     table = pl.read_parquet(betas).join(pl.read_parquet(scored), on="pair_id", suffix="_scored")
     weights = Madpo(c_max=2, c_min=0.5, lam=1, tau=6.906755).values(table["reward_margin_scored"])
     assert table["weight"].to_list() == pytest.approx(weights.tolist())
-    succeed("build", "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
+    succeed(*BUILD, "--store", store, "--betas", betas, "--out", tmp_path / "dataset")
     results = train(
         tiny_student, tmp_path / "dataset", tmp_path / "student", "--max_steps", "2",
         "--eval_strategy", "no", "--held_out", "0", "--pair_columns", "beta", "weight",

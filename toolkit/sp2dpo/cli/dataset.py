@@ -8,6 +8,7 @@ import click
 
 from sp2dpo.cli.options import (
     BETAS,
+    DRAWS,
     FILE,
     FOLDER,
     JSON,
@@ -44,8 +45,14 @@ DIFFERS = 3
     help="Licence identifier of the Hub, such as mit [default: the source's, if known].",
 )
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@DRAWS
 def build(
-    store_file: Path, betas_file: Path, also: tuple[str, ...], license: str | None, out: Path
+    store_file: Path,
+    betas_file: Path,
+    also: tuple[str, ...],
+    license: str | None,
+    out: Path,
+    draws: int,
 ) -> None:
     """Build a data set with betas and all replies.
 
@@ -58,7 +65,13 @@ def build(
     if len(others) < len(also):
         raise click.UsageError("--also names a column twice")
     result = build_dataset(
-        store_file, betas_file, out, others=others, license=license, progress=progress_rows
+        store_file,
+        betas_file,
+        out,
+        others=others,
+        license=license,
+        draws=draws,
+        progress=progress_rows,
     )
     print_lines([f"wrote {out}: {result.rows} rows, {result.annotations} annotations"])
 

@@ -38,9 +38,10 @@ from sp2dpo.dataset.manifest import (
     SET_ASIDE,
     RowCounts,
     compute_fingerprint,
-    read_manifest,
+    parse_manifest_head,
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
+from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.report import plots
 from sp2dpo.report.charts import build_histogram
 from sp2dpo.store.annotations import AnnotationTable
@@ -71,6 +72,7 @@ def build_dataset(
     *,
     others: Mapping[str, Path] | None = None,
     license: str | None = None,
+    draws: int = DRAWS,
     progress: Progress = no_progress,
 ) -> BuildResult:
     """Build the data set of a store and the betas computed from it.
@@ -83,6 +85,7 @@ def build_dataset(
         out: Folder to write: a new or an empty one, or an earlier build, which is replaced.
         others: Further files of betas of this store; key: column name in the config `schedules`.
         license: Licence of the data set; None for the licence of the source.
+        draws: Number of bootstrap samples for the intervals on the card.
         progress: Called with the rows of each config; see `parquet.Progress`.
 
     Raises:
@@ -97,7 +100,9 @@ def build_dataset(
         tables = {name: read_betas(path) for name, path in (others or {}).items()}
         for name, path in (others or {}).items():
             check_origin(tables[name], annotations, path=path, store=store_file)
-        return write_dataset(store, betas, out, others=tables, license=license, progress=progress)
+        return write_dataset(
+            store, betas, out, others=tables, license=license, draws=draws, progress=progress
+        )
 
 
 def write_dataset(
@@ -107,6 +112,7 @@ def write_dataset(
     *,
     others: Mapping[str, BetaTable] | None = None,
     license: str | None = None,
+    draws: int = DRAWS,
     progress: Progress = no_progress,
 ) -> BuildResult:
     """Build the data set of an open store; arguments and errors as in `build_dataset`."""
@@ -117,7 +123,9 @@ def write_dataset(
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
-        counts = _write(store, betas, others, unfinished, license=license, progress=progress)
+        counts = _write(
+            store, betas, others, unfinished, license=license, draws=draws, progress=progress
+        )
         _replace_folder(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -133,7 +141,8 @@ def _check_folder(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        written = {MANIFEST, CARD, *read_manifest(out).files}
+        text = (out / MANIFEST).read_bytes()
+        written = {MANIFEST, CARD, *parse_manifest_head(text, where=MANIFEST).files}
     except (OSError, ValueError):
         written = set()
     foreign = sorted(
@@ -186,6 +195,7 @@ def _write(
     folder: Path,
     *,
     license: str | None,
+    draws: int,
     progress: Progress,
 ) -> RowCounts:
     """Write all files into an empty folder."""
@@ -209,6 +219,7 @@ def _write(
         rows=counts["default"],
         replies=counts["annotations"],
         license=license,
+        draws=draws,
     )
     _write_lines(folder / LABEL_NOISE, map(asdict, suspects))
     _write_lines(

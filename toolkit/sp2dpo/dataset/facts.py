@@ -12,7 +12,6 @@ from sp2dpo.betas.formulas import describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.dataset.manifest import FORMAT, BetaConfig, Manifest, RowCounts, Suspect, TeacherFacts
 from sp2dpo.diagnostics.audit import audit_betas
-from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import NEAR, RULES
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
 from sp2dpo.panel.rubric import Rubric
@@ -34,7 +33,7 @@ def collect_facts(
     rows: int,
     replies: int,
     license: str | None,
-    draws: int = DRAWS,
+    draws: int,
 ) -> Manifest:
     """Return a manifest without the hashes of files and card.
 

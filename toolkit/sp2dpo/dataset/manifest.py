@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sp2dpo.betas.formulas import Formulas
+from sp2dpo.settings import format_path
 from sp2dpo.store.corpus import SourceSummary
 
 MANIFEST = "manifest.json"
@@ -154,6 +155,23 @@ class Manifest:
         return sorted(name for name in self.files if name.startswith(f"{CONFIGS[config]}/"))
 
 
+class DamagedManifest(ValueError):
+    """A manifest of sp2dpo in which keys are missing or have values of the wrong type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestHead:
+    """What is read of a manifest whose other keys do not matter.
+
+    Attributes:
+        source: Name of the source of the pairs.
+        files: Names of the files of the data set.
+    """
+
+    source: str
+    files: frozenset[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
     """A pair whose label may be wrong: a line of `LABEL_NOISE`.
@@ -190,7 +208,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: The folder has no manifest.
-        ValueError: As for `parse_manifest`.
+        DamagedManifest, ValueError: As for `parse_manifest`.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -206,8 +224,32 @@ def parse_manifest(text: bytes, *, where: str) -> Manifest:
         where: Name of the file, for messages.
 
     Raises:
+        DamagedManifest: A key is missing, or its value has the wrong type.
         ValueError: The file is not a manifest of sp2dpo, or has another format.
     """
+    try:
+        return _ADAPTER.validate_python(_parse(text, where))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{format_path(detail['loc'])}: {detail['msg']}" for detail in error.errors()
+        )
+        raise DamagedManifest(f"{where} is damaged: {problems}") from None
+
+
+def parse_manifest_head(text: bytes, *, where: str) -> ManifestHead:
+    """Parse only the source and the file names of a manifest; other keys may be damaged.
+
+    Raises:
+        ValueError: The file is not a manifest of sp2dpo, or has another format.
+    """
+    values = _parse(text, where)
+    source = values.get("source")
+    name = source.get("name") if isinstance(source, dict) else None
+    return ManifestHead(source=str(name or "an unknown source"), files=frozenset(values["files"]))
+
+
+def _parse(text: bytes, where: str) -> dict[str, Any]:
+    """Return the keys of a manifest; only its toolkit, format and files are checked."""
     try:
         values = json.loads(text)
         toolkit = values["toolkit"]
@@ -218,13 +260,10 @@ def parse_manifest(text: bytes, *, where: str) -> Manifest:
                 f"{where}: a manifest of format {values['format']}, but this sp2dpo reads format "
                 f"{FORMAT}: use the release that wrote it, {toolkit['version']}"
             )
-        manifest = _ADAPTER.validate_python(values)
-    except (
-        KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValidationError,
-    ) as error:  # fmt: skip
+        paths = [Path(name) for name in values["files"]]
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: not the manifest of an sp2dpo data set") from error
-    paths = map(Path, manifest.files)
     # A foreign manifest must not lead `verify` or `publish` to files outside the folder.
     if not ours or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise ValueError(f"{where}: not the manifest of an sp2dpo data set")
-    return manifest
+    return values

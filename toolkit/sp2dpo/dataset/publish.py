@@ -22,9 +22,10 @@ from sp2dpo.dataset.manifest import (
     MANIFEST,
     RUBRIC,
     Manifest,
+    ManifestHead,
     Suspect,
     compute_fingerprint,
-    parse_manifest,
+    parse_manifest_head,
     read_manifest,
 )
 from sp2dpo.dataset.parquet import read_features
@@ -253,7 +254,7 @@ def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head 
         for name in (CARD, MANIFEST)
     )
     try:
-        previous = None if text is None else parse_manifest(text, where=MANIFEST)
+        previous = None if text is None else parse_manifest_head(text, where=MANIFEST)
     except ValueError:  # the file is not from this toolkit
         previous = None
     if not options.overwrite and not options.create_pr:
@@ -264,7 +265,7 @@ def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head 
     files: dict[str, Path | bytes] = {name: release.folder / name for name in manifest.files}
     files |= {CARD: text.encode(), MANIFEST: manifest.format_json().encode()}
     # Only files that the previous manifest lists: others in the repo belong to people.
-    stale = (previous.files.keys() if previous else set()) & stored.keys() - files.keys()
+    stale = (previous.files if previous else set()) & stored.keys() - files.keys()
     changes = [
         *_changes(files, manifest, stored),
         *(Change(path=name, what="removed", bytes=0) for name in sorted(stale)),
@@ -290,7 +291,7 @@ def _changes(
 
 
 def _check_same_data(
-    previous: Manifest | None, stored: Mapping[str, StoredFile], release: _Release
+    previous: ManifestHead | None, stored: Mapping[str, StoredFile], release: _Release
 ) -> None:
     """Raise ValueError if the repo contains another data set."""
     remedy = "name another --repo, or say --overwrite or --create-pr"
@@ -301,7 +302,7 @@ def _check_same_data(
                 f"it holds {count_noun(len(foreign), 'file')} that sp2dpo did not publish "
                 f"({foreign[0]}): {remedy}"
             )
-    elif (old := previous.source.name) != (new := release.manifest.source.name):
+    elif (old := previous.source) != (new := release.manifest.source.name):
         raise ValueError(f"it holds pairs from {old}, and these are from {new}: {remedy}")
 
 

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from sp2dpo.dataset.manifest import CARD, MANIFEST, compute_fingerprint, parse_manifest
+from sp2dpo.dataset.manifest import CARD, MANIFEST, compute_fingerprint, parse_manifest_head
 from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
 from sp2dpo.text import RedactFilter, one_line
 
@@ -339,6 +339,6 @@ def fetch_dataset(source: str) -> LocalData:
         if MANIFEST not in HfApi().list_repo_files(name, **where):
             raise ValueError(f"it has no {MANIFEST}: sp2dpo did not publish it")
         path = Path(hf_hub_download(name, MANIFEST, **where))
-        names = [MANIFEST, CARD, *parse_manifest(path.read_bytes(), where=MANIFEST).files]
+        names = [MANIFEST, CARD, *parse_manifest_head(path.read_bytes(), where=MANIFEST).files]
         folder = snapshot_download(name, **where, allow_patterns=names)
     return LocalData(name=name, commit=commit, folder=Path(folder))

@@ -22,6 +22,7 @@ from sp2dpo.dataset.manifest import (
     CONFIGS,
     MANIFEST,
     RUBRIC,
+    DamagedManifest,
     Manifest,
     compute_fingerprint,
     read_manifest,
@@ -68,7 +69,8 @@ class VerifyResult:
 
     Attributes:
         data: The data set that was verified.
-        checks: Results in the order of the checks; `schedules` only if there are any.
+        checks: Results in the order of the checks; `schedules` only if there are any. If
+            the manifest is damaged, `manifest` alone.
     """
 
     data: LocalData
@@ -92,8 +94,15 @@ def verify_dataset(source: str | Path, *, progress: Progress = no_progress) -> V
         OSError: There is no such data set, or the Hub cannot be reached.
     """
     data = fetch_dataset(str(source))
-    verification = _Verification(data.folder, read_manifest(data.folder), progress)
-    return VerifyResult(data=data, checks=list(verification.run()))
+    try:
+        manifest = read_manifest(data.folder)
+    except DamagedManifest as error:
+        # All other checks compare with the manifest.
+        check = VerifyCheck(name="manifest", holds=False, message=one_line(str(error)))
+        return VerifyResult(data=data, checks=[check])
+    return VerifyResult(
+        data=data, checks=list(_Verification(data.folder, manifest, progress).run())
+    )
 
 
 class _Verification:
