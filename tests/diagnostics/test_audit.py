@@ -136,7 +136,7 @@ def test_disputed_labels_are_counted_apart_from_ties():
     assert (noise["value"], noise["verdict"]) == (pytest.approx(5 / 30), "look")
     assert noise["note"] == "5 more are within 0.05 of 0, which is close to a tie"
     labelled = checked(said(*rows))["by_name"]["label-noise"]
-    assert labelled["verdict"] == "unknown"
+    assert labelled["verdict"] == "cannot be told"
     assert "`gap: signed`" in labelled["reason"]
 
 
@@ -146,14 +146,14 @@ def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
     permuted = checked(rows, arm=Arm(of=PAPER, beta=Permuted(seed=0)))["by_name"]["unrelated"]
     assert permuted["verdict"] == "bad"
     constant = checked(rows, arm=Arm(of=PAPER, beta=Constant(0.1)))["by_name"]["unrelated"]
-    assert constant["verdict"] == "unknown"
+    assert constant["verdict"] == "cannot be told"
     assert "all equal" in constant["reason"]
 
 
 def test_few_pairs_get_no_verdict():
     found = checked(said(*((n, "a", "style", n % 11, 10) for n in range(19))))["by_name"]
     assert found["length-bias"]["reason"] == "19 pairs have a gap; a verdict needs 20"
-    assert found["unrelated"]["verdict"] == "unknown"
+    assert found["unrelated"]["verdict"] == "cannot be told"
 
 
 def test_wrong_labels_found_are_counted_and_ranked_by_hand():
@@ -188,7 +188,7 @@ def test_the_verdict_is_the_worst_and_a_pipeline_says_what_it_does_not_take():
     assert with_verdict("bad").has_failed("look")
     assert not with_verdict("look").has_failed("bad")
     assert with_verdict("look").has_failed("look")
-    assert not with_verdict("unknown").has_failed("look")
+    assert not with_verdict("cannot be told").has_failed("look")
 
 
 def demo_audit(demo, *more):
@@ -203,7 +203,7 @@ def test_an_audit_ends_with_3_where_it_is_told_to(demo):
     assert run(*demo_audit(demo)).returncode == 0
     failed = run(*demo_audit(demo, "--fail-on", "bad"))
     assert failed.returncode == 3
-    assert failed.stdout.endswith("bad: 1 bad, 2 look, 6 ok, 1 unknown\n")
+    assert failed.stdout.endswith("bad: 1 bad, 2 look, 6 ok, 1 cannot be told\n")
 
 
 def test_an_audit_knows_what_was_planted(demo):

@@ -186,7 +186,7 @@ def test_a_page_with_nothing_to_show_says_so(new_store):
     assert "There is only one, so there is nothing to compare." in reader.said
     assert "None: every row of the source contains a valid pair." in reader.said
     assert reader.said.count("None: no pair has a beta.") == 2
-    assert reader.said.count("unknown") == 10
+    assert reader.said.count("cannot be told") == 10
     assert "10 have no verdict." in reader.said
     assert "nan" not in reader.said.lower().split()
     assert not re.search(r"\bNone\b(?!:)", reader.said)

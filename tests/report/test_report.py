@@ -310,7 +310,7 @@ def test_spread_is_the_deviation_over_the_width_of_the_envelope(half, verdict):
 def test_a_few_pairs_get_numbers_but_no_verdicts():
     found = signatures_of([0.0] * 19)
     assert found["clumped-low"].value == 1
-    assert found["clumped-low"].verdict == "unknown"
+    assert found["clumped-low"].verdict == "cannot be told"
     assert "19" in found["clumped-low"].reason
 
 
@@ -364,7 +364,7 @@ def test_the_one_teacher_that_wavers_is_named(new_store):
 def test_one_teacher_and_one_variant_leave_two_verdicts_open(new_store):
     found = annotated(new_store, lambda n, *_: n % 11, teachers=("x",), variants=("direct",))
     told = verdicts(found)
-    assert told.pop("guessing") == told.pop("wavering") == "unknown"
+    assert told.pop("guessing") == told.pop("wavering") == "cannot be told"
     assert set(told.values()) == {"ok"}
     assert found["agreement"]["between_teachers"] == []
     assert found["agreement"]["between_variants"] == []
@@ -375,7 +375,7 @@ def test_equal_gaps_have_no_spread_and_no_order(new_store):
     assert values(found)["no-spread"] == pytest.approx(0)
     told = verdicts(found)
     assert told["no-spread"] == "bad"
-    assert told["guessing"] == told["wavering"] == "unknown"
+    assert told["guessing"] == told["wavering"] == "cannot be told"
 
 
 def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
@@ -388,7 +388,7 @@ def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
 
 def test_one_pair_gives_numbers_and_no_verdict(new_store):
     found = annotated(new_store, lambda *_: 5, count=1)
-    assert set(verdicts(found).values()) == {"unknown"}
+    assert set(verdicts(found).values()) == {"cannot be told"}
     assert all(one["reason"] for one in found["signatures"])
     assert found["beta"]["mean"] == pytest.approx(0.165)
 
@@ -396,7 +396,7 @@ def test_one_pair_gives_numbers_and_no_verdict(new_store):
 def test_without_any_beta_nothing_is_told(three):
     found = report_on(three[0], quorum=10)
     clumps_and_spread = list(verdicts(found).values())[:3]
-    assert clumps_and_spread == ["unknown"] * 3
+    assert clumps_and_spread == ["cannot be told"] * 3
     assert found["beta"]["mean"] is found["beta"]["max"] is None
     assert found["beta"]["without_beta"] == 3
     assert found["beta"]["without_reply"] == 0

@@ -71,7 +71,7 @@ class Audit:
     """The result of an audit. Undefined values are None.
 
     Attributes:
-        verdict: the worst verdict of all checks that have one; `unknown` if none has.
+        verdict: the worst verdict of all checks that have one; `cannot be told` if none has.
         counts: number of checks by verdict.
         checks: the checks.
         gold: comparison with known labels; None without them.

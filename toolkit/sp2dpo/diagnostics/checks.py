@@ -10,7 +10,7 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import Schedule, category_envelopes
 from sp2dpo.diagnostics.agreement import ReaderComparison, intraclass_correlation
 
-OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "unknown"
+OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
 """Minimum number of pairs for a verdict; below it, the value could be due to chance. Our choice.
 (The standard error of a rank correlation of 0 over n pairs is 1 / sqrt(n - 1): 0.23 for 20.)"""
@@ -36,7 +36,7 @@ class Check:
         reason: why there is no verdict; None if there is one.
         note: which teacher or pairs the value describes and what was left out; None if obvious.
         advice: one sentence on what to do if the check fails.
-        verdict: `ok`, `look`, `bad` or `unknown`.
+        verdict: `ok`, `look`, `bad` or `cannot be told`.
     """
 
     name: str

@@ -41,7 +41,7 @@ def audit_lines(audit: Audit) -> Iterator[str]:
     unknown = [check for check in audit.checks if check.reason]
     if unknown:
         yield ""
-        yield from (f"{check.name}: unknown: {check.reason}" for check in unknown)
+        yield from (f"{check.name}: cannot be told: {check.reason}" for check in unknown)
     if audit.gold:
         yield ""
         yield from _gold(audit.gold)
