@@ -48,7 +48,7 @@ def test_a_labelled_pair_goes_from_replies_to_beta_line_by_line(new_store):
         "bb  median(0.1) = 0.1",
         "gap   mean(0.65, 0.1) = 0.375",
         "beta  0.03 + (0.3 - 0.03) x 0.375 = 0.13125",
-        "kind  style (67% of 3 replies), spread between teachers 0.275",
+        "category  style (67% of 3 replies), spread between teachers 0.275",
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_blind_pair_shows_signs_orders_and_the_clip(new_store):
         "signed gap  mean(-0.25, 0.05) = -0.1, so the label is disputed",
         "gap   max(0, -0.1) = 0",
         "beta  0.03 + (0.3 - 0.03) x 0 = 0.03",
-        "kind  style (100% of 5 replies), spread between teachers 0.15",
+        "category  style (100% of 5 replies), spread between teachers 0.15",
     ]
 
 

@@ -104,7 +104,7 @@ def explain_lines(
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
         spread = f"spread between teachers {row['spread']:.3g}"
-        lines.append(f"kind  {row['category']} ({share}), {spread}")
+        lines.append(f"category  {row['category']} ({share}), {spread}")
     return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
 
 
@@ -124,7 +124,7 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
     departures = arm.departures()
     lines = []
     if "beta" in departures and row["beta"] is not None:
-        lines.append(f"beta  {departures['beta']} takes its place: {row['beta']:.6g}")
+        lines.append(f"beta  replaced by {departures['beta']}: {row['beta']:.6g}")
     if row.get("reward_margin") is not None:
         lines.append(f"reward margin  {row['reward_margin']:.6g}")
     for key in ("weight", "margin"):
