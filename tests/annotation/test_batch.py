@@ -329,7 +329,7 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
     for number, said in {
         1: "malformed: not JSON",
         2: "malformed: not JSON",
-        3: "malformed: an object was expected",
+        3: "malformed: expected an object",
         4: "malformed: no custom_id",
         5: "unknown: custom_id 'request-1' was not exported by sp2dpo",
         7: "is about no pair of this store",

@@ -47,7 +47,7 @@ def refuse(demo, tmp_path):
         ({"beta_min": math.nan}, "beta_min: must be a number above 0, at most 1e6, not nan"),
         ({"over_teachers": "reader-d"}, "over_teachers 'reader-d': no kept reply has a teacher"),
         ({"over_teachers": "reader-d"}, "did you mean 'reader-"),
-        ({"over_variants": "trimmed"}, "trimmed takes 5 variants or more"),
+        ({"over_variants": "trimmed"}, "trimmed requires at least 5 variants"),
         ({"estimate": "expected"}, "no reply has expected scores"),
         (
             {"gap": "shrink(2)"},

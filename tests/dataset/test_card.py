@@ -142,7 +142,7 @@ def test_the_card_of_the_demo_is_whole(demo):
     assert re.findall(r'<img src="([^"]+)"', page) == ["assets/betas.png"]
     assert (demo / "dataset" / "assets" / "betas.png").read_bytes()[:4] == b"\x89PNG"
     for words in (
-        "the <code>beta</code> column is ignored</strong> without a word",
+        "the <code>beta</code> column is silently ignored</strong>",
         "PairDPOTrainer as DPOTrainer",
         "row[&quot;gap&quot;] &gt;= 0.5",
         "Krippendorff",

@@ -75,7 +75,7 @@ def test_the_same_source_again_changes_nothing(new_store):
 def test_another_source_is_refused_and_leaves_the_store_as_it_was(new_store):
     store = new_store()
     store.corpus.add(HAND, pairs_of(3))
-    with pytest.raises(ValueError, match=r"holds the pairs of hand\.jsonl"):
+    with pytest.raises(ValueError, match=r"contains the pairs of hand\.jsonl"):
         store.corpus.add(Source(name="other.jsonl"), pairs_of(4))
     assert store.corpus.source().rows == 3
 
