@@ -26,7 +26,7 @@ from sp2dpo.betas.compute import schedule_store
 
 store_file, schedule_file, folder = map(Path, sys.argv[1:])
 write_betas(schedule_store(store_file, schedule_file).betas, folder / "betas.parquet")
-build_dataset(store_file, folder / "betas.parquet", folder / "dataset")
+build_dataset(store_file, folder / "betas.parquet", folder / "dataset", draws=20)
 if folder.name == "wrong":
     schedule.compute_gaps = lambda *args: compute_gaps(*args).with_columns(
         doubled=pl.col("gap") * 3

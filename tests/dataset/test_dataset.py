@@ -65,7 +65,7 @@ def read(folder, tmp_path, config=None):
 def build(store, folder):
     from sp2dpo.dataset.build import write_dataset
 
-    result = write_dataset(store, made_of(store), folder)
+    result = write_dataset(store, made_of(store), folder, draws=BUILD[-1])
     return result.rows, result.annotations
 
 
@@ -178,7 +178,7 @@ def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
     annotations = store.annotations()
     table = schedule_betas(annotations, schedule)
     made = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash=annotations.hash)
-    result = write_dataset(store, made, tmp_path / "out")
+    result = write_dataset(store, made, tmp_path / "out", draws=BUILD[-1])
     assert (result.rows, result.annotations) == (1, 4)
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     said = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}

@@ -215,6 +215,7 @@ def test_a_second_run_asks_nobody_and_changes_no_byte(hub, files, servers, tmp_p
     assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["generate", "judge"])
 def test_a_run_that_is_killed_goes_on(hub, files, servers, tmp_path, what):
     server, prompts = servers(delay=0.05), small(tmp_path / "prompts.json", 200)

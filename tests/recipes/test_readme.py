@@ -156,6 +156,7 @@ def test_the_commands_before_training_do_as_they_stand(walked):
     assert (walked / "both.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_commands_that_publish_do_as_they_stand(walked, hub):
     (commands,) = [block for block in blocks("sh") if "sp2dpo publish dataset/" in block]
     arm = ROOT / "recipes" / "schedules" / "arms" / "rand.yaml"

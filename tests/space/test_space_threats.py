@@ -163,6 +163,7 @@ def test_what_a_visitor_names_is_read_without_the_spaces_token(ask, hub):
     assert told == {"error": "org/other-data: not a data set of sp2dpo (it has no manifest.json)"}
 
 
+@pytest.mark.slow
 def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
     with inspector("org/closed-pairs", **hub.env) as other:
         config = httpx.get(f"{other}config").json()
