@@ -278,7 +278,7 @@ def test_other_pairs_under_the_same_store_are_refused(scripted, files):
     teacher = scripted()
     succeed(*files.annotate(teacher.url))
     write_pairs(files.pairs, 21)
-    assert "holds the pairs of pairs.jsonl" in fail(*files.annotate(teacher.url))
+    assert "contains the pairs of pairs.jsonl" in fail(*files.annotate(teacher.url))
     assert len(teacher.requests) == 60
 
 
