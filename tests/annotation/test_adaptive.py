@@ -10,7 +10,7 @@ import pytest
 from sp2dpo.annotation.adaptive_rule import LEVEL, StoppingRule, is_calibration, jmamp, slots
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
-from support.harness import filled, kept
+from support.harness import filled, kept_reply
 
 NO = np.nan
 TEACHERS, VARIANTS = ("a", "b", "c"), ("direct", "critic", "reader")
@@ -73,7 +73,7 @@ def test_jmamp_is_what_the_gaps_are_made_of(new_store):
     said = draw.integers(0, 11, (60, 9, 2))
     there = draw.random((60, 9)) < 0.6
     store.add_replies([
-        kept(pair_id, slot.teacher, slot.variant, *map(int, said[row, at]))
+        kept_reply(pair_id, slot.teacher, slot.variant, *map(int, said[row, at]))
         for row, pair_id in enumerate(ids)
         for at, slot in enumerate(ORDER)
         if there[row, at]

@@ -14,7 +14,7 @@ from sp2dpo.diagnostics.agreement import Proportion, compare_orders, wilson_inte
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, REJECTED_FIRST, load_rubric, parse_rubric
-from support.harness import BUILD, DEMO, SCHEDULE, filled, kept, succeed, write_panel
+from support.harness import BUILD, DEMO, SCHEDULE, filled, kept_reply, succeed, write_panel
 
 BLIND = load_rubric("semantic-gap-blind")
 LABELLED = load_rubric("semantic-gap")
@@ -137,7 +137,9 @@ def test_a_tie_of_whatever_magnitude_counts_as_nothing(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", rubric=BLIND)
     assert parse_annotation(json.dumps(GOOD | {"better": "tie"}), BLIND).magnitude == 3
-    store.add_replies([kept(pair_id, "a", "direct", 3, 10, order=o, better="tie") for o in ORDERS])
+    store.add_replies(
+        [kept_reply(pair_id, "a", "direct", 3, 10, order=o, better="tie") for o in ORDERS]
+    )
     assert row_of(store)["signed_gap"] == 0
 
 
@@ -159,7 +161,7 @@ def test_the_signed_gap_is_the_mean_over_orders_then_the_median_then_the_mean(ne
         ("b", "direct", CHOSEN_FIRST, "B", 5),  # -.5, alone
     ]:
         store.add_replies(
-            [kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
+            [kept_reply(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
         )
     row = row_of(store)
     assert row["signed_gap"] == pytest.approx((-0.1 - 0.5) / 2)
@@ -172,7 +174,7 @@ def test_the_signed_gap_is_the_mean_over_orders_then_the_median_then_the_mean(ne
 def test_a_positive_signed_gap_is_the_gap(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", rubric=BLIND)
-    store.add_replies([kept(pair_id, "a", "direct", 7, 5, order=REJECTED_FIRST, better="B")])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 7, 5, order=REJECTED_FIRST, better="B")])
     row = row_of(store)
     assert row["gap"] == row["signed_gap"] == pytest.approx(0.35)
     assert row["label_disputed"] is False
@@ -182,7 +184,7 @@ def test_teachers_that_cancel_each_other_dispute_nothing(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "b", "c", rubric=BLIND)
     for teacher, better, magnitude in (("a", "A", 1), ("b", "A", 2), ("c", "B", 3)):
-        store.add_replies([kept(pair_id, teacher, "direct", magnitude, 10, better=better)])
+        store.add_replies([kept_reply(pair_id, teacher, "direct", magnitude, 10, better=better)])
     row = row_of(store)
     assert 0.1 + 0.2 - 0.3 != 0
     assert (row["signed_gap"], row["gap"], row["label_disputed"]) == (0, 0, False)
@@ -192,9 +194,9 @@ def test_a_disputed_pair_has_the_smallest_beta_and_no_verdict_below_the_quorum(n
     store = new_store()
     disputed, unheard = filled(store, 2, "a", rubric=BLIND)
     store.add_replies(
-        [kept(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")]
+        [kept_reply(disputed, "a", v, 9, 9, better="B") for v in ("direct", "critic", "reader")]
     )
-    store.add_replies([kept(unheard, "a", "direct", 9, 9, better="B")])
+    store.add_replies([kept_reply(unheard, "a", "direct", 9, 9, better="B")])
     table = schedule_betas(store.annotations(), load_schedule(SCHEDULE))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[disputed]["beta"] == 0.03
@@ -207,7 +209,7 @@ def test_a_disputed_pair_has_the_smallest_beta_and_no_verdict_below_the_quorum(n
 def test_the_labelled_protocol_disputes_no_label(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", "direct", 4, 5)])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 4, 5)])
     row = row_of(store)
     assert row["gap"] == row["signed_gap"] == pytest.approx(0.2)
     assert row["label_disputed"] is None
@@ -217,7 +219,7 @@ def test_the_hash_of_annotations_covers_what_a_blind_reply_adds(new_store):
     def hash_of(name, **said):
         store = new_store(name)
         (pair_id,) = filled(store, 1, "a", rubric=BLIND)
-        store.add_replies([kept(pair_id, "a", "direct", 5, 5, **said)])
+        store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5, **said)])
         return store.annotations().hash
 
     hashes = [

@@ -31,7 +31,7 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import open_source, read_rows
 from sp2dpo.panel.panel import load_panel
 from sp2dpo.store.store import Store
-from support.harness import COMMAND, SCHEDULE, kept, process, write_panel
+from support.harness import COMMAND, SCHEDULE, kept_reply, process, write_panel
 from zero_latency import SAID, completion
 
 TEACHERS = ("scripted-1", "scripted-2", "scripted-3")
@@ -99,7 +99,7 @@ def replies(pair_ids):
         seconds=0.5,
     )
     for number, (pair_id, teacher, variant) in enumerate(product(pair_ids, TEACHERS, VARIANTS)):
-        entry = kept(pair_id, teacher, variant, number % 11, (number // 7) % 11)
+        entry = kept_reply(pair_id, teacher, variant, number % 11, (number // 7) % 11)
         worded = replace(entry.annotation, rationale=SAID["rationale"])
         yield replace(
             entry, annotation=worded, raw=reply.text, reply=reply, arrived=1.8e9 + number / 100

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sp2dpo.betas.file import read_betas
-from support.harness import SCHEDULE, fail, filled, kept, refused, succeed
+from support.harness import SCHEDULE, fail, filled, kept_reply, refused_reply, succeed
 
 PAPER = yaml.safe_load(SCHEDULE.read_text())
 
@@ -121,7 +121,7 @@ def test_a_store_without_a_kept_reply(refuse, new_store, tmp_path):
     out = tmp_path / "none.parquet"
     fail("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", out)
     assert not out.exists()
-    store.add_replies([refused(pair_id, "a", "direct")])
+    store.add_replies([refused_reply(pair_id, "a", "direct")])
     assert "no reply was kept" in refuse(store=store.path)
 
 
@@ -129,7 +129,7 @@ def test_a_store_without_a_kept_reply(refuse, new_store, tmp_path):
 def test_betas_of_another_store(demo, new_store, tmp_path, command):
     store, out = new_store("other.sqlite"), tmp_path / "out"
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
+    store.add_replies([kept_reply(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
     words = [command, *([pair_id] if command == "explain" else [])]
     words += ["--store", store.path, "--betas", demo / "betas.parquet"]
     words += ["--out", out] if command in ("build", "report") else []
@@ -137,6 +137,6 @@ def test_betas_of_another_store(demo, new_store, tmp_path, command):
     assert not out.exists()
     betas = tmp_path / "own.parquet"
     succeed("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", betas)
-    store.add_replies([kept(pair_id, "b", "direct", 9, 9)])
+    store.add_replies([kept_reply(pair_id, "b", "direct", 9, 9)])
     words[words.index(demo / "betas.parquet")] = betas
     assert "were computed from other replies than those in" in fail(*words)

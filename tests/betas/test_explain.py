@@ -8,7 +8,7 @@ from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.explain import explain_lines
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
-from support.harness import SCHEDULE, filled, kept, refused
+from support.harness import SCHEDULE, filled, kept_reply, refused_reply
 
 BLIND = load_rubric("semantic-gap-blind")
 PAPER = load_schedule(SCHEDULE)
@@ -32,9 +32,14 @@ def lines_of(store, pair_id, schedule=PAPER, **change):
 def test_a_labelled_pair_goes_from_replies_to_beta_line_by_line(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "bb")
-    store.add_replies([kept(pair_id, "a", "critic", 8, 10), kept(pair_id, "a", "direct", 10, 5)])
     store.add_replies(
-        [kept(pair_id, "bb", "direct", 2, 5, "clarity"), refused(pair_id, "bb", "reader")]
+        [kept_reply(pair_id, "a", "critic", 8, 10), kept_reply(pair_id, "a", "direct", 10, 5)]
+    )
+    store.add_replies(
+        [
+            kept_reply(pair_id, "bb", "direct", 2, 5, "clarity"),
+            refused_reply(pair_id, "bb", "reader"),
+        ]
     )
     assert lines_of(store, pair_id) == [
         "teacher  variant  category  magnitude  confidence  gap  rationale",
@@ -63,7 +68,7 @@ def test_a_blind_pair_shows_signs_orders_and_the_clip(new_store):
         ("b", "direct", REJECTED_FIRST, "B", 1),
     ]:
         store.add_replies(
-            [kept(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
+            [kept_reply(pair_id, teacher, variant, magnitude, 10, order=order, better=better)]
         )
     assert lines_of(store, pair_id) == [
         "teacher  variant  order           category  better       magnitude  confidence   gap  "
@@ -98,8 +103,8 @@ def test_expectations_are_shown_where_they_count(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
     for variant, expected in (("critic", (7.25, 8.0)), ("direct", (5.0, 6.0))):
-        store.add_replies([kept(pair_id, "a", variant, 9, 9, expected=expected)])
-    store.add_replies([kept(pair_id, "a", "reader", 9, 9)])
+        store.add_replies([kept_reply(pair_id, "a", variant, 9, 9, expected=expected)])
+    store.add_replies([kept_reply(pair_id, "a", "reader", 9, 9)])
     schedule = replace(PAPER, quorum=2, estimate="expected")
     assert lines_of(store, pair_id, schedule)[:7] == [
         "teacher  variant  category  expected magnitude  expected confidence  gap      rationale",
@@ -120,7 +125,7 @@ def test_expectations_are_shown_where_they_count(new_store):
 def test_a_table_that_says_otherwise_is_caught(new_store, column):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
+    store.add_replies([kept_reply(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
     assert lines_of(store, pair_id)
     for wrong in (0.2, None):
         with pytest.raises(ValueError, match=f"says {column.replace('_', ' ')} {wrong}, but its"):

@@ -15,7 +15,7 @@ from sp2dpo.betas.file import BetaTable, check_origin, read_betas, write_betas
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
 from sp2dpo.store.questions import Shard
-from support.harness import SCHEDULE, filled, kept, pairs_of, succeed
+from support.harness import SCHEDULE, filled, kept_reply, pairs_of, succeed
 
 PAPER = load_schedule(SCHEDULE)
 ONE_VOTE = replace(PAPER, quorum=1)
@@ -31,9 +31,9 @@ def test_beta_is_linear_in_the_gap_and_exact_at_both_ends(new_store):
     none, half, all_of_it = filled(store, 3, "a")
     store.add_replies(
         [
-            kept(none, "a", "direct", 0, 10),
-            kept(half, "a", "direct", 5, 10),
-            kept(all_of_it, "a", "direct", 10, 10),
+            kept_reply(none, "a", "direct", 0, 10),
+            kept_reply(half, "a", "direct", 5, 10),
+            kept_reply(all_of_it, "a", "direct", 10, 10),
         ]
     )
     table = schedule_betas(store.annotations(), ONE_VOTE)
@@ -46,8 +46,8 @@ def test_beta_is_linear_in_the_gap_and_exact_at_both_ends(new_store):
 def test_below_the_quorum_the_row_stays_without_a_beta(new_store):
     store = new_store()
     enough, too_few = filled(store, 2, "a")
-    store.add_replies([kept(enough, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
-    store.add_replies([kept(too_few, "a", v, 5, 10) for v in ("direct", "critic")])
+    store.add_replies([kept_reply(enough, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
+    store.add_replies([kept_reply(too_few, "a", v, 5, 10) for v in ("direct", "critic")])
     table = schedule_betas(store.annotations(), replace(PAPER, quorum=3))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[enough]["has_beta"]
@@ -59,7 +59,7 @@ def test_below_the_quorum_the_row_stays_without_a_beta(new_store):
 def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
     store = new_store()
     ids = filled(store, 30, "a")
-    store.add_replies([kept(ids[3], "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(ids[3], "a", "direct", 5, 5)])
     table = schedule_betas(store.annotations(), ONE_VOTE)
     assert tuple(table.columns) == REQUIRED
     assert table["pair_id"].to_list() == sorted(ids)
@@ -69,7 +69,7 @@ def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
 def made(new_store):
     store = new_store()
     ids = filled(store, 5, "a")
-    store.add_replies([kept(pair_id, "a", "direct", 5, 9) for pair_id in ids])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 9) for pair_id in ids])
     annotations = store.annotations()
     return BetaTable(
         table=schedule_betas(annotations, ONE_VOTE),
@@ -109,13 +109,13 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
     paths = {"path": Path("betas.parquet"), "store": Path("run.sqlite")}
     other = new_store("other.sqlite")
     ids = filled(other, 3, "a")
-    other.add_replies([kept(ids[0], "a", "direct", 5, 9)])
+    other.add_replies([kept_reply(ids[0], "a", "direct", 5, 9)])
     with pytest.raises(ValueError, match="belong to other pairs than"):
         check_origin(made, other.annotations(), **paths)
     grown = new_store("grown.sqlite")
     ids = filled(grown, 5, "a")
     grown.add_replies(
-        [kept(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")]
+        [kept_reply(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")]
     )
     with pytest.raises(ValueError, match="were computed from other replies than"):
         check_origin(made, grown.annotations(), **paths)
@@ -169,9 +169,9 @@ def test_a_schedule_can_take_expectations(new_store):
     store = new_store()
     enough, too_few = filled(store, 2, "a")
     for variant, magnitude in (("direct", 2.0), ("critic", 4.5), ("reader", 9.0)):
-        store.add_replies([kept(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
+        store.add_replies([kept_reply(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
         told = (magnitude, 10.0) if magnitude > 4 else (None, None)
-        store.add_replies([kept(too_few, "a", variant, 10, 10, expected=told)])
+        store.add_replies([kept_reply(too_few, "a", variant, 10, 10, expected=told)])
     table = schedule_betas(store.annotations(), replace(PAPER, estimate="expected"))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[enough]["beta"] == pytest.approx(0.03 + 0.27 * 0.45)
@@ -225,7 +225,7 @@ def planned(new_store, tmp_path):
         store.questions.restrict_to_shard(shard)
         store.add_replies(
             [
-                kept(pair_id, "a", variant, 5, 9)
+                kept_reply(pair_id, "a", variant, 5, 9)
                 for pair_id in ids
                 if shard is None or shard.contains(pair_id)
                 for variant in ("direct", "critic", "reader")[:replies]

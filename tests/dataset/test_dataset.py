@@ -23,10 +23,10 @@ from support.harness import (
     SCHEDULE,
     fail,
     filled,
-    kept,
+    kept_reply,
     pairs_of,
     panel_of,
-    refused,
+    refused_reply,
     run,
     succeed,
 )
@@ -84,8 +84,10 @@ def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path
     store.corpus.add(Source(name="hand.jsonl"), [good[0], aside, *good[1:]])
     store.record_panel(panel_of("a"))
     one, two = (row.pair.id for row in pairs_of(2))
-    store.add_replies([kept(one, "a", v, 10, 10, "safety") for v in ("direct", "critic", "reader")])
-    store.add_replies([kept(two, "a", v, 0, 10, "style") for v in ("direct", "critic")])
+    store.add_replies(
+        [kept_reply(one, "a", v, 10, 10, "safety") for v in ("direct", "critic", "reader")]
+    )
+    store.add_replies([kept_reply(two, "a", v, 0, 10, "style") for v in ("direct", "critic")])
     assert build(store, tmp_path / "out") == (4, 5)
     rows = read(tmp_path / "out", tmp_path)
     assert [row["source_row"] for row in rows] == [1, 3, 4, 5]
@@ -111,11 +113,13 @@ def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", "b")
     store.add_replies(
-        [kept(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")]
+        [kept_reply(pair_id, "a", v, 5, 10, "factuality") for v in ("direct", "critic", "reader")]
     )
-    store.add_replies([kept(pair_id, "b", v, 9, 10, "factuality") for v in ("direct", "critic")])
+    store.add_replies(
+        [kept_reply(pair_id, "b", v, 9, 10, "factuality") for v in ("direct", "critic")]
+    )
     key = (pair_id, "b", "reader")
-    store.add_replies([refused(*key, reason="not-json", raw="Well...")])
+    store.add_replies([refused_reply(*key, reason="not-json", raw="Well...")])
     assert build(store, tmp_path / "out") == (1, 6)
     replies = read(tmp_path / "out", tmp_path, "annotations")
     assert [reply["status"] for reply in replies] == ["kept"] * 5 + ["refused"]
@@ -132,7 +136,7 @@ def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
     (pair_id,) = filled(store, 1, "a", rubric=load_rubric("semantic-gap-blind"))
     said = [("direct", "A"), ("critic", "B"), ("reader", "tie")]
     entries = [
-        kept(pair_id, "a", variant, 9, 10, order="rejected-first", better=better)
+        kept_reply(pair_id, "a", variant, 9, 10, order="rejected-first", better=better)
         for variant, better in said
     ]
     tokens = [ValueToken(field="magnitude", at=3, token="9", logprob=-0.5, top=[])]
@@ -153,7 +157,7 @@ def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
 def test_a_labelled_data_set_says_that_it_cannot_tell_disputes(new_store, tmp_path):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
+    store.add_replies([kept_reply(pair_id, "a", v, 5, 10) for v in ("direct", "critic", "reader")])
     build(store, tmp_path / "out")
     (row,) = read(tmp_path / "out", tmp_path)
     assert row["gap"] == row["signed_gap"] == pytest.approx(0.5)
@@ -171,9 +175,11 @@ def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
 
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", "direct", 5, 10, expected=(4.0, 10.0))])
-    store.add_replies([kept(pair_id, "a", "critic", 5, 10), refused(pair_id, "a", "reader")])
-    store.add_replies([refused(pair_id, "a", "reader", attempt=1)])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 10, expected=(4.0, 10.0))])
+    store.add_replies(
+        [kept_reply(pair_id, "a", "critic", 5, 10), refused_reply(pair_id, "a", "reader")]
+    )
+    store.add_replies([refused_reply(pair_id, "a", "reader", attempt=1)])
     schedule = replace(PAPER, quorum=1, estimate="expected")
     annotations = store.annotations()
     table = schedule_betas(annotations, schedule)
@@ -197,7 +203,7 @@ def test_tool_calls_and_tools_survive(new_store, tmp_path):
     store = new_store()
     store.corpus.add(Source(name="hand.jsonl"), [SourceRow(row=1, pair=pair, source_id=None)])
     store.record_panel(panel_of("a"))
-    store.add_replies([kept(pair.id, "a", "direct", 5, 10)])
+    store.add_replies([kept_reply(pair.id, "a", "direct", 5, 10)])
     build(store, tmp_path / "out")
     (row,) = read(tmp_path / "out", tmp_path)
     assert row["chosen"][0]["tool_calls"] == [call]
@@ -227,7 +233,7 @@ def test_columns_of_any_values_come_through(new_store, tmp_path, values, read_ba
     ]
     store.corpus.add(Source(name="hand.jsonl"), rows)
     store.record_panel(panel_of("a"))
-    store.add_replies([kept(rows[0].pair.id, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(rows[0].pair.id, "a", "direct", 5, 5)])
     build(store, tmp_path / "out")
     assert [row["theirs"] for row in read(tmp_path / "out", tmp_path)] == read_back
 
@@ -244,7 +250,7 @@ def test_columns_nested_too_deeply_for_readers_come_through_as_text(new_store, t
         [SourceRow(row=1, pair=row.pair, source_id=None, columns={"deep": deep})],
     )
     store.record_panel(panel_of("a"))
-    store.add_replies([kept(row.pair.id, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(row.pair.id, "a", "direct", 5, 5)])
     build(store, tmp_path / "out")
     (read_back,) = read(tmp_path / "out", tmp_path)
     assert json.loads(read_back["deep"]) == deep
@@ -331,7 +337,7 @@ def test_a_build_that_fails_at_the_last_step_puts_the_old_one_back(
 ):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     build(store, tmp_path / "out")
     rename = Path.rename
 
@@ -352,7 +358,7 @@ def test_the_card_shows_hostile_names_as_text(new_store, tmp_path):
     store.corpus.add(Source(name="<script>x</script>|a.jsonl"), pairs_of(1))
     store.record_panel(panel_of("![x](http://evil/x.png)"))
     (pair,) = pairs_of(1)
-    store.add_replies([kept(pair.pair.id, "![x](http://evil/x.png)", "direct", 5, 5)])
+    store.add_replies([kept_reply(pair.pair.id, "![x](http://evil/x.png)", "direct", 5, 5)])
     build(store, tmp_path / "out")
     body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[2]
     assert "<script>" not in body

@@ -7,7 +7,7 @@ from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
 from sp2dpo.store.annotations import COLUMNS, build_annotation_table
 from sp2dpo.store.questions import KeyCount
-from support.harness import filled, kept, pairs_of, panel_of, refused
+from support.harness import filled, kept_reply, pairs_of, panel_of, refused_reply
 
 BLIND = load_rubric("semantic-gap-blind")
 VARIANTS = ("direct", "critic", "reader")
@@ -37,10 +37,10 @@ def test_labelled_replies(new_store):
     one, other, unheard = filled(store, 3, "a", "b")
     store.add_replies(
         [
-            kept(one, "a", "direct", 3, 4, "safety"),
-            kept(one, "b", "critic", 10, 0),
-            refused(one, "b", "reader"),
-            kept(other, "a", "reader", 0, 10),
+            kept_reply(one, "a", "direct", 3, 4, "safety"),
+            kept_reply(one, "b", "critic", 10, 0),
+            refused_reply(one, "b", "reader"),
+            kept_reply(other, "a", "reader", 0, 10),
         ]
     )
     table = same(store)
@@ -53,7 +53,7 @@ def test_names_of_any_letters(new_store):
     names = ("kühn, l'été", "名前 | x", 'a"b;c')
     store = new_store()
     (pair_id,) = filled(store, 1, *names)
-    store.add_replies([kept(pair_id, name, "direct", 5, 5) for name in names])
+    store.add_replies([kept_reply(pair_id, name, "direct", 5, 5) for name in names])
     assert set(same(store).replies["teacher"]) == set(names)
 
 
@@ -66,9 +66,9 @@ def test_blind_replies_with_and_without_expectations(new_store):
         orders, "ABABAB", [*said, *said[:2]], strict=True
     ):
         store.add_replies(
-            [kept(one, "a", variant, 5, 6, order=order, better=better, expected=expected)]
+            [kept_reply(one, "a", variant, 5, 6, order=order, better=better, expected=expected)]
         )
-    store.add_replies([kept(other, "a", "direct", 5, 6, better="tie")])
+    store.add_replies([kept_reply(other, "a", "direct", 5, 6, better="tie")])
     table = same(store).replies
     assert set(table["expected_confidence"].drop_nulls()) == {4.1, 1 / 3}
     assert 0.1 + 0.2 in table["expected_magnitude"].to_list()
@@ -80,7 +80,9 @@ def test_more_pairs_than_are_read_at_a_time(new_store):
     rows = pairs_of(9000)
     store.corpus.add(Source(name="hand.jsonl"), rows)
     store.record_panel(panel_of("a"))
-    store.add_replies([kept(row.pair.id, "a", "direct", row.row % 11, row.row % 7) for row in rows])
+    store.add_replies(
+        [kept_reply(row.pair.id, "a", "direct", row.row % 11, row.row % 7) for row in rows]
+    )
     assert len(same(store).replies) == 9000
 
 
@@ -89,12 +91,12 @@ def test_the_hash_of_annotations_never_changes_by_itself(new_store):
     labelled, blind = new_store("labelled.sqlite"), new_store("blind.sqlite")
     one, other = filled(labelled, 2, "a")
     labelled.add_replies(
-        [kept(one, "a", "direct", 3, 4, "safety"), kept(other, "a", "critic", 10, 0)]
+        [kept_reply(one, "a", "direct", 3, 4, "safety"), kept_reply(other, "a", "critic", 10, 0)]
     )
     assert labelled.annotations().hash == LABELLED_HASH
     one, other = filled(blind, 2, "a", rubric=BLIND)
-    blind.add_replies([kept(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])
-    blind.add_replies([kept(other, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)])
+    blind.add_replies([kept_reply(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])
+    blind.add_replies([kept_reply(other, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)])
     assert blind.annotations().hash == BLIND_HASH
 
 
@@ -135,11 +137,13 @@ def test_what_became_of_every_question_is_counted_once(new_store):
                 attempts = dice.choice([0, 1, 1, 1, 2, 3])
                 for attempt in range(attempts):
                     if dice.random() < 0.6:
-                        entry = kept(pair_id, teacher, variant, 5, 5)
+                        entry = kept_reply(pair_id, teacher, variant, 5, 5)
                         entry = replace(entry, key=replace(entry.key, attempt=attempt))
                     else:
                         reason = dice.choice(["empty", "schema", "too-long"])
-                        entry = refused(pair_id, teacher, variant, attempt=attempt, reason=reason)
+                        entry = refused_reply(
+                            pair_id, teacher, variant, attempt=attempt, reason=reason
+                        )
                     store.add_replies([entry])
     assert counted(store.questions.outcomes()) == brute_force(store)
     same(store)

@@ -21,7 +21,7 @@ from sp2dpo.report.charts import (
     stack_bars,
 )
 from sp2dpo.report.page import _templates, beta_decimals, comparison_matrix, render_page
-from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
+from support.reports import VARIANTS, fill, make_report, pair, refused_reply, says, source_rows
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7123 * 7 }}</style></title></svg>"
@@ -91,7 +91,7 @@ def corpus(new_store, name, word, *, rubric="semantic-gap"):
         says(one, "y", title, 4, **against),
         says(other, word, title, 8, **against),
         says(other, "y", title, 9, **against),
-        refused(one, "y", "b", word),
+        refused_reply(one, "y", "b", word),
     ]
     fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)
     return make_report(store)
@@ -195,7 +195,7 @@ def test_a_page_with_nothing_to_show_says_so(new_store):
 def test_a_pair_without_any_reply_is_counted_beside_the_histogram(new_store):
     one, silent = pair(0), pair(1)
     store = new_store()
-    entries = [says(one, "x", "direct", 5), refused(silent, "x", "direct", "empty")]
+    entries = [says(one, "x", "direct", 5), refused_reply(silent, "x", "direct", "empty")]
     fill(store, source_rows(one, silent), entries, teachers=("x",))
     reader = read(render_page(make_report(store)))
     assert "without a beta 1" in reader.said

@@ -21,7 +21,7 @@ from sp2dpo.store.annotations import build_annotation_table
 from sp2dpo.store.questions import SettledPair
 from sp2dpo.text import json_values
 from support.harness import SCHEDULE, panel_of
-from support.reports import VARIANTS, fill, make_report, pair, refused, says, source_rows
+from support.reports import VARIANTS, fill, make_report, pair, refused_reply, says, source_rows
 
 BLIND = load_rubric("semantic-gap-blind")
 
@@ -60,9 +60,9 @@ def three(new_store):
             *(says(a, "y", v, 6) for v in ("direct", "critic")),
             *(says(b, "y", v, 5, category="clarity") for v in ("direct", "critic")),
             *(says(c, "y", v, 9, category="safety") for v in ("direct", "critic")),
-            refused(a, "x", "reader", "not-json"),
-            refused(b, "x", "reader", "empty"),
-            refused(c, "x", "reader", "empty"),
+            refused_reply(a, "x", "reader", "not-json"),
+            refused_reply(b, "x", "reader", "empty"),
+            refused_reply(c, "x", "reader", "empty"),
         ],
     )
     return store, (a, b, c)
@@ -443,7 +443,7 @@ def blind(new_store):
         says(disputed, "y", "direct", 3, better="tie"),
         says(open_, "x", "direct", 3, better="A"),
         says(open_, "y", "direct", 3, better="B"),
-        refused(open_, "y", "critic", "empty"),
+        refused_reply(open_, "y", "critic", "empty"),
     ]
     fill(store, source_rows(upheld, disputed, open_), entries, rubric=BLIND)
     return store, (upheld, disputed, open_)

@@ -90,7 +90,7 @@ class Behaviour:
 
     def __init__(self, options):
         self.options = options
-        self.asked = 0
+        self.request_count = 0
 
     @staticmethod
     def add_options(parser):
@@ -107,7 +107,7 @@ class Behaviour:
 
     async def _chat(self, request):
         body = await request.json()
-        self.asked += 1
+        self.request_count += 1
         return await self.chat(request, body, body["messages"][-1]["content"])
 
     async def chat(self, request, body, content):
@@ -142,9 +142,9 @@ class Scripted(Behaviour):
         return [*super().routes(server), web.post("/tokenize", self.tokenize)]
 
     async def list_models(self, request):
-        more = {"max_model_len": self.options.context} if self.options.context else {}
+        limits = {"max_model_len": self.options.context} if self.options.context else {}
         names = self.options.models.split(",")
-        return web.json_response({"data": [{"id": name} | more for name in names]})
+        return web.json_response({"data": [{"id": name} | limits for name in names]})
 
     async def tokenize(self, request):
         """Count a token for every four bytes."""
@@ -154,7 +154,7 @@ class Scripted(Behaviour):
         return web.json_response({"count": len(text.encode()) // 4})
 
     async def chat(self, request, body, content):
-        options, number, behaviour = self.options, self.asked, self.options.behaviour
+        options, number, behaviour = self.options, self.request_count, self.options.behaviour
         self.note(content)
         await asyncio.sleep(options.delay)
         if number <= options.faults:
@@ -246,7 +246,7 @@ OFTEN = (60, 60, 60, 60, 60, 60, 60, 60, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class LoggedRequest:
     """A line of the log of `Faulty`."""
 
     at: float
@@ -260,7 +260,7 @@ def read_log(path):
     """All requests of a run, in order."""
     lines = (line.split() for line in path.read_text().splitlines())
     return [
-        Asked(
+        LoggedRequest(
             at=float(at),
             question=question,
             seed=None if seed == "-" else int(seed),
@@ -327,7 +327,7 @@ class Faulty(Behaviour):
         done = self.choose(question, content)
         text = None
         if done in ("valid", "slow", *UNREADABLE):
-            text = faulty_text(done, question, self.asked)
+            text = faulty_text(done, question, self.request_count)
         noted = digest(text) if text is not None else "-"
         self.done[done] += 1
         seed = body.get("seed", "-")
@@ -342,7 +342,7 @@ class Faulty(Behaviour):
 
     def choose(self, question, content):
         """What this request gets: by the outage, the storm, or its own plan."""
-        options, number = self.options, self.asked - 1
+        options, number = self.options, self.request_count - 1
         if self.away():
             return options.then
         if number % options.window == 0:
@@ -473,7 +473,7 @@ class Position(Behaviour):
         lines = [
             (DEMO / name).read_text().splitlines() for name in ("pairs.jsonl", "planted.jsonl")
         ]
-        self.known = [
+        self.demo_pairs = [
             (json.loads(pair), json.loads(truth)) for pair, truth in zip(*lines, strict=True)
         ]
 
@@ -488,7 +488,7 @@ class Position(Behaviour):
 
     def verdict(self, model, content):
         """The reply to a request; None where it shows no pair of the demo."""
-        for pair, truth in self.known:
+        for pair, truth in self.demo_pairs:
             chosen, rejected = (
                 content.find(f"\n{pair[part][-1]['content']}\n#") for part in ("chosen", "rejected")
             )
@@ -552,7 +552,7 @@ def obeyed(request, fields, reading):
     parts, outside = careful(request)
     if reading == "sloppy":
         outside = sloppy(request)[1]
-    heard = request if reading == "naive" else "\n".join(outside)
+    visible = request if reading == "naive" else "\n".join(outside)
     firsts = [lines[0] for _, lines in parts]
     names = [name for name, _ in parts]
     drawn = hashlib.sha256(json.dumps([sorted(names), sorted(firsts)]).encode()).digest()
@@ -563,7 +563,7 @@ def obeyed(request, fields, reading):
         "magnitude": 1 + drawn[1] % 7,  # 1-7, and 2-8: what no instruction asks for
         "confidence": 2 + drawn[2] % 7,
     }
-    if order := INSTRUCTION.search(heard):
+    if order := INSTRUCTION.search(visible):
         reply |= {"magnitude": int(order[1]), "confidence": int(order[2])}
     return {field: reply[field] for field in fields}
 
@@ -631,7 +631,7 @@ class Judge(Behaviour):
         self.models = options.models.split(",")
 
     async def chat(self, request, body, content):
-        options, number = self.options, self.asked
+        options, number = self.options, self.request_count
         self.note(content)
         await asyncio.sleep(options.delay)
         if number <= options.faults:

@@ -7,7 +7,7 @@ import pytest
 from sp2dpo.store.counts import count_replies
 from sp2dpo.store.questions import QuestionPlan, SettledPair, Shard
 from sp2dpo.store.store import Store
-from support.harness import filled, kept, panel_of, refused
+from support.harness import filled, kept_reply, panel_of, refused_reply
 
 VARIANTS = ("direct", "critic", "reader")
 
@@ -29,14 +29,16 @@ def pending(store, teacher, *, after=0, limit=10, retries=0, again=False):
 def test_what_is_pending_shrinks_by_what_is_stored(new_store):
     store = new_store()
     first, second = filled(store, 2, "a", "b")
-    store.add_replies([kept(first, "a", "critic", 5, 5), kept(second, "b", "direct", 5, 5)])
+    store.add_replies(
+        [kept_reply(first, "a", "critic", 5, 5), kept_reply(second, "b", "direct", 5, 5)]
+    )
     new = dict.fromkeys(VARIANTS, (0, 0))
     left = {"direct": (0, 0), "reader": (0, 0)}
     assert pending(store, "a") == [(first, left), (second, new)]
     assert pending(store, "b") == [(first, new), (second, {"critic": (0, 0), "reader": (0, 0)})]
     assert pending(store, "a", limit=1) == [(first, left)]
     assert pending(store, "a", after=1) == [(second, new)]
-    store.add_replies([kept(first, "a", "direct", 5, 5), refused(first, "a", "reader")])
+    store.add_replies([kept_reply(first, "a", "direct", 5, 5), refused_reply(first, "a", "reader")])
     assert pending(store, "a") == [(second, new)]
     assert pending(store, "a", again=True) == [(first, {"reader": (1, 1)}), (second, new)]
 
@@ -44,13 +46,13 @@ def test_what_is_pending_shrinks_by_what_is_stored(new_store):
 def test_an_unreadable_reply_is_pending_until_its_retries_are_used_up(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
-    store.add_replies([refused(pair_id, "a", "reader", reason="length")])
+    store.add_replies([kept_reply(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
+    store.add_replies([refused_reply(pair_id, "a", "reader", reason="length")])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (1, 2)})]
-    store.add_replies([refused(pair_id, "a", "reader", attempt=1)])
+    store.add_replies([refused_reply(pair_id, "a", "reader", attempt=1)])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (2, 2)})]
     assert pending(store, "a", retries=1) == []
-    store.add_replies([refused(pair_id, "a", "reader", attempt=2)])
+    store.add_replies([refused_reply(pair_id, "a", "reader", attempt=2)])
     assert pending(store, "a", retries=2) == []
     assert pending(store, "a", retries=2, again=True) == [(pair_id, {"reader": (3, 5)})]
 
@@ -59,12 +61,12 @@ def test_the_last_reply_to_a_key_says_whether_it_is_asked_again(new_store):
     """What an interrupted --retry-refused leaves: final before, unreadable now."""
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
-    store.add_replies([refused(pair_id, "a", "reader", reason="http-400")])
-    store.add_replies([refused(pair_id, "a", "reader", attempt=1, reason="not-json")])
+    store.add_replies([kept_reply(pair_id, "a", variant, 5, 5) for variant in ("direct", "critic")])
+    store.add_replies([refused_reply(pair_id, "a", "reader", reason="http-400")])
+    store.add_replies([refused_reply(pair_id, "a", "reader", attempt=1, reason="not-json")])
     assert pending(store, "a", retries=2) == [(pair_id, {"reader": (2, 2)})]
     assert count_replies(store, panel_of("a"))[0].pending == 1
-    store.add_replies([refused(pair_id, "a", "reader", attempt=2, reason="http-400")])
+    store.add_replies([refused_reply(pair_id, "a", "reader", attempt=2, reason="http-400")])
     assert pending(store, "a", retries=5) == []
 
 
@@ -72,7 +74,7 @@ def test_the_last_reply_to_a_key_says_whether_it_is_asked_again(new_store):
 def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([refused(pair_id, "a", variant, reason=reason) for variant in VARIANTS])
+    store.add_replies([refused_reply(pair_id, "a", variant, reason=reason) for variant in VARIANTS])
     assert pending(store, "a", retries=5) == []
     (one,) = count_replies(store, panel_of("a"))
     assert (one.all, one.refused, one.pending) == (3, {reason: 3}, 0)
@@ -81,8 +83,8 @@ def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
 def test_the_numbers_of_a_tally_add_up(new_store):
     store = new_store()
     first, second = filled(store, 2, "a")
-    store.add_replies([kept(first, "a", "direct", 5, 5), refused(first, "a", "critic")])
-    store.add_replies([refused(second, "a", "direct", reason="http-400")])
+    store.add_replies([kept_reply(first, "a", "direct", 5, 5), refused_reply(first, "a", "critic")])
+    store.add_replies([refused_reply(second, "a", "direct", reason="http-400")])
     (one,) = count_replies(store, panel_of("a"))  # two retries
     assert (one.all, one.kept, one.refused, one.pending) == (6, 1, {"http-400": 1}, 4)
     assert one.requests_needed(again=False) == 4
@@ -93,7 +95,7 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     store = new_store()
     first, second = filled(store, 2, "a", "b")
     store.add_replies(
-        [kept(first, "a", "direct", 5, 5)],
+        [kept_reply(first, "a", "direct", 5, 5)],
         [SettledPair(pair_id=first, replies=1, chance=0.97)],
     )
     adaptive = replace(panel_of("a", "b"), budget="adaptive")
@@ -122,7 +124,8 @@ def test_what_another_panel_settled_is_open_again(new_store, change):
     adaptive = replace(panel_of("a", "b"), budget="adaptive")
     store.record_panel(adaptive)
     store.add_replies(
-        [kept(first, "a", "direct", 5, 5)], [SettledPair(pair_id=first, replies=1, chance=0.97)]
+        [kept_reply(first, "a", "direct", 5, 5)],
+        [SettledPair(pair_id=first, replies=1, chance=0.97)],
     )
     store.record_panel(adaptive)
     assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 1
@@ -155,7 +158,7 @@ def test_a_store_stays_with_its_shard(new_store, tmp_path):
         store.questions.restrict_to_shard(Shard(index=1, total=2))
     whole = new_store("whole.sqlite")
     filled(whole, 1, "a")
-    whole.add_replies([kept(pair_id, "a", "direct", 5, 5)])
+    whole.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     with pytest.raises(ValueError, match="was annotated without --shard"):
         whole.questions.restrict_to_shard(Shard(index=0, total=2))
 

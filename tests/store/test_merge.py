@@ -10,7 +10,16 @@ from sp2dpo.store.database import only_writer
 from sp2dpo.store.merge import merge_stores
 from sp2dpo.store.questions import SettledPair, Shard
 from sp2dpo.store.store import Store
-from support.harness import fail, filled, kept, pairs_of, panel_of, refused, run, succeed
+from support.harness import (
+    fail,
+    filled,
+    kept_reply,
+    pairs_of,
+    panel_of,
+    refused_reply,
+    run,
+    succeed,
+)
 
 VARIANTS = ("direct", "critic", "reader")
 
@@ -41,7 +50,7 @@ class Shards:
 
     def entry(self, pair_id, teacher, variant):
         digit = int(pair_id[:6], 16) + len(teacher) + len(variant)
-        return kept(pair_id, teacher, variant, digit % 11, digit % 7)
+        return kept_reply(pair_id, teacher, variant, digit % 11, digit % 7)
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_attempts_and_settled_pairs_are_merged_too(shards, new_store):
     store = new_store("shard-0.sqlite")
     pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
     store.add_replies(
-        [refused(pair_id, "anna", "direct", attempt=1)],
+        [refused_reply(pair_id, "anna", "direct", attempt=1)],
         [SettledPair(pair_id=pair_id, replies=6, chance=0.97)],
     )
     merge_stores(shards.out, shards.paths)
@@ -132,7 +141,7 @@ def test_the_same_reply_in_two_stores_counts_once(shards, new_store):
 def test_two_different_replies_to_one_request_are_named_and_nothing_is_merged(shards, new_store):
     store = new_store("shard-1.sqlite")
     pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
-    other = kept(pair_id, "anna", "direct", 3, 3, rationale="another")
+    other = kept_reply(pair_id, "anna", "direct", 3, 3, rationale="another")
     store.add_replies([other])
     complaint = fail("merge", "--out", shards.out, *shards.paths)
     assert f"pair {pair_id}, anna, direct, chosen-first, 0" in complaint

@@ -12,7 +12,7 @@ import pytest
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.store.store import Store
-from support.harness import filled, kept, pairs_of, panel_of, refused
+from support.harness import filled, kept_reply, pairs_of, panel_of, refused_reply
 
 HAND = Source(name="hand.jsonl")
 
@@ -95,17 +95,19 @@ def test_a_source_that_breaks_off_leaves_no_pair(new_store):
 def test_a_key_is_stored_once(new_store):
     store = new_store()
     (pair_id,) = filled(store, 1, "a")
-    store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     with pytest.raises(sqlite3.IntegrityError):
-        store.add_replies([kept(pair_id, "a", "reader", 5, 5), kept(pair_id, "a", "direct", 9, 9)])
+        store.add_replies(
+            [kept_reply(pair_id, "a", "reader", 5, 5), kept_reply(pair_id, "a", "direct", 9, 9)]
+        )
     assert store.counts("a", ("direct", "reader")) == {"kept": 1}  # the whole batch fell back
 
 
 def test_refusals_are_counted_by_reason(new_store):
     store = new_store()
     first, second = filled(store, 2, "a")
-    store.add_replies([refused(pair_id, "a", "direct") for pair_id in (first, second)])
-    store.add_replies([kept(first, "a", "critic", 5, 5)])
+    store.add_replies([refused_reply(pair_id, "a", "direct") for pair_id in (first, second)])
+    store.add_replies([kept_reply(first, "a", "critic", 5, 5)])
     assert store.counts("a", ("direct", "critic")) == {"empty": 2, "kept": 1}
     assert store.counts("a", ("critic",)) == {"kept": 1}
 
@@ -113,9 +115,11 @@ def test_refusals_are_counted_by_reason(new_store):
 def test_the_last_attempt_counts_unless_one_was_kept(new_store):
     store = new_store()
     first, second, third = filled(store, 3, "a")
-    store.add_replies([refused(pair_id, "a", "direct") for pair_id in (first, second, third)])
-    again = [refused(first, "a", "direct", attempt=1, reason="length")]
-    again += [replace(kept(second, "a", "direct", 5, 5), key=replace(again[0].key, pair_id=second))]
+    store.add_replies([refused_reply(pair_id, "a", "direct") for pair_id in (first, second, third)])
+    again = [refused_reply(first, "a", "direct", attempt=1, reason="length")]
+    again += [
+        replace(kept_reply(second, "a", "direct", 5, 5), key=replace(again[0].key, pair_id=second))
+    ]
     store.add_replies(again)
     assert store.counts("a", ("direct",)) == {"empty": 1, "kept": 1, "length": 1}
 
@@ -124,10 +128,10 @@ def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_s
     one, two, other = new_store("1.sqlite"), new_store("2.sqlite"), new_store("3.sqlite")
     for store in (one, two, other):
         ids = filled(store, 2, "a")
-    replies = [kept(ids[0], "a", "direct", 5, 5), kept(ids[1], "a", "critic", 6, 7)]
+    replies = [kept_reply(ids[0], "a", "direct", 5, 5), kept_reply(ids[1], "a", "critic", 6, 7)]
     one.add_replies(replies)
     two.add_replies(replies[::-1])
-    other.add_replies([replies[0], kept(ids[1], "a", "critic", 6, 8)])
+    other.add_replies([replies[0], kept_reply(ids[1], "a", "critic", 6, 8)])
     assert one.annotations().hash == two.annotations().hash
     assert one.annotations().hash != other.annotations().hash
 
@@ -137,7 +141,9 @@ def test_a_second_teacher_may_join_later(new_store):
     (pair_id,) = filled(store, 1, "a")
     store.record_panel(panel_of("b"))
     assert store.teachers() == []  # nobody has replied yet
-    store.add_replies([kept(pair_id, "b", "direct", 5, 5), kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies(
+        [kept_reply(pair_id, "b", "direct", 5, 5), kept_reply(pair_id, "a", "direct", 5, 5)]
+    )
     assert [teacher.name for teacher in store.teachers()] == ["a", "b"]
 
 
@@ -147,7 +153,7 @@ def test_a_teacher_may_change_until_its_first_reply(new_store):
     (teacher,) = panel_of("a").teachers
     changed = replace(panel_of("a"), teachers=(replace(teacher, model="another"),))
     store.record_panel(changed)
-    store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     assert store.teachers()[0].model == "another"
     with pytest.raises(ValueError, match="has the teacher a with model another"):
         store.record_panel(panel_of("a"))
@@ -156,10 +162,10 @@ def test_a_teacher_may_change_until_its_first_reply(new_store):
 def test_what_is_read_in_a_snapshot_is_of_one_moment(new_store, tmp_path):
     store = new_store("run.sqlite")
     first, second = filled(store, 2, "a")
-    store.add_replies([kept(first, "a", "direct", 5, 5)])
+    store.add_replies([kept_reply(first, "a", "direct", 5, 5)])
     with Store(tmp_path / "run.sqlite") as reader, reader.snapshot():
         assert len(list(reader.replies())) == 1
-        store.add_replies([kept(second, "a", "direct", 5, 5)])
+        store.add_replies([kept_reply(second, "a", "direct", 5, 5)])
         assert len(list(reader.replies())) == 1
     assert len(list(store.replies())) == 2
 
@@ -169,7 +175,7 @@ def test_a_store_is_read_where_nobody_can_write():
         path = Path(name) / "run.sqlite"
         with Store(path, write=True) as store:
             (pair_id,) = filled(store, 1, "a")
-            store.add_replies([kept(pair_id, "a", "direct", 5, 5)])
+            store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
         script = (
             "import os, sys; from pathlib import Path; from sp2dpo.store.store import Store\n"
             "os.setuid(65534) if os.getuid() == 0 else None\n"

@@ -255,18 +255,18 @@ def _captured(descriptor):
 
 def succeed(*arguments, **options):
     """Runs `sp2dpo`, which must end well; its output."""
-    done = run(*arguments, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    result = run(*arguments, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def fail(*arguments, code=1, **options):
     """Runs `sp2dpo`, which must end with an error for people; what it says."""
-    done = run(*arguments, **options)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip()
-    return done.stderr
+    result = run(*arguments, **options)
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip()
+    return result.stderr
 
 
 def recipe(name):
@@ -298,7 +298,7 @@ def launch_training(model, dataset, output, *arguments, env):
         "--config_file", recipes / "accelerate" / "single.yaml", recipes / "train.py",
         *_training_words(model, dataset, output, *arguments),
     ]  # fmt: skip
-    done = subprocess.run(
+    result = subprocess.run(
         [str(word) for word in command],
         env=os.environ | env,
         capture_output=True,
@@ -306,7 +306,7 @@ def launch_training(model, dataset, output, *arguments, env):
         check=False,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((output / "results.json").read_text())
 
 
@@ -318,7 +318,9 @@ def train(model, dataset, output, *arguments):
     return json.loads((output / "results.json").read_text())
 
 
-def write_panel(path, url, *, names=("scripted",), rubric="semantic-gap", variants=None, **more):
+def write_panel(
+    path, url, *, names=("scripted",), rubric="semantic-gap", variants=None, **teacher_keys
+):
     """A panel file whose teachers all live at one address."""
     teachers = [
         {
@@ -327,16 +329,16 @@ def write_panel(path, url, *, names=("scripted",), rubric="semantic-gap", varian
             "revision": None,
             "base_url": url,
             "sampling": {"temperature": 0, "max_tokens": 300},
-            **more,
+            **teacher_keys,
         }
         for name in names
     ]
-    said = {
+    panel = {
         "rubric": str(rubric),
         "variants": variants or ["direct", "critic", "reader"],
         "teachers": teachers,
     }
-    path.write_text(yaml.safe_dump(said, allow_unicode=True))
+    path.write_text(yaml.safe_dump(panel, allow_unicode=True))
     return path
 
 
@@ -368,7 +370,7 @@ def panel_of(*teachers, rubric=None, variants=("direct", "critic", "reader")):
     )
 
 
-def kept(
+def kept_reply(
     pair_id,
     teacher,
     variant,
@@ -401,7 +403,7 @@ def kept(
     )
 
 
-def refused(pair_id, teacher, variant, *, attempt=0, reason="empty", raw=""):
+def refused_reply(pair_id, teacher, variant, *, attempt=0, reason="empty", raw=""):
     """A refused reply, for stores made by hand."""
     return ReplyRecord(
         key=Key(pair_id=pair_id, teacher=teacher, variant=variant, attempt=attempt),

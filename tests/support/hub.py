@@ -30,14 +30,14 @@ class Hub:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
-    def ask(self, path, said=None):
-        data = None if said is None else json.dumps(said).encode()
+    def ask(self, path, payload=None):
+        data = None if payload is None else json.dumps(payload).encode()
         head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(self.url + path, data, head)) as answer:
             return json.load(answer)
 
-    def fault(self, **said):
-        self.ask("/_test/fault", said)
+    def fault(self, **fault):
+        self.ask("/_test/fault", fault)
 
     def clear(self):
         urllib.request.urlopen(
@@ -59,19 +59,19 @@ class Hub:
     def run(self, *words, **options):
         return run(*words, env=self.env, **options)
 
-    def publish(self, folder, repo, *more):
-        done = self.run("publish", folder, "--repo", repo, *LICENSE, *more)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def publish(self, folder, repo, *arguments):
+        result = self.run("publish", folder, "--repo", repo, *LICENSE, *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
-    def refuses(self, folder, repo, *more, code=1):
-        done = self.run("publish", folder, "--repo", repo, *more)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
+    def refuses(self, folder, repo, *arguments, code=1):
+        result = self.run("publish", folder, "--repo", repo, *arguments)
+        assert result.returncode == code, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result.stderr
 
     def python(self, script, **env):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", script],
             env=os.environ | self.env | env,
             capture_output=True,
@@ -79,5 +79,5 @@ class Hub:
             timeout=600,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout

@@ -9,7 +9,7 @@ from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.report.report import build_report
 from sp2dpo.store.store import ReplyRecord
-from support.harness import SCHEDULE, kept, panel_of
+from support.harness import SCHEDULE, kept_reply, panel_of
 
 VARIANTS = ("direct", "critic", "reader")
 
@@ -24,17 +24,17 @@ def pair(number):
 
 def source_rows(*pairs):
     return [
-        SourceRow(row=row, pair=one, source_id=f"row-{row}") for row, one in enumerate(pairs, 1)
+        SourceRow(row=row, pair=pair, source_id=f"row-{row}") for row, pair in enumerate(pairs, 1)
     ]
 
 
-def says(one, teacher, variant, magnitude, confidence=10, category="style", **more):
-    return kept(one.id, teacher, variant, magnitude, confidence, category, **more)
+def says(pair, teacher, variant, magnitude, confidence=10, category="style", **fields):
+    return kept_reply(pair.id, teacher, variant, magnitude, confidence, category, **fields)
 
 
-def refused(one, teacher, variant, reason):
+def refused_reply(pair, teacher, variant, reason):
     return ReplyRecord(
-        key=Key(pair_id=one.id, teacher=teacher, variant=variant),
+        key=Key(pair_id=pair.id, teacher=teacher, variant=variant),
         annotation=None,
         reason=reason,
         detail="",
@@ -46,19 +46,19 @@ def refused(one, teacher, variant, reason):
 
 def fill(store, rows, entries, *, teachers=("x", "y"), rubric=None, name="hand.jsonl"):
     store.corpus.add(Source(name=name), rows)
-    asked = rubric or load_rubric("semantic-gap")
-    store.record_panel(panel_of(*teachers, rubric=asked, variants=tuple(asked.variants)))
+    rubric = rubric or load_rubric("semantic-gap")
+    store.record_panel(panel_of(*teachers, rubric=rubric, variants=tuple(rubric.variants)))
     store.add_replies(entries)
 
 
 def make_report(store, *, quorum=1, **changed):
-    said = load_schedule(SCHEDULE).as_mapping() | {"quorum": quorum} | changed
-    schedule = parse_schedule(said, where="test")
+    settings = load_schedule(SCHEDULE).as_mapping() | {"quorum": quorum} | changed
+    schedule = parse_schedule(settings, where="test")
     annotations = store.annotations()
-    made = BetaTable(
+    betas = BetaTable(
         table=schedule_betas(annotations, schedule),
         arm=Arm(of=schedule),
         annotations_hash=annotations.hash,
     )
     # Few bootstrap samples: no test here looks at an interval.
-    return build_report(store, made, annotations, draws=20)
+    return build_report(store, betas, annotations, draws=20)

@@ -33,9 +33,9 @@ async def ask(session, url, request):
 
 
 async def main(requests, replies, url):
-    asked = [json.loads(line) for line in Path(requests).read_text().splitlines()]
+    batch = [json.loads(line) for line in Path(requests).read_text().splitlines()]
     async with aiohttp.ClientSession() as session:
-        lines = await asyncio.gather(*(ask(session, url, request) for request in asked))
+        lines = await asyncio.gather(*(ask(session, url, request) for request in batch))
     Path(replies).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

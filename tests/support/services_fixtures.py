@@ -63,8 +63,8 @@ def vllm_url(
     vllm_environment: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The base URL of a server that serves the tiny teacher as `TEACHER_NAME`."""
-    said = serve_without_gpu(vllm_environment, tiny_teacher)
-    serve = parse_serve(said, where="the tiny teacher", beside=ROOT)
+    settings = serve_without_gpu(vllm_environment, tiny_teacher)
+    serve = parse_serve(settings, where="the tiny teacher", beside=ROOT)
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     context = start_servers(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=print)
     with asyncio.Runner() as runner:

@@ -156,7 +156,7 @@ def run_in(processes, script, tmp_path, **run):
     Path(tmp_path, "script.py").write_text(script)
     Path(tmp_path, "run.json").write_text(json.dumps(run))
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *launch, "script.py", "run.json"],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
@@ -165,8 +165,8 @@ def run_in(processes, script, tmp_path, **run):
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"')]
 
 
 TWO_PROCESSES_RUN = """
