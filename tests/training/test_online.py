@@ -49,21 +49,21 @@ def test_a_batch_is_filtered_to_its_size_and_the_factor_is_by_hand():
     state = BetaDpoState()
     for _ in range(30):
         batch = torch.tensor(dice.normal(1, 3, 11))
-        found = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=0)
-        assert found.mask.sum() == math.floor(11 * 0.8)
-        mean = batch[found.mask].mean().item()
-        assert found.factor == pytest.approx(1 + 0.6 * (mean - state.mean))
+        scaled = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=0)
+        assert scaled.mask.sum() == math.floor(11 * 0.8)
+        mean = batch[scaled.mask].mean().item()
+        assert scaled.factor == pytest.approx(1 + 0.6 * (mean - state.mean))
     assert scale(torch.tensor([0.1, 0.3]), 2.0).tolist() == pytest.approx([0.2, 0.6])
     assert scale(torch.tensor([0.1]), -5.0).tolist() == pytest.approx([1e-3])
 
 
 def test_pairs_far_from_the_running_mean_are_left_out_most():
-    state, far = BetaDpoState(), 0
+    state, left_out = BetaDpoState(), 0
     for number in range(200):
         batch = torch.tensor([0.0, 0.1, -0.1, 0.05, 8.0])
-        found = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=number)
-        far += not found.mask[4]
-    assert far > 100  # of five alike, each would be left out 40 times
+        scaled = beta_dpo(state, batch, alpha=0.6, mode_weight=0.2, seed=number)
+        left_out += not scaled.mask[4]
+    assert left_out > 100  # of five alike, each would be left out 40 times
 
 
 def test_one_pair_or_a_mode_weight_of_0_leaves_nothing_out():
@@ -76,17 +76,18 @@ def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):
     shake(trainer)
     margins = [margin_by_hand(trainer, row) for row in range(8)]
     loss, gradient = loss_and_gradient(trainer, range(8))
-    again = BetaDpoState()
-    found = beta_dpo(
-        again, torch.tensor(margins), alpha=0.6, mode_weight=0.2, seed=trainer.args.seed
+    state = BetaDpoState()
+    scaled = beta_dpo(
+        state, torch.tensor(margins), alpha=0.6, mode_weight=0.2, seed=trainer.args.seed
     )
-    kept = [row for row in range(8) if found.mask[row]]
-    assert len(kept) == 6
+    used_rows = [row for row in range(8) if scaled.mask[row]]
+    assert len(used_rows) == 6
     by_hand = [
-        math.log1p(math.exp(-max(BETAS[row] * found.factor, 1e-3) * margins[row])) for row in kept
+        math.log1p(math.exp(-max(BETAS[row] * scaled.factor, 1e-3) * margins[row]))
+        for row in used_rows
     ]
     assert loss.item() == pytest.approx(sum(by_hand) / 6, abs=1e-5)
-    assert trainer._metrics["train"]["beta_dpo/factor"] == [pytest.approx(found.factor, abs=1e-4)]
+    assert trainer._metrics["train"]["beta_dpo/factor"] == [pytest.approx(scaled.factor, abs=1e-4)]
     assert gradient.abs().max() > 0
 
 
@@ -136,12 +137,12 @@ def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been(model_dir, tmp_pat
         "beta_dpo": 0.6, "alpha_dpo": 0.5, "max_steps": 4, "save_strategy": "steps",
         "save_steps": 2
     }  # fmt: skip
-    whole = make(model_dir, tmp_path, pairs(beta=BETAS), **run)
-    expected, logs = train(whole)
+    uninterrupted = make(model_dir, tmp_path, pairs(beta=BETAS), **run)
+    expected, logs = train(uninterrupted)
     resumed = make(model_dir, tmp_path, pairs(beta=BETAS), **run)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    found = {name: p.detach().clone() for name, p in resumed.model.named_parameters()}
-    assert_same(found, expected)
-    assert resumed._state(BetaDpoState).state() == whole._state(BetaDpoState).state()
+    parameters = {name: p.detach().clone() for name, p in resumed.model.named_parameters()}
+    assert_same(parameters, expected)
+    assert resumed._state(BetaDpoState).state() == uninterrupted._state(BetaDpoState).state()
     assert resumed._state(BetaDpoState).batches == 4
     assert logs[-2]["beta_dpo/factor"] != 1

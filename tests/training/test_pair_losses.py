@@ -52,12 +52,12 @@ def test_the_loss_of_the_family_is_the_one_by_hand(model_dir, tmp_path):
     for row in range(8):
         z = BETAS[row] * margin_by_hand(trainer, row) - MARGINS[row]
         eps = SMOOTHING[row]
-        one = -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
-        by_hand.append(WEIGHTS[row] * one)
+        pair_loss = -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
+        by_hand.append(WEIGHTS[row] * pair_loss)
     assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
     singles = [loss_and_gradient(trainer, [row]) for row in range(8)]
-    assert loss.item() == pytest.approx(sum(one[0].item() for one in singles) / 8, abs=1e-6)
-    assert (gradient - sum(one[1] for one in singles) / 8).abs().max() < 1e-6
+    assert loss.item() == pytest.approx(sum(single[0].item() for single in singles) / 8, abs=1e-6)
+    assert (gradient - sum(single[1] for single in singles) / 8).abs().max() < 1e-6
     assert singles[3][1].abs().max() == 0  # its weight is 0
 
 
@@ -113,28 +113,28 @@ def test_losses_that_are_no_sum_over_pairs_take_no_weight(tmp_path, loss_type):
 def test_the_table_of_the_recipes_is_what_is_taken():
     text = (ROOT / "docs" / "train.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", text.split("## Columns and losses")[1], re.M)
-    told = {
+    documented = {
         name: [column for column, cell in zip(PAIR_COLUMNS, cells.split("|"), strict=True)
                if cell.strip() == "yes"]
         for name, cells in rows
         if name in (*LOSSES, *SORTING, "sft")
     }  # fmt: skip
-    assert set(told) == {*LOSSES, "sft", "aot", "aot_unpaired"}
-    assert all(list(accepted_columns(name)) == columns for name, columns in told.items())
+    assert set(documented) == {*LOSSES, "sft", "aot", "aot_unpaired"}
+    assert all(list(accepted_columns(name)) == columns for name, columns in documented.items())
 
 
 @pytest.mark.parametrize("loss_type", OF_Z)
 def test_a_margin_shifts_z(loss_type):
     """A margin of beta d is what a D that is smaller by d does."""
-    one = LogRatios(
+    ratios = LogRatios(
         chosen=torch.tensor([3.0, -1.0]),
         rejected=torch.tensor([1.0, 0.5]),
         chosen_length=torch.ones(2),
         rejected_length=torch.ones(2),
     )
-    moved = LogRatios(
-        chosen=one.chosen - 0.7,
-        rejected=one.rejected,
+    shifted_ratios = LogRatios(
+        chosen=ratios.chosen - 0.7,
+        rejected=ratios.rejected,
         chosen_length=torch.ones(2),
         rejected_length=torch.ones(2),
     )
@@ -142,7 +142,7 @@ def test_a_margin_shifts_z(loss_type):
     with_margin = Pairwise(beta=beta, margin=0.7 * beta, label_smoothing=eps, tau=0.05)
     without = Pairwise(beta=beta, margin=torch.zeros(2), label_smoothing=eps, tau=0.05)
     loss = LOSSES[loss_type]
-    assert torch.allclose(loss(one, with_margin), loss(moved, without), atol=1e-6)
+    assert torch.allclose(loss(ratios, with_margin), loss(shifted_ratios, without), atol=1e-6)
 
 
 def test_the_global_label_smoothing_makes_sigmoid_cdpo(model_dir, tmp_path):
@@ -167,7 +167,7 @@ def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "complaint"),
+    ("columns", "message"),
     [
         (
             {"weight": [*[1.0] * 7, -0.1]},
@@ -181,8 +181,8 @@ def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):
         ({"weight": [None, *[1.0] * 7]}, "1 of 8 rows .* have no weight, the first is row 0"),
     ],
 )
-def test_values_that_break_their_rule_are_refused(tmp_path, columns, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_values_that_break_their_rule_are_refused(tmp_path, columns, message):
+    with pytest.raises(ValueError, match=message):
         make("no-such-model", tmp_path, pairs(**columns), pair_columns=[*columns])
 
 
@@ -227,13 +227,13 @@ def test_exo_takes_no_smoothing_of_0(tmp_path):
 
 def test_eight_times_one_pair_accumulates_to_one_batch(model_dir, tmp_path):
     run = {"optim": "sgd", "pair_columns": ALL}
-    one = make(model_dir, tmp_path, full(), per_device_train_batch_size=8, **run)
+    one_batch = make(model_dir, tmp_path, full(), per_device_train_batch_size=8, **run)
     single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-    eight = make(model_dir, tmp_path, full(), **single, **run)
-    shake(one)
-    shake(eight)
-    left, left_logs = train(one)
-    right, right_logs = train(eight)
+    eight_steps = make(model_dir, tmp_path, full(), **single, **run)
+    shake(one_batch)
+    shake(eight_steps)
+    left, left_logs = train(one_batch)
+    right, right_logs = train(eight_steps)
     for name in left:
         assert torch.allclose(left[name], right[name], atol=1e-6), name
     for key in ("loss", "weight/mean", "pairs/saturated"):
@@ -256,14 +256,14 @@ def test_reference_log_probs_that_are_there_are_not_computed_again(
         DPOTrainer, "compute_ref_log_probs", lambda *_: calls.append(1), raising=True
     )
     swept = make(model_dir, tmp_path, pairs(beta=BETAS, **columns), **run)
-    found, swept_logs = train(swept)
+    parameters, swept_logs = train(swept)
     assert calls == []
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(parameters[name], expected[name]) for name in expected)
     assert swept_logs == logs
 
 
 @pytest.mark.parametrize(
-    ("columns", "complaint"),
+    ("columns", "message"),
     [
         (
             {"ref_chosen_logps": [-1.0] * 8},
@@ -283,7 +283,7 @@ def test_reference_log_probs_that_are_none_are_refused(
     model_dir,
     tmp_path,
     columns,
-    complaint,
+    message,
 ):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         make(model_dir, tmp_path, pairs(beta=BETAS, **columns), precompute_ref_log_probs=True)

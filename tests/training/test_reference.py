@@ -31,15 +31,15 @@ def start(tmp_path, model_dir):
         args = PairDPOConfig(
             **settings(tmp_path, **({"reference_cache": str(tmp_path / "cache")} | changes))
         )
-        asked = []
+        computed = []
 
         class Counts(PairDPOTrainer):
             def compute_ref_log_probs(self, *model_and_inputs):
-                asked.append(len(model_and_inputs[-1]["input_ids"]) // 2)
+                computed.append(len(model_and_inputs[-1]["input_ids"]) // 2)
                 return super().compute_ref_log_probs(*model_and_inputs)
 
         trainer = Counts(model, args=args, train_dataset=dataset, peft_config=peft)
-        return sum(asked), trainer
+        return sum(computed), trainer
 
     return start
 
@@ -95,9 +95,9 @@ def test_what_a_killed_run_had_computed_is_kept(start, tmp_path, monkeypatch):
 
 
 def test_without_a_folder_nothing_is_kept(start):
-    given = {"reference_cache": None, "precompute_ref_log_probs": True}
-    assert start(**given)[0] == 8
-    assert start(**given)[0] == 8
+    changes = {"reference_cache": None, "precompute_ref_log_probs": True}
+    assert start(**changes)[0] == 8
+    assert start(**changes)[0] == 8
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_an_older_trl_is_told_that_it_cannot(tmp_path, monkeypatch):
 
 
 def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
-    kept = LogProbCache(tmp_path, {"weights": "a"})
-    one, other = pair_keys([[1, 2]] * 2, [[3], [4]], [[4], [3]])
-    assert one != other
-    assert kept.read() == {}
-    kept.write({one: (-1.5, -0.1)})
-    kept.write({other: (-2.0, -3.0)})
-    assert kept.read() == {one: (-1.5, pytest.approx(-0.1)), other: (-2.0, -3.0)}
+    cache = LogProbCache(tmp_path, {"weights": "a"})
+    first_key, second_key = pair_keys([[1, 2]] * 2, [[3], [4]], [[4], [3]])
+    assert first_key != second_key
+    assert cache.read() == {}
+    cache.write({first_key: (-1.5, -0.1)})
+    cache.write({second_key: (-2.0, -3.0)})
+    assert cache.read() == {first_key: (-1.5, pytest.approx(-0.1)), second_key: (-2.0, -3.0)}
     assert LogProbCache(tmp_path, {"weights": "b"}).read() == {}

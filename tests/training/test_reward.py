@@ -20,11 +20,11 @@ from support.harness import BUILD, ROOT, SCHEDULE, fail, recipe, run, succeed, t
 FOLDS = 2
 
 
-def reward(model, dataset, output, *more, launched=False):
+def reward(model, dataset, output, *arguments, launched=False):
     """Run the recipe, in this process or as a person launches it."""
     words = [
         "--config", ROOT / "recipes" / "reward" / "tiny-demo.yaml", "--model_name_or_path", model,
-        "--dataset", dataset, "--output_dir", output, *more,
+        "--dataset", dataset, "--output_dir", output, *arguments,
     ]  # fmt: skip
     if launched:
         launch = [
@@ -32,7 +32,7 @@ def reward(model, dataset, output, *more, launched=False):
             "--config_file", ROOT / "recipes" / "accelerate" / "single.yaml",
             ROOT / "recipes" / "reward.py",
         ]  # fmt: skip
-        done = subprocess.run(
+        result = subprocess.run(
             [str(word) for word in (*launch, *words)],
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
@@ -40,7 +40,7 @@ def reward(model, dataset, output, *more, launched=False):
             check=False,
             timeout=600,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert result.returncode == 0, result.stderr[-3000:]
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,16 +63,16 @@ def rewards(demo, tiny_student, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(demo, rewards):
     out = rewards / "scores.parquet"
-    said = succeed(*scoring(demo, rewards, out))
-    assert "96 pairs: reward margin mean" in said
+    output = succeed(*scoring(demo, rewards, out))
+    assert "96 pairs: reward margin mean" in output
     return out
 
 
-def scoring(demo, rewards, out, *more):
+def scoring(demo, rewards, out, *arguments):
     model = rewards / "fold-{fold}"
     return [
         "score", "--data", demo / "dataset", "--model", model, "--folds", FOLDS,
-        "--max-length", 1024, "--device", "cpu", "--out", out, *more,
+        "--max-length", 1024, "--device", "cpu", "--out", out, *arguments,
     ]  # fmt: skip
 
 
@@ -104,40 +104,40 @@ def test_every_pair_is_scored_by_the_model_of_its_fold(demo, rewards, scored):
 
         mine = [pair for pair in rows if prompt_fold(pair["prompt"], FOLDS) == fold]
         for pair in mine[:6]:
-            said = table[pair["pair_id"]]
-            assert said["fold"] == fold
+            score = table[pair["pair_id"]]
+            assert score["fold"] == fold
             by_hand = alone(pair, "chosen") - alone(pair, "rejected")
-            assert said["reward_margin"] == pytest.approx(by_hand, abs=1e-4)
+            assert score["reward_margin"] == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_a_run_that_was_stopped_goes_on(demo, rewards, scored, tmp_path):
     rows = load_dataset(str(demo / "dataset"), split="train")
-    said = Scoring(
+    settings = Scoring(
         data="dataset", model=str(rewards / "fold-{fold}"), revision=None, folds=FOLDS,
         max_length=1024,
     )  # fmt: skip
     out = tmp_path / "scores.parquet"
-    score_dataset(rows, said, out, batch_size=16, device="cpu")
+    score_dataset(rows, settings, out, batch_size=16, device="cpu")
     expected = pl.read_parquet(out)
     assert expected.equals(pl.read_parquet(scored))
     unfinished = tmp_path / "scores.parquet.unfinished"
     assert not unfinished.exists()
     out.unlink()
-    head = {"data": "dataset", "model": said.model, "revision": None, "folds": FOLDS}
+    head = {"data": "dataset", "model": settings.model, "revision": None, "folds": FOLDS}
     lines = [json.dumps({"key": row.pop("pair_id"), **row}) for row in expected.head(40).to_dicts()]
     begun = "\n".join([json.dumps(head | {"max_length": 1024}), *lines, '{"key": "brok'])
     unfinished.write_text(begun)
     with pytest.raises(ValueError, match="was started with another max_length"):
-        score_dataset(rows, replace(said, max_length=512), out, batch_size=16, device="cpu")
+        score_dataset(rows, replace(settings, max_length=512), out, batch_size=16, device="cpu")
     assert unfinished.read_text() == begun
     unfinished.write_text("notes of mine\nin two lines, and")
     with pytest.raises(ValueError, match="is not a journal of this toolkit; move it away"):
-        score_dataset(rows, said, out, batch_size=16, device="cpu")
+        score_dataset(rows, settings, out, batch_size=16, device="cpu")
     assert unfinished.read_text() == "notes of mine\nin two lines, and"
     unfinished.write_text('{"data": "data')  # killed at the very first line
-    assert score_dataset(rows, said, out, batch_size=16, device="cpu").resumed == 0
+    assert score_dataset(rows, settings, out, batch_size=16, device="cpu").resumed == 0
     unfinished.write_text(begun)
-    assert score_dataset(rows, said, out, batch_size=16, device="cpu").resumed == 40
+    assert score_dataset(rows, settings, out, batch_size=16, device="cpu").resumed == 40
     assert pl.read_parquet(out)["reward_margin"].to_list() == pytest.approx(
         expected["reward_margin"].to_list(), abs=1e-5
     )
@@ -164,9 +164,9 @@ def test_what_is_no_reward_model_is_refused(demo, tiny_student, tmp_path):
     common = ("--data", demo / "dataset", "--device", "cpu", "--out", out)
     assert "has 2 outputs" in fail("score", "--model", tiny_student, *common)
     assert "cannot be read" in fail("score", "--model", tmp_path / "nowhere", *common)
-    done = run("score", "--model", tiny_student, "--folds", 3, *common)
-    assert done.returncode == 2
-    assert "{fold}" in done.stderr
+    result = run("score", "--model", tiny_student, "--folds", 3, *common)
+    assert result.returncode == 2
+    assert "{fold}" in result.stderr
     assert not out.exists()
 
 
@@ -181,7 +181,7 @@ def test_conversations_that_are_cut_are_counted(demo, rewards, tmp_path):
     out = tmp_path / "scores.parquet"
     command = [str(word) for word in scoring(demo, rewards, out)]
     command[command.index("--max-length") + 1] = "60"
-    said = succeed(*command)
+    output = succeed(*command)
     cut = int(pl.read_parquet(out)["cut"].sum())
     assert cut > 0
-    assert f"{cut} of them longer than 60 tokens: cut at the beginning" in said
+    assert f"{cut} of them longer than 60 tokens: cut at the beginning" in output

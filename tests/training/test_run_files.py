@@ -59,9 +59,9 @@ def test_a_later_file_replaces_a_key_whole_and_each_line_says_its_file(files):
 def test_configs_are_taken_in_order_wherever_they_stand():
     paths, others = take_configs(["--x", "1", "--config", "a.yaml", "--config=b.yaml", "--y"])
     assert (paths, others) == ([Path("a.yaml"), Path("b.yaml")], ["--x", "1", "--y"])
-    for said in (["--config"], ["--config", "--x"]):
+    for arguments in (["--config"], ["--config", "--x"]):
         with pytest.raises(ValueError, match="--config takes a file"):
-            take_configs(said)
+            take_configs(arguments)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_the_arithmetic_of_a_header_is_right(path):
     assert "NOT RUN" in text
     assert "--config recipes/dpo/" in text
     batch = re.search(r"# Batch: (\d+) GPUs? x (\d+) pairs x (\d+) steps = (\d+) pairs", text)
-    gpus, pairs, steps, whole = map(int, batch.groups())
+    gpus, pairs, steps, global_batch_size = map(int, batch.groups())
     composed = compose([MODELS[0], path]).settings
-    assert gpus * pairs * steps == whole == composed["global_batch_size"]
+    assert gpus * pairs * steps == global_batch_size == composed["global_batch_size"]
     assert pairs == composed["per_device_train_batch_size"]
     if path in MODELS:
         memory = re.search(r"([\d.]+)e9 parameters x (\d+) bytes / (\d+) GPUs = ([\d.]+) GB", text)
@@ -119,7 +119,7 @@ def small(model_dir, tmp_path_factory):
     ]  # fmt: skip
 
 
-def two_steps(script, small, tmp_path, *paths):
+def train_two_steps(script, small, tmp_path, *paths):
     configs = [word for path in paths for word in ("--config", str(path))]
     script.main([*configs, *small, "--output_dir", str(tmp_path / "run"), "--traceback", "true"])
     return json.loads((tmp_path / "run" / "results.json").read_text())
@@ -127,29 +127,29 @@ def two_steps(script, small, tmp_path, *paths):
 
 @pytest.mark.parametrize("path", MODELS, ids=named)
 def test_two_steps_of_every_model(script, small, tmp_path, capsys, path):
-    found = two_steps(script, small, tmp_path, path)
-    assert found["pair_columns"] == ["beta"]
+    results = train_two_steps(script, small, tmp_path, path)
+    assert results["pair_columns"] == ["beta"]
     state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
     assert (state["global_step"], state["train_batch_size"]) == (2, 1)
-    assert found["data"]["columns_sha256"]
+    assert results["data"]["columns_sha256"]
     assert (
-        "columns_sha256: " + found["data"]["columns_sha256"]
+        "columns_sha256: " + results["data"]["columns_sha256"]
         in (tmp_path / "run" / "README.md").read_text()
     )
     shown = capsys.readouterr().out
     assert "# tuned-beta.yaml" not in shown
     assert shown.count("eval loss") == 2  # once after each step, and not again at the end
-    assert found["eval"]["step"] == 2
+    assert results["eval"]["step"] == 2
 
 
 @pytest.mark.parametrize("path", METHODS, ids=named)
 def test_two_steps_of_every_method(script, small, tmp_path, capsys, path):
-    found = two_steps(script, small, tmp_path, MODELS[0], path)
-    said = yaml.safe_load(path.read_text())
-    assert found["pair_columns"] == said["pair_columns"]
-    columns = ", ".join(said["pair_columns"])
+    results = train_two_steps(script, small, tmp_path, MODELS[0], path)
+    method = yaml.safe_load(path.read_text())
+    assert results["pair_columns"] == method["pair_columns"]
+    columns = ", ".join(method["pair_columns"])
     assert f"pair_columns: [{columns}]  # {path.name}" in capsys.readouterr().out
-    assert found["train_loss"] > 0
+    assert results["train_loss"] > 0
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=named)
@@ -163,8 +163,8 @@ def test_two_steps_of_every_adapter(script, small, model_dir, tmp_path, monkeypa
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
     wide = [*small, "--model_name_or_path", str(folder)]
-    found = two_steps(script, wide, tmp_path, MODELS[0], path)
-    assert found["train_loss"] > 0
+    results = train_two_steps(script, wide, tmp_path, MODELS[0], path)
+    assert results["train_loss"] > 0
     assert (tmp_path / "run" / "adapter_config.json").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("arguments", "message"),
     [
         ([], "nothing to run"),
         (["--vary", "beta"], "--vary takes KEY=VALUE"),
@@ -233,12 +233,12 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
         (["--vary", "beta=1,1"], "two runs have the same name"),
     ],
 )
-def test_a_sweep_of_nothing_is_refused(tmp_path, capsys, said, message):
-    words = ["--out", tmp_path, "--config", DPO / "tiny-demo.yaml", *said]
+def test_a_sweep_of_nothing_is_refused(tmp_path, capsys, arguments, message):
+    words = ["--out", tmp_path, "--config", DPO / "tiny-demo.yaml", *arguments]
     assert recipe("sweep").main([str(word) for word in words]) == 2
-    complaint = capsys.readouterr().err
-    assert message in complaint
-    assert len(complaint.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 PRINTS = """#!/usr/bin/env bash
@@ -267,7 +267,7 @@ def cluster(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def run(name, *words, **env):
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", DPO / name, *words],
             cwd=tmp_path,
             env=os.environ | env | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
@@ -275,15 +275,15 @@ def cluster(tmp_path):
             text=True,
             check=True,
         )
-        return done.stdout.splitlines()
+        return result.stdout.splitlines()
 
     return run
 
 
 def test_slurm_launches_one_task_on_each_machine(cluster):
-    said = cluster("slurm.sh", "2", "--config", "with blank.yaml", "--seed", "1", GPUS="4")
+    lines = cluster("slurm.sh", "2", "--config", "with blank.yaml", "--seed", "1", GPUS="4")
     machines = [
-        list(group) for key, group in itertools.groupby(said, "accelerate".__eq__) if not key
+        list(group) for key, group in itertools.groupby(lines, "accelerate".__eq__) if not key
     ]
     assert len(machines) == 2
     for rank, words in enumerate(machines):
@@ -296,9 +296,9 @@ def test_slurm_launches_one_task_on_each_machine(cluster):
 
 
 def test_a_job_of_the_hub_gets_all_words(cluster):
-    said = cluster(
+    lines = cluster(
         "hf-jobs.sh", "--config", "with blank.yaml", IMAGE="me/image", BUCKET="hf://b/run"
     )
-    assert said[:3] == ["hf", "jobs", "run"]
-    assert said[said.index("--volume") + 1] == "hf://b/run:/out"
-    assert said[-3:] == ["train", "--config", "with blank.yaml"]
+    assert lines[:3] == ["hf", "jobs", "run"]
+    assert lines[lines.index("--volume") + 1] == "hf://b/run:/out"
+    assert lines[-3:] == ["train", "--config", "with blank.yaml"]

@@ -31,20 +31,20 @@ def test_shares_are_of_all_pairs_since_the_last_log():
     slopes = GradientMetrics([n / 10 for n in range(1, 11)], ["safety", "style"])
     slopes.inverts_at = 10.4
     beta = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    one = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": torch.ones(2).double()}
+    pairs = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": torch.ones(2).double()}
     slopes.add(
-        beta=beta, slope=torch.tensor([0.01, 0.03]).double(), category=torch.tensor([0, 1]), **one
+        beta=beta, slope=torch.tensor([0.01, 0.03]).double(), category=torch.tensor([0, 1]), **pairs
     )
     slopes.add(
-        beta=beta, slope=torch.tensor([0.01, 0.0]).double(), category=torch.tensor([0, -1]), **one
+        beta=beta, slope=torch.tensor([0.01, 0.0]).double(), category=torch.tensor([0, -1]), **pairs
     )
-    found = slopes.metrics()
-    assert found["gradient_share/beta_decile_1"] == pytest.approx(0.4)
-    assert found["gradient_share/beta_decile_10"] == pytest.approx(0.6)
-    assert found["gradient_share/category_safety"] == pytest.approx(0.4)
-    assert found["accuracy/safety"] == 1
-    assert found["pairs/inverted"] == 0.5
-    assert found["pairs/saturated"] == 0.25
+    metrics = slopes.metrics()
+    assert metrics["gradient_share/beta_decile_1"] == pytest.approx(0.4)
+    assert metrics["gradient_share/beta_decile_10"] == pytest.approx(0.6)
+    assert metrics["gradient_share/category_safety"] == pytest.approx(0.4)
+    assert metrics["accuracy/safety"] == 1
+    assert metrics["pairs/inverted"] == 0.5
+    assert metrics["pairs/saturated"] == 0.25
     slopes.clear()
     assert slopes.metrics() == {}
 
@@ -63,9 +63,9 @@ def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
     margins = [margin_by_hand(trainer, row) for row in range(8)]
     _, logs = train(trainer)
     slopes = [b * s(-b * d) for b, d in zip(BETAS, margins, strict=True)]
-    told = slopes[:7]
+    categorized = slopes[:7]
     logged = logs[0]
-    safety = sum(told[row] for row in (0, 2, 4, 6)) / sum(told)
+    safety = sum(categorized[row] for row in (0, 2, 4, 6)) / sum(categorized)
     assert logged["gradient_share/category_safety"] == pytest.approx(safety, abs=1e-4)
     right = sum(margins[row] > 0 for row in (0, 2, 4, 6)) / 4
     assert logged["accuracy/safety"] == right

@@ -76,10 +76,10 @@ def test_uniform_betas_train_exactly_like_stock_trl(model_dir, tmp_path, loss_ty
 )
 def test_uniform_betas_train_and_evaluate_like_stock_trl_under(model_dir, tmp_path, setting):
     run = {"eval_strategy": "steps", "eval_steps": 2, "beta": 0.1, **setting}
-    data, held = pairs(), pairs().select(range(5))
-    stock = make(model_dir, tmp_path, data, trainer=DPOTrainer, eval_dataset=held, **run)
-    data, held = pairs(beta=[0.1] * 8), pairs(beta=[0.1] * 8).select(range(5))
-    ours = make(model_dir, tmp_path, data, eval_dataset=held, **run)
+    data, eval_data = pairs(), pairs().select(range(5))
+    stock = make(model_dir, tmp_path, data, trainer=DPOTrainer, eval_dataset=eval_data, **run)
+    data, eval_data = pairs(beta=[0.1] * 8), pairs(beta=[0.1] * 8).select(range(5))
+    ours = make(model_dir, tmp_path, data, eval_dataset=eval_data, **run)
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert_same(our_parameters, stock_parameters)
@@ -163,8 +163,8 @@ def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir,
 
 def test_eight_times_one_pair_accumulates_to_one_batch_of_eight(model_dir, tmp_path):
     steps = {"max_steps": 3, "optim": "sgd"}
-    one = make(model_dir, tmp_path, pairs(beta=BETAS), per_device_train_batch_size=8, **steps)
-    eight = make(
+    one_batch = make(model_dir, tmp_path, pairs(beta=BETAS), per_device_train_batch_size=8, **steps)
+    eight_steps = make(
         model_dir,
         tmp_path,
         pairs(beta=BETAS),
@@ -172,11 +172,11 @@ def test_eight_times_one_pair_accumulates_to_one_batch_of_eight(model_dir, tmp_p
         gradient_accumulation_steps=8,
         **steps,
     )
-    shake(one)
-    shake(eight)
-    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
-    left, left_logs = train(one)
-    right, right_logs = train(eight)
+    shake(one_batch)
+    shake(eight_steps)
+    before = {name: p.detach().clone() for name, p in one_batch.model.named_parameters()}
+    left, left_logs = train(one_batch)
+    right, right_logs = train(eight_steps)
     assert any(not torch.equal(left[name], before[name]) for name in left)
     for name in left:
         assert torch.allclose(left[name], right[name], atol=1e-6), name
@@ -222,8 +222,8 @@ def marked_by_hand():
     rows = {name: [values[row] for row in MARKED_ROWS] for name, values in PAIRS.items()}
     for place in (1, 2, 5):
         for column in ("chosen", "rejected"):
-            other = {"chosen": "rejected", "rejected": "chosen"}[column]
-            rows[column][place] = PAIRS[other][MARKED_ROWS[place]]
+            opposite = {"chosen": "rejected", "rejected": "chosen"}[column]
+            rows[column][place] = PAIRS[opposite][MARKED_ROWS[place]]
     return rows
 
 
@@ -259,8 +259,8 @@ def test_keep_and_flip_are_obeyed_in_every_format(model_dir, tmp_path, caplog, s
     betas = [betas[row] for row in MARKED_ROWS]
     run = {"pair_columns": []}
     expected = make(model_dir, tmp_path, by_hand, eval_dataset=by_hand, **run)
-    given = data.to_iterable_dataset() if stream else data
-    trainer = make(model_dir, tmp_path, given, eval_dataset={"arm": given}, **run)
+    dataset = data.to_iterable_dataset() if stream else data
+    trainer = make(model_dir, tmp_path, dataset, eval_dataset={"arm": dataset}, **run)
     for rows in (trainer.train_dataset, trainer.eval_dataset["arm"]):
         rows = list(rows)
         assert [row["beta"] for row in rows] == betas
@@ -268,8 +268,8 @@ def test_keep_and_flip_are_obeyed_in_every_format(model_dir, tmp_path, caplog, s
             assert [row[name] for row in rows] == expected.train_dataset[name][:]
         assert not {"keep", "flip"} & set(rows[0])
     counts = {name: asdict(value) for name, value in trainer.mark_counts.items()}
-    both = {"left_out": 1, "flipped": 3}
-    assert counts == ({} if stream else {"train": both, "arm": both})
+    expected_counts = {"left_out": 1, "flipped": 3}
+    assert counts == ({} if stream else {"train": expected_counts, "arm": expected_counts})
     lines = [r.getMessage() for r in caplog.records if "the train data" in r.getMessage()]
     assert [line for line in lines if "keep" in line] == [
         "[RANK 0] the train data set: rows with keep false are left out, those with flip true"
@@ -551,8 +551,10 @@ def test_deepspeed_does_not_round_the_per_pair_numbers(model_dir, tmp_path):
 @pytest.mark.slow
 def test_two_processes_log_what_one_logs_on_the_same_pairs(model_dir, tmp_path):
     run = settings(tmp_path, learning_rate=0.05)
-    one = make(model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8})
-    _, logs = train(one)
+    single_process = make(
+        model_dir, tmp_path, pairs(beta=BETAS), **run | {"per_device_train_batch_size": 8}
+    )
+    _, logs = train(single_process)
     (entries,) = train_in_two_processes(tmp_path, model_dir, run)
     assert len(entries) == 3
     for entry, expected in zip(entries, logs, strict=False):

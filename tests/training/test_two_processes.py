@@ -30,10 +30,10 @@ from datasets import Dataset
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
-given = json.load(open(sys.argv[1]))
-for number, run in enumerate(given["runs"]):
+job = json.load(open(sys.argv[1]))
+for number, run in enumerate(job["runs"]):
     trainer = PairDPOTrainer(
-        given["model"],
+        job["model"],
         args=PairDPOConfig(**run["settings"]),
         train_dataset=Dataset.from_dict(run["pairs"]),  # in memory
     )
@@ -55,7 +55,7 @@ ZERO_3 = {
 FOLDERS = ("shared", "shared", "cache")  # computed, read, and that of one process
 
 
-def launch(folder, model_dir, engine, *more):
+def launch(folder, model_dir, engine, *extra_runs):
     """Let one process compute the reference in `cache`, then two in each of FOLDERS.
 
     Returns:
@@ -68,10 +68,10 @@ def launch(folder, model_dir, engine, *more):
          "pairs": data[:], "train": False}
         for name in FOLDERS
     ]  # fmt: skip
-    run_in(2, RUNS, folder, model=model_dir, runs=[*runs, *more])
+    run_in(2, RUNS, folder, model=model_dir, runs=[*runs, *extra_runs])
     results = [
         [json.loads((folder / f"{run}-{rank}.json").read_text()) for rank in range(2)]
-        for run in range(len(runs) + len(more))
+        for run in range(len(runs) + len(extra_runs))
     ]
     return [alone["ref_chosen_logps"][:], alone["ref_rejected_logps"][:]], results
 
@@ -89,9 +89,9 @@ def ddp(model_dir, online, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     single = settings(folder, per_device_train_batch_size=1)
     single["reference_cache"] = str(folder / "single")
-    one_pair = {"settings": single, "pairs": pairs(beta=BETAS)[:1], "train": True}
+    single_pair = {"settings": single, "pairs": pairs(beta=BETAS)[:1], "train": True}
     state = {"settings": online, "pairs": pairs(beta=BETAS)[:], "train": True}
-    return folder, *launch(folder, model_dir, None, one_pair, state)
+    return folder, *launch(folder, model_dir, None, single_pair, state)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,10 @@ def test_two_processes_compute_and_keep_what_one_does(request, engine):
 
 
 def test_a_process_without_a_pair_of_its_own_does_as_the_other(ddp, model_dir, tmp_path):
-    one = Dataset.from_dict(pairs(beta=BETAS)[:1])
-    alone = make(model_dir, tmp_path, one, reference_cache=str(tmp_path / "cache")).train_dataset
+    single_pair = Dataset.from_dict(pairs(beta=BETAS)[:1])
+    alone = make(
+        model_dir, tmp_path, single_pair, reference_cache=str(tmp_path / "cache")
+    ).train_dataset
     for result in ddp[2][3]:
         assert result["reference"] == [
             pytest.approx(alone[side][:], abs=1e-4)
