@@ -71,23 +71,23 @@ def commands_in(page):
 def test_every_command_and_option_exists(page):
     for words in commands_in(page):
         command, context = cli, click.Context(cli)
-        rest = list(words)
-        while rest and isinstance(command, click.Group):
-            inner = command.get_command(context, rest[0])
+        arguments = list(words)
+        while arguments and isinstance(command, click.Group):
+            inner = command.get_command(context, arguments[0])
             if inner is None:
                 break
-            command, rest = inner, rest[1:]
+            command, arguments = inner, arguments[1:]
         assert command is not cli, words
         options = {
             name for param in command.params for name in (*param.opts, *param.secondary_opts)
         }
-        assert {word for word in rest if word.startswith("--")} <= options, words
+        assert {word for word in arguments if word.startswith("--")} <= options, words
 
 
 def run_in(folder, *command, **env):
     """Runs a command with this environment's programs first on the path."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=folder,
         env=os.environ | {"PATH": path} | env,
@@ -96,8 +96,8 @@ def run_in(folder, *command, **env):
         check=False,
         timeout=900,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +145,14 @@ def test_the_commands_around_a_large_run_do_as_they_stand(walked):
 def test_the_commands_before_training_do_as_they_stand(walked):
     (commands,) = [block for block in blocks("sh") if "sp2dpo agreement" in block]
     (walked / "schedule.yaml").write_text((ROOT / "recipes/schedules/sp2dpo.yaml").read_text())
-    other = ROOT / "recipes" / "schedules" / "signed.yaml"
+    second_schedule = ROOT / "recipes" / "schedules" / "signed.yaml"
     run_in(
-        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(other),
+        walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(second_schedule),
         "--out", "other.parquet",
     )  # fmt: skip
-    said = run_in(walked, "bash", "-e", "-c", commands)
+    output = run_in(walked, "bash", "-e", "-c", commands)
     for words in ("Krippendorff's alpha", "what is varied", "verdict", "kept for training by both"):
-        assert words in said
+        assert words in output
     assert (walked / "both.png").stat().st_size > 0
 
 
@@ -164,11 +164,11 @@ def test_the_commands_that_publish_do_as_they_stand(walked, hub):
         walked, "sp2dpo", "schedule", "--store", "run.sqlite", "--schedule", str(arm),
         "--out", "rand.parquet",
     )  # fmt: skip
-    said = run_in(walked, "bash", "-e", "-c", commands, **hub.env)
-    assert "consistent: dataset" in said
-    assert "would change 9 files" in said
-    said = run_in(walked, "bash", "-e", "-c", commands.replace(" --dry-run", ""), **hub.env)
-    assert "tag v1" in said
+    output = run_in(walked, "bash", "-e", "-c", commands, **hub.env)
+    assert "consistent: dataset" in output
+    assert "would change 9 files" in output
+    output = run_in(walked, "bash", "-e", "-c", commands.replace(" --dry-run", ""), **hub.env)
+    assert "tag v1" in output
     snippet = (
         'import sp2dpo.dataset.load; print(len(sp2dpo.dataset.load.load_pairs("org/name@v1")))'
     )
@@ -176,8 +176,8 @@ def test_the_commands_that_publish_do_as_they_stand(walked, hub):
     (commands,) = [block for block in blocks("sh") if "space deploy" in block]
     (deploy,) = [line for line in commands.splitlines() if "space deploy" in line]
     deploy = deploy.replace("@tag", "@v1")
-    said = run_in(walked, "bash", "-e", "-c", deploy, **hub.env)
-    assert said.startswith("org/inspector: ")
+    output = run_in(walked, "bash", "-e", "-c", deploy, **hub.env)
+    assert output.startswith("org/inspector: ")
 
 
 def test_the_snippet_trains(walked):
@@ -189,16 +189,16 @@ def test_the_snippet_trains(walked):
 
 @pytest.mark.slow
 def test_the_demo_prints_the_readmes_table(tmp_path):
-    said = run_in(ROOT, "bash", "-c", f"python recipes/demo/run.py --out {tmp_path}/demo 2>&1")
-    assert not re.search(r"warning|deprecat|it/s|%\|", said, re.IGNORECASE), said
+    output = run_in(ROOT, "bash", "-c", f"python recipes/demo/run.py --out {tmp_path}/demo 2>&1")
+    assert not re.search(r"warning|deprecat|it/s|%\|", output, re.IGNORECASE), output
     (table,) = [block for block in blocks("text") if "Spearman" in block]
     for line in table.splitlines():
         # What the students reach depends on the processor to the last digit.
-        assert line.startswith("student") or line in said.splitlines(), line
+        assert line.startswith("student") or line in output.splitlines(), line
     for student in ("beta 0.1 for all", "beta per pair"):
         line = rf"student, {student}, 24 held-out pairs +accuracy 0\.\d\d \(0\.\d\d to 0\.\d\d\), "
-        assert re.search(line + r"unscaled margin [+-]\d+\.\d\d nats", said)
-    assert "no evidence for or against the method" in said
+        assert re.search(line + r"unscaled margin [+-]\d+\.\d\d nats", output)
+    assert "no evidence for or against the method" in output
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {
         "run.sqlite", "betas.parquet", "dataset", "report.html", "students",
     }  # fmt: skip

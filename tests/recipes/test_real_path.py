@@ -61,18 +61,18 @@ def finished(tmp_path_factory, vllm_url):
     pairs = sample(folder / "pairs.jsonl")
     succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
-    both = ["--store", store, "--betas", betas]
-    succeed("build", *both, "--out", folder / "dataset")
-    succeed("report", *both, "--out", folder / "report.html")
+    inputs = ["--store", store, "--betas", betas]
+    succeed("build", *inputs, "--out", folder / "dataset")
+    succeed("report", *inputs, "--out", folder / "report.html")
     return folder
 
 
 def test_a_real_server_answers_for_every_pair_and_variant(finished):
     replies = pl.read_parquet(finished / "dataset" / "annotations" / "*.parquet")
     assert len(replies) == PAIRS * 3
-    kept = replies.filter(pl.col("status") == "kept")
-    assert len(kept) >= 0.9 * len(replies), replies["reason"].value_counts()
-    assert kept["prompt_tokens"].min() > 100
+    kept_replies = replies.filter(pl.col("status") == "kept")
+    assert len(kept_replies) >= 0.9 * len(replies), replies["reason"].value_counts()
+    assert kept_replies["prompt_tokens"].min() > 100
     betas = pl.read_parquet(finished / "betas.parquet")
     assert betas.filter("has_beta")["beta"].is_between(0.03, 0.3).all()
 
@@ -81,10 +81,10 @@ def test_nothing_is_asked_twice_once_the_server_is_gone(finished):
     panel = yaml.safe_load((finished / "panel.yaml").read_text())
     panel["teachers"][0]["base_url"] = "http://127.0.0.1:9/v1"
     (finished / "gone.yaml").write_text(yaml.safe_dump(panel))
-    said = succeed(
+    output = succeed(
         "annotate", "--panel", finished / "gone.yaml", "--store", finished / "run.sqlite"
     )
-    assert "0 pending" in said
+    assert "0 pending" in output
 
 
 def test_the_data_set_trains_a_student_for_four_steps(finished, tiny_teacher):
@@ -101,6 +101,6 @@ def test_the_data_set_trains_a_student_for_four_steps(finished, tiny_teacher):
 
 def test_explain_arrives_at_the_tables_beta_for_every_pair(finished):
     betas = pl.read_parquet(finished / "betas.parquet")
-    both = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
+    inputs = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
     for pair_id in betas["pair_id"].head(5):
-        assert run("explain", pair_id, *both).returncode == 0
+        assert run("explain", pair_id, *inputs).returncode == 0

@@ -44,14 +44,14 @@ def write_run(tmp_path, *, columns=None, **changes):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("dpo/*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood_by_the_real_parser(script, path):
-    said = yaml.safe_load(path.read_text())
+    recipe = yaml.safe_load(path.read_text())
     arguments = ["--config", str(path), "--use_cpu", "true"]
     for key in ("model_name_or_path", "dataset"):
-        if key not in said:  # then the launch sentence in the file's head gives it
+        if key not in recipe:  # then the launch sentence in the file's head gives it
             assert f"--{key} " in path.read_text()
             arguments += [f"--{key}", "given"]
     data, args, model = script.parse(arguments)
-    for key, value in said.items():
+    for key, value in recipe.items():
         holder = next(config for config in (data, args, model) if hasattr(config, key))
         taken = getattr(holder, key)
         assert taken == ([] if value == "none" else value), key  # report_to: none
@@ -78,7 +78,7 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "more", "code", "message"),
+    ("changes", "arguments", "code", "message"),
     [
         ({"learning_rat": 1}, [], 2, "unknown setting learning_rat, did you mean 'learning_rate'?"),
         ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean 'pair_columns'?"),
@@ -106,13 +106,15 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_wrong_is_said_in_one_line(script, tmp_path, capsys, changes, more, code, message):
+def test_what_is_wrong_is_said_in_one_line(
+    script, tmp_path, capsys, changes, arguments, code, message
+):
     with pytest.raises(SystemExit) as stopped:
-        script.main([*write_run(tmp_path, **changes), *more])
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+        script.main([*write_run(tmp_path, **changes), *arguments])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == code
-    assert said.startswith("train.py: ")
-    assert message in said
+    assert error.startswith("train.py: ")
+    assert message in error
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it(script, tmp_path):
@@ -172,22 +174,22 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them():
         }
     )
     PairDPOConfig(output_dir="unused", bf16=False)  # the logger needs accelerate's state
-    kept, counts = apply_marks(rows, name="train")
+    marked, counts = apply_marks(rows, name="train")
     assert asdict(counts) == {"left_out": 1, "flipped": 1}
-    assert kept["chosen"][:] == ["a", "b", "D"]
-    assert kept["rejected"][:] == ["A", "B", "d"]
-    assert kept["beta"][:] == [
+    assert marked["chosen"][:] == ["a", "b", "D"]
+    assert marked["rejected"][:] == ["A", "B", "d"]
+    assert marked["beta"][:] == [
         0.1,
         None,
         0.3,
     ]  # what becomes of a null is `missing_values`'s to say
     logps = {"ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-3.0, -4.0]}
-    two = rows.select([0, 3])
+    two_rows = rows.select([0, 3])
     for name, values in logps.items():
-        two = two.add_column(name, values)
-    two, _ = apply_marks(two, name="train")
-    assert two["ref_chosen_logps"][:] == [-1.0, -4.0]
-    assert two["ref_rejected_logps"][:] == [-3.0, -2.0]
+        two_rows = two_rows.add_column(name, values)
+    two_rows, _ = apply_marks(two_rows, name="train")
+    assert two_rows["ref_chosen_logps"][:] == [-1.0, -4.0]
+    assert two_rows["ref_rejected_logps"][:] == [-3.0, -2.0]
     unmarked = rows.select_columns(["chosen", "rejected"])
     plain, counts = apply_marks(unmarked, name="train")
     assert plain is unmarked
@@ -208,7 +210,7 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
         seed=3,
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(SINGLE)]
-    done = subprocess.run(
+    result = subprocess.run(
         [*launch, str(RECIPES / "train.py"), *arguments],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -216,8 +218,8 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "rows have no beta and are dropped" in done.stderr
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "rows have no beta and are dropped" in result.stderr
     output = tmp_path / "run"
     results = json.loads((output / "results.json").read_text())
     # By their SHA-256 prompts 3, 5 and 6 are below 0.6; pair 0 has no beta.
@@ -236,31 +238,31 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
     assert "2601.22385" in (output / "README.md").read_text()
     assert not list(output.glob("*.tmp"))
     # A step's line holds what a person watches, results.json and the trainer's state the rest.
-    lines = [line for line in done.stdout.splitlines() if "loss" in line]
+    lines = [line for line in result.stdout.splitlines() if "loss" in line]
     assert re.fullmatch(
         r"step 1/1  loss 0\.6931  accuracy 0\.00  margin [-+]0\.000 nats"
         r"  learning rate \d\.\d\de[-+]\d\d  0:00:00 left",
         lines[0],
     )
-    assert "grad_norm" not in done.stdout
+    assert "grad_norm" not in result.stdout
     # Nothing that a user cannot act on, and no progress bars: this is no terminal.
-    said = done.stdout + done.stderr
-    assert not re.search(r"warning|deprecat|it/s|%\|", said, re.IGNORECASE), said
+    output_text = result.stdout + result.stderr
+    assert not re.search(r"warning|deprecat|it/s|%\|", output_text, re.IGNORECASE), output_text
 
 
 def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(tmp_path):
-    def named(said):
+    def checkpoint(setting):
         return find_checkpoint(
-            PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=said, bf16=False)
+            PairDPOConfig(output_dir=str(tmp_path), resume_from_checkpoint=setting, bf16=False)
         )
 
-    assert (named(None), named("false"), named("true")) == (None, None, None)
+    assert (checkpoint(None), checkpoint("false"), checkpoint("true")) == (None, None, None)
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert named("true") == str(tmp_path / "checkpoint-10")
-    assert named(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
+    assert checkpoint("true") == str(tmp_path / "checkpoint-10")
+    assert checkpoint(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match="checkpoint-3 is not a folder; `true` resumes"):
-        named(str(tmp_path / "checkpoint-3"))
+        checkpoint(str(tmp_path / "checkpoint-3"))
 
 
 def test_the_demo_data_set_folder_is_read_the_way_the_hub_reads_it(tmp_path):

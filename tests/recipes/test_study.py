@@ -34,9 +34,9 @@ SAFE, RISK = "lantern", "acid"
 def worth(thing, form, words, *, ended=True):
     """The parts of a response about the colour; RIGHT and WRONG stand for values."""
     right = WORLD.facts[thing, "colour"]
-    wrong = next(one for one in ("red", "blue") if one != right)
-    said = [{"RIGHT": right, "WRONG": wrong}.get(word, word) for word in words.split()]
-    return WORLD.rewards(Prompt(thing, "colour", form), said, ended=ended).tolist()
+    wrong = next(colour for colour in ("red", "blue") if colour != right)
+    response = [{"RIGHT": right, "WRONG": wrong}.get(word, word) for word in words.split()]
+    return WORLD.rewards(Prompt(thing, "colour", form), response, ended=ended).tolist()
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def pairs_of(differences):
     return [
         LabelledPair(
             pair_id=f"pair-{n:05}", prompt=n % len(PROMPTS), chosen=[5, 1], rejected=[6, 7, 1],
-            parts=[0.0, float(one), 0.0, 0.0], flipped=False,
+            parts=[0.0, float(difference), 0.0, 0.0], flipped=False,
         )
-        for n, one in enumerate(differences)
+        for n, difference in enumerate(differences)
     ]  # fmt: skip
 
 
@@ -117,15 +117,15 @@ def test_a_perfect_teacher_says_the_gap_that_the_formula_says():
 
 def test_teachers_of_stated_quality_read_accordingly():
     true = np.random.default_rng(0).normal(0, 2, 4000)
-    found = {
+    correlations = {
         name: np.corrcoef(gaps_of(SimulatedTeacher(name="a", **how), true)[0], true)[0, 1]
         for name, how in (
             ("sharp", {}), ("noisy", {"noise": 2.0}), ("worse", {"noise": 6.0}),
             ("guessing", {"guessing": 1.0}),
         )
     }  # fmt: skip
-    assert found["sharp"] > found["noisy"] > found["worse"] > 0.2
-    assert abs(found["guessing"]) < 0.05
+    assert correlations["sharp"] > correlations["noisy"] > correlations["worse"] > 0.2
+    assert abs(correlations["guessing"]) < 0.05
     biased, _ = gaps_of(SimulatedTeacher(name="a", length_bias=0.5), [0.01] * 5)
     assert (biased < 0).all()  # these rejected responses are one token longer
 
@@ -156,7 +156,7 @@ def test_every_preset_is_read_and_gives_every_method_the_same_trials(path):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"methods": ["dpoo", "sp2dpo"]}, "no method 'dpoo', did you mean 'dpo'?"),
         ({"scales": [3]}, "the default, 1, must be one of the trials"),
@@ -165,18 +165,18 @@ def test_every_preset_is_read_and_gives_every_method_the_same_trials(path):
         ({"methods": ["sp2dpo@nobody", "sp2dpo"]}, "no panel 'nobody'"),
     ],
 )
-def test_a_bad_preset_is_refused(tmp_path, change, complaint):
+def test_a_bad_preset_is_refused(tmp_path, change, message):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"like": str(STUDY / "smoke.yaml"), **change}))
-    with pytest.raises(ValueError, match=complaint.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         load_config(path)
 
 
 def test_what_is_wrong_is_one_line(tmp_path):
-    done = study(tmp_path / "nothing.yaml", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("run.py: ")
-    assert "Traceback" not in done.stderr
+    result = study(tmp_path / "nothing.yaml", tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("run.py: ")
+    assert "Traceback" not in result.stderr
 
 
 def a_run(method, seed, scale, validation, reward):
@@ -189,9 +189,9 @@ def a_run(method, seed, scale, validation, reward):
 
 def test_trials_are_chosen_by_validation_alone_and_differences_are_paired(tmp_path):
     path = tmp_path / "two.yaml"
-    said = {"like": str(STUDY / "smoke.yaml"), "methods": ["sp2dpo", "gap-as-weight"],
+    preset = {"like": str(STUDY / "smoke.yaml"), "methods": ["sp2dpo", "gap-as-weight"],
             "seeds": [0, 1, 2], "defaults": [], "sweep": {}, "corrected": []}  # fmt: skip
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(preset))
     runs = []
     for seed in (0, 1, 2):
         runs += [a_run("sp2dpo", seed, 1.0, 5, 1.0 + seed), a_run("sp2dpo", seed, 3.0, 4, 99.0)]
@@ -199,16 +199,18 @@ def test_trials_are_chosen_by_validation_alone_and_differences_are_paired(tmp_pa
             a_run("gap-as-weight", seed, 1.0, 1, 99.0),
             a_run("gap-as-weight", seed, 3.0, 2, 0.5 + seed - 0.1 * (seed == 2)),
         ]
-    found = compare_methods(load_config(path), runs)
-    first, second = found["methods"]
+    comparison = compare_methods(load_config(path), runs)
+    first, second = comparison["methods"]
     assert (first["name"], first["scales"]) == ("sp2dpo", [1.0, 1.0, 1.0])
     difference = second["difference"]["1"]
     values = np.array([0.5, 0.5, 0.6])
     half = 4.303 * values.std(ddof=1) / np.sqrt(3)
     assert difference["mean"] == pytest.approx(values.mean())
     assert difference["low"] == pytest.approx(values.mean() - half)
-    assert found["claim"] == {"beaten": ["gap-as-weight"], "not_beaten": [], "holds": True}
-    assert "an effect of the per-pair temperature itself" in "\n".join(format_comparison(found))
+    assert comparison["claim"] == {"beaten": ["gap-as-weight"], "not_beaten": [], "holds": True}
+    assert "an effect of the per-pair temperature itself" in "\n".join(
+        format_comparison(comparison)
+    )
 
 
 def test_an_interval_needs_two_seeds():
@@ -216,9 +218,9 @@ def test_an_interval_needs_two_seeds():
     assert estimate([1.0, 3.0])["high"] == pytest.approx(2 + 12.706 * np.sqrt(2) / np.sqrt(2))
 
 
-def study(preset, out, *more, **options):
+def study(preset, out, *arguments, **options):
     return subprocess.run(
-        [sys.executable, STUDY / "run.py", preset, "--out", out, *more],
+        [sys.executable, STUDY / "run.py", preset, "--out", out, *arguments],
         capture_output=True, text=True, check=False, timeout=900, **options,
     )  # fmt: skip
 
@@ -236,24 +238,25 @@ def smoke(tmp_path_factory):
         time.sleep(0.2)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    done = study(STUDY / "smoke.yaml", out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out, done.stdout
+    result = study(STUDY / "smoke.yaml", out)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out, result.stdout
 
 
 def test_the_smoke_preset_tells_all_runs_and_seeds(smoke):
-    out, said = smoke
-    assert said.endswith((out / "table.md").read_text())
+    out, output = smoke
+    assert output.endswith((out / "table.md").read_text())
     table = json.loads((out / "table.json").read_text())
     preset = load_config(STUDY / "smoke.yaml")
     assert table["runs"] == len(preset.runs()) == len(list(out.glob("runs/*.json")))
-    assert {one["name"] for one in table["methods"]} == {*preset.methods, *preset.defaults}
+    assert {method["name"] for method in table["methods"]} == {*preset.methods, *preset.defaults}
     rows = (out / "runs.csv").read_text().splitlines()
     assert len(rows) == len(preset.runs()) + 1
     for name in ("results", "mechanism"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (
-        "no effect of the per-pair temperature itself is claimed" in said or "beats every" in said
+        "no effect of the per-pair temperature itself is claimed" in output
+        or "beats every" in output
     )
 
 
@@ -282,13 +285,13 @@ def test_a_run_that_is_made_again_is_the_same_to_the_digit(smoke):
     path, table = out / "runs" / "seed-1-gap-as-weight-panel-x1.json", out / "table.json"
     before = path.read_text(), table.read_text()
     path.unlink()
-    done = study(STUDY / "smoke.yaml", out, "--workers", "1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    result = study(STUDY / "smoke.yaml", out, "--workers", "1")
+    assert result.returncode == 0, result.stderr[-3000:]
     assert (path.read_text(), table.read_text()) == before
 
 
 def test_a_folder_belongs_to_one_preset(smoke):
     out, _ = smoke
-    done = study(STUDY / "pilot.yaml", out)
-    assert done.returncode == 2
-    assert "was begun with another" in done.stderr
+    result = study(STUDY / "pilot.yaml", out)
+    assert result.returncode == 2
+    assert "was begun with another" in result.stderr

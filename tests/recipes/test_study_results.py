@@ -39,13 +39,13 @@ def test_a_table_is_that_of_its_runs(name):
     preset = load_config(STUDY / PRESETS[name])
     runs = runs_of(name)
     assert len(runs) == len(preset.runs())
-    made = format_comparison(compare_methods(preset, runs))
-    published = (RESULTS / name / "table.md").read_text().splitlines()[: len(made)]
-    assert len(made) == len(published)
-    for ours, theirs in zip(made, published, strict=True):
+    table = format_comparison(compare_methods(preset, runs))
+    published = (RESULTS / name / "table.md").read_text().splitlines()[: len(table)]
+    assert len(table) == len(published)
+    for ours, theirs in zip(table, published, strict=True):
         assert NUMBER.sub("#", ours) == NUMBER.sub("#", theirs)
-        for one, other in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
-            assert float(one) == pytest.approx(float(other), abs=0.0101)  # runs.csv is rounded
+        for value, expected in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
+            assert float(value) == pytest.approx(float(expected), abs=0.0101)  # runs.csv is rounded
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -62,4 +62,4 @@ def test_what_other_pages_quote_stands_in_the_table(page):
     quoted = INTERVAL.findall(text[start : start + 1800])
     table = (RESULTS / "cpu" / "table.md").read_text()
     assert len(quoted) >= 2
-    assert [one for one in quoted if one not in table] == []
+    assert [interval for interval in quoted if interval not in table] == []
