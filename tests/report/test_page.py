@@ -53,7 +53,7 @@ class Reader(HTMLParser):
         self.text.append(data)
 
     @property
-    def said(self):
+    def visible_text(self):
         return " ".join("".join(self.text).split())
 
 
@@ -68,13 +68,13 @@ def corpus(new_store, name, word, *, rubric="semantic-gap"):
 
     Names in a rubric are of one line and printable: there its printable characters stand.
     """
-    said = load_rubric(rubric).as_mapping()
+    mapping = load_rubric(rubric).as_mapping()
     title = "".join(character for character in word if character.isprintable())
     rubric = parse_rubric(
-        said | {"name": word, "categories": {title: word}, "variants": {title: word, "b": "b"}},
+        mapping | {"name": word, "categories": {title: word}, "variants": {title: word, "b": "b"}},
         where="test",
     )
-    one, other = (
+    first_pair, second_pair = (
         Pair(
             prompt=({"role": "user", "content": f"{word} {number}"},),
             chosen=({"role": "assistant", "content": f"{word} chosen"},),
@@ -82,16 +82,16 @@ def corpus(new_store, name, word, *, rubric="semantic-gap"):
         )
         for number in range(2)
     )
-    rows = [*source_rows(one, other), SetAside(row=3, reason=word, raw=word)]
-    rows[0] = type(rows[0])(row=1, pair=one, source_id=word)
+    rows = [*source_rows(first_pair, second_pair), SetAside(row=3, reason=word, raw=word)]
+    rows[0] = type(rows[0])(row=1, pair=first_pair, source_id=word)
     store = new_store(name)
     against = {"category": title, "rationale": word} | ({"better": "B"} if rubric.blind else {})
     entries = [
-        says(one, word, title, 3, **against),
-        says(one, "y", title, 4, **against),
-        says(other, word, title, 8, **against),
-        says(other, "y", title, 9, **against),
-        refused_reply(one, "y", "b", word),
+        says(first_pair, word, title, 3, **against),
+        says(first_pair, "y", title, 4, **against),
+        says(second_pair, word, title, 8, **against),
+        says(second_pair, "y", title, 9, **against),
+        refused_reply(first_pair, "y", "b", word),
     ]
     fill(store, rows, entries, teachers=(word, "y"), rubric=rubric, name=word)
     return make_report(store)
@@ -105,7 +105,7 @@ def test_hostile_text_changes_no_tag_of_the_page(new_store, rubric):
     names = [sorted(attributes) for _, attributes in hostile.tags]
     assert names == [sorted(attributes) for _, attributes in tame.tags]
     assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in hostile.tags}
-    assert not [name for some in names for name in some if name.startswith("on")]
+    assert not [name for attributes in names for name in attributes if name.startswith("on")]
 
 
 def test_hostile_text_is_shown_as_it_is_wherever_tame_text_is(new_store):
@@ -114,16 +114,16 @@ def test_hostile_text_is_shown_as_it_is_wherever_tame_text_is(new_store):
     # the one-line previews of the prompts are cut
     previews = sum(attributes.get("class") == "line" for _, attributes in tame.tags)
     assert previews == 4
-    count = tame.said.count("tame")
+    count = tame.visible_text.count("tame")
     assert count > 20
-    assert hostile.said.count(HOSTILE) >= count - previews
-    assert "49861" not in hostile.said
+    assert hostile.visible_text.count(HOSTILE) >= count - previews
+    assert "49861" not in hostile.visible_text
 
 
 def test_hidden_and_reordering_characters_are_made_visible(new_store):
     page = render_page(corpus(new_store, "run.sqlite", "a\u202eb\u200bc\x1bd\x00e"))
     assert not re.search("[\u202e\u200b\x1b\x00]", page)
-    assert "a\\u202eb\\u200bc\\u001bd\\u0000e" in read(page).said
+    assert "a\\u202eb\\u200bc\\u001bd\\u0000e" in read(page).visible_text
 
 
 def test_the_page_fetches_nothing(new_store):
@@ -144,7 +144,7 @@ def test_every_reference_between_elements_is_met_and_every_id_is_unique(new_stor
     assert len(ids) == len(set(ids))
     labels = [a["aria-labelledby"].split() for _, a in tags if "aria-labelledby" in a]
     assert labels
-    assert {one for some in labels for one in some} <= set(ids)
+    assert {reference for references in labels for reference in references} <= set(ids)
 
 
 def test_tables_say_what_their_heads_head_and_pictures_have_a_name(new_store):
@@ -160,52 +160,55 @@ def test_tables_say_what_their_heads_head_and_pictures_have_a_name(new_store):
 
 
 def test_three_categories_in_another_language(new_store):
-    said = load_rubric("semantic-gap").as_mapping()
+    mapping = load_rubric("semantic-gap").as_mapping()
     names = {"безопасность": "вред", "стиль": "вкус", "ничего": "нет разницы"}
-    rubric = parse_rubric(said | {"categories": names}, where="test")
-    one = pair(0)
+    rubric = parse_rubric(mapping | {"categories": names}, where="test")
+    only_pair = pair(0)
     store = new_store()
-    entries = [says(one, "x", "direct", 5, category="стиль", rationale="потому что")]
-    fill(store, source_rows(one), entries, teachers=("x",), rubric=rubric)
+    entries = [says(only_pair, "x", "direct", 5, category="стиль", rationale="потому что")]
+    fill(store, source_rows(only_pair), entries, teachers=("x",), rubric=rubric)
     reader = read(render_page(make_report(store)))
-    order = [reader.said.index(f"{name} {count}") for name, count in zip(names, "010", strict=True)]
+    order = [
+        reader.visible_text.index(f"{name} {count}")
+        for name, count in zip(names, "010", strict=True)
+    ]
     assert order == sorted(order)
-    assert "потому что" in reader.said
+    assert "потому что" in reader.visible_text
     swatches = [a["class"] for _, a in reader.tags if a.get("class", "").startswith("swatch c")]
     assert set(swatches) == {"swatch c0", "swatch c1", "swatch c2"}
     for absent in ("factuality", "completeness", "clarity"):
-        assert absent not in reader.said
+        assert absent not in reader.visible_text
 
 
 def test_a_page_with_nothing_to_show_says_so(new_store):
-    one = pair(0)
+    only_pair = pair(0)
     store = new_store()
-    fill(store, source_rows(one), [says(one, "x", "direct", 5)], teachers=("x",))
+    fill(store, source_rows(only_pair), [says(only_pair, "x", "direct", 5)], teachers=("x",))
     reader = read(render_page(make_report(store, quorum=2)))
-    assert "No pair has a beta, so there is nothing to draw." in reader.said
-    assert "There is only one, so there is nothing to compare." in reader.said
-    assert "None: every row of the source contains a valid pair." in reader.said
-    assert reader.said.count("None: no pair has a beta.") == 2
-    assert reader.said.count("cannot be told") == 10
-    assert "10 have no verdict." in reader.said
-    assert "nan" not in reader.said.lower().split()
-    assert not re.search(r"\bNone\b(?!:)", reader.said)
+    assert "No pair has a beta, so there is nothing to draw." in reader.visible_text
+    assert "There is only one, so there is nothing to compare." in reader.visible_text
+    assert "None: every row of the source contains a valid pair." in reader.visible_text
+    assert reader.visible_text.count("None: no pair has a beta.") == 2
+    assert reader.visible_text.count("cannot be told") == 10
+    assert "10 have no verdict." in reader.visible_text
+    assert "nan" not in reader.visible_text.lower().split()
+    assert not re.search(r"\bNone\b(?!:)", reader.visible_text)
 
 
 def test_a_pair_without_any_reply_is_counted_beside_the_histogram(new_store):
-    one, silent = pair(0), pair(1)
+    answered_pair, silent = pair(0), pair(1)
     store = new_store()
-    entries = [says(one, "x", "direct", 5), refused_reply(silent, "x", "direct", "empty")]
-    fill(store, source_rows(one, silent), entries, teachers=("x",))
+    entries = [says(answered_pair, "x", "direct", 5), refused_reply(silent, "x", "direct", "empty")]
+    fill(store, source_rows(answered_pair, silent), entries, teachers=("x",))
     reader = read(render_page(make_report(store)))
-    assert "without a beta 1" in reader.said
-    assert "1 of them has no kept reply" in reader.said
+    assert "without a beta 1" in reader.visible_text
+    assert "1 of them has no kept reply" in reader.visible_text
 
 
 def test_every_beta_is_drawn_once_in_either_picture(new_store):
     pairs = [pair(number) for number in range(11)]
     store = new_store()
-    entries = [says(one, "x", "direct", number) for number, one in enumerate(pairs)]
+    entries = [says(pair, "x", "direct", number) for number, pair in enumerate(pairs)]
     fill(store, source_rows(*pairs), entries, teachers=("x",))
     html = render_page(make_report(store))
     counts = re.findall(r"<title>style: (\d+) pairs? from", html)
@@ -282,18 +285,20 @@ def test_betas_are_rounded_to_a_hundredth_of_their_envelope(width, expected):
 
 
 def test_betas_of_a_narrow_envelope_can_be_told_apart(new_store):
-    one, other = pair(0), pair(1)
+    first_pair, second_pair = pair(0), pair(1)
     store = new_store()
-    entries = [says(one, "x", "direct", 2), says(other, "x", "direct", 7)]
-    fill(store, source_rows(one, other), entries, teachers=("x",))
-    said = read(render_page(make_report(store, beta_min=0.001, beta_max=0.002))).said
-    assert "0.00120 – 0.00170" in said
+    entries = [says(first_pair, "x", "direct", 2), says(second_pair, "x", "direct", 7)]
+    fill(store, source_rows(first_pair, second_pair), entries, teachers=("x",))
+    visible_text = read(
+        render_page(make_report(store, beta_min=0.001, beta_max=0.002))
+    ).visible_text
+    assert "0.00120 – 0.00170" in visible_text
 
 
 def test_no_two_of_forty_categories_share_a_colour():
     light, dark = zip(*(category_colours(number) for number in range(40)), strict=True)
     assert len(set(light)) == len(set(dark)) == 40
-    assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in light + dark)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in light + dark)
 
 
 @pytest.mark.parametrize(("value", "at"), [(0.25, 50.0), (-0.4, 0.0), (0.7, 100.0), (None, None)])
@@ -308,17 +313,17 @@ def test_a_gauge_keeps_its_needle_on_the_scale(value, at):
 
 
 def test_a_matrix_is_the_same_from_both_sides():
-    one = ReaderComparison(
+    comparison = ReaderComparison(
         one="a", other="b", pairs=3, same_category=1.0, spearman=None, difference=0.1
     )
-    assert comparison_matrix(["a", "b"], [one]) == [[None, one], [one, None]]
+    assert comparison_matrix(["a", "b"], [comparison]) == [[None, comparison], [comparison, None]]
 
 
 def test_all_variants_and_teachers_head_a_matrix(new_store):
-    one = pair(0)
+    only_pair = pair(0)
     store = new_store()
-    entries = [says(one, teacher, variant, 5) for teacher in "xyz" for variant in VARIANTS]
-    fill(store, source_rows(one), entries, teachers=("x", "y", "z"))
+    entries = [says(only_pair, teacher, variant, 5) for teacher in "xyz" for variant in VARIANTS]
+    fill(store, source_rows(only_pair), entries, teachers=("x", "y", "z"))
     html = render_page(make_report(store))
     for name in (*VARIANTS, "x", "y", "z"):
         assert f'<th scope="col">{name}</th>' in html
@@ -329,27 +334,27 @@ def test_only_a_blind_page_speaks_of_places_and_disputes(new_store):
         render_page(corpus(new_store, "blind.sqlite", "word", rubric="semantic-gap-blind"))
     )
     labelled = read(render_page(corpus(new_store, "labelled.sqlite", "word")))
-    for said in (
+    for phrase in (
         "2 labels disputed (100%)",
         "Consistency over both orders",
         "Most disputed labels",
     ):
-        assert said in blind.said
-        assert said not in labelled.said
-    assert "protocolblind" in blind.said
-    assert "protocollabelled" in labelled.said
+        assert phrase in blind.visible_text
+        assert phrase not in labelled.visible_text
+    assert "protocolblind" in blind.visible_text
+    assert "protocollabelled" in labelled.visible_text
 
 
 def test_a_share_of_places_stands_beside_its_interval(new_store):
-    one = pair(0)
+    only_pair = pair(0)
     store = new_store()
     entries = [
-        says(one, "x", "direct", 5, better="A"),
-        says(one, "x", "direct", 5, better="A", order="rejected-first"),
-        says(one, "silent", "direct", 5, better="A"),
+        says(only_pair, "x", "direct", 5, better="A"),
+        says(only_pair, "x", "direct", 5, better="A", order="rejected-first"),
+        says(only_pair, "silent", "direct", 5, better="A"),
     ]
     rubric = load_rubric("semantic-gap-blind")
-    fill(store, source_rows(one), entries, teachers=("x", "silent"), rubric=rubric)
+    fill(store, source_rows(only_pair), entries, teachers=("x", "silent"), rubric=rubric)
     html = render_page(make_report(store))
     body = html.split('id="position"', 1)[1].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
     rows = [re.sub("<[^>]*>", " ", row).split() for row in body.split("</tr>")]

@@ -52,19 +52,19 @@ def row(number, prompt, chosen=10, rejected=10):
     )
 
 
-def a_teacher(name="a", **more):
-    more = {"base_urls": ("http://127.0.0.1:9/v1",)} | more
+def a_teacher(name="a", **settings):
+    settings = {"base_urls": ("http://127.0.0.1:9/v1",)} | settings
     sampling = {"temperature": 0, "max_tokens": 100}
-    return Endpoint(name=name, model=name, revision=None, sampling=sampling, **more)
+    return Endpoint(name=name, model=name, revision=None, sampling=sampling, **settings)
 
 
-def panel_of(*teachers, rubric=LABELLED, variants=("direct", "critic", "reader"), **more):
-    return Panel(rubric=rubric, variants=variants, teachers=teachers, **more)
+def panel_of(*teachers, rubric=LABELLED, variants=("direct", "critic", "reader"), **settings):
+    return Panel(rubric=rubric, variants=variants, teachers=teachers, **settings)
 
 
-def rules_of(found):
+def rules_of(pilot):
     """The rules of a pilot, from its result or from its JSON, by name."""
-    return {rule["name"]: rule for rule in json_values(found)["verdict"]["rules"]}
+    return {rule["name"]: rule for rule in json_values(pilot)["verdict"]["rules"]}
 
 
 # The sample
@@ -78,12 +78,12 @@ def test_every_stratum_gives_its_share_of_the_sample():
     ]
     sample = draw_sample(rows, 18)
     assert len(sample.pair_ids) == 18
-    assert [(one.prompt, one.difference) for one in sample.strata] == [
+    assert [(stratum.prompt, stratum.difference) for stratum in sample.strata] == [
         ((prompt, prompt), (difference, difference))
         for prompt in (100, 200, 300)
         for difference in (40, 60, 80)
     ]
-    assert [(one.pairs, one.sampled) for one in sample.strata] == [(20, 2)] * 9
+    assert [(stratum.pairs, stratum.sampled) for stratum in sample.strata] == [(20, 2)] * 9
 
 
 def test_the_same_pairs_are_drawn_whatever_the_order_of_the_rows():
@@ -97,21 +97,21 @@ def test_a_larger_sample_is_never_short_and_a_small_corpus_is_taken_whole():
     rows = [row(number, prompt=20 + number % 7) for number in range(50)]
     for n in (1, 7, 23, 49):
         assert len(draw_sample(rows, n).pair_ids) == n
-    assert draw_sample(rows, 300).pair_ids == {one.pair.id for one in rows}
+    assert draw_sample(rows, 300).pair_ids == {source_row.pair.id for source_row in rows}
 
 
 def test_repeated_pairs_count_once_and_rows_without_a_pair_are_counted():
     rows = [row(1, 20), row(2, 20), SourceRow(row=3, pair=row(1, 20).pair, source_id="again")]
     sample = draw_sample([*rows, SetAside(row=4, reason="no prompt", raw="{}")], 10)
     assert (sample.rows, sample.pairs, sample.set_aside) == (4, 2, 1)
-    assert [one.row for one in read_sampled(rows, sample)] == [1, 2, 3]
+    assert [source_row.row for source_row in read_sampled(rows, sample)] == [1, 2, 3]
 
 
 def test_rows_that_are_set_aside_are_named_by_reason():
     aside = [SetAside(row=n, reason="no prompt", raw="{}") for n in range(2, 9)]
-    found = draw_sample([row(1, 20), *aside, SetAside(row=9, reason="not JSON", raw="{")], 1)
-    assert found.set_aside == 8
-    assert [(one.reason, one.count, one.rows) for one in found.skipped] == [
+    sample = draw_sample([row(1, 20), *aside, SetAside(row=9, reason="not JSON", raw="{")], 1)
+    assert sample.set_aside == 8
+    assert [(skipped.reason, skipped.count, skipped.rows) for skipped in sample.skipped] == [
         ("no prompt", 7, (2, 3, 4, 5, 6)),
         ("not JSON", 1, (9,)),
     ]
@@ -119,17 +119,19 @@ def test_rows_that_are_set_aside_are_named_by_reason():
 
 def test_pairs_whose_truth_is_known_go_first_and_the_strata_keep_their_shares():
     rows = [row(number, prompt=20 if number % 2 else 400) for number in range(100)]
-    known = [f"q{number}" for number in range(0, 40, 2)]  # all of them long
-    sample = draw_sample(rows, 40, prefer=known)
-    assert {one.pair.id for one in rows if one.source_id in known} <= sample.pair_ids
-    assert [one.sampled for one in sample.strata] == [20, 20]
+    gold_names = [f"q{number}" for number in range(0, 40, 2)]  # all of them long
+    sample = draw_sample(rows, 40, prefer=gold_names)
+    assert {
+        source_row.pair.id for source_row in rows if source_row.source_id in gold_names
+    } <= sample.pair_ids
+    assert [stratum.sampled for stratum in sample.strata] == [20, 20]
 
 
 def test_labels_made_for_a_sample_do_not_change_the_sample():
     rows = [row(number, prompt=20 + number % 50) for number in range(200)]
     sample = draw_sample(rows, 40)
-    some = sorted(sample.pair_ids)[:25]
-    assert draw_sample(rows, 40, prefer=some).pair_ids == sample.pair_ids
+    labelled_ids = sorted(sample.pair_ids)[:25]
+    assert draw_sample(rows, 40, prefer=labelled_ids).pair_ids == sample.pair_ids
 
 
 # Gold
@@ -142,7 +144,7 @@ def gold_file(tmp_path, *lines):
 
 
 def test_every_way_to_say_a_label_is_understood(tmp_path):
-    said = [
+    labels = [
         {"label": "chosen"},
         {"label": "rejected"},
         {"label": "tie"},
@@ -152,7 +154,7 @@ def test_every_way_to_say_a_label_is_understood(tmp_path):
         {"label_ok": False},
         {"label_flipped": False, "magnitude": 0},
     ]
-    path = gold_file(tmp_path, *({"pair_id": str(n)} | one for n, one in enumerate(said)))
+    path = gold_file(tmp_path, *({"pair_id": str(n)} | label for n, label in enumerate(labels)))
     assert [truth.label for truth in read_gold(path, LABELLED)] == [
         "chosen", "rejected", "tie", "rejected", "chosen", "chosen", "rejected", "tie",
     ]  # fmt: skip
@@ -181,9 +183,9 @@ def test_a_gold_file_is_read_strictly(tmp_path, line, complaint):
 
 
 def test_a_truth_must_not_be_said_twice(tmp_path):
-    one = {"pair_id": "q1", "label": "tie"}
+    line = {"pair_id": "q1", "label": "tie"}
     with pytest.raises(ValueError, match="line 2: 'q1' is repeated"):
-        read_gold(gold_file(tmp_path, one, one), LABELLED)
+        read_gold(gold_file(tmp_path, line, line), LABELLED)
     rows = pairs_of(2)
     twice = [Truth(name="q1", label="tie"), Truth(name=rows[0].pair.id, label="tie")]
     with pytest.raises(ValueError, match="are the same pair; keep one line"):
@@ -198,7 +200,7 @@ def table_of(*signed):
     return pl.DataFrame(
         {
             "pair_id": [str(n) for n in range(len(signed))],
-            "gap": [None if one is None else max(0.0, one) for one in signed],
+            "gap": [None if gap is None else max(0.0, gap) for gap in signed],
             "signed_gap": signed,
             "category": ["style"] * len(signed),
             "magnitude": [float(n) for n in range(len(signed))],
@@ -206,30 +208,30 @@ def table_of(*signed):
     )
 
 
-def truths_of(*labels, **more):
-    return {str(n): Truth(name=str(n), label=label, **more) for n, label in enumerate(labels)}
+def truths_of(*labels, **settings):
+    return {str(n): Truth(name=str(n), label=label, **settings) for n, label in enumerate(labels)}
 
 
 def test_under_the_labelled_protocol_a_low_gap_says_that_the_label_is_not_right():
     table = table_of(0.5, 0.05, 0.04, 0.0, 0.3, None)
     truths = truths_of("chosen", "chosen", "chosen", "tie", "rejected", "chosen")
-    found = compare_with_gold(table, truths, LABELLED, gold_count=7)
-    assert (found.truths, found.sampled, found.judged) == (7, 6, 5)
-    assert found.labels["chosen"].share == pytest.approx(2 / 3)
-    assert found.labels["not chosen"].share == 1 / 2
-    assert found.accuracy.share == 3 / 5
-    assert found.balanced == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.always_chosen == 3 / 5
+    comparison = compare_with_gold(table, truths, LABELLED, gold_count=7)
+    assert (comparison.truths, comparison.sampled, comparison.judged) == (7, 6, 5)
+    assert comparison.labels["chosen"].share == pytest.approx(2 / 3)
+    assert comparison.labels["not chosen"].share == 1 / 2
+    assert comparison.accuracy.share == 3 / 5
+    assert comparison.balanced == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert comparison.always_chosen == 3 / 5
 
 
 def test_under_the_blind_protocol_the_direction_is_judged():
     table = table_of(0.5, -0.5, 0.04, -0.05, -0.04)
     truths = truths_of("chosen", "chosen", "tie", "rejected", "rejected")
-    found = compare_with_gold(table, truths, BLIND, gold_count=5)
-    shares = {label: one.share for label, one in found.labels.items()}
+    comparison = compare_with_gold(table, truths, BLIND, gold_count=5)
+    shares = {label: proportion.share for label, proportion in comparison.labels.items()}
     assert shares == {"chosen": 1 / 2, "rejected": 1 / 2, "tie": 1.0}
-    assert found.balanced == 1 / 2  # a tie is no direction
-    assert found.accuracy.count == 3
+    assert comparison.balanced == 1 / 2  # a tie is no direction
+    assert comparison.accuracy.count == 3
 
 
 def test_categories_and_magnitudes_are_compared_where_they_are_known():
@@ -237,15 +239,15 @@ def test_categories_and_magnitudes_are_compared_where_they_are_known():
     truths = truths_of("chosen", "chosen", "chosen") | {
         "3": Truth(name="3", label="rejected", category="style", magnitude=1)
     }
-    known = {
-        key: Truth(name=key, label=one.label, category=category, magnitude=magnitude)
-        for (key, one), category, magnitude in zip(
+    detailed_truths = {
+        key: Truth(name=key, label=truth.label, category=category, magnitude=magnitude)
+        for (key, truth), category, magnitude in zip(
             truths.items(), ("style", "safety", None, "style"), (1, 5, 9, 1), strict=True
         )
     }
-    found = compare_with_gold(table, known, LABELLED, gold_count=4)
-    assert (found.category.count, found.category.share) == (2, 2 / 3)
-    assert found.magnitude == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
+    comparison = compare_with_gold(table, detailed_truths, LABELLED, gold_count=4)
+    assert (comparison.category.count, comparison.category.share) == (2, 2 / 3)
+    assert comparison.magnitude == 1.0  # of 1, 5, 9 with 0, 1, 2; the wrong label is left out
     assert compare_with_gold(table, truths_of("chosen"), LABELLED, gold_count=1).magnitude is None
 
 
@@ -264,22 +266,22 @@ def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
         "hours": Usage(**took, seconds=72),
         "unpriced": Usage(**took, seconds=18),
     }
-    found = project_costs(panel, used, sampled=10, pairs=1000)
-    tokens, hours, unpriced = found.teachers
+    projection = project_costs(panel, used, sampled=10, pairs=1000)
+    tokens, hours, unpriced = projection.teachers
     assert (tokens.requests, tokens.prompt_tokens) == (3000, 300_000)
     assert (tokens.hours, hours.hours, unpriced.hours) == (1, 2, 0.5)
     assert (tokens.gpu_hours, hours.gpu_hours, unpriced.gpu_hours) == (None, 8, 1)
     # 200,000 x 2 + 100,000 x 0.5 + 60,000 x 10 millionths; 8 GPU-hours at 3.
     assert tokens.money == pytest.approx(1.05)
     assert hours.money == 24
-    assert found.money == {"USD": pytest.approx(25.05)}
-    assert found.unpriced == ["unpriced"]
-    assert found.hours == 2 + 0.5  # the first two side by side, then the one that we serve
-    assert found.gpu_hours is None  # nobody knows those of the first
+    assert projection.money == {"USD": pytest.approx(25.05)}
+    assert projection.unpriced == ["unpriced"]
+    assert projection.hours == 2 + 0.5  # the first two side by side, then the one that we serve
+    assert projection.gpu_hours is None  # nobody knows those of the first
 
 
-def served(**more):
-    return Serve(environment=DEMO, **more)
+def served(**settings):
+    return Serve(environment=DEMO, **settings)
 
 
 def test_a_sweep_is_set_beside_the_annotation():
@@ -307,9 +309,9 @@ def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
     lines = plan_lines(store, panel)
     texts = {
         (number, variant): sum(
-            len(message["content"]) for message in LABELLED.messages(one.pair, variant)
+            len(message["content"]) for message in LABELLED.messages(source_row.pair, variant)
         )
-        for number, one in enumerate(rows)
+        for number, source_row in enumerate(rows)
         for variant in panel.variants
     }
     missing = texts[1, "direct"] + texts[1, "reader"]
@@ -321,13 +323,13 @@ def test_a_plan_counts_what_is_missing_and_names_the_panel(new_store):
     assert any(
         line.startswith(f"b: 6 requests, about {sum(texts.values()) / 4:,.0f}") for line in lines
     )
-    said = "\n".join(lines)
+    plan = "\n".join(lines)
     assert max(map(len, lines)) <= 100
-    assert "secret" not in said
-    assert f"{DEMO}/bin/vllm serve b" in said
-    assert "together 8 requests" in said
-    assert "at most 800 tokens" in said
-    assert f"semantic-gap ({LABELLED.hash[:12]})" in said
+    assert "secret" not in plan
+    assert f"{DEMO}/bin/vllm serve b" in plan
+    assert "together 8 requests" in plan
+    assert "at most 800 tokens" in plan
+    assert f"semantic-gap ({LABELLED.hash[:12]})" in plan
 
 
 def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_it(
@@ -352,12 +354,12 @@ def test_a_plan_shows_the_command_as_a_shell_reads_it_and_what_is_dangerous_in_i
     begin = lines.index("  would be served by") + 1
     end = next(n for n, line in enumerate(lines) if line.startswith("    WARNING: "))
     folded = "\n".join(lines[begin:end])
-    heard = [
+    outputs = [
         subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
         for command in (folded, *command_lines("b", None, serve))
     ]
-    assert heard[0] == heard[1]
-    assert heard[0].startswith("a b  c\nserve\nb\n")
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("a b  c\nserve\nb\n")
     assert f"{program} serve b" in folded
     warned = " ".join(line.strip() for line in lines[end : lines.index(lines[-1])])
     assert "WARNING: --trust-remote-code runs code" in warned
@@ -369,16 +371,16 @@ def test_a_plan_counts_only_the_pairs_of_a_shard_and_keeps_nothing(new_store):
     rows = [row(n, 50) for n in range(30)]
     store.corpus.add(Source(name="hand.jsonl"), rows)
     panel = panel_of(a_teacher("a"), a_teacher("b"))
-    held = sum(shard.contains(one.pair.id) for one in rows)
-    assert 0 < held < 30
-    said = "\n".join(plan_lines(store, panel, shard=shard))
-    assert f"a: {3 * held} requests" in said
-    assert f"together {6 * held} requests" in said
-    assert "shard 1/3 of the pairs" in said
+    pair_count = sum(shard.contains(source_row.pair.id) for source_row in rows)
+    assert 0 < pair_count < 30
+    plan = "\n".join(plan_lines(store, panel, shard=shard))
+    assert f"a: {3 * pair_count} requests" in plan
+    assert f"together {6 * pair_count} requests" in plan
+    assert "shard 1/3 of the pairs" in plan
     assert store.questions.shard() is None
     assert "a: 90 requests" in "\n".join(plan_lines(store, panel))
     store.questions.restrict_to_shard(shard)
-    assert f"a: {3 * held} requests" in "\n".join(plan_lines(store, panel))
+    assert f"a: {3 * pair_count} requests" in "\n".join(plan_lines(store, panel))
     with pytest.raises(ValueError, match="is for 1/3, not for the shard 0/3"):
         plan_lines(store, panel, shard=Shard(index=0, total=3))
 
@@ -395,14 +397,16 @@ def test_a_dry_run_shows_the_plan_and_asks_nothing(scripted, tmp_path):
 
 
 def entry(pair_id, teacher, variant, magnitude=5, *, cached=None, reason=None, at=0.0):
-    said = Annotation(category="style", magnitude=magnitude, confidence=10, rationale="because")
+    annotation = Annotation(
+        category="style", magnitude=magnitude, confidence=10, rationale="because"
+    )
     reply = Reply(
         text="{}", finish_reason="stop", model=teacher, prompt_tokens=1000, completion_tokens=20,
         cached_tokens=cached, seconds=1.0,
     )  # fmt: skip
     return ReplyRecord(
         key=Key(pair_id=pair_id, teacher=teacher, variant=variant),
-        annotation=None if reason else said,
+        annotation=None if reason else annotation,
         reason=reason,
         detail="the prompt is rude" if reason else None,
         raw="{}",
@@ -412,7 +416,7 @@ def entry(pair_id, teacher, variant, magnitude=5, *, cached=None, reason=None, a
 
 
 def trial(
-    tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: None, cached=None, **more
+    tmp_path, panel, magnitude, *, pairs=40, refuse=lambda n, variant: None, cached=None, **settings
 ):
     """What a pilot finds whose teachers give pair n the magnitude of (n, teacher, variant)."""
     rows = [row(n, 50) for n in range(pairs)]
@@ -422,30 +426,32 @@ def trial(
         store.add_replies(
             [
                 entry(
-                    one.pair.id, teacher.name, variant, magnitude(n, teacher.name, variant),
+                    source_row.pair.id, teacher.name, variant, magnitude(n, teacher.name, variant),
                     cached=cached, reason=refuse(n, variant), at=float(n),
                 )
-                for n, one in enumerate(rows)
+                for n, source_row in enumerate(rows)
                 for teacher in panel.teachers
                 for variant in panel.variants
             ]
         )  # fmt: skip
-    found = Trial(panel=panel, sample=draw_sample(rows, pairs), schedule=DEFAULT_SCHEDULE, **more)
+    pilot = Trial(
+        panel=panel, sample=draw_sample(rows, pairs), schedule=DEFAULT_SCHEDULE, **settings
+    )
     with Store(tmp_path / "pilot.sqlite") as store:
-        return evaluate_pilot(store, found)
+        return evaluate_pilot(store, pilot)
 
 
 TWO = panel_of(a_teacher("a"), a_teacher("b"))
 
 
 def test_teachers_that_see_the_same_spread_are_a_go(tmp_path):
-    found = trial(tmp_path, TWO, lambda n, *_: n % 11)
-    assert found.verdict.go
-    assert [rule.passed for rule in found.verdict.rules] == [True] * 8 + [None]
+    pilot = trial(tmp_path, TWO, lambda n, *_: n % 11)
+    assert pilot.verdict.go
+    assert [rule.passed for rule in pilot.verdict.rules] == [True] * 8 + [None]
     # Magnitudes of 0 to 6 come four times, those of 7 to 10 three times, each at a full confidence.
-    assert found.betas.histogram == [4, 0] * 7 + [3, 0, 3, 0, 3, 3]
-    assert found.betas.quantiles["0.5"] == pytest.approx(0.03 + 0.27 * 0.45)
-    assert found.teachers[0].replies_per_second == pytest.approx(120 / 40)
+    assert pilot.betas.histogram == [4, 0] * 7 + [3, 0, 3, 0, 3, 3]
+    assert pilot.betas.quantiles["0.5"] == pytest.approx(0.03 + 0.27 * 0.45)
+    assert pilot.teachers[0].replies_per_second == pytest.approx(120 / 40)
 
 
 @pytest.mark.parametrize(
@@ -465,9 +471,9 @@ def test_teachers_that_see_the_same_spread_are_a_go(tmp_path):
     ],
 )
 def test_each_way_to_go_wrong_is_a_no_go(tmp_path, magnitude, fails):
-    found = trial(tmp_path, TWO, magnitude)
-    assert not found.verdict.go
-    assert {name for name, rule in rules_of(found).items() if rule["passed"] is False} == fails
+    pilot = trial(tmp_path, TWO, magnitude)
+    assert not pilot.verdict.go
+    assert {name for name, rule in rules_of(pilot).items() if rule["passed"] is False} == fails
 
 
 def test_refused_replies_above_a_twentieth_are_a_no_go(tmp_path):
@@ -486,28 +492,28 @@ def test_refused_replies_above_a_twentieth_are_a_no_go(tmp_path):
 
 
 def test_pairs_without_a_beta_are_a_no_go(tmp_path):
-    found = trial(
+    pilot = trial(
         tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: None if n % 10 else "empty"
     )
-    assert rules_of(found)["without-beta"]["value"] == pytest.approx(4 / 40)
-    assert rules_of(found)["without-beta"]["passed"] is False
+    assert rules_of(pilot)["without-beta"]["value"] == pytest.approx(4 / 40)
+    assert rules_of(pilot)["without-beta"]["passed"] is False
 
 
 def test_too_few_pairs_are_a_no_go(tmp_path):
-    found = trial(tmp_path, TWO, lambda n, *_: n % 11, pairs=19)
-    assert [name for name, rule in rules_of(found).items() if rule["passed"] is False] == ["enough"]
+    pilot = trial(tmp_path, TWO, lambda n, *_: n % 11, pairs=19)
+    assert [name for name, rule in rules_of(pilot).items() if rule["passed"] is False] == ["enough"]
 
 
 def test_a_prefix_cache_that_serves_less_than_half_of_what_it_could_is_a_no_go(tmp_path):
-    found = trial(tmp_path, TWO, lambda n, *_: n % 11, cached=100)
-    assert found.teachers[0].cached_share == pytest.approx(0.1)
-    cacheable = found.teachers[0].cacheable_share
+    partly_cached = trial(tmp_path, TWO, lambda n, *_: n % 11, cached=100)
+    assert partly_cached.teachers[0].cached_share == pytest.approx(0.1)
+    cacheable = partly_cached.teachers[0].cacheable_share
     assert 0.5 < cacheable < 2 / 3  # two of three requests about a pair begin like the first
-    assert rules_of(found)["cache"]["value"] == pytest.approx(0.1 / cacheable)
-    assert rules_of(found)["cache"]["passed"] is False
+    assert rules_of(partly_cached)["cache"]["value"] == pytest.approx(0.1 / cacheable)
+    assert rules_of(partly_cached)["cache"]["passed"] is False
     (tmp_path / "full").mkdir()
-    found = trial(tmp_path / "full", TWO, lambda n, *_: n % 11, cached=600)
-    assert rules_of(found)["cache"]["passed"]
+    fully_cached = trial(tmp_path / "full", TWO, lambda n, *_: n % 11, cached=600)
+    assert rules_of(fully_cached)["cache"]["passed"]
 
 
 def test_gold_that_a_coin_could_match_is_a_no_go():
@@ -516,23 +522,23 @@ def test_gold_that_a_coin_could_match_is_a_no_go():
         table, truths_of(*["chosen"] * 20, *["tie"] * 20), LABELLED, gold_count=40
     )
 
-    def told(**changed):
+    def is_gold_passed(**changed):
         gold_changed = replace(gold, **changed)
         verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold_changed)
         return next(rule.passed for rule in verdict.rules if rule.name == "gold")
 
     assert gold.judged == 40
-    assert told(balanced_low=0.5) is False
-    assert told(balanced_low=0.51) is True
+    assert is_gold_passed(balanced_low=0.5) is False
+    assert is_gold_passed(balanced_low=0.51) is True
     # Whoever gives truths wants them to be met.
-    assert told(judged=19, balanced_low=0.9) is False
-    assert told(balanced_low=None) is False
+    assert is_gold_passed(judged=19, balanced_low=0.9) is False
+    assert is_gold_passed(balanced_low=None) is False
 
 
 def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
     reasons = {0: "length", 1: "length", 2: "not-json", 3: "too-long", 4: "http-400"}
-    found = trial(tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: reasons.get(n % 8))
-    rule = rules_of(found)["refused"]
+    pilot = trial(tmp_path, TWO, lambda n, *_: n % 11, refuse=lambda n, _: reasons.get(n % 8))
+    rule = rules_of(pilot)["refused"]
     assert rule["passed"] is False
     assert rule["advice"].startswith("length 30: raise max_tokens")
     assert (
@@ -541,7 +547,7 @@ def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
     )
     assert "too-long 15: raise --max-model-len" in rule["advice"]
     assert "http-400 15: the server says: the prompt is rude" in rule["advice"]
-    lines = pilot_lines(found)
+    lines = pilot_lines(pilot)
     at = next(n for n, line in enumerate(lines) if line.startswith("  NO  refused"))
     assert lines[at + 1 : at + 3] == ["        the worst: a", lines[at + 2]]
     assert lines[at + 2].startswith("        length 30: raise max_tokens")
@@ -549,23 +555,23 @@ def test_a_teacher_whose_answers_are_refused_comes_with_what_to_do(tmp_path):
 
 
 def test_one_teacher_has_no_spread_between_teachers(tmp_path):
-    found = trial(tmp_path, panel_of(a_teacher("a")), lambda n, *_: n % 11)
-    assert found.agreement.spread is None
-    assert any("between teachers -" in line for line in pilot_lines(found))
+    pilot = trial(tmp_path, panel_of(a_teacher("a")), lambda n, *_: n % 11)
+    assert pilot.agreement.spread is None
+    assert any("between teachers -" in line for line in pilot_lines(pilot))
 
 
 def test_what_a_sweep_takes_is_told_where_the_annotation_has_no_price(tmp_path):
-    found = trial(tmp_path, TWO, lambda n, *_: n % 11, runs=4, run_hours=12.5)
-    said = " ".join(line.strip() for line in pilot_lines(found))
-    assert "a sweep of 4 runs of 12.5 GPU-hours each takes 50 GPU-hours" in said
-    assert "is not known: add a price to the panel" in said
-    assert "at the pilot's throughput, without starting the servers" in said
+    pilot = trial(tmp_path, TWO, lambda n, *_: n % 11, runs=4, run_hours=12.5)
+    briefing = " ".join(line.strip() for line in pilot_lines(pilot))
+    assert "a sweep of 4 runs of 12.5 GPU-hours each takes 50 GPU-hours" in briefing
+    assert "is not known: add a price to the panel" in briefing
+    assert "at the pilot's throughput, without starting the servers" in briefing
 
 
 def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
     names = [f"organisation/a-teacher-with-a-very-long-name-{n}-instruct" for n in range(3)]
     teachers = [a_teacher(name, price=Price(gpu_hour=1e6, gpus=8)) for name in names]
-    found = trial(
+    pilot = trial(
         tmp_path,
         panel_of(*teachers),
         lambda n, *_: 10 if n % 5 else 1,
@@ -576,29 +582,29 @@ def test_every_line_of_a_briefing_fits_a_terminal(tmp_path):
         trouble=None,
     )
     skipped = SkippedPairs(reason="no prompt " * 20, count=9, rows=(1, 2, 3, 4, 5))
-    sample = replace(found.sample, skipped=[skipped])
-    lines = pilot_lines(replace(found, sample=sample))
+    sample = replace(pilot.sample, skipped=[skipped])
+    lines = pilot_lines(replace(pilot, sample=sample))
     assert max(map(len, lines)) <= 100
     assert "NO-GO: refused, without-beta, clumped-high" in " ".join(lines)
 
 
 def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
-    def told(consistent, first):
+    def is_place_passed(consistent, first):
         counts = {"consistent": consistent, "first": first, "second": 0, "tie": 50}
         shares = {kind: Proportion(count=count) for kind, count in counts.items()}
         position = [OrderConsistency(teacher="a", both=sum(counts.values()), **shares)]
         verdict = decide([], [], pairs=40, with_beta=40, position=position, gold=None)
         return next(rule.passed for rule in verdict.rules if rule.name == "place")
 
-    assert told(20, 20) is False
-    assert told(21, 19) is True
-    assert told(10, 9) is None
+    assert is_place_passed(20, 20) is False
+    assert is_place_passed(21, 19) is True
+    assert is_place_passed(10, 9) is None
 
 
 def test_an_adaptive_panel_is_not_held_to_its_layout(tmp_path):
     panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
-    found = trial(tmp_path, panel, lambda n, *_: n % 11, cached=0)
-    assert rules_of(found)["cache"]["passed"] is None
+    pilot = trial(tmp_path, panel, lambda n, *_: n % 11, cached=0)
+    assert rules_of(pilot)["cache"]["passed"] is None
 
 
 def test_only_what_the_panel_asks_counts(tmp_path):
@@ -608,9 +614,9 @@ def test_only_what_the_panel_asks_counts(tmp_path):
         panel=panel_of(a_teacher("a")), sample=draw_sample(rows, 40), schedule=DEFAULT_SCHEDULE
     )
     with Store(tmp_path / "pilot.sqlite") as store:
-        found = evaluate_pilot(store, alone)
-    assert found.betas.mean == pytest.approx(0.03 + 0.027 * (4 * 21 + 3 * 34) / 40)
-    assert rules_of(found)["guessing"]["passed"] is None  # it takes two
+        pilot = evaluate_pilot(store, alone)
+    assert pilot.betas.mean == pytest.approx(0.03 + 0.027 * (4 * 21 + 3 * 34) / 40)
+    assert rules_of(pilot)["guessing"]["passed"] is None  # it takes two
 
 
 # The command
@@ -626,63 +632,70 @@ def demo_pilot(tmp_path_factory, replay_url):
     return folder, succeed(*command(folder), "--sweep", 4)
 
 
-def command(folder, *more):
+def command(folder, *options):
     return (
         "pilot", "--pairs", PAIRS, "--panel", folder / "panel.yaml", "--store",
-        folder / "pilot.sqlite", "--n", 60, "--gold", PLANTED, *more,
+        folder / "pilot.sqlite", "--n", 60, "--gold", PLANTED, *options,
     )  # fmt: skip
 
 
 def test_the_demo_is_a_go(demo_pilot):
-    folder, said = demo_pilot
-    assert said.endswith("\nGO\n")
-    assert "540 asked for = 540 kept + 0 refused + 0 pending" in said
-    assert "60 of 96 pairs" in said
-    assert "as much as a sweep of 4 runs of" in said
+    folder, briefing = demo_pilot
+    assert briefing.endswith("\nGO\n")
+    assert "540 asked for = 540 kept + 0 refused + 0 pending" in briefing
+    assert "60 of 96 pairs" in briefing
+    assert "as much as a sweep of 4 runs of" in briefing
     with Store(folder / "pilot.sqlite") as store:
         assert len(store.corpus.pair_ids()) == 60
 
 
 def test_the_findings_agree_with_what_was_planted(demo_pilot):
     folder, _ = demo_pilot
-    found = json.loads(succeed(*command(folder), "--json"))
-    planted = {one["pair_id"]: one for one in map(json.loads, PLANTED.read_text().splitlines())}
+    result = json.loads(succeed(*command(folder), "--json"))
+    planted = {
+        planted_pair["pair_id"]: planted_pair
+        for planted_pair in map(json.loads, PLANTED.read_text().splitlines())
+    }
     with Store(folder / "pilot.sqlite") as store:
-        sampled = [planted[one.source_id] for one, _ in store.corpus.rows()]
-    wrong = [one for one in sampled if one["label_flipped"] or one["magnitude"] == 0]
-    gold = found["gold"]
+        sampled = [planted[source_row.source_id] for source_row, _ in store.corpus.rows()]
+    wrong = [
+        planted_pair
+        for planted_pair in sampled
+        if planted_pair["label_flipped"] or planted_pair["magnitude"] == 0
+    ]
+    gold = result["gold"]
     assert (gold["given"], gold["sampled"], gold["judged"]) == (96, 60, 60)
     assert gold["always_chosen"] == pytest.approx(1 - len(wrong) / 60)
     assert gold["labels"]["not chosen"] == pytest.approx(
         {"count": len(wrong), "share": 1.0, "low": gold["labels"]["not chosen"]["low"], "high": 1.0}
     )
     assert gold["accuracy"]["share"] > gold["always_chosen"]
-    whole = found["projection"]
-    assert [one["requests"] for one in whole["teachers"]] == [96 * 3] * 3
-    first, measured = whole["teachers"][0], found["teachers"][0]
+    projection = result["projection"]
+    assert [teacher["requests"] for teacher in projection["teachers"]] == [96 * 3] * 3
+    first, measured = projection["teachers"][0], result["teachers"][0]
     assert first["hours"] * 3600 == pytest.approx(measured["busy_seconds"] * 96 / 60)
     assert first["money"] == pytest.approx(2 * first["hours"])
 
 
 def test_a_second_pilot_asks_nothing(demo_pilot):
-    folder, said = demo_pilot
+    folder, briefing = demo_pilot
     with Store(folder / "pilot.sqlite") as store:
         before = list(store.replies())
     write_panel(folder / "gone.yaml", "http://127.0.0.1:9/v1", names=READERS)
     again = [
         word if word != folder / "panel.yaml" else folder / "gone.yaml" for word in command(folder)
     ]
-    assert said[: said.index("tokens per request")] in succeed(*again)
+    assert briefing[: briefing.index("tokens per request")] in succeed(*again)
     with Store(folder / "pilot.sqlite") as store:
         assert list(store.replies()) == before
 
 
 def test_a_pilot_from_python_is_the_pilot_of_the_command(demo_pilot):
     folder, _ = demo_pilot
-    found = run_pilot(PAIRS, folder / "panel.yaml", folder / "pilot.sqlite", n=60, gold=PLANTED)
-    assert found.verdict.go
+    pilot = run_pilot(PAIRS, folder / "panel.yaml", folder / "pilot.sqlite", n=60, gold=PLANTED)
+    assert pilot.verdict.go
     printed = json.loads(succeed(*command(folder), "--json"))
-    assert json.loads(json.dumps(json_values(found))) == printed
+    assert json.loads(json.dumps(json_values(pilot))) == printed
 
 
 def test_another_sample_needs_another_store(demo_pilot):
@@ -697,8 +710,8 @@ def test_random_replies_are_a_no_go(scripted, tmp_path):
     write_panel(tmp_path / "panel.yaml", teacher.url)
     done = run(*command(tmp_path), "--json")
     assert done.returncode == 3, done.stderr
-    found = json.loads(done.stdout)
-    failed = {name for name, rule in rules_of(found).items() if rule["passed"] is False}
+    result = json.loads(done.stdout)
+    failed = {name for name, rule in rules_of(result).items() if rule["passed"] is False}
     assert "wavering" in failed
     assert "gold" in failed
     assert len(teacher.requests) == 180
@@ -776,8 +789,8 @@ def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(
     teacher = scripted()
     write_panel(tmp_path / "panel.yaml", teacher.url)
     schedule = tmp_path / "schedule.yaml"
-    said = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
-    schedule.write_text(yaml.safe_dump(said | {"estimate": "expected"}))
+    mapping = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
+    schedule.write_text(yaml.safe_dump(mapping | {"estimate": "expected"}))
     complaint = fail(*command(tmp_path), "--schedule", schedule)
     assert "teacher scripted: sampling has no `logprobs: true`" in complaint
     assert teacher.requests == []
@@ -799,9 +812,9 @@ def test_rows_that_are_set_aside_are_told(replay_url, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(PAIRS.read_text() + '{"prompt": "Only a prompt"}\n')
     words = [word if word != PAIRS else pairs for word in command(tmp_path)]
-    told = succeed(*words)
-    assert "97 rows = 96 usable + 1 set aside; 96 distinct pairs" in told
-    assert "(row 97)" in told
+    briefing = succeed(*words)
+    assert "97 rows = 96 usable + 1 set aside; 96 distinct pairs" in briefing
+    assert "(row 97)" in briefing
 
 
 def test_what_one_run_takes_says_nothing_without_a_sweep(tmp_path):
@@ -812,8 +825,8 @@ def test_what_one_run_takes_says_nothing_without_a_sweep(tmp_path):
 def test_a_schedule_of_ones_own_is_used(demo_pilot, tmp_path):
     folder, _ = demo_pilot
     schedule = tmp_path / "schedule.yaml"
-    said = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
-    schedule.write_text(yaml.safe_dump(said | {"beta_min": 1.0, "beta_max": 2.0}))
-    found = json.loads(succeed(*command(folder), "--json", "--schedule", schedule))
-    assert found["schedule"]["beta_max"] == 2.0
-    assert 1 <= found["betas"]["mean"] <= 2
+    mapping = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
+    schedule.write_text(yaml.safe_dump(mapping | {"beta_min": 1.0, "beta_max": 2.0}))
+    result = json.loads(succeed(*command(folder), "--json", "--schedule", schedule))
+    assert result["schedule"]["beta_max"] == 2.0
+    assert 1 <= result["betas"]["mean"] <= 2

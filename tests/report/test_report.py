@@ -28,17 +28,17 @@ BLIND = load_rubric("semantic-gap-blind")
 
 def report_on(store, **changed):
     """The report as JSON."""
-    found = json_values(make_report(store, **changed))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    return found
+    report = json_values(make_report(store, **changed))
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    return report
 
 
-def verdicts(found):
-    return {one["name"]: one["verdict"] for one in found["signatures"][:5]}
+def verdicts(report):
+    return {check["name"]: check["verdict"] for check in report["signatures"][:5]}
 
 
-def values(found):
-    return {one["name"]: one["value"] for one in found["signatures"]}
+def values(report):
+    return {check["name"]: check["value"] for check in report["signatures"]}
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def three(new_store):
 
 
 def test_the_head_counts_everything(three):
-    found = report_on(three[0])
-    assert found["source"] == {
+    report = report_on(three[0])
+    assert report["source"] == {
         "name": "hand.jsonl",
         "revision": None,
         "license": None,
@@ -79,13 +79,13 @@ def test_the_head_counts_everything(three):
         "pairs": 3,
         "set_aside": {"no pair": 1},
     }
-    assert found["replies"] == {
+    assert report["replies"] == {
         "asked": 18, "kept": 12, "refused": 3, "spared": 0, "pending": 3,
     }  # fmt: skip
-    refusals = {teacher["name"]: teacher["refused"] for teacher in found["teachers"]}
+    refusals = {teacher["name"]: teacher["refused"] for teacher in report["teachers"]}
     assert refusals == {"x": {"empty": 2, "not-json": 1}, "y": {}}
-    assert found["rubric"]["sha256"] == load_rubric("semantic-gap").hash
-    assert found["schedule"]["beta_max"] == 0.3
+    assert report["rubric"]["sha256"] == load_rubric("semantic-gap").hash
+    assert report["schedule"]["beta_max"] == 0.3
 
 
 def test_a_variant_that_was_always_refused_is_still_a_variant(three):
@@ -103,16 +103,16 @@ def test_betas_are_summed_up(three):
 
 
 def test_teachers_are_compared_by_category_rank_and_distance(three):
-    (both,) = report_on(three[0])["agreement"]["between_teachers"]
-    assert (both["one"], both["other"], both["pairs"]) == ("x", "y", 3)
-    assert both["same_category"] == pytest.approx(2 / 3)
-    assert both["spearman"] == pytest.approx(0.5)  # 1 - 6 (1 + 1 + 0) / (3 x 8)
-    assert both["difference"] == pytest.approx((0.3 + 0 + 0.1) / 3)
+    (comparison,) = report_on(three[0])["agreement"]["between_teachers"]
+    assert (comparison["one"], comparison["other"], comparison["pairs"]) == ("x", "y", 3)
+    assert comparison["same_category"] == pytest.approx(2 / 3)
+    assert comparison["spearman"] == pytest.approx(0.5)  # 1 - 6 (1 + 1 + 0) / (3 x 8)
+    assert comparison["difference"] == pytest.approx((0.3 + 0 + 0.1) / 3)
 
 
 def test_variants_are_compared_over_the_mean_of_the_teachers(three):
-    found = report_on(three[0])["agreement"]["between_variants"]
-    direct_critic, direct_reader, _ = found
+    comparisons = report_on(three[0])["agreement"]["between_variants"]
+    direct_critic, direct_reader, _ = comparisons
     # direct .4 .5 .85 against critic .5 .5 .85: ranks 1 2 3 against 1.5 1.5 3
     assert direct_critic["spearman"] == pytest.approx(1.5 / 3**0.5)
     assert direct_critic["difference"] == pytest.approx(0.1 / 3)
@@ -122,15 +122,15 @@ def test_variants_are_compared_over_the_mean_of_the_teachers(three):
 
 
 def test_agreement_and_spread_are_means_over_the_pairs(three):
-    found = report_on(three[0])["agreement"]
-    assert found["agreement"] == pytest.approx((1 + 0.5 + 1) / 3)
-    assert found["spread"] == pytest.approx((0.15 + 0 + 0.05) / 3)
+    panel_agreement = report_on(three[0])["agreement"]
+    assert panel_agreement["agreement"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert panel_agreement["spread"] == pytest.approx((0.15 + 0 + 0.05) / 3)
 
 
 def test_categories_stand_in_the_rubrics_order_with_their_means(three):
-    found = report_on(three[0])["categories"]
-    assert [row["name"] for row in found] == list(load_rubric("semantic-gap").categories)
-    rows = {row["name"]: row for row in found}
+    category_rows = report_on(three[0])["categories"]
+    assert [row["name"] for row in category_rows] == list(load_rubric("semantic-gap").categories)
+    rows = {row["name"]: row for row in category_rows}
     assert rows["safety"]["pairs"] == 1
     assert rows["safety"]["gap"] == pytest.approx(0.85)
     assert rows["clarity"]["agreement"] == 0.5  # a tie with style, which comes later
@@ -145,12 +145,12 @@ def test_categories_stand_in_the_rubrics_order_with_their_means(three):
 
 def test_telling_pairs_stand_in_order_with_the_sources_names(three):
     store, (a, b, c) = three
-    found = report_on(store)
-    assert [one["pair_id"] for one in found["most_telling"]] == [c.id, b.id, a.id]
-    assert [one["pair_id"] for one in found["least_telling"]] == [a.id, b.id, c.id]
-    first = found["most_telling"][0]
+    report = report_on(store)
+    assert [shown["pair_id"] for shown in report["most_telling"]] == [c.id, b.id, a.id]
+    assert [shown["pair_id"] for shown in report["least_telling"]] == [a.id, b.id, c.id]
+    first = report["most_telling"][0]
     assert first["source_id"] == "row-3"
-    assert found["least_telling"][0]["source_id"] == "row-1"  # of the first of its two rows
+    assert report["least_telling"][0]["source_id"] == "row-1"  # of the first of its two rows
     assert (first["prompt"], first["chosen"], first["rejected"]) == (
         "Question 2?",
         "Good 2.",
@@ -163,25 +163,25 @@ def test_equal_betas_stand_in_the_order_of_their_ids_ten_at_each_end(new_store):
     store = new_store()
     # 0.3 x 0.6 and 0.2 x 0.9 are one gap, but in this envelope two floating-point betas
     scores = [(3, 6) if number % 2 else (2, 9) for number in range(24)]
-    entries = [says(one, "x", "direct", *score) for one, score in zip(pairs, scores, strict=True)]
+    entries = [says(pair, "x", "direct", *score) for pair, score in zip(pairs, scores, strict=True)]
     fill(store, source_rows(*pairs), entries, teachers=("x",))
-    found = report_on(store, beta_min=0.01, beta_max=0.5)
-    assert found["beta"]["min"] < found["beta"]["max"]
-    expected = sorted(one.id for one in pairs)[:10]
-    assert [one["pair_id"] for one in found["most_telling"]] == expected
-    assert [one["pair_id"] for one in found["least_telling"]] == expected
+    report = report_on(store, beta_min=0.01, beta_max=0.5)
+    assert report["beta"]["min"] < report["beta"]["max"]
+    expected = sorted(pair.id for pair in pairs)[:10]
+    assert [shown["pair_id"] for shown in report["most_telling"]] == expected
+    assert [shown["pair_id"] for shown in report["least_telling"]] == expected
 
 
 def test_the_rationale_shown_names_the_category_and_is_nearest_to_the_gap(new_store):
-    one = pair(0)
+    only_pair = pair(0)
     store = new_store()
     fill(
         store,
-        source_rows(one),
+        source_rows(only_pair),
         [
-            says(one, "x", "critic", 2, rationale="far"),
-            says(one, "x", "direct", 5, category="safety", rationale="another category"),
-            says(one, "x", "reader", 6, rationale="near"),
+            says(only_pair, "x", "critic", 2, rationale="far"),
+            says(only_pair, "x", "direct", 5, category="safety", rationale="another category"),
+            says(only_pair, "x", "reader", 6, rationale="near"),
         ],
         teachers=("x",),
     )
@@ -193,13 +193,13 @@ def test_the_rationale_shown_names_the_category_and_is_nearest_to_the_gap(new_st
 
 def test_long_texts_are_cut_and_tool_calls_shown_as_json(new_store):
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
-    one = Pair(
+    only_pair = Pair(
         prompt=({"role": "user", "content": "first"}, {"role": "user", "content": "last"}),
         chosen=({"role": "assistant", "content": "w" * 5000},),
         rejected=(call, {"role": "assistant", "content": "done"}),
     )
     store = new_store()
-    fill(store, source_rows(one), [says(one, "x", "direct", 5)], teachers=("x",))
+    fill(store, source_rows(only_pair), [says(only_pair, "x", "direct", 5)], teachers=("x",))
     (shown,) = report_on(store)["most_telling"]
     assert shown["prompt"] == "last"
     assert shown["chosen"] == "w" * 599 + "…"
@@ -211,19 +211,19 @@ def test_the_histogram_puts_every_beta_in_its_bin(new_store):
     pairs = [pair(number) for number in range(5)]
     store = new_store()
     entries = [
-        says(one, "x", "direct", gap, category="safety" if gap == 10 else "style")
-        for one, gap in zip(pairs, gaps, strict=False)
+        says(pair, "x", "direct", gap, category="safety" if gap == 10 else "style")
+        for pair, gap in zip(pairs, gaps, strict=False)
     ]
     fill(store, source_rows(*pairs), entries, teachers=("x",))
-    found = report_on(store)
-    histogram = found["histogram"]
-    counts = {one["name"]: one["counts"] for one in histogram["categories"]}
+    report = report_on(store)
+    histogram = report["histogram"]
+    counts = {category["name"]: category["counts"] for category in histogram["categories"]}
     filled = {name: {n: c for n, c in enumerate(bars) if c} for name, bars in counts.items()}
     # a bin holds its lower border, the last one its upper border too
     assert filled["style"] == {0: 1, 2: 1, 6: 1}
     assert filled["safety"] == {19: 1}
     assert (histogram["edges"][0], histogram["edges"][-1]) == (0.03, 0.3)
-    assert found["beta"]["without_beta"] == found["beta"]["without_reply"] == 1
+    assert report["beta"]["without_beta"] == report["beta"]["without_reply"] == 1
 
 
 def test_a_beta_on_a_border_belongs_to_the_bin_above():
@@ -273,11 +273,11 @@ def test_spearman_gives_ties_their_mean_rank():
     ],
 )
 def test_intraclass_correlation(gaps, expected):
-    rows = [(name, "x", gap) for name, said in gaps.items() for gap in said]
+    rows = [(name, "x", gap) for name, pair_gaps in gaps.items() for gap in pair_gaps]
     replies = pl.DataFrame(rows, schema=["pair_id", "teacher", "gap"], orient="row")
     ((teacher, pairs, icc),) = agreement.intraclass_correlation(replies).rows()
     assert teacher == "x"
-    assert pairs == sum(len(said) > 1 for said in gaps.values())
+    assert pairs == sum(len(pair_gaps) > 1 for pair_gaps in gaps.values())
     assert icc == (None if expected is None else pytest.approx(expected))
 
 
@@ -285,33 +285,33 @@ def signatures_of(shares):
     """The signatures of betas that stand so in the envelope, without any reply."""
     schedule = load_schedule(SCHEDULE)
     table = pl.DataFrame({"beta": [0.03 * (1 - share) + 0.3 * share for share in shares]})
-    made = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash="")
+    betas = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash="")
     none = pl.DataFrame(schema={"pair_id": pl.String, "teacher": pl.String, "gap": pl.Float64})
-    return {one.name: one for one in signatures.check_betas(made, none, [])}
+    return {check.name: check for check in signatures.check_betas(betas, none, [])}
 
 
 @pytest.mark.parametrize(("inside", "verdict"), [(4, "ok"), (5, "look"), (9, "look"), (10, "bad")])
 @pytest.mark.parametrize(
-    ("name", "border", "other"), [("clumped-low", 0.05, 0.06), ("clumped-high", 0.95, 0.94)]
+    ("name", "border", "unclumped"), [("clumped-low", 0.05, 0.06), ("clumped-high", 0.95, 0.94)]
 )
-def test_clumps_are_counted_with_the_border_of_their_end(name, border, other, inside, verdict):
-    found = signatures_of([border] * inside + [other] * (20 - inside))[name]
-    assert found.value == inside / 20
-    assert found.verdict == verdict
+def test_clumps_are_counted_with_the_border_of_their_end(name, border, unclumped, inside, verdict):
+    check = signatures_of([border] * inside + [unclumped] * (20 - inside))[name]
+    assert check.value == inside / 20
+    assert check.verdict == verdict
 
 
 @pytest.mark.parametrize(("half", "verdict"), [(0.2, "ok"), (0.08, "look"), (0.03, "bad")])
 def test_spread_is_the_deviation_over_the_width_of_the_envelope(half, verdict):
-    found = signatures_of([0.5 - half, 0.5 + half] * 10)["no-spread"]
-    assert found.value == pytest.approx(half)
-    assert found.verdict == verdict
+    check = signatures_of([0.5 - half, 0.5 + half] * 10)["no-spread"]
+    assert check.value == pytest.approx(half)
+    assert check.verdict == verdict
 
 
 def test_a_few_pairs_get_numbers_but_no_verdicts():
-    found = signatures_of([0.0] * 19)
-    assert found["clumped-low"].value == 1
-    assert found["clumped-low"].verdict == "cannot be told"
-    assert "19" in found["clumped-low"].reason
+    checks = signatures_of([0.0] * 19)
+    assert checks["clumped-low"].value == 1
+    assert checks["clumped-low"].verdict == "cannot be told"
+    assert "19" in checks["clumped-low"].reason
 
 
 def annotated(new_store, reading, *, count=40, teachers=("x", "y", "z"), variants=VARIANTS):
@@ -319,8 +319,8 @@ def annotated(new_store, reading, *, count=40, teachers=("x", "y", "z"), variant
     pairs = [pair(number) for number in range(count)]
     store = new_store()
     entries = [
-        says(one, teacher, variant, reading(number, teacher, variant))
-        for number, one in enumerate(pairs)
+        says(pair, teacher, variant, reading(number, teacher, variant))
+        for number, pair in enumerate(pairs)
         for teacher in teachers
         for variant in variants
     ]
@@ -330,85 +330,85 @@ def annotated(new_store, reading, *, count=40, teachers=("x", "y", "z"), variant
 
 def test_teachers_that_see_the_same_look_right(new_store):
     strict = {"x": 0, "y": 1, "z": 2}
-    found = annotated(new_store, lambda number, teacher, _: number % 8 + strict[teacher])
-    assert values(found)["guessing"] == pytest.approx(1)
-    assert values(found)["wavering"] == pytest.approx(1)
-    assert set(verdicts(found).values()) == {"ok"}
+    report = annotated(new_store, lambda number, teacher, _: number % 8 + strict[teacher])
+    assert values(report)["guessing"] == pytest.approx(1)
+    assert values(report)["wavering"] == pytest.approx(1)
+    assert set(verdicts(report).values()) == {"ok"}
 
 
 def test_teachers_that_roll_dice_are_found_out(new_store):
     dice = random.Random(0)
-    found = annotated(new_store, lambda *_: dice.randint(0, 10))
-    assert verdicts(found)["guessing"] == "bad"
-    assert verdicts(found)["wavering"] == "bad"
+    report = annotated(new_store, lambda *_: dice.randint(0, 10))
+    assert verdicts(report)["guessing"] == "bad"
+    assert verdicts(report)["wavering"] == "bad"
 
 
 def test_teachers_that_are_sure_of_a_guess_do_not_waver_but_guess(new_store):
     dice = random.Random(0)
     rolled = {(n, t): dice.randint(0, 10) for n in range(40) for t in "xyz"}
-    found = annotated(new_store, lambda number, teacher, _: rolled[number, teacher])
-    assert verdicts(found)["guessing"] == "bad"
-    assert verdicts(found)["wavering"] == "ok"
+    report = annotated(new_store, lambda number, teacher, _: rolled[number, teacher])
+    assert verdicts(report)["guessing"] == "bad"
+    assert verdicts(report)["wavering"] == "ok"
 
 
 def test_the_one_teacher_that_wavers_is_named(new_store):
     dice = random.Random(0)
-    found = annotated(
+    report = annotated(
         new_store, lambda number, teacher, _: dice.randint(0, 10) if teacher == "y" else number % 11
     )
-    wavering = found["signatures"][4]
+    wavering = report["signatures"][4]
     assert wavering["verdict"] == "bad"
     assert wavering["note"] == "lowest of 3: y"
 
 
 def test_one_teacher_and_one_variant_leave_two_verdicts_open(new_store):
-    found = annotated(new_store, lambda n, *_: n % 11, teachers=("x",), variants=("direct",))
-    told = verdicts(found)
-    assert told.pop("guessing") == told.pop("wavering") == "cannot be told"
-    assert set(told.values()) == {"ok"}
-    assert found["agreement"]["between_teachers"] == []
-    assert found["agreement"]["between_variants"] == []
+    report = annotated(new_store, lambda n, *_: n % 11, teachers=("x",), variants=("direct",))
+    verdict_by_name = verdicts(report)
+    assert verdict_by_name.pop("guessing") == verdict_by_name.pop("wavering") == "cannot be told"
+    assert set(verdict_by_name.values()) == {"ok"}
+    assert report["agreement"]["between_teachers"] == []
+    assert report["agreement"]["between_variants"] == []
 
 
 def test_equal_gaps_have_no_spread_and_no_order(new_store):
-    found = annotated(new_store, lambda *_: 5)
-    assert values(found)["no-spread"] == pytest.approx(0)
-    told = verdicts(found)
-    assert told["no-spread"] == "bad"
-    assert told["guessing"] == told["wavering"] == "cannot be told"
+    report = annotated(new_store, lambda *_: 5)
+    assert values(report)["no-spread"] == pytest.approx(0)
+    verdict_by_name = verdicts(report)
+    assert verdict_by_name["no-spread"] == "bad"
+    assert verdict_by_name["guessing"] == verdict_by_name["wavering"] == "cannot be told"
 
 
 def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
-    found = annotated(new_store, lambda number, teacher, _: 5 if teacher == "z" else number % 11)
-    guessing, wavering = found["signatures"][3:5]
+    report = annotated(new_store, lambda number, teacher, _: 5 if teacher == "z" else number % 11)
+    guessing, wavering = report["signatures"][3:5]
     assert guessing["value"] == pytest.approx(1)
     assert guessing["note"] == "2 of 3 comparisons left out"
     assert wavering["note"] == "lowest of 2: x; left out: z"
 
 
 def test_one_pair_gives_numbers_and_no_verdict(new_store):
-    found = annotated(new_store, lambda *_: 5, count=1)
-    assert set(verdicts(found).values()) == {"cannot be told"}
-    assert all(one["reason"] for one in found["signatures"])
-    assert found["beta"]["mean"] == pytest.approx(0.165)
+    report = annotated(new_store, lambda *_: 5, count=1)
+    assert set(verdicts(report).values()) == {"cannot be told"}
+    assert all(check["reason"] for check in report["signatures"])
+    assert report["beta"]["mean"] == pytest.approx(0.165)
 
 
 def test_without_any_beta_nothing_is_told(three):
-    found = report_on(three[0], quorum=10)
-    clumps_and_spread = list(verdicts(found).values())[:3]
+    report = report_on(three[0], quorum=10)
+    clumps_and_spread = list(verdicts(report).values())[:3]
     assert clumps_and_spread == ["cannot be told"] * 3
-    assert found["beta"]["mean"] is found["beta"]["max"] is None
-    assert found["beta"]["without_beta"] == 3
-    assert found["beta"]["without_reply"] == 0
-    assert found["most_telling"] == found["least_telling"] == []
-    assert sum(row["without_beta"] for row in found["categories"]) == 3
+    assert report["beta"]["mean"] is report["beta"]["max"] is None
+    assert report["beta"]["without_beta"] == 3
+    assert report["beta"]["without_reply"] == 0
+    assert report["most_telling"] == report["least_telling"] == []
+    assert sum(row["without_beta"] for row in report["categories"]) == 3
 
 
 def test_any_rubric_in_any_language_will_do(new_store):
-    said = load_rubric("semantic-gap").as_mapping()
+    mapping = load_rubric("semantic-gap").as_mapping()
     names = {"安全": "危険", "文体": "好み", "なし": "差がない"}
     scale = {"min": 1, "max": 5, "text": "1-5"}
-    rubric = parse_rubric(said | {"categories": names, "magnitude": scale}, where="test")
+    rubric = parse_rubric(mapping | {"categories": names, "magnitude": scale}, where="test")
     pairs = [pair(number) for number in range(2)]
     store = new_store()
     entries = [
@@ -416,10 +416,10 @@ def test_any_rubric_in_any_language_will_do(new_store):
         says(pairs[1], "x", "direct", 1, category="なし"),
     ]
     fill(store, source_rows(*pairs), entries, teachers=("x",), rubric=rubric)
-    found = report_on(store)
-    assert [row["name"] for row in found["categories"]] == list(names)
-    assert [row["gap"] for row in found["categories"]] == [1, None, 0]
-    assert [one["name"] for one in found["histogram"]["categories"]] == list(names)
+    report = report_on(store)
+    assert [row["name"] for row in report["categories"]] == list(names)
+    assert [row["gap"] for row in report["categories"]] == [1, None, 0]
+    assert [category["name"] for category in report["histogram"]["categories"]] == list(names)
 
 
 def test_a_store_without_pairs_has_nothing_to_report(new_store):
@@ -450,56 +450,60 @@ def blind(new_store):
 
 
 def test_a_blind_run_counts_both_orders_and_the_disputed_labels(blind):
-    found = report_on(blind[0])
+    report = report_on(blind[0])
     # three pairs, two teachers, the two variants that were heard, two orders
-    assert found["replies"] == {
+    assert report["replies"] == {
         "asked": 24, "kept": 7, "refused": 1, "spared": 0, "pending": 16,
     }  # fmt: skip
-    assert found["disputed"] == {
+    assert report["disputed"] == {
         "pairs": 1, "of": 3, "share": pytest.approx(1 / 3), "signed_gap": pytest.approx(-0.45),
     }  # fmt: skip
-    places = {one["teacher"]: one for one in found["position"]}
+    places = {teacher["teacher"]: teacher for teacher in report["position"]}
     assert (places["x"]["both"], places["y"]["both"]) == (1, 0)
     assert places["x"]["first"]["share"] == 1
     assert places["y"]["first"]["share"] is None
-    assert found["rubric"]["protocol"] == "blind"
+    assert report["rubric"]["protocol"] == "blind"
 
 
 def test_a_labelled_run_has_no_disputes_and_no_places(three):
-    found = report_on(three[0])
-    assert found["disputed"] is found["position"] is found["most_disputed"] is None
-    assert found["rubric"]["protocol"] == "labelled"
+    report = report_on(three[0])
+    assert report["disputed"] is report["position"] is report["most_disputed"] is None
+    assert report["rubric"]["protocol"] == "labelled"
 
 
 def test_the_most_disputed_label_is_shown_with_what_its_reader_called_a(blind):
     store, (upheld, disputed, _) = blind
-    found = report_on(store)
-    (shown,) = found["most_disputed"]
+    report = report_on(store)
+    (shown,) = report["most_disputed"]
     assert shown["pair_id"] == disputed.id
     assert (shown["gap"], shown["signed_gap"]) == (0, pytest.approx(-0.45))
     # -.9 and 0 are equally far from -.45: the first by teacher
     assert shown["rationale"]["rationale"] == "A is true"
     assert shown["rationale"]["a"] == "rejected"
-    first = found["most_telling"][0]
+    first = report["most_telling"][0]
     assert first["pair_id"] == upheld.id
     assert first["rationale"]["rationale"] == "B it is"  # .6 to .3; the others are .8 and -.8
 
 
 def test_teachers_are_compared_by_their_signed_gaps(blind):
-    (both,) = report_on(blind[0])["agreement"]["between_teachers"]
+    (comparison,) = report_on(blind[0])["agreement"]["between_teachers"]
     # x: 0 (.8 and -.8), -.9, .3; y: .6, 0, -.3
-    assert both["difference"] == pytest.approx((0.6 + 0.9 + 0.6) / 3)
-    assert both["spearman"] == pytest.approx(-0.5)  # ranks 2 1 3 against 3 2 1
+    assert comparison["difference"] == pytest.approx((0.6 + 0.9 + 0.6) / 3)
+    assert comparison["spearman"] == pytest.approx(-0.5)  # ranks 2 1 3 against 3 2 1
 
 
 def test_replies_that_an_adaptive_panel_spares_are_not_pending(new_store):
-    one, other = pair(0), pair(1)
+    settled_pair, open_pair = pair(0), pair(1)
     store = new_store()
-    store.corpus.add(Source(name="hand.jsonl"), source_rows(one, other))
+    store.corpus.add(Source(name="hand.jsonl"), source_rows(settled_pair, open_pair))
     store.record_panel(replace(panel_of("x", "y"), budget="adaptive"))
     store.add_replies(
-        [says(one, "x", "direct", 5), says(one, "y", "direct", 5), says(one, "x", "critic", 5)],
-        [SettledPair(pair_id=one.id, replies=3, chance=0.99)],
+        [
+            says(settled_pair, "x", "direct", 5),
+            says(settled_pair, "y", "direct", 5),
+            says(settled_pair, "x", "critic", 5),
+        ],
+        [SettledPair(pair_id=settled_pair.id, replies=3, chance=0.99)],
     )
     # the variants that were heard: direct and critic
     assert report_on(store)["replies"] == {
@@ -508,16 +512,16 @@ def test_replies_that_an_adaptive_panel_spares_are_not_pending(new_store):
 
 
 def test_a_report_on_expectations_reads_expectations(new_store):
-    one, other = pair(0), pair(1)
+    first_pair, second_pair = pair(0), pair(1)
     store = new_store()
     entries = [
-        says(one, "x", "direct", 9, expected=(2.5, 10.0), rationale="near"),
-        says(one, "x", "critic", 9, rationale="no expectations"),
-        says(other, "x", "direct", 9, expected=(7.5, 10.0)),
+        says(first_pair, "x", "direct", 9, expected=(2.5, 10.0), rationale="near"),
+        says(first_pair, "x", "critic", 9, rationale="no expectations"),
+        says(second_pair, "x", "direct", 9, expected=(7.5, 10.0)),
     ]
-    fill(store, source_rows(one, other), entries, teachers=("x",))
-    found = report_on(store, estimate="expected")
-    assert found["beta"]["min"] == pytest.approx(0.03 + 0.27 * 0.25)
-    assert found["least_telling"][0]["rationale"]["rationale"] == "near"
-    assert found["least_telling"][0]["votes"] == 1
-    assert found["replies"]["kept"] == 3
+    fill(store, source_rows(first_pair, second_pair), entries, teachers=("x",))
+    report = report_on(store, estimate="expected")
+    assert report["beta"]["min"] == pytest.approx(0.03 + 0.27 * 0.25)
+    assert report["least_telling"][0]["rationale"]["rationale"] == "near"
+    assert report["least_telling"][0]["votes"] == 1
+    assert report["replies"]["kept"] == 3
