@@ -66,7 +66,7 @@ def test_an_increasing_map_moves_betas_and_ranks_them_alike(annotations):
 
 def test_the_others_are_tried_in_the_place_of_an_only_one(annotations):
     alone = replace(PAPER, over_teachers="reader-a", gap=Magnitude())
-    names = [(one.group, one.name) for one in variations(annotations, alone)]
+    names = [(variation.group, variation.name) for variation in variations(annotations, alone)]
     assert ("one teacher", "reader-b") in names
     assert ("combined", "median over variants, mean over teachers") in names
     assert ("gap", "product") in names
@@ -74,22 +74,22 @@ def test_the_others_are_tried_in_the_place_of_an_only_one(annotations):
 
 
 def test_expectations_are_tried_where_replies_have_them(annotations):
-    assert "estimate" not in {one.group for one in variations(annotations, PAPER)}
-    told = replace(
+    assert "estimate" not in {variation.group for variation in variations(annotations, PAPER)}
+    expected_annotations = replace(
         annotations,
         replies=annotations.replies.with_columns(
             expected_magnitude=pl.col("magnitude").cast(pl.Float64),
             expected_confidence=pl.col("confidence").cast(pl.Float64),
         ),
     )
-    (row,) = (row for row in rows_of(told) if row["group"] == "estimate")
+    (row,) = (row for row in rows_of(expected_annotations) if row["group"] == "estimate")
     assert (row["name"], row["moved"]) == ("expected", pytest.approx(0))
 
 
 def test_the_table_of_the_demo_knows_what_was_planted(demo):
     command = ["estimators", "--store", demo / "run.sqlite", "--schedule", SCHEDULE]
-    found = json.loads(succeed(*command, "--gold", PLANTED, "--json", "--draws", 50))
-    first = found["rows"][0]["gold"]
+    result = json.loads(succeed(*command, "--gold", PLANTED, "--json", "--draws", 50))
+    first = result["rows"][0]["gold"]
     planted = pl.read_ndjson(PLANTED).rename({"pair_id": "source_id", "magnitude": "known"})
     rows = pl.read_parquet(demo / "dataset" / "data" / "*.parquet").select("source_id", "beta")
     right = planted.join(rows, on="source_id").filter(~pl.col("label_flipped"))
@@ -101,15 +101,15 @@ def test_the_table_of_the_demo_knows_what_was_planted(demo):
     )
     assert first["labels"]["found"] == len(weak)
     assert first["labels"]["precision"]["count"] == weak["label_flipped"].sum()
-    assert found["rows"][0]["rho"]["value"] == pytest.approx(1)
+    assert result["rows"][0]["rho"]["value"] == pytest.approx(1)
 
 
 def test_without_truths_nothing_is_said_about_them(demo):
-    said = succeed(
+    output = succeed(
         "estimators", "--store", demo / "run.sqlite", "--schedule", SCHEDULE, "--draws", 20
     )
-    assert "map             quantile" in said
-    assert "AUC" not in said
+    assert "map             quantile" in output
+    assert "AUC" not in output
 
 
 def test_an_arm_is_no_schedule_to_vary(demo):

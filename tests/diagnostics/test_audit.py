@@ -29,7 +29,7 @@ def pair(number):
     return f"{number:064x}"
 
 
-def said(*rows):
+def annotations_of(*rows):
     """A table of replies: number of the pair, teacher, category, magnitude, confidence."""
     replies = [
         (pair(number), teacher, "direct", "chosen-first", 0, category, magnitude, confidence,
@@ -43,7 +43,7 @@ def said(*rows):
 def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
     """The audit, its signatures by name."""
     arm = arm or Arm(of=PAPER)
-    made = BetaTable(
+    betas = BetaTable(
         table=compute_betas(annotations, arm), arm=arm, annotations_hash=annotations.hash
     )
     longer = lengths or [0.0] * len(annotations.pair_ids)
@@ -52,19 +52,19 @@ def checked(annotations, lengths=None, *, arm=None, truths=None, draws=60):
         schema_overrides={"chosen": pl.Float64},
     )
     audit = audit_betas(
-        made, annotations, table, truths=truths, gold_count=len(truths or ()), draws=draws
+        betas, annotations, table, truths=truths, gold_count=len(truths or ()), draws=draws
     )
-    found = json_values(audit)
-    return found | {"by_name": {one["name"]: one for one in found["signatures"]}}
+    result = json_values(audit)
+    return result | {"by_name": {check["name"]: check for check in result["signatures"]}}
 
 
 def test_gaps_that_are_ranked_by_length_are_found():
-    one = said(*((n, "a", "style", n % 11, 10) for n in range(44)))
-    longer = checked(one, [float(n % 11) for n in range(44)])["by_name"]["length-bias"]
+    annotations = annotations_of(*((n, "a", "style", n % 11, 10) for n in range(44)))
+    longer = checked(annotations, [float(n % 11) for n in range(44)])["by_name"]["length-bias"]
     assert longer["value"] == pytest.approx(1)
     assert longer["verdict"] == "bad"
     assert longer["note"] == "longer chosen responses have the larger gaps"
-    shorter = checked(one, [-float(n % 11) for n in range(44)])["by_name"]["length-bias"]
+    shorter = checked(annotations, [-float(n % 11) for n in range(44)])["by_name"]["length-bias"]
     assert shorter["value"] == pytest.approx(1)
     assert shorter["note"] == "shorter chosen responses have the larger gaps"
     assert 0 < shorter["low"] <= shorter["value"] <= shorter["high"] + 1e-9
@@ -78,11 +78,11 @@ def test_a_category_that_is_long_and_telling_is_no_length_bias_within():
         magnitude = int(dice.integers(7, 11) if telling else dice.integers(0, 4))
         rows.append((n, "a", "safety" if telling else "style", magnitude, 10))
         lengths.append(float(dice.integers(0, 50) + (500 if telling else 0)))
-    found = checked(said(*rows), lengths)["by_name"]
-    assert found["length-bias"]["value"] > 0.7
-    assert found["length-bias"]["verdict"] == "bad"
-    assert found["length-bias-within"]["value"] < 0.2
-    assert found["length-bias-within"]["low"] < 0 < found["length-bias-within"]["high"]
+    checks = checked(annotations_of(*rows), lengths)["by_name"]
+    assert checks["length-bias"]["value"] > 0.7
+    assert checks["length-bias"]["verdict"] == "bad"
+    assert checks["length-bias-within"]["value"] < 0.2
+    assert checks["length-bias-within"]["low"] < 0 < checks["length-bias-within"]["high"]
 
 
 def test_the_mean_gap_by_length_has_ten_bins():
@@ -112,18 +112,20 @@ def readers(surer_is_nearer):
 
 
 def test_a_confidence_that_goes_with_nearness_tells_something():
-    told = checked(said(*readers(True)))["by_name"]["confidence"]
-    assert told["verdict"] == "ok"
-    assert told["low"] > 0
-    against = checked(said(*readers(False)))["by_name"]["confidence"]
+    confidence = checked(annotations_of(*readers(True)))["by_name"]["confidence"]
+    assert confidence["verdict"] == "ok"
+    assert confidence["low"] > 0
+    against = checked(annotations_of(*readers(False)))["by_name"]["confidence"]
     assert against["verdict"] == "bad"
     assert against["high"] < 0
 
 
 def test_confidence_cannot_be_told_of_one_teacher_or_of_equal_confidences():
-    one = checked(said(*((n, "a", "style", n % 11, n % 3) for n in range(30))))
-    assert one["by_name"]["confidence"]["reason"] == "a comparison needs two teachers"
-    equal = checked(said(*((n, who, "style", n % 11, 5) for n in range(30) for who in "ab")))
+    lone_teacher = checked(annotations_of(*((n, "a", "style", n % 11, n % 3) for n in range(30))))
+    assert lone_teacher["by_name"]["confidence"]["reason"] == "a comparison needs two teachers"
+    equal = checked(
+        annotations_of(*((n, who, "style", n % 11, 5) for n in range(30) for who in "ab"))
+    )
     assert "all equal" in equal["by_name"]["confidence"]["reason"]
 
 
@@ -132,16 +134,16 @@ def test_disputed_labels_are_counted_apart_from_ties():
     rows += [(20 + n, "a", "style", 8, 0) for n in range(5)]  # -0.8 under `signed`
     rows += [(25 + n, "a", "style", 0, 9) for n in range(5)]
     signed = Arm(of=replace(PAPER, gap=Signed()))
-    noise = checked(said(*rows), arm=signed)["by_name"]["label-noise"]
+    noise = checked(annotations_of(*rows), arm=signed)["by_name"]["label-noise"]
     assert (noise["value"], noise["verdict"]) == (pytest.approx(5 / 30), "look")
     assert noise["note"] == "5 more are within 0.05 of 0, which is close to a tie"
-    labelled = checked(said(*rows))["by_name"]["label-noise"]
+    labelled = checked(annotations_of(*rows))["by_name"]["label-noise"]
     assert labelled["verdict"] == "cannot be told"
     assert "`gap: signed`" in labelled["reason"]
 
 
 def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
-    rows = said(*((n, "a", "style", n % 11, 10) for n in range(60)))
+    rows = annotations_of(*((n, "a", "style", n % 11, 10) for n in range(60)))
     assert checked(rows)["by_name"]["unrelated"]["value"] == pytest.approx(1)
     permuted = checked(rows, arm=Arm(of=PAPER, beta=Permuted(seed=0)))["by_name"]["unrelated"]
     assert permuted["verdict"] == "bad"
@@ -151,9 +153,9 @@ def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
 
 
 def test_few_pairs_get_no_verdict():
-    found = checked(said(*((n, "a", "style", n % 11, 10) for n in range(19))))["by_name"]
-    assert found["length-bias"]["reason"] == "19 pairs have a gap; a verdict needs 20"
-    assert found["unrelated"]["verdict"] == "cannot be told"
+    checks = checked(annotations_of(*((n, "a", "style", n % 11, 10) for n in range(19))))["by_name"]
+    assert checks["length-bias"]["reason"] == "19 pairs have a gap; a verdict needs 20"
+    assert checks["unrelated"]["verdict"] == "cannot be told"
 
 
 def test_wrong_labels_found_are_counted_and_ranked_by_hand():
@@ -191,15 +193,15 @@ def test_the_verdict_is_the_worst_and_a_pipeline_says_what_it_does_not_take():
     assert not with_verdict("cannot be told").has_failed("look")
 
 
-def demo_audit(demo, *more):
+def demo_audit(demo, *options):
     store, betas = demo / "run.sqlite", demo / "betas.parquet"
-    return ["audit", "--store", store, "--betas", betas, "--draws", 100, *more]
+    return ["audit", "--store", store, "--betas", betas, "--draws", 100, *options]
 
 
 def test_an_audit_ends_with_3_where_it_is_told_to(demo):
-    found = json.loads(succeed(*demo_audit(demo, "--json")))
-    assert found["verdict"] == "bad"
-    assert found["gold"] is None
+    result = json.loads(succeed(*demo_audit(demo, "--json")))
+    assert result["verdict"] == "bad"
+    assert result["gold"] is None
     assert run(*demo_audit(demo)).returncode == 0
     failed = run(*demo_audit(demo, "--fail-on", "bad"))
     assert failed.returncode == 3
@@ -207,10 +209,10 @@ def test_an_audit_ends_with_3_where_it_is_told_to(demo):
 
 
 def test_an_audit_knows_what_was_planted(demo):
-    found = json.loads(succeed(*demo_audit(demo, "--json", "--gold", PLANTED)))["gold"]
-    assert found["labels"]["weak"]["recall"]["count"] == 12
-    assert found["panel"]["judged"] == 96
-    gain = found["confidence"]["gain"]
+    gold = json.loads(succeed(*demo_audit(demo, "--json", "--gold", PLANTED)))["gold"]
+    assert gold["labels"]["weak"]["recall"]["count"] == 12
+    assert gold["panel"]["judged"] == 96
+    gain = gold["confidence"]["gain"]
     assert gain["low"] < 0 < gain["high"]
     assert "12/12" in succeed(*demo_audit(demo, "--gold", PLANTED))
 

@@ -35,52 +35,59 @@ def table(betas, *, arm=None, annotations="a", keep=None, categories=None):
     return BetaTable(table=rows, arm=arm or Arm(of=PAPER), annotations_hash=annotations)
 
 
-def compared(one, other, **settings):
-    return json_values(compare_betas(one, other, **({"movers": 3, "draws": 50} | settings)))
+def compared(first_table, second_table, **settings):
+    return json_values(
+        compare_betas(first_table, second_table, **({"movers": 3, "draws": 50} | settings))
+    )
 
 
 def test_a_table_is_like_itself():
-    one = table({"a": 0.1, "b": 0.2, "c": 0.3})
-    found = compared(one, one)
-    assert found["pearson"]["value"] == found["spearman"]["value"] == pytest.approx(1)
-    assert found["shift"] == {"value": 0, "low": 0, "high": 0}
-    assert found["movers"] == []
-    assert found["differs"] == {}
-    assert found["same_annotations"]
+    betas = table({"a": 0.1, "b": 0.2, "c": 0.3})
+    comparison = compared(betas, betas)
+    assert comparison["pearson"]["value"] == comparison["spearman"]["value"] == pytest.approx(1)
+    assert comparison["shift"] == {"value": 0, "low": 0, "high": 0}
+    assert comparison["movers"] == []
+    assert comparison["differs"] == {}
+    assert comparison["same_annotations"]
 
 
 def test_shift_movers_and_categories_by_hand():
-    one = table({"a": 0.1, "b": 0.2, "c": 0.3}, categories=["style", "safety", "style"])
-    other = table({"a": 0.1, "b": 0.1, "c": 0.25}, annotations="b")
-    found = compared(one, other, movers=1)
-    assert found["shift"]["value"] == pytest.approx(-0.05)
-    assert (found["distance"], found["largest"]) == (pytest.approx(0.05), pytest.approx(0.1))
-    assert found["movers"] == [
+    first_table = table({"a": 0.1, "b": 0.2, "c": 0.3}, categories=["style", "safety", "style"])
+    second_table = table({"a": 0.1, "b": 0.1, "c": 0.25}, annotations="b")
+    comparison = compared(first_table, second_table, movers=1)
+    assert comparison["shift"]["value"] == pytest.approx(-0.05)
+    assert (comparison["distance"], comparison["largest"]) == (
+        pytest.approx(0.05),
+        pytest.approx(0.1),
+    )
+    assert comparison["movers"] == [
         {"pair_id": "b", "category": "safety", "one": 0.2, "other": 0.1, "shift": -0.1}
     ]
-    assert [(row["category"], row["pairs"]) for row in found["categories"]] == [
+    assert [(row["category"], row["pairs"]) for row in comparison["categories"]] == [
         ("style", 2), ("safety", 1),
     ]  # fmt: skip
-    assert found["categories"][0]["shift"] == pytest.approx(-0.025)
-    assert found["categories"][1]["spearman"] is None
-    assert not found["same_annotations"]
+    assert comparison["categories"][0]["shift"] == pytest.approx(-0.025)
+    assert comparison["categories"][1]["spearman"] is None
+    assert not comparison["same_annotations"]
 
 
 def test_pairs_of_one_table_alone_are_counted():
-    one = table({"a": 0.1, "b": None, "c": 0.3, "d": 0.1}, keep=[True, False, True, False])
-    other = table({"a": 0.1, "b": 0.2, "c": 0.1, "e": 0.1}, keep=[True, True, False, True])
-    found = compared(one, other)
-    assert found["pairs"] == {
+    first_table = table({"a": 0.1, "b": None, "c": 0.3, "d": 0.1}, keep=[True, False, True, False])
+    second_table = table({"a": 0.1, "b": 0.2, "c": 0.1, "e": 0.1}, keep=[True, True, False, True])
+    comparison = compared(first_table, second_table)
+    assert comparison["pairs"] == {
         "both": 3, "compared": 2, "only_one": 1, "only_other": 1, "beta_only_one": 0,
         "beta_only_other": 1,
     }  # fmt: skip
-    assert found["kept"] == {"both": 1, "only_one": 1, "only_other": 1}
+    assert comparison["kept"] == {"both": 1, "only_one": 1, "only_other": 1}
 
 
 def test_what_the_schedules_say_differently_is_listed():
-    one = table({"a": 0.1})
-    other = table({"a": 0.1}, arm=Arm(of=replace(PAPER, gap=Magnitude()), keep=DropLowest(20)))
-    assert compared(one, other)["differs"] == {
+    first_table = table({"a": 0.1})
+    second_table = table(
+        {"a": 0.1}, arm=Arm(of=replace(PAPER, gap=Magnitude()), keep=DropLowest(20))
+    )
+    assert compared(first_table, second_table)["differs"] == {
         "gap": ["product", "magnitude"],
         "arm: keep": [None, "drop-lowest(percent=20)"],
     }
@@ -100,17 +107,17 @@ def permuted(demo, tmp_path):
 
 
 def test_a_person_sees_what_moved(demo, permuted):
-    said = succeed(
+    output = succeed(
         *("compare", demo / "betas.parquet", permuted, "--store", demo / "run.sqlite"),
         *("--draws", 50, "--movers", 2),
     )
-    assert "arm: beta: A none, B permuted(seed=0)" in said
-    assert said.count("demo-") == 2
-    found = json.loads(
+    assert "arm: beta: A none, B permuted(seed=0)" in output
+    assert output.count("demo-") == 2
+    comparison = json.loads(
         succeed("compare", demo / "betas.parquet", permuted, "--json", "--draws", 50)
     )
-    assert abs(found["spearman"]["value"]) < 0.4
-    assert found["shift"]["value"] == pytest.approx(0, abs=1e-12)  # the same betas
+    assert abs(comparison["spearman"]["value"]) < 0.4
+    assert comparison["shift"]["value"] == pytest.approx(0, abs=1e-12)  # the same betas
 
 
 def test_the_picture_is_what_its_name_says(demo, permuted, tmp_path):
@@ -126,6 +133,6 @@ def test_the_picture_is_what_its_name_says(demo, permuted, tmp_path):
 
 def test_files_that_are_no_betas_are_named(demo, tmp_path):
     assert "no such file" in fail("compare", tmp_path / "a.parquet", demo / "betas.parquet")
-    other = tmp_path / "other.parquet"
-    pl.DataFrame({"a": [1]}).write_parquet(other)
-    assert "not a table of betas" in fail("compare", demo / "betas.parquet", other)
+    foreign_path = tmp_path / "other.parquet"
+    pl.DataFrame({"a": [1]}).write_parquet(foreign_path)
+    assert "not a table of betas" in fail("compare", demo / "betas.parquet", foreign_path)

@@ -23,8 +23,8 @@ def panel_says(magnitudes, *, confidence=10, categories=None):
     rows = [
         (pair(number), teacher, "direct", "chosen-first", 0,
          categories.get((number, teacher), "style"), magnitude, confidence, None, None, None)
-        for teacher, said in magnitudes.items()
-        for number, magnitude in enumerate(said)
+        for teacher, teacher_magnitudes in magnitudes.items()
+        for number, magnitude in enumerate(teacher_magnitudes)
         if magnitude is not None
     ]  # fmt: skip
     pair_ids = sorted({row[0] for row in rows})
@@ -38,62 +38,64 @@ def pair(number):
 def test_the_alphas_of_the_demo_are_those_of_the_krippendorff_package(demo):
     with Store(demo / "run.sqlite") as store:
         annotations = store.annotations()
-    found = measure_agreement(annotations, JMAMP, draws=50).teachers.alpha
-    said = teacher_readings(panel_reply_gaps(annotations, JMAMP), list(RUBRIC.categories), JMAMP)
+    alphas = measure_agreement(annotations, JMAMP, draws=50).teachers.alpha
+    readings = teacher_readings(
+        panel_reply_gaps(annotations, JMAMP), list(RUBRIC.categories), JMAMP
+    )
     places = {name: place for place, name in enumerate(RUBRIC.categories)}
     for what, level in (("category", "nominal"), ("magnitude", "ordinal"), ("gap", "ordinal")):
-        wide = said.pivot("reader", index="pair_id", values=what).drop("pair_id")
+        wide = readings.pivot("reader", index="pair_id", values=what).drop("pair_id")
         values = wide.to_numpy().T
         if what == "category":
             values = np.vectorize(places.get)(values)
         if what == "gap":
             values = np.round(values, 2)
         theirs = krippendorff.alpha(values.astype(float), level_of_measurement=level)
-        assert found[what].value == pytest.approx(theirs, abs=1e-9)
-        assert found[what].low <= theirs <= found[what].high
+        assert alphas[what].value == pytest.approx(theirs, abs=1e-9)
+        assert alphas[what].low <= theirs <= alphas[what].high
 
 
 def test_a_teacher_that_rolls_dice_stands_out():
     dice = np.random.default_rng(0)
     truth = [n % 11 for n in range(60)]
-    found = measure_agreement(
+    result = measure_agreement(
         panel_says({"a": truth, "b": truth, "dice": dice.integers(0, 11, 60).tolist()}),
         JMAMP,
         draws=200,
     )
-    first = found.outliers[0]
+    first = result.outliers[0]
     assert (first.teacher, first.stands_out) == ("dice", True)
     assert first.without["gap"].low > 0
-    assert not any(one.stands_out for one in found.outliers[1:])
+    assert not any(teacher.stands_out for teacher in result.outliers[1:])
 
 
 def test_the_bias_of_a_teacher_is_its_gap_less_the_mean_of_the_others():
-    found = measure_agreement(
+    result = measure_agreement(
         panel_says({"a": [2, 4, 6], "b": [2, 4, 6], "strict": [0, 2, None]}), JMAMP, draws=50
     )
-    bias = {one.teacher: one.bias.value for one in found.outliers}
+    bias = {teacher.teacher: teacher.bias.value for teacher in result.outliers}
     assert bias["strict"] == pytest.approx(-0.2)
     assert bias["a"] == pytest.approx((0.1 + 0.1 + 0) / 3)
 
 
 def test_two_teachers_leave_open_which_one_is_odd():
-    found = measure_agreement(panel_says({"a": [1, 5, 9], "b": [9, 5, 1]}), JMAMP, draws=20)
-    assert [one.without["gap"].value for one in found.outliers] == [None, None]
-    assert not any(one.stands_out for one in found.outliers)
+    result = measure_agreement(panel_says({"a": [1, 5, 9], "b": [9, 5, 1]}), JMAMP, draws=20)
+    assert [teacher.without["gap"].value for teacher in result.outliers] == [None, None]
+    assert not any(teacher.stands_out for teacher in result.outliers)
 
 
 def test_the_pairs_that_split_the_panel_come_first():
     categories = {(2, "a"): "safety", (2, "b"): "clarity"}
-    found = measure_agreement(
+    splits = measure_agreement(
         panel_says({"a": [5, 9, 3], "b": [5, 1, 3], "c": [5, 5, None]}, categories=categories),
         JMAMP,
         draws=20,
     ).splits
-    assert [one.pair_id for one in found.pairs] == [pair(1), pair(0), pair(2)]
-    assert found.pairs[0].spread == pytest.approx(np.std([0.9, 0.1, 0.5]))
-    assert found.pairs[0].readings["b"] == Reading(gap=pytest.approx(0.1), category="style")
-    assert (found.of, found.apart) == (3, pytest.approx(1 / 3))
-    assert found.no_majority == pytest.approx(1 / 3)  # pair 2: one for each of two categories
+    assert [split.pair_id for split in splits.pairs] == [pair(1), pair(0), pair(2)]
+    assert splits.pairs[0].spread == pytest.approx(np.std([0.9, 0.1, 0.5]))
+    assert splits.pairs[0].readings["b"] == Reading(gap=pytest.approx(0.1), category="style")
+    assert (splits.of, splits.apart) == (3, pytest.approx(1 / 3))
+    assert splits.no_majority == pytest.approx(1 / 3)  # pair 2: one for each of two categories
 
 
 def test_a_subset_is_of_the_named_pairs_of_a_category_of_a_size():
@@ -110,15 +112,15 @@ def test_a_subset_is_of_the_named_pairs_of_a_category_of_a_size():
 
 
 def test_agreement_is_printed_for_people_and_as_json(demo):
-    said = succeed("agreement", "--store", demo / "run.sqlite", "--draws", 50)
-    assert "between teachers" in said
-    assert "reader-a, between variants" in said
-    assert "no teacher is an outlier" in said
-    found = json.loads(
+    output = succeed("agreement", "--store", demo / "run.sqlite", "--draws", 50)
+    assert "between teachers" in output
+    assert "reader-a, between variants" in output
+    assert "no teacher is an outlier" in output
+    result = json.loads(
         succeed("agreement", "--store", demo / "run.sqlite", "--json", "--draws", 50)
     )
-    assert found["pairs"] == 96
-    assert found["splits"]["pairs"][0]["source_id"].startswith("demo-")
+    assert result["pairs"] == 96
+    assert result["splits"]["pairs"][0]["source_id"].startswith("demo-")
 
 
 def test_agreement_on_some_pairs_names_them_by_their_own_names(demo, tmp_path):

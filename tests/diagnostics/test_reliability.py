@@ -35,10 +35,10 @@ def ratings(observers):
 
 @pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815)])
 def test_alpha_is_the_published_one(level, alpha):
-    found = ratings(OBSERVERS).alpha(level, draws=200)
-    assert found.value == pytest.approx(alpha, abs=5e-4)
-    assert found.low < found.value < found.high
-    assert found.pairs == 11
+    alpha_estimate = ratings(OBSERVERS).alpha(level, draws=200)
+    assert alpha_estimate.value == pytest.approx(alpha, abs=5e-4)
+    assert alpha_estimate.low < alpha_estimate.value < alpha_estimate.high
+    assert alpha_estimate.pairs == 11
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal"])
@@ -46,19 +46,21 @@ def test_alpha_is_the_published_one(level, alpha):
 def test_alpha_is_that_of_the_krippendorff_package(level, seed):
     dice = np.random.default_rng(seed)
     truth = dice.integers(0, 6, 80)
-    said = np.clip(truth[:, None] + dice.integers(-1, 2, (80, 4)), 0, 5)
-    said[dice.random((80, 4)) < 0.3] = NOT
+    readings = np.clip(truth[:, None] + dice.integers(-1, 2, (80, 4)), 0, 5)
+    readings[dice.random((80, 4)) < 0.3] = NOT
     theirs = krippendorff.alpha(
-        np.where(said < 0, np.nan, said).T, level_of_measurement=level, value_domain=range(6)
-    )
-    assert Ratings(said, 6).alpha(level, draws=1).value == pytest.approx(theirs, abs=1e-9)
-    some = krippendorff.alpha(
-        np.where(said < 0, np.nan, said)[:, [0, 2]].T,
+        np.where(readings < 0, np.nan, readings).T,
         level_of_measurement=level,
         value_domain=range(6),
     )
-    found = Ratings(said, 6).alpha(level, [0, 2], draws=1).value
-    assert found == pytest.approx(some, abs=1e-9)
+    assert Ratings(readings, 6).alpha(level, draws=1).value == pytest.approx(theirs, abs=1e-9)
+    expected_alpha = krippendorff.alpha(
+        np.where(readings < 0, np.nan, readings)[:, [0, 2]].T,
+        level_of_measurement=level,
+        value_domain=range(6),
+    )
+    alpha = Ratings(readings, 6).alpha(level, [0, 2], draws=1).value
+    assert alpha == pytest.approx(expected_alpha, abs=1e-9)
 
 
 def test_alpha_of_readings_that_are_all_equal_is_not_defined():
@@ -72,10 +74,12 @@ def test_alpha_of_readings_that_are_all_equal_is_not_defined():
 def test_a_sample_draws_as_many_units_as_there_are():
     plain = list(resamples(7, draws=5))
     weighed = list(resamples(3, draws=5, counts=np.array([4, 1, 2])))
-    assert [one.sum() for one in plain] == [7] * 5
-    assert [one.sum() for one in weighed] == [7] * 5
+    assert [draw.sum() for draw in plain] == [7] * 5
+    assert [draw.sum() for draw in weighed] == [7] * 5
     again = list(resamples(7, draws=5))
-    assert all((one == other).all() for one, other in zip(plain, again, strict=True))
+    assert all(
+        (draw == repeated_draw).all() for draw, repeated_draw in zip(plain, again, strict=True)
+    )
 
 
 def repeated(values, weights):
@@ -85,9 +89,9 @@ def repeated(values, weights):
 def test_a_weighted_rank_correlation_is_that_of_repeated_rows():
     dice = np.random.default_rng(0)
     x, y, w = dice.integers(0, 5, 30), dice.integers(0, 5, 30), dice.integers(0, 4, 30)
-    found = weighted_spearman(Ranked(x), Ranked(y), w.astype(float))
+    rho = weighted_spearman(Ranked(x), Ranked(y), w.astype(float))
     plain = weighted_spearman(Ranked(repeated(x, w)), Ranked(repeated(y, w)), np.ones(int(w.sum())))
-    assert found == pytest.approx(plain)
+    assert rho == pytest.approx(plain)
     ranks = Ranked([3, 1, 3, 2]).ranks(np.ones(4))
     assert ranks.tolist() == [3.5, 1, 3.5, 2]
     assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2]), np.ones(3)) == pytest.approx(
