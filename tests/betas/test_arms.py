@@ -42,79 +42,83 @@ def pair(number):
     return f"{number:064x}"
 
 
-def said(*magnitudes, confidence=10):
+def annotations_of(*magnitudes, confidence=10):
     """One reply of each pair; None for a pair without one."""
     rows = [
         (pair(n), "a", "direct", "chosen-first", 0, "style", m, c, None, None, None)
-        for n, one in enumerate(magnitudes)
-        if one is not None
-        for m, c in [one if isinstance(one, tuple) else (one, confidence)]
+        for n, magnitude in enumerate(magnitudes)
+        if magnitude is not None
+        for m, c in [magnitude if isinstance(magnitude, tuple) else (magnitude, confidence)]
     ]
     pair_ids = [pair(n) for n in range(len(magnitudes))]
     return build_annotation_table(rows, pair_ids=pair_ids, rubric=RUBRIC)
 
 
-def made(annotations, scores=None, *, of=PAPER, **departures):
-    given = None
+def arm_table(annotations, scores=None, *, of=PAPER, **departures):
+    scores_table = None
     if scores is not None:
         table = pl.DataFrame({"pair_id": annotations.pair_ids[: len(scores)]})
         table = table.with_columns(reward_margin=pl.Series(scores, dtype=pl.Float64))
-        given = Scores(table=table, name="scores.parquet")
-    return compute_betas(annotations, Arm(of=of, **departures), given)
+        scores_table = Scores(table=table, name="scores.parquet")
+    return compute_betas(annotations, Arm(of=of, **departures), scores_table)
 
 
 def column(name, *arguments, **departures):
-    return made(*arguments, **departures)[name].to_list()
+    return arm_table(*arguments, **departures)[name].to_list()
 
 
 def test_a_constant_is_the_beta_of_every_pair_that_has_one():
-    assert column("beta", said(0, None, 10), beta=Constant(0.1)) == [0.1, None, 0.1]
+    assert column("beta", annotations_of(0, None, 10), beta=Constant(0.1)) == [0.1, None, 0.1]
 
 
 def test_the_means_are_over_the_betas_of_the_kept_pairs():
     # 0.03, 0.165, 0.3
-    assert column("beta", said(0, 5, 10), beta=ArithmeticMean())[0] == pytest.approx(0.165)
+    assert column("beta", annotations_of(0, 5, 10), beta=ArithmeticMean())[0] == pytest.approx(
+        0.165
+    )
     harmonic = 3 / (1 / 0.03 + 1 / 0.165 + 1 / 0.3)
-    assert column("beta", said(0, 5, 10), beta=HarmonicMean())[2] == pytest.approx(harmonic)
-    kept = column("beta", said(0, 5, 10), beta=ArithmeticMean(), keep=DropLowest(34))
-    assert kept[0] == pytest.approx((0.165 + 0.3) / 2)
+    assert column("beta", annotations_of(0, 5, 10), beta=HarmonicMean())[2] == pytest.approx(
+        harmonic
+    )
+    betas = column("beta", annotations_of(0, 5, 10), beta=ArithmeticMean(), keep=DropLowest(34))
+    assert betas[0] == pytest.approx((0.165 + 0.3) / 2)
 
 
 def test_rand_beta_is_drawn_from_the_envelope_by_its_seed():
-    annotations = said(*range(11), None)
-    one = column("beta", annotations, beta=Uniform(0))
-    assert one == column("beta", annotations, beta=Uniform(0))
-    assert one != column("beta", annotations, beta=Uniform(1))
-    assert one[11] is None
-    assert all(0.03 <= beta <= 0.3 for beta in one[:11])
+    annotations = annotations_of(*range(11), None)
+    betas = column("beta", annotations, beta=Uniform(0))
+    assert betas == column("beta", annotations, beta=Uniform(0))
+    assert betas != column("beta", annotations, beta=Uniform(1))
+    assert betas[11] is None
+    assert all(0.03 <= beta <= 0.3 for beta in betas[:11])
     narrow = replace(PAPER, envelopes={"style": Envelope(beta_min=0.1, beta_max=0.2)})
     inside = column("beta", annotations, of=narrow, beta=Uniform(0))
     assert all(0.1 <= beta <= 0.2 for beta in inside[:11])
 
 
 def test_permuted_betas_are_the_same_on_the_wrong_pairs():
-    annotations = said(*range(11), None)
-    own = made(annotations)["beta"]
-    other = made(annotations, beta=Permuted(3))["beta"]
-    assert sorted(own.drop_nulls()) == sorted(other.drop_nulls())
-    assert not (own == other).any()
-    assert other[11] is None
+    annotations = annotations_of(*range(11), None)
+    own = arm_table(annotations)["beta"]
+    permuted = arm_table(annotations, beta=Permuted(3))["beta"]
+    assert sorted(own.drop_nulls()) == sorted(permuted.drop_nulls())
+    assert not (own == permuted).any()
+    assert permuted[11] is None
 
 
 def test_the_lowest_gaps_are_marked_and_no_row_is_deleted():
-    annotations = said(3, 1, 1, 9, None, 1)
-    table = made(annotations, keep=DropLowest(40))
+    annotations = annotations_of(3, 1, 1, 9, None, 1)
+    table = arm_table(annotations, keep=DropLowest(40))
     assert len(table) == 6
     assert table["keep"].to_list() == [True, False, False, True, False, True]
     assert table["has_beta"].sum() == 5
 
 
 def test_disputed_pairs_are_dropped_or_flipped():
-    annotations = said((8, 9), (8, 1), (0, 1))  # signed gaps 0.64, -0.64, 0
-    dropped = made(annotations, of=SIGNED, disputed="drop")
+    annotations = annotations_of((8, 9), (8, 1), (0, 1))  # signed gaps 0.64, -0.64, 0
+    dropped = arm_table(annotations, of=SIGNED, disputed="drop")
     assert dropped["keep"].to_list() == [True, False, True]
     assert dropped["beta"][1] == pytest.approx(0.03)
-    flipped = made(annotations, of=SIGNED, disputed="flip")
+    flipped = arm_table(annotations, of=SIGNED, disputed="flip")
     assert flipped["flip"].to_list() == [False, True, False]
     assert flipped["gap"].to_list() == pytest.approx([0.64, 0.64, 0])
     assert flipped["signed_gap"].to_list() == pytest.approx([0.64, -0.64, 0])
@@ -123,21 +127,26 @@ def test_disputed_pairs_are_dropped_or_flipped():
 
 
 def test_gap_and_beta_serve_as_weights_of_mean_1():
-    annotations = said(2, 4, None)
-    by_gap = made(annotations, beta=ArithmeticMean(), weight=GapWeight())
+    annotations = annotations_of(2, 4, None)
+    by_gap = arm_table(annotations, beta=ArithmeticMean(), weight=GapWeight())
     assert by_gap["weight"].to_list() == [pytest.approx(2 / 3), pytest.approx(4 / 3), None]
-    by_beta = made(annotations, beta=ArithmeticMean(), weight=BetaWeight())
-    own = made(annotations)["beta"]
+    by_beta = arm_table(annotations, beta=ArithmeticMean(), weight=BetaWeight())
+    own = arm_table(annotations)["beta"]
     at_zero = by_beta["beta"] * by_beta["weight"]
     assert at_zero.to_list()[:2] == pytest.approx(own.to_list()[:2])
 
 
 def test_the_gap_serves_as_a_margin():
-    assert column("margin", said(2, None), margin=GapMargin(5)) == [pytest.approx(1.0), None]
+    assert column("margin", annotations_of(2, None), margin=GapMargin(5)) == [
+        pytest.approx(1.0),
+        None,
+    ]
 
 
 def test_madpo_weighs_by_the_reward_margin():
-    table = made(said(2, 4, None), [1.0, -4.0, 9.0], beta=Constant(0.1), weight=MADPO)
+    table = arm_table(
+        annotations_of(2, 4, None), [1.0, -4.0, 9.0], beta=Constant(0.1), weight=MADPO
+    )
     expected = Madpo(c_max=2, c_min=0.5, lam=1, tau=7).values([1.0, -4.0])
     assert table["weight"].to_list() == [*map(pytest.approx, expected), None]
     assert table["reward_margin"].to_list() == [1.0, -4.0, None]
@@ -145,15 +154,15 @@ def test_madpo_weighs_by_the_reward_margin():
 
 
 def test_odpo_leaves_out_pairs_that_the_reward_model_orders_otherwise():
-    table = made(said(2, 4, 6), [math.e, 0.0, -1.0], margin=Odpo(2, "log"))
+    table = arm_table(annotations_of(2, 4, 6), [math.e, 0.0, -1.0], margin=Odpo(2, "log"))
     assert table["margin"].to_list() == [pytest.approx(2.0), None, None]
     assert table["keep"].to_list() == [True, False, False]
     assert table["has_beta"].all()
 
 
 def test_the_reward_margin_of_exchanged_responses_turns_its_sign():
-    annotations = said((8, 9), (8, 1))
-    table = made(annotations, [3.0, -3.0], of=SIGNED, disputed="flip", weight=MADPO)
+    annotations = annotations_of((8, 9), (8, 1))
+    table = arm_table(annotations, [3.0, -3.0], of=SIGNED, disputed="flip", weight=MADPO)
     assert table["reward_margin"].to_list() == [3.0, 3.0]
     assert table["weight"][0] == table["weight"][1]
 
@@ -161,17 +170,25 @@ def test_the_reward_margin_of_exchanged_responses_turns_its_sign():
 @pytest.mark.parametrize(
     ("arguments", "departures", "complaint"),
     [
-        ((said(1),), {"disputed": "drop"}, "teachers who see the label cannot dispute it"),
-        ((said(1),), {"weight": MADPO}, "give --scores"),
-        ((said(1), [1.0]), {"beta": Constant(0.1)}, "--scores is not used"),
-        ((said(1, 2), [1.0]), {"weight": MADPO}, "1 of 2 pairs with a beta have no score"),
-        ((said(0, 0),), {"weight": GapWeight()}, "every kept pair has the gap 0"),
-        ((said(1), [-1.0]), {"margin": Odpo(1, "log")}, "leaves no pair to train on"),
+        (
+            (annotations_of(1),),
+            {"disputed": "drop"},
+            "teachers who see the label cannot dispute it",
+        ),
+        ((annotations_of(1),), {"weight": MADPO}, "give --scores"),
+        ((annotations_of(1), [1.0]), {"beta": Constant(0.1)}, "--scores is not used"),
+        (
+            (annotations_of(1, 2), [1.0]),
+            {"weight": MADPO},
+            "1 of 2 pairs with a beta have no score",
+        ),
+        ((annotations_of(0, 0),), {"weight": GapWeight()}, "every kept pair has the gap 0"),
+        ((annotations_of(1), [-1.0]), {"margin": Odpo(1, "log")}, "leaves no pair to train on"),
     ],
 )
 def test_an_arm_that_cannot_be_made_says_why(arguments, departures, complaint):
     with pytest.raises(ValueError, match=complaint):
-        made(*arguments, **departures)
+        arm_table(*arguments, **departures)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -183,8 +200,8 @@ def test_every_schedule_and_arm_of_the_recipes_makes_betas_that_explain_themselv
     margins = np.random.default_rng(0).normal(2, 2, len(pair_ids))
     pl.DataFrame({"pair_id": pair_ids, "reward_margin": margins}).write_parquet(scores)
     arm = load_arm(path)
-    given = ("--scores", scores) if arm.uses_scores else ()
-    succeed("schedule", "--store", store, "--schedule", path, "--out", out, *given)
+    scores_options = ("--scores", scores) if arm.uses_scores else ()
+    succeed("schedule", "--store", store, "--schedule", path, "--out", out, *scores_options)
     read = read_betas(out)
     assert read.arm == arm
     assert tuple(read.table.columns[: len(REQUIRED)]) == REQUIRED
@@ -205,20 +222,20 @@ def test_every_schedule_and_arm_of_the_recipes_makes_betas_that_explain_themselv
     ids=str,
 )
 def test_the_file_of_betas_says_what_made_it(tmp_path, departures):
-    annotations = said((8, 9), (8, 1), (5, 8), (3, 9))
+    annotations = annotations_of((8, 9), (8, 1), (5, 8), (3, 9))
     uses = Arm(of=SIGNED, **departures).uses_scores
-    table = made(annotations, [1.0, -2.0, 3.0, 4.0] if uses else None, of=SIGNED, **departures)
+    table = arm_table(annotations, [1.0, -2.0, 3.0, 4.0] if uses else None, of=SIGNED, **departures)
     written = BetaTable(
         table=table,
         arm=Arm(of=SIGNED, **departures),
         annotations_hash=annotations.hash,
         scores_hash="f" * 64 if uses else None,
     )
-    one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
-    write_betas(written, one)
-    write_betas(written, other)
-    assert one.read_bytes() == other.read_bytes()
-    read = read_betas(one)
+    first_path, second_path = tmp_path / "one.parquet", tmp_path / "other.parquet"
+    write_betas(written, first_path)
+    write_betas(written, second_path)
+    assert first_path.read_bytes() == second_path.read_bytes()
+    read = read_betas(first_path)
     assert read.arm == written.arm
     assert read.table.equals(table)
     assert (read.annotations_hash, read.scores_hash) == (annotations.hash, written.scores_hash)

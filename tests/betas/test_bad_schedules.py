@@ -14,24 +14,26 @@ PAPER = yaml.safe_load(SCHEDULE.read_text())
 
 @pytest.fixture
 def refuse(demo, tmp_path):
-    """Runs `schedule` with changed files; what it says, once nothing was written for sure."""
+    """Run `schedule` with changed files and return its error; check that it wrote nothing."""
 
     def refuse(changes=None, *, arm=None, scores=None, store=demo / "run.sqlite"):
-        said = {key: one for key, one in (PAPER | (changes or {})).items() if one is not ...}
+        schedule = {
+            key: value for key, value in (PAPER | (changes or {})).items() if value is not ...
+        }
         path, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"
-        path.write_text(yaml.safe_dump(said))
+        path.write_text(yaml.safe_dump(schedule))
         if arm is not None:
             path = tmp_path / "arm.yaml"
             path.write_text(yaml.safe_dump(arm))
-        more = []
+        options = []
         if scores is not None:
             pair_ids = read_betas(demo / "betas.parquet").table["pair_id"]
             table = pl.DataFrame({"pair_id": pair_ids, "reward_margin": scores})
             table.write_parquet(tmp_path / "scores.parquet")
-            more = ["--scores", tmp_path / "scores.parquet"]
+            options = ["--scores", tmp_path / "scores.parquet"]
         out.write_bytes((demo / "betas.parquet").read_bytes())
         before = out.read_bytes()
-        complaint = fail("schedule", "--store", store, "--schedule", path, "--out", out, *more)
+        complaint = fail("schedule", "--store", store, "--schedule", path, "--out", out, *options)
         assert out.read_bytes() == before
         assert complaint.startswith("sp2dpo: ")
         assert complaint.count("\n") == 1

@@ -18,7 +18,7 @@ class GapConfig(Settings):
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "choice"),
+    ("text", "choices", "choice"),
     [
         ("product", GAP_FORMS, Product()),
         (" product ", GAP_FORMS, Product()),
@@ -35,13 +35,13 @@ class GapConfig(Settings):
         ),
     ],
 )
-def test_a_choice_is_read_and_written_back(said, known, choice):
-    assert parse_choice(said, known) == choice
-    assert parse_choice(format_choice(choice, known), known) == choice
+def test_a_choice_is_read_and_written_back(text, choices, choice):
+    assert parse_choice(text, choices) == choice
+    assert parse_choice(format_choice(choice, choices), choices) == choice
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("value", "complaint"),
     [
         ("prodct", "'prodct' is not known, did you mean 'product'? (known: product, shrink(m0)"),
         (3, "gap: 3 is not known"),
@@ -66,8 +66,8 @@ def test_a_choice_is_read_and_written_back(said, known, choice):
         ("shrink(" + "(" * 5000 + ")", "must contain a list of numbers"),
     ],
 )
-def test_every_mistake_is_one_line_with_file_key_and_value(said, complaint):
+def test_every_mistake_is_one_line_with_file_key_and_value(value, complaint):
     with pytest.raises(ValueError, match=r"^schedule\.yaml: gap: ") as error:
-        validate(GapConfig, {"gap": said}, where="schedule.yaml")
+        validate(GapConfig, {"gap": value}, where="schedule.yaml")
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ PAPER = load_schedule(SCHEDULE)
 
 
 def lines_of(store, pair_id, schedule=PAPER, **change):
-    """What is said of a pair, from the table of its replies on."""
+    """The explanation of a pair, from the table of its replies on."""
     table = schedule_betas(store.annotations(), schedule)
     row = next(row for row in table.iter_rows(named=True) if row["pair_id"] == pair_id)
     lines = explain_lines(
@@ -115,10 +115,10 @@ def test_expectations_are_shown_where_they_count(new_store):
         "gap of a reply  magnitude x confidence, the expected scores as shares of their scales",
         "a  median(0.3, 0.58) = 0.44",
     ]
-    (told,) = [
+    (beta_line,) = [
         line for line in lines_of(store, pair_id, replace(schedule, quorum=3)) if "none" in line
     ]
-    assert told == "beta  none: 2 replies, 1 that does not count, the quorum is 3"
+    assert beta_line == "beta  none: 2 replies, 1 that does not count, the quorum is 3"
 
 
 @pytest.mark.parametrize("column", ["signed_gap", "beta"])

@@ -29,7 +29,9 @@ def test_the_gap_is_the_mean_over_teachers_of_the_median_over_variants(new_store
         ("b", "critic"): (0, 10),  # .00
         ("b", "reader"): (4, 5),  # .20; the median of b is .10
     }
-    store.add_replies([kept_reply(pair_id, *who, *said) for who, said in scores.items()])
+    store.add_replies(
+        [kept_reply(pair_id, *who, *reply_scores) for who, reply_scores in scores.items()]
+    )
     row = gaps_of(store)[pair_id]
     assert row["gap"] == pytest.approx((0.8 + 0.1) / 2, abs=1e-15)
     assert row["spread"] == pytest.approx((0.8 - 0.1) / 2, abs=1e-15)
@@ -70,10 +72,10 @@ def test_a_pair_without_replies_has_no_gap_and_no_votes(new_store):
 def test_the_category_is_the_majoritys_and_ties_go_to_the_higher_priority(new_store):
     store = new_store()
     clear, tied = filled(store, 2, "a", "b")
-    said = [("a", "direct"), ("a", "critic"), ("a", "reader"), ("b", "direct")]
-    for who, category in zip(said, ("style", "safety", "style", "style"), strict=True):
+    readers = [("a", "direct"), ("a", "critic"), ("a", "reader"), ("b", "direct")]
+    for who, category in zip(readers, ("style", "safety", "style", "style"), strict=True):
         store.add_replies([kept_reply(clear, *who, 5, 5, category)])
-    for who, category in zip(said, ("style", "factuality", "style", "factuality"), strict=True):
+    for who, category in zip(readers, ("style", "factuality", "style", "factuality"), strict=True):
         store.add_replies([kept_reply(tied, *who, 5, 5, category)])
     rows = gaps_of(store)
     assert (rows[clear]["category"], rows[clear]["agreement"]) == ("style", 0.75)
@@ -82,8 +84,8 @@ def test_the_category_is_the_majoritys_and_ties_go_to_the_higher_priority(new_st
 
 def test_the_order_of_replies_changes_no_bit(new_store):
     draw = random.Random(7)
-    one, two = new_store("1.sqlite"), new_store("2.sqlite")
-    for store in (one, two):
+    first_store, second_store = new_store("1.sqlite"), new_store("2.sqlite")
+    for store in (first_store, second_store):
         ids = filled(store, 40, "a", "b", "c")
     replies = [
         kept_reply(pair_id, teacher, variant, draw.randint(0, 10), draw.randint(0, 10))
@@ -91,9 +93,11 @@ def test_the_order_of_replies_changes_no_bit(new_store):
         for teacher in "abc"
         for variant in ("direct", "critic", "reader")
     ]
-    one.add_replies(replies)
-    two.add_replies(draw.sample(replies, len(replies)))
-    assert compute_gaps(one.annotations(), JMAMP).equals(compute_gaps(two.annotations(), JMAMP))
+    first_store.add_replies(replies)
+    second_store.add_replies(draw.sample(replies, len(replies)))
+    assert compute_gaps(first_store.annotations(), JMAMP).equals(
+        compute_gaps(second_store.annotations(), JMAMP)
+    )
 
 
 def test_expectations_take_the_place_of_what_was_said(new_store):
@@ -116,16 +120,20 @@ def test_expectations_take_the_place_of_what_was_said(new_store):
 @pytest.mark.parametrize("half", [(None, None), (5.0, None), (None, 5.0)])
 def test_a_reply_without_expectations_is_no_vote(new_store, half):
     store = new_store()
-    one, other = filled(store, 2, "a")
-    store.add_replies([kept_reply(one, "a", "direct", 9, 9, "style", expected=(4.0, 5.0))])
+    rated_id, unrated_id = filled(store, 2, "a")
+    store.add_replies([kept_reply(rated_id, "a", "direct", 9, 9, "style", expected=(4.0, 5.0))])
     store.add_replies(
-        [kept_reply(one, "a", v, 9, 9, "safety", expected=half) for v in ("critic", "reader")]
+        [kept_reply(rated_id, "a", v, 9, 9, "safety", expected=half) for v in ("critic", "reader")]
     )
-    store.add_replies([kept_reply(other, "a", "direct", 9, 9, expected=half)])
+    store.add_replies([kept_reply(unrated_id, "a", "direct", 9, 9, expected=half)])
     rows = gaps_of(store, "expected")
-    assert rows[one]["gap"] == pytest.approx(0.2)
-    assert (rows[one]["votes"], rows[one]["category"], rows[one]["agreement"]) == (1, "style", 1)
-    assert (rows[other]["votes"], rows[other]["gap"]) == (0, None)
+    assert rows[rated_id]["gap"] == pytest.approx(0.2)
+    assert (rows[rated_id]["votes"], rows[rated_id]["category"], rows[rated_id]["agreement"]) == (
+        1,
+        "style",
+        1,
+    )
+    assert (rows[unrated_id]["votes"], rows[unrated_id]["gap"]) == (0, None)
 
 
 def test_expectations_that_no_reply_has_are_missed_by_name(new_store):
@@ -143,8 +151,12 @@ def test_one_reply_alone_has_the_gap_that_it_has_in_the_table(new_store, name, e
     for pair_id in filled(store, 50, "a", rubric=rubric):
         expected = (draw.uniform(0, 10), draw.uniform(0, 10))
         scores = (draw.randint(0, 10), draw.randint(0, 10))
-        said = {"order": draw.choice(ORDERS), "better": draw.choice(BETTER)} if rubric.blind else {}
-        store.add_replies([kept_reply(pair_id, "a", "direct", *scores, expected=expected, **said)])
+        fields = (
+            {"order": draw.choice(ORDERS), "better": draw.choice(BETTER)} if rubric.blind else {}
+        )
+        store.add_replies(
+            [kept_reply(pair_id, "a", "direct", *scores, expected=expected, **fields)]
+        )
     estimator = replace(JMAMP, estimate=estimate)
     alone = [compute_signed_gap(reply, rubric, estimator) for reply in store.replies()]
     assert compute_reply_gaps(store.annotations(), estimator)["gap"].to_list() == pytest.approx(

@@ -8,7 +8,7 @@ from itertools import pairwise, permutations, product
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from sp2dpo.betas.estimators import JMAMP, Magnitude, Product, Shrink, Signed
 from sp2dpo.betas.gaps import compute_gaps
@@ -29,122 +29,129 @@ WAYS = ("median", "mean")
 quick = settings(
     derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
-scores = some.integers(0, 10)
+scores = st.integers(0, 10)
 
 
-@some.composite
+@st.composite
 def replies(draw, *, teachers="abc", variants=("direct", "critic", "reader"), pairs=6):
-    """Some of what a panel may say: number of the pair, teacher, variant -> what it says."""
+    """Replies of a panel: pair number, teacher, variant -> category, magnitude, confidence."""
     keys = [
         key
         for key in product(range(pairs), teachers, variants)
-        if draw(some.integers(0, 9))  # one in ten is missing
+        if draw(st.integers(0, 9))  # one in ten is missing
     ]
-    said = some.tuples(some.sampled_from(CATEGORIES), scores, scores)
-    return {key: draw(said) for key in keys} or {(0, "a", "direct"): draw(said)}
+    answers = st.tuples(st.sampled_from(CATEGORIES), scores, scores)
+    return {key: draw(answers) for key in keys} or {(0, "a", "direct"): draw(answers)}
 
 
 def pair(number):
     return f"{number:064x}"
 
 
-def table_of(said, *, pairs=6):
+def table_of(panel_replies, *, pairs=6):
     rows = [
         (pair(number), teacher, variant, CHOSEN_FIRST, 0, *scored, None, None, None)
-        for (number, teacher, variant), scored in said.items()
+        for (number, teacher, variant), scored in panel_replies.items()
     ]
     return build_annotation_table(rows, pair_ids=[pair(n) for n in range(pairs)], rubric=RUBRIC)
 
 
-def betas_of(said, schedule=PAPER):
-    table = schedule_betas(table_of(said), schedule)
+def betas_of(panel_replies, schedule=PAPER):
+    table = schedule_betas(table_of(panel_replies), schedule)
     return dict(table.select("pair_id", "beta").iter_rows())
 
 
 @quick
-@given(replies(), some.sampled_from(MAPS), some.sampled_from(FORMS), some.sampled_from(WAYS))
-def test_a_beta_lies_in_the_envelope_of_its_category(said, map_, form, way):
+@given(replies(), st.sampled_from(MAPS), st.sampled_from(FORMS), st.sampled_from(WAYS))
+def test_a_beta_lies_in_the_envelope_of_its_category(panel_replies, map_, form, way):
     narrow = Envelope(beta_min=0.1, beta_max=0.11)
     schedule = replace(
         PAPER, map=map_, gap=form, over_variants=way, envelopes={CATEGORIES[0]: narrow}
     )
-    for row in schedule_betas(table_of(said), schedule).drop_nulls("beta").iter_rows(named=True):
+    for row in (
+        schedule_betas(table_of(panel_replies), schedule).drop_nulls("beta").iter_rows(named=True)
+    ):
         ends = schedule.envelope(row["category"])
         assert ends.beta_min <= row["beta"] <= ends.beta_max
 
 
 @quick
-@given(some.lists(some.floats(0, 1), min_size=2, max_size=30), some.sampled_from(MAPS[:4]))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.sampled_from(MAPS[:4]))
 def test_a_larger_gap_never_has_a_smaller_beta(gaps_, map_):
     ordered = pl.DataFrame({"gap": sorted(gaps_)})
-    made = ordered.select(map_.beta(pl.col("gap"), 0.03, 0.3)).to_series().to_list()
-    assert all(one <= other + 1e-15 for one, other in pairwise(made))
+    betas = ordered.select(map_.beta(pl.col("gap"), 0.03, 0.3)).to_series().to_list()
+    assert all(lower <= upper + 1e-15 for lower, upper in pairwise(betas))
     assert map_.beta(0.0, 0.03, 0.3) == pytest.approx(0.03, abs=1e-15)
     assert map_.beta(1.0, 0.03, 0.3) == pytest.approx(0.3, abs=1e-15)
 
 
 @quick
-@given(replies(), some.sampled_from(MAPS))
-def test_betas_are_ordered_like_the_gaps(said, map_):
-    table = schedule_betas(table_of(said), replace(PAPER, map=map_)).drop_nulls("beta").sort("gap")
-    made = table["beta"].to_list()
-    assert all(one <= other + 1e-12 for one, other in pairwise(made))
+@given(replies(), st.sampled_from(MAPS))
+def test_betas_are_ordered_like_the_gaps(panel_replies, map_):
+    table = (
+        schedule_betas(table_of(panel_replies), replace(PAPER, map=map_))
+        .drop_nulls("beta")
+        .sort("gap")
+    )
+    betas = table["beta"].to_list()
+    assert all(lower <= upper + 1e-12 for lower, upper in pairwise(betas))
 
 
 @quick
 @given(replies())
-def test_jmamp_of_the_gaps_then_the_map_is_the_map_then_jmamp(said):
+def test_jmamp_of_the_gaps_then_the_map_is_the_map_then_jmamp(panel_replies):
     by_reply = {
         key: 0.03 + 0.27 * magnitude / 10 * confidence / 10
-        for key, (_, magnitude, confidence) in said.items()
+        for key, (_, magnitude, confidence) in panel_replies.items()
     }
-    for pair_id, beta in betas_of(said).items():
+    for pair_id, beta in betas_of(panel_replies).items():
         number = int(pair_id, 16)
         by_teacher = {}
-        for (n, teacher, _), one in by_reply.items():
+        for (n, teacher, _), reply_beta in by_reply.items():
             if n == number:
-                by_teacher.setdefault(teacher, []).append(one)
+                by_teacher.setdefault(teacher, []).append(reply_beta)
         medians = [statistics.median(ones) for ones in by_teacher.values()]
         expected = statistics.fmean(medians) if medians else None
         assert beta == (None if expected is None else pytest.approx(expected, abs=1e-12))
 
 
 @quick
-@given(replies(), some.randoms(use_true_random=False))
-def test_the_order_of_replies_and_pairs_does_not_matter(said, random):
-    keys = list(said)
+@given(replies(), st.randoms(use_true_random=False))
+def test_the_order_of_replies_and_pairs_does_not_matter(panel_replies, random):
+    keys = list(panel_replies)
     random.shuffle(keys)
-    shuffled = table_of({key: said[key] for key in keys})
-    assert schedule_betas(shuffled, PAPER).equals(schedule_betas(table_of(said), PAPER))
-    assert shuffled.hash == table_of(said).hash
+    shuffled = table_of({key: panel_replies[key] for key in keys})
+    assert schedule_betas(shuffled, PAPER).equals(schedule_betas(table_of(panel_replies), PAPER))
+    assert shuffled.hash == table_of(panel_replies).hash
 
 
 @quick
-@given(replies(), some.sampled_from(list(permutations("abc"))), some.sampled_from(WAYS))
-def test_the_names_and_the_order_of_teachers_do_not_matter(said, names, way):
+@given(replies(), st.sampled_from(list(permutations("abc"))), st.sampled_from(WAYS))
+def test_the_names_and_the_order_of_teachers_do_not_matter(panel_replies, names, way):
     renamed = {
-        (number, f"t{names.index(teacher)}", variant): one
-        for (number, teacher, variant), one in said.items()
+        (number, f"t{names.index(teacher)}", variant): reply
+        for (number, teacher, variant), reply in panel_replies.items()
     }
     schedule = replace(PAPER, over_teachers=way)
-    one, other = betas_of(said, schedule), betas_of(renamed, schedule)
+    betas, renamed_betas = betas_of(panel_replies, schedule), betas_of(renamed, schedule)
     assert all(
-        one[key] is other[key] is None or one[key] == pytest.approx(other[key], abs=1e-12)
-        for key in one
+        betas[key] is renamed_betas[key] is None
+        or betas[key] == pytest.approx(renamed_betas[key], abs=1e-12)
+        for key in betas
     )
 
 
 @quick
 @given(
-    some.lists(some.tuples(scores, scores), min_size=9, max_size=9),
-    some.tuples(scores, scores),
-    some.integers(0, 8),
+    st.lists(st.tuples(scores, scores), min_size=9, max_size=9),
+    st.tuples(scores, scores),
+    st.integers(0, 8),
 )
 def test_one_wild_reply_of_nine_moves_beta_by_a_third_of_its_neighbours_distance(nine, wild, which):
     keys = list(product((0,), "abc", ("direct", "critic", "reader")))
-    said = {key: ("style", *one) for key, one in zip(keys, nine, strict=True)}
-    turned = said | {keys[which]: ("style", *wild)}
-    moved = abs(betas_of(turned)[pair(0)] - betas_of(said)[pair(0)])
+    panel_replies = {key: ("style", *reply) for key, reply in zip(keys, nine, strict=True)}
+    turned = panel_replies | {keys[which]: ("style", *wild)}
+    moved = abs(betas_of(turned)[pair(0)] - betas_of(panel_replies)[pair(0)])
     others = [
         m / 10 * c / 10
         for key, (m, c) in zip(keys, nine, strict=True)
@@ -157,26 +164,28 @@ def test_one_wild_reply_of_nine_moves_beta_by_a_third_of_its_neighbours_distance
 
 @quick
 @given(
-    some.dictionaries(
-        some.tuples(
-            some.integers(0, 3), some.sampled_from("ab"), some.sampled_from(("direct", "critic")),
-            some.sampled_from((CHOSEN_FIRST, REJECTED_FIRST)),
+    st.dictionaries(
+        st.tuples(
+            st.integers(0, 3), st.sampled_from("ab"), st.sampled_from(("direct", "critic")),
+            st.sampled_from((CHOSEN_FIRST, REJECTED_FIRST)),
         ),
-        some.tuples(
-            some.sampled_from(CATEGORIES), scores, scores, some.sampled_from(("A", "B", "tie"))
+        st.tuples(
+            st.sampled_from(CATEGORIES), scores, scores, st.sampled_from(("A", "B", "tie"))
         ),
         min_size=1,
         max_size=24,
     )
 )  # fmt: skip
-def test_a_blind_panel_is_read_as_by_hand(said):
+def test_a_blind_panel_is_read_as_by_hand(panel_replies):
     rows = [
         (pair(number), teacher, variant, order, 0, *scored, None, None)
-        for (number, teacher, variant, order), scored in said.items()
+        for (number, teacher, variant, order), scored in panel_replies.items()
     ]
     annotations = build_annotation_table(rows, pair_ids=[pair(n) for n in range(4)], rubric=BLIND)
     for row in compute_gaps(annotations, JMAMP).iter_rows(named=True):
-        own = {key[1:]: one for key, one in said.items() if pair(key[0]) == row["pair_id"]}
+        own = {
+            key[1:]: reply for key, reply in panel_replies.items() if pair(key[0]) == row["pair_id"]
+        }
         by_hand(row, own)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from sp2dpo.betas.baselines import Madpo, Odpo
 
@@ -53,7 +53,7 @@ def test_the_weight_is_continuous(settings_):
 
 
 @quick
-@given(some.floats(-1e4, 1e4), some.floats(1.01, 100), some.floats(0.01, 0.99))
+@given(st.floats(-1e4, 1e4), st.floats(1.01, 100), st.floats(0.01, 0.99))
 def test_the_weight_is_a_number_above_0_for_every_margin(h, c_max, c_min):
     weight = float(Madpo(c_max=c_max, c_min=c_min, lam=1.0, tau=7.0).values(h))
     assert math.isfinite(weight)
@@ -61,21 +61,21 @@ def test_the_weight_is_a_number_above_0_for_every_margin(h, c_max, c_min):
 
 
 @quick
-@given(some.floats(-20, 20))
+@given(st.floats(-20, 20))
 def test_the_weight_equals_the_plain_formula_where_that_can_be_computed(h):
     assert Madpo(**NOTEBOOK).values(h) == pytest.approx(plain(h, **NOTEBOOK), rel=1e-9)
 
 
 def test_the_ablations_hold_c_on_one_side_of_1():
     h = np.linspace(-6.5, 20, 1000)
-    both, amplify, regularise = (
+    unrestricted, amplify, regularise = (
         Madpo(only=only, **NOTEBOOK).values(h) for only in (None, "amplify", "regularise")
     )
     inside = np.abs(h) < NOTEBOOK["tau"]
-    assert np.allclose(amplify[inside], both[inside])
+    assert np.allclose(amplify[inside], unrestricted[inside])
     assert np.allclose(amplify[~inside], 1)
     assert np.allclose(regularise[inside], 1)
-    assert np.allclose(regularise[~inside], both[~inside])
+    assert np.allclose(regularise[~inside], unrestricted[~inside])
 
 
 def test_the_shape_of_the_margins_stays():

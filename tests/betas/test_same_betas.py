@@ -43,10 +43,10 @@ def test_four_shards_merged_give_the_betas_of_one_process(expected, panel, tmp_p
             "annotate", "--pairs", PAIRS, "--panel", panel, "--store", store,
             "--shard", f"{index}/4",
         )  # fmt: skip
-    whole = tmp_path / "whole.sqlite"
-    said = succeed("merge", "--out", whole, *reversed(shards))
-    assert "864 asked for = 864 kept + 0 refused + 0 pending" in said
-    assert betas_of(whole, tmp_path) == expected
+    merged_store = tmp_path / "whole.sqlite"
+    output = succeed("merge", "--out", merged_store, *reversed(shards))
+    assert "864 asked for = 864 kept + 0 refused + 0 pending" in output
+    assert betas_of(merged_store, tmp_path) == expected
 
 
 @pytest.mark.slow
@@ -63,11 +63,11 @@ def test_a_cluster_that_loses_a_node_gives_the_betas_of_one_process(expected, re
         with started([*command, "--ray-address", ray.address]) as running:
             until(lambda: replies_in(store) > 300, running)
             ray.tell("kill")
-            said, complaint = running.communicate(timeout=90)
+            output, complaint = running.communicate(timeout=90)
     assert running.returncode == 0, complaint
     assert "2 in all" in complaint
     assert "lost node" in complaint
-    assert "864 asked for = 864 kept + 0 refused + 0 pending" in said
+    assert "864 asked for = 864 kept + 0 refused + 0 pending" in output
     assert betas_of(store, tmp_path) == expected
 
 
@@ -83,8 +83,8 @@ def test_files_of_requests_and_replies_give_the_betas_of_one_process(
     expected, panel, replay_url, tmp_path
 ):
     store, out = tmp_path / "run.sqlite", tmp_path / "requests.jsonl"
-    both = ["--panel", panel, "--store", store]
-    succeed("export-requests", "--pairs", PAIRS, *both, "--out", out, "--per-file", 200)
+    options = ["--panel", panel, "--store", store]
+    succeed("export-requests", "--pairs", PAIRS, *options, "--out", out, "--per-file", 200)
     files = sorted(tmp_path.glob("requests-*.jsonl"))
     assert len(files) == 6  # 288 requests of each teacher
     replies = []
@@ -98,6 +98,6 @@ def test_files_of_requests_and_replies_give_the_betas_of_one_process(
             replay_url,
         ]
         subprocess.run([*map(str, command)], check=True)
-    said = succeed("import-replies", *both, *reversed(replies))
-    assert "864 lines = 864 new (864 kept, 0 refused)" in said
+    output = succeed("import-replies", *options, *reversed(replies))
+    assert "864 lines = 864 new (864 kept, 0 refused)" in output
     assert betas_of(store, tmp_path) == expected

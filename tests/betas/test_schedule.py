@@ -66,7 +66,7 @@ def test_the_table_is_sorted_and_has_the_promised_columns(new_store):
 
 
 @pytest.fixture
-def made(new_store):
+def betas(new_store):
     store = new_store()
     ids = filled(store, 5, "a")
     store.add_replies([kept_reply(pair_id, "a", "direct", 5, 9) for pair_id in ids])
@@ -78,18 +78,18 @@ def made(new_store):
     )
 
 
-def test_a_file_of_betas_reads_back_and_repeats_its_bytes(made, tmp_path):
-    one, two = tmp_path / "1.parquet", tmp_path / "2.parquet"
-    write_betas(made, one)
-    write_betas(made, two)
-    assert one.read_bytes() == two.read_bytes()
-    again = read_betas(one)
-    assert again.table.equals(made.table)
-    assert (again.schedule, again.annotations_hash) == (ONE_VOTE, made.annotations_hash)
+def test_a_file_of_betas_reads_back_and_repeats_its_bytes(betas, tmp_path):
+    first_path, second_path = tmp_path / "1.parquet", tmp_path / "2.parquet"
+    write_betas(betas, first_path)
+    write_betas(betas, second_path)
+    assert first_path.read_bytes() == second_path.read_bytes()
+    again = read_betas(first_path)
+    assert again.table.equals(betas.table)
+    assert (again.schedule, again.annotations_hash) == (ONE_VOTE, betas.annotations_hash)
     assert sorted(path.name for path in tmp_path.glob("*.parquet*")) == ["1.parquet", "2.parquet"]
 
 
-def test_files_that_are_no_betas_are_refused(made, tmp_path):
+def test_files_that_are_no_betas_are_refused(betas, tmp_path):
     text = tmp_path / "text.parquet"
     text.write_text("not a table")
     foreign = tmp_path / "foreign.parquet"
@@ -100,25 +100,25 @@ def test_files_that_are_no_betas_are_refused(made, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_betas(tmp_path / "nowhere.parquet")
     changed = tmp_path / "changed.parquet"
-    write_betas(replace(made, table=made.table.drop("gap")), changed)
+    write_betas(replace(betas, table=betas.table.drop("gap")), changed)
     with pytest.raises(ValueError, match="its columns are not those"):
         read_betas(changed)
 
 
-def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
+def test_betas_of_other_pairs_or_older_replies_are_refused(betas, new_store):
     paths = {"path": Path("betas.parquet"), "store": Path("run.sqlite")}
-    other = new_store("other.sqlite")
-    ids = filled(other, 3, "a")
-    other.add_replies([kept_reply(ids[0], "a", "direct", 5, 9)])
+    other_store = new_store("other.sqlite")
+    ids = filled(other_store, 3, "a")
+    other_store.add_replies([kept_reply(ids[0], "a", "direct", 5, 9)])
     with pytest.raises(ValueError, match="belong to other pairs than"):
-        check_origin(made, other.annotations(), **paths)
+        check_origin(betas, other_store.annotations(), **paths)
     grown = new_store("grown.sqlite")
     ids = filled(grown, 5, "a")
     grown.add_replies(
         [kept_reply(pair_id, "a", v, 5, 9) for pair_id in ids for v in ("direct", "critic")]
     )
     with pytest.raises(ValueError, match="were computed from other replies than"):
-        check_origin(made, grown.annotations(), **paths)
+        check_origin(betas, grown.annotations(), **paths)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(made, new_store):
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_named(change, complaint):
-    said = yaml.safe_load(SCHEDULE.read_text()) | change
+    mapping = yaml.safe_load(SCHEDULE.read_text()) | change
     with pytest.raises(ValueError, match=r"^here: ") as error:
-        parse_schedule(said, where="here")
+        parse_schedule(mapping, where="here")
     assert complaint in str(error.value)
 
 
@@ -154,9 +154,9 @@ def test_a_schedule_has_no_defaults():
 
 
 def test_a_schedule_without_an_estimate_is_told_what_to_write():
-    said = {key: value for key, value in vars(PAPER).items() if key != "estimate"}
+    mapping = {key: value for key, value in vars(PAPER).items() if key != "estimate"}
     with pytest.raises(ValueError, match=r"^s: missing key 'estimate'") as error:
-        parse_schedule(said, where="s")
+        parse_schedule(mapping, where="s")
     assert "`estimate: sampled`" in str(error.value)
     assert "`estimate: expected`" in str(error.value)
 
@@ -170,33 +170,33 @@ def test_a_schedule_can_take_expectations(new_store):
     enough, too_few = filled(store, 2, "a")
     for variant, magnitude in (("direct", 2.0), ("critic", 4.5), ("reader", 9.0)):
         store.add_replies([kept_reply(enough, "a", variant, 10, 10, expected=(magnitude, 10.0))])
-        told = (magnitude, 10.0) if magnitude > 4 else (None, None)
-        store.add_replies([kept_reply(too_few, "a", variant, 10, 10, expected=told)])
+        expected_scores = (magnitude, 10.0) if magnitude > 4 else (None, None)
+        store.add_replies([kept_reply(too_few, "a", variant, 10, 10, expected=expected_scores)])
     table = schedule_betas(store.annotations(), replace(PAPER, estimate="expected"))
     rows = {row["pair_id"]: row for row in table.iter_rows(named=True)}
     assert rows[enough]["beta"] == pytest.approx(0.03 + 0.27 * 0.45)
     assert (rows[too_few]["votes"], rows[too_few]["beta"]) == (2, None)
 
 
-def test_a_table_of_other_columns_is_refused_for_its_columns(made, tmp_path):
-    other = tmp_path / "other.parquet"
-    table = made.table.drop("signed_gap", "label_disputed")
-    said = {"sp2dpo": '{"schedule": {"quorum": 3}, "annotations": "x"}'}
-    table.write_parquet(other, metadata=said)
+def test_a_table_of_other_columns_is_refused_for_its_columns(betas, tmp_path):
+    path = tmp_path / "other.parquet"
+    table = betas.table.drop("signed_gap", "label_disputed")
+    metadata = {"sp2dpo": '{"schedule": {"quorum": 3}, "annotations": "x"}'}
+    table.write_parquet(path, metadata=metadata)
     with pytest.raises(ValueError, match=r"its columns are not those .* run it again"):
-        read_betas(other)
+        read_betas(path)
 
 
-def test_betas_whose_file_name_looks_like_a_pattern_read_back(made, tmp_path):
+def test_betas_whose_file_name_looks_like_a_pattern_read_back(betas, tmp_path):
     (tmp_path / "x1.parquet").write_bytes(b"another file that the pattern would match")
     for name in ("x[1].parquet", "x*.parquet", "x?.parquet"):
         path = tmp_path / name
         for _ in range(2):  # the second time it takes the place of the first
-            write_betas(made, path)
-        assert read_betas(path).table.equals(made.table)
+            write_betas(betas, path)
+        assert read_betas(path).table.equals(betas.table)
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_file(made, tmp_path):
+def test_a_disk_that_is_full_leaves_no_half_of_a_file(betas, tmp_path):
     path = tmp_path / "betas.parquet"
     script = (
         "import resource, signal, sys; from pathlib import Path; "
@@ -206,18 +206,18 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_file(made, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
         "write_betas(made, Path(sys.argv[2]))"
     )
-    write_betas(made, tmp_path / "made.parquet")
+    write_betas(betas, tmp_path / "made.parquet")
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "made.parquet", path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert f"OSError: {path}: cannot be written" in done.stderr
-    assert [one.name for one in tmp_path.glob("*betas*")] == []
+    assert [leftover.name for leftover in tmp_path.glob("*betas*")] == []
 
 
 @pytest.fixture
 def planned(new_store, tmp_path):
-    """Schedules a store of four pairs with three replies to each; what the command says."""
+    """Schedules a store of four pairs with three replies to each; returns the output."""
     store = new_store()
     ids = filled(store, 4, "a")
 
@@ -244,17 +244,18 @@ def test_betas_of_a_run_that_is_not_finished_are_called_so(planned):
 
 
 def test_betas_of_a_finished_run_are_not_doubted(planned):
-    said = planned(3)
-    assert "pending" not in said
-    assert "shard" not in said
+    output = planned(3)
+    assert "pending" not in output
+    assert "shard" not in output
 
 
 def test_betas_of_a_shard_say_of_which(planned):
     shard = Shard(index=0, total=2)
     mine = sum(shard.contains(row.pair.id) for row in pairs_of(4))
-    said = planned(2, shard)
+    output = planned(2, shard)
     assert 0 < mine < 4
     assert (
-        f"4 pairs, {4 - mine} below the quorum of 2 replies (shard 0/2: {mine} of 4 pairs)" in said
+        f"4 pairs, {4 - mine} below the quorum of 2 replies (shard 0/2: {mine} of 4 pairs)"
+        in output
     )
-    assert f"{mine} of {mine * 3} replies are still pending: these betas are not final\n" in said
+    assert f"{mine} of {mine * 3} replies are still pending: these betas are not final\n" in output

@@ -30,10 +30,18 @@ def test_scores_are_sorted_and_other_columns_do_not_matter(write):
 
 
 def test_the_hash_is_of_pairs_and_values_in_any_order(write):
-    one = read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.0]})).hash
-    assert read_scores(write({"pair_id": ["b", "a"], "reward_margin": [2, 1]})).hash == one
-    assert read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.5]})).hash != one
-    assert read_scores(write({"pair_id": ["a", "c"], "reward_margin": [1.0, 2.0]})).hash != one
+    expected_hash = read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.0]})).hash
+    assert (
+        read_scores(write({"pair_id": ["b", "a"], "reward_margin": [2, 1]})).hash == expected_hash
+    )
+    assert (
+        read_scores(write({"pair_id": ["a", "b"], "reward_margin": [1.0, 2.5]})).hash
+        != expected_hash
+    )
+    assert (
+        read_scores(write({"pair_id": ["a", "c"], "reward_margin": [1.0, 2.0]})).hash
+        != expected_hash
+    )
 
 
 @pytest.mark.parametrize(
