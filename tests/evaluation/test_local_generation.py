@@ -20,16 +20,16 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture
 def student(tmp_path, tiny_student):
-    def write(name="student.yaml", *, temperature=0.9, **more):
-        said = {
+    def write(name="student.yaml", *, temperature=0.9, **settings):
+        mapping = {
             "name": "tiny",
             "model": str(tiny_student),
             "revision": None,
             "sampling": {"temperature": temperature, "max_tokens": 12, "seed": 3},
             "local": {"batch_size": 4},
-        } | more
+        } | settings
         path = tmp_path / name
-        path.write_text(yaml.safe_dump(said))
+        path.write_text(yaml.safe_dump(mapping))
         return path
 
     return write
@@ -39,15 +39,15 @@ def outputs(folder):
     return [row["output"] for row in json.loads((folder / "outputs.json").read_text())]
 
 
-def generate(prompts, student, out, *more):
+def generate(prompts, student, out, *options):
     return succeed(
-        "evaluate", "generate", "--prompts", prompts, "--student", student, "--out", out, *more
+        "evaluate", "generate", "--prompts", prompts, "--student", student, "--out", out, *options
     )
 
 
 def test_a_local_model_answers_every_prompt(prompts, student, tmp_path):
-    said = generate(prompts, student(), tmp_path / "a")
-    assert f"tiny: {COUNT} outputs" in said
+    output = generate(prompts, student(), tmp_path / "a")
+    assert f"tiny: {COUNT} outputs" in output
     record = json.loads((tmp_path / "a" / "generation.json").read_text())
     assert record["sampling"]["temperature"] == 0.9
     assert sum(record["ended"].values()) == COUNT
@@ -69,8 +69,8 @@ def test_greedy_outputs_depend_on_no_seed_and_sampled_ones_do(prompts, student, 
     for name, heat, seed in (
         ("g0", 0, 0), ("g1", 0, 1), ("s0", 1.5, 0), ("s1", 1.5, 1), ("s2", 1.5, 1),
     ):  # fmt: skip
-        more = ("--temperature", heat, "--seed", seed)
-        generate(prompts, student(), tmp_path / name, *more)
+        options = ("--temperature", heat, "--seed", seed)
+        generate(prompts, student(), tmp_path / name, *options)
     assert outputs(tmp_path / "g0") == outputs(tmp_path / "g1")
     assert outputs(tmp_path / "s0") != outputs(tmp_path / "s1")
     assert outputs(tmp_path / "s1") == outputs(tmp_path / "s2")
@@ -91,19 +91,19 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
         "--temperature", 0, "--temperature", 1, "--out", tmp_path / "s", "--draws", 100,
         "--picture", tmp_path / "sweep.svg",
     )  # fmt: skip
-    said = succeed(*words)
-    found = json.loads((tmp_path / "s" / "sweep.json").read_text())["temperatures"]
-    assert [one["temperature"] for one in found] == [0, 1]
-    for one in found:
-        reward_of = one["reward"]
+    output = succeed(*words)
+    temperatures = json.loads((tmp_path / "s" / "sweep.json").read_text())["temperatures"]
+    assert [row["temperature"] for row in temperatures] == [0, 1]
+    for row in temperatures:
+        reward_of = row["reward"]
         assert reward_of["low"] <= reward_of["value"] <= reward_of["high"]
-        assert one["win_rate"] is None
-    assert said.split("temperature  reward")[1] == succeed(*words).split("temperature  reward")[1]
+        assert row["win_rate"] is None
+    assert output.split("temperature  reward")[1] == succeed(*words).split("temperature  reward")[1]
     assert (tmp_path / "sweep.svg").exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "complaint"),
+    ("settings", "complaint"),
     [
         ({"local": {"batchsize": 4}}, "unknown key 'batchsize', did you mean 'batch_size'?"),
         (
@@ -115,9 +115,9 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
         ({"system": 3}, "system: must be text or nothing, not 3"),
     ],
 )
-def test_a_bad_student_is_one_line(prompts, student, tmp_path, more, complaint):
-    said = fail(
-        "evaluate", "generate", "--prompts", prompts, "--student", student(**more),
+def test_a_bad_student_is_one_line(prompts, student, tmp_path, settings, complaint):
+    error = fail(
+        "evaluate", "generate", "--prompts", prompts, "--student", student(**settings),
         "--out", tmp_path / "a",
     )  # fmt: skip
-    assert complaint in said
+    assert complaint in error

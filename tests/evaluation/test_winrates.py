@@ -64,10 +64,10 @@ def refitted(table, gamed):
     mine = np.column_stack(
         [np.tanh(longer / longer.std()), difficulty[table.index], np.ones(len(table))]
     )
-    other = np.column_stack(
+    baseline = np.column_stack(
         [np.tanh(gamed["std_delta_len"]), gamed["instruction_difficulty"], np.zeros(len(gamed))]
     )
-    x = np.vstack([other, mine])
+    x = np.vstack([baseline, mine])
     p = np.concatenate([gamed["preference"], table["preference"] - 1])
     w = np.concatenate([np.full(len(gamed), REGULARISED / 2), np.ones(len(table))])
     scored = ~np.isnan(p)
@@ -82,11 +82,11 @@ def refitted(table, gamed):
                 [strength * slope + 1, -strength * slope + 1]
             )
 
-        found = minimize(
+        optimum = minimize(
             loss, np.full(6, 0.1), jac=True, bounds=[(0, None)] * 6, method="L-BFGS-B",
             options={"ftol": 1e-14, "gtol": 1e-10, "maxiter": 5000},
         )  # fmt: skip
-        return found.x[:3] - found.x[3:]
+        return optimum.x[:3] - optimum.x[3:]
 
     groups = np.arange(len(p))
     strengths = np.logspace(-4, 4, 10)
@@ -105,20 +105,20 @@ def refitted(table, gamed):
 
 
 def test_the_length_controlled_rate_is_that_of_an_independent_refit(table, gamed):
-    found = winrates.win_rates(table, length_controlled=True)
-    assert found["length_controlled"] == pytest.approx(refitted(table, gamed), abs=0.02)
-    assert found["win_rate"] - found["length_controlled"] > 3  # length matters here
+    rates = winrates.win_rates(table, length_controlled=True)
+    assert rates["length_controlled"] == pytest.approx(refitted(table, gamed), abs=0.02)
+    assert rates["win_rate"] - rates["length_controlled"] > 3  # length matters here
 
 
 def test_it_is_under_resampling_as_well_since_rows_keep_their_index(table, gamed):
     rows = np.random.default_rng(4).integers(len(table), size=len(table))
-    some = table.iloc[rows]
-    found = winrates.win_rates(some, length_controlled=True)["length_controlled"]
-    assert found == pytest.approx(refitted(some, gamed), abs=0.05)
-    lost = winrates.win_rates(some.reset_index(drop=True), length_controlled=True)[
+    resampled = table.iloc[rows]
+    rate = winrates.win_rates(resampled, length_controlled=True)["length_controlled"]
+    assert rate == pytest.approx(refitted(resampled, gamed), abs=0.05)
+    lost = winrates.win_rates(resampled.reset_index(drop=True), length_controlled=True)[
         "length_controlled"
     ]
-    assert abs(lost - found) > 1e-3  # other difficulties: that is what the index is for
+    assert abs(lost - rate) > 1e-3  # other difficulties: that is what the index is for
 
 
 def test_the_root_logger_keeps_its_level(table, gamed):
@@ -137,31 +137,31 @@ def test_the_root_logger_keeps_its_level(table, gamed):
 
 def test_unscored_rows_take_no_part(table, gamed):
     table.loc[:99, "preference"] = np.nan
-    found = winrates.win_rates(table, length_controlled=True)
-    assert found["win_rate"] == pytest.approx(100 * (table["preference"].mean() - 1))
-    assert found["length_controlled"] == pytest.approx(refitted(table, gamed), abs=0.02)
+    rates = winrates.win_rates(table, length_controlled=True)
+    assert rates["win_rate"] == pytest.approx(100 * (table["preference"].mean() - 1))
+    assert rates["length_controlled"] == pytest.approx(refitted(table, gamed), abs=0.02)
 
 
 def test_a_tie_counts_half(table):
-    some = table.iloc[:4].assign(preference=[1.0, 2.0, 0.0, 1.5])
-    assert winrates.win_rates(some, length_controlled=False)["win_rate"] == pytest.approx(50)
+    four_rows = table.iloc[:4].assign(preference=[1.0, 2.0, 0.0, 1.5])
+    assert winrates.win_rates(four_rows, length_controlled=False)["win_rate"] == pytest.approx(50)
 
 
 def test_no_verdict_at_all_is_no_rate(table):
-    some = table.assign(preference=np.nan)
-    assert np.isnan(winrates.win_rates(some, length_controlled=False)["win_rate"])
+    unscored = table.assign(preference=np.nan)
+    assert np.isnan(winrates.win_rates(unscored, length_controlled=False)["win_rate"])
 
 
 def a_student(name, rate, controlled, *, difference=None, seeds=1, unscored=0, length=300):
-    def told(value):
+    def rate_around(value):
         return winrates.Rate(value=value, low=value - 1, high=value + 1)
 
     return winrates.StudentRates(
         name=name, seeds=seeds, prompts=805, unscored=[unscored], length=length,
         baseline_length=300,
-        rates={"win_rate": told(rate), "length_controlled": told(controlled)},
+        rates={"win_rate": rate_around(rate), "length_controlled": rate_around(controlled)},
         difference=difference and {
-            "win_rate": told(difference[0]), "length_controlled": told(difference[1])
+            "win_rate": rate_around(difference[0]), "length_controlled": rate_around(difference[1])
         },
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def notes_on(*students):
 
 
 @pytest.mark.parametrize(
-    ("student", "said"),
+    ("student", "message"),
     [
         (a_student("b", 55, 52, difference=(5, -6)), "WR up, LC down: it wins by length"),
         (a_student("b", 51, 50, difference=(1, 2)), "no difference can be claimed"),
@@ -183,10 +183,10 @@ def notes_on(*students):
         (a_student("b", 50, 50, unscored=7), "7 of 805 outputs have no verdict"),
     ],
 )
-def test_what_must_be_said_is_said_aloud(student, said):
+def test_what_must_be_said_is_said_aloud(student, message):
     notes = notes_on(a_student("a", 50, 50), student)
     assert len(notes) == 1
-    assert said in notes[0]
+    assert message in notes[0]
 
 
 def test_several_seeds_may_claim_what_one_may_not():
@@ -196,12 +196,12 @@ def test_several_seeds_may_claim_what_one_may_not():
 
 def test_a_temperature_leaves_unscored_verdicts_out():
     outputs = [Output(instruction="q", output=text, generator="m") for text in ("ab", "", "abcd")]
-    found = summarise_temperature(
+    summary = summarise_temperature(
         0.5, outputs, rewards=[1.0, 2.0, 3.0], preferences=[2.0, None, 1.0], draws=200, seed=0
     )
-    assert found.win_rate.value == 50
-    assert found.unscored == 1
-    assert found.empty == 1
-    assert found.length == 2
-    assert found.reward.value == 2
-    assert found.reward.low < 2 < found.reward.high
+    assert summary.win_rate.value == 50
+    assert summary.unscored == 1
+    assert summary.empty == 1
+    assert summary.length == 2
+    assert summary.reward.value == 2
+    assert summary.reward.low < 2 < summary.reward.high
