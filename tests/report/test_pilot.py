@@ -161,7 +161,7 @@ def test_every_way_to_say_a_label_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "message"),
     [
         ({"pair_id": "a"}, "give exactly one of label, label_flipped, label_ok, not 0"),
         ({"pair_id": "a", "label": "tie", "label_ok": True}, "label_ok, not 2"),
@@ -176,10 +176,10 @@ def test_every_way_to_say_a_label_is_understood(tmp_path):
         (["a"], "line 1 is not an object but a list"),
     ],
 )
-def test_a_gold_file_is_read_strictly(tmp_path, line, complaint):
+def test_a_gold_file_is_read_strictly(tmp_path, line, message):
     with pytest.raises(ValueError, match=r"gold\.jsonl: line 1\b") as error:
         read_gold(gold_file(tmp_path, line), LABELLED)
-    assert complaint in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_truth_must_not_be_said_twice(tmp_path):
@@ -768,9 +768,9 @@ def test_nothing_is_asked_where_no_name_of_the_gold_file_is_a_pair(scripted, tmp
         tmp_path, *({"pair_id": f"nope-{n:03}", "label_ok": True} for n in range(1, 97))
     )
     words = [word if word != PLANTED else gold for word in command(tmp_path)]
-    complaint = " ".join(fail(*words).split())
-    assert f"none of the 96 names in {gold} is a pair of" in complaint
-    assert "(first: 'nope-001')" in complaint
+    error = " ".join(fail(*words).split())
+    assert f"none of the 96 names in {gold} is a pair of" in error
+    assert "(first: 'nope-001')" in error
     assert teacher.requests == []
     assert not (tmp_path / "pilot.sqlite").exists()
 
@@ -791,8 +791,8 @@ def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(
     schedule = tmp_path / "schedule.yaml"
     mapping = yaml.safe_load((DEMO.parent / "schedules" / "sp2dpo.yaml").read_text())
     schedule.write_text(yaml.safe_dump(mapping | {"estimate": "expected"}))
-    complaint = fail(*command(tmp_path), "--schedule", schedule)
-    assert "teacher scripted: sampling has no `logprobs: true`" in complaint
+    error = fail(*command(tmp_path), "--schedule", schedule)
+    assert "teacher scripted: sampling has no `logprobs: true`" in error
     assert teacher.requests == []
     sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}
     write_panel(tmp_path / "panel.yaml", teacher.url, sampling=sampling)
@@ -803,8 +803,8 @@ def test_nothing_is_asked_where_the_schedule_wants_what_no_teacher_is_asked_for(
 @pytest.mark.parametrize("option", ["--patience", "--run-hours"])
 def test_what_is_no_number_is_refused(tmp_path, option):
     write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
-    complaint = fail(*command(tmp_path), "--sweep", 4, option, "nan", code=2)
-    assert f"{option} must be a number of" in complaint
+    error = fail(*command(tmp_path), "--sweep", 4, option, "nan", code=2)
+    assert f"{option} must be a number of" in error
 
 
 def test_rows_that_are_set_aside_are_told(replay_url, tmp_path):
