@@ -114,6 +114,6 @@ def test_without_truths_nothing_is_said_about_them(demo):
 
 def test_an_arm_is_no_schedule_to_vary(demo):
     arm = SCHEDULE.parent / "arms" / "rand.yaml"
-    complaint = fail("estimators", "--store", demo / "run.sqlite", "--schedule", arm)
-    assert "this is an arm of a comparison" in complaint
-    assert complaint.count("\n") == 1
+    error = fail("estimators", "--store", demo / "run.sqlite", "--schedule", arm)
+    assert "this is an arm of a comparison" in error
+    assert error.count("\n") == 1

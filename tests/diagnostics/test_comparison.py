@@ -126,8 +126,8 @@ def test_the_picture_is_what_its_name_says(demo, permuted, tmp_path):
         succeed(*("compare", demo / "betas.parquet", permuted, "--draws", 20, "--picture", picture))
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
-    complaint = fail("compare", permuted, permuted, "--picture", tmp_path / "both.gif")
-    assert "must end in .png or .svg" in complaint
+    error = fail("compare", permuted, permuted, "--picture", tmp_path / "both.gif")
+    assert "must end in .png or .svg" in error
     assert not (tmp_path / "both.gif").exists()
 
 

@@ -129,9 +129,9 @@ def test_agreement_on_some_pairs_names_them_by_their_own_names(demo, tmp_path):
     store = demo / "run.sqlite"
     assert succeed("agreement", "--store", store, "--ids", ids).startswith("3 pairs, 27 replies")
     ids.write_text("demo-001\nnobody\n")
-    complaint = fail("agreement", "--store", store, "--ids", ids)
-    assert "1 of 2 lines name no pair" in complaint
-    assert "'nobody'" in complaint
+    error = fail("agreement", "--store", store, "--ids", ids)
+    assert "1 of 2 lines name no pair" in error
+    assert "'nobody'" in error
     ids.write_text("\n")
     assert "no line names a pair" in fail("agreement", "--store", store, "--ids", ids)
     assert "no category 'stile'" in fail("agreement", "--store", store, "--category", "stile")
