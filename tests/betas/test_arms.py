@@ -168,7 +168,7 @@ def test_the_reward_margin_of_exchanged_responses_turns_its_sign():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "departures", "complaint"),
+    ("arguments", "departures", "message"),
     [
         (
             (annotations_of(1),),
@@ -186,8 +186,8 @@ def test_the_reward_margin_of_exchanged_responses_turns_its_sign():
         ((annotations_of(1), [-1.0]), {"margin": Odpo(1, "log")}, "leaves no pair to train on"),
     ],
 )
-def test_an_arm_that_cannot_be_made_says_why(arguments, departures, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_an_arm_that_cannot_be_made_says_why(arguments, departures, message):
+    with pytest.raises(ValueError, match=message):
         arm_table(*arguments, **departures)
 
 

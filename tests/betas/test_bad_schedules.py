@@ -33,17 +33,17 @@ def refuse(demo, tmp_path):
             options = ["--scores", tmp_path / "scores.parquet"]
         out.write_bytes((demo / "betas.parquet").read_bytes())
         before = out.read_bytes()
-        complaint = fail("schedule", "--store", store, "--schedule", path, "--out", out, *options)
+        error = fail("schedule", "--store", store, "--schedule", path, "--out", out, *options)
         assert out.read_bytes() == before
-        assert complaint.startswith("sp2dpo: ")
-        assert complaint.count("\n") == 1
-        return complaint
+        assert error.startswith("sp2dpo: ")
+        assert error.count("\n") == 1
+        return error
 
     return refuse
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"beta_min": 0.4}, "schedule.yaml:1: beta_max: beta_min 0.4 must be below beta_max 0.3"),
         ({"beta_min": math.nan}, "beta_min: must be a number above 0, at most 1e6, not nan"),
@@ -71,15 +71,15 @@ def refuse(demo, tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_schedule(refuse, changes, complaint):
-    assert complaint in refuse(changes)
+def test_a_schedule(refuse, changes, message):
+    assert message in refuse(changes)
 
 
 MADPO = "madpo(c_max=2, c_min=0.5, lam=1, tau=7)"
 
 
 @pytest.mark.parametrize(
-    ("arm", "complaint"),
+    ("arm", "message"),
     [
         ({"of": "nowhere.yaml", "beta": "permuted(seed=0)"}, "nowhere.yaml"),
         ({"of": "arm.yaml", "beta": "permuted(seed=0)"}, "of: arm.yaml is an arm itself"),
@@ -97,20 +97,20 @@ MADPO = "madpo(c_max=2, c_min=0.5, lam=1, tau=7)"
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_arm(refuse, arm, complaint):
-    assert complaint in refuse(arm=arm)
+def test_an_arm(refuse, arm, message):
+    assert message in refuse(arm=arm)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "complaint"),
+    ("wrong", "message"),
     [
         (math.nan, "1 of 96 reward margins are not numbers from -1e4 to 1e4, the first is nan"),
         (1e5, "the first is 100000.0"),
     ],
 )
-def test_scores(refuse, wrong, complaint):
+def test_scores(refuse, wrong, message):
     arm = {"of": "schedule.yaml", "weight": MADPO}
-    assert complaint in refuse(arm=arm, scores=[wrong, *[1.0] * 95])
+    assert message in refuse(arm=arm, scores=[wrong, *[1.0] * 95])
 
 
 def test_scores_that_nothing_uses(refuse):

@@ -41,7 +41,7 @@ def test_a_choice_is_read_and_written_back(text, choices, choice):
 
 
 @pytest.mark.parametrize(
-    ("value", "complaint"),
+    ("value", "message"),
     [
         ("prodct", "'prodct' is not known, did you mean 'product'? (known: product, shrink(m0)"),
         (3, "gap: 3 is not known"),
@@ -66,8 +66,8 @@ def test_a_choice_is_read_and_written_back(text, choices, choice):
         ("shrink(" + "(" * 5000 + ")", "must contain a list of numbers"),
     ],
 )
-def test_every_mistake_is_one_line_with_file_key_and_value(value, complaint):
+def test_every_mistake_is_one_line_with_file_key_and_value(value, message):
     with pytest.raises(ValueError, match=r"^schedule\.yaml: gap: ") as error:
         validate(GapConfig, {"gap": value}, where="schedule.yaml")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -84,7 +84,7 @@ def test_the_shape_of_the_margins_stays():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "complaint"),
+    ("wrong", "message"),
     [
         ({"c_max": 1}, "c_max must be a number above 1, at most 10000, not 1"),
         ({"c_min": 1}, "c_min must be a number above 0, below 1, not 1"),
@@ -95,8 +95,8 @@ def test_the_shape_of_the_margins_stays():
         ({"only": "both"}, "only 'both' is not known"),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused(wrong, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_numbers_that_mean_nothing_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Madpo(**(NOTEBOOK | wrong))
 
 

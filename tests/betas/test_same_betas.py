@@ -63,10 +63,10 @@ def test_a_cluster_that_loses_a_node_gives_the_betas_of_one_process(expected, re
         with started([*command, "--ray-address", ray.address]) as running:
             until(lambda: replies_in(store) > 300, running)
             ray.tell("kill")
-            output, complaint = running.communicate(timeout=90)
-    assert running.returncode == 0, complaint
-    assert "2 in all" in complaint
-    assert "lost node" in complaint
+            output, error = running.communicate(timeout=90)
+    assert running.returncode == 0, error
+    assert "2 in all" in error
+    assert "lost node" in error
     assert "864 asked for = 864 kept + 0 refused + 0 pending" in output
     assert betas_of(store, tmp_path) == expected
 

@@ -122,7 +122,7 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(betas, new_store):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"beta_min": 0.4}, "beta_min 0.4 must be below beta_max 0.3"),
         ({"beta_min": 0}, "beta_min: must be a number above 0, at most 1e6, not 0"),
@@ -139,11 +139,11 @@ def test_betas_of_other_pairs_or_older_replies_are_refused(betas, new_store):
         ({"quorom": 5}, "unknown key 'quorom', did you mean 'quorum'"),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_named(change, complaint):
+def test_a_schedule_that_makes_no_sense_is_named(change, message):
     mapping = yaml.safe_load(SCHEDULE.read_text()) | change
     with pytest.raises(ValueError, match=r"^here: ") as error:
         parse_schedule(mapping, where="here")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_schedule_has_no_defaults():

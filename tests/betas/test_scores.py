@@ -45,7 +45,7 @@ def test_the_hash_is_of_pairs_and_values_in_any_order(write):
 
 
 @pytest.mark.parametrize(
-    ("table", "complaint"),
+    ("table", "message"),
     [
         ({"pair_id": ["a"]}, "no column reward_margin (it has: pair_id)"),
         ({"score": [1.0]}, "no column pair_id and no column reward_margin"),
@@ -65,10 +65,10 @@ def test_the_hash_is_of_pairs_and_values_in_any_order(write):
         ),
     ],
 )
-def test_scores_that_are_none_are_refused(write, table, complaint):
+def test_scores_that_are_none_are_refused(write, table, message):
     with pytest.raises(ValueError, match=r"scores\.parquet: ") as error:
         read_scores(write(table))
-    assert complaint in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
