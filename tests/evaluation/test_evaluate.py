@@ -406,7 +406,7 @@ def test_a_sweep_over_temperatures_tells_win_rates_with_intervals(hub, files, se
 
 
 @pytest.mark.parametrize(
-    ("rows", "complaint"),
+    ("rows", "message"),
     [
         ("[]", "expected a list of objects, at least one"),
         ("{", "not JSON"),
@@ -415,12 +415,12 @@ def test_a_sweep_over_temperatures_tells_win_rates_with_intervals(hub, files, se
         ('[{"instruction": "a", "output": "b"}]', "`generator`, the name of the model, is missing"),
     ],
 )
-def test_bad_prompts_are_one_line(hub, tmp_path, rows, complaint):
+def test_bad_prompts_are_one_line(hub, tmp_path, rows, message):
     path = tmp_path / "prompts.json"
     path.write_text(rows)
     student = entry(tmp_path / "student.yaml", "http://127.0.0.1:9/v1")
     error = no(hub, "generate", "--prompts", path, "--student", student, "--out", tmp_path / "a")
-    assert complaint in error
+    assert message in error
 
 
 def test_a_folder_of_verdicts_belongs_to_one_student(hub, done):

@@ -103,7 +103,7 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         ({"local": {"batchsize": 4}}, "unknown key 'batchsize', did you mean 'batch_size'?"),
         (
@@ -115,9 +115,9 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
         ({"system": 3}, "system: must be text or nothing, not 3"),
     ],
 )
-def test_a_bad_student_is_one_line(prompts, student, tmp_path, settings, complaint):
+def test_a_bad_student_is_one_line(prompts, student, tmp_path, settings, message):
     error = fail(
         "evaluate", "generate", "--prompts", prompts, "--student", student(**settings),
         "--out", tmp_path / "a",
     )  # fmt: skip
-    assert complaint in error
+    assert message in error
