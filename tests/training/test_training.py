@@ -328,9 +328,11 @@ def test_the_package_exports_the_trainer_without_loading_torch():
         "assert t.PairColumnsMixin in DPOTrainer.__mro__ and not hasattr(t, 'Nothing');"
         "print(DPOConfig.__module__, DPOTrainer.__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "'PairColumnsMixin', 'PairDPOConfig', 'PairDPOTrainer'" in done.stdout
-    assert done.stdout.split()[-2:] == ["sp2dpo.training.config", "sp2dpo.training.trainer"]
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "'PairColumnsMixin', 'PairDPOConfig', 'PairDPOTrainer'" in result.stdout
+    assert result.stdout.split()[-2:] == ["sp2dpo.training.config", "sp2dpo.training.trainer"]
 
 
 def test_rows_without_beta_are_an_error_by_default(model_dir, tmp_path):

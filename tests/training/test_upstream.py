@@ -15,7 +15,7 @@ SCRIPTS = sorted((ROOT / "tests" / "upstream").glob("*.py"))
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_defect_is_still_there(path):
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, path],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -23,6 +23,6 @@ def test_a_defect_is_still_there(path):
         timeout=200,
         check=False,
     )
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode, f"cured upstream: see whether our own cure can go ({path.name})"
-    assert last.startswith("defect: "), done.stderr[-2000:]
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode, f"cured upstream: see whether our own cure can go ({path.name})"
+    assert last.startswith("defect: "), result.stderr[-2000:]
