@@ -46,8 +46,8 @@ KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 class Refused(Exception):
     """An answer that is an error: the status, the Hub's code for it, the words."""
 
-    def __init__(self, status, code, said):
-        super().__init__(said)
+    def __init__(self, status, code, message):
+        super().__init__(message)
         self.status = status
         self.code = code
 
@@ -117,9 +117,9 @@ class Repo:
 
     def add(self, ref, files, title, oid=None):
         parent = self.refs.get(ref)
-        said = json.dumps([parent, sorted((p, f.sha256) for p, f in files.items()), title])
+        content = json.dumps([parent, sorted((p, f.sha256) for p, f in files.items()), title])
         salt = f"{len(self.commits)}{self.name}"
-        oid = oid or hashlib.sha1(f"{said}{salt}".encode()).hexdigest()
+        oid = oid or hashlib.sha1(f"{content}{salt}".encode()).hexdigest()
         self.commits[oid], self.parents[oid], self.titles[oid] = files, parent, title
         self.refs[ref] = oid
         return oid
@@ -131,10 +131,10 @@ def files_of(folder):
 
 def folder_commit(folder):
     """The commit of a data set that was there from the start: a hash of its files."""
-    said = hashlib.sha1()
+    digest = hashlib.sha1()
     for path in files_of(folder):
-        said.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return said.hexdigest()
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 class World:
@@ -244,34 +244,34 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, *routes):
         """Calls the first route that fits the path; what it refuses becomes an error's answer."""
-        self.asked = urlsplit(self.path)
-        self.query = parse_qs(self.asked.query)
-        line = f"{self.command} {self.asked.path}"
+        self.url = urlsplit(self.path)
+        self.query = parse_qs(self.url.query)
+        line = f"{self.command} {self.url.path}"
         length = int(self.headers.get("Content-Length", 0))
         # A large body is read by the route, part by part.
         self.left = length
-        self.body = b"" if self.asked.path.startswith("/_lfs/") else self.take(length)
+        self.body = b"" if self.url.path.startswith("/_lfs/") else self.take(length)
         if self.headers.get("Content-Encoding") == "gzip":
             self.body = gzip.decompress(self.body)
         self.lost = None
         try:
-            if not self.asked.path.startswith("/_test/"):
+            if not self.url.path.startswith("/_test/"):
                 with self.world.lock:
                     self.world.log.append(line)
                 self.suffer(line)
             for pattern, handler in routes:
-                found = re.fullmatch(pattern, self.asked.path)
-                if found:
-                    named = {key: unquote(text) for key, text in found.groupdict().items() if text}
+                match = re.fullmatch(pattern, self.url.path)
+                if match:
+                    named = {key: unquote(text) for key, text in match.groupdict().items() if text}
                     if "name" in named:
                         kind = KINDS[named.pop("kinds", "models")]
                         named["repo"] = self.permitted(kind, named.pop("name"))
                     return handler(**named)
             raise Refused(501, "NotServed", f"{self.command} {self.path} is not served")
         except Refused as error:
-            said = {"error": str(error)}
+            payload = {"error": str(error)}
             head = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
-            return self.say(said, status=error.status, head=head, lose=False)
+            return self.respond(payload, status=error.status, head=head, lose=False)
         finally:
             self.take(self.left)
 
@@ -310,91 +310,93 @@ class Hub(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             raise ConnectionAbortedError("a fault that was asked for")
-        said = "out of order"
+        message = "out of order"
         if fault.echo:
-            said += f": you sent {self.headers.get('Authorization')}"
-        raise Refused(fault.status, "Fault", said)
+            message += f": you sent {self.headers.get('Authorization')}"
+        raise Refused(fault.status, "Fault", message)
 
     def permitted(self, kind, name):
         """The repo, if the one who asks may."""
         repo = self.world.find(kind, name)
-        known = self.world.token is None or (
+        is_authorized = self.world.token is None or (
             self.headers.get("Authorization") == f"Bearer {self.world.token}"
         )
-        if repo.private and not known:
+        if repo.private and not is_authorized:
             raise Refused(401, "RepoNotFound", "Repository not found")
-        if repo.gated and not known and "/resolve/" in self.asked.path:
+        if repo.gated and not is_authorized and "/resolve/" in self.url.path:
             raise Refused(401, "GatedRepo", f"Access to {name} is restricted")
-        if not known and self.command != "GET" and self.command != "HEAD":
+        if not is_authorized and self.command != "GET" and self.command != "HEAD":
             reads = ("/paths-info/", "/discussions")
-            if not any(part in self.asked.path for part in reads):
+            if not any(part in self.url.path for part in reads):
                 raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
         return repo
 
     # What a test asks.
 
     def show_log(self):
-        self.say(self.world.log)
+        self.respond(self.world.log)
 
     def take_fault(self):
         with self.world.lock:
-            said = json.loads(self.body)
-            if said is None:
+            payload = json.loads(self.body)
+            if payload is None:
                 self.world.faults.clear()
                 self.world.log.clear()
             else:
-                self.world.faults.append(Fault(**said))
-        self.say({})
+                self.world.faults.append(Fault(**payload))
+        self.respond({})
 
     def take_commit(self):
-        said = json.loads(self.body)
+        payload = json.loads(self.body)
         with self.world.lock:
-            repo = self.world.find("dataset", said["repo"])
-            oid = self.world.stranger(repo, said["path"], said["text"])
-        self.say({"oid": oid})
+            repo = self.world.find("dataset", payload["repo"])
+            oid = self.world.stranger(repo, payload["path"], payload["text"])
+        self.respond({"oid": oid})
 
     def corrupt(self):
-        said = json.loads(self.body)
-        _, files = self.world.find("dataset", said["repo"]).at(said["revision"])
-        path = self.world.path_of(files[said["path"]].sha256)
+        payload = json.loads(self.body)
+        _, files = self.world.find("dataset", payload["repo"]).at(payload["revision"])
+        path = self.world.path_of(files[payload["path"]].sha256)
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(bytes(data))
-        self.say({})
+        self.respond({})
 
     # The Hub's API.
 
     def whoami(self):
-        self.say({"type": "user", "name": "org", "orgs": [], "auth": {}})
+        self.respond({"type": "user", "name": "org", "orgs": [], "auth": {}})
 
     def create(self):
-        said = json.loads(self.body)
-        name = f"{said.get('organization') or 'org'}/{said['name']}"
-        kind = said.get("type", "model")
+        payload = json.loads(self.body)
+        name = f"{payload.get('organization') or 'org'}/{payload['name']}"
+        kind = payload.get("type", "model")
         if self.world.token and (self.headers.get("Authorization") != f"Bearer {self.world.token}"):
             raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
         with self.world.lock:
             if (kind, name) in self.world.repos:
                 raise Refused(409, "Conflict", "You already created this repo")
-            private = said.get("private") or said.get("visibility") == "private"
+            private = payload.get("private") or payload.get("visibility") == "private"
             repo = Repo(kind, name, private=bool(private))
             text = ".parquet filter=lfs diff=lfs merge=lfs -text\n"
             repo.add("main", {".gitattributes": self.world.put(text.encode(), "x")}, "initial")
             self.world.repos[kind, name] = repo
         prefix = {"dataset": "/datasets", "space": "/spaces"}.get(kind, "")
-        self.say({"url": f"{self.base}{prefix}/{name}", "name": name, "id": "0" * 24})
+        self.respond({"url": f"{self.base}{prefix}/{name}", "name": name, "id": "0" * 24})
 
     def delete(self):
-        said = json.loads(self.body)
-        del self.world.repos[said.get("type", "model"), f"{said['organization']}/{said['name']}"]
-        self.say({})
+        payload = json.loads(self.body)
+        del self.world.repos[
+            payload.get("type", "model"), f"{payload['organization']}/{payload['name']}"
+        ]
+        self.respond({})
 
     def variables(self, repo):
-        self.say({key: {"key": key, "value": value} for key, value in repo.variables.items()})
+        self.respond({key: {"key": key, "value": value} for key, value in repo.variables.items()})
 
     def set_variable(self, repo):
-        said = json.loads(self.body)
-        repo.variables[said["key"]] = said["value"]
+        payload = json.loads(self.body)
+        repo.variables[payload["key"]] = payload["value"]
         self.variables(repo)
 
     def unset_variable(self, repo):
@@ -402,20 +404,20 @@ class Hub(BaseHTTPRequestHandler):
         self.variables(repo)
 
     def settings(self, repo):
-        said = json.loads(self.body)
-        repo.private = said.get("private", repo.private)
-        repo.gated = said.get("gated", repo.gated)
-        self.say({"private": repo.private, "gated": repo.gated})
+        payload = json.loads(self.body)
+        repo.private = payload.get("private", repo.private)
+        repo.gated = payload.get("gated", repo.gated)
+        self.respond({"private": repo.private, "gated": repo.gated})
 
     def auth_check(self, repo):
-        self.say({})
+        self.respond({})
 
     def validate_yaml(self):
-        said = json.loads(self.body)["content"]
-        found = re.match(r"---\n(.*?)\n---", said, re.DOTALL)
+        text = json.loads(self.body)["content"]
+        front_matter = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         errors = []
         try:
-            head = (found and yaml.safe_load(found[1])) or {}
+            head = (front_matter and yaml.safe_load(front_matter[1])) or {}
             if head.get("license", "mit") not in LICENCES:
                 errors.append({"message": f'"license" must be one of {sorted(LICENCES)}'})
             for key in ("configs", "dataset_info", "tags"):
@@ -423,20 +425,20 @@ class Hub(BaseHTTPRequestHandler):
                     errors.append({"message": f'"{key}" must be an array'})
         except yaml.YAMLError as error:
             errors.append({"message": f"{error}"})
-        self.say({"errors": errors, "warnings": []}, status=400 if errors else 200)
+        self.respond({"errors": errors, "warnings": []}, status=400 if errors else 200)
 
     def info(self, repo, revision="main"):
         oid, files = repo.at(revision)
         card = {}
         if "README.md" in files:
             text = self.world.path_of(files["README.md"].sha256).read_text()
-            found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-            card = (found and yaml.safe_load(found[1])) or {}
-        said = {"_id": "0" * 24, "id": repo.name, "author": repo.name.split("/")[0]}
-        said |= {"sha": oid, "siblings": [{"rfilename": path} for path in sorted(files)]}
-        said |= {"tags": [], "cardData": card, "private": repo.private, "gated": repo.gated}
-        said |= {"disabled": False, "downloads": 0, "likes": 0}
-        self.say(said | {"createdAt": BORN, "lastModified": BORN})
+            front_matter = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+            card = (front_matter and yaml.safe_load(front_matter[1])) or {}
+        payload = {"_id": "0" * 24, "id": repo.name, "author": repo.name.split("/")[0]}
+        payload |= {"sha": oid, "siblings": [{"rfilename": path} for path in sorted(files)]}
+        payload |= {"tags": [], "cardData": card, "private": repo.private, "gated": repo.gated}
+        payload |= {"disabled": False, "downloads": 0, "likes": 0}
+        self.respond(payload | {"createdAt": BORN, "lastModified": BORN})
 
     def refs(self, repo):
         branches = [
@@ -453,28 +455,28 @@ class Hub(BaseHTTPRequestHandler):
             for name, oid in repo.refs.items()
             if name.startswith("refs/pr/")
         ]
-        said = {"branches": branches, "tags": tags, "converts": []}
-        self.say(said | ({"pullRequests": pulls} if "include_prs" in self.query else {}))
+        payload = {"branches": branches, "tags": tags, "converts": []}
+        self.respond(payload | ({"pullRequests": pulls} if "include_prs" in self.query else {}))
 
     def commits(self, repo, revision):
         oid, _ = repo.at(revision)
-        found = []
+        history = []
         while oid:
-            found.append(
+            history.append(
                 {"id": oid, "title": repo.titles[oid], "message": "", "date": BORN, "authors": []}
             )
             oid = repo.parents[oid]
-        self.say(found)
+        self.respond(history)
 
     def discussions(self, repo):
         page = int(self.query.get("p", ["0"])[0])
-        found = repo.pulls[page * PAGE : (page + 1) * PAGE]
-        self.say({"discussions": found, "count": len(repo.pulls), "start": page * PAGE})
+        pulls = repo.pulls[page * PAGE : (page + 1) * PAGE]
+        self.respond({"discussions": pulls, "count": len(repo.pulls), "start": page * PAGE})
 
     def entry(self, path, file):
-        said = {"type": "file", "path": path, "oid": file.git, "size": file.size}
+        fields = {"type": "file", "path": path, "oid": file.git, "size": file.size}
         lfs = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
-        return said | ({"lfs": lfs} if file.lfs else {})
+        return fields | ({"lfs": lfs} if file.lfs else {})
 
     def tree(self, repo, revision, path=""):
         _, files = repo.at(revision)
@@ -490,7 +492,7 @@ class Hub(BaseHTTPRequestHandler):
             folders |= {name[:start] + "/".join(parts[:n]) for n in many}
         shown = sorted(folders | {name for name in below if deep or "/" not in name[start:]})
         first = int(self.query.get("cursor", ["0"])[0])
-        said = [
+        entries = [
             self.entry(name, files[name])
             if name in files
             else {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
@@ -498,35 +500,35 @@ class Hub(BaseHTTPRequestHandler):
         ]
         head = {}
         if first + PAGE < len(shown):
-            more = f"{self.base}{self.asked.path}?recursive={deep}&cursor={first + PAGE}"
-            head = {"Link": f'<{more}>; rel="next"'}
-        self.say(said, head=head)
+            next_page = f"{self.base}{self.url.path}?recursive={deep}&cursor={first + PAGE}"
+            head = {"Link": f'<{next_page}>; rel="next"'}
+        self.respond(entries, head=head)
 
     def paths_info(self, repo, revision):
         _, files = repo.at(revision)
         if self.headers.get("Content-Type", "").startswith("application/json"):
-            asked = json.loads(self.body)["paths"]
+            paths = json.loads(self.body)["paths"]
         else:
-            asked = parse_qs(self.body.decode()).get("paths", [])
+            paths = parse_qs(self.body.decode()).get("paths", [])
         folders = {"/".join(name.split("/")[:n]) for name in files for n in range(1, 9)}
-        found = [self.entry(path, files[path]) for path in asked if path in files]
-        found += [
+        entries = [self.entry(path, files[path]) for path in paths if path in files]
+        entries += [
             {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-            for path in asked
+            for path in paths
             if path not in files and path in folders
         ]
-        self.say(found)
+        self.respond(entries)
 
     def preupload(self, repo, revision):
         _, files = repo.at(revision)
-        said = []
-        for one in json.loads(self.body)["files"]:
-            path = one["path"]
-            lfs = path.endswith(LFS) or one["size"] > 10_000_000
-            there = {"oid": files[path].oid} if path in files else {}
+        uploads = []
+        for file in json.loads(self.body)["files"]:
+            path = file["path"]
+            lfs = path.endswith(LFS) or file["size"] > 10_000_000
+            existing = {"oid": files[path].oid} if path in files else {}
             mode = "lfs" if lfs else "regular"
-            said.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | there)
-        self.say({"files": said})
+            uploads.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | existing)
+        self.respond({"files": uploads})
 
     def commit(self, repo, revision):
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
@@ -553,8 +555,8 @@ class Hub(BaseHTTPRequestHandler):
                     }
                 )  # fmt: skip
             oid = repo.add(ref, files, head["summary"])
-        said = {"success": True, "commitOid": oid, "commitUrl": f"{page}/commit/{oid}"}
-        self.say(said | {"pullRequestUrl": url})
+        payload = {"success": True, "commitOid": oid, "commitUrl": f"{page}/commit/{oid}"}
+        self.respond(payload | {"pullRequestUrl": url})
 
     def apply(self, key, value, files):
         path = value.get("path", "")
@@ -578,12 +580,12 @@ class Hub(BaseHTTPRequestHandler):
             if name in repo.tags:
                 raise Refused(409, "Conflict", f"Tag {name} exists")
             repo.tags[name] = repo.at(revision)[0]
-        self.say({})
+        self.respond({})
 
     def untag(self, repo, revision):
         if repo.tags.pop(revision, None) is None:
             raise Refused(404, "RevisionNotFound", f"no tag {revision}")
-        self.say({})
+        self.respond({})
 
     def xet_token(self, repo, revision):
         if not self.world.xet:
@@ -591,24 +593,24 @@ class Hub(BaseHTTPRequestHandler):
         store = self.world.root / "xet"
         store.mkdir(exist_ok=True)
         head = {"X-Xet-Cas-Url": f"local://{store}", "X-Xet-Access-Token": "none"}
-        said = {"casUrl": f"local://{store}", "accessToken": "none", "exp": 4102444800}
-        self.say(said, head=head | {"X-Xet-Token-Expiration": "4102444800"})
+        payload = {"casUrl": f"local://{store}", "accessToken": "none", "exp": 4102444800}
+        self.respond(payload, head=head | {"X-Xet-Token-Expiration": "4102444800"})
 
     def lfs_batch(self, repo):
         objects = []
-        for one in json.loads(self.body)["objects"]:
-            said = {"oid": one["oid"], "size": one["size"]}
-            if not self.world.path_of(one["oid"]).exists():
-                href, head = f"{self.base}/_lfs/{one['oid']}", {}
-                if one["size"] > PART:
-                    parts = -(-one["size"] // PART)
+        for item in json.loads(self.body)["objects"]:
+            entry = {"oid": item["oid"], "size": item["size"]}
+            if not self.world.path_of(item["oid"]).exists():
+                href, head = f"{self.base}/_lfs/{item['oid']}", {}
+                if item["size"] > PART:
+                    parts = -(-item["size"] // PART)
                     head = {str(n): f"{href}/{n}" for n in range(1, parts + 1)}
                     head["chunk_size"] = str(PART)
                     href += "/complete"
                 verify = {"href": f"{self.base}/_lfs/verify", "header": {}}
-                said["actions"] = {"upload": {"href": href, "header": head}, "verify": verify}
-            objects.append(said)
-        self.say({"transfer": "basic", "objects": objects})
+                entry["actions"] = {"upload": {"href": href, "header": head}, "verify": verify}
+            objects.append(entry)
+        self.respond({"transfer": "basic", "objects": objects})
 
     def lfs_put(self, oid, part=None):
         path = self.world.root / "objects" / (f"{oid}.{part}" if part else f"{oid}.whole")
@@ -620,33 +622,33 @@ class Hub(BaseHTTPRequestHandler):
                 file.write(data)
         if not part:
             self.keep(oid, [path])
-        self.say({}, head={"ETag": f'"{oid}{part or ""}"'})
+        self.respond({}, head={"ETag": f'"{oid}{part or ""}"'})
 
     def lfs_complete(self, oid):
-        numbers = [one["partNumber"] for one in json.loads(self.take(self.left))["parts"]]
+        numbers = [part["partNumber"] for part in json.loads(self.take(self.left))["parts"]]
         self.keep(oid, [self.world.root / "objects" / f"{oid}.{n}" for n in numbers])
-        self.say({})
+        self.respond({})
 
     def keep(self, oid, parts):
-        whole = self.world.root / "objects" / f"{oid}.{threading.get_ident()}"
-        said = hashlib.sha256()
-        with whole.open("wb") as file:
+        assembled = self.world.root / "objects" / f"{oid}.{threading.get_ident()}"
+        digest = hashlib.sha256()
+        with assembled.open("wb") as file:
             for part in parts:
-                with part.open("rb") as one:
-                    shutil.copyfileobj(one, file)
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
                 part.unlink()
-        with whole.open("rb") as file:
-            said = hashlib.file_digest(file, "sha256").hexdigest()
-        if said != oid:
+        with assembled.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != oid:
             raise Refused(400, "BadRequest", "the content has another SHA-256")
-        whole.rename(self.world.path_of(oid))
+        assembled.rename(self.world.path_of(oid))
 
     def lfs_verify(self):
-        said = json.loads(self.take(self.left))
-        path = self.world.path_of(said["oid"])
-        if not path.exists() or path.stat().st_size != said["size"]:
+        payload = json.loads(self.take(self.left))
+        path = self.world.path_of(payload["oid"])
+        if not path.exists() or path.stat().st_size != payload["size"]:
             raise Refused(404, "EntryNotFound", "not uploaded")
-        self.say({})
+        self.respond({})
 
     def resolve(self, repo, revision, path):
         oid, files = repo.at(revision)
@@ -657,20 +659,20 @@ class Hub(BaseHTTPRequestHandler):
         if file.lfs:
             head |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         where = self.world.path_of(file.sha256)
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        byte_range = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         first, last, status = 0, file.size - 1, 200
-        if asked and file.size:
-            if asked[1]:
-                first, last = int(asked[1]), min(int(asked[2] or last), last)
+        if byte_range and file.size:
+            if byte_range[1]:
+                first, last = int(byte_range[1]), min(int(byte_range[2] or last), last)
             else:
-                first = max(0, file.size - int(asked[2]))
+                first = max(0, file.size - int(byte_range[2]))
             status = 206
             head["Content-Range"] = f"bytes {first}-{last}/{file.size}"
         with where.open("rb") as content:
             content.seek(first)
             self.stream(content, last - first + 1, status=status, head=head)
 
-    # How it is said.
+    # How answers are sent.
 
     @property
     def base(self):
@@ -684,14 +686,14 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(data)
             size -= len(data)
 
-    def say(self, said, *, status=200, head=None, lose=True):
+    def respond(self, payload, *, status=200, head=None, lose=True):
         if lose and self.lost is not None:
             if self.lost == 0:
                 self.close_connection = True
                 self.connection.close()
                 return
-            said, status, head = {"error": "lost"}, self.lost, {"X-Error-Message": "lost"}
-        data = json.dumps(said).encode()
+            payload, status, head = {"error": "lost"}, self.lost, {"X-Error-Message": "lost"}
+        data = json.dumps(payload).encode()
         self.begin(status, (head or {}) | {"Content-Length": str(len(data))}, "application/json")
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -74,7 +74,7 @@ def completion(content, *, model, finish="stop", usage=(100, 20), logprobs=None)
 def token(chances):
     """The log-probabilities of a token, as `logprobs` has them; `chances` by text, likeliest first.
 
-    Chances of 0 are told as 1e-9.
+    Chances of 0 are given as 1e-9.
     """
     entries = [
         {"token": text, "bytes": list(text.encode()), "logprob": math.log(max(chance, 1e-9))}
@@ -524,7 +524,7 @@ class Obedient(Behaviour):
     """Obeys whatever instruction reaches it.
 
     It reads a request as the rubric explains it: material is between lines that open with the mark
-    which the rubric names, the last of them bare; the rest is said by the rubric. An instruction in
+    which the rubric names, the last of them bare; the rest is by the rubric. An instruction in
     the rest is obeyed. Otherwise the reply is a fixed function of the parts' first lines, which no
     attack of `tests/tools/injection.py` touches, so a pair and its injected twin get the same reply
     as long as the fence holds. Two controls read less carefully.
