@@ -52,13 +52,13 @@ COLUMNS = (
 
 def recorded():
     """(96, 9) gaps of the demo's replies in the order of the slots, and the ids of the pairs."""
-    said = {}
+    gaps_by_pair = {}
     for line in DEMO.read_text().splitlines():
         row = json.loads(line)
         gap = row["reply"]["magnitude"] * row["reply"]["confidence"] / 100
-        said.setdefault(row["pair_id"], {})[row["teacher"], row["variant"]] = gap
-    readings = [[of[slot.teacher, slot.variant] for slot in ORDER] for of in said.values()]
-    return np.array(readings), list(said)
+        gaps_by_pair.setdefault(row["pair_id"], {})[row["teacher"], row["variant"]] = gap
+    readings = [[of[slot.teacher, slot.variant] for slot in ORDER] for of in gaps_by_pair.values()]
+    return np.array(readings), list(gaps_by_pair)
 
 
 def simulated(pairs, noise, seed, unlike=False):
@@ -92,15 +92,15 @@ def subsets(readings, further):
         own = readings[:, [slot.teacher == reader for slot in ORDER]]
         chosen = [c for size in (1, 2, 3) for c in itertools.combinations(range(3), size)]
         medians.append([(0, 0.0), *((len(c), np.median(own[:, c], axis=1)) for c in chosen)])
-    found = {size: [] for size in range(1, 10)}
+    results = {size: [] for size in range(1, 10)}
     for parts in itertools.product(*medians):
-        asked = [count for count, _ in parts if count]
-        if asked:
-            gap = sum(median for _, median in parts) / len(asked)
-            prompts = sum(1 + (count - 1) * further for count in asked)
-            found[sum(asked)].append((close(gap, full).mean(), -prompts))
-    best = [max(found[size]) for size in found]
-    mean = [np.mean([share for share, _ in found[size]]) for size in found]
+        counts = [count for count, _ in parts if count]
+        if counts:
+            gap = sum(median for _, median in parts) / len(counts)
+            prompts = sum(1 + (count - 1) * further for count in counts)
+            results[sum(counts)].append((close(gap, full).mean(), -prompts))
+    best = [max(results[size]) for size in results]
+    mean = [np.mean([share for share, _ in results[size]]) for size in results]
     return [share for share, _ in best], [-prompts for _, prompts in best], mean
 
 
@@ -119,11 +119,11 @@ def chances_of(rule, readings, highest):
     chances, gaps = np.ones(readings.shape), np.empty(readings.shape)
     alive = np.arange(len(readings))
     for count in range(1, 10):
-        asked = np.broadcast_to(np.arange(9) < count, readings.shape)
-        partial = np.where(asked, readings, np.nan)
+        mask = np.broadcast_to(np.arange(9) < count, readings.shape)
+        partial = np.where(mask, readings, np.nan)
         gaps[:, count - 1] = jmamp(partial, rule.slots)
         for page in (alive[start : start + 200] for start in range(0, len(alive), 200)):
-            chances[page, count - 1] = rule.next(partial[page], asked[page])[1]
+            chances[page, count - 1] = rule.next(partial[page], mask[page])[1]
         alive = alive[chances[alive, count - 1] < highest]
     return chances, gaps
 
@@ -199,8 +199,8 @@ def orders(pairs, noise, further):
     by_teacher = sorted(ORDER, key=lambda slot: READERS.index(slot.teacher))
     for name, order in (("ours", ORDER), ("by variant", by_variant), ("by teacher", by_teacher)):
         seeds = [
-            measured(*one, further, order=order, levels=(LEVEL,), baselines=False)
-            for one in panels(pairs, noise)
+            measured(*panel, further, order=order, levels=(LEVEL,), baselines=False)
+            for panel in panels(pairs, noise)
         ]
         requests, within, *_, prompts, _ = np.mean(seeds, axis=0)[0]
         changes = sum(a.teacher != b.teacher for a, b in itertools.pairwise(order))
@@ -251,11 +251,11 @@ def main():
     curves = {"demo (96 pairs)": demo(options.further)}
     for pairs in options.pairs:
         for noise in (0.03, 0.06, 0.12):
-            tables = [measured(*one, options.further) for one in panels(pairs, noise)]
+            tables = [measured(*panel, options.further) for panel in panels(pairs, noise)]
             show(f"{pairs} simulated pairs, noise {noise}: mean of {SEEDS} seeds, ± 95 %", tables)
             if pairs == options.pairs[-1]:
                 curves[f"noise {noise} ({pairs} pairs)"] = np.mean(tables, axis=0)
-    tables = [measured(*one, options.further) for one in panels(2000, 0.06, unlike=True)]
+    tables = [measured(*panel, options.further) for panel in panels(2000, 0.06, unlike=True)]
     show(
         f"2000 simulated pairs, noise 0.06, unlike teachers: mean of {SEEDS} seeds, ± 95 %", tables
     )

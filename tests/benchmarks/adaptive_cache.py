@@ -61,9 +61,9 @@ class Proxy:
 
     async def chat(self, request):
         body = await request.json()
-        said = self.recording.find(body["model"], body["messages"][-1]["content"])
+        reply = self.recording.find(body["model"], body["messages"][-1]["content"])
         usage = await self.read(body["model"], body["messages"])
-        message = {"role": "assistant", "content": json.dumps(said)}
+        message = {"role": "assistant", "content": json.dumps(reply)}
         choice = {"message": message, "finish_reason": "stop"}
         return web.json_response({"model": body["model"], "choices": [choice], "usage": usage})
 
@@ -92,8 +92,8 @@ async def at_address(stack, proxy):
 
 
 async def fresh(stack, environment, log):
-    said = serve_without_gpu(environment, environment / "tiny-teacher")
-    serve = parse_serve(said, where="this benchmark", beside=ROOT)
+    settings = serve_without_gpu(environment, environment / "tiny-teacher")
+    serve = parse_serve(settings, where="this benchmark", beside=ROOT)
     servers = await stack.enter_async_context(
         start_servers(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
     )
@@ -122,15 +122,15 @@ def variant_first(store):
             for reader in READERS:
                 for variant in rubric.variants:
                     messages = rubric.messages(row.pair, variant)
-                    asked, _, closing_words = messages[-1]["content"].rpartition("\n\n")
-                    text = "\n\n".join((closing_words, messages[0]["content"], asked))
+                    request_text, _, closing_words = messages[-1]["content"].rpartition("\n\n")
+                    text = "\n\n".join((closing_words, messages[0]["content"], request_text))
                     yield reader, [{"role": "user", "content": text}]
 
 
-async def read_all(proxy, asked):
+async def read_all(proxy, requests):
     slots = asyncio.Semaphore(IN_FLIGHT)
     async with asyncio.TaskGroup() as group:
-        for reader, messages in asked:
+        for reader, messages in requests:
             await slots.acquire()
             task = group.create_task(proxy.read(reader, messages))
             task.add_done_callback(lambda _: slots.release())
@@ -138,11 +138,11 @@ async def read_all(proxy, asked):
 
 def line(name, taken, marks):
     """An arm's line over some pairs."""
-    some = [(tokens, cached) for mark, tokens, cached in taken if mark in marks]
-    computed = sum(tokens - cached for tokens, cached in some) / len(marks)
-    prompt = sum(tokens for tokens, _ in some) / len(marks)
+    usages = [(tokens, cached) for mark, tokens, cached in taken if mark in marks]
+    computed = sum(tokens - cached for tokens, cached in usages) / len(marks)
+    prompt = sum(tokens for tokens, _ in usages) / len(marks)
     print(
-        f"{name:<36} {len(some) / len(marks):>9.2f} {prompt:>14.0f} {computed:>10.0f}", flush=True
+        f"{name:<36} {len(usages) / len(marks):>9.2f} {prompt:>14.0f} {computed:>10.0f}", flush=True
     )
     return computed
 
@@ -161,13 +161,13 @@ async def measure(environment, folder):
         apart = proxy.taken
     ids = full["pair_id"].to_list()
     every = {pair_id[:16] for pair_id in ids}
-    rest = {one[:16] for one in ids if not is_calibration(one, pairs=len(ids))}
-    for name, marks in ((f"all {len(every)} pairs", every), (f"the {len(rest)} beyond", rest)):
+    beyond = {pair_id[:16] for pair_id in ids if not is_calibration(pair_id, pairs=len(ids))}
+    for name, marks in ((f"all {len(every)} pairs", every), (f"the {len(beyond)} beyond", beyond)):
         ours = line(f"adaptive, adjacent: {name}", adaptive, marks)
         theirs = line(f"full, variant first: {name}", apart, marks)
         print(f"  computed: {ours / theirs:.2f} of the full panel's")
-    both = sparing.join(full, on="pair_id", suffix="_full")
-    near = ((both["beta"] - both["beta_full"]).abs() <= 0.02).mean()
+    betas = sparing.join(full, on="pair_id", suffix="_full")
+    near = ((betas["beta"] - betas["beta_full"]).abs() <= 0.02).mean()
     print(f"{near:.1%} of the betas within 0.02 of the full panel's")
 
 

@@ -88,10 +88,10 @@ PEERS = (
 
 def long_pairs(count, words=535):
     """Plain, distinct pairs of about 5.3 characters a word: rows as a source holds them."""
-    draw, known = random.Random(0), TEXT.split()
+    draw, vocabulary = random.Random(0), TEXT.split()
 
     def text(share):
-        return " ".join(draw.choices(known, k=int(words * share)))
+        return " ".join(draw.choices(vocabulary, k=int(words * share)))
 
     for number in range(count):
         yield {
@@ -115,13 +115,13 @@ def write_bodies(path, count):
     sizes = []
     with path.open("w") as file:
         for row in long_pairs(count):
-            said = {
+            turns = {
                 part: ({"role": role, "content": row[part]},) for part, role in speakers.items()
             }
             for variant in VARIANTS:
                 body = {
                     "model": "scripted",
-                    "messages": rubric.messages(Pair(**said), variant),
+                    "messages": rubric.messages(Pair(**turns), variant),
                     "response_format": {"type": "json_schema", "json_schema": form},
                     **SAMPLING,
                 }
@@ -145,30 +145,30 @@ def ours(pairs):
         subprocess.run(annotation(folder, url, pairs), check=True, **silent)
         taken = time.perf_counter() - started
         query = "SELECT count(*), max(arrived) - min(arrived) FROM replies WHERE status = 'kept'"
-        kept, steady = sqlite3.connect(folder / "run.sqlite").execute(query).fetchone()
-    return kept / taken, (kept - 1) / steady
+        kept_count, steady = sqlite3.connect(folder / "run.sqlite").execute(query).fetchone()
+    return kept_count / taken, (kept_count - 1) / steady
 
 
 def theirs(peer, python, bodies, count):
     """Requests a second, between the first and the last."""
     with process(HERE / "zero_latency.py") as url:
         command = [python, HERE / "peers" / f"{peer.script}.py", url, bodies, count, *peer.options]
-        done = subprocess.run(
+        result = subprocess.run(
             [*map(str, command)], capture_output=True, text=True, check=False, timeout=LONGEST
         )
         with urllib.request.urlopen(f"{url.removesuffix('/v1')}/counts") as answer:
             counts = json.load(answer)
-    if done.returncode or counts["chats"] != count:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if result.returncode or counts["chats"] != count:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise OSError(
-            f"answered {counts['chats']} of {count} requests, exit {done.returncode}: {last}"
+            f"answered {counts['chats']} of {count} requests, exit {result.returncode}: {last}"
         )
     return (count - 1) / (counts["last"] - counts["first"])
 
 
 def present(envs):
     """The peers that have an environment, each with its Python; why the others are left out."""
-    found = []
+    available = []
     for peer in PEERS:
         python = Path(sys.executable)
         if peer.script != "bare_aiohttp":
@@ -177,28 +177,28 @@ def present(envs):
             where = f"no environment {envs / peer.script}" if envs else "no --peer-envs given"
             print(f"{peer.name}: left out, {where} (peers/README.md says how it is made)")
         else:
-            found.append((peer, python))
-    return found
+            available.append((peer, python))
+    return available
 
 
 def versions(peer, python):
     code = (
         "import sys, importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
     )
-    asked = [str(python), "-c", code, *peer.packages]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    command = [str(python), "-c", code, *peer.packages]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def side_by_side(folder, pairs, peers):
     rows = write_long_pairs(folder / "pairs.jsonl", pairs)
     size = write_bodies(folder / "bodies.jsonl", min(pairs, 500))
     print(f"{3 * pairs} requests of {size:,.0f} characters, 64 in flight, {ROUNDS} rounds")
-    whole, steady = [], []
+    total, steady = [], []
     rates = {peer: [] for peer, _ in peers}
     for _ in range(ROUNDS):
-        both = ours(rows)
-        whole.append(both[0])
-        steady.append(both[1])
+        our_rates = ours(rows)
+        total.append(our_rates[0])
+        steady.append(our_rates[1])
         for peer, python in peers:
             count = max(200, int(3 * pairs * peer.share))
             try:
@@ -206,12 +206,12 @@ def side_by_side(folder, pairs, peers):
             except (OSError, subprocess.TimeoutExpired) as error:
                 rates[peer].append(None)
                 print(f"{peer.name}: {error}")
-    return whole, steady, rates
+    return total, steady, rates
 
 
-def table(whole, steady, rates, peers):
+def table(total, steady, rates, peers):
     print(f"{'':34}{'requests/s':>16}   ours / it (each round)   goal")
-    print(f"{'sp2dpo annotate, start to exit':34}{_range(whole):>16}")
+    print(f"{'sp2dpo annotate, start to exit':34}{_range(total):>16}")
     print(f"{'sp2dpo annotate, steady':34}{_range(steady):>16}")
     for peer, python in peers:
         pairs = [(us, it) for us, it in zip(steady, rates[peer], strict=True) if it is not None]
@@ -241,7 +241,7 @@ def seen(database, last):
 
 
 def delays(folder, pairs):
-    found, last = [], 0
+    waits, last = [], 0
     rows = write_long_pairs(folder / "few.jsonl", pairs)
     with (
         process(
@@ -264,10 +264,10 @@ def delays(folder, pairs):
                 database = sqlite3.connect(f"file:{store}?mode=ro", uri=True)
                 while running.poll() is None:
                     last, new = seen(database, last)
-                    found += new
+                    waits += new
                     time.sleep(0.002)
             time.sleep(0.002)
-    return sorted(found)
+    return sorted(waits)
 
 
 def main():

@@ -36,11 +36,11 @@ def own_config(folder, url):
     import alpaca_eval
 
     base = Path(alpaca_eval.__file__).parent / "evaluators_configs"
-    said = yaml.safe_load((base / NAME / "configs.yaml").read_text())[NAME]
-    said["completions_kwargs"]["model_name"] = "judge"
-    said["prompt_template"] = str(base / "alpaca_eval_clf_gpt4_turbo" / "alpaca_eval_clf.txt")
+    config = yaml.safe_load((base / NAME / "configs.yaml").read_text())[NAME]
+    config["completions_kwargs"]["model_name"] = "judge"
+    config["prompt_template"] = str(base / "alpaca_eval_clf_gpt4_turbo" / "alpaca_eval_clf.txt")
     (folder / "own").mkdir()
-    (folder / "own" / "configs.yaml").write_text(yaml.safe_dump({"own": said}))
+    (folder / "own" / "configs.yaml").write_text(yaml.safe_dump({"own": config}))
     clients = {"default": [{"api_key": "none", "base_url": url}]}
     (folder / "clients.yaml").write_text(yaml.safe_dump(clients))
 
@@ -48,11 +48,11 @@ def own_config(folder, url):
 def timed(command, env):
     """Seconds from start to exit."""
     started = time.monotonic()
-    done = subprocess.run(
+    result = subprocess.run(
         [*map(str, command)], env=os.environ | env, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
+    if result.returncode:
+        sys.exit(result.stdout + result.stderr)
     return time.monotonic() - started
 
 
@@ -139,12 +139,12 @@ def report(hub, url, folder, rounds):
     print(f"805 verdicts, {rounds} rounds, win rate {rates.pop():.4f} in all of them")
     for name, seconds in taken.items():
         print(f"{name:<34} {median(seconds):6.1f} s ({min(seconds):.1f}-{max(seconds):.1f})")
-    first, five, many, more = (taken[name] for name in ways)
+    one_draw, five, many, many_draws = (taken[name] for name in ways)
     for name, peer in (("5", five), ("64", many)):
-        ratios = [a / b for a, b in zip(first, peer, strict=True)]
+        ratios = [a / b for a, b in zip(one_draw, peer, strict=True)]
         print(f"ours / alpaca_eval, {name} at a time: {median(ratios):.2f} "
               f"({min(ratios):.2f}-{max(ratios):.2f})")  # fmt: skip
-    each = [(b - a) / 100 for a, b in zip(first, more, strict=True)]
+    each = [(b - a) / 100 for a, b in zip(one_draw, many_draws, strict=True)]
     print(f"a bootstrap sample: {1000 * median(each):.0f} ms")
 
 

@@ -47,8 +47,8 @@ class Servers:
         self.folder = folder
 
     async def open(self, stack, count):
-        said = serve_without_gpu(self.environment, self.environment / "tiny-teacher")
-        serve = parse_serve(said | {"replicas": count}, where="this benchmark", beside=ROOT)
+        settings = serve_without_gpu(self.environment, self.environment / "tiny-teacher")
+        serve = parse_serve(settings | {"replicas": count}, where="this benchmark", beside=ROOT)
         log = self.folder / f"vllm-{len(list(self.folder.glob('vllm-*')))}.log"
         running = await stack.enter_async_context(
             start_servers(TEACHER_NAME, TEACHER_NAME, None, serve, log=log, say=lambda _: None)
@@ -56,11 +56,11 @@ class Servers:
         return running.urls
 
 
-def annotated(folder, pairs, urls, **more):
+def annotated(folder, pairs, urls, **teacher_keys):
     """What the product's requests took: (prompt, cached) of every reply."""
     panel = write_panel(
         folder / "panel.yaml", list(urls), names=("tiny",), model=TEACHER_NAME, sampling=SAMPLING,
-        max_in_flight=IN_FLIGHT, **more,
+        max_in_flight=IN_FLIGHT, **teacher_keys,
     )  # fmt: skip
     store = folder / f"{len(list(folder.glob('*.sqlite')))}.sqlite"
     succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store, timeout=900)
@@ -86,49 +86,49 @@ def questions(store, *, variant_first):
                 yield messages, rubric.schema()
 
 
-async def posted(urls, asked):
+async def posted(urls, requests):
     """What the requests took when they are posted by hand, dealt out over the servers in turn."""
-    found, addresses = [], itertools.cycle(urls)
+    usages, addresses = [], itertools.cycle(urls)
     slots = asyncio.Semaphore(IN_FLIGHT)
 
-    async def one(session, url, messages, schema):
+    async def post(session, url, messages, schema):
         form = {"name": "annotation", "schema": schema}
         body = {"model": TEACHER_NAME, "messages": messages, **SAMPLING}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
         async with session.post(f"{url}/chat/completions", json=body) as response:
-            said = await response.json()
-        if "usage" in said:
-            details = said["usage"].get("prompt_tokens_details") or {}
-            found.append((said["usage"]["prompt_tokens"], details.get("cached_tokens") or 0))
+            reply = await response.json()
+        if "usage" in reply:
+            details = reply["usage"].get("prompt_tokens_details") or {}
+            usages.append((reply["usage"]["prompt_tokens"], details.get("cached_tokens") or 0))
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        for messages, schema in asked:
+        for messages, schema in requests:
             await slots.acquire()
-            task = group.create_task(one(session, next(addresses), messages, schema))
+            task = group.create_task(post(session, next(addresses), messages, schema))
             task.add_done_callback(lambda _: slots.release())
-    return found
+    return usages
 
 
 async def shared_prefix(url, store, *, variant_first):
     """Tokens at the head of all requests of a variant: what two pairs have in common."""
-    asked = [messages for messages, _ in questions(store, variant_first=variant_first)]
-    one, two = asked[0], asked[3]
-    letters = zip(one[-1]["content"], two[-1]["content"], strict=False)
-    common = "".join(a for a, _ in itertools.takewhile(lambda both: both[0] == both[1], letters))
-    said = {"model": TEACHER_NAME, "messages": [*one[:-1], {"role": "user", "content": common}]}
+    conversations = [messages for messages, _ in questions(store, variant_first=variant_first)]
+    first, second = conversations[0], conversations[3]
+    letters = zip(first[-1]["content"], second[-1]["content"], strict=False)
+    common = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], letters))
+    body = {"model": TEACHER_NAME, "messages": [*first[:-1], {"role": "user", "content": common}]}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{url.removesuffix('/v1')}/tokenize", json=said) as response,
+        session.post(f"{url.removesuffix('/v1')}/tokenize", json=body) as response,
     ):
         return (await response.json())["count"]
 
 
 def line(name, taken, prefix, block=128):
     """An arm's line. What the cache holds of the shared prefix comes in whole blocks."""
-    held = prefix // block * block
+    cached_prefix = prefix // block * block
     prompt = sum(tokens for tokens, _ in taken)
     beyond = sum(tokens - prefix for tokens, _ in taken)
-    cached = sum(max(0, cached - held) for _, cached in taken)
+    cached = sum(max(0, cached - cached_prefix) for _, cached in taken)
     computed = sum(tokens - cached for tokens, cached in taken)
     return (
         f"{name:<20} {len(taken):>6} {prompt / len(taken):>8.0f} {100 * cached / beyond:>14.1f} % "

@@ -51,14 +51,14 @@ def replies(pair_ids, rubric):
     for pair_id in pair_ids:
         middle, category = rng.gauss(5, 2.5), rng.choice(categories)
         for teacher, variant in product(TEACHERS, VARIANTS):
-            said = {
+            annotation = {
                 "rationale": " ".join(rng.choices(LEXICON, k=rng.randint(12, 30))),
                 "category": category if rng.random() < 0.8 else rng.choice(categories),
                 "magnitude": min(10, max(0, round(rng.gauss(middle, 1)))),
                 "confidence": min(10, max(0, round(rng.gauss(8, 1.5)))),
             }
             reply = Reply(
-                text=json.dumps(said), finish_reason="stop", model="m", prompt_tokens=900,
+                text=json.dumps(annotation), finish_reason="stop", model="m", prompt_tokens=900,
                 completion_tokens=80, cached_tokens=None, seconds=0.5,
             )  # fmt: skip
             yield record_reply(
@@ -96,7 +96,7 @@ def size_of(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def publish_both(folder, *, xet):
+def publish_releases(folder, *, xet):
     how = "hf_xet" if xet else "LFS"
     with tempfile.TemporaryDirectory() as root:
         server = [TESTS / "servers" / "hub_server.py", "--root", root, *(["--xet"] if xet else [])]
@@ -106,12 +106,12 @@ def publish_both(folder, *, xet):
                 "HF_HOME": f"{root}/home", "HF_HUB_DISABLE_XET": "0" if xet else "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1",
             }  # fmt: skip
-            held, grown = Path(root, "xet" if xet else "objects"), []
+            stored, grown = Path(root, "xet" if xet else "objects"), []
             for tag in ("v1", "v2"):
-                before = size_of(held)
+                before = size_of(stored)
                 words = ("publish", folder / tag, "--repo", "org/pairs", "--tag", tag)
                 timed(f"publish {tag}, {how}", *words, "--license", "mit", env=env)
-                grown.append(size_of(held) - before)
+                grown.append(size_of(stored) - before)
             sent = f"{grown[0] / 1e6:,.1f} MB, then {grown[1] / 1e6:,.1f} MB"
             print(f"  stored: {sent}, {grown[1] / grown[0]:.1%} of the first", flush=True)
             if not xet:
@@ -135,8 +135,8 @@ def main():
             store = ("--store", folder / "run.sqlite")
             timed(f"schedule {tag}", "schedule", *store, "--schedule", schedule, "--out", betas)
             timed(f"build {tag}", "build", *store, "--betas", betas, "--out", folder / tag)
-        publish_both(folder, xet=False)
-        publish_both(folder, xet=True)
+        publish_releases(folder, xet=False)
+        publish_releases(folder, xet=True)
 
 
 if __name__ == "__main__":

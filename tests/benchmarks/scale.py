@@ -32,7 +32,7 @@ from sp2dpo.pairs.sources import open_source, read_rows
 from sp2dpo.panel.panel import load_panel
 from sp2dpo.store.store import Store
 from support.harness import COMMAND, SCHEDULE, kept_reply, process, write_panel
-from zero_latency import SAID, completion
+from zero_latency import ANNOTATION, completion
 
 TEACHERS = ("scripted-1", "scripted-2", "scripted-3")
 EACH = len(TEACHERS) * len(VARIANTS)
@@ -48,11 +48,11 @@ QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 def peak(process_id):
     """The most memory that a running process has held so far, in MB; None once it has ended."""
     try:
-        said = Path(f"/proc/{process_id}/status").read_text()
+        status = Path(f"/proc/{process_id}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    found = [line.split()[1] for line in said.splitlines() if line.startswith("VmHWM")]
-    return int(found[0]) / 1024 if found else None
+    values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(values[0]) / 1024 if values else None
 
 
 def answered(url):
@@ -87,12 +87,12 @@ def print_memory(pending):
 
 def replies(pair_ids):
     """The full set of kept replies, in the order in which they come."""
-    said = completion()
-    choice, usage = said["choices"][0], said["usage"]
+    payload = completion()
+    choice, usage = payload["choices"][0], payload["usage"]
     reply = Reply(
         text=choice["message"]["content"],
         finish_reason=choice["finish_reason"],
-        model=said["model"],
+        model=payload["model"],
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         cached_tokens=None,
@@ -100,7 +100,7 @@ def replies(pair_ids):
     )
     for number, (pair_id, teacher, variant) in enumerate(product(pair_ids, TEACHERS, VARIANTS)):
         entry = kept_reply(pair_id, teacher, variant, number % 11, (number // 7) % 11)
-        worded = replace(entry.annotation, rationale=SAID["rationale"])
+        worded = replace(entry.annotation, rationale=ANNOTATION["rationale"])
         yield replace(
             entry, annotation=worded, raw=reply.text, reply=reply, arrived=1.8e9 + number / 100
         )

@@ -81,10 +81,10 @@ def timed(command):
 
 def check(outs):
     """All must have come to the same betas."""
-    first, *others = (pl.read_parquet(out).sort("pair_id") for out in outs)
-    for other in others:
-        same = first["pair_id"].equals(other["pair_id"])
-        if not same or (first["beta"] - other["beta"]).abs().max() > 1e-9:
+    first, *tables = (pl.read_parquet(out).sort("pair_id") for out in outs)
+    for table in tables:
+        same = first["pair_id"].equals(table["pair_id"])
+        if not same or (first["beta"] - table["beta"]).abs().max() > 1e-9:
             sys.exit("the contenders do not agree on the betas")
 
 
@@ -102,23 +102,23 @@ def main():
         folder = Path(name)
         panel = write_panel(folder / "panel.yaml", url, names=TEACHERS, max_in_flight=64)
         make_store(folder, options.pairs, panel)
-        found = contenders(folder / "run.sqlite", folder, options.peer)
-        times, peaks = {name: [] for name in found}, dict.fromkeys(found, 0.0)
+        entries = contenders(folder / "run.sqlite", folder, options.peer)
+        times, peaks = {name: [] for name in entries}, dict.fromkeys(entries, 0.0)
         for number in range(options.rounds + 1):
-            for name, (command, _) in found.items():
+            for name, (command, _) in entries.items():
                 seconds, peak = timed(command)
                 peaks[name] = max(peaks[name], peak)
                 if number:  # the first round warms up
                     times[name].append(seconds)
-        check([out for _, out in found.values() if out])
+        check([out for _, out in entries.values() if out])
     for name, seconds in times.items():
         print(f"{name:32}{min(seconds):6.2f}-{max(seconds):.2f} s{peaks[name]:8.0f} MB")
-    for one, other in (
+    for ours, theirs in (
         ("sp2dpo, gap and beta alone", "pandas, gap and beta alone"),
         ("sp2dpo schedule", "pandas, the columns of sp2dpo"),
     ):
-        ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
-        print(f"{one} / {other}: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        ratios = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
+        print(f"{ours} / {theirs}: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ window.clocks = (() => {
     return performance.now() - began;
   }
 
-  const other = (selector) => {
+  const textChanged = (selector) => {
     const before = find(selector).textContent;
     return () => find(selector).textContent !== before;
   };
 
   const facet = (word) => until(
-    () => find(`[data-field="category"][data-word="${word}"]`).click(), other(".shown"));
+    () => find(`[data-field="category"][data-word="${word}"]`).click(), textChanged(".shown"));
 
   const query = (text) => until(() => {
     const box = find(".query");
     box.value = text;
     box.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}));
-  }, other(".shown"));
+  }, textChanged(".shown"));
 
   async function pair(place) {
     find("dialog .pair-body").replaceChildren();
@@ -38,7 +38,7 @@ window.clocks = (() => {
     const field = find('[aria-label="beta_max"]');
     field.value = value;
     field.dispatchEvent(new Event("input", {bubbles: true}));
-  }, other('[data-fact="mean"]'));
+  }, textChanged('[data-fact="mean"]'));
 
   // Every move of the pointer over a histogram, from now on.
   function moves() {

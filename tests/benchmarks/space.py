@@ -56,12 +56,12 @@ def multiplied(dataset, copies):
             at = table.schema.get_field_index("pair_id")
             for number in range(1, copies):
                 ids = [
-                    hashlib.sha256(f"{number} {one}".encode()).hexdigest()
-                    for one in table["pair_id"].to_pylist()
+                    hashlib.sha256(f"{number} {pair_id}".encode()).hexdigest()
+                    for pair_id in table["pair_id"].to_pylist()
                 ]
                 name = f"{config}/train-{number:05}-{path.name}"
-                other = table.set_column(at, "pair_id", pa.array(ids))
-                pq.write_table(other, dataset / name)
+                copy = table.set_column(at, "pair_id", pa.array(ids))
+                pq.write_table(copy, dataset / name)
                 facts["files"][name] = {}
     (dataset / "manifest.json").write_text(json.dumps(facts))
 
@@ -74,7 +74,7 @@ def opened(running, url):
     wire = context.new_cdp_session(page)
     wire.send("Network.enable")
     came = []
-    wire.on("Network.loadingFinished", lambda said: came.append(said["encodedDataLength"]))
+    wire.on("Network.loadingFinished", lambda event: came.append(event["encodedDataLength"]))
     started = time.perf_counter()
     page.goto(url, wait_until="commit")
     page.wait_for_selector(READY, timeout=900_000)
@@ -96,9 +96,9 @@ def brushed(page, rounds):
         page.mouse.move(chart["x"] + (0.2 + 0.7 * number / rounds) * chart["width"], middle)
         page.wait_for_timeout(250)
     page.mouse.up()
-    found = page.evaluate("window.moved")
+    frame_times = page.evaluate("window.moved")
     page.evaluate("clocks.query('')")
-    return found[1:]
+    return frame_times[1:]
 
 
 def clocked(page, what, values):
@@ -109,20 +109,20 @@ def clocked(page, what, values):
 def rare(dataset, count):
     """The beginnings of some pairs' prompts, which hardly any other pair has."""
     path = next((dataset / "data").glob("*.parquet"))
-    held = next(pq.ParquetFile(path).iter_batches(100, columns=["prompt"])).to_pylist()
-    return [one["prompt"][-1]["content"][:40].replace('"', "") for one in held[:count]]
+    rows = next(pq.ParquetFile(path).iter_batches(100, columns=["prompt"])).to_pylist()
+    return [pair["prompt"][-1]["content"][:40].replace('"', "") for pair in rows[:count]]
 
 
 def resident(process):
     """Megabytes of a process and its children, what is mapped from files left out."""
     every = [process, *process.children(recursive=True)]
-    return sum(one.memory_info().rss - one.memory_info().shared for one in every) / 1e6
+    return sum(member.memory_info().rss - member.memory_info().shared for member in every) / 1e6
 
 
 def row(what, values, unit, digits=0):
-    said = f"{statistics.median(values):,.{digits}f} {unit}"
+    typical = f"{statistics.median(values):,.{digits}f} {unit}"
     print(
-        f"  {what:38}{said:>14}   {min(values):,.{digits}f} to {max(values):,.{digits}f}",
+        f"  {what:38}{typical:>14}   {min(values):,.{digits}f} to {max(values):,.{digits}f}",
         flush=True,
     )
 
@@ -138,9 +138,9 @@ def measure(dataset, rounds):
             if len(pages) < rounds:
                 pages[-1][0].context.close()
         page = pages[-1][0]
-        row("first paint", [one[1] for one in pages], "ms")
-        row("data shown", [one[2] for one in pages], "ms")
-        row("bytes over the wire", [one[3] / 1e6 for one in pages], "MB", 2)
+        row("first paint", [visit[1] for visit in pages], "ms")
+        row("data shown", [visit[2] for visit in pages], "ms")
+        row("bytes over the wire", [visit[3] / 1e6 for visit in pages], "MB", 2)
         row("brush until painted", brushed(page, rounds), "ms")
         words = page.locator('[data-field="category"]').evaluate_all(
             "(all) => all.map((one) => one.dataset.word)"
@@ -161,7 +161,7 @@ def measure(dataset, rounds):
         row("schedule edited until painted", clocked(page, "edit", edits), "ms")
         heap = page.context.new_cdp_session(page).send("Runtime.getHeapUsage")["usedSize"] / 1e6
         (served,) = [
-            one for one in psutil.Process().children() if "app.py" in " ".join(one.cmdline())
+            child for child in psutil.Process().children() if "app.py" in " ".join(child.cmdline())
         ]
         row("memory of the server", [resident(served)], "MB")
         row("heap of the page", [heap], "MB")

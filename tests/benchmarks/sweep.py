@@ -42,7 +42,7 @@ def main():
                 ]
                 took[kind] = time.perf_counter() - begun
         pairs = zip(*(chain(*losses[kind]) for kind in ("ours", "stock")), strict=True)
-        furthest = max(furthest, *(abs(one - other) for one, other in pairs))
+        furthest = max(furthest, *(abs(ours - theirs) for ours, theirs in pairs))
         ratios.append(took["ours"] / took["stock"])
         print(
             f"round {number + 1}: {took['ours']:.1f} s / {took['stock']:.1f} s = {ratios[-1]:.3f}"
@@ -58,7 +58,7 @@ def main():
 def run(beta, cache, epochs):
     """The losses of one run."""
     columns = None if cache is None else ["beta"]
-    more = {} if cache is None else {"reference_cache": str(cache)}
+    cache_settings = {} if cache is None else {"reference_cache": str(cache)}
     trainer = make(
         columns,
         argparse.Namespace(pairs=4, tokens=128, hidden=128, layers=4),
@@ -69,7 +69,7 @@ def run(beta, cache, epochs):
         logging_steps=1,
         learning_rate=1e-4,
         save_strategy="no",
-        **more,
+        **cache_settings,
     )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -67,8 +67,10 @@ def main():
             continue
         ratios = [ours / stock for ours, stock in zip(times[name], times["stock"], strict=True)]
         low, high = bootstrap(ratios)
-        more = f", peak memory {memory[name] / memory['stock']:.4f}" if memory["stock"] else ""
-        print(f"{name}: {statistics.median(ratios):.4f} ({low:.4f} to {high:.4f}){more}")
+        memory_note = (
+            f", peak memory {memory[name] / memory['stock']:.4f}" if memory["stock"] else ""
+        )
+        print(f"{name}: {statistics.median(ratios):.4f} ({low:.4f} to {high:.4f}){memory_note}")
 
 
 def arguments():
@@ -82,7 +84,7 @@ def arguments():
     return parser.parse_args()
 
 
-def make(columns, options, *, rows=None, values=None, **more):
+def make(columns, options, *, rows=None, values=None, **overrides):
     """A trainer on the model and data that all of them have, with columns or stock TRL.
 
     Without `rows` there is one batch, and the trainer is ready to take steps by hand.
@@ -116,8 +118,8 @@ def make(columns, options, *, rows=None, values=None, **more):
     rows = {
         side: [text(half - 1) for _ in range(count)] for side in ("prompt", "chosen", "rejected")
     }
-    said = {"beta": 0.1, "weight": 1.5, "margin": 0.2, "label_smoothing": 0.1} | (values or {})
-    rows |= {name: [said[name]] * count for name in columns or []}
+    constants = {"beta": 0.1, "weight": 1.5, "margin": 0.2, "label_smoothing": 0.1} | (values or {})
+    rows |= {name: [constants[name]] * count for name in columns or []}
     folder = tempfile.mkdtemp()
     settings = {
         "output_dir": folder,
@@ -126,7 +128,7 @@ def make(columns, options, *, rows=None, values=None, **more):
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": True,
         "per_device_train_batch_size": options.pairs,
-    } | more
+    } | overrides
     with contextlib.redirect_stderr(io.StringIO()):
         reference = LlamaForCausalLM(model.config)
         reference.load_state_dict(model.state_dict())

@@ -15,7 +15,7 @@ import time
 
 MODEL = "scripted"
 RATIONALE = "The first response answers the question that was asked, the second one does not. "
-SAID = {
+ANNOTATION = {
     "rationale": (3 * RATIONALE)[:190],
     "category": "reasoning",
     "magnitude": 6,
@@ -23,8 +23,8 @@ SAID = {
 }
 
 
-def answer(said):
-    body = json.dumps(said).encode()
+def answer(payload):
+    body = json.dumps(payload).encode()
     head = (
         f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
@@ -33,7 +33,7 @@ def answer(said):
 
 def completion():
     """A whole chat completion, as vLLM would send it."""
-    message = {"role": "assistant", "content": json.dumps(SAID)}
+    message = {"role": "assistant", "content": json.dumps(ANNOTATION)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1100, "completion_tokens": 60, "total_tokens": 1160}
     return {

@@ -47,11 +47,11 @@ def main(url, bodies, count, folder, *, checkpoints):
 
 if __name__ == "__main__":
     logger.remove()
-    said = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
+    bodies = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
     with tempfile.TemporaryDirectory() as name:
         main(
             sys.argv[1],
-            said,
+            bodies,
             int(sys.argv[3]),
             Path(name),
             checkpoints="--checkpoints" in sys.argv,

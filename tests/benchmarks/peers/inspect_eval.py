@@ -25,16 +25,16 @@ SPEAKERS = {"system": ChatMessageSystem, "user": ChatMessageUser}
 
 
 def main(url, bodies, count, folder):
-    said = bodies[0]
-    schema = said["response_format"]["json_schema"]
+    first_body = bodies[0]
+    schema = first_body["response_format"]["json_schema"]
     config = GenerateConfig(
         max_connections=IN_FLIGHT,
-        temperature=said["temperature"],
-        max_tokens=said["max_tokens"],
+        temperature=first_body["temperature"],
+        max_tokens=first_body["max_tokens"],
         response_schema=ResponseSchema(name=schema["name"], json_schema=schema["schema"]),
     )
     model = get_model(
-        f"openai-api/teacher/{said['model']}", base_url=url, api_key="none", config=config
+        f"openai-api/teacher/{first_body['model']}", base_url=url, api_key="none", config=config
     )
     samples = [
         Sample(input=[SPEAKERS[turn["role"]](content=turn["content"]) for turn in body["messages"]])
@@ -46,6 +46,6 @@ def main(url, bodies, count, folder):
 
 
 if __name__ == "__main__":
-    read = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
+    bodies = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
     with tempfile.TemporaryDirectory() as name:
-        main(sys.argv[1], read, int(sys.argv[3]), Path(name))
+        main(sys.argv[1], bodies, int(sys.argv[3]), Path(name))

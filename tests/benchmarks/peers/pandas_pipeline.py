@@ -8,16 +8,16 @@ import sys
 
 import pandas as pd
 
-KEPT = (
+QUERY = (
     "SELECT pair_id, teacher, variant, magnitude, confidence{} FROM replies WHERE status = 'kept'"
 )
 
 
 def main():
-    store, out, *rest = sys.argv[1:]
-    everything = rest == ["--all-columns"]
+    store, out, *options = sys.argv[1:]
+    everything = options == ["--all-columns"]
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as database:
-        replies = pd.read_sql(KEPT.format(", category" if everything else ""), database)
+        replies = pd.read_sql(QUERY.format(", category" if everything else ""), database)
     replies["gap"] = replies["magnitude"] / 10 * replies["confidence"] / 10
     read = ["gap", "magnitude", "confidence"] if everything else ["gap"]
     by_teacher = replies.groupby(["pair_id", "teacher"])[read].median()
