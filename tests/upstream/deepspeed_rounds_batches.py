@@ -32,6 +32,6 @@ trainer = Trainer(
     ),
 )
 batch = trainer._prepare_inputs({"ref_chosen_logps": torch.tensor([LOG_PROB])})
-found = batch["ref_chosen_logps"].item()
-if abs(found - LOG_PROB) > 1e-3:
-    sys.exit(f"defect: {found} in place of {LOG_PROB}")
+log_prob = batch["ref_chosen_logps"].item()
+if abs(log_prob - LOG_PROB) > 1e-3:
+    sys.exit(f"defect: {log_prob} in place of {LOG_PROB}")

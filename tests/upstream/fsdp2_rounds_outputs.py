@@ -25,7 +25,7 @@ plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=Tr
 plugin.set_mixed_precision("bf16")
 mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
 model = fully_shard(Model(4, 4), mesh=mesh, mp_policy=plugin.mixed_precision_policy)
-found = model(torch.ones(1, 4)).item()
+log_prob = model(torch.ones(1, 4)).item()
 torch.distributed.destroy_process_group()
-if abs(found - LOG_PROB) > 1e-3:
-    sys.exit(f"defect: {found} in place of {LOG_PROB}")
+if abs(log_prob - LOG_PROB) > 1e-3:
+    sys.exit(f"defect: {log_prob} in place of {LOG_PROB}")
