@@ -19,15 +19,15 @@ def built(demo, tmp_path_factory):
     def build(name):
         folder = tmp_path_factory.mktemp(name)
         store, betas, out = demo / "run.sqlite", folder / "betas.parquet", folder / "dataset"
-        given = ()
+        score_options = ()
         if name in ("madpo", "odpo"):
             pair_ids = read_betas(demo / "betas.parquet").table["pair_id"]
             scores = pl.DataFrame({"pair_id": pair_ids}).with_row_index("n")
             scores = scores.with_columns(reward_margin=pl.col("n").cast(pl.Float64) / 10 - 1)
             scores.write_parquet(folder / "scores.parquet")
-            given = ("--scores", folder / "scores.parquet")
+            score_options = ("--scores", folder / "scores.parquet")
         arm = ARMS / f"{name}.yaml"
-        succeed("schedule", "--store", store, "--schedule", arm, "--out", betas, *given)
+        succeed("schedule", "--store", store, "--schedule", arm, "--out", betas, *score_options)
         succeed(*BUILD, "--store", store, "--betas", betas, "--out", out)
         return out
 
@@ -55,8 +55,8 @@ def test_an_arm_adds_its_columns_and_its_card_says_what_they_are(built, name, co
     for column in columns:
         assert f"| `{column}` |" in card
     assert "These are the betas of an arm" in card
-    kept = manifest["counts"]["pairs_kept"]
-    assert sum(rows["keep"]) == kept
+    kept_count = manifest["counts"]["pairs_kept"]
+    assert sum(rows["keep"]) == kept_count
     assert manifest["arm"]
     assert (manifest["scores_sha256"] is not None) == (name == "madpo")
 

@@ -65,13 +65,17 @@ def test_their_keys_and_tags_stay_and_stale_configs_of_ours_do_not():
         "viewer": False,
     }
     text = merge_card(f"---\n{yaml.safe_dump(theirs)}---\n", OURS, license=None, where="README.md")
-    said = head_of(text)
-    assert [one["config_name"] for one in said["configs"]] == ["default", "theirs"]
-    assert said["configs"][0]["description"] == "SHA-256 aa"
-    assert said["tags"] == ["dpo", "mine"]
-    assert (said["license"], said["pretty_name"], said["viewer"]) == ("cc-by-4.0", "Theirs", False)
-    asked = merge_card(text, OURS, license="apache-2.0", where="README.md")
-    assert card_license(asked, where="README.md") == "apache-2.0"
+    front_matter = head_of(text)
+    assert [config["config_name"] for config in front_matter["configs"]] == ["default", "theirs"]
+    assert front_matter["configs"][0]["description"] == "SHA-256 aa"
+    assert front_matter["tags"] == ["dpo", "mine"]
+    assert (front_matter["license"], front_matter["pretty_name"], front_matter["viewer"]) == (
+        "cc-by-4.0",
+        "Theirs",
+        False,
+    )
+    relicensed_card = merge_card(text, OURS, license="apache-2.0", where="README.md")
+    assert card_license(relicensed_card, where="README.md") == "apache-2.0"
 
 
 def test_the_digest_covers_what_is_ours_and_nothing_else():
@@ -88,7 +92,7 @@ def test_the_digest_covers_what_is_ours_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (OURS.replace(END, ""), "occurs 1 times and"),
         (OURS + OURS.split("---\n")[2], "occurs 2 times"),
@@ -96,8 +100,8 @@ def test_the_digest_covers_what_is_ours_and_nothing_else():
         ("---\n- a\n---\n", "its YAML is not a mapping"),
     ],
 )
-def test_a_card_that_cannot_be_taken_apart_is_refused(text, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_a_card_that_cannot_be_taken_apart_is_refused(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         merge_card(text, OURS, license=None, where="README.md")
 
 
@@ -123,13 +127,13 @@ def test_data_on_the_card_is_text(text):
 
 
 def test_nothing_in_a_rubric_closes_its_block():
-    said = {"task": "Judge.\n```\n<script>\n````\nstill\n", "name": "x"}
-    page = MarkdownIt("commonmark").render(f"{fenced(said)}\n\nafter\n")
+    rubric = {"task": "Judge.\n```\n<script>\n````\nstill\n", "name": "x"}
+    page = MarkdownIt("commonmark").render(f"{fenced(rubric)}\n\nafter\n")
     assert page.count("<pre>") == 1
     assert "<script>" not in page
     assert page.endswith("<p>after</p>\n")
-    block = fenced(said).split("\n", 1)[1].rsplit("\n", 1)[0]
-    assert yaml.safe_load(block) == said
+    block = fenced(rubric).split("\n", 1)[1].rsplit("\n", 1)[0]
+    assert yaml.safe_load(block) == rubric
 
 
 def test_the_card_of_the_demo_is_whole(demo):

@@ -34,7 +34,7 @@ from support.harness import (
 PAPER = load_schedule(SCHEDULE)
 
 
-def made_of(store):
+def beta_table_of(store):
     annotations = store.annotations()
     return BetaTable(
         table=schedule_betas(annotations, PAPER),
@@ -65,7 +65,7 @@ def read(folder, tmp_path, config=None):
 def build(store, folder):
     from sp2dpo.dataset.build import write_dataset
 
-    result = write_dataset(store, made_of(store), folder, draws=BUILD[-1])
+    result = write_dataset(store, beta_table_of(store), folder, draws=BUILD[-1])
     return result.rows, result.annotations
 
 
@@ -83,16 +83,16 @@ def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path
     aside = SetAside(row=2, reason="empty chosen", raw="{}")
     store.corpus.add(Source(name="hand.jsonl"), [good[0], aside, *good[1:]])
     store.record_panel(panel_of("a"))
-    one, two = (row.pair.id for row in pairs_of(2))
+    first_id, second_id = (row.pair.id for row in pairs_of(2))
     store.add_replies(
-        [kept_reply(one, "a", v, 10, 10, "safety") for v in ("direct", "critic", "reader")]
+        [kept_reply(first_id, "a", v, 10, 10, "safety") for v in ("direct", "critic", "reader")]
     )
-    store.add_replies([kept_reply(two, "a", v, 0, 10, "style") for v in ("direct", "critic")])
+    store.add_replies([kept_reply(second_id, "a", v, 0, 10, "style") for v in ("direct", "critic")])
     assert build(store, tmp_path / "out") == (4, 5)
     rows = read(tmp_path / "out", tmp_path)
     assert [row["source_row"] for row in rows] == [1, 3, 4, 5]
     assert [row["source_id"] for row in rows] == ["id-1", "id-3", "id-4", "id-5"]
-    assert [row["pair_id"] for row in rows] == [two, one, two, one]
+    assert [row["pair_id"] for row in rows] == [second_id, first_id, second_id, first_id]
     assert [row["score"] for row in rows] == [1.0, 2.5, None, None]
     assert [row["source_beta"] for row in rows] == ["theirs", None, "again", None]
     assert [row["tags"] for row in rows] == [["x", "y"], None, None, None]
@@ -105,8 +105,8 @@ def test_all_rows_come_in_their_order_with_their_own_columns(new_store, tmp_path
     assert [row["has_beta"] for row in rows] == [False, True, False, True]
     assert [row["votes"] for row in rows] == [2, 3, 2, 3]
     lines = (tmp_path / "out" / "set_aside.jsonl").read_text().splitlines()
-    said = {"file": "hand.jsonl", "row": 2, "reason": "empty chosen"}
-    assert [json.loads(line) for line in lines] == [said]
+    expected = {"file": "hand.jsonl", "row": 2, "reason": "empty chosen"}
+    assert [json.loads(line) for line in lines] == [expected]
 
 
 def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
@@ -134,10 +134,10 @@ def test_every_reply_is_there_kept_or_refused(new_store, tmp_path):
 def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
     store = new_store()
     (pair_id,) = filled(store, 1, "a", rubric=load_rubric("semantic-gap-blind"))
-    said = [("direct", "A"), ("critic", "B"), ("reader", "tie")]
+    choices = [("direct", "A"), ("critic", "B"), ("reader", "tie")]
     entries = [
         kept_reply(pair_id, "a", variant, 9, 10, order="rejected-first", better=better)
-        for variant, better in said
+        for variant, better in choices
     ]
     tokens = [ValueToken(field="magnitude", at=3, token="9", logprob=-0.5, top=[])]
     entries[0] = replace(entries[0], tokens=tokens, magnitude=8.5, confidence=9.5)
@@ -145,9 +145,9 @@ def test_what_a_blind_reply_adds_is_there(new_store, tmp_path):
     build(store, tmp_path / "out")
     (row,) = read(tmp_path / "out", tmp_path)
     assert (row["gap"], row["signed_gap"], row["label_disputed"]) == (0, 0, False)
-    replies = {one["variant"]: one for one in read(tmp_path / "out", tmp_path, "annotations")}
-    assert {variant: one["better"] for variant, one in replies.items()} == dict(said)
-    assert {one["order"] for one in replies.values()} == {"rejected-first"}
+    replies = {reply["variant"]: reply for reply in read(tmp_path / "out", tmp_path, "annotations")}
+    assert {variant: reply["better"] for variant, reply in replies.items()} == dict(choices)
+    assert {reply["order"] for reply in replies.values()} == {"rejected-first"}
     direct = replies["direct"]
     assert (direct["expected_magnitude"], direct["expected_confidence"]) == (8.5, 9.5)
     assert parse_tokens(direct["logprobs"]) == tokens
@@ -183,12 +183,12 @@ def test_votes_and_kept_replies_are_counted_apart(new_store, tmp_path):
     schedule = replace(PAPER, quorum=1, estimate="expected")
     annotations = store.annotations()
     table = schedule_betas(annotations, schedule)
-    made = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash=annotations.hash)
-    result = write_dataset(store, made, tmp_path / "out", draws=BUILD[-1])
+    betas = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash=annotations.hash)
+    result = write_dataset(store, betas, tmp_path / "out", draws=BUILD[-1])
     assert (result.rows, result.annotations) == (1, 4)
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
-    said = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}
-    assert said == {"annotations": 4, "kept": 2, "refused": 2, "votes": 1}
+    reply_counts = {key: counts[key] for key in ("annotations", "kept", "refused", "votes")}
+    assert reply_counts == {"annotations": 4, "kept": 2, "refused": 2, "votes": 1}
     assert "expectations" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -257,24 +257,24 @@ def test_columns_nested_too_deeply_for_readers_come_through_as_text(new_store, t
 
 
 def test_a_folder_that_build_did_not_write_is_never_replaced(demo, tmp_path):
-    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    store_and_betas = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
     site = tmp_path / "site"
     site.mkdir()
     (site / "manifest.json").write_text('{"name": "my web application"}')
-    assert "did not write (manifest.json)" in fail(*BUILD, *both, "--out", site)
+    assert "did not write (manifest.json)" in fail(*BUILD, *store_and_betas, "--out", site)
     out = tmp_path / "out"
-    succeed(*BUILD, *both, "--out", out)
+    succeed(*BUILD, *store_and_betas, "--out", out)
     (out / "data" / "notes.txt").write_text("mine")
-    assert "did not write (data/notes.txt)" in fail(*BUILD, *both, "--out", out)
+    assert "did not write (data/notes.txt)" in fail(*BUILD, *store_and_betas, "--out", out)
     assert (out / "data" / "notes.txt").read_text() == "mine"
 
 
 def test_a_link_to_a_folder_stays_a_link(demo, tmp_path):
-    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    store_and_betas = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
     for _ in range(2):
-        succeed(*BUILD, *both, "--out", tmp_path / "link")
+        succeed(*BUILD, *store_and_betas, "--out", tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target" / "manifest.json").is_file()
 
@@ -285,7 +285,7 @@ def test_the_manifest_states_the_number_of_bootstrap_samples(demo):
 
 
 def test_a_second_build_changes_no_byte(demo, tmp_path):
-    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    store_and_betas = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
 
     def bytes_of(folder):
         return {
@@ -295,8 +295,8 @@ def test_a_second_build_changes_no_byte(demo, tmp_path):
         }
 
     before = bytes_of(demo / "dataset")
-    succeed(*BUILD, *both, "--out", tmp_path / "again")
-    succeed(*BUILD, *both, "--out", tmp_path / "again")
+    succeed(*BUILD, *store_and_betas, "--out", tmp_path / "again")
+    succeed(*BUILD, *store_and_betas, "--out", tmp_path / "again")
     assert bytes_of(tmp_path / "again") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
 
@@ -308,24 +308,24 @@ def test_the_manifest_holds_the_hash_of_every_file(demo):
         "manifest.json", "README.md",
     }  # fmt: skip
     assert set(manifest["files"]) == present
-    for name, said in manifest["files"].items():
+    for name, entry in manifest["files"].items():
         content = (folder / name).read_bytes()
-        assert said == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def test_a_failed_build_leaves_the_last_one_whole(demo, tmp_path):
     """The largest file that the process may write stands in for the end of the disk."""
     import resource
 
-    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    store_and_betas = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
     out = tmp_path / "dataset"
-    succeed(*BUILD, *both, "--out", out)
+    succeed(*BUILD, *store_and_betas, "--out", out)
     before = (out / "manifest.json").read_bytes()
 
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    done = run(*BUILD, *both, "--out", out, preexec_fn=small_files)
+    done = run(*BUILD, *store_and_betas, "--out", out, preexec_fn=small_files)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (out / "manifest.json").read_bytes() == before
@@ -379,18 +379,22 @@ def test_sources_of_every_kind_give_the_same_data(tmp_path, new_store):
     (tmp_path / "a.jsonl").write_text(text)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
-    found = [
+    rows_by_file = [
         list(read_rows(open_source(str(tmp_path / name))))
         for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")
     ]
-    assert found[0] == found[1] == found[2]
-    assert [row.columns for row in found[0]] == [{"score": 0.0}, {"score": 0.5}, {"score": 1.0}]
+    assert rows_by_file[0] == rows_by_file[1] == rows_by_file[2]
+    assert [row.columns for row in rows_by_file[0]] == [
+        {"score": 0.0},
+        {"score": 0.5},
+        {"score": 1.0},
+    ]
 
 
 def test_another_schedule_in_a_folder_of_that_name_is_not_served_from_the_cache(demo, tmp_path):
     """`datasets` keeps local folders by their card and name: the card must tell them apart."""
     store, betas = demo / "run.sqlite", tmp_path / "betas.parquet"
-    found = []
+    beta_columns = []
     for name in ("sp2dpo.yaml", "arms/constant.yaml", "arms/permuted.yaml"):
         schedule = SCHEDULE.parent / name
         succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
@@ -398,5 +402,5 @@ def test_another_schedule_in_a_folder_of_that_name_is_not_served_from_the_cache(
         loaded = read(tmp_path / "dataset", tmp_path)
         written = pl.read_parquet(tmp_path / "dataset" / "data" / "*.parquet")["beta"]
         assert [row["beta"] for row in loaded] == written.to_list()
-        found.append(tuple(written))
-    assert len(set(found)) == 3
+        beta_columns.append(tuple(written))
+    assert len(set(beta_columns)) == 3

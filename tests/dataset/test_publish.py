@@ -23,13 +23,13 @@ SIGNED = ROOT / "recipes" / "schedules" / "signed.yaml"
 @pytest.fixture(scope="module")
 def published(hub, releases):
     """A repo that holds the first release, tagged v1."""
-    said = hub.publish(releases / "one", "org/pairs", "--tag", "v1")
-    assert "tag v1" in said
+    output = hub.publish(releases / "one", "org/pairs", "--tag", "v1")
+    assert "tag v1" in output
     return "org/pairs"
 
 
 def test_a_stranger_loads_it_with_stock_datasets(hub, published):
-    said = hub.python(
+    output = hub.python(
         "import json, sys; sys.modules['sp2dpo'] = None\n"
         "from datasets import load_dataset\n"
         f"name = {published!r}\n"
@@ -39,7 +39,7 @@ def test_a_stranger_loads_it_with_stock_datasets(hub, published):
         "print(json.dumps([len(rows), rows['beta'][:3], rows.features['category'].names[0],\n"
         "  tagged.column_names, tagged['default'][:3], sum(1 for _ in streamed)]))"
     )
-    rows, betas, category, columns, default, replies = json.loads(said.splitlines()[-1])
+    rows, betas, category, columns, default, replies = json.loads(output.splitlines()[-1])
     assert (rows, replies, category) == (96, 864, "safety")
     assert columns == ["pair_id", "default", "signed"]
     assert betas == default
@@ -67,36 +67,36 @@ def test_two_steps_are_trained_on_it_with_stock_trl_and_with_ours(
 
 
 def test_load_pairs_checks_what_it_loads(hub, published):
-    said = hub.python(
+    output = hub.python(
         "from sp2dpo.dataset.load import load_pairs\n"
         f"rows = load_pairs('{published}@v1')\n"
         "print(len(rows), rows.features['category'].names[0])"
     )
-    assert said.split()[-2:] == ["96", "safety"]
+    assert output.split()[-2:] == ["96", "safety"]
 
 
 def test_the_same_again_changes_nothing(hub, published, releases):
     before = hub.head(published)
-    said = hub.publish(releases / "one", published, "--tag", "v1")
-    assert "everything is up to date" in said
-    assert "tag v1 existed already" in said
+    output = hub.publish(releases / "one", published, "--tag", "v1")
+    assert "everything is up to date" in output
+    assert "tag v1 existed already" in output
     assert hub.head(published) == before
 
 
 def test_verify_looks_at_a_repo_and_names_its_commit(hub, published):
     done = hub.run("verify", f"{published}@v1", "--json")
-    found = json.loads(done.stdout)
-    assert found["consistent"], done.stdout
-    assert found["commit"] == hub.head(published)
-    assert [one["name"] for one in found["checks"]] == [
+    result = json.loads(done.stdout)
+    assert result["consistent"], done.stdout
+    assert result["commit"] == hub.head(published)
+    assert [check["name"] for check in result["checks"]] == [
         "files", "card", "rubric", "pairs", "replies", "betas", "schedules",
     ]  # fmt: skip
 
 
 def test_a_dry_run_says_what_would_change_and_changes_nothing(hub, releases):
-    said = hub.publish(releases / "one", "org/dry", "--dry-run")
-    assert "would change 9 files" in said
-    assert "data/train-00000-of-00001.parquet" in said
+    output = hub.publish(releases / "one", "org/dry", "--dry-run")
+    assert "would change 9 files" in output
+    assert "data/train-00000-of-00001.parquet" in output
     with pytest.raises(urllib.error.HTTPError):
         hub.head("org/dry")
 
@@ -112,8 +112,8 @@ def test_a_second_release_leaves_the_first_and_what_people_wrote(hub, releases):
     hub.ask("/_test/commit", {"repo": repo, "path": "README.md", "text": theirs})
     hub.ask("/_test/commit", {"repo": repo, "path": "data/train-theirs.csv", "text": "a,b\n1,2\n"})
     assert "consistent" in hub.run("verify", repo).stdout  # what people add does not matter
-    said = hub.publish(releases / "two", repo, "--tag", "v2")
-    assert "removed" in said  # the config that the second release has not
+    output = hub.publish(releases / "two", repo, "--tag", "v2")
+    assert "removed" in output  # the config that the second release has not
     card = hub.text(repo, "README.md")
     for words in ("Read *this* first.", "## Thanks\n\nTo all.", "language:\n- en", "- mine"):
         assert words in card
@@ -129,20 +129,20 @@ def test_a_second_release_leaves_the_first_and_what_people_wrote(hub, releases):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "the licence of pairs.jsonl is not known: say with --license"),
         (("--license", "nonsense"), "Invalid metadata in README.md"),
     ],
 )
-def test_a_licence_that_tells_nothing_is_refused(hub, releases, words, said):
-    assert said in hub.refuses(releases / "one", "org/unlicensed", *words)
+def test_a_licence_that_tells_nothing_is_refused(hub, releases, words, message):
+    assert message in hub.refuses(releases / "one", "org/unlicensed", *words)
 
 
 def test_a_tag_with_other_content_stays(hub, releases, published):
     before = hub.head(published)
-    said = hub.refuses(releases / "two", published, *LICENSE, "--tag", "v1")
-    assert "tag v1 is there, with other content" in said
+    error = hub.refuses(releases / "two", published, *LICENSE, "--tag", "v1")
+    assert "tag v1 is there, with other content" in error
     assert hub.head(published) == before
 
 
@@ -255,11 +255,11 @@ def test_a_fault_at_any_request_leaves_a_whole_release(hub, releases, when, stat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) > 10
+    attempts = json.loads(done.stdout.splitlines()[-1])
+    assert len(attempts) > 10
     outcomes = set()
-    for repo, outcome in found:
-        files = {one["rfilename"] for one in hub.ask(f"/api/datasets/{repo}")["siblings"]}
+    for repo, outcome in attempts:
+        files = {file["rfilename"] for file in hub.ask(f"/api/datasets/{repo}")["siblings"]}
         is_second = hub.schedule(repo) == "signed"
         outcomes.add((outcome == "done", is_second))
         assert ("schedules/train-00000-of-00001.parquet" in files) != is_second
@@ -340,19 +340,19 @@ def test_a_corrupted_file_of_the_same_size_is_found(hub, releases):
     # Contents are stored once for all repos: one that no other repo has.
     folder = releases / "two"
     hub.publish(folder, repo)
-    other = Hub(hub.url, hub.home / "fresh")
+    fresh_hub = Hub(hub.url, hub.home / "fresh")
     hub.ask("/_test/corrupt", {"repo": repo, "revision": "main", "path": path})
     try:
-        done = other.run("verify", repo)
+        done = fresh_hub.run("verify", repo)
         assert done.returncode == 3, done.stdout
         assert re.search(rf"DIFFERS +files +{path} has another SHA-256", done.stdout)
         assert "NOT consistent: org/rotten at " in done.stdout
-        said = other.python(
+        output = fresh_hub.python(
             "from sp2dpo.dataset.load import load_pairs\n"
             f"try: load_pairs({repo!r})\n"
             "except ValueError as error: print(error)"
         )
-        assert "is not consistent: files: annotations/" in said
+        assert "is not consistent: files: annotations/" in output
     finally:
         hub.ask("/_test/corrupt", {"repo": repo, "revision": "main", "path": path})  # back again
 
@@ -363,18 +363,18 @@ def test_a_token_is_nowhere(hub, published, releases, status, tmp_path):
     hub.fault(status=status, count=1000, match="preupload|/revision/v1", echo=True)
     mine = Hub(hub.url, tmp_path / "home")
     try:
-        done = [
+        results = [
             mine.run("--debug", "publish", releases / "one", "--repo", "org/leak", *LICENSE)
             if status == 403
             else mine.run("verify", f"{published}@v1", "--debug")
         ]
     finally:
         hub.clear()
-    for one in done:
-        assert one.returncode == 1, one.stdout
-        assert "Traceback" in one.stderr
-        assert "you sent Bearer ***" in one.stderr
-        assert TOKEN not in one.stdout + one.stderr
+    for result in results:
+        assert result.returncode == 1, result.stdout
+        assert "Traceback" in result.stderr
+        assert "you sent Bearer ***" in result.stderr
+        assert TOKEN not in result.stdout + result.stderr
     for path in [*Path(tmp_path).rglob("*"), *releases.rglob("*")]:
         if path.is_file():
             assert TOKEN.encode() not in path.read_bytes(), path

@@ -27,22 +27,22 @@ def title_of(browser, url):
     page = browser.new_page()
     page.goto(url)
     page.wait_for_selector('.inspector[data-state="ready"]')
-    said = page.get_by_role("heading", level=1).inner_text()
+    title = page.get_by_role("heading", level=1).inner_text()
     page.close()
-    return said
+    return title
 
 
 def test_a_folder_is_opened_until_it_is_stopped(browser, demo):
     port = free_port()
     command = [*COMMAND, "space", "--data", demo / "dataset", "--port", port]
-    running = subprocess.Popen([str(one) for one in command], stdout=subprocess.DEVNULL)
+    running = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}/"
         answers(url)
         assert title_of(browser, url) == "dataset"
         # As a terminal sends it: to both.
-        for one in (*psutil.Process(running.pid).children(), running):
-            one.send_signal(signal.SIGINT)
+        for process in (*psutil.Process(running.pid).children(), running):
+            process.send_signal(signal.SIGINT)
         assert running.wait(timeout=30) == 0
     finally:
         running.kill()
@@ -74,11 +74,11 @@ def test_a_space_is_pushed_in_one_commit_and_again_in_none(hub, releases):
     assert done.returncode == 0, done.stderr
     assert f"{len(FILES)} files changed, 0 up to date" in done.stdout
     info = hub.ask("/api/spaces/org/page")
-    assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
+    assert {file["rfilename"] for file in info["siblings"]} == FILES | {".gitattributes"}
     assert info["cardData"]["datasets"] == ["org/shown"]
     assert info["cardData"]["sdk"] == "gradio"
-    held = hub.ask("/api/spaces/org/page/variables")
-    assert held == {"SP2DPO_DATA": {"key": "SP2DPO_DATA", "value": "org/shown@v1"}}
+    variables = hub.ask("/api/spaces/org/page/variables")
+    assert variables == {"SP2DPO_DATA": {"key": "SP2DPO_DATA", "value": "org/shown@v1"}}
     again = deploy(hub, "--data", "org/shown@v1")
     assert f"0 files changed, {len(FILES)} up to date, at {info['sha']}" in again.stdout
     # Back to the demo: the variable goes, and the card names no data set.
@@ -103,7 +103,7 @@ def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
     assert "org/game: it is another program (game.py): name another --repo" in done.stderr
     assert hub.run(*words, "--overwrite").returncode == 0
     info = hub.ask("/api/spaces/org/game")
-    assert {one["rfilename"] for one in info["siblings"]} == FILES | {".gitattributes"}
+    assert {file["rfilename"] for file in info["siblings"]} == FILES | {".gitattributes"}
     done = deploy(hub, "--data", demo / "dataset")
     assert "is a folder, which a Space cannot see: `sp2dpo publish` it first" in done.stderr
     done = run("space", "deploy", "--repo", "org/x", env=hub.env | {"HF_TOKEN": ""})
@@ -129,8 +129,8 @@ def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, releases, br
         [python, "-m", "pip", "list"], capture_output=True, text=True, check=True
     )
     assert not re.search(r"^(sp2dpo|torch|datasets|polars) ", listed.stdout, flags=re.MULTILINE)
-    held = {"PYTHONPATH": "", **hub.env}
-    with inspector("org/shown@v1", python=python, folder=tmp_path / "space", **held) as url:
+    env = {"PYTHONPATH": "", **hub.env}
+    with inspector("org/shown@v1", python=python, folder=tmp_path / "space", **env) as url:
         assert title_of(browser, url).startswith("org/shown at ")
 
 
@@ -140,27 +140,29 @@ def test_the_wheel_carries_the_inspector(tmp_path):
     subprocess.run([*command, "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    held = {one.removeprefix("sp2dpo/inspector/") for one in names if "/inspector/" in one}
-    assert held == FILES
+    inspector_files = {
+        name.removeprefix("sp2dpo/inspector/") for name in names if "/inspector/" in name
+    }
+    assert inspector_files == FILES
 
 
 def test_the_demo_that_it_starts_with_is_what_build_makes_of_the_corpus(tmp_path):
-    kept, made = INSPECTOR / "demo", build(tmp_path)
-    assert sorted(one.name for one in kept.iterdir()) == sorted(KEPT)
+    stored, rebuilt = INSPECTOR / "demo", build(tmp_path)
+    assert sorted(path.name for path in stored.iterdir()) == sorted(KEPT)
     for name in ("data", "annotations", "schedules"):
         file = f"{name}/train-00000-of-00001.parquet"
-        tables = [pq.read_table(folder / file) for folder in (kept, made)]
+        tables = [pq.read_table(folder / file) for folder in (stored, rebuilt)]
         assert tables[0].schema.equals(tables[1].schema)
         assert_equal_but_for_rounding(*(table.to_pylist() for table in tables))
         if name == "data":
             assert tables[0]["beta"].equals(tables[1]["beta"])
-    assert (kept / "rubric.yaml").read_bytes() == (made / "rubric.yaml").read_bytes()
-    facts = [json.loads((folder / "manifest.json").read_text()) for folder in (kept, made)]
-    for one in facts:
+    assert (stored / "rubric.yaml").read_bytes() == (rebuilt / "rubric.yaml").read_bytes()
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (stored, rebuilt)]
+    for manifest in manifests:
         # Bytes of Parquet and PNG follow the libraries' versions.
-        del one["files"], one["card_sha256"]
+        del manifest["files"], manifest["card_sha256"]
     # The last digits of sums and quantiles follow the processor; all else is exact.
-    assert_equal_but_for_rounding(*facts)
+    assert_equal_but_for_rounding(*manifests)
 
 
 def assert_equal_but_for_rounding(left, right):
@@ -181,9 +183,9 @@ def assert_equal_but_for_rounding(left, right):
 
 
 @pytest.mark.parametrize(
-    "other", [{"a": [1.001]}, {"a": [1]}, {"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": ["1.0"]}]
+    "different", [{"a": [1.001]}, {"a": [1]}, {"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": ["1.0"]}]
 )
-def test_a_difference_that_is_no_rounding_is_found(other):
+def test_a_difference_that_is_no_rounding_is_found(different):
     assert_equal_but_for_rounding({"a": [1.0]}, {"a": [1.0 + 1e-12]})
     with pytest.raises(AssertionError):
-        assert_equal_but_for_rounding({"a": [1.0]}, other)
+        assert_equal_but_for_rounding({"a": [1.0]}, different)

@@ -25,8 +25,8 @@ def mend(folder, name, **facts):
     """Writes the hash of a changed file into the manifest, as a forger would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     data = (folder / name).read_bytes()
-    said = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    manifest["files"][name] = said
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["files"][name] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest | facts))
 
 
@@ -34,8 +34,8 @@ def change(folder, name, column, values, **facts):
     """Puts other values into a column, and mends the manifest."""
     table = pq.read_table(folder / name)
     at = table.schema.get_field_index(column)
-    held = table[column].to_pylist()
-    new = pa.array(values(held), table.schema.field(column).type)
+    old_values = table[column].to_pylist()
+    new = pa.array(values(old_values), table.schema.field(column).type)
     pq.write_table(table.set_column(at, table.schema.field(column), new), folder / name)
     mend(folder, name, **facts)
 
@@ -44,55 +44,57 @@ def differs(folder, *names):
     """The checks that do not hold, by name; all others must."""
     done = run("verify", folder, "--json")
     assert done.returncode == 3, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert not found["consistent"]
-    wrong = {one["name"]: one["said"] for one in found["checks"] if not one["holds"]}
+    result = json.loads(done.stdout)
+    assert not result["consistent"]
+    wrong = {check["name"]: check["said"] for check in result["checks"] if not check["holds"]}
     assert tuple(wrong) == names, wrong
     return [wrong[name] for name in names]
 
 
 def test_what_build_writes_is_consistent(folder):
-    said = succeed("verify", folder)
-    assert f"consistent: {folder}" in said
-    assert "not that a teacher gave them" in said
+    output = succeed("verify", folder)
+    assert f"consistent: {folder}" in output
+    assert "not that a teacher gave them" in output
 
 
 def test_a_changed_beta_is_found_though_every_hash_is_right(folder):
     change(folder, ROWS, "beta", lambda betas: [0.25, *betas[1:]])
-    (said,) = differs(folder, "betas")
-    assert said.startswith("beta of 1 pair differs from what the replies give, first ")
-    assert "0.25, recomputed 0.2316" in said
+    (message,) = differs(folder, "betas")
+    assert message.startswith("beta of 1 pair differs from what the replies give, first ")
+    assert "0.25, recomputed 0.2316" in message
 
 
 def test_a_changed_category_is_found(folder):
-    change(folder, ROWS, "category", lambda held: [(held[0] + 1) % 8, *held[1:]])
-    (said,) = differs(folder, "betas")
-    assert said.startswith("category of 1 pair differs")
+    change(folder, ROWS, "category", lambda categories: [(categories[0] + 1) % 8, *categories[1:]])
+    (message,) = differs(folder, "betas")
+    assert message.startswith("category of 1 pair differs")
 
 
 def test_a_changed_text_is_found(folder):
-    def other(held):
-        held[0][0]["content"] += " "
-        return held
+    def append_space(responses):
+        responses[0][0]["content"] += " "
+        return responses
 
-    change(folder, ROWS, "chosen", other)
+    change(folder, ROWS, "chosen", append_space)
     wrong = differs(folder, "pairs", "replies", "betas")
     assert "its id is not the hash of its texts" in wrong[0]
 
 
 def test_a_changed_score_is_found(folder):
-    change(folder, REPLIES, "magnitude", lambda held: [(held[0] + 1) % 11, *held[1:]])
+    change(
+        folder, REPLIES, "magnitude", lambda magnitudes: [(magnitudes[0] + 1) % 11, *magnitudes[1:]]
+    )
     wrong = differs(folder, "replies", "betas")
     assert "its raw text says" in wrong[0]
 
 
 def test_a_changed_raw_text_is_found(folder):
-    def other(held):
-        said = json.loads(held[0])
-        said["rationale"] = "another"
-        return [json.dumps(said), *held[1:]]
+    def change_rationale(raw_replies):
+        reply = json.loads(raw_replies[0])
+        reply["rationale"] = "another"
+        return [json.dumps(reply), *raw_replies[1:]]
 
-    change(folder, REPLIES, "raw", other)
+    change(folder, REPLIES, "raw", change_rationale)
     wrong = differs(folder, "replies", "betas")
     assert "rationale" in wrong[0]
 
@@ -108,8 +110,8 @@ def test_another_schedule_in_the_manifest_is_found(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["schedule"]["beta_max"] = 0.31
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (said,) = differs(folder, "betas")
-    assert "recomputed" in said
+    (message,) = differs(folder, "betas")
+    assert "recomputed" in message
 
 
 def test_a_changed_card_is_found_and_words_beside_it_are_not(folder):
@@ -117,8 +119,8 @@ def test_a_changed_card_is_found_and_words_beside_it_are_not(folder):
     (folder / "README.md").write_text(f"{card}\nMine.\n")
     succeed("verify", folder)
     (folder / "README.md").write_text(card.replace("96 preference pairs", "97 preference pairs"))
-    (said,) = differs(folder, "card")
-    assert "between the markers" in said
+    (message,) = differs(folder, "card")
+    assert "between the markers" in message
     (folder / "README.md").write_text(card.replace("- data/train-", "- data/other-"))
     differs(folder, "card")
 
@@ -139,7 +141,7 @@ def test_damage_is_said_in_words(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{}", "not the manifest of an sp2dpo data set"),
         ("no JSON", "not the manifest of an sp2dpo data set"),
@@ -150,11 +152,11 @@ def test_damage_is_said_in_words(folder):
         ),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(folder, text, said):
+def test_a_manifest_that_is_none_is_refused(folder, text, message):
     (folder / "manifest.json").write_text(text)
     done = run("verify", folder)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -218,8 +220,10 @@ def test_other_schedules_stand_in_a_column_each(demo, tmp_path):
     assert table["pair_id"] == rows["pair_id"]
     assert table["default"] == rows["beta"]
     assert 0 < table["drop-disputed"].null_count < len(table)
-    held = sorted(table["permuted"].to_pylist())
-    assert held == sorted(pq.read_table(tmp_path / "permuted.parquet")["beta"].to_pylist())
+    permuted_betas = sorted(table["permuted"].to_pylist())
+    assert permuted_betas == sorted(
+        pq.read_table(tmp_path / "permuted.parquet")["beta"].to_pylist()
+    )
 
 
 def test_a_column_that_cannot_say_it_all_is_refused(demo, tmp_path):
@@ -258,33 +262,40 @@ def test_the_teachers_are_asked_again(demo, tmp_path):
     words = ("--panel", demo / "panel.yaml", "--store", tmp_path / "again.sqlite")
     done = run("verify", demo / "dataset", "--resample", 10, *words, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["resampled"]
-    assert found["pairs"] == 10
-    assert [one["teacher"] for one in found["teachers"]] == ["reader-a", "reader-b", "reader-c"]
+    resampled = json.loads(done.stdout)["resampled"]
+    assert resampled["pairs"] == 10
+    assert [teacher["teacher"] for teacher in resampled["teachers"]] == [
+        "reader-a",
+        "reader-b",
+        "reader-c",
+    ]
     # The demo's teachers repeat what they said.
-    assert {(one["replies"], one["same"], one["magnitude"]) for one in found["teachers"]} == {
-        (30, 1, 0)
-    }
-    assert (found["gap"]["mean"], found["gap"]["max"]) == (0, 0)
-    said = succeed("verify", demo / "dataset", "--resample", 10, *words)
-    assert "asked again: 10 pairs" in said
-    assert "mean |difference| 0.000" in said
+    assert {
+        (teacher["replies"], teacher["same"], teacher["magnitude"])
+        for teacher in resampled["teachers"]
+    } == {(30, 1, 0)}
+    assert (resampled["gap"]["mean"], resampled["gap"]["max"]) == (0, 0)
+    output = succeed("verify", demo / "dataset", "--resample", 10, *words)
+    assert "asked again: 10 pairs" in output
+    assert "mean |difference| 0.000" in output
 
 
 def test_a_teacher_who_now_says_something_else_shows(demo, scripted, tmp_path):
     panel = yaml.safe_load((demo / "panel.yaml").read_text())
-    teacher = scripted(models=",".join(one["model"] for one in panel["teachers"]))
-    for one in panel["teachers"]:
-        one["base_url"] = teacher.url
+    server = scripted(models=",".join(teacher["model"] for teacher in panel["teachers"]))
+    for teacher in panel["teachers"]:
+        teacher["base_url"] = server.url
     (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
     words = ("--panel", tmp_path / "panel.yaml", "--store", tmp_path / "again.sqlite")
-    found = json.loads(succeed("verify", demo / "dataset", "--resample", 5, *words, "--json"))
+    result = json.loads(succeed("verify", demo / "dataset", "--resample", 5, *words, "--json"))
     # The difference is told; the data set is as consistent as before.
-    assert found["consistent"]
-    found = found["resampled"]
-    assert {one["replies"] for one in found["teachers"]} == {15}
-    assert all(one["same"] < 1 and one["magnitude"] > 0 for one in found["teachers"])
-    assert found["gap"]["mean"] > 0
+    assert result["consistent"]
+    resampled = result["resampled"]
+    assert {teacher["replies"] for teacher in resampled["teachers"]} == {15}
+    assert all(
+        teacher["same"] < 1 and teacher["magnitude"] > 0 for teacher in resampled["teachers"]
+    )
+    assert resampled["gap"]["mean"] > 0
 
 
 def test_another_panel_is_refused(demo, tmp_path):
