@@ -21,29 +21,29 @@ IN_THE_PAGE = (TESTS / "space" / "query_cases.js").read_text()
 
 
 def fields():
-    found = {}
-    for name, said in TABLE["fields"].items():
-        values = said["values"]
-        if said["kind"] in KINDS:
-            values = np.array([np.nan if one is None else one for one in values])
-            values = values.astype(KINDS[said["kind"]])
-        found[name] = query_language.Field(said["kind"], values, said.get("levels", ()))
-    return found
+    by_name = {}
+    for name, field in TABLE["fields"].items():
+        values = field["values"]
+        if field["kind"] in KINDS:
+            values = np.array([np.nan if value is None else value for value in values])
+            values = values.astype(KINDS[field["kind"]])
+        by_name[name] = query_language.Field(field["kind"], values, field.get("levels", ()))
+    return by_name
 
 
 def search(text):
-    return np.array([text.lower() in one.lower() for one in TABLE["texts"]])
+    return np.array([text.lower() in pair_text.lower() for pair_text in TABLE["texts"]])
 
 
-def told(query):
+def select_in_python(query):
     """What query.py makes of a query."""
     try:
-        found = query_language.select_pairs(
+        selected = query_language.select_pairs(
             query_language.parse_query(query), fields(), COUNT, search
         )
     except query_language.BadRequest as error:
         return {"error": str(error)}
-    return {"places": found.tolist()}
+    return {"places": selected.tolist()}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,15 @@ def page(browser):
 
 @pytest.mark.parametrize("case", CASES, ids=[case["query"] for case in CASES])
 def test_python_reads_a_query(case):
-    assert told(case["query"]) == {key: case[key] for key in case if key != "query"}
+    assert select_in_python(case["query"]) == {key: case[key] for key in case if key != "query"}
 
 
 def test_javascript_reads_every_query_alike_and_what_it_writes(page):
-    found = page.evaluate(IN_THE_PAGE, [TABLE, [case["query"] for case in CASES]])
-    for case, one in zip(CASES, found, strict=True):
-        again = one.pop("again", None)
-        assert one == {key: case[key] for key in case if key != "query"}, case["query"]
-        assert again == one.get("places"), case["query"]
+    results = page.evaluate(IN_THE_PAGE, [TABLE, [case["query"] for case in CASES]])
+    for case, result in zip(CASES, results, strict=True):
+        again = result.pop("again", None)
+        assert result == {key: case[key] for key in case if key != "query"}, case["query"]
+        assert again == result.get("places"), case["query"]
 
 
 def test_both_read_whatever_somebody_types_alike(page):
@@ -71,14 +71,14 @@ def test_both_read_whatever_somebody_types_alike(page):
     parts = [*words.split(), " ", "\t"]
     queries = ["".join(rng.choice(parts, rng.integers(1, 9))) for _ in range(3000)]
     theirs = page.evaluate(IN_THE_PAGE, [TABLE, queries])
-    for query, one in zip(queries, theirs, strict=True):
-        one.pop("again", None)
-        assert one == told(query), query
+    for query, result in zip(queries, theirs, strict=True):
+        result.pop("again", None)
+        assert result == select_in_python(query), query
 
 
 def test_a_query_has_bounds(page):
     long, many = "a" * 1001, "a " * 51
     for query in (long, many):
-        said = told(query)
-        assert "at most" in said["error"]
-        assert page.evaluate(IN_THE_PAGE, [TABLE, [query]]) == [said]
+        result = select_in_python(query)
+        assert "at most" in result["error"]
+        assert page.evaluate(IN_THE_PAGE, [TABLE, [query]]) == [result]

@@ -46,14 +46,16 @@ def run_folder(tmp_path_factory):
     command = [TESTS / "servers" / "openai_server.py", "scripted", "--log", log]
     with process(*command) as good, process(*command, "--muddled", "do I compare") as bad:
         panel = write_panel(folder / "panel.yaml", good, names=("scripted-a", "scripted-b"))
-        said = yaml.safe_load(panel.read_text())
-        said["teachers"].append(said["teachers"][0] | {"name": "scripted-c", "base_url": bad})
-        panel.write_text(yaml.safe_dump(said))
+        settings = yaml.safe_load(panel.read_text())
+        settings["teachers"].append(
+            settings["teachers"][0] | {"name": "scripted-c", "base_url": bad}
+        )
+        panel.write_text(yaml.safe_dump(settings))
         done = run("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
         assert "3 refused" in done.stdout, done.stdout + done.stderr
     for name, schedule in (("betas", SCHEDULE), ("signed", SIGNED)):
-        made = folder / f"{name}.parquet"
-        succeed("schedule", "--store", store, "--schedule", schedule, "--out", made)
+        betas = folder / f"{name}.parquet"
+        succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
     also = ("--also", f"signed={folder / 'signed.parquet'}", "--license", "mit")
     built = ("--store", store, "--betas", folder / "betas.parquet", "--out", folder / "dataset")
     succeed(*BUILD, *built, *also)
@@ -74,14 +76,14 @@ def url(run_folder):
 @pytest.fixture(scope="module")
 def looks(browser):
     """The two looks, each with what went wrong in it."""
-    found = {}
+    contexts = {}
     for name, options in LOOKS.items():
         context = browser.new_context(**options, accept_downloads=True)
         context.set_default_timeout(45_000)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
-        found[name] = context
-    yield found
-    for context in found.values():
+        contexts[name] = context
+    yield contexts
+    for context in contexts.values():
         context.close()
 
 
@@ -91,16 +93,16 @@ def page(request, looks, url):
     page = looks[request.param].new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-    page.on("request", lambda asked: outside(asked.url, url) and wrong.append(asked.url))
+    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+    page.on("request", lambda outgoing: outside(outgoing.url, url) and wrong.append(outgoing.url))
     opened(page, url)
     yield page
     page.close()
     assert wrong == []
 
 
-def outside(asked, url):
-    return not asked.startswith((url, "data:", "blob:", "about:"))
+def outside(target, url):
+    return not target.startswith((url, "data:", "blob:", "about:"))
 
 
 def opened(page, address):
@@ -113,7 +115,7 @@ def ready(page):
     page.wait_for_selector('.inspector[data-state="ready"]')
 
 
-def asked(page, query):
+def enter_query(page, query):
     """Types a query, as a person would, and waits until it is shown."""
     page.get_by_role("searchbox", name="filter and search").fill(query)
     page.keyboard.press("Enter")
@@ -219,15 +221,15 @@ def test_the_histogram_is_brushed_and_its_bars_are_clicked(page, table):
 
 def contents(row):
     return " ".join(
-        one["content"] for name in ("prompt", "chosen", "rejected") for one in row[name]
+        turn["content"] for name in ("prompt", "chosen", "rejected") for turn in row[name]
     )
 
 
 def test_text_is_searched_whatever_its_case(page, table):
-    asked(page, "MOON")
-    there = [row for row in table.iter_rows(named=True) if "moon" in contents(row).lower()]
-    shows(page, len(there))
-    asked(page, '-moon "no such words"')
+    enter_query(page, "MOON")
+    matching = [row for row in table.iter_rows(named=True) if "moon" in contents(row).lower()]
+    shows(page, len(matching))
+    enter_query(page, '-moon "no such words"')
     shows(page, 0)
     assert (
         page.get_by_role("status").filter(has_text="no pair matches: clear a filter").count() == 1
@@ -237,10 +239,10 @@ def test_text_is_searched_whatever_its_case(page, table):
 
 
 def test_a_query_that_cannot_be_read_says_why_and_keeps_what_is_shown(page):
-    asked(page, "beta:high")
+    enter_query(page, "beta:high")
     page.get_by_role("alert").filter(has_text="beta: takes numbers").wait_for()
     shows(page, 97)
-    asked(page, "beta:..0.1")
+    enter_query(page, "beta:..0.1")
     assert page.locator(".search .problem").is_hidden()
 
 
@@ -249,7 +251,7 @@ def test_the_list_is_sorted_and_turned_over(page, table):
     ready(page)
     highest = f"{table['beta'].max():.4f}"
     page.locator(".listing td.beta").first.get_by_text(highest).wait_for()
-    shown = [float(one) for one in page.locator(".listing td.beta").all_inner_texts()]
+    shown = [float(text) for text in page.locator(".listing td.beta").all_inner_texts()]
     assert shown == sorted(shown, reverse=True)
     assert shown[0] == pytest.approx(table["beta"].max(), abs=1e-4)
     page.get_by_role("button", name="next", exact=True).click()
@@ -258,7 +260,7 @@ def test_the_list_is_sorted_and_turned_over(page, table):
 
 
 def test_a_pair_shows_its_replies_and_the_arithmetic_of_explain(page, run_folder, table):
-    asked(page, '"do I compare"')
+    enter_query(page, '"do I compare"')
     listed(page, 1)
     page.locator(".listing .open").first.click()
     pair = page.get_by_role("dialog")
@@ -307,9 +309,11 @@ def test_pairs_are_walked_by_the_keys(page):
 
 def test_two_schedules_are_compared_and_a_mover_is_one_click_away(page, table, run_folder):
     tab(page, "compare")
-    other = pl.read_parquet(run_folder / "signed.parquet").select("pair_id", other="beta")
-    both = table.join(other, on="pair_id")
-    moved = both.with_columns(by=pl.col("other") - pl.col("beta")).filter(pl.col("by").abs() > 1e-6)
+    signed = pl.read_parquet(run_folder / "signed.parquet").select("pair_id", other="beta")
+    joined = table.join(signed, on="pair_id")
+    moved = joined.with_columns(by=pl.col("other") - pl.col("beta")).filter(
+        pl.col("by").abs() > 1e-6
+    )
     page.get_by_text(f"{len(moved)} pairs").first.wait_for()
     most = moved.sort(pl.col("by").abs(), descending=True)["by"][0]
     first = page.locator(".compare .movers tbody tr").first
@@ -339,16 +343,16 @@ def test_the_schedule_is_edited_and_taken_home(page, run_folder, table, tmp_path
     page.get_by_text("copied").first.wait_for()
     text = page.evaluate("navigator.clipboard.readText()")
     (tmp_path / "edited.yaml").write_text(text)
-    made = tmp_path / "betas.parquet"
-    words = ("--schedule", tmp_path / "edited.yaml", "--out", made)
+    betas = tmp_path / "betas.parquet"
+    words = ("--schedule", tmp_path / "edited.yaml", "--out", betas)
     succeed("schedule", "--store", run_folder / "run.sqlite", *words)
-    ours = pl.read_parquet(made)
+    ours = pl.read_parquet(betas)
     with page.expect_download() as coming:
         page.get_by_role("button", name="download betas").click()
     theirs = pl.read_parquet(coming.value.path())
-    both = ours.join(theirs, on="pair_id", suffix="_page")
-    assert len(both) == 97
-    assert (both["beta"] - both["beta_page"]).abs().max() < 1e-9
+    joined = ours.join(theirs, on="pair_id", suffix="_page")
+    assert len(joined) == 97
+    assert (joined["beta"] - joined["beta_page"]).abs().max() < 1e-9
     mean = page.locator('[data-fact="mean"]').inner_text()
     assert float(mean) == pytest.approx(ours["beta"].mean(), abs=1e-4)
     assert page.locator(".editor .movers tbody tr").count() == 30
@@ -362,16 +366,16 @@ def test_the_schedule_is_edited_and_taken_home(page, run_folder, table, tmp_path
 def test_the_teachers_are_beside_each_other(page, run_folder):
     tab(page, "teachers")
     page.get_by_role("heading", name="teachers").wait_for()
-    told = json.loads(succeed("agreement", "--store", run_folder / "run.sqlite", "--json"))
+    agreement = json.loads(succeed("agreement", "--store", run_folder / "run.sqlite", "--json"))
     rows = page.locator(".teacher-table tbody tr")
     assert rows.count() == 3
     last = rows.nth(2)
     assert "scripted-c" in last.inner_text()
     assert re.search(r"[a-z] 3$", last.locator("td").nth(1).locator("div div").inner_text())
-    pairs = told["teachers"]["twos"]
+    pairs = agreement["teachers"]["twos"]
     matrix = page.locator(".matrix").first.locator("tbody tr").first.locator("td").nth(1)
     (between,) = [
-        one for one in pairs if {one["one"], one["other"]} == {"scripted-a", "scripted-b"}
+        pair for pair in pairs if {pair["one"], pair["other"]} == {"scripted-a", "scripted-b"}
     ]
     assert float(matrix.inner_text()) == pytest.approx(between["same_category"], abs=0.006)
     last.get_by_role("button", name="refused").click()
@@ -379,7 +383,7 @@ def test_the_teachers_are_beside_each_other(page, run_folder):
 
 
 def test_a_copied_link_opens_the_same(page, url):
-    asked(page, "category:safety sort:-gap")
+    enter_query(page, "category:safety sort:-gap")
     page.get_by_role("status").filter(has_text="1 to ").wait_for()
     page.locator(".listing:not([aria-busy])").wait_for()
     page.locator(".listing .open").first.click()
@@ -397,20 +401,20 @@ def test_a_copied_link_opens_the_same(page, url):
 
 
 def test_what_is_filtered_is_exported(page, table):
-    asked(page, "source:forum sort:-beta")
+    enter_query(page, "source:forum sort:-beta")
     forum = table.filter(pl.col("source") == "forum")
     shows(page, len(forum))
     with page.expect_download() as coming:
         page.get_by_role("button", name="export Parquet").click()
-    held = pq.read_table(io.BytesIO(coming.value.path().read_bytes())).to_pylist()
-    assert {one["pair_id"] for one in held} == set(forum["pair_id"])
-    betas = [one["beta"] for one in held]
+    exported = pq.read_table(io.BytesIO(coming.value.path().read_bytes())).to_pylist()
+    assert {row["pair_id"] for row in exported} == set(forum["pair_id"])
+    betas = [row["beta"] for row in exported]
     assert betas == sorted(betas, reverse=True)
-    assert isinstance(held[0]["category"], str)
+    assert isinstance(exported[0]["category"], str)
     with page.expect_download() as coming:
         page.get_by_role("button", name="export JSONL").click()
-    lines = [json.loads(one) for one in coming.value.path().read_text().splitlines()]
-    assert lines == held
+    lines = [json.loads(line) for line in coming.value.path().read_text().splitlines()]
+    assert lines == exported
 
 
 def test_what_cannot_be_opened_says_so(page, url):
@@ -446,6 +450,6 @@ def test_while_it_opens_it_says_so(looks, url):
 
 def test_the_about_page_says_what_it_is(page):
     tab(page, "about")
-    said = page.locator(".about").inner_text()
+    text = page.locator(".about").inner_text()
     for words in ("mit", "97 pairs", "semantic-gap", "find_pairs", "over_variants: median"):
-        assert words in said
+        assert words in text

@@ -53,16 +53,16 @@ def doubting(tmp_path_factory):
             folder / "panel.yaml", url, names=names, rubric="semantic-gap-blind", sampling=sampling
         )
         succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
-    made = folder / "betas.parquet"
-    succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", made)
-    succeed(*BUILD, "--store", store, "--betas", made, "--out", folder / "dataset")
+    betas = folder / "betas.parquet"
+    succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
+    succeed(*BUILD, "--store", store, "--betas", betas, "--out", folder / "dataset")
     return folder
 
 
 def any_schedule(rng, *, teachers, variants, categories, expected):
     """A schedule that a file could say."""
     low = round(rng.uniform(0.001, 0.2), 4)
-    said = {
+    schedule = {
         "beta_min": low,
         "beta_max": round(low + rng.uniform(0.01, 1), 4),
         "quorum": rng.choice([1, 3, 7, 100]),
@@ -75,14 +75,14 @@ def any_schedule(rng, *, teachers, variants, categories, expected):
         ),
     }
     if rng.random() < 0.4:
-        said["envelopes"] = {
+        schedule["envelopes"] = {
             category: {"beta_min": 0.01, "beta_max": round(rng.uniform(0.02, 0.9), 3)}
             for category in rng.sample(categories, 2)
         }
-    return said
+    return schedule
 
 
-def made(annotations, spec):
+def compute_betas(annotations, spec):
     """The toolkit's betas; None where it refuses the schedule."""
     try:
         return schedule_betas(annotations, spec)
@@ -90,59 +90,63 @@ def made(annotations, spec):
         return None
 
 
-def both(page, folder, dataset, *, count, expected):
+def betas_of_page_and_toolkit(page, folder, dataset, *, count, expected):
     """Pairs of betas, the page's and the toolkit's, by schedule; refusals on both sides agree."""
     opened = loader.open_folder(dataset, folder, name="x", commit=None)
     with Store(folder / "run.sqlite") as store:
         annotations = store.annotations()
     rng = random.Random(0)
-    heard = {axis: sorted(annotations.replies[axis].unique()) for axis in ("teacher", "variant")}
+    names = {axis: sorted(annotations.replies[axis].unique()) for axis in ("teacher", "variant")}
     specs = [
         any_schedule(
-            rng, teachers=heard["teacher"], variants=heard["variant"],
+            rng, teachers=names["teacher"], variants=names["variant"],
             categories=list(annotations.rubric.categories), expected=expected,
         )
         for _ in range(count)
     ]  # fmt: skip
-    told = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, specs])
-    for said, one in zip(specs, told, strict=True):
-        spec = parse_schedule(yaml.safe_load(one["yaml"]), where="the page's YAML")
-        assert spec == parse_schedule(said, where="the test")
-        table = made(annotations, spec)
-        assert ("error" in one) == (table is None), (said, one)
+    results = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, specs])
+    for schedule, result in zip(specs, results, strict=True):
+        spec = parse_schedule(yaml.safe_load(result["yaml"]), where="the page's YAML")
+        assert spec == parse_schedule(schedule, where="the test")
+        table = compute_betas(annotations, spec)
+        assert ("error" in result) == (table is None), (schedule, result)
         if table is None:
             continue
         ours = dict(table.select("pair_id", "beta").iter_rows())
-        theirs = np.array([np.nan if beta is None else beta for beta in one["beta"]])
-        yield said, theirs, np.array([ours[pair] for pair in opened.ids], float)
+        theirs = np.array([np.nan if beta is None else beta for beta in result["beta"]])
+        yield schedule, theirs, np.array([ours[pair] for pair in opened.ids], float)
 
 
 def test_every_schedule_gives_the_same_betas_on_the_demo(page, demo, tmp_path):
     (tmp_path / "run.sqlite").write_bytes((demo / "run.sqlite").read_bytes())
     compared = 0
-    for said, theirs, ours in both(page, tmp_path, demo / "dataset", count=60, expected=False):
-        np.testing.assert_allclose(theirs, ours, atol=1e-9, err_msg=str(said))
+    for schedule, theirs, ours in betas_of_page_and_toolkit(
+        page, tmp_path, demo / "dataset", count=60, expected=False
+    ):
+        np.testing.assert_allclose(theirs, ours, atol=1e-9, err_msg=str(schedule))
         compared += 1
     assert compared > 20
 
 
 def test_every_schedule_gives_the_same_betas_with_doubts_and_expectations(page, doubting):
     compared = 0
-    for said, theirs, ours in both(page, doubting, doubting / "dataset", count=120, expected=True):
-        np.testing.assert_allclose(theirs, ours, atol=1e-6, err_msg=str(said))
+    for schedule, theirs, ours in betas_of_page_and_toolkit(
+        page, doubting, doubting / "dataset", count=120, expected=True
+    ):
+        np.testing.assert_allclose(theirs, ours, atol=1e-6, err_msg=str(schedule))
         compared += 1
     assert compared > 60
 
 
 def test_the_yaml_of_odd_names_and_small_numbers_is_read_back(page):
-    said = {
+    schedule = {
         "beta_min": 1e-7, "beta_max": 1, "quorum": 2, "estimate": "sampled", "gap": "product",
         "over_variants": "on", "over_teachers": "a: b #c", "map": "power(exponent=0.5)",
         "envelopes": {"no": {"beta_min": 0.1, "beta_max": 0.2}},
     }  # fmt: skip
-    text = page.evaluate("(said) => schedule.written(schedule.read(said))", said)
-    held = yaml.safe_load(text)
-    assert held == said
+    text = page.evaluate("(said) => schedule.written(schedule.read(said))", schedule)
+    parsed = yaml.safe_load(text)
+    assert parsed == schedule
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,6 @@ def test_the_yaml_of_odd_names_and_small_numbers_is_read_back(page):
 )
 def test_a_schedule_that_cannot_be_is_refused(page, demo, tmp_path, change, why):
     opened = loader.open_folder(demo / "dataset", tmp_path, name="x", commit=None)
-    said = yaml.safe_load(SCHEDULE.read_text()) | change
-    (told,) = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, [said]])
-    assert why in told["error"]
+    schedule = yaml.safe_load(SCHEDULE.read_text()) | change
+    (result,) = page.evaluate(RECOMPUTE, [opened.packed_scores, opened.rubric, [schedule]])
+    assert why in result["error"]

@@ -15,7 +15,7 @@ def page(browser):
         yield page
 
 
-def some(rng, most):
+def random_text(rng, most):
     return " ".join(rng.choices(WORDS, k=rng.randint(0, most)))
 
 
@@ -33,10 +33,10 @@ def test_both_texts_can_be_read_off_a_diff(page):
     rng = random.Random(0)
     twos = [("", ""), ("", "a b"), ("a b", ""), ("same words", "same words")]
     for _ in range(300):
-        first = some(rng, 40)
-        twos.append((first, changed(rng, first) if rng.random() < 0.7 else some(rng, 40)))
-    found = page.evaluate("(twos) => twos.map(([one, other]) => diff.compared(one, other))", twos)
-    for (first, second), runs in zip(twos, found, strict=True):
+        first = random_text(rng, 40)
+        twos.append((first, changed(rng, first) if rng.random() < 0.7 else random_text(rng, 40)))
+    diffs = page.evaluate("(twos) => twos.map(([one, other]) => diff.compared(one, other))", twos)
+    for (first, second), runs in zip(twos, diffs, strict=True):
         assert "".join(text for which, text in runs if which != "second") == first
         assert "".join(text for which, text in runs if which != "first") == second
 
@@ -62,7 +62,7 @@ def test_two_long_texts_without_a_word_in_common_are_told_apart_in_time(page):
 
 
 def test_markdown_becomes_plain_elements(page):
-    said = (
+    markdown = (
         "# Title *here*\n\nA **bold** word, `code <b>`, 2*3*4 and snake_case_name\nsecond line\n\n"
         "- one\n  - deeper\n- two\n\n3. three\n4. four\n\n```js\nlet x = 1 < 2;\n\n# no heading\n"
         "```\nafter\n\n~~~\nnever closed"
@@ -70,7 +70,7 @@ def test_markdown_becomes_plain_elements(page):
     html = page.evaluate(
         """(said) => { const box = document.createElement("div");
              box.append(text.readable(said)); return box.innerHTML; }""",
-        said,
+        markdown,
     )
     assert '<p class="heading">Title <em>here</em></p>' in html
     assert (
@@ -106,9 +106,9 @@ def test_every_word_of_a_text_is_shown(page):
              box.append(text.readable(said)); return box.textContent; })""",
         texts,
     )
-    for said, held in zip(texts, shown, strict=True):
+    for text, displayed in zip(texts, shown, strict=True):
         # What stands behind a fence is the name of a language, and not shown.
-        fences = [line for line in said.split("\n") if line.strip().startswith(("```", "~~~"))]
+        fences = [line for line in text.split("\n") if line.strip().startswith(("```", "~~~"))]
         for word in ("word", "日本", "3.14", "<b>", "http://y"):
             hidden = sum(line.count(word) for line in fences)
-            assert said.count(word) - hidden <= held.count(word) <= said.count(word), said
+            assert text.count(word) - hidden <= displayed.count(word) <= text.count(word), text

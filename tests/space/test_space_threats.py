@@ -42,9 +42,9 @@ def biting(demo, tmp_path_factory):
         table = pq.read_table(folder / name)
         for column in columns:
             field = table.schema.field(column)
-            held = table[column].to_pylist()
+            values = table[column].to_pylist()
             turn = [{"role": BITE, "content": BITE}]
-            bad = [turn if isinstance(one, list) else BITE for one in held]
+            bad = [turn if isinstance(value, list) else BITE for value in values]
             table = table.set_column(
                 table.schema.get_field_index(column), field, pa.array(bad, field.type)
             )
@@ -73,10 +73,14 @@ def url(biting, demo, hub, releases):
 def ask(url):
     """Calls a function of the page's, as anybody could."""
     config = httpx.get(f"{url}config").json()
-    (part,) = [one["id"] for one in config["components"] if one["props"].get("server_fns")]
+    (part,) = [
+        component["id"]
+        for component in config["components"]
+        if component["props"].get("server_fns")
+    ]
 
-    def call(name, said, *, timeout=60):
-        body = {"data": said, "fn_name": name, "component_id": part, "session_hash": "s"}
+    def call(name, arguments, *, timeout=60):
+        body = {"data": arguments, "fn_name": name, "component_id": part, "session_hash": "s"}
         answer = httpx.post(f"{url}gradio_api/component_server", json=body, timeout=timeout)
         answer.raise_for_status()
         return answer.json()
@@ -89,7 +93,7 @@ def test_texts_bite_nobody(browser, url):
     context.set_default_timeout(45_000)
     page = context.new_page()
     outside = []
-    page.on("request", lambda asked: outside.append(asked.url))
+    page.on("request", lambda request: outside.append(request.url))
     page.goto(url)
     page.wait_for_selector('.inspector[data-state="ready"]')
     for look in ("side by side", "word diff", "plain text"):
@@ -108,17 +112,17 @@ def test_texts_bite_nobody(browser, url):
         page.wait_for_timeout(300)
     assert "tracker.example" in page.locator(".about").inner_text()
     assert page.evaluate("window.bitten") is None
-    found = (
+    count_elements = (
         "document.querySelectorAll('.inspector :is(script, img, iframe, a, object, embed)').length"
     )
-    assert page.evaluate(found) == 0
-    assert [one for one in outside if not one.startswith((url, "data:", "blob:"))] == []
+    assert page.evaluate(count_elements) == 0
+    assert [address for address in outside if not address.startswith((url, "data:", "blob:"))] == []
     context.close()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    "said",
+    "arguments",
     [
         None, [], "x", 7, {"data": 5}, {"data": "x" * 5000}, {"data": "../../etc"},
         {"data": "/etc/passwd"}, {"places": [10**30]}, {"places": [-1]}, {"places": ["1"]},
@@ -130,12 +134,12 @@ def test_texts_bite_nobody(browser, url):
         {"kind": "parquet", "query": "x" * 1001}, {"kind": "../x", "query": ""},
     ],
 )  # fmt: skip
-def test_every_function_bears_odd_requests(ask, name, said):
-    told = ask(name, said)
-    assert isinstance(told, dict | list)
-    if isinstance(told, dict) and "error" in told:
-        assert "Traceback" not in told["error"]
-        assert len(told["error"]) < 1500
+def test_every_function_bears_odd_requests(ask, name, arguments):
+    result = ask(name, arguments)
+    assert isinstance(result, dict | list)
+    if isinstance(result, dict) and "error" in result:
+        assert "Traceback" not in result["error"]
+        assert len(result["error"]) < 1500
 
 
 def test_no_file_of_the_machine_is_given(url, biting, ask):
@@ -143,15 +147,15 @@ def test_no_file_of_the_machine_is_given(url, biting, ask):
         answer = httpx.get(f"{url}gradio_api/file={path}")
         assert answer.status_code in (403, 404), path
     for name in (str(biting), "..", "/etc", "org/../etc", "~", "org/open@../../x"):
-        told = ask("start", {"data": name})
+        result = ask("start", {"data": name})
         if name != str(biting):  # what the Space is for may be named
-            assert "error" in told, name
+            assert "error" in result, name
 
 
 def test_what_a_visitor_names_is_read_without_the_spaces_token(ask, hub):
     assert ask("start", {"data": "org/open"})["count"] == 96
-    told = ask("start", {"data": "org/closed-pairs"})
-    assert told == {
+    result = ask("start", {"data": "org/closed-pairs"})
+    assert result == {
         "error": "org/closed-pairs: the Hub has no public data set of that name, or cannot be "
         "reached"
     }
@@ -159,19 +163,25 @@ def test_what_a_visitor_names_is_read_without_the_spaces_token(ask, hub):
         "from huggingface_hub import HfApi\n"
         "HfApi().create_repo('org/other-data', repo_type='dataset', exist_ok=True)"
     )
-    told = ask("start", {"data": "org/other-data"})
-    assert told == {"error": "org/other-data: not a data set of sp2dpo (it has no manifest.json)"}
+    result = ask("start", {"data": "org/other-data"})
+    assert result == {"error": "org/other-data: not a data set of sp2dpo (it has no manifest.json)"}
 
 
 @pytest.mark.slow
 def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
-    with inspector("org/closed-pairs", **hub.env) as other:
-        config = httpx.get(f"{other}config").json()
-        (part,) = [one["id"] for one in config["components"] if one["props"].get("server_fns")]
+    with inspector("org/closed-pairs", **hub.env) as private_url:
+        config = httpx.get(f"{private_url}config").json()
+        (part,) = [
+            component["id"]
+            for component in config["components"]
+            if component["props"].get("server_fns")
+        ]
         body = {"data": {}, "fn_name": "start", "component_id": part, "session_hash": "s"}
-        told = httpx.post(f"{other}gradio_api/component_server", json=body, timeout=60).json()
-        assert told["count"] == 96
-        assert told["commit"] == hub.head("org/closed-pairs")
+        result = httpx.post(
+            f"{private_url}gradio_api/component_server", json=body, timeout=60
+        ).json()
+        assert result["count"] == 96
+        assert result["commit"] == hub.head("org/closed-pairs")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +193,7 @@ def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
     ],
 )
 def test_a_visitors_data_set_has_a_size(hub, url, limits, why):
-    said = hub.python(
+    output = hub.python(
         f"import sys; sys.path.insert(0, {str(INSPECTOR)!r})\n"
         "from pathlib import Path\n"
         "import dataset, library\n"
@@ -193,7 +203,7 @@ def test_a_visitors_data_set_has_a_size(hub, url, limits, why):
         "except dataset.UnusableDataset as error:\n"
         "    print(error)\n"
     )
-    assert why in said
+    assert why in output
 
 
 def test_few_data_sets_stay_open(tmp_path, monkeypatch):
@@ -240,25 +250,25 @@ def test_the_api_and_the_tool_find_what_the_page_finds(url):
 
     client = Client(url, verbose=False)
 
-    def find(**said):
-        return json.loads(client.predict(**said, api_name="/find_pairs"))
+    def find(**options):
+        return json.loads(client.predict(**options, api_name="/find_pairs"))
 
-    told = find(query="category:style sort:-beta", data="org/open", limit=3, offset=1)
-    assert told["count"] > 3
-    assert len(told["pairs"]) == 3
-    assert {one["category"] for one in told["pairs"]} == {"style"}
-    betas = [one["beta"] for one in told["pairs"]]
+    result = find(query="category:style sort:-beta", data="org/open", limit=3, offset=1)
+    assert result["count"] > 3
+    assert len(result["pairs"]) == 3
+    assert {pair["category"] for pair in result["pairs"]} == {"style"}
+    betas = [pair["beta"] for pair in result["pairs"]]
     assert betas == sorted(betas, reverse=True)
-    assert len(told["pairs"][0]["replies"]) == 9
+    assert len(result["pairs"][0]["replies"]) == 9
     assert find(query="beta:x")["error"].startswith("beta: takes numbers")
     assert "0 to 100" in find(limit=101)["error"]
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert list(named) == ["/find_pairs"]
     with ThreadPoolExecutor(1) as aside:  # where no other loop runs
-        tools, found = aside.submit(asyncio.run, over_mcp(f"{url}gradio_api/mcp/")).result()
+        tools, mcp_result = aside.submit(asyncio.run, over_mcp(f"{url}gradio_api/mcp/")).result()
     assert len(tools) == 1
     assert tools[0].endswith("find_pairs")
-    assert found["count"] == told["count"]
+    assert mcp_result["count"] == result["count"]
 
 
 async def over_mcp(address):
@@ -271,7 +281,7 @@ async def over_mcp(address):
         ClientSession(read, write) as session,
     ):
         await session.initialize()
-        tools = [one.name for one in (await session.list_tools()).tools]
-        said = {"query": "category:style", "data": "org/open", "limit": 1}
-        done = await session.call_tool(tools[0], said)
+        tools = [tool.name for tool in (await session.list_tools()).tools]
+        arguments = {"query": "category:style", "data": "org/open", "limit": 1}
+        done = await session.call_tool(tools[0], arguments)
         return tools, json.loads(done.content[0].text)
