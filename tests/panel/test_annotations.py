@@ -147,13 +147,13 @@ def test_replies_made_to_break_a_parser_are_refused_like_any_other(text):
 
 
 def test_the_rubric_decides_what_may_be_answered():
-    said = RUBRIC.as_mapping() | {
+    mapping = RUBRIC.as_mapping() | {
         "categories": {"véracité": "faux", "ton": "le ton", "aucune": "rien"},
         "magnitude": {"min": -3, "max": 3, "text": "de -3 à 3"},
         "confidence": {"min": 1, "max": 100, "text": "de 1 à 100"},
         "rationale_length": 5,
     }
-    french = parse_rubric(said, where="french")
+    french = parse_rubric(mapping, where="french")
     good = {"rationale": "Juste", "category": "véracité", "magnitude": -3, "confidence": 100}
     assert parse_annotation(json.dumps(good), french).magnitude == -3
     for change in (

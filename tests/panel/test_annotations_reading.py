@@ -15,32 +15,32 @@ VARIANTS = ("direct", "critic", "reader")
 
 def row_by_row(store):
     """The same table from the replies one by one."""
-    said = [
+    rows = [
         tuple(getattr(reply, name) for name in COLUMNS)
         for reply in store.replies()
         if reply.status == "kept"
     ]
-    return build_annotation_table(said, pair_ids=store.corpus.pair_ids(), rubric=store.rubric())
+    return build_annotation_table(rows, pair_ids=store.corpus.pair_ids(), rubric=store.rubric())
 
 
 def same(store):
-    one, other = store.annotations(), row_by_row(store)
-    assert one.replies.equals(other.replies)
-    assert one.replies.schema == other.replies.schema
-    assert one.pair_ids == other.pair_ids
-    assert one.hash == other.hash
-    return one
+    annotations, expected = store.annotations(), row_by_row(store)
+    assert annotations.replies.equals(expected.replies)
+    assert annotations.replies.schema == expected.replies.schema
+    assert annotations.pair_ids == expected.pair_ids
+    assert annotations.hash == expected.hash
+    return annotations
 
 
 def test_labelled_replies(new_store):
     store = new_store()
-    one, other, unheard = filled(store, 3, "a", "b")
+    first_id, second_id, unheard = filled(store, 3, "a", "b")
     store.add_replies(
         [
-            kept_reply(one, "a", "direct", 3, 4, "safety"),
-            kept_reply(one, "b", "critic", 10, 0),
-            refused_reply(one, "b", "reader"),
-            kept_reply(other, "a", "reader", 0, 10),
+            kept_reply(first_id, "a", "direct", 3, 4, "safety"),
+            kept_reply(first_id, "b", "critic", 10, 0),
+            refused_reply(first_id, "b", "reader"),
+            kept_reply(second_id, "a", "reader", 0, 10),
         ]
     )
     table = same(store)
@@ -59,16 +59,20 @@ def test_names_of_any_letters(new_store):
 
 def test_blind_replies_with_and_without_expectations(new_store):
     store = new_store()
-    one, other = filled(store, 2, "a", rubric=BLIND)
-    said = [(None, None), (3.25, 4.1), (0.1 + 0.2, None), (None, 1 / 3)]
+    first_id, second_id = filled(store, 2, "a", rubric=BLIND)
+    expectations = [(None, None), (3.25, 4.1), (0.1 + 0.2, None), (None, 1 / 3)]
     orders = [(v, order) for v in VARIANTS for order in (CHOSEN_FIRST, REJECTED_FIRST)]
     for (variant, order), better, expected in zip(
-        orders, "ABABAB", [*said, *said[:2]], strict=True
+        orders, "ABABAB", [*expectations, *expectations[:2]], strict=True
     ):
         store.add_replies(
-            [kept_reply(one, "a", variant, 5, 6, order=order, better=better, expected=expected)]
+            [
+                kept_reply(
+                    first_id, "a", variant, 5, 6, order=order, better=better, expected=expected
+                )
+            ]
         )
-    store.add_replies([kept_reply(other, "a", "direct", 5, 6, better="tie")])
+    store.add_replies([kept_reply(second_id, "a", "direct", 5, 6, better="tie")])
     table = same(store).replies
     assert set(table["expected_confidence"].drop_nulls()) == {4.1, 1 / 3}
     assert 0.1 + 0.2 in table["expected_magnitude"].to_list()
@@ -89,14 +93,21 @@ def test_more_pairs_than_are_read_at_a_time(new_store):
 def test_the_hash_of_annotations_never_changes_by_itself(new_store):
     """It stands in files of betas and manifests: those of earlier versions must still fit."""
     labelled, blind = new_store("labelled.sqlite"), new_store("blind.sqlite")
-    one, other = filled(labelled, 2, "a")
+    first_id, second_id = filled(labelled, 2, "a")
     labelled.add_replies(
-        [kept_reply(one, "a", "direct", 3, 4, "safety"), kept_reply(other, "a", "critic", 10, 0)]
+        [
+            kept_reply(first_id, "a", "direct", 3, 4, "safety"),
+            kept_reply(second_id, "a", "critic", 10, 0),
+        ]
     )
     assert labelled.annotations().hash == LABELLED_HASH
-    one, other = filled(blind, 2, "a", rubric=BLIND)
-    blind.add_replies([kept_reply(one, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))])
-    blind.add_replies([kept_reply(other, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)])
+    first_id, second_id = filled(blind, 2, "a", rubric=BLIND)
+    blind.add_replies(
+        [kept_reply(first_id, "a", "direct", 3, 4, better="A", expected=(3.25, 4.125))]
+    )
+    blind.add_replies(
+        [kept_reply(second_id, "a", "direct", 3, 4, better="tie", order=REJECTED_FIRST)]
+    )
     assert blind.annotations().hash == BLIND_HASH
 
 
@@ -110,22 +121,22 @@ def brute_force(store):
     for reply in store.replies():
         key = (reply.teacher, reply.variant, reply.order, reply.pair_id)
         by_key.setdefault(key, []).append(reply)
-    found = {}
+    counts = {}
     for (teacher, variant, order, _), replies in by_key.items():
         last = max(replies, key=lambda reply: reply.attempt)
         is_kept = any(reply.status == "kept" for reply in replies)
-        said = (None, 0) if is_kept else (last.reason, last.attempt)
-        key = (teacher, variant, order, *said)
-        found[key] = found.get(key, 0) + 1
-    return found
+        outcome = (None, 0) if is_kept else (last.reason, last.attempt)
+        key = (teacher, variant, order, *outcome)
+        counts[key] = counts.get(key, 0) + 1
+    return counts
 
 
 def counted(outcomes: list[KeyCount]):
-    found = {}
-    for one in outcomes:
-        key = (one.teacher, one.variant, one.order, one.reason, one.attempt)
-        found[key] = found.get(key, 0) + one.count
-    return found
+    counts = {}
+    for outcome in outcomes:
+        key = (outcome.teacher, outcome.variant, outcome.order, outcome.reason, outcome.attempt)
+        counts[key] = counts.get(key, 0) + outcome.count
+    return counts
 
 
 def test_what_became_of_every_question_is_counted_once(new_store):

@@ -23,14 +23,14 @@ SIGNED = Scale(min=-5, max=5, text="")
 def token(text, probability=1.0, **others):
     """A token of the wire with what stood beside it, by probability."""
     spelt = text if isinstance(text, bytes) else text.encode()
-    said = {
+    wire_token = {
         "token": spelt.decode(errors="replace"),
         "bytes": list(spelt),
         "logprob": log(probability),
     }
-    top = [said, *(token(one, share) for one, share in others.get("beside", {}).items())]
-    top.sort(key=lambda one: -one["logprob"])
-    return said | {"top_logprobs": [{**one, "top_logprobs": None} for one in top]}
+    top = [wire_token, *(token(label, share) for label, share in others.get("beside", {}).items())]
+    top.sort(key=lambda candidate: -candidate["logprob"])
+    return wire_token | {"top_logprobs": [{**candidate, "top_logprobs": None} for candidate in top]}
 
 
 def log(probability):
@@ -51,7 +51,7 @@ def reply(*magnitude, rationale=None):
         *[token("magnitude"), token('":'), *magnitude],
         *[token(',"'), token("confidence"), token('":'), token("8"), token("}")],
     ]
-    return content, b"".join(bytes(one["bytes"]) for one in content).decode()
+    return content, b"".join(bytes(wire_token["bytes"]) for wire_token in content).decode()
 
 
 def magnitude_of(*magnitude, scale=TEN):
@@ -64,32 +64,34 @@ def test_labels_of_one_token():
 
 
 def test_ten_as_one_token():
-    said = token("7", 0.5, beside={"10": 0.3, "9": 0.2})
-    assert magnitude_of(said) == pytest.approx(3.5 + 3.0 + 1.8, abs=1e-12)
+    wire_token = token("7", 0.5, beside={"10": 0.3, "9": 0.2})
+    assert magnitude_of(wire_token) == pytest.approx(3.5 + 3.0 + 1.8, abs=1e-12)
 
 
 def test_ten_as_two_tokens():
-    said = token("1", 0.6, beside={"9": 0.4}), token("0", 0.75, beside={",": 0.25})
+    wire_tokens = token("1", 0.6, beside={"9": 0.4}), token("0", 0.75, beside={",": 0.25})
     by_hand = 0.4 * 9 + 0.6 * 0.75 * 10 + 0.6 * 0.25 * 1
-    assert magnitude_of(*said) == pytest.approx(by_hand, abs=1e-12)
+    assert magnitude_of(*wire_tokens) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_a_one_that_could_have_become_ten():
     """The comma after it tells how probable a ten was; the place is kept with the field."""
     content, text = reply(token("1", 0.6, beside={"9": 0.4}))
-    comma = next(at for at, one in enumerate(content) if one["token"] == ',"')
+    comma = next(at for at, wire_token in enumerate(content) if wire_token["token"] == ',"')
     content[comma] = token(',"', 0.25, beside={"0": 0.75})
-    kept = tokens_of_values(content, text)
-    assert [one.token for one in kept if one.field == "magnitude"] == ["1", ',"']
+    value_tokens = tokens_of_values(content, text)
+    assert [
+        value_token.token for value_token in value_tokens if value_token.field == "magnitude"
+    ] == ["1", ',"']
     by_hand = 0.4 * 9 + 0.6 * 0.75 * 10 + 0.6 * 0.25 * 1
-    assert expected_scores(kept, "magnitude", TEN) == pytest.approx(by_hand, abs=1e-12)
+    assert expected_scores(value_tokens, "magnitude", TEN) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_a_one_that_nobody_followed_up_is_left_out():
-    said = token("9", 0.92, beside={"1": 0.08})
-    assert magnitude_of(said) == pytest.approx(9, abs=1e-12)
-    said = token("9", 0.6, beside={"1": 0.08, "5": 0.32})
-    assert magnitude_of(said) == pytest.approx((0.6 * 9 + 0.32 * 5) / 0.92, abs=1e-12)
+    wire_token = token("9", 0.92, beside={"1": 0.08})
+    assert magnitude_of(wire_token) == pytest.approx(9, abs=1e-12)
+    wire_token = token("9", 0.6, beside={"1": 0.08, "5": 0.32})
+    assert magnitude_of(wire_token) == pytest.approx((0.6 * 9 + 0.32 * 5) / 0.92, abs=1e-12)
 
 
 def test_where_too_much_could_have_become_ten_there_is_no_expectation():
@@ -97,8 +99,8 @@ def test_where_too_much_could_have_become_ten_there_is_no_expectation():
 
 
 def test_on_a_scale_without_ten_a_one_is_a_one():
-    said = token("5", 0.8, beside={"1": 0.2})
-    assert magnitude_of(said, scale=FIVE) == pytest.approx(4.2, abs=1e-12)
+    wire_token = token("5", 0.8, beside={"1": 0.2})
+    assert magnitude_of(wire_token, scale=FIVE) == pytest.approx(4.2, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +109,16 @@ def test_on_a_scale_without_ten_a_one_is_a_one():
 )
 def test_a_one_stands_for_itself_where_no_other_label_begins_with_it(scale, share_of_one):
     scale = Scale(min=scale[0], max=scale[1], text="")
-    said = magnitude_of(token("3", 0.8, beside={"1": 0.2}), scale=scale)
+    expectation = magnitude_of(token("3", 0.8, beside={"1": 0.2}), scale=scale)
     by_hand = share_of_one and 0.8 * 3 + share_of_one * 1
-    assert said == (by_hand if by_hand is None else pytest.approx(by_hand, abs=1e-12))
+    assert expectation == (by_hand if by_hand is None else pytest.approx(by_hand, abs=1e-12))
 
 
 def test_probability_off_the_scale_is_left_out():
-    said = token("7", 0.57, beside={"8": 0.38, "x": 0.03, "-": 0.02})
-    assert magnitude_of(said) == pytest.approx((0.57 * 7 + 0.38 * 8) / 0.95, abs=1e-12)
-    said = token("7", 0.57, beside={"8": 0.38, "11": 0.05})
-    assert magnitude_of(said) == pytest.approx((0.57 * 7 + 0.38 * 8) / 0.95, abs=1e-12)
+    wire_token = token("7", 0.57, beside={"8": 0.38, "x": 0.03, "-": 0.02})
+    assert magnitude_of(wire_token) == pytest.approx((0.57 * 7 + 0.38 * 8) / 0.95, abs=1e-12)
+    wire_token = token("7", 0.57, beside={"8": 0.38, "11": 0.05})
+    assert magnitude_of(wire_token) == pytest.approx((0.57 * 7 + 0.38 * 8) / 0.95, abs=1e-12)
 
 
 def test_below_nine_tenths_there_is_no_expectation():
@@ -125,9 +127,11 @@ def test_below_nine_tenths_there_is_no_expectation():
 
 
 def test_the_token_that_was_said_counts_where_the_server_lists_others_only():
-    said = token("7", 0.5, beside={"8": 0.5})
-    said["top_logprobs"] = [one for one in said["top_logprobs"] if one["token"] == "8"]
-    assert magnitude_of(said) == pytest.approx(7.5, abs=1e-12)
+    wire_token = token("7", 0.5, beside={"8": 0.5})
+    wire_token["top_logprobs"] = [
+        candidate for candidate in wire_token["top_logprobs"] if candidate["token"] == "8"
+    ]
+    assert magnitude_of(wire_token) == pytest.approx(7.5, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -143,45 +147,54 @@ def test_the_token_that_was_said_counts_where_the_server_lists_others_only():
 )
 def test_blanks_and_punctuation_may_be_part_of_a_label_token(before, value, after):
     others = {value.replace("7", "9"): 0.25, "8": 0.25}
-    said = [token('"magnitude"'), token(before), token(value, 0.5, beside=others), token(after)]
-    content = [token("{"), *said, token('"confidence":3}')]
-    text = "".join(one["token"] for one in content)
-    kept = tokens_of_values(content, text)
-    assert expected_scores(kept, "magnitude", TEN) == pytest.approx(0.5 * 7 + 0.25 * 17, abs=1e-12)
-    assert expected_scores(kept, "confidence", TEN) is None  # its token says more than the value
+    wire_tokens = [
+        token('"magnitude"'),
+        token(before),
+        token(value, 0.5, beside=others),
+        token(after),
+    ]
+    content = [token("{"), *wire_tokens, token('"confidence":3}')]
+    text = "".join(wire_token["token"] for wire_token in content)
+    value_tokens = tokens_of_values(content, text)
+    assert expected_scores(value_tokens, "magnitude", TEN) == pytest.approx(
+        0.5 * 7 + 0.25 * 17, abs=1e-12
+    )
+    assert (
+        expected_scores(value_tokens, "confidence", TEN) is None
+    )  # its token says more than the value
 
 
 def test_the_last_value_may_share_its_token_with_the_end():
     content = [token('{"confidence":'), token("7\n}", 0.5, beside={"6": 0.5})]
-    kept = tokens_of_values(content, '{"confidence":7\n}')
-    assert expected_scores(kept, "confidence", TEN) == pytest.approx(6.5, abs=1e-12)
+    value_tokens = tokens_of_values(content, '{"confidence":7\n}')
+    assert expected_scores(value_tokens, "confidence", TEN) == pytest.approx(6.5, abs=1e-12)
 
 
 def test_a_label_may_be_written_with_a_decimal_point():
-    said = token("7", 0.5, beside={"9": 0.5}), token(".", 0.9, beside={",": 0.1}), token("0")
-    assert magnitude_of(*said) == pytest.approx(0.5 * 9 + 0.5 * 7, abs=1e-12)
+    wire_tokens = token("7", 0.5, beside={"9": 0.5}), token(".", 0.9, beside={",": 0.1}), token("0")
+    assert magnitude_of(*wire_tokens) == pytest.approx(0.5 * 9 + 0.5 * 7, abs=1e-12)
     assert magnitude_of(token("7.0", 0.5, beside={"8.0": 0.5})) == pytest.approx(7.5, abs=1e-12)
     assert magnitude_of(token("7.0", 0.5, beside={"8.5": 0.5})) is None
 
 
 def test_negative_labels():
-    said = token("-", 0.5, beside={"3": 0.5}), token("5", 0.4, beside={"2": 0.6})
+    wire_tokens = token("-", 0.5, beside={"3": 0.5}), token("5", 0.4, beside={"2": 0.6})
     by_hand = 0.5 * 3 - 0.5 * (0.4 * 5 + 0.6 * 2)
-    assert magnitude_of(*said, scale=SIGNED) == pytest.approx(by_hand, abs=1e-12)
-    assert magnitude_of(*said, scale=TEN) is None
-    said = token("3", 0.95, beside={"-": 0.05})  # less than what, nobody knows
-    assert magnitude_of(said, scale=SIGNED) == pytest.approx(3, abs=1e-12)
-    said = token("-4", 0.5, beside={"-5": 0.5})
-    assert magnitude_of(said, scale=SIGNED) == pytest.approx(-4.5, abs=1e-12)
+    assert magnitude_of(*wire_tokens, scale=SIGNED) == pytest.approx(by_hand, abs=1e-12)
+    assert magnitude_of(*wire_tokens, scale=TEN) is None
+    wire_token = token("3", 0.95, beside={"-": 0.05})  # less than what, nobody knows
+    assert magnitude_of(wire_token, scale=SIGNED) == pytest.approx(3, abs=1e-12)
+    wire_token = token("-4", 0.5, beside={"-5": 0.5})
+    assert magnitude_of(wire_token, scale=SIGNED) == pytest.approx(-4.5, abs=1e-12)
 
 
 def test_what_the_grammar_rules_out_has_no_probability_and_is_not_kept():
     content, text = reply(token("7", 0.5, beside={"8": 0.5, "x": 0, "12": 0}))
-    kept = tokens_of_values(content, text)
-    assert expected_scores(kept, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
-    assert [one.top for one in kept if one.field == "magnitude"] == [
-        [["7", math.log(0.5)], ["8", math.log(0.5)]]
-    ]
+    value_tokens = tokens_of_values(content, text)
+    assert expected_scores(value_tokens, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
+    assert [
+        value_token.top for value_token in value_tokens if value_token.field == "magnitude"
+    ] == [[["7", math.log(0.5)], ["8", math.log(0.5)]]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -194,69 +207,93 @@ def test_where_the_beginning_was_followed_up_the_expectation_is_the_models_own(s
     labels = {int(digit): share for digit, share in digits.items()}
     labels |= {1: digits["1"] * (1 - zero), 10: digits["1"] * zero}
     beside = {digit: share for digit, share in digits.items() if digit != "1"}
-    said = token("1", digits["1"], beside=beside), token("0", zero, beside={",": 1 - zero})
+    wire_tokens = token("1", digits["1"], beside=beside), token("0", zero, beside={",": 1 - zero})
     by_hand = sum(label * share for label, share in labels.items())
-    assert magnitude_of(*said) == pytest.approx(by_hand, abs=1e-9)
+    assert magnitude_of(*wire_tokens) == pytest.approx(by_hand, abs=1e-9)
 
 
 def test_exactly_the_tokens_of_the_values_are_kept():
     content, text = reply(token("7", 0.5, beside={"8": 0.5}))
-    kept = tokens_of_values(content, text)
-    assert [(one.field, one.at, one.token) for one in kept] == [
+    value_tokens = tokens_of_values(content, text)
+    assert [
+        (value_token.field, value_token.at, value_token.token) for value_token in value_tokens
+    ] == [
         ("category", 7, "sty"),
         ("category", 8, "le"),
         ("magnitude", 12, "7"),
         ("confidence", 16, "8"),
     ]
-    assert all(content[one.at]["token"] == one.token for one in kept)
-    assert list(json.loads(format_tokens(kept))[0]) == ["field", "at", "token", "logprob", "top"]
+    assert all(
+        content[value_token.at]["token"] == value_token.token for value_token in value_tokens
+    )
+    assert list(json.loads(format_tokens(value_tokens))[0]) == [
+        "field",
+        "at",
+        "token",
+        "logprob",
+        "top",
+    ]
 
 
 def test_what_is_kept_survives_being_stored_as_json():
-    kept = tokens_of_values(*reply(token("7", 0.5, beside={"8": 0.5})))
-    assert parse_tokens(format_tokens(kept)) == kept
+    value_tokens = tokens_of_values(*reply(token("7", 0.5, beside={"8": 0.5})))
+    assert parse_tokens(format_tokens(value_tokens)) == value_tokens
 
 
 def test_the_answer_of_a_blind_rubric_is_kept_too():
     content = [token('{"better":"'), token("tie", 0.5, beside={"A": 0.5}), token('"}')]
-    kept = tokens_of_values(content, '{"better":"tie"}')
-    assert [(one.field, one.token) for one in kept] == [("better", "tie")]
+    value_tokens = tokens_of_values(content, '{"better":"tie"}')
+    assert [(value_token.field, value_token.token) for value_token in value_tokens] == [
+        ("better", "tie")
+    ]
 
 
 def test_keys_inside_the_rationale_are_not_the_keys():
-    said = [token(r"\"magnitude\":"), token("2", 0.9, beside={"3": 0.1}), token(r",\"category\":")]
-    content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=said)
+    rationale = [
+        token(r"\"magnitude\":"),
+        token("2", 0.9, beside={"3": 0.1}),
+        token(r",\"category\":"),
+    ]
+    content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=rationale)
     assert json.loads(text)["rationale"] == '"magnitude":2,"category":'
-    kept = tokens_of_values(content, text)
-    assert [one.token for one in kept] == ["sty", "le", "7", "8"]
-    assert expected_scores(kept, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
+    value_tokens = tokens_of_values(content, text)
+    assert [value_token.token for value_token in value_tokens] == ["sty", "le", "7", "8"]
+    assert expected_scores(value_tokens, "magnitude", TEN) == pytest.approx(7.5, abs=1e-12)
 
 
 def test_keys_inside_an_unknown_object_are_not_the_keys():
     content = [token('{"more":{"magnitude":3},"magnitude":'), token("7"), token("}")]
-    kept = tokens_of_values(content, '{"more":{"magnitude":3},"magnitude":7}')
-    assert [(one.field, one.at) for one in kept] == [("magnitude", 1)]
+    value_tokens = tokens_of_values(content, '{"more":{"magnitude":3},"magnitude":7}')
+    assert [(value_token.field, value_token.at) for value_token in value_tokens] == [
+        ("magnitude", 1)
+    ]
 
 
 def test_characters_before_the_values_may_take_several_bytes_and_several_tokens():
     hand = "✋".encode()
-    said = [token("日本語 é "), token(hand[:1]), token(hand[1:2]), token(hand[2:]), token(" ok")]
-    content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=said)
+    rationale = [
+        token("日本語 é "),
+        token(hand[:1]),
+        token(hand[1:2]),
+        token(hand[2:]),
+        token(" ok"),
+    ]
+    content, text = reply(token("7", 0.5, beside={"8": 0.5}), rationale=rationale)
     assert "日本語 é ✋ ok" in text
-    kept = tokens_of_values(content, text)
-    assert [one.token for one in kept] == ["sty", "le", "7", "8"]
-    for one in content:
-        if "\ufffd" not in one["token"]:
-            one["bytes"] = None
-    assert tokens_of_values(content, text) == kept
+    value_tokens = tokens_of_values(content, text)
+    assert [value_token.token for value_token in value_tokens] == ["sty", "le", "7", "8"]
+    for wire_token in content:
+        if "\ufffd" not in wire_token["token"]:
+            wire_token["bytes"] = None
+    assert tokens_of_values(content, text) == value_tokens
 
 
 def test_reasoning_before_the_text_and_the_end_of_the_turn_behind_it_do_not_count():
     content, text = reply(token("7", 0.5, beside={"8": 0.5}))
     before = [token("<think>"), token('{"magnitude":'), token("3"), token("}"), token("</think>")]
     around = [*before, *content, token("<|end|>")]
-    kept = tokens_of_values(around, text)
-    assert [(one.at, one.token) for one in kept] == [
+    value_tokens = tokens_of_values(around, text)
+    assert [(value_token.at, value_token.token) for value_token in value_tokens] == [
         (12, "sty"),
         (13, "le"),
         (17, "7"),
@@ -313,11 +350,11 @@ def test_log_probabilities_of_another_form_are_none(content):
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, -math.inf, -1e308])
 def test_a_logprob_that_is_no_number_has_no_probability(logprob):
-    said = token("7", 0.5, beside={"8": 0.5})
-    said["top_logprobs"][1]["logprob"] = logprob
-    assert magnitude_of(said) is None
-    kept = tokens_of_values(*reply(said))
-    assert json.dumps([vars(one) for one in kept], allow_nan=False)
+    wire_token = token("7", 0.5, beside={"8": 0.5})
+    wire_token["top_logprobs"][1]["logprob"] = logprob
+    assert magnitude_of(wire_token) is None
+    value_tokens = tokens_of_values(*reply(wire_token))
+    assert json.dumps([vars(value_token) for value_token in value_tokens], allow_nan=False)
 
 
 def test_a_field_without_tokens_has_no_expectation():
@@ -353,22 +390,31 @@ RECORDED = [
 
 
 def test_a_reply_of_a_real_server():
-    said = [
+    wire_tokens = [
         {
             "token": text,
             "logprob": logprob,
             "bytes": list(text.encode()),
             "top_logprobs": [
-                {"token": one, "logprob": other, "bytes": list(one.encode())} for one, other in top
+                {
+                    "token": candidate,
+                    "logprob": candidate_logprob,
+                    "bytes": list(candidate.encode()),
+                }
+                for candidate, candidate_logprob in top
             ],
         }
         for text, logprob, top in RECORDED
     ]
-    kept = tokens_of_values(said, '{"rationale":"her","magnitude":7}')
-    assert [(one.token, len(one.top)) for one in kept] == [("7", 10)]
+    value_tokens = tokens_of_values(wire_tokens, '{"rationale":"her","magnitude":7}')
+    assert [(value_token.token, len(value_token.top)) for value_token in value_tokens] == [
+        ("7", 10)
+    ]
     top = dict(RECORDED[9][2])
-    shares = {int(one): math.exp(top[one]) for one in "023456789"}  # a 1 may be the half of a 10
+    shares = {
+        int(digit): math.exp(top[digit]) for digit in "023456789"
+    }  # a 1 may be the half of a 10
     assert sum(shares.values()) == pytest.approx(1 - math.exp(top["1"]), abs=1e-6)
     by_hand = sum(label * share for label, share in shares.items()) / sum(shares.values())
-    assert expected_scores(kept, "magnitude", TEN) == pytest.approx(by_hand, abs=1e-12)
+    assert expected_scores(value_tokens, "magnitude", TEN) == pytest.approx(by_hand, abs=1e-12)
     assert by_hand == pytest.approx(5.0669, abs=1e-4)

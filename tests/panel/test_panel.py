@@ -23,9 +23,9 @@ PANEL = {"rubric": "semantic-gap", "variants": ["direct", "critic"], "teachers":
 def load(tmp_path):
     """Loads a panel from what its file says, text or mapping."""
 
-    def load(said):
+    def load(content):
         path = tmp_path / "panel.yaml"
-        text = said if isinstance(said, str) else yaml.safe_dump(said, allow_unicode=True)
+        text = content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
         return load_panel(path)
 
@@ -34,11 +34,11 @@ def load(tmp_path):
 
 @pytest.fixture
 def error_of(load, tmp_path):
-    """What is said of a panel that is refused, without the file's name, which must come first."""
+    """The message about a panel that is refused, without the file's name, which must come first."""
 
-    def error_of(said):
+    def error_of(content):
         with pytest.raises(ValueError, match=r"panel\.yaml:\d+: ") as refused:
-            load(said)
+            load(content)
         path, words = re.escape(str(tmp_path / "panel.yaml")), str(refused.value)
         assert re.match(rf"{path}:\d+: ", words)
         return re.sub(rf"(?m)^{path}:\d+: ", "", words)
@@ -99,16 +99,16 @@ def test_a_teacher_has_one_server_or_several_or_says_how_to_start_one(load, erro
 def test_an_address_is_one_and_holds_no_password(error_of):
     assert "is not an address" in error_of(with_teacher(base_url="http://a:99999/v1"))
     assert "names no host" in error_of(with_teacher(base_url="http:///v1"))
-    complaint = error_of(with_teacher(base_url="http://me:hunter2@a/v1"))
-    assert "use api_key_env" in complaint
-    assert "hunter2" not in complaint
+    error = error_of(with_teacher(base_url="http://me:hunter2@a/v1"))
+    assert "use api_key_env" in error
+    assert "hunter2" not in error
 
 
 def test_a_key_among_the_arguments_of_a_server_is_refused(error_of):
     served = {key: value for key, value in TEACHER.items() if key != "base_url"}
     served["serve"] = {"environment": "vllm", "args": ["--api-key=sk-secret"]}
-    complaint = error_of(PANEL | {"teachers": [served]})
-    assert "VLLM_API_KEY" in complaint
+    error = error_of(PANEL | {"teachers": [served]})
+    assert "VLLM_API_KEY" in error
 
 
 def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
@@ -131,8 +131,8 @@ def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
 
 def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
     price = {"gpu_hour": 2.0, "gpus": 4}
-    said = asdict(load(with_teacher(api_key_env="KEY", license="mit", price=price)).record())
-    assert said["teachers"] == [
+    record = asdict(load(with_teacher(api_key_env="KEY", license="mit", price=price)).record())
+    assert record["teachers"] == [
         {
             "name": "reader",
             "retries": 2,
@@ -143,8 +143,8 @@ def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):
             "license": "mit",
         }
     ]  # fmt: skip
-    assert "KEY" not in str(said)
-    assert "http" not in str(said)
+    assert "KEY" not in str(record)
+    assert "http" not in str(record)
 
 
 def test_a_rubric_file_counts_from_the_panel(load, tmp_path):
@@ -168,7 +168,7 @@ def test_teachers_may_share_their_sampling_by_a_yaml_anchor(load):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("content", "expected"),
     [
         (PANEL | {"teacher": []}, "unknown key 'teacher', did you mean 'teachers'?"),
         ({"rubric": "semantic-gap"}, "missing key 'variants'\nmissing key 'teachers'"),
@@ -191,8 +191,8 @@ def test_teachers_may_share_their_sampling_by_a_yaml_anchor(load):
         (PANEL | {"variants": [None]}, "variants[0]: must be text, not None"),
     ],
 )
-def test_a_wrong_panel_is_named(error_of, said, expected):
-    assert expected in error_of(said)
+def test_a_wrong_panel_is_named(error_of, content, expected):
+    assert expected in error_of(content)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_a_wrong_panel_is_named(error_of, said, expected):
     ],
 )
 def test_a_wrong_teacher_is_named_by_number_key_and_value(error_of, change, expected):
-    said = error_of(with_teacher(**change))
-    assert said.startswith("teachers[0]")
-    assert expected in said
+    error = error_of(with_teacher(**change))
+    assert error.startswith("teachers[0]")
+    assert expected in error
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ def test_a_wrong_rubric_file_is_named_with_the_panel_that_names_it(error_of, loa
     path.write_text(yaml.safe_dump(load(PANEL).rubric.as_mapping() | {"rationale_length": 0}))
     lines = path.read_text().splitlines()
     line = lines.index("rationale_length: 0") + 1
-    said = error_of(PANEL | {"rubric": "mine.yaml"})
-    assert said == (
+    error = error_of(PANEL | {"rubric": "mine.yaml"})
+    assert error == (
         f"rubric: {path}:{line}: rationale_length: must be a whole number of at least 1, not 0"
     )
 

@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     schedule.write_text(yaml.safe_dump(yaml.safe_load(SCHEDULE.read_text()) | {"quorum": 4}))
     pairs = write_pairs(tmp_path / "pairs.jsonl", 12)
     store, betas = tmp_path / "run.sqlite", tmp_path / "betas.parquet"
-    both = ["--store", store, "--betas", betas]
+    store_and_betas = ["--store", store, "--betas", betas]
     with serving("scripted", "--log", tmp_path / "requests.log") as url:
         panel = write_panel(
             tmp_path / "panel.yaml",
@@ -54,8 +54,8 @@ def finished(tmp_path_factory):
         )
         succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
     succeed("schedule", "--store", store, "--schedule", schedule, "--out", betas)
-    succeed(*BUILD, *both, "--out", tmp_path / "dataset")
-    succeed("report", *both, "--out", tmp_path / "report.html")
+    succeed(*BUILD, *store_and_betas, "--out", tmp_path / "dataset")
+    succeed("report", *store_and_betas, "--out", tmp_path / "report.html")
     return tmp_path
 
 
@@ -90,11 +90,11 @@ def test_the_data_sets_labels_are_its_categories(finished):
 
 
 def test_the_report_and_explain_speak_of_its_categories(finished):
-    both = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
+    store_and_betas = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
     assert "gefährlich" in (finished / "report.html").read_text()
-    assert json.loads(succeed("report", *both, "--json"))
+    assert json.loads(succeed("report", *store_and_betas, "--json"))
     pair_id = pl.read_parquet(finished / "betas.parquet")["pair_id"][0]
-    assert "gründlich" in succeed("explain", pair_id, *both)
+    assert "gründlich" in succeed("explain", pair_id, *store_and_betas)
 
 
 def test_a_student_trains_on_its_betas(finished, tiny_student):
