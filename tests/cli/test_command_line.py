@@ -47,11 +47,11 @@ def inputs(tmp_path, scripted):
 
 
 def refused(inputs, *, code=1):
-    """The complaint about `annotate`, which must not have asked nor stored anything."""
-    complaint = fail(*inputs.annotate(), code=code)
+    """The error of `annotate`, which must not have asked nor stored anything."""
+    error = fail(*inputs.annotate(), code=code)
     assert inputs.teacher.requests == []
     assert not inputs.store.exists()
-    return complaint
+    return error
 
 
 def test_a_missing_file_of_pairs_is_named(inputs):
@@ -80,9 +80,9 @@ def test_broken_json_is_named_with_its_row(inputs):
 
 
 def test_a_typo_in_the_panel_is_named_with_what_was_meant(inputs):
-    said = yaml.safe_load(inputs.panel.read_text())
-    said["teachers"][0]["max_inflight"] = 3
-    inputs.panel.write_text(yaml.safe_dump(said))
+    panel = yaml.safe_load(inputs.panel.read_text())
+    panel["teachers"][0]["max_inflight"] = 3
+    inputs.panel.write_text(yaml.safe_dump(panel))
     assert "unknown key 'max_inflight', did you mean 'max_in_flight'?" in refused(inputs)
 
 
@@ -97,8 +97,8 @@ def test_a_missing_panel_is_named(inputs):
 
 
 def test_a_first_run_without_pairs_is_told_to_name_them(inputs):
-    complaint = fail("annotate", "--panel", inputs.panel, "--store", inputs.store, code=2)
-    assert "give --pairs" in complaint
+    error = fail("annotate", "--panel", inputs.panel, "--store", inputs.store, code=2)
+    assert "give --pairs" in error
     assert not inputs.store.exists()
 
 
@@ -115,32 +115,30 @@ def test_a_file_that_is_no_store_is_refused_and_kept(inputs):
 
 def test_commands_on_a_missing_store_make_none(tmp_path):
     store = tmp_path / "run.sqlite"
-    complaint = fail(
+    error = fail(
         "schedule", "--store", store, "--schedule", SCHEDULE, "--out", tmp_path / "b.parquet"
     )
-    assert "no such store" in complaint
+    assert "no such store" in error
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_schedule_with_swapped_ends_writes_nothing(demo, tmp_path):
-    said = yaml.safe_load(SCHEDULE.read_text()) | {"beta_min": 0.4}
+    settings = yaml.safe_load(SCHEDULE.read_text()) | {"beta_min": 0.4}
     schedule, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"
-    schedule.write_text(yaml.safe_dump(said))
-    complaint = fail(
-        "schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", out
-    )
-    assert "beta_min 0.4 must be below beta_max 0.3" in complaint
+    schedule.write_text(yaml.safe_dump(settings))
+    error = fail("schedule", "--store", demo / "run.sqlite", "--schedule", schedule, "--out", out)
+    assert "beta_min 0.4 must be below beta_max 0.3" in error
     assert not out.exists()
 
 
 def test_betas_of_another_store_are_refused_by_all_that_take_them(demo, inputs, tmp_path):
     succeed(*inputs.annotate())
-    both = ["--store", inputs.store, "--betas", demo / "betas.parquet"]
+    store_and_betas = ["--store", inputs.store, "--betas", demo / "betas.parquet"]
     out = tmp_path / "out"
     for command in (
-        ["build", *both, "--out", out],
-        ["explain", "demo-001", *both],
-        ["report", *both, "--out", tmp_path / "report.html"],
+        ["build", *store_and_betas, "--out", out],
+        ["explain", "demo-001", *store_and_betas],
+        ["report", *store_and_betas, "--out", tmp_path / "report.html"],
     ):
         assert "run `sp2dpo schedule` again on this store" in fail(*command)
     assert not out.exists()
@@ -174,14 +172,14 @@ def test_a_quorum_that_no_pair_has_is_an_error_and_writes_nothing(demo, tmp_path
 def test_a_data_set_never_replaces_somebody_elses_folder(demo, tmp_path):
     mine = tmp_path / "thesis.txt"
     mine.write_text("the only copy")
-    both = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
-    assert "did not write (thesis.txt)" in fail(*BUILD, *both, "--out", tmp_path)
+    store_and_betas = ["--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"]
+    assert "did not write (thesis.txt)" in fail(*BUILD, *store_and_betas, "--out", tmp_path)
     assert mine.read_text() == "the only copy"
 
 
 def test_a_mistyped_command_gets_a_hint():
-    complaint = fail("anotate", code=2)
-    assert "no command is called 'anotate', did you mean 'annotate'?" in complaint
+    error = fail("anotate", code=2)
+    assert "no command is called 'anotate', did you mean 'annotate'?" in error
     assert "no command is called 'xyz'\n" in fail("xyz", code=2)
 
 
@@ -264,17 +262,17 @@ def test_explain_neutralises_terminal_escapes(inputs, tmp_path):
     import polars as pl
 
     pair_id = pl.read_parquet(betas)["pair_id"][0]
-    said = succeed("explain", pair_id[:12], "--store", inputs.store, "--betas", betas)
-    assert "\x1b" not in said
-    assert "\u202e" not in said
-    assert "\\u001b[2Jgone\\u202e" in said
+    output = succeed("explain", pair_id[:12], "--store", inputs.store, "--betas", betas)
+    assert "\x1b" not in output
+    assert "\u202e" not in output
+    assert "\\u001b[2Jgone\\u202e" in output
 
 
 def test_explain_of_an_unknown_pair_is_named(demo):
-    complaint = fail(
+    error = fail(
         "explain", "demo-999", "--store", demo / "run.sqlite", "--betas", demo / "betas.parquet"
     )
-    assert "no pair is called 'demo-999'" in complaint
+    assert "no pair is called 'demo-999'" in error
 
 
 def test_the_demo_gives_the_numbers_that_the_readme_shows(demo):
@@ -301,39 +299,39 @@ def test_a_damaged_store_is_called_damaged_and_not_safe(demo, tmp_path):
         file.seek(4096)
         file.write(b"\xff" * (store.stat().st_size - 4096))
     plan = ["--schedule", SCHEDULE, "--out", tmp_path / "betas.parquet"]
-    complaint = fail("schedule", "--store", store, *plan)
-    assert "the store is damaged (" in complaint
-    assert "keep it and its -wal file" in complaint
-    assert "`sqlite3 FILE .recover`" in complaint
-    assert "safe" not in complaint
+    error = fail("schedule", "--store", store, *plan)
+    assert "the store is damaged (" in error
+    assert "keep it and its -wal file" in error
+    assert "`sqlite3 FILE .recover`" in error
+    assert "safe" not in error
 
 
 def test_an_output_that_cannot_be_written_is_named_with_its_folder(demo, tmp_path):
     out = tmp_path / f"{'x' * 240}.parquet"
     plan = ["--store", demo / "run.sqlite", "--schedule", SCHEDULE]
-    complaint = fail("schedule", *plan, "--out", out)
-    assert complaint == f"sp2dpo: {out}: File name too long (in the folder {tmp_path})\n"
+    error = fail("schedule", *plan, "--out", out)
+    assert error == f"sp2dpo: {out}: File name too long (in the folder {tmp_path})\n"
 
 
 def test_no_file_name_steers_the_terminal(demo, tmp_path):
     odd = tmp_path / "odd\x1b[2J[1].parquet"
     store = ["--store", demo / "run.sqlite"]
-    both = [*store, "--betas", odd]
-    for said in (
+    store_and_betas = [*store, "--betas", odd]
+    for output in (
         succeed("schedule", *store, "--schedule", SCHEDULE, "--out", odd),
-        succeed(*BUILD, *both, "--out", tmp_path / "data\x1b2J"),
-        succeed("report", *both, "--out", tmp_path / "page\x1b[2J.html"),
+        succeed(*BUILD, *store_and_betas, "--out", tmp_path / "data\x1b2J"),
+        succeed("report", *store_and_betas, "--out", tmp_path / "page\x1b[2J.html"),
         fail("schedule", *store, "--schedule", tmp_path / "no\x1b[2J.yaml", "--out", odd),
         fail("report", *store, "--betas", tmp_path, "--out", tmp_path / "\x1b[2J", code=2),
         fail("annotate", "--panel", odd, "--store", tmp_path / "\x1b[2J", code=1),
     ):
-        assert "\x1b" not in said
-    assert "\\u001b[2J" in said
+        assert "\x1b" not in output
+    assert "\\u001b[2J" in output
 
 
 def test_explain_says_how_many_digits_it_takes():
-    said = " ".join(succeed("explain", "--help").split())
-    assert "at least eight of its first digits" in said
+    help_text = " ".join(succeed("explain", "--help").split())
+    assert "at least eight of its first digits" in help_text
 
 
 def begun(pipe):
@@ -361,12 +359,12 @@ def test_being_told_to_end_leaves_one_line_and_no_temporary_file(demo, tmp_path)
                 time.sleep(0.02)
             time.sleep(0.1)
             running.terminate()
-            _, complaint = running.communicate(timeout=20)
+            _, error = running.communicate(timeout=20)
         finally:
             running.kill()
         os.close(pipe)
     assert running.returncode == 143
-    assert complaint == "stopped; run the same command again to resume\n"
-    assert {one.name for one in tmp_path.iterdir()} <= {
+    assert error == "stopped; run the same command again to resume\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {
         "replies.jsonl", "run.sqlite", "run.sqlite-wal", "run.sqlite-shm",
     }  # fmt: skip
