@@ -29,22 +29,22 @@ def build(folder):
     succeed("schedule", *store, "--schedule", SCHEDULE, "--out", betas)
     also = []
     for name, schedule in ALSO.items():
-        made = folder / f"{name}.parquet"
-        succeed("schedule", *store, "--schedule", schedule, "--out", made)
-        also += ["--also", f"{name}={made}"]
+        also_betas = folder / f"{name}.parquet"
+        succeed("schedule", *store, "--schedule", schedule, "--out", also_betas)
+        also += ["--also", f"{name}={also_betas}"]
     out = ("--license", "apache-2.0", "--out", folder / "dataset")
     succeed("build", *store, "--betas", betas, *also, *out)
     return folder / "dataset"
 
 
 def main():
-    kept = INSPECTOR / "demo"
+    stored = INSPECTOR / "demo"
     with tempfile.TemporaryDirectory() as name:
-        made = build(Path(name))
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir()
-        for one in KEPT:
-            shutil.move(made / one, kept / one)
+        rebuilt = build(Path(name))
+        shutil.rmtree(stored, ignore_errors=True)
+        stored.mkdir()
+        for part in KEPT:
+            shutil.move(rebuilt / part, stored / part)
 
 
 if __name__ == "__main__":
