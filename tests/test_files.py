@@ -23,16 +23,16 @@ def test_what_came_is_there_again_and_of_two_lines_the_later_counts(tmp_path):
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("kept", [1, 10, -20, -1])
-def test_a_line_that_broke_off_is_cut_off(tmp_path, kept):
+@pytest.mark.parametrize("length", [1, 10, -20, -1])
+def test_a_line_that_broke_off_is_cut_off(tmp_path, length):
     path = tmp_path / "journal.jsonl"
     with Journal(path, HEAD) as journal:
         journal.add("a", said="yes")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:kept])
+    content = path.read_bytes()
+    path.write_bytes(content[:length])
     with Journal(path, HEAD) as journal:
         journal.add("a", said="yes")
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def written(tmp_path):
 def error_of(path):
     with pytest.raises(ValueError, match=r"panel\.yaml: ") as refused:
         read_yaml(path)
-    said = str(refused.value)
-    assert "\n" not in said
-    return said.removeprefix(f"{path}: ")
+    message = str(refused.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
 
 
 def test_a_mapping_is_read_as_yaml_reads_it(written):
@@ -100,9 +100,9 @@ def test_what_is_not_yaml_is_named_with_its_place(written, text, expected):
     ],
 )
 def test_a_key_that_stands_twice_is_refused_at_its_second_place(written, text, line, key):
-    said = error_of(written(text))
-    assert said.startswith(f"not valid YAML (line {line}, ")
-    assert said.endswith(f"key {key} is written twice")
+    error = error_of(written(text))
+    assert error.startswith(f"not valid YAML (line {line}, ")
+    assert error.endswith(f"key {key} is written twice")
 
 
 def test_one_key_may_stand_in_two_mappings(written):
@@ -112,8 +112,8 @@ def test_one_key_may_stand_in_two_mappings(written):
 def test_merged_keys_give_way_to_what_is_written_beside_them(written):
     path = written("base: &base {a: 1, b: 2}\nmine:\n  <<: *base\n  b: 3\n")
     assert read_yaml(path)["mine"] == {"a": 1, "b": 3}
-    said = error_of(written("base: &base {a: 1}\nmine:\n  <<: *base\n  b: 3\n  b: 4\n"))
-    assert said == "not valid YAML (line 5, column 3): key b is written twice"
+    error = error_of(written("base: &base {a: 1}\nmine:\n  <<: *base\n  b: 3\n  b: 4\n"))
+    assert error == "not valid YAML (line 5, column 3): key b is written twice"
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
@@ -122,9 +122,11 @@ def test_a_missing_file_is_an_os_error(tmp_path):
 
 
 def test_all_wrong_keys_are_named_at_once_with_what_was_meant():
-    given = {"teachrs": [], "variants": [], "rubik": "x", 7: 0, False: 1}
+    mapping = {"teachrs": [], "variants": [], "rubik": "x", 7: 0, False: 1}
     with pytest.raises(ValueError, match=r"^p\.yaml: ") as refused:
-        check_keys("p.yaml", given, required=("rubric", "variants", "teachers"), optional=("note",))
+        check_keys(
+            "p.yaml", mapping, required=("rubric", "variants", "teachers"), optional=("note",)
+        )
     assert str(refused.value) == (
         "p.yaml: unknown key 'teachrs', did you mean 'teachers'?; "
         "unknown key 'rubik', did you mean 'rubric'?; unknown key 7; unknown key False; "
@@ -133,8 +135,8 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant():
 
 
 def test_the_right_keys_pass_with_and_without_the_optional_ones():
-    for given in ({"a": 1}, {"a": None, "b": 2}):
-        check_keys("x", given, required=("a",), optional=("b",))
+    for mapping in ({"a": 1}, {"a": None, "b": 2}):
+        check_keys("x", mapping, required=("a",), optional=("b",))
     with pytest.raises(ValueError, match="missing key 'a'"):
         check_keys("x", {"b": 2}, required=("a",), optional=("b",))
 
@@ -194,7 +196,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert path.read_text() == "first"
-    assert [one.name for one in tmp_path.iterdir()] == ["out.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.txt"]
 
 
 def test_a_file_in_no_folder_is_refused_before_anything_is_written(tmp_path):
@@ -316,17 +318,17 @@ def test_a_schema_says_what_keys_mean_and_suggests_no_null():
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         (b"heat: 20\n---\nheat: 21\n", "expected a single document in the stream, but found"),
         (b"heat: \xff\n", "file.yaml: not valid YAML: not UTF-8 at byte 7"),
         (b"heat: '" + b"x" * 2_000_000 + b"'", "file.yaml: larger than 2 MB: not a settings file"),
     ],
 )
-def test_a_file_that_is_not_one_yaml_document_is_refused(tmp_path, content, complaint):
+def test_a_file_that_is_not_one_yaml_document_is_refused(tmp_path, content, message):
     path = tmp_path / "file.yaml"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(complaint)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_yaml(path)
 
 

@@ -76,7 +76,7 @@ def test_every_format_character_that_draws_nothing_is_shown():
     drawn += [range(0x8E2, 0x8E3), range(0x110BD, 0x110CE), range(0x13430, 0x13456)]
     drawn += [range(0x1BCA0, 0x1BCA4), range(0x1D173, 0x1D17B)]
     for number in range(0x110000):
-        if unicodedata.category(chr(number)) == "Cf" and not any(number in some for some in drawn):
+        if unicodedata.category(chr(number)) == "Cf" and not any(number in span for span in drawn):
             assert escape_controls(chr(number)) != chr(number), hex(number)
 
 
@@ -122,8 +122,8 @@ def test_a_long_text_is_cut_to_one_short_line(text, shown):
 
 
 def test_one_thing_is_not_called_by_its_plural():
-    said = [count_noun(number, "line") for number in (0, 1, 2)]
-    assert said == ["0 lines", "1 line", "2 lines"]
+    phrases = [count_noun(number, "line") for number in (0, 1, 2)]
+    assert phrases == ["0 lines", "1 line", "2 lines"]
     assert count_noun(1, "reply", "replies") == "1 reply"
     assert count_noun(2, "reply", "replies") == "2 replies"
 
