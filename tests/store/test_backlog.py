@@ -13,7 +13,7 @@ VARIANTS = ("direct", "critic", "reader")
 
 
 def pending(store, teacher, *, after=0, limit=10, retries=0, again=False):
-    wanted = QuestionPlan(
+    plan = QuestionPlan(
         teacher=teacher,
         variants=VARIANTS,
         rubric=store.rubric(),
@@ -21,8 +21,14 @@ def pending(store, teacher, *, after=0, limit=10, retries=0, again=False):
         again=again,
     )
     return [
-        (job.pair.id, {one.key.variant: (one.key.attempt, one.last) for one in job.questions})
-        for job in store.questions.next_jobs(wanted, after=after, limit=limit)
+        (
+            job.pair.id,
+            {
+                question.key.variant: (question.key.attempt, question.last)
+                for question in job.questions
+            },
+        )
+        for job in store.questions.next_jobs(plan, after=after, limit=limit)
     ]
 
 
@@ -76,8 +82,8 @@ def test_what_a_server_will_never_answer_is_final_at_once(new_store, reason):
     (pair_id,) = filled(store, 1, "a")
     store.add_replies([refused_reply(pair_id, "a", variant, reason=reason) for variant in VARIANTS])
     assert pending(store, "a", retries=5) == []
-    (one,) = count_replies(store, panel_of("a"))
-    assert (one.all, one.refused, one.pending) == (3, {reason: 3}, 0)
+    (counts,) = count_replies(store, panel_of("a"))
+    assert (counts.all, counts.refused, counts.pending) == (3, {reason: 3}, 0)
 
 
 def test_the_numbers_of_a_tally_add_up(new_store):
@@ -85,10 +91,10 @@ def test_the_numbers_of_a_tally_add_up(new_store):
     first, second = filled(store, 2, "a")
     store.add_replies([kept_reply(first, "a", "direct", 5, 5), refused_reply(first, "a", "critic")])
     store.add_replies([refused_reply(second, "a", "direct", reason="http-400")])
-    (one,) = count_replies(store, panel_of("a"))  # two retries
-    assert (one.all, one.kept, one.refused, one.pending) == (6, 1, {"http-400": 1}, 4)
-    assert one.requests_needed(again=False) == 4
-    assert one.requests_needed(again=True) == 5
+    (counts,) = count_replies(store, panel_of("a"))  # two retries
+    assert (counts.all, counts.kept, counts.refused, counts.pending) == (6, 1, {"http-400": 1}, 4)
+    assert counts.requests_needed(again=False) == 4
+    assert counts.requests_needed(again=True) == 5
 
 
 def test_what_an_adaptive_panel_does_without_is_spared(new_store):
@@ -103,9 +109,9 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     assert (a.all, a.kept, a.spared, a.pending) == (6, 1, 2, 3)
     assert (b.all, b.kept, b.spared, b.pending) == (6, 0, 3, 3)
     left = store.questions.replied_pairs(settled=False, after=0, limit=5)
-    assert [heard.pair.id for heard in left] == [second]
+    assert [replied_pair.pair.id for replied_pair in left] == [second]
     every = store.questions.replied_pairs(settled=True, after=0, limit=5)
-    assert [heard.pair.id for heard in every] == [first, second]
+    assert [replied_pair.pair.id for replied_pair in every] == [first, second]
     full, _ = count_replies(store, panel_of("a", "b"))
     assert (full.spared, full.pending) == (0, 5)
 
@@ -134,17 +140,17 @@ def test_what_another_panel_settled_is_open_again(new_store, change):
 
 
 def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):
-    found = []
+    ids_of_shards = []
     for index in range(3):
         store = new_store(f"{index}.sqlite")
         ids = filled(store, 40, "a")
         store.questions.restrict_to_shard(Shard(index=index, total=3))
         mine = [pair_id for pair_id, _ in pending(store, "a", limit=100)]
         assert store.questions.pair_count() == len(mine)
-        (one,) = count_replies(store, panel_of("a"))
-        assert one.all == 3 * len(mine)
-        found += mine
-    assert sorted(found) == sorted(ids)
+        (counts,) = count_replies(store, panel_of("a"))
+        assert counts.all == 3 * len(mine)
+        ids_of_shards += mine
+    assert sorted(ids_of_shards) == sorted(ids)
 
 
 def test_a_store_stays_with_its_shard(new_store, tmp_path):
@@ -156,11 +162,11 @@ def test_a_store_stays_with_its_shard(new_store, tmp_path):
     store.questions.restrict_to_shard(None)  # going on
     with pytest.raises(ValueError, match="is for the shard 0/2, not 1/2"):
         store.questions.restrict_to_shard(Shard(index=1, total=2))
-    whole = new_store("whole.sqlite")
-    filled(whole, 1, "a")
-    whole.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
+    unsharded = new_store("whole.sqlite")
+    filled(unsharded, 1, "a")
+    unsharded.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     with pytest.raises(ValueError, match="was annotated without --shard"):
-        whole.questions.restrict_to_shard(Shard(index=0, total=2))
+        unsharded.questions.restrict_to_shard(Shard(index=0, total=2))
 
 
 @pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "1/0", "a/b", "0/", "/3", "1/2/3"])

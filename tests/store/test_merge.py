@@ -69,10 +69,10 @@ def contents(path):
 
 
 def test_a_merged_store_holds_the_replies_of_all(shards):
-    said = succeed("merge", "--out", shards.out, *shards.paths)
-    assert f"{shards.out}: 72 new replies of 3 stores" in said
-    assert "72 asked for = 72 kept + 0 refused + 0 pending" in said
-    assert "missing: shard" not in said
+    output = succeed("merge", "--out", shards.out, *shards.paths)
+    assert f"{shards.out}: 72 new replies of 3 stores" in output
+    assert "72 asked for = 72 kept + 0 refused + 0 pending" in output
+    assert "missing: shard" not in output
     with Store(shards.out) as store:
         assert store.questions.shard() is None
         assert [(r.pair_id, r.teacher, r.variant) for r in store.replies()] == sorted(
@@ -88,8 +88,8 @@ def test_the_order_of_the_stores_does_not_matter(shards, tmp_path):
     merge_stores(shards.out, shards.paths)
     merge_stores(tmp_path / "other.sqlite", shards.paths[::-1])
     assert contents(shards.out) == contents(tmp_path / "other.sqlite")
-    with Store(shards.out) as one, Store(tmp_path / "other.sqlite") as other:
-        assert one.annotations().hash == other.annotations().hash
+    with Store(shards.out) as store, Store(tmp_path / "other.sqlite") as reverse_store:
+        assert store.annotations().hash == reverse_store.annotations().hash
 
 
 def test_the_same_merge_again_changes_no_byte(shards):
@@ -100,11 +100,11 @@ def test_the_same_merge_again_changes_no_byte(shards):
 
 
 def test_a_missing_shard_is_said_and_can_be_added_later(shards):
-    said = succeed("merge", "--out", shards.out, shards.paths[0], shards.paths[2])
+    output = succeed("merge", "--out", shards.out, shards.paths[0], shards.paths[2])
     with Store(shards.paths[1]) as store:
         left = store.questions.pair_count() * 6
-    assert "missing: shard 1/3" in said
-    assert f"72 asked for = {72 - left} kept + 0 refused + {left} pending" in said
+    assert "missing: shard 1/3" in output
+    assert f"72 asked for = {72 - left} kept + 0 refused + {left} pending" in output
     assert f"{left} new replies of 1 store\n" in succeed(
         "merge", "--out", shards.out, shards.paths[1]
     )
@@ -141,10 +141,10 @@ def test_the_same_reply_in_two_stores_counts_once(shards, new_store):
 def test_two_different_replies_to_one_request_are_named_and_nothing_is_merged(shards, new_store):
     store = new_store("shard-1.sqlite")
     pair_id = next(i for i in shards.ids if Shard(index=0, total=3).contains(i))
-    other = kept_reply(pair_id, "anna", "direct", 3, 3, rationale="another")
-    store.add_replies([other])
-    complaint = fail("merge", "--out", shards.out, *shards.paths)
-    assert f"pair {pair_id}, anna, direct, chosen-first, 0" in complaint
+    different_reply = kept_reply(pair_id, "anna", "direct", 3, 3, rationale="another")
+    store.add_replies([different_reply])
+    error = fail("merge", "--out", shards.out, *shards.paths)
+    assert f"pair {pair_id}, anna, direct, chosen-first, 0" in error
     assert not list(shards.folder.glob("*whole*"))
     merge_stores(shards.out, [shards.paths[0], shards.paths[2]])
     before = contents(shards.out)
@@ -156,28 +156,28 @@ def test_two_different_replies_to_one_request_are_named_and_nothing_is_merged(sh
 
 
 @pytest.mark.parametrize(
-    ("source", "panel", "said"),
+    ("source", "panel", "message"),
     [
         (pairs_of(5), panel_of("anna", "ben"), 'its source is ["hand.jsonl"'),
         (pairs_of(12), panel_of("anna", "ben", variants=("direct",)), "its panel's variants is"),
         (pairs_of(12), panel_of("anna"), "its panel's teachers is"),
     ],
 )
-def test_stores_that_do_not_belong_together_are_refused(shards, new_store, source, panel, said):
-    other = new_store("other.sqlite")
-    other.corpus.add(Source(name="hand.jsonl"), source)
-    other.record_panel(panel)
-    complaint = fail("merge", "--out", shards.out, shards.paths[0], other.path)
-    assert f"{other.path} cannot be merged with {shards.paths[0]}: {said}" in complaint
+def test_stores_that_do_not_belong_together_are_refused(shards, new_store, source, panel, message):
+    other_store = new_store("other.sqlite")
+    other_store.corpus.add(Source(name="hand.jsonl"), source)
+    other_store.record_panel(panel)
+    error = fail("merge", "--out", shards.out, shards.paths[0], other_store.path)
+    assert f"{other_store.path} cannot be merged with {shards.paths[0]}: {message}" in error
     assert not shards.out.exists()
 
 
 def test_another_rubric_is_refused(shards, new_store):
     from sp2dpo.panel.rubric import load_rubric
 
-    other = new_store("other.sqlite")
-    filled(other, 12, "anna", "ben", rubric=load_rubric("semantic-gap-blind"))
-    assert "its rubric is" in fail("merge", "--out", shards.out, shards.paths[0], other.path)
+    other_store = new_store("other.sqlite")
+    filled(other_store, 12, "anna", "ben", rubric=load_rubric("semantic-gap-blind"))
+    assert "its rubric is" in fail("merge", "--out", shards.out, shards.paths[0], other_store.path)
 
 
 def test_another_definition_of_a_teacher_is_refused(shards, new_store):
@@ -185,12 +185,12 @@ def test_another_definition_of_a_teacher_is_refused(shards, new_store):
 
     panel = panel_of("anna", "ben")
     changed = replace(panel.teachers[0], revision="abc")
-    other = new_store("other.sqlite")
-    other.corpus.add(Source(name="hand.jsonl"), pairs_of(12))
-    other.record_panel(replace(panel, teachers=(changed, panel.teachers[1])))
-    complaint = fail("merge", "--out", shards.out, shards.paths[0], other.path)
-    assert "its teacher anna (model, revision, sampling) is" in complaint
-    assert '"abc"' in complaint
+    other_store = new_store("other.sqlite")
+    other_store.corpus.add(Source(name="hand.jsonl"), pairs_of(12))
+    other_store.record_panel(replace(panel, teachers=(changed, panel.teachers[1])))
+    error = fail("merge", "--out", shards.out, shards.paths[0], other_store.path)
+    assert "its teacher anna (model, revision, sampling) is" in error
+    assert '"abc"' in error
 
 
 def test_a_shard_that_is_being_annotated_is_refused(shards):
@@ -205,8 +205,8 @@ def test_a_shard_that_is_being_annotated_is_refused(shards):
 def test_a_store_of_its_own_is_never_written_to(shards, new_store, tmp_path):
     before = contents(shards.paths[0])
     assert "both merged and the --out" in fail("merge", "--out", *shards.paths[:1], *shards.paths)
-    complaint = fail("merge", "--out", shards.paths[0], *shards.paths[1:])
-    assert "not a merged store" in complaint
+    error = fail("merge", "--out", shards.paths[0], *shards.paths[1:])
+    assert "not a merged store" in error
     assert contents(shards.paths[0]) == before
     (tmp_path / "notes.sqlite").write_text("my notes")
     assert "not a store" in fail("merge", "--out", tmp_path / "notes.sqlite", *shards.paths)
@@ -237,12 +237,14 @@ def test_a_shard_that_no_pair_falls_into_is_merged_with_the_others(tmp_path, new
         else:
             store.corpus.add(Source(name="hand.jsonl"), pairs_of(2))
         store.questions.restrict_to_shard(Shard(index=empty, total=4))
-    paths = [path if number == empty else one for number, one in enumerate(shards.paths)]
+    paths = [
+        path if number == empty else shard_path for number, shard_path in enumerate(shards.paths)
+    ]
     for number, order in enumerate(([path, *paths[:empty], *paths[empty + 1 :]], paths[::-1])):
         out = tmp_path / f"whole-{number}.sqlite"
-        said = succeed("merge", "--out", out, *order)
-        assert "12 asked for = 12 kept + 0 refused + 0 pending" in said
-        assert "missing: shard" not in said
+        output = succeed("merge", "--out", out, *order)
+        assert "12 asked for = 12 kept + 0 refused + 0 pending" in output
+        assert "missing: shard" not in output
     assert contents(tmp_path / "whole-0.sqlite") == contents(tmp_path / "whole-1.sqlite")
     before = contents(out)
     assert "0 new replies of 1 store\n" in succeed("merge", "--out", out, path)
@@ -250,8 +252,8 @@ def test_a_shard_that_no_pair_falls_into_is_merged_with_the_others(tmp_path, new
 
 
 def test_an_empty_shard_of_another_source_is_refused(shards, new_store):
-    other = new_store("other.sqlite")
-    other.corpus.add(Source(name="hand.jsonl"), pairs_of(5))
-    complaint = fail("merge", "--out", shards.out, *shards.paths, other.path)
-    assert f"{other.path} cannot be merged with {shards.paths[0]}: its source is" in complaint
+    other_store = new_store("other.sqlite")
+    other_store.corpus.add(Source(name="hand.jsonl"), pairs_of(5))
+    error = fail("merge", "--out", shards.out, *shards.paths, other_store.path)
+    assert f"{other_store.path} cannot be merged with {shards.paths[0]}: its source is" in error
     assert not shards.out.exists()

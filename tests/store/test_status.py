@@ -30,19 +30,19 @@ from support.harness import COMMAND, fail, pairs_of, succeed, write_pairs, write
 VARIANTS = ("direct", "critic", "reader")
 
 
-def a_teacher(name, **more):
+def a_teacher(name, **fields):
     return Endpoint(
         name=name,
         model=name,
         revision=None,
         base_urls=("http://127.0.0.1:9/v1",),
         sampling={"temperature": 0, "max_tokens": 100},
-        **more,
+        **fields,
     )
 
 
-def panel_of(*teachers, rubric="semantic-gap", variants=VARIANTS, **more):
-    return Panel(rubric=load_rubric(rubric), variants=variants, teachers=teachers, **more)
+def panel_of(*teachers, rubric="semantic-gap", variants=VARIANTS, **fields):
+    return Panel(rubric=load_rubric(rubric), variants=variants, teachers=teachers, **fields)
 
 
 def begun(store, count, panel):
@@ -52,7 +52,7 @@ def begun(store, count, panel):
     return [row.pair.id for row in rows]
 
 
-def said(
+def reply_record(
     pair_id,
     name,
     variant="direct",
@@ -93,7 +93,7 @@ def said(
 
 def imported(pair_id, name, variant="direct", *, prompt=None, reason=None):
     """A reply out of a file: nobody took its time, and perhaps nobody counted its tokens."""
-    timed = said(pair_id, name, variant, at=7000.0, reason=reason)
+    timed = reply_record(pair_id, name, variant, at=7000.0, reason=reason)
     counts = {"prompt_tokens": prompt, "completion_tokens": prompt and 20}
     finish = None if reason else "stop"
     reply = replace(timed.reply, finish_reason=finish, model=None, seconds=None, **counts)
@@ -119,18 +119,18 @@ def counts(row):
 
 def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
     store = new_store()
-    one, two, _ = begun(store, 3, panel_of(a_teacher("a"), a_teacher("b", retries=0)))
+    first, second, _ = begun(store, 3, panel_of(a_teacher("a"), a_teacher("b", retries=0)))
     store.add_replies(
         [
-            said(one, "a"),
-            said(two, "a"),
-            said(one, "a", "critic", reason="not-json"),  # to be asked again
-            declined(two, "a", "critic"),
-            said(one, "b", "reader", reason="not-json"),  # is not asked again
+            reply_record(first, "a"),
+            reply_record(second, "a"),
+            reply_record(first, "a", "critic", reason="not-json"),  # to be asked again
+            declined(second, "a", "critic"),
+            reply_record(first, "b", "reader", reason="not-json"),  # is not asked again
         ]
     )
-    found = json_values(collect_status(store.path))
-    a, b = found["teachers"]
+    payload = json_values(collect_status(store.path))
+    a, b = payload["teachers"]
     assert [counts(cell) for cell in a["cells"]] == [
         {"asked": 3, "kept": 2, "refused": {}, "spared": 0, "pending": 1},
         {"asked": 3, "kept": 0, "refused": {"http-400": 1}, "spared": 0, "pending": 2},
@@ -142,23 +142,24 @@ def test_every_row_adds_up_and_the_rows_add_up_to_the_total(new_store):
     assert counts(b) == {
         "asked": 9, "kept": 0, "refused": {"not-json": 1}, "spared": 0, "pending": 8,
     }  # fmt: skip
-    assert counts(found["total"]) == {
+    assert counts(payload["total"]) == {
         "asked": 18, "kept": 2, "refused": {"http-400": 1, "not-json": 1}, "spared": 0,
         "pending": 14,
     }  # fmt: skip
-    assert (a["requests"], found["total"]["requests"]) == (4, 5)
+    assert (a["requests"], payload["total"]["requests"]) == (4, 5)
 
 
 def test_tokens_are_summed_and_a_server_that_leaves_zeros_out_is_understood(new_store):
     store = new_store()
-    one, two = begun(store, 2, panel_of(a_teacher("a"), a_teacher("silent")))
+    first, second = begun(store, 2, panel_of(a_teacher("a"), a_teacher("silent")))
     store.add_replies(
         [
-            said(one, "a", prompt=100, completion=10),  # nothing cached: vLLM does not say 0
-            said(two, "a", prompt=300, completion=30, cached=160),
-            said(one, "silent"),
-            said(two, "silent", prompt=None),
-            declined(two, "silent", "critic"),
+            # nothing cached: vLLM does not say 0
+            reply_record(first, "a", prompt=100, completion=10),
+            reply_record(second, "a", prompt=300, completion=30, cached=160),
+            reply_record(first, "silent"),
+            reply_record(second, "silent", prompt=None),
+            declined(second, "silent", "critic"),
         ]
     )
     a, silent = json_values(collect_status(store.path))["teachers"]
@@ -173,14 +174,19 @@ def test_the_rate_is_that_of_the_last_ten_minutes_before_the_newest_reply(new_st
     ids = begun(store, 40, panel_of(a_teacher("a")))
     # An hour ago ten replies in a hundred seconds; now ten in ten, each in flight for one second.
     store.add_replies(
-        [said(one, "a", at=1000.0 + 10 * n, seconds=10) for n, one in enumerate(ids[:10])]
+        [
+            reply_record(pair_id, "a", at=1000.0 + 10 * n, seconds=10)
+            for n, pair_id in enumerate(ids[:10])
+        ]
     )
-    store.add_replies([said(one, "a", at=5000.0 + n) for n, one in enumerate(ids[10:20])])
-    found = json_values(collect_status(store.path))["teachers"][0]
-    assert found["replies_per_second"] == pytest.approx(10 / 10)
-    assert found["busy_seconds"] == pytest.approx(100 + 10)
-    assert found["pending"] == 120 - 20
-    assert found["seconds_left"] == pytest.approx(100)
+    store.add_replies(
+        [reply_record(pair_id, "a", at=5000.0 + n) for n, pair_id in enumerate(ids[10:20])]
+    )
+    teacher = json_values(collect_status(store.path))["teachers"][0]
+    assert teacher["replies_per_second"] == pytest.approx(10 / 10)
+    assert teacher["busy_seconds"] == pytest.approx(100 + 10)
+    assert teacher["pending"] == 120 - 20
+    assert teacher["seconds_left"] == pytest.approx(100)
 
 
 def test_a_pause_is_no_work_and_requests_side_by_side_count_once():
@@ -196,16 +202,16 @@ def test_a_pause_is_no_work_and_requests_side_by_side_count_once():
 
 def test_what_is_left_takes_the_replies_that_are_asked_for_again_into_account(new_store):
     store = new_store()
-    one, _ = begun(store, 2, panel_of(a_teacher("a"), variants=("direct",)))
+    pair_id, _ = begun(store, 2, panel_of(a_teacher("a"), variants=("direct",)))
     store.add_replies(
         [
-            said(one, "a", at=1.0, reason="not-json"),
-            said(one, "a", at=2.0, attempt=1),
+            reply_record(pair_id, "a", at=1.0, reason="not-json"),
+            reply_record(pair_id, "a", at=2.0, attempt=1),
         ]
     )
-    found = json_values(collect_status(store.path))["teachers"][0]
-    assert (found["kept"], found["pending"], found["requests"]) == (1, 1, 2)
-    assert found["seconds_left"] == pytest.approx(2)  # two replies at one a second
+    teacher = json_values(collect_status(store.path))["teachers"][0]
+    assert (teacher["kept"], teacher["pending"], teacher["requests"]) == (1, 1, 2)
+    assert teacher["seconds_left"] == pytest.approx(2)  # two replies at one a second
 
 
 def test_money_by_the_token_and_by_the_hour(new_store):
@@ -216,20 +222,22 @@ def test_money_by_the_token_and_by_the_hour(new_store):
         a_teacher("tokens", price=by_token), a_teacher("hours", price=by_hour), variants=("direct",)
     )
     ids = begun(store, 4, panel)
-    for n, one in enumerate(ids[:2]):
-        store.add_replies([said(one, "tokens", prompt=1000, completion=100, cached=400)])
-        store.add_replies([said(one, "hours", at=float(n), seconds=1)])
+    for n, pair_id in enumerate(ids[:2]):
+        store.add_replies(
+            [reply_record(pair_id, "tokens", prompt=1000, completion=100, cached=400)]
+        )
+        store.add_replies([reply_record(pair_id, "hours", at=float(n), seconds=1)])
     status = collect_status(store.path)
-    found = json_values(status)
-    tokens, hours = found["teachers"]
+    payload = json_values(status)
+    tokens, hours = payload["teachers"]
     # For each of two replies 600 x 2 + 400 x 0.5 + 100 x 10 millionths; as many are to come.
     assert tokens["money"] == pytest.approx(2 * 2400e-6)
     assert tokens["money_left"] == pytest.approx(2 * 2400e-6)
     # Two seconds on two GPUs at a thousandth a second; two more replies take two more seconds.
     assert hours["money"] == pytest.approx(2 * 2 * 0.001)
     assert hours["money_left"] == pytest.approx(2 * 2 * 0.001)
-    assert found["total"]["money"] == pytest.approx({"USD": 4800e-6, "EUR": 0.004})
-    assert found["total"]["unpriced"] == []
+    assert payload["total"]["money"] == pytest.approx({"USD": 4800e-6, "EUR": 0.004})
+    assert payload["total"]["unpriced"] == []
     assert "cost so far: 0.0048 USD + 0.004 EUR" in "\n".join(status_lines(status))
 
 
@@ -239,12 +247,22 @@ def test_money_that_cannot_be_known_is_not_told(new_store):
     panel = panel_of(
         a_teacher("free"), a_teacher("silent", price=price), a_teacher("told", price=price)
     )
-    one = begun(store, 1, panel)[0]
-    store.add_replies([said(one, "free"), said(one, "silent", prompt=None), said(one, "told")])
+    pair_id = begun(store, 1, panel)[0]
+    store.add_replies(
+        [
+            reply_record(pair_id, "free"),
+            reply_record(pair_id, "silent", prompt=None),
+            reply_record(pair_id, "told"),
+        ]
+    )
     status = collect_status(store.path)
-    found = json_values(status)
-    assert [one["money"] for one in found["teachers"]] == [None, None, pytest.approx(400e-6)]
-    assert found["total"]["unpriced"] == ["free", "silent"]
+    payload = json_values(status)
+    assert [teacher["money"] for teacher in payload["teachers"]] == [
+        None,
+        None,
+        pytest.approx(400e-6),
+    ]
+    assert payload["total"]["unpriced"] == ["free", "silent"]
     assert "not included: free, silent" in "\n".join(status_lines(status))
 
 
@@ -253,12 +271,12 @@ def test_replies_out_of_a_file_have_no_rate_no_time_and_no_price_by_the_hour(new
     price = Price(gpu_hour=3.6, gpus=2, currency="EUR")
     panel = panel_of(a_teacher("a", price=price), variants=("direct", "critic"))
     ids = begun(store, 3, panel)
-    store.add_replies([imported(one, "a") for one in ids])
+    store.add_replies([imported(pair_id, "a") for pair_id in ids])
     store.add_replies([declined(ids[0], "a", "critic")])
     store.add_replies([imported(ids[1], "a", "critic", reason="unfinished")])
     status = collect_status(store.path)
-    found = json_values(status)
-    a = found["teachers"][0]
+    payload = json_values(status)
+    a = payload["teachers"][0]
     assert (a["kept"], a["pending"], a["untold"], a["untimed"]) == (3, 2, 4, 4)
     assert a["busy_seconds"] is a["replies_per_second"] is a["seconds_left"] is None
     assert a["money"] is a["money_left"] is None
@@ -273,9 +291,12 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
     panel = panel_of(a_teacher("a", price=Price(gpu_hour=3.6, gpus=1)), variants=("direct",))
     ids = begun(store, 10, panel)
     store.add_replies(
-        [said(one, "a", at=100.0 + 2 * n, seconds=2) for n, one in enumerate(ids[:3])]
+        [
+            reply_record(pair_id, "a", at=100.0 + 2 * n, seconds=2)
+            for n, pair_id in enumerate(ids[:3])
+        ]
     )
-    store.add_replies([imported(one, "a", prompt=50) for one in ids[3:8]])
+    store.add_replies([imported(pair_id, "a", prompt=50) for pair_id in ids[3:8]])
     a = json_values(collect_status(store.path))["teachers"][0]
     assert (a["requests"], a["untold"], a["untimed"]) == (8, 0, 5)
     assert a["busy_seconds"] == pytest.approx(6)
@@ -288,8 +309,10 @@ def test_replies_out_of_a_file_leave_the_rate_of_the_others_alone(new_store):
 def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
     store = new_store()
     ids = begun(store, 9, panel_of(a_teacher("a"), variants=("direct",)))
-    store.add_replies([said(ids[0], "a", at=5.0, seconds=1)])
-    store.add_replies([replace(declined(one, "a", "direct"), arrived=5.0) for one in ids[1:8]])
+    store.add_replies([reply_record(ids[0], "a", at=5.0, seconds=1)])
+    store.add_replies(
+        [replace(declined(pair_id, "a", "direct"), arrived=5.0) for pair_id in ids[1:8]]
+    )
     a = json_values(collect_status(store.path))["teachers"][0]
     assert (a["untold"], a["untimed"], a["replies_per_second"]) == (0, 0, pytest.approx(1))
 
@@ -297,9 +320,9 @@ def test_what_a_server_declined_is_no_answer_and_has_no_time(new_store):
 def test_the_command_tells_what_was_imported_without_inventing_anything(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", 2)
     panel = write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1")
-    both = ("--panel", panel, "--store", tmp_path / "run.sqlite")
+    panel_and_store = ("--panel", panel, "--store", tmp_path / "run.sqlite")
     out, replies = tmp_path / "requests.jsonl", tmp_path / "replies.jsonl"
-    succeed("export-requests", "--pairs", pairs, *both, "--out", out)
+    succeed("export-requests", "--pairs", pairs, *panel_and_store, "--out", out)
     content = json.dumps(
         {"rationale": "because", "category": "style", "magnitude": 4, "confidence": 7}
     )
@@ -313,10 +336,10 @@ def test_the_command_tells_what_was_imported_without_inventing_anything(tmp_path
         for line in out.read_text().splitlines()
     ]
     replies.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    succeed("import-replies", *both, replies)
-    told = succeed("status", "--store", tmp_path / "run.sqlite")
-    assert "6 replies came without token counts" in told
-    assert any(line.split()[:3] == ["scripted", "-", "-"] for line in told.splitlines())
+    succeed("import-replies", *panel_and_store, replies)
+    output = succeed("status", "--store", tmp_path / "run.sqlite")
+    assert "6 replies came without token counts" in output
+    assert any(line.split()[:3] == ["scripted", "-", "-"] for line in output.splitlines())
 
 
 @pytest.mark.parametrize("name", ["a", "organisation/a-teacher-with-a-very-long-name-{}-instruct"])
@@ -329,8 +352,10 @@ def test_every_line_fits_a_terminal(new_store, name):
     reasons = ("not-json", "schema", "length", "unfinished", "empty", "http-400", "too-long")
     store.add_replies(
         [
-            said(one, teacher.name, variant, order=order, attempt=2, reason=reason, better="A")
-            for one in ids
+            reply_record(
+                pair_id, teacher.name, variant, order=order, attempt=2, reason=reason, better="A"
+            )
+            for pair_id in ids
             for teacher in teachers
             for variant, order, reason in (
                 ("direct", "chosen-first", reasons[0]),
@@ -361,12 +386,16 @@ def test_every_line_fits_a_terminal(new_store, name):
 def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
     store = new_store()
     ids = begun(store, 10, panel_of(a_teacher("a"), a_teacher("b"), variants=("direct",)))
-    store.add_replies([said(one, "a", at=float(n)) for n, one in enumerate(ids[:5])])
-    store.add_replies([said(one, "b", at=2.0 * n, seconds=2) for n, one in enumerate(ids[:5])])
+    store.add_replies(
+        [reply_record(pair_id, "a", at=float(n)) for n, pair_id in enumerate(ids[:5])]
+    )
+    store.add_replies(
+        [reply_record(pair_id, "b", at=2.0 * n, seconds=2) for n, pair_id in enumerate(ids[:5])]
+    )
     status = collect_status(store.path)
-    found = json_values(status)
-    assert found["total"]["seconds_left_side_by_side"] == pytest.approx(10)
-    assert found["total"]["seconds_left_in_turn"] == pytest.approx(15)
+    payload = json_values(status)
+    assert payload["total"]["seconds_left_side_by_side"] == pytest.approx(10)
+    assert payload["total"]["seconds_left_in_turn"] == pytest.approx(15)
     assert "left: 10 s if the teachers work in parallel, 15 s one after the other" in status_lines(
         status
     )
@@ -375,21 +404,21 @@ def test_two_teachers_may_work_side_by_side_or_one_after_the_other(new_store):
 def test_a_teacher_that_was_not_heard_yet_has_no_time_left_that_is_known(new_store):
     store = new_store()
     ids = begun(store, 2, panel_of(a_teacher("a"), a_teacher("b", price=Price(gpu_hour=1, gpus=1))))
-    store.add_replies([said(ids[0], "a")])
-    found = json_values(collect_status(store.path))
-    b = found["teachers"][1]
+    store.add_replies([reply_record(ids[0], "a")])
+    payload = json_values(collect_status(store.path))
+    b = payload["teachers"][1]
     assert (b["pending"], b["seconds_left"], b["money_left"]) == (6, None, None)
-    assert found["total"]["seconds_left_in_turn"] is None
+    assert payload["total"]["seconds_left_in_turn"] is None
 
 
 def test_both_orders_of_a_blind_panel_have_a_row(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a"), rubric="semantic-gap-blind", variants=("direct",))
-    one, _ = begun(store, 2, panel)
-    store.add_replies([said(one, "a", order="rejected-first", better="A")])
+    pair_id, _ = begun(store, 2, panel)
+    store.add_replies([reply_record(pair_id, "a", order="rejected-first", better="A")])
     status = collect_status(store.path)
-    found = json_values(status)
-    cells = found["teachers"][0]["cells"]
+    payload = json_values(status)
+    cells = payload["teachers"][0]["cells"]
     assert [(cell["order"], cell["asked"], cell["kept"]) for cell in cells] == [
         ("chosen-first", 2, 0),
         ("rejected-first", 2, 1),
@@ -400,14 +429,16 @@ def test_both_orders_of_a_blind_panel_have_a_row(new_store):
 def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     store = new_store()
     panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
-    one, two = begun(store, 2, panel)
-    store.add_replies([said(one, "a"), said(one, "b"), said(two, "a")])
-    store.add_replies([], [SettledPair(pair_id=one, replies=2, chance=0.97)])
+    first, second = begun(store, 2, panel)
+    store.add_replies(
+        [reply_record(first, "a"), reply_record(first, "b"), reply_record(second, "a")]
+    )
+    store.add_replies([], [SettledPair(pair_id=first, replies=2, chance=0.97)])
     status = collect_status(store.path)
-    found = json_values(status)
-    spared = [[cell["spared"] for cell in each["cells"]] for each in found["teachers"]]
+    payload = json_values(status)
+    spared = [[cell["spared"] for cell in each["cells"]] for each in payload["teachers"]]
     assert spared == [[0, 1, 1], [0, 1, 1]]
-    assert counts(found["total"]) == {
+    assert counts(payload["total"]) == {
         "asked": 12, "kept": 3, "refused": {}, "spared": 4, "pending": 5,
     }  # fmt: skip
     assert any(line.startswith("left, at most") for line in status_lines(status))
@@ -415,39 +446,47 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
 
 def test_replies_that_the_last_panel_does_not_ask_are_told_apart(new_store):
     store = new_store()
-    one = begun(store, 1, panel_of(a_teacher("a"), a_teacher("b")))[0]
-    store.add_replies([said(one, "a"), said(one, "a", "critic"), said(one, "b")])
+    pair_id = begun(store, 1, panel_of(a_teacher("a"), a_teacher("b")))[0]
+    store.add_replies(
+        [
+            reply_record(pair_id, "a"),
+            reply_record(pair_id, "a", "critic"),
+            reply_record(pair_id, "b"),
+        ]
+    )
     store.record_panel(panel_of(a_teacher("a"), variants=("direct",)))
     status = collect_status(store.path)
-    found = json_values(status)
-    assert counts(found["total"]) == {
+    payload = json_values(status)
+    assert counts(payload["total"]) == {
         "asked": 1, "kept": 1, "refused": {}, "spared": 0, "pending": 0,
     }  # fmt: skip
-    assert (found["total"]["requests"], found["outside"]["replies"]) == (1, 2)
+    assert (payload["total"]["requests"], payload["outside"]["replies"]) == (1, 2)
     assert "2 replies of teachers or variants" in "\n".join(status_lines(status))
 
 
 def test_before_anything_was_annotated_there_is_nothing_but_pairs(new_store):
     store = new_store()
     store.corpus.add(Source(name="hand.jsonl"), pairs_of(3))
-    said = succeed("status", "--store", store.path)
-    assert "3 pairs of hand.jsonl" in " ".join(said.split())  # wrapped where the path is long
-    assert "no annotation yet" in said
-    found = json.loads(succeed("status", "--store", store.path, "--json"))
-    assert (found["teachers"], found["total"]["asked"], found["budget"]) == ([], 0, None)
+    output = succeed("status", "--store", store.path)
+    assert "3 pairs of hand.jsonl" in " ".join(output.split())  # wrapped where the path is long
+    assert "no annotation yet" in output
+    payload = json.loads(succeed("status", "--store", store.path, "--json"))
+    assert (payload["teachers"], payload["total"]["asked"], payload["budget"]) == ([], 0, None)
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path):
     assert "no such store" in fail("status", "--store", tmp_path / "none.sqlite")
-    other = tmp_path / "other.sqlite"
-    other.write_text("hello")
-    assert "not a store" in fail("status", "--store", other)
+    path = tmp_path / "other.sqlite"
+    path.write_text("hello")
+    assert "not a store" in fail("status", "--store", path)
 
 
 def test_a_damaged_file_is_found_out(new_store):
     store = new_store()
     ids = begun(store, 300, panel_of(a_teacher("a")))
-    store.add_replies([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    store.add_replies(
+        [reply_record(pair_id, "a", variant) for pair_id in ids for variant in VARIANTS]
+    )
     with closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         pages = database.execute("PRAGMA page_count").fetchone()[0]
@@ -455,15 +494,17 @@ def test_a_damaged_file_is_found_out(new_store):
     with store.path.open("r+b") as file:
         file.seek(pages // 2 * size)
         file.write(b"\xff" * 2 * size)
-    complaint = fail("status", "--store", store.path)
-    assert "is damaged" in complaint
+    error = fail("status", "--store", store.path)
+    assert "is damaged" in error
     assert json_values(collect_status(store.path))["integrity"]
 
 
 def test_a_file_that_the_check_itself_cannot_read_is_damaged(new_store):
     store = new_store()
     ids = begun(store, 300, panel_of(a_teacher("a")))
-    store.add_replies([said(one, "a", variant) for one in ids for variant in VARIANTS])
+    store.add_replies(
+        [reply_record(pair_id, "a", variant) for pair_id in ids for variant in VARIANTS]
+    )
     with closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         size = database.execute("PRAGMA page_size").fetchone()[0]
@@ -507,9 +548,9 @@ def test_it_is_said_who_annotates_until_nobody_does(scripted, tmp_path):
     ) as running:
         while len(teacher.requests) < 5:
             time.sleep(0.01)
-        found = json_values(collect_status(store))
-        assert found["annotating"] == running.pid
-        total = found["total"]
+        payload = json_values(collect_status(store))
+        assert payload["annotating"] == running.pid
+        total = payload["total"]
         assert 0 < total["kept"] < 120 == total["kept"] + total["pending"]
         assert f"process {running.pid} is annotating" in succeed("status", "--store", store)
         running.send_signal(signal.SIGKILL)

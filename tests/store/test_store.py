@@ -45,12 +45,12 @@ def test_a_pair_is_found_by_its_first_digits_and_by_its_source_id(new_store):
 
 def test_a_name_that_two_pairs_answer_to_is_refused(new_store):
     store = new_store()
-    one, two = pairs_of(2)
-    meant = SourceRow(row=1, pair=one.pair, source_id=two.pair.id[:8])
-    store.corpus.add(HAND, [meant, SourceRow(row=2, pair=two.pair, source_id="7")])
-    assert store.corpus.pair("7").id == two.pair.id
+    first, second = pairs_of(2)
+    meant = SourceRow(row=1, pair=first.pair, source_id=second.pair.id[:8])
+    store.corpus.add(HAND, [meant, SourceRow(row=2, pair=second.pair, source_id="7")])
+    assert store.corpus.pair("7").id == second.pair.id
     with pytest.raises(ValueError, match="several pairs are called"):
-        store.corpus.pair(two.pair.id[:8])
+        store.corpus.pair(second.pair.id[:8])
 
 
 def test_the_rows_of_a_source_add_up(new_store):
@@ -125,15 +125,15 @@ def test_the_last_attempt_counts_unless_one_was_kept(new_store):
 
 
 def test_the_hash_of_annotations_depends_on_what_they_say_and_nothing_else(new_store):
-    one, two, other = new_store("1.sqlite"), new_store("2.sqlite"), new_store("3.sqlite")
-    for store in (one, two, other):
+    first, second, changed = new_store("1.sqlite"), new_store("2.sqlite"), new_store("3.sqlite")
+    for store in (first, second, changed):
         ids = filled(store, 2, "a")
     replies = [kept_reply(ids[0], "a", "direct", 5, 5), kept_reply(ids[1], "a", "critic", 6, 7)]
-    one.add_replies(replies)
-    two.add_replies(replies[::-1])
-    other.add_replies([replies[0], kept_reply(ids[1], "a", "critic", 6, 8)])
-    assert one.annotations().hash == two.annotations().hash
-    assert one.annotations().hash != other.annotations().hash
+    first.add_replies(replies)
+    second.add_replies(replies[::-1])
+    changed.add_replies([replies[0], kept_reply(ids[1], "a", "critic", 6, 8)])
+    assert first.annotations().hash == second.annotations().hash
+    assert first.annotations().hash != changed.annotations().hash
 
 
 def test_a_second_teacher_may_join_later(new_store):
@@ -184,9 +184,9 @@ def test_a_store_is_read_where_nobody_can_write():
         path.chmod(0o444)
         path.parent.chmod(0o555)
         command = [sys.executable, "-c", script, path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         path.parent.chmod(0o755)
-    assert done.stdout.strip() == "1", done.stderr
+    assert result.stdout.strip() == "1", result.stderr
 
 
 def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path):
