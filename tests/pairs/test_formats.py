@@ -13,8 +13,8 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def assistant(text, **more):
-    return {"role": "assistant", "content": text} | more
+def assistant(text, **fields):
+    return {"role": "assistant", "content": text} | fields
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -51,10 +51,10 @@ def test_texts_without_a_prompt_part_at_the_last_whole_word():
 
 
 def test_texts_part_at_the_same_place_when_they_trade_places():
-    one = {"chosen": "The cat sat", "rejected": "The cats sat"}
-    other = {"chosen": "The cats sat", "rejected": "The cat sat"}
-    assert parts(one) == ([user("The")], [assistant(" cat sat")], [assistant(" cats sat")])
-    assert parts(other) == ([user("The")], [assistant(" cats sat")], [assistant(" cat sat")])
+    row = {"chosen": "The cat sat", "rejected": "The cats sat"}
+    swapped_row = {"chosen": "The cats sat", "rejected": "The cat sat"}
+    assert parts(row) == ([user("The")], [assistant(" cat sat")], [assistant(" cats sat")])
+    assert parts(swapped_row) == ([user("The")], [assistant(" cats sat")], [assistant(" cat sat")])
 
 
 def test_a_text_that_goes_on_where_the_other_ends_keeps_its_last_word():
@@ -139,8 +139,8 @@ def test_a_dialogue_as_prompt_may_end_with_an_open_turn():
 def test_half_a_dialogue_is_refused():
     dialogue, text = "\n\nHuman: Sky?\n\nAssistant: Blue.", "Green."
     for chosen, rejected in ((dialogue, text), (text, dialogue)):
-        said = reason({"chosen": chosen, "rejected": rejected})
-        assert said == "no common prompt: one response is a dialogue and the other is not"
+        message = reason({"chosen": chosen, "rejected": rejected})
+        assert message == "no common prompt: one response is a dialogue and the other is not"
 
 
 def test_a_dialogue_inside_a_text_stays_text():
@@ -292,12 +292,12 @@ def test_texts_that_never_agree_have_no_common_prompt():
 
 @pytest.mark.parametrize("kind", ["texts", "dialogues", "conversations"])
 def test_without_a_prompt_equal_responses_are_equal(kind):
-    said = {
+    response = {
         "texts": "The sky is blue.",
         "dialogues": "\n\nHuman: Sky?\n\nAssistant: Blue.",
         "conversations": [user("Sky?"), assistant("Blue.")],
     }[kind]
-    assert reason({"chosen": said, "rejected": said}) == "chosen equals rejected"
+    assert reason({"chosen": response, "rejected": response}) == "chosen equals rejected"
 
 
 def test_responses_that_differ_only_in_how_an_accent_is_written_are_equal():

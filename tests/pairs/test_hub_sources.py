@@ -59,7 +59,7 @@ def hub(name, root):
     )
 
 
-def client(url, home, *texts, **more):
+def client(url, home, *texts, **variables):
     """What a process with the real clients makes of the sources; `home` holds its cache."""
     settings = {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
     settings |= {
@@ -67,16 +67,16 @@ def client(url, home, *texts, **more):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, *texts],
-        env=os.environ | settings | more,
+        env=os.environ | settings | variables,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(root, tmp_path_factory):
-    """What the clients found, by what they were asked for."""
-    asked = (
+def hub_answers(root, tmp_path_factory):
+    """The answers of the clients, by the name of the source."""
+    names = (
         *(
             NAME,
             f"{NAME}:test",
@@ -111,8 +111,8 @@ def found(root, tmp_path_factory):
         *("org/none", "org/na..me", f"{NAME}:validation", f"{NAME}:validation@v1"),
     )
     with hub(NAME, root) as url:
-        answers = client(url, tmp_path_factory.mktemp("home"), *asked)
-    return dict(zip(asked, answers, strict=True))
+        answers = client(url, tmp_path_factory.mktemp("home"), *names)
+    return dict(zip(names, answers, strict=True))
 
 
 def commit(root, ref):
@@ -131,7 +131,7 @@ def read_from(path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "split", "ref"),
+    ("name", "split", "ref"),
     [
         (NAME, "train", "main"),
         (f"{NAME}:test", "test", "main"),
@@ -140,8 +140,8 @@ def read_from(path):
         (f"{NAME}:validation@v1", "validation", "v1"),
     ],
 )
-def test_a_split_at_a_ref_is_read_and_its_commit_is_recorded(root, found, asked, split, ref):
-    answer = found[asked]
+def test_a_split_at_a_ref_is_read_and_its_commit_is_recorded(root, hub_answers, name, split, ref):
+    answer = hub_answers[name]
     assert answer["name"] == f"{NAME}:{split}"
     assert answer["revision"] == commit(root, ref)
     assert answer["license"] == "mit"
@@ -150,15 +150,15 @@ def test_a_split_at_a_ref_is_read_and_its_commit_is_recorded(root, found, asked,
     ]
 
 
-def test_a_commit_names_what_its_tag_names(found, root):
-    assert found[f"{NAME}:test@{commit(root, 'v1')}"] == found[f"{NAME}:test@v1"]
+def test_a_commit_names_what_its_tag_names(hub_answers, root):
+    assert hub_answers[f"{NAME}:test@{commit(root, 'v1')}"] == hub_answers[f"{NAME}:test@v1"]
 
 
-def test_the_hubs_rows_are_the_files_rows(found, root):
+def test_the_hubs_rows_are_the_files_rows(hub_answers, root):
     parquet = read_from(root / "main" / "data" / "train-00000-of-00001.parquet")
     lines = read_from(root / "v1" / "data" / "test.jsonl")
-    assert found[NAME]["rows"] == parquet
-    assert found[f"{NAME}:test@v1"]["rows"] == lines
+    assert hub_answers[NAME]["rows"] == parquet
+    assert hub_answers[f"{NAME}:test@v1"]["rows"] == lines
     assert len(parquet) == len(lines) == 3
 
 
@@ -176,7 +176,7 @@ def test_rows_of_the_hub_that_hold_no_pair_are_set_aside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "said"),
+    ("name", "error", "message"),
     [
         (
             f"{NAME}:nope",
@@ -191,10 +191,10 @@ def test_rows_of_the_hub_that_hold_no_pair_are_set_aside(tmp_path):
         ("org/na..me", "ValueError", "org/na..me: "),
     ],
 )
-def test_what_is_not_on_the_hub_is_said_in_one_line(found, asked, error, said):
-    answer = found[asked]
+def test_what_is_not_on_the_hub_is_said_in_one_line(hub_answers, name, error, message):
+    answer = hub_answers[name]
     assert answer["error"] == error
-    assert answer["said"].startswith(said)
+    assert answer["said"].startswith(message)
     assert "\n" not in answer["said"]
     assert len(answer["said"]) < 200
 
@@ -213,19 +213,19 @@ def test_without_the_network_the_hub_is_not_asked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("train.parquet", "not parquet", "The split names could not be parsed"),
         ("train.jsonl", '{"prompt": "Q?"}\n{"prompt": \n', "An error occurred while generating"),
         ("README.md", "Nothing yet.\n", "doesn't contain any data files"),
     ],
 )
-def test_a_data_set_that_cannot_be_read_is_said_in_one_line(tmp_path, file, content, said):
+def test_a_data_set_that_cannot_be_read_is_said_in_one_line(tmp_path, file, content, message):
     root = tmp_path / "root"
     (root / "main").mkdir(parents=True)
     (root / "main" / file).write_text(content)
     with hub(SINGLE, root) as url:
         (answer,) = client(url, tmp_path / "home", SINGLE)
     assert answer["said"].startswith(SINGLE)
-    assert said in answer["said"]
+    assert message in answer["said"]
     assert "\n" not in answer["said"]

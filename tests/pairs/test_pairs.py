@@ -10,32 +10,32 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.text import canonical_json
 
 
-def pair(prompt="Name a red fruit.", chosen="An apple.", rejected="A banana.", **more):
+def pair(prompt="Name a red fruit.", chosen="An apple.", rejected="A banana.", **fields):
     return Pair(
         prompt=({"role": "user", "content": prompt},),
         chosen=({"role": "assistant", "content": chosen},),
         rejected=({"role": "assistant", "content": rejected},),
-        **more,
+        **fields,
     )
 
 
 def test_the_id_is_the_hash_of_the_canonical_json_written_out():
-    said = (
+    text = (
         '{"chosen":[{"content":"An apple.","role":"assistant"}],'
         '"prompt":[{"content":"Name a red fruit.","role":"user"}],'
         '"rejected":[{"content":"A banana.","role":"assistant"}]}'
     )
-    assert pair().id == hashlib.sha256(said.encode()).hexdigest()
+    assert pair().id == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_text_beyond_ascii_is_hashed_as_itself():
-    said = (
+    text = (
         '{"chosen":[{"content":"é\\n\\"ü\\"","role":"assistant"}],'
         '"prompt":[{"content":"林檎","role":"user"}],'
         '"rejected":[{"content":"🍌","role":"assistant"}]}'
     )
     spoken = pair("林檎", 'é\n"ü"', "🍌")
-    assert spoken.id == hashlib.sha256(said.encode()).hexdigest()
+    assert spoken.id == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("word", ["é", "Å", "가", "ệ"])
@@ -47,7 +47,7 @@ def test_an_accent_written_in_two_ways_is_one_pair(word):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("apple", "apple "),
         ("apple", "\napple"),
@@ -57,8 +57,8 @@ def test_an_accent_written_in_two_ways_is_one_pair(word):
         ("a\nb", "a\r\nb"),
     ],
 )
-def test_nothing_else_is_made_the_same(one, other):
-    assert pair(prompt=one).id != pair(prompt=other).id
+def test_nothing_else_is_made_the_same(first, second):
+    assert pair(prompt=first).id != pair(prompt=second).id
 
 
 def test_the_three_parts_cannot_trade_places():
@@ -163,6 +163,6 @@ def test_canonical_json_sorts_keys_and_knows_no_nan():
 
 
 def test_a_megabyte_is_hashed_like_a_word():
-    said = pair(prompt="word " * 200_000)
-    assert said.id == pair(prompt="word " * 200_000).id
-    assert said.id != pair(prompt="word " * 200_000 + "word").id
+    long_pair = pair(prompt="word " * 200_000)
+    assert long_pair.id == pair(prompt="word " * 200_000).id
+    assert long_pair.id != pair(prompt="word " * 200_000 + "word").id

@@ -34,19 +34,19 @@ def write(path, *rows):
 def error_of(path):
     with pytest.raises(ValueError, match=path.name) as refused:
         rows_of(path)
-    said = str(refused.value)
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
 def test_all_kinds_of_files_hold_the_same_pairs(tmp_path, ending):
-    said = [GOOD | {"prompt": f"Question {n}: é🍌?", "n": n} for n in range(3)]
+    source_rows = [GOOD | {"prompt": f"Question {n}: é🍌?", "n": n} for n in range(3)]
     path = tmp_path / f"pairs.{ending}"
     if ending == "parquet":
-        pq.write_table(pa.Table.from_pylist(said), path)
+        pq.write_table(pa.Table.from_pylist(source_rows), path)
     else:
-        write(path, *said)
+        write(path, *source_rows)
     rows = rows_of(path)
     assert [row.row for row in rows] == [1, 2, 3]
     assert [row.columns for row in rows] == [{"n": 0}, {"n": 1}, {"n": 2}]
@@ -55,8 +55,8 @@ def test_all_kinds_of_files_hold_the_same_pairs(tmp_path, ending):
 
 def test_a_pair_has_one_id_in_every_kind_of_file(tmp_path):
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    other = {"type": "function", "function": {"name": "g", "arguments": {"content": "y"}}}
-    said = [
+    second_call = {"type": "function", "function": {"name": "g", "arguments": {"content": "y"}}}
+    source_rows = [
         {
             "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q?"}],
             "chosen": [{"role": "assistant", "tool_calls": [call]}],
@@ -65,14 +65,14 @@ def test_a_pair_has_one_id_in_every_kind_of_file(tmp_path):
         },
         {
             "prompt": [{"role": "user", "content": "P?"}],
-            "chosen": [{"role": "assistant", "content": "A.", "tool_calls": [other]}],
+            "chosen": [{"role": "assistant", "content": "A.", "tool_calls": [second_call]}],
             "rejected": [{"role": "assistant", "content": "B."}],
             "tools": [{"name": "g", "parameters": {"y": {"type": "string", "default": "y"}}}],
         },
     ]
-    lines = write(tmp_path / "pairs.jsonl", *said)
-    pq.write_table(pa.Table.from_pylist(said[::-1]), tmp_path / "pairs.parquet")
-    packed = write(tmp_path / "pairs.jsonl.gz", *said)
+    lines = write(tmp_path / "pairs.jsonl", *source_rows)
+    pq.write_table(pa.Table.from_pylist(source_rows[::-1]), tmp_path / "pairs.parquet")
+    packed = write(tmp_path / "pairs.jsonl.gz", *source_rows)
     ids = [row.pair.id for row in rows_of(lines)]
     assert len(set(ids)) == 2
     assert [row.pair.id for row in rows_of(packed)] == ids
@@ -80,9 +80,9 @@ def test_a_pair_has_one_id_in_every_kind_of_file(tmp_path):
 
 
 def test_other_columns_stay_even_where_they_are_called_like_ours(tmp_path):
-    more = {"beta": 3, "category": "mine", "gap": None, "messages": [{"role": "x"}], "": 0}
-    (row,) = rows_of(write(tmp_path / "p.jsonl", GOOD | more))
-    assert row.columns == more
+    columns = {"beta": 3, "category": "mine", "gap": None, "messages": [{"role": "x"}], "": 0}
+    (row,) = rows_of(write(tmp_path / "p.jsonl", GOOD | columns))
+    assert row.columns == columns
     assert row.source_id is None
 
 
@@ -103,8 +103,8 @@ def test_an_id_of_the_source_becomes_its_source_id(tmp_path, columns, source_id,
 
 
 def test_the_sources_id_does_not_change_the_pair(tmp_path):
-    one, other = rows_of(write(tmp_path / "p.jsonl", GOOD | {"id": 1}, GOOD | {"id": 2, "x": 1}))
-    assert one.pair.id == other.pair.id
+    first, second = rows_of(write(tmp_path / "p.jsonl", GOOD | {"id": 1}, GOOD | {"id": 2, "x": 1}))
+    assert first.pair.id == second.pair.id
 
 
 def test_rows_that_hold_no_pair_are_set_aside_whole(tmp_path):
@@ -118,7 +118,7 @@ def test_rows_that_hold_no_pair_are_set_aside_whole(tmp_path):
 
 
 def test_every_way_to_hold_no_pair_has_its_reason(tmp_path):
-    said = {
+    rows_by_reason = {
         "missing column chosen": {"prompt": "Q", "rejected": "B"},
         "empty prompt": GOOD | {"prompt": " "},
         "chosen equals rejected": GOOD | {"rejected": "A."},
@@ -127,7 +127,9 @@ def test_every_way_to_hold_no_pair_has_its_reason(tmp_path):
         "chosen and rejected are of different kinds": GOOD
         | {"chosen": [{"role": "assistant", "content": "A."}]},
     }
-    assert [row.reason for row in rows_of(write(tmp_path / "p.jsonl", *said.values()))] == [*said]
+    assert [
+        row.reason for row in rows_of(write(tmp_path / "p.jsonl", *rows_by_reason.values()))
+    ] == [*rows_by_reason]
 
 
 def test_half_of_a_surrogate_pair_is_set_aside_wherever_it_would_be_stored(tmp_path):
@@ -165,8 +167,8 @@ def test_not_a_number_in_another_column_is_kept_and_in_a_message_set_aside(tmp_p
         "chosen": [{"role": "assistant", "content": "A", "weight": float("nan")}],
         "rejected": [{"role": "assistant", "content": "B"}],
     }
-    kept, aside = rows_of(write(tmp_path / "p.jsonl", GOOD | {"score": float("nan")}, turns))
-    assert str(kept.columns["score"]) == "nan"
+    row, aside = rows_of(write(tmp_path / "p.jsonl", GOOD | {"score": float("nan")}, turns))
+    assert str(row.columns["score"]) == "nan"
     assert aside.reason == "holds a value that JSON does not know"
 
 
@@ -205,10 +207,10 @@ def test_the_last_line_needs_no_end(tmp_path):
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(tmp_path):
-    said = GOOD | {"chosen": "one\u2028two\u2029three\x85four"}
-    path = write(tmp_path / "p.jsonl", json.dumps(said, ensure_ascii=False).encode())
+    source_row = GOOD | {"chosen": "one\u2028two\u2029three\x85four"}
+    path = write(tmp_path / "p.jsonl", json.dumps(source_row, ensure_ascii=False).encode())
     (row,) = rows_of(path)
-    assert row.pair.chosen[0]["content"] == said["chosen"]
+    assert row.pair.chosen[0]["content"] == source_row["chosen"]
 
 
 def test_a_byte_order_mark_is_named(tmp_path):
@@ -224,8 +226,10 @@ def test_an_empty_file_has_no_rows(tmp_path):
 
 def test_a_cut_gzip_names_the_last_whole_row(tmp_path):
     path = tmp_path / "p.jsonl.gz"
-    whole = gzip.compress(b"".join(json.dumps(GOOD | {"n": n}).encode() + b"\n" for n in range(9)))
-    path.write_bytes(whole[:-8])  # without the checksum and the length
+    compressed = gzip.compress(
+        b"".join(json.dumps(GOOD | {"n": n}).encode() + b"\n" for n in range(9))
+    )
+    path.write_bytes(compressed[:-8])  # without the checksum and the length
     assert "damaged after line 9" in error_of(path)
     path.write_bytes(b'{"not": "gzip"}')
     assert "damaged after line 0" in error_of(path)
@@ -233,15 +237,15 @@ def test_a_cut_gzip_names_the_last_whole_row(tmp_path):
 
 def test_a_gzip_with_a_wrong_checksum_is_damaged(tmp_path):
     path = tmp_path / "p.jsonl.gz"
-    whole = bytearray(gzip.compress(json.dumps(GOOD).encode() + b"\n"))
-    whole[-8] ^= 1
-    path.write_bytes(whole)
+    compressed = bytearray(gzip.compress(json.dumps(GOOD).encode() + b"\n"))
+    compressed[-8] ^= 1
+    path.write_bytes(compressed)
     assert "damaged after line" in error_of(path)
 
 
 def test_a_huge_row_is_a_row_like_any_other(tmp_path):
-    said = GOOD | {"chosen": "word " * 1_000_000}
-    rows = rows_of(write(tmp_path / "p.jsonl", said, GOOD))
+    huge_row = GOOD | {"chosen": "word " * 1_000_000}
+    rows = rows_of(write(tmp_path / "p.jsonl", huge_row, GOOD))
     assert len(rows[0].pair.chosen[0]["content"]) == 5_000_000
     assert len(rows) == 2
 
@@ -266,17 +270,17 @@ def test_a_column_nested_deeper_than_we_can_follow_sets_its_row_aside(tmp_path):
     deep = "[" * 700 + "]" * 700
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(GOOD)[:-1] + f', "deep": {deep}}}\n' + json.dumps(GOOD) + "\n")
-    aside, kept = rows_of(path)
+    aside, row = rows_of(path)
     assert aside.reason == "nested too deeply"
-    assert kept.pair
+    assert row.pair
 
 
 def test_dates_decimals_and_bytes_of_parquet_become_text(tmp_path):
-    more = {"day": date(2026, 1, 1), "image": b"\x00\xff", "cost": Decimal("1.50")}
+    columns = {"day": date(2026, 1, 1), "image": b"\x00\xff", "cost": Decimal("1.50")}
     path = tmp_path / "p.parquet"
-    pq.write_table(pa.Table.from_pylist([GOOD | more, GOOD | more | {"chosen": ""}]), path)
-    kept, aside = rows_of(path)
-    assert kept.columns == {"day": "2026-01-01", "image": "AP8=", "cost": "1.50"}
+    pq.write_table(pa.Table.from_pylist([GOOD | columns, GOOD | columns | {"chosen": ""}]), path)
+    row, aside = rows_of(path)
+    assert row.columns == {"day": "2026-01-01", "image": "AP8=", "cost": "1.50"}
     assert "2026-01-01" in aside.raw
 
 
@@ -289,8 +293,8 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
 
 def test_a_damaged_parquet_page_is_named(tmp_path):
     path = tmp_path / "p.parquet"
-    said = [GOOD | {"chosen": f"answer {n} " * 20} for n in range(500)]
-    pq.write_table(pa.Table.from_pylist(said), path, compression="gzip")
+    source_rows = [GOOD | {"chosen": f"answer {n} " * 20} for n in range(500)]
+    pq.write_table(pa.Table.from_pylist(source_rows), path, compression="gzip")
     data = bytearray(path.read_bytes())
     data[200:600] = b"\xff" * 400
     path.write_bytes(data)
@@ -321,10 +325,10 @@ def test_what_is_neither_file_nor_hub_id_is_refused(text):
 
 
 def test_files_of_other_kinds_and_folders_are_refused(tmp_path):
-    other = tmp_path / "pairs.csv"
-    other.write_text("prompt,chosen,rejected\n")
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected\n")
     with pytest.raises(ValueError, match="pairs are read from"):
-        open_source(str(other))
+        open_source(str(path))
     with pytest.raises(ValueError, match="neither a file"):
         open_source(str(tmp_path))
 
@@ -370,17 +374,17 @@ if REAL:
         names = {"user": "Human", "assistant": "Assistant"}
         path = Path(REAL) / "hh-harmless-test.jsonl.gz"
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            said = [json.loads(line) for line in lines]
+            source_rows = [json.loads(line) for line in lines]
         for row in rows_of(path):
             if isinstance(row, SetAside):
                 continue
             for column in ("chosen", "rejected"):
                 turns = (*row.pair.prompt, *getattr(row.pair, column))
                 heads = [f"\n\n{names[turn['role']]}:" for turn in turns]
-                rest = said[row.row - 1][column]
+                remaining_text = source_rows[row.row - 1][column]
                 for head, turn in zip(heads, turns, strict=True):
-                    assert rest.startswith(head)
-                    rest = rest[len(head) :].removeprefix(" ")
-                    assert rest.startswith(turn["content"])
-                    rest = rest[len(turn["content"]) :]
-                assert rest == ""
+                    assert remaining_text.startswith(head)
+                    remaining_text = remaining_text[len(head) :].removeprefix(" ")
+                    assert remaining_text.startswith(turn["content"])
+                    remaining_text = remaining_text[len(turn["content"]) :]
+                assert remaining_text == ""
