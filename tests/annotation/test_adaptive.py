@@ -22,27 +22,27 @@ def panel(pairs, seed, noise=0.1):
     draw = np.random.default_rng(seed)
     noisy = noise * draw.integers(0, 2, (pairs, 1, 1))
     base = np.where(noisy > 0, draw.uniform(0.2, 0.8, (pairs, 1, 1)), 0.0)
-    told = base + noisy * (draw.normal(size=(pairs, 3, 1)) + draw.normal(size=(pairs, 3, 3)))
+    readings = base + noisy * (draw.normal(size=(pairs, 3, 1)) + draw.normal(size=(pairs, 3, 3)))
     at = [(TEACHERS.index(slot.teacher), VARIANTS.index(slot.variant)) for slot in ORDER]
-    return np.stack([np.clip(told, 0, 1).round(2)[:, t, v] for t, v in at], axis=1)
+    return np.stack([np.clip(readings, 0, 1).round(2)[:, t, v] for t, v in at], axis=1)
 
 
 def after(count, readings):
     """What is known of pairs when the first slots were asked."""
-    asked = np.zeros(readings.shape, dtype=bool)
-    asked[:, :count] = True
-    return np.where(asked, readings, NO), asked
+    asked_mask = np.zeros(readings.shape, dtype=bool)
+    asked_mask[:, :count] = True
+    return np.where(asked_mask, readings, NO), asked_mask
 
 
 def asked_by(rule, readings):
     """Asks all pairs by the rule until each is settled; which slots were asked."""
-    asked = np.zeros(readings.shape, dtype=bool)
+    asked_mask = np.zeros(readings.shape, dtype=bool)
     while True:
-        wanted, _ = rule.next(np.where(asked, readings, NO), asked)
-        rows = np.flatnonzero(wanted >= 0)
+        next_slots, _ = rule.next(np.where(asked_mask, readings, NO), asked_mask)
+        rows = np.flatnonzero(next_slots >= 0)
         if not len(rows):
-            return asked
-        asked[rows, wanted[rows]] = True
+            return asked_mask
+        asked_mask[rows, next_slots[rows]] = True
 
 
 def test_a_pair_is_asked_by_every_teacher_once_and_then_back_through_them():
@@ -61,48 +61,50 @@ def test_jmamp_takes_medians_over_variants_and_the_mean_over_teachers():
         [NO, -0.4, 0.3, -0.2, NO, NO],  # a says nothing; b: -.2
         [NO, NO, NO, NO, NO, NO],
     ])  # fmt: skip
-    found = jmamp(readings, order)
-    assert found[:3] == pytest.approx([0.45, 0.4, -0.2], abs=1e-15)
-    assert np.isnan(found[3])
+    gaps = jmamp(readings, order)
+    assert gaps[:3] == pytest.approx([0.45, 0.4, -0.2], abs=1e-15)
+    assert np.isnan(gaps[3])
 
 
 def test_jmamp_is_what_the_gaps_are_made_of(new_store):
     draw = np.random.default_rng(3)
     store = new_store()
     ids = filled(store, 60, *TEACHERS)
-    said = draw.integers(0, 11, (60, 9, 2))
-    there = draw.random((60, 9)) < 0.6
+    scores = draw.integers(0, 11, (60, 9, 2))
+    reply_mask = draw.random((60, 9)) < 0.6
     store.add_replies([
-        kept_reply(pair_id, slot.teacher, slot.variant, *map(int, said[row, at]))
+        kept_reply(pair_id, slot.teacher, slot.variant, *map(int, scores[row, at]))
         for row, pair_id in enumerate(ids)
         for at, slot in enumerate(ORDER)
-        if there[row, at]
+        if reply_mask[row, at]
     ])  # fmt: skip
-    readings = np.where(there, said.prod(axis=2) / 100, NO)
+    readings = np.where(reply_mask, scores.prod(axis=2) / 100, NO)
     expected = dict(zip(ids, jmamp(readings, ORDER), strict=True))
     for row in compute_gaps(store.annotations(), JMAMP).iter_rows(named=True):
         gap = NO if row["signed_gap"] is None else row["signed_gap"]
         assert gap == pytest.approx(expected[row["pair_id"]], abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize(("pairs", "wanted"), [(10, 10), (96, 16), (2_000, 40), (60_000, 100)])
-def test_the_calibration_pairs_are_few_of_many_and_all_of_a_handful(pairs, wanted):
+@pytest.mark.parametrize(("pairs", "expected"), [(10, 10), (96, 16), (2_000, 40), (60_000, 100)])
+def test_the_calibration_pairs_are_few_of_many_and_all_of_a_handful(pairs, expected):
     drawn = sum(is_calibration(f"pair {number}", pairs=pairs) for number in range(pairs))
-    assert abs(drawn - wanted) <= 3 * wanted**0.5 * (pairs > wanted)
+    assert abs(drawn - expected) <= 3 * expected**0.5 * (pairs > expected)
 
 
 def test_without_a_reading_a_pair_is_never_settled():
     rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=1.0)
-    wanted, chances = rule.next(np.full((2, 9), NO), np.array([[False] * 9, [True] * 8 + [False]]))
-    assert (wanted.tolist(), chances.tolist()) == ([0, 8], [0.0, 0.0])
+    next_slots, chances = rule.next(
+        np.full((2, 9), NO), np.array([[False] * 9, [True] * 8 + [False]])
+    )
+    assert (next_slots.tolist(), chances.tolist()) == ([0, 8], [0.0, 0.0])
 
 
 def test_a_pair_of_which_all_was_asked_is_settled_whatever_was_refused():
     rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=0.0, level=2.0)
     readings = np.full((2, 9), NO)
     readings[0, 3] = 0.5
-    wanted, chances = rule.next(readings, np.ones((2, 9), dtype=bool))
-    assert (wanted.tolist(), chances.tolist()) == ([-1, -1], [1.0, 1.0])
+    next_slots, chances = rule.next(readings, np.ones((2, 9), dtype=bool))
+    assert (next_slots.tolist(), chances.tolist()) == ([-1, -1], [1.0, 1.0])
 
 
 def test_the_chance_is_the_share_of_like_readings_that_did_not_move():
@@ -112,9 +114,9 @@ def test_the_chance_is_the_share_of_like_readings_that_did_not_move():
     calibration[16:, 1] = 0.8
     rule = StoppingRule.learn(calibration, order, tolerance=0.074, level=0.85)
     first = np.array([[0.5, NO]])
-    wanted, chances = rule.next(first, ~np.isnan(first))
+    next_slots, chances = rule.next(first, ~np.isnan(first))
     assert chances[0] == pytest.approx(32 / 37)  # 32 of 36 like it; one more counts as moved
-    assert wanted[0] == -1
+    assert next_slots[0] == -1
     stricter = StoppingRule.learn(calibration, order, tolerance=0.074, level=0.87)
     assert stricter.next(first, ~np.isnan(first))[0][0] == 1
 
@@ -122,8 +124,8 @@ def test_the_chance_is_the_share_of_like_readings_that_did_not_move():
 def test_a_gap_below_zero_does_not_move_a_beta():
     calibration = np.random.default_rng(0).uniform(-1, -0.1, (20, 9))
     rule = StoppingRule.learn(calibration, ORDER, tolerance=0.0)
-    wanted, chances = rule.next(*after(1, np.full((1, 9), -0.1)))
-    assert (wanted[0], chances[0]) == (-1, pytest.approx(30 / 31))  # the nearest 30 all stayed
+    next_slots, chances = rule.next(*after(1, np.full((1, 9), -0.1)))
+    assert (next_slots[0], chances[0]) == (-1, pytest.approx(30 / 31))  # the nearest 30 all stayed
 
 
 def test_fewer_than_eight_calibration_pairs_settle_nothing():
@@ -135,14 +137,14 @@ def test_fewer_than_eight_calibration_pairs_settle_nothing():
 def test_a_refused_slot_counts_as_asked_and_the_rest_is_judged_by_the_same_slots():
     readings = panel(300, 1)
     rule = StoppingRule.learn(readings, ORDER, tolerance=0.074)
-    known, asked = after(2, panel(50, 2))
-    known[:, 0] = NO
-    wanted, chances = rule.next(known, asked)
-    assert set(wanted.tolist()) == {-1, 2}
+    known_readings, asked_mask = after(2, panel(50, 2))
+    known_readings[:, 0] = NO
+    next_slots, chances = rule.next(known_readings, asked_mask)
+    assert set(next_slots.tolist()) == {-1, 2}
     seconds = readings.ravel()  # turned round, each reading stands in each slot once
     stayed = np.abs(seconds - np.repeat(jmamp(readings, ORDER), 9)) <= 0.074
     pair = int(chances.argmin())
-    apart = np.abs(seconds - known[pair, 1])
+    apart = np.abs(seconds - known_readings[pair, 1])
     near = apart <= np.sort(apart)[269] + 1e-9  # the nearest tenth of 2,700
     assert chances[pair] == pytest.approx((near & stayed).sum() / (near.sum() + 1))
 
@@ -153,35 +155,35 @@ def test_calibration_pairs_with_refused_replies_teach_what_they_know():
     readings[:5] = NO
     rule = StoppingRule.learn(readings, ORDER, tolerance=0.074)
     assert len(rule.calibration) == 295 * 9
-    wanted, chances = rule.next(*after(3, panel(100, 2)))
+    next_slots, chances = rule.next(*after(3, panel(100, 2)))
     assert (chances > 0).all()
-    assert {-1, 3} == set(wanted.tolist())
+    assert {-1, 3} == set(next_slots.tolist())
 
 
 def test_one_page_or_many_decide_alike():
     rule = StoppingRule.learn(panel(100, 1), ORDER, tolerance=0.074)
     draw = np.random.default_rng(4)
-    asked = draw.random((400, 9)) < 0.4
-    readings = np.where(asked & (draw.random((400, 9)) < 0.9), panel(400, 2), NO)
-    wanted, chances = rule.next(readings, asked)
+    asked_mask = draw.random((400, 9)) < 0.4
+    readings = np.where(asked_mask & (draw.random((400, 9)) < 0.9), panel(400, 2), NO)
+    next_slots, chances = rule.next(readings, asked_mask)
     for row in range(400):
-        alone = rule.next(readings[[row]], asked[[row]])
-        assert (alone[0][0], alone[1][0]) == (wanted[row], chances[row])
+        alone = rule.next(readings[[row]], asked_mask[[row]])
+        assert (alone[0][0], alone[1][0]) == (next_slots[row], chances[row])
 
 
 def test_the_order_of_the_calibration_pairs_changes_nothing():
     calibration = panel(300, 1)
     shuffled = np.random.default_rng(0).permutation(calibration)
-    known = after(3, panel(200, 2))
-    one, two = (
-        StoppingRule.learn(c, ORDER, tolerance=0.074).next(*known) for c in (calibration, shuffled)
+    state = after(3, panel(200, 2))
+    decision, shuffled_decision = (
+        StoppingRule.learn(c, ORDER, tolerance=0.074).next(*state) for c in (calibration, shuffled)
     )
-    assert np.array_equal(one[0], two[0])
-    assert np.array_equal(one[1], two[1])
+    assert np.array_equal(decision[0], shuffled_decision[0])
+    assert np.array_equal(decision[1], shuffled_decision[1])
 
 
 def test_another_process_decides_alike():
-    told = [
+    outputs = [
         subprocess.run(
             [sys.executable, "-c", _DECISIONS],
             capture_output=True,
@@ -191,7 +193,7 @@ def test_another_process_decides_alike():
         ).stdout
         for seed in ("1", "2")
     ]
-    assert told[0] == told[1] != ""
+    assert outputs[0] == outputs[1] != ""
 
 
 _DECISIONS = """
@@ -224,11 +226,13 @@ def test_pairs_that_it_never_saw_end_near_their_full_gap_as_often_as_it_says(noi
     within, sent = [], []
     for seed in range(4):
         readings = panel(700, seed, noise)
-        asked = asked_by(StoppingRule.learn(readings[:100], ORDER, tolerance=0.074), readings[100:])
-        reached = jmamp(np.where(asked, readings[100:], NO), ORDER)
+        asked_mask = asked_by(
+            StoppingRule.learn(readings[:100], ORDER, tolerance=0.074), readings[100:]
+        )
+        reached = jmamp(np.where(asked_mask, readings[100:], NO), ORDER)
         moved = np.abs(np.maximum(reached, 0) - jmamp(readings[100:], ORDER))
         within.append((moved <= 0.074 + 1e-9).mean())
-        sent.append(asked.mean())
+        sent.append(asked_mask.mean())
     assert np.mean(within) >= LEVEL
     assert np.mean(sent) < 0.6
 

@@ -58,8 +58,8 @@ def files(tmp_path):
         panel = tmp_path / "panel.yaml"
         store = tmp_path / "run.sqlite"
 
-        def annotate(self, url, **more):
-            write_panel(self.panel, url, **more)
+        def annotate(self, url, **teacher_keys):
+            write_panel(self.panel, url, **teacher_keys)
             return ["annotate", "--pairs", self.pairs, "--panel", self.panel, "--store", self.store]
 
     return Files()
@@ -67,8 +67,8 @@ def files(tmp_path):
 
 def test_every_pair_is_asked_once_in_every_variant(scripted, files):
     teacher = scripted()
-    said = succeed(*files.annotate(teacher.url))
-    assert "60 asked for = 60 kept + 0 refused + 0 pending" in said
+    output = succeed(*files.annotate(teacher.url))
+    assert "60 asked for = 60 kept + 0 refused + 0 pending" in output
     assert len(stored(files.store)) == 60
     assert sorted(teacher.requests) == sorted(questions(files.store).values())
 
@@ -99,10 +99,10 @@ def test_the_variants_of_a_pair_follow_each_other(scripted, files):
     teacher = scripted()
     succeed(*files.annotate(teacher.url, max_in_flight=1))
     of = {question: key for key, question in questions(files.store).items()}
-    asked = [of[request] for request in teacher.requests]
+    keys = [of[request] for request in teacher.requests]
     for first in range(0, 60, 3):
-        assert len({pair_id for pair_id, _ in asked[first : first + 3]}) == 1
-        assert [variant for _, variant in asked[first : first + 3]] == [
+        assert len({pair_id for pair_id, _ in keys[first : first + 3]}) == 1
+        assert [variant for _, variant in keys[first : first + 3]] == [
             "direct",
             "critic",
             "reader",
@@ -154,10 +154,10 @@ def test_interrupting_keeps_all_that_came_and_says_so(scripted, files):
         while len(teacher.requests) < 10:
             time.sleep(0.01)
         stopped.send_signal(signal.SIGINT)
-        said, complaint = stopped.communicate(timeout=20)
+        output, error = stopped.communicate(timeout=20)
     assert stopped.returncode == 130
-    assert "Traceback" not in complaint
-    numbers = re.search(r"60 asked for = (\d+) kept \+ 0 refused \+ (\d+) pending", said)
+    assert "Traceback" not in error
+    numbers = re.search(r"60 asked for = (\d+) kept \+ 0 refused \+ (\d+) pending", output)
     assert numbers
     assert int(numbers[1]) == len(stored(files.store)) >= 8
     assert int(numbers[1]) + int(numbers[2]) == 60
@@ -179,9 +179,9 @@ def test_replies_that_cannot_be_read_are_kept_raw_and_end_the_run(
     scripted, files, behaviour, reason
 ):
     teacher = scripted(behaviour)
-    complaint = fail(*files.annotate(teacher.url, max_in_flight=5, retries=0))
-    assert "none of its first" in complaint
-    assert reason in complaint
+    error = fail(*files.annotate(teacher.url, max_in_flight=5, retries=0))
+    assert "none of its first" in error
+    assert reason in error
     replies = stored(files.store)
     assert 20 <= len(replies) <= 25
     assert {(status, why) for _, _, status, why, _ in replies} == {("refused", reason)}
@@ -190,16 +190,16 @@ def test_replies_that_cannot_be_read_are_kept_raw_and_end_the_run(
 
 def test_a_few_unreadable_replies_of_a_short_run_end_it_with_an_error(scripted, files):
     write_pairs(files.pairs, 2)
-    done = run(*files.annotate(scripted("prose").url))
-    assert done.returncode == 1
-    assert "6 asked for = 0 kept + 6 refused (not-json 6) + 0 pending" in done.stdout
-    assert "no reply of scripted could be kept" in done.stderr
+    result = run(*files.annotate(scripted("prose").url))
+    assert result.returncode == 1
+    assert "6 asked for = 0 kept + 6 refused (not-json 6) + 0 pending" in result.stdout
+    assert "no reply of scripted could be kept" in result.stderr
 
 
 def test_a_refused_request_is_recorded_and_not_repeated(scripted, files):
     teacher = scripted(faults=3, status=400)
-    said = succeed(*files.annotate(teacher.url))
-    assert "57 kept + 3 refused (http-400 3) + 0 pending" in said
+    output = succeed(*files.annotate(teacher.url))
+    assert "57 kept + 3 refused (http-400 3) + 0 pending" in output
     assert len(teacher.requests) == 60
 
 
@@ -212,15 +212,15 @@ def test_passing_faults_are_tried_again_and_leave_no_trace(scripted, files, stat
 
 def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(scripted, files):
     teacher = scripted("status", status=503, faults=-1)
-    complaint = fail(*files.annotate(teacher.url), "--patience", 1)
-    assert "HTTP 503" in complaint
+    error = fail(*files.annotate(teacher.url), "--patience", 1)
+    assert "HTTP 503" in error
     assert stored(files.store) == []
     assert "60 kept" in succeed(*files.annotate(scripted().url))
 
 
 def test_an_answer_that_is_no_completion_is_tried_again(scripted, files):
-    complaint = fail(*files.annotate(scripted("page").url), "--patience", 1)
-    assert "not a JSON object" in complaint
+    error = fail(*files.annotate(scripted("page").url), "--patience", 1)
+    assert "not a JSON object" in error
     assert stored(files.store) == []
 
 
@@ -232,19 +232,19 @@ def test_a_server_that_refuses_us_ends_the_run_at_once(scripted, files, status):
 
 
 def test_a_teacher_that_is_not_there_is_named(files):
-    complaint = fail(*files.annotate("http://127.0.0.1:9/v1"))
-    assert "teacher scripted: nothing answers at http://127.0.0.1:9/v1" in complaint
+    error = fail(*files.annotate("http://127.0.0.1:9/v1"))
+    assert "teacher scripted: nothing answers at http://127.0.0.1:9/v1" in error
 
 
 def test_a_model_that_the_server_does_not_serve_is_named(scripted, files):
-    complaint = fail(*files.annotate(scripted().url, model="another"))
-    assert "does not serve another; it serves scripted" in complaint
+    error = fail(*files.annotate(scripted().url, model="another"))
+    assert "does not serve another; it serves scripted" in error
 
 
 def test_a_missing_api_key_is_named_before_anything_is_asked(scripted, files):
     teacher = scripted()
-    complaint = fail(*files.annotate(teacher.url, api_key_env="NO_SUCH_KEY"))
-    assert "the environment variable NO_SUCH_KEY is not set" in complaint
+    error = fail(*files.annotate(teacher.url, api_key_env="NO_SUCH_KEY"))
+    assert "the environment variable NO_SUCH_KEY is not set" in error
     assert teacher.requests == []
 
 
@@ -258,8 +258,8 @@ def test_a_missing_api_key_is_named_before_anything_is_asked(scripted, files):
 def test_a_changed_teacher_under_the_same_name_is_refused(scripted, files, change, named):
     teacher = scripted()
     succeed(*files.annotate(teacher.url))
-    complaint = fail(*files.annotate(teacher.url, **change))
-    assert f"has the teacher scripted with {named}" in complaint
+    error = fail(*files.annotate(teacher.url, **change))
+    assert f"has the teacher scripted with {named}" in error
     assert len(teacher.requests) == 60
 
 
@@ -269,8 +269,8 @@ def test_another_rubric_under_the_same_store_is_refused(scripted, files, tmp_pat
     rubric = tmp_path / "other.yaml"
     packaged = DEMO.parent / "rubrics" / "semantic-gap.yaml"
     rubric.write_text(packaged.read_text().replace("a matter of taste", "taste"))
-    complaint = fail(*files.annotate(teacher.url, rubric=rubric))
-    assert "was annotated under the rubric" in complaint
+    error = fail(*files.annotate(teacher.url, rubric=rubric))
+    assert "was annotated under the rubric" in error
     assert len(teacher.requests) == 60
 
 
@@ -286,8 +286,8 @@ def test_duplicates_are_asked_once_and_map_back_to_all_rows(scripted, files):
     lines = files.pairs.read_text().splitlines()
     files.pairs.write_text("\n".join(lines + lines[:5]) + "\n")
     teacher = scripted()
-    said = succeed(*files.annotate(teacher.url))
-    assert "25 rows = 25 usable + 0 set aside; 20 distinct pairs" in said
+    output = succeed(*files.annotate(teacher.url))
+    assert "25 rows = 25 usable + 0 set aside; 20 distinct pairs" in output
     assert len(teacher.requests) == 60
 
 
@@ -307,24 +307,26 @@ def test_two_runs_on_one_store_do_not_get_in_each_others_way(scripted, files):
         while not teacher.requests:
             time.sleep(0.01)
         assert f"another process ({first.pid}) is annotating into this store" in fail(*command)
-        said, complaint = first.communicate(timeout=60)
-    assert "60 kept + 0 refused + 0 pending" in said, complaint
+        output, error = first.communicate(timeout=60)
+    assert "60 kept + 0 refused + 0 pending" in output, error
     assert len(teacher.requests) == 60
     assert not files.store.with_name("run.sqlite.lock").exists()
 
 
 def test_what_a_server_says_of_itself_cannot_harm_the_store(scripted, files):
-    said = succeed(*files.annotate(scripted("odd-fields").url))
-    assert "60 kept + 0 refused + 0 pending" in said
+    output = succeed(*files.annotate(scripted("odd-fields").url))
+    assert "60 kept + 0 refused + 0 pending" in output
     with closing(sqlite3.connect(files.store)) as database:
-        told = database.execute("SELECT DISTINCT model, prompt_tokens, cached_tokens FROM replies")
-        assert told.fetchall() == [("\\ud800\x1b[31m", None, None)]
+        cursor = database.execute(
+            "SELECT DISTINCT model, prompt_tokens, cached_tokens FROM replies"
+        )
+        assert cursor.fetchall() == [("\\ud800\x1b[31m", None, None)]
 
 
 def test_an_ending_that_is_no_ending_is_a_refusal_in_our_words(scripted, files):
-    complaint = fail(*files.annotate(scripted("odd-ending").url))
-    assert "unfinished" in complaint
-    assert "\x1b" not in complaint
+    error = fail(*files.annotate(scripted("odd-ending").url))
+    assert "unfinished" in error
+    assert "\x1b" not in error
     assert {(status, why) for _, _, status, why, _ in stored(files.store)} == {
         ("refused", "unfinished")
     }
@@ -337,8 +339,8 @@ def test_refused_replies_are_asked_again_when_told_to(scripted, files):
     once_more = files.annotate(teacher.url, retries=0)
     assert "0 kept + 15 refused (not-json 15) + 0 pending" in run(*once_more).stdout
     assert teacher.requests == []
-    said = succeed(*once_more, "--retry-refused")
-    assert "15 asked for = 15 kept + 0 refused + 0 pending" in said
+    output = succeed(*once_more, "--retry-refused")
+    assert "15 asked for = 15 kept + 0 refused + 0 pending" in output
     assert len(teacher.requests) == 15
     assert len(stored(files.store)) == 30  # the refused ones are kept beside
     succeed(*once_more, "--retry-refused")
@@ -390,8 +392,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_stored(scripted, files):
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
-    complaint = fail(*command, preexec_fn=small_files)
-    assert "the store cannot be used" in complaint
+    error = fail(*command, preexec_fn=small_files)
+    assert "the store cannot be used" in error
     before = len(stored(files.store))
     assert 0 < before < 1200
     assert "1200 kept + 0 refused + 0 pending" in succeed(*command)

@@ -40,12 +40,12 @@ def panel(tmp_path_factory, vllm_environment, tiny_teacher):
         max_in_flight=16,
         timeout=120,
     )
-    said = yaml.safe_load(path.read_text())
-    del said["teachers"][0]["base_url"]
-    said["teachers"][0]["serve"] = serve_without_gpu(vllm_environment, tiny_teacher) | {
+    config = yaml.safe_load(path.read_text())
+    del config["teachers"][0]["base_url"]
+    config["teachers"][0]["serve"] = serve_without_gpu(vllm_environment, tiny_teacher) | {
         "restarts": 20
     }
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(config))
     return path
 
 
@@ -59,10 +59,10 @@ def stored(path):
             return 0
 
 
-def wait_for(path, more, running):
+def wait_for(path, count, running):
     """Waits until so many more replies are stored; whether the run still goes on."""
-    wanted = stored(path) + more
-    while running.poll() is None and stored(path) < wanted:
+    target = stored(path) + count
+    while running.poll() is None and stored(path) < target:
         time.sleep(0.1)
     return running.poll() is None
 
@@ -70,8 +70,8 @@ def wait_for(path, more, running):
 def engines(of):
     """The processes of vLLM below one of ours."""
     return [
-        one for one in psutil.Process(of.pid).children(recursive=True)
-        if "EngineCore" in " ".join([one.name(), *one.cmdline()])
+        process for process in psutil.Process(of.pid).children(recursive=True)
+        if "EngineCore" in " ".join([process.name(), *process.cmdline()])
     ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def finished(panel):
     command = [
         *COMMAND, "annotate", "--pairs", PAIRS, "--panel", panel, "--store", store, "--serve",
     ]  # fmt: skip
-    left, killed, said = list(KILLS), [], []
+    left, killed, outputs = list(KILLS), [], []
     while True:
         with subprocess.Popen(
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -97,9 +97,9 @@ def finished(panel):
                 for engine in engines(running):
                     engine.send_signal(signal.SIGKILL)
             output, _ = running.communicate(timeout=900)
-        said.append(output)
+        outputs.append(output)
         if running.returncode == 0:
-            return {"store": store, "killed": killed, "said": said, "command": command}
+            return {"store": store, "killed": killed, "said": outputs, "command": command}
         assert running.returncode == -signal.SIGKILL, output[-3000:]
 
 
@@ -117,14 +117,14 @@ def test_every_key_is_there_exactly_once_after_all_that_killing(finished):
     assert pairs == (419 if REAL else 96)
     assert keys == 3 * pairs
     assert repeated == []
-    asked = f"{3 * pairs} asked for = "
-    assert asked in finished["said"][-1]
+    summary = f"{3 * pairs} asked for = "
+    assert summary in finished["said"][-1]
     assert "+ 0 pending" in finished["said"][-1]
 
 
 def test_a_server_that_died_was_started_again_and_its_log_kept(finished):
-    told = "".join(finished["said"])
-    assert told.count("restarting it") >= KILLS.count("engine")
+    output = "".join(finished["said"])
+    assert output.count("restarting it") >= KILLS.count("engine")
     log = finished["store"].with_name("run.sqlite.tiny.log")
     assert log.stat().st_size > 1000
 
@@ -132,9 +132,9 @@ def test_a_server_that_died_was_started_again_and_its_log_kept(finished):
 def test_nothing_of_ours_is_left_running(finished):
     folder = str(finished["store"].parent)
     left = [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if folder in " ".join(one.info["cmdline"] or [])
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if folder in " ".join(process.info["cmdline"] or [])
     ]
     assert left == []
 

@@ -22,8 +22,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def annotate(folder, url, *arguments, expect=succeed, **more):
-    panel = write_panel(folder / "panel.yaml", url, **more)
+def annotate(folder, url, *arguments, expect=succeed, **teacher_keys):
+    panel = write_panel(folder / "panel.yaml", url, **teacher_keys)
     store = folder / "run.sqlite"
     return expect(
         "annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel, "--store", store,
@@ -37,13 +37,13 @@ def replies(folder, columns):
 
 
 def test_a_pair_stays_on_one_replica_and_the_pairs_are_shared_out(scripted, folder):
-    one, two = scripted(), scripted()
-    annotate(folder, [one.url, two.url])
-    asked = Counter(len(teacher.requests) % 3 for teacher in (one, two))
-    assert asked == {0: 2}  # whole pairs only
-    assert len(one.requests) + len(two.requests) == 120
-    assert min(len(one.requests), len(two.requests)) >= 24
-    assert set(one.requests).isdisjoint(two.requests)
+    first, second = scripted(), scripted()
+    annotate(folder, [first.url, second.url])
+    remainders = Counter(len(teacher.requests) % 3 for teacher in (first, second))
+    assert remainders == {0: 2}  # whole pairs only
+    assert len(first.requests) + len(second.requests) == 120
+    assert min(len(first.requests), len(second.requests)) >= 24
+    assert set(first.requests).isdisjoint(second.requests)
 
 
 def test_the_pairs_of_a_replica_that_dies_move_to_the_other(scripted, folder):
@@ -54,8 +54,8 @@ def test_the_pairs_of_a_replica_that_dies_move_to_the_other(scripted, folder):
             log,
         )
         standing = scripted()
-        said = annotate(folder, [dying.url, standing.url], timeout=0.5, max_in_flight=4)
-    assert "120 asked for = 120 kept + 0 refused + 0 pending" in said
+        output = annotate(folder, [dying.url, standing.url], timeout=0.5, max_in_flight=4)
+    assert "120 asked for = 120 kept + 0 refused + 0 pending" in output
     assert len(standing.requests) >= 100
 
 
@@ -63,16 +63,16 @@ def test_a_replica_that_is_away_at_the_start_is_named_and_does_without(scripted,
     from support.harness import run
 
     teacher = scripted()
-    done = annotate(folder, ["http://127.0.0.1:9/v1", teacher.url], expect=run)
-    assert "120 kept + 0 refused + 0 pending" in done.stdout
-    assert "nothing answers at http://127.0.0.1:9/v1" in done.stderr
-    assert "using the other replicas meanwhile" in done.stderr
+    result = annotate(folder, ["http://127.0.0.1:9/v1", teacher.url], expect=run)
+    assert "120 kept + 0 refused + 0 pending" in result.stdout
+    assert "nothing answers at http://127.0.0.1:9/v1" in result.stderr
+    assert "using the other replicas meanwhile" in result.stderr
     assert len(teacher.requests) == 120
 
 
 def test_a_replica_with_another_model_ends_the_run(scripted, folder, replay_url):
-    complaint = annotate(folder, [scripted().url, replay_url], expect=fail)
-    assert "does not serve scripted; it serves reader-a" in complaint
+    error = annotate(folder, [scripted().url, replay_url], expect=fail)
+    assert "does not serve scripted; it serves reader-a" in error
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -89,8 +89,8 @@ def test_what_does_not_fit_into_the_context_is_set_aside_unasked(scripted, folde
         long = {"prompt": "word " * 4000, "chosen": "yes", "rejected": "no"}
         lines.write(json.dumps(long) + "\n")
     teacher = scripted(context=3000)
-    said = annotate(folder, teacher.url)
-    assert "123 asked for = 120 kept + 3 refused (too-long 3) + 0 pending" in said
+    output = annotate(folder, teacher.url)
+    assert "123 asked for = 120 kept + 3 refused (too-long 3) + 0 pending" in output
     assert len(teacher.requests) == 120
     detail = next(row[1] for row in replies(folder, "status, detail") if row[0] == "refused")
     assert "and max_tokens 300 exceed the model's 3000" in detail
@@ -100,13 +100,13 @@ def test_pairs_too_long_at_the_beginning_do_not_end_the_run(scripted, folder):
     rows = (folder / "pairs.jsonl").read_text()
     long = [{"prompt": f"{n} word " * 4000, "chosen": "y", "rejected": "n"} for n in range(8)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long) + rows)
-    said = annotate(folder, scripted(context=3000).url)
-    assert "144 asked for = 120 kept + 24 refused (too-long 24) + 0 pending" in said
+    output = annotate(folder, scripted(context=3000).url)
+    assert "144 asked for = 120 kept + 24 refused (too-long 24) + 0 pending" in output
 
 
 def test_replies_that_all_reach_the_token_limit_are_answered_with_advice(scripted, folder):
-    complaint = annotate(folder, scripted("length").url, retries=0, expect=fail)
-    assert "raise max_tokens in its sampling" in complaint
+    error = annotate(folder, scripted("length").url, retries=0, expect=fail)
+    assert "raise max_tokens in its sampling" in error
 
 
 def test_the_servers_own_words_are_shown_where_it_declines_everything(scripted, folder):
@@ -117,8 +117,8 @@ def test_the_servers_own_words_are_shown_where_it_declines_everything(scripted, 
 def test_a_replica_that_hangs_keeps_little_of_the_work(scripted, folder):
     write_pairs(folder / "pairs.jsonl", 300)
     hanging, standing = scripted(hang_after=30), scripted()
-    said = annotate(folder, [hanging.url, standing.url], timeout=2, max_in_flight=16)
-    assert "900 kept" in said
+    output = annotate(folder, [hanging.url, standing.url], timeout=2, max_in_flight=16)
+    assert "900 kept" in output
     # What was in flight when it fell ill, then single trials.
     assert len(hanging.requests) <= 30 + 16 + 6
 
@@ -134,8 +134,8 @@ def test_a_server_that_wants_to_be_left_alone_is(scripted, folder):
 def test_a_request_that_is_told_to_wait_for_ever_is_refused_in_the_end(scripted, folder):
     write_pairs(folder / "pairs.jsonl", 8)
     teacher = scripted("valid", limited="Question 3")
-    said = annotate(folder, teacher.url, "--patience", 2)
-    assert "24 asked for = 21 kept + 3 refused (http-429 3) + 0 pending" in said
+    output = annotate(folder, teacher.url, "--patience", 2)
+    assert "24 asked for = 21 kept + 3 refused (http-429 3) + 0 pending" in output
 
 
 def test_a_server_that_cannot_count_is_asked_all_the_same(scripted, folder):
@@ -146,14 +146,14 @@ def test_a_server_that_cannot_count_is_asked_all_the_same(scripted, folder):
 def test_logprobs_become_expectations_and_stay_traceable(scripted, folder):
     sampling = {"temperature": 0, "max_tokens": 300, "logprobs": True, "top_logprobs": 5}
     annotate(folder, scripted().url, sampling=sampling)
-    found = replies(
+    rows = replies(
         folder, "magnitude, expected_magnitude, confidence, expected_confidence, logprobs"
     )
-    assert len(found) == 120
-    for magnitude, expected_magnitude, confidence, expected_confidence, tokens in found:
+    assert len(rows) == 120
+    for magnitude, expected_magnitude, confidence, expected_confidence, tokens in rows:
         assert expected_magnitude == magnitude
         assert expected_confidence == confidence
-        assert {one["field"] for one in json.loads(tokens)} == {
+        assert {entry["field"] for entry in json.loads(tokens)} == {
             "category", "magnitude", "confidence",
         }  # fmt: skip
 
@@ -165,11 +165,11 @@ def test_no_logprobs_are_kept_where_the_panel_does_not_ask(scripted, folder):
 
 def served(folder, environment):
     panel = write_panel(folder / "panel.yaml", "http://127.0.0.1:9/v1")
-    said = yaml.safe_load(panel.read_text())
-    (teacher,) = said["teachers"]
+    config = yaml.safe_load(panel.read_text())
+    (teacher,) = config["teachers"]
     del teacher["base_url"]
     teacher["serve"] = {"environment": str(environment), "args": ["--max-model-len", "4096"]}
-    panel.write_text(yaml.safe_dump(said))
+    panel.write_text(yaml.safe_dump(config))
     return panel
 
 
@@ -182,11 +182,11 @@ def test_the_command_of_a_panel_is_shown_and_never_run_unasked(folder):
     panel = served(folder, folder / "environment")
     command = ["annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel]
     store = ["--store", folder / "run.sqlite"]
-    complaint = fail(*command, *store)
-    assert "runs only after confirmation; give --serve" in complaint
+    error = fail(*command, *store)
+    assert "runs only after confirmation; give --serve" in error
     assert not ran.exists()
-    complaint = fail(*command, *store, "--serve")
-    assert "--max-model-len 4096" in complaint
+    error = fail(*command, *store, "--serve")
+    assert "--max-model-len 4096" in error
     assert ran.exists()
 
 
@@ -221,9 +221,9 @@ def test_serve_runs_a_teacher_until_it_is_interrupted(folder):
 
 def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripted, folder):
     teacher = scripted()
-    said = annotate(folder, teacher.url, "--shard", "1/4")
+    output = annotate(folder, teacher.url, "--shard", "1/4")
     first = len(teacher.requests)
-    assert f"{first} asked for = {first} kept" in said
+    assert f"{first} asked for = {first} kept" in output
     assert 0 < first < 60
     annotate(folder, teacher.url)
     assert len(teacher.requests) == first
@@ -232,7 +232,7 @@ def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripte
 
 def test_a_shard_without_pairs_is_done_at_once(scripted, folder):
     write_pairs(folder / "pairs.jsonl", 2)
-    said = [
+    outputs = [
         succeed(
             "annotate", "--pairs", folder / "pairs.jsonl", "--shard", f"{index}/8",
             "--panel", write_panel(folder / "panel.yaml", scripted().url),
@@ -240,7 +240,7 @@ def test_a_shard_without_pairs_is_done_at_once(scripted, folder):
         )
         for index in range(8)
     ]  # fmt: skip
-    assert sum("no pair falls into the shard" in one for one in said) >= 6
+    assert sum("no pair falls into the shard" in output for output in outputs) >= 6
 
 
 def test_a_dry_run_leaves_a_store_as_it_was(scripted, folder):
@@ -256,20 +256,20 @@ def test_a_damaged_store_is_not_written_to(scripted, folder):
     teacher = scripted()
     annotate(folder, teacher.url)
     store = folder / "run.sqlite"
-    said = bytearray(store.read_bytes())
-    said[len(said) // 2 : len(said) // 2 + 8192] = b"\xff" * 8192
-    store.write_bytes(said)
-    complaint = annotate(folder, teacher.url, expect=fail)
-    assert "run.sqlite is damaged" in complaint
-    assert store.read_bytes() == said
+    content = bytearray(store.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8192] = b"\xff" * 8192
+    store.write_bytes(content)
+    error = annotate(folder, teacher.url, expect=fail)
+    assert "run.sqlite is damaged" in error
+    assert store.read_bytes() == content
 
 
 def test_a_teacher_that_fails_lets_the_others_bring_home_what_is_in_flight(scripted, folder):
     slow, refusing = scripted(delay=1), scripted("status", status=401, faults=-1)
     panel = write_panel(folder / "panel.yaml", slow.url, names=("scripted-a", "scripted-b"))
-    said = yaml.safe_load(panel.read_text())
-    said["teachers"][1]["base_url"] = refusing.url
-    panel.write_text(yaml.safe_dump(said))
+    config = yaml.safe_load(panel.read_text())
+    config["teachers"][1]["base_url"] = refusing.url
+    panel.write_text(yaml.safe_dump(config))
     command = ["annotate", "--pairs", folder / "pairs.jsonl", "--panel", panel]
     assert "HTTP 401" in fail(*command, "--store", folder / "run.sqlite")
     assert len(slow.requests) >= 1

@@ -27,18 +27,20 @@ class Files:
         self.store = folder / "run.sqlite"
         self.out = folder / "requests.jsonl"
         self.replies = folder / "replies.jsonl"
-        self.both = ["--panel", self.panel, "--store", self.store]
+        self.options = ["--panel", self.panel, "--store", self.store]
 
-    def export(self, *more):
+    def export(self, *arguments):
         for old in self.folder.glob("requests*"):
             old.unlink()
-        succeed("export-requests", "--pairs", self.pairs, *self.both, "--out", self.out, *more)
+        succeed(
+            "export-requests", "--pairs", self.pairs, *self.options, "--out", self.out, *arguments
+        )
         return requests_in(self.out) if self.out.exists() else []
 
     def write(self, *lines):
         texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
         self.replies.write_text("".join(text + "\n" for text in texts))
-        return ["import-replies", *self.both, self.replies]
+        return ["import-replies", *self.options, self.replies]
 
     def rows(self):
         with closing(sqlite3.connect(self.store)) as database:
@@ -89,10 +91,10 @@ def test_a_request_is_what_a_server_would_be_sent(files, scripted, tmp_path):
         "type": "json_schema",
         "json_schema": {"name": "annotation", "strict": True, "schema": rubric.schema()},
     }
-    rest = {
+    settings = {
         k: v for k, v in requests[0]["body"].items() if k not in ("messages", "response_format")
     }
-    assert rest == {"model": "scripted", "temperature": 0, "max_tokens": 300}
+    assert settings == {"model": "scripted", "temperature": 0, "max_tokens": 300}
 
 
 def test_custom_ids_are_short_unique_and_begin_with_the_pair(files):
@@ -147,7 +149,7 @@ def test_one_teacher_can_be_exported_alone(tmp_path):
     requests = files.export("--teacher", "scripted-b")
     assert len(requests) == 12
     assert "no teacher is called 'c'" in fail(
-        "export-requests", *files.both, "--out", files.out, "--teacher", "c"
+        "export-requests", *files.options, "--out", files.out, "--teacher", "c"
     )
 
 
@@ -162,29 +164,29 @@ def test_a_shard_is_exported_alone(files):
 def test_a_file_of_an_earlier_export_is_named(files):
     files.export()
     files.export("--per-file", 8)
-    succeed("export-requests", *files.both, "--out", files.out, "--per-file", 8)
-    said = succeed("export-requests", *files.both, "--out", files.out)
-    assert f"NOT part of it: {files.folder / 'requests-0001.jsonl'}" in said
-    assert f"NOT part of it: {files.folder / 'requests-0002.jsonl'}" in said
+    succeed("export-requests", *files.options, "--out", files.out, "--per-file", 8)
+    output = succeed("export-requests", *files.options, "--out", files.out)
+    assert f"NOT part of it: {files.folder / 'requests-0001.jsonl'}" in output
+    assert f"NOT part of it: {files.folder / 'requests-0002.jsonl'}" in output
 
 
 def test_an_export_never_takes_the_place_of_another_file(files):
     files.out.write_text("my notes")
-    complaint = fail("export-requests", "--pairs", files.pairs, *files.both, "--out", files.out)
-    assert "not a file of requests" in complaint
+    error = fail("export-requests", "--pairs", files.pairs, *files.options, "--out", files.out)
+    assert "not a file of requests" in error
     assert files.out.read_text() == "my notes"
 
 
 def test_an_adaptive_panel_cannot_be_asked_all_at_once(files):
     files.panel.write_text(files.panel.read_text() + "budget: adaptive\n")
-    complaint = fail("export-requests", "--pairs", files.pairs, *files.both, "--out", files.out)
-    assert "budget: adaptive" in complaint
+    error = fail("export-requests", "--pairs", files.pairs, *files.options, "--out", files.out)
+    assert "budget: adaptive" in error
 
 
 def test_a_store_that_is_being_annotated_is_left_alone(files):
     requests = files.export()
     with only_writer(files.store):
-        assert "another process" in fail("export-requests", *files.both, "--out", files.out)
+        assert "another process" in fail("export-requests", *files.options, "--out", files.out)
         assert "another process" in fail(*files.write(reply(requests[0])))
 
 
@@ -194,10 +196,10 @@ def test_replies_are_filed_under_what_was_asked(files):
         reply(request, ANNOTATION | {"magnitude": number % 10})
         for number, request in enumerate(requests)
     ]
-    said = succeed(*files.write(*reversed(lines)))
+    output = succeed(*files.write(*reversed(lines)))
 
-    assert "12 lines = 12 new (12 kept, 0 refused) + 0 known + 0 failed + 0 left out" in said
-    assert "12 asked for = 12 kept + 0 refused + 0 pending" in said
+    assert "12 lines = 12 new (12 kept, 0 refused) + 0 known + 0 failed + 0 left out" in output
+    assert "12 asked for = 12 kept + 0 refused + 0 pending" in output
     with Store(files.store) as store:
         of = {(row.pair_id, row.variant): row.magnitude for row in store.replies()}
         pair_ids = [row.pair.id for row, _ in store.corpus.rows()]
@@ -228,13 +230,13 @@ def test_the_same_replies_again_change_nothing(files):
 
 def test_another_reply_to_the_same_request_is_a_conflict_and_left_out(files):
     (first, *_) = files.export()
-    other = reply(first, ANNOTATION | {"magnitude": 9})
-    done = run(*files.write(reply(first), other))
-    assert done.returncode == 1
-    assert "replies.jsonl: line 2: conflict: the store holds another reply" in done.stderr
-    assert "2 lines = 1 new (1 kept, 0 refused) + 0 known + 0 failed + 1 left out" in done.stdout
+    conflicting_reply = reply(first, ANNOTATION | {"magnitude": 9})
+    result = run(*files.write(reply(first), conflicting_reply))
+    assert result.returncode == 1
+    assert "replies.jsonl: line 2: conflict: the store holds another reply" in result.stderr
+    assert "2 lines = 1 new (1 kept, 0 refused) + 0 known + 0 failed + 1 left out" in result.stdout
     assert [json.loads(row[-1])["magnitude"] for row in files.rows()] == [4]
-    assert "conflict" in fail(*files.write(other))
+    assert "conflict" in fail(*files.write(conflicting_reply))
 
 
 def test_faults_stay_pending_and_declined_requests_are_refused(files):
@@ -247,7 +249,7 @@ def test_faults_stay_pending_and_declined_requests_are_refused(files):
     }
     of_vllm = reply(requests[5], status=400) | {"error": {"error": {"message": "8193 tokens"}}}
     of_vllm["response"]["body"] = None
-    said = succeed(
+    output = succeed(
         *files.write(
             reply(requests[0]),
             reply(requests[1], status=429, error={"error": "busy"}),
@@ -263,8 +265,8 @@ def test_faults_stay_pending_and_declined_requests_are_refused(files):
     assert (
         "9 lines = 3 new (1 kept, 2 refused (http-400 2)) + 0 known + "
         "6 failed (http-404 1, http-429 1, http-500 1, no-answer 3) + 0 left out"
-    ) in said
-    assert "12 asked for = 1 kept + 2 refused (http-400 2) + 9 pending" in said
+    ) in output
+    assert "12 asked for = 1 kept + 2 refused (http-400 2) + 9 pending" in output
     asked_again = {request["custom_id"] for request in files.export()}
     done = {requests[place]["custom_id"] for place in (0, 3, 5)}
     assert asked_again == {request["custom_id"] for request in requests} - done
@@ -281,10 +283,10 @@ def test_unreadable_replies_are_asked_again_with_another_seed_until_retries(tmp_
         first, *others = files.export()
         seeds.append(first["body"].get("seed"))
         answers = [reply(first, "prose")] + [reply(request) for request in others]
-        said = succeed(*files.write(*answers))
+        output = succeed(*files.write(*answers))
         assert len(others) == (1 if attempt == 0 else 0)
     assert seeds == [None, 1]
-    assert "2 asked for = 1 kept + 1 refused (not-json 1) + 0 pending" in said
+    assert "2 asked for = 1 kept + 1 refused (not-json 1) + 0 pending" in output
     assert [row[:4] for row in files.rows()] == [
         ("direct", 0, "refused", "not-json"),
         ("critic", 0, "kept", None),
@@ -298,13 +300,13 @@ def test_unreadable_replies_are_asked_again_with_another_seed_until_retries(tmp_
 
 def test_the_token_limit_is_a_refusal(files):
     (first, *others) = files.export()
-    said = succeed(*files.write(reply(first, finish="length"), *map(reply, others)))
-    assert "(11 kept, 1 refused (length 1))" in said
+    output = succeed(*files.write(reply(first, finish="length"), *map(reply, others)))
+    assert "(11 kept, 1 refused (length 1))" in output
 
 
 def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
     requests = files.export()
-    done = run(
+    result = run(
         *files.write(
             "{not json",
             "[" * 100_000,
@@ -320,13 +322,13 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
             reply(requests[0]),
         )
     )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
     assert (
         "11 lines = 1 new (1 kept, 0 refused) + 0 known + 0 failed + "
         "10 left out (malformed 6, unknown 4)"
-    ) in done.stdout
-    for number, said in {
+    ) in result.stdout
+    for number, expected in {
         1: "malformed: not JSON",
         2: "malformed: not JSON",
         3: "malformed: expected an object",
@@ -337,16 +339,16 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
         9: "malformed: neither a response nor an error",
         10: 'malformed: status_code "200" is not a number',
     }.items():
-        (line,) = [one for one in done.stderr.splitlines() if f": line {number}: " in one]
-        assert said in line
+        (line,) = [text for text in result.stderr.splitlines() if f": line {number}: " in text]
+        assert expected in line
 
 
 def test_only_some_of_many_bad_lines_are_named(files):
     files.export()
-    done = run(*files.write(*["nonsense"] * 50))
-    assert done.stderr.count(": malformed: not JSON") == 20
-    assert "and 30 more lines that cannot be stored: malformed" in done.stderr
-    assert "left out (malformed 50)" in done.stdout
+    result = run(*files.write(*["nonsense"] * 50))
+    assert result.stderr.count(": malformed: not JSON") == 20
+    assert "and 30 more lines that cannot be stored: malformed" in result.stderr
+    assert "left out (malformed 50)" in result.stdout
 
 
 def test_replies_to_another_question_are_not_filed(files):
@@ -373,15 +375,15 @@ def test_a_reply_about_a_pair_of_another_shard_is_not_filed(files, tmp_path):
     )  # fmt: skip
     files.write(*map(reply, requests))
     mine = len(requests_in(tmp_path / "shard.jsonl"))
-    done = run("import-replies", *shard, files.replies)
-    assert f"12 lines = {mine} new" in done.stdout
-    assert f"{12 - mine} left out (unknown {12 - mine})" in done.stdout
+    result = run("import-replies", *shard, files.replies)
+    assert f"12 lines = {mine} new" in result.stdout
+    assert f"{12 - mine} left out (unknown {12 - mine})" in result.stdout
 
 
 def test_a_teacher_of_whom_nothing_can_be_read_is_an_error(files):
     requests = files.export()
-    complaint = fail(*files.write(*(reply(request, "prose") for request in requests)))
-    assert "no reply of scripted is valid so far" in complaint
+    error = fail(*files.write(*(reply(request, "prose") for request in requests)))
+    assert "no reply of scripted is valid so far" in error
 
 
 def test_logprobs_become_expectations(tmp_path):
@@ -402,8 +404,8 @@ def test_logprobs_become_expectations(tmp_path):
     line["response"]["body"]["choices"][0]["logprobs"] = {"content": tokens}
     succeed(*files.write(line))
     with closing(sqlite3.connect(files.store)) as database:
-        found = database.execute("SELECT expected_magnitude, expected_confidence FROM replies")
-        magnitude, confidence = found.fetchone()
+        cursor = database.execute("SELECT expected_magnitude, expected_confidence FROM replies")
+        magnitude, confidence = cursor.fetchone()
     assert magnitude == pytest.approx(6)
     assert confidence == pytest.approx(7)
 
@@ -422,18 +424,19 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path):
             time.sleep(0.005)
         victim.send_signal(signal.SIGKILL)
         victim.wait()
-    there = len(files.rows())
-    assert 0 < there < 4500
-    said = succeed(*command[len(COMMAND) :])
+    stored = len(files.rows())
+    assert 0 < stored < 4500
+    output = succeed(*command[len(COMMAND) :])
     assert (
-        f"4500 lines = {4500 - there} new ({4500 - there} kept, 0 refused) + {there} known" in said
+        f"4500 lines = {4500 - stored} new ({4500 - stored} kept, 0 refused) + {stored} known"
+        in output
     )
     assert len(files.rows()) == 4500
 
 
 def test_custom_ids_depend_on_everything_that_defines_a_reply(tmp_path):
     names = set()
-    for number, more in enumerate(
+    for number, fields in enumerate(
         (
             {},
             {"model": "scripted-2"},
@@ -442,7 +445,7 @@ def test_custom_ids_depend_on_everything_that_defines_a_reply(tmp_path):
             {"rubric": "semantic-gap-blind"},
         )
     ):
-        panel = load_panel(write_panel(tmp_path / f"{number}.yaml", NOBODY, **more))
+        panel = load_panel(write_panel(tmp_path / f"{number}.yaml", NOBODY, **fields))
         names |= set(CustomIds(panel).by_hash(2))
     assert len(names) == 4 * 3 * 2 + 3 * 2 * 2
 
@@ -451,8 +454,8 @@ def test_one_line_is_called_a_line(files):
     requests = files.export()
     assert "1 line = 1 new" in succeed(*files.write(reply(requests[0])))
     assert "1 line could not be stored" in fail(*files.write("nonsense"))
-    said = succeed("export-requests", *files.both, "--out", files.folder / "requests-2.jsonl")
-    assert "scripted: 11 requests in " in said
+    output = succeed("export-requests", *files.options, "--out", files.folder / "requests-2.jsonl")
+    assert "scripted: 11 requests in " in output
 
 
 def test_what_is_no_object_is_named_in_plain_words(files):
@@ -466,8 +469,8 @@ def test_a_file_without_any_line_is_an_error(files):
     nothing = files.folder / "nothing.jsonl"
     nothing.write_text("\n\n")
     command = files.write(*map(reply, requests))
-    complaint = fail(*command, nothing)
-    assert complaint == f"sp2dpo: no line in {nothing}\n"
+    error = fail(*command, nothing)
+    assert error == f"sp2dpo: no line in {nothing}\n"
     assert len(files.rows()) == 12
 
 
@@ -477,8 +480,8 @@ def test_replies_of_nobody_that_the_store_knows_are_refused(files):
         before = store.panel()
     command = files.write(*map(reply, requests))
     write_panel(files.panel, NOBODY, names=("other",))
-    complaint = fail(*command)
-    assert f"{files.store} has none of the panel's teachers (it has scripted)" in complaint
+    error = fail(*command)
+    assert f"{files.store} has none of the panel's teachers (it has scripted)" in error
     with Store(files.store) as store:
         assert store.panel() == before
 
@@ -505,14 +508,14 @@ def test_a_panel_of_which_something_is_filed_is_the_stores_from_then_on(files):
 
 def test_file_names_that_steer_a_terminal_are_shown_harmless(files):
     out = files.folder / "requests\x1b[2J.jsonl"
-    said = succeed("export-requests", "--pairs", files.pairs, *files.both, "--out", out)
-    assert "12 requests in " in said
-    assert "requests\\u001b[2J.jsonl" in said
-    assert "\x1b" not in said
+    output = succeed("export-requests", "--pairs", files.pairs, *files.options, "--out", out)
+    assert "12 requests in " in output
+    assert "requests\\u001b[2J.jsonl" in output
+    assert "\x1b" not in output
     (files.folder / "other.jsonl").write_text("")
-    complaint = fail("import-replies", *files.both, files.folder / "none\x1b[2J.jsonl")
-    assert "none\\u001b[2J.jsonl: No such file" in complaint
-    assert "\x1b" not in complaint
+    error = fail("import-replies", *files.options, files.folder / "none\x1b[2J.jsonl")
+    assert "none\\u001b[2J.jsonl: No such file" in error
+    assert "\x1b" not in error
 
 
 def test_a_full_disk_is_no_damage_and_what_came_before_is_safe(files):
@@ -522,8 +525,8 @@ def test_a_full_disk_is_no_damage_and_what_came_before_is_safe(files):
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     requests = files.export()
-    complaint = fail(*files.write(*map(reply, requests)), preexec_fn=small_files)
-    assert "the store cannot be used: " in complaint
-    assert "; the replies stored so far are safe" in complaint
-    assert "damaged" not in complaint
+    error = fail(*files.write(*map(reply, requests)), preexec_fn=small_files)
+    assert "the store cannot be used: " in error
+    assert "; the replies stored so far are safe" in error
+    assert "damaged" not in error
     assert "12 lines = 12 new" in succeed(*files.write(*map(reply, requests)))

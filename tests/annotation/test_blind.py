@@ -27,30 +27,30 @@ PAIR = Pair(
 GOOD = {"rationale": "x", "category": "style", "better": "A", "magnitude": 3, "confidence": 9}
 
 
-def asked(order, variant="direct", pair=PAIR):
+def request_text(order, variant="direct", pair=PAIR):
     return BLIND.messages(pair, variant, order)[-1]["content"]
 
 
 def test_no_word_of_a_request_tells_which_response_is_preferred():
     for order in ORDERS:
         for variant in BLIND.variants:
-            said = json.dumps([BLIND.messages(PAIR, variant, order), BLIND.schema()]).lower()
-            assert not re.search(r"chosen|rejected|prefer|label|winner|loser|dispute", said)
+            text = json.dumps([BLIND.messages(PAIR, variant, order), BLIND.schema()]).lower()
+            assert not re.search(r"chosen|rejected|prefer|label|winner|loser|dispute", text)
 
 
 def test_the_two_orders_of_a_request_differ_in_the_place_of_the_responses_alone():
-    one, other = (asked(order) for order in ORDERS)
-    assert one.index("The Dead Sea.") < one.index("The Baltic.")
-    assert "response A (assistant)\nThe Dead Sea." in one
-    assert "response A (assistant)\nThe Baltic." in other
-    swapped = one.replace("The Dead Sea.", "@").replace("The Baltic.", "The Dead Sea.")
-    assert swapped.replace("@", "The Baltic.") == other
+    chosen_first, rejected_first = (request_text(order) for order in ORDERS)
+    assert chosen_first.index("The Dead Sea.") < chosen_first.index("The Baltic.")
+    assert "response A (assistant)\nThe Dead Sea." in chosen_first
+    assert "response A (assistant)\nThe Baltic." in rejected_first
+    swapped = chosen_first.replace("The Dead Sea.", "@").replace("The Baltic.", "The Dead Sea.")
+    assert swapped.replace("@", "The Baltic.") == rejected_first
 
 
 def test_a_response_of_several_turns_stays_in_one_place():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
     pair = Pair(prompt=PAIR.prompt, chosen=(call, PAIR.chosen[0]), rejected=PAIR.rejected)
-    heads = re.findall(r"#[0-9a-f]{16}# (.+) \(", asked(REJECTED_FIRST, pair=pair))
+    heads = re.findall(r"#[0-9a-f]{16}# (.+) \(", request_text(REJECTED_FIRST, pair=pair))
     assert heads == ["prompt", "response A", "response B", "response B"]
 
 
@@ -81,21 +81,21 @@ def test_both_packaged_rubrics_sort_by_the_same_categories_on_the_same_scales():
     assert list(BLIND.categories.items()) == list(LABELLED.categories.items())
     assert list(BLIND.variants) == list(LABELLED.variants)
     for scale in ("magnitude", "confidence"):
-        one, other = getattr(BLIND, scale), getattr(LABELLED, scale)
-        assert (one.min, one.max) == (other.min, other.max)
+        blind_scale, labelled_scale = getattr(BLIND, scale), getattr(LABELLED, scale)
+        assert (blind_scale.min, blind_scale.max) == (labelled_scale.min, labelled_scale.max)
 
 
 def test_a_rubric_says_its_protocol_and_a_labelled_one_need_not():
-    said = LABELLED.as_mapping()
-    assert "protocol" not in said
-    written_out = parse_rubric(said | {"protocol": "labelled"}, where="x")
+    mapping = LABELLED.as_mapping()
+    assert "protocol" not in mapping
+    written_out = parse_rubric(mapping | {"protocol": "labelled"}, where="x")
     assert (written_out, written_out.hash) == (LABELLED, LABELLED.hash)
     assert BLIND.as_mapping()["protocol"] == "blind"
     assert parse_rubric(json.loads(json.dumps(BLIND.as_mapping())), where="x").hash == BLIND.hash
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"protocol": "blnd"}, "protocol: 'blnd' is not known, did you mean 'blind'?"),
         ({"protocol": ["blind"]}, "protocol: ['blind'] is not known, did you mean 'blind'?"),
@@ -105,10 +105,10 @@ def test_a_rubric_says_its_protocol_and_a_labelled_one_need_not():
         ({"parts": {"prompt": "p", "a": "x", "b": "x"}}, "parts: a and b are both called 'x'"),
     ],
 )
-def test_a_blind_rubric_that_makes_no_sense_is_named(change, complaint):
+def test_a_blind_rubric_that_makes_no_sense_is_named(change, message):
     with pytest.raises(ValueError, match=r"^here: ") as error:
         parse_rubric(BLIND.as_mapping() | change, where="here")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("better", BETTER)
@@ -216,10 +216,10 @@ def test_the_labelled_protocol_disputes_no_label(new_store):
 
 
 def test_the_hash_of_annotations_covers_what_a_blind_reply_adds(new_store):
-    def hash_of(name, **said):
+    def hash_of(name, **fields):
         store = new_store(name)
         (pair_id,) = filled(store, 1, "a", rubric=BLIND)
-        store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5, **said)])
+        store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5, **fields)])
         return store.annotations().hash
 
     hashes = [
@@ -238,24 +238,26 @@ def position_of(*answers):
     """The table of one teacher that gave these two answers about a pair, one in each order."""
     rows = [
         (f"{number}", "x", "direct", order, better)
-        for number, said in enumerate(answers)
-        for order, better in zip(ORDERS, said, strict=False)
+        for number, answer in enumerate(answers)
+        for order, better in zip(ORDERS, answer, strict=False)
     ]
     schema = ["pair_id", "teacher", "variant", "order", "better"]
     return compare_orders(pl.DataFrame(rows, schema=schema, orient="row"), ["x", "silent"])
 
 
 def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
-    found, silent = position_of(
+    position, silent = position_of(
         "AB", "AB", "BA",  # the chosen one twice, twice, and the rejected one
         "AA", "AA", "BB",  # the first place, the first place, the second
         ("tie", "A"), ("B", "tie"), ("tie", "tie"),
         "A",  # read in one order only
     )  # fmt: skip
-    assert found.both == 9
-    counts = [part.count for part in (found.consistent, found.first, found.second, found.tie)]
+    assert position.both == 9
+    counts = [
+        part.count for part in (position.consistent, position.first, position.second, position.tie)
+    ]
     assert counts == [3, 2, 1, 3]
-    assert found.first == wilson_interval(2, 9)
+    assert position.first == wilson_interval(2, 9)
     assert silent.both == 0
     assert silent.tie == Proportion(count=0, share=None, low=None, high=None)
 
@@ -271,10 +273,10 @@ def test_a_response_a_place_or_a_tie_is_what_a_teacher_names_twice():
     ],
 )
 def test_wilsons_interval_stays_inside_its_scale(count, total, low, high):
-    found = wilson_interval(count, total)
-    assert found.share == count / total
-    assert found.low == pytest.approx(low, abs=1e-4)
-    assert found.high == pytest.approx(high, abs=1e-4)
+    interval = wilson_interval(count, total)
+    assert interval.share == count / total
+    assert interval.low == pytest.approx(low, abs=1e-4)
+    assert interval.high == pytest.approx(high, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +284,7 @@ def finished(tmp_path_factory):
     """The demo corpus, read blind by two teachers that lean on the first place."""
     folder = tmp_path_factory.mktemp("blind")
     store, table = folder / "run.sqlite", folder / "betas.parquet"
-    both = ["--store", store, "--betas", table]
+    options = ["--store", store, "--betas", table]
     with serving("position") as url:
         panel = write_panel(
             folder / "panel.yaml",
@@ -291,31 +293,31 @@ def finished(tmp_path_factory):
             rubric="semantic-gap-blind",
         )
         pairs = DEMO / "pairs.jsonl"
-        said = succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
-    assert "1152 asked for = 1152 kept + 0 refused + 0 pending" in said
+        output = succeed("annotate", "--pairs", pairs, "--panel", panel, "--store", store)
+    assert "1152 asked for = 1152 kept + 0 refused + 0 pending" in output
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", table)
-    succeed(*BUILD, *both, "--out", folder / "dataset")
-    found = succeed("report", *both, "--out", folder / "report.html", "--json")
-    (folder / "report.json").write_text(found)
+    succeed(*BUILD, *options, "--out", folder / "dataset")
+    report = succeed("report", *options, "--out", folder / "report.html", "--json")
+    (folder / "report.json").write_text(report)
     return folder
 
 
 def test_planted_wrong_labels_are_disputed(finished):
     rows = pl.read_parquet(finished / "dataset" / "data" / "*.parquet")
     planted = pl.read_ndjson(DEMO / "planted.jsonl").select("label_flipped", source_id="pair_id")
-    both = rows.join(planted, on="source_id")
-    right = both.filter("label_disputed", "label_flipped").height
-    recall = right / both["label_flipped"].sum()
-    precision = right / both["label_disputed"].sum()
-    assert len(both) == 96
+    joined = rows.join(planted, on="source_id")
+    right = joined.filter("label_disputed", "label_flipped").height
+    recall = right / joined["label_flipped"].sum()
+    precision = right / joined["label_disputed"].sum()
+    assert len(joined) == 96
     # Where two responses do not differ, teachers that lean can still seem to prefer one.
     assert min(recall, precision) >= 0.8, f"recall {recall:.2f}, precision {precision:.2f}"
 
 
 def test_the_lean_of_each_teacher_is_found_within_its_interval(finished):
-    found = json.loads((finished / "report.json").read_text())["position"]
-    assert [one["teacher"] for one in found] == ["leans-20", "leans-50"]
-    for one, lean in zip(found, (0.2, 0.5), strict=True):
+    positions = json.loads((finished / "report.json").read_text())["position"]
+    assert [position["teacher"] for position in positions] == ["leans-20", "leans-50"]
+    for position, lean in zip(positions, (0.2, 0.5), strict=True):
         # 6 of the 96 pairs differ in nothing: there it takes two leaning replies, and one that
         # does not lean is a tie. Elsewhere a teacher leans where the better response stands second.
         expected = {
@@ -324,19 +326,19 @@ def test_the_lean_of_each_teacher_is_found_within_its_interval(finished):
             "second": 0,
             "tie": 6 * (1 - lean**2),
         }
-        assert one["both"] == 288
+        assert position["both"] == 288
         for kind, count in expected.items():
-            share = one[kind]
-            assert share["low"] <= count / 96 <= share["high"], (one["teacher"], kind, share)
+            share = position[kind]
+            assert share["low"] <= count / 96 <= share["high"], (position["teacher"], kind, share)
 
 
 def test_explain_arrives_at_the_same_signed_gap_and_beta(finished):
-    both = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
+    options = ["--store", finished / "run.sqlite", "--betas", finished / "betas.parquet"]
     table = pl.read_parquet(finished / "betas.parquet").sort("signed_gap")
-    lines = succeed("explain", table["pair_id"][0], *both).splitlines()
+    lines = succeed("explain", table["pair_id"][0], *options).splitlines()
     assert any(line.endswith(", so the label is disputed") for line in lines)
     assert "beta  0.03 + (0.3 - 0.03) x 0 = 0.03" in lines
-    assert "gap   max(0, " in succeed("explain", table["pair_id"][-1], *both)
+    assert "gap   max(0, " in succeed("explain", table["pair_id"][-1], *options)
 
 
 def test_the_data_set_holds_both_orders_and_says_so(finished):
@@ -355,12 +357,12 @@ def test_the_data_set_holds_both_orders_and_says_so(finished):
 
 def test_the_page_draws_the_places_and_the_disputes(finished):
     page = (finished / "report.html").read_text()
-    for said in (
+    for text in (
         "Consistency over both orders",
         "labels disputed (",
         "Most disputed labels",
     ):
-        assert page.count(said) == 1
+        assert page.count(text) == 1
 
 
 def test_a_second_schedule_changes_no_byte(finished, tmp_path):

@@ -61,31 +61,31 @@ def launched(model_dir, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + FSDP_ON_CPUS)
 
-    def words(out, processes, *more):
+    def words(out, processes, *arguments):
         return [
             "--config", ROOT / "recipes" / "dpo" / "tiny-demo.yaml",
             "--model_name_or_path", model_dir, "--dataset", data, "--output_dir", out / "run",
             "--pair_columns", "beta", "weight", "margin", "--held_out", 0, "--max_steps", 4,
             "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 4,
             "--logging_steps", 1, "--learning_rate", 0.01, "--lr_scheduler_type", "constant",
-            "--per_device_train_batch_size", 8 // processes, "--use_cpu", "true", *more,
+            "--per_device_train_batch_size", 8 // processes, "--use_cpu", "true", *arguments,
         ]  # fmt: skip
 
-    def launch(name, processes, *more, precision="no"):
+    def launch(name, processes, *arguments, precision="no"):
         out = tmp_path_factory.mktemp(name)
         if processes == 1:  # a launch would add nothing but its imports
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                recipe("train").main(list(map(str, words(out, 1, *more))))
+                recipe("train").main(list(map(str, words(out, 1, *arguments))))
             return outcome(out)
         engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
         engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": precision}
         (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-            out / "engine.yaml", ROOT / "recipes" / "train.py", *words(out, processes, *more),
+            out / "engine.yaml", ROOT / "recipes" / "train.py", *words(out, processes, *arguments),
         ]  # fmt: skip
-        done = subprocess.run(
+        result = subprocess.run(
             [*map(str, command)],
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
@@ -95,7 +95,7 @@ def launched(model_dir, tmp_path_factory):
             timeout=280,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-14000:]
+        assert result.returncode == 0, result.stderr[-14000:]
         return outcome(out)
 
     def outcome(out):
@@ -129,16 +129,16 @@ def test_two_processes_train_as_one_does(launched, alone, name, kind):
     losses, results = launched(name, 2)
     assert (results["processes"], results["distributed_type"]) == (2, kind)
     assert losses == pytest.approx(alone, abs=1e-5)
-    held = results["parameters"]["on_a_process"] / results["parameters"]["all"]
-    assert held == (pytest.approx(0.5, abs=0.01) if name in ("zero3", "fsdp2") else 1)
+    share = results["parameters"]["on_a_process"] / results["parameters"]["all"]
+    assert share == (pytest.approx(0.5, abs=0.01) if name in ("zero3", "fsdp2") else 1)
     model = AutoModelForCausalLM.from_pretrained(results["output_dir"])
     assert sum(p.numel() for p in model.parameters()) == results["parameters"]["all"]
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_what_is_shipped(path):
-    said = load_config_from_file(str(path))
-    assert said.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+    config = load_config_from_file(str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
 
 
 def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):

@@ -28,8 +28,8 @@ def files(tmp_path):
         panel = tmp_path / "panel.yaml"
         store = tmp_path / "run.sqlite"
 
-        def annotate(self, url, address, **more):
-            write_panel(self.panel, url, **more)
+        def annotate(self, url, address, **teacher_keys):
+            write_panel(self.panel, url, **teacher_keys)
             return [
                 "annotate", "--pairs", self.pairs, "--panel", self.panel, "--store", self.store,
                 "--engine", "ray", "--ray-address", address,
@@ -62,15 +62,15 @@ def test_a_killed_node_loses_nothing_and_nothing_is_stored_twice(cluster, script
         cluster.tell("kill")
         until(lambda: len(teacher.requests) > 70, running)
         cluster.tell("add")
-        said, complaint = running.communicate(timeout=60)
+        output, error = running.communicate(timeout=60)
     cluster.tell("kill")
-    assert running.returncode == 0, complaint
-    assert "180 asked for = 180 kept + 0 refused + 0 pending" in said
+    assert running.returncode == 0, error
+    assert "180 asked for = 180 kept + 0 refused + 0 pending" in output
     assert files.keys() == files.all_keys()
-    assert complaint.count("asking from node") >= 2
-    assert complaint.count("lost node") == 1
+    assert error.count("asking from node") >= 2
+    assert error.count("lost node") == 1
     assert 180 <= len(teacher.requests) <= 180 + 4 * 3  # what was in flight is asked again
-    assert "raylet" not in said + complaint
+    assert "raylet" not in output + error
 
 
 def test_interrupting_brings_home_what_is_in_flight_and_a_second_run_asks_the_rest(
@@ -81,12 +81,12 @@ def test_interrupting_brings_home_what_is_in_flight_and_a_second_run_asks_the_re
     with started(command) as running:
         until(lambda: len(teacher.requests) > 20, running)
         running.send_signal(signal.SIGINT)
-        said, complaint = running.communicate(timeout=60)
+        output, error = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "Traceback" not in complaint
-    there = len(files.keys())
-    assert f"180 asked for = {there} kept + 0 refused + {180 - there} pending" in said
-    assert there == len(teacher.requests)
+    assert "Traceback" not in error
+    stored = len(files.keys())
+    assert f"180 asked for = {stored} kept + 0 refused + {180 - stored} pending" in output
+    assert stored == len(teacher.requests)
     assert "180 kept" in succeed(*command)
     assert files.keys() == files.all_keys()
     assert len(teacher.requests) == 180
@@ -123,32 +123,32 @@ def test_nodes_share_the_limit_of_a_server_that_is_not_their_own(cluster, script
         begun = time.monotonic()
         until(lambda: len(teacher.requests) == 180, running)
         seconds = time.monotonic() - begun
-        _, complaint = running.communicate(timeout=60)
+        _, error = running.communicate(timeout=60)
     cluster.tell("kill")
-    assert running.returncode == 0, complaint
-    assert "2 in all" in complaint
+    assert running.returncode == 0, error
+    assert "2 in all" in error
     assert seconds > 4
 
 
 def test_a_teacher_that_cannot_be_asked_ends_the_run(cluster, scripted, files):
-    complaint = fail(*files.annotate("http://127.0.0.1:9/v1", cluster.address))
-    assert "teacher scripted: nothing answers at http://127.0.0.1:9/v1" in complaint
-    assert "(on node " in complaint
+    error = fail(*files.annotate("http://127.0.0.1:9/v1", cluster.address))
+    assert "teacher scripted: nothing answers at http://127.0.0.1:9/v1" in error
+    assert "(on node " in error
     assert files.keys() == []
 
 
 def test_replies_that_cannot_be_read_end_the_run_and_are_stored(cluster, scripted, files):
     teacher = scripted("prose")
-    complaint = fail(*files.annotate(teacher.url, cluster.address, max_in_flight=5))
-    assert "none of its first" in complaint
+    error = fail(*files.annotate(teacher.url, cluster.address, max_in_flight=5))
+    assert "none of its first" in error
     assert len(files.keys()) >= 20
 
 
 def test_an_api_key_must_be_set_on_the_nodes(cluster, scripted, files):
     command = files.annotate(scripted().url, cluster.address, api_key_env="SP2DPO_TEST_KEY")
-    complaint = fail(*command, env={"SP2DPO_TEST_KEY": "very-secret"})
-    assert "SP2DPO_TEST_KEY is not set (on node " in complaint
-    assert "very-secret" not in complaint
+    error = fail(*command, env={"SP2DPO_TEST_KEY": "very-secret"})
+    assert "SP2DPO_TEST_KEY is not set (on node " in error
+    assert "very-secret" not in error
 
 
 def test_what_needs_the_local_engine_says_so(files, tmp_path):
@@ -156,14 +156,14 @@ def test_what_needs_the_local_engine_says_so(files, tmp_path):
     nowhere = "127.0.0.1:9"
     command = files.annotate("http://127.0.0.1:9/v1", nowhere)
     assert f"no Ray cluster answers at {nowhere}" in fail(*command)
-    said = yaml.safe_load(files.panel.read_text())
-    files.panel.write_text(yaml.safe_dump(said | {"budget": "adaptive"}))
+    config = yaml.safe_load(files.panel.read_text())
+    files.panel.write_text(yaml.safe_dump(config | {"budget": "adaptive"}))
     assert "`budget: adaptive` needs the engine `local`" in fail(*command)
-    served = said["teachers"][0] | {"serve": {"environment": str(tmp_path)}}
+    served = config["teachers"][0] | {"serve": {"environment": str(tmp_path)}}
     del served["base_url"]
-    files.panel.write_text(yaml.safe_dump(said | {"teachers": [served]}))
-    done = run(*command, "--serve")
-    assert "the engine `ray` starts no servers" in done.stderr
+    files.panel.write_text(yaml.safe_dump(config | {"teachers": [served]}))
+    result = run(*command, "--serve")
+    assert "the engine `ray` starts no servers" in result.stderr
     assert not list(tmp_path.glob("*.ray.log"))
 
 

@@ -17,15 +17,15 @@ ADAPTIVE = ROOT / "recipes" / "schedules" / "adaptive.yaml"
 READERS = ("reader-a", "reader-b", "reader-c")
 
 
-def panel(folder, url, *, budget="adaptive", **more):
-    path = write_panel(folder / f"{budget}.yaml", url, names=READERS, **more)
+def panel(folder, url, *, budget="adaptive", **teacher_keys):
+    path = write_panel(folder / f"{budget}.yaml", url, names=READERS, **teacher_keys)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"budget": budget}))
     return path
 
 
-def annotate(folder, url, store, *arguments, **more):
+def annotate(folder, url, store, *arguments, **teacher_keys):
     return [
-        "annotate", "--pairs", DEMO / "pairs.jsonl", "--panel", panel(folder, url, **more),
+        "annotate", "--pairs", DEMO / "pairs.jsonl", "--panel", panel(folder, url, **teacher_keys),
         "--store", store, *arguments,
     ]  # fmt: skip
 
@@ -46,14 +46,14 @@ def answers(store):
 def sparing(tmp_path_factory, replay_url):
     """The demo corpus under an adaptive panel."""
     folder = tmp_path_factory.mktemp("sparing")
-    said = succeed(*annotate(folder, replay_url, folder / "run.sqlite"))
-    return folder, said
+    output = succeed(*annotate(folder, replay_url, folder / "run.sqlite"))
+    return folder, output
 
 
 def test_it_asks_for_less_and_the_numbers_add_up(sparing):
-    folder, said = sparing
+    folder, output = sparing
     total = re.search(
-        r"^864 asked for = (\d+) kept \+ 0 refused \+ (\d+) spared \+ 0 pending", said, re.M
+        r"^864 asked for = (\d+) kept \+ 0 refused \+ (\d+) spared \+ 0 pending", output, re.M
     )
     assert total
     kept, spared = map(int, total.groups())
@@ -68,10 +68,10 @@ def test_the_betas_are_close_to_the_full_panels(sparing, demo):
     folder, _ = sparing
     betas = folder / "betas.parquet"
     succeed("schedule", "--store", folder / "run.sqlite", "--schedule", ADAPTIVE, "--out", betas)
-    both = pl.read_parquet(betas).join(
+    joined = pl.read_parquet(betas).join(
         pl.read_parquet(demo / "betas.parquet"), on="pair_id", suffix="_full"
     )
-    near = ((both["beta"] - both["beta_full"]).abs() <= 0.02).mean()
+    near = ((joined["beta"] - joined["beta_full"]).abs() <= 0.02).mean()
     assert near >= 0.85, near
 
 
@@ -82,17 +82,17 @@ def test_explain_traces_a_beta_to_the_few_replies_that_it_has(sparing):
     ((pair_id,),) = query(
         folder / "run.sqlite", "SELECT pair_id FROM settled ORDER BY replies, pair_id LIMIT 1"
     )
-    said = succeed("explain", pair_id, "--store", folder / "run.sqlite", "--betas", betas)
-    assert "beta  0.03 + (0.3 - 0.03)" in said
+    output = succeed("explain", pair_id, "--store", folder / "run.sqlite", "--betas", betas)
+    assert "beta  0.03 + (0.3 - 0.03)" in output
 
 
 def test_the_papers_quorum_is_named_where_few_replies_decide(sparing):
     folder, _ = sparing
-    said = succeed(
+    output = succeed(
         "schedule", "--store", folder / "run.sqlite", "--schedule", SCHEDULE,
         "--out", folder / "quorum.parquet",
     )  # fmt: skip
-    below = int(re.search(r"(\d+) below the quorum of 3", said)[1])
+    below = int(re.search(r"(\d+) below the quorum of 3", output)[1])
     assert (
         below
         == query(folder / "run.sqlite", "SELECT count(*) FROM settled WHERE replies < 3")[0][0]
@@ -127,8 +127,8 @@ def test_a_full_panel_afterwards_asks_what_was_spared(sparing, tmp_path, replay_
     folder, _ = sparing
     store = tmp_path / "run.sqlite"
     store.write_bytes((folder / "run.sqlite").read_bytes())
-    said = succeed(*annotate(tmp_path, replay_url, store, budget="full"))
-    assert "864 asked for = 864 kept + 0 refused + 0 pending" in said
+    output = succeed(*annotate(tmp_path, replay_url, store, budget="full"))
+    assert "864 asked for = 864 kept + 0 refused + 0 pending" in output
     betas = tmp_path / "betas.parquet"
     succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", betas)
     assert betas.read_bytes() == (demo / "betas.parquet").read_bytes()
@@ -136,20 +136,20 @@ def test_a_full_panel_afterwards_asks_what_was_spared(sparing, tmp_path, replay_
 
 def test_what_was_refused_is_asked_again_under_a_full_budget_only(sparing, tmp_path, replay_url):
     store = tmp_path / "run.sqlite"
-    complaint = fail(*annotate(tmp_path, replay_url, store, "--retry-refused"))
-    assert "under `budget: full` only" in complaint
+    error = fail(*annotate(tmp_path, replay_url, store, "--retry-refused"))
+    assert "under `budget: full` only" in error
 
 
 def test_teachers_that_cannot_be_read_leave_no_pair_open(scripted, tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", 30)
     good, bad = scripted(), scripted("prose")
     path = write_panel(tmp_path / "panel.yaml", good.url, names=("scripted-a", "scripted-b"))
-    said = yaml.safe_load(path.read_text()) | {"budget": "adaptive"}
-    said["teachers"][1] |= {"base_url": bad.url, "retries": 0}
-    path.write_text(yaml.safe_dump(said))
+    config = yaml.safe_load(path.read_text()) | {"budget": "adaptive"}
+    config["teachers"][1] |= {"base_url": bad.url, "retries": 0}
+    path.write_text(yaml.safe_dump(config))
     command = ["annotate", "--pairs", tmp_path / "pairs.jsonl", "--panel", path]
-    complaint = fail(*command, "--store", tmp_path / "run.sqlite")
-    assert "none of its first 20 replies can be read" in complaint
+    error = fail(*command, "--store", tmp_path / "run.sqlite")
+    assert "none of its first 20 replies can be read" in error
 
 
 def test_a_small_corpus_is_asked_in_full(scripted, tmp_path):
