@@ -75,10 +75,10 @@ class Stage:
         return read_log(self.log)
 
     def by_question(self):
-        found = {}
-        for one in self.requests:
-            found.setdefault(one.question, []).append(one)
-        return found
+        requests_by_question = {}
+        for request in self.requests:
+            requests_by_question.setdefault(request.question, []).append(request)
+        return requests_by_question
 
     def stats(self):
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/stats") as answer:
@@ -86,15 +86,15 @@ class Stage:
 
     def stored(self):
         """Every key's attempts as (attempt, status, reason, raw), in order."""
-        found = {}
+        attempts_by_key = {}
         with closing(sqlite3.connect(self.store)) as database:
             rows = database.execute(
                 "SELECT pair_id, variant, attempt, status, reason, raw FROM replies "
                 "ORDER BY pair_id, variant, attempt"
             )
             for pair_id, variant, *attempt in rows:
-                found.setdefault((pair_id, variant), []).append(tuple(attempt))
-        return found
+                attempts_by_key.setdefault((pair_id, variant), []).append(tuple(attempt))
+        return attempts_by_key
 
     def questions(self):
         """The question that a teacher is asked for each key."""
@@ -114,13 +114,13 @@ def stage(tmp_path):
         yield Stage(tmp_path, stack)
 
 
-def summary(said):
+def summary(output):
     """What the last line of a run counts: all, kept, refused, pending; and the reasons."""
     total = re.findall(
-        r"^(\d+) asked for = (\d+) kept \+ (\d+) refused.* \+ (\d+) pending", said, re.M
+        r"^(\d+) asked for = (\d+) kept \+ (\d+) refused.* \+ (\d+) pending", output, re.M
     )
-    assert total, said
-    reasons = re.search(r"^scripted: .* refused \((.*)\) \+", said, re.M)
+    assert total, output
+    reasons = re.search(r"^scripted: .* refused \((.*)\) \+", output, re.M)
     pairs = reasons[1].split(", ") if reasons else []
     counted = {name: int(count) for name, count in (pair.rsplit(" ", 1) for pair in pairs)}
     return *map(int, total[-1]), counted
@@ -133,12 +133,12 @@ def outcome(done):
     return UNREADABLE.get(done) or (f"http-{done}" if done.isdigit() else "no-answer")
 
 
-def check_accounts(stage, said):
+def check_accounts(stage, output):
     """The summary, the store and the teacher's log and schedule tell one story."""
-    keys, stored, asked = stage.questions(), stage.stored(), stage.by_question()
+    keys, stored, requests = stage.questions(), stage.stored(), stage.by_question()
     plans = {key: plan(question, stage.schedule) for key, question in keys.items()}
     assert set(stored) == set(keys)
-    assert set(asked) == set(keys.values())
+    assert set(requests) == set(keys.values())
     for key, question in keys.items():
         attempts, last = stored[key], outcome(plans[key][-1])
         assert [number for number, *_ in attempts] == list(range(len(attempts)))
@@ -149,30 +149,30 @@ def check_accounts(stage, said):
         if declined:
             assert [attempt[1:3] for attempt in attempts] == [("refused", last)]
             continue
-        sent = {one.text: one.done for one in asked[question] if one.text}
+        sent = {request.text: request.done for request in requests[question] if request.text}
         raw = [digest(text) for *_, text in attempts]
-        assert len(set(raw)) == len(raw) or {sent[one] for one in raw} & {"empty"}
-        assert raw[-1] == [one.text for one in asked[question] if one.text][-1]
+        assert len(set(raw)) == len(raw) or {sent[text] for text in raw} & {"empty"}
+        assert raw[-1] == [request.text for request in requests[question] if request.text][-1]
         for (_, _, reason, _), text in zip(attempts, raw, strict=True):
             assert (reason or "kept") == outcome(sent[text])
     counted = Counter(attempts[-1][2] or "kept" for attempts in stored.values())
     kept = counted.pop("kept")
-    assert summary(said) == (len(keys), kept, counted.total(), 0, dict(counted))
+    assert summary(output) == (len(keys), kept, counted.total(), 0, dict(counted))
 
 
 def test_a_storm_of_faults_loses_nothing_and_stores_nothing_twice(stage):
     stage.start(pairs=6667, **STORM)
-    said = succeed(*stage.annotate(max_in_flight=256, timeout=1.5))
-    check_accounts(stage, said)
-    asked, stored = stage.by_question(), stage.stored()
-    done = Counter(one.done for one in stage.requests)
+    output = succeed(*stage.annotate(max_in_flight=256, timeout=1.5))
+    check_accounts(stage, output)
+    requests, stored = stage.by_question(), stage.stored()
+    done = Counter(request.done for request in stage.requests)
     assert stage.stats() == done
     assert {"429", "500", "503", "400", "reset", "closed", "half", "hang", "drip"} <= set(done)
     assert set(UNREADABLE) <= set(done)
     never = 0
     for key, question in stage.questions().items():
         last = plan(question, stage.schedule)[-1]
-        got = Counter(one.done for one in asked[question])
+        got = Counter(request.done for request in requests[question])
         if last in ANSWERED:
             assert got["valid"] + got["slow"] == 1
         elif last == "400":
@@ -209,26 +209,26 @@ def test_a_model_that_is_not_listed_stops_the_run_before_anything_is_asked(stage
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_of_us_midway_stops_the_run_and_keeps_what_came(stage, status):
     stage.start(good=50, then=status, delay=0.02)
-    done = run(*stage.annotate(max_in_flight=4))
-    assert done.returncode == 1
-    assert f"HTTP {status}" in done.stderr
-    total, kept, refused, pending, _ = summary(done.stdout)
+    result = run(*stage.annotate(max_in_flight=4))
+    assert result.returncode == 1
+    assert f"HTTP {status}" in result.stderr
+    total, kept, refused, pending, _ = summary(result.stdout)
     assert (total, refused, pending) == (60, 0, 60 - kept)
     assert 47 <= kept == len(stage.stored()) <= 50  # the last may have been in flight
     assert {attempts[-1][1] for attempts in stage.stored().values()} == {"kept"}
     assert (
-        Counter(one.done for one in stage.requests)[str(status)] <= 8
+        Counter(request.done for request in stage.requests)[str(status)] <= 8
     )  # in flight, and as many more
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_declined_request_is_refused_without_being_repeated(stage, status):
     stage.start(declined=0.2, decline_with=status, delay=0.01)
-    said = succeed(*stage.annotate())
-    check_accounts(stage, said)
-    declined = Counter(one.done for one in stage.requests)[str(status)]
+    output = succeed(*stage.annotate())
+    check_accounts(stage, output)
+    declined = Counter(request.done for request in stage.requests)[str(status)]
     assert 3 <= declined <= 20
-    assert summary(said) == (60, 60 - declined, declined, 0, {f"http-{status}": declined})
+    assert summary(output) == (60, 60 - declined, declined, 0, {f"http-{status}": declined})
     assert len(stage.requests) == 60
 
 
@@ -238,16 +238,16 @@ def test_a_declined_request_is_refused_without_being_repeated(stage, status):
 @pytest.mark.parametrize("fault", ["502", "504", *PASSING])
 def test_a_passing_fault_is_tried_again_and_leaves_no_trace(stage, fault):
     stage.start(pairs=4, script=f"{fault},valid")
-    said = succeed(*stage.annotate(timeout=0.5))
-    assert summary(said) == (12, 12, 0, 0, {})
-    check_accounts(stage, said)
-    assert Counter(one.done for one in stage.requests) == {fault: 12, "valid": 12}
+    output = succeed(*stage.annotate(timeout=0.5))
+    assert summary(output) == (12, 12, 0, 0, {})
+    check_accounts(stage, output)
+    assert Counter(request.done for request in stage.requests) == {fault: 12, "valid": 12}
 
 
 def test_the_waits_grow_and_differ(stage):
     stage.start(pairs=4, script="503,503,503,valid")
     succeed(*stage.annotate())
-    times = [[one.at for one in asked] for asked in stage.by_question().values()]
+    times = [[request.at for request in requests] for requests in stage.by_question().values()]
     waits = [[late - early for early, late in pairwise(at)] for at in times]
     mean = [sum(column) / len(column) for column in zip(*waits, strict=True)]
     assert mean[0] < mean[2]
@@ -259,50 +259,50 @@ def test_the_waits_grow_and_differ(stage):
 @pytest.mark.parametrize("outage", ["503", "refused", "hang"])
 def test_an_outage_shorter_than_the_patience_is_survived(stage, outage):
     stage.start(good=30, then=outage, lasting=2, delay=0.01)
-    said = succeed(*stage.annotate(max_in_flight=8, timeout=1), "--patience", 30)
-    assert summary(said) == (60, 60, 0, 0, {})
-    check_accounts(stage, said)
+    output = succeed(*stage.annotate(max_in_flight=8, timeout=1), "--patience", 30)
+    assert summary(output) == (60, 60, 0, 0, {})
+    check_accounts(stage, output)
 
 
 @pytest.mark.parametrize("outage", ["503", "refused", "hang"])
 def test_an_outage_longer_than_the_patience_stops_the_run_and_says_how_to_go_on(stage, outage):
     stage.start(good=30, then=outage, delay=0.01)
     started = time.monotonic()
-    done = run(*stage.annotate(max_in_flight=8, timeout=1), "--patience", 3)
+    result = run(*stage.annotate(max_in_flight=8, timeout=1), "--patience", 3)
     assert 3 < time.monotonic() - started < 12
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "teacher scripted" in done.stderr
-    assert "the same command" in done.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "teacher scripted" in result.stderr
+    assert "the same command" in result.stderr
     stored = stage.stored()
     assert 22 <= len(stored) <= 30  # lines cut in the middle of a reply lose it
     assert {attempts[-1][1] for attempts in stored.values()} == {"kept"}
-    assert summary(done.stdout) == (60, len(stored), 0, 60 - len(stored), {})
+    assert summary(result.stdout) == (60, len(stored), 0, 60 - len(stored), {})
 
 
 def test_patience_counts_from_the_last_success_of_the_teacher(stage):
     """One request fails for longer than the patience, while the others are answered."""
     stage.start(pairs=75, poison_texts='{"Question 7?": "stubborn"}', lasting=2, delay=0.15)
-    said = succeed(*stage.annotate(max_in_flight=8), "--patience", 1.5)
-    assert summary(said) == (225, 225, 0, 0, {})
-    asked = stage.by_question().values()
-    failing = [one for one in asked if one[0].done == "500"]
+    output = succeed(*stage.annotate(max_in_flight=8), "--patience", 1.5)
+    assert summary(output) == (225, 225, 0, 0, {})
+    all_requests = stage.by_question().values()
+    failing = [requests for requests in all_requests if requests[0].done == "500"]
     assert len(failing) == 3
-    assert min(one[-1].at - one[0].at for one in failing) > 1.5
+    assert min(requests[-1].at - requests[0].at for requests in failing) > 1.5
 
 
 def test_a_poisoned_request_is_refused_after_ten_failures_and_holds_nothing_up(stage):
     stage.start(poison_texts='{"Question 7?": "500", "Question 8?": "hang"}')
-    said = succeed(*stage.annotate(max_in_flight=8, timeout=0.5))
-    assert summary(said) == (60, 54, 6, 0, {"http-500": 3, "no-answer": 3})
+    output = succeed(*stage.annotate(max_in_flight=8, timeout=0.5))
+    assert summary(output) == (60, 54, 6, 0, {"http-500": 3, "no-answer": 3})
     assert {len(attempts) for attempts in stage.stored().values()} == {1}
-    asked = stage.by_question().values()
-    poisoned = [one for one in asked if one[0].done in ("500", "hang")]
+    all_requests = stage.by_question().values()
+    poisoned = [requests for requests in all_requests if requests[0].done in ("500", "hang")]
     # Ten, and one more where nothing else was answered between the last two.
     assert len(poisoned) == 6
-    assert {len(one) for one in poisoned} <= {10, 11}
-    last_good = max(one[0].at for one in asked if one[0].done == "valid")
-    assert last_good < min(one[-1].at for one in poisoned)
+    assert {len(requests) for requests in poisoned} <= {10, 11}
+    last_good = max(requests[0].at for requests in all_requests if requests[0].done == "valid")
+    assert last_good < min(requests[-1].at for requests in poisoned)
 
 
 # What cannot be read
@@ -311,16 +311,16 @@ def test_a_poisoned_request_is_refused_after_ten_failures_and_holds_nothing_up(s
 def seeds(stage):
     """The seeds of each question, in order; a request that says none has the base 0."""
     return {
-        question: [one.seed or 0 for one in asked]
-        for question, asked in stage.by_question().items()
+        question: [request.seed or 0 for request in requests]
+        for question, requests in stage.by_question().items()
     }
 
 
 @pytest.mark.parametrize("kind", list(UNREADABLE))
 def test_an_unreadable_reply_is_kept_raw_and_asked_again_with_another_seed(stage, kind):
     stage.start(pairs=2, script=f"{kind},{kind},valid")
-    said = succeed(*stage.annotate())
-    assert summary(said) == (6, 6, 0, 0, {})
+    output = succeed(*stage.annotate())
+    assert summary(output) == (6, 6, 0, 0, {})
     assert set(map(tuple, seeds(stage).values())) == {(0, 1, 2)}
     for attempts in stage.stored().values():
         assert [(status, reason) for _, status, reason, _ in attempts] == [
@@ -328,9 +328,9 @@ def test_an_unreadable_reply_is_kept_raw_and_asked_again_with_another_seed(stage
             ("refused", UNREADABLE[kind]),
             ("kept", None),
         ]
-    sent = Counter(one.text for one in stage.requests)
-    kept = Counter(digest(raw) for attempts in stage.stored().values() for *_, raw in attempts)
-    assert kept == sent
+    sent = Counter(request.text for request in stage.requests)
+    stored = Counter(digest(raw) for attempts in stage.stored().values() for *_, raw in attempts)
+    assert stored == sent
 
 
 def test_the_seed_of_the_sampling_is_the_base(stage):
@@ -342,12 +342,12 @@ def test_the_seed_of_the_sampling_is_the_base(stage):
 @pytest.mark.parametrize("retries", [0, 1, 2, 4])
 def test_what_stays_unreadable_is_refused_after_the_retries(stage, retries):
     stage.start(never=0.2)
-    said = succeed(*stage.annotate(retries=retries))
+    output = succeed(*stage.annotate(retries=retries))
     stored = stage.stored()
     refused = [attempts for attempts in stored.values() if attempts[-1][1] == "refused"]
     assert len(refused) >= 5
     assert {len(attempts) for attempts in refused} == {retries + 1}
-    check_accounts(stage, said)
+    check_accounts(stage, output)
     assert len(stage.requests) == 60 + len(refused) * retries
     assert set(map(tuple, seeds(stage).values())) == {(0,), tuple(range(retries + 1))}
 
@@ -355,18 +355,18 @@ def test_what_stays_unreadable_is_refused_after_the_retries(stage, retries):
 def test_a_second_run_does_not_repeat_what_was_refused(stage):
     stage.start(never=0.1, declined=0.1)
     first = succeed(*stage.annotate())
-    asked = len(stage.requests)
+    request_count = len(stage.requests)
     assert summary(succeed(*stage.annotate())) == summary(first)
-    assert len(stage.requests) == asked
+    assert len(stage.requests) == request_count
 
 
 @pytest.mark.parametrize("script", ["prose", "length", "400"])
 def test_a_teacher_of_whom_nothing_could_be_kept_ends_the_run_with_an_error(stage, script):
     stage.start(pairs=2, script=script)
-    done = run(*stage.annotate())
-    assert done.returncode == 1
-    assert "scripted" in done.stderr
-    assert summary(done.stdout)[1:4] == (0, 6, 0)
+    result = run(*stage.annotate())
+    assert result.returncode == 1
+    assert "scripted" in result.stderr
+    assert summary(result.stdout)[1:4] == (0, 6, 0)
 
 
 # People who stop it
@@ -379,12 +379,12 @@ def test_the_first_signal_finishes_what_is_in_flight_and_takes_nothing_new(stage
         stage.wait_for(18)
         time.sleep(0.2)
         stopped.send_signal(sent)
-        said, complaint = stopped.communicate(timeout=20)
-    assert stopped.returncode == code, complaint
-    assert "Traceback" not in complaint
+        output, error = stopped.communicate(timeout=20)
+    assert stopped.returncode == code, error
+    assert "Traceback" not in error
     assert len(stage.requests) == 18
     assert len(stage.stored()) == 18
-    assert summary(said) == (60, 18, 0, 42, {})
+    assert summary(output) == (60, 18, 0, 42, {})
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -397,15 +397,15 @@ def test_the_second_signal_stops_at_once_and_leaves_a_store_that_resumes(stage, 
         time.sleep(1)
         assert stopped.poll() is None  # it waits for what is in flight
         stopped.send_signal(sent)
-        _, complaint = stopped.communicate(timeout=3)
-    assert stopped.returncode == code, complaint
-    assert "Traceback" not in complaint
+        _, error = stopped.communicate(timeout=3)
+    assert stopped.returncode == code, error
+    assert "Traceback" not in error
     before = len(stage.stored())
     assert 20 <= before <= 26
     time.sleep(2)
-    said = succeed(*stage.annotate())
-    assert summary(said) == (60, 60, 0, 0, {})
-    assert Counter(one.done for one in stage.requests)["valid"] == 60
+    output = succeed(*stage.annotate())
+    assert summary(output) == (60, 60, 0, 0, {})
+    assert Counter(request.done for request in stage.requests)["valid"] == 60
 
 
 def test_a_run_interrupted_in_a_storm_resumes_to_the_same_end(stage):
@@ -413,9 +413,9 @@ def test_a_run_interrupted_in_a_storm_resumes_to_the_same_end(stage):
     with stage.running(max_in_flight=64, timeout=1.5) as stopped:
         stage.wait_for(600)
         stopped.send_signal(signal.SIGINT)
-        said, complaint = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, complaint
-    total, kept, refused, pending, _ = summary(said)
+        output, error = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, error
+    total, kept, refused, pending, _ = summary(output)
     assert total == 1500 == kept + refused + pending
     assert pending > 0
     finished = [attempts for attempts in stage.stored().values() if attempts[-1][1] == "kept"]
@@ -425,12 +425,12 @@ def test_a_run_interrupted_in_a_storm_resumes_to_the_same_end(stage):
 
 def test_a_run_killed_again_and_again_in_a_storm_ends_with_each_key_once(stage):
     stage.start(pairs=700, **STORM)
-    kills, asked = 0, 0
+    kills, request_count = 0, 0
     while kills < 5:
         with stage.running(max_in_flight=64, timeout=1.5) as victim:
-            stage.wait_for(asked + 250)
+            stage.wait_for(request_count + 250)
             assert victim.poll() is None
             victim.kill()
         kills += 1
-        asked = len(stage.requests)
+        request_count = len(stage.requests)
     check_accounts(stage, succeed(*stage.annotate(max_in_flight=64, timeout=1.5)))

@@ -61,10 +61,10 @@ async def ask_through(seconds, count, *, late=0.2):
     try:
         async with open_session() as session:
             client = Client(session, panel_of("a").teachers[0], RUBRIC.schema())
-            asked = TeacherSession(client, RUBRIC, (url,), patience=60, stop=asyncio.Event())
+            teacher = TeacherSession(client, RUBRIC, (url,), patience=60, stop=asyncio.Event())
             async with asyncio.TaskGroup() as group:
                 for row in pairs_of(count):
-                    group.create_task(asked.ask(job_of(row.pair), take))
+                    group.create_task(teacher.ask(job_of(row.pair), take))
     finally:
         await server.runner.cleanup()
     return entries

@@ -36,8 +36,8 @@ def test_cached_tokens_have_a_price_of_their_own():
     price = parse_price({"prompt": 3, "completion": 15, "cached": 0.3}, where="panel.yaml")
 
     # 1.5 million at 3, 0.5 million at 0.30, 0.1 million at 15
-    made = cost(price, prompt=2_000_000, cached=500_000, completion=100_000, seconds=0)
-    assert made == pytest.approx(4.5 + 0.15 + 1.5)
+    amount = cost(price, prompt=2_000_000, cached=500_000, completion=100_000, seconds=0)
+    assert amount == pytest.approx(4.5 + 0.15 + 1.5)
 
 
 def test_cached_tokens_may_be_free():
@@ -58,7 +58,7 @@ def test_a_price_made_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("config", "message"),
     [
         (7, "price: must be keys and values, not 7"),
         ({}, r"price: missing key 'prompt'\n.*price: missing key 'completion'"),
@@ -88,14 +88,14 @@ def test_a_price_made_of_nothing_is_refused():
         ({"prompt": 1, "completion": 1, "cached": None}, r"price\.cached: must be a number"),
     ],
 )
-def test_a_wrong_price_is_named(said, message):
+def test_a_wrong_price_is_named(config, message):
     with pytest.raises(ValueError, match=message) as caught:
-        parse_price(said, where="panel.yaml: teacher 2")
+        parse_price(config, where="panel.yaml: teacher 2")
     assert str(caught.value).startswith("panel.yaml: teacher 2: price")
 
 
 def test_all_that_is_wrong_is_said_at_once():
-    said = {"prompt": -1, "completion": "a", "cached": [], "currency": 5}
+    config = {"prompt": -1, "completion": "a", "cached": [], "currency": 5}
 
     with pytest.raises(ValueError, match=r"(?s)prompt.*completion.*cached.*currency"):
-        parse_price(said, where="panel.yaml")
+        parse_price(config, where="panel.yaml")

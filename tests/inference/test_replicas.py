@@ -55,11 +55,11 @@ def test_a_pair_keeps_its_replica():
 
 
 def test_the_place_in_the_list_counts_and_not_the_address():
-    one = Replicas(["http://a/v1", "http://b/v1", "http://c/v1"], ceiling=8)
-    two = Replicas(["http://x/v1", "http://y/v1", "http://z/v1"], ceiling=8)
-    places = [list(replicas) for replicas in (one, two)]
-    assert [places[0].index(one.pick(name)) for name in IDS] == [
-        places[1].index(two.pick(name)) for name in IDS
+    first = Replicas(["http://a/v1", "http://b/v1", "http://c/v1"], ceiling=8)
+    second = Replicas(["http://x/v1", "http://y/v1", "http://z/v1"], ceiling=8)
+    places = [list(replicas) for replicas in (first, second)]
+    assert [places[0].index(first.pick(name)) for name in IDS] == [
+        places[1].index(second.pick(name)) for name in IDS
     ]
 
 
@@ -70,10 +70,10 @@ def test_another_process_sends_a_pair_to_the_same_replica():
         "all = Replicas([f'http://127.0.0.1:{8000 + place}/v1' for place in range(7)], ceiling=8)\n"
         "print(*(all.pick(name).url for name in sys.argv[1:]))"
     )
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, *IDS[:50]], capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == [replicas.pick(name).url for name in IDS[:50]]
+    assert result.stdout.split() == [replicas.pick(name).url for name in IDS[:50]]
 
 
 def test_one_more_replica_takes_pairs_from_all_and_moves_no_other():
@@ -179,14 +179,14 @@ def test_while_all_are_down_the_first_to_come_back_is_taken():
 def test_a_pair_whose_replica_is_full_goes_where_half_of_the_slots_are_free():
     replicas, _ = replicas_of(2)
     own = replicas.pick("a")
-    other = next(replica for replica in replicas if replica is not own)
+    other_replica = next(replica for replica in replicas if replica is not own)
     take(own, 7)
     assert replicas.pick("a") is own  # one slot is enough
     take(own, 1)
-    assert replicas.pick("a") is other
-    take(other, 4)
-    assert replicas.pick("a") is other  # four of eight
-    take(other, 1)
+    assert replicas.pick("a") is other_replica
+    take(other_replica, 4)
+    assert replicas.pick("a") is other_replica  # four of eight
+    take(other_replica, 1)
     assert replicas.pick("a") is own  # three of eight: it waits for its own
     own.limit.release()
     assert replicas.pick("a") is own
@@ -195,9 +195,9 @@ def test_a_pair_whose_replica_is_full_goes_where_half_of_the_slots_are_free():
 def test_a_full_replicas_pairs_do_not_go_to_one_that_is_down():
     replicas, clock = replicas_of(2)
     own = replicas.pick("a")
-    other = next(replica for replica in replicas if replica is not own)
+    other_replica = next(replica for replica in replicas if replica is not own)
     take(own, 8)
-    put_down(other, clock)
+    put_down(other_replica, clock)
     assert replicas.pick("a") is own
 
 

@@ -12,16 +12,18 @@ WHERE = "panel.yaml: teacher 1: serve"
 STRUCTURED = '{"backend":"guidance","disable_any_whitespace":true}'
 
 
-def block(**said):
-    return parse_serve({"environment": "/opt/vllm", **said}, where=WHERE, beside=Path("/panels"))
+def block(**settings):
+    return parse_serve(
+        {"environment": "/opt/vllm", **settings}, where=WHERE, beside=Path("/panels")
+    )
 
 
 def words(serve, *, model="Org/Model", revision=None, port=8000):
     return vllm_command(model, revision, serve, port=port)
 
 
-def flags(serve, **more):
-    return words(serve, **more)[3:]
+def flags(serve, **options):
+    return words(serve, **options)[3:]
 
 
 def test_what_is_not_said_has_a_default():
@@ -81,7 +83,7 @@ def test_anything_else_is_an_id_on_the_hub(model):
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("settings", "message"),
     [
         ({"enviroment": "/x"}, "did you mean 'environment'"),
         ({"environment": ""}, "environment: must be a path, not ''"),
@@ -127,9 +129,9 @@ def test_anything_else_is_an_id_on_the_hub(model):
         ({"restarts": 1.0}, "restarts: must be a whole number of at least 0, not 1.0"),
     ],
 )
-def test_what_is_wrong_is_named(said, message):
+def test_what_is_wrong_is_named(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
-        block(**said)
+        block(**settings)
     assert str(caught.value).startswith(f"{WHERE}: ")
 
 
@@ -167,18 +169,18 @@ def test_the_command_as_it_is_without_more_being_said():
 
 
 def test_a_model_of_the_hub_is_loaded_at_its_revision():
-    made = flags(block(), revision="abc123")
+    arguments = flags(block(), revision="abc123")
 
-    assert "--revision=abc123" in made
-    assert "--tokenizer-revision=abc123" in made
+    assert "--revision=abc123" in arguments
+    assert "--tokenizer-revision=abc123" in arguments
 
 
 def test_a_folder_has_no_revision():
-    made = words(block(model="/weights"), revision="abc123")
+    command = words(block(model="/weights"), revision="abc123")
 
-    assert made[2] == "/weights"
-    assert "--served-model-name=Org/Model" in made
-    assert not [word for word in made if "revision" in word]
+    assert command[2] == "/weights"
+    assert "--served-model-name=Org/Model" in command
+    assert not [word for word in command if "revision" in word]
 
 
 def test_the_gpus_of_a_replica_work_together():
@@ -191,10 +193,10 @@ def test_the_gpus_of_a_replica_work_together():
 
 @pytest.mark.parametrize("own", ["-tp=2", "-pp", "--data-parallel-size", "--tensor_parallel_size"])
 def test_who_shares_out_the_gpus_differently_is_left_to_it(own):
-    made = flags(block(gpus=[0, 1], args=[own, "2"]))
+    arguments = flags(block(gpus=[0, 1], args=[own, "2"]))
 
-    assert [word for word in made if "tensor-parallel" in word] == []
-    assert made[-2:] == [own, "2"]
+    assert [word for word in arguments if "tensor-parallel" in word] == []
+    assert arguments[-2:] == [own, "2"]
 
 
 @pytest.mark.parametrize(
@@ -215,15 +217,15 @@ def test_a_flag_of_the_panel_replaces_ours(args, gone):
     before = flags(block(), revision="abc")
     after = flags(block(args=args), revision="abc")
 
-    kept = [word for word in before if word.partition("=")[0] != gone]
-    assert len(kept) == len(before) - 1
-    assert after == [*kept, *args]
+    remaining = [word for word in before if word.partition("=")[0] != gone]
+    assert len(remaining) == len(before) - 1
+    assert after == [*remaining, *args]
 
 
 def test_a_longer_name_is_another_flag():
-    made = flags(block(args=["--enable-prefix-caching-hash-algo=sha256"]))
+    arguments = flags(block(args=["--enable-prefix-caching-hash-algo=sha256"]))
 
-    assert "--enable-prefix-caching" in made
+    assert "--enable-prefix-caching" in arguments
 
 
 def test_the_name_of_a_teacher_cannot_pass_for_a_flag():
@@ -234,9 +236,11 @@ def test_the_name_of_a_teacher_cannot_pass_for_a_flag():
 def test_variables_are_inherited_then_ours_then_the_panels():
     serve = block(env={"DO_NOT_TRACK": "0", "EXTRA": "x"})
 
-    made = environment_variables({"PATH": "/bin", "HOME": "/h", "EXTRA": "y"}, serve, replica=0)
+    variables = environment_variables(
+        {"PATH": "/bin", "HOME": "/h", "EXTRA": "y"}, serve, replica=0
+    )
 
-    assert made == {
+    assert variables == {
         "PATH": "/opt/vllm/bin:/bin",
         "HOME": "/h",
         "EXTRA": "x",
@@ -249,7 +253,8 @@ def test_gpus_are_shared_out_evenly():
     serve = block(gpus=[4, 5, 6, 7], replicas=2)
 
     seen = [
-        environment_variables({}, serve, replica=one)["CUDA_VISIBLE_DEVICES"] for one in range(2)
+        environment_variables({}, serve, replica=replica)["CUDA_VISIBLE_DEVICES"]
+        for replica in range(2)
     ]
 
     assert seen == ["4,5", "6,7"]

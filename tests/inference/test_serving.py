@@ -43,12 +43,12 @@ asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
 
 
 class Room:
-    """A folder that looks like vLLM's environment, and what was said and done in it."""
+    """A folder that looks like vLLM's environment, and the messages and starts of its servers."""
 
     def __init__(self, folder):
         self.folder = folder
         self.log = folder / "server.log"
-        self.said = []
+        self.messages = []
         program = folder / "bin" / "vllm"
         program.parent.mkdir()
         source = (TESTS / "servers" / "stand_in_vllm.py").read_text()
@@ -58,29 +58,29 @@ class Room:
     @property
     def starts(self):
         path = self.folder / "starts"
-        return [json.loads(one) for one in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def serve(self, behaviour="well", **more):
-        return Serve(environment=self.folder, env={"BEHAVIOUR": behaviour}, **more)
+    def serve(self, behaviour="well", **fields):
+        return Serve(environment=self.folder, env={"BEHAVIOUR": behaviour}, **fields)
 
-    def serving(self, behaviour="well", *, pace=QUICK, **more):
-        serve = self.serve(behaviour, **more)
-        say = self.said.append
+    def serving(self, behaviour="well", *, pace=QUICK, **fields):
+        serve = self.serve(behaviour, **fields)
+        say = self.messages.append
         return start_servers(
             "judge", "Org/Model", None, serve, log=self.log, say=say, timeouts=pace
         )
 
     def processes(self):
-        found = [one[key] for one in self.starts for key in ("pid", "child")]
-        return [pid for pid in found if pid]
+        pids = [start[key] for start in self.starts for key in ("pid", "child")]
+        return [pid for pid in pids if pid]
 
 
 @pytest.fixture
 def room(tmp_path):
     """What the test leaves running is killed after it."""
-    made = Room(tmp_path)
-    yield made
-    for pid in filter(is_running, made.processes()):
+    room = Room(tmp_path)
+    yield room
+    for pid in filter(is_running, room.processes()):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -124,11 +124,11 @@ async def watched(servers):
             await task
 
 
-def serve_once(room, behaviour="well", **more):
+def serve_once(room, behaviour="well", **fields):
     """Enters and leaves; what it was given and whether the servers ran inside."""
 
     async def main():
-        async with room.serving(behaviour, **more) as servers:
+        async with room.serving(behaviour, **fields) as servers:
             statuses = [await health(url) for url in servers.urls]
             return servers.urls, statuses, list(map(is_running, room.processes()))
 
@@ -153,15 +153,15 @@ def test_a_server_gets_the_command_and_the_variables_that_were_shown(room):
     assert start["arguments"][-2:] == ["--max-model-len", "8192"]
     assert start["gpus"] == "3"
     assert start["path"].startswith(f"{room.folder}/bin:")
-    assert "bin/vllm serve Org/Model --served-model-name=Org/Model" in room.said[0]
-    assert f"--port={start['port']}" in room.said[0]
-    assert re.match(r"judge is up after \d+ s: http://127\.0\.0\.1:", room.said[-1])
+    assert "bin/vllm serve Org/Model --served-model-name=Org/Model" in room.messages[0]
+    assert f"--port={start['port']}" in room.messages[0]
+    assert re.match(r"judge is up after \d+ s: http://127\.0\.0\.1:", room.messages[-1])
 
 
 def test_what_must_not_be_overlooked_is_said_first(room):
     serve_once(room, args=("--trust-remote-code",))
 
-    assert room.said[0].startswith("WARNING: judge: --trust-remote-code runs code")
+    assert room.messages[0].startswith("WARNING: judge: --trust-remote-code runs code")
 
 
 def test_replicas_have_ports_gpus_and_logs_of_their_own(room):
@@ -191,11 +191,11 @@ def test_the_ports_follow_the_first_one(room):
 def free_port():
     """One that has a free neighbour."""
     while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        with socket.socket() as first, socket.socket() as neighbour:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
             with contextlib.suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + 1))
+                neighbour.bind(("127.0.0.1", port + 1))
                 return port
 
 
@@ -203,7 +203,7 @@ def test_the_log_is_added_to_and_marks_every_start(room):
     serve_once(room)
     serve_once(room)
 
-    marks = [one for one in room.log.read_bytes().split(b"\n") if one.startswith(b"=== 20")]
+    marks = [line for line in room.log.read_bytes().split(b"\n") if line.startswith(b"=== 20")]
     assert len(marks) == 2
     assert b"bin/vllm serve Org/Model" in marks[0]
 
@@ -274,7 +274,7 @@ def test_a_server_that_never_gets_healthy_is_given_up(room):
     with pytest.raises(ServerDied, match=r"not healthy within 1 s(.|\n)*`healthy_within`"):
         serve_once(room, "never", healthy_within=1)
 
-    waiting = [line for line in room.said if line.startswith("waiting for judge")]
+    waiting = [line for line in room.messages if line.startswith("waiting for judge")]
     assert 2 <= len(waiting) <= 5  # one every 0.2 s
     assert waiting[-1] == "waiting for judge: 1 s of 1 s: loaded 50 %\\u0007"
     assert not any(map(is_running, room.processes()))
@@ -293,7 +293,7 @@ def test_nobody_to_tell_ends_the_server(room):
             if "is up" in line:
                 raise BrokenPipeError
 
-    room.said = ClosedPipe()
+    room.messages = ClosedPipe()
 
     with pytest.raises(BrokenPipeError):
         serve_once(room)
@@ -366,7 +366,7 @@ def test_a_port_that_was_used_a_moment_ago_is_waited_for(room):
 
     with pytest.raises(ServerDied, match=f"port {port} is taken by another program"):
         serve_once(room, port=port)  # the kernel keeps it for a minute; the test's patience is 1 s
-    assert room.said.count(f"waiting for port {port} to become free") >= 2
+    assert room.messages.count(f"waiting for port {port} to become free") >= 2
 
 
 def lately_used(port):
@@ -385,14 +385,14 @@ def test_a_server_that_dies_is_started_again_on_its_port(room):
         async with room.serving() as servers, watched(servers):
             os.kill(room.starts[0]["pid"], signal.SIGKILL)
             await until(lambda: len(room.starts) == 2)
-            await until(lambda: room.said[-1].startswith("judge is up"))
+            await until(lambda: room.messages[-1].startswith("judge is up"))
             return servers.urls, await health(servers.urls[0])
 
     (url,), status = asyncio.run(main())
 
     assert status == 200
     assert [address(start) for start in room.starts] == [url, url]
-    (news,) = [line for line in room.said if "restarting it" in line]
+    (news,) = [line for line in room.messages if "restarting it" in line]
     assert news.startswith(
         "judge: the server was ended by signal SIGKILL; restarting it (1 of 3); the end of"
     )
@@ -417,11 +417,11 @@ def test_a_server_that_no_longer_answers_is_started_again(room, behaviour, probl
     async def main():
         async with room.serving(behaviour) as servers, watched(servers):
             await until(lambda: len(room.starts) == 2)
-            await until(lambda: room.said[-1].startswith("judge is up"))
+            await until(lambda: room.messages[-1].startswith("judge is up"))
             return await health(servers.urls[0])
 
     assert asyncio.run(main()) == 200
-    (news,) = [line for line in room.said if "restarting it" in line]
+    (news,) = [line for line in room.messages if "restarting it" in line]
     checks = int(news.split(" health checks")[0].split()[-1])
     assert checks >= QUICK.failures
     assert f"health checks in a row failed ({problem})" in news
@@ -456,7 +456,7 @@ def test_a_start_that_fails_counts_as_one_of_the_restarts(room):
 
     with pytest.raises(ServerDied, match="exit code 5; it was restarted 2 times"):
         asyncio.run(main())
-    again = [line.splitlines()[0] for line in room.said if "restarting it" in line]
+    again = [line.splitlines()[0] for line in room.messages if "restarting it" in line]
     assert "exit code 5; restarting it (1 of 2)" in again[0]
     assert "exit code 6 before it was healthy; restarting it (2 of 2)" in again[1]
     assert len(room.starts) == 3

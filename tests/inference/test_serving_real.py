@@ -156,11 +156,11 @@ def is_running(pid):
 def processes_below(root):
     """The ids of all processes that came of one, and their names."""
     parents = {int(path.name): stat_of(path.name) for path in Path("/proc").glob("[0-9]*")}
-    found, level = {}, {root}
+    names_by_pid, level = {}, {root}
     while level:
         level = {pid for pid, stat in parents.items() if stat and stat[1] in level}
-        found |= {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in level}
-    return found
+        names_by_pid |= {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in level}
+    return names_by_pid
 
 
 async def answer_of(url):
@@ -175,14 +175,14 @@ async def answer_of(url):
 
 def test_a_lost_engine_comes_back_and_answers(vllm_environment, tiny_teacher, tmp_path):
     """Two starts: one to two minutes."""
-    said = serve_without_gpu(vllm_environment, tiny_teacher)
-    serve = parse_serve(said, where="the tiny teacher", beside=ROOT)
+    settings = serve_without_gpu(vllm_environment, tiny_teacher)
+    serve = parse_serve(settings, where="the tiny teacher", beside=ROOT)
     lines = []
     others = processes_below(os.getpid())  # such as the server of the other tests
 
     def processes():
-        found = processes_below(os.getpid())
-        return {pid: name for pid, name in found.items() if pid not in others}
+        names_by_pid = processes_below(os.getpid())
+        return {pid: name for pid, name in names_by_pid.items() if pid not in others}
 
     async def main():
         async with start_servers(
@@ -210,8 +210,8 @@ def test_a_lost_engine_comes_back_and_answers(vllm_environment, tiny_teacher, tm
 
 def test_a_kill_9_of_its_owner_leaves_nothing_of_a_server(vllm_environment, tiny_teacher, tmp_path):
     """One start: half a minute to one."""
-    said = json.dumps(serve_without_gpu(vllm_environment, tiny_teacher))
-    command = [sys.executable, "-c", OWNER, said, str(tmp_path / "log")]
+    settings = json.dumps(serve_without_gpu(vllm_environment, tiny_teacher))
+    command = [sys.executable, "-c", OWNER, settings, str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout.readline() == "ready\n"
         below = processes_below(owner.pid)
