@@ -80,6 +80,7 @@ def annotate(
         raise click.UsageError('--engine ray needs Ray: pip install "sp2dpo[ray]"')
     _require_pairs(pairs, store_file)
     if dry_run:
+        # A store that is created for the plan alone is removed again (`keep=False`).
         with open_store_with_pairs(
             pairs, panel, store_file, keep=False, on_source=_print_source
         ) as store:
@@ -97,6 +98,7 @@ def annotate(
         on_source=_print_source,
         **annotation_callbacks(serve=serve),
     )
+    # --retry-refused is not available for an adaptive panel.
     if panel.budget == "full" and result.refused:
         print_lines(["use --retry-refused to request refused replies once more"])
 
@@ -222,6 +224,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
             *reply_count_lines(result.teachers),
         ]
     )
+    # All usable lines are stored by now; an error gives the exit status that a script looks at.
     if result.left_out:
         lines = count_noun(result.left_out.total(), "line")
         raise ValueError(f"{lines} could not be stored; the others are stored")

@@ -57,13 +57,16 @@ def _beta_lines(betas: "BetaTable", share: str) -> "Iterator[str]":
     beta = table["beta"].drop_nulls()
     without = len(table) - len(beta)
     yield f"{len(table)} pairs, {without} below the quorum of {quorum} replies{share}"
+    # `schedule_store` refuses a table without any beta, so these statistics exist.
     yield f"beta mean {beta.mean():.4g}, min {beta.min():.4g}, max {beta.max():.4g}"
     for key, value in betas.arm.departures().items():
         yield f"{key}: {value}"
     for name in ("weight", "margin"):
         if name in table.columns:
+            # Training uses the kept pairs only; an arm may leave the value of the others undefined.
             kept = table.filter("keep")[name]
             yield f"{name} mean {kept.mean():.4g}, min {kept.min():.4g}, max {kept.max():.4g}"
+    # The column is null throughout if the replies cannot dispute any label.
     if (disputed := table["label_disputed"]).count():
         yield f"{disputed.sum()} labels disputed: the panel considers them wrong"
     flipped = f", {table['flip'].sum()} with their responses exchanged" if "flip" in table else ""
@@ -82,4 +85,5 @@ def explain(pair_id: str, store_file: Path, betas_file: Path) -> None:
     """
     from sp2dpo.betas.explain import explain_pair
 
+    # `explain_pair` has escaped the control characters in its lines.
     click.echo("\n".join(explain_pair(store_file, betas_file, pair_id).lines))

@@ -77,6 +77,7 @@ def build(
 
 
 def _parse_also(text: str) -> tuple[str, Path]:
+    # The first = separates; a path may contain others.
     name, _, path = text.partition("=")
     if not name or not path:
         raise click.UsageError(f"--also {text}: write NAME=BETAS.parquet")
@@ -196,11 +197,13 @@ def verify(
     result = verify_dataset(source, progress=progress_parts)
     comparison = None
     if resample is not None and panel_file is not None and store_file is not None:
+        # Lines about the annotation must not mix with the JSON.
         with redirect_stdout(sys.stderr if as_json else sys.stdout):
             from sp2dpo.annotation.run import annotate_pairs
             from sp2dpo.dataset.resample import resample_dataset
 
             comparison = resample_dataset(
+                # The files that were verified: the repo may have a newer commit by now.
                 result.data.folder,
                 panel_file,
                 store_file,

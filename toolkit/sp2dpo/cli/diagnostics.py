@@ -117,17 +117,20 @@ def compare(
     from sp2dpo.report import plots
 
     if picture:
+        # Before the bootstrap, not after it.
         plots.check_picture_name(picture)
     one, other = read_betas(one_file), read_betas(other_file)
     try:
         result = compare_betas(one, other, store_file=store_file, movers=movers, draws=draws)
     except ValueError as error:
+        # `compare_betas` takes tables, and does not know the names of their files.
         raise ValueError(f"{one_file} and {other_file}: {error}") from error
     if picture:
         figure = plots.draw_beta_comparison(one, other, names=(one_file.name, other_file.name))
         plots.save_figure(figure, picture)
     print_result(result, comparison_lines(result, str(one_file), str(other_file)), as_json=as_json)
     if picture:
+        # With --json, stdout is one JSON document.
         print_lines([f"wrote {picture}"], err=as_json)
 
 

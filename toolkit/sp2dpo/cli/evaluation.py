@@ -24,12 +24,14 @@ PROMPTS = click.option(
 STUDENT = click.option(
     "--student", "student_file", type=FILE, required=True, help="Student YAML file."
 )
+# A dict instead of an option, because `judge` requires it and `sweep` does not.
 JUDGE = {"type": FILE, "help": "Judge YAML file."}
 REFERENCE = click.option(
     "--reference",
     type=ANY,
     help="Outputs to compare with [default: the reference outputs of the prompts].",
 )
+# Every sample refits the length regression, which takes some 0.16 s: 500 take over a minute.
 SAMPLES = draws_option(500)
 CONTROL = click.option(
     "--length-control/--no-length-control",
@@ -277,6 +279,7 @@ def _compare(
         from sp2dpo.evaluation.plots import save_rates
 
         save_rates(comparison, picture)
+        # With --json, stdout is one JSON document.
         print_lines([f"wrote {picture}"], err=as_json)
 
 
@@ -321,6 +324,7 @@ def _callbacks(patience: float, serve: bool) -> dict[str, Any]:
 
     @contextmanager
     def progress(total: int, unit: str) -> Any:
+        # With None, tqdm draws no bar if stderr is not a terminal.
         with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
             yield bar.update
 

@@ -12,6 +12,7 @@ import click
 from sp2dpo import __version__
 from sp2dpo.interrupts import Interrupted
 
+# click would join these lines into one paragraph; \b at its beginning forbids that.
 _PATH = """\b
 sp2dpo annotate --pairs pairs.jsonl --panel panel.yaml --store run.sqlite
 sp2dpo schedule --store run.sqlite --schedule schedule.yaml --out betas.parquet
@@ -133,6 +134,7 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that the arguments name; suggest a similar one if there is none."""
         # click suggests names since 8.4 only, and knows only commands that are imported.
+        # `resilient_parsing`: a shell completes the line, and an unfinished word is no error.
         if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from sp2dpo.settings import did_you_mean
 
@@ -141,6 +143,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands; click's own method imports each of them."""
+        # The width that click's own method leaves for the help.
         limit = formatter.width - 6 - max(map(len, _COMMANDS))
         rows = [
             (name, click.Command(name, help=_COMMANDS[name][1]).get_short_help_str(limit))
@@ -152,6 +155,7 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_PATH)
 @click.version_option(__version__, prog_name="sp2dpo")
+# Declared for --help only: `main` takes it out of the arguments before click reads them.
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """DPO with a separate beta for every preference pair."""
@@ -165,8 +169,10 @@ _DAMAGE = ("malformed", "not a database", "decode")
 def main() -> None:
     """Run the command line; print an error as one line, or as a traceback with --debug."""
     debug = "--debug" in sys.argv[1:]  # before or after the command
+    # By default, SIGTERM ends Python at once, without the clean-up of temporary files.
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        # In its standalone mode, click prints errors itself, without escaping the names in them.
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except click.ClickException as error:
         text = io.StringIO()
@@ -175,6 +181,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Interrupted as stopped:
         click.echo(_STOPPED, err=True)
+        # By convention, 128 + N is the exit status of a program that signal N ended.
         sys.exit(128 + stopped.number)
     except _Terminated:
         click.echo(_STOPPED, err=True)
@@ -203,13 +210,16 @@ def _message(error: Exception) -> str:
 def _describe(error: Exception) -> str:
     message = str(error)
     if isinstance(error, sqlite3.Error):
+        # Damage first: text that is not UTF-8 is an OperationalError, too, but means damage.
         if any(word in message for word in _DAMAGE):
             return (
                 f"the store is damaged ({message}): keep it and its -wal file, and copy what can "
                 "be read with `sqlite3 FILE .recover`"
             )
+        # An OperationalError, such as a full disk or a lock, leaves committed replies intact.
         safe = "; the replies stored so far are safe" * isinstance(error, sqlite3.OperationalError)
         return f"the store cannot be used: {message}{safe}"
+    # An OSError with a message of its own, such as EndpointError, has no strerror.
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return message

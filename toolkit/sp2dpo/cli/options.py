@@ -159,6 +159,7 @@ def confirm_serve(endpoint: "Endpoint") -> None:
     lines = [part for command in commands for part in shell_lines(command)]
     print_lines([f"{endpoint.label} would be served by:", *(f"  {line}" for line in lines)])
     print_lines([f"  WARNING: {warning}" for warning in serve_warnings(endpoint.serve)])
+    # Without a terminal, the first line of whatever is piped in would count as the answer.
     if not (sys.stdin.isatty() and click.confirm("Run this?")):
         raise ValueError(
             f"{endpoint.label}: a command in a file runs only after confirmation; give --serve if "

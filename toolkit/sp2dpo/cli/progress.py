@@ -39,6 +39,7 @@ def progress_parts(
 
 def _pace() -> dict[str, Any]:
     """Return options that limit a bar in a log file to a line per minute."""
+    # With `delay`, a bar that ends within a minute leaves no line in the log at all.
     return {} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60, "ascii": True}
 
 
@@ -61,6 +62,7 @@ class ReplyBar:
     def show(self) -> None:
         """Draw the current counts."""
         self._shown = time.monotonic()
+        # Without a refresh: `update` below draws the bar, and would draw it a second time.
         self._bar.set_postfix(refused=self._refused, refresh=False)
         self._bar.update(self._done - self._bar.n)
 
@@ -73,10 +75,12 @@ def print_above_bars(line: str) -> None:
 @contextmanager
 def reply_bar(total: int) -> Iterator[ReplyBar]:
     """Show a progress bar over `total` replies, and yield the function that counts them."""
+    # At `_PACE`, this averages the rate over some 2 seconds; tqdm's default over about 0.3.
     with tqdm(total=total, unit=" replies", smoothing=0.05, **_pace()) as inner:
         inner.set_postfix(refused=0, refresh=False)
         counting = ReplyBar(inner)
         try:
             yield counting
         finally:
+            # Replies of the last `_PACE` seconds are not drawn yet.
             counting.show()

@@ -38,6 +38,7 @@ def status(store_file: Path, as_json: bool) -> None:
 
     result = collect_status(store_file)
     print_result(result, status_lines(result), as_json=as_json)
+    # An error gives the exit status that a script looks at; the problems are printed above.
     if result.integrity:
         raise ValueError(
             f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
@@ -105,6 +106,7 @@ def pilot(
 
     if run_hours is not None and runs is None:
         raise click.UsageError("--run-hours requires --sweep")
+    # NaN passes click's range, because every comparison with it is false.
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
     # Lines about the annotation must not mix with the JSON.
@@ -155,6 +157,7 @@ def report(
     if out is None and folder is None and not as_json:
         raise click.UsageError("give --out PAGE.html, --plots FOLDER, --json, or several of them")
     result = write_report(store_file, betas_file, out, plots=folder, gold=gold_file, draws=draws)
+    # With --json, stdout is one JSON document.
     print_lines([f"wrote {path}" for path in result.files], err=as_json)
     if as_json:
         click.echo(json.dumps(json_values(result.report), indent=2))

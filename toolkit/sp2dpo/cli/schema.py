@@ -2,6 +2,7 @@
 
 import click
 
+# Names instead of classes: `sp2dpo --help` and this command's help do not load pydantic.
 _MODELS = {
     "panel": ("sp2dpo.panel.panel", "PanelConfig"),
     "schedule": ("sp2dpo.betas.schedule", "ScheduleConfig"),

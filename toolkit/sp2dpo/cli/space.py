@@ -30,6 +30,7 @@ def space(context: click.Context, data: str, port: int | None, host: str) -> Non
     Hub.
     """
     if context.invoked_subcommand is not None:
+        # click reads --data before the subcommand as the group's own, and it would have no effect.
         if data:
             raise click.UsageError(f"--data must be given after {context.invoked_subcommand}")
         return

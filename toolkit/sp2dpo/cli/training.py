@@ -26,6 +26,7 @@ from sp2dpo.cli.options import FILE, print_lines
 )
 @click.option(
     "--batch-size",
+    # A pair is two conversations, which are scored in the same batch.
     type=click.IntRange(min=2),
     default=16,
     show_default=True,
@@ -61,6 +62,7 @@ def score(
     from sp2dpo.betas.scores import read_scores
 
     try:
+        # These modules import torch, which not every installation has.
         from sp2dpo.training.provenance import display_name, read_split
         from sp2dpo.training.reward_model import Scoring, score_dataset
     except ImportError as error:
