@@ -26,6 +26,7 @@ from library import Library, own_data_set
 from query import LONGEST, BadRequest, parse_query
 
 HERE = Path(__file__).parent
+# All of these functions are public endpoints, so whatever they take and return has a bound.
 MAX_ROWS, MAX_TEXTS, MAX_PAIRS = 100, 10, 100
 MAX_EXPORTED, MAX_FILES = 100_000, 8
 SNIPPET = 240
@@ -54,6 +55,7 @@ def check_integer(request: dict[str, Any], key: str, largest: int) -> int:
         BadRequest: The value is not such a number.
     """
     value = request.get(key)
+    # True and False are integers in Python.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
         raise BadRequest(f"{key}: takes a whole number from 0 to {largest}")
     return value
@@ -78,6 +80,7 @@ def endpoint(function: Callable[[Dataset, dict[str, Any]], Any]) -> Callable[[An
 @endpoint
 def start(dataset: Dataset, request: dict[str, Any]) -> Any:
     """Return all fields of all pairs."""
+    # The page may be inside a frame of the Hub; its links then need the name of the Space.
     return dataset.packed | {"space": os.environ.get("SPACE_ID", "")}
 
 
@@ -103,6 +106,7 @@ def rows(dataset: Dataset, request: dict[str, Any]) -> Any:
 
 
 def _snippet(messages: Iterable[dict[str, Any]]) -> str:
+    # White space is collapsed in the beginning of a text only: responses can be very long.
     last = [message["content"] or "" for message in messages][-1:]
     return " ".join("".join(last)[: 4 * SNIPPET].split())[:SNIPPET]
 
@@ -151,6 +155,7 @@ def search(dataset: Dataset, request: dict[str, Any]) -> Any:
 def betas(dataset: Dataset, request: dict[str, Any]) -> Any:
     """Return betas that the page has computed, as a Parquet file."""
     count = len(dataset.ids)
+    # A double takes 8 bytes, which are 10.7 characters of base64.
     text = check_text(request, "values", 11 * count + 100)
     try:
         values = np.frombuffer(base64.b64decode(text, validate=True), "<f8")
@@ -158,6 +163,7 @@ def betas(dataset: Dataset, request: dict[str, Any]) -> Any:
         raise BadRequest("values: takes base64 of doubles") from error
     if len(values) != count:
         raise BadRequest(f"values: {len(values)} for {count} pairs")
+    # A pair without a beta is NaN in the page, and null in this package's files.
     table = pa.table({"pair_id": dataset.ids, "beta": pa.array(values, mask=np.isnan(values))})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
@@ -177,6 +183,7 @@ def export(dataset: Dataset, request: dict[str, Any]) -> Any:
             f"{len(places):,} pairs are selected, and at most {MAX_EXPORTED:,} can be exported: "
             "select fewer, or load the data set itself"
         )
+    # With the commit, because the same name may stand for a newer revision later.
     key = json.dumps([dataset.name, dataset.commit, query, kind])
     # Gradio serves files of its own cache folder only.
     folder = Path(get_upload_folder()) / "inspector-exports"
@@ -184,17 +191,20 @@ def export(dataset: Dataset, request: dict[str, Any]) -> Any:
     path = folder / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:16]}.{kind}"
     with EXPORT_LOCK:  # two visitors may ask for the same file
         if not path.exists():
+            # One of the MAX_FILES places is for the new file.
             by_age = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
             for old in by_age[: -MAX_FILES + 1]:
                 old.unlink()
             unfinished = path.with_suffix(".unfinished")
             write = _write_parquet if kind == "parquet" else _write_json_lines
             write(dataset.parts(places), unfinished)
+            # A file with its final name is complete, and is given to visitors without a check.
             unfinished.rename(path)
     return {"path": str(path), "name": path.name, "count": len(places)}
 
 
 def _write_parquet(parts: Iterator[pa.Table], path: Path) -> None:
+    # There always is a first part: an empty selection becomes a file with columns and no rows.
     first = next(parts)
     with pq.ParquetWriter(path, first.schema) as writer:
         for part in chain([first], parts):
@@ -205,6 +215,7 @@ def _write_json_lines(parts: Iterator[pa.Table], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for part in parts:
             for row in part.to_pylist():
+                # Columns of the source may have types that JSON lacks, such as dates.
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
@@ -212,6 +223,7 @@ PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, exp
 """What the page calls, by these names."""
 
 
+# Gradio publishes this signature and docstring as the description of the API and the MCP tool.
 def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> str:
     """Find preference pairs by beta, gap, category and other fields, with all teacher replies.
 

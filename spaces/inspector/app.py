@@ -30,6 +30,7 @@ def read_scripts() -> str:
 
 def build_page() -> gr.Blocks:
     """Return the page with its API."""
+    # Nothing contacts other hosts except the Hub; Gradio's telemetry would.
     with gr.Blocks(title="SP2DPO inspector", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             html_template='<div class="inspector" data-state="loading"></div>',
@@ -51,6 +52,7 @@ def warm_up() -> None:
 PAGE = build_page()
 
 if __name__ == "__main__":
+    # A daemon thread, so that a download does not delay the end of the server.
     Thread(target=warm_up, daemon=True).start()
     PAGE.launch(
         head=f"<style>{(ASSETS / 'inspector.css').read_text('utf-8')}</style>",

@@ -111,6 +111,7 @@ class Dataset:
         for start in range(0, max(len(places), 1), BATCH):
             part = take_rows(table, places[start : start + BATCH])
             names = categories.take(part["category"].combine_chunks())
+            # The metadata of `datasets` declare `category` as numbers of labels, not as words.
             yield part.set_column(column, "category", names).replace_schema_metadata()
 
     def pair_replies(self, place: int) -> list[dict[str, Any]]:
@@ -129,6 +130,7 @@ class Dataset:
         arrays = {
             f"field {name}": field.values
             for name, field in self.fields.items()
+            # Ids are hashes, which hardly compress: 32 bytes each, more than all other fields.
             if field.kind != "id"
         }
         arrays |= {f"schedule {name}": values for name, values in self.schedules.items()}
@@ -162,7 +164,9 @@ def take_rows(table: pa.Table, places: Any) -> pa.Table:
     batches = table.to_batches()
     ends = np.cumsum([len(batch) for batch in batches])
     rows = np.asarray(places, np.int64)
+    # `right`, because the row after the last one of a batch is in the next batch.
     batch_of_row = np.searchsorted(ends, rows, side="right")
+    # Stable, because the loop below takes the rows of each batch in their order in `rows`.
     order = np.argsort(batch_of_row, kind="stable")
     pieces = []
     for index in np.unique(batch_of_row):
@@ -181,6 +185,7 @@ def pack(arrays: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in arrays.items():
         array = np.ascontiguousarray(values)
         data = array.tobytes()
+        # The page knows a type by its name without the byte order: `f4` for `<f4`.
         layout.append(
             {"name": name, "type": array.dtype.str[1:], "at": offset, "count": array.size}
         )

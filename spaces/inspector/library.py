@@ -27,6 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from dataset import Dataset, UnusableDataset
 from loader import open_folder
 
+# Owner and repo begin with a word character, so neither can be `..` or begin with a slash.
 NAME = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}(@[\w][\w./-]{0,119})?")
 NEEDED_FILES = re.compile(
     r"manifest\.json|rubric\.yaml|(data|annotations|schedules)/[\w.-]+\.parquet"
@@ -63,6 +64,7 @@ class Library:
         """
         self._own, self._demo, self._limits = own, demo, limits or Limits()
         self._open_datasets: OrderedDict[str, Dataset] = OrderedDict()
+        # Two locks, so that open data sets stay available while another one is being opened.
         self._table_lock, self._opening_lock = threading.Lock(), threading.Lock()
 
     def get(self, name: str) -> Dataset:
@@ -74,18 +76,21 @@ class Library:
         name = name.strip()
         if name and name != self._own and not NAME.fullmatch(name):
             raise UnusableDataset("name a data set on the Hub: org/name, or org/name@revision")
+        # The Space's own data set has one key, and is exempt from the limits for visitors.
         key = "" if name == self._own else name
         with self._table_lock:
             if key in self._open_datasets:
                 self._open_datasets.move_to_end(key)
                 return self._open_datasets[key]
         with self._opening_lock:  # one at a time, because opening takes the most memory
+            # Another request may have opened it while this one waited for its turn.
             with self._table_lock:
                 if key in self._open_datasets:
                     return self._open_datasets[key]
             dataset = self._open(key)
             with self._table_lock:
                 self._open_datasets[key] = dataset
+                # The key of the Space's own data set is empty: it is never closed.
                 visitors = [name for name in self._open_datasets if name]
                 for name in visitors[: max(0, len(visitors) - self._limits.open)]:
                     del self._open_datasets[name]
@@ -108,6 +113,7 @@ class Library:
 
 def _download(text: str, scratch: Path, limits: Limits | None) -> Dataset:
     """Return a data set on the Hub at one commit; without limits, the Space's own."""
+    # In `huggingface_hub`, None stands for the token of this process, and False for none at all.
     token = None if limits is None else False
     name, _, revision = text.partition("@")
     if not NAME.fullmatch(text):
@@ -116,6 +122,7 @@ def _download(text: str, scratch: Path, limits: Limits | None) -> Dataset:
     try:
         hub = HfApi(token=token)
         info = hub.dataset_info(name, revision=revision or None)
+        # List and download at one commit: somebody may push to the repo meanwhile.
         tree = hub.list_repo_tree(name, revision=info.sha, recursive=True, repo_type="dataset")
         files = {
             entry.path: entry.size
@@ -131,6 +138,7 @@ def _download(text: str, scratch: Path, limits: Limits | None) -> Dataset:
                 "yourself"
             )
         for file in files:
+            # To the temporary folder, because nobody would empty the cache of the Hub's client.
             hf_hub_download(
                 name, file, repo_type="dataset", revision=info.sha, token=token, local_dir=folder
             )

@@ -33,6 +33,7 @@ _OURS = {
     "pair_id", "prompt", "chosen", "rejected", "tools", "has_beta", "category", "source_id",
     "source_row", "flip", SEARCHED, *FLAGS.values(), *NUMBER_COLUMNS,
 }  # fmt: skip
+# A set of teachers is the bits of a uint32, and the number of a slot is one byte.
 MAX_LEVELS, MAX_FACETS, MAX_TEACHERS, MAX_SLOTS = 40, 4, 32, 255
 
 
@@ -91,6 +92,7 @@ def _load_texts(paths: Sequence[Path], out: Path) -> pa.Table:
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in _read_batches(paths):
+            # A source may repeat a pair: the config `default` has a row for each row of the source.
             is_first = []
             for pair_id in batch["pair_id"].to_pylist():
                 is_first.append(pair_id not in seen)
@@ -110,6 +112,7 @@ def _join_texts(batch: pa.RecordBatch) -> pa.Array:
 
 def _join_messages(messages: pa.Array) -> pa.Array:
     """Return the contents of the messages of each row, joined by line breaks."""
+    # A message without content would make `binary_join` return null for the whole row.
     contents = pc.list_flatten(messages).field("content").fill_null("")
     offsets = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
     starts = np.concatenate([[0], np.cumsum(offsets)]).astype(np.int32)
@@ -130,6 +133,7 @@ def _map_batches(batches: Iterator[pa.RecordBatch], out: Path) -> pa.Table:
     first = next(batches, None)
     if first is None:
         raise UnusableDataset("the data set has no rows")
+    # Arrow can map an uncompressed file only; it would decompress another one into memory.
     with pa.OSFile(str(out), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
         writer.write_batch(first)
         for batch in batches:
@@ -154,11 +158,13 @@ def _build_dataset(
     pairs = _to_numpy(pc.index_in(replies["pair_id"], id_array), np.int32, -1)
     if (pairs < 0).any():
         raise UnusableDataset("a reply is about an unknown pair")
+    # Stable, so that the replies about a pair stay in the order of the data set.
     reply_rows = np.argsort(pairs, kind="stable")
     starts = np.searchsorted(pairs[reply_rows], np.arange(len(ids) + 1))
     categories = list(rubric["categories"])
     fields = {"id": Field("id", ids), **_column_fields(texts, categories)}
     fields |= _teacher_fields(replies, pairs, np.asarray(fields["category"].values))
+    # In a query, `sort` and `text` are not names of columns.
     own, labels = _source_fields(texts, set(fields) | {"sort", "text"})
     return Dataset(
         name=name,
@@ -179,6 +185,7 @@ def _build_dataset(
 
 def _to_numpy(column: pa.ChunkedArray, kind: Any, missing: Any) -> Any:
     if column.null_count:
+        # NumPy's integers have no null; float64 holds scores, counts and indices exactly.
         column = pc.fill_null(column.cast(pa.float64()), missing)
     return column.to_numpy().astype(kind)
 
@@ -187,6 +194,7 @@ def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Fiel
     """Return the fields that are columns of the data set."""
     names = texts.column_names
     fields = {
+        # Single precision halves the download; `NEAR` in query.py allows for its error.
         name: Field("number", _to_numpy(texts[name], np.float32, np.nan))
         for name in NUMBER_COLUMNS
         if name in names
@@ -218,6 +226,7 @@ def _teacher_fields(replies: pa.Table, pairs: Any, category: Any) -> dict[str, F
     }
     for name, rows in flags.items():
         bits = np.zeros(len(category), np.uint32)
+        # `bits[pairs[rows]] |= ...` would keep one reply of each pair, because the index repeats.
         np.bitwise_or.at(bits, pairs[rows], bit[rows])
         fields[name] = Field("set", bits, teachers)
     return fields
@@ -230,6 +239,7 @@ def _source_fields(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], 
     for column in texts.column_names:
         name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
         is_used = column in _OURS or name in taken or name in fields
+        # In the query language, a name begins with a letter.
         if is_used or not re.match("[a-z]", name) or len(fields) >= MAX_FACETS:
             continue
         if not (
@@ -265,9 +275,11 @@ def _collect_scores(
 ) -> dict[str, Any]:
     """Return the scores of every kept reply, by place, in the smallest types that hold them."""
     is_kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
+    # Grouped by pair: `counts` then tells the page where the replies about each pair begin.
     order = reply_rows[is_kept[reply_rows]]
     rows = pa.array(order)
     slots, slot_of_reply = _list_slots(replies, rows)
+    # schedule.js relies on these numbers: a tie is 0, A is 1 and B is 2.
     better = pc.index_in(
         replies["better"].cast(pa.string()).take(rows), pa.array(["tie", "A", "B"])
     )
@@ -297,6 +309,7 @@ def _list_slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any
         if encoded is None:
             raise UnusableDataset(f"it has more than {MAX_SLOTS} {name}s")
         words.append(encoded[0])
+        # A mixed-radix number of the three indices, which `divmod` takes apart below.
         code = code * len(encoded[0]) + encoded[1][rows.to_numpy()]
     used, slot_of_reply = np.unique(code, return_inverse=True)
     if len(used) > MAX_SLOTS:
@@ -317,6 +330,7 @@ def encode(column: pa.ChunkedArray, largest: int) -> tuple[list[str], Any] | Non
 
     Return None if there are more than `largest` distinct words.
     """
+    # One batch usually shows that a column is free text, without reading all of it; 1 is for null.
     if column.num_chunks and len(column.chunk(0).unique()) > largest + 1:
         return None
     words = column.unique().drop_null()

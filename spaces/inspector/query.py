@@ -117,6 +117,7 @@ def parse_query(text: str) -> Query:
         if text[place].isspace():
             place += 1
             continue
+        # A minus sign on its own is a text.
         negated = text[place] == "-" and place + 1 < len(text) and not text[place + 1].isspace()
         place += negated
         match = _NAME.match(text, place)
@@ -133,6 +134,7 @@ def parse_query(text: str) -> Query:
                 continue
             terms.append(Term(name, tuple(_parse_value(*value) for value in raw), negated))
         else:
+            # A text may contain commas, which separate values only.
             word, _, place = _next_word(text, place, stop="")
             terms.append(Term("text", (Value("word", word=word),), negated))
         if len(terms) > MAX_TERMS:
@@ -171,6 +173,7 @@ def _next_word(text: str, place: int, *, stop: str) -> tuple[str, bool, int]:
 
 
 def _parse_value(word: str, quoted: bool) -> Value:
+    # Quotation marks make a word of what would be a number, a range or `missing`.
     if not quoted:
         if word == "missing":
             return Value("missing", word=word)
@@ -223,7 +226,9 @@ def select_pairs(
         raise BadRequest(f"sort: cannot sort by {query.sort}")
     values = np.asarray(field.values, np.float64)[places]
     missing = np.isnan(values) if field.kind == "number" else values < 0
+    # Infinity replaces a missing value after the change of sign, so it is last in both directions.
     key = np.where(missing, np.inf, -values if query.descending else values)
+    # Stable, so that equal values stay in the order of the data set.
     return places[np.argsort(key, kind="stable")]
 
 
@@ -245,8 +250,10 @@ def _match(name: str, field: Field, value: Value) -> Any:
             return np.isnan(numbers)
         if value.kind != "range":
             raise BadRequest(f"{name}: takes numbers, such as 0.3, 0.1..0.2, >=0.1 or missing")
+        # An excluded end also excludes numbers that differ from it by rounding only.
         low = value.low + NEAR if value.open_low else value.low - NEAR
         high = value.high - NEAR if value.open_high else value.high + NEAR
+        # A missing value is NaN, which is in no range.
         with np.errstate(invalid="ignore"):
             return (numbers >= low) & (numbers <= high)
     if value.kind == "missing":
