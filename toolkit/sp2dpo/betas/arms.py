@@ -93,6 +93,7 @@ class Arm:
         envelopes = {category: scale(ends) for category, ends in self.of.envelopes.items()}
         schedule = replace(scale(self.of), envelopes=envelopes)
         constant = self.beta
+        # Every map scales with both ends, and other baselines with the betas: they need no factor.
         beta = Constant(constant.beta * factor) if isinstance(constant, Constant) else constant
         return replace(self, of=schedule, beta=beta)
 
@@ -130,6 +131,7 @@ class ArmConfig(Departures):
 
     model_config = ConfigDict(
         title="SP2DPO arm",
+        # For editors, the rule of `parse_arm`: at least one departure.
         json_schema_extra={"anyOf": [{"required": [key]} for key in _DEPARTURES]},
     )
 
@@ -147,6 +149,7 @@ def load_arm(path: Path | str) -> Arm:
     path = Path(path)
     source = read_yaml_file(path)
     if "of" not in source.values:
+        # Parsed as a schedule, the file would only be told that these keys are unknown.
         if any(key in source.values for key in _DEPARTURES):
             raise ValueError(f"{path}: an arm must name its schedule: add `of: FILE`")
         return Arm(of=parse_schedule(source.values, where=str(path), source=source))
@@ -180,6 +183,7 @@ def parse_arm(
     Raises:
         ValueError: The mapping is invalid; the message lists each problem.
     """
+    # The metadata of a table of betas hold the departures without `of`.
     model = ArmConfig if "of" in config else Departures
     departures = validate(model, config, where=where, source=source)
     if not departures.model_fields_set.intersection(_DEPARTURES):
@@ -215,11 +219,13 @@ def compute_betas(
     _check(arm, annotations.rubric, scores)
     table = schedule_betas(annotations, arm.of, flip=arm.disputed == "flip")
     if arm.disputed == "flip":
+        # Null below the quorum: such a pair is not trained on, so it is not exchanged.
         table = table.with_columns(flip=pl.col("label_disputed").fill_null(False))
     elif arm.disputed == "drop":
         undisputed = ~pl.col("label_disputed").fill_null(False)
         table = table.with_columns(keep=pl.col("keep") & undisputed)
     if scores is not None:
+        # After `flip`, which decides the sign of h.
         table = _scored(table, scores, flipped=arm.disputed == "flip")
     # A pair without an offset is left out first: `percent` counts the pairs that can be trained on.
     if isinstance(arm.margin, Odpo):
@@ -238,6 +244,7 @@ def compute_betas(
     if isinstance(arm.margin, GapMargin):
         table = table.with_columns(margin=arm.margin.values(table))
     # A mean over no kept pair is undefined.
+    # Last, because weights are computed from the schedule's own betas.
     if arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
     return table.select(*REQUIRED, *(name for name in OPTIONAL if name in table.columns))
@@ -260,8 +267,10 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
 
 def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFrame:
     """Add the reward margins, negated for pairs that are trained with responses exchanged."""
+    # Pairs below the quorum are not trained on, so they need no score.
     with_beta = table.filter("has_beta")["pair_id"]
     margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.margins(with_beta)})
+    # Rows stay sorted by pair_id, on which ties and random draws rely.
     table = table.join(margins, on="pair_id", how="left", maintain_order="left")
     h = pl.col("reward_margin")
     return table.with_columns(pl.when("flip").then(-h).otherwise(h)) if flipped else table

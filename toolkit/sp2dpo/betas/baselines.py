@@ -35,6 +35,7 @@ class Constant:
 
     def __post_init__(self) -> None:
         check_arguments(self, beta=BETA)
+        # `constant(1)` and `constant(1.0)` are the same choice, and must be recorded alike.
         object.__setattr__(self, "beta", float(self.beta))
 
     def betas(self, table: pl.DataFrame, schedule: Schedule) -> pl.Series:
@@ -85,6 +86,7 @@ class Uniform:
         """Return a beta in the pair's own envelope for every pair that has one."""
         # Drawn for all pairs, so that a pair keeps its beta when another pair loses its own.
         drawn = np.random.default_rng(self.seed).uniform(size=len(table))
+        # The paper's Rand-beta has one envelope; a range for each category is our choice.
         low, high = category_envelopes(schedule)
         u = pl.col("u")
         # Rounding must not put a beta outside its envelope.
@@ -244,12 +246,14 @@ class Madpo:
         h = np.asarray(reward_margin, dtype=np.float64)
         # Computed from logarithms, so that exp(lam (m - tau)) does not overflow for any h.
         odds = np.log((self.c_max - 1) / (1 - self.c_min)) + self.lam * (np.abs(h) - self.tau)
+        # c(m): 1 / (1 + exp(odds)) is sigmoid(-odds).
         c = self.c_min + (self.c_max - self.c_min) * np.exp(_log_sigmoid(-odds))
         if self.only is not None:
             c = np.maximum(c, 1.0) if self.only == "amplify" else np.minimum(c, 1.0)
         inside = h > -self.tau
         # np.where evaluates both branches: replace h first, so that exp does not overflow.
         safe = np.where(inside, h, 0.0)
+        # From logarithms: the quotient s(c h) / s(h) is 0 / 0 for very negative h.
         return np.where(inside, np.exp(_log_sigmoid(c * safe) - _log_sigmoid(safe)), 1.0)
 
 
@@ -281,4 +285,5 @@ class Odpo:
 
 
 def _log_sigmoid(z: Any) -> NDArray[np.float64]:
+    # log(1 + exp(-z)) as it stands would overflow for z below about -709.
     return -np.logaddexp(0.0, -z)

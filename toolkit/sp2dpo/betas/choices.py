@@ -36,6 +36,7 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
         ValueError: There is no such choice, or it does not take these arguments.
     """
     listed = ", ".join(usage(name, kind) for name, kind in known.items())
+    # YAML may give a value of any type, such as a number.
     name, brackets, inside = text.strip().partition("(") if isinstance(text, str) else ("", "", "")
     if name.strip() not in known:
         hint = did_you_mean(name.strip() or text, list(known))
@@ -52,6 +53,7 @@ def parse_choice(text: Any, known: Mapping[str, type]) -> Any:
             for field in fields(kind)
             if field.default is MISSING and field.name not in arguments
         ]
+        # An argument given both by place and by name would silently take the second value.
         if len(places) > len(taken) or unknown or missing or set(taken[: len(places)]) & set(names):
             raise ValueError(f"write {usage(name.strip(), kind)}")
         return kind(**arguments)
@@ -70,6 +72,7 @@ def usage(name: str, kind: type) -> str:
 def format_choice(choice: Any, known: Mapping[str, type]) -> str:
     """Return a choice as it is written in a file; `parse_choice` reads it back."""
     name = next(name for name, kind in known.items() if kind is type(choice))
+    # None stands for an argument that was not given; `parse_choice` could not read it back.
     arguments = [
         f"{field.name}={value}"
         for field in fields(choice)
@@ -92,10 +95,12 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     # Thousands of nested brackets exceed the limits of the parser.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError("its parentheses must contain a list of numbers") from None
+    # Text such as `(1)(2)` or `(1) + 1` is an expression too, but not one call.
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError("its parentheses must contain a list of numbers")
     names: dict[str, Any] = {}
     for keyword in call.keywords:
+        # `**name` is a keyword without a name.
         if keyword.arg is None:
             raise ValueError("its parentheses must contain a list of numbers")
         names[keyword.arg] = _value(keyword.value)
@@ -105,6 +110,7 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
 def _value(node: ast.expr) -> int | float | str:
     """Return a number or a bare word."""
     sign = 1
+    # In Python's syntax, -1 is a minus applied to 1.
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, node = -1, node.operand
     if isinstance(node, ast.Constant):

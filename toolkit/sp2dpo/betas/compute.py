@@ -52,9 +52,11 @@ def schedule_store(
         with Store(store_file) as store, store.snapshot():
             annotations = store.annotations()
             # Hash in a second thread while the betas are computed.
+            # This gains time because hashlib and polars release the interpreter's lock.
             annotations_hash = executor.submit(getattr, annotations, "hash")
             shard, shard_pairs = store.questions.shard(), store.questions.pair_count()
             pending, requested = _count_pending(store, annotations)
+        # Everything needed is in memory now, so the snapshot does not have to stay open.
         table = compute_betas(annotations, arm, scores)
         betas = BetaTable(
             table=table,

@@ -168,6 +168,7 @@ class Estimator:
         """
         replies = annotations.replies
         for axis, way in (("variant", self.over_variants), ("teacher", self.over_teachers)):
+            # 0 marks the name of a single variant or teacher, which some kept reply must have.
             fewest = WAYS[way].fewest if way in WAYS else 0
             if fewest == 1:
                 continue
@@ -198,6 +199,7 @@ def combine_expr(column: str, way: str) -> pl.Expr:
     if way == "median":
         return values.median()
     if way == "trimmed":
+        # Rounded down: a pair with fewer than five values, where replies are missing, loses none.
         cut = pl.len() // FEWEST_TO_TRIM
         return values.sort().slice(cut, pl.len() - 2 * cut).mean()
     return values.mean()

@@ -56,6 +56,7 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
         # The rank of a gap depends on all pairs, so it is computed before one is selected.
         table = betas.table.with_columns(place=places(pl.col("gap")))
         row = table.filter(pl.col("pair_id") == pair.id).row(0, named=True)
+        # Only columns of the table may remain: `row` is part of the result.
         place = row.pop("place")
         replies = list(store.replies(pair.id))
         lines = explain_lines(pair, replies, row, rubric=store.rubric(), arm=betas.arm, place=place)
@@ -92,6 +93,7 @@ def explain_lines(
     else:
         signed, steps = _gap(votes, rubric, estimator)
         flipped = bool(row.get("flip"))
+        # As in `schedule_betas`: the exchanged responses have the gap -s_i, which is above 0.
         gap = -signed if flipped else max(0.0, signed)
         if flipped:
             steps.append(f"flipped, so the gap is {_number(gap)}")
@@ -101,10 +103,12 @@ def explain_lines(
     # The beta of a baseline depends on other pairs or on a seed, and cannot be repeated here.
     if arm.beta is None:
         _check("beta", row["beta"], beta)
+    # Null if no reply counts.
     if row["category"]:
         share = f"{row['agreement']:.0%} of {row['votes']} replies"
         spread = f"spread between teachers {row['spread']:.3g}"
         lines.append(f"category  {row['category']} ({share}), {spread}")
+    # Texts are those of models and of the source: control characters must not reach a terminal.
     return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
 
 
@@ -113,6 +117,7 @@ def _beta(gap: float, category: str, schedule: Schedule, place: float | None) ->
     envelope = schedule.envelope(category)
     low, high = envelope.beta_min, envelope.beta_max
     what = gap if place is None or not isinstance(schedule.map, Quantile) else place
+    # Not clipped as in `schedule.beta`: that corrects rounding alone, which `_check` tolerates.
     beta = schedule.map.beta(what, low, high)
     words = schedule.map.words(f"{what:.4g}", f"{low:g}", f"{high:g}")
     whose = f"  (the envelope of {category})" if category in schedule.envelopes else ""
@@ -225,6 +230,7 @@ def _gap(
         listed = f"{_way(way)}({_listed(sorted(gaps))}) = {_number(by_teacher[teacher])}"
         lines.append(f"{teacher:<{width}}  {listed}")
     gap = combine(list(by_teacher.values()), estimator.over_teachers)
+    # As `compute_gaps` does: residue of values that cancel must not dispute a label.
     gap = 0.0 if abs(gap) <= NOISE else gap
     listed = f"{_way(estimator.over_teachers)}({_listed(by_teacher.values())}) = {_number(gap)}"
     if not disputes_labels(rubric, estimator):
@@ -256,6 +262,7 @@ def _check(what: str, stored: float | None, computed: float | None) -> None:
     same = (
         stored is computed
         if stored is None or computed is None
+        # `fmean` sums exactly and polars does not, so the last bits may differ.
         else math.isclose(stored, computed, rel_tol=1e-9, abs_tol=NOISE)
     )
     if not same:

@@ -120,6 +120,7 @@ def check_origin(
     Raises:
         ValueError: the betas belong to other pairs, or the replies in the store have changed since.
     """
+    # The hash covers replies alone; pairs without any are compared by their ids.
     if set(betas.table["pair_id"]) != set(annotations.pair_ids):
         problem = f"the betas in {path} belong to other pairs than those in {store}"
     elif betas.annotations_hash != annotations.hash:
@@ -141,6 +142,7 @@ def open_store_and_betas(
     """
     store_file, betas_file = Path(store_file), Path(betas_file)
     betas = read_betas(betas_file)
+    # A run that annotates meanwhile must not add replies between the check and later reads.
     with Store(store_file) as store, store.snapshot():
         annotations = store.annotations()
         check_origin(betas, annotations, path=betas_file, store=store_file)

@@ -9,6 +9,7 @@ from sp2dpo.betas.maps import Linear, Quantile
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.panel.rubric import Rubric
 
+# SP2DPO's envelope (arXiv 2601.22385), the same for all categories.
 _PAPERS_ENDS = (0.03, 0.3)
 
 
@@ -96,6 +97,7 @@ def _ours(schedule: Schedule, rubric: Rubric) -> list[str]:
     ends = "other envelopes by category" if schedule.envelopes else "the ends of the envelope"
     parts = {
         "the blind protocol": rubric.blind,
+        # Always ours: the paper's gap formula, scales and texts are in no source that we have.
         "the gap of one reply": True,
         "the expected scores": schedule.estimate == "expected",
         "how variants are combined": "the median over variants" not in papers,

@@ -53,12 +53,15 @@ def compute_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl.DataF
     settled = pl.when(signed.abs() <= NOISE).then(0.0).otherwise(signed)
     disputed = pl.col("signed_gap") < 0
     if not disputes_labels(rubric, estimator):
+        # With a type, because a column of plain nulls would have none in the file.
         disputed = pl.lit(None, pl.Boolean)
     return (
+        # With a schema: an empty list would give a column of type Null, which cannot be joined.
         pl.DataFrame({"pair_id": annotations.pair_ids}, schema={"pair_id": pl.String})
         # Pairs without replies that count stay in the table: nothing disappears.
         .join(combined, on="pair_id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "teachers").fill_null(0), signed_gap=settled)
+        # A second step, because expressions of one step do not see each other's columns.
         .with_columns(gap=pl.col("signed_gap").clip(lower_bound=0.0), label_disputed=disputed)
     )
 
@@ -78,6 +81,7 @@ def count_votes(annotations: AnnotationTable, estimator: Estimator) -> pl.DataFr
     replies = estimator.select_replies(annotations)
     if estimator.estimate == "sampled":
         return replies
+    # A reply with one expectation alone is not a vote, rather than half of one.
     scored = replies.drop_nulls(["expected_magnitude", "expected_confidence"])
     if scored.is_empty():
         raise ValueError(
@@ -98,6 +102,7 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
     sign = None
     if rubric.blind:
         # A is the chosen response in one order, and the rejected one in the other.
+        # Strict, so that an unknown value fails instead of becoming null, which a mean leaves out.
         named = pl.col("better").replace_strict({"A": 1.0, "B": -1.0, "tie": 0.0})
         sign = named * pl.when(pl.col("order") == CHOSEN_FIRST).then(1.0).otherwise(-1.0)
     m = rubric.magnitude.share(pl.col("magnitude"))
@@ -150,7 +155,9 @@ def combine_teachers(by_teacher: pl.DataFrame, way: str) -> pl.DataFrame:
         by_teacher,
         ["pair_id"],
         *(combine_expr(name, way) for name in _value_columns(by_teacher)),
+        # The population's, so that a single teacher has the spread 0; a sample's would be null.
         spread=pl.col("gap").std(ddof=0),
+        # Counts are UInt32 in polars; `columns.BETA_COLUMNS` declares int32.
         votes=pl.col("votes").sum().cast(pl.Int32),
         teachers=pl.len().cast(pl.Int32),
     )
@@ -168,6 +175,7 @@ def _aggregate(
     # Sorted rows form runs, and grouping by the number of a run is faster than by names.
     runs = table.with_columns(run=pl.struct(names).rle_id().set_sorted())
     return (
+        # In order, because the next step relies on sorted rows again.
         runs.group_by("run", maintain_order=True)
         .agg(pl.col(names).first(), *aggregations, **more)
         .drop("run")
@@ -189,6 +197,7 @@ def find_majority(
     """
     names, size = dict(enumerate(categories)), len(categories)
     # One number encodes a count and, in its lower digits, a priority: the maximum is the majority.
+    # Int64, because codes are UInt8 and runs UInt32, in which the products below would overflow.
     place = pl.col("category").cast(pl.Enum(categories)).to_physical().cast(pl.Int64)
     numbered = replies.select(*by, run=pl.struct(by).rle_id().cast(pl.Int64), cell=place)
     groups = numbered.group_by("run", maintain_order=True).agg(pl.col(by).first(), total=pl.len())
@@ -198,6 +207,7 @@ def find_majority(
         counts.group_by(run=pl.col("run") // size)
         .agg(best=ranked.max())
         .join(groups, on="run")
+        # Groups come in no fixed order; runs are numbered in the order of the replies.
         .sort("run")
         .select(
             *by,

@@ -62,6 +62,7 @@ class LogLinear:
 
     def beta(self, gap: Any, beta_min: Any, beta_max: Any) -> Any:
         """Return the beta of a gap."""
+        # A power of 0 is exactly 1 and a power of 1 the base itself, so both ends are exact.
         return beta_min ** (1 - gap) * beta_max**gap
 
     def words(self, gap: str, low: str, high: str) -> str:

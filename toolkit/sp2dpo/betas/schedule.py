@@ -74,6 +74,7 @@ class Schedule:
     def envelope(self, category: str | None) -> Envelope:
         """Return the range of the betas of a category."""
         common = Envelope(beta_min=self.beta_min, beta_max=self.beta_max)
+        # A pair without replies that count has no category.
         return self.envelopes.get(category, common) if category else common
 
     @property
@@ -115,6 +116,7 @@ class EnvelopeConfig(Settings):
     @field_validator("beta_max")
     @classmethod
     def _is_above_beta_min(cls, beta_max: float, info: ValidationInfo) -> float:
+        # pydantic validates in the order of declaration, so `beta_min` must stand above `beta_max`.
         if "beta_min" in info.data:  # absent if it is invalid itself
             Envelope(beta_min=info.data["beta_min"], beta_max=beta_max)
         return beta_max
@@ -205,6 +207,7 @@ def schedule_betas(
             schedule names.
     """
     schedule.check_categories(annotations.rubric, where="the schedule")
+    # Null below the quorum before betas are computed: the map `quantile` must not rank these.
     enough = pl.col("votes") >= schedule.quorum
     table = compute_gaps(annotations, schedule.estimator).with_columns(
         pl.when(enough).then(name).alias(name) for name in ("gap", "signed_gap", "label_disputed")
@@ -212,6 +215,7 @@ def schedule_betas(
     if flip:
         disputed = pl.col("label_disputed")
         table = table.with_columns(
+            # `when` takes null for false, so a pair below the quorum keeps its null.
             gap=pl.when(disputed).then(-pl.col("signed_gap")).otherwise("gap")
         )
     has_beta = pl.col("gap").is_not_null()

@@ -75,12 +75,14 @@ def read_scores(path: Path | str) -> Scores:
     if table["pair_id"].dtype != pl.String or not table["reward_margin"].dtype.is_numeric():
         raise ValueError(f"{path}: pair_id must be text, and reward_margin a number")
     _check(table, path)
+    # Sorted, so that the hash does not depend on the order of the file.
     table = table.with_columns(pl.col("reward_margin").cast(pl.Float64)).sort("pair_id")
     return Scores(table=table, name=str(path))
 
 
 def _check(table: pl.DataFrame, path: Path) -> None:
     h = pl.col("reward_margin").cast(pl.Float64)
+    # `is_finite` of a null is null, which a filter passes over, so nulls are named apart.
     bad = table.filter(h.is_null() | ~h.is_finite() | (h.abs() > LARGEST))
     if len(bad):
         pair_id, value = bad.row(0)
