@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# All types that json.loads returns, except dict.
 _JSON_TYPES = {
     list: "a list",
     str: "a text",
@@ -31,15 +32,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     # Use the same folder, because a rename is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        # A folder that cannot be written to fails here, before the block does its work.
         unfinished.touch()
         yield unfinished
         unfinished.replace(path)
     except OSError as error:
+        # An error about another file names that file already.
         if unfinished.name not in str(error):
             raise
         why = f"{error.strerror or error} (in the folder {path.absolute().parent})"
         raise OSError(error.errno, why.replace(unfinished.name, path.name), str(path)) from error
     finally:
+        # After a successful rename it no longer exists.
         with suppress(OSError):
             unfinished.unlink()
 
@@ -65,12 +69,15 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     open_file = gzip.open if path.suffix == ".gz" else open
     number = 0
+    # A text file is decoded in blocks, so that an encoding error could not be tied to a line.
     with open_file(path, "rb") as lines:
         try:
             for line in lines:
+                # Empty lines count, so that the numbers are those of an editor.
                 number += 1
                 if not line.isspace():
                     yield number, parse_json_object(line)
+        # gzip raises these for a bad header or checksum, a truncated file, and damaged content.
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged after line {number}: {error}") from error
         except ValueError as error:
@@ -165,6 +172,7 @@ class Journal:
         self.lines: dict[str, dict[str, Any]] = {}
         content = path.read_bytes() if path.exists() else b""
         recorded = self._read(content)
+        # The head as JSON returns it: tuples become lists, and keys become text.
         if recorded is not None and recorded != json.loads(json.dumps(head)):
             differs = sorted(
                 key for key in {*recorded, *head} if recorded.get(key) != head.get(key)
@@ -187,9 +195,11 @@ class Journal:
 
     def _read(self, content: bytes) -> dict[str, Any] | None:
         try:
+            # What follows the last line end is empty or an incomplete line.
             records = [json.loads(line) for line in content.split(b"\n")[:-1]]
             for line in records[1:]:
                 self.lines[line["key"]] = line
+            # Without any line end there is no record to check, but even part of a head begins so.
             if content and not content.startswith(b"{"):
                 raise ValueError
         except (ValueError, KeyError, TypeError) as error:

@@ -31,6 +31,7 @@ def resolve(
     with hub_errors(f"{name}@{revision}" if revision else name):
         info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
         sha, card = info.sha, info.card_data
+        # Use the same commit for the splits and the rows: a branch may move in between.
         splits = datasets.get_dataset_split_names(name, revision=sha)
     if split is None:
         split = splits[0] if len(splits) == 1 else "train"
@@ -46,6 +47,7 @@ def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, 
 
     with hub_errors(f"{name}@{sha}"):
         rows = datasets.load_dataset(name, split=split, revision=sha)
+    # All rows are on disk by now, so an error from here on is not the Hub's.
     yield from rows  # type: ignore[misc]
 
 
@@ -71,6 +73,7 @@ def hub_errors(subject: str, *, kind: str = "data set") -> Iterator[None]:
         yield
     except HubError as error:
         raise OSError(f"{subject}: {one_line(error)}") from error
+    # A subclass of RepositoryNotFoundError, so it must be caught first.
     except errors.GatedRepoError as error:
         raise OSError(f"{subject}: access must be requested on the Hub first") from error
     except errors.RepositoryNotFoundError as error:

@@ -65,6 +65,7 @@ def _run_in_thread(
     import asyncio  # noqa: PLC0415
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
+    # Filled by the handler in the main thread, emptied in the other one: a deque is thread-safe.
     received: deque[int] = deque()
     running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
 
@@ -75,6 +76,7 @@ def _run_in_thread(
             while received:
                 task.interrupt(received.popleft())
 
+        # Announce the loop before looking for signals, so that none is lost in between.
         running.append((asyncio.get_running_loop(), react))
         react()  # to a signal that arrived before the task existed
         await task.finish()
@@ -92,6 +94,7 @@ def _run_in_thread(
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, run()).result()
     finally:
+        # Also None if the handler was not installed from Python; such a one cannot be restored.
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
 

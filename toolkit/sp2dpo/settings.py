@@ -47,6 +47,7 @@ _TYPE_ERRORS = {
     "model_type": dict,
 }
 """pydantic's error types for values of the wrong type, with a description of the expected type."""
+# PyYAML follows YAML 1.1: a number with an exponent needs a dot and a sign, as in 5.0e-7.
 _EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 Keys = tuple[Any, ...]
 """Path of a value in a file: keys of mappings and indices of lists."""
@@ -58,9 +59,11 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a duplicate key; YAML would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        # Read before the base class replaces each merge key by the entries that it stands for.
         written = [key for key, _ in node.value if key.tag != _MERGE]
         keys = [self.construct_object(key, deep=deep) for key in written]
         for index, key in enumerate(keys):
+            # Not a set, because a key may be unhashable; the base class reports that.
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key} is written twice", written[index].start_mark
@@ -108,6 +111,7 @@ def _child(node: yaml.Node, key: Any) -> tuple[yaml.Node, yaml.Node] | None:
 
 
 def _scalar(node: yaml.Node) -> Any:
+    # Keys are compared as values: YAML reads the key 1 as a number and the key on as a bool.
     loader = yaml.SafeLoader("")
     return loader.construct_object(node, deep=True)
 
@@ -120,12 +124,14 @@ def read_yaml_file(path: Path) -> YamlFile:
         OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
+        # One byte more than allowed shows that the file is larger, without reading all of it.
         content = file.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:
         raise ValueError(
             f"{path}: larger than {_LARGEST_FILE // 1_000_000} MB: not a settings file"
         )
     try:
+        # In two steps, because yaml.load does not return the nodes, which know their lines.
         loader = _StrictLoader(content.decode("utf-8"))
         root = loader.get_single_node()
         values = None if root is None else loader.construct_document(root)
@@ -185,6 +191,7 @@ class Settings(BaseModel):
         try:
             settings = handler(values)
         except ValidationError as error:
+            # pydantic takes only these four entries back; it creates the message and URL anew.
             problems += [
                 InitErrorDetails(
                     type=detail["type"],
@@ -266,6 +273,7 @@ def _drop_null_defaults(schema: Any) -> None:
 def _problem(detail: ErrorDetails, schema: dict[str, Any]) -> tuple[Keys, str]:
     """Return where a problem is and its text, which begins with the path of its key."""
     kind, keys, value = detail["type"], detail["loc"], detail["input"]
+    # pydantic calls a key invalid if it is not text, such as the number 1.
     if kind in ("extra_forbidden", "invalid_key"):
         known = list(_schema_at(schema, keys[:-1]).get("properties", {}))
         hint = did_you_mean(keys[-1], known) or f" (known: {', '.join(known)})"
@@ -285,6 +293,7 @@ def _problem(detail: ErrorDetails, schema: dict[str, Any]) -> tuple[Keys, str]:
 
 
 def _is_name_error(detail: ErrorDetails) -> bool:
+    # pydantic ends the path of an error in a key, not in its value, with this.
     return detail["loc"][-1:] == ("[key]",)
 
 
@@ -331,6 +340,7 @@ def _resolve(part: Any, schema: dict[str, Any]) -> dict[str, Any]:
         return {}
     if "$ref" in part:
         return schema["$defs"][part["$ref"].rpartition("/")[2]]
+    # A price has two forms; the keys of both are known.
     if "oneOf" in part:
         properties = [option.get("properties", {}) for option in part["oneOf"]]
         return {
@@ -431,8 +441,10 @@ def number(
     words = f"of {words}" if words.startswith("at") else words
 
     def holds(value: Any) -> bool:
+        # In Python a bool is an int.
         if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
             return False
+        # math.isfinite raises OverflowError for an int beyond the range of a float.
         finite = isinstance(value, int) or math.isfinite(value)
         return finite and all(holds(value) for _, _, holds in set_limits.values())
 
@@ -499,6 +511,7 @@ def key_problems(
     config: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = ()
 ) -> str:
     """Return all unknown and missing keys as the text of one message; empty if there are none."""
+    # A key may be required in one case and optional in another, and so be in both.
     known = list(dict.fromkeys([*required, *optional]))
     problems = [
         f"unknown key {key!r}{did_you_mean(key, known)}" for key in config if key not in known
@@ -521,6 +534,7 @@ def check_type(where: str, key: str, value: Any, kind: type | tuple[type, ...]) 
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        # "a number" includes whole numbers.
         listed = [option for option in kinds if not (option is int and float in kinds)]
         names = " or ".join(_KINDS.get(option, option.__name__) for option in listed)
         raise ValueError(f"{where}: {key} must be {names}, not {value!r}")

@@ -63,6 +63,7 @@ def format_table(
 
 
 def _is_number(cell: str) -> bool:
+    # Also true of an empty cell and of a missing value (`UNKNOWN`).
     return bool(re.fullmatch(r"[-+\d.,%]*", cell))
 
 
@@ -72,6 +73,7 @@ WIDTH = 100
 _SHORTEST = 9
 """Shortest length to which a cell is cut, in characters."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+# A word with its quoted parts: a line break inside quotes would change the argument.
 _SHELL_WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
 
 
@@ -188,6 +190,7 @@ def format_narrow_table(
         indent: Prefix of each line.
     """
     rows = [[escape_controls(cell) for cell in row] for row in rows]
+    # Each round cuts the column that is then the widest.
     for _ in range(names):
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - WIDTH
@@ -211,6 +214,7 @@ def _cut(text: str, length: int) -> str:
 
 
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Tokens of users begin with hf_, those of organisations with api_org_.
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
 HIDDEN = "***"
 
@@ -227,6 +231,7 @@ def _tokens() -> list[str]:
     client = sys.modules.get("huggingface_hub")  # a token that was never loaded cannot leak
     if client is not None:
         tokens.append(client.get_token() or "")
+    # Replacing an empty or very short one would garble unrelated text.
     return [token for token in tokens if len(token) >= 8]
 
 
@@ -235,6 +240,7 @@ class RedactFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact a record; none is dropped."""
+        # Format first, because a token may be among the arguments, and drop these.
         record.msg, record.args = redact(record.getMessage()), ()
         return True
 
@@ -257,6 +263,7 @@ def json_values(value: Any) -> Any:
 
 def canonical_json(value: Any) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces, no unneeded escapes."""
+    # NaN is not JSON; `settings.is_json` relies on the error.
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
