@@ -29,6 +29,7 @@ COLUMNS = tuple(_SCHEMA)
 """Columns of `AnnotationTable.replies`; the first five are the key of a reply."""
 SEPARATOR = "\x1f"
 """Separator between the values of a column in one text; printable names cannot contain it."""
+# Rows formatted at a time for the hash, so that the text of all rows is never in memory at once.
 _SLICE = 50_000
 
 
@@ -55,6 +56,7 @@ class AnnotationTable:
         It covers only values that a beta can depend on, so not times, raw texts or rationales.
         """
         digest = hashlib.sha256(self.rubric.hash.encode())
+        # Betas files and manifests contain this hash, so the form of the lines must not change.
         # Names cannot contain tabs, so lines are unambiguous. `concat_str` would turn a row with a
         # null into a null line.
         values = pl.all().cast(pl.String).fill_null("")
@@ -85,10 +87,13 @@ def build_annotation_table(
 def sort_by_key(replies: pl.DataFrame) -> pl.DataFrame:
     """Return the replies sorted by key."""
     # Rows are usually sorted already, and checking that is cheaper than sorting them again.
+    # From the last column of the key to the first: a later one only decides where all earlier ones
+    # are equal.
     rises = pl.lit(False)
     for name in reversed(COLUMNS[:5]):
         value, before = pl.col(name), pl.col(name).shift()
         rises = (value > before) | ((value == before) & rises)
+    # The first row has no row before it, so its comparison is null.
     is_sorted = replies.select(rises.slice(1).all()).item()
     return replies if is_sorted else replies.sort(COLUMNS[:5])
 
@@ -106,6 +111,7 @@ def parse_columns(
     split = pl.DataFrame({name: [text] for name, text in texts.items()}).select(
         pl.all().str.split(SEPARATOR)
     )
+    # Needs equally many values in every column; `_kept_parts` joins nulls as empty texts for this.
     table = split.explode(split.columns).with_columns(
         pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()
     )
@@ -114,5 +120,6 @@ def parse_columns(
         for name, kind in _SCHEMA.items()
         if name not in table.columns
     ]
+    # Only a null `better` was joined as an empty text.
     words = pl.col(pl.String).replace("", None)
     return table.with_columns(words).with_columns(missing).select(COLUMNS).cast(_SCHEMA)

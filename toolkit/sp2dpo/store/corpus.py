@@ -67,6 +67,7 @@ class Corpus:
             if stored_digest is None:
                 write_meta(self._db, "source_digest", digest.hexdigest())
                 write_meta(self._db, "source_name", source.name)
+                # An empty text for None, because values of `meta` cannot be null.
                 write_meta(self._db, "source_revision", source.revision or "")
                 write_meta(self._db, "source_license", source.license or "")
             elif stored_digest != digest.hexdigest():
@@ -82,6 +83,7 @@ class Corpus:
             return
         # IGNORE, because several rows may contain the same pair.
         texts = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
+        # NULL, so that SQLite numbers the pairs in the order of the source.
         self._db.execute(
             "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
             [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in texts)],
@@ -124,6 +126,7 @@ class Corpus:
             # A range, because LIKE would not use the index; "g" follows all hexadecimal digits.
             beginning = "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?"
             queries.append((beginning, (name, name + "g")))
+        # A set, because one pair may match in several of these ways.
         pair_ids = {row[0] for query, values in queries for row in self._db.execute(query, values)}
         if len(pair_ids) != 1:
             problem = "several pairs are called" if pair_ids else "no pair is called"
@@ -173,6 +176,7 @@ class Corpus:
         Rows are sorted by pair_id. If the content of a turn is a list of parts, the length of its
         JSON is counted.
         """
+        # `total` is 0.0 where `sum` is null: for a turn without content, such as a tool call.
         length = "(SELECT total(length(value ->> '$.content')) FROM json_each({}))"
         query = f"SELECT pair_id, {length.format('chosen')}, {length.format('rejected')} FROM pairs"
         return pl.DataFrame(
@@ -197,6 +201,7 @@ class Corpus:
 def _record(row: SourceRow | SetAside) -> list[Any]:
     if isinstance(row, SetAside):
         return [row.row, row.reason, row.raw]
+    # The source's digest covers this list: in another form, stores would refuse their own source.
     return [row.row, row.pair.id, row.source_id, json.dumps(row.columns)]
 
 

@@ -59,6 +59,7 @@ def count_replies(
     kept = store.questions.kept() if annotations is None else _kept(annotations)
     outcomes = [*kept, *store.questions.refused()]
     tallies = []
+    # Outcomes that are not final will be requested again, so they count as pending.
     for teacher in panel.teachers:
         outcomes_of_teacher = [
             outcome
@@ -74,6 +75,7 @@ def count_replies(
                 all=expected,
                 kept=refused.pop("kept", 0),
                 refused=refused,
+                # A teacher without replies about settled pairs has no key of its own.
                 spared=spared.get(teacher.name, spared.get("", 0)),
             )
         )
@@ -84,9 +86,11 @@ def _kept(annotations: AnnotationTable) -> list[KeyCount]:
     """Return what `Questions.kept` returns; a key with two kept replies counts once."""
     key = ["teacher", "variant", "order"]
     keys = annotations.replies.select("pair_id", *key)
+    # The table is sorted by key, so two replies that differ only in `attempt` are neighbours.
     again = pl.all_horizontal(pl.all() == pl.all().shift())
     counts = keys.filter(~again.fill_null(False)).group_by(key).len()
     return [
+        # The attempt does not matter: a kept reply is always final.
         KeyCount(teacher=teacher, variant=variant, order=order, reason=None, attempt=0, count=count)
         for teacher, variant, order, count in counts.iter_rows()
     ]

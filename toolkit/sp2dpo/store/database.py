@@ -76,6 +76,7 @@ CREATE TABLE settled (
     chance REAL NOT NULL
 ) WITHOUT ROWID;
 """
+# Format 1 lacks these columns, the index and the table of settled pairs.
 _FROM_FORMAT_1 = "".join(
     f"ALTER TABLE replies ADD COLUMN {column};"
     for column in (
@@ -94,6 +95,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` creates one")
     check_parent(path)
+    # As a URI, which can state the mode; `as_uri` escapes characters such as `?` in the path.
     address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _read_mode(path)}"
     # isolation_level: transactions are explicit; the module would begin some by itself.
     # check_same_thread: a run commits in a writer thread. timeout: seconds to wait for a commit.
@@ -101,6 +103,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         address, uri=True, isolation_level=None, check_same_thread=False, timeout=30
     )
     try:
+        # SQLite reads the file at the first statement, so only this can find that it is not a
+        # database.
         _prepare(database, path, write=write)
     except sqlite3.DatabaseError as error:
         database.close()
@@ -125,6 +129,7 @@ def _read_mode(path: Path) -> str:
 def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
     application_id = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    # An empty file, as `atomic_write` creates it, becomes a store; another database stays as it is.
     if write and application_id == 0 and tables == 0:
         # With a write-ahead log, `status` and others can read while a run writes.
         database.execute("PRAGMA journal_mode = WAL")
@@ -162,6 +167,8 @@ def only_writer(path: Path) -> Iterator[None]:
     mark = path.with_name(f"{path.name}.lock")
     with mark.open("a+") as lock:  # "w" would erase the process id of the current holder
         try:
+            # The system releases this lock when the process ends, even if it is killed and leaves
+            # the file.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
@@ -178,6 +185,7 @@ def only_writer(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            # While the lock is held: later, the file could be the lock of the next process.
             mark.unlink(missing_ok=True)
 
 
@@ -190,6 +198,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         database.execute("COMMIT")
+    # Also for KeyboardInterrupt: an open transaction would block all other writers.
     except BaseException:
         if database.in_transaction:  # SQLite rolls back by itself if the disk is full
             database.execute("ROLLBACK")

@@ -17,11 +17,13 @@ from sp2dpo.store.store import Store
 from sp2dpo.text import shorten
 
 _KEY = COLUMNS[:5]
+# The same reply may have arrived at another time; rubrics are compared once for each store.
 _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
 _SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
 # IS NOT, because `!=` is never true for a null.
 _DIFFERS = " OR ".join(f'ours."{name}" IS NOT theirs."{name}"' for name in _CONTENT)
 _COPIED = ("pairs", "source_rows", "set_aside")
+# Without `shard`: a merged store is for all pairs.
 _META = (
     "source_digest", "source_name", "source_revision", "source_license", "rubric_hash", "rubric",
     "panel",
@@ -62,6 +64,7 @@ def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
     """
     out, shards = Path(out), [Path(shard) for shard in shards]
     with ExitStack() as locks:
+        # First, because a store that is named twice would be reported as locked by another process.
         _check_names(out, shards)
         # A shard that is being annotated would give another result the next time.
         locks.enter_context(only_writer(out))
@@ -110,6 +113,8 @@ def _check_compatible(paths: Sequence[Path]) -> None:
         if first is None:
             first, expected = path, properties
         for what, value in properties.items():
+            # A store without replies has only a source, so a later one may be the first with a
+            # property.
             first_value = expected.setdefault(what, value)
             if first_value != value:
                 raise ValueError(
@@ -133,6 +138,7 @@ def _shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, 
     panel = store.panel()
     properties["rubric"] = [store.rubric().name, store.rubric().hash[:12]]
     teachers = {teacher.name for teacher in (*panel.teachers, *store.teachers())}
+    # `sampling` is compared as text, which `record_panel` writes with sorted keys.
     for name, *values in database.execute("SELECT * FROM teachers ORDER BY name"):
         if name in teachers:
             properties[f"teacher {name} (model, revision, sampling)"] = values
@@ -168,12 +174,14 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
         for shard in shards:
+            # Attached before the transaction begins, because SQLite cannot detach inside one.
             with _attach(database, shard), transaction(database):
                 if read_meta(database, "merged") is None:  # the first; all have the same pairs
                     for table in _COPIED:
                         database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
                     write_meta(database, "merged", "yes")
                 _insert(database, shard)
+        # The file records the WAL mode, in which others can read while somebody writes.
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA journal_mode = WAL")
         return _replies(database)
@@ -218,6 +226,8 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
             f"{path}: another store holds a different reply to pair {conflict[0]}, {request}; one "
             "request has one reply: leave one of the two stores out"
         )
+    # From the first store that has them: `_check_compatible` has compared the rubric, the panel and
+    # the source.
     for key in _META:
         database.execute(
             "INSERT OR IGNORE INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,)
@@ -230,6 +240,7 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
         "json_each(panel.value, '$.teachers') AS each WHERE panel.key = 'panel') "
         "OR EXISTS (SELECT 1 FROM theirs.replies WHERE teacher = name)"
     )
+    # What is ignored is equal to the stored reply, as checked above.
     database.execute(
         f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
     )
@@ -247,6 +258,7 @@ def _missing_shards(shards: Sequence[Path]) -> tuple[Shard, ...]:
     for path in shards:
         with Store(path) as store:
             shards_seen.append(store.questions.shard())
+    # If a store is not a shard, or the numbers of shards differ, it is unknown what is missing.
     counts = {shard.total for shard in shards_seen if shard is not None}
     if None in shards_seen or len(counts) != 1:
         return ()

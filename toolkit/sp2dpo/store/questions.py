@@ -228,7 +228,10 @@ class Questions:
             )"""
         condition = f"r.pair_id = p.pair_id AND teacher = ? AND variant IN ({marks})"
         values = (plan.teacher, *plan.variants)
+        # The number of orders is the same for every id. A key is counted once (DISTINCT), although
+        # each attempt has a row.
         questions = len(plan.variants) * len(plan.rubric.orders("0"))
+        # From a number and not an OFFSET on, because answered pairs drop out between two calls.
         rows = self._db.execute(
             f"""
             SELECT number, pair_id, prompt, chosen, rejected, tools,
@@ -300,6 +303,7 @@ class Questions:
             PairReplies(
                 number=number,
                 pair=load_pair(texts, pair_id),
+                # The query selects the first fields of `StoredReply`, in their order.
                 replies=[StoredReply(*values) for values in json.loads(replies)],
             )
             for number, pair_id, *texts, replies in rows
@@ -322,6 +326,7 @@ class Questions:
             about these pairs.
         """
         settled = self._db.execute("SELECT count(*) FROM settled").fetchone()[0]
+        # DISTINCT without `attempt`, because every retry of a question has a row of its own.
         replied = self._db.execute(
             'SELECT teacher, count(*) FROM (SELECT DISTINCT pair_id, teacher, variant, "order" '
             "FROM replies WHERE pair_id IN (SELECT pair_id FROM settled) "
@@ -342,6 +347,7 @@ class Questions:
 
 
 def _key_counts(rows: Iterable[tuple[Any, ...]]) -> list[KeyCount]:
+    # The queries select their columns in the order of these fields.
     names = KeyCount.__dataclass_fields__
     return [KeyCount(**dict(zip(names, row, strict=True))) for row in rows]
 
@@ -352,6 +358,7 @@ def _job(plan: QuestionPlan, number: int, pair: Pair, replies: str) -> Job:
         done, last = states.get((variant, order), (False, -1))
         states[variant, order] = (done or bool(final), max(last, attempt))
     questions = []
+    # All variants of one order first: their requests begin alike, so a prefix cache can serve them.
     for order in plan.rubric.orders(pair.id):
         for variant in plan.variants:
             done, last = states.get((variant, order), (False, -1))

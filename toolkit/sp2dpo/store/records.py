@@ -85,6 +85,7 @@ class StoredReply(NamedTuple):
     magnitude: int | None
     confidence: int | None
     better: str | None
+    # `Questions.replied_pairs` reads only the fields above, so these need default values.
     expected_magnitude: float | None = None
     expected_confidence: float | None = None
     rationale: str | None = None
@@ -150,6 +151,7 @@ def record_row(record: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
         record: The reply.
         rubric: Hash of the rubric.
     """
+    # Values are in the order of `COLUMNS`, which names them in the INSERT.
     key, annotation, reply = record.key, record.annotation, record.reply
     return (
         key.pair_id, key.teacher, key.variant, key.order, key.attempt,

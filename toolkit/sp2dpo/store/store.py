@@ -67,6 +67,7 @@ class Store:
     def __init__(self, path: Path | str, *, write: bool = False) -> None:
         path = Path(path)
         self.path = path
+        # Before `connect`, which creates the file.
         existed = write and path.exists()
         self._db = connect(path, write=write)
         if existed and (problems := self.integrity()):
@@ -99,6 +100,7 @@ class Store:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Make all reads inside the block see the same state, even while others write."""
+        # Does not block writers; SQLite fixes the state at the first read inside the block.
         self._db.execute("BEGIN")
         try:
             yield
@@ -113,6 +115,7 @@ class Store:
         """
         replies = self._db.execute("SELECT EXISTS (SELECT 1 FROM replies)").fetchone()[0]
         stored_hash = read_meta(self._db, "rubric_hash")
+        # Without replies, the rubric may still change.
         if replies and stored_hash is not None and stored_hash != panel.rubric.hash:
             raise ValueError(
                 f"{self.path} was annotated under the rubric {stored_hash[:12]} "
@@ -138,6 +141,8 @@ class Store:
             ValueError: If `check_panel` refuses the panel.
         """
         self.check_panel(panel)
+        # Before the new panel is recorded: a run that is killed in between
+        # leaves no pair that the old panel has settled.
         self.reopen_settled(panel)
         rubric = json.dumps(panel.rubric.as_mapping(), ensure_ascii=False)
         replied = {teacher.name for teacher in self.teachers()}
@@ -147,6 +152,7 @@ class Store:
             write_meta(self._db, "panel", json.dumps(asdict(panel.record()), ensure_ascii=False))
             for teacher in panel.teachers:
                 if teacher.name not in replied:  # until then, its definition may change
+                    # Sorted, because `merge` compares this text.
                     sampling = json.dumps(teacher.sampling, sort_keys=True)
                     self._db.execute(
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
@@ -214,6 +220,7 @@ class Store:
         marks = ", ".join("?" * len(COLUMNS))
         rubric = read_meta(self._db, "rubric_hash")
         with transaction(self._db):
+            # Without REPLACE or IGNORE: replies never change, so a second one with a key is an error.
             self._db.executemany(
                 f"INSERT INTO replies ({names}) VALUES ({marks})",
                 [record_row(entry, rubric) for entry in records],
@@ -285,12 +292,15 @@ class Store:
             ).fetchone()
             texts_by_name = dict(zip(names, texts, strict=True))
             if not blind and count:
+                # Under the labelled protocol, every reply has this order.
                 texts_by_name["order"] = SEPARATOR.join([CHOSEN_FIRST] * count)
             numbers = {}
             if expected:  # read as numbers, because their text is not exact
                 rows = self._db.execute(
                     f"SELECT expected_magnitude, expected_confidence {source}", span
                 )
+                # In the same order as the joined texts, because both queries scan the same range of
+                # the index.
                 columns = zip(*rows, strict=True)
                 numbers = dict(zip(READ[9:], map(list, columns), strict=True))
             if count:
@@ -335,11 +345,14 @@ def open_store_for_writing(path: Path, *, keep: bool = True) -> Iterator[Store]:
 
 
 def _text_expression(name: str) -> str:
+    # `group_concat` omits nulls, which would shift the column against the others; `order` is a
+    # keyword.
     return "ifnull(better, '')" if name == "better" else f'"{name}"'
 
 
 def _spans(parts: int) -> list[tuple[str, str]]:
     """Split the range of pair ids, which are random hexadecimal digits, into about `parts`."""
+    # Each digit divides the range into 16 spans of about equal size.
     digits = 0 if parts < 2 else 1 if parts < 64 else 2
     starts = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
     return list(zip(starts, [*starts[1:], "g"], strict=True))  # "g" follows all digits

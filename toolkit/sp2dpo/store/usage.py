@@ -98,6 +98,7 @@ class Usage:
         """
         if price is None:
             return None
+        # A price per token needs the token counts of every answer, a price per hour their times.
         untimed = self.untimed or (self.requests and not self.seconds)
         if self.uncounted if price.gpu_hour is None else untimed:
             return None
@@ -118,6 +119,8 @@ class UsageLog:
 
     def slices(self) -> list[Slice]:
         """Return the usage of all replies by teacher, variant, order and time slice."""
+        # Imported replies have no latency, and their arrival is the time of the import: it must not
+        # extend the time in which requests were in flight.
         # Grouping by time first is faster, because rows are stored almost in the order of time.
         rows = self._db.execute(
             'SELECT teacher, variant, "order", count(*), '
@@ -127,6 +130,7 @@ class UsageLog:
             "sum(cached_tokens), min(arrived - seconds), max(iif(seconds IS NULL, NULL, arrived)) "
             f"FROM replies GROUP BY CAST(arrived / {_SLICE} AS INTEGER), 1, 2, 3"
         )
+        # The query selects its columns in the order of these fields.
         names = Slice.__dataclass_fields__
         return [Slice(**dict(zip(names, row, strict=True))) for row in rows]
 
@@ -163,6 +167,7 @@ def sum_usage(slices: Iterable[Slice]) -> Usage:
 def recent_usage(slices: Sequence[Slice]) -> Usage:
     """Return the usage of the timed answers in the `RECENT` seconds before the newest one."""
     newest = max((ended for _, ended in _spans(slices)), default=0.0)
+    # Rounded down, because replies inside a slice cannot be told apart.
     begin = (newest - RECENT) // _SLICE * _SLICE
     rows = [row for row in slices if row.ended is not None and row.ended >= begin]
     timed = sum(row.timed for row in rows)
