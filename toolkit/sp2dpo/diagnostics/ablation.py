@@ -138,6 +138,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
     """
     yield Variation(group="the schedule", name=describe_combination(schedule), schedule=schedule)
     panel_estimator = full_panel_estimator(schedule.estimator)
+    # Otherwise a schedule that names one reader would hide the others, so that none were tried.
     panel = replace(
         schedule,
         over_variants=panel_estimator.over_variants,
@@ -190,6 +191,7 @@ def compare_estimators(
     rows, base = [], None
     for variation in variations(annotations, schedule):
         table = schedule_betas(annotations, variation.schedule)
+        # The first variation is the schedule itself.
         base = table if base is None else base
         gold = None
         if truths is not None:

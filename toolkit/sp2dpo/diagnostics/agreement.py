@@ -194,6 +194,7 @@ def compare_orders(replies: pl.DataFrame, teachers: Sequence[str]) -> list[Order
         # The letter names a position: the same response has a different letter in each order.
         .when(pl.col("better") != pl.col("better_turned"))
         .then(pl.lit("consistent"))
+        # From here on both letters are equal: the teacher prefers a position, not a response.
         .when(pl.col("better") == "A")
         .then(pl.lit("first"))
         .otherwise(pl.lit("second"))
@@ -240,6 +241,7 @@ def spearman(x: pl.Series, y: pl.Series) -> float | None:
 
     None if undefined: fewer than two values, or one side is constant.
     """
+    # The correlation would be NaN, which JSON cannot hold.
     if x.n_unique() < 2 or y.n_unique() < 2:
         return None
     return pl.select(pl.corr(x.rank("average"), y.rank("average"))).item()
@@ -270,6 +272,7 @@ def intraclass_correlation(replies: pl.DataFrame) -> pl.DataFrame:
     return (
         replies.group_by("teacher", "pair_id")
         .agg(
+            # A float, because differences of UInt32 counts wrap below 0 and their squares overflow.
             size=pl.len().cast(pl.Float64),
             mean=gap.mean(),
             square=((gap - gap.mean()) ** 2).sum(),
@@ -277,6 +280,7 @@ def intraclass_correlation(replies: pl.DataFrame) -> pl.DataFrame:
             high=gap.max(),
         )
         .filter(size > 1)
+        # Groups come in no fixed order, and the last bits of the sums below depend on it.
         .sort("teacher", "pair_id")
         .group_by("teacher", maintain_order=True)
         .agg(

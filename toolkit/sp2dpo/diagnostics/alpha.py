@@ -60,6 +60,7 @@ class Ratings:
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
     ) -> tuple[float | None, list[float | None]]:
         """Return alpha of all units, and alpha of each bootstrap sample."""
+        # Only weights change between samples, so the entries of o are found once.
         unit, cell, share = self._entries(readers)
         if not len(unit):
             return None, []
@@ -70,6 +71,8 @@ class Ratings:
             )
             return alpha_from_entries(coincidences.reshape(self.values, self.values), level)
 
+        # Every pattern is drawn, also those without two of these readers: another choice of readers
+        # then sees the same samples, and differences of alpha can be taken sample by sample.
         everything = self.counts.astype(np.float64)
         samples = resamples(len(everything), draws=draws, counts=self.counts)
         return alpha(everything), [alpha(weights) for weights in samples]
@@ -84,7 +87,9 @@ class Ratings:
         units, cells, shares = [], [], []
         for left in range(codes.shape[1]):
             for right in range(codes.shape[1]):
+                # A reading is not paired with itself; o is symmetric, so both orders count.
                 both = np.flatnonzero(present[:, left] & present[:, right]) if left != right else []
+                # With a type: an empty list would become floats, which cannot be indices.
                 units.append(np.asarray(both, dtype=np.int64))
                 cells.append(codes[units[-1], left] * self.values + codes[units[-1], right])
                 # Each unit adds as many coincidences to o as it has readings (Krippendorff 2011).

@@ -34,6 +34,7 @@ from sp2dpo.diagnostics.gold import (
 )
 from sp2dpo.store.annotations import AnnotationTable
 
+# From worst to best: the verdict of an audit is the first that occurs.
 VERDICTS = (BAD, LOOK, OK, UNKNOWN)
 
 
@@ -167,6 +168,7 @@ def _gold(
 ) -> GoldAudit:
     rubric = annotations.rubric
     pairs = with_gold(betas.table, truths)
+    # A gap that is never below 0 cannot flag a label as disputed.
     rules = RULES if disputes_labels(rubric, betas.schedule.estimator) else ("weak",)
     return GoldAudit(
         panel=compare_with_gold(betas.table, truths, rubric, gold_count=gold_count),
@@ -201,5 +203,6 @@ def _confidence(
     return ConfidenceGain(
         with_confidence=bootstrap_estimates(with_confidence, pairs, draws=draws),
         without_confidence=bootstrap_estimates(without_confidence, pairs, draws=draws),
+        # Sample by sample, not from both intervals: the sides share the pairs of a sample.
         gain=bootstrap_estimates(gain, pairs, draws=draws),
     )

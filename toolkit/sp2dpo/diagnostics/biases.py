@@ -53,6 +53,7 @@ def check_biases(
     betas: BetaTable, annotations: AnnotationTable, lengths: pl.DataFrame, *, draws: int
 ) -> list[Check]:
     """Run the checks of this module; the arguments are those of `audit.audit_betas`."""
+    # Sorted, because bootstrap samples are drawn by row and a join has no fixed order.
     pairs = betas.table.drop_nulls("gap").join(lengths, on="pair_id").sort("pair_id")
     return [
         *_length(pairs, draws=draws),
@@ -70,6 +71,7 @@ def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[LengthBin]
     """
     pairs_with_gap = table.drop_nulls("gap").join(lengths, on="pair_id")
     longer = pl.col("chosen") - pl.col("rejected")
+    # Mean ranks, so that equal differences fall into the same bin.
     gap, share = pl.col("signed_gap"), (longer.rank("average") - 0.5) / pl.len()
     # A single pair has no standard deviation: its interval is a point.
     half = (1.96 * gap.std() / pl.len().sqrt()).fill_null(0.0)
@@ -150,6 +152,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
     of one teacher at about the same magnitude. If a more confident teacher is not nearer to the
     others, multiplying by its confidence adds noise.
     """
+    # By magnitude, because the schedule's own gap may already contain the confidence.
     estimator = replace(betas.schedule.estimator, gap=Magnitude())
     readings = teacher_readings(
         panel_reply_gaps(annotations, estimator), list(annotations.rubric.categories), estimator
@@ -185,6 +188,7 @@ def _correlate_confidence(
     )
     if shared.is_empty():
         return Estimate(), 0
+    # The mean of the others is the total less the own gap: no join of readers with readers.
     others = (pl.col("total") - pl.col("gap")) / (pl.col("readers") - 1)
     # A magnitude that is combined from several replies may lie between two steps of the scale.
     level = (pl.col("gap").abs() * steps).round(0)
@@ -199,6 +203,7 @@ def _correlate_confidence(
         shared.group_by("pair_id")
         .agg(pattern=line.sort().str.join("|"))
         .group_by("pattern")
+        # Groups come in no fixed order: the lowest id and a sort make the samples reproducible.
         .agg(pl.col("pair_id").min(), pairs=pl.len())
         .sort("pair_id")
     )
@@ -207,6 +212,7 @@ def _correlate_confidence(
         RankedWithin(representatives[name], representatives["part"])
         for name in ("confidence", "near")
     )
+    # `patterns` is sorted by the same ids, so the dense rank of an id is its row there.
     place = representatives["pair_id"].rank("dense").to_numpy() - 1
     counts = patterns["pairs"].to_numpy().astype(np.int64)
     correlation = bootstrap_estimates(

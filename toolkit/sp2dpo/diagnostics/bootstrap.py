@@ -55,6 +55,7 @@ def resamples(
     """
     if counts is None:
         for rows in resampled_rows(units, draws=draws):
+            # `minlength`: units after the last one drawn must have the weight 0.
             yield np.bincount(rows, minlength=units).astype(np.float64)
         return
     rng = np.random.default_rng(SEED)
@@ -101,6 +102,7 @@ def correlation(x: Any, y: Any, weights: NDArray[np.float64]) -> float | None:
     dx, dy = x - (weights @ x) / total, y - (weights @ y) / total
     square = (weights @ (dx * dx)) * (weights @ (dy * dy))
     # The variance of a constant side may differ from 0 by floating-point error.
+    # `square` contains total**2, so the bound is one on the product of the two variances.
     if not square > 1e-24 * total**2:
         return None
     return float((weights @ (dx * dy)) / np.sqrt(square))
@@ -119,11 +121,13 @@ class Ranked:
         unique, codes = np.unique(
             np.round(np.asarray(values, dtype=np.float64), 9), return_inverse=True
         )
+        # Values are sorted once; a sample then costs a count of codes, not a sort.
         self.codes, self.distinct = codes, len(unique)
 
     def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (n,) mean ranks from 1; a value of weight w counts as w equal values."""
         sizes = np.bincount(self.codes, weights=weights, minlength=self.distinct)
+        # A value of weight w that ends at rank r has the ranks r - w + 1 to r; this is their mean.
         return (np.cumsum(sizes) - (sizes - 1) / 2)[self.codes]
 
 
@@ -137,13 +141,16 @@ class RankedWithin:
         _, self._part = np.unique(np.asarray(parts), return_inverse=True)
         both = np.stack([self._part, Ranked(values).codes])
         unique, self._codes = np.unique(both, axis=1, return_inverse=True)
+        # Columns are sorted by group first, so the values of a group are consecutive.
         self._part_of = unique[0]
+        # `initial`, because an empty array has no maximum.
         self._first = np.searchsorted(self._part_of, np.arange(self._part.max(initial=-1) + 1))
 
     def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (n,) ranks in [-0.5, 0.5]; a value of weight w counts as w equal values."""
         sizes = np.bincount(self._codes, weights=weights, minlength=len(self._part_of))
         upto = np.cumsum(sizes)
+        # The weight of all groups before this one: ranks restart at 1 in each group.
         before = (upto - sizes)[self._first][self._part_of]
         totals = np.add.reduceat(sizes, self._first)[self._part_of]
         ranks = upto - (sizes - 1) / 2 - before

@@ -60,6 +60,7 @@ class Check:
     def _compute_verdict(self) -> str:
         if self.value is None or self.reason is not None:
             return UNKNOWN
+        # Negated where low values are bad, so that the same comparisons serve both directions.
         high_is_bad = self.bad > self.look
         sign = 1 if high_is_bad else -1
         if sign * self.value >= sign * self.bad:
@@ -160,6 +161,7 @@ def _wavering(replies: pl.DataFrame) -> Check:
     fewer than 20 pairs annotated at least twice are left out. Our choice.
     """
     measured = intraclass_correlation(replies).filter(pl.col("pairs") >= FEWEST)
+    # Null where all gaps of a teacher are equal: they do not vary between pairs either.
     by_teacher = dict(measured.drop_nulls("icc").select("teacher", "icc").iter_rows())
     left_out = sorted(set(replies["teacher"]) - set(by_teacher))
     lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher], default=None)

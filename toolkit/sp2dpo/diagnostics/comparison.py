@@ -167,7 +167,9 @@ def compare_betas(
         ValueError: no pair has a beta in both tables.
     """
     joined = one.table.join(other.table, on="pair_id", how="full", suffix="_other", coalesce=True)
+    # A table always states `has_beta`: a null marks a pair that this table does not contain.
     both = joined.filter(pl.col("has_beta").is_not_null() & pl.col("has_beta_other").is_not_null())
+    # Sorted, because bootstrap samples are drawn by row and a full join has no fixed order.
     compared = both.filter(pl.col("has_beta") & pl.col("has_beta_other")).sort("pair_id")
     if compared.is_empty():
         raise ValueError("no pair has a beta in both tables: they are from different pairs")

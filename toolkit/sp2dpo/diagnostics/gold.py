@@ -129,6 +129,7 @@ def _truth(fields: dict[str, Any], where: str, rubric: Rubric) -> Truth:
     if category is not None:
         rubric.check_category(category, where=f"{where}: ")
     scale = rubric.magnitude
+    # Not `magnitude < scale.min or ...`: NaN fails every comparison and is refused this way.
     if magnitude is not None and not scale.min <= magnitude <= scale.max:
         raise ValueError(f"{where}: magnitude {magnitude} must be {scale.min} to {scale.max}")
     label = _label(fields, where)
@@ -204,6 +205,7 @@ def match_pairs(
                 continue
             if pair_by_name.setdefault(name, pair_id) != pair_id:
                 raise ValueError(f"gold: {name!r} names several pairs; name each by its id")
+            # The same line may match twice: a source may repeat a pair, or name it by its id.
             if by_pair.setdefault(pair_id, by_name[name]) is not by_name[name]:
                 raise ValueError(
                     f"gold: {name!r} and {by_pair[pair_id].name!r} are the same pair; keep one line"
@@ -275,11 +277,13 @@ def _panel_label(row: Mapping[str, Any], rubric: Rubric) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    # The share of a label that no truth has is None.
     defined = [value for value in values if value is not None]
     return math.fsum(defined) / len(defined) if defined else None
 
 
 def _rank(rows: Sequence[tuple[Truth, Mapping[str, Any]]]) -> float | None:
+    # For a wrong label, the labelled scale has no value but its lowest, "no better, or worse".
     magnitudes = [
         (truth.magnitude, row["magnitude"])
         for truth, row in rows
@@ -300,6 +304,7 @@ RULES = {
 
 def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
     """Return the pairs with a gap and a known truth, with columns label and known_magnitude."""
+    # With a schema: without any known magnitude, that column would have no type.
     truth_table = pl.DataFrame(
         [(pair_id, truth.label, truth.magnitude) for pair_id, truth in truths.items()],
         schema={"pair_id": pl.String, "label": pl.String, "known_magnitude": pl.Float64},
@@ -310,7 +315,9 @@ def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
 
 def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetection:
     """Measure how well one of `RULES` detects wrong labels, in the pairs of `with_gold`."""
+    # Rounded for the same reason as in `_panel_label`.
     signed, wrong = pl.col("signed_gap").round(9), pl.col("label") == "rejected"
+    # By the signed gap: under `disputed: flip`, the gap is that of the exchanged responses.
     flagged = signed < NEAR if rule == "weak" else signed <= -NEAR
     wrong_count, flagged_count, both = pairs.select(
         wrong.sum(), flagged=flagged.sum(), both=(wrong & flagged).sum()

@@ -204,6 +204,7 @@ def _read_pair_ids(path: Path, store: Store) -> set[str]:
         ValueError: a line names no pair of the store, or the file is empty.
     """
     try:
+        # `splitlines` would also split at other separators, such as U+2028, inside a name.
         lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
@@ -255,6 +256,7 @@ def measure_agreement(
             for measure in measures
         }
 
+    # One object for alpha and for `_outliers`, which compares both on the same samples.
     ratings = {measure: _ratings(readings, teachers, measure, categories) for measure in MEASURES}
     twos = tuple(compare_readers(readings, teachers))
     return PanelAgreement(
@@ -311,6 +313,7 @@ def select_pairs(
     if category is not None and len(replies):
         majority = find_majority(replies, categories).filter(pl.col("category") == category)
         replies = replies.filter(pl.col("pair_id").is_in(majority["pair_id"].to_list()))
+    # Without a sample size, `[:None]` keeps all.
     left = replies["pair_id"].unique().sort()[:sample].to_list()
     if not left:
         raise ValueError("no kept reply is about these pairs")
@@ -326,6 +329,7 @@ def _ratings(
         codes = readings["category"].cast(pl.Enum(categories)).to_physical().to_numpy()
         values = len(categories)
     else:
+        # These codes ascend with the values, as the ordinal level of alpha requires.
         unique, codes = np.unique(
             readings[what].round(_DECIMALS[what]).to_numpy() + 0.0, return_inverse=True
         )
@@ -345,6 +349,7 @@ def _outliers(
     draws: int,
 ) -> list[TeacherEffect]:
     """Return each teacher's effect on agreement, starting with the one that lowers it most."""
+    # The full panel is resampled once, not once for each teacher.
     everyone = {what: ratings[what].resample(MEASURES[what], draws=draws) for what in _COMPARED}
     effects = []
     for place, teacher in enumerate(teachers):
@@ -380,6 +385,7 @@ def _gain(
     draws: int,
 ) -> Estimate:
     """Return alpha of the other readers minus alpha of all."""
+    # A single reader has nobody to agree with.
     if len(others) < 2:
         return Estimate()
     panel_alpha, panel_drawn = panel_samples
@@ -402,6 +408,7 @@ def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> Estimate:
     )
     both = own.join(rest, on="pair_id").sort("pair_id")
     difference = (both["own"] - both["rest"]).round(9).to_numpy()
+    # Equal differences are resampled as one weighted unit, as in `bootstrap.rank_correlation`.
     values, counts = np.unique(difference, return_counts=True)
     return bootstrap_estimates(
         lambda w: float(w @ values / w.sum()), len(values), draws=draws, counts=counts

@@ -198,6 +198,7 @@ def _outliers(effects: Sequence[TeacherEffect]) -> Iterator[str]:
     )  # fmt: skip
     yield from format_table(head, rows)
     odd = [effect.teacher for effect in effects if effect.stands_out]
+    # Of two teachers, agreement cannot tell which one is the outlier.
     if len(effects) > 2:
         yield f"outlier: {', '.join(odd)}" if odd else "no teacher is an outlier"
 
@@ -221,6 +222,7 @@ def _splits(splits: Splits) -> Iterator[str]:
             ),
         )
         for pair in splits.pairs
+        # The list is filled up with pairs on which all teachers agree; these are not shown.
         if pair.spread
     ]
     if rows:
