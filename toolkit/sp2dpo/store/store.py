@@ -220,7 +220,7 @@ class Store:
         marks = ", ".join("?" * len(COLUMNS))
         rubric = read_meta(self._db, "rubric_hash")
         with transaction(self._db):
-            # Without REPLACE or IGNORE: replies never change, so a second one with a key is an error.
+            # Without REPLACE or IGNORE: replies never change, so a second one is an error.
             self._db.executemany(
                 f"INSERT INTO replies ({names}) VALUES ({marks})",
                 [record_row(entry, rubric) for entry in records],
