@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sp2dpo.training.sweep import SweepResult, SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
+# Type checkers cannot follow `__getattr__`: the block above shows them the same names.
 _NAMES = {
     "batch": ("Mixture", "PairBatch"),
     "columns": ("apply_marks",),

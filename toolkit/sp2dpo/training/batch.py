@@ -33,6 +33,8 @@ class BetaProxy:
         # Such as 2 * beta in `ipo`: TRL computes it in double before it divides.
         return BetaProxy(self.exact * other)
 
+    # Also for `tensor * beta` (`discopop`): torch returns NotImplemented for an operand that it
+    # does not know, and Python then asks this one.
     __rmul__ = __mul__
 
     def __neg__(self) -> "BetaProxy":
@@ -56,6 +58,7 @@ class OutputRecorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, record its output if it is the first, and return it."""
         output = self._model(*args, **kwargs)
+        # With `return_outputs`, TRL calls the model again for the logits, without a graph.
         if self.output is None:
             self.output = output
         return output
@@ -99,6 +102,7 @@ class PairBatch:
 
     def losses(self, mixture: Mixture) -> torch.Tensor:
         """Return the weighted loss of each pair, (B,)."""
+        # In float32, the precision in which TRL multiplies the log-ratios by its beta.
         pairwise = Pairwise(
             beta=self.beta.to(torch.float32),
             margin=self.margin.to(torch.float32),
@@ -113,6 +117,7 @@ class PairBatch:
     def slopes(self, mixture: Mixture) -> torch.Tensor:
         """Return the slope |dl_i/du_i| of each pair's loss, (B,); see `gradients`."""
         with torch.enable_grad():  # evaluation runs without gradients
+            # Detached: the graph of the model is needed for the update and is not used here.
             chosen = self.ratios.chosen.detach().requires_grad_()
             ratios = replace(self.ratios, chosen=chosen, rejected=self.ratios.rejected.detach())
             # A pair's loss depends on its own ratios alone, so this is dl/du of every pair at once.
@@ -150,6 +155,7 @@ def make_batch(
             " under FSDP2 with mixed precision set output_dtype to float32"
         )
     chosen, rejected = log_probs.sum(dim=1).chunk(2)
+    # As in TRL: a response that truncation has left without a token must not divide by 0.
     lengths = mask.sum(dim=1).clamp(min=1.0).chunk(2)
     defaults = {"beta": beta, "weight": 1.0, "margin": 0.0, "label_smoothing": label_smoothing}
     values = {
@@ -197,6 +203,7 @@ def check_against_trl(
             alone = Mixture(names=[name], shares=[share], tau=mixture.tau)
             ours += plain.losses(alone).mean().item()
     # `not <=` instead of `>`, so that a NaN on either side is refused too.
+    # Absolute below 1, because the losses of pairs that are learnt approach 0.
     if not abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs)):
         raise RuntimeError(
             f"TRL {trl.__version__} gives the loss {theirs:.7g} where {ours:.7g} was expected: TRL,"

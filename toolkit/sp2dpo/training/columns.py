@@ -38,11 +38,13 @@ class ColumnRule:
 
 def is_beta(value: Any) -> bool:
     """Return whether a value is a positive number that float32 can represent."""
+    # The loss is float32: a smaller number would lose digits or become 0, a larger one infinite.
     limits = torch.finfo(torch.float32)
     return _is_number(value) and limits.tiny <= value <= limits.max
 
 
 def _is_number(value: Any) -> bool:
+    # In Python a bool is an int: `true` in a column of numbers is a mistake, not a 1.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -55,6 +57,7 @@ RULES: Mapping[str, ColumnRule] = {
     ),
     "margin": ColumnRule(is_legal=math.isfinite, words="finite numbers", neutral=0.0),
     "label_smoothing": ColumnRule(
+        # At 0.5 a label says nothing, and robust DPO divides by 1 - 2 eps.
         is_legal=lambda value: 0 <= value < 0.5,
         words="numbers of 0 or more, below 0.5",
         neutral=0.0,
@@ -87,6 +90,7 @@ class PairCollator:
             check_values(column, values, where)
             batch[column] = torch.tensor(values, dtype=torch.float64)
         if self.category:
+            # A tensor has no null; the metrics leave out negative numbers.
             numbers = [example.get(CATEGORY) for example in examples]
             batch[CATEGORY] = torch.tensor([-1 if n is None else n for n in numbers])
         return batch
@@ -128,6 +132,7 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
         ValueError: If a mark is not a boolean, or if no row is left. Marks of a stream are checked
             while it is read.
     """
+    # A stream may not know its columns before its first row is read.
     names = dataset.column_names or list(next(iter(dataset)))
     marks = [column for column in MARK_COLUMNS if column in names]
     where = f"the {name} data set"
@@ -178,6 +183,7 @@ def _mark_stream(dataset: IterableDataset, marks: list[str], where: str) -> Iter
 
 
 def _check_mark(column: str, value: Any, where: str) -> None:
+    # The number 0 is not the object False: without this check it would keep its row.
     if value is not None and not isinstance(value, bool):
         raise ValueError(
             f"the column {column} must be boolean, not {value!r} as in {where}: it selects the"
@@ -280,6 +286,7 @@ def check_log_probs(column: str, values: list[Any], where: str) -> None:
     """
     problem = _describe_bad(
         values,
+        # A log-prob of -inf would make D infinite or NaN.
         lambda value: _is_number(value) and -math.inf < value <= 0,
         f"values of {column} in {where} are not log-probabilities",
     )
@@ -305,6 +312,7 @@ def category_names(dataset: Any) -> list[str] | None:
     """Return the names of the ClassLabel column `category`; None if there is no such column."""
     features = getattr(dataset, "features", None) or {}
     kind = features.get(CATEGORY)
+    # A column of text has no numbers that a batch could carry.
     return list(kind.names) if isinstance(kind, ClassLabel) else None
 
 

@@ -84,6 +84,8 @@ class PairDPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        # A value from YAML reaches this method as it is; the letters of a bare `beta` would each be
+        # taken for a column.
         if not isinstance(self.pair_columns, list):
             raise ValueError(
                 f"pair_columns must be a list, [beta] or [], not {self.pair_columns!r}"
@@ -104,11 +106,13 @@ class PairDPOConfig(DPOConfig):
                     f"reference_cache needs TRL {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}:"
                     " upgrade TRL, or unset it"
                 )
+            # Otherwise TRL does not call `_precompute_ref_logps`, where the cache is used.
             self.precompute_ref_log_probs = True
         set_current_names(self)
         super().__post_init__()
         if self.global_batch_size is not None:
             self._accumulate(self.global_batch_size)
+        # Not before TRL's own `__post_init__`, which turns a single `loss_type` into a list.
         self._check_combinations()
         if self.beta_dpo or self.alpha_dpo:  # else a resumed run starts from 0
             self.restore_callback_states_from_checkpoint = True
@@ -135,6 +139,7 @@ class PairDPOConfig(DPOConfig):
                 " per_device_train_batch_size or the number of processes"
             )
         steps = pairs // per_step
+        # 1 is the default, so it counts as not set.
         if self.gradient_accumulation_steps not in (1, steps):
             raise ValueError(
                 f"global_batch_size {pairs} takes {steps} steps of {per_step} pairs, not"
@@ -145,6 +150,8 @@ class PairDPOConfig(DPOConfig):
     def _check_combinations(self) -> None:
         """Raise ValueError if settings cannot be combined."""
         acting = [(column, "remove it from pair_columns") for column in self.pair_columns]
+        # beta-DPO leaves pairs out by a weight of 0, and AlphaDPO adds to the margin: each needs a
+        # loss that takes this column.
         for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
             if getattr(self, setting):
                 acting.append((column, f"set {setting}: 0"))
@@ -165,6 +172,7 @@ class PairDPOConfig(DPOConfig):
             )
         if not self.needs_pair_losses:
             return
+        # Global label smoothing with a second loss such as `sft`: no column has refused that above.
         unknown = [name for name in self.loss_type if name not in LOSSES]
         if unknown:
             raise ValueError(
@@ -177,6 +185,7 @@ class PairDPOConfig(DPOConfig):
                 f" {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}: install it, or set"
                 " pair_columns: [beta]"
             )
+        # Each of them changes TRL's log-probs or loss in a way that `losses` does not repeat.
         for setting, default in (
             ("use_weighting", False), ("ld_alpha", None), ("f_divergence_type", "reverse_kl"),
         ):  # fmt: skip

@@ -34,6 +34,7 @@ def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterato
     except (ValueError, TypeError, OSError, DatasetsError, yaml.YAMLError) as error:
         if traceback:
             raise
+        # Not print: a progress bar may still be open in this line of the terminal.
         tqdm.write(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(exit_code) from None
 
@@ -92,6 +93,7 @@ class ConsoleLine(TrainerCallback):
     ) -> None:
         """Print one line."""
         if state.is_world_process_zero and logs:
+            # The steps before a resume took no time in this process.
             done = state.global_step - self._first_step
             seconds = time.monotonic() - self._started
             left = seconds / done * (state.max_steps - state.global_step) if done else None
@@ -114,6 +116,7 @@ def console_line(logs: dict[str, Any], step: int, steps: int, seconds_left: floa
     """
     if "train_loss" in logs:
         return f"trained {step} steps, mean loss {logs['train_loss']:.4f}"
+    # With several evaluation sets the key is `eval_NAME_loss`.
     key = next((key for key in logs if key == "loss" or key.endswith("_loss")), None)
     if key is None:
         return ""

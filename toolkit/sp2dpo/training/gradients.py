@@ -34,6 +34,8 @@ def inversion(low: float, high: float) -> float:
     def log_slope(beta: float, d: float) -> float:
         return math.log(beta) - math.log1p(math.exp(beta * d))
 
+    # At D = 0 the higher beta has the larger slope. The ratio of the slopes falls as D grows, so
+    # they cross once and a bisection finds D*.
     floor, ceiling = 0.0, 700 / high  # math.exp overflows above 709
     while ceiling - floor > 1e-9 * ceiling:
         middle = (floor + ceiling) / 2
@@ -101,6 +103,8 @@ class GradientMetrics:
         self._saturated += int((slope < SATURATED * weight * beta / 2).sum())
         if self.edges is not None:
             # A column of a table is not contiguous; bucketize would copy it with a warning.
+            # right=True puts a beta that equals an edge into the upper decile. If many pairs share
+            # beta_min, the lowest deciles are empty.
             decile = torch.bucketize(beta.contiguous(), self.edges, right=True)
             self._by_decile.index_add_(0, decile, slope)
         if self.categories:
@@ -124,12 +128,14 @@ class GradientMetrics:
             ("category", self._by_category, self.categories),
         ):
             total = sums.sum().item()
+            # Without any slope a share would be 0 / 0.
             if total > 0:
                 metrics |= {
                     f"gradient_share/{name}_{label}": share.item() / total
                     for label, share in zip(labels, sums, strict=True)
                 }
         for label, correct, count in zip(self.categories, self._correct, self._count, strict=True):
+            # No pair of this category since the last log: no accuracy, instead of 0 / 0.
             if count:
                 metrics[f"accuracy/{label}"] = (correct / count).item()
         return metrics

@@ -82,6 +82,7 @@ def sigmoid_norm(r: LogRatios, p: Pairwise) -> Tensor:
 def robust(r: LogRatios, p: Pairwise) -> Tensor:
     """[-(1 - eps) log s(z) + eps log s(-z)] / (1 - 2 eps) (robust DPO, arXiv 2403.00409)."""
     z, eps = p.beta * r.difference - p.margin, p.label_smoothing
+    # `columns` keeps eps below 0.5, so the denominator is positive.
     return (-(1 - eps) * F.logsigmoid(z) + eps * F.logsigmoid(-z)) / (1 - 2 * eps)
 
 
@@ -93,6 +94,7 @@ def hinge(r: LogRatios, p: Pairwise) -> Tensor:
 def exo_pair(r: LogRatios, p: Pairwise) -> Tensor:
     """KL of (s(z), s(-z)) from (1 - eps, eps) (EXO, arXiv 2402.00856, eq. 16)."""
     z, eps = p.beta * r.difference - p.margin, p.label_smoothing
+    # log(eps) needs eps > 0; the trainer checks the columns of a data set, not those of a stream.
     forward = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-eps))
     return forward + torch.sigmoid(-z) * (F.logsigmoid(-z) - torch.log(eps))
 
@@ -165,6 +167,7 @@ def accepted_columns(loss_type: str) -> tuple[str, ...]:
     The loss `sft` is a mean over tokens without a beta, so a beta column does not change it.
     """
     if loss_type not in LOSSES:
+        # TRL's own formula reads the betas of any other loss; a weight or a margin needs ours.
         return () if loss_type in SORTING else ("beta",)
     conditional = (("margin", OF_Z), ("label_smoothing", SMOOTHED))
     return ("beta", "weight", *(name for name, losses in conditional if loss_type in losses))
@@ -176,5 +179,6 @@ def _smoothed(z: Tensor, eps: Tensor) -> Tensor:
 
 def _over(number: float, beta: Tensor) -> Tensor:
     """Return number / beta, divided in double precision, as TRL divides by the global beta."""
+    # Apple's GPUs have no double precision.
     exact = beta if beta.device.type == "mps" else beta.double()
     return (number / exact).to(torch.float32)

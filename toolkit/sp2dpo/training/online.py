@@ -51,6 +51,7 @@ class RunningMoments(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the state that a checkpoint stores."""
         return {
+            # To resume, Trainer creates a new object with `args` and sets the attributes on it.
             "args": {},
             "attributes": {"mean": self.mean, "std": self.std, "batches": self.batches},
         }
@@ -58,6 +59,7 @@ class RunningMoments(TrainerCallback, ExportableState):
     def update(self, gathered: torch.Tensor) -> None:
         """Update the moments with the values of a batch, (N,) over all processes."""
         values = gathered.double()
+        # torch's std of a single value is NaN, which would never leave the running mean.
         std = values.std().item() if len(values) > 1 else 0.0
         self.mean = MOMENTUM * self.mean + (1 - MOMENTUM) * values.mean().item()
         self.std = MOMENTUM * self.std + (1 - MOMENTUM) * std
@@ -70,6 +72,7 @@ class RunningMoments(TrainerCallback, ExportableState):
         return (values - self.mean) / self.std
 
 
+# One class for each variant, because a checkpoint names the state of a callback by its class.
 class BetaDpoState(RunningMoments):
     """The running moments of beta-DPO, computed over D."""
 
@@ -103,14 +106,17 @@ def beta_dpo(
         mode_weight: Share of the pairs to leave out, in [0, 1).
         seed: Seed of the draw, the same on every process.
     """
+    # Before the selection, as in the released code.
     state.update(gathered)
     count = int(len(gathered) * (1 - mode_weight))
     mask = torch.ones(len(gathered), dtype=torch.bool)
+    # A batch that is too small to leave any pair is kept whole.
     if 0 < count < len(gathered):
         z = state.zscore(gathered.double().cpu())
         # Far from the mean, exp underflows to 0, and multinomial refuses too few positive weights.
         weights = torch.exp(-0.5 * z**2).clamp_min(torch.finfo(torch.float64).tiny)
         # Another draw for each batch, the same on every process and after resuming.
+        # The factor keeps the draws of different seeds apart for the first million batches.
         generator = torch.Generator().manual_seed((seed * 1_000_003 + state.batches) % 2**63)
         drawn = torch.multinomial(weights, count, replacement=False, generator=generator)
         mask = torch.zeros(len(gathered), dtype=torch.bool)

@@ -81,6 +81,7 @@ def trace_rows(
     manifest = _read_manifest(source, revision)
     facts = json.loads(manifest) if manifest else {}
     names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
+    # Values and not files, so that equal columns in other Parquet files have the same hash.
     content = json.dumps([dataset[name][:] for name in names])
     return Provenance(
         dataset=display_name(source),
@@ -88,6 +89,7 @@ def trace_rows(
         pair_columns=list(columns),
         schedule=facts.get("schedule"),
         arm=facts.get("arm") or None,
+        # Of the file's bytes, so that `sha256sum manifest.json` gives the same hash.
         manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest else None,
         columns_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )

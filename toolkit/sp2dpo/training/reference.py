@@ -58,6 +58,7 @@ class LogProbCache:
     def read(self) -> dict[str, LogProbs]:
         """Return the log-probs by pair key."""
         log_probs: dict[str, LogProbs] = {}
+        # In a fixed order, because two runs may have computed a pair with other last bits.
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 columns = pq.read_table(path, schema=SCHEMA).to_pydict()
@@ -71,6 +72,7 @@ class LogProbCache:
     def write(self, new: Mapping[str, LogProbs]) -> None:
         """Add log-probs by pair key, as one new file."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # For people: the program recognises the dependencies by the name of the folder.
         with atomic_write(self.folder / "depends.json") as path:
             path.write_text(self._depends, encoding="utf-8")
         chosen, rejected = zip(*new.values(), strict=True)
@@ -101,6 +103,7 @@ def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) ->
     cached = cache.read() if cache and main else {}
     # The main process reads for all: processes that saw different files would compute different
     # rows, and wait for each other forever.
+    # Only the pairs of this data set are sent: the cache may hold those of many others.
     shared: list[Any] = [{key: cached[key] for key in set(keys) & cached.keys()}]
     broadcast_object_list(shared, from_process=0)
     log_probs = shared[0]
@@ -133,8 +136,10 @@ def _dependencies(trainer: Any) -> dict[str, Any]:
     config = {name: value for name, value in model.config.to_dict().items() if name[0] != "_"}
     return {
         "weights": weights_digest(model),
+        # Settings without weights, such as the scaling of positions, change the log-probs too.
         "config": config,
         "attention": getattr(model.config, "_attn_implementation", None),
+        # All other adapters are switched off while the reference is computed.
         "adapters": {
             n: c.to_dict() for n, c in getattr(model, "peft_config", {}).items() if n == "ref"
         },
@@ -158,6 +163,7 @@ def _compute(trainer: Any, dataset: Dataset, batch_size: int, bar: tqdm) -> list
         if trainer._precompute_engine is None:
             trainer._precompute_engine = prepare_deepspeed(trainer.model, accelerator)
         model = trainer._precompute_engine
+    # Not shuffled: the results are matched with the rows by their order.
     batches = accelerator.prepare(
         DataLoader(
             dataset,  # pyright: ignore[reportArgumentType]
@@ -197,6 +203,7 @@ def weights_digest(model: Any) -> str:
     trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"]
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        # PEFT names a parameter `...lora_A.ADAPTER.weight`.
         if any(adapter in name.split(".") for adapter in trained):
             continue
         with _gathered(parameter):
@@ -204,6 +211,7 @@ def weights_digest(model: Any) -> str:
             value = value.full_tensor() if hasattr(value, "full_tensor") else value
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             # As bytes, because numpy has no bfloat16.
+            # `reshape`, because torch refuses to view a scalar as bytes.
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

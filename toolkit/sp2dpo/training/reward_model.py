@@ -87,6 +87,8 @@ class RewardModel:
             raise ValueError(f"the tokenizer of {name} has no chat template")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # transformers reads the reward at the last token that is not padding, and refuses a batch
+        # if the configuration does not name the padding token.
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.padding_side = "right"
         self.model.to(device).eval()
@@ -99,6 +101,7 @@ class RewardModel:
         # The template has written the special tokens, so the tokenizer must not add them again.
         texts = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in conversations]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        # The end is kept: it has the response, by which the two conversations differ.
         batch = self.tokenizer.pad(
             {"input_ids": [ids[-max_length:] for ids in tokens]}, return_tensors="pt"
         ).to(self._device)
@@ -167,11 +170,13 @@ def score_dataset(
         lines = journal.lines
     values = {"reward_margin": pl.Float64, "fold": pl.Int32, "cut": pl.Boolean}
     columns = {name: [line[name] for line in lines.values()] for name in values}
+    # Sorted, because the journal is in the order of computation, by fold.
     table = pl.DataFrame(
         {"pair_id": list(lines), **columns}, schema={"pair_id": pl.String, **values}
     ).sort("pair_id")
     with atomic_write(out) as path:
         table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
+    # Only now, so that a killed process leaves the scores in one of the two files.
     unfinished.unlink()
     margins: list[float] = columns["reward_margin"]
     return ScoreSummary(
@@ -198,6 +203,7 @@ def _score(
         total=sum(map(len, pending.values())), desc="scoring", unit="pair", disable=None
     ) as bar:
         for fold, numbers in pending.items():
+            # Do not load a model that has nothing to score.
             if not numbers:
                 continue
             name = scoring.model.replace("{fold}", str(fold))
@@ -205,6 +211,7 @@ def _score(
             order = list(numbers.values())
             for start in range(0, len(order), pairs_per_batch):
                 pairs: list[Any] = list(rows.select(order[start : start + pairs_per_batch]))
+                # First all chosen, then all rejected: the differences below rely on it.
                 chats = [
                     # Arrow adds a null key to a message if other messages have that key.
                     [
@@ -229,6 +236,7 @@ def hash_fraction(prompt: Any) -> float:
         prompt: A text or messages, as JSON values.
     """
     text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    # 48 bits fit into a double exactly; 64 could be rounded up to 1.0, a fold that does not exist.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 

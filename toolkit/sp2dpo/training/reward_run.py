@@ -115,6 +115,7 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
     quiet_libraries(args)
     rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
     rows, marks = apply_marks(rows, name="train")
+    # RewardTrainer subtracts a column `margin` in its own loss; ours belongs to DPO's.
     rows = rows.select_columns(["prompt", "chosen", "rejected"])
     folds = [prompt_fold(prompt, data.folds) for prompt in rows["prompt"]]
     is_out = [data.folds > 1 and fold == data.fold for fold in folds]

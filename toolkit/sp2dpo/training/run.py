@@ -191,6 +191,7 @@ class TrainingRun:
                 str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
             )
             settings = changed_settings((data, args, self.model))
+            # Appended, because TRL writes the card from a template of its own.
             with (out / "README.md").open("a", encoding="utf-8") as card:
                 card.write(card_section(origin, settings))
             write_json(results, self._results(loss, metrics) | {"data": asdict(origin)}, indent=2)
@@ -256,6 +257,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
     """
     quiet_libraries(args)
     kwargs: Any = args.model_init_kwargs or {}
+    # DPOTrainer loads the model by its name and does not get the ModelConfig.
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -271,6 +273,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
     # are trained on. `apply_marks` removes the marks, so the trainer does not apply them again.
     train, marks = apply_marks(train, name="train")
     test = None if test is None else remove_marks(test)
+    # Before the model is loaded, so that a wrong path fails at once.
     checkpoint = find_checkpoint(args)
     try:
         trainer = PairDPOTrainer(
@@ -308,6 +311,7 @@ def count_parameters(model: Any) -> dict[str, int]:
     total = stored = 0
     for parameter in model.parameters():
         total += getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 empties the parameter
+        # FSDP2 makes a parameter a DTensor, ZeRO-3 keeps the shard in `ds_tensor`.
         if hasattr(parameter, "to_local"):
             shard = parameter.to_local()
         else:
@@ -322,6 +326,7 @@ def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
     Output folders, trackers, secrets and settings that depend on the machine are left out.
     """
     left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    # Set by `quiet_libraries` and `set_current_names`, not by the user.
     left_out |= {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
     changed: dict[str, Any] = {}
     for config in configs:

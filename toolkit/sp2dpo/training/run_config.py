@@ -34,6 +34,7 @@ class RunFiles:
         lines = []
         for key, value in self.settings.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+            # PyYAML ends a document that is a bare scalar with the marker `...`.
             text = text.removesuffix("...\n").rstrip("\n")
             lines.append(f"{key}: {text}  # {self.origin[key].name}")
         return lines
@@ -100,6 +101,7 @@ def take_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 @contextmanager
 def single_config(files: RunFiles, arguments: Sequence[str]) -> Iterator[list[str]]:
     """Yield the arguments with one `--config`, a temporary file of the merged settings."""
+    # TrlParser takes one `--config` only, and only as a file.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(yaml.safe_dump(dict(files.settings), sort_keys=False), encoding="utf-8")
@@ -120,6 +122,7 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
     paths, arguments = take_configs(arguments)
     files = compose(paths)
     parser = TrlParser(list[Any](classes), usage="%(prog)s --config FILE.yaml [--key value ...]")
+    # argparse has no public way to change an argument that another class has added.
     for action in parser._actions:
         if action.dest == "pair_columns":
             action.nargs = "*"  # the list may be empty on the command line too

@@ -102,12 +102,14 @@ def _run(
     definition = run.definition()
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != definition:
         raise ValueError(f"{output} holds a run with other settings: choose another --out")
+    # Before the run: a later call has to recognise a run that was killed.
     write_json(record, definition, indent=2)
     code, seconds = 0, None
     if not results.exists():
         report(f"{run.name}: runs, its output goes to {log}")
         started = time.monotonic()
         command = [
+            # accelerate of this interpreter, not the first one on the PATH.
             *(sys.executable, "-m", "accelerate.commands.launch"),
             *(["--config_file", str(engine)] if engine else []),
             str(script),
@@ -120,6 +122,7 @@ def _run(
             code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
         seconds = time.monotonic() - started
         if not results.exists():
+            # Without results a run has failed, whatever its exit code says.
             code = code or 1
     content = {} if code else json.loads(results.read_text(encoding="utf-8"))
     return SweepResult(run=run.name, exit_code=code, seconds=seconds, results=content)
@@ -145,6 +148,7 @@ def sweep_lines(
         pairs = result.results["rows"].get("eval", {}).get("used", 0)
         accuracy = UNKNOWN
         if pairs:
+            # Rounded, because TRL averages the accuracies of batches, and the last may be smaller.
             share = share_interval(round(metrics[ACCURACY] * pairs), pairs)
             accuracy = format_interval(share.share, share.low, share.high, 3)
         lines.append(

@@ -110,8 +110,10 @@ class PairColumnsMixin(Trainer):
             raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
         self.rows_without_beta: dict[str, int] = {}
         self.mark_counts: dict[str, MarkCounts] = {}
+        # The rows are checked first, because TRL's constructor loads the model.
         train_dataset = self._prepare_rows(train_dataset, "train", args)
         eval_dataset = self._prepare_all_rows(eval_dataset, args)
+        # Metrics by category need the loss of each pair.
         names = category_names(train_dataset) if CAPTURES else None
         betas: list[float] = []  # a stream's betas are not known in advance
         if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
@@ -230,6 +232,8 @@ class PairColumnsMixin(Trainer):
         if not present:
             if not CAPTURES or not isinstance(dataset, Dataset):
                 return super()._precompute_ref_logps(dataset, name, batch_size)
+            # Not TRL's method, even without a cache: TRL 1.16 can read log-probs of other settings
+            # from its own cache, and fails on two processes if the data set is in memory.
             return add_log_probs(self, dataset, name, batch_size)
         if len(present) < len(REFERENCE):
             (other,) = set(REFERENCE) - set(present)
@@ -244,6 +248,7 @@ class PairColumnsMixin(Trainer):
     def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.precompute_ref_logps:
             return {name: inputs[name] for name in REFERENCE}
+        # No argument at all for TRL 1.0, see REFERENCE_IS_GIVEN.
         model = [self.model if self.ref_model is None else self.ref_model] * REFERENCE_IS_GIVEN
         chosen, rejected = self.compute_ref_log_probs(*model, inputs)
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -268,6 +273,7 @@ class PairColumnsMixin(Trainer):
         category = inputs.pop(CATEGORY, None)
         if not self.args.pair_columns and not self.args.needs_pair_losses:
             result = super().compute_loss(model, inputs, **settings)
+            # With one beta for all pairs, the mean reward margin is beta times the mean of D.
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
             return result
         # TRL passes every key that it does not know to the model's forward.
@@ -310,6 +316,7 @@ class PairColumnsMixin(Trainer):
                 smoothing = self.args.label_smoothing
                 check_against_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
             self._guarded[mode] += 1
+            # An evaluation neither selects pairs nor changes the running moments.
             if mode == "train":
                 batch = self._apply_online_variants(batch)
             ours = batch.losses(self._mixture).mean() + router
@@ -322,6 +329,7 @@ class PairColumnsMixin(Trainer):
         """Whether the loss can be computed pair by pair; if not, only TRL's mean is available."""
         if not CAPTURES:
             return False
+        # TRL then changes the log-probs or their ratio in a way that `make_batch` does not repeat.
         plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
         per_pair = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
         return plain and per_pair
