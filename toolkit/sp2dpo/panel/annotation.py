@@ -74,6 +74,7 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
         raise Refusal("empty", "")
     try:
         values = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
+    # JSONDecodeError and DuplicateKey are ValueErrors, so they must come before it.
     except json.JSONDecodeError as error:
         raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
     except DuplicateKey as error:
@@ -112,6 +113,7 @@ def _rationale(value: Any, rubric: Rubric) -> str:
 
 
 def _category(value: Any, rubric: Rubric) -> str:
+    # The type first: looking up a list or object, which have no hash, would be a TypeError.
     if not isinstance(value, str) or value not in rubric.categories:
         raise Refusal("schema", f"category {value!r} is not in the rubric")
     return value

@@ -21,13 +21,17 @@ _SURE = 0.9
 """Minimum total probability of the labels for an expectation to be computed. Our choice."""
 _NO_MASS = -9999.0
 """Log-probability that vLLM reports for a token that the grammar excludes."""
+# OverflowError: JSON may hold an integer too large for a float.
 _MALFORMED = (
     AttributeError, KeyError, TypeError, ValueError, RecursionError, OverflowError
 )  # fmt: skip
+# With the point, because 7.0 is the label 7, too.
 _DIGITS = frozenset("0123456789.")
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
+# ASCII, because otherwise `\s` would match spaces that JSON does not know.
 _NUMBER = re.compile(r"(-?[0-9]*(?:\.[0-9]*)?)([\s,}].*)?", re.ASCII | re.DOTALL)
+# No leading zeros, as in JSON; 15 digits, because `int` refuses texts of thousands of digits.
 _LABEL = re.compile(r"(0|-?[1-9][0-9]{0,14})(\.0+)?", re.ASCII)
 
 
@@ -91,6 +95,7 @@ def tokens_of_values(content: Any, text: str) -> list[ValueToken] | None:
             for field, span in spans.items()
             for at in _within(places, content, span, is_number=field in _NUMBERS)
         ]
+    # The reply is valid without log-probabilities: their form must not refuse it.
     except _MALFORMED:
         return None
 
@@ -127,6 +132,7 @@ def _masses(tokens: Sequence[ValueToken], scale: Scale) -> Iterator[tuple[int, f
         alternatives = list(token.top)
         texts = [text for text, _ in alternatives]
         # Servers list the sampled token among the alternatives or leave it out.
+        # It is not one here: its label depends on the tokens after it.
         if token.token in texts:
             del alternatives[texts.index(token.token)]
         for text, logprob in alternatives:
@@ -140,6 +146,7 @@ def _masses(tokens: Sequence[ValueToken], scale: Scale) -> Iterator[tuple[int, f
         digits, is_closed = extended
         # After the last stored token, no alternative would have continued the number.
         if number == len(tokens) or is_closed:
+            # The comma closes the number, so that the label counts although others begin with it.
             label = _label(digits, ",", scale)
             if label is not None:
                 yield label, probability
@@ -154,6 +161,7 @@ def _label(digits: str, token: str, scale: Scale) -> int | None:
     match = _LABEL.fullmatch(digits)
     if not match or not scale.min <= int(match[1]) <= scale.max:
         return None
+    # A 1 may still become a 10; a number that is closed, or has a decimal point, may not.
     if not is_closed and not match[2] and _is_prefix(int(match[1]), scale):
         return None
     return int(match[1])
@@ -161,6 +169,7 @@ def _label(digits: str, token: str, scale: Scale) -> int | None:
 
 def _extend(digits: str, token: str) -> tuple[str, bool] | None:
     """Return the digits with a token's, and whether it ends the number; None if it has none."""
+    # The token of the first digit may begin with the colon, a blank or a quote before it.
     match = _NUMBER.fullmatch(token if digits else token.lstrip(_BLANK + ':"'))
     return match and (digits + match[1], match[2] is not None)
 
@@ -168,7 +177,10 @@ def _extend(digits: str, token: str) -> tuple[str, bool] | None:
 def _is_prefix(label: int, scale: Scale) -> bool:
     """Return whether another label of the scale begins with the digits of this one."""
     first = last = abs(label)
+    # Mirrored below 0, so that more digits always give a larger number.
     low, high = (scale.min, scale.max) if label > 0 else (-scale.max, -scale.min)
+    # No label continues a 0, because JSON numbers have no leading zeros.
+    # From first to last: the numbers with one digit more per round that begin with this label.
     while label and first <= high:
         first, last = 10 * first, 10 * last + 9
         if first <= high and last >= low:
@@ -177,6 +189,7 @@ def _is_prefix(label: int, scale: Scale) -> bool:
 
 
 def _probability(logprob: float) -> float:
+    # A value above 0 is no log-probability, and a large one would overflow `exp`.
     return math.exp(min(logprob, 0.0))
 
 
@@ -190,6 +203,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
     keys = set()
     at = _expect(text, 0, "{")
     while True:  # key by key, because `json.loads` does not report positions
+        # `raw_decode` does not skip white space itself.
         key, at = _DECODER.raw_decode(text, _skip(text, at))
         start = _skip(text, _expect(text, at, ":"))
         value, at = _DECODER.raw_decode(text, start)
@@ -197,6 +211,7 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
             raise ValueError("not a key, or a repeated one")
         keys.add(key)
         if key in FIELDS:
+            # As a number: 1 for text, whose span leaves out the quotes.
             quote = isinstance(value, str)
             spans[key] = (start + quote, at - quote)
         at = _skip(text, at)
@@ -206,12 +221,14 @@ def _spans(text: str) -> dict[str, tuple[int, int]]:
     if _skip(text, _expect(text, at, "}")) != len(text):
         raise ValueError("text after the object")
     return {
+        # In bytes, because a token may begin or end inside a character.
         key: (len(text[:start].encode()), len(text[:end].encode()))
         for key, (start, end) in spans.items()
     }
 
 
 def _skip(text: str, at: int) -> int:
+    # By a slice, because an index past the end would raise an error that no caller expects.
     while text[at : at + 1] and text[at] in _BLANK:
         at += 1
     return at
@@ -237,9 +254,11 @@ def _places(content: list[Any], text: bytes, first: int) -> dict[int, tuple[int,
     for at in reversed(range(len(content))):
         token, _, _ = _parse_token(content[at])
         start = end - len(token)
+        # The first token may begin before the text, so only the part inside is compared.
         if text[max(0, start) : end] == token[max(0, -start) :]:
             places[at] = (start, end)
             end = start
+        # Only the last token, which ends the turn, may be missing from the text.
         elif at < len(content) - 1:
             break
         if end <= first:
@@ -287,7 +306,9 @@ def _parse_token(token: Any) -> tuple[bytes, str, float]:
     # In Python, True is an integer.
     if isinstance(logprob, bool) or not isinstance(logprob, int | float):
         raise TypeError("a logprob must be a number")
+    # Also where bytes are given: half a surrogate pair, which cannot be stored, fails here.
     from_text = text.encode()
+    # As a list, because `bytes` of a number n would allocate n zeros.
     encoded = from_text if encoded is None else bytes(list(encoded))
     with suppress(UnicodeDecodeError):  # the token may be a part of a character
         text = encoded.decode()

@@ -108,6 +108,7 @@ class Panel:
 
     def questions(self) -> int:
         """Number of questions per pair and teacher under a full budget."""
+        # The number of orders is the same for every pair, so any id will do.
         return len(self.variants) * len(self.rubric.orders("0"))
 
 
@@ -116,6 +117,8 @@ class PanelConfig(Settings):
 
     model_config = ConfigDict(title="SP2DPO panel")
 
+    # `Any`, because a validator replaces the name by the rubric itself.
+    # pydantic validates in this order: `variants` needs the rubric, `tolerance` the budget.
     rubric: Annotated[Any, rule(lambda value: isinstance(value, str), "text", type="string")]
     """Rubric: semantic-gap, semantic-gap-blind, or a YAML file beside this one."""
     variants: list[str] = Field(json_schema_extra={"minItems": 1, "uniqueItems": True})
@@ -131,6 +134,7 @@ class PanelConfig(Settings):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
         """Yield a problem if two teachers have the same name."""
+        # Values are as written and not validated yet, so their types are checked here.
         teachers = values.get("teachers")
         names = [
             teacher["name"]
@@ -167,6 +171,7 @@ class PanelConfig(Settings):
     @classmethod
     def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:
         # An invalid budget is not in `data` and reports itself.
+        # pydantic does not validate defaults, so this runs only if the file gives a tolerance.
         if "budget" in info.data and info.data["budget"] is None:
             raise ValueError("tolerance requires `budget: adaptive`")
         return float(tolerance)

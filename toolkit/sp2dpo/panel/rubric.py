@@ -124,6 +124,7 @@ class Rubric:
         """
         if not self.blind:
             return (CHOSEN_FIRST,)
+        # A hash, not a random number, so that a run that resumes asks in the same order.
         drawn = hashlib.sha256(f"order of {pair_id}".encode()).digest()[0]
         orders = (CHOSEN_FIRST, REJECTED_FIRST)
         return orders if drawn % 2 else orders[::-1]
@@ -137,6 +138,7 @@ class Rubric:
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of a reply."""
         schemas = {
+            # Bounded, because text without a limit often runs into the token limit of a request.
             "rationale": {"type": "string", "maxLength": self.rationale_length},
             "category": {"type": "string", "enum": list(self.categories)},
             "better": {"type": "string", "enum": list(BETTER)},
@@ -193,6 +195,7 @@ class Rubric:
         if shared is None:
             shared = self.shared(pair, order)
         messages = [{"role": "user", "content": f"{shared}\n\n{self.variants[variant].strip()}"}]
+        # Some chat templates have no system role, so an empty message must not be sent.
         if self.system.strip():
             messages.insert(0, {"role": "system", "content": self.system.strip()})
         return messages
@@ -205,6 +208,7 @@ class Rubric:
             for number, (name, text) in enumerate(self.categories.items(), start=1)
         )
         texts = {
+            # The list is indented itself, so the indent of its placeholder is replaced, too.
             "  {categories}": listed,
             "{categories}": listed,
             "{magnitude}": self.magnitude.text.strip(),
@@ -261,6 +265,7 @@ class ScaleConfig(Settings):
     @classmethod
     def _is_above_min(cls, highest: int, info: ValidationInfo) -> int:
         lowest = info.data.get("min")
+        # A share divides by max - min; min is absent if it is invalid itself.
         if lowest is not None and lowest >= highest:
             raise ValueError(f"min {lowest} must be below max {highest}")
         return highest
@@ -276,6 +281,7 @@ class RubricConfig(Settings):
 
     name: str
     """Name of the rubric, for people."""
+    # Above `parts`, whose validator reads it: pydantic validates in the order of declaration.
     protocol: Annotated[str, one_of(tuple(_PARTS))] = Rubric.protocol
     """labelled tells teachers which response is chosen; blind does not, and asks in both orders."""
     system: str
@@ -313,6 +319,7 @@ class RubricConfig(Settings):
         problems = key_problems(parts, required=_PARTS[info.data["protocol"]])
         if problems:
             raise ValueError(problems)
+        # A teacher could not tell which response it names.
         if info.data["protocol"] == "blind" and parts["a"] == parts["b"]:
             raise ValueError(f"a and b are both called {parts['a']!r}")
         return parts
@@ -342,6 +349,7 @@ def parse_rubric(config: Mapping[str, Any], *, where: str) -> Rubric:
 def _fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
     """Return the pair's parts with headings between marks, after the sentence on the marks."""
     mark = _mark(pair)
+    # `format` would fail on other braces in the sentence.
     lines = [sentence.strip().replace("{mark}", mark), ""]
     for name, turns in shown:
         for turn in turns:
@@ -357,6 +365,7 @@ def _mark(pair: Pair) -> str:
     turns = (*pair.prompt, *pair.chosen, *pair.rejected)
     texts = [text for turn in turns for text in (turn["role"], _turn_text(turn))]
     texts.append(canonical_json(pair.tools))
+    # Not random: a mark that changes with each request would defeat a server's prefix cache.
     seed = pair.id
     # A text would have to contain the beginning of a hash over itself, which is hard but possible.
     while any(seed[:16] in text for text in texts):
@@ -367,5 +376,6 @@ def _mark(pair: Pair) -> str:
 def _turn_text(turn: Message) -> str:
     """Return the text of a turn, followed by tool calls and other keys as JSON."""
     extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+    # The content is null where a turn only calls tools.
     texts = [turn.get("content") or "", canonical_json(extra) if extra else ""]
     return "\n".join(text for text in texts if text)
