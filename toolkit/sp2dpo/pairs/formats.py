@@ -56,7 +56,10 @@ def parse_row(row: Mapping[str, Any]) -> Pair:
 def _check_identity(pair: Pair) -> Pair:
     """Return the pair; raise InvalidPair unless it has an id and its responses differ."""
     try:
+        # Normalised, because a difference in the encoding of an accent alone is not a preference.
         same = normalise(pair.chosen) == normalise(pair.rejected)
+        # Computed now, so that a value that cannot be hashed sets the row aside instead of ending
+        # the run.
         _ = pair.id
     except UnicodeEncodeError:
         raise InvalidPair("holds half of a surrogate pair, not a character") from None
@@ -97,12 +100,14 @@ def _turn(turn: Any, name: str) -> Message:
     if content is None and not turn.get("tool_calls"):
         raise InvalidPair(f"empty {name}")
     _check_text(content or "", name)
+    # Parquet gives every message the keys of all messages, with null where a message has none.
     more = {key: turn[key] for key in turn if turn[key] is not None}
     return {"role": turn["role"], "content": content} | more
 
 
 def _check_text(text: str, name: str) -> None:
     try:
+        # Files and SQLite store text as UTF-8, which cannot represent half of a surrogate pair.
         text.encode()
     except UnicodeEncodeError:
         raise InvalidPair(f"{name} holds half of a surrogate pair, not a character") from None
@@ -110,6 +115,7 @@ def _check_text(text: str, name: str) -> None:
 
 def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
     if prompt is None:
+        # If only one is a dialogue, `_dialogue` refuses the row: the two have no common prompt.
         if _DIALOGUE_TURN.match(chosen) or _DIALOGUE_TURN.match(rejected):
             return _common_beginning(_dialogue(chosen), _dialogue(rejected))
         return _common_text(chosen, rejected)
@@ -134,6 +140,8 @@ def _assistant(text: str) -> Turns:
 
 def _dialogue(text: str) -> Turns:
     """Return the turns of an hh-rlhf dialogue: blank line, `Human:`, blank line, `Assistant:`."""
+    # `split` returns the pattern's group too, so speakers and contents alternate after the first
+    # item.
     before, *parts = _DIALOGUE_TURN.split(text)
     if before or not parts:
         raise InvalidPair("no common prompt: one response is a dialogue and the other is not")
@@ -146,11 +154,14 @@ def _dialogue(text: str) -> Turns:
 def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
     """Split two texts after their common beginning, the prompt, which ends with a complete word."""
     length = _common_length(chosen, rejected)
+    # Back to white space, because the common beginning may end inside a word. The end of a text
+    # does not count: its response would be empty.
     while length and not (
         chosen[length - 1].isspace()
         or (chosen[length : length + 1].isspace() and rejected[length : length + 1].isspace())
     ):
         length -= 1
+    # The space belongs to the responses, as in TRL's `extract_prompt`.
     if length and chosen[length - 1].isspace():
         length -= 1
     prompt: Turns = ({"role": "user", "content": chosen[:length]},)
@@ -165,7 +176,9 @@ def _common_length(left: Sequence[Any], right: Sequence[Any]) -> int:
 
 
 def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
+    # Parsed even where it is not needed, so that a prompt of a wrong type is refused in any case.
     explicit = () if prompt is None else _prompt_turns(prompt)
+    # Both conversations begin with a response, so they do not repeat the prompt.
     if explicit and chosen[0]["role"] == rejected[0]["role"] == "assistant":
         return explicit, chosen, rejected
     parts = _common_beginning(chosen, rejected)
@@ -189,6 +202,7 @@ def _common_beginning(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Tur
 def _check(prompt: Turns, chosen: Turns, rejected: Turns) -> None:
     if not prompt:
         raise InvalidPair("no common prompt")
+    # The content is null in a turn that only calls a tool.
     if not any((turn["content"] or "").strip() for turn in prompt):
         raise InvalidPair("empty prompt")
     for name, turns in (("chosen", chosen), ("rejected", rejected)):

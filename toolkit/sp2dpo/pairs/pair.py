@@ -63,6 +63,7 @@ def normalise(value: Any) -> Any:
             for key, item in value.items()
             if item is not None
         }
+    # Bytes stay bytes, which JSON refuses; as a list of numbers they would pass.
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [normalise(item) for item in value]
     return value

@@ -103,6 +103,7 @@ def draw_sample(
     quotas = _quotas({place: len(ids) for place, ids in places.items()}, n)
     chosen: set[str] = set()
     strata = []
+    # Sorted, because otherwise the order of the strata would follow that of the rows.
     for place, ids in sorted(places.items()):
         candidates = sorted(
             ids, key=lambda pair_id: (pair_id not in index.preferred, _shuffle_key(pair_id))
@@ -182,6 +183,7 @@ def _quotas(sizes: Mapping[tuple[int, int], int], n: int) -> dict[tuple[int, int
     """Divide n in proportion to the strata's sizes by the largest-remainder method."""
     total = sum(sizes.values())
     n = min(n, total)
+    # In integers, so that rounding cannot change a quota.
     quotas = {place: n * size // total for place, size in sizes.items()}
     # Ties go to the lower bins, so that the sample does not depend on the order of rows.
     by_remainder = sorted(sizes, key=lambda place: (-(n * sizes[place] % total), place))

@@ -87,6 +87,7 @@ def open_source(text: str) -> Source:
         OSError: If the file or data set cannot be reached.
     """
     path = Path(text)
+    # By its ending, a path to a missing file is not taken for the name of a data set on the Hub.
     if path.is_file() or text.endswith(FILE_ENDINGS):
         if not text.endswith(FILE_ENDINGS):
             raise ValueError(f"{text}: pairs are read from {', '.join(FILE_ENDINGS)} or a Hub id")
@@ -117,6 +118,8 @@ def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
         try:
             row = _source_row(number, parse_row(columns), columns)
         except InvalidPair as error:
+            # Parquet has values that JSON does not, such as dates; this text is only a record of
+            # the row.
             raw = json.dumps(columns, default=str)
             reason = str(error).encode("utf-8", "backslashreplace").decode()
             yield SetAside(row=number, reason=reason, raw=raw)
@@ -130,6 +133,7 @@ def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
     more = {name: columns[name] for name in columns if name not in (*_PAIR_COLUMNS, own)}
     try:
         values = _json_value(more)
+        # The text is not used: encoding it tests whether the store can write both as UTF-8.
         json.dumps([source_id, values], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidPair("a column holds half of a surrogate pair, not a character") from None
@@ -148,6 +152,7 @@ def _json_value(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, date | time):
         return value.isoformat()
+    # As text and not as a number, because a float would round a decimal.
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
