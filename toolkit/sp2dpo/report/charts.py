@@ -17,6 +17,7 @@ from sp2dpo.diagnostics.biases import LengthBin
 
 BINS = 20
 """Number of bars in the histogram of beta."""
+# Two palettes: the page follows the reader's colour scheme, and the plots are always light.
 _LIGHT = (
     "#c2453c", "#2f6fb5", "#c2850c", "#23876b", "#8556b5", "#5f8f26", "#c0508c", "#7b6856",
     "#2590a8", "#5d6d84",
@@ -160,6 +161,7 @@ def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
     share = ((pl.col("beta") - low) / (high - low)).round(9)
     bins = (
         betas.table.drop_nulls("beta")
+        # The clip puts the highest beta, whose share is 1, into the last bin.
         .group_by("category", bin=(share * BINS).floor().clip(0, BINS - 1).cast(pl.Int32))
         .len()
     )
@@ -167,6 +169,7 @@ def build_histogram(betas: BetaTable, categories: Sequence[str]) -> Histogram:
     for category, number, count in bins.iter_rows():
         counts[category][number] = count
     return Histogram(
+        # This form, unlike `low + width * share`, gives exactly `low` and `high` at the ends.
         edges=[low * (1 - end / BINS) + high * (end / BINS) for end in range(BINS + 1)],
         categories=[CategoryCounts(name=name, counts=bars) for name, bars in counts.items()],
     )
@@ -228,6 +231,7 @@ def length_chart(bins: Sequence[LengthBin], *, width: int, height: int) -> Chart
         left=52,
         right=width - 20,
         ends=(low, high),
+        # Between two ends that are close or equal, there may be no round value.
         across=[float(value) for value in round_values] or [low],
         up=[floor + tick * (1 - floor) / 5 for tick in range(6)],
     )
@@ -239,6 +243,7 @@ def axis_steps(highest: int) -> list[int]:
     # Round step sizes are 1, 2, 5, 10, 20, 50, ...
     while size * 5 < highest:
         size = size * 5 // 2 if str(size)[0] == "2" else size * 2
+    # An axis needs an upper end, even if there is nothing to count.
     return [size * number for number in range(max(1, math.ceil(highest / size)) + 1)]
 
 

@@ -129,6 +129,7 @@ class SweepComparison:
 
 def measure_usage(store: Store, panel: Panel) -> dict[str, Usage]:
     """Return the tokens and time of each teacher, for the variants that the panel asks."""
+    # The store may hold replies to variants that an earlier panel asked and this one does not.
     slices = [part for part in store.usage.slices() if part.variant in panel.variants]
     return {
         teacher.name: sum_usage(part for part in slices if part.teacher == teacher.name)
@@ -143,11 +144,13 @@ def measure_performance(
     outcomes = [key for key in store.questions.outcomes() if key.variant in panel.variants]
     details = _first_details(store, panel.variants)
     # An adaptive panel asks about a pair at different times, when its prefix may be gone.
+    # The share of characters stands for that of tokens, which no tokenizer counts here.
     cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel).share
     rows = []
     for teacher in panel.teachers:
         teacher_usage = usage[teacher.name]
         refused = count_outcomes([key for key in outcomes if key.teacher == teacher.name])
+        # `count_outcomes` counts kept questions beside the reasons of refusals.
         kept = refused.pop("kept", 0)
         answered = kept + sum(refused.values())
         # A declined request took no tokens, and an answer without counts an unknown number.
@@ -235,6 +238,7 @@ def project_costs(
 
 def _scale(teacher: Endpoint, usage: Usage, factor: float) -> TeacherCost:
     price = teacher.price
+    # A price can state the GPUs of a server that runs elsewhere, `serve` those of our own.
     gpus = price.gpus if price and price.gpus else None
     if gpus is None and teacher.serve:
         gpus = len(teacher.serve.gpus) or None

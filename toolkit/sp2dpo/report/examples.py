@@ -166,7 +166,9 @@ def _nearest_rationale(
         if reply.status != "kept" or reply.category != row["category"]:
             continue
         gap = compute_signed_gap(reply, rubric, estimator)
+        # Round, so that distances that differ only by floating-point error are ties.
         distance = None if gap is None else round(abs(gap - row["signed_gap"]), 9)
+        # `replies` yields them in the order of their keys, so the first of equals wins the tie.
         if distance is not None and (smallest is None or distance < smallest):
             nearest, smallest = reply, distance
     if nearest is None:

@@ -71,7 +71,9 @@ def write_report(
     store, betas = Path(store), Path(betas)
     out, plots, gold = (None if path is None else Path(path) for path in (out, plots, gold))
     if out is not None:
+        # Refuse a file that is not ours before the bootstrap, not after it.
         check_overwrite(out, is_report, "a report")
+    # All that is read comes from one snapshot: a run may add replies meanwhile.
     with open_store_and_betas(store, betas) as (opened, table, annotations):
         truths, gold_count = load_gold(gold, opened) if gold else (None, 0)
         report = build_report(
@@ -102,6 +104,7 @@ def render_page(report: Report) -> str:
         colours=[category_colours(number) for number in range(len(report.categories))],
         numbers={category.name: number for number, category in enumerate(report.categories)},
         bars=stack_bars(report.histogram),
+        # The labels of a drawing that is scaled down cannot be read: CSS shows one of two sizes.
         histograms={
             "wide": histogram_chart(report.histogram, width=880, height=300, intervals=4),
             "narrow": histogram_chart(report.histogram, width=350, height=260, intervals=2),
@@ -172,6 +175,7 @@ def _templates(decimals: int) -> jinja2.Environment:
         finalize=_show_controls,
         trim_blocks=True,
         lstrip_blocks=True,
+        # By default, a name that does not exist would be printed as nothing.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
@@ -188,6 +192,7 @@ def _templates(decimals: int) -> jinja2.Environment:
 def _show_controls(value: Any) -> Any:
     # Markup is made by the templates; the texts in it went through here before.
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
+        # A Windows line break is ordinary text, so its \r is not shown as an escape.
         return escape_controls(value.replace("\r\n", "\n"))
     return value
 

@@ -51,6 +51,8 @@ from sp2dpo.store.store import Store, open_store_for_writing
 BINS = 20
 """Number of bars in the histogram of beta; each covers a twentieth of the envelope."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# JMAMP (arXiv 2601.22385, section 4.3.3): the median over the variants, then the mean over the
+# teachers. The paper does not publish the gap of a single reply; `Product` is our choice.
 DEFAULT_SCHEDULE = Schedule(
     beta_min=0.03,
     beta_max=0.3,
@@ -242,6 +244,7 @@ def run_pilot(
     where = "panel" if isinstance(panel, Panel) else str(panel)
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
     schedule = schedule if isinstance(schedule, Schedule) else load_schedule(Path(schedule))
+    # Everything that can be wrong with the files is found before a request costs anything.
     _check_estimate(panel, schedule, where=where)
     truths = None if gold is None else read_gold(gold, panel.rubric)
     # Known truths are few: a random sample would hold too few of them for a verdict.
@@ -271,6 +274,7 @@ def run_pilot(
             if not _has_useless_teacher(opened, panel):
                 raise
             trial = replace(trial, trouble=str(error))
+    # The lock of the writer is released, so read one state while others may write.
     with Store(Path(store)) as opened, opened.snapshot():
         return evaluate_pilot(opened, trial)
 
@@ -288,6 +292,7 @@ def _check_estimate(panel: Panel, schedule: Schedule, *, where: str) -> None:
 def _add_sample(store: Store, source: Source, sample: Sample) -> None:
     named = replace(source, name=f"{source.name}, sample of {len(sample.pair_ids)}")
     try:
+        # The rows are read a second time, because the first pass keeps no texts in memory.
         store.corpus.add(named, read_sampled(read_rows(source), sample))
     except ValueError as error:
         raise ValueError(
@@ -303,6 +308,7 @@ def _has_useless_teacher(store: Store, panel: Panel) -> bool:
         teacher_outcomes = [key for key in outcomes if key.teacher == counts.teacher]
         # Attempts are numbered from 0.
         replies = sum((key.attempt + 1) * key.count for key in teacher_outcomes)
+        # A short pilot may have fewer replies; then all of its questions must have been refused.
         enough = replies >= MIN_REPLIES or (counts.refused and not counts.pending)
         if enough and all(key.reason is not None for key in teacher_outcomes):
             return True
@@ -390,10 +396,12 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
 
 def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
     """Return the annotations by the panel's teachers and variants; the table may be empty."""
+    # `annotations` refuses a store without a kept reply, which is a result of a pilot.
     if not any(key.reason is None for key in store.questions.outcomes()):
         return build_annotation_table([], pair_ids=store.corpus.pair_ids(), rubric=panel.rubric)
     annotations = store.annotations()
     names = [teacher.name for teacher in panel.teachers]
+    # The store may hold replies of teachers or variants that only an earlier panel had.
     in_panel = pl.col("teacher").is_in(names) & pl.col("variant").is_in(panel.variants)
     return AnnotationTable(
         replies=annotations.replies.filter(in_panel),

@@ -107,6 +107,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     kind = path.suffix.removeprefix(".").lower()
     # A date or a version would change the bytes from one run to the next.
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    # Matplotlib reads the salt and the font type of an SVG when it is saved, not when it is drawn.
     with mpl.rc_context(STYLE), atomic_write(path) as unfinished:
         FigureCanvasAgg(figure)  # the Agg canvas needs no display
         figure.savefig(unfinished, format=kind, dpi=160, metadata=metadata)
@@ -173,6 +174,7 @@ def _draw_alphas(alpha: Alphas) -> Figure:
     figure, axes = _figure(8, 0.28 * len(rows) + 0.8)
     _draw_intervals(axes, rows)
     axes.set_xlabel("Krippendorff's alpha, 95 % interval")
+    # Alpha is at most 1; the margin keeps the dot of a perfect value whole.
     axes.set_xlim(right=1.02)
     return figure
 
@@ -233,6 +235,7 @@ def draw_beta_comparison(a: BetaTable, b: BetaTable, *, names: Sequence[str]) ->
         axes.set(xlim=limits, ylim=limits)
         axes.set_xlabel(f"beta in {escape_controls(names[0])}")
         axes.set_ylabel(f"beta in {escape_controls(names[1])}")
+        # Equal betas have no range to divide; given a number of bins, numpy widens the range.
         edges = np.linspace(low, high, 31) if high > low else 10
         panels["above"].hist(x, edges, color=_ACCENT)
         panels["beside"].hist(y, edges, color=_ACCENT, orientation="horizontal")
@@ -242,6 +245,7 @@ def draw_beta_comparison(a: BetaTable, b: BetaTable, *, names: Sequence[str]) ->
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Not by pyplot, which would keep every figure in memory until it is closed.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -277,6 +281,7 @@ def _draw_matrix(names: Sequence[str], comparisons: Sequence[ReaderComparison]) 
             values[y, x] = np.nan if rho is None else rho
             axes.text(x, y, text, ha="center", va="center", color=colour)
     edges = np.arange(len(names) + 1) - 0.5
+    # pcolormesh draws vectors; imshow would put a bitmap into the SVG.
     axes.pcolormesh(edges, edges, values, cmap="Blues", vmin=0, vmax=1)
     axes.invert_yaxis()
     axes.set_aspect("equal")

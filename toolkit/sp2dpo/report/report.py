@@ -361,6 +361,7 @@ def _count_replies(
 ) -> ReplyTotals:
     kept = sum(teacher.kept for teacher in teachers)
     refused = sum(sum(teacher.refused.values()) for teacher in teachers)
+    # The protocol decides the number of orders, so any id will do.
     questions = len(variants) * len(rubric.orders(""))
     settled = store.questions.saved_replies(variants, questions)
     spared = 0
@@ -414,6 +415,7 @@ def _category_statistics(
 
 
 def _count_disputes(table: pl.DataFrame) -> LabelDisputes:
+    # It is null below the quorum, where a pair has no gap.
     disputed = table["label_disputed"].drop_nulls()
     return LabelDisputes(
         pairs=int(disputed.sum()),

@@ -14,6 +14,7 @@ from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
 
+# Linux only; without it, the lock itself is tried.
 _LOCKS = Path("/proc/locks")
 
 
@@ -159,6 +160,7 @@ def collect_status(path: Path | str) -> RunStatus:
         OSError: the file does not exist.
     """
     path = Path(path)
+    # One snapshot, so that the counts add up although another process writes.
     with Store(path) as store, store.snapshot():
         # Nothing else is read out of a damaged file: the numbers could be wrong.
         problems = store.integrity()
@@ -199,6 +201,7 @@ def find_annotating_process(path: Path) -> int | None:
 
 def _is_running(pid: int) -> bool:
     try:
+        # Signal 0 is not sent; the call only checks the process.
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # OverflowError: the file does not hold an id
         return False
@@ -215,6 +218,7 @@ def _holds_lock(pid: int, lock: TextIO) -> bool:
         locks = [line.split() for line in _LOCKS.read_text().splitlines()]
     except OSError:
         return _is_locked(lock)
+    # Fields of a line: number, kind, mode, access, process, device and inode, start, end.
     inodes = [
         fields[5].rpartition(":")[2]
         for fields in locks
@@ -227,6 +231,8 @@ def _holds_lock(pid: int, lock: TextIO) -> bool:
 
 def _is_locked(lock: TextIO) -> bool:
     try:
+        # Only an `annotate` keeps a shared lock from being taken; another `status` does not.
+        # Closing the file releases it.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -248,6 +254,7 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
         teacher_slices = [
             part for part in slices if part.teacher == name and (part.variant, part.order) in cells
         ]
+        # A refusal that will be retried leaves its question pending.
         teacher_outcomes = [
             key for key in outcomes if key.teacher == name and key.is_final(teacher.retries)
         ]
@@ -260,6 +267,7 @@ def _teachers(store: Store, pairs: int) -> tuple[list[TeacherStatus], OutsideRep
                 asked=pairs,
                 kept=refused.pop("kept", 0),
                 refused=refused,
+                # Of a settled pair, the questions that have a reply were not spared.
                 spared=settled_pairs - settled.get((name, variant, order), 0),
                 usage=sum_usage(
                     part
@@ -336,6 +344,7 @@ def _money_left(
     if price is not None and price.gpu_hour is not None:
         return None if seconds is None else Usage(seconds=seconds).cost(price)
     so_far = usage.cost(price)
+    # Before the first request, what one costs is unknown.
     if so_far is None or (requests and not usage.requests):
         return None
     return so_far * requests / usage.requests if requests else 0.0

@@ -41,6 +41,7 @@ def pilot_lines(result: PilotResult) -> list[str]:
         _projection_lines(result),
         _verdict_lines(result.verdict),
     ]
+    # Without the blank line after the last section.
     return [line for section in sections if section for line in (*section, "")][:-1]
 
 
@@ -134,6 +135,7 @@ def _beta_lines(result: PilotResult) -> list[str]:
     starts = range(0, bins, _BINS_PER_BAR)
     counts = [sum(betas.histogram[start : start + _BINS_PER_BAR]) for start in starts]
     for start, count in zip(starts, counts, strict=True):
+        # At least one beta exists here, so the largest count is not 0.
         bar = "#" * round(_BAR * count / max(counts))
         beta = low + (high - low) * start / bins
         lines.append(f"  {beta:8.3g}  {bar:<{_BAR}} {format_count(count)}".rstrip())
@@ -295,6 +297,7 @@ def _status_head(status: RunStatus) -> list[str]:
     pairs = f"{format_count(status.pairs)} pairs{shard} of {status.source or 'nothing'}"
     pid = status.annotating
     return [
+        # Nothing is read out of a damaged file, so there are no counts to show.
         status.store if status.integrity else f"{status.store}: {pairs}",
         "no process is annotating into it now"
         if pid is None
@@ -310,6 +313,7 @@ def _reply_counts(status: RunStatus) -> list[str]:
         "teacher": [*(name for name, _ in cells), "all"],
         "variant": [*(cell.variant for _, cell in cells), ""],
     }
+    # The labelled protocol has one order only, which need not be shown.
     if len({cell.order for _, cell in cells}) > 1:
         keys["order"] = [*(cell.order for _, cell in cells), ""]
     rows: list[Progress] = [*(cell for _, cell in cells), status.total]
@@ -387,6 +391,7 @@ def _time_left(status: RunStatus) -> str:
     begin = "left, at most" if status.budget == "adaptive" else "left"
     side_by_side = format_duration(status.total.seconds_left_side_by_side)
     in_turn = format_duration(status.total.seconds_left_in_turn)
+    # One teacher, or only one with work left.
     if side_by_side == in_turn:
         return f"{begin}: {in_turn}"
     return (

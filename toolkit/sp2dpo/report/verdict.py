@@ -176,6 +176,7 @@ def _position(position: Sequence[OrderConsistency]) -> GoRule:
     for row in position:
         # A tie is evidence neither of a preference nor of a position bias.
         total = row.consistent.count + row.first.count + row.second.count
+        # In fewer cases, the same position could be preferred by chance.
         if total >= FEWEST:
             shares[row.teacher] = row.consistent.count / total
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
@@ -215,6 +216,7 @@ def _cache(teachers: Sequence[TeacherPerformance]) -> GoRule:
     shares = {
         teacher.name: teacher.cached_share / teacher.cacheable_share
         for teacher in teachers
+        # A single variant shares no prefix with another one, so nothing is cacheable.
         if teacher.cached_share is not None and teacher.cacheable_share
     }
     worst = min(shares, key=lambda name: shares[name], default=None)
