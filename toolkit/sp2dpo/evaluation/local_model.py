@@ -34,6 +34,7 @@ class LocalModel:
             raise ValueError(f"the model {name} cannot be read: {error}") from error
         if not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {name} has no chat template")
+        # Any token will do: padding is masked, and outputs are cut at their first end token.
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "left"  # new tokens follow the last column of a batch
@@ -66,6 +67,7 @@ class LocalModel:
                 continue
             # Batches and their seeds do not depend on what is pending, so that an interrupted run
             # gives the same outputs as an uninterrupted one.
+            # The factor keeps different seeds apart, since `first` is the index of a prompt.
             torch.manual_seed(sampling.get("seed", 0) * 1_000_003 + first)
             outputs = self._generate_batch([chats[number] for number in numbers], sampling)
             for number, (text, tokens, ended) in zip(numbers, outputs, strict=True):
@@ -83,10 +85,13 @@ class LocalModel:
         # transformers refuses a temperature of 0, which is greedy decoding at a server.
         options: dict[str, Any] = {"do_sample": False}
         if sampling["temperature"]:
+            # All are given: generate takes a missing one from the generation_config of the model,
+            # where top_k and top_p need not be neutral.
             options = {
                 "do_sample": True,
                 "temperature": float(sampling["temperature"]),
                 "top_p": float(sampling.get("top_p", 1.0)),
+                # -1 means no limit at a vLLM server, as 0 does here.
                 "top_k": max(0, sampling.get("top_k", 0)),
             }
         if "repetition_penalty" in sampling:
@@ -104,6 +109,7 @@ class LocalModel:
             # A row that ended before the others is filled up with padding.
             tokens = row[: stops[0]] if stops else row
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            # The end token counts, as it does in the usage that a server reports.
             outputs.append((text, len(tokens) + bool(stops), bool(stops)))
         return outputs
 

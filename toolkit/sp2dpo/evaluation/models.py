@@ -71,6 +71,7 @@ def load_judge(path: Path | str) -> Endpoint:
 
 def is_official(judge: Endpoint) -> bool:
     """Return whether this is the judge of AlpacaEval 2.0, served by its own provider."""
+    # Of every replica: the verdicts of one at another host would be those of another judge.
     hosts = {urlsplit(url).hostname for url in judge.base_urls}
     return judge.model == OFFICIAL_MODEL and hosts == {OFFICIAL_HOST}
 
@@ -180,6 +181,8 @@ def load_student(path: Path | str) -> Student:
     return Student(model=model, local=config.local, system=config.system)
 
 
+# For the JSON Schema only: `load_student` chooses the form by the key `local`, so that the errors
+# concern one form and not both.
 class StudentFile(RootModel[StudentConfig | LocalStudentConfig]):
     """A model to evaluate: behind a server, or run in this process (`local`)."""
 

@@ -128,6 +128,7 @@ class Generation:
         return [
             number
             for number in range(len(self.prompts.instructions))
+            # A refused prompt has a line too, with the reason instead of an output.
             if "output" not in done.get(str(number), {})
         ]
 
@@ -173,6 +174,7 @@ class Generation:
                 advance()
 
             model.generate(
+                # All prompts, because the batches must not depend on what is pending.
                 [self.student.messages(prompt) for prompt in self.prompts.instructions],
                 self.pending, endpoint.sampling, take, batch_size=local.batch_size,
             )  # fmt: skip
@@ -189,6 +191,7 @@ class Generation:
         lines, instructions = self.journal.lines, self.prompts.instructions
         left = [lines.get(str(number), {}) for number in self.pending]
         refused = sum(bool(line.get("reason")) for line in left)
+        # Every missing prompt must have been asked: an interrupted run is not complete.
         if left and not (allow_refused and refused == len(left)):
             reasons = Counter(line.get("reason") or "not asked yet" for line in left)
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())

@@ -33,7 +33,9 @@ def save_sweep(sweep: Sweep, path: Path) -> None:
 
 
 def _draw_rates(comparison: Comparison) -> Figure:
+    # The y-axis points upwards, and the first student belongs at the top.
     students = comparison.students[::-1]
+    # Without pyplot, which would keep every figure until it is closed.
     figure = Figure(figsize=(8, 0.6 * len(students) + 1.4), layout="constrained")
     axes = figure.subplots()
     kinds = [kind for kind in _WORDS if kind in students[0].rates]
@@ -68,6 +70,7 @@ def _draw_sweep(sweep: Sweep) -> Figure:
         if any(getattr(result, kind) for result in sweep.temperatures)
     ]
     figure = Figure(figsize=(max(6.5, 4.4 * len(panels)), 3.6), layout="constrained")
+    # One empty panel if no temperature has a result, hence not strict.
     for axes, (kind, words) in zip(
         figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False
     ):

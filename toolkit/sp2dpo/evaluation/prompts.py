@@ -73,6 +73,8 @@ def read_prompts(text: str) -> PromptSet:
     is_alpaca_eval = text == ALPACA_EVAL
     path = download(ALPACA_EVAL_FILE) if is_alpaca_eval else Path(text)
     rows = read_rows(path)
+    # The difficulty of a prompt is joined by its position: one row more or less would shift all
+    # that follow.
     if is_alpaca_eval and len(rows) != ALPACA_EVAL_PROMPTS:
         raise ValueError(
             f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
@@ -180,6 +182,7 @@ def order_rows(
     by_prompt: dict[str, list[Output]] = defaultdict(list)
     for output in outputs:
         by_prompt[output.instruction].append(output)
+    # Counters and not sets, because a prompt may occur more than once.
     expected = Counter(prompts.instructions)
     counts = Counter(output.instruction for output in outputs)
     problems = []

@@ -187,12 +187,14 @@ def sweep_temperatures(
                 approve=approve, progress=progress, report=report, note=note,
             )  # fmt: skip
             titles.append(result.title)
+            # In the table, a missing verdict is NaN.
             preferences = [
                 None if math.isnan(value) else float(value) for value in result.table["preference"]
             ]
         rewards = None
         if reward is not None:
             rewards = score_outputs(reward, reward_revision, outputs, part / REWARDS)
+        # One seed for all: temperatures are compared on the same samples of prompts.
         rows.append(
             summarise_temperature(
                 temperature, outputs, rewards=rewards, preferences=preferences, draws=draws, seed=0

@@ -69,6 +69,7 @@ def without_root_log() -> Iterator[None]:
     """Suppress messages of alpaca_eval, which uses the root logger, then restore its level."""
     root = logging.getLogger()
     level = root.level
+    # The package logs an error with a traceback for every answer that it cannot parse.
     root.setLevel(logging.CRITICAL)
     try:
         yield
@@ -121,6 +122,7 @@ def read_result(folder: Path) -> EvaluationResult:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         rows = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+        # A null becomes NaN; without a single verdict, pandas would keep a column of objects.
         table = pd.DataFrame(rows).astype({"preference": float})
         if len(table) != record["prompts"]["count"]:
             raise ValueError(f"{len(table)} rows of {record['prompts']['count']}")
@@ -195,6 +197,7 @@ def judge_outputs(
         "sampling": judge.sampling, "template": TEMPLATE,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    # No hash of the outputs: the key of a verdict is a hash of its prompt, which contains them.
     header = settings | {"outputs_of": student, "baseline": baseline}
     with Journal(folder / "verdicts.jsonl", header) as journal:
         verdicts = Verdicts(journal, base_rows, student_rows, judge.name)
@@ -283,7 +286,9 @@ class Verdicts:
         to_messages = import_alpaca_eval().utils.prompt_to_chatml
         return [
             Chat(key=key, messages=to_messages(prompt))
+            # By key, so that equal outputs for equal prompts are judged once.
             for key, prompt in {_key(prompt): prompt for prompt in self._prompts}.items()
+            # A reply without log-probabilities cannot be weighed, so the judge is asked again.
             if not self._journal.lines.get(key, {}).get("logprobs")
         ]
 
@@ -299,6 +304,7 @@ class Verdicts:
             return
         self._journal.add(result.key, text=reply.text, logprobs=reply.logprobs)
         replies = [line for line in self._journal.lines.values() if "text" in line]
+        # With fewer prompts than that, the replies to all of them decide.
         enough = len(replies) >= min(_GIVE_UP_AFTER, len(self._prompts))
         if enough and not any(line.get("logprobs") for line in replies):
             raise EndpointError(
@@ -355,6 +361,7 @@ class Verdicts:
         # The package prints a useless progress bar with a single step to stderr.
         with without_root_log(), contextlib.redirect_stderr(io.StringIO()):
             # is_ordered joins by position; joining by text would multiply repeated prompts.
+            # One chunk, because `_answer` keeps the prompts of its last call only.
             rows = _create_annotator(self._judge, self._answer).annotate_head2head(
                 *shown, is_ordered=True, chunksize=None
             )
@@ -368,6 +375,7 @@ class Verdicts:
         for prompt in prompts:
             line = self._journal.lines.get(_key(prompt), {})
             completions.append(
+                # Without tokens the package's parser fails, and the package records no preference.
                 {"text": line.get("text") or " ", "logprobs": {"content": line.get("logprobs")}}
             )
         zeros = [0.0] * len(completions)
@@ -393,6 +401,7 @@ def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]])
             "denominator_tokens": [first, second],
             "is_binarize": False,
         },
+        # The parser needs the log-probabilities, which `completions` does not contain.
         "completion_key": "completions_all",
         "batch_size": 1,
     }
@@ -404,6 +413,7 @@ def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]])
         annotator = alpaca.annotators.PairwiseAnnotator(
             annotators_config=path.parent, caching_path=None
         )
+    # The annotator is complete: it reads neither the file nor the client's name again.
     annotator.annotators[judge].fn_completions = complete
     return annotator
 

@@ -20,6 +20,7 @@ from sp2dpo.evaluation.verdicts import EvaluationResult, import_alpaca_eval, wit
 
 RATES = ("win_rate", "length_controlled")
 GAMED = "df_gamed.csv"
+# Two runs of one local judge gave 41.9 and 45.3.
 JUDGE_NOISE = 4.0
 """Difference between two runs of the same judge, in points; smaller differences may be noise."""
 
@@ -130,10 +131,14 @@ def win_rates(table: Any, *, length_controlled: bool) -> dict[str, float]:
     if not scored.any():
         return dict.fromkeys(RATES if length_controlled else RATES[:1], float("nan"))
     if not length_controlled:
+        # A row without a verdict takes no part; as a loss it would favour the baseline.
         return {"win_rate": float(metrics.get_winrate(table[scored])["win_rate"])}
+    # All rows, because the rate is predicted for every prompt; the fit leaves out those without a
+    # verdict.
     with without_root_log(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns about its own future versions
-        # By default the package writes the fitted weights into its own folder.
+        # By default the package writes the fitted weights into its own folder, and adds a column to
+        # the table. `comparison_notes` reports extreme changes, not every bootstrap sample.
         result = metrics.get_length_controlled_winrate(
             table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
         )
@@ -177,9 +182,11 @@ def compare_students(
                     f"{result.folder} and {first.folder} cannot be compared: their {name} differ"
                 )
     controlled = first.length_controlled and length_control
+    # Before any fit, so that a missing file is reported at once and with the way out.
     if controlled:
         download_gamed()
     kinds = RATES if controlled else RATES[:1]
+    # Not a set: the table keeps the order in which the results were given.
     names = list(dict.fromkeys(result.student for result in results))
     if against is not None and against not in names:
         raise ValueError(f"there is no result of {against!r} (there are: {', '.join(names)})")
@@ -196,6 +203,7 @@ def compare_students(
 
     def rate(name: str, kind: str) -> Rate:
         values = [rates[kind] for rates in seed_rates[name]]
+        # ddof=1, because the seeds are a sample of all seeds.
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Rate(**asdict(_estimate(means[name][kind], samples[name][kind])), sd=sd)
 
@@ -242,6 +250,7 @@ def _bootstrap(
     count = len(next(iter(groups.values()))[0].table)
     samples = {name: {kind: np.empty(draws) for kind in kinds} for name in groups}
     for draw in watch(range(draws), "bootstrap", draws):
+        # Drawn once for all students, which makes their differences paired.
         rows = generator.integers(count, size=count)
         for name, group in groups.items():
             seeds = generator.integers(len(group), size=len(group))
@@ -270,6 +279,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
                 f"{student.name}: {unscored} of {student.prompts * student.seeds} outputs have no "
                 "verdict that could be read; they are left out, not counted as lost"
             )
+        # The outputs of a baseline may all be empty.
         longer = student.length / max(student.baseline_length, 1e-9)
         rate, controlled = (_value(student.rates, kind) for kind in RATES)
         if rate is not None and controlled is not None and rate - controlled >= JUDGE_NOISE:
