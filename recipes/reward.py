@@ -26,6 +26,7 @@ from sp2dpo.training import (
 
 def main(arguments: list[str]) -> None:
     """Parse, load, train, evaluate, save."""
+    # Searched for here, because an error can occur before the arguments are parsed.
     traceback = "--traceback" in arguments
     with one_line_errors("reward.py", 2, traceback=traceback):
         settings = parse_settings(arguments, (FoldConfig, RewardModelConfig, ModelConfig))

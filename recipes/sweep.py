@@ -58,6 +58,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[SweepRun]]:
     parser.add_argument("--config", type=Path, action="append", required=True, help="as train.py's")
     parser.add_argument("--vary", action="append", default=[], help="KEY=VALUE,VALUE,...")
     parser.add_argument("--arm", type=Path, action="append", default=[], help="a YAML file")
+    # All other options are those of train.py, which checks them.
     options, more = parser.parse_known_args(arguments)
     grid = []
     for option in options.vary:
@@ -67,9 +68,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[SweepRun]]:
         grid.append([(key, value) for value in values.split(",")])
     base = tuple(options.config)
     runs = [SweepRun(path.stem, (*base, path), tuple(more)) for path in options.arm]
+    # The product of no options is one empty combination, which is not a run.
     for point in itertools.product(*grid) if grid else ():
+        # The name becomes that of a folder, and a value may be a path or a Hub name.
         name = "-".join(f"{key}-{value.replace('/', '-')}" for key, value in point)
         words = [word for key, value in point for word in (f"--{key}", value)]
+        # Last, because the last value of an option counts.
         runs.append(SweepRun(name, base, (*more, *words)))
     names = [run.name for run in runs]
     if not runs:

@@ -28,11 +28,13 @@ from sp2dpo.training import (
     prepare_run,
 )
 
+# accelerate does not set RANK if it starts a single process.
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 
 
 def main(arguments: list[str]) -> None:
     """Parse, load, train, evaluate, save."""
+    # Searched for here, because an error can occur before the arguments are parsed.
     traceback = "--traceback" in arguments
     with one_line_errors("train.py", 2, traceback=traceback):
         data, args, model = parse(arguments)
