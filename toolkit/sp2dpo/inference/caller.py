@@ -123,6 +123,7 @@ class Caller:
         if not contexts:
             raise unavailable[0]
         limits = [context for context in contexts if context is not None]
+        # A request may go to any of the replicas, so the smallest limit counts.
         self.context = min(limits) if limits else None
         return [f"{error}; using the other replicas meanwhile" for error in unavailable]
 
@@ -153,6 +154,7 @@ class Caller:
         try:
             return await self._send(send, route)
         except Unavailable as error:
+            # Other requests have already waited that long in vain; this one does not start anew.
             if self._silence() > self._patience:
                 raise self._outage(error) from error
             failures = _Failures(count=_is_request_failure(error), last_time=time.monotonic())
@@ -164,6 +166,7 @@ class Caller:
             sleep=self._pause,
             reraise=True,
         )
+        # Jitter, so that requests that failed together do not return together.
         await self._pause(max(wait, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
         try:
             return await retry(self._send_again, send, route, failures)
@@ -190,10 +193,9 @@ class Caller:
             failures.count += _is_request_failure(error)
             failures.others_answered = self._answered > failures.last_time
             failures.last_time = time.monotonic()
+            # The next failure may be the last. If the probe is answered, it sets `others_answered`.
             if failures.count >= _MAX_FAILURES - 1 and not failures.others_answered:
-                await self._probe(
-                    route
-                )  # if it is answered, the next failure sets `others_answered`
+                await self._probe(route)
             raise
 
     async def _probe(self, route: Route) -> bool:
@@ -216,11 +218,15 @@ class Caller:
             if replica.is_up(time.monotonic(), has_slot=True):
                 break
             route.replica = self._replicas.pick_other(route.key, than=replica)
+            # No other one is up, so this attempt shows whether this one is up again.
             if route.replica is replica:
                 break
             replica.limit.release()
+        # Taken after the wait for a slot: the latency is the server's alone, and `_answered` is a
+        # time of sending.
         started = time.monotonic()
         try:
+            # Checked after the wait for a slot, because that may have been long.
             if self._stop.is_set():
                 raise StopRequested
             answer = await send(replica.url)
@@ -239,6 +245,7 @@ class Caller:
             replica.succeeded(time.monotonic() - started)
         else:
             replica.answered()
+        # Answers arrive in another order than their requests were sent.
         self._answered = max(self._answered, started)
         self._silent_since = None
         return answer
@@ -250,6 +257,7 @@ class Caller:
         # A refusal such as 429 shows that the replica runs; these errors may mean that it does not.
         if error.lost or error.reason.startswith("http-5"):
             replica.failed(now)
+        # A lone timeout among quick replies is the fault of that request, not a sign of overload.
         if error.overloaded and not (
             error.lost and replica.is_quick(self._client.endpoint.timeout)
         ):

@@ -75,6 +75,7 @@ async def ask_chats(
     """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())
+        # A server runs code that is not ours: it must not see the API key.
         api_keys = [model.api_key_env] if model.api_key_env else []
         opening = open_servers(model, log=log, say=say, hidden_variables=api_keys)
         servers = await wait_unless_stopped(stop, stack.enter_async_context(opening))
@@ -93,7 +94,9 @@ async def ask_chats(
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(servers.watch())
                 await _ask_all(caller, chats, on_result, stop)
+                # The group waits for all its tasks, and watch() never ends by itself.
                 watching.cancel()
+        # Callers handle single exceptions, as documented, not the group's.
         except* (OSError, ValueError) as failures:
             raise first_failure(failures) from None
 
@@ -101,6 +104,7 @@ async def ask_chats(
 async def _ask_all(
     caller: Caller, chats: Iterable[Chat], on_result: OnResult, stop: asyncio.Event
 ) -> None:
+    # Bounds the number of tasks in memory; the requests in flight are limited by each replica.
     slots = asyncio.Semaphore(caller.max_requests)
     async with asyncio.TaskGroup() as group:
         for chat in chats:
@@ -113,6 +117,7 @@ async def _ask_all(
 
 async def _ask_one(caller: Caller, chat: Chat, on_result: OnResult) -> None:
     try:
+        # Replies are not parsed here, so none is requested again with another seed: attempt 0.
         reply = await caller.ask(chat.messages, 0, caller.route(chat.key))
     except StopRequested:
         return

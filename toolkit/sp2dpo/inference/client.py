@@ -115,6 +115,7 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
     """
     try:
         choice = answer["choices"][0]
+        # null, too, is recorded as `empty`, which is requested again.
         text = choice["message"].get("content") or ""
         usage = answer.get("usage") or {}
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
@@ -128,6 +129,7 @@ def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | Non
             seconds=seconds,
             logprobs=_logprobs(choice),
         )
+    # AttributeError: a value that should be an object is of another type.
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         beginning = shorten_body(json.dumps(answer).encode())
         text = f"{endpoint.label}: not a chat completion: {beginning}"
@@ -156,6 +158,7 @@ def _text(value: Any) -> str | None:
 
 def parse_count(value: Any) -> int | None:
     """Return a token count, or None if the value cannot be one."""
+    # The columns of these counts in a data set are int32, and servers may send anything.
     return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
@@ -189,13 +192,16 @@ def request_body(
         attempt: Number of the attempt, from 0. It is added to the seed of the sampling parameters
             (0 if there is none), so that a retry can get another reply.
     """
+    # The first attempt is exactly what the panel says: without a seed if it names none.
     seed = {"seed": endpoint.sampling.get("seed", 0) + attempt} if attempt else {}
+    # `messages` must come first, because `Client.ask` encodes the rest of the body only once.
     body = {"messages": messages, "model": endpoint.model}
     if schema is not None:
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "annotation", "strict": True, "schema": schema},
         }
+    # The seed comes last, so that it replaces that of the sampling parameters.
     return {**body, **endpoint.sampling, **seed}
 
 
@@ -226,6 +232,7 @@ class Client:
         """
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
+            # 30 seconds, because `endpoint.timeout` is meant for the time that a reply takes.
             async with self._session.get(
                 address, headers=self._headers, timeout=_timeout(30)
             ) as response:
@@ -252,6 +259,7 @@ class Client:
         )
         for model in models:
             if model.get("id") == endpoint.model:
+                # An extension of vLLM; other servers do not report it.
                 return parse_count(model.get("max_model_len"))
         names = ", ".join(str(model.get("id")) for model in models)
         raise EndpointError(
@@ -265,11 +273,14 @@ class Client:
         Raises:
             Unavailable: On a transient error.
         """
+        # vLLM serves /tokenize beside /v1, not below it.
         server = url.rstrip("/").removesuffix("/v1")
         body = {"model": self.endpoint.model, "messages": messages, "add_generation_prompt": True}
+        # They change the text that the chat template adds, and so the count.
         if "chat_template_kwargs" in self.endpoint.sampling:
             body["chat_template_kwargs"] = self.endpoint.sampling["chat_template_kwargs"]
         status, answer, _ = await self._post(f"{server}/tokenize", json.dumps(body).encode())
+        # Without a count the request is sent, and the server declines it if it is too long.
         if status != 200:
             return None
         try:

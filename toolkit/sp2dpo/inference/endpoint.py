@@ -33,6 +33,7 @@ class Price:
 
 
 def _is_amount(value: Any) -> bool:
+    # Not isinstance, because a bool is an int, too.
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
@@ -186,6 +187,7 @@ def _check_base_url(value: Any) -> tuple[str, ...]:
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"{address!r} must start with http(s)://")
         _check_address(address)
+        # Two replicas at one address would double its limit; a final slash changes nothing.
         if [other.rstrip("/") for other in addresses].count(address.rstrip("/")) > 1:
             raise ValueError(f"names {address} twice")
     return tuple(addresses)
@@ -194,6 +196,7 @@ def _check_base_url(value: Any) -> tuple[str, ...]:
 def _check_address(address: str) -> None:
     try:
         parts = urlsplit(address)
+        # The port is parsed only when it is read, and raises ValueError if it is not one.
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as error:
         raise ValueError(f"{address!r} is not an address: {error}") from error

@@ -33,6 +33,7 @@ def keep(parent: int, grace: float, command: list[str]) -> int:
     child = _start(command)
     code, deadline = None, None
     while code is None and (deadline is None or time.monotonic() < deadline):
+        # Without a deadline any timeout will do, because the loop waits again.
         remaining = _HOUR if deadline is None else max(0.0, deadline - time.monotonic())
         received = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, remaining)
         if received and received.si_signo in _STOP and deadline is None:
@@ -48,6 +49,7 @@ def _start(command: list[str]) -> int:
     child = os.fork()
     if child:
         return child
+    # A fork clears the setting. It covers the case that the keeper itself is killed.
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
     # The command would inherit the blocked signals and could not be stopped.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -63,6 +65,7 @@ def _reap_children(child: int) -> int | None:
     """Reap all ended children; return the exit code of `child` if it is among them."""
     code = None
     try:
+        # A blocked signal is pending only once, so one SIGCHLD may stand for several children.
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == child:
                 code = os.waitstatus_to_exitcode(ended[1])

@@ -100,6 +100,7 @@ class _Window:
             return None
         return _Rate(
             limit=limit,
+            # A slot may be returned before its reply is counted; `_worth` divides by this.
             in_flight=max(1.0, self._in_flight / self._replies),
             per_second=self._replies / (now - self._opened),
             latency=self._latency / self._replies,
@@ -173,6 +174,7 @@ class Limit:
         turn = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         self._waiting += 1
+        # Somebody waits, so the limit is reached and may grow for another round.
         self._used_until = self._replies + self._limit
         try:
             await turn
@@ -216,6 +218,7 @@ class Limit:
             self._slow_below = half  # a burst may halve it again: keep the first half
         self._limit = half
         self._halved_at = self._grown_at = self._replies
+        # These were sent under the higher limit, so their overload says nothing about the new one.
         self._forgiven = self._in_flight
         self._rise()
 
@@ -284,6 +287,7 @@ class Limit:
         self._measure(upper, now)
 
     def _measure(self, limit: int, now: float) -> None:
+        # The replies to requests that are in flight now belong to the earlier limit.
         settling = self._in_flight
         self._move(limit)
         replies = max(_TRIAL_ROUNDS * self._limit, _TRIAL_REPLIES)
@@ -293,6 +297,7 @@ class Limit:
         upper = self._upper
         if not (rate.is_used and rate.has_no_gap()):  # it measured our own speed, not the server's
             self._hold(upper.limit if upper else self._limit, now)
+        # The first rate of a trial, or a lower limit that is as good: try the next lower one.
         elif upper is None or not upper.is_surely_worth_it(rate):
             self._has_won = upper is not None
             self._upper = rate
@@ -302,6 +307,7 @@ class Limit:
                 self._hold(self._limit, now)
             else:
                 self._measure(self._lower, now)
+        # The lower limit is too low. If no lower one was as good, the best may be higher still.
         elif self._has_won or upper.limit >= self._ceiling:
             self._hold(upper.limit, now)
         else:
@@ -404,6 +410,7 @@ class Replicas:
             raise ValueError("a teacher must have at least one replica")
         self._clock = clock
         self._replicas = tuple(Replica(url, Limit(ceiling, clock=clock)) for url in urls)
+        # Of fixed width, so that the end of a place cannot be read as the beginning of an id.
         self._places = tuple(place.to_bytes(4, "big") for place in range(len(urls)))
 
     def __iter__(self) -> Iterator[Replica]:
@@ -440,11 +447,13 @@ class Replicas:
         now = self._clock()
         ranked = self._ranked(pair_id)
         after = ranked.index(than) + 1
+        # All others from this one on, so that repeated failures reach each of them in turn.
         following = ranked[after:] + ranked[: after - 1]
         return next((replica for replica in following if replica.is_up(now)), than)
 
     def _ranked(self, pair_id: str) -> list[Replica]:
         name = pair_id.encode()
+        # Not hash(), whose results differ between processes.
         scores = [hashlib.blake2b(place + name, digest_size=8).digest() for place in self._places]
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         return [self._replicas[place] for place in order]

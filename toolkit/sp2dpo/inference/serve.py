@@ -65,10 +65,12 @@ class Serve:
     def host(self) -> str:
         """Host at which the servers are reached."""
         host = flag_value(self.args, "--host")
+        # A server can listen at these addresses, but a client should not connect to them.
         return "127.0.0.1" if not host or host in _ANY else host
 
 
 def _is_text(value: Any) -> bool:
+    # A NUL would end an argument or an environment variable.
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
@@ -145,6 +147,7 @@ _PORT = rule(
 class ServeConfig(Settings):
     """How to start the model's servers: vLLM, installed in an environment of its own."""
 
+    # Any, because the validator below turns the text into a Path.
     environment: Annotated[Any, rule(_is_line, "a path", type="string", minLength=1)]
     """Virtual environment with bin/vllm; a relative path starts from this file's folder."""
     model: Annotated[str | None, _MODEL] = None
@@ -189,9 +192,11 @@ class ServeConfig(Settings):
     @field_validator("replicas")
     @classmethod
     def _share_gpus_evenly(cls, replicas: int, info: ValidationInfo) -> int:
+        # pydantic validates keys in the order of the class; `data` lacks those that were not valid.
         gpus = info.data.get("gpus", [])
         if len(gpus) % replicas:
             raise ValueError(f"{len(gpus)} gpus cannot be shared evenly by {replicas} replicas")
+        # Ports that are chosen later must exist, too.
         _check_last_port(1, replicas)
         return replicas
 

@@ -113,6 +113,7 @@ class Server:
         Raises:
             OSError: If the log cannot be written.
         """
+        # If this start fails before the server runs, the log of the last start explains nothing.
         self._log_begins = None
         if problem := await self._until_port_is_free(say):
             return problem
@@ -142,6 +143,7 @@ class Server:
         port = self._address[1]
         # After a restart, closed connections of our own server may still hold the port.
         while not _is_free(*self._address, reuse=self.restarts > 0):
+            # If not even `reuse` helps, a program listens there, and waiting is useless.
             in_use = not _is_free(*self._address, reuse=True)
             if in_use or time.monotonic() - started > self._timeouts.port:
                 return f"port {port} is taken by another program: stop it, or choose another `port`"
@@ -154,7 +156,10 @@ class Server:
             now = time.strftime("%Y-%m-%d %H:%M:%S %z")
             sink.write(f"=== {now} {shlex.join(self._command)}\n".encode())
             self._log_begins = sink.tell()
+            # Otherwise the heading would be written only after the first output of the server.
             sink.flush()
+            # Its environment is the server's. With -I and -S, no variable such as PYTHONPATH can
+            # change the keeper, which needs only the standard library.
             keeper = [
                 sys.executable,
                 "-I",
@@ -215,6 +220,7 @@ class Server:
 
     def _ending(self) -> str:
         code = self._process.returncode if self._process else 0
+        # The keeper exits with 128 + n if signal n ended the server; -n means the keeper itself.
         if code < 0 or code > 128:
             number = -code if code < 0 else code - 128
             name = signal.Signals(number).name if number in list(signal.Signals) else str(number)
@@ -241,6 +247,7 @@ class Server:
         with suppress(ProcessLookupError):  # no process is left
             while time.monotonic() < deadline:
                 os.killpg(keeper.pid, signal.SIGKILL)  # the keeper leads its own session
+                # Collect its exit code: a zombie would still count as a process of the group.
                 keeper.poll()
                 await asyncio.sleep(0.02)
 
@@ -340,6 +347,7 @@ class Servers:
         while True:
             problem = await server.wait_for_failure()
             while problem:
+                # A restart that fails counts as one, so this ends.
                 problem = await self._restart(server, problem)
 
     async def _restart(self, server: Server, problem: str) -> str | None:
@@ -354,6 +362,7 @@ class Servers:
             f"{server.label}: {problem}; restarting it ({server.restarts} of {self._restarts})"
             f"{server.tail()}"
         )
+        # Also if it has ended: processes that it left behind may hold its port or GPU memory.
         await server.stop()
         await asyncio.sleep(self._timeouts.pause)
         return await server.start(self._say, within=self._healthy_within)
@@ -391,6 +400,7 @@ async def start_servers(
         ServerDied: If a server did not become healthy; the message has the end of its log.
     """
     _check(model, serve)
+    # Chosen before the commands are shown, so that each can be repeated as it is printed.
     ports = _ports(serve)
     inherited = {name: text for name, text in os.environ.items() if name not in hidden_variables}
     for line in serve_warnings(serve):
@@ -490,6 +500,7 @@ def _ports(serve: Serve) -> tuple[int, ...]:
 
 async def _gather_or_cancel(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Wait for all coroutines; on the first failure, cancel all others and raise it unchanged."""
+    # Not a TaskGroup, which would raise the failure in an exception group.
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         await asyncio.gather(*tasks)

@@ -51,6 +51,7 @@ def vllm_command(model: str, revision: str | None, serve: Serve, *, port: int) -
     if serve.gpus_each > 1 and not any(has_flag(serve.args, flag) for flag in _PARALLEL):
         defaults["--tensor-parallel-size"] = str(serve.gpus_each)
     flags = [
+        # Joined by =, so that a model name with a dash in front is not read as a flag.
         flag if value is None else f"{flag}={value}"
         for flag, value in defaults.items()
         if not has_flag(serve.args, flag)
@@ -62,11 +63,13 @@ def environment_variables(
     inherited: Mapping[str, str], serve: Serve, *, replica: int
 ) -> dict[str, str]:
     """Return a replica's environment: inherited variables, then ours, then the panel's."""
+    # As in an activated environment.
     path = f"{serve.environment / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, "PATH": path, **_own_variables(serve, replica)}
 
 
 def _own_variables(serve: Serve, replica: int) -> dict[str, str]:
+    # Otherwise vLLM reports usage statistics.
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.gpus:
         first = replica * serve.gpus_each
