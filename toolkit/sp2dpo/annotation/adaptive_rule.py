@@ -80,6 +80,7 @@ def is_calibration(pair_id: str, *, pairs: int) -> bool:
         pairs: Number of distinct pairs in the corpus, at least 1.
     """
     expected = min(max(_LEAST, _SHARE * pairs), _MOST)
+    # The prefix makes the draw independent of the shard, which is computed from the id itself.
     digest = hashlib.sha256(f"calibration {pair_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < expected / pairs * 2**64
 
@@ -96,6 +97,7 @@ def jmamp(readings: Readings, slots: Sequence[Slot]) -> Readings:
     """
     teachers = list(dict.fromkeys(slot.teacher for slot in slots))
     column_teachers = np.array([teachers.index(slot.teacher) for slot in slots])
+    # JMAMP (arXiv 2601.22385, section 4.3.3): over the variants first, then over the teachers.
     medians = [_median(readings[:, column_teachers == number]) for number in range(len(teachers))]
     return _mean(np.stack(medians, axis=1))
 
@@ -106,6 +108,7 @@ def _median(values: Readings) -> Readings:
     ordered = np.sort(values, axis=1)  # NaN goes last
     last = np.maximum((~np.isnan(values)).sum(axis=1) - 1, 0)
     rows = np.arange(len(values))
+    # The two middle values, equal if their number is odd; both are NaN in a row without values.
     return (ordered[rows, last // 2] + ordered[rows, (last + 1) // 2]) / 2
 
 
@@ -173,6 +176,7 @@ class StoppingRule:
                 f"level {level} must be above 0, the probability of a pair without replies"
             )
         usable = calibration[~np.isnan(calibration).all(axis=1)]
+        # Without calibration pairs no chance is above 0, so that every pair is asked in full.
         rotations = _rotate(usable if len(usable) >= _TOO_FEW else usable[:0], slots)
         return cls(slots=tuple(slots), calibration=rotations, tolerance=tolerance, level=level)
 
@@ -204,9 +208,11 @@ class StoppingRule:
         chances = np.zeros(len(readings))
         if not len(self.calibration):
             return chances
+        # Below 0 a gap gives the same beta as at 0, so a change there is none.
         final = np.maximum(jmamp(self.calibration, self.slots), 0)
         neighbours = min(max(_NEIGHBOURS, len(final) // 10), len(final))
         for present, rows in _patterns(readings):
+            # The calibration pairs after the same slots, and how far their gaps moved from there.
             same = np.where(present, self.calibration, np.nan)
             moved = np.abs(np.maximum(jmamp(same, self.slots), 0) - final)
             stayed = moved <= self.tolerance + _SLACK
@@ -224,6 +230,7 @@ class StoppingRule:
         """
         gaps = jmamp(readings, self.slots)[:, None] - jmamp(others, self.slots)
         spreads = _spread(readings)[:, None] - _spread(others)
+        # Squared, because only the order of the distances matters.
         return np.nan_to_num(gaps**2 + spreads**2, nan=np.inf)
 
 

@@ -48,6 +48,7 @@ class PairState:
     def add(self, reply: StoredReply) -> None:
         """Add a reply; of several replies to one question the last one counts."""
         teacher, attempt = reply.teacher, reply.attempt
+        # The store may hold replies of a teacher that this panel does not have.
         if teacher not in self._retries:
             return
         key = (teacher, reply.variant, reply.order)
@@ -77,6 +78,7 @@ class PairState:
             replies = [self._last.get(key) for key in self._keys(slot)]
             complete[0, column] = all(reply is not None and reply[1] for reply in replies)
             readings = [reply[2] for reply in replies if reply is not None and reply[2] is not None]
+            # The mean over the orders. A slot with one order missing has no reading yet.
             if readings and complete[0, column]:
                 values[0, column] = np.mean(readings)
         return values, complete
@@ -137,8 +139,10 @@ class AdaptiveRun:
         rows = [
             state.readings()[0][0]
             async for state in self._states(settled=True)
+            # Settled pairs are read, too: an earlier run settled calibration pairs.
             if self.calibrates(state.pair.id)
         ]
+        # The shape must be (0, S) if there is no row.
         readings = np.array(rows).reshape(len(rows), len(self._slots))
         self._rule = StoppingRule.learn(readings, self._slots, tolerance=self._panel.tolerance)
 
@@ -148,6 +152,7 @@ class AdaptiveRun:
         async for state in self._states():
             if calibrating != self.calibrates(state.pair.id):
                 continue
+            # A calibration pair is asked in full, so it may wait for several teachers.
             if calibrating:
                 missing = ~state.readings()[1][0]
                 waiting.update(
@@ -173,6 +178,7 @@ class AdaptiveRun:
             async for state in self._states():
                 await slots_free.acquire()
                 if self._stop.is_set():
+                    # The group still waits for the pairs whose requests are in flight.
                     return
                 task = group.create_task(self._pair(state, sessions, take, settle))
                 task.add_done_callback(lambda _: slots_free.release())
@@ -181,6 +187,7 @@ class AdaptiveRun:
         self, state: PairState, sessions: Mapping[str, TeacherSession], take: Take, settle: Settle
     ) -> None:
         async def add_and_take(record: ReplyRecord, final: bool) -> None:
+            # The next slot depends on this reply, which is not on disk yet.
             state.add(_stored_reply(record))
             await take(record, final)
 
@@ -190,6 +197,7 @@ class AdaptiveRun:
                 settled = SettledPair(pair_id=state.pair.id, replies=state.replies, chance=chance)
                 await settle(settled, state.spared)
                 return
+            # Another phase asks its teacher.
             if slot.teacher not in sessions:
                 return
             await sessions[slot.teacher].ask(state.job(slot), add_and_take)

@@ -62,6 +62,7 @@ def measure_requests(
     plan = QuestionPlan.from_panel(panel, teacher, again=False)
     text = Text()
     for job in pending_jobs(store, plan):
+        # The store is not restricted to the shard yet, because a dry run changes nothing.
         if shard is None or shard.contains(job.pair.id):
             prompts = [(question.key.variant, question.key.order) for question in job.questions]
             text += count_text(job.pair, prompts, panel.rubric)
@@ -75,6 +76,7 @@ def count_text(pair: Pair, prompts: Iterable[tuple[str, str]], rubric: Rubric) -
         variants_of.setdefault(order, []).append(variant)
     text = Text()
     for order, variants in variants_of.items():
+        # In one order, requests differ only in the variant's paragraph at their end.
         messages = rubric.messages(pair, variants[0], order)
         closings = [len(rubric.variants[variant].strip()) for variant in variants]
         shared = sum(len(message["content"]) for message in messages) - closings[0]
@@ -133,6 +135,7 @@ def _teacher_lines(teacher: Endpoint) -> list[str]:
 
 
 def _without_password(url: str) -> str:
+    # A panel file cannot have a password in an address, but an `Endpoint` made in Python can.
     password, at, _ = urlsplit(url).netloc.rpartition("@")
     return url.replace(f"{password}{at}", "(hidden)@", 1) if at else url
 

@@ -67,6 +67,7 @@ async def annotate_locally(store: Store, panel: Panel, options: RunOptions) -> N
         ValueError: If the panel contradicts the store, or the options contradict the panel.
         sqlite3.Error: If a reply cannot be written.
     """
+    # A missing key ends the run here, before anything is asked.
     for teacher in panel.teachers:
         teacher.api_key()
     if options.again and panel.budget == "adaptive":
@@ -83,6 +84,7 @@ def _settled_heap() -> Iterator[None]:
     modules; they took a tenth of the time.
     """
     thresholds = gc.get_threshold()
+    # Otherwise garbage would be frozen as well.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, *thresholds[1:])
@@ -110,6 +112,7 @@ class _Run:
         }
         self._kept = Counter({counts.teacher: counts.kept for counts in tallies})
         self._received = 0
+        # Kept over phases, with the limits that they learned. Servers at free ports get new ones.
         self._sessions: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
         self._failure: BaseException | None = None
 
@@ -123,6 +126,7 @@ class _Run:
             else:
                 await self._each_phase(self._missing, self._ask_all)
             await self._writer.put(None)
+        # Raised last, so that the writer has committed the replies of the other teachers.
         if self._failure is not None:
             raise self._failure
 
@@ -150,12 +154,14 @@ class _Run:
                 await adaptive.learn()
                 await spare([])  # settle the pairs that need no more replies
                 await self._writer.sync()
+            # A reply may let a pair wait for a teacher whose phase is over, so begin again.
             while waiting := await adaptive.count_waiting(calibrating=calibrating):
                 received_before = self._received
                 await self._each_phase(waiting, ask)
                 await self._writer.sync()
                 if self._options.stop.is_set():
                     return
+                # Otherwise this loop would never end.
                 if self._received == received_before:
                     raise ValueError(
                         f"{self._store.path}: no question is left to ask; this is a bug"
@@ -163,6 +169,7 @@ class _Run:
 
     async def _each_phase(self, names: Container[str], ask: Ask) -> None:
         """Ask the named teachers phase by phase, see `phases`."""
+        # Teachers with `serve:` follow each other: together, their models may not fit on the GPUs.
         for teachers in phases(self._panel.teachers):
             waiting = [teacher for teacher in teachers if teacher.name in names]
             if waiting and not self._options.stop.is_set():
@@ -254,6 +261,7 @@ class _Run:
 
     async def _take(self, record: ReplyRecord, final: bool) -> None:
         self._received += 1
+        # A session of a later phase must not give up on a teacher whose replies could be read.
         self._kept[record.key.teacher] += record.annotation is not None
         self._options.progress(record, final)
         await self._writer.put(record)

@@ -110,6 +110,7 @@ class Worker:
 
     async def _open_session(self, teacher: str, in_flight: int) -> TeacherSession:
         """Return a session with this limit; sessions with other limits finish their jobs."""
+        # A session has one limit, but the share of this node changes as nodes join and fail.
         if (teacher, in_flight) not in self._sessions:
             opening = asyncio.ensure_future(self._create_session(teacher, in_flight))
             self._sessions[teacher, in_flight] = opening
@@ -197,6 +198,7 @@ class RayWorkers:
                     name = node["NodeID"]
                     if node["Alive"] and name not in self._joining | set(self._members):
                         self._joining.add(name)
+                        # Not awaited: a node that starts slowly must not delay the others.
                         group.create_task(self._take_on(node))
                 alone_since = None if self._members else alone_since or now()
                 if alone_since and now() - alone_since > self._options.patience:
@@ -237,6 +239,7 @@ class RayWorkers:
 
     async def ask(self, member: Member, teacher: Endpoint, job: Job) -> Answers | None:
         """Return the worker's answers; None if the worker was lost."""
+        # The share may have become 0 since the worker was chosen, because other nodes joined.
         in_flight = max(1, self._share(teacher, member))
         try:
             return await member.actor.ask.remote(teacher.name, job, in_flight)
@@ -260,6 +263,7 @@ class RayWorkers:
             return teacher.max_in_flight
         names = list(self._members)
         each, more = divmod(teacher.max_in_flight, max(1, len(names)))
+        # The remainder goes to the nodes that joined first.
         return each + (member.node in names[:more])
 
     async def _take_on(self, node: dict[str, Any]) -> None:
@@ -276,9 +280,11 @@ class RayWorkers:
         ).remote(self._panel, where, self._options.patience, self._kept_replies)
         try:
             for teacher in self._panel.teachers:
+                # The node's share is not known yet; this limit only serves the check.
                 failure = await actor.check.remote(teacher.name, 1)
                 if failure is not None:
                     raise EndpointError(failure)
+        # A RayError, too, but a defect in this package, not of the node.
         except RayTaskError:
             raise
         except RayError as error:
@@ -373,6 +379,7 @@ def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_address(address)
     for name, value in _SETTINGS.items():
+        # The user's own settings have precedence.
         os.environ.setdefault(name, value)
     handler = signal.getsignal(signal.SIGTERM)
     with log.open("a", encoding="utf-8", errors="backslashreplace") as sink, redirect_stdout(sink):
@@ -384,6 +391,7 @@ def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
         finally:
             ray.shutdown()
             signal.signal(signal.SIGTERM, handler)
+            # Ray wrote nothing: leave no empty file.
             if not sink.tell():
                 log.unlink()
 
@@ -405,6 +413,7 @@ def _connect(address: str) -> None:
 def _check_address(address: str) -> None:
     """Check that something listens at HOST:PORT; Ray itself takes minutes to give up."""
     host, _, port = address.rpartition(":")
+    # `local`, and addresses such as ray://HOST:PORT, are left to Ray.
     if not (host and port.isdecimal()) or "/" in address:
         return
     try:
@@ -469,6 +478,7 @@ class _Run:
             answers = await self._workers.ask(member, teacher, job)
             if answers is None:
                 member = await self._workers.choose_worker(teacher)
+        # First store what was received, also if the teacher failed after that.
         for record, final in answers.records if answers else ():
             self._options.progress(record, final)
             await self._writer.put(record)

@@ -171,6 +171,7 @@ class _Inbox:
         self._say = say
         last_attempt = reader.execute("SELECT max(attempt) FROM replies").fetchone()[0]
         retries = max(teacher.retries for teacher in panel.teachers)
+        # Attempts up to one after the last: refused replies may have been exported once more.
         self._requests_by_hash = CustomIds(panel).by_hash(
             max(retries, -1 if last_attempt is None else last_attempt) + 2
         )
@@ -210,6 +211,7 @@ class _Inbox:
         """Store the replies taken since the last commit."""
         if not self._waiting:
             return
+        # Only with the first reply: a panel that does not belong here must leave no trace.
         if not self._has_recorded_panel:
             self._store.record_panel(self._panel)
             self._has_recorded_panel = True
@@ -222,10 +224,12 @@ class _Inbox:
         match = _CUSTOM_ID.fullmatch(custom_id)
         if match is None:
             raise _Problem("unknown", f"custom_id {custom_id[:80]!r} was not exported by sp2dpo")
+        # A search by prefix: `g` comes after all hexadecimal digits.
         pairs = self._reader.execute(
             "SELECT pair_id FROM pairs WHERE pair_id >= ? AND pair_id < ?",
             (match[1], match[1] + "g"),
         ).fetchall()
+        # A custom_id has only 40 of the 64 digits of the id, and must mean one pair.
         if len(pairs) != 1 or (self._shard is not None and not self._shard.contains(pairs[0][0])):
             raise _Problem("unknown", f"{custom_id} is about no pair of this store")
         if match[2] not in self._requests_by_hash:
@@ -257,6 +261,7 @@ class _Inbox:
         status, answer = response.get("status_code"), response.get("body")
         if not isinstance(status, int) or isinstance(status, bool):
             raise _Problem("malformed", f"status_code {_to_text(status)} is not a number")
+        # As over HTTP: these are refusals, and any other status leaves the request pending.
         if status in _DECLINED:
             return record_refusal(
                 key, f"http-{status}", f"HTTP {status}: {_to_text(error or answer)}"
@@ -277,6 +282,7 @@ class _Inbox:
         request = (key.pair_id, key.teacher, key.variant, key.order, key.attempt)
         stored: tuple[Any, ...] | None
         if key in self._waiting:
+            # Not committed yet, so the store does not have it.
             stored = _content(self._waiting[key])
         else:
             names = ", ".join(f'"{name}"' for name in _CONTENT)

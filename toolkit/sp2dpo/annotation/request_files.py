@@ -47,12 +47,14 @@ class CustomIds:
     def by_hash(self, attempts: int) -> dict[str, tuple[str, str, str, int]]:
         """Return hash -> (teacher, variant, order, attempt), for attempts below a number."""
         panel = self._panel
+        # Any id will do: pairs have the same orders, in another sequence.
         orders = panel.rubric.orders("0")
         requests = product(self._teachers, panel.variants, orders, range(attempts))
         return {self._hash(*request): request for request in requests}
 
     def _hash(self, teacher: str, variant: str, order: str, attempt: int) -> str:
         request = (teacher, variant, order, attempt)
+        # Cached, because these few hashes occur in the requests about every pair.
         if request not in self._hashes:
             endpoint = self._teachers[teacher]
             values = [*request, endpoint.model, endpoint.revision, endpoint.sampling, self._rubric]
@@ -128,6 +130,7 @@ def export_requests(
     panel, out = panel if isinstance(panel, Panel) else load_panel(Path(panel)), Path(out)
     with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        # The import recognises the panel by the teachers that are recorded here.
         opened.record_panel(panel)
         paths = _output_files(panel, out, teacher)
         ids = CustomIds(panel)
@@ -192,10 +195,12 @@ def _lines(
 
 def _write(teacher: str, lines: Iterator[bytes], path: Path, per_file: int | None) -> TeacherExport:
     files, count = [], 0
+    # A file is created only for a line that exists, so there is none if nothing is missing.
     for first in lines:
         name = path.with_stem(f"{path.stem}-{len(files) + 1:04d}") if per_file else path
         check_overwrite(name, is_requests, "a file of requests")
         with atomic_write(name) as unfinished, unfinished.open("wb") as sink:
+            # `first` is already taken. None means no limit, to `per_file` and to `islice`.
             for line in chain([first], islice(lines, per_file and per_file - 1)):
                 count += sink.write(line) > 0
         files.append(name)

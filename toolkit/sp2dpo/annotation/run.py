@@ -123,9 +123,11 @@ def annotate_pairs(
         ModuleNotFoundError: If Ray is not installed.
     """
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
+    # First, so that a missing Ray or a wrong engine leaves no new store behind.
     run_engine = _load_engine(engine, ray_address)
     with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        # Before counting: a changed adaptive panel may need more replies about settled pairs.
         opened.reopen_settled(panel)
         needed = {
             counts.teacher: counts.requests_needed(retry_refused)

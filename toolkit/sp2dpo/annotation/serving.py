@@ -47,6 +47,7 @@ def serve_teacher(
     async def work(stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             opening = stack.enter_async_context(open_servers(teacher, log=path, say=report))
+            # Starting a server may take half an hour; an interrupt must not wait for it.
             servers = await wait_unless_stopped(stop, opening)
             if servers is None:
                 return

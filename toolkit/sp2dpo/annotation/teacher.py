@@ -70,9 +70,11 @@ class TeacherSession:
                 only unreadable replies.
         """
         orders = {question.key.order for question in job.questions}
+        # Rendered once per order, because the requests of all variants begin with it.
         shared = {order: self._rubric.shared(job.pair, order) for order in orders}
         route = self._caller.route(job.pair.id)
         if self.teacher.warm_prefix:  # one request fills the prefix cache for the others
+            # Reversed, so that of each order the first question remains in the mapping.
             ahead = {question.key.order: question for question in reversed(job.questions)}
             await self._ask_questions(job, list(ahead.values()), shared, route, take)
             remaining = [question for question in job.questions if question not in ahead.values()]
@@ -100,6 +102,7 @@ class TeacherSession:
         while True:
             try:
                 record = await self._ask_once(key, messages, route)
+            # Nothing is recorded, so the question stays pending.
             except StopRequested:
                 return
             final = record.reason not in UNREADABLE or key.attempt >= question.last
@@ -126,6 +129,7 @@ class TeacherSession:
             return None
         max_tokens = self.teacher.sampling["max_tokens"]
         room = self._caller.context - max_tokens
+        # This upper bound spares most requests the server's count.
         if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:
             return None
         tokens = await self._caller.retry(

@@ -80,6 +80,7 @@ class Writer:
         """Commit queued items until None arrives; items queue up while a commit runs."""
         more = True
         while more:
+            # All that has arrived shares one commit, because each waits for a sync of the disk.
             batch = [await self._arrived.get(), *self._take_queued()]
             more = None not in batch
             self._submit(batch)
@@ -92,6 +93,7 @@ class Writer:
 
     def flush(self) -> None:
         """Commit what is left in the queue. Raises the error of a commit that failed."""
+        # A cancelled `write` leaves its commit running, and its error must not be lost.
         if self._commit:
             self._commit.result()
         self._submit(self._take_queued())
@@ -115,6 +117,7 @@ def open_writer(store: Store) -> Iterator[tuple[Writer, StorePages]]:
     A group of exceptions from the block is replaced by its first exception.
     """
     with (
+        # One thread each, so that commits keep their order and no connection is used twice at once.
         ThreadPoolExecutor(1) as writing,
         Store(store.path) as reader,  # outlives its thread, which may be in the middle of a page
         ThreadPoolExecutor(1) as reading,
