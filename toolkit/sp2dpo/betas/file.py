@@ -87,6 +87,7 @@ def read_betas(path: Path | str) -> BetaTable:
     try:
         with path.open("rb") as source:
             origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
+        # Files from before there were arms hold neither `arm` nor `scores`.
         config, departures, annotations_hash = (
             origin["schedule"],
             origin.get("arm"),
