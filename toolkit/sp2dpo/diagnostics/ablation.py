@@ -160,6 +160,7 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):
             name = format_choice(gap, GAP_FORMS)
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))
+    # Without any log-probabilities, `estimate: expected` is an error.
     expected = ("expected_magnitude", "expected_confidence")
     if len(annotations.replies.drop_nulls(expected)):
         estimate = "sampled" if schedule.estimate == "expected" else "expected"
@@ -177,6 +178,7 @@ def describe_combination(schedule: Schedule) -> str:
 
 
 def _combinations(count: int) -> tuple[str, ...]:
+    # With fewer readers than it needs, `trimmed` is an error.
     return tuple(name for name, way in WAYS.items() if count >= way.fewest)
 
 

@@ -139,6 +139,7 @@ def audit_betas(
         draws: number of bootstrap samples.
     """
     estimator = betas.schedule.estimator
+    # The whole panel is checked, even where the schedule takes a single teacher or variant.
     replies = panel_reply_gaps(annotations, estimator)
     readings = teacher_readings(replies, list(annotations.rubric.categories), estimator)
     between = compare_readers(readings, sorted(readings["reader"].unique()))

@@ -71,6 +71,7 @@ def estimate(value: float | None, samples: Iterable[float | None]) -> Estimate:
     defined = [sample for sample in samples if sample is not None and np.isfinite(sample)]
     if value is None or not defined:
         return Estimate(value=value)
+    # Known limit: for an AUC of 0.97 over 50 pairs, such intervals cover it 72 % of the time.
     low, high = np.percentile(defined, [LOW, HIGH])
     return Estimate(value=float(value), low=float(low), high=float(high))
 

@@ -345,6 +345,7 @@ def _auc(pairs: pl.DataFrame, *, draws: int) -> Estimate:
     def auc(weights: NDArray[np.float64]) -> float | None:
         wrong_weight = float(weights[wrong].sum())
         right_weight = float(weights.sum()) - wrong_weight
+        # A bootstrap sample may contain only right or only wrong labels.
         if not wrong_weight or not right_weight:
             return None
         # The Mann-Whitney U statistic of the wrong labels; divided by its maximum, it is the AUC.

@@ -244,6 +244,7 @@ def measure_agreement(
     teachers, variants = (sorted(replies[axis].unique()) for axis in ("teacher", "variant"))
     # In the order of the rubric, as everywhere else.
     variants = [name for name in annotations.rubric.variants if name in variants]
+    # Readings by teacher (variants combined), by variant (teachers averaged), and by both.
     readings = teacher_readings(replies, categories, estimator)
     by_variant = variant_readings(replies, categories)
     singles = single_readings(replies, categories)
@@ -421,6 +422,7 @@ def _splits(readings: pl.DataFrame, teachers: Sequence[str]) -> Splits:
     by_pair = (
         readings.group_by("pair_id")
         .agg(
+            # Rounded, so that equal spreads are ordered by pair_id.
             spread=gap.std(ddof=0).round(9),
             # In floating point, 0.7 - 0.2 is below 0.5.
             apart=(gap.max() - gap.min()).round(9) >= 0.5,

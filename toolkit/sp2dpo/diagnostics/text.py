@@ -97,6 +97,7 @@ def _interval(estimate: Estimate, digits: int = 2, *, signed: bool = False) -> s
 
 def ablation_lines(ablation: Ablation) -> Iterator[str]:
     """Yield the lines of `sp2dpo estimators`."""
+    # Either all rows have it or none does.
     gold = ablation.rows[0].gold is not None
     head = ["what is varied", "to", "pairs", "mean", "std", "at floor", "rho", "moved"]
     if gold:
