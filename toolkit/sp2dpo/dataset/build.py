@@ -116,6 +116,7 @@ def write_dataset(
     progress: Progress = no_progress,
 ) -> BuildResult:
     """Build the data set of an open store; arguments and errors as in `build_dataset`."""
+    # Resolved, so that a link to a folder stays a link and its target is replaced.
     out, others = out.resolve(), others or {}
     _check_folder(out)
     _check_others(others)
@@ -136,11 +137,14 @@ def _check_folder(out: Path) -> None:
     """Raise ValueError if the folder contains a file that `build` did not write."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
+    # The rename would leave the user's shell in the old folder, which is then deleted.
     if out == Path.cwd():
         raise ValueError(f"{out} is the current folder; name a folder inside it")
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
+        # Only the head, so that a build whose manifest is damaged can be replaced too. The card is
+        # not among the files, because people may edit it.
         text = (out / MANIFEST).read_bytes()
         written = {MANIFEST, CARD, *parse_manifest_head(text, where=MANIFEST).files}
     except (OSError, ValueError):
@@ -160,6 +164,7 @@ def _check_folder(out: Path) -> None:
 def _check_others(others: Mapping[str, BetaTable]) -> None:
     """Raise ValueError for an invalid name, or an arm that does more than set betas."""
     for name, betas in others.items():
+        # `pair_id` and `default` are columns of the config already.
         if not _COLUMN_NAME.fullmatch(name) or name in ("pair_id", "default"):
             raise ValueError(
                 f"{name!r} cannot name a schedule: use letters, digits, - and _, and neither "
@@ -177,6 +182,7 @@ def _check_others(others: Mapping[str, BetaTable]) -> None:
 def _replace_folder(unfinished: Path, out: Path) -> None:
     """Move the new folder to its place; if that fails, move the old one back."""
     old = unfinished.with_suffix(".old")
+    # A rename cannot replace a folder that contains files.
     if out.exists():
         out.rename(old)
     try:
@@ -201,12 +207,14 @@ def _write(
     """Write all files into an empty folder."""
     annotations = store.annotations()
     rubric = annotations.rubric
+    # The configs, in parts of bounded size.
     features, counts, names = {}, {}, []
     for config, content in _configs(store, betas, others, annotations).items():
         rows = progress(content.rows, f"{config} rows", content.count)
         counts[config], files = write_rows(rows, content.features, folder / CONFIGS[config])
         features[config] = content.features
         names += [f"{CONFIGS[config]}/{file}" for file in files]
+    # The small files, and the facts for manifest and card.
     text = yaml.safe_dump(rubric.as_mapping(), sort_keys=False, allow_unicode=True)
     (folder / RUBRIC).write_text(text, encoding="utf-8")
     suspects = find_suspects(store, betas, rubric)
@@ -230,11 +238,13 @@ def _write(
         ),
     )
     names += [RUBRIC, LABEL_NOISE, SET_ASIDE]
+    # Without any beta there is nothing to draw.
     if manifest.beta["mean"] is not None:
         (folder / PICTURE).parent.mkdir()
         figure = plots.draw_histogram(build_histogram(betas, list(rubric.categories)))
         plots.save_figure(figure, folder / PICTURE)
         names.append(PICTURE)
+    # The card contains the hashes of these files, and the manifest that of the card.
     files = {name: compute_fingerprint(folder / name) for name in names}
     manifest = replace(manifest, files=files)
     text = render_card(manifest, features, rubric, suspects)
@@ -269,6 +279,7 @@ def _configs(
             (columns.values(row, by_pair[pair_id]) for row, pair_id in store.corpus.rows()),
             usable,
         ),
+        # In a config of their own, one per row: the Hub's viewer fails on a row over 2 MB.
         "annotations": _Content(
             features,
             ({name: getattr(reply, name) for name in features} for reply in store.replies()),
@@ -286,6 +297,8 @@ def _schedule_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield for each source row its beta under every schedule; null if the pair is not kept."""
     trained = pl.when("keep").then("beta")
+    # Looked up by id: the source may repeat a pair, and its rows are in another order than the
+    # table's.
     tables = {"default": betas.table, **{name: other.table for name, other in others.items()}}
     columns = {
         name: dict(table.select("pair_id", trained.alias("beta")).iter_rows())

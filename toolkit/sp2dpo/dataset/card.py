@@ -22,6 +22,7 @@ from sp2dpo.text import escape_controls, format_fixed, format_interval, format_p
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
 END = "<!-- sp2dpo: up to here -->"
+# The Hub's size categories, by the number of rows that they end before.
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -55,6 +56,7 @@ def render_card(
     block = template.render(
         facts=asdict(manifest),
         rubric=rubric,
+        # A placeholder in the snippets until `publish` knows the repo.
         repo=manifest.repo or "PATH_OR_REPO",
         columns=features["default"],
         column_rows=_column_rows(manifest, features["default"], rubric),
@@ -102,6 +104,8 @@ def _foreign_configs(
 ) -> list[Mapping[str, Any]]:
     """Return the entries of configs that neither this nor an earlier release generated."""
     names = {config["config_name"] for config in generated["configs"]}
+    # An earlier release may have had configs that this one lacks; their description identifies
+    # them.
     for config in existing.get("configs") or []:
         if isinstance(config, dict) and str(config.get("description", "")).startswith(_DIGESTS):
             names.add(config.get("config_name"))
@@ -179,6 +183,7 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
     # Without the files' digests, betas of another schedule in a folder of the same name would be
     # served from the cache. Files are listed one by one, so that other files add no rows.
     source = manifest.source
+    # A data set on the Hub is called `org/name:split` and has a commit; a file only has a name.
     hub = ":" in source.name and source.revision
     return {
         **({"license": manifest.license} if manifest.license else {}),
@@ -251,7 +256,9 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,
+        # The end marker must begin a line, and Jinja removes the last newline by default.
         keep_trailing_newline=True,
+        # A missing value is an error; by default, Jinja would write nothing.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
@@ -273,11 +280,13 @@ def plain(text: object) -> str:
 
 def fenced(data: Mapping[str, Any]) -> str:
     """Return data as a fenced block of YAML; no text in it can close the fence."""
+    # `width`, because PyYAML folds long lines by default.
     text = escape_controls(
         yaml.dump(
             dict(data), Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize
         )
     )
+    # Markdown ends a block at a fence that is at least as long as the first one.
     fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
     return f"{fence}yaml\n{text}{fence}"
 

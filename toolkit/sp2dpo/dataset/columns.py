@@ -50,8 +50,11 @@ class RowColumns:
         values = _SourceValues()
         for row, _ in store.corpus.rows():
             values.add(row)
+        # Sorted, because the order of a set differs between processes, and builds must not.
+        # As JSON, because the arguments of tool calls differ in their keys.
         message = {"role": Value("string"), "content": Value("string")}
         message |= {key: Json() for key in sorted(values.message_keys)}
+        # Top-level columns, because the Hub's viewer shows statistics of no others.
         betas = {
             column.name: _label(rubric) if column.type == "category" else Value(column.type)
             for column in BETA_COLUMNS
@@ -66,6 +69,8 @@ class RowColumns:
             _SOURCE_ROW: Value("int64"),
         }
         types = values.common_types()
+        # Also the names that this data set does not use: the trainer could take a source's `weight`
+        # or `margin` for the toolkit's.
         reserved = {*toolkit, "tools", *OPTIONAL}
         renamed = {name: _free_name(name, reserved, types) for name in types}
         source = {renamed[name]: _feature(kind) for name, kind in types.items()}
@@ -79,6 +84,7 @@ class RowColumns:
             row: Row of the source.
             beta: Row of the table of betas for the same pair.
         """
+        # Null in the columns that only other rows have.
         values: dict[str, Any] = dict.fromkeys(self.features)
         values |= {
             column.name: beta[column.name]
@@ -91,6 +97,7 @@ class RowColumns:
             values["tools"] = list(row.pair.tools)
         values |= {"source_id": row.source_id, _SOURCE_ROW: row.row}
         for name, value in row.columns.items():
+            # A null stays null; as JSON, it would be the text `null`.
             is_text = name in self.as_text and value is not None
             values[self.renamed[name]] = json.dumps(value, ensure_ascii=False) if is_text else value
         return values
@@ -137,6 +144,7 @@ class _SourceValues:
             self.message_keys |= turn.keys() - {"role", "content"}
         self.tools = self.tools or bool(pair.tools)
         for name, value in row.columns.items():
+            # Null at first, because it fits any type.
             self._types[name] = _unify(self._types.get(name, pa.null()), value)
             if isinstance(value, int) and abs(value) > _MAX_EXACT_FLOAT:
                 self._large_integers.add(name)
@@ -162,6 +170,7 @@ def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
             return kind
         schemas = [pa.schema([("column", each)]) for each in (kind, value_kind)]
         unified = pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+    # OverflowError means an integer of more than 64 bits.
     except (pa.ArrowException, OverflowError):
         return None
     return unified if _is_plain(unified) else None
@@ -180,6 +189,7 @@ def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:
 
 
 def _feature(kind: pa.DataType | None) -> Any:
+    # None stands for JSON text; a null type means that no row has a value.
     if kind is None or pa.types.is_null(kind):
         return Value("string")
     return datasets.features.features.generate_from_arrow_type(kind)
@@ -188,6 +198,7 @@ def _feature(kind: pa.DataType | None) -> Any:
 def _free_name(name: str, reserved: set[str], source: Mapping[str, Any]) -> str:
     while name in reserved:
         name = f"source_{name}"
+        # The source may have a column with the prefixed name as well.
         if name in source:
             reserved = reserved | {name}
     return name

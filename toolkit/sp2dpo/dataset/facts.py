@@ -60,6 +60,7 @@ def collect_facts(
     return Manifest(
         format=FORMAT,
         toolkit={"name": "sp2dpo", "version": __version__},
+        # `publish` sets the repo, and `build` the hashes after writing the files.
         repo=None,
         license=license or source.license,
         source=source,
@@ -114,11 +115,14 @@ def find_suspects(store: Store, betas: BetaTable, rubric: Rubric) -> list[Suspec
     """
     disputes = disputes_labels(rubric, betas.schedule.estimator)
     signed = pl.col("signed_gap")
+    # Rounded as in `gold`, so that a rounding error does not put a gap of `NEAR` below it.
     rows = betas.table.filter(pl.col("label_disputed") if disputes else signed.round(9) < NEAR)
+    # By id where gaps are equal, so that equal inputs give equal bytes.
     rows = rows.sort(["signed_gap", "pair_id"]).select(
         "pair_id", "signed_gap", "category", "agreement", "votes"
     )
     source_ids: dict[str, str | None] = {}
+    # Of several rows with one pair, the first gives the id.
     for pair_id, source_id in store.corpus.names():
         source_ids.setdefault(pair_id, source_id)
     return [
@@ -141,6 +145,7 @@ def _agreement(annotations: AnnotationTable, betas: BetaTable, *, draws: int) ->
 def _audit(
     store: Store, betas: BetaTable, annotations: AnnotationTable, *, draws: int
 ) -> dict[str, Any]:
+    # A store has no known labels, so the betas are not compared with any.
     audit = audit_betas(
         betas, annotations, store.corpus.lengths(), truths=None, gold_count=0, draws=draws
     )

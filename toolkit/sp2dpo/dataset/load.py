@@ -20,6 +20,7 @@ def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dat
         ValueError: The data set is inconsistent, or sp2dpo did not write it.
         OSError: There is no such data set, or the Hub cannot be reached.
     """
+    # The Hub's client checks the size of a downloaded file, but not its hash.
     result = verify_dataset(source, **({"progress": progress} if progress else {}))
     if not result.consistent:
         wrong = "; ".join(

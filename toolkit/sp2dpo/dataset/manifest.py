@@ -152,6 +152,7 @@ class Manifest:
 
     def config_files(self, config: str) -> list[str]:
         """Return the names of the files of a config, in the order of their rows."""
+        # The numbers in the names have leading zeros, so this is the order of the rows.
         return sorted(name for name in self.files if name.startswith(f"{CONFIGS[config]}/"))
 
 

@@ -19,6 +19,7 @@ FILE_BYTES = 1 << 29
 """Bytes of rows in memory after which the next file begins; some 100 to 300 MB on disk."""
 GROUP_BYTES = 1 << 25
 """Bytes of rows in memory per row group, the smallest unit that a reader loads."""
+# Rows that are encoded or decoded at a time, which bounds the memory.
 _BATCH = 1000
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -62,6 +63,8 @@ def write_rows(
     while table is not None or not unfinished:  # without rows, one file has the columns
         path = folder / f"{len(unfinished)}.unfinished"
         unfinished.append(path)
+        # With these options, another beta column in a later release uploads about 1 % of the first
+        # one.
         with pq.ParquetWriter(
             path, schema, write_page_index=True, use_content_defined_chunking=True
         ) as writer:
@@ -69,6 +72,7 @@ def write_rows(
             while table is not None and written < file_bytes:
                 # One row group per table; the default limit would split it at a number of rows.
                 writer.write_table(table, row_group_size=max(1, len(table)))
+                # Bytes in memory, because compressed sizes also change with the betas.
                 written, count = written + table.nbytes, count + len(table)
                 table = next(groups, None)
     # The names contain the number of files, which is only known now.
@@ -123,5 +127,6 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[di
                 raise ValueError(f"it has no column {missing[0]}")
             for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
                 yield batch.to_pylist()
+        # OSError means a damaged page.
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error

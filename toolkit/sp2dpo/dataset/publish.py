@@ -162,6 +162,7 @@ class _Release:
         """
         stated = card_license(existing, where=CARD) if existing is not None else None
         chosen = license or stated or self.manifest.license
+        # `--license other` is an answer of the user; in a source, the same word says nothing.
         if license is None and chosen in _NO_LICENSE:
             problem = f"is {chosen!r}" if chosen else "is not known"
             raise ValueError(
@@ -176,6 +177,7 @@ class _Release:
 
 
 def _read_release(folder: Path) -> _Release:
+    # Every hash is checked before the Hub is asked, so that a changed file stops everything.
     manifest = read_manifest(folder)
     for name, recorded in manifest.files.items():
         if not (folder / name).is_file():
@@ -222,6 +224,7 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
     unchanged = len(plan.files) - len(paths)
     # Before the commit, so that a tag with other content leaves the repo as it is.
     has_tag = _has_tag(options, plan, repo, head)
+    # Only a dry run can be without a head: otherwise the repo was created above.
     if options.dry_run or head is None:
         return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)
     commit, pull = head.commit, None
@@ -248,6 +251,8 @@ def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> Publi
 
 
 def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head | None) -> _Plan:
+    # All reads name the head's commit, which becomes the parent: a change in between fails the
+    # commit.
     stored = repo.files(head.commit) if head else {}
     card, text = (
         repo.read(name, head.commit) if head and name in stored else None
@@ -257,6 +262,7 @@ def _plan(release: _Release, options: PublishOptions, repo: HubRepo, head: Head 
         previous = None if text is None else parse_manifest_head(text, where=MANIFEST)
     except ValueError:  # the file is not from this toolkit
         previous = None
+    # A pull request changes nothing until an owner of the repo merges it.
     if not options.overwrite and not options.create_pr:
         _check_same_data(previous, stored, release)
     manifest, text = release.with_card(
@@ -281,6 +287,7 @@ def _changes(
 ) -> Iterator[Change]:
     for name, content in files.items():
         file, recorded = stored.get(name), manifest.files.get(name)
+        # The manifest has no hash of itself and the card, and the Hub none of small files.
         if file is not None and recorded is not None and file.sha256 is not None:
             same = file.sha256 == recorded.sha256  # avoids hashing the content again
         else:
@@ -317,6 +324,7 @@ def _has_tag(options: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | N
     commit = repo.tags().get(options.tag)
     if commit is None:
         return False
+    # The manifest has the hashes of all files and of the card, so it stands for all content.
     if repo.read(MANIFEST, commit) != plan.files[MANIFEST]:
         raise ValueError(
             f"the tag {options.tag} is there, with other content: tags never move, so name a new "
@@ -327,6 +335,7 @@ def _has_tag(options: PublishOptions, plan: _Plan, repo: HubRepo, head: Head | N
 
 def _same_pull(plan: _Plan, repo: HubRepo) -> int | None:
     """Return the number of an open pull request with the same content."""
+    # The title only limits how many manifests are read.
     for number in repo.open_pulls(plan.title):
         if repo.read(MANIFEST, f"refs/pr/{number}") == plan.files[MANIFEST]:
             return number

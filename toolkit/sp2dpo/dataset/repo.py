@@ -30,6 +30,7 @@ from sp2dpo.dataset.manifest import CARD, MANIFEST, compute_fingerprint, parse_m
 from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
 from sp2dpo.text import RedactFilter, one_line
 
+# Time-outs, rate limits and failures of the server; other errors would repeat.
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _REQUEST_TRIES = 5
 _COMMIT_TRIES = 6
@@ -79,7 +80,8 @@ class StoredFile:
         """Return whether the file has this content."""
         if self.sha256 is None:
             data = content if isinstance(content, bytes) else content.read_bytes()
-            # Git hashes this header together with the content.
+            # Git hashes this header together with the content. Restricted builds of Python refuse
+            # SHA-1 unless it is declared as not used for security.
             prefix = b"blob %d\0" % len(data)
             return hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() == self.git
         if isinstance(content, bytes):
@@ -122,6 +124,7 @@ def retry_commit(attempt: Callable[[], _T], notify: Callable[[str], None]) -> _T
 def _is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(error, HfHubHTTPError):
+        # Without a response, the request or its answer was lost.
         return error.response is None or error.response.status_code in _TRANSIENT
     return isinstance(error, HTTPError | json.JSONDecodeError)
 
@@ -252,6 +255,8 @@ class HubRepo:
             BranchMoved: `parent` is no longer the head.
             UnknownOutcome: The commit may or may not have been made.
         """
+        # As one commit: the client's `upload_folder` and `push_to_hub` may split a change into
+        # several.
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
             for path, content in added.items()
@@ -279,6 +284,8 @@ class HubRepo:
             _retry(self._api.create_tag, **self._repo, tag=name, revision=commit)
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 409:
+                # The next attempt compares the content of the tag. It may be our own, whose
+                # response was lost.
                 raise BranchMoved(f"the tag {name} was created meanwhile") from error
             raise
 
@@ -289,6 +296,7 @@ def _commit_error(error: Exception) -> Exception:
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
     reason = cause if isinstance(cause, Exception) else error
     response = reason.response if isinstance(reason, HfHubHTTPError) else None
+    # 412 means that the parent is not the head.
     if response is not None and response.status_code in (409, 412):
         return BranchMoved("somebody else has committed meanwhile")
     message = one_line(reason)
@@ -339,6 +347,8 @@ def fetch_dataset(source: str) -> LocalData:
         if MANIFEST not in HfApi().list_repo_files(name, **where):
             raise ValueError(f"it has no {MANIFEST}: sp2dpo did not publish it")
         path = Path(hf_hub_download(name, MANIFEST, **where))
+        # Only the head: `verify` reports other damage. Files that it does not list may belong to
+        # people.
         names = [MANIFEST, CARD, *parse_manifest_head(path.read_bytes(), where=MANIFEST).files]
         folder = snapshot_download(name, **where, allow_patterns=names)
     return LocalData(name=name, commit=commit, folder=Path(folder))

@@ -25,6 +25,7 @@ from sp2dpo.store.store import Store, open_store_for_writing
 from sp2dpo.text import count_noun, format_fixed, format_percent, format_table
 
 _COMPARED = ("category", "magnitude", "confidence", "better")
+# Without `attempt`: a question may need more attempts in one of the two runs.
 _KEY = ("pair_id", "teacher", "variant", "order")
 
 
@@ -147,6 +148,7 @@ def _draw_pairs(folder: Path, manifest: Manifest, count: int, seed: int) -> list
         # Reversed, so that the first of several rows of one pair is stored last and wins.
         first = {row["pair_id"]: row for row in reversed(part) if row["pair_id"] in drawn}
         drawn -= first.keys()
+        # By identity, because two rows of one pair may be equal.
         chosen = [row for row in part if first.get(row["pair_id"]) is row]
         rows += [
             SourceRow(row=number, pair=pair, source_id=row["pair_id"])
@@ -159,10 +161,12 @@ def _draw_pairs(folder: Path, manifest: Manifest, count: int, seed: int) -> list
 
 def _compare_replies(store: Store, folder: Path, manifest: Manifest) -> ResampleResult:
     annotations = store.annotations()
+    # The config `annotations` has the numbers of the categories.
     categories = dict(enumerate(annotations.rubric.categories))
     ids = set(annotations.replies["pair_id"])
     schedule = parse_schedule(manifest.schedule, where=MANIFEST)
     new_gaps = compute_gaps(annotations, schedule.estimator).select("pair_id", new="signed_gap")
+    # Unique, because several rows may have the same pair.
     old_gaps = _read_table(folder, manifest, "default", ["pair_id", "signed_gap"], ids).unique()
     gaps = old_gaps.join(new_gaps, on="pair_id").drop_nulls()
     old = _read_table(folder, manifest, "annotations", [*_KEY, "status", *_COMPARED], ids)
@@ -173,6 +177,7 @@ def _compare_replies(store: Store, folder: Path, manifest: Manifest) -> Resample
     replies = old.join(new, on=_KEY, suffix="_new")
     if replies.is_empty():
         raise ValueError("no question has a reply in both the data set and the new store")
+    # Two nulls are equal: `better` is null under the labelled protocol.
     same = {name: pl.col(name).eq_missing(pl.col(f"{name}_new")) for name in _COMPARED}
     by_teacher = replies.group_by("teacher").agg(
         replies=pl.len(),
@@ -200,6 +205,7 @@ def _read_table(
     """Return some columns of a config for the pairs with these ids."""
     paths = [folder / name for name in manifest.config_files(config)]
     rows = [row for part in read_rows(paths, columns) for row in part if row["pair_id"] in ids]
+    # From all rows, because a column may be null in the first ones.
     return pl.DataFrame(rows, infer_schema_length=None, orient="row")
 
 

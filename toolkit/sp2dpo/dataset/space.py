@@ -54,6 +54,7 @@ def run_inspector(data: str = "", *, port: int | None = None, host: str = "127.0
         OSError: Gradio is not installed.
     """
     shown = _check_data(data)
+    # Not imported: only the other process needs it.
     if find_spec("gradio") is None:
         raise FileNotFoundError("the inspector needs Gradio: pip install 'sp2dpo[space]'")
     env = {**os.environ, VARIABLE: shown, "GRADIO_SERVER_NAME": host}
@@ -128,6 +129,7 @@ def _inspector_folder() -> Path:
 def _space_files(data: str) -> dict[str, bytes]:
     """Return the files of the Space by path; the card names the data set."""
     root = _inspector_folder()
+    # A checkout in which the inspector has run also contains its bytecode.
     files = {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))

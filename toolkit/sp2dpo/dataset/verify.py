@@ -178,15 +178,18 @@ class _Verification:
                     raise _Mismatch(f"pair {pair_id[:12]}: its id is not the hash of its texts")
                 pair_ids.add(pair_id)
                 rows.append({name: row[name] for name in names})
+        # With types, because a column may have no values, such as `label_disputed`.
         schema = {column.name: _POLARS_TYPES[column.type] for column in columns}
         table = pl.DataFrame(rows, schema=schema, orient="row")
         label: Any = features["category"]
         category = pl.col("category").replace_strict(
             dict(enumerate(label.names)), return_dtype=pl.String
         )
+        # If rows of one pair differ, more than one of them remains here.
         unique = table.unique().with_columns(category=category)
         if len(unique) != len(pair_ids):
             raise _Mismatch("rows of one pair have different betas")
+        # Set before the counts are compared, so that later checks can run even if these differ.
         self.rows = unique.sort("pair_id")
         self._check_counts(rows=len(table), pairs=len(pair_ids))
         return (
@@ -216,6 +219,7 @@ class _Verification:
                 _check_reply(row, rubric)
                 kept.append(tuple(row[name] for name in ANNOTATION_COLUMNS))
         self._check_counts(annotations=count, kept=len(kept))
+        # Set before the hash is compared, so that the betas are checked even if it differs.
         self.annotations = build_annotation_table(kept, pair_ids=list(pair_ids), rubric=rubric)
         if self.annotations.hash != self.manifest.annotations_sha256:
             raise _Mismatch("the hash over all kept replies is not that in the manifest")
@@ -242,6 +246,7 @@ class _Verification:
         ]
         schema = {"pair_id": pl.String} | dict.fromkeys(("default", *names), pl.Float64)
         stored = pl.DataFrame(rows, schema=schema, orient="row").unique().sort("pair_id")
+        # As in `build`: null if the pair is not trained on.
         trained = pl.when("keep").then("beta").alias("beta")
         computed = {"default": self.rows.select("pair_id", trained)}
         for name, config in self.manifest.schedules.items():
