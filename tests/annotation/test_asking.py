@@ -1,6 +1,7 @@
 """One teacher, asked through real servers: which replica, in what order, and what does not fit."""
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -203,9 +204,18 @@ def test_serve_runs_a_teacher_until_it_is_interrupted(folder):
     program.write_text(f"#!{sys.executable} -IS\n{source}")
     program.chmod(0o755)
     panel = served(folder, folder / "environment")
+    config = yaml.safe_load(panel.read_text())
+    hosted = config["teachers"][0] | {"name": "hosted", "api_key_env": "SP2DPO_TEST_KEY"}
+    del hosted["serve"]
+    config["teachers"].append(hosted | {"base_url": "http://127.0.0.1:9/v1"})
+    panel.write_text(yaml.safe_dump(config))
     command = [*COMMAND, "serve", panel, "--teacher", "scripted", "--log", folder / "alone.log"]
     with subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=folder
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"SP2DPO_TEST_KEY": "very-secret"},
     ) as running:
         for line in running.stderr:
             if "scripted is served at http://127.0.0.1:" in line:
@@ -216,7 +226,10 @@ def test_serve_runs_a_teacher_until_it_is_interrupted(folder):
         _, messages = running.communicate(timeout=60)
     assert running.returncode == 130
     assert messages == "stopping scripted\n"
-    assert "logs: alone*.log" in line
+    assert f"logs: {folder}/alone*.log" in line
+    (start,) = (folder / "environment" / "starts").read_text().splitlines()
+    # The server runs code that is not ours: no teacher's API key is for it.
+    assert "SP2DPO_TEST_KEY" not in json.loads(start)["variables"]
 
 
 def test_a_shard_asks_about_its_own_pairs_and_goes_on_without_being_told(scripted, folder):

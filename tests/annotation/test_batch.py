@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+import sp2dpo
 from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.panel.panel import load_panel
 from sp2dpo.panel.rubric import load_rubric
@@ -128,6 +129,15 @@ def test_two_exports_have_the_same_bytes(files):
     first = files.out.read_bytes()
     files.export()
     assert files.out.read_bytes() == first
+
+
+def test_files_of_no_request_are_refused(files):
+    for per_file in (0, -1):
+        with pytest.raises(ValueError, match="per_file must be at least 1"):
+            sp2dpo.export_requests(
+                files.pairs, files.panel, files.store, files.out, per_file=per_file
+            )
+    assert not files.out.exists()
 
 
 def test_each_teacher_gets_a_file_and_every_file_so_many_requests(tmp_path):

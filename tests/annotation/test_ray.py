@@ -2,6 +2,8 @@
 
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 
@@ -90,6 +92,32 @@ def test_interrupting_brings_home_what_is_in_flight_and_a_second_run_asks_the_re
     assert "180 kept" in succeed(*command)
     assert files.keys() == files.all_keys()
     assert len(teacher.requests) == 180
+
+
+IN_A_THREAD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import sp2dpo
+pairs, panel, store, address = sys.argv[1:]
+with ThreadPoolExecutor(1) as pool:
+    future = pool.submit(
+        sp2dpo.annotate_pairs, pairs, panel, store, engine="ray", ray_address=address
+    )
+    print(future.result().kept)
+"""
+
+
+def test_a_thread_other_than_the_main_one_can_annotate(cluster, scripted, files):
+    """Jupyter runs an event loop in the main thread, so the run has its own thread there."""
+    teacher = scripted()
+    files.annotate(teacher.url, cluster.address)
+    command = [
+        sys.executable, "-c", IN_A_THREAD, files.pairs, files.panel, files.store, cluster.address,
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "180\n"
+    assert files.keys() == files.all_keys()
 
 
 def test_a_driver_that_was_killed_is_followed_by_another(cluster, scripted, files):

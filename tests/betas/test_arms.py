@@ -126,6 +126,12 @@ def test_disputed_pairs_are_dropped_or_flipped():
     assert flipped["keep"].all()
 
 
+@pytest.mark.parametrize("weight", [GapWeight(), BetaWeight()], ids=["gap", "beta"])
+def test_weights_without_any_beta_leave_the_quorum_to_be_reported(weight):
+    table = arm_table(annotations_of(2, 4), of=replace(PAPER, quorum=9), weight=weight)
+    assert not table["has_beta"].any()
+
+
 def test_gap_and_beta_serve_as_weights_of_mean_1():
     annotations = annotations_of(2, 4, None)
     by_gap = arm_table(annotations, beta=ArithmeticMean(), weight=GapWeight())

@@ -94,7 +94,10 @@ def test_files_that_are_no_betas_are_refused(betas, tmp_path):
     text.write_text("not a table")
     foreign = tmp_path / "foreign.parquet"
     pl.DataFrame({"x": [1]}).write_parquet(foreign)
-    for path in (text, foreign):
+    for number, metadata in enumerate(("[]", "null", '"x"', "7", "{")):
+        path = tmp_path / f"{number}.parquet"
+        pl.DataFrame({"x": [1]}).write_parquet(path, metadata={"sp2dpo": metadata})
+    for path in (text, foreign, *tmp_path.glob("[0-9].parquet")):
         with pytest.raises(ValueError, match="not a table of betas"):
             read_betas(path)
     with pytest.raises(FileNotFoundError, match="no such file"):

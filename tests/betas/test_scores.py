@@ -59,6 +59,7 @@ def test_the_hash_is_of_pairs_and_values_in_any_order(write):
         ({"pair_id": ["a"], "reward_margin": [-10_001.0]}, "the first is -10001.0"),
         ({"pair_id": ["a", "b"], "reward_margin": [1.0, None]}, "the first is None (pair b)"),
         ({"pair_id": ["a", "a"], "reward_margin": [1, 1]}, "pair a is scored more than once"),
+        ({"pair_id": ["a", None], "reward_margin": [1, 1]}, "1 of 2 rows have no pair_id"),
         (
             {"pair_id": pl.Series(["a"])[:0], "reward_margin": pl.Series([1.0])[:0]},
             "it holds no score",

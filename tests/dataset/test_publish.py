@@ -131,7 +131,7 @@ def test_a_second_release_leaves_the_first_and_what_people_wrote(hub, releases):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "the licence of pairs.jsonl is not known: say with --license"),
+        ((), "the licence of pairs.jsonl is not known: state with --license"),
         (("--license", "nonsense"), "Invalid metadata in README.md"),
     ],
 )

@@ -117,6 +117,7 @@ def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
     assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
     assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
     assert "tolerance requires" in error_of(PANEL | {"tolerance": 0.1})
+    assert "tolerance requires" in error_of(PANEL | {"tolerance": 0.1, "budget": "full"})
     assert "tolerance: must be a number above 0, at most 1, not 0" in error_of(
         PANEL | {"budget": "adaptive", "tolerance": 0}
     )

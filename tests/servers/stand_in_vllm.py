@@ -63,6 +63,7 @@ def main():
         "arguments": sys.argv[1:],
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "path": os.environ["PATH"],
+        "variables": sorted(os.environ),
     }
     with (ENVIRONMENT / "starts").open("a") as sink:
         sink.write(json.dumps(start) + "\n")

@@ -126,7 +126,9 @@ async def interruptible(
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             # remove_signal_handler restores Python's default, not the handler that was set before.
-            signal.signal(number, previous[number])
+            # None if it was not installed from Python; such a one cannot be restored.
+            if previous[number] is not None:
+                signal.signal(number, previous[number])
 
 
 class _Work:

@@ -206,9 +206,7 @@ class _Run:
                     log=server_log_path(self._store.path, teacher.name),
                     say=self._options.say,
                     # A server runs code that is not ours: it must not see any teacher's API key.
-                    hidden_variables=[
-                        other.api_key_env for other in self._panel.teachers if other.api_key_env
-                    ],
+                    hidden_variables=self._panel.api_key_variables,
                 )
             )
             opened.append(servers)

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -381,16 +382,20 @@ def _cluster(address: str | None, *, log: Path) -> Iterator[None]:
     for name, value in _SETTINGS.items():
         # The user's own settings have precedence.
         os.environ.setdefault(name, value)
-    handler = signal.getsignal(signal.SIGTERM)
+    # Outside the main thread, as in a notebook, Ray leaves signal handlers alone, and so must we.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main else None
     with log.open("a", encoding="utf-8", errors="backslashreplace") as sink, redirect_stdout(sink):
         try:
             # ray.init replaces the handler of SIGTERM, with which a run is stopped.
             _connect(address)
-            signal.signal(signal.SIGTERM, handler)
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
             yield
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, handler)
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
             # Ray wrote nothing: leave no empty file.
             if not sink.tell():
                 log.unlink()

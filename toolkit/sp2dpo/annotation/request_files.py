@@ -127,6 +127,8 @@ def export_requests(
             teachers' files would have the same name, or another file is in the way.
         OSError: If the folder does not exist or cannot be written to.
     """
+    if per_file is not None and per_file < 1:
+        raise ValueError(f"per_file must be at least 1, not {per_file}")
     panel, out = panel if isinstance(panel, Panel) else load_panel(Path(panel)), Path(out)
     with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)

@@ -46,13 +46,22 @@ def serve_teacher(
 
     async def work(stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
-            opening = stack.enter_async_context(open_servers(teacher, log=path, say=report))
+            opening = stack.enter_async_context(
+                open_servers(
+                    teacher,
+                    log=path,
+                    say=report,
+                    # A server runs code that is not ours: it must not see any teacher's API key.
+                    hidden_variables=panel.api_key_variables,
+                )
+            )
             # Starting a server may take half an hour; an interrupt must not wait for it.
             servers = await wait_unless_stopped(stop, opening)
             if servers is None:
                 return
+            logs = path.with_name(f"{path.stem}*{path.suffix}")
             for url in servers.urls:
-                report(f"{name} is served at {url}; logs: {path.stem}*{path.suffix}")
+                report(f"{name} is served at {url}; logs: {logs}")
             await wait_unless_stopped(stop, servers.watch())
 
     run_interruptible(work, say=lambda _: report(f"stopping {name}"))

@@ -239,9 +239,9 @@ def compute_betas(
     # Weights follow all changes of `keep`: their mean is 1 over the pairs that are trained on.
     if isinstance(arm.weight, Madpo):
         table = _with_values(table, "weight", arm.weight.values)
-    elif arm.weight is not None:
+    elif arm.weight is not None and table["keep"].any():
         table = table.with_columns(weight=arm.weight.values(table))
-    if isinstance(arm.margin, GapMargin):
+    if isinstance(arm.margin, GapMargin) and table["keep"].any():
         table = table.with_columns(margin=arm.margin.values(table))
     # A mean over no kept pair is undefined.
     # Last, because weights are computed from the schedule's own betas.

@@ -94,7 +94,7 @@ def read_betas(path: Path | str) -> BetaTable:
             origin["annotations"],
         )
         table = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` writes one") from error
     added = [name for name in OPTIONAL if name in table.columns]
     if tuple(table.columns[: len(REQUIRED)]) != REQUIRED or len(table.columns) > len(

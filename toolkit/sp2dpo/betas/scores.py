@@ -90,7 +90,9 @@ def _check(table: pl.DataFrame, path: Path) -> None:
             f"{path}: {len(bad)} of {len(table)} reward margins are not numbers from -1e4 to 1e4, "
             f"the first is {value} (pair {str(pair_id)[:12]})"
         )
-    twice = table.filter(pl.col("pair_id").is_duplicated() | pl.col("pair_id").is_null())
+    if nulls := table["pair_id"].null_count():
+        raise ValueError(f"{path}: {nulls} of {len(table)} rows have no pair_id")
+    twice = table.filter(pl.col("pair_id").is_duplicated())
     if len(twice):
         raise ValueError(f"{path}: pair {str(twice['pair_id'][0])[:12]} is scored more than once")
     if table.is_empty():

@@ -234,6 +234,4 @@ def _escape(text: str) -> str:
 def _traceback() -> str:
     import traceback
 
-    from sp2dpo.text import redact
-
-    return redact(traceback.format_exc().rstrip())
+    return _escape(traceback.format_exc().rstrip())

@@ -106,6 +106,11 @@ class Panel:
             ],
         )
 
+    @property
+    def api_key_variables(self) -> list[str]:
+        """Names of the environment variables that hold the teachers' API keys."""
+        return [teacher.api_key_env for teacher in self.teachers if teacher.api_key_env]
+
     def questions(self) -> int:
         """Number of questions per pair and teacher under a full budget."""
         # The number of orders is the same for every pair, so any id will do.
@@ -172,7 +177,7 @@ class PanelConfig(Settings):
     def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:
         # An invalid budget is not in `data` and reports itself.
         # pydantic does not validate defaults, so this runs only if the file gives a tolerance.
-        if "budget" in info.data and info.data["budget"] is None:
+        if "budget" in info.data and info.data["budget"] != "adaptive":
             raise ValueError("tolerance requires `budget: adaptive`")
         return float(tolerance)
 

@@ -79,7 +79,7 @@ def trace_rows(
     elif commit:
         revision = commit[1]
     manifest = _read_manifest(source, revision)
-    facts = json.loads(manifest) if manifest else {}
+    facts = _parse_manifest(manifest) if manifest else {}
     names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
     # Values and not files, so that equal columns in other Parquet files have the same hash.
     content = json.dumps([dataset[name][:] for name in names])
@@ -93,6 +93,15 @@ def trace_rows(
         manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest else None,
         columns_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
+
+
+def _parse_manifest(text: bytes) -> dict[str, Any]:
+    """Return the keys of a manifest; none if it cannot be read, since the run does not need it."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _read_manifest(source: str, revision: str | None) -> bytes | None:
