@@ -13,7 +13,9 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # How many processes share the tests; the tests of one file stay together. Processes often wait for
 # a server, so there may be more of them than cores.
 JOBS ?= 3
-PYTEST = -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# The slow tests kill and count on time: on two cores, three processes disturb one another.
+SLOW_JOBS ?= 2
+PYTEST = -m pytest --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -35,10 +37,10 @@ check: $(VENV)/.dev  ## Lint, check formats and types
 test test-slow test-oldest-trl: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.dev  ## Install, and run the quick tests
-	$(VENV)/bin/python $(PYTEST) -m "not services and not slow"
+	$(VENV)/bin/python $(PYTEST) -n $(JOBS) -m "not services and not slow"
 
 test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill loops, engines, Ray
-	$(VENV)/bin/python $(PYTEST) -m slow
+	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m slow
 
 test-all: test test-slow test-oldest-trl test-services  ## Run every test
 

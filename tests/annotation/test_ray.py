@@ -29,6 +29,7 @@ def files(tmp_path):
         pairs = write_pairs(tmp_path / "pairs.jsonl", 60)
         panel = tmp_path / "panel.yaml"
         store = tmp_path / "run.sqlite"
+        messages = tmp_path / "messages.txt"
 
         def annotate(self, url, address, **teacher_keys):
             write_panel(self.panel, url, **teacher_keys)
@@ -56,16 +57,21 @@ def files(tmp_path):
 
 
 def test_a_killed_node_loses_nothing_and_nothing_is_stored_twice(cluster, scripted, files):
-    """About 20 s; a node joins again afterwards, and takes part."""
+    """About 30 s; a node joins again afterwards."""
     cluster.tell("add")
-    teacher = scripted(delay=0.1)
-    with started(files.annotate(teacher.url, cluster.address, max_in_flight=4)) as running:
-        until(lambda: len(teacher.requests) > 40, running)
+    # Slow enough for the second node, which may take seconds to start, to join before the end.
+    teacher = scripted(delay=0.5)
+    command = files.annotate(teacher.url, cluster.address, max_in_flight=4)
+    with files.messages.open("w") as messages, started(command, stderr=messages) as running:
+        until(lambda: "2 in all" in files.messages.read_text(), running)
+        joined = len(teacher.requests)
+        until(lambda: len(teacher.requests) > joined + 8, running)
         cluster.tell("kill")
-        until(lambda: len(teacher.requests) > 70, running)
+        until(lambda: "lost node" in files.messages.read_text(), running)
         cluster.tell("add")
-        output, error = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=120)
     cluster.tell("kill")
+    error = files.messages.read_text()
     assert running.returncode == 0, error
     assert "180 asked for = 180 kept + 0 refused + 0 pending" in output
     assert files.keys() == files.all_keys()

@@ -35,11 +35,10 @@ def clustered():
 
 
 @contextmanager
-def started(command):
+def started(command, stderr=subprocess.PIPE):
     with subprocess.Popen(
-        [*COMMAND, *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as running:  # fmt: skip
+        [*COMMAND, *map(str, command)], stdout=subprocess.PIPE, stderr=stderr, text=True
+    ) as running:
         try:
             yield running
         finally:
