@@ -324,6 +324,7 @@ def test_no_file_name_steers_the_terminal(demo, tmp_path):
         fail("schedule", *store, "--schedule", tmp_path / "no\x1b[2J.yaml", "--out", odd),
         fail("report", *store, "--betas", tmp_path, "--out", tmp_path / "\x1b[2J", code=2),
         fail("annotate", "--panel", odd, "--store", tmp_path / "\x1b[2J", code=1),
+        run("--debug", "status", "--store", tmp_path / "\x1b[2J").stderr,
     ):
         assert "\x1b" not in output
     assert "\\u001b[2J" in output

@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sp2dpo.training.provenance import trace_rows
 from sp2dpo.training.run_config import compose, single_config, take_configs
 from support.harness import ROOT, recipe
 from support.training import BETAS, conversations
@@ -62,6 +63,14 @@ def test_configs_are_taken_in_order_wherever_they_stand():
     for arguments in (["--config"], ["--config", "--x"]):
         with pytest.raises(ValueError, match="--config takes a file"):
             take_configs(arguments)
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", "7", "{"])
+def test_a_manifest_that_is_not_readable_does_not_end_a_finished_training(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    rows = Dataset.from_dict({"pair_id": ["a"], "beta": [0.1]})
+    origin = trace_rows(str(tmp_path), None, rows, ["beta"])
+    assert (origin.schedule, origin.arm, origin.manifest_sha256) == (None, None, None)
 
 
 @pytest.mark.parametrize(

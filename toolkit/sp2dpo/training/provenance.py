@@ -79,7 +79,7 @@ def trace_rows(
     elif commit:
         revision = commit[1]
     manifest = _read_manifest(source, revision)
-    facts = _parse_manifest(manifest) if manifest else {}
+    facts = _parse_manifest(manifest) if manifest else None
     names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
     # Values and not files, so that equal columns in other Parquet files have the same hash.
     content = json.dumps([dataset[name][:] for name in names])
@@ -87,21 +87,21 @@ def trace_rows(
         dataset=display_name(source),
         revision=revision,
         pair_columns=list(columns),
-        schedule=facts.get("schedule"),
-        arm=facts.get("arm") or None,
+        schedule=facts.get("schedule") if facts else None,
+        arm=(facts.get("arm") or None) if facts else None,
         # Of the file's bytes, so that `sha256sum manifest.json` gives the same hash.
-        manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest else None,
+        manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest and facts else None,
         columns_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
 
 
-def _parse_manifest(text: bytes) -> dict[str, Any]:
-    """Return the keys of a manifest; none if it cannot be read, since the run does not need it."""
+def _parse_manifest(text: bytes) -> dict[str, Any] | None:
+    """Return the keys of a manifest; None if it is not readable, since no result depends on it."""
     try:
         values = json.loads(text)
     except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _read_manifest(source: str, revision: str | None) -> bytes | None:
