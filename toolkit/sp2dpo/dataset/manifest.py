@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from sp2dpo.betas.formulas import Formulas
 from sp2dpo.settings import format_path
 from sp2dpo.store.corpus import SourceSummary
+from sp2dpo.store.store import StoredTeacher
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -59,23 +60,15 @@ class RowCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherFacts:
-    """A teacher whose replies are in a data set.
+class TeacherFacts(StoredTeacher):
+    """A teacher whose replies are in a data set; the other attributes are those of the store.
 
     Attributes:
-        name: Name of the teacher.
-        model: Name of the model.
-        revision: Revision of the model; None if not stated.
-        sampling: Sampling parameters of every request.
         kept: Number of questions with a kept reply.
         refused: Number of questions whose last reply was refused, by reason.
         license: Licence of the model; None if not stated.
     """
 
-    name: str
-    model: str
-    revision: str | None
-    sampling: dict[str, Any]
     kept: int
     refused: dict[str, int]
     license: str | None
