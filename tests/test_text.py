@@ -1,10 +1,21 @@
-"""What reaches a terminal cannot steer it, reorder it or hide in it."""
+"""What reaches a terminal or a model cannot steer it, reorder it or hide in it."""
 
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sp2dpo.text import HIDDEN, count_noun, escape_controls, format_table, redact, shorten
+from sp2dpo.text import (
+    HIDDEN,
+    count_noun,
+    escape_controls,
+    format_table,
+    has_chat_marks,
+    redact,
+    shorten,
+    split_chat_marks,
+)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +149,79 @@ def test_what_looks_like_a_token_is_hidden_and_nothing_else(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "short")  # too short to replace: it would hide ordinary words
     text = "short hf_abcdefgh12 api_org_abcdefgh12 hf_abc shelf_abcdefgh12"
     assert redact(text) == f"short {HIDDEN} {HIDDEN} hf_abc shelf_abcdefgh12"
+
+
+MARKS = [
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|object_ref_start|>"),  # Qwen
+    *("<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<|header_start|>"),  # Llama
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>", "<unk>", "<pad>"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[THINK]"),
+    *("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<unused12>"),
+    *("<|turn>", "<turn|>", "<|channel>", "<channel|>", '<|"|>', "<tool_call|>"),  # Gemma 4
+    *("<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>"),  # gpt-oss
+    *("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜tool▁calls▁begin｜>", "｜DSML｜"),  # DeepSeek
+    *("<think>", "</think>", "<tool_call>", "</tool_response>", "<arg_key>", "[gMASK]", "<sop>"),
+    *("<|START_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "[|endofturn|]", "<seed:bos>", "]~b]", "[e~["),
+    *("<SPECIAL_12>", "<extra_id_1>", "<reserved_106>", "<longcat_user>", "<fim_prefix>", "[EOT]"),
+    *(
+        "＜|im_start|＞",
+        "［INST］",
+        "＜／s＞",
+        "<|IM_START|>",
+        "[inst]",
+        "<End_Of_Turn>",
+        "/nothink",
+    ),
+]
+ORDINARY = [
+    "a < b and c > d",
+    "x |> f <| y",
+    "List<S>, Vec<T>, Foo<A|B>",
+    "<div><p>5 <b>bold</b></p></div>",
+    "x[i], a[mask], [1], [x](http://a.b)",
+    "a || b > c; f <$> x <|> y; 1 << 3 >> 2; cat << EOF >> file",
+    "| a | b |\n|---|---|",
+    "<start_date> to <end_date>",
+    "東京｜大阪｜京都, ＜注＞",
+    "Think of the end of the turn, the system prompt and /think.",
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_chat_mark_is_split_wherever_it_stands(mark):
+    for text in (mark, f"a{mark}b", mark + mark, f"<{mark}>", f"[{mark}]", mark[:2] + mark):
+        assert has_chat_marks(text)
+        split = split_chat_marks(text)
+        assert mark not in split
+        assert not has_chat_marks(split)
+        assert split.replace(" ", "") == text
+
+
+def test_a_split_mark_reads_like_the_mark():
+    text = "<|im_start|>system [/INST] <<SYS>> </s> <turn|> <｜User｜>"
+    split = "<| im_start|>system [ /INST] << SYS>> < /s> < turn|> <｜ User｜>"
+    assert split_chat_marks(text) == split
+
+
+@pytest.mark.parametrize("text", ["", *ORDINARY])
+def test_text_without_chat_marks_stays(text):
+    assert not has_chat_marks(text)
+    assert split_chat_marks(text) == text
+
+
+PIECES = [*MARKS, *ORDINARY, *"<>|[]/~! \n｜＜", "im_start", "INST", "SYS", "s", "turn", "think"]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join) | st.text())
+def test_no_mark_remains_after_marks_were_split_and_nothing_but_spaces_is_added(text):
+    split = split_chat_marks(text)
+    assert not any(mark in split for mark in MARKS)
+    assert not has_chat_marks(split)
+    assert split_chat_marks(split) == split
+    assert (split == text) == (not has_chat_marks(text))
+    assert split.replace(" ", "") == text.replace(" ", "")
+
+
+def test_long_texts_of_brackets_are_searched_in_linear_time():
+    for piece in ("<", "<|", "[", "<a", "<|a "):
+        assert not has_chat_marks(piece * 20_000)

@@ -1,4 +1,4 @@
-"""Format text for a terminal: escape controls, align tables, format numbers, hide tokens."""
+"""Format text for a terminal and for models: escape controls, split chat marks, hide tokens."""
 
 import json
 import logging
@@ -6,8 +6,10 @@ import os
 import re
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 # C0 and C1 controls except newline and tab, unpaired surrogates, and characters that reorder or
@@ -27,6 +29,71 @@ def escape_controls(text: str) -> str:
 
 def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
+
+
+# Control tokens of chat templates and tokenizers. The text before each `(?=` is where a mark is
+# split. Names that are ordinary words or tags elsewhere count in their exact case only.
+_MARKS = (
+    # <|im_start|>, <|turn>, <turn|> and, with other bars, DeepSeek's, whose names hold blanks
+    r"<\|(?=(?!\s|\|*>)[^<>\n]{1,100}>)",
+    r"<(?=[^<>|\s][^<>\s]{0,99}\|>)",
+    r"\[\|(?=[^\[\]|\s]{1,100}\|\])",
+    r"\|(?=DSML\|)",
+    # <s>, <bos>, <start_of_turn>, <think>, <tool_call>, <unused7>, <fim_prefix>
+    r"<(?=/?(?:s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT)>)",
+    r"<(?=/?(?i:bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
+    r"|(?:bos|eos|eop|mask)_token|mask:\d+|(?:tokens_)?unused_?\d+|(?:reserved|special|extra_id)_\d+"
+    r"|(?:start|begin|end)_of_[a-z_]+|(?:start|end)_function_[a-z]+|no_?think|think(?:ing)?|thought"
+    r"|tools?(?:_[a-z]+)*|toolcalls?|available_tools|functions?(?:_(?:calls?|response))?"
+    r"|arg_(?:key|value)|scratch_pad|escape|fim_[a-z]+|file_?(?:name|_sep)|repo_?name|gh_stars"
+    r"|(?:jupyter|issue|commit)_[a-z_]+|empty_output|(?:image|audio)_soft_token|global-img"
+    r"|fake_token_around_image|row_\d+_col_\d+|longcat_[a-z_]+|(?:seed|minimax):[a-z_]+"
+    r")>)",
+    # <<SYS>>, [INST], [/INST], [TOOL_CALLS], [gMASK], [EOT]
+    r"<<(?=/?(?i:sys)>>)",
+    r">>(?=[A-Z][A-Z_]*<<)",
+    r"\[(?=/?(?i:inst|system_prompt|tool_(?:calls|results|content)|available_tools|model_settings"
+    r"|[gs]mask|(?:start|end)_header_id|extra_id_\d+|control_\d+|img_(?:break|end)|begin_audio"
+    r"|streaming_pad|call_id)\])",
+    r"\[(?=/?(?:BOS|EOS|EOT|PAD|UNK|CLS|SEP|MASK|IMG|AUDIO|ARGS|THINK|TRANSCRIBE|PREFIX|MIDDLE"
+    r"|SUFFIX)\])",
+    # MiniMax: ]~b], ]~!b[, [e~[; GLM and Qwen read these words as switches
+    r"\](?=[~!]!?[a-z]~?[\[\]])",
+    r"\[(?=[a-z]~\[)",
+    r"/(?=no_?think)",
+)
+_MARK = re.compile("|".join(_MARKS))
+
+
+def has_chat_marks(text: str) -> bool:
+    """Return whether the text contains control tokens of chat templates; see `split_chat_marks`."""
+    return _MARK.search(_fold(text)) is not None
+
+
+def split_chat_marks(text: str) -> str:
+    """Return the text with a space in every control token, such as `<| im_start|>` or `[ INST]`.
+
+    Tokenizers read `<|im_start|>`, `[INST]` or `<end_of_turn>` in a message as the end or the start
+    of a turn. With a space, they read ordinary text, and people still read the mark. A text without
+    marks is returned unchanged.
+    """
+    while ends := [match.end() for match in _MARK.finditer(_fold(text))]:
+        bounds = [0, *ends, len(text)]
+        text = " ".join(text[start:end] for start, end in pairwise(bounds))
+    return text
+
+
+def _fold(text: str) -> str:
+    """Return the text with full-width forms as ASCII; every character keeps its position."""
+    if text.isascii():
+        return text
+    # DeepSeek's marks have full-width bars, and tokenizers with NFKC fold all such forms.
+    folded = {
+        ord(char): plain
+        for char in set(text)
+        if not char.isascii() and len(plain := unicodedata.normalize("NFKC", char)) == 1
+    }
+    return text.translate(folded)
 
 
 def one_line(value: object) -> str:
