@@ -105,15 +105,26 @@ def test_a_missing_shard_is_said_and_can_be_added_later(shards):
         left = store.questions.pair_count() * 6
     assert "missing: shard 1/3" in output
     assert f"72 asked for = {72 - left} kept + 0 refused + {left} pending" in output
-    assert f"{left} new replies of 1 store\n" in succeed(
-        "merge", "--out", shards.out, shards.paths[1]
-    )
+    output = succeed("merge", "--out", shards.out, shards.paths[1])
+    assert f"{left} new replies of 1 store\n" in output
+    assert "missing: shard" not in output
     assert merge_stores(shards.out, shards.paths).added == 0
 
 
 def test_a_merged_store_may_be_merged_again(shards, tmp_path):
-    merge_stores(tmp_path / "two.sqlite", shards.paths[:2])
-    assert merge_stores(shards.out, [shards.paths[2], tmp_path / "two.sqlite"]).added == 72
+    two = merge_stores(tmp_path / "two.sqlite", shards.paths[:2])
+    assert two.missing == (Shard(index=2, total=3),)
+    three = merge_stores(shards.out, [shards.paths[2], tmp_path / "two.sqlite"])
+    assert (three.added, three.missing) == (72, ())
+
+
+def test_a_conflict_with_the_merged_store_names_the_shard(shards):
+    merge_stores(shards.out, shards.paths)
+    with closing(sqlite3.connect(shards.paths[1])) as database, database:
+        database.execute("UPDATE replies SET magnitude = magnitude + 1")
+    error = fail("merge", "--out", shards.out, shards.paths[1])
+    assert f"{shards.paths[1]}: another store holds a different reply" in error
+    assert ".gathered" not in error
 
 
 def test_attempts_and_settled_pairs_are_merged_too(shards, new_store):

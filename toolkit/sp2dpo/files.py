@@ -1,5 +1,6 @@
 """Read JSON Lines, write files atomically, and keep a journal of a run that can be interrupted."""
 
+import fcntl
 import gzip
 import json
 import os
@@ -7,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # All types that json.loads returns, except dict.
 _JSON_TYPES = {
@@ -126,9 +127,26 @@ def refuse_duplicate_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_parent(path: Path) -> None:
-    """Raise FileNotFoundError if the folder of a file does not exist."""
+    """Raise FileNotFoundError if the folder does not exist, or the file is a dead link."""
+    # `exists` is also false for links that form a loop.
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: a symbolic link to {path.readlink()}, which does not exist: remove the link, "
+            "or name the file itself"
+        )
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+
+
+def lock_exclusively(file: IO[Any]) -> None:
+    """Lock an open file against other processes that lock it, under whatever name they open it.
+
+    The system releases the lock when the file is closed or the process ends.
+
+    Raises:
+        BlockingIOError: If another process holds the lock.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
@@ -153,7 +171,7 @@ class Journal:
 
     The first line, the head, has the settings that define the run. If the last line is incomplete
     because the process was killed, it is removed. If two lines have the same key, the later one
-    counts.
+    counts. The file is locked while the journal is open, because two runs would do the same work.
 
     Args:
         path: File to read and append to; created if it does not exist.
@@ -163,14 +181,32 @@ class Journal:
         lines: The latest line with each key, by key.
 
     Raises:
-        ValueError: If the file has results under another head, or is not a journal.
+        ValueError: If the file has results under another head, is not a journal, or another
+            process has it open.
         OSError: If the file cannot be read or written.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
-        content = path.read_bytes() if path.exists() else b""
+        check_parent(path)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._open(head)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, head: Mapping[str, Any]) -> None:
+        """Lock the file, read its lines, and write the head if it has none."""
+        try:
+            lock_exclusively(self._file)
+        except BlockingIOError:
+            raise ValueError(
+                f"{self.path}: another process is writing to this file; wait for it, stop it, or "
+                "name another folder"
+            ) from None
+        content = self.path.read_bytes()
         recorded = self._read(content)
         # The head as JSON returns it: tuples become lists, and keys become text.
         if recorded is not None and recorded != json.loads(json.dumps(head)):
@@ -179,17 +215,13 @@ class Journal:
             )
             if self.lines:
                 raise ValueError(
-                    f"{path} was started with another {', '.join(differs)}: run with the same "
+                    f"{self.path} was started with another {', '.join(differs)}: run with the same "
                     "settings as before, or name another folder"
                 )
             # An earlier run without results is discarded, so that settings may change.
-            path.write_bytes(b"")
             recorded, content = None, b""
         # Remove an incomplete line only after checking that the file belongs to this run.
-        if not content.endswith(b"\n"):
-            with path.open("ab") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
+        self._file.truncate(content.rfind(b"\n") + 1)
         if recorded is None:
             self._write(dict(head))
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from sp2dpo.inference.endpoint import Price
 from sp2dpo.panel.panel import TeacherRecord
+from sp2dpo.store.database import lock_path
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
 from sp2dpo.store.usage import Slice, Usage, recent_usage, sum_usage
@@ -192,7 +193,7 @@ def find_annotating_process(path: Path) -> int | None:
         path: path of the store.
     """
     try:
-        with path.with_name(f"{path.name}.lock").open() as lock:
+        with lock_path(path).open() as lock:
             pid = int(lock.read())
             return pid if _is_running(pid) and _holds_lock(pid, lock) else None
     except (FileNotFoundError, PermissionError, ValueError):

@@ -1,13 +1,12 @@
 """Open the SQLite file of a store: its schema, write lock and transactions."""
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sp2dpo.files import check_parent
+from sp2dpo.files import check_parent, lock_exclusively
 
 _APPLICATION_ID = 0x53503244  # "SP2D"
 _FORMAT = 2
@@ -89,12 +88,21 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """Open the file of a store for reading or writing; `write` creates it if it does not exist.
 
     Raises:
-        ValueError: If the file is not a store, or has another format.
-        OSError: If the folder does not exist, or the file does not exist and `write` is not set.
+        ValueError: If the file is not a store, has another format, or is to be written and has
+            several names.
+        OSError: If the folder does not exist, the file is a link to nothing, or it does not exist
+            and `write` is not set.
     """
+    check_parent(path)
     if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` creates one")
-    check_parent(path)
+    # SQLite derives the name of the write-ahead log from the name under which a file is opened.
+    # Links to the file do not matter, because it follows them first.
+    if write and path.is_file() and path.stat().st_nlink > 1:
+        raise ValueError(
+            f"{path}: the file has {path.stat().st_nlink} names (hard links), and writing under "
+            "two of them would damage it: copy it with `cp`, and use the copy"
+        )
     # As a URI, which can state the mode; `as_uri` escapes characters such as `?` in the path.
     address = f"{path.absolute().as_uri()}?mode={'rwc' if write else _read_mode(path)}"
     # isolation_level: transactions are explicit; the module would begin some by itself.
@@ -121,8 +129,9 @@ def _read_mode(path: Path) -> str:
     """Return the SQLite mode in which a file can be opened for reading."""
     # SQLite cannot create its lock files in a folder without write permission, except in immutable
     # mode, which is safe only if there is no write-ahead log.
-    log = path.with_name(f"{path.name}-wal")
-    settled = not os.access(path.absolute().parent, os.W_OK) and not log.exists()
+    file = path.resolve()  # the log is beside the file itself, not beside a link to it
+    log = file.with_name(f"{file.name}-wal")
+    settled = not os.access(file.parent, os.W_OK) and not log.exists()
     return "ro&immutable=1" if settled else "ro"
 
 
@@ -155,21 +164,27 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
     database.execute("PRAGMA synchronous = FULL")
 
 
+def lock_path(path: Path) -> Path:
+    """Return the path of a store's lock file, which is the same for all links to the store."""
+    file = path.resolve()
+    return file.with_name(f"{file.name}.lock")
+
+
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Hold the lock that allows only one process to write to a store.
 
     Raises:
         ValueError: If another process holds the lock; the message has its process id.
-        OSError: If the folder does not exist or is not writable.
+        OSError: If the folder does not exist or is not writable, or the store is a link to nothing.
     """
     check_parent(path)
-    mark = path.with_name(f"{path.name}.lock")
+    mark = lock_path(path)
     with mark.open("a+") as lock:  # "w" would erase the process id of the current holder
         try:
             # The system releases this lock when the process ends, even if it is killed and leaves
             # the file.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(lock)
         except BlockingIOError:
             lock.seek(0)
             raise ValueError(

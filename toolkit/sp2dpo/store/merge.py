@@ -17,6 +17,8 @@ from sp2dpo.store.store import Store
 from sp2dpo.text import shorten
 
 _KEY = COLUMNS[:5]
+_SHARDS = "merged_shards"
+"""Key in `meta` of the shards whose replies a merged store has."""
 # The same reply may have arrived at another time; rubrics are compared once for each store.
 _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds", "arrived")]
 _SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
@@ -36,7 +38,8 @@ class MergeCounts:
 
     Attributes:
         added: Number of replies that the merged store did not contain before.
-        missing: If the stores are shards, all shards of the same run that were not among them.
+        missing: If the merged stores are shards, all other shards of the same run, whose replies
+            the merged store lacks.
         teachers: Counts of replies in the merged store, for each teacher of its panel.
     """
 
@@ -80,10 +83,10 @@ def merge_stores(out: str | Path, shards: Sequence[str | Path]) -> MergeCounts:
             # Gathered in another file first, so that one transaction adds all or nothing to `out`.
             with _set_aside(out) as gathered:
                 _gather(gathered, shards)
-                added = _add(out, gathered)
+                added = _add(out, gathered, shards)
     with Store(out) as store:
         teachers = tuple(count_replies(store, load_recorded_panel(store)))
-    return MergeCounts(added=added, missing=_missing_shards(shards), teachers=teachers)
+    return MergeCounts(added=added, missing=_missing_shards(out), teachers=teachers)
 
 
 def _check_names(out: Path, shards: Sequence[Path]) -> None:
@@ -180,22 +183,24 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
                     for table in _COPIED:
                         database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
                     write_meta(database, "merged", "yes")
-                _insert(database, shard)
+                _insert(database, str(shard))
         # The file records the WAL mode, in which others can read while somebody writes.
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA journal_mode = WAL")
         return _replies(database)
 
 
-def _add(out: Path, gathered: Path) -> int:
-    """Add a store's replies to another in one transaction; return the number of new replies."""
+def _add(out: Path, gathered: Path, shards: Sequence[Path]) -> int:
+    """Add the replies of shards, gathered in one store, to another; return how many are new."""
     with (
         closing(connect(out, write=True)) as database,
         _attach(database, gathered),
         transaction(database),
     ):
         before = _replies(database)
-        _insert(database, gathered)
+        if read_meta(database, _SHARDS) is None:  # merged by an earlier release: not recorded
+            write_meta(database, _SHARDS, json.dumps([""]))
+        _insert(database, ", ".join(map(str, shards)))
         return _replies(database) - before
 
 
@@ -213,7 +218,7 @@ def _attach(database: sqlite3.Connection, path: Path) -> Iterator[None]:
         database.execute("DETACH theirs")
 
 
-def _insert(database: sqlite3.Connection, path: Path) -> None:
+def _insert(database: sqlite3.Connection, name: str) -> None:
     """Insert the replies of the attached store, and shared properties that are still missing."""
     conflict = database.execute(
         'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
@@ -223,7 +228,7 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
     if conflict is not None:
         request = ", ".join(map(str, conflict[1:]))
         raise ValueError(
-            f"{path}: another store holds a different reply to pair {conflict[0]}, {request}; one "
+            f"{name}: another store holds a different reply to pair {conflict[0]}, {request}; one "
             "request has one reply: leave one of the two stores out"
         )
     # From the first store that has them: `_check_compatible` has compared the rubric, the panel and
@@ -232,6 +237,7 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
         database.execute(
             "INSERT OR IGNORE INTO main.meta SELECT * FROM theirs.meta WHERE key = ?", (key,)
         )
+    _record_shards(database)
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     # A store may also define teachers that were on an earlier panel and never replied.
     database.execute(
@@ -253,15 +259,26 @@ def _insert(database: sqlite3.Connection, path: Path) -> None:
     )
 
 
-def _missing_shards(shards: Sequence[Path]) -> tuple[Shard, ...]:
-    shards_seen = []
-    for path in shards:
-        with Store(path) as store:
-            shards_seen.append(store.questions.shard())
+def _record_shards(database: sqlite3.Connection) -> None:
+    """Record the shard of the attached store, or the shards that were merged into it."""
+    theirs = database.execute("SELECT value FROM theirs.meta WHERE key = ?", (_SHARDS,)).fetchone()
+    shard = database.execute("SELECT value FROM theirs.meta WHERE key = 'shard'").fetchone()
+    # An empty text stands for a store that is not a shard.
+    merged = json.loads(theirs[0]) if theirs else [shard[0] if shard else ""]
+    recorded = read_meta(database, _SHARDS)
+    merged = json.dumps(sorted({*merged, *json.loads(recorded or "[]")}))
+    if merged != recorded:
+        write_meta(database, _SHARDS, merged)
+
+
+def _missing_shards(out: Path) -> tuple[Shard, ...]:
+    with closing(connect(out, write=False)) as database:
+        merged = json.loads(read_meta(database, _SHARDS) or "[]")
+    present = [Shard.parse(text) for text in merged if text]
+    counts = {shard.total for shard in present}
     # If a store is not a shard, or the numbers of shards differ, it is unknown what is missing.
-    counts = {shard.total for shard in shards_seen if shard is not None}
-    if None in shards_seen or len(counts) != 1:
+    if "" in merged or len(counts) != 1:
         return ()
     (total,) = counts
-    present = {shard.index for shard in shards_seen if shard is not None}
-    return tuple(Shard(index=index, total=total) for index in range(total) if index not in present)
+    seen = {shard.index for shard in present}
+    return tuple(Shard(index=index, total=total) for index in range(total) if index not in seen)

@@ -162,7 +162,8 @@ def score_dataset(
     missing = [n for n in ("pair_id", "prompt", "chosen", "rejected") if n not in rows.column_names]
     if missing:
         raise ValueError(f"{scoring.data} has no column {', '.join(missing)}")
-    unfinished = out.with_name(f"{out.name}.unfinished")
+    # Resolved, so that two runs that name the file through different links share one journal.
+    unfinished = out.resolve().with_name(f"{out.name}.unfinished")
     with Journal(unfinished, asdict(scoring)) as journal:
         resumed = len(journal.lines)
         for pair_id, margin, fold, cut in _score(rows, journal.lines, scoring, batch_size, device):
@@ -177,7 +178,7 @@ def score_dataset(
     with atomic_write(out) as path:
         table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
     # Only now, so that a killed process leaves the scores in one of the two files.
-    unfinished.unlink()
+    unfinished.unlink(missing_ok=True)
     margins: list[float] = columns["reward_margin"]
     return ScoreSummary(
         pairs=len(margins),
