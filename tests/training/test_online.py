@@ -57,6 +57,18 @@ def test_a_batch_is_filtered_to_its_size_and_the_factor_is_by_hand():
     assert scale(torch.tensor([0.1]), -5.0).tolist() == pytest.approx([1e-3])
 
 
+@pytest.mark.parametrize(
+    ("pairs_of_batch", "mode_weight", "selected"),
+    [(5, 0.8, 1), (10, 0.9, 1), (10, 0.7, 3), (20, 0.95, 1), (5, 0.2, 4), (11, 0.2, 8)],
+)
+def test_a_share_selects_its_pairs_whatever_its_binary_digits(
+    pairs_of_batch, mode_weight, selected
+):
+    batch = torch.arange(pairs_of_batch).double()
+    scaled = beta_dpo(BetaDpoState(), batch, alpha=0.6, mode_weight=mode_weight, seed=0)
+    assert scaled.mask.sum() == selected
+
+
 def test_pairs_far_from_the_running_mean_are_left_out_most():
     state, left_out = BetaDpoState(), 0
     for number in range(200):

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 
-from sp2dpo.training.columns import PAIR_COLUMNS
+from sp2dpo.training.columns import PAIR_COLUMNS, PairCollator
 from sp2dpo.training.losses import LOSSES, OF_Z, SORTING, LogRatios, Pairwise, accepted_columns
 from sp2dpo.training.trainer import PairDPOConfig
 from support.harness import ROOT
@@ -171,19 +171,55 @@ def test_a_trainer_with_another_loss_is_found_out(model_dir, tmp_path):
     [
         (
             {"weight": [*[1.0] * 7, -0.1]},
-            "1 of 8 values of weight .* not finite numbers, 0 or more",
+            "1 of 8 values of weight .* not finite float32 numbers, 0 or more",
         ),
         (
             {"margin": [*[1.0] * 7, math.inf]},
             "1 of 8 values of margin .* the first is inf in row 7",
         ),
         ({"label_smoothing": [0.5] * 8}, "8 of 8 values of label_smoothing .* below 0.5"),
+        ({"weight": [1e300, *[1.0] * 7]}, "1 of 8 values of weight .* the first is 1e[+]300"),
+        ({"weight": [*[1.0] * 7, 1e-60]}, "1 of 8 values of weight .* the first is 1e-60"),
+        ({"margin": [0.0, -1e39, *[1.0] * 6]}, "1 of 8 values of margin .* the first is -1e[+]39"),
         ({"weight": [None, *[1.0] * 7]}, "1 of 8 rows .* have no weight, the first is row 0"),
     ],
 )
 def test_values_that_break_their_rule_are_refused(tmp_path, columns, message):
     with pytest.raises(ValueError, match=message):
         make("no-such-model", tmp_path, pairs(**columns), pair_columns=[*columns])
+
+
+@pytest.mark.parametrize("z", [-1e4, -300.0, -120.0, -88.0, 0.0, 3.0, 120.0])
+def test_discopop_is_finite_for_every_margin(z):
+    difference = torch.tensor([z], requires_grad=True)
+    ratios = LogRatios(
+        chosen=difference, rejected=torch.zeros(1), chosen_length=torch.ones(1),
+        rejected_length=torch.ones(1),
+    )  # fmt: skip
+    one, none = torch.ones(1), torch.zeros(1)
+    loss = LOSSES["discopop"](
+        ratios, Pairwise(beta=one, margin=none, label_smoothing=none, tau=0.05)
+    )
+    loss.sum().backward()
+    blend = 1 / (1 + math.exp(-z / 0.05)) if z > -30 else 0.0
+    by_hand = math.log1p(math.exp(-z)) * (1 - blend) if z > -700 else -z
+    by_hand += blend * math.exp(-z) if blend else 0.0
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5, abs=1e-30)
+    assert torch.isfinite(difference.grad).all()
+
+
+@pytest.mark.parametrize("value", [0.5, 0.7, -0.1, math.nan])
+def test_a_label_smoothing_for_all_pairs_has_the_limits_of_the_column(tmp_path, value):
+    with pytest.raises(ValueError, match=f"label_smoothing must be .* below 0.5, not {value}"):
+        PairDPOConfig(**settings(tmp_path, label_smoothing=value))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-46, 1e-300])
+def test_exo_refuses_the_smoothing_of_a_stream_that_is_0_in_float32(eps):
+    collator = PairCollator(lambda rows: {}, ("label_smoothing",), exo=True)
+    with pytest.raises(ValueError, match="exo_pair needs a label_smoothing above 0"):
+        collator([{"label_smoothing": 0.1}, {"label_smoothing": eps}])
+    assert PairCollator(lambda rows: {}, ("label_smoothing",))([{"label_smoothing": eps}])
 
 
 def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):

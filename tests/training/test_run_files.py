@@ -240,9 +240,14 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
         (["--vary", "beta=1,,2"], "--vary takes KEY=VALUE"),
         (["--arm", "nowhere.yaml"], "nowhere.yaml"),
         (["--vary", "beta=1,1"], "two runs have the same name"),
+        (["--arm", "sweep.yaml"], "a run cannot be named sweep"),
+        (["--arm", "reference.yaml"], "a run cannot be named reference"),
     ],
 )
-def test_a_sweep_of_nothing_is_refused(tmp_path, capsys, arguments, message):
+def test_a_sweep_of_nothing_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sweep.yaml", "reference.yaml"):
+        Path(name).write_text("seed: 1\n")
     words = ["--out", tmp_path, "--config", DPO / "tiny-demo.yaml", *arguments]
     assert recipe("sweep").main([str(word) for word in words]) == 2
     error = capsys.readouterr().err

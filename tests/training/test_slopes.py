@@ -49,6 +49,24 @@ def test_shares_are_of_all_pairs_since_the_last_log():
     assert slopes.metrics() == {}
 
 
+@pytest.mark.parametrize(
+    ("run", "shown"),
+    [
+        ({"loss_type": ["sigmoid_norm"]}, True),
+        ({"loss_type": ["ipo"]}, False),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, False),
+        ({"label_smoothing": 0.1}, False),
+    ],
+)
+def test_an_inversion_is_logged_only_where_its_formula_holds(model_dir, tmp_path, run, shown):
+    trainer = make(model_dir, tmp_path, Dataset.from_dict(PAIRS | {"beta": BETAS}), **run)
+    slopes = trainer._gradients["train"]
+    assert slopes.inverts_at == (pytest.approx(inversion(0.03, 0.3)) if shown else None)
+    ones = torch.ones(2).double()
+    slopes.add(beta=ones, margin=20 * ones, weight=ones, slope=ones, category=-ones)
+    assert slopes.metrics().get("pairs/inverted") == (1.0 if shown else None)
+
+
 def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
     text, names = Value("string"), ["safety", "style", "none"]
     features = Features(dict.fromkeys(PAIRS, text) | {

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -386,11 +388,23 @@ def test_a_beta_that_is_no_number_above_0_is_refused(tmp_path, value, shown, mis
     betas = [value] * 8 if isinstance(value, (str, bool)) else [0.1, 0.2, *[value] * 6]
     first = betas.index(value)
     message = (
-        f"{8 - first} of 8 betas in the train data set are not finite numbers above 0, the first is"
-        f" {shown} in row {first}"
+        f"{8 - first} of 8 betas in the train data set are not finite float32 numbers above 0,"
+        f" the first is {shown} in row {first}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):  # before the model is looked for
         make("no-such-model", tmp_path, pairs(beta=betas), missing_values=missing_values)
+
+
+def test_betas_of_other_numeric_types_are_the_same_numbers(model_dir, tmp_path):
+    for kind in (pa.decimal128(6, 3), pa.float32(), pa.float64()):
+        column = pa.array([Decimal(str(beta)) for beta in BETAS]).cast(kind)
+        data = Dataset(pa.table(PAIRS | {"beta": column}))
+        trainer = make(model_dir, tmp_path, data)
+        assert trainer.train_dataset["beta"][:] == pytest.approx(BETAS)
+        batch = trainer.data_collator([trainer.train_dataset[0]])
+        assert batch["beta"].tolist() == pytest.approx(BETAS[:1])
+    whole = make(model_dir, tmp_path, Dataset(pa.table(PAIRS | {"beta": pa.array([1] * 8)})))
+    assert whole.data_collator([whole.train_dataset[0]])["beta"].tolist() == [1.0]
 
 
 def test_a_column_that_is_named_must_be_in_every_data_set(tmp_path):

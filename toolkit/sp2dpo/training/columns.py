@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 from accelerate.logging import get_logger
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from sp2dpo.settings import did_you_mean
 
@@ -36,11 +37,13 @@ class ColumnRule:
     neutral: float | None
 
 
+# The loss is float32: a smaller number would lose digits or become 0, a larger one infinite.
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
 def is_beta(value: Any) -> bool:
     """Return whether a value is a positive number that float32 can represent."""
-    # The loss is float32: a smaller number would lose digits or become 0, a larger one infinite.
-    limits = torch.finfo(torch.float32)
-    return _is_number(value) and limits.tiny <= value <= limits.max
+    return _is_number(value) and SMALLEST <= value <= LARGEST
 
 
 def _is_number(value: Any) -> bool:
@@ -49,13 +52,18 @@ def _is_number(value: Any) -> bool:
 
 
 RULES: Mapping[str, ColumnRule] = {
-    "beta": ColumnRule(is_legal=is_beta, words="finite numbers above 0", neutral=None),
+    "beta": ColumnRule(is_legal=is_beta, words="finite float32 numbers above 0", neutral=None),
     "weight": ColumnRule(
-        is_legal=lambda value: math.isfinite(value) and value >= 0,
-        words="finite numbers, 0 or more",
+        is_legal=lambda value: value == 0 or is_beta(value),
+        words="finite float32 numbers, 0 or more",
         neutral=1.0,
     ),
-    "margin": ColumnRule(is_legal=math.isfinite, words="finite numbers", neutral=0.0),
+    "margin": ColumnRule(
+        # Below the smallest number, a margin is as good as 0.
+        is_legal=lambda value: abs(value) <= LARGEST,
+        words="finite float32 numbers",
+        neutral=0.0,
+    ),
     "label_smoothing": ColumnRule(
         # At 0.5 a label says nothing, and robust DPO divides by 1 - 2 eps.
         is_legal=lambda value: 0 <= value < 0.5,
@@ -75,11 +83,13 @@ class PairCollator:
         columns: Names of the columns, added as float64 tensors of shape (B,). A column is added
             whatever its values, so that all processes of a run agree on the keys of a batch.
         category: Whether to add the column `category` too, as class numbers; null becomes -1.
+        exo: Whether the loss `exo_pair` uses the column `label_smoothing`, which must be above 0.
     """
 
     inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
     columns: tuple[str, ...]
     category: bool = False
+    exo: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch; raise ValueError if an example of a stream has an illegal value."""
@@ -88,6 +98,8 @@ class PairCollator:
         for column in self.columns:
             values = [example.get(column) for example in examples]
             check_values(column, values, where)
+            if self.exo and column == "label_smoothing":
+                check_exo(values, where)
             batch[column] = torch.tensor(values, dtype=torch.float64)
         if self.category:
             # A tensor has no null; the metrics leave out negative numbers.
@@ -218,6 +230,11 @@ def fill_missing_values(
     """
     # Arrow keeps nulls, whatever format (torch, numpy) the data set was given.
     table: Any = dataset.select_columns(list(columns)).with_format("arrow")[:]
+    decimals = [column for column in columns if pa.types.is_decimal(table.column(column).type)]
+    if decimals:  # exact decimals of a database, which torch does not take
+        for column in decimals:
+            dataset = dataset.cast_column(column, Value("float64"))
+        table = dataset.select_columns(list(columns)).with_format("arrow")[:]
     values = {column: table.column(column).to_pylist() for column in columns}
     where = f"the {name} data set"
     for column in columns:
@@ -277,6 +294,18 @@ def check_values(column: str, values: list[Any], where: str, *, null_is_bad: boo
             f"{values.count(None)} of {len(values)} rows in {where} have no {column}, the first is"
             f" row {values.index(None)}: set missing_values to drop or constant"
         )
+
+
+def check_exo(values: list[float], where: str) -> None:
+    """Raise ValueError if a label smoothing is 0 in float32, because EXO takes its logarithm.
+
+    The arguments are those of `check_values`.
+    """
+    problem = _describe_bad(
+        values, lambda value: value >= SMALLEST, f"values of label_smoothing in {where} are 0"
+    )
+    if problem:
+        raise ValueError(f"{problem}: loss_type exo_pair needs a label_smoothing above 0")
 
 
 def check_log_probs(column: str, values: list[Any], where: str) -> None:

@@ -8,7 +8,13 @@ import trl
 from packaging.version import Version
 from trl import DPOConfig, DPOTrainer
 
-from sp2dpo.training.columns import MISSING_VALUES, PAIR_COLUMNS, choose_column, is_beta
+from sp2dpo.training.columns import (
+    MISSING_VALUES,
+    PAIR_COLUMNS,
+    RULES,
+    choose_column,
+    is_beta,
+)
 from sp2dpo.training.losses import LOSSES, SORTING, accepted_columns
 
 FIRST_WITH_LOG_PROBS = "1.16"
@@ -97,6 +103,12 @@ class PairDPOConfig(DPOConfig):
         choose_column(self.missing_values, MISSING_VALUES, "missing_values")
         if not is_beta(self.beta):
             raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
+        # At 0.5 a label says nothing, and above it every label counts as wrong.
+        if not RULES["label_smoothing"].is_legal(self.label_smoothing):
+            raise ValueError(
+                "label_smoothing must be a number of 0 or more, below 0.5, not"
+                f" {self.label_smoothing!r}"
+            )
         for name, most in (("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("beta_dpo_mode_weight", 0.99)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")

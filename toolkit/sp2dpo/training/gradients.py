@@ -7,7 +7,8 @@ processes.
 
     inverted   share of the pairs with D > D*, where beta_min s(-beta_min D*) = beta_max
                s(-beta_max D*): beyond D* a pair with the lowest beta has a larger slope than one
-               with the highest (10.4 nats for SP2DPO's 0.03 and 0.3)
+               with the highest (10.4 nats for SP2DPO's 0.03 and 0.3). For `sigmoid_norm`, D is the
+               difference per token. Other losses, and label smoothing, have other slopes: no share
     saturated  share of the pairs whose slope is below 1 % of w_i beta_i / 2, the slope of
                -log s(z) at z = 0 (our choice)
 """
@@ -52,21 +53,26 @@ class GradientMetrics:
     Args:
         betas: Betas of the data set; empty if they are not known in advance.
         categories: Names of the categories; empty if the data set has none.
+        inverts: Whether the slope of the loss is beta s(-beta D), for which D* is defined.
 
     Attributes:
         edges: Values between the deciles, (9,); None if the betas are all equal or not known.
-        inverts_at: The margin D* in nats; infinite if `edges` is None.
+        inverts_at: The margin D* in nats; infinite if `edges` is None, and None if the loss has
+            other slopes.
         categories: Names of the categories.
     """
 
-    def __init__(self, betas: Sequence[float], categories: Sequence[str]) -> None:
+    def __init__(
+        self, betas: Sequence[float], categories: Sequence[str], *, inverts: bool = True
+    ) -> None:
         self.edges: torch.Tensor | None = None
-        self.inverts_at = math.inf
+        self.inverts_at = math.inf if inverts else None
         if betas and min(betas) < max(betas):
             shares = torch.arange(1, DECILES, dtype=torch.float64) / DECILES
             step = max(1, len(betas) // 10**6)  # torch.quantile takes at most 16 million values
             self.edges = torch.quantile(torch.tensor(betas, dtype=torch.float64)[::step], shares)
-            self.inverts_at = inversion(min(betas), max(betas))
+            if inverts:
+                self.inverts_at = inversion(min(betas), max(betas))
         self.categories = list(categories)
         self.clear()
 
@@ -92,14 +98,15 @@ class GradientMetrics:
 
         Args:
             beta: Beta of each pair, as the loss used it.
-            margin: Margin D of each pair, in nats.
+            margin: Margin D of each pair, in nats; for `sigmoid_norm`, the difference per token.
             weight: Weight of each pair.
             slope: Slope |dl/du| of each pair.
             category: Category number of each pair, -1 for none.
         """
         self._pairs += len(beta)
         self._weight += weight.sum().item()
-        self._inverted += int((margin > self.inverts_at).sum())
+        if self.inverts_at is not None:
+            self._inverted += int((margin > self.inverts_at).sum())
         self._saturated += int((slope < SATURATED * weight * beta / 2).sum())
         if self.edges is not None:
             # A column of a table is not contiguous; bucketize would copy it with a warning.
@@ -121,8 +128,9 @@ class GradientMetrics:
         metrics = {
             "weight/mean": self._weight / self._pairs,
             "pairs/saturated": self._saturated / self._pairs,
-            "pairs/inverted": self._inverted / self._pairs,
         }
+        if self.inverts_at is not None:
+            metrics["pairs/inverted"] = self._inverted / self._pairs
         for name, sums, labels in (
             ("beta_decile", self._by_decile, [str(n + 1) for n in range(DECILES)]),
             ("category", self._by_category, self.categories),

@@ -94,7 +94,7 @@ def hinge(r: LogRatios, p: Pairwise) -> Tensor:
 def exo_pair(r: LogRatios, p: Pairwise) -> Tensor:
     """KL of (s(z), s(-z)) from (1 - eps, eps) (EXO, arXiv 2402.00856, eq. 16)."""
     z, eps = p.beta * r.difference - p.margin, p.label_smoothing
-    # log(eps) needs eps > 0; the trainer checks the columns of a data set, not those of a stream.
+    # log(eps) needs eps > 0, which `columns` checks.
     forward = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-eps))
     return forward + torch.sigmoid(-z) * (F.logsigmoid(-z) - torch.log(eps))
 
@@ -102,8 +102,10 @@ def exo_pair(r: LogRatios, p: Pairwise) -> Tensor:
 def discopop(r: LogRatios, p: Pairwise) -> Tensor:
     """A blend of -log s(z) and exp(-z) by s(z / tau) (DiscoPOP, arXiv 2406.08414, eq. 5)."""
     z = p.beta * r.difference - p.margin
-    blend = torch.sigmoid(z / p.tau)
-    return -F.logsigmoid(z) * (1 - blend) + torch.exp(-z) * blend
+    logistic = -F.logsigmoid(z) * torch.sigmoid(-z / p.tau)
+    # One exponent, because exp(-z) is infinite below z = -89, where the blend underflows to 0: the
+    # product of the two would be NaN.
+    return logistic + torch.exp(F.logsigmoid(z / p.tau) - z)
 
 
 def ipo(r: LogRatios, p: Pairwise) -> Tensor:

@@ -23,6 +23,7 @@ AlphaDPO (arXiv 2410.10148) on top of SP2DPO (our choice; the paper's open quest
     A_i = log-ratio per token of chosen minus that of rejected
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ def beta_dpo(
     """
     # Before the selection, as in the released code.
     state.update(gathered)
-    count = int(len(gathered) * (1 - mode_weight))
+    # 5 * (1 - 0.8) is 0.9999999999999998 in floating point: without the allowance, floor gives 0.
+    count = math.floor(len(gathered) * (1 - mode_weight) + 1e-9)
     mask = torch.ones(len(gathered), dtype=torch.bool)
     # A batch that is too small to leave any pair is kept whole.
     if 0 < count < len(gathered):

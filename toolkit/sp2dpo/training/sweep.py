@@ -14,6 +14,8 @@ from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval,
 from sp2dpo.training.run_config import compose
 
 ACCURACY, MARGIN = "eval_rewards/accuracies", "eval_margins/unscaled"
+RESERVED = ("sweep", "reference")
+"""Names that no run may have: the table sweep.json, and the folder of the reference cache."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,15 @@ def run_sweep(
         report: Called with a line of text before each run.
 
     Raises:
-        ValueError: If the folder of a run has results of other settings.
+        ValueError: If the folder of a run has results of other settings, or its name is reserved.
         OSError: If a file cannot be read or written.
     """
+    for run in runs:
+        if run.name in RESERVED:
+            raise ValueError(
+                f"a run cannot be named {run.name}, as {folder / run.name} belongs to the sweep:"
+                " rename its YAML file"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     results = [_run(run, folder, script, engine, report) for run in runs]
     write_json(folder / "sweep.json", [result.record() for result in results], indent=2)

@@ -49,6 +49,7 @@ from sp2dpo.training.columns import (
     PairCollator,
     apply_marks,
     category_names,
+    check_exo,
     check_log_probs,
     fill_missing_values,
     to_double,
@@ -118,7 +119,12 @@ class PairColumnsMixin(Trainer):
         betas: list[float] = []  # a stream's betas are not known in advance
         if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
             betas = list(train_dataset["beta"])
-        self._gradients = {mode: GradientMetrics(betas, names or []) for mode in ("train", "eval")}
+        logistic = list(args.loss_type) in (["sigmoid"], ["sigmoid_norm"])
+        smoothed = args.label_smoothing > 0 or "label_smoothing" in args.pair_columns
+        self._gradients = {
+            mode: GradientMetrics(betas, names or [], inverts=logistic and not smoothed)
+            for mode in ("train", "eval")
+        }
         self._guarded = {"train": 0, "eval": 0}
         super().__init__(
             *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
@@ -128,8 +134,9 @@ class PairColumnsMixin(Trainer):
                 self.add_callback(state())
         # DPOTrainer's constructor creates the collator that this one wraps.
         self.data_collator = PairCollator(
-            self.data_collator, tuple(args.pair_columns), category=names is not None
-        )
+            self.data_collator, tuple(args.pair_columns), category=names is not None,
+            exo="exo_pair" in args.loss_type,
+        )  # fmt: skip
 
     def _prepare_all_rows(self, datasets: Any, args: PairDPOConfig) -> Any:
         if isinstance(datasets, Mapping):
@@ -170,13 +177,9 @@ class PairColumnsMixin(Trainer):
             dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
             constant=args.beta,
         )  # fmt: skip
-        # EXO takes the logarithm of the smoothing; TRL checks the global value only.
-        smoothed = "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns
-        if smoothed and min(dataset["label_smoothing"]) <= 0:
-            raise ValueError(
-                f"loss_type exo_pair needs a label_smoothing above 0, and the {name} data set has"
-                " a row with 0"
-            )
+        # TRL checks the global value only.
+        if "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns:
+            check_exo(dataset["label_smoothing"][:], f"the {name} data set")
         return dataset
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -375,11 +378,13 @@ class PairColumnsMixin(Trainer):
     def _add_gradients(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
         """Add a batch to the gradient metrics."""
         number = torch.full_like(batch.beta, -1.0) if category is None else category
+        per_token = "sigmoid_norm" in self.loss_types
+        margin = batch.ratios.average if per_token else batch.ratios.difference
         # One table, so that the processes communicate once per batch instead of five times.
         rows = torch.stack(
             [  # in double precision, except on Apple's GPUs
                 batch.beta,
-                batch.ratios.difference.detach(),
+                margin.detach(),
                 batch.weight,
                 batch.slopes(self._mixture),
                 number.to(batch.beta.device),
