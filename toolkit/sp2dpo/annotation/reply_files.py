@@ -22,7 +22,7 @@ from typing import Any
 
 from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.annotation.run import do_nothing
-from sp2dpo.inference.client import Unavailable, parse_reply
+from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.settings import type_name
@@ -196,7 +196,7 @@ class _Inbox:
             if self.left_out[kind] <= _MAX_REPORTED:
                 self._say(f"{where}: {kind}: {detail}")
             return
-        except Unavailable as error:
+        except EndpointError as error:
             self.failed[error.reason] += 1
             return
         self._waiting[key] = entry
@@ -247,7 +247,7 @@ class _Inbox:
         """Return the reply of a line.
 
         Raises:
-            Unavailable: If the service did not reply, and the request may be sent again.
+            EndpointError: If the service did not reply, and the request may be sent again.
         """
         teacher, response, error = (
             self._teachers[key.teacher],
@@ -270,7 +270,11 @@ class _Inbox:
             raise Unavailable(_to_text(error or answer), reason=f"http-{status}")
         if error is not None or not isinstance(answer, dict):
             raise Unavailable(_to_text(error), reason="no-answer")
-        return record_reply(key, parse_reply(teacher, answer, None), self._panel.rubric)
+        try:
+            reply = parse_reply(teacher, answer, None)
+        except Declined as refusal:
+            return record_refusal(key, f"http-{refusal.status}", str(refusal))
+        return record_reply(key, reply, self._panel.rubric)
 
     def _is_known(self, entry: ReplyRecord) -> bool:
         """Whether the store contains this reply.

@@ -6,166 +6,19 @@ It uses aiohttp directly, because the OpenAI SDK needs about ten times as much C
 import asyncio
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from sp2dpo.inference.completion import Reply, parse_body, parse_count, parse_reply
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.text import shorten
-
-
-class EndpointError(OSError):
-    """A model cannot be reached or used. The run stops, and the request remains pending."""
-
-
-class Unavailable(EndpointError):
-    """A transient error: overload, a server error, a lost connection, a timeout.
-
-    Attributes:
-        reason: Reason to record if the request fails permanently, such as `http-500`.
-        overloaded: Whether the error (429, 503, timeout) is a sign of too many requests in flight.
-        lost: Whether there was no answer at all.
-        wait: Seconds to wait before a retry, as the server requests (Retry-After).
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        reason: str,
-        overloaded: bool = False,
-        lost: bool = False,
-        wait: float = 0.0,
-    ) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.overloaded = overloaded
-        self.lost = lost
-        self.wait = wait
-
-
-class Declined(ValueError):
-    """The server refuses this request (HTTP 400, 413, 422); a retry would not help.
-
-    Attributes:
-        status: HTTP status code.
-    """
-
-    def __init__(self, status: int, body: str) -> None:
-        super().__init__(f"HTTP {status}: {body}")
-        self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A parsed chat completion. Counts and the model name are None if the server omits them.
-
-    Attributes:
-        text: Content of the message; empty if there is none.
-        finish_reason: `stop` if the model ended its reply, `length` at the token limit.
-        model: Model name.
-        prompt_tokens: Tokens of the request.
-        completion_tokens: Tokens of the reply.
-        cached_tokens: Prompt tokens that came from the prefix cache.
-        seconds: Latency of the complete reply; None if it was not measured.
-        logprobs: Log-probabilities of the tokens, in the server's format.
-    """
-
-    text: str
-    finish_reason: str | None
-    model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int | None
-    seconds: float | None
-    logprobs: list[Any] | None = None
-
-
-def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
-    """Parse the JSON object of an answer.
-
-    Raises:
-        Unavailable: If it is not a JSON object, for example a proxy's page or a truncated answer.
-    """
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(endpoint, body) from error
-    if not isinstance(answer, dict):
-        raise _unreadable(endpoint, body)
-    return answer
-
-
-def _unreadable(endpoint: Endpoint, body: bytes) -> Unavailable:
-    text = f"{endpoint.label}: not a JSON object: {shorten_body(body)}"
-    return Unavailable(text, reason="no-answer")
-
-
-def parse_reply(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) -> Reply:
-    """Parse a chat completion.
-
-    Args:
-        endpoint: The model that answered, for messages.
-        answer: The completion's JSON object.
-        seconds: Latency of the complete reply; None if it was not measured.
-
-    Raises:
-        Unavailable: If the object is not a chat completion.
-    """
-    try:
-        choice = answer["choices"][0]
-        # null, too, is recorded as `empty`, which is requested again.
-        text = choice["message"].get("content") or ""
-        usage = answer.get("usage") or {}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        return Reply(
-            text=escape_surrogates(str(text)),
-            finish_reason=_text(choice.get("finish_reason")),
-            model=_text(answer.get("model")),
-            prompt_tokens=parse_count(usage.get("prompt_tokens")),
-            completion_tokens=parse_count(usage.get("completion_tokens")),
-            cached_tokens=parse_count(cached),
-            seconds=seconds,
-            logprobs=_logprobs(choice),
-        )
-    # AttributeError: a value that should be an object is of another type.
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        beginning = shorten_body(json.dumps(answer).encode())
-        text = f"{endpoint.label}: not a chat completion: {beginning}"
-        raise Unavailable(text, reason="no-answer") from error
-
-
-def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
-    """Return the log-probabilities of the reply's tokens; None if the server sent none."""
-    logprobs = choice.get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return content if isinstance(content, list) else None
-
-
-def escape_surrogates(text: str) -> str:
-    """Return the text with unpaired surrogates, which UTF-8 cannot encode, written as escapes.
-
-    A JSON reply with an unpaired surrogate is still refused, because parsing the JSON turns the
-    escape into the surrogate again.
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _text(value: Any) -> str | None:
-    return escape_surrogates(value) if isinstance(value, str) else None
-
-
-def parse_count(value: Any) -> int | None:
-    """Return a token count, or None if the value cannot be one."""
-    # The columns of these counts in a data set are int32, and servers may send anything.
-    return value if isinstance(value, int) and 0 <= value < 2**31 else None
-
-
-def shorten_body(body: bytes) -> str:
-    """Return the beginning of an answer, for an error message."""
-    return shorten(body.decode(errors="replace"))
-
+from sp2dpo.inference.errors import (
+    Declined,
+    EndpointError,
+    Unavailable,
+    shorten_body,
+    status_error,
+)
 
 _LONGEST_WAIT = 300.0
 """Upper limit of a server's Retry-After, in seconds."""
@@ -246,13 +99,12 @@ class Client:
                 lost=True,
             ) from error
         status, summary = response.status, f"{address} answered HTTP {response.status}"
-        if status == 429 or status >= 500:
-            raise Unavailable(f"{endpoint.label}: {summary}", reason=f"http-{status}")
-        # Declined is an error of one chat; here such a status concerns the server.
-        if status not in (400, 413, 422):
-            _check_status(endpoint, status, answer)
         if status != 200:
-            raise EndpointError(f"{endpoint.label}: {summary}: {shorten_body(answer)}")
+            error = status_error(endpoint, status, answer)
+            # Declined is an error of one chat; here such a status concerns the server.
+            if isinstance(error, Declined):
+                raise EndpointError(f"{endpoint.label}: {summary}: {shorten_body(answer)}")
+            raise error
         data = parse_body(endpoint, answer).get("data")
         models = (
             [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
@@ -300,14 +152,8 @@ class Client:
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
         started = time.monotonic()
         status, answer, wait = await self._post(f"{url.rstrip('/')}/chat/completions", data)
-        _check_status(self.endpoint, status, answer)
         if status != 200:
-            raise Unavailable(
-                f"{self.endpoint.label}: HTTP {status}: {shorten_body(answer)}",
-                reason=f"http-{status}",
-                overloaded=status in (429, 503),
-                wait=wait,
-            )
+            raise status_error(self.endpoint, status, answer, wait=wait)
         return parse_reply(
             self.endpoint, parse_body(self.endpoint, answer), time.monotonic() - started
         )
@@ -347,23 +193,6 @@ def _retry_after(header: str) -> float:
         return min(max(0.0, float(header)), _LONGEST_WAIT)
     except ValueError:
         return 0.0
-
-
-def _check_status(endpoint: Endpoint, status: int, body: bytes) -> None:
-    if status in (400, 413, 422):
-        raise Declined(status, shorten_body(body))
-    if status in (401, 403):
-        hint = (
-            "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
-        )
-        raise EndpointError(
-            f"{endpoint.label}: HTTP {status}, access refused; {hint}: {shorten_body(body)}"
-        )
-    if status in (404, 405):
-        raise EndpointError(
-            f"{endpoint.label}: HTTP {status}: wrong base_url or model "
-            f"({endpoint.model}): {shorten_body(body)}"
-        )
 
 
 def _describe_error(error: BaseException) -> str:

@@ -1,0 +1,177 @@
+"""What an OpenAI-compatible server answers in place of a reply, and what to do about it."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.text import shorten
+
+
+class EndpointError(OSError):
+    """A model cannot be reached or used. The run stops, and the request remains pending.
+
+    Attributes:
+        reason: Reason in one word, such as `http-401`.
+    """
+
+    def __init__(self, text: str, *, reason: str = "refused") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Unavailable(EndpointError):
+    """A transient error: overload, a server error, a lost connection, a timeout.
+
+    Attributes:
+        reason: Reason to record if the request fails permanently, such as `http-500`.
+        overloaded: Whether the error (429, 503, timeout) is a sign of too many requests in flight.
+        lost: Whether there was no answer at all.
+        wait: Seconds to wait before a retry, as the server requests (Retry-After).
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        reason: str,
+        overloaded: bool = False,
+        lost: bool = False,
+        wait: float = 0.0,
+    ) -> None:
+        super().__init__(text, reason=reason)
+        self.overloaded = overloaded
+        self.lost = lost
+        self.wait = wait
+
+
+class Declined(ValueError):
+    """The server refuses this request (HTTP 400, 413, 422); a retry would not help.
+
+    Attributes:
+        status: HTTP status code.
+    """
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"HTTP {status}: {body}")
+        self.status = status
+
+
+_DECLINED = (400, 413, 422)
+_OVERLOADED = (429, 503, 529)
+_BILLING = re.compile(
+    "insufficient.?(quota|balance|credit|fund)|billing|payment.?required|exceeded.?current.?quota"
+    "|out.?of.?credit|credit.?limit",
+    re.I,
+)
+"""Codes of an account without money. Messages are not searched: they mention billing anyway."""
+_STATUS_OF_CODE = {
+    re.compile("rate.?limit|too.?many.?requests|overload|resource.?exhausted", re.I): 429,
+    re.compile("unavailable|capacity", re.I): 503,
+    re.compile("timeout|timed.?out", re.I): 504,
+    re.compile("context.?length|invalid.?request|bad.?request|invalid.?prompt", re.I): 400,
+    re.compile("content.?(policy|filter)", re.I): 400,
+    re.compile("authentication|invalid.?api.?key|unauthori[sz]ed", re.I): 401,
+    re.compile("permission|forbidden", re.I): 403,
+    re.compile("not.?found", re.I): 404,
+}
+"""HTTP status that a code in words stands for, where an error comes with HTTP 200."""
+
+
+def is_filled(value: Any) -> bool:
+    """Return whether a JSON value is more than null, "", 0, [], {} or objects of these.
+
+    Servers write such values of `error` and `tool_calls` where there is none.
+    """
+    if isinstance(value, dict):
+        return any(is_filled(entry) for entry in value.values())
+    return bool(value)
+
+
+def served_error(endpoint: Endpoint, error: Any) -> EndpointError | Declined:
+    """Return the exception for an error that came with HTTP 200, as for that error's own status.
+
+    Args:
+        endpoint: The model that was asked, for messages.
+        error: Value of `error`: an object with `code` and `message`, or text.
+    """
+    codes = [code.strip() for code in _codes(error)]
+    numbers = [int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)]
+    words = [
+        status for code in codes for known, status in _STATUS_OF_CODE.items() if known.search(code)
+    ]
+    body = json.dumps({"error": error}).encode()
+    status = next(iter([*numbers, *words]), None)
+    if status is not None or _is_billing(codes):
+        return status_error(endpoint, 402 if status is None else status, body)
+    return Unavailable(
+        f"{endpoint.label}: HTTP 200 with an error in place of a reply: {shorten_body(body)}",
+        reason="server-error",
+    )
+
+
+def status_error(
+    endpoint: Endpoint, status: int, body: bytes, *, wait: float = 0.0
+) -> EndpointError | Declined:
+    """Return the exception for an HTTP status other than 200.
+
+    Args:
+        endpoint: The model that was asked, for messages.
+        status: HTTP status.
+        body: Body of the answer.
+        wait: Seconds to wait before a retry, as the server requests.
+    """
+    text, beginning, reason = (
+        shorten_body(body),
+        f"{endpoint.label}: HTTP {status}",
+        f"http-{status}",
+    )
+    if status == 402 or (400 <= status < 500 and _is_billing(_body_codes(body))):
+        return EndpointError(
+            f"{beginning}, the account has no credit or quota left: add credit at the provider and"
+            f" run the same command again, which continues; the server says: {text}",
+            reason=reason,
+        )
+    if status in _DECLINED:
+        return Declined(status, text)
+    if status in (401, 403):
+        hint = (
+            "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
+        )
+        return EndpointError(f"{beginning}, access refused; {hint}: {text}", reason=reason)
+    if status in (404, 405):
+        return EndpointError(
+            f"{beginning}: wrong base_url or model ({endpoint.model}): {text}", reason=reason
+        )
+    return Unavailable(
+        f"{beginning}: {text}", reason=reason, overloaded=status in _OVERLOADED, wait=wait
+    )
+
+
+def _body_codes(body: bytes) -> list[str]:
+    try:
+        return list(_codes(json.loads(body)))
+    except (ValueError, RecursionError):
+        return []
+
+
+def _codes(value: Any) -> Iterator[str]:
+    """Yield the values of `code`, `type` and `status` in an error, outer ones first."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from _codes(entry)
+    elif isinstance(value, dict):
+        for name in ("code", "status_code", "status", "type"):
+            if isinstance(value.get(name), str | int) and not isinstance(value[name], bool):
+                yield str(value[name])
+        yield from _codes(value.get("error"))
+
+
+def _is_billing(codes: list[str]) -> bool:
+    return any(_BILLING.search(code) for code in codes)
+
+
+def shorten_body(body: bytes) -> str:
+    """Return the beginning of an answer, for an error message."""
+    return shorten(body.decode(errors="replace"))
