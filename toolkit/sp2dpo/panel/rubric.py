@@ -26,7 +26,7 @@ from sp2dpo.settings import (
     read_yaml_file,
     validate,
 )
-from sp2dpo.text import canonical_json
+from sp2dpo.text import canonical_json, has_chat_marks, split_chat_marks
 
 PACKAGED = ("semantic-gap", "semantic-gap-blind")
 CHOSEN_FIRST = "chosen-first"
@@ -346,25 +346,40 @@ def parse_rubric(config: Mapping[str, Any], *, where: str) -> Rubric:
     return validate(RubricConfig, config, where=where).build()
 
 
+def holds_chat_marks(pair: Pair) -> bool:
+    """Return whether a pair contains control tokens of chat templates; requests split them."""
+    return any(map(has_chat_marks, _texts(pair)))
+
+
 def _fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Message]]]) -> str:
-    """Return the pair's parts with headings between marks, after the sentence on the marks."""
+    """Return the pair's parts with headings between marks, after the sentence on the marks.
+
+    Control tokens in them are split: a server would read them as the end of the request, whatever
+    surrounds them.
+    """
     mark = _mark(pair)
     # `format` would fail on other braces in the sentence.
     lines = [sentence.strip().replace("{mark}", mark), ""]
     for name, turns in shown:
         for turn in turns:
-            lines += [f"{mark} {name} ({turn['role']})", _turn_text(turn)]
+            role, text = split_chat_marks(turn["role"]), split_chat_marks(_turn_text(turn))
+            lines += [f"{mark} {name} ({role})", text]
     if pair.tools:
-        lines += [f"{mark} tools", canonical_json(pair.tools)]
+        lines += [f"{mark} tools", split_chat_marks(canonical_json(pair.tools))]
     lines.append(mark)
     return "\n".join(lines)
 
 
-def _mark(pair: Pair) -> str:
-    """Return a mark that no text of the pair contains: the beginning of the pair's hash."""
+def _texts(pair: Pair) -> list[str]:
+    """Return all texts of a pair that a request shows."""
     turns = (*pair.prompt, *pair.chosen, *pair.rejected)
     texts = [text for turn in turns for text in (turn["role"], _turn_text(turn))]
-    texts.append(canonical_json(pair.tools))
+    return [*texts, canonical_json(pair.tools)]
+
+
+def _mark(pair: Pair) -> str:
+    """Return a mark that no text of the pair contains: the beginning of the pair's hash."""
+    texts = _texts(pair)
     # Not random: a mark that changes with each request would defeat a server's prefix cache.
     seed = pair.id
     # A text would have to contain the beginning of a hash over itself, which is hard but possible.

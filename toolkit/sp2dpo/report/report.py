@@ -202,6 +202,7 @@ class Report:
     Attributes:
         toolkit: version of the toolkit.
         source: counts of the source's rows.
+        marked_pairs: number of pairs with control tokens of chat templates; None if not counted.
         rubric: identity and scales of the rubric.
         schedule: the schedule of the betas.
         arm: the arm's departures from the schedule.
@@ -228,6 +229,7 @@ class Report:
 
     toolkit: dict[str, str]
     source: SourceSummary
+    marked_pairs: int | None
     rubric: RubricSummary
     schedule: Schedule
     arm: dict[str, Any]
@@ -299,6 +301,7 @@ def build_report(
     return Report(
         toolkit={"version": __version__},
         source=source,
+        marked_pairs=store.corpus.marked_pairs(),
         rubric=_describe_rubric(rubric),
         schedule=betas.schedule,
         arm=betas.arm.departures(),

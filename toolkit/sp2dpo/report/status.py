@@ -129,6 +129,8 @@ class RunStatus:
         store: path of the store.
         source: name of the source of the pairs; None before pairs were read.
         pairs: number of distinct pairs in the store's shard.
+        marked_pairs: number of the source's pairs that contain control tokens of chat templates;
+            None if they were not counted.
         shard: the shard, `I/N`; None if the store covers all pairs.
         annotating: process id of the `annotate` that is writing now; None if there is none.
         integrity: problems that SQLite finds in the file; if there are any, nothing else is read.
@@ -141,6 +143,7 @@ class RunStatus:
     store: str
     source: str | None
     pairs: int
+    marked_pairs: int | None
     shard: str | None
     annotating: int | None
     integrity: list[str]
@@ -176,6 +179,7 @@ def collect_status(path: Path | str) -> RunStatus:
             store=str(path),
             source=None if source is None else source.name,
             pairs=pairs,
+            marked_pairs=None if problems else store.corpus.marked_pairs(),
             shard=None if shard is None else str(shard),
             annotating=find_annotating_process(path),
             integrity=problems,

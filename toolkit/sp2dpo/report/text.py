@@ -9,6 +9,7 @@ from sp2dpo.report.cost import CostProjection, SweepComparison, TeacherPerforman
 from sp2dpo.report.pilot import PilotAgreement, PilotResult, SampleSummary
 from sp2dpo.report.status import Progress, RunStatus, TeacherStatus
 from sp2dpo.report.verdict import Verdict
+from sp2dpo.store.counts import marked_lines
 from sp2dpo.store.usage import RECENT
 from sp2dpo.text import (
     UNKNOWN,
@@ -384,7 +385,7 @@ def _status_notes(status: RunStatus) -> list[str]:
             f"{format_count(status.outside.replies)} replies of teachers or variants that the last "
             "panel does not include are also in the file; they are not counted above"
         )
-    return lines
+    return [*lines, *marked_lines(status.marked_pairs)]
 
 
 def _time_left(status: RunStatus) -> str:

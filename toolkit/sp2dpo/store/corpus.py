@@ -14,6 +14,7 @@ import polars as pl
 
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.panel.rubric import holds_chat_marks
 from sp2dpo.store.database import read_meta, transaction, write_meta
 
 _ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
@@ -55,7 +56,7 @@ class Corpus:
         Raises:
             ValueError: If the store already has the pairs of another source.
         """
-        digest = hashlib.sha256()
+        digest, marked = hashlib.sha256(), 0
         with transaction(self._db):
             stored_digest = read_meta(self._db, "source_digest")
             # All rows are read also if the store has them: only their hash shows that it does.
@@ -63,13 +64,14 @@ class Corpus:
                 record = _record(row)
                 digest.update(json.dumps(record).encode())
                 if stored_digest is None:
-                    self._insert(row, record)
+                    marked += self._insert(row, record)
             if stored_digest is None:
                 write_meta(self._db, "source_digest", digest.hexdigest())
                 write_meta(self._db, "source_name", source.name)
                 # An empty text for None, because values of `meta` cannot be null.
                 write_meta(self._db, "source_revision", source.revision or "")
                 write_meta(self._db, "source_license", source.license or "")
+                write_meta(self._db, "marked_pairs", str(marked))
             elif stored_digest != digest.hexdigest():
                 raise ValueError(
                     f"{self.path} contains the pairs of {read_meta(self._db, 'source_name')}, but "
@@ -77,18 +79,25 @@ class Corpus:
                     "with the pairs in the store"
                 )
 
-    def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> None:
+    def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> bool:
+        """Insert a row; return whether it holds a new pair with control tokens."""
         if isinstance(row, SetAside):
             self._db.execute("INSERT INTO set_aside VALUES (?, ?, ?)", record)
-            return
+            return False
         # IGNORE, because several rows may contain the same pair.
         texts = [row.pair.prompt, row.pair.chosen, row.pair.rejected, row.pair.tools]
         # NULL, so that SQLite numbers the pairs in the order of the source.
-        self._db.execute(
+        inserted = self._db.execute(
             "INSERT OR IGNORE INTO pairs VALUES (NULL, ?, ?, ?, ?, ?)",
             [row.pair.id, *(json.dumps(part, ensure_ascii=False) for part in texts)],
         )
         self._db.execute("INSERT INTO source_rows VALUES (?, ?, ?, ?)", record)
+        return inserted.rowcount == 1 and holds_chat_marks(row.pair)
+
+    def marked_pairs(self) -> int | None:
+        """Return how many pairs contain control tokens; None in a store that did not count them."""
+        count = read_meta(self._db, "marked_pairs")
+        return None if count is None else int(count)
 
     def source(self) -> SourceSummary | None:
         """Return counts of the rows of the source; None if no source was added yet."""

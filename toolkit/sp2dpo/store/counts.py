@@ -11,6 +11,7 @@ from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.questions import KeyCount, count_outcomes
 from sp2dpo.store.store import Store
+from sp2dpo.text import count_noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ _NAMED = 5
 
 
 def source_lines(corpus: Corpus) -> list[str]:
-    """Return lines with the counts of the source's rows, and why rows were set aside."""
+    """Return lines with the counts of the source's rows, why rows were set aside, and notes."""
     source = corpus.source()
     if source is None:
         return []
@@ -138,7 +139,17 @@ def source_lines(corpus: Corpus) -> list[str]:
     for reason, count in source.set_aside.items():
         examples = ", ".join(map(str, rows[reason][:_NAMED])) + (", ..." if count > _NAMED else "")
         lines.append(f"  set aside {count}: {reason} (row {examples})")
-    return lines
+    return [*lines, *marked_lines(corpus.marked_pairs())]
+
+
+def marked_lines(pairs: int | None) -> list[str]:
+    """Return a line on pairs with control tokens, or none; None if they were not counted."""
+    if not pairs:
+        return []
+    return [
+        f"{count_noun(pairs, 'pair')} with control tokens of chat templates, such as <|im_start|>: "
+        "requests contain each with a space inside, so that no server reads it as one"
+    ]
 
 
 def reply_count_lines(teachers: Sequence[ReplyCounts]) -> list[str]:

@@ -28,7 +28,7 @@ _COPIED = ("pairs", "source_rows", "set_aside")
 # Without `shard`: a merged store is for all pairs.
 _META = (
     "source_digest", "source_name", "source_revision", "source_license", "rubric_hash", "rubric",
-    "panel",
+    "panel", "marked_pairs",
 )  # fmt: skip
 
 
