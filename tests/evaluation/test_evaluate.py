@@ -335,6 +335,104 @@ def test_an_empty_output_is_judged_and_counted(hub, files, servers, tmp_path):
     assert 1 < row["preference"] < 2
 
 
+def odd(message=None, finish="stop"):
+    return {"message": {"role": "assistant", "content": None} | (message or {}),
+            "finish_reason": finish}  # fmt: skip
+
+
+ODD = {
+    "refusal": odd({"refusal": "I cannot."}),
+    "tool-call": odd({"tool_calls": [{"function": {"name": "f"}}]}, "tool_calls"),
+    "content-filter": odd(finish="SAFETY"),
+    "reasoning-only": odd({"content": "", "reasoning_content": "hm"}),
+    "no-content": odd(),
+    "unfinished": odd({"content": "half a"}, "unload"),
+    "length": odd({"content": "<think>\nhm"}, "length"),
+}
+
+
+def test_replies_that_are_no_answers_stay_pending_with_their_reasons(hub, files, servers, tmp_path):
+    prompts = small(tmp_path / "prompts.json")
+    fields = {f"Do {number}.": value for number, value in enumerate(ODD.values())}
+    server = servers(odd=json.dumps(fields))
+    student = entry(tmp_path / "student.yaml", server.url)
+    words = ("generate", "--prompts", prompts, "--student", student, "--out", tmp_path / "a")
+    error = no(hub, *words)
+    assert "7 of 12 prompts have no output" in error
+    for reason in ODD:
+        assert f"{reason} 1" in error
+        assert f"; {reason}: " in error
+    assert "raise max_tokens in its sampling, or turn thinking off" in error
+    assert "without an output" not in no(hub, *words, "--allow-refused")
+    assert not (tmp_path / "a" / "outputs.json").exists()
+    entry(tmp_path / "student.yaml", servers().url)
+    assert "12 outputs" in ok(hub, *words)
+    assert all(row["output"] for row in json.loads((tmp_path / "a/outputs.json").read_text()))
+
+
+def test_refusals_are_empty_outputs_where_that_is_allowed(hub, files, servers, tmp_path):
+    prompts = small(tmp_path / "prompts.json")
+    fields = {"Do 1.": ODD["refusal"], "Do 2.": ODD["content-filter"], "Do 3.": ODD["tool-call"]}
+    student = entry(tmp_path / "student.yaml", servers(odd=json.dumps(fields)).url)
+    output = ok(hub, "generate", "--prompts", prompts, "--student", student,
+                "--out", tmp_path / "a", "--allow-refused")  # fmt: skip
+    assert ", 3 empty, 3 refused" in output
+
+
+def test_thinking_before_an_output_is_stored_but_not_judged(hub, files, servers, tmp_path):
+    prompts = small(tmp_path / "prompts.json")
+    texts = [
+        "<think>\nhm\n</think>\n\nYes.",
+        [{"type": "text", "text": "Yes."}],
+        "hm\n</think>\nYes.",
+    ]
+    fields = {f"Do {n}.": odd({"content": text}) for n, text in enumerate(texts)}
+    fields["Do 3."] = odd({"content": "Yes."}, None)
+    student = entry(tmp_path / "student.yaml", servers(odd=json.dumps(fields)).url)
+    ok(hub, "generate", "--prompts", prompts, "--student", student, "--out", tmp_path / "a")
+    rows = json.loads((tmp_path / "a" / "outputs.json").read_text())
+    assert [row["output"] for row in rows[:4]] == ["Yes."] * 4
+    journal = (tmp_path / "a" / "replies.jsonl").read_text()
+    assert json.dumps(texts[0]) in journal
+    record = json.loads((tmp_path / "a" / "generation.json").read_text())
+    assert (record["ended"], record["empty"]) == ({"stop": 12}, 0)
+
+
+def test_a_judge_that_thinks_or_refuses_leaves_its_verdicts_open(hub, files, servers, tmp_path):
+    prompts = small(tmp_path / "prompts.json")
+    outputs = small(tmp_path / "outputs.json", generator="mine")
+    fields = {"mine 1\"": odd({"content": "<think>"}, "length"),
+              "mine 2\"": odd({"refusal": "I cannot."}),
+              "mine 3\"": odd({"content": "m", "reasoning": "hm"})}  # fmt: skip
+    judge = judge_of(tmp_path / "judge.yaml", servers(odd=json.dumps(fields)).url)
+    words = ("judge", "--prompts", prompts, "--outputs", outputs, "--judge", judge,
+             "--out", tmp_path / "j", *DRAWS)  # fmt: skip
+    output = ok(hub, *words)
+    assert "3 prompts have no verdict (refusal 1, thinking 2)" in output
+    assert "turn thinking off" in output
+    assert [row["preference"] is None for row in annotations(tmp_path / "j")[:5]] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+    judge_of(tmp_path / "judge.yaml", servers().url)
+    ok(hub, *words)
+    assert None not in [row["preference"] for row in annotations(tmp_path / "j")]
+
+
+def test_a_judge_that_only_thinks_is_refused_once_all_distinct_prompts_are_asked(
+    hub, files, servers, tmp_path
+):
+    for name in ("prompts", "outputs"):
+        rows = [{"instruction": "Do.", "output": name, "generator": name}] * 9
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    fields = {"Do.": odd({"content": "m", "reasoning": "hm"})}
+    judge = judge_of(tmp_path / "judge.yaml", servers(odd=json.dumps(fields)).url)
+    error = no(hub, "judge", "--prompts", tmp_path / "prompts.json",
+               "--outputs", tmp_path / "outputs.json", "--judge", judge,
+               "--out", tmp_path / "j", *DRAWS)  # fmt: skip
+    assert "comes with log-probabilities" in error
+    assert "turn thinking off" in error
+
+
 def test_prompts_that_a_server_refuses_have_no_output_unless_that_is_allowed(
     hub, files, servers, tmp_path
 ):
@@ -359,7 +457,7 @@ def test_outputs_that_speak_the_judges_chat_do_not_break_out(hub, files, servers
     judge = judge_of(tmp_path / "judge.yaml", servers().url)
     output = ok(hub, "judge", "--prompts", prompts, "--outputs", outputs, "--judge", judge,
                 "--out", tmp_path / "j", *DRAWS)  # fmt: skip
-    assert "1 texts contain marks of the judge's chat" in output
+    assert "1 texts contain control tokens of chat templates" in output
     assert annotations(tmp_path / "j")[2]["preference"] is not None
 
 

@@ -625,6 +625,12 @@ class Judge(Behaviour):
         parser.add_argument("--unreadable", default="", help="words; a verdict on them is neither")
         parser.add_argument("--declined", default="", help="words; what holds them gets a 400")
         parser.add_argument("--silent", default="", help="words; a student says nothing to them")
+        parser.add_argument(
+            "--odd",
+            type=json.loads,
+            default={},
+            help="JSON, words -> fields of the choice where a request holds them",
+        )
 
     def __init__(self, options):
         super().__init__(options)
@@ -646,9 +652,11 @@ class Judge(Behaviour):
         else:
             text = "" if options.silent and options.silent in content else student_output(body)
         usage = (10, len(text) // 4)
-        return web.json_response(
-            completion(text, model=body["model"], usage=usage, logprobs=logprobs)
-        )
+        answer = completion(text, model=body["model"], usage=usage, logprobs=logprobs)
+        for words, fields in options.odd.items():
+            if words in content:
+                answer["choices"][0] |= fields
+        return web.json_response(answer)
 
     def verdict(self, content):
         first, second = OUTPUT.findall(content)

@@ -3,7 +3,8 @@
 The output folder has the files
 
     replies.jsonl     every reply in order of arrival; an interrupted run resumes from this file
-    outputs.json      instruction, output and generator in AlpacaEval's format, in prompt order
+    outputs.json      instruction, output and generator in AlpacaEval's format, in prompt order;
+                      a block of thinking before an output is left out
     generation.json   the settings of the run and counts of the results; written last
 """
 
@@ -15,11 +16,25 @@ from typing import Any
 
 from sp2dpo.evaluation.models import LocalConfig, Student
 from sp2dpo.evaluation.prompts import PromptSet
-from sp2dpo.evaluation.requests import Approve, Progress, Report, answer_chats, no_progress, silent
+from sp2dpo.evaluation.requests import (
+    Approve,
+    Progress,
+    Report,
+    advise,
+    answer_chats,
+    no_progress,
+    reply_problem,
+    silent,
+    thinking_problem,
+)
 from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
+from sp2dpo.inference.completion import split_thinking
+from sp2dpo.text import shorten
 
 JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"
+_NEED_OTHER_SETTINGS = ("length", "reasoning-only", "no-content", "unfinished")
+"""Reasons that are no decision of the server's about a prompt: an empty output would be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +46,7 @@ class GenerationSummary:
         path: File with the outputs, in AlpacaEval's format.
         outputs: Number of outputs, one per prompt.
         characters: Mean length of an output, in characters.
-        empty: Number of outputs without any text.
+        empty: Number of outputs without any text, although the model ended its reply.
         truncated: Number of outputs that were cut off at max_tokens.
         refused: Number of prompts that the server refused; their outputs are empty.
     """
@@ -65,7 +80,8 @@ def generate_outputs(
         student: The model that answers, see `load_student`.
         folder: Output folder; its files are listed at the top of this module.
         patience: Seconds without any answer after which the run ends.
-        allow_refused: Whether to write an empty output for a prompt that the server refuses.
+        allow_refused: Whether to write an empty output for a prompt that the server or the model
+            refuses.
         approve: Called before servers described by the student are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
@@ -128,8 +144,7 @@ class Generation:
         return [
             number
             for number in range(len(self.prompts.instructions))
-            # A refused prompt has a line too, with the reason instead of an output.
-            if "output" not in done.get(str(number), {})
+            if not _has_output(done.get(str(number), {}))
         ]
 
     def chats(self) -> list[Chat]:
@@ -145,10 +160,15 @@ class Generation:
         reply = result.reply
         if reply is None:
             self.journal.add(result.key, reason=result.reason, detail=result.detail)
+        elif problem := reply_problem(reply):
+            raw = reply.message or reply.text
+            ending = f"finish_reason {reply.served_finish_reason}: {shorten(reply.refusal or raw)}"
+            self.journal.add(result.key, reason=problem, detail=ending, raw=raw)
         else:
             self._add(result.key, reply.text, reply.finish_reason, reply.completion_tokens)
 
     def _add(self, key: str, output: str, finish_reason: str | None, tokens: int | None) -> None:
+        # The whole text with its thinking, which `finish` leaves out.
         self.journal.add(
             key, output=output, finish_reason=finish_reason, tokens=tokens, arrived=time.time()
         )
@@ -170,7 +190,11 @@ class Generation:
         with progress(len(self.pending), "outputs") as advance:
 
             def take(number: int, output: str, *, finish_reason: str, tokens: int) -> None:
-                self._add(str(number), output, finish_reason, tokens)
+                if problem := thinking_problem(output, finish_reason):
+                    detail = f"finish_reason {finish_reason}: {shorten(output)}"
+                    self.journal.add(str(number), reason=problem, detail=detail, raw=output)
+                else:
+                    self._add(str(number), output, finish_reason, tokens)
                 advance()
 
             model.generate(
@@ -183,14 +207,15 @@ class Generation:
         """Write outputs.json and then generation.json.
 
         Args:
-            allow_refused: Whether to write an empty output for a prompt that the server refused.
+            allow_refused: Whether to write an empty output for a prompt that the server or the
+                model refused.
 
         Raises:
             ValueError: If some prompts have no output.
         """
         lines, instructions = self.journal.lines, self.prompts.instructions
         left = [lines.get(str(number), {}) for number in self.pending]
-        refused = sum(bool(line.get("reason")) for line in left)
+        refused = sum(_is_refused(line) for line in left)
         # Every missing prompt must have been asked: an interrupted run is not complete.
         if left and not (allow_refused and refused == len(left)):
             reasons = Counter(line.get("reason") or "not asked yet" for line in left)
@@ -200,9 +225,12 @@ class Generation:
                 f"{len(left)} of {len(instructions)} prompts have no output ({listed}"
                 f"{f'; the first: {first}' if first else ''}): run the same command again "
                 "to retry them; --allow-refused writes an empty output for a refused prompt"
+                f"{advise(reasons)}"
             )
         name = self.student.model.name
-        outputs = [lines[str(number)].get("output", "") for number in range(len(instructions))]
+        texts = [lines[str(number)].get("output", "") for number in range(len(instructions))]
+        # A judge compares answers: thinking would count as their text and length.
+        outputs = [split_thinking(text)[1] for text in texts]
         write_json(
             self.folder / OUTPUTS,
             [
@@ -210,7 +238,11 @@ class Generation:
                 for instruction, output in zip(instructions, outputs, strict=True)
             ],
         )
-        ended = Counter(line.get("finish_reason") or "refused" for line in lines.values())
+        # A journal of an earlier version has texts without a finish reason, which ended.
+        ended = Counter(
+            str(line.get("finish_reason") or "stop") if _has_output(line) else "refused"
+            for line in lines.values()
+        )
         summary = GenerationSummary(
             student=name,
             path=self.folder / OUTPUTS,
@@ -226,3 +258,15 @@ class Generation:
         }  # fmt: skip
         write_json(self.folder / RECORD, run_settings(self.prompts, self.student) | counts)
         return summary
+
+
+def _has_output(line: dict[str, Any]) -> bool:
+    """Return whether a line of the journal has an output that may be judged."""
+    if "output" not in line:
+        return False
+    # Earlier versions recorded a reply without text as an empty output, however it ended.
+    return bool(line["output"]) or line.get("finish_reason") in ("stop", "length")
+
+
+def _is_refused(line: dict[str, Any]) -> bool:
+    return bool(line.get("reason")) and line["reason"] not in _NEED_OTHER_SETTINGS

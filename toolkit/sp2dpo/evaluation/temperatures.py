@@ -5,6 +5,7 @@ rate, as the second version of MADPO does (arXiv 2510.05342v2). The default temp
 of the paper; the intervals (a bootstrap over prompts) are our choice.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from sp2dpo.evaluation.text import align_columns, format_estimate
 from sp2dpo.evaluation.verdicts import judge_outputs
 from sp2dpo.files import write_json
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.text import canonical_json
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SWEEP, REWARDS = "sweep.json", "rewards.json"
@@ -221,7 +223,9 @@ def score_outputs(
     Raises:
         ValueError: If PyTorch is not installed or the model cannot be loaded.
     """
-    header = {"reward": model, "revision": revision, "count": len(outputs)}
+    texts = canonical_json([[output.instruction, output.output] for output in outputs])
+    digest = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
+    header = {"reward": model, "revision": revision, "count": len(outputs), "outputs": digest}
     if path.exists():
         content = json.loads(path.read_text())
         if content["head"] == header:

@@ -24,18 +24,26 @@ import yaml
 
 from sp2dpo.evaluation.models import MARKS, title
 from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
-from sp2dpo.evaluation.requests import Approve, Progress, Report, answer_chats, no_progress, silent
+from sp2dpo.evaluation.requests import (
+    Approve,
+    Progress,
+    Report,
+    advise,
+    answer_chats,
+    no_progress,
+    reply_problem,
+    silent,
+)
 from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
-from sp2dpo.inference.client import EndpointError
+from sp2dpo.inference.client import EndpointError, Reply
+from sp2dpo.inference.completion import split_thinking
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.text import has_chat_marks, shorten, split_chat_marks
 
 ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 """AlpacaEval 2.0's template: one verdict without reasoning."""
-CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
-"""Marks that separate the messages of the judge's chat. An output that contains one could end its
-part of the prompt."""
 _GIVE_UP_AFTER = 20
 """Number of replies after which the run ends if none of them has log-probabilities."""
 
@@ -203,8 +211,8 @@ def judge_outputs(
         verdicts = Verdicts(journal, base_rows, student_rows, judge.name)
         if verdicts.marked:
             note(
-                f"{verdicts.marked} texts contain marks of the judge's chat, which could end their"
-                " part of its prompt: the judge sees them with a space inserted"
+                f"{verdicts.marked} texts contain control tokens of chat templates, which could end"
+                " their part of the judge's prompt: the judge sees them with a space inserted"
             )
         chats = verdicts.chats()
         if chats:
@@ -218,7 +226,7 @@ def judge_outputs(
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
         note(
             f"{missing.total()} prompts have no verdict ({reasons}) and are unscored: run the"
-            " same command again to retry them"
+            f" same command again to retry them{advise(sorted(missing))}"
         )
     unscored = sum(row["preference"] is None for row in annotations)
     if unscored == len(annotations):
@@ -244,13 +252,6 @@ def judge_outputs(
     return read_result(folder)
 
 
-def escape_chat_marks(text: str) -> str:
-    """Return the text with a space inserted into every mark of CHAT_MARKS."""
-    for mark in CHAT_MARKS:
-        text = text.replace(mark, mark.replace("<|", "<| "))
-    return text
-
-
 class Verdicts:
     """All verdicts on one student's outputs.
 
@@ -273,13 +274,13 @@ class Verdicts:
 
     @property
     def marked(self) -> int:
-        """Number of outputs and prompts that contain a mark of CHAT_MARKS."""
+        """Number of outputs and prompts that contain control tokens of chat templates."""
         texts = [
             text
             for output in (*self._reference, *self._outputs)
             for text in (output.instruction, output.output)
         ]
-        return sum(escape_chat_marks(text) != text for text in texts)
+        return sum(map(has_chat_marks, texts))
 
     def chats(self) -> list[Chat]:
         """Return the requests to the judge for all missing verdicts."""
@@ -302,15 +303,27 @@ class Verdicts:
         if reply is None:
             self._journal.add(result.key, reason=result.reason, detail=result.detail)
             return
-        self._journal.add(result.key, text=reply.text, logprobs=reply.logprobs)
-        replies = [line for line in self._journal.lines.values() if "text" in line]
-        # With fewer prompts than that, the replies to all of them decide.
-        enough = len(replies) >= min(_GIVE_UP_AFTER, len(self._prompts))
-        if enough and not any(line.get("logprobs") for line in replies):
+        if problem := _verdict_problem(reply):
+            raw = reply.message or reply.text
+            ending = f"finish_reason {reply.served_finish_reason}: {shorten(raw)}"
+            self._journal.add(result.key, reason=problem, detail=ending, raw=raw)
+        else:
+            self._journal.add(result.key, text=reply.text, logprobs=reply.logprobs)
+        lines = [line for line in self._journal.lines.values() if "text" in line or "raw" in line]
+        # With fewer prompts than that, the replies to all of them decide. Equal prompts are asked
+        # once.
+        enough = len(lines) >= min(_GIVE_UP_AFTER, len(set(self._prompts)))
+        if enough and not any(line.get("logprobs") for line in lines):
+            reasons = Counter(str(line["reason"]) for line in lines if "reason" in line)
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             raise EndpointError(
-                f"judge {self._judge}: none of its first {len(replies)} replies comes with "
-                "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: use a server "
-                "that sends `top_logprobs` (vLLM does)"
+                f"judge {self._judge}: none of its first {len(lines)} replies comes with "
+                "log-probabilities, by which AlpacaEval 2.0 weighs the verdicts: "
+                + (
+                    f"{listed}{advise(reasons)}"
+                    if reasons
+                    else "use a server that sends `top_logprobs` (vLLM does)"
+                )
             )
 
     def missing(self) -> Counter[str]:
@@ -350,8 +363,8 @@ class Verdicts:
         shown = [
             [
                 {
-                    "instruction": escape_chat_marks(output.instruction),
-                    "output": escape_chat_marks(output.output),
+                    "instruction": split_chat_marks(output.instruction),
+                    "output": split_chat_marks(output.output),
                     "generator": output.generator,
                 }
                 for output in side
@@ -385,6 +398,16 @@ class Verdicts:
             "price_per_example": zeros,
             "time_per_example": zeros,
         }
+
+
+def _verdict_problem(reply: Reply) -> str | None:
+    """Return in one word why a judge's reply is no verdict; None if it is one."""
+    # The log-probabilities would be those of the thinking, not of the verdict.
+    if reply.reasoning or split_thinking(reply.text)[0] is not None:
+        return "thinking"
+    problem = reply_problem(reply)
+    # One token without text, such as the end of the reply, has log-probabilities all the same.
+    return None if problem == "length" and reply.logprobs else problem
 
 
 def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]]) -> Any:
