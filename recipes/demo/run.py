@@ -99,7 +99,7 @@ def train(out: Path) -> None:
 
 def print_table(out: Path, *, seconds: float) -> None:
     """Print the results, compared with the values that were planted in the corpus."""
-    betas = pl.read_parquet(out / "betas.parquet")
+    betas = pl.read_parquet(out / "betas.parquet", glob=False)
     planted = join_planted(out, betas)
     counts = json.loads((out / "dataset" / "manifest.json").read_text())["counts"]
     right = planted.filter(~pl.col("label_flipped"))
@@ -133,7 +133,11 @@ def print_table(out: Path, *, seconds: float) -> None:
 
 def join_planted(out: Path, betas: pl.DataFrame) -> pl.DataFrame:
     """Return the betas with the planted magnitudes and the planted wrong labels."""
-    rows = pl.read_parquet(out / "dataset" / "data" / "*.parquet", columns=["pair_id", "source_id"])
+    # File by file, because a pattern would include the characters of the folder's path.
+    rows = pl.concat(
+        pl.read_parquet(path, columns=["pair_id", "source_id"], glob=False)
+        for path in sorted((out / "dataset" / "data").glob("*.parquet"))
+    )
     planted = pl.read_ndjson(HERE / "planted.jsonl").select(
         "label_flipped", source_id="pair_id", planted_magnitude="magnitude"
     )

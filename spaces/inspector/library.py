@@ -173,4 +173,5 @@ def _check_rows(text: str, folder: Path, limits: Limits) -> None:
 
 def own_data_set() -> str:
     """Return the name of the Space's own data set, from the variable SP2DPO_DATA."""
-    return os.environ.get("SP2DPO_DATA", "").strip()
+    name = os.environ.get("SP2DPO_DATA", "")
+    return name if Path(name).is_dir() else name.strip()

@@ -124,7 +124,7 @@ def _read_batches(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     if not paths:
         raise UnusableDataset("the data set has no rows")
     for path in paths:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:
             yield from file.iter_batches(batch_size=BATCH)
 
 

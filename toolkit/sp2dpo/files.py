@@ -31,7 +31,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     check_parent(path)
     # Use the same folder, because a rename is atomic only within one file system.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    # Absolute, because some writers take a relative `file:x` for an address.
+    unfinished = path.absolute().with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         # A folder that cannot be written to fails here, before the block does its work.
         unfinished.touch()

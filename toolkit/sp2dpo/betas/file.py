@@ -93,7 +93,7 @@ def read_betas(path: Path | str) -> BetaTable:
             origin.get("arm"),
             origin["annotations"],
         )
-        table = pl.read_parquet(path, glob=False)
+        table = pl.read_parquet(path.absolute(), glob=False)
     except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` writes one") from error
     added = [name for name in OPTIONAL if name in table.columns]

@@ -61,8 +61,8 @@ def read_scores(path: Path | str) -> Scores:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        # A path with `*` or `[` is a name, not a pattern.
-        table = pl.read_parquet(path, glob=False)
+        # A path with `*` or `[` is a name, not a pattern; a relative `file:x` would be an address.
+        table = pl.read_parquet(path.absolute(), glob=False)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: not a Parquet file") from error
     missing = [name for name in ("pair_id", "reward_margin") if name not in table.columns]

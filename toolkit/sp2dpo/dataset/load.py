@@ -4,6 +4,7 @@ import datasets
 
 from sp2dpo.dataset.manifest import read_manifest
 from sp2dpo.dataset.verify import Progress, verify_dataset
+from sp2dpo.tables import read_parquet
 
 
 def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dataset:
@@ -29,8 +30,4 @@ def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dat
         raise ValueError(f"{result.data} is not consistent: {wrong}")
     folder = result.data.folder
     # Only the verified files: a folder or a repo may contain others.
-    files = [str(folder / name) for name in read_manifest(folder).config_files("default")]
-    rows = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
-    if not isinstance(rows, datasets.Dataset):
-        raise TypeError("a split is a data set")
-    return rows
+    return read_parquet([folder / name for name in read_manifest(folder).config_files("default")])

@@ -108,7 +108,7 @@ def read_features(path: Path) -> datasets.Features:
         ValueError: It is not a Parquet file.
     """
     try:
-        return datasets.Features.from_arrow_schema(pq.read_schema(path))
+        return datasets.Features.from_arrow_schema(pq.read_schema(path.absolute()))
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
 
@@ -121,7 +121,7 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[di
     """
     for path in paths:
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path.absolute())  # a relative `file:x` would be an address
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise ValueError(f"it has no column {missing[0]}")

@@ -171,7 +171,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     count = 0
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path.absolute())  # a relative `file:x` would be an address
         names = file.schema_arrow.names
         if len(set(names)) < len(names):  # `to_pylist` would keep one of them silently
             raise ValueError(f"two columns have one name among {', '.join(names)}")

@@ -13,7 +13,8 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 
-MANIFEST = "manifest.json"
+from sp2dpo.tables import MANIFEST, is_pattern, list_data_files, read_parquet
+
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
 
@@ -23,8 +24,19 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
     Raises:
         ValueError: If it cannot be read.
     """
-    local = Path(source).is_dir()
+    folder = Path(source)
+    local = folder.is_dir()
+    files = list_data_files(folder) if local else None
     try:
+        if files:
+            if split != "train":
+                raise ValueError(f"its only split is train, not {split}")
+            return read_parquet(files)
+        if local and is_pattern(folder):
+            raise ValueError(
+                f"it has no {MANIFEST}, and the datasets library takes its path {folder.resolve()} "
+                "for a pattern because of its special characters: rename or move the folder"
+            )
         return load_dataset(source, split=split, revision=None if local else revision)
     except (ValueError, OSError, DatasetsError) as error:
         where = "cannot be read" if local else "is neither a folder nor a data set on the Hub"

@@ -61,7 +61,7 @@ class LogProbCache:
         # In a fixed order, because two runs may have computed a pair with other last bits.
         for path in sorted(self.folder.glob("*.parquet")):
             try:
-                columns = pq.read_table(path, schema=SCHEMA).to_pydict()
+                columns = pq.read_table(path.absolute(), schema=SCHEMA).to_pydict()
             except (OSError, pa.ArrowException) as error:
                 logger.warning(f"{path} cannot be read and is ignored: {error}")
                 continue
@@ -80,7 +80,7 @@ class LogProbCache:
             dict(zip(SCHEMA.names, (list(new), chosen, rejected), strict=True)), SCHEMA
         )
         with atomic_write(self.folder / f"{uuid.uuid4().hex}.parquet") as path:
-            pq.write_table(table, path)
+            pq.write_table(table, path.absolute())
 
 
 def add_log_probs(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> Dataset:

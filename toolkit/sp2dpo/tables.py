@@ -1,0 +1,101 @@
+"""Read Parquet files as a data set of the `datasets` library, opened under their literal names.
+
+`datasets.load_dataset` takes names for patterns: `[`, `*` and `?` match other files, `::` separates
+archives, and `$` begins a variable. It then reads other files, or none.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.builder import Key
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from datasets.table import table_cast
+
+MANIFEST = "manifest.json"
+
+
+def read_parquet(paths: Sequence[Path]) -> datasets.Dataset:
+    """Return the rows of Parquet files with the same columns, in their order.
+
+    The rows are converted to Arrow files in the cache of `datasets` once, and then mapped into
+    memory.
+
+    Raises:
+        ValueError: If a file is not a Parquet file, or its columns differ from the first one's.
+        OSError: If a file cannot be read.
+    """
+    files = [str(path.absolute()) for path in paths]
+    # A changed file has another time, and is converted again.
+    state = [(each.st_mtime_ns, each.st_size) for each in map(Path.stat, paths)]
+    builder = _ParquetFiles(
+        dataset_name="sp2dpo",
+        config_id=f"files-{Hasher.hash([files, state])}",
+        hash="1",
+        files=files,
+    )
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        raise ValueError(f"{paths[0]}: {error.__cause__ or error}") from error
+    rows = builder.as_dataset(split="train")
+    if not isinstance(rows, datasets.Dataset):
+        raise TypeError("a split is a data set")
+    return rows
+
+
+def list_data_files(folder: Path) -> list[Path] | None:
+    """Return the files of the config `default` that the manifest of a folder lists, in order.
+
+    None if the folder has no manifest of sp2dpo that can be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        if content["toolkit"]["name"] != "sp2dpo":
+            return None
+        names = sorted(name for name in content["files"] if name.startswith("data/"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    # A foreign manifest must not lead to files outside the folder.
+    return [folder / name for name in names if ".." not in Path(name).parts] or None
+
+
+def is_pattern(folder: Path) -> bool:
+    """Return whether `datasets.load_dataset` would read other files than those in a folder."""
+    text = str(folder.resolve())
+    return glob.has_magic(text) or "::" in text or os.path.expandvars(text) != text
+
+
+class _FilesConfig(datasets.BuilderConfig):
+    """Settings of `_ParquetFiles`: the absolute paths of the files, as text."""
+
+    def __init__(self, files: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(**more)
+        self.files = list(files)
+
+
+class _ParquetFiles(datasets.ArrowBasedBuilder):
+    """Converts Parquet files to Arrow files as the builder of `datasets` does, by literal names."""
+
+    BUILDER_CONFIG_CLASS = _FilesConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        schema = pq.read_schema(self.config.files[0])
+        return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator("train", gen_kwargs={"files": self.config.files})]
+
+    def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
+        schema = self.info.features.arrow_schema
+        for number, path in enumerate(files):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    yield Key(number, group), table_cast(file.read_row_group(group), schema)
