@@ -167,7 +167,6 @@ def test_interrupting_keeps_all_that_came_and_says_so(scripted, files):
     ("behaviour", "reason"),
     [
         ("prose", "not-json"),
-        ("fenced", "not-json"),
         ("cut", "not-json"),
         ("out-of-scale", "schema"),
         ("empty", "empty"),

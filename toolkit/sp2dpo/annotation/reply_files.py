@@ -23,6 +23,7 @@ from typing import Any
 from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.annotation.run import do_nothing
 from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
+from sp2dpo.panel.advice import advise_all
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.settings import type_name
@@ -57,6 +58,7 @@ class ImportResult:
         empty: Files without any line.
         teachers: What the store holds, for each teacher of the panel.
         silent: Teachers that have replied, but without any reply that could be kept.
+        advice: What to do about the replies of these teachers; empty if there are none.
     """
 
     lines: int
@@ -68,6 +70,7 @@ class ImportResult:
     empty: tuple[Path, ...]
     teachers: tuple[ReplyCounts, ...]
     silent: tuple[str, ...]
+    advice: str
 
 
 def import_replies(
@@ -119,6 +122,11 @@ def import_replies(
         for kind, count in sorted(inbox.left_out.items()):
             if count > _MAX_REPORTED:
                 report(f"and {count - _MAX_REPORTED} more lines that cannot be stored: {kind}")
+        outcomes = {
+            teacher.name: store.counts(teacher.name, panel.variants) for teacher in panel.teachers
+        }
+        silent = tuple(name for name, counts in outcomes.items() if counts and "kept" not in counts)
+        reasons = sum((Counter(outcomes[name]) for name in silent), Counter[str]())
         return ImportResult(
             lines=inbox.lines,
             kept=inbox.kept,
@@ -128,17 +136,9 @@ def import_replies(
             left_out=inbox.left_out,
             empty=tuple(empty),
             teachers=tuple(count_replies(store, panel)),
-            silent=tuple(
-                teacher.name
-                for teacher in panel.teachers
-                if _is_silent(store.counts(teacher.name, panel.variants))
-            ),
+            silent=silent,
+            advice=advise_all(reasons, inbox.details),
         )
-
-
-def _is_silent(outcomes: dict[str, int]) -> bool:
-    """Whether a teacher has replied, but without any reply that could be kept."""
-    return bool(outcomes) and "kept" not in outcomes
 
 
 def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) -> None:
@@ -165,6 +165,7 @@ class _Inbox:
         self.refused: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
+        self.details: dict[str, str] = {}
         self._store = store
         self._panel = panel
         self._reader = reader
@@ -204,6 +205,7 @@ class _Inbox:
             self.kept += 1
         else:
             self.refused[entry.reason] += 1
+            self.details.setdefault(entry.reason, entry.detail or "")
         if len(self._waiting) >= _PAGE:
             self.commit()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sp2dpo.inference.caller import Caller, Messages, Route, StopRequested
 from sp2dpo.inference.client import Client, Declined, EndpointError, Unavailable
+from sp2dpo.panel.advice import advise
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.questions import Job, Question
@@ -51,6 +52,7 @@ class TeacherSession:
         self._client = client
         self._rubric = rubric
         self._outcomes = Counter(kept=kept_replies)
+        self._details: dict[str, str] = {}
         self._failure: EndpointError | None = None
 
     @property
@@ -145,21 +147,19 @@ class TeacherSession:
         if record.reason == "too-long":  # no request was sent
             return
         self._outcomes[record.reason or "kept"] += 1
+        if record.reason:
+            self._details.setdefault(record.reason, record.detail or "")
         if self._outcomes["kept"] or self._outcomes.total() < _HOPELESS:
             return
         if self._failure is None:  # replies in flight would count further before the run ends
             reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
             self._failure = EndpointError(
                 f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies "
-                f"can be read ({reasons}); {_advice(record)}"
+                f"can be read ({reasons}); {self._advice()}"
             )
         raise self._failure
 
-
-def _advice(record: ReplyRecord) -> str:
-    """Return advice about an unreadable reply."""
-    if record.reason == "length":
-        return "raise max_tokens in its sampling"
-    if record.reason and record.reason.startswith("http-"):
-        return f"the server says: {record.detail}"
-    return "does its server support response_format json_schema?"
+    def _advice(self) -> str:
+        """Return what to do about the most frequent reason of the refusals."""
+        reason = max(self._details, key=lambda reason: self._outcomes[reason])
+        return advise(reason, self._details[reason])

@@ -232,9 +232,8 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
         raise ValueError(f"no line in {', '.join(map(str, result.empty))}")
     if result.silent:
         raise ValueError(
-            f"no reply of {', '.join(result.silent)} is valid so far: check that the service "
-            "supports response_format json_schema before you export again (--retry-refused exports "
-            "all of them)"
+            f"no reply of {', '.join(result.silent)} is valid so far: {result.advice}; "
+            "--retry-refused exports all of them again"
         )
 
 

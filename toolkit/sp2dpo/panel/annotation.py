@@ -1,11 +1,29 @@
 """Parse a teacher's reply strictly: a guessed annotation is worse than none."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from sp2dpo.files import DuplicateKey, refuse_duplicate_keys
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
+
+# Marks around a model's thinking, in the words of Qwen and DeepSeek, Seed, LongCat, Mistral, Kimi,
+# Command, Gemma and gpt-oss; the last one also as a server leaves it that drops control tokens.
+_TAG = "(?:think|thinking|thoughts?|reasoning|seed:think|longcat_think)"
+_THINKING_START = re.compile(
+    rf"\s*(?:<{_TAG}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought"
+    r"|<\|channel\|>(?:analysis|commentary)|analysis(?=[A-Z]))",
+    re.I,
+)
+_FINAL = r"(?:<\|channel\|>final\s*(?:<\|constrain\|>\s*json)?\s*<\|message\|>)"
+_THINKING_END = re.compile(
+    rf"</{_TAG}>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>|assistantfinal(?:\s*json)?|{_FINAL}",
+    re.I,
+)
+_AFTER_FINAL = re.compile(r"\s*<\|(?:return|end)\|>\s*$")
+_CODE_BLOCK = re.compile(r"\s*(`{3,}|~{3,})(?:json[c5]?)?\s(?P<inner>.*)\s\1\s*", re.I | re.DOTALL)
+_BLANK = " \t\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +82,24 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
     """Return the annotation in the text of a reply.
 
     Args:
-        text: One JSON object that conforms to `rubric.schema()`, and nothing else.
+        text: One JSON object that conforms to `rubric.schema()`. The model's thinking may stand
+            before it, and it may be one Markdown code block; anything else is refused.
         rubric: Rubric of the question.
 
     Raises:
-        Refusal: `empty`, `not-json`, or `schema` with what is wrong.
+        Refusal: `empty`, `reasoning-only`, `not-json`, or `schema` with what is wrong.
     """
     if not text.strip():
         raise Refusal("empty", "")
+    start, end = object_span(text)
+    if is_thinking(text):
+        raise Refusal("reasoning-only", "the reply is thinking without an answer after it")
     try:
-        values = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
+        values = json.loads(text[start:end], object_pairs_hook=refuse_duplicate_keys)
     # JSONDecodeError and DuplicateKey are ValueErrors, so they must come before it.
     except json.JSONDecodeError as error:
-        raise Refusal("not-json", f"{error.msg} at character {error.pos + 1}") from error
+        place = start + error.pos + 1
+        raise Refusal("not-json", f"{error.msg} at character {place}") from error
     except DuplicateKey as error:
         raise Refusal("schema", "duplicate key") from error
     except ValueError as error:  # a number of thousands of digits
@@ -97,6 +120,54 @@ def parse_annotation(text: str, rubric: Rubric) -> Annotation:
         confidence=_score("confidence", values["confidence"], rubric.confidence),
         better=_better(values["better"]) if rubric.blind else None,
     )
+
+
+def object_span(text: str) -> tuple[int, int]:
+    """Return where the answer of a reply is: the text after its thinking, inside its code block.
+
+    The thinking may lack its first mark, which chat templates write into the prompt, and the text
+    on either side may mention the last one: the answer begins after the first mark that leaves one
+    JSON object. If there is none, the span is of what looks most like an answer, for messages.
+    """
+    likely = None
+    for start, mark in [(0, ""), *((end.end(), end[0]) for end in _THINKING_END.finditer(text))]:
+        start, end = _unwrap(text, start, mark)
+        if start == end or text[start] in "{[":
+            likely = likely or (start, end)
+            if text[start:end][:1] == "{" and _is_json(text[start:end]):
+                return start, end
+    return likely or (0, len(text))
+
+
+def _unwrap(text: str, start: int, mark: str) -> tuple[int, int]:
+    """Return the span of a reply's end without blanks and without the code block around it."""
+    end = len(text)
+    if re.fullmatch(_FINAL, mark, re.I) and (trailer := _AFTER_FINAL.search(text, start)):
+        end = trailer.start()
+    if block := _CODE_BLOCK.fullmatch(text, start, end):
+        start, end = block.span("inner")
+    while start < end and text[start] in _BLANK:
+        start += 1
+    return start, end
+
+
+def is_thinking(text: str) -> bool:
+    """Return whether a text is a model's thinking with nothing after it."""
+    if _THINKING_END.search(text) is None:
+        return _THINKING_START.match(text) is not None
+    start, end = object_span(text)
+    return start == end
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    # It is JSON, with a number or a depth that Python refuses.
+    except (ValueError, RecursionError):
+        return True
+    return True
 
 
 def _rationale(value: Any, rubric: Rubric) -> str:

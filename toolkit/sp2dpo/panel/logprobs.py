@@ -71,7 +71,9 @@ def parse_tokens(text: str) -> list[ValueToken]:
         raise ValueError("not the log-probabilities of values") from error
 
 
-def tokens_of_values(content: Any, text: str) -> list[ValueToken] | None:
+def tokens_of_values(
+    content: Any, text: str, span: tuple[int, int] | None = None
+) -> list[ValueToken] | None:
     """Return the tokens that spell the values of `FIELDS`, with their alternatives.
 
     The token after a number is included if one of its alternatives would have continued the number,
@@ -79,14 +81,21 @@ def tokens_of_values(content: Any, text: str) -> list[ValueToken] | None:
 
     Args:
         content: `choices[0].logprobs.content` of an OpenAI chat completion.
-        text: Text of the reply, one JSON object.
+        text: Text of the reply.
+        span: Where in the text its JSON object is, from `annotation.object_span`; None if it is the
+            whole text.
 
     Returns:
-        None if the text is not a JSON object, contains none of the fields, or is not what the
+        None if the span is not a JSON object, contains none of the fields, or is not what the
         tokens spell from the first value to the end.
     """
     try:
-        spans = _spans(text)
+        start, end = span or (0, len(text))
+        before = len(text[:start].encode())
+        spans = {
+            field: (first + before, last + before)
+            for field, (first, last) in _spans(text[start:end]).items()
+        }
         if not spans:
             return None
         places = _places(content, text.encode(), min(start for start, _ in spans.values()))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sp2dpo.diagnostics.agreement import OrderConsistency
 from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Check
 from sp2dpo.diagnostics.gold import GoldComparison
+from sp2dpo.panel.advice import advise_all
 from sp2dpo.report.cost import TeacherPerformance
-from sp2dpo.text import shorten
 
 # All thresholds are our choice.
 MAX_REFUSED = 0.05
@@ -16,16 +16,6 @@ CHANCE = 0.5
 """Accuracy of random guessing between two responses."""
 MIN_CACHED = 0.5
 """Smallest share of the cacheable prompt tokens that a working prefix cache serves."""
-_CHECK_SCHEMA_SUPPORT = (
-    "check that its server supports response_format json_schema, and read the replies in the store"
-)
-_REMEDIES = {
-    "length": "raise max_tokens in its sampling",
-    "not-json": _CHECK_SCHEMA_SUPPORT,
-    "schema": _CHECK_SCHEMA_SUPPORT,
-    "empty": "check whether its server returns the answer elsewhere, as reasoning parsers do",
-    "too-long": "raise --max-model-len, or leave out the longest pairs",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +96,11 @@ def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
     passed = None if worst is None else shares[worst] <= MAX_REFUSED
     advice = None
     if passed is False:
-        advice = next(_refusal_advice(teacher) for teacher in teachers if teacher.name == worst)
+        advice = next(
+            advise_all(teacher.refused, teacher.details)
+            for teacher in teachers
+            if teacher.name == worst
+        )
     return GoRule(
         name="refused",
         rule=f"no teacher has more than {MAX_REFUSED:.0%} of its answers refused",
@@ -116,24 +110,6 @@ def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
         note="no teacher has replied" if worst is None else f"the worst: {worst}",
         advice=advice,
     )
-
-
-def _refusal_advice(teacher: TeacherPerformance) -> str:
-    """Return what to do about each reason of a teacher's refusals, the most frequent first."""
-    # The sort is stable, so equally frequent reasons stay in alphabetical order.
-    reasons = sorted(teacher.refused, key=lambda reason: -teacher.refused[reason])
-    return "; ".join(
-        f"{reason} {teacher.refused[reason]}: {_remedy(reason, teacher.details.get(reason))}"
-        for reason in reasons
-    )
-
-
-def _remedy(reason: str, detail: str | None) -> str:
-    if reason in _REMEDIES:
-        return _REMEDIES[reason]
-    if reason.startswith("http-"):
-        return f"the server says: {shorten(detail or 'nothing')}"
-    return shorten(detail or "read the replies in the store")
 
 
 def _betas(pairs: int, with_beta: int) -> list[GoRule]:

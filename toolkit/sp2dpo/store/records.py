@@ -2,17 +2,34 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from sp2dpo.panel.annotation import Annotation, Key, Refusal, parse_annotation
+from sp2dpo.panel.advice import LENGTH, LENGTH_OF_THINKING
+from sp2dpo.panel.annotation import (
+    Annotation,
+    Key,
+    Refusal,
+    is_thinking,
+    object_span,
+    parse_annotation,
+)
 from sp2dpo.panel.logprobs import ValueToken, expected_scores, format_tokens, tokens_of_values
 from sp2dpo.panel.rubric import Rubric
+from sp2dpo.text import shorten
 
 if TYPE_CHECKING:  # keeps the HTTP client out of commands that only read a store
     from sp2dpo.inference.client import Reply
 
-UNREADABLE = ("empty", "not-json", "schema", "length", "unfinished")
-"""Reasons of refusals that are retried with another seed; all others are final."""
+UNREADABLE = (
+    "empty", "not-json", "schema", "length", "unfinished", "reasoning-only", "tool-call"
+)  # fmt: skip
+"""Reasons of refusals that are retried with another seed: the form of the reply was wrong.
+
+All others are final. A model that refuses to judge a pair, or a filter that stops it, answers about
+the pair: asking until the answer changes would cost money and favour the odd one.
+"""
+OF_REPLIES = (*UNREADABLE, "refusal", "content-filter")
+"""Reasons of refusals of replies; all others are of requests that were not answered."""
 
 COLUMNS = (
     "pair_id", "teacher", "variant", "order", "attempt", "status", "reason", "detail",
@@ -32,7 +49,8 @@ class ReplyRecord:
         annotation: Parsed annotation; None if the reply was refused.
         reason: One-word reason of the refusal; None if the reply was kept.
         detail: Explanation of the reason.
-        raw: Text of the reply, unchanged.
+        raw: Text of the reply, unchanged; JSON of its message if it was refused and has more or
+            other than text.
         reply: Parsed reply with its token counts and latency; None if the server declined the
             request.
         arrived: Arrival time, in seconds since 1970.
@@ -63,7 +81,8 @@ class StoredReply(NamedTuple):
             refused reply.
         expected_magnitude, expected_confidence: Expectations over the teacher's tokens; None
             without log-probabilities.
-        raw: Text of the reply, unchanged.
+        raw: Text of the reply, unchanged; JSON of its message if it was refused and has more or
+            other than text.
         logprobs: JSON of `logprobs.ValueToken` objects; None if not requested.
         finish_reason: Why the server stopped, in its words.
         model, revision: Model of the teacher, from the panel.
@@ -108,27 +127,68 @@ def record_reply(key: Key, reply: "Reply", rubric: Rubric) -> ReplyRecord:
     """Return the record of a reply: kept if it is complete and has a valid annotation."""
     annotation, reason, detail, tokens = None, None, None, None
     try:
-        if reply.finish_reason == "length":
-            raise Refusal("length", "the reply reached the token limit")
-        if reply.finish_reason != "stop":
-            raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
-        annotation = parse_annotation(reply.text, rubric)
+        annotation = read_reply(reply, rubric)
     except Refusal as refusal:
         reason, detail = refusal.reason, refusal.detail
     if annotation and reply.logprobs is not None:
-        tokens = tokens_of_values(reply.logprobs, reply.text)
+        tokens = tokens_of_values(reply.logprobs, reply.text, object_span(reply.text))
     return ReplyRecord(
         key=key,
         annotation=annotation,
         reason=reason,
         detail=detail,
-        raw=reply.text,
+        raw=reply.text if annotation or reply.message is None else reply.message,
         reply=reply,
         arrived=time.time(),
         tokens=tokens,
         magnitude=expected_scores(tokens, "magnitude", rubric.magnitude) if tokens else None,
         confidence=expected_scores(tokens, "confidence", rubric.confidence) if tokens else None,
     )
+
+
+def read_reply(reply: "Reply", rubric: Rubric) -> Annotation:
+    """Return the annotation in a reply.
+
+    Raises:
+        Refusal: `refusal`, `content-filter`, `length`, `unfinished`, `tool-call`, `reasoning-only`,
+            or a reason of `parse_annotation`.
+    """
+    text, ending = reply.text, reply.finish_reason
+    if reply.refusal is not None or ending == "refusal":
+        raise Refusal("refusal", shorten(reply.refusal or text))
+    if ending == "content_filter":
+        raise Refusal("content-filter", "a content filter stopped the reply")
+    if ending == "length":
+        raise Refusal("length", LENGTH if _begins_answer(text) else LENGTH_OF_THINKING)
+    if not text.strip():
+        _refuse_without_text(reply)
+    # A tool call beside the text does not end it early.
+    if ending not in ("stop", "tool_calls", None):
+        raise Refusal("unfinished", f"the server says {reply.served_finish_reason or ending!r}")
+    try:
+        return parse_annotation(text, rubric)
+    except Refusal as refusal:
+        if reply.has_tool_calls:
+            raise Refusal("tool-call", "the model called a tool and sent no annotation") from None
+        # Without a reason, only a complete object shows that the reply has ended.
+        if reply.served_finish_reason is None and refusal.reason == "not-json":
+            raise Refusal("unfinished", "the server states no finish_reason") from None
+        raise
+
+
+def _begins_answer(text: str) -> bool:
+    start, end = object_span(text)
+    return start < end and text[start] == "{" and not is_thinking(text)
+
+
+def _refuse_without_text(reply: "Reply") -> NoReturn:
+    if reply.has_tool_calls or reply.finish_reason == "tool_calls":
+        raise Refusal("tool-call", "the model called a tool and sent no text")
+    if reply.reasoning:
+        raise Refusal("reasoning-only", "the reply is thinking without an answer after it")
+    if reply.finish_reason not in ("stop", None):
+        raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
+    raise Refusal("empty", "" if reply.message is None else "the message has no text")
 
 
 def record_refusal(key: Key, reason: str, detail: str) -> ReplyRecord:
@@ -158,7 +218,7 @@ def record_row(record: ReplyRecord, rubric: str | None) -> tuple[Any, ...]:
         "refused" if annotation is None else "kept", record.reason, record.detail,
         annotation and annotation.category, annotation and annotation.magnitude,
         annotation and annotation.confidence, annotation and annotation.rationale,
-        record.raw, reply and reply.finish_reason, reply and reply.model, rubric,
+        record.raw, reply and reply.served_finish_reason, reply and reply.model, rubric,
         reply and reply.prompt_tokens, reply and reply.completion_tokens,
         reply and reply.cached_tokens, reply and reply.seconds, record.arrived,
         annotation and annotation.better,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sp2dpo.inference.endpoint import Price, cost
+from sp2dpo.store.records import OF_REPLIES
 
 RECENT = 600
 """Length in seconds of the window, ending at the newest reply, in which a rate is measured. Our
@@ -12,10 +13,11 @@ choice."""
 _SLICE = 10
 """Length of the time slices in which replies are counted together, in seconds."""
 # The time and token counts of an answer do not distinguish it from a declined request, because
-# imported replies may lack both. A reply without a finish_reason is `unfinished`. Testing the text
-# instead would take twice the time, because SQLite would sort it with the other columns.
+# imported replies may lack both, and a finish_reason. Testing the text instead would take twice the
+# time, because SQLite would sort it with the other columns.
 _ANSWERED = (
-    "(status = 'kept' OR finish_reason IS NOT NULL OR model IS NOT NULL OR reason = 'unfinished')"
+    "(status = 'kept' OR finish_reason IS NOT NULL OR model IS NOT NULL OR reason IN "
+    f"({', '.join(map(repr, OF_REPLIES))}))"
 )
 
 

@@ -1,0 +1,78 @@
+"""Say what to do about replies that hold no annotation: one table for all messages."""
+
+import re
+from collections.abc import Mapping
+
+from sp2dpo.text import shorten
+
+LENGTH = "the reply reached the token limit"
+LENGTH_OF_THINKING = "the reply reached the token limit before its JSON object began"
+"""Details of the reason `length`; the second one is typical of a model that thinks first."""
+_LESS_THINKING = (
+    "shorten or turn off its thinking in its sampling (reasoning_effort: low, or for many models "
+    "chat_template_kwargs: {enable_thinking: false})"
+)
+_ADVICE = {
+    "not-json": "does its server support response_format json_schema? `structured` in the panel "
+    "names other forms of it; read the replies in the store",
+    "schema": "its server does not enforce the JSON schema of the reply; use one that does, or "
+    "another form of it (`structured` in the panel)",
+    "length": "raise max_tokens in its sampling",
+    "empty": "its server sends replies without text: read its log",
+    "unfinished": "its server ends replies early: read its log",
+    "reasoning-only": "raise max_tokens in its sampling, start its server without a reasoning "
+    f"parser if the answer is in the reasoning, or {_LESS_THINKING}",
+    "refusal": "the model refuses to judge these pairs: read the replies in the store, then use "
+    "another model or leave these pairs out",
+    "content-filter": "a content filter of the provider stops the replies: turn it off, use "
+    "another provider, or leave these pairs out",
+    "tool-call": "the model calls a tool, although the request offers none: turn off tools and "
+    "automatic tool choice at its server or gateway",
+    "too-long": "raise --max-model-len, or leave out the longest pairs",
+    "no-answer": "its server answers other requests, but not these: read its log",
+    "server-error": "its server answers other requests, but not these: read its log",
+}
+_DECLINED = {
+    re.compile("max_completion_tokens"): "write `extra: {max_completion_tokens: N}` for the "
+    "teacher, where the server does not accept max_tokens",
+    re.compile("system.{0,20}role|role.{0,20}system", re.I): "the chat template of the model has "
+    'no system role: use a copy of the rubric with `system: ""`',
+    re.compile(
+        "response_format|json.?schema|structured.?output|grammar|guided|maxLength|minimum|maximum",
+        re.I,
+    ): "its server does not accept this form of the JSON schema: `structured` in the panel names "
+    "others",
+}
+"""What to do about HTTP 400 and 422, by what the server says."""
+
+
+def advise(reason: str, detail: str | None = None) -> str:
+    """Return what to do about replies that were refused for a reason.
+
+    Args:
+        reason: Reason of the refusals.
+        detail: Detail of one of them; None if it is unknown.
+    """
+    if reason == "length" and detail == LENGTH_OF_THINKING:
+        return f"{_ADVICE['length']}, or {_LESS_THINKING}"
+    if reason in _ADVICE:
+        return _ADVICE[reason]
+    if reason.startswith("http-"):
+        text = detail or ""
+        hint = next((f"{hint}; " for words, hint in _DECLINED.items() if words.search(text)), "")
+        return f"{hint}the server says: {shorten(text or 'nothing')}"
+    return shorten(detail or "read the replies in the store")
+
+
+def advise_all(reasons: Mapping[str, int], details: Mapping[str, str]) -> str:
+    """Return what to do about each reason of refusals, the most frequent one first.
+
+    Args:
+        reasons: Number of refusals by reason.
+        details: Detail of one refusal by reason; may lack some.
+    """
+    # The sort is stable, so equally frequent reasons stay in alphabetical order.
+    ordered = sorted(sorted(reasons), key=lambda reason: -reasons[reason])
+    return "; ".join(
+        f"{reason} {reasons[reason]}: {advise(reason, details.get(reason))}" for reason in ordered
+    )
