@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         data, args, model = settings.configs
     with one_line_errors("reward.py", 1, traceback=traceback):
         run = prepare_reward_run(data, args, model)
-    run.train()
+        run.train()
     if os.environ.get("RANK", "0") == "0":
         print(f"{args.output_dir}: the reward model and results.json are written")
 

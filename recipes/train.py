@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         data, args, model = parse(arguments)
     with one_line_errors("train.py", 1, traceback=traceback):
         run = prepare_run(data, args, model)
-    run.train()
+        run.train()
     if MAIN_PROCESS:
         print(f"{args.output_dir}: the model and results.json are written")
 

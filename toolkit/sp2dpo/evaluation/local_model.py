@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from sp2dpo.text import one_line
+from sp2dpo.training.rows import TEMPLATE_ERRORS, context_length, describe, read_model_files
 
 Take = Callable[..., None]
 """Called with the index of a prompt, its output, and the keywords finish_reason and tokens."""
 
 
 class LocalModel:
-    """A causal language model with a chat template.
+    """A causal language model with a chat template; its weights are loaded by `generate`.
 
     Args:
         name: A folder, or a name on the Hub.
@@ -24,22 +27,72 @@ class LocalModel:
     """
 
     def __init__(self, name: str, revision: str | None, device: str | None, dtype: str) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the model {name} cannot be read: {error}") from error
+        self._name, self._revision, self._dtype = name, revision, dtype
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer, config = read_model_files(name, revision, trust_remote_code=False)
+        self._context = context_length(config)
         if not self.tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {name} has no chat template")
         # Any token will do: padding is masked, and outputs are cut at their first end token.
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "left"  # new tokens follow the last column of a batch
-        self.model.to(device).eval()
-        self._device = device
+        self._pad = next(
+            (
+                token
+                for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+                if token is not None
+            ),
+            0,
+        )
+
+    def check(self, chats: list[list[dict[str, str]]], max_tokens: int) -> None:
+        """Check that the model can answer the chats, without its weights.
+
+        Args:
+            chats: The chats.
+            max_tokens: Tokens of the longest output.
+
+        Raises:
+            ValueError: If the chat template refuses a chat, or if a chat and its output are longer
+                than the model's context; the message names the first prompt.
+        """
+        for number, chat in enumerate(chats, 1):
+            try:
+                length = len(self._tokens(chat))
+            except TEMPLATE_ERRORS as error:
+                roles = ", ".join(turn["role"] for turn in chat)
+                raise ValueError(
+                    f"the chat template of {self._name} refuses prompt {number} of {len(chats)},"
+                    f" with the roles {roles}: {describe(error)}; leave `system` out of the"
+                    " student's file if its role is the reason, or choose another model"
+                ) from error
+            if self._context is not None and length + max_tokens > self._context:
+                raise ValueError(
+                    f"prompt {number} of {len(chats)} has {length} tokens and max_tokens is"
+                    f" {max_tokens}: together more than the context of {self._name}, which has"
+                    f" {self._context} tokens; lower max_tokens or leave the prompt out"
+                )
+
+    def _tokens(self, chat: list[dict[str, str]]) -> list[int]:
+        # The template has written the special tokens, so the tokenizer must not add them again.
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _load(self) -> Any:
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self._name, revision=self._revision, dtype=self._dtype
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the model {self._name} cannot be read: {one_line(error)}") from error
+        configured = model.generation_config.eos_token_id
+        # A model may end its turn with a token that its tokenizer does not call the end.
+        ends = {*(configured if isinstance(configured, list) else [configured])}
+        self._ends = (ends | {self.tokenizer.eos_token_id}) - {None}
+        # All other values of a model's own configuration, such as a repetition penalty, would
+        # change how it samples without being recorded.
+        model.generation_config = GenerationConfig(
+            pad_token_id=self._pad, eos_token_id=sorted(self._ends) or None
+        )
+        return model.to(self._device).eval()
 
     def generate(
         self,
@@ -59,7 +112,12 @@ class LocalModel:
                 repetition_penalty.
             take: Called with each output.
             batch_size: Chats per batch.
+
+        Raises:
+            ValueError: If the model cannot be read or cannot answer a chat; see `check`.
         """
+        self.check(chats, sampling["max_tokens"])
+        self.model = self._load()
         numbers_left = set(pending)
         for first in range(0, len(chats), batch_size):
             numbers = range(first, min(first + batch_size, len(chats)))
@@ -79,14 +137,15 @@ class LocalModel:
         self, chats: list[list[dict[str, str]]], sampling: dict[str, Any]
     ) -> list[tuple[str, int, bool]]:
         """Return for each chat the text, its number of tokens, and whether the model ended it."""
-        batch = self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(self._device)
+        tokens = [self._tokens(chat) for chat in chats]
+        width = max(map(len, tokens))
+        # On the left, because new tokens follow the last column of a batch.
+        inputs = torch.tensor([[self._pad] * (width - len(ids)) + ids for ids in tokens])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in tokens])
         # transformers refuses a temperature of 0, which is greedy decoding at a server.
         options: dict[str, Any] = {"do_sample": False}
         if sampling["temperature"]:
-            # All are given: generate takes a missing one from the generation_config of the model,
-            # where top_k and top_p need not be neutral.
+            # All are given, because the defaults of transformers are not neutral.
             options = {
                 "do_sample": True,
                 "temperature": float(sampling["temperature"]),
@@ -97,24 +156,17 @@ class LocalModel:
         if "repetition_penalty" in sampling:
             options["repetition_penalty"] = float(sampling["repetition_penalty"])
         out = self.model.generate(
-            **batch,
+            input_ids=inputs.to(self._device),
+            attention_mask=mask.to(self._device),
             max_new_tokens=sampling["max_tokens"],
-            pad_token_id=self.tokenizer.pad_token_id,
             **options,
         )
         outputs = []
-        ends = self._end_tokens()
-        for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            stops = [position for position, token in enumerate(row) if token in ends]
+        for row in out[:, width:].tolist():
+            stops = [position for position, token in enumerate(row) if token in self._ends]
             # A row that ended before the others is filled up with padding.
-            tokens = row[: stops[0]] if stops else row
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            ids = row[: stops[0]] if stops else row
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
             # The end token counts, as it does in the usage that a server reports.
-            outputs.append((text, len(tokens) + bool(stops), bool(stops)))
+            outputs.append((text, len(ids) + bool(stops), bool(stops)))
         return outputs
-
-    def _end_tokens(self) -> set[int]:
-        # A model may end its turn with a token that its tokenizer does not call the end.
-        configured = self.model.generation_config.eos_token_id
-        ends = {self.tokenizer.eos_token_id}
-        return ends | (set(configured) if isinstance(configured, list) else {configured})

@@ -1,5 +1,6 @@
 """Compute a batch's losses pair by pair, and compare their mean with the loss that TRL returns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,3 +211,30 @@ def check_against_trl(
             " or your own trainer, computes another loss; use a tested version of TRL, or set"
             " pair_columns: [beta]"
         )
+
+
+def check_finite(loss: float, when: str, *, margin: float, loss_types: Sequence[str]) -> None:
+    """Refuse a loss that is NaN or infinite, which Trainer would train on and leave out of its log.
+
+    Args:
+        loss: The mean loss of a batch.
+        when: When it was computed, for the message.
+        margin: The mean margin D of the batch, in nats.
+        loss_types: Names of the losses.
+
+    Raises:
+        FloatingPointError: If the loss is NaN or infinite.
+    """
+    if math.isfinite(loss):
+        return
+    if math.isfinite(margin):
+        reason = (
+            f"loss_type {', '.join(loss_types)} is out of the range of float32 for a pair; choose"
+            " betas, weights and margins closer to 1, or another loss"
+        )
+    else:
+        reason = (
+            "the model's log-probabilities are not finite; lower learning_rate, or train in"
+            " bfloat16 or float32 if this is float16"
+        )
+    raise FloatingPointError(f"the loss {when} is {loss}: {reason}")

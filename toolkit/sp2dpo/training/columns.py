@@ -288,7 +288,7 @@ def check_values(column: str, values: list[Any], where: str, *, null_is_bad: boo
         f"{plural} in {where} are not {rule.words}",
     )
     if problem:
-        raise ValueError(f"{problem}: build the data set again")
+        raise ValueError(f"{problem}: correct the column, or build the data set again")
     if null_is_bad and None in values:
         raise ValueError(
             f"{values.count(None)} of {len(values)} rows in {where} have no {column}, the first is"

@@ -19,10 +19,17 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from sp2dpo.text import one_line
 
+PATIENCE = 10
+"""Seconds that a process waits before it prints an error that the main process may have printed."""
+
 
 @contextmanager
 def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterator[None]:
     """Print an error about settings, files or data as one line and exit with `exit_code`.
+
+    The processes of a run usually fail alike: the main process prints its error at once, another
+    one only if it is still running after `PATIENCE`, since the launcher ends all processes when one
+    has failed.
 
     Args:
         program: Name of the script, printed before the message.
@@ -31,9 +38,20 @@ def one_line_errors(program: str, exit_code: int, *, traceback: bool) -> Iterato
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, DatasetsError, yaml.YAMLError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ArithmeticError,
+        DatasetsError,
+        yaml.YAMLError,
+    ) as error:
         if traceback:
             raise
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(PATIENCE)
+            program = f"{program} (process {rank})"
         # Not print: a progress bar may still be open in this line of the terminal.
         tqdm.write(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(exit_code) from None

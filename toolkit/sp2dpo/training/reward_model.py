@@ -16,9 +16,19 @@ import polars as pl
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from sp2dpo.files import Journal, atomic_write
+from sp2dpo.text import one_line
+from sp2dpo.training.rows import (
+    TEMPLATE_ERRORS,
+    check_rows,
+    check_template,
+    context_length,
+    describe,
+    name_row,
+    read_model_files,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +82,17 @@ class RewardModel:
 
     def __init__(self, name: str, revision: str | None, device: str | None) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = name
+        self.tokenizer, config = read_model_files(name, revision, trust_remote_code=False)
+        self.context = context_length(config)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(
                 name, revision=revision
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"the reward model {name} cannot be read: {error}") from error
+            raise ValueError(
+                f"the reward model {name} cannot be read: {one_line(error)}"
+            ) from error
         if self.model.config.num_labels != 1:
             raise ValueError(
                 f"the model {name} has {self.model.config.num_labels} outputs, a reward model has 1"
@@ -94,12 +108,28 @@ class RewardModel:
         self.model.to(device).eval()
         self._device = device
 
-    def rewards(
-        self, conversations: list[list[dict[str, Any]]], max_length: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def render(self, chat: list[dict[str, Any]], tools: Any, what: str) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            chat: The conversation.
+            tools: Its tools; None for none.
+            what: Name of the conversation in a message.
+
+        Raises:
+            ValueError: If the chat template refuses the conversation.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(chat, tools=tools, tokenize=False)
+        except TEMPLATE_ERRORS as error:
+            raise ValueError(
+                f"the chat template of {self.name} refuses {what}: {describe(error)}; leave it out,"
+                " or choose a reward model whose template accepts it"
+            ) from error
+
+    def rewards(self, texts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rewards, (B,) in float32, and whether each text was truncated, (B,)."""
         # The template has written the special tokens, so the tokenizer must not add them again.
-        texts = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in conversations]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         # The end is kept: it has the response, by which the two conversations differ.
         batch = self.tokenizer.pad(
@@ -126,15 +156,20 @@ def output_rewards(
         revision: Revision of the model on the Hub.
         chats: Conversations.
         batch_size: Conversations per batch.
-        max_length: Maximum number of tokens of a conversation; longer ones lose their beginning.
+        max_length: Maximum number of tokens of a conversation; longer ones, and those longer than
+            the model's context, lose their beginning.
         device: `cpu`, `cuda`...; None for a GPU if there is one.
 
     Raises:
-        ValueError: Under the conditions of `RewardModel`.
+        ValueError: Under the conditions of `RewardModel`, and if its chat template refuses a
+            conversation.
     """
     model, scores = RewardModel(name, revision, device), []
-    for start in tqdm(range(0, len(chats), batch_size), desc="scoring", disable=None):
-        rewards, _ = model.rewards(chats[start : start + batch_size], max_length)
+    longest = min(max_length, model.context or max_length)
+    # All of them first: scoring takes much longer than rendering.
+    texts = [model.render(chat, None, f"conversation {n}") for n, chat in enumerate(chats, 1)]
+    for start in tqdm(range(0, len(texts), batch_size), desc="scoring", disable=None):
+        rewards, _ = model.rewards(texts[start : start + batch_size], longest)
         scores += rewards.tolist()
     return scores
 
@@ -155,13 +190,19 @@ def score_dataset(
         device: `cpu`, `cuda`...; None for a GPU if there is one.
 
     Raises:
-        ValueError: If a column is missing, a model is not a reward model, or OUT.unfinished belongs
-            to other settings.
+        ValueError: If a column is missing, a row cannot be scored, a model is not a reward model,
+            or OUT.unfinished belongs to other settings.
         OSError: If a file cannot be written.
     """
     missing = [n for n in ("pair_id", "prompt", "chosen", "rejected") if n not in rows.column_names]
     if missing:
         raise ValueError(f"{scoring.data} has no column {', '.join(missing)}")
+    rows = check_rows(rows, scoring.data)
+    if isinstance(rows[0]["prompt"], str):
+        raise ValueError(
+            f"the data set {scoring.data} holds plain texts, and a reward model scores"
+            " conversations: let `sp2dpo build` write the data set"
+        )
     # Resolved, so that two runs that name the file through different links share one journal.
     unfinished = out.resolve().with_name(f"{out.name}.unfinished")
     with Journal(unfinished, asdict(scoring)) as journal:
@@ -208,26 +249,45 @@ def _score(
             if not numbers:
                 continue
             name = scoring.model.replace("{fold}", str(fold))
-            model = RewardModel(name, scoring.revision, device)
             order = list(numbers.values())
+            _check_model(name, rows.select(order), scoring)
+            model = RewardModel(name, scoring.revision, device)
             for start in range(0, len(order), pairs_per_batch):
-                pairs: list[Any] = list(rows.select(order[start : start + pairs_per_batch]))
+                numbered = order[start : start + pairs_per_batch]
+                pairs: list[Any] = list(rows.select(numbered))
                 # First all chosen, then all rejected: the differences below rely on it.
-                chats = [
-                    # Arrow adds a null key to a message if other messages have that key.
-                    [
-                        {key: value for key, value in turn.items() if value is not None}
-                        for turn in [*pair["prompt"], *pair[side]]
-                    ]
+                texts = [
+                    model.render(
+                        # Arrow adds a null key to a message if other messages have that key.
+                        [
+                            {key: value for key, value in turn.items() if value is not None}
+                            for turn in [*pair["prompt"], *pair[side]]
+                        ],
+                        json.loads(pair["tools"]) if pair.get("tools") else None,
+                        f"{name_row(pair, number)} of {scoring.data}",
+                    )
                     for side in ("chosen", "rejected")
-                    for pair in pairs
+                    for number, pair in zip(numbered, pairs, strict=True)
                 ]
-                rewards, was_cut = model.rewards(chats, scoring.max_length)
+                rewards, was_cut = model.rewards(texts, scoring.max_length)
                 margins = (rewards[: len(pairs)] - rewards[len(pairs) :]).tolist()
                 cut = (was_cut[: len(pairs)] | was_cut[len(pairs) :]).tolist()
                 for pair, margin, lost in zip(pairs, margins, cut, strict=True):
                     yield pair["pair_id"], margin, fold, lost
                 bar.update(len(pairs))
+
+
+def _check_model(name: str, rows: Dataset, scoring: Scoring) -> None:
+    """Raise ValueError if a model cannot score the rows; its weights are not needed for that."""
+    tokenizer, config = read_model_files(name, scoring.revision, trust_remote_code=False)
+    context = context_length(config)
+    if context is not None and scoring.max_length > context:
+        raise ValueError(
+            f"max_length {scoring.max_length} is longer than the context of {name}, which has"
+            f" {context} tokens: score with --max-length {context}"
+        )
+    if tokenizer.chat_template:  # `RewardModel` refuses a model without one
+        check_template(tokenizer, rows, scoring.data, name)
 
 
 def hash_fraction(prompt: Any) -> float:

@@ -11,8 +11,29 @@ from sp2dpo.training.columns import MarkCounts, apply_marks
 from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.provenance import display_name, read_split
-from sp2dpo.training.reward_model import prompt_fold
-from sp2dpo.training.run import RESULTS, end_training, library_versions, train_and_evaluate
+from sp2dpo.training.reward_model import hash_fraction
+from sp2dpo.training.rows import (
+    IDS,
+    ROW,
+    TEMPLATE_ERRORS,
+    TEXTS,
+    check_lengths,
+    check_rows,
+    check_template,
+    context_length,
+    number_rows,
+    read_model_files,
+    warn_of_tools,
+)
+from sp2dpo.training.run import (
+    RESULTS,
+    end_training,
+    find_checkpoint,
+    library_versions,
+    model_options,
+    push,
+    train_and_evaluate,
+)
 
 
 @dataclass
@@ -23,8 +44,9 @@ class FoldConfig:
         dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
         dataset_revision: Commit, tag or branch of a data set on the Hub.
         dataset_split: The split to read.
-        folds: Number of folds of the prompts; 1 trains on all prompts.
+        folds: Number of folds of the prompts; 1 trains on all prompts but those held out.
         fold: The fold that is left out and evaluated on, from 0.
+        held_out: With one fold, share of the prompts, in [0, 0.9], to evaluate on instead.
         traceback: Whether to show the traceback of an error, not only its message.
     """
 
@@ -33,11 +55,16 @@ class FoldConfig:
     dataset_split: str = field(default="train", metadata={"help": "The split to read."})
     folds: int = field(default=1, metadata={"help": "Number of folds; 1 trains on all prompts."})
     fold: int = field(default=0, metadata={"help": "The fold that is left out, from 0."})
+    held_out: float = field(default=0.0, metadata={"help": "Share of the prompts to evaluate on."})
     traceback: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
 
     def __post_init__(self) -> None:
         if self.folds < 1 or not 0 <= self.fold < self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds}: folds count from 0")
+        if not 0 <= self.held_out <= 0.9:
+            raise ValueError(f"held_out must be in [0, 0.9], not {self.held_out}")
+        if self.held_out and self.folds > 1:
+            raise ValueError("held_out needs folds: 1, since a fold is held out already")
         if not self.dataset:
             raise ValueError("dataset is missing: set it in the YAML file or give --dataset")
 
@@ -51,6 +78,35 @@ class RewardModelConfig(RewardConfig):
         super().__post_init__()
 
 
+class CheckedRewardTrainer(RewardTrainer):
+    """RewardTrainer that names the row that cannot be tokenised or trained on.
+
+    Args:
+        model: Name of the model.
+        context: Longest sequence of the model in tokens; None if there is no limit.
+        options: Arguments of RewardTrainer.
+    """
+
+    def __init__(self, model: str, *, context: int | None, **options: Any) -> None:
+        self._name_in_messages, self._context = model, context
+        super().__init__(model, **options)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        try:
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        except TEMPLATE_ERRORS:
+            name = self._name_in_messages
+            check_template(processing_class, dataset, dataset_name, name, every_row=True)
+            raise
+        check_lengths(
+            dataset, prepared, dataset_name, context=self._context, longest=args.max_length,
+            limit=f"a conversation is longer than max_length {args.max_length}; raise max_length",
+        )  # fmt: skip
+        return prepared
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardRun:
     """A run whose data and model are loaded; created by `prepare_reward_run`.
@@ -60,8 +116,9 @@ class RewardRun:
         model: Settings of the model and its adapter.
         trainer: Trainer that holds the loaded data and model.
         train_rows: Number of pairs to train on.
-        eval_rows: Number of pairs of the fold that is left out.
-        marks: Number of pairs that the columns `keep` and `flip` affected.
+        eval_rows: Number of pairs of the fold that is left out, or that are held out.
+        marks: Number of pairs that the columns `keep` and `flip` affected among those to train on.
+        checkpoint: Checkpoint folder to resume from; None to start from the beginning.
     """
 
     data: FoldConfig
@@ -70,6 +127,7 @@ class RewardRun:
     train_rows: int
     eval_rows: int
     marks: MarkCounts | None
+    checkpoint: str | None
 
     def train(self) -> Path:
         """Train, evaluate on the fold that was left out, write the model, and results.json last.
@@ -82,9 +140,9 @@ class RewardRun:
         results = Path(str(args.output_dir), RESULTS)
         results.unlink(missing_ok=True)  # an earlier run may have written it
         loss, metrics = train_and_evaluate(
-            trainer, checkpoint=args.resume_from_checkpoint, evaluate=self.eval_rows > 0
+            trainer, checkpoint=self.checkpoint, evaluate=self.eval_rows > 0
         )
-        trainer.save_model(args.output_dir)
+        trainer.save_model(args.output_dir, _internal_call=True)  # see `run.TrainingRun.train`
         if trainer.accelerator.is_main_process:
             rows = {"train": self.train_rows, "eval": self.eval_rows}
             content = {
@@ -92,6 +150,7 @@ class RewardRun:
                 "eval": metrics,
                 "fold": data.fold,
                 "folds": data.folds,
+                "held_out": data.held_out,
                 "rows": rows | (asdict(self.marks) if self.marks else {}),
                 "model": self.model.model_name_or_path,
                 "model_revision": self.model.model_revision,
@@ -101,6 +160,8 @@ class RewardRun:
                 "versions": library_versions(),
             }
             write_json(results, content, indent=2)
+        if args.push_to_hub:
+            push(trainer, results.parent)
         end_training(trainer)
         return results
 
@@ -114,19 +175,39 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
     """
     quiet_libraries(args)
     rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
-    rows, marks = apply_marks(rows, name="train")
-    # RewardTrainer subtracts a column `margin` in its own loss; ours belongs to DPO's.
-    rows = rows.select_columns(["prompt", "chosen", "rejected"])
-    folds = [prompt_fold(prompt, data.folds) for prompt in rows["prompt"]]
-    is_out = [data.folds > 1 and fold == data.fold for fold in folds]
-    if all(is_out) or (data.folds > 1 and not any(is_out)):
-        raise ValueError(
-            f"fold {data.fold} of {data.folds}: one side of the {len(rows)} pairs is empty"
-        )
+    rows = check_rows(number_rows(rows), "train")
+    if "prompt" not in rows.column_names:
+        raise ValueError(f"a fold needs a column prompt, {data.dataset} has none")
+    shares = [hash_fraction(prompt) for prompt in rows["prompt"]]
+    if data.folds > 1:
+        is_out = [int(share * data.folds) == data.fold for share in shares]
+        what = f"fold {data.fold} of {data.folds}"
+    else:
+        is_out = [share < data.held_out for share in shares]
+        what = f"held_out {data.held_out}"
+    if all(is_out) or (not any(is_out) and (data.folds > 1 or data.held_out)):
+        raise ValueError(f"{what}: one side of the {len(rows)} pairs is empty")
     train = rows.select([row for row, out in enumerate(is_out) if not out])
     test = rows.select([row for row, out in enumerate(is_out) if out])
-    trainer = RewardTrainer(
-        str(model.model_name_or_path),
+    # Not to the pairs that are evaluated on, so that models of several arms can be compared.
+    train, marks = apply_marks(train, name="train")
+    # RewardTrainer subtracts a column `margin` in its own loss; ours belongs to DPO's.
+    used = [name for name in (*TEXTS, "tools", *IDS, ROW) if name in rows.column_names]
+    train, test = train.select_columns(used), test.select_columns(used)
+    checkpoint = find_checkpoint(args)
+    name = str(model.model_name_or_path)
+    tokenizer, config = read_model_files(
+        name,
+        model.model_revision,
+        trust_remote_code=bool(getattr(args, "trust_remote_code", False)),
+    )
+    for part, dataset in (("train", train), ("eval", test)):
+        if len(dataset):
+            warn_of_tools(check_template(tokenizer, dataset, part, name), part, name)
+    args.model_init_kwargs = model_options(model, args)
+    trainer = CheckedRewardTrainer(
+        name,
+        context=context_length(config),
         args=args,
         train_dataset=train,
         eval_dataset=test if len(test) else None,
@@ -135,5 +216,5 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
     use_console(trainer)
     return RewardRun(
         data=data, model=model, trainer=trainer, train_rows=len(train), eval_rows=len(test),
-        marks=marks,
+        marks=marks, checkpoint=checkpoint,
     )  # fmt: skip

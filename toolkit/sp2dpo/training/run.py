@@ -15,11 +15,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sp2dpo.files import write_json
+from sp2dpo.text import one_line, redact
 from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.provenance import card_section, display_name, read_split, trace_rows
 from sp2dpo.training.reward_model import hash_fraction
+from sp2dpo.training.rows import number_rows
 from sp2dpo.training.trainer import PairDPOTrainer
 
 RESULTS = "results.json"
@@ -64,7 +66,8 @@ def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
     Raises:
         ValueError: If a data set cannot be read, or if one side of the split has no pair.
     """
-    train = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
+    # Before rows are selected, so that messages have the numbers of the source.
+    train = number_rows(read_split(str(data.dataset), data.dataset_split, data.dataset_revision))
     if data.eval_dataset:
         return train, read_split(data.eval_dataset, data.dataset_split, data.eval_revision)
     if not data.held_out:
@@ -183,20 +186,19 @@ class TrainingRun:
         loss, metrics = train_and_evaluate(
             trainer, checkpoint=self.checkpoint, evaluate=self.eval_rows is not None
         )
-        trainer.save_model(args.output_dir)
-        trainer.create_model_card(model_name=out.name)
+        # Internal, because a call by a user pushes to the Hub, before the card is complete.
+        trainer.save_model(args.output_dir, _internal_call=True)
         if trainer.accelerator.is_main_process:
             data = self.data
             origin = trace_rows(
                 str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
             )
-            settings = changed_settings((data, args, self.model))
-            # Appended, because TRL writes the card from a template of its own.
-            with (out / "README.md").open("a", encoding="utf-8") as card:
-                card.write(card_section(origin, settings))
+            trainer.card_section = card_section(origin, changed_settings((data, args, self.model)))
+        trainer.create_model_card(model_name=out.name)
+        if trainer.accelerator.is_main_process:
             write_json(results, self._results(loss, metrics) | {"data": asdict(origin)}, indent=2)
         if args.push_to_hub:
-            trainer.push_to_hub()
+            push(trainer, out)
         end_training(trainer)
         return results
 
@@ -256,17 +258,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             is loaded.
     """
     quiet_libraries(args)
-    kwargs: Any = args.model_init_kwargs or {}
-    # DPOTrainer loads the model by its name and does not get the ModelConfig.
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **kwargs,
-    }
-    quantization = get_quantization_config(model)
-    if quantization is not None:
-        args.model_init_kwargs["quantization_config"] = quantization
+    args.model_init_kwargs = model_options(model, args)
     train, test = load_splits(data)
     rows_given = len(train)
     # The marks are applied here and not by the trainer, because `provenance` hashes the rows that
@@ -290,6 +282,39 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
         data=data, model=model, trainer=trainer, rows=train, rows_given=rows_given,
         eval_rows=None if test is None else len(test), marks=marks, checkpoint=checkpoint,
     )  # fmt: skip
+
+
+def model_options(model: ModelConfig, args: Any) -> dict[str, Any]:
+    """Return the options to load a model with, for the arguments of a Trainer.
+
+    A Trainer loads the model by its name and does not get the ModelConfig.
+    """
+    options: dict[str, Any] = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return options
+
+
+def push(trainer: Any, out: Path) -> None:
+    """Push a finished run to the Hub.
+
+    Raises:
+        OSError: If the push fails; the message says how to repeat it without training again.
+    """
+    try:
+        trainer.push_to_hub()
+    except OSError as error:
+        name = trainer.hub_model_id or trainer.args.hub_model_id or "org/name"
+        raise OSError(
+            f"the run in {out} is complete, but its push to the Hub failed"
+            f" ({redact(one_line(error))}): run `hf upload {name} {out}`"
+        ) from error
 
 
 def end_training(trainer: Any) -> None:

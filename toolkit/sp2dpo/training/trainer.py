@@ -27,6 +27,7 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,7 @@ from sp2dpo.training.batch import (
     OutputRecorder,
     PairBatch,
     check_against_trl,
+    check_finite,
     make_batch,
 )
 from sp2dpo.training.columns import (
@@ -59,6 +61,16 @@ from sp2dpo.training.gradients import GradientMetrics
 from sp2dpo.training.losses import LOSSES
 from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
 from sp2dpo.training.reference import REFERENCE, add_log_probs
+from sp2dpo.training.rows import (
+    ROW,
+    TEMPLATE_ERRORS,
+    check_lengths,
+    check_rows,
+    check_template,
+    context_length,
+    read_model_files,
+    warn_of_tools,
+)
 
 # Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
@@ -96,6 +108,7 @@ class PairColumnsMixin(Trainer):
         TypeError: If `args` is not a PairDPOConfig.
         ValueError: Before the model loads, if a column in `pair_columns` is missing or holds bad
             values. The values of a stream are checked batch by batch.
+        FloatingPointError: During training, if a loss is NaN or infinite.
         RuntimeError: During training, if TRL's loss differs from ours.
     """
 
@@ -114,6 +127,9 @@ class PairColumnsMixin(Trainer):
         # The rows are checked first, because TRL's constructor loads the model.
         train_dataset = self._prepare_rows(train_dataset, "train", args)
         eval_dataset = self._prepare_all_rows(eval_dataset, args)
+        evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+        model = models[0] if models else options.get("model")
+        self._read_model(model, {"train": train_dataset, **evaluated}, args, options)
         # Metrics by category need the loss of each pair.
         names = category_names(train_dataset) if CAPTURES else None
         betas: list[float] = []  # a stream's betas are not known in advance
@@ -138,13 +154,56 @@ class PairColumnsMixin(Trainer):
             exo="exo_pair" in args.loss_type,
         )  # fmt: skip
 
+    def _read_model(
+        self, model: Any, datasets: Mapping[str, Any], args: PairDPOConfig, options: dict[str, Any]
+    ) -> None:
+        """Check the chat template of a model before its weights are loaded."""
+        self._model_name, self._context = "the model", None
+        if not isinstance(model, str):
+            self._context = context_length(model.config)
+            return
+        self._model_name = model
+        kwargs: Any = args.model_init_kwargs or {}
+        tokenizer, config = read_model_files(
+            model, kwargs.get("revision"),
+            trust_remote_code=bool(getattr(args, "trust_remote_code", False)),
+        )  # fmt: skip
+        self._context = context_length(config)
+        for name, dataset in datasets.items():
+            if isinstance(dataset, Dataset):
+                tokenizer = options.get("processing_class") or tokenizer
+                warn_of_tools(check_template(tokenizer, dataset, name, model), name, model)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """Tokenise as DPOTrainer does, and name the row that cannot be tokenised or trained on."""
+        try:
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        except TEMPLATE_ERRORS:
+            if isinstance(dataset, Dataset):
+                model = self._model_name
+                check_template(processing_class, dataset, dataset_name, model, every_row=True)
+            raise
+        if isinstance(dataset, Dataset):
+            check_lengths(
+                dataset, prepared, dataset_name, context=self._context, longest=args.max_length,
+                limit=f"the prompt alone fills max_length {args.max_length}, so that no response"
+                " would be left; raise max_length, or set truncation_mode: keep_end",
+            )  # fmt: skip
+        return prepared
+
     def _prepare_all_rows(self, datasets: Any, args: PairDPOConfig) -> Any:
         if isinstance(datasets, Mapping):
             return {name: self._prepare_rows(data, name, args) for name, data in datasets.items()}
         return datasets if datasets is None else self._prepare_rows(datasets, "eval", args)
 
     def _prepare_rows(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Return the rows to train on: apply the marks, and fill or drop missing values."""
+        """Return the rows to train on, checked, with marks applied and missing values treated."""
+        return check_rows(self._prepare_columns(dataset, name, args), name)
+
+    def _prepare_columns(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
+        """Apply the marks, and fill or drop missing values."""
         dataset, counts = apply_marks(dataset, name=name)
         if counts is not None:
             self.mark_counts[name] = counts
@@ -159,7 +218,8 @@ class PairColumnsMixin(Trainer):
         for column in args.pair_columns:
             if column not in columns:
                 raise ValueError(
-                    f"the {name} data set has no column {column} (it has {', '.join(columns)}):"
+                    f"the {name} data set has no column {column} (it has"
+                    f" {', '.join(c for c in columns if c != ROW)}):"
                     " build one, or remove it from pair_columns"
                 )
         if not args.pair_columns:
@@ -278,7 +338,7 @@ class PairColumnsMixin(Trainer):
             result = super().compute_loss(model, inputs, **settings)
             # With one beta for all pairs, the mean reward margin is beta times the mean of D.
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
-            return result
+            return self._check_finite(result, mode)
         # TRL passes every key that it does not know to the model's forward.
         columns = {name: inputs.pop(name) for name in self.args.pair_columns}
         reference = self._reference(inputs)
@@ -303,7 +363,7 @@ class PairColumnsMixin(Trainer):
             for statistic in ("mean", "min", "max"):
                 metrics[f"beta/{statistic}"].append(getattr(betas, statistic)().item())
         if not self._has_pair_losses:
-            return result
+            return self._check_finite(result, mode)
         batch = make_batch(
             recorder.output, inputs, columns, beta=global_beta,
             label_smoothing=self.args.label_smoothing,
@@ -315,6 +375,7 @@ class PairColumnsMixin(Trainer):
                 self.router_aux_loss_coef * recorder.output.aux_loss if self.aux_loss_enabled else 0
             )
             if self._guarded[mode] % GUARD_EVERY == 0:
+                self._check_finite(result, mode)
                 theirs = (loss - router).item()
                 smoothing = self.args.label_smoothing
                 check_against_trl(theirs, batch, self._mixture, label_smoothing=smoothing)
@@ -324,7 +385,18 @@ class PairColumnsMixin(Trainer):
                 batch = self._apply_online_variants(batch)
             ours = batch.losses(self._mixture).mean() + router
             result = (ours, *result[1:]) if return_outputs else ours
+        self._check_finite(result, mode)
         self._add_gradients(batch, category, mode)
+        return result
+
+    def _check_finite(self, result: Any, mode: str) -> Any:
+        """Return the result of `compute_loss`, checked by `batch.check_finite`."""
+        step = self.state.global_step
+        when = f"of step {step + 1}" if mode == "train" else f"of the evaluation after step {step}"
+        check_finite(
+            (result[0] if isinstance(result, tuple) else result).item(), when,
+            margin=self._metrics[mode]["margins/unscaled"][-1], loss_types=self.loss_types,
+        )  # fmt: skip
         return result
 
     @property
@@ -428,9 +500,21 @@ class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportInc
             }"""),
     }
 
+    card_section = ""
+    """Text that `create_model_card` appends to the card, in Markdown."""
+
     def __init__(self, *models: Any, args: PairDPOConfig, **options: Any) -> None:
         if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
             # Without a beta per pair this is not SP2DPO, so keep TRL's model card and tags.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
         super().__init__(*models, args=args, **options)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Write the card as DPOTrainer does, from its template, and append `card_section`."""
+        super().create_model_card(*args, **options)
+        card = Path(str(self.args.output_dir), "README.md")
+        # Here and not after the run, because every push to the Hub writes the card again.
+        if self.card_section and self.is_world_process_zero():
+            with card.open("a", encoding="utf-8") as file:
+                file.write(self.card_section)

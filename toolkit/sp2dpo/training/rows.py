@@ -1,0 +1,451 @@
+"""Check that rows can be trained on: their texts, the model's chat template, and their lengths.
+
+TRL and transformers report such rows by a traceback that does not name the row, or drop them
+without a message. The checks of this module name the first row, the rule and the way out.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset, Json, Value
+from transformers import AutoConfig, AutoTokenizer
+
+from sp2dpo.text import escape_controls, one_line, shorten
+
+RESPONSES = ("chosen", "rejected")
+TEXTS = ("prompt", *RESPONSES)
+"""Columns with the texts of a pair."""
+IDS = ("pair_id", "source_id", "prompt_id", "id")
+"""Columns that name a row in a message, the first of them that a row has."""
+ROW = "_row"
+"""Column with the number of a row before rows were selected, from 0; see `number_rows`."""
+MEDIA = ("images", "image", "videos", "video")
+PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "input_audio")
+"""Types of the parts of a message that are not text."""
+PROMPTS = (
+    "question", "questions", "instruction", "instructions", "input", "inputs", "query", "system",
+    "system_prompt", "messages", "context", "conversation", "conversations", "history", "problem",
+    "post", "user", "prompts",
+)  # fmt: skip
+"""Names of columns that may hold the prompt of a pair."""
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
+"""Errors of a chat template: those that it raises, and those of the expressions in it."""
+
+logger = get_logger(__name__)
+
+
+def number_rows(dataset: Dataset) -> Dataset:
+    """Return the rows with their numbers in the column ROW, which messages use after a selection.
+
+    A stream is returned as it is.
+    """
+    if not isinstance(dataset, Dataset) or ROW in dataset.column_names:
+        return dataset
+    return dataset.add_column(ROW, list(range(len(dataset))))
+
+
+def name_row(row: Mapping[str, Any], number: int) -> str:
+    """Return the name of a row in a message, as `row 5 (pair_id demo-006)`.
+
+    Args:
+        row: Values by column; without an id, the beginning of its text is part of the name.
+        number: Number of the row in its data set, from 0; the column ROW replaces it.
+    """
+    number = row.get(ROW, number)
+    key = next((key for key in IDS if row.get(key) is not None), None)
+    if key is not None:
+        return f"row {number} ({key} {shorten(escape_controls(str(row[key])), 80)})"
+    text = row.get("prompt") or row.get("chosen") or ""
+    if not isinstance(text, str):
+        turns = [
+            turn for turn in text if isinstance(turn, Mapping) and turn.get("role") != "system"
+        ]
+        contents = [turn.get("content") for turn in turns]
+        text = next((content for content in contents if isinstance(content, str)), "")
+    start = shorten(escape_controls(text), 40)
+    return f'row {number} ("{start}")' if start else f"row {number}"
+
+
+def check_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """Check the texts of the rows, and return them with `tools` as JSON text or null.
+
+    Images and videos cannot be trained on: a column of them without any value is removed. Of a
+    stream, only the columns are checked.
+
+    Args:
+        dataset: The rows to train or evaluate on.
+        name: Name of the data set in messages.
+
+    Raises:
+        ValueError: If a column is missing, if the prompt may be in another column, or if the texts
+            of a row cannot be trained on; the message names the first row.
+    """
+    where = f"the {name} data set"
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"{where} has no rows: choose another data set or split")
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    shown = ", ".join(column for column in columns if column != ROW)
+    for column in RESPONSES:
+        if column not in columns:
+            raise ValueError(
+                f"{where} has no column {column} (it has {shown}): rename the column, or let"
+                " `sp2dpo annotate` and `sp2dpo build` read the source"
+            )
+    if not isinstance(dataset, Dataset):
+        return dataset
+    dataset = _check_media(dataset, where)
+    names = [column for column in (*IDS, ROW, *TEXTS) if column in columns]
+    problems: dict[str, list[str]] = {}
+    repeated = 0
+    for number, row in enumerate(dataset.select_columns(names).with_format(None)):
+        problem = _find_problem(row)
+        if problem:
+            problems.setdefault(problem, []).append(name_row(row, number))
+        repeated += problem is None and _repeats_prompt(row)
+    if problems:
+        problem, rows = next(iter(problems.items()))
+        raise ValueError(
+            f"{len(rows)} of {len(dataset)} rows of {where} cannot be trained on ({problem}), the"
+            f" first is {rows[0]}: let `sp2dpo annotate` and `sp2dpo build` read the source, or"
+            " correct these rows or leave them out"
+        )
+    if repeated == len(dataset):
+        raise ValueError(
+            f"in all {len(dataset)} rows of {where}, chosen and rejected repeat the prompt, which"
+            " would be trained on twice: remove the column prompt, or remove the prompt from the"
+            " responses"
+        )
+    if "prompt" not in columns:
+        _check_implicit(dataset, columns, where)
+    return _tools_as_text(dataset, where) if "tools" in columns else dataset
+
+
+def _check_media(dataset: Dataset, where: str) -> Dataset:
+    for column in MEDIA:
+        if column not in dataset.column_names:
+            continue
+        values: Any = dataset.select_columns([column]).with_format("arrow")[:].column(0)
+        filled = [number for number, value in enumerate(values) if value.as_py()]
+        if filled:
+            raise ValueError(
+                f"{len(filled)} of {len(dataset)} rows of {where} have {column}, the first is"
+                f" {name_row(dataset[filled[0]], filled[0])}: only texts can be trained on; leave"
+                " these rows out"
+            )
+        # TRL takes the column alone for a sign of a vision data set.
+        dataset = dataset.remove_columns(column)
+    return dataset
+
+
+def _find_problem(row: Mapping[str, Any]) -> str | None:
+    """Return why the texts of a row cannot be trained on; None if they can."""
+    kinds = {}
+    for column in TEXTS:
+        if column not in row:
+            continue
+        value = row[column]
+        # An empty response is legal: the end of the turn is trained.
+        if value is None or (column == "prompt" and not value) or value == []:
+            return f"{column} is empty"
+        if isinstance(value, str):
+            kinds[column] = "text"
+            continue
+        if not isinstance(value, list) or not all(
+            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
+        ):
+            return f"{column} is neither text nor a list of messages with a role"
+        if any(_shows_media(turn) for turn in value):
+            return f"{column} holds images or videos, and only texts can be trained on"
+        kinds[column] = "a conversation"
+    if len(set(kinds.values())) > 1:
+        return ", ".join(f"{column} is {kind}" for column, kind in kinds.items())
+    return None
+
+
+def _shows_media(turn: Mapping[str, Any]) -> bool:
+    if any(turn.get(key) for key in MEDIA):
+        return True
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, Mapping) and part.get("type") in PARTS for part in parts)
+
+
+def _repeats_prompt(row: Mapping[str, Any]) -> bool:
+    prompt = row.get("prompt")
+    return bool(prompt) and all(row[side][: len(prompt)] == prompt for side in RESPONSES)
+
+
+def _check_implicit(dataset: Dataset, columns: Sequence[str], where: str) -> None:
+    """Refuse to take a common beginning for the prompt if another column may hold the prompt."""
+    candidates = [column for name in PROMPTS for column in columns if column.lower() == name]
+    if candidates:
+        raise ValueError(
+            f"{where} has no column prompt, but {', '.join(candidates)}: rename the column with the"
+            f" prompts to prompt, or let `sp2dpo annotate --columns prompt={candidates[0]},...` and"
+            " `sp2dpo build` read the source; the beginning that chosen and rejected share is not"
+            " taken for the prompt"
+        )
+    logger.warning(
+        f"{where} has no column prompt: the common beginning of chosen and rejected is the prompt"
+    )
+
+
+def _tools_as_text(dataset: Dataset, where: str) -> Dataset:
+    """Return the rows with `tools` as JSON text, null for none.
+
+    A template may describe an empty list of tools, and Arrow gives every object of a column the
+    keys of all objects, with null where an object has none.
+    """
+    names = [column for column in (*IDS, ROW, "prompt", "tools") if column in dataset.column_names]
+    feature = dataset.features["tools"]
+    exact = any(isinstance(f, Json | Value) for f in (feature, getattr(feature, "feature", None)))
+    texts: list[str | None] = []
+    for number, row in enumerate(dataset.select_columns(names).with_format(None)):
+        tools = row["tools"]
+        try:
+            tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        except ValueError as error:
+            raise ValueError(
+                f"the tools of {name_row(row, number)} of {where} are not JSON: {error}"
+            ) from error
+        if not tools:
+            texts.append(None)
+            continue
+        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise ValueError(
+                f"the tools of {name_row(row, number)} of {where} are not a list of objects"
+            )
+        texts.append(json.dumps(tools if exact else _without_nulls(tools), ensure_ascii=False))
+    return dataset.remove_columns("tools").add_column("tools", pa.array(texts, pa.string()))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def check_template(
+    tokenizer: Any, dataset: Dataset, name: str, model: str, *, every_row: bool = False
+) -> int:
+    """Check that the chat template of a model accepts the conversations of a data set.
+
+    Rows with the same roles and kinds of content are alike for nearly every template: one of them
+    is rendered. If the template refuses any, all rows are rendered, to count them.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        dataset: The rows, as `check_rows` returns them.
+        name: Name of the data set in messages.
+        model: Name of the model in messages.
+        every_row: Whether to render all rows.
+
+    Returns:
+        The number of rows with tools if the template ignores tools, else 0.
+
+    Raises:
+        ValueError: If the template refuses a row, or if there is none; the message names the first
+            row.
+    """
+    where = f"the {name} data set"
+    if isinstance(dataset[0]["chosen"], str) and tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {model} has no end-of-sequence token, which ends the responses of"
+            f" {where}: set eos_token in its tokenizer_config.json"
+        )
+    refused: list[str] = []
+    shapes: set[Any] = set()
+    with_tools, ignores_tools = 0, False
+    for number, row in enumerate(_conversations(dataset)):
+        if not shapes and not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer of {model} has no chat template, and {where} holds conversations:"
+                " train a model that has one, or save one with its tokenizer"
+            )
+        with_tools += bool(row.get("tools"))
+        shape = _shape(row)
+        if not every_row and shape in shapes:
+            continue
+        shapes.add(shape)
+        try:
+            ignores_tools = _ignores_tools(tokenizer, row) or ignores_tools
+            for chat, options in _chats(row):
+                tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        except TEMPLATE_ERRORS as error:
+            if not every_row:
+                check_template(tokenizer, dataset, name, model, every_row=True)
+            roles = ", ".join(turn["role"] for turn in (*row.get("prompt", []), *row["chosen"]))
+            refused.append(f"{name_row(row, number)}, with the roles {roles}: {describe(error)}")
+    if refused:
+        raise ValueError(
+            f"the chat template of {model} refuses {len(refused)} of {len(dataset)} rows of"
+            f" {where}, the first is {refused[0]}; leave these rows out, or train a model whose"
+            " template accepts them"
+        )
+    return with_tools if ignores_tools else 0
+
+
+def warn_of_tools(ignored: int, name: str, model: str) -> None:
+    """Log that the chat template of a model ignores the tools of so many rows, if there are any."""
+    if ignored:
+        logger.warning(
+            f"the {name} data set: the chat template of {model} ignores tools, so the model does"
+            f" not see those of {ignored} rows"
+        )
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of a template's error on one line, with its type if Python raised it."""
+    text = escape_controls(one_line(error)).rstrip(".")
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno} of the template: {text}"
+    return text if type(error) is jinja2.TemplateError else f"{type(error).__name__}: {text}"
+
+
+def _conversations(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows, with the columns that a template or a message uses; none if they are text."""
+    names = (*IDS, ROW, *TEXTS, "tools", "chat_template_kwargs")
+    rows = dataset.select_columns([column for column in names if column in dataset.column_names])
+    for row in rows.with_format(None):
+        if isinstance(row["chosen"], str):
+            return
+        yield row
+
+
+def _chats(row: Mapping[str, Any]) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """Yield the conversations of a row with the options, as TRL renders them."""
+    options = _options(row)
+    prompt = row.get("prompt") or []
+    if prompt:
+        yield prompt, {**options, "add_generation_prompt": True}
+    for side in RESPONSES:
+        yield [*prompt, *row[side]], options
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+    tools = row.get("tools")
+    return {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools or None,
+        **(row.get("chat_template_kwargs") or {}),
+    }
+
+
+def _ignores_tools(tokenizer: Any, row: Mapping[str, Any]) -> bool:
+    options = _options(row)
+    if not options["tools"]:
+        return False
+    chat, _ = next(_chats(row))
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, **{**options, "tools": tools})
+        for tools in (options["tools"], None)
+    ]
+    return texts[0] == texts[1]
+
+
+def _shape(row: Mapping[str, Any]) -> Any:
+    """Return what a template distinguishes in a row: roles, kinds of content, keys, and tools."""
+    turns = [
+        (
+            column, turn["role"], type(turn.get("content")), not turn.get("content"),
+            frozenset(key for key, value in turn.items() if value is not None),
+        )
+        for column in TEXTS
+        for turn in row.get(column) or []
+    ]  # fmt: skip
+    return bool(row.get("tools")), str(row.get("chat_template_kwargs")), tuple(turns)
+
+
+def read_model_files(
+    model: str, revision: str | None, *, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """Return the tokenizer and the configuration of a model, without its weights.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        return (
+            AutoTokenizer.from_pretrained(model, **options),
+            AutoConfig.from_pretrained(model, **options),
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model {model} cannot be read: {one_line(error)}") from error
+
+
+def context_length(config: Any) -> int | None:
+    """Return the longest sequence of a model in tokens; None if its configuration has no limit."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return None
+    scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+    # Some configurations name the length before scaling.
+    return max(most, int(original * factor)) if original and factor else most
+
+
+def check_lengths(
+    given: Dataset,
+    prepared: Dataset,
+    name: str,
+    *,
+    limit: str,
+    context: int | None,
+    longest: int | None,
+) -> None:
+    """Check the rows that tokenization and TRL's limit of the length have left.
+
+    Args:
+        given: The rows before.
+        prepared: The rows after, with the columns chosen_ids and rejected_ids, and prompt_ids if
+            the prompt is not part of these.
+        name: Name of the data set in messages.
+        limit: The rule by which TRL drops rows and the way out, for messages.
+        context: Longest sequence of the model in tokens; None if there is no limit.
+        longest: Length to which sequences are truncated; None if they are not.
+
+    Raises:
+        ValueError: If no row is left, if a response has no tokens, or if a sequence is longer than
+            the model's context.
+    """
+    where = f"the {name} data set"
+    if not len(prepared):
+        raise ValueError(
+            f"no row of {where} is left, the first of {len(given)} is {name_row(given[0], 0)}:"
+            f" {limit}"
+        )
+    dropped = len(given) - len(prepared)
+    if dropped:
+        logger.warning(f"{where}: {dropped} of {len(given)} rows are dropped: {limit}")
+    table: Any = prepared.select_columns(
+        [c for c in ("prompt_ids", "chosen_ids", "rejected_ids") if c in prepared.column_names]
+    ).with_format("arrow")[:]
+    lengths = {column: pc.list_value_length(table.column(column)) for column in table.column_names}
+    for side in RESPONSES:
+        empty = pc.index(lengths[f"{side}_ids"], 0).as_py()
+        if empty >= 0:
+            raise ValueError(
+                f"{side} of {name_row(prepared[empty], empty)} of {where} has no tokens: its text"
+                " is empty, or the chat template leaves it out; leave the row out"
+            )
+        if context is None:
+            continue
+        total = lengths[f"{side}_ids"]
+        if "prompt_ids" in lengths:
+            total = pc.add(total, lengths["prompt_ids"])
+        most = pc.max(total).as_py()
+        if min(most, longest or most) > context:
+            row = pc.index(total, most).as_py()
+            raise ValueError(
+                f"{name_row(prepared[row], row)} of {where} has {most} tokens, and the model's"
+                f" context has {context}: set max_length to {context} or less"
+            )
