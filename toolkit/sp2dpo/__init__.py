@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sp2dpo.report.status import collect_status
     from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
     from sp2dpo.store.merge import merge_stores
+    from sp2dpo.store.reread import reread_replies
     from sp2dpo.store.store import Store
 
 __version__ = "0.1.0"
@@ -93,6 +94,7 @@ _MODULES = {
     "read_rows": "sp2dpo.pairs.sources",
     "read_scores": "sp2dpo.betas.scores",
     "render_page": "sp2dpo.report.page",
+    "reread_replies": "sp2dpo.store.reread",
     "run_pilot": "sp2dpo.report.pilot",
     "schedule_store": "sp2dpo.betas.compute",
     "resample_dataset": "sp2dpo.dataset.resample",
@@ -148,6 +150,7 @@ __all__ = [
     "read_rows",
     "read_scores",
     "render_page",
+    "reread_replies",
     "resample_dataset",
     "run_pilot",
     "schedule_store",

@@ -46,15 +46,16 @@ class PairState:
             self.add(reply)
 
     def add(self, reply: StoredReply) -> None:
-        """Add a reply; of several replies to one question the last one counts."""
+        """Add a reply; of several to one question the last kept one counts, or else the last."""
         teacher, attempt = reply.teacher, reply.attempt
         # The store may hold replies of a teacher that this panel does not have.
         if teacher not in self._retries:
             return
         key = (teacher, reply.variant, reply.order)
-        if attempt < self._last.get(key, (-1,))[0]:
-            return
         is_kept = reply.reason is None
+        last, _, last_reading = self._last.get(key, (-1, False, None))
+        if (is_kept, attempt) < (last_reading is not None, last):
+            return
         final = is_kept or reply.reason not in UNREADABLE or attempt >= self._retries[teacher]
         reading = compute_signed_gap(reply, self._panel.rubric, JMAMP) if is_kept else None
         self._last[key] = (attempt, final, reading)

@@ -13,8 +13,9 @@ from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.counts import count_replies
 from sp2dpo.store.questions import QuestionPlan, Shard
+from sp2dpo.store.reread import count_readable
 from sp2dpo.store.store import Store
-from sp2dpo.text import format_count, shell_lines, wrap
+from sp2dpo.text import count_noun, format_count, shell_lines, wrap
 
 CHARACTERS = 4
 """Characters per token: about right for English. Our choice."""
@@ -114,6 +115,11 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
     lines = [part for line in lines for part in wrap(line)]
     for teacher in panel.teachers:
         lines += _teacher_lines(teacher)
+    if readable := count_readable(store):
+        lines += wrap(
+            f"{count_noun(readable, 'refused reply', 'refused replies')} can be read again and "
+            "would be kept first; the requests below include those that this saves"
+        )
     return [*lines, *(part for line in _request_lines(store, panel, shard) for part in wrap(line))]
 
 

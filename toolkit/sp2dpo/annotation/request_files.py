@@ -23,6 +23,7 @@ from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.questions import QuestionPlan, Shard
+from sp2dpo.store.reread import reread_replies
 from sp2dpo.store.store import Store
 from sp2dpo.text import canonical_json
 
@@ -132,6 +133,7 @@ def export_requests(
     panel, out = panel if isinstance(panel, Panel) else load_panel(Path(panel)), Path(out)
     with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        reread_replies(opened)  # what can be read now needs no second request
         # The import recognises the panel by the teachers that are recorded here.
         opened.record_panel(panel)
         paths = _output_files(panel, out, teacher)

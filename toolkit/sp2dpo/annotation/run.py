@@ -19,6 +19,7 @@ from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import ReplyRecord
+from sp2dpo.store.reread import reread_lines, reread_replies
 from sp2dpo.store.store import Store, open_store_for_writing
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int, int], object]]]
@@ -91,7 +92,8 @@ def annotate_pairs(
 ) -> AnnotationResult:
     """Ask every teacher of a panel about every pair, and store the replies.
 
-    A rerun asks only for what is missing. Works in a notebook, too: where an event loop is already
+    A rerun asks only for what is missing. Refused replies in the store that can be read now are
+    kept first, see `store.reread`. Works in a notebook, too: where an event loop is already
     running, the requests are made from a thread. SIGINT or SIGTERM let in-flight requests finish; a
     second signal cancels them.
 
@@ -127,6 +129,10 @@ def annotate_pairs(
     run_engine = _load_engine(engine, ray_address)
     with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
+        reread = reread_replies(opened)
+        if reread.kept:
+            for line in reread_lines(reread):
+                report(line)
         # Before counting: a changed adaptive panel may need more replies about settled pairs.
         opened.reopen_settled(panel)
         needed = {

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @PAIRS
-@PANEL
+@click.option(
+    "--panel", "panel_file", type=FILE, help="Panel YAML file; required except with --reread."
+)
 @RUN_STORE
 @PATIENCE
 @RETRY_REFUSED
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     "--dry-run",
     is_flag=True,
     help="Print the requests that would be sent; send none and write nothing.",
+)
+@click.option(
+    "--reread",
+    is_flag=True,
+    help="Keep refused replies that can be read now, and end; needs only --store.",
 )
 @click.option(
     "--engine",
@@ -53,13 +60,14 @@ if TYPE_CHECKING:
 )
 def annotate(
     pairs: str | None,
-    panel_file: Path,
+    panel_file: Path | None,
     store_file: Path,
     patience: float,
     retry_refused: bool,
     shard: "Shard | None",
     serve: bool,
     dry_run: bool,
+    reread: bool,
     engine: Literal["local", "ray"],
     ray_address: str | None,
 ) -> None:
@@ -67,8 +75,16 @@ def annotate(
 
     Sends each pair to every teacher, once per prompt variant, and writes the replies to a store.
     Safe to interrupt: run the same command again to request only the missing replies. Once the
-    store exists, --pairs is optional.
+    store exists, --pairs is optional. Refused replies in the store that can be read now are kept
+    first, without a request.
     """
+    if reread:
+        if dry_run or retry_refused:
+            raise click.UsageError("--reread sends no request: omit --dry-run and --retry-refused")
+        _reread(store_file, panel_file)
+        return
+    if panel_file is None:
+        raise click.UsageError("Missing option '--panel'.")
     from sp2dpo.annotation.dry_run import plan_lines
     from sp2dpo.annotation.run import annotate_pairs, open_store_with_pairs
     from sp2dpo.panel.panel import load_panel
@@ -101,6 +117,23 @@ def annotate(
     # --retry-refused is not available for an adaptive panel.
     if panel.budget == "full" and result.refused:
         print_lines(["use --retry-refused to request refused replies once more"])
+
+
+def _reread(store_file: Path, panel_file: Path | None) -> None:
+    from sp2dpo.panel.panel import load_panel
+    from sp2dpo.store.counts import count_replies, load_recorded_panel, reply_count_lines
+    from sp2dpo.store.reread import reread_lines, reread_replies
+    from sp2dpo.store.store import open_store_for_writing
+
+    if not store_file.exists():
+        raise FileNotFoundError(f"{store_file}: no such store; `sp2dpo annotate` creates one")
+    with open_store_for_writing(store_file) as store:
+        panel = load_recorded_panel(store)
+        if panel_file is not None:
+            panel = load_panel(panel_file)
+            store.check_panel(panel)
+        lines = reread_lines(reread_replies(store)) or ["no refused reply holds a text to read"]
+        print_lines([*lines, *reply_count_lines(count_replies(store, panel))])
 
 
 def _require_pairs(pairs: str | None, store_file: Path) -> None:

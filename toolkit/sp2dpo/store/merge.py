@@ -24,6 +24,12 @@ _CONTENT = [name for name in COLUMNS if name not in (*_KEY, "rubric", "seconds",
 _SAME_KEY = " AND ".join(f'ours."{name}" = theirs."{name}"' for name in _KEY)
 # IS NOT, because `!=` is never true for a null.
 _DIFFERS = " OR ".join(f'ours."{name}" IS NOT theirs."{name}"' for name in _CONTENT)
+# A reply that was read again in one store and is still refused in another is the same reply.
+_REPLY = ("raw", "finish_reason", "model", "prompt_tokens", "completion_tokens", "cached_tokens")
+_READ_AGAIN = "ours.status IS NOT theirs.status AND " + " AND ".join(
+    f'ours."{name}" IS theirs."{name}"' for name in _REPLY
+)
+_READING = [name for name in _CONTENT if name not in _REPLY]
 _COPIED = ("pairs", "source_rows", "set_aside")
 # Without `shard`: a merged store is for all pairs.
 _META = (
@@ -223,7 +229,7 @@ def _insert(database: sqlite3.Connection, name: str) -> None:
     conflict = database.execute(
         'SELECT ours.pair_id, ours.teacher, ours.variant, ours."order", ours.attempt '
         "FROM theirs.replies theirs JOIN main.replies ours "
-        f"ON {_SAME_KEY} WHERE {_DIFFERS} LIMIT 1"
+        f"ON {_SAME_KEY} WHERE ({_DIFFERS}) AND NOT ({_READ_AGAIN}) LIMIT 1"
     ).fetchone()
     if conflict is not None:
         request = ", ".join(map(str, conflict[1:]))
@@ -249,6 +255,11 @@ def _insert(database: sqlite3.Connection, name: str) -> None:
     # What is ignored is equal to the stored reply, as checked above.
     database.execute(
         f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
+    )
+    read = ", ".join(f'"{name}" = theirs."{name}"' for name in _READING)
+    database.execute(
+        f"UPDATE main.replies AS ours SET {read} FROM theirs.replies AS theirs "
+        f"WHERE {_SAME_KEY} AND ours.status = 'refused' AND theirs.status = 'kept'"
     )
     # The same row wins in whatever order stores are merged. Without `WHERE true`, SQLite would take
     # ON for a part of the FROM clause.

@@ -123,6 +123,21 @@ class StoredReply(NamedTuple):
     arrived: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadAgain:
+    """A refused reply that can be read now.
+
+    Attributes:
+        reply: The reply as it is stored.
+        annotation: Its annotation.
+        raw: Its text.
+    """
+
+    reply: StoredReply
+    annotation: Annotation
+    raw: str
+
+
 def record_reply(key: Key, reply: "Reply", rubric: Rubric) -> ReplyRecord:
     """Return the record of a reply: kept if it is complete and has a valid annotation."""
     annotation, reason, detail, tokens = None, None, None, None

@@ -1,6 +1,7 @@
 """The store of a run: one SQLite file with the pairs, their source rows and every reply.
 
-Replies are added and never changed. The file can be read with any SQLite tool; a write-ahead log
+Replies are added and never changed, except that a refused reply that today's rules can read becomes
+kept (`reread`). The file can be read with any SQLite tool; a write-ahead log
 beside it (`-wal`) belongs to it.
 """
 
@@ -28,7 +29,7 @@ from sp2dpo.store.database import (
     write_meta,
 )
 from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
-from sp2dpo.store.records import COLUMNS, ReplyRecord, StoredReply, record_row
+from sp2dpo.store.records import COLUMNS, ReadAgain, ReplyRecord, StoredReply, record_row
 from sp2dpo.store.usage import UsageLog
 
 
@@ -230,20 +231,53 @@ class Store:
                 [(pair.pair_id, pair.replies, pair.chance) for pair in settled],
             )
 
+    def keep_replies(self, replies: Sequence[ReadAgain]) -> None:
+        """Keep refused replies that can be read now, all in one transaction."""
+        with transaction(self._db):
+            for again in replies:
+                reply, annotation = again.reply, again.annotation
+                self._db.execute(
+                    "UPDATE replies SET status = 'kept', reason = NULL, detail = NULL, "
+                    "category = ?, magnitude = ?, confidence = ?, rationale = ?, better = ?, "
+                    "raw = ? WHERE status = 'refused' AND "
+                    '(pair_id, teacher, variant, "order", attempt) = (?, ?, ?, ?, ?)',
+                    (
+                        annotation.category, annotation.magnitude, annotation.confidence,
+                        annotation.rationale, annotation.better, again.raw,
+                        reply.pair_id, reply.teacher, reply.variant, reply.order, reply.attempt,
+                    ),
+                )  # fmt: skip
+                # The decision to ask no more about the pair did not take this reply into account.
+                self._db.execute("DELETE FROM settled WHERE pair_id = ?", (reply.pair_id,))
+
+    def refused_replies(self) -> Iterator[StoredReply]:
+        """Yield the refused replies to questions without a kept reply, sorted by key."""
+        yield from self._select(
+            "WHERE status = 'refused' AND NOT EXISTS (SELECT 1 FROM replies k WHERE "
+            '(k.pair_id, k.teacher, k.variant, k."order") = '
+            '(replies.pair_id, replies.teacher, replies.variant, replies."order") '
+            "AND k.status = 'kept')"
+        )
+
     def replies(self, pair_id: str | None = None) -> Iterator[StoredReply]:
         """Yield all replies, or those of one pair, sorted by key, with the teachers' revisions."""
+        if pair_id is None:
+            yield from self._select("")
+        else:
+            yield from self._select("WHERE pair_id = ?", pair_id)
+
+    def _select(self, where: str, *values: str) -> Iterator[StoredReply]:
         columns = {name: f'replies."{name}"' for name in COLUMNS} | {
             "model": "teachers.model",
             "revision": "teachers.revision",
             "served_model": "replies.model",
         }
         names = ", ".join(columns[name] for name in StoredReply._fields)
-        where = "" if pair_id is None else "WHERE pair_id = ?"
         with closing(self._db.cursor()) as cursor:
             cursor.execute(
                 f"SELECT {names} FROM replies JOIN teachers ON teachers.name = teacher {where} "
                 'ORDER BY pair_id, teacher, variant, "order", attempt',
-                () if pair_id is None else (pair_id,),
+                values,
             )
             yield from map(StoredReply._make, cursor)
 
