@@ -14,10 +14,13 @@ import pytest
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
+from sp2dpo.dataset.columns import MAX_COLUMNS, MAX_FIELDS
+from sp2dpo.dataset.manifest import read_manifest
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.logprobs import ValueToken, parse_tokens
 from sp2dpo.panel.rubric import load_rubric
+from sp2dpo.tables import list_data_files, read_parquet
 from support.harness import (
     BUILD,
     SCHEDULE,
@@ -226,16 +229,111 @@ def test_tool_calls_and_tools_survive(new_store, tmp_path):
     ],
 )
 def test_columns_of_any_values_come_through(new_store, tmp_path, values, read_back):
+    build_rows(new_store(), [{"theirs": value} for value in values], tmp_path / "out")
+    assert [row["theirs"] for row in read(tmp_path / "out", tmp_path)] == read_back
+
+
+@pytest.mark.parametrize(
+    ("values", "read_back"),
+    [
+        ([[2**60 + 1], [0.5]], ["[1152921504606846977]", "[0.5]"]),
+        ([{"a": [2**53 + 1]}, {"a": [1.5]}], ['{"a": [9007199254740993]}', '{"a": [1.5]}']),
+        ([[{"n": 0.5}], [{"n": -(2**62) - 1}]], ['[{"n": 0.5}]', '[{"n": -4611686018427387905}]']),
+        ([[2**60 + 1, 0.5], None], ["[1152921504606846977, 0.5]", None]),
+        ([[2**70], [1]], ["[1180591620717411303424]", "[1]"]),
+        ([{"a": 2**63}, {"a": 1}], ['{"a": 9223372036854775808}', '{"a": 1}']),
+        (
+            [{"id": 2**60 + 1, "x": 1}, {"id": 7, "x": 0.5}],
+            [{"id": 2**60 + 1, "x": 1.0}, {"id": 7, "x": 0.5}],
+        ),
+        ([[2**60 + 1], [2]], [[2**60 + 1], [2]]),
+        ([[2**53], [0.5]], [[2.0**53], [0.5]]),
+    ],
+)
+def test_large_integers_keep_their_digits_wherever_they_are(new_store, tmp_path, values, read_back):
+    build_rows(new_store(), [{"theirs": value} for value in values], tmp_path / "out")
+    assert [row["theirs"] for row in read_here(tmp_path / "out")] == read_back
+
+
+WIDE = {f"k{number}": number for number in range(MAX_FIELDS + 1)}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [{"wide": {name: value}} for name, value in WIDE.items()],
+        [{"wide": [{"a": [{name: value}]}]} for name, value in WIDE.items()],
+        [{"wide": {"a": {name: 1}, "b": {name: 2}}} for name in list(WIDE)[:80]],
+        [{"wide": WIDE}, {"wide": None}],
+    ],
+)
+def test_objects_with_more_fields_than_the_bound_are_json_text(new_store, tmp_path, columns):
+    build_rows(new_store(), columns, tmp_path / "out")
+    rows = read_here(tmp_path / "out")
+    assert [{"wide": row["wide"] and json.loads(row["wide"])} for row in rows] == columns
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.json_columns == {"wide": "its objects have more than 128 distinct fields"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- wide: its objects have more than 128 distinct fields" in card
+    assert len(card.splitlines()) < 600
+
+
+def test_objects_with_as_many_fields_as_the_bound_stay_objects(new_store, tmp_path):
+    del (columns := dict(WIDE))["k0"]
+    build_rows(new_store(), [{"wide": columns}], tmp_path / "out")
+    assert read_here(tmp_path / "out")[0]["wide"] == columns
+
+
+def test_columns_that_few_rows_have_are_stored_together_beyond_the_bound(new_store, tmp_path):
+    columns = [
+        {"all": number, f"k{number}": number, "beta": "theirs"} for number in range(MAX_COLUMNS)
+    ]
+    build_rows(new_store(), columns, tmp_path / "out")
+    rows = read_here(tmp_path / "out")
+    for number in (0, 1, MAX_COLUMNS - 1):
+        assert json.loads(rows[number]["source_columns"]) == {f"k{number}": number}
+        assert (rows[number]["all"], rows[number]["source_beta"]) == (number, "theirs")
+    assert not any(name in rows[0] for name in ("k0", "k1"))
+
+
+def test_many_columns_that_every_row_has_stay_columns(new_store, tmp_path):
+    columns = {f"k{number}": number for number in range(MAX_COLUMNS + 10)}
+    build_rows(new_store(), [columns, columns], tmp_path / "out")
+    assert columns.items() <= read_here(tmp_path / "out")[1].items()
+
+
+def test_the_build_names_columns_of_json_text(new_store, tmp_path):
     store = new_store()
+    build_rows(store, [{"mix": 1, "many": WIDE}, {"mix": "one", "many": {}}], tmp_path / "out")
+    betas = tmp_path / "betas.parquet"
+    succeed("schedule", "--store", store.path, "--schedule", SCHEDULE, "--out", betas)
+    output = succeed(*BUILD, "--store", store.path, "--betas", betas, "--out", tmp_path / "again")
+    assert "mix: stored as JSON text: its values have no common type" in output
+    assert "many: stored as JSON text: its objects have more than 128 distinct fields" in output
+    # The replies of this test have no raw texts, which is the only difference.
+    output = run("verify", tmp_path / "again").stdout
+    assert output.count("DIFFERS") == 2
+    assert "ok       pairs" in output
+
+
+def read_here(folder):
+    """All rows, read in this process."""
+    files = list_data_files(folder)
+    assert files
+    return list(read_parquet(files))
+
+
+def build_rows(store, columns, folder):
+    """Build a data set whose rows have these columns."""
     rows = [
-        SourceRow(row=row.row, pair=row.pair, source_id=None, columns={"theirs": value})
-        for row, value in zip(pairs_of(2), values, strict=True)
+        SourceRow(row=row.row, pair=row.pair, source_id=None, columns=values)
+        for row, values in zip(pairs_of(len(columns)), columns, strict=True)
     ]
     store.corpus.add(Source(name="hand.jsonl"), rows)
     store.record_panel(panel_of("a"))
-    store.add_replies([kept_reply(rows[0].pair.id, "a", "direct", 5, 5)])
-    build(store, tmp_path / "out")
-    assert [row["theirs"] for row in read(tmp_path / "out", tmp_path)] == read_back
+    variants = ("direct", "critic", "reader")
+    store.add_replies([kept_reply(rows[0].pair.id, "a", variant, 5, 5) for variant in variants])
+    build(store, folder)
 
 
 def test_columns_nested_too_deeply_for_readers_come_through_as_text(new_store, tmp_path):

@@ -73,7 +73,12 @@ def build(
         draws=draws,
         progress=progress_rows,
     )
-    print_lines([f"wrote {out}: {result.rows} rows, {result.annotations} annotations"])
+    print_lines(
+        [
+            *(f"{name}: stored as JSON text: {why}" for name, why in result.json_columns.items()),
+            f"wrote {out}: {result.rows} rows, {result.annotations} annotations",
+        ]
+    )
 
 
 def _parse_also(text: str) -> tuple[str, Path]:

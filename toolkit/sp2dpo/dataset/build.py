@@ -36,7 +36,7 @@ from sp2dpo.dataset.manifest import (
     PICTURE,
     RUBRIC,
     SET_ASIDE,
-    RowCounts,
+    Manifest,
     compute_fingerprint,
     parse_manifest_head,
 )
@@ -58,11 +58,13 @@ class BuildResult:
         folder: Folder of the data set.
         rows: Number of rows of the config `default`.
         annotations: Number of rows of the config `annotations`.
+        json_columns: Columns of the source stored as JSON text -> the reason.
     """
 
     folder: Path
     rows: int
     annotations: int
+    json_columns: Mapping[str, str]
 
 
 def build_dataset(
@@ -124,13 +126,18 @@ def write_dataset(
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
-        counts = _write(
+        manifest = _write(
             store, betas, others, unfinished, license=license, draws=draws, progress=progress
         )
         _replace_folder(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return BuildResult(folder=out, rows=counts.rows, annotations=counts.annotations)
+    return BuildResult(
+        folder=out,
+        rows=manifest.counts.rows,
+        annotations=manifest.counts.annotations,
+        json_columns=manifest.json_columns,
+    )
 
 
 def _check_folder(out: Path) -> None:
@@ -203,13 +210,14 @@ def _write(
     license: str | None,
     draws: int,
     progress: Progress,
-) -> RowCounts:
+) -> Manifest:
     """Write all files into an empty folder."""
     annotations = store.annotations()
     rubric = annotations.rubric
     # The configs, in parts of bounded size.
     features, counts, names = {}, {}, []
-    for config, content in _configs(store, betas, others, annotations).items():
+    columns = RowColumns.collect(store, rubric, betas.table.columns)
+    for config, content in _configs(store, betas, others, annotations, columns).items():
         rows = progress(content.rows, f"{config} rows", content.count)
         counts[config], files = write_rows(rows, content.features, folder / CONFIGS[config])
         features[config] = content.features
@@ -246,13 +254,13 @@ def _write(
         names.append(PICTURE)
     # The card contains the hashes of these files, and the manifest that of the card.
     files = {name: compute_fingerprint(folder / name) for name in names}
-    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, files=files, json_columns=columns.json_columns)
     text = render_card(manifest, features, rubric, suspects)
     (folder / CARD).write_text(text, encoding="utf-8")
     manifest = replace(manifest, card_sha256=digest(text, where=CARD))
     # Last, because it contains the hashes of all other files.
     (folder / MANIFEST).write_text(manifest.format_json(), encoding="utf-8")
-    return manifest.counts
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -265,9 +273,12 @@ class _Content:
 
 
 def _configs(
-    store: Store, betas: BetaTable, others: Mapping[str, BetaTable], annotations: AnnotationTable
+    store: Store,
+    betas: BetaTable,
+    others: Mapping[str, BetaTable],
+    annotations: AnnotationTable,
+    columns: RowColumns,
 ) -> dict[str, _Content]:
-    columns = RowColumns.collect(store, annotations.rubric, betas.table.columns)
     by_pair = {row["pair_id"]: row for row in betas.table.iter_rows(named=True)}
     source = store.corpus.source()
     usable = source.usable if source else 0

@@ -1,8 +1,10 @@
 """Define the columns of the data set, and make a row from a source row and its beta."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import datasets
@@ -21,6 +23,15 @@ _MAX_DEPTH = 16
 """Maximum nesting of lists and objects in a column; deeper values are stored as JSON text."""
 _MAX_EXACT_FLOAT = 2**53
 """Integers beyond this are not exact as float64."""
+MAX_FIELDS = 128
+"""Maximum number of distinct fields in the objects of a column; a column with more, such as one
+whose objects have other keys in every row, is stored as JSON text."""
+MAX_COLUMNS = 256
+"""Number of source columns beyond which those that not every row has are stored together."""
+_TOGETHER = "source_columns"
+_NO_TYPE = "its values have no common type"
+_MANY_FIELDS = f"its objects have more than {MAX_FIELDS} distinct fields"
+_SPARSE = f"an object of the columns that not every row has: the source has more than {MAX_COLUMNS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +42,21 @@ class RowColumns:
         features: Types of all columns: the toolkit's first, then the source's own.
         renamed: Name in the source -> name in the data set. A source column whose name the toolkit
             uses gets the prefix `source_`.
-        as_text: Source columns stored as JSON text because their values have no common type.
+        as_text: Source columns stored as JSON text -> the reason.
+        together: Source columns stored in one column, as the JSON text of an object.
+        together_name: Name of that column.
     """
 
     features: Features
     renamed: Mapping[str, str]
-    as_text: frozenset[str]
+    as_text: Mapping[str, str]
+    together: frozenset[str]
+    together_name: str
+
+    @property
+    def json_columns(self) -> dict[str, str]:
+        """Name in the data set of each column of JSON text -> the reason."""
+        return {self.renamed[name]: reason for name, reason in self.as_text.items()}
 
     @classmethod
     def collect(cls, store: Store, rubric: Rubric, beta_columns: Sequence[str]) -> Self:
@@ -46,6 +66,9 @@ class RowColumns:
             store: Store with the source rows.
             rubric: Rubric of the annotations.
             beta_columns: Names of the columns of the table of betas.
+
+        Raises:
+            ValueError: If the messages have too many different keys.
         """
         values = _SourceValues()
         for row, _ in store.corpus.rows():
@@ -53,6 +76,12 @@ class RowColumns:
         # Sorted, because the order of a set differs between processes, and builds must not.
         # As JSON, because the arguments of tool calls differ in their keys.
         message = {"role": Value("string"), "content": Value("string")}
+        if len(values.message_keys) > MAX_FIELDS:
+            raise ValueError(
+                f"{store.path}: the messages of the pairs have {len(values.message_keys)} keys "
+                f"besides role and content, and a data set holds at most {MAX_FIELDS}: remove "
+                "those that are no part of the conversation from the source"
+            )
         message |= {key: Json() for key in sorted(values.message_keys)}
         # Top-level columns, because the Hub's viewer shows statistics of no others.
         betas = {
@@ -68,14 +97,26 @@ class RowColumns:
             "source_id": Value("string"),
             _SOURCE_ROW: Value("int64"),
         }
-        types = values.common_types()
+        together = values.sparse_columns()
+        types = values.common_types(together)
+        together_name = _free_name(_TOGETHER, set(types), types)
+        if together:
+            types[together_name] = _SPARSE
         # Also the names that this data set does not use: the trainer could take a source's `weight`
         # or `margin` for the toolkit's.
         reserved = {*toolkit, "tools", *OPTIONAL}
         renamed = {name: _free_name(name, reserved, types) for name in types}
-        source = {renamed[name]: _feature(kind) for name, kind in types.items()}
-        as_text = frozenset(name for name, kind in types.items() if kind is None)
-        return cls(features=Features(toolkit | source), renamed=renamed, as_text=as_text)
+        source = {
+            renamed[name]: _feature(None if isinstance(kind, str) else kind)
+            for name, kind in types.items()
+        }
+        return cls(
+            features=Features(toolkit | source),
+            renamed=renamed,
+            as_text={name: kind for name, kind in types.items() if isinstance(kind, str)},
+            together=together,
+            together_name=together_name,
+        )
 
     def values(self, row: SourceRow, beta: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row of the data set.
@@ -96,10 +137,16 @@ class RowColumns:
         if "tools" in self.features:
             values["tools"] = list(row.pair.tools)
         values |= {"source_id": row.source_id, _SOURCE_ROW: row.row}
+        together = {}
         for name, value in row.columns.items():
-            # A null stays null; as JSON, it would be the text `null`.
-            is_text = name in self.as_text and value is not None
-            values[self.renamed[name]] = json.dumps(value, ensure_ascii=False) if is_text else value
+            if name in self.together:
+                together[name] = value
+            else:
+                # A null stays null; as JSON, it would be the text `null`.
+                is_text = name in self.as_text and value is not None
+                values[self.renamed[name]] = _json_text(value) if is_text else value
+        if together:
+            values[self.renamed[self.together_name]] = _json_text(together)
         return values
 
     def _message(self, turn: Message) -> dict[str, Any]:
@@ -135,45 +182,116 @@ class _SourceValues:
     def __init__(self) -> None:
         self.message_keys: set[str] = set()
         self.tools = False
-        self._types: dict[str, pa.DataType | None] = {}
-        self._large_integers: set[str] = set()
+        self._rows = 0
+        self._counts: Counter[str] = Counter()
+        # A text instead of a type is the reason why the column is stored as JSON text.
+        self._types: dict[str, pa.DataType | str] = {}
+        self._large_integers: dict[str, set[_Place]] = {}
 
     def add(self, row: SourceRow) -> None:
         pair = row.pair
         for turn in (*pair.prompt, *pair.chosen, *pair.rejected):
             self.message_keys |= turn.keys() - {"role", "content"}
         self.tools = self.tools or bool(pair.tools)
+        self._rows += 1
+        self._counts.update(row.columns.keys())
         for name, value in row.columns.items():
             # Null at first, because it fits any type.
-            self._types[name] = _unify(self._types.get(name, pa.null()), value)
-            if isinstance(value, int) and abs(value) > _MAX_EXACT_FLOAT:
-                self._large_integers.add(name)
+            kind = self._types.get(name, pa.null())
+            if not isinstance(kind, str):
+                self._types[name] = self._unify(name, kind, value)
 
-    def common_types(self) -> dict[str, pa.DataType | None]:
-        """Return the type of each column; None if no type represents all its values exactly."""
-        # Arrow's common type of integers and floats is float64, which rounds large integers.
-        return {
-            name: None
-            if kind is not None and pa.types.is_floating(kind) and name in self._large_integers
-            else kind
-            for name, kind in self._types.items()
-        }
+    def _unify(self, name: str, kind: pa.DataType, value: Any) -> pa.DataType | str:
+        """Return a type for all values so far and the next one, or why there is none."""
+        try:
+            value_kind = pa.array([value]).type  # null for None, which fits any type
+            if _has_integers(value_kind):
+                self._large_integers.setdefault(name, set()).update(_find_large(value))
+            if _covers(kind, value_kind):
+                return kind
+            schemas = [pa.schema([("column", each)]) for each in (kind, value_kind)]
+            unified = pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+        # OverflowError means an integer of more than 64 bits.
+        except (pa.ArrowException, OverflowError):
+            return _NO_TYPE
+        if _count_fields(unified) > MAX_FIELDS:
+            return _MANY_FIELDS
+        return unified if _is_plain(unified) else _NO_TYPE
+
+    def sparse_columns(self) -> frozenset[str]:
+        """Return the columns to store together: none, unless there are too many columns."""
+        if len(self._counts) <= MAX_COLUMNS:
+            return frozenset()
+        return frozenset(name for name, count in self._counts.items() if count < self._rows)
+
+    def common_types(self, without: frozenset[str]) -> dict[str, pa.DataType | str]:
+        """Return the type of each column except some, or why it is stored as JSON text."""
+        types = {name: kind for name, kind in self._types.items() if name not in without}
+        for name, places in self._large_integers.items():
+            # Arrow's common type of integers and floats is float64, which rounds large integers.
+            kind = types.get(name, "")
+            if not isinstance(kind, str) and any(_is_floating_at(kind, place) for place in places):
+                types[name] = _NO_TYPE
+        return types
 
 
-def _unify(kind: pa.DataType | None, value: Any) -> pa.DataType | None:
-    """Return a type for all values of a column so far and the next one; None if no type fits."""
-    if kind is None:
-        return None
-    try:
-        value_kind = pa.array([value]).type  # null for None, which fits any type
-        if value_kind in (kind, pa.null()):
-            return kind
-        schemas = [pa.schema([("column", each)]) for each in (kind, value_kind)]
-        unified = pa.unify_schemas(schemas, promote_options="permissive").field("column").type
-    # OverflowError means an integer of more than 64 bits.
-    except (pa.ArrowException, OverflowError):
-        return None
-    return unified if _is_plain(unified) else None
+_Place = tuple[str | None, ...]
+"""A place in nested values: the keys of objects, and None for the items of a list."""
+
+
+def _find_large(value: Any, place: _Place = ()) -> Iterator[_Place]:
+    """Yield the places of integers that are not exact as float64."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _find_large(item, (*place, key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _find_large(item, (*place, None))
+    elif isinstance(value, int) and abs(value) > _MAX_EXACT_FLOAT:
+        yield place
+
+
+def _is_floating_at(kind: pa.DataType, place: _Place) -> bool:
+    for key in place:
+        kind = kind.value_type if key is None else kind.field(key).type
+    return pa.types.is_floating(kind)
+
+
+@lru_cache(4096)
+def _has_integers(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or any(map(_has_integers, _children(kind)))
+
+
+def _covers(kind: pa.DataType, part: pa.DataType) -> bool:
+    """Return whether a type fits all values of another; False if that is not clear at once."""
+    if part == kind or pa.types.is_null(part):
+        return True
+    if pa.types.is_list(kind) and pa.types.is_list(part):
+        return _covers(kind.value_type, part.value_type)
+    if pa.types.is_struct(kind) and pa.types.is_struct(part):
+        # Unifying the types of two large objects takes a thousand times as long.
+        indices = [kind.get_field_index(part.field(n).name) for n in range(part.num_fields)]
+        return all(
+            index >= 0 and _covers(kind.field(index).type, part.field(number).type)
+            for number, index in enumerate(indices)
+        )
+    return False
+
+
+def _count_fields(kind: pa.DataType) -> int:
+    """Return the number of fields of all objects in a type."""
+    own = kind.num_fields if pa.types.is_struct(kind) else 0
+    return own + sum(map(_count_fields, _children(kind)))
+
+
+def _children(kind: pa.DataType) -> list[pa.DataType]:
+    # Lists and structs are the only nested types that JSON values become.
+    return [kind.field(number).type for number in range(kind.num_fields)]
+
+
+def _json_text(value: Any) -> str:
+    # NaN and infinities stay, in the spelling that Python's `json` writes and reads.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:

@@ -5,7 +5,7 @@ Users may edit the card, so its SHA-256 covers only the generated part.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ class Manifest:
         audit: draws, verdict and checks of the audit.
         files: Hash and size of every other file except the card.
         card_sha256: Hash of the generated part of the card.
+        json_columns: Columns of the source stored as JSON text, with the reason.
     """
 
     format: int
@@ -138,6 +139,8 @@ class Manifest:
     audit: dict[str, Any]
     files: dict[str, Fingerprint]
     card_sha256: str
+    # Manifests of earlier releases lack it.
+    json_columns: dict[str, str] = field(default_factory=dict)
 
     def format_json(self) -> str:
         """Return the text of the file."""
