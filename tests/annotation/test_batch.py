@@ -1,5 +1,6 @@
 """Requests and replies as files: what is asked, what is taken back, and what is left out."""
 
+import gzip
 import json
 import sqlite3
 from contextlib import closing
@@ -327,7 +328,7 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
             reply(requests[0]) | {"custom_id": f"{'0' * 40}.{'0' * 16}"},
             reply(requests[0]) | {"custom_id": f"{requests[0]['custom_id'][:40]}.{'0' * 16}"},
             {"custom_id": requests[0]["custom_id"]},
-            reply(requests[0], status="200"),
+            reply(requests[0], status="fine"),
             "",
             reply(requests[0]),
         )
@@ -339,15 +340,15 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
         "10 left out (malformed 6, unknown 4)"
     ) in result.stdout
     for number, expected in {
-        1: "malformed: not JSON",
-        2: "malformed: not JSON",
-        3: "malformed: expected an object",
+        1: "malformed: the line is not JSON",
+        2: "malformed: the line is nested too deeply",
+        3: "malformed: the line is not an object",
         4: "malformed: no custom_id",
         5: "unknown: custom_id 'request-1' was not exported by sp2dpo",
         7: "is about no pair of this store",
         8: "this panel does not ask it",
         9: "malformed: neither a response nor an error",
-        10: 'malformed: status_code "200" is not a number',
+        10: 'malformed: status_code "fine" is not a number',
     }.items():
         (line,) = [text for text in result.stderr.splitlines() if f": line {number}: " in text]
         assert expected in line
@@ -356,7 +357,7 @@ def test_lines_that_cannot_be_filed_are_named_and_the_rest_goes_on(files):
 def test_only_some_of_many_bad_lines_are_named(files):
     files.export()
     result = run(*files.write(*["nonsense"] * 50))
-    assert result.stderr.count(": malformed: not JSON") == 20
+    assert result.stderr.count(": malformed: the line is not JSON") == 20
     assert "and 30 more lines that cannot be stored: malformed" in result.stderr
     assert "left out (malformed 50)" in result.stdout
 
@@ -470,8 +471,8 @@ def test_one_line_is_called_a_line(files):
 
 def test_what_is_no_object_is_named_in_plain_words(files):
     files.export()
-    for line, kind in (("[]", "a list"), ("null", "nothing"), ("7", "a whole number")):
-        assert f"expected an object, got {kind}\n" in fail(*files.write(line))
+    for line, kind in (("[]", "a list"), ("null", "null"), ("7", "a number")):
+        assert f"the line is not an object but {kind}\n" in fail(*files.write(line))
 
 
 def test_a_file_without_any_line_is_an_error(files):
@@ -540,3 +541,101 @@ def test_a_full_disk_is_no_damage_and_what_came_before_is_safe(files):
     assert "; the replies stored so far are safe" in error
     assert "damaged" not in error
     assert "12 lines = 12 new" in succeed(*files.write(*map(reply, requests)))
+
+
+COMPLETION = reply({"custom_id": ""})["response"]["body"]
+FORMS = {
+    "no body": {"response": COMPLETION, "error": None},
+    "no response": COMPLETION,
+    "a body alone": {"body": COMPLETION},
+    "a response as text": {"response": json.dumps({"status_code": 200, "body": COMPLETION})},
+    "a body as text": {"response": {"status_code": 200, "body": json.dumps(COMPLETION)}},
+    "no status": {"response": {"body": COMPLETION}, "error": None},
+    "a status as text": {"response": {"status_code": "200", "body": COMPLETION}},
+    "a status with words": {"response": {"status_code": "200 OK", "body": COMPLETION}},
+    "a status as a float": {"response": {"status_code": 200.0, "body": COMPLETION}},
+    "another key": {"response": {"status": 200, "body": COMPLETION}},
+    "a status in words": {"response": {"status": "completed", "body": COMPLETION}},
+    **{
+        f"error {error!r}": {"response": {"status_code": 200, "body": COMPLETION}, "error": error}
+        for error in (None, "", {}, [], False, {"code": None, "message": ""})
+    },
+    "an empty error in the body": {
+        "response": {"status_code": 200, "body": COMPLETION | {"error": {}}}
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_reply_is_kept_in_every_form_that_services_write(files, form):
+    request = files.export()[0]
+    output = succeed(*files.write({"custom_id": request["custom_id"]} | form))
+    assert "1 line = 1 new (1 kept, 0 refused) + 0 known + 0 failed + 0 left out" in output
+    assert "1 line = 0 new (0 kept, 0 refused) + 1 known" in succeed(
+        *files.write(reply(request)),
+    )
+
+
+ANTHROPIC = {"role": "assistant", "content": [], "stop_reason": "end_turn"}
+OTHERS = {
+    "expired": ({"response": None, "error": {"message": "late"}}, "no reply, no-answer"),
+    "an error as text": ({"response": "", "error": "late"}, "no reply, no-answer"),
+    "overloaded": (
+        {"response": {"status_code": 200, "body": {"error": {"message": "overloaded"}}}},
+        "overloaded",
+    ),
+    "an error alone": ({"response": {"error": {"message": "late"}}}, "no reply, no-answer"),
+    "a status of text": (
+        {"response": {"status_code": "503", "body": "down"}},
+        "no reply, http-503",
+    ),
+    "anthropic": ({"result": {"type": "succeeded", "message": ANTHROPIC}}, "of Anthropic, not"),
+    "anthropic, expired": ({"result": {"type": "expired"}}, "no reply, no-answer"),
+    "anthropic, in a body": (
+        {"response": {"status_code": 200, "body": ANTHROPIC}}, "of Anthropic, not",
+    ),
+    "gemini": ({"response": {"candidates": [], "usageMetadata": {}}}, "of Gemini, not"),
+    "bedrock": ({"modelInput": {}, "modelOutput": {"x": 1}}, "of Amazon Bedrock, not"),
+    "responses": (
+        {"response": {"status_code": 200, "body": {"object": "response", "output": []}}},
+        "Responses API, not",
+    ),
+    "text": ({"response": {"status_code": 200, "body": "fine"}}, 'body "fine" is not a JSON'),
+    "nothing": ({"response": {}, "error": {}}, "neither a response nor an error"),
+    "no status": ({"response": {"request_id": "r"}}, "without status_code"),
+    "a list": ({"response": [1]}, "response [1] is not an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "reason"), OTHERS.values(), ids=OTHERS)
+def test_a_line_without_a_chat_completion_stays_pending_with_a_clear_reason(files, form, reason):
+    requests = files.export()
+    result = run(*files.write({"custom_id": requests[0]["custom_id"]} | form, reply(requests[1])))
+    assert reason in result.stderr
+    assert "line 1: " in result.stderr
+    assert "2 lines = 1 new (1 kept, 0 refused)" in result.stdout
+    assert [request["custom_id"] for request in files.export()] == [
+        request["custom_id"] for request in requests if request != requests[1]
+    ]
+
+
+def test_reply_files_may_be_compressed_and_begin_with_a_byte_order_mark(files):
+    requests = files.export()
+    command = files.write(*map(reply, requests))
+    text = "\ufeff" + files.replies.read_text()
+    files.replies.write_text(text.replace("\n", "\r\n"))
+    assert "12 lines = 12 new (12 kept" in succeed(*command)
+    packed = files.folder / "replies.jsonl.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert "12 lines = 0 new (0 kept, 0 refused) + 12 known" in succeed(*command[:-1], packed)
+    packed.write_bytes(gzip.compress(text.encode())[:-9])
+    assert f"{packed}: damaged" in fail(*command[:-1], packed)
+
+
+def test_a_reply_that_an_earlier_release_refused_is_the_same_reply(files):
+    request = files.export()[0]
+    line = reply(request, f"<think>hm</think>{json.dumps(ANNOTATION)}")
+    succeed(*files.write(line))
+    with closing(sqlite3.connect(files.store)) as database, database:
+        database.execute("UPDATE replies SET status = 'refused', reason = 'not-json'")
+    assert "0 new (0 kept, 0 refused) + 1 known" in run(*files.write(line)).stdout

@@ -10,23 +10,27 @@ that the request's schema asks for, as text:
     "stop", "message": {"content": "{...}"}}]}}, "error": null}
 """
 
+import codecs
+import gzip
 import json
 import re
 import sqlite3
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sp2dpo.annotation.reply_lines import OtherFormat, parse_answer
 from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.annotation.run import do_nothing
+from sp2dpo.files import parse_json_object
 from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
 from sp2dpo.panel.advice import advise_all
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
-from sp2dpo.settings import type_name
 from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.database import connect
 from sp2dpo.store.records import COLUMNS, ReplyRecord, record_refusal, record_reply, record_row
@@ -42,6 +46,8 @@ _MAX_REPORTED = 20
 """Number of lines reported for each problem; further ones are only counted."""
 _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arrived")]
 """Columns that are equal when the same reply is imported again."""
+_REPLY = ("raw", "finish_reason", "model", "prompt_tokens", "completion_tokens", "cached_tokens")
+"""Columns that state what the service sent, not how it was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +118,8 @@ def import_replies(
         empty = []
         for path in map(Path, paths):
             before = inbox.lines
-            with path.open("rb") as source:
-                for number, line in enumerate(source, 1):
-                    if line.strip():
-                        inbox.take(line, f"{path}: line {number}")
+            for number, line in _lines(path):
+                inbox.take(line, f"{path}: line {number}")
             if inbox.lines == before:
                 empty.append(path)
         inbox.commit()
@@ -149,6 +153,19 @@ def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) ->
             f"{store.path} has none of the panel's teachers (it has "
             f"{', '.join(sorted(known))}): use the panel that the requests were exported with"
         )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line that is not empty; decompress `.gz`."""
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rb") as source:
+        try:
+            for number, line in enumerate(source, 1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield number, text
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged: {error}") from error
 
 
 class _Problem(ValueError):
@@ -186,7 +203,7 @@ class _Inbox:
         self.lines += 1
         try:
             values = _object(line)
-            key = self._key(values.get("custom_id"))
+            key = self._key(values)
             entry = self._entry(key, values)
             if self._is_known(entry):
                 self.known += 1
@@ -199,6 +216,8 @@ class _Inbox:
             return
         except EndpointError as error:
             self.failed[error.reason] += 1
+            if self.failed[error.reason] == 1:  # what the service says of others is much the same
+                self._say(f"{where}: no reply, {error.reason}: {error}")
             return
         self._waiting[key] = entry
         if entry.reason is None:
@@ -220,9 +239,11 @@ class _Inbox:
         self._store.add_replies(list(self._waiting.values()))
         self._waiting.clear()
 
-    def _key(self, custom_id: Any) -> Key:
+    def _key(self, line: dict[str, Any]) -> Key:
+        custom_id = line.get("custom_id")
         if not isinstance(custom_id, str):
-            raise _Problem("malformed", "no custom_id")
+            keys = ", ".join(map(repr, list(line)[:8]))
+            raise _Problem("malformed", f"no custom_id; the line has {keys or 'no key'}")
         match = _CUSTOM_ID.fullmatch(custom_id)
         if match is None:
             raise _Problem("unknown", f"custom_id {custom_id[:80]!r} was not exported by sp2dpo")
@@ -251,29 +272,21 @@ class _Inbox:
         Raises:
             EndpointError: If the service did not reply, and the request may be sent again.
         """
-        teacher, response, error = (
-            self._teachers[key.teacher],
-            values.get("response"),
-            values.get("error"),
-        )
-        if not isinstance(response, dict):
-            if error is None:
-                raise _Problem("malformed", "neither a response nor an error")
-            raise Unavailable(_to_text(error), reason="no-answer")
-        status, answer = response.get("status_code"), response.get("body")
-        if not isinstance(status, int) or isinstance(status, bool):
-            raise _Problem("malformed", f"status_code {_to_text(status)} is not a number")
+        try:
+            answer = parse_answer(values)
+        except OtherFormat as error:
+            raise _Problem("malformed", str(error)) from error
+        status, said = answer.status, _to_text(answer.error or answer.body)
         # As over HTTP: these are refusals, and any other status leaves the request pending.
         if status in _DECLINED:
-            return record_refusal(
-                key, f"http-{status}", f"HTTP {status}: {_to_text(error or answer)}"
-            )
-        if status != 200:
-            raise Unavailable(_to_text(error or answer), reason=f"http-{status}")
-        if error is not None or not isinstance(answer, dict):
-            raise Unavailable(_to_text(error), reason="no-answer")
+            return record_refusal(key, f"http-{status}", f"HTTP {status}: {said}")
+        if status is not None and status != 200:
+            raise Unavailable(said, reason=f"http-{status}")
+        if status is None or answer.error is not None:
+            raise Unavailable(said, reason="no-answer")
+        teacher = self._teachers[key.teacher]
         try:
-            reply = parse_reply(teacher, answer, None)
+            reply = parse_reply(teacher, answer.body, None)
         except Declined as refusal:
             return record_refusal(key, f"http-{refusal.status}", str(refusal))
         return record_reply(key, reply, self._panel.rubric)
@@ -297,10 +310,18 @@ class _Inbox:
                 "= (?, ?, ?, ?, ?)",
                 request,
             ).fetchone()
-        if stored is not None and stored != _content(entry):
+        if stored is not None and not _is_same(stored, _content(entry)):
             asked_for = f"pair {key.pair_id[:12]}, {', '.join(map(str, request[1:]))}"
             raise _Problem("conflict", f"the store holds another reply to {asked_for}")
         return stored is not None
+
+
+def _is_same(stored: tuple[Any, ...], entry: tuple[Any, ...]) -> bool:
+    """Return whether two replies are the same, even if today's rules read one differently."""
+    if stored == entry:
+        return True
+    ours, theirs = (dict(zip(_CONTENT, values, strict=True)) for values in (stored, entry))
+    return bool(ours["raw"]) and all(ours[name] == theirs[name] for name in _REPLY)
 
 
 def _content(entry: ReplyRecord) -> tuple[Any, ...]:
@@ -313,12 +334,9 @@ def _content(entry: ReplyRecord) -> tuple[Any, ...]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _Problem("malformed", f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise _Problem("malformed", f"expected an object, got {type_name(value)}")
-    return value
+        return parse_json_object(line)
+    except ValueError as error:
+        raise _Problem("malformed", f"the line {error}") from error
 
 
 def _to_text(value: Any) -> str:
