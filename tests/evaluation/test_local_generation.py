@@ -1,6 +1,7 @@
 """Students that transformers runs here: a tiny random model, greedy, sampled, stopped."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -121,3 +122,107 @@ def test_a_bad_student_is_one_line(prompts, student, tmp_path, settings, message
         "--out", tmp_path / "a",
     )  # fmt: skip
     assert message in error
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+)
+
+
+@pytest.fixture
+def other(tiny_student, tmp_path):
+    """A copy of the tiny student with other files; without its weights where they are not read."""
+
+    def copy(*, weights=True, template=None, **files):
+        folder = shutil.copytree(tiny_student, tmp_path / f"model-{len(list(tmp_path.iterdir()))}")
+        if not weights:
+            (folder / "model.safetensors").unlink()
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        for name, changes in files.items():
+            path = folder / f"{name}.json"
+            content = json.loads(path.read_text()) | changes
+            path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+        return str(folder)
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "message"),
+    [
+        (NO_SYSTEM, "Be brief.", "with the roles system, user: System role not supported"),
+        ("{{ messages[0].content + none }}", None, "TypeError: can only concatenate str"),
+        ("{{ messages[1].content }}", None, "UndefinedError: list object has no element 1"),
+        ("{% for m in messages %}", None, "line 1 of the template: Unexpected end of template"),
+    ],
+)
+def test_a_template_that_refuses_a_prompt_is_one_line_before_the_weights_are_read(
+    prompts, student, other, tmp_path, template, system, message
+):
+    error = fail(
+        "evaluate", "generate", "--prompts", prompts, "--out", tmp_path / "a",
+        "--student", student(model=other(weights=False, template=template), system=system),
+    )  # fmt: skip
+    (line,) = error.strip().splitlines()
+    assert f"refuses prompt 1 of {COUNT}" in line
+    assert message in line
+    assert "choose another model" in line
+
+
+def test_a_prompt_longer_than_the_context_is_named(student, other, tmp_path):
+    path = tmp_path / "prompts.json"
+    texts = ["short", "Tell me about it, please. " * 20, "short too"]
+    path.write_text(json.dumps([{"instruction": text} for text in texts]))
+    model = other(weights=False, config={"max_position_embeddings": 64})
+    error = fail(
+        "evaluate", "generate", "--prompts", path, "--student", student(model=model),
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    (line,) = error.strip().splitlines()
+    assert "prompt 2 of 3 has " in line
+    assert "max_tokens is 12: together more than the context" in line
+    assert "64 tokens; lower max_tokens or leave the prompt out" in line
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_what_a_model_says_of_its_own_sampling_does_not_change_it(
+    prompts, student, other, tmp_path, temperature
+):
+    own = {
+        "do_sample": True, "repetition_penalty": 3.0, "top_k": 1, "min_p": 0.9,
+        "no_repeat_ngram_size": 1, "min_new_tokens": 12, "suppress_tokens": [10, 11, 12, 40, 50],
+    }  # fmt: skip
+    plain = student("plain.yaml", temperature=temperature)
+    changed = student(
+        "changed.yaml", temperature=temperature, model=other(generation_config=own)
+    )  # fmt: skip
+    generate(prompts, plain, tmp_path / "a")
+    generate(prompts, changed, tmp_path / "b")
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    sampling = {"temperature": temperature, "max_tokens": 12, "seed": 3, "repetition_penalty": 3.0}
+    generate(prompts, student("penalty.yaml", sampling=sampling), tmp_path / "c")
+    assert outputs(tmp_path / "c") != outputs(tmp_path / "a")
+    record = json.loads((tmp_path / "c" / "generation.json").read_text())
+    assert record["sampling"]["repetition_penalty"] == 3.0
+
+
+@pytest.mark.parametrize("token", ["pad_token", "eos_token", "both"])
+def test_a_model_without_a_token_of_padding_or_end_answers_as_with_it(
+    prompts, student, other, tmp_path, token
+):
+    names = ["pad_token", "eos_token"] if token == "both" else [token]
+    ids = {f"{name}_id": None for name in names}
+    template = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+    with_it = other(template=template)
+    without = other(
+        template=template, tokenizer_config=dict.fromkeys(names), config=ids, generation_config=ids
+    )  # fmt: skip
+    generate(prompts, student("a.yaml", model=with_it, temperature=0), tmp_path / "a")
+    generate(prompts, student("b.yaml", model=without, temperature=0), tmp_path / "b")
+    ended = json.loads((tmp_path / "b" / "generation.json").read_text())["ended"]
+    if token == "pad_token":
+        assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    else:
+        assert ended == {"length": COUNT}
