@@ -10,12 +10,15 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import ModelConfig
 
 from sp2dpo.betas.baselines import Madpo
+from sp2dpo.training import FoldConfig, RewardModelConfig, prepare_reward_run
 from sp2dpo.training.reward_model import Scoring, prompt_fold, score_dataset
 from support.harness import BUILD, ROOT, SCHEDULE, fail, recipe, run, succeed, train
+from support.training import conversations
 
 FOLDS = 2
 
@@ -185,3 +188,98 @@ def test_conversations_that_are_cut_are_counted(demo, rewards, tmp_path):
     cut = int(pl.read_parquet(out)["cut"].sum())
     assert cut > 0
     assert f"{cut} of them longer than 60 tokens: cut at the beginning" in output
+
+
+@pytest.fixture
+def prepare(model_dir, tmp_path):
+    """Prepares a run on eight pairs with these columns."""
+
+    def prepare(columns, *, model=None, **settings):
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        Dataset.from_dict(conversations(**columns)).to_parquet(folder / "train.parquet")
+        split = {key: settings.pop(key) for key in ("folds", "fold", "held_out") if key in settings}
+        args = RewardModelConfig(
+            output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none",
+            gradient_checkpointing=False, disable_tqdm=True, max_steps=1, save_steps=1,
+            eval_strategy="no", **settings,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return prepare_reward_run(
+                FoldConfig(dataset=str(folder), **split), args,
+                ModelConfig(model_name_or_path=model_dir, **(model or {})),
+            )  # fmt: skip
+
+    return prepare
+
+
+def test_marks_act_on_the_pairs_to_train_on_and_not_on_the_others(prepare):
+    marks = {"keep": [True, False] * 4, "flip": [True] * 8}
+    rows = conversations()
+    run = prepare(marks, folds=2, fold=1)
+    is_out = [prompt_fold(prompt, 2) == 1 for prompt in rows["prompt"]]
+    expected = [row for row in range(8) if not is_out[row] and row % 2 == 0]
+    assert run.eval_rows == sum(is_out)
+    assert run.train_rows == len(expected)
+    assert run.marks.left_out == 8 - sum(is_out) - len(expected)
+    assert run.marks.flipped == len(expected)
+    assert run.trainer.train_dataset["chosen"][:] == [
+        rows["prompt"][row] + rows["rejected"][row] for row in expected
+    ]
+    assert run.trainer.eval_dataset["chosen"][:] == [
+        rows["prompt"][row] + rows["chosen"][row] for row in range(8) if is_out[row]
+    ]
+
+
+def test_a_share_of_the_prompts_can_be_held_out_of_a_single_model(prepare):
+    run = prepare({}, held_out=0.6)
+    assert 0 < run.eval_rows < 8
+    assert run.train_rows + run.eval_rows == 8
+    with pytest.raises(ValueError, match="held_out needs folds: 1"):
+        prepare({}, held_out=0.6, folds=2)
+    with pytest.raises(ValueError, match="held_out 1e-09: one side of the 8 pairs is empty"):
+        prepare({}, held_out=1e-9)
+
+
+def test_a_reward_run_resumes_as_a_run_of_dpo(prepare, tmp_path):
+    assert prepare({}, resume_from_checkpoint="true").checkpoint is None
+    with pytest.raises(ValueError, match="resume_from_checkpoint: nowhere is not a folder"):
+        prepare({}, resume_from_checkpoint="nowhere")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepare({}).train()
+    assert prepare({}, resume_from_checkpoint="true").checkpoint == str(
+        tmp_path / "out" / "checkpoint-1"
+    )
+
+
+def test_the_settings_of_a_model_reach_the_reward_model(prepare):
+    run = prepare({}, model={"dtype": "bfloat16", "model_revision": "abc"})
+    assert run.trainer.model.dtype == torch.bfloat16
+    assert run.trainer.args.model_init_kwargs["revision"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message"),
+    [
+        ({}, {"max_length": 8}, "no row of the train data set is left, the first of 8 is row 0"),
+        ({}, {"max_length": 8, "held_out": 0.6}, "no row of the"),
+        ({"prompt": [None] * 8}, {}, "prompt is empty"),
+        ({"images": [["x.png"]] * 8}, {}, "8 of 8 rows of the train data set have images"),
+    ],
+)
+def test_rows_that_no_reward_model_can_be_trained_on_are_refused(
+    prepare, columns, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        prepare(columns, **settings)
+
+
+def test_a_reward_model_with_a_short_context_asks_for_a_shorter_limit(demo, tiny_student, tmp_path):
+    error = fail(
+        "score", "--data", demo / "dataset", "--model", tiny_student, "--max-length", 100_000,
+        "--device", "cpu", "--out", tmp_path / "scores.parquet",
+    )  # fmt: skip
+    assert "max_length 100000 is longer than the context of" in error
+    assert "which has 8192 tokens: score with --max-length 8192" in error
