@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
 from sp2dpo.training.run_config import compose, single_config, take_configs
 from support.harness import ROOT, recipe
@@ -253,6 +254,28 @@ def test_a_sweep_of_nothing_is_refused(tmp_path, monkeypatch, capsys, arguments,
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("train.py: row 5 is refused\n", ": train.py: row 5 is refused"),
+        ("train.py: a\nTraceback\n  x\ntrain.py: b\nFAILED\n", ": train.py: b"),
+        ("KeyError: 'x'\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_sweep_shows_why_a_run_failed(tmp_path, monkeypatch, files, printed, shown):
+    def run(command, *, stdout, stderr, check):
+        stdout.write(printed)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr("sp2dpo.training.sweep.subprocess.run", run)
+    lines = []
+    sweep_run = SweepRun("a", tuple(files("seed: 1\n")), ())
+    (result,) = run_sweep([sweep_run], tmp_path / "out", Path("train.py"), report=lines.append)
+    assert result.exit_code == 3
+    assert lines[1] == f"a: failed with exit code 3{shown}"
 
 
 PRINTS = """#!/usr/bin/env bash

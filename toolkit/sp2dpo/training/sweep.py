@@ -84,7 +84,7 @@ def run_sweep(
         folder: Output folder, with NAME/, NAME.json (the definition) and NAME.log for each run.
         script: The training script that `accelerate launch` starts.
         engine: Configuration file of accelerate.
-        report: Called with a line of text before each run.
+        report: Called with a line of text before each run, and with the error of one that failed.
 
     Raises:
         ValueError: If the folder of a run has results of other settings, or its name is reserved.
@@ -132,8 +132,17 @@ def _run(
         if not results.exists():
             # Without results a run has failed, whatever its exit code says.
             code = code or 1
+        if code:
+            report(f"{run.name}: failed with exit code {code}{_reason(log, script)}")
     content = {} if code else json.loads(results.read_text(encoding="utf-8"))
     return SweepResult(run=run.name, exit_code=code, seconds=seconds, results=content)
+
+
+def _reason(log: Path, script: Path) -> str:
+    """Return the error that the script printed, after a colon; empty if there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith(f"{script.name}: ")]
+    return f": {errors[-1]}" if errors else ""
 
 
 def sweep_lines(
