@@ -1,7 +1,9 @@
 """From gaps to betas, and the file that holds them."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import yaml
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.columns import REQUIRED
+from sp2dpo.betas.compute import schedule_store
 from sp2dpo.betas.file import BetaTable, check_origin, read_betas, write_betas
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
 from sp2dpo.store.questions import Shard
+from sp2dpo.store.store import Store
 from support.harness import SCHEDULE, filled, kept_reply, pairs_of, succeed
 
 PAPER = load_schedule(SCHEDULE)
@@ -262,3 +266,21 @@ def test_betas_of_a_shard_say_of_which(planned):
         in output
     )
     assert f"{mine} of {mine * 3} replies are still pending: these betas are not final\n" in output
+
+
+def test_a_damaged_record_of_the_panel_is_an_error_and_none_counts_nothing_as_pending(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with Store(path, write=True) as store:
+        (pair_id,) = filled(store, 1, "a")
+        store.add_replies(
+            [kept_reply(pair_id, "a", v, 5, 10) for v in ("direct", "critic", "reader")]
+        )
+    assert schedule_store(path, SCHEDULE).requested == 3
+    for record in ("{", "{}", '{"variants": 1}', "[]"):
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE meta SET value = ? WHERE key = 'panel'", (record,))
+        with pytest.raises(ValueError, match="the record of its panel is damaged"):
+            schedule_store(path, SCHEDULE)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM meta WHERE key = 'panel'")
+    assert schedule_store(path, SCHEDULE).requested == 0

@@ -330,6 +330,17 @@ def test_a_share_is_where_a_value_stands_on_its_scale():
             {"rationale_length": 80.0},
             "rationale_length: must be a whole number of at least 1, not 80.0",
         ),
+        (
+            {"parts": FRENCH["parts"] | {"chosen": "écartée"}},
+            "parts: chosen and rejected are both called 'écartée'",
+        ),
+        (
+            {"parts": FRENCH["parts"] | {"prompt": " préférée\n"}},
+            "parts: prompt and chosen are both called 'préférée'",
+        ),
+        ({"parts": {"prompt": 1, "chosen": "x"}}, "parts: missing key 'rejected'"),
+        ({"parts": {"prompt": 1, "chosen": "x"}}, "parts.prompt: "),
+        ({"parts": {"prompt": "p", "chosen": "x", "rejcted": None}}, "unknown key 'rejcted'"),
         ({"magnitude": 10}, "magnitude: must be keys and values, not 10"),
         (
             {"magnitude": {"min": 5, "max": 5, "text": ""}},

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sp2dpo.annotation.adaptive_run import AdaptiveRun
@@ -114,6 +115,8 @@ class _Run:
         self._received = 0
         # Kept over phases, with the limits that they learned. Servers at free ports get new ones.
         self._sessions: dict[tuple[str, tuple[str, ...]], TeacherSession] = {}
+        # A session outlives the servers of a phase: those of the next one may have the same URLs.
+        self._servers: dict[str, Servers] = {}
         self._failure: BaseException | None = None
 
     async def ask_panel(self) -> None:
@@ -210,6 +213,7 @@ class _Run:
                 )
             )
             opened.append(servers)
+            self._servers[teacher.name] = servers
             session = self._sessions.get((teacher.name, servers.urls))
             if session is None:
                 session = TeacherSession(
@@ -219,13 +223,16 @@ class _Run:
                     patience=self._options.patience,
                     stop=self._options.stop,
                     kept_replies=self._kept[teacher.name],
-                    is_starting=servers.are_starting,
+                    is_starting=partial(self._are_starting, teacher.name),
                 )
                 for line in await session.check():
                     self._options.say(line)
                 self._sessions[teacher.name, servers.urls] = session
             sessions.append(session)
         return sessions, opened
+
+    def _are_starting(self, teacher: str) -> bool:
+        return self._servers[teacher].are_starting()
 
     async def _ask_all(
         self, sessions: list[TeacherSession], *, only: Callable[[str], bool] = lambda _: True

@@ -19,7 +19,7 @@ import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sp2dpo.annotation.local import RunOptions
 from sp2dpo.annotation.teacher import TeacherSession
 from sp2dpo.annotation.writer import StorePages, Writer, open_writer
-from sp2dpo.inference.client import Client, EndpointError, open_session
+from sp2dpo.inference.caller import StopRequested
+from sp2dpo.inference.client import Client, EndpointError, Unavailable, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.interrupts import first_failure
 from sp2dpo.panel.panel import Panel
@@ -81,12 +82,20 @@ class Worker:
         """Send no more requests; in-flight requests finish."""
         self._stop.set()
 
-    async def check(self, teacher: str, in_flight: int) -> str | None:
-        """Return why a teacher cannot be reached from this node; None if it can."""
+    async def check(self, teacher: str, in_flight: int, *, patient: bool) -> str | None:
+        """Return why a teacher cannot be reached from this node; None if it can.
+
+        Args:
+            teacher: Name of the teacher.
+            in_flight: Maximum number of in-flight requests from this node to each replica.
+            patient: Whether to try again, as for a request, while its server is not available.
+        """
         try:
-            await self._open_session(teacher, in_flight)
+            await self._open_session(teacher, in_flight, patient=patient)
         except (EndpointError, ValueError) as error:
             return self._message(error)
+        except StopRequested:
+            return None
         return None
 
     async def ask(self, teacher: str, job: Job, in_flight: int) -> Answers:
@@ -104,21 +113,31 @@ class Worker:
 
         failure = None
         try:
-            await (await self._open_session(teacher, in_flight)).ask(job, take)
+            session = await self._open_session(teacher, in_flight, patient=True)
+            await session.ask(job, take)
+        except* StopRequested:
+            pass
         except* (EndpointError, ValueError) as failures:
             failure = self._message(first_failure(failures))
         return Answers(records=tuple(records), failure=failure)
 
-    async def _open_session(self, teacher: str, in_flight: int) -> TeacherSession:
+    async def _open_session(self, teacher: str, in_flight: int, *, patient: bool) -> TeacherSession:
         """Return a session with this limit; sessions with other limits finish their jobs."""
         # A session has one limit, but the share of this node changes as nodes join and fail.
         if (teacher, in_flight) not in self._sessions:
-            opening = asyncio.ensure_future(self._create_session(teacher, in_flight))
+            opening = asyncio.ensure_future(self._create_session(teacher, in_flight, patient))
             self._sessions[teacher, in_flight] = opening
-        # Shielded, because concurrent jobs wait for the same session.
-        return await asyncio.shield(self._sessions[teacher, in_flight])
+        opening = self._sessions[teacher, in_flight]
+        try:
+            # Shielded, because concurrent jobs wait for the same session.
+            return await asyncio.shield(opening)
+        except (EndpointError, ValueError, StopRequested):
+            # The next job tries again: a failure of the past says nothing about the server now.
+            if self._sessions.get((teacher, in_flight)) is opening:
+                del self._sessions[teacher, in_flight]
+            raise
 
-    async def _create_session(self, name: str, in_flight: int) -> TeacherSession:
+    async def _create_session(self, name: str, in_flight: int, patient: bool) -> TeacherSession:
         if self._http is None:
             self._http = open_session()
         (teacher,) = (teacher for teacher in self._panel.teachers if teacher.name == name)
@@ -134,13 +153,33 @@ class Worker:
             stop=self._stop,
             kept_replies=self._kept_replies[name],
         )
-        await session.check()
+        await self._check(session, patient=patient)
         return session
+
+    async def _check(self, session: TeacherSession, *, patient: bool) -> None:
+        """Check a session, again and again for `patience` seconds if `patient` is set."""
+        now = asyncio.get_running_loop().time
+        deadline, wait = now() + self._patience, _FIRST_WAIT
+        while True:
+            try:
+                await session.check()
+            except Unavailable:
+                if not patient or now() + wait > deadline:
+                    raise
+            else:
+                return
+            # True if the run should end before the time is over.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait)
+                raise StopRequested
+            wait = min(2 * wait, _LONGEST_WAIT)
 
     def _message(self, error: BaseException) -> str:
         return f"{error} (on node {self._node})"
 
 
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+"""Seconds between two checks of a server that is not available: at first, and at most."""
 _LOOK_SECONDS = 1.0
 """Seconds between two queries of the cluster's nodes."""
 _MOST_AT_ONCE = 10_000
@@ -282,21 +321,21 @@ class RayWorkers:
         try:
             for teacher in self._panel.teachers:
                 # The node's share is not known yet; this limit only serves the check.
-                failure = await actor.check.remote(teacher.name, 1)
+                failure = await actor.check.remote(teacher.name, 1, patient=bool(self._members))
                 if failure is not None:
                     raise EndpointError(failure)
+            async with self._changed:
+                self._members[name] = Member(node=name, where=where, actor=actor)
+                self._options.say(f"asking from node {where}, {len(self._members)} in all")
+                self._changed.notify_all()
         # A RayError, too, but a defect in this package, not of the node.
         except RayTaskError:
             raise
         except RayError as error:
             self._complain(name, f"node {where} cannot be used: {one_line(error)}")
-            return
         finally:
+            # Last: `watch` would start a second worker on a node that is in neither set.
             self._joining.discard(name)
-        async with self._changed:
-            self._members[name] = Member(node=name, where=where, actor=actor)
-            self._options.say(f"asking from node {where}, {len(self._members)} in all")
-            self._changed.notify_all()
 
     def _complain(self, node: str, line: str) -> None:
         """Report a node's problem once; the node is tried again."""

@@ -10,7 +10,7 @@ from sp2dpo.betas.scores import read_scores
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.counts import count_replies, load_recorded_panel
 from sp2dpo.store.questions import Shard
-from sp2dpo.store.store import Store
+from sp2dpo.store.store import NotAnnotated, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def _count_pending(store: Store, annotations: AnnotationTable) -> tuple[int, int
     """Return the pending and the requested replies; zeros if no panel is recorded."""
     try:
         panel = load_recorded_panel(store)
-    except ValueError:
+    except NotAnnotated:  # replies that were stored by other means
         return 0, 0
     counts = count_replies(store, panel, annotations)
     return sum(count.pending for count in counts), sum(count.all for count in counts)

@@ -6,10 +6,11 @@ of a reply and all lists of categories derive from it.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.settings import (
     NAME,
+    Keys,
     Settings,
     did_you_mean,
     key_problems,
@@ -281,7 +283,6 @@ class RubricConfig(Settings):
 
     name: str
     """Name of the rubric, for people."""
-    # Above `parts`, whose validator reads it: pydantic validates in the order of declaration.
     protocol: Annotated[str, one_of(tuple(_PARTS))] = Rubric.protocol
     """labelled tells teachers which response is chosen; blind does not, and asks in both orders."""
     system: str
@@ -311,18 +312,20 @@ class RubricConfig(Settings):
             raise ValueError(f"must contain {', '.join(missing)}, which the request fills in")
         return text
 
-    @field_validator("parts")
     @classmethod
-    def _are_of_the_protocol(cls, parts: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        if "protocol" not in info.data:  # an invalid protocol reports itself
-            return parts
-        problems = key_problems(parts, required=_PARTS[info.data["protocol"]])
-        if problems:
-            raise ValueError(problems)
-        # A teacher could not tell which response it names.
-        if info.data["protocol"] == "blind" and parts["a"] == parts["b"]:
-            raise ValueError(f"a and b are both called {parts['a']!r}")
-        return parts
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield a problem if the parts are not those of the protocol, or two have one name."""
+        parts, protocol = values.get("parts"), values.get("protocol", Rubric.protocol)
+        # Values are as written and not validated yet; an invalid one reports itself.
+        if not isinstance(parts, dict) or not parts or protocol not in tuple(_PARTS):
+            return
+        if problems := key_problems(parts, required=_PARTS[protocol]):
+            yield ("parts",), problems
+        names = {key: name.strip() for key, name in parts.items() if isinstance(name, str)}
+        for first, second in combinations(names, 2):
+            # A teacher could not tell which part it reads, or which response it names.
+            if names[first] == names[second]:
+                yield ("parts",), f"{first} and {second} are both called {names[first]!r}"
 
     def build(self) -> Rubric:
         """Return the rubric."""

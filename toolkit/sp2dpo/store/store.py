@@ -31,6 +31,11 @@ from sp2dpo.store.database import (
 from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
 from sp2dpo.store.records import COLUMNS, ReadAgain, ReplyRecord, StoredReply, record_row
 from sp2dpo.store.usage import UsageLog
+from sp2dpo.text import shorten
+
+
+class NotAnnotated(ValueError):
+    """A store has no panel and no rubric yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,38 +169,42 @@ class Store:
         """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
         stored = read_meta(self._db, "panel")
         if panel.budget == "adaptive" and stored is not None:
-            before, now = (
-                # Prices and licences do not affect which pairs are settled.
-                replace(
-                    record,
-                    teachers=[replace(each, price=None, license=None) for each in record.teachers],
-                )
-                for record in (parse_record(stored), panel.record())
-            )
-            if before != now:
+            try:
+                before = _settling(parse_record(stored))
+            except ValueError:  # a damaged record: unknown which panel has settled them
+                before = None
+            if before != _settling(panel.record()):
                 self.questions.reopen()
 
     def rubric(self) -> Rubric:
         """Return the rubric of all replies.
 
         Raises:
-            ValueError: If nothing was annotated yet.
+            NotAnnotated: If nothing was annotated yet.
+            ValueError: If its record is damaged.
         """
         stored = read_meta(self._db, "rubric")
         if stored is None:
-            raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
+            raise NotAnnotated(_not_annotated(self.path))
         return parse_rubric(json.loads(stored), where=f"{self.path}: rubric")
 
     def panel(self) -> PanelRecord:
         """Return the record of the last panel.
 
         Raises:
-            ValueError: If nothing was annotated yet.
+            NotAnnotated: If nothing was annotated yet.
+            ValueError: If its record is damaged.
         """
         stored = read_meta(self._db, "panel")
         if stored is None:
-            raise ValueError(f"{self.path}: nothing was annotated yet; run `sp2dpo annotate` first")
-        return parse_record(stored)
+            raise NotAnnotated(_not_annotated(self.path))
+        try:
+            return parse_record(stored)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: the record of its panel is damaged; run `sp2dpo annotate` with the "
+                f"panel, which writes it again: {shorten(str(error))}"
+            ) from error
 
     def teachers(self) -> list[StoredTeacher]:
         """Return every teacher with replies, by name."""
@@ -376,6 +385,16 @@ def open_store_for_writing(path: Path, *, keep: bool = True) -> Iterator[Store]:
         finally:
             if remove:
                 path.unlink(missing_ok=True)
+
+
+def _settling(record: PanelRecord) -> PanelRecord:
+    """Return a panel's record without prices and licences, which settle no pair."""
+    teachers = [replace(teacher, price=None, license=None) for teacher in record.teachers]
+    return replace(record, teachers=teachers)
+
+
+def _not_annotated(path: Path) -> str:
+    return f"{path}: nothing was annotated yet; run `sp2dpo annotate` first"
 
 
 def _text_expression(name: str) -> str:
