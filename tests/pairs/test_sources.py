@@ -276,11 +276,11 @@ def test_a_column_nested_deeper_than_we_can_follow_sets_its_row_aside(tmp_path):
 
 
 def test_dates_decimals_and_bytes_of_parquet_become_text(tmp_path):
-    columns = {"day": date(2026, 1, 1), "image": b"\x00\xff", "cost": Decimal("1.50")}
+    columns = {"day": date(2026, 1, 1), "blob": b"\x00\xff", "cost": Decimal("1.50")}
     path = tmp_path / "p.parquet"
     pq.write_table(pa.Table.from_pylist([GOOD | columns, GOOD | columns | {"chosen": ""}]), path)
     row, aside = rows_of(path)
-    assert row.columns == {"day": "2026-01-01", "image": "AP8=", "cost": "1.50"}
+    assert row.columns == {"day": "2026-01-01", "blob": "AP8=", "cost": "1.50"}
     assert "2026-01-01" in aside.raw
 
 

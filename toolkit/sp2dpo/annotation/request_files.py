@@ -7,7 +7,7 @@ request. The request bodies are byte-identical to those sent over HTTP.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
@@ -17,6 +17,7 @@ from sp2dpo.annotation.writer import pending_jobs
 from sp2dpo.files import atomic_write, check_overwrite
 from sp2dpo.inference.client import request_body
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
@@ -99,6 +100,8 @@ def export_requests(
     store: Store | str | Path,
     out: str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
     teacher: str | None = None,
     retry_refused: bool = False,
     shard: Shard | str | None = None,
@@ -116,6 +119,8 @@ def export_requests(
         panel: Which teachers are asked what: a loaded panel or its YAML file.
         store: The store: its file, created if it does not exist, or an open store.
         out: Output file.
+        columns: Columns of the pairs by role, see `annotate_pairs`.
+        pairs_from: Pairs of a row with several scored responses, see `annotate_pairs`.
         teacher: The only teacher to export; None for all.
         retry_refused: Export refused requests once more.
         shard: Export one share of the pairs only: a `Shard`, or "I/N" with I from 0 to N-1.
@@ -131,7 +136,9 @@ def export_requests(
     if per_file is not None and per_file < 1:
         raise ValueError(f"per_file must be at least 1, not {per_file}")
     panel, out = panel if isinstance(panel, Panel) else load_panel(Path(panel)), Path(out)
-    with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
+    with open_store_with_pairs(
+        pairs, panel, store, columns=columns, pairs_from=pairs_from, on_source=on_source
+    ) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
         reread_replies(opened)  # what can be read now needs no second request
         # The import recognises the panel by the teachers that are recorded here.

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,9 @@ from typing import Literal
 from sp2dpo.annotation.local import RunOptions, annotate_locally
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.interrupts import run_interruptible
-from sp2dpo.pairs.sources import Source, open_source, read_rows
+from sp2dpo.pairs.reading import PairsFrom
+from sp2dpo.pairs.sources import Source, choose_source, read_rows
+from sp2dpo.pairs.tally import no_pair_error
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
@@ -79,6 +81,8 @@ def annotate_pairs(
     panel: Panel | str | Path,
     store: Store | str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
     retry_refused: bool = False,
     shard: Shard | str | None = None,
     patience: float = 900,
@@ -101,6 +105,9 @@ def annotate_pairs(
         pairs: File or Hub id of the pairs, see `open_source`; None if the store holds them.
         panel: Which teachers are asked what: a loaded panel or its YAML file.
         store: The store to write to: its file, created if it does not exist, or an open store.
+        columns: Columns of the pairs by role, such as `{"prompt": "question"}`, see `open_source`;
+            None for those of the store, or by the names of well-known data sets.
+        pairs_from: Pairs of a row with several scored responses, see `open_source`.
         retry_refused: Request refused replies once more. Not with an adaptive panel.
         shard: Ask about one share of the pairs only: a `Shard`, or "I/N" with I from 0 to N-1.
         patience: Seconds without any reply from a teacher after which the run ends.
@@ -127,7 +134,9 @@ def annotate_pairs(
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
     # First, so that a missing Ray or a wrong engine leaves no new store behind.
     run_engine = _load_engine(engine, ray_address)
-    with open_store_with_pairs(pairs, panel, store, on_source=on_source) as opened:
+    with open_store_with_pairs(
+        pairs, panel, store, columns=columns, pairs_from=pairs_from, on_source=on_source
+    ) as opened:
         opened.questions.restrict_to_shard(Shard.parse(shard) if isinstance(shard, str) else shard)
         reread = reread_replies(opened)
         if reread.kept:
@@ -194,6 +203,8 @@ def open_store_with_pairs(
     panel: Panel,
     store: Store | str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
     keep: bool = True,
     on_source: Callable[[Corpus], object] = do_nothing,
 ) -> Iterator[Store]:
@@ -203,6 +214,8 @@ def open_store_with_pairs(
         pairs: File or Hub id of the pairs; None if the store holds them.
         panel: The panel that will be asked.
         store: The file, created if it does not exist, or an open store, which stays open.
+        columns: Columns of the pairs by role; None for those of the store.
+        pairs_from: Pairs of a row with several scored responses; None for those of the store.
         keep: Whether a file that is created here stays.
         on_source: Called once the pairs are in the store.
 
@@ -210,7 +223,11 @@ def open_store_with_pairs(
         ValueError: If there is no pair, or the pairs or the panel contradict the store.
         OSError: If the pairs or the store cannot be read.
     """
-    source = pairs if isinstance(pairs, Source | None) else open_source(str(pairs))
+    if pairs is None and (columns or pairs_from):
+        raise ValueError("columns and pairs_from say how pairs are read: give the pairs too")
+    source = None
+    if pairs is not None:
+        source = choose_source(pairs, columns=columns, pairs_from=pairs_from)
     with ExitStack() as stack:
         if not isinstance(store, Store):
             path = Path(store)
@@ -218,11 +235,14 @@ def open_store_with_pairs(
                 raise FileNotFoundError(f"{path} does not exist yet: give the pairs")
             store = stack.enter_context(open_store_for_writing(path, keep=keep))
         if source:
+            source = store.corpus.resume_reading(source)
             store.corpus.add(source, read_rows(source))
         on_source(store.corpus)
         stored = store.corpus.source()
         if stored is None or not stored.pairs:
-            raise ValueError(f"{source or store.path}: no row holds a preference pair")
+            aside = next(store.corpus.set_aside(), None)
+            reasons = stored.set_aside if stored else {}
+            raise no_pair_error(str(source or store.path), reasons, aside and aside.raw)
         store.check_panel(panel)
         yield store
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sp2dpo.cli.options import (
+    COLUMNS,
     FILE,
     PAIRS,
+    PAIRS_FROM,
     PANEL,
     PATIENCE,
     RETRY_REFUSED,
@@ -22,12 +24,15 @@ from sp2dpo.cli.options import (
 if TYPE_CHECKING:
     from collections import Counter
 
+    from sp2dpo.pairs.reading import PairsFrom
     from sp2dpo.store.corpus import Corpus
     from sp2dpo.store.questions import Shard
 
 
 @click.command()
 @PAIRS
+@COLUMNS
+@PAIRS_FROM
 @click.option(
     "--panel", "panel_file", type=FILE, help="Panel YAML file; required except with --reread."
 )
@@ -60,6 +65,8 @@ if TYPE_CHECKING:
 )
 def annotate(
     pairs: str | None,
+    columns: "dict[str, str] | None",
+    pairs_from: "PairsFrom | None",
     panel_file: Path | None,
     store_file: Path,
     patience: float,
@@ -94,11 +101,17 @@ def annotate(
         raise click.UsageError("--ray-address requires --engine ray")
     if engine == "ray" and find_spec("ray") is None:
         raise click.UsageError('--engine ray needs Ray: pip install "sp2dpo[ray]"')
-    _require_pairs(pairs, store_file)
+    _require_pairs(pairs, store_file, how=columns or pairs_from)
     if dry_run:
         # A store that is created for the plan alone is removed again (`keep=False`).
         with open_store_with_pairs(
-            pairs, panel, store_file, keep=False, on_source=_print_source
+            pairs,
+            panel,
+            store_file,
+            columns=columns,
+            pairs_from=pairs_from,
+            keep=False,
+            on_source=_print_source,
         ) as store:
             print_lines(plan_lines(store, panel, shard=shard))
         return
@@ -106,6 +119,8 @@ def annotate(
         pairs,
         panel,
         store_file,
+        columns=columns,
+        pairs_from=pairs_from,
         retry_refused=retry_refused,
         shard=shard,
         patience=patience,
@@ -136,7 +151,9 @@ def _reread(store_file: Path, panel_file: Path | None) -> None:
         print_lines([*lines, *reply_count_lines(count_replies(store, panel))])
 
 
-def _require_pairs(pairs: str | None, store_file: Path) -> None:
+def _require_pairs(pairs: str | None, store_file: Path, *, how: object) -> None:
+    if pairs is None and how:
+        raise click.UsageError("--columns and --pairs-from say how --pairs are read: give --pairs")
     if pairs is None and not store_file.exists():
         raise click.UsageError(f"{store_file} does not exist yet: give --pairs")
 
@@ -167,6 +184,8 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
 
 @click.command("export-requests")
 @PAIRS
+@COLUMNS
+@PAIRS_FROM
 @PANEL
 @RUN_STORE
 @click.option(
@@ -181,6 +200,8 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
 @click.option("--per-file", type=click.IntRange(min=1), help="Maximum number of requests per file.")
 def export_requests(
     pairs: str | None,
+    columns: "dict[str, str] | None",
+    pairs_from: "PairsFrom | None",
     panel_file: Path,
     store_file: Path,
     out: Path,
@@ -200,12 +221,14 @@ def export_requests(
     from sp2dpo.text import count_noun
 
     panel = load_panel(panel_file)
-    _require_pairs(pairs, store_file)
+    _require_pairs(pairs, store_file, how=columns or pairs_from)
     result = export_requests(
         pairs,
         panel,
         store_file,
         out,
+        columns=columns,
+        pairs_from=pairs_from,
         teacher=teacher,
         retry_refused=retry_refused,
         shard=shard,

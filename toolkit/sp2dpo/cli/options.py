@@ -33,6 +33,41 @@ PAIRS = click.option(
     metavar="P",
     help="Pairs: a .jsonl, .jsonl.gz or .parquet file, or a data set on the Hub.",
 )
+
+
+class ColumnsType(click.ParamType):
+    """Columns by role, written as `ROLE=COLUMN,ROLE=COLUMN`."""
+
+    name = "ROLE=COLUMN,..."
+
+    def convert(
+        self,
+        value: str | dict[str, str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> dict[str, str]:
+        """Parse the columns."""
+        from sp2dpo.pairs.reading import Reading, parse_columns
+
+        if isinstance(value, dict):
+            return value
+        try:
+            return dict(Reading(columns=parse_columns(value)).columns)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+COLUMNS = click.option(
+    "--columns",
+    type=ColumnsType(),
+    help="Columns of the pairs by role, such as prompt=question,chosen=good,rejected=bad.",
+)
+PAIRS_FROM = click.option(
+    "--pairs-from",
+    type=click.Choice(["best-rest", "all"]),
+    help="Pairs of a row with several scored responses: the best against each worse one, or all "
+    "that differ [default: best-rest].",
+)
 PANEL = click.option("--panel", "panel_file", type=FILE, required=True, help="Panel YAML file.")
 GOLD = click.option(
     "--gold",

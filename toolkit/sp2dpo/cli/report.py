@@ -2,16 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sp2dpo.cli.options import (
     BETAS,
+    COLUMNS,
     DRAWS,
     FILE,
     FOLDER,
     GOLD,
     JSON,
+    PAIRS_FROM,
     PANEL,
     PATIENCE,
     SERVE,
@@ -20,6 +23,9 @@ from sp2dpo.cli.options import (
     print_lines,
     print_result,
 )
+
+if TYPE_CHECKING:
+    from sp2dpo.pairs.reading import PairsFrom
 
 NO_GO = 3
 """Exit code of a pilot whose verdict is no-go."""
@@ -53,6 +59,8 @@ def status(store_file: Path, as_json: bool) -> None:
     required=True,
     help="All pairs, of which a sample is drawn: a file or Hub data set, as in `annotate`.",
 )
+@COLUMNS
+@PAIRS_FROM
 @PANEL
 @click.option("--store", "store_file", type=FILE, required=True, help="Store for the pilot only.")
 @click.option(
@@ -82,6 +90,8 @@ def status(store_file: Path, as_json: bool) -> None:
 @JSON
 def pilot(
     pairs: str,
+    columns: "dict[str, str] | None",
+    pairs_from: "PairsFrom | None",
     panel_file: Path,
     store_file: Path,
     n: int,
@@ -115,6 +125,8 @@ def pilot(
             pairs,
             panel_file,
             store_file,
+            columns=columns,
+            pairs_from=pairs_from,
             n=n,
             gold=gold_file,
             schedule=schedule_file or DEFAULT_SCHEDULE,

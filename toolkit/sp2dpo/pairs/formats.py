@@ -2,18 +2,24 @@
 
 The supported formats are those that TRL documents (explicit and implicit prompts, plain text and
 conversations, and the mixture of these in UltraFeedback-binarized) and the dialogues of hh-rlhf. A
-row in any other format is refused with a reason; nothing is repaired by guessing.
+row in any other format is refused with a reason; nothing is repaired by guessing. `shapes` brings
+the columns of other well-known data sets into these formats.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from sp2dpo.files import refuse_duplicate_keys
+from sp2dpo.pairs.media import InvalidMedia, attach_images, check_no_media, split_content
 from sp2dpo.pairs.pair import Message, Pair, normalise
+from sp2dpo.pairs.prompts import ask_for_prompt, other_prompts, possible_prompts
 
 _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
+_OURS = ("prompt", "chosen", "rejected", "tools")
 Turns = tuple[Message, ...]
 
 
@@ -25,32 +31,63 @@ class InvalidPair(ValueError):
     """
 
 
-def parse_row(row: Mapping[str, Any]) -> Pair:
+def parse_row(row: Mapping[str, Any], *, images: bool = False, implicit: bool = False) -> Pair:
     """Parse the pair in a row.
 
     Args:
-        row: Values by column; `chosen` and `rejected` are required, `prompt` and `tools` optional.
+        row: Values by column; `chosen` and `rejected` are required, `prompt` and `tools` (a list,
+            or the JSON text of one) optional.
+        images: Whether images are read: each becomes a data or https URI in the list `images` of
+            its message. Otherwise a row with images is refused.
+        implicit: Whether the prompt is known to be the beginning that the responses share, even
+            if another column may hold it.
 
     Raises:
         InvalidPair: If a column is missing, a text is empty, the responses are equal after Unicode
-            normalization, they have no common prompt, or a message cannot be written as JSON.
+            normalization, they have no common prompt, another column may hold the prompt, or a
+            message cannot be written as JSON.
     """
-    chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
-    prompt = row.get("prompt")
+    others = {} if implicit else {name: row[name] for name in row if name not in _OURS}
+    chosen, rejected = _column(row, "chosen", images), _column(row, "rejected", images)
+    prompt = _prompt(row, images)
     # Both are either text or a tuple of turns by now.
     if type(chosen) is not type(rejected):
         raise InvalidPair("chosen and rejected are of different kinds")
     if isinstance(chosen, str):
-        parts = _from_texts(prompt, chosen, rejected)
+        parts = _from_texts(prompt, chosen, rejected, others)
     else:
-        parts = _from_conversations(prompt, chosen, rejected)
+        parts = _from_conversations(prompt, chosen, rejected, others)
     _check(*parts)
-    tools = row.get("tools") or ()
-    if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise InvalidPair("tools is not a list")
+    parts = _with_images(row, *parts, images=images)
     return _check_identity(
-        Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=tuple(tools))
+        Pair(prompt=parts[0], chosen=parts[1], rejected=parts[2], tools=_tools(row.get("tools")))
     )
+
+
+def _tools(value: Any) -> tuple[Any, ...]:
+    tools = value or ()
+    if isinstance(tools, str):
+        try:
+            # TRL reads this text too: Parquet cannot store lists of unlike objects.
+            tools = json.loads(tools, object_pairs_hook=refuse_duplicate_keys)
+        except RecursionError:
+            raise InvalidPair("nested too deeply") from None
+        except ValueError:
+            raise InvalidPair("tools is text that is not JSON") from None
+        tools = () if tools is None else tools
+    if isinstance(tools, str | bytes) or not isinstance(tools, Sequence):
+        raise InvalidPair("tools is not a list")
+    return tuple(tools)
+
+
+def _with_images(
+    row: Mapping[str, Any], prompt: Turns, chosen: Turns, rejected: Turns, *, images: bool
+) -> tuple[Turns, Turns, Turns]:
+    try:
+        check_no_media(row, images=images)
+        return (attach_images(row, prompt) if images else prompt), chosen, rejected
+    except InvalidMedia as error:
+        raise InvalidPair(str(error)) from None
 
 
 def _check_identity(pair: Pair) -> Pair:
@@ -72,28 +109,37 @@ def _check_identity(pair: Pair) -> Pair:
     return pair
 
 
-def _column(row: Mapping[str, Any], name: str) -> str | Turns:
+def _column(row: Mapping[str, Any], name: str, images: bool) -> str | Turns:
     if name not in row:
         raise InvalidPair(f"missing column {name}")
     value = row[name]
     if value is None or (isinstance(value, str | Sequence) and not value):
         raise InvalidPair(f"empty {name}")
-    return _text_or_turns(value, name)
+    return _text_or_turns(value, name, images)
 
 
-def _text_or_turns(value: Any, name: str) -> str | Turns:
+def _prompt(row: Mapping[str, Any], images: bool) -> str | Turns | None:
+    prompt = row.get("prompt")
+    return None if prompt is None else _text_or_turns(prompt, "prompt", images)
+
+
+def _text_or_turns(value: Any, name: str, images: bool) -> str | Turns:
     if isinstance(value, str):
         _check_text(value, name)
         return value
     if not isinstance(value, Sequence):
         raise InvalidPair(f"{name} is neither text nor a list of messages")
-    return tuple(_turn(turn, name) for turn in value)
+    return tuple(_turn(turn, name, images) for turn in value)
 
 
-def _turn(turn: Any, name: str) -> Message:
+def _turn(turn: Any, name: str, images: bool) -> Message:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
         raise InvalidPair(f"{name} holds something that is not a message with a role")
     _check_text(turn["role"], name)
+    try:
+        turn = split_content(turn, name, images=images)
+    except InvalidMedia as error:
+        raise InvalidPair(str(error)) from None
     content = turn.get("content")
     if content is not None and not isinstance(content, str):
         raise InvalidPair(f"{name} holds content that is not text")
@@ -113,20 +159,38 @@ def _check_text(text: str, name: str) -> None:
         raise InvalidPair(f"{name} holds half of a surrogate pair, not a character") from None
 
 
-def _from_texts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
+def _from_texts(
+    prompt: str | Turns | None, chosen: Any, rejected: Any, others: Mapping[str, Any]
+) -> tuple[Turns, Turns, Turns]:
     if prompt is None:
         # If only one is a dialogue, `_dialogue` refuses the row: the two have no common prompt.
-        if _DIALOGUE_TURN.match(chosen) or _DIALOGUE_TURN.match(rejected):
-            return _common_beginning(_dialogue(chosen), _dialogue(rejected))
+        if is_dialogue(chosen) or is_dialogue(rejected):
+            parts = _common_beginning(_dialogue(chosen), _dialogue(rejected))
+            _check_others(other_prompts(others, parts[0]))
+            return parts
+        _check_others(possible_prompts(others))
         return _common_text(chosen, rejected)
-    return _prompt_turns(prompt), _assistant(chosen), _assistant(rejected)
+    if not isinstance(prompt, str) and not prompt:
+        raise InvalidPair("empty prompt")
+    return prompt_turns(prompt), _assistant(chosen), _assistant(rejected)
 
 
-def _prompt_turns(prompt: Any) -> Turns:
-    value = _text_or_turns(prompt, "prompt")
+def _check_others(names: Sequence[str]) -> None:
+    """Raise InvalidPair if a prompt would be invented although these columns may hold it."""
+    if names:
+        raise InvalidPair(ask_for_prompt(names, implicit=True))
+
+
+def is_dialogue(text: str) -> bool:
+    """Return whether a text is a dialogue of hh-rlhf."""
+    return _DIALOGUE_TURN.match(text) is not None
+
+
+def prompt_turns(value: str | Turns) -> Turns:
+    """Return the messages of a prompt: of a text, one turn of the user, or those of a dialogue."""
     if not isinstance(value, str):
         return value
-    if _DIALOGUE_TURN.match(value):
+    if is_dialogue(value):
         turns = _dialogue(value)
         # Prompts in the style of hh-rlhf end with an empty turn of the assistant.
         open_end = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
@@ -175,9 +239,10 @@ def _common_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     return sum(1 for _ in takewhile(lambda item: item[0] == item[1], items))
 
 
-def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, Turns, Turns]:
-    # Parsed even where it is not needed, so that a prompt of a wrong type is refused in any case.
-    explicit = () if prompt is None else _prompt_turns(prompt)
+def _from_conversations(
+    prompt: str | Turns | None, chosen: Any, rejected: Any, others: Mapping[str, Any]
+) -> tuple[Turns, Turns, Turns]:
+    explicit = () if prompt is None else prompt_turns(prompt)
     # Both conversations begin with a response, so they do not repeat the prompt.
     if explicit and chosen[0]["role"] == rejected[0]["role"] == "assistant":
         return explicit, chosen, rejected
@@ -189,6 +254,8 @@ def _from_conversations(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns,
         raise InvalidPair("the prompt column is not in the conversations' common beginning")
     if explicit and not isinstance(prompt, str) and explicit != parts[0]:
         raise InvalidPair("the prompt column is not the conversations' common beginning")
+    if not explicit and not isinstance(prompt, str):
+        _check_others(other_prompts(others, parts[0]))
     return parts
 
 

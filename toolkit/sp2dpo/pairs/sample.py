@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from sp2dpo.pairs.pair import Message
 from sp2dpo.pairs.sources import SetAside, SourceRow
+from sp2dpo.pairs.tally import ReadingSummary, ReadingTally
 from sp2dpo.text import canonical_json
 
 _BINS = 3
@@ -65,6 +66,8 @@ class Sample:
         set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
         preferred: Number of pairs in the source that `prefer` names.
+        example: Content of the first row without a usable pair, as JSON; None if there is none.
+        reading: Shapes and implicit prompts of the source.
     """
 
     pair_ids: frozenset[str]
@@ -74,6 +77,8 @@ class Sample:
     set_aside: int
     skipped: tuple[SkippedPairs, ...]
     preferred: int
+    example: str | None = None
+    reading: ReadingSummary = field(default_factory=ReadingSummary)
 
 
 @dataclass(kw_only=True)
@@ -85,6 +90,8 @@ class _SourceIndex:
     rows: int = 0
     set_aside: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     """Number of rows and the row numbers of the first few, by reason."""
+    example: str | None = None
+    tally: ReadingTally = field(default_factory=ReadingTally)
 
 
 def draw_sample(
@@ -129,6 +136,8 @@ def draw_sample(
             for reason, (count, first) in index.set_aside.items()
         ),
         preferred=len(index.preferred),
+        example=index.example,
+        reading=index.tally.summary(),
     )
 
 
@@ -143,7 +152,9 @@ def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Sour
     index = _SourceIndex()
     for row in rows:
         index.rows += 1
+        index.tally.add(row)
         if isinstance(row, SetAside):
+            index.example = index.example or row.raw
             count, first = index.set_aside.get(row.reason, (0, []))
             examples = [*first, row.row] if count < _NAMED else first
             index.set_aside[row.reason] = (count + 1, examples)
@@ -158,8 +169,9 @@ def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Sour
 
 
 def _length(turns: Iterable[Message]) -> int:
-    contents = [turn.get("content") for turn in turns]
-    return sum(len(c if isinstance(c, str) else canonical_json(c or "")) for c in contents)
+    # The content is null in a turn that only calls a tool.
+    contents = [turn.get("content") or "" for turn in turns]
+    return sum(len(c if isinstance(c, str) else canonical_json(c)) for c in contents)
 
 
 def _strata(lengths: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:

@@ -1,22 +1,27 @@
 """Read pairs from JSON Lines files, Parquet files and the Hub.
 
 Every row of a source becomes either a `SourceRow` with its pair, or a `SetAside` with a reason; no
-row is dropped silently.
+row is dropped silently. A row with several scored responses becomes one of these for each
+comparison of two.
 """
 
 import base64
+import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 from sp2dpo import hub
 from sp2dpo.files import read_json_lines
+from sp2dpo.pairs import media
 from sp2dpo.pairs.formats import InvalidPair, parse_row
 from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.reading import PairsFrom, Reading, check_present, view_row
+from sp2dpo.pairs.shapes import Comparison, compare
 from sp2dpo.text import one_line
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -24,7 +29,6 @@ _HUB_ID = re.compile(
     r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
 )
 _OWN_ID_COLUMNS = ("source_id", "pair_id", "id")
-_PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +36,25 @@ class SourceRow:
     """A row with a usable pair.
 
     Attributes:
-        row: Number of the row in the source, from 1.
+        row: Number of the row in the source, from 1; in a source whose rows have several
+            responses, the number of the comparison.
         pair: The pair.
         source_id: Id of the row in the source (column `source_id`, `pair_id` or `id`); None if
-            there is none.
+            there is none. For one of several pairs, `:` and the numbers of its two responses
+            follow, such as `id:0-2`.
         columns: All other columns as JSON values, with dates in ISO 8601, decimals as text and
-            bytes in base64; NaN stays NaN.
+            bytes in base64; NaN stays NaN. Of one of several pairs, `comparison` names the row and
+            the two responses.
+        shape: Name and columns of the shape that the row was recognised by; empty for TRL's own.
+        implicit: Whether the prompt is the beginning that the responses share.
     """
 
     row: int
     pair: Pair
     source_id: str | None
     columns: dict[str, Any] = field(default_factory=dict)
+    shape: str = ""
+    implicit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +75,44 @@ class Source:
         revision: Commit of a Hub data set; None for a file.
         license: License in the card of a Hub data set at that commit; None if the card has none.
         path: Path of the file; None for a Hub data set.
+        reading: How the rows are read.
     """
 
     name: str
     revision: str | None = None
     license: str | None = None
     path: Path | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-def open_source(text: str) -> Source:
+def open_source(
+    text: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
+    images: bool = False,
+) -> Source:
     """Open the source with a name, which is a path, `org/name` or `org/name:split@revision`.
 
     A Hub revision (branch or tag) is resolved to its commit, so that the same rows can be read
     again. Without a split, the data set must have only one split, or one called `train`.
 
+    Args:
+        text: The name.
+        columns: Columns of the source by role, such as `{"prompt": "question"}`; see `Reading`.
+        pairs_from: Pairs of a row with several scored responses: `best-rest` (the default) or
+            `all`.
+        images: Whether images are read; if not, rows with images are set aside.
+
     Raises:
-        ValueError: If the name is neither a supported file nor a Hub id, or the split does not
-            exist.
+        ValueError: If the name is neither a supported file nor a Hub id, the split does not exist,
+            or a role in `columns` is not known.
         OSError: If the file or data set cannot be reached.
     """
+    reading = Reading(columns=columns or {}, pairs_from=pairs_from, images=images)
     path = Path(text)
     # By its ending, a path to a missing file is not taken for the name of a data set on the Hub.
     if path.is_file() or text.endswith(FILE_ENDINGS):
@@ -95,7 +122,7 @@ def open_source(text: str) -> Source:
             raise FileNotFoundError(f"{text}: no such file")
         # File names need not be valid Unicode.
         name = path.name.encode("utf-8", "backslashreplace").decode()
-        return Source(name=name, path=path)
+        return Source(name=name, path=path, reading=reading)
     match = _HUB_ID.fullmatch(text)
     if path.exists() or not match:
         raise ValueError(
@@ -103,34 +130,130 @@ def open_source(text: str) -> Source:
             "nor a Hub id (org/name, org/name:split@revision)"
         )
     split, sha, license = hub.resolve(match["name"], match["split"], match["revision"])
-    return Source(name=f"{match['name']}:{split}", revision=sha, license=license)
+    name = f"{match['name']}:{split}"
+    return Source(name=name, revision=sha, license=license, reading=reading)
+
+
+def choose_source(
+    pairs: Source | str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
+    images: bool = False,
+) -> Source:
+    """Return an open source, or open one by its name.
+
+    Args:
+        pairs: A source, or its name, see `open_source`.
+        columns: Columns by role; for an open source, in place of its own.
+        pairs_from: Pairs of a row with several scored responses; for an open source, likewise.
+        images: Whether images are read.
+
+    Raises:
+        ValueError: As `open_source` does.
+        OSError: As `open_source` does.
+    """
+    if isinstance(pairs, Source):
+        reading = Reading(
+            columns=columns or pairs.reading.columns,
+            pairs_from=pairs_from or pairs.reading.pairs_from,
+            images=images or pairs.reading.images,
+        )
+        return replace(pairs, reading=reading)
+    return open_source(str(pairs), columns=columns, pairs_from=pairs_from, images=images)
 
 
 def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
     """Yield every row of a source in order, either with its pair or as set aside.
 
     Raises:
-        ValueError: If a row cannot be parsed (broken JSON, a duplicate key) or the file is damaged;
-            the message names the file and the row.
+        ValueError: If a row cannot be parsed (broken JSON, a duplicate key), the file is damaged,
+            or a column that was named does not exist; the message names the file and the row.
         OSError: If the data set cannot be reached.
     """
-    for number, columns in enumerate(_raw_rows(source), start=1):
-        try:
-            row = _source_row(number, parse_row(columns), columns)
-        except InvalidPair as error:
-            # Parquet has values that JSON does not, such as dates; this text is only a record of
-            # the row.
-            raw = json.dumps(columns, default=str)
-            reason = str(error).encode("utf-8", "backslashreplace").decode()
-            yield SetAside(row=number, reason=reason, raw=raw)
-        else:
-            yield row
+    number, seen = 0, dict[str, None]()
+    for row_number, columns in enumerate(_raw_rows(source), start=1):
+        seen |= dict.fromkeys(columns)
+        for row in _read_row(columns, source.reading, row_number):
+            number += 1
+            yield row(number)
+    # After the rows, because in JSON Lines any row may be the first with a column.
+    if number:
+        check_present(source.reading, list(seen), str(source))
 
 
-def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
-    own = next((name for name in _OWN_ID_COLUMNS if name in columns), None)
+def _read_row(
+    columns: dict[str, Any], reading: Reading, row_number: int
+) -> Iterator[Callable[[int], SourceRow | SetAside]]:
+    """Yield the pairs and rejects of a row, each as a function of its number."""
+    try:
+        view, origins = view_row(columns, reading)
+        for comparison in compare(view, reading):
+            yield _comparison(columns, reading, row_number, comparison, origins)
+    except InvalidPair as error:
+        yield _set_aside(columns, str(error))
+
+
+def _comparison(
+    columns: dict[str, Any],
+    reading: Reading,
+    row_number: int,
+    comparison: Comparison,
+    origins: Mapping[str, list[str]],
+) -> Callable[[int], SourceRow | SetAside]:
+    facts = {"row": row_number, **comparison.facts}
+    try:
+        if comparison.reason is not None:
+            raise InvalidPair(comparison.reason)
+        pair = parse_row(
+            comparison.values,
+            images=reading.images,
+            implicit=reading.columns.get("prompt") == "",
+        )
+        used = {*comparison.used, *(media.IMAGES if reading.images else ())}
+        gone = {name for role in used for name in origins.get(role, [role])}
+        source_id, values = _carry(columns, gone, origins.get("source_id"))
+        if comparison.places is not None:
+            values[_free_name("comparison", values)] = _json_value(facts)
+            if source_id is not None:
+                source_id = f"{source_id}:{comparison.places[0]}-{comparison.places[1]}"
+    except InvalidPair as error:
+        if comparison.places is None:
+            return _set_aside(columns, str(error))
+        return _set_aside({"comparison": facts, **comparison.values}, str(error))
+    return lambda number: SourceRow(
+        row=number,
+        pair=pair,
+        source_id=source_id,
+        columns=values,
+        shape=comparison.shape,
+        implicit=not comparison.values.get("prompt"),
+    )
+
+
+def _set_aside(columns: Mapping[str, Any], reason: str) -> Callable[[int], SetAside]:
+    has_media = any(columns.get(name) for name in media.COLUMNS)
+    # Parquet has values that JSON does not, such as dates; this text is only a record of the row.
+    # The bytes of an image would be most of the store.
+    raw = json.dumps(columns, default=_describe if has_media else str)
+    reason = reason.encode("utf-8", "backslashreplace").decode()
+    return lambda number: SetAside(row=number, reason=reason, raw=raw)
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    return f"{len(value)} bytes, SHA-256 {hashlib.sha256(value).hexdigest()}"
+
+
+def _carry(
+    columns: dict[str, Any], gone: set[str], id_columns: list[str] | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the row's own id and its columns that are not in the pair."""
+    names = _OWN_ID_COLUMNS if id_columns is None else id_columns
+    own = next((name for name in names if name in columns), None)
     source_id = None if own is None or columns[own] is None else str(columns[own])
-    more = {name: columns[name] for name in columns if name not in (*_PAIR_COLUMNS, own)}
+    more = {name: columns[name] for name in columns if name not in (*gone, own)}
     try:
         values = _json_value(more)
         # The text is not used: encoding it tests whether the store can write both as UTF-8.
@@ -139,7 +262,13 @@ def _source_row(number: int, pair: Pair, columns: dict[str, Any]) -> SourceRow:
         raise InvalidPair("a column holds half of a surrogate pair, not a character") from None
     except RecursionError:
         raise InvalidPair("nested too deeply") from None
-    return SourceRow(row=number, pair=pair, source_id=source_id, columns=values)
+    return source_id, values
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    while name in taken:
+        name = f"{name}_"
+    return name
 
 
 def _json_value(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Try a panel on a sample of the pairs, and project the cost of annotating the whole corpus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,8 +30,10 @@ from sp2dpo.diagnostics.gold import (
     read_gold,
 )
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sample import Sample, SkippedPairs, Stratum, draw_sample, read_sampled
-from sp2dpo.pairs.sources import Source, open_source, read_rows
+from sp2dpo.pairs.sources import Source, choose_source, read_rows
+from sp2dpo.pairs.tally import ReadingSummary, no_pair_error
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.report.cost import (
     CostProjection,
@@ -103,6 +105,7 @@ class SampleSummary:
         sampled: number of pairs in the sample.
         skipped: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
+        reading: shapes and implicit prompts of the source.
     """
 
     rows: int
@@ -111,6 +114,7 @@ class SampleSummary:
     sampled: int
     skipped: Sequence[SkippedPairs] = field(metadata={"json": "aside"})
     strata: Sequence[Stratum]
+    reading: ReadingSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +206,8 @@ def run_pilot(
     panel: Panel | str | Path,
     store: str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
+    pairs_from: PairsFrom | None = None,
     n: int = 300,
     gold: Path | str | None = None,
     schedule: Schedule | Path | str = DEFAULT_SCHEDULE,
@@ -221,6 +227,8 @@ def run_pilot(
         pairs: file or Hub id of the whole corpus, see `open_source`.
         panel: the teachers and what they are asked: a loaded panel or its YAML file.
         store: store that holds only this pilot; created if it does not exist.
+        columns: columns of the pairs by role, see `annotate_pairs`.
+        pairs_from: pairs of a row with several scored responses, see `annotate_pairs`.
         n: number of sampled pairs.
         gold: JSON Lines file of pairs whose label is known; these are sampled first.
         schedule: how annotations become betas: a loaded schedule or its YAML file.
@@ -240,7 +248,7 @@ def run_pilot(
         Interrupted: a signal stopped the run.
     """
     gold = None if gold is None else Path(gold)
-    source = pairs if isinstance(pairs, Source) else open_source(str(pairs))
+    source = choose_source(pairs, columns=columns, pairs_from=pairs_from)
     where = "panel" if isinstance(panel, Panel) else str(panel)
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
     schedule = schedule if isinstance(schedule, Schedule) else load_schedule(Path(schedule))
@@ -249,8 +257,11 @@ def run_pilot(
     truths = None if gold is None else read_gold(gold, panel.rubric)
     # Known truths are few: a random sample would hold too few of them for a verdict.
     sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])
+    reading = replace(sample.reading, options=source.reading.options())
+    sample = replace(sample, reading=reading)
     if not sample.pairs:
-        raise ValueError(f"{source}: no row holds a preference pair")
+        reasons = {skipped.reason: skipped.count for skipped in sample.skipped}
+        raise no_pair_error(str(source), reasons, sample.example)
     if truths is not None and gold is not None:
         check_matched(truths, sample.preferred, path=gold, source=str(source))
     trial = Trial(
@@ -367,6 +378,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             sampled=len(sample.pair_ids),
             skipped=sample.skipped,
             strata=sample.strata,
+            reading=sample.reading,
         ),
         panel=PanelSummary(
             rubric=panel.rubric.name,

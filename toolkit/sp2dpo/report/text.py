@@ -74,6 +74,7 @@ def _sample_lines(sample: SampleSummary) -> list[str]:
         f"{sample.rows} rows = {usable} usable + {sample.set_aside} set aside; "
         f"{sample.pairs} distinct pairs",
         *_wrapped(
+            *sample.reading.lines(),
             *map(_skipped, sample.skipped),
             f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
             "of the prompt and by how much longer the chosen response is (characters)",

@@ -6,14 +6,16 @@ import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from sp2dpo.pairs.pair import Pair
+from sp2dpo.pairs.reading import Reading
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
+from sp2dpo.pairs.tally import ReadingSummary, ReadingTally
 from sp2dpo.panel.rubric import holds_chat_marks
 from sp2dpo.store.database import read_meta, transaction, write_meta
 
@@ -56,7 +58,7 @@ class Corpus:
         Raises:
             ValueError: If the store already has the pairs of another source.
         """
-        digest, marked = hashlib.sha256(), 0
+        digest, marked, tally = hashlib.sha256(), 0, ReadingTally()
         with transaction(self._db):
             stored_digest = read_meta(self._db, "source_digest")
             # All rows are read also if the store has them: only their hash shows that it does.
@@ -65,6 +67,7 @@ class Corpus:
                 digest.update(json.dumps(record).encode())
                 if stored_digest is None:
                     marked += self._insert(row, record)
+                    tally.add(row)
             if stored_digest is None:
                 write_meta(self._db, "source_digest", digest.hexdigest())
                 write_meta(self._db, "source_name", source.name)
@@ -72,12 +75,49 @@ class Corpus:
                 write_meta(self._db, "source_revision", source.revision or "")
                 write_meta(self._db, "source_license", source.license or "")
                 write_meta(self._db, "marked_pairs", str(marked))
+                write_meta(self._db, "source_reading", source.reading.dump())
+                write_meta(
+                    self._db, "source_summary", tally.summary(source.reading.options()).dump()
+                )
             elif stored_digest != digest.hexdigest():
+                images = source.reading.images != self.reading().images
                 raise ValueError(
                     f"{self.path} contains the pairs of {read_meta(self._db, 'source_name')}, but "
-                    f"{source} has other pairs; use another --store, or omit --pairs to continue "
-                    "with the pairs in the store"
+                    f"{source} has other pairs{' with this panel' if images else ''}; use another "
+                    "--store, or omit --pairs to continue with the pairs in the store"
                 )
+
+    def resume_reading(self, source: Source) -> Source:
+        """Return a source that is read as the pairs in the store were.
+
+        Args:
+            source: Source to read; one without `columns` and `pairs_from` gets those of the store.
+
+        Raises:
+            ValueError: If the source is to be read in another way than the store's was.
+        """
+        if read_meta(self._db, "source_digest") is None:
+            return source
+        stored, reading = self.reading(), source.reading
+        if not reading.columns and reading.pairs_from is None:
+            same = replace(reading, columns=stored.columns, pairs_from=stored.pairs_from)
+            return replace(source, reading=same)
+        if (reading.columns, reading.pairs_from) != (stored.columns, stored.pairs_from):
+            raise ValueError(
+                f"{self.path} was created with {stored.options() or 'no --columns'}, now the "
+                f"options are {reading.options()}: give the same or none, or use another --store"
+            )
+        return source
+
+    def reading(self) -> Reading:
+        """Return how the rows of the source were read."""
+        text = read_meta(self._db, "source_reading")
+        return Reading.load(text) if text else Reading()
+
+    def reading_summary(self) -> ReadingSummary:
+        """Return the shapes and implicit prompts of the rows; empty if they were not counted."""
+        text = read_meta(self._db, "source_summary")
+        return ReadingSummary.load(text) if text else ReadingSummary()
 
     def _insert(self, row: SourceRow | SetAside, record: list[Any]) -> bool:
         """Insert a row; return whether it holds a new pair with control tokens."""

@@ -131,7 +131,8 @@ def source_lines(corpus: Corpus) -> list[str]:
     aside = source.rows - source.usable
     lines = [
         f"{source.name}: {source.rows} rows = {source.usable} usable + {aside} set aside; "
-        f"{source.pairs} distinct pairs"
+        f"{source.pairs} distinct pairs",
+        *corpus.reading_summary().lines(),
     ]
     rows: dict[str, list[int]] = {reason: [] for reason in source.set_aside}
     for row in corpus.set_aside():

@@ -33,8 +33,8 @@ _READING = [name for name in _CONTENT if name not in _REPLY]
 _COPIED = ("pairs", "source_rows", "set_aside")
 # Without `shard`: a merged store is for all pairs.
 _META = (
-    "source_digest", "source_name", "source_revision", "source_license", "rubric_hash", "rubric",
-    "panel", "marked_pairs",
+    "source_digest", "source_name", "source_revision", "source_license", "source_reading",
+    "source_summary", "rubric_hash", "rubric", "panel", "marked_pairs",
 )  # fmt: skip
 
 

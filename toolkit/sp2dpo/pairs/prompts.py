@@ -1,0 +1,170 @@
+"""Find the columns of a row that may hold its prompt.
+
+A prompt may be taken from the beginning that two texts share only if no column holds it: responses
+often share a beginning, such as "Sure!", that is no prompt. These functions decide by the name of a
+column and by its content. They only lead to refusals; which column is the prompt is decided by the
+shapes that `shapes` knows, or by the user.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NAMES = _names(
+    "prompt question instruction input query problem request dialogue dialog conversation "
+    "messages context history turns human post utterance userprompt userinput usermessage "
+    "userquery promptmessages chat ask goal premise"
+)
+"""Names of columns whose content, whatever it is, may be the prompt; see `_key`."""
+_SURE = _names(
+    "prompt question instruction input query problem userprompt userinput usermessage userquery "
+    "promptmessages"
+)
+"""Of these names, those whose text is a whole prompt."""
+_TAGS = _names("task user system title topic text passage document article body paragraph story")
+"""Names of columns that may hold the prompt or a part of it, or only a tag, such as `task: qa`."""
+_WORDS = _names(
+    "prompt question instruction input query problem request dialogue dialog conversation message "
+    "messages context history utterance"
+)
+"""Words in the name of a column that may hold the prompt."""
+_OTHERS = _names(
+    "answer answers response responses completion completions generation generations output "
+    "outputs chosen rejected reference gold solution truth rationale reason reasoning explanation "
+    "feedback critique comment comments note notes description license licence citation url uri "
+    "link path file model models annotator annotators metadata meta images image videos video "
+    "audio tools id ids date time timestamp language domain category categories label labels tag "
+    "tags subset split reward score scores rating ratings error ranking justification principle "
+    "rubric judge judgement judgment version created updated name names author"
+)
+"""Words in the name of a column whose content is about the pair, or a response, not a prompt."""
+_MARK = re.compile("[?\uff1f]\\s*$")
+
+
+def named_prompts(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns whose name and content are those of a prompt, in the order of the row."""
+    return [name for name, value in row.items() if _is_named_prompt(name, value)]
+
+
+def possible_prompts(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns that may hold the prompt, by their name or by their content alone."""
+    return [
+        name
+        for name, value in row.items()
+        if _is_named_prompt(name, value)
+        or (_key(name) in _TAGS and isinstance(value, str) and len(value.split()) > 1)
+        or (not _words(name) & _OTHERS and _reads_as_prompt(value))
+    ]
+
+
+def other_prompts(row: Mapping[str, Any], beginning: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that hold another prompt than two conversations share.
+
+    Args:
+        row: Values by column.
+        beginning: The turns with which both conversations begin.
+    """
+    turns = [
+        (turn.get("content") or "").strip() for turn in beginning if turn.get("role") != "system"
+    ]
+    return [
+        name
+        for name, value in row.items()
+        if _key(name) in (_SURE if isinstance(value, str) else NAMES)
+        and _is_content(value)
+        and not _agrees(value, turns)
+    ]
+
+
+def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
+    """Return the sentence that says how to name the prompt, which may be in these columns.
+
+    Args:
+        names: The columns.
+        implicit: Whether the prompt may also be the beginning that the responses share.
+    """
+    if list(names) == ["system"]:
+        way = " or prompt= if it is what chosen and rejected begin with" if implicit else ""
+        return f"a column system, but none with the prompt: give --columns prompt=COLUMN{way}"
+    listed = " or ".join(repr(name) for name in names[:3])
+    ways = [f"prompt={names[0]}"]
+    if len(names) > 1:
+        ways.append(f"prompt={names[0]}+{names[1]} to join them")
+    if implicit:
+        ways.append("prompt= if it is what chosen and rejected begin with")
+    return f"the prompt may be in column {listed}: give --columns {', or '.join(ways)}"
+
+
+def _key(name: object) -> str:
+    """Return a column's name without case, separators and a plural's `s`."""
+    key = "".join(character for character in str(name).casefold() if character.isalnum())
+    return key if key in NAMES or key.removesuffix("s") not in NAMES else key.removesuffix("s")
+
+
+def _words(name: object) -> set[str]:
+    """Return the words of a column's name, in `snake_case`, `kebab-case` or `camelCase`."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(name))
+    return {word for word in re.split(r"[^a-z]+", parted.casefold()) if word}
+
+
+def _is_named_prompt(name: str, value: Any) -> bool:
+    if not _is_content(value):
+        return False
+    key = _key(name)
+    if key in NAMES:
+        return True
+    if key in _TAGS:
+        return _reads_as_prompt(value)
+    words = _words(name)
+    if words & _OTHERS:
+        return False
+    # A column of messages, whatever it is called, or text in a column such as `the_question`.
+    return _is_turns(value) or (
+        isinstance(value, str) and bool(words & _WORDS) and len(value.split()) > 1
+    )
+
+
+def _reads_as_prompt(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    text = value.strip()
+    # Scripts without spaces between words have no words to count.
+    dense = len(text) >= 8 and not any("\0" <= character < "\x80" for character in text)
+    return len(text.split()) >= 4 or dense or bool(text and _MARK.search(text))
+
+
+def _is_content(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    # Numbers and dates are no prompts, whatever their column is called.
+    return isinstance(value, Mapping | list | tuple) and bool(value)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value
+    )
+
+
+def _agrees(value: Any, turns: Sequence[str]) -> bool:
+    """Return whether a column's text is in one of these turns, or its messages begin as they do."""
+    if isinstance(value, str):
+        text = value.strip()
+        return any(turn and (text in turn or turn in text) for turn in turns)
+    if not _is_turns(value):
+        return True  # neither text nor messages: nothing to compare
+    contents = [
+        item.get("content") or item.get("value") or ""
+        for item in value
+        if (item.get("role") or item.get("from")) != "system"
+    ]
+    if not all(isinstance(content, str) for content in contents):
+        return True
+    contents = [content.strip() for content in contents]
+    shorter = min(len(contents), len(turns))
+    return contents[:shorter] == list(turns[:shorter])

@@ -1,0 +1,432 @@
+"""Recognise the columns of well-known preference data sets.
+
+A shape is recognised by the names of all the columns that it needs. It turns a row into comparisons
+of two responses in the columns that `formats.parse_row` reads. A row that could be read in two ways
+is refused with the columns to choose from; docs/pairs.md has a table of the shapes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sp2dpo.pairs.formats import InvalidPair, is_dialogue
+from sp2dpo.pairs.prompts import ask_for_prompt, named_prompts
+from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
+from sp2dpo.pairs.reading import Reading
+from sp2dpo.pairs.turns import as_turns, begins_with_user, to_turns, with_system
+
+Row = Mapping[str, Any]
+_PROMPTS = ("prompt", "question", "instruction", "input")
+"""Columns that hold a prompt as text or messages."""
+_CONVERSATIONS = ("messages", "conversations", "conversation", "context", "history")
+"""Columns that hold a prompt if they are a list of messages."""
+_TITLES = {"question": "orca", "instruction": "distilabel", "conversations": "ShareGPT"}
+"""Names of the shapes with `chosen` and `rejected`, by the column of their prompt."""
+_RESPONSE_LISTS = ("responses", "completions", "generations", "answers")
+_SCORE_LISTS = ("scores", "ratings", "ranks")
+_COMPARISON = "comparison"
+"""Column that names the two responses of a pair among those of its row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two responses of a row, or the reason why there are none.
+
+    Attributes:
+        shape: Name of the shape and its columns; empty for TRL's own.
+        used: Columns that the pair holds; all others stay with the row.
+        values: Values by column, as `formats.parse_row` reads them.
+        places: Numbers of the two responses in the row, from 0; None if the row is one pair.
+        facts: More about the two responses of a row of several.
+        reason: Why there is no pair; None if there may be one.
+    """
+
+    shape: str
+    used: frozenset[str]
+    values: Row
+    places: tuple[int, int] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
+    """Yield the comparisons in a row, at least one.
+
+    Args:
+        row: Values by role and column.
+        reading: How the source is read.
+
+    Raises:
+        InvalidPair: If no shape is recognised, or it could be more than one, or no response is
+            preferred.
+    """
+    if "chosen" in row or "rejected" in row:
+        yield _labelled(row, "chosen", "rejected", reading)
+        return
+    for title, chosen, rejected in _LABELLED:
+        if chosen in row and rejected in row:
+            yield _labelled(row, chosen, rejected, reading, title=title)
+            return
+    shape = next((shape for shape in _TWO_RESPONSES if shape.deciders_in(row, reading)), None)
+    if shape is not None:
+        yield _decided(row, shape, reading)
+        return
+    found = _ranked(row, reading)
+    if found is None:
+        raise InvalidPair("missing column chosen")
+    yield from _several(row, *found, reading)
+
+
+_LABELLED = (
+    ("argilla", "chosen_response", "rejected_response"),
+    ("stack-exchange", "response_j", "response_k"),
+    ("OpenAI", "preferred_output", "non_preferred_output"),
+)
+"""Shapes that have other names for `chosen` and `rejected`."""
+
+
+def _labelled(
+    row: Row, chosen_name: str, rejected_name: str, reading: Reading, *, title: str = ""
+) -> Comparison:
+    chosen = to_turns(row.get(chosen_name), chosen_name)
+    rejected = to_turns(row.get(rejected_name), rejected_name)
+    values = {
+        name: value
+        for name, value in ((chosen_name, chosen), (rejected_name, rejected))
+        if name in row
+    }
+    name, prompt = _labelled_prompt(row, (chosen_name, rejected_name), values, reading)
+    if title == "OpenAI" and isinstance(row.get("input"), Mapping):
+        request = row["input"]
+        row = {**row, "tools": request.get("tools")}
+        name, prompt = "input", to_turns(request.get("messages"), "input")
+    used = {chosen_name, rejected_name, "prompt", "tools", *([name] if name else ())}
+    prompt, chosen, rejected, with_columns = _with_context(
+        row, reading, prompt, values.get(chosen_name), values.get(rejected_name)
+    )
+    used |= with_columns
+    # `instruction` stays with a conversation that repeats it, so that its row does not change.
+    if name == "instruction" and begins_with_user(chosen):
+        used -= {name}
+    read = [*sorted(with_columns), name or "prompt", chosen_name, rejected_name]
+    title = title or (_TITLES.get(name or "", "") if name != "question" or with_columns else "")
+    is_plain = not title and name in (None, "prompt") and not with_columns
+    result = {"prompt": prompt, "tools": row.get("tools")}
+    result |= {"chosen": chosen} if chosen_name in row else {}
+    result |= {"rejected": rejected} if rejected_name in row else {}
+    return Comparison(
+        shape="" if is_plain else _phrase(title, read),
+        used=frozenset(used),
+        values=_beside(row, used) | result,
+    )
+
+
+def _labelled_prompt(
+    row: Row, names: tuple[str, str], values: Row, reading: Reading
+) -> tuple[str | None, Any]:
+    """Return the column of the prompt and its value; None if the responses share it."""
+    prompt = to_turns(row.get("prompt"), "prompt")
+    if reading.columns.get("prompt") == "" or (prompt is not None and prompt != []):
+        return "prompt", prompt
+    if reading.columns.get("messages"):
+        return "messages", to_turns(row["messages"], "messages")
+    responses = [values.get(name) for name in names]
+    if any(begins_with_user(value) for value in responses):
+        # distilabel repeats its instruction in both conversations.
+        if {"instruction", "generations", "ratings"} <= row.keys():
+            return "instruction", row["instruction"]
+        return None, prompt
+    if any(isinstance(value, str) and is_dialogue(value) for value in responses):
+        return None, prompt
+    name = _prompt_column(row, names, required=False)
+    return name, prompt if name is None else to_turns(row[name], name)
+
+
+def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | None:
+    """Return the column that holds the prompt.
+
+    Args:
+        row: Values by role and column.
+        taken: Columns that hold something else.
+        required: Whether the responses do not share a prompt, so that a column must hold it.
+
+    Raises:
+        InvalidPair: If more than one column may hold it, or one whose name is not known.
+    """
+    rest = {name: row[name] for name in row if name not in (*taken, "system", "tools")}
+    names = named_prompts(rest)
+    if "prompt" in names:
+        return "prompt"
+    known = [
+        name
+        for name in names
+        if name in _PROMPTS or (name in _CONVERSATIONS and not isinstance(row[name], str))
+    ]
+    if len(names) == 1 and known:
+        return names[0]
+    if names:
+        raise InvalidPair(ask_for_prompt(names, implicit=not required))
+    # Without a context or a history, the texts may still be whole.
+    known = (*_PROMPTS, *_CONVERSATIONS) if required else (*_PROMPTS[1:], *_CONVERSATIONS[:3])
+    empty = next((name for name in known if name in rest), None)
+    if empty is not None:
+        raise InvalidPair(f"empty {empty}")
+    if required:
+        raise InvalidPair("no column holds the prompt: give --columns prompt=COLUMN")
+    return None
+
+
+def _with_context(
+    row: Row, reading: Reading, prompt: Any, chosen: Any, rejected: Any
+) -> tuple[Any, Any, Any, set[str]]:
+    """Return prompt, chosen and rejected with earlier messages and the system message."""
+    used: set[str] = set()
+    is_text = isinstance(prompt, str)
+    if reading.columns.get("messages") and "prompt" in reading.columns and prompt:
+        earlier = to_turns(row["messages"], "messages")
+        if not isinstance(earlier, list):
+            raise InvalidPair("messages is not a list of messages")
+        prompt, used, is_text = [*earlier, *as_turns(prompt)], {"messages"}, False
+    system = row.get("system")
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return prompt, chosen, rejected, used
+    if not isinstance(system, str):
+        raise InvalidPair("system is not text")
+    whole = begins_with_user(chosen) and begins_with_user(rejected)
+    if whole:
+        before = [chosen, rejected]
+        chosen, rejected = with_system(chosen, system), with_system(rejected, system)
+        used |= {"system"} if before != [chosen, rejected] else set()
+    if isinstance(prompt, list) or (is_text and not whole):
+        turns = as_turns(prompt)
+        prompt = with_system(turns, system) if turns else turns
+        used |= {"system"} if prompt != turns else set()
+    return prompt, chosen, rejected, used
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TwoResponses:
+    """A shape with two responses and a column that says which one is preferred.
+
+    Attributes:
+        title: Name of the shape.
+        responses: Columns of the two responses.
+        deciders: Columns that say which is preferred.
+        decide: Returns 0 or 1 for the preferred response, None for a tie.
+        prompt: Column of the prompt; None to find it by name.
+    """
+
+    title: str
+    responses: tuple[str, str]
+    deciders: tuple[str, ...]
+    decide: Callable[[Any, str], int | None]
+    prompt: str | None = None
+
+    def deciders_in(self, row: Row, reading: Reading) -> list[str]:
+        """Return the columns that decide in a row; none if the row has not this shape."""
+        if not all(name in row for name in self.responses):
+            return []
+        found = [name for name in self.deciders if name in row]
+        return [name for name in found if name == "winner" or "winner" not in reading.columns]
+
+
+def _decided(row: Row, shape: _TwoResponses, reading: Reading) -> Comparison:
+    deciders = shape.deciders_in(row, reading)
+    if len(deciders) > 1:
+        raise InvalidPair(
+            f"{' and '.join(deciders)} may say which response is preferred: give --columns "
+            f"winner={deciders[0]}"
+        )
+    decider = deciders[0]
+    if row[decider] is None:
+        raise InvalidPair(f"empty {decider}")
+    best = shape.decide(row[decider], decider)
+    if best is None:
+        raise InvalidPair(TIE)
+    left, right = (to_turns(row[name], name) for name in shape.responses)
+    chosen, rejected = (left, right) if best == 0 else (right, left)
+    name = shape.prompt
+    # Two conversations share their prompt.
+    if name is None and not (begins_with_user(left) and begins_with_user(right)):
+        name = _prompt_column(row, [*shape.responses, decider], required=True)
+    prompt = None if name is None else to_turns(row.get(name), name)
+    if name is not None and not prompt:
+        raise InvalidPair(f"empty {name}")
+    prompt, chosen, rejected, context = _with_context(row, reading, prompt, chosen, rejected)
+    used = {*shape.responses, decider, "prompt", "tools", *context, *([name] if name else ())}
+    read = [*sorted(context), *([name] if name else ()), *shape.responses, f"by {decider}"]
+    return Comparison(
+        shape=_phrase(shape.title, read),
+        # What decided stays with the row: it may say by how much.
+        used=frozenset(used - {decider}),
+        values=_beside(row, used)
+        | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": row.get("tools")},
+    )
+
+
+_TIES = ("tie", "both", "equal", "neither", "none", "same", "draw")
+
+
+def _by_letter(value: Any, name: str) -> int | None:
+    text = value.strip().casefold().replace(" ", "_") if isinstance(value, str) else ""
+    letter = text.removeprefix("model_").removeprefix("response_").removeprefix("conversation_")
+    if letter in ("a", "b"):
+        return "ab".index(letter)
+    if text.startswith(_TIES):
+        return None
+    raise InvalidPair(f"{name} is not a, b or a tie")
+
+
+def _by_number(first: int) -> Callable[[Any, str], int | None]:
+    """Return what reads the number of the preferred response, counted from `first`."""
+
+    def decide(value: Any, name: str) -> int | None:
+        text = str(value).strip().casefold()
+        if isinstance(value, str) and text.startswith(_TIES):
+            return None
+        digits = text.removeprefix("response_").removesuffix(".0")
+        if isinstance(value, bool) or digits not in (str(first), str(first + 1)):
+            raise InvalidPair(f"{name} is neither {first} nor {first + 1}")
+        return int(digits) - first
+
+    return decide
+
+
+def _by_sign(value: Any, name: str) -> int | None:
+    """Return the preferred response; negative numbers prefer the first one, as in HelpSteer."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -3 <= value <= 3:
+        raise InvalidPair(f"{name} is not a number from -3 to 3")
+    return None if value == 0 else int(value > 0)
+
+
+def _by_label(value: Any, name: str) -> int | None:
+    """Return the preferred response of SHP, whose label is 1 if it is the first one."""
+    if isinstance(value, bool) or value not in (0, 1):
+        raise InvalidPair(f"{name} is neither 0 nor 1")
+    return 0 if value == 1 else 1
+
+
+_WINNERS = ("winner", "preference", "label")
+_TWO_RESPONSES = (
+    _TwoResponses(
+        title="PKU-SafeRLHF",
+        responses=("response_0", "response_1"),
+        deciders=("better_response_id", "winner"),
+        decide=_by_number(0),
+    ),
+    _TwoResponses(
+        title="HelpSteer3",
+        responses=("response1", "response2"),
+        deciders=("overall_preference",),
+        decide=_by_sign,
+    ),
+    _TwoResponses(
+        title="HelpSteer2",
+        responses=("response_1", "response_2"),
+        deciders=("preference_strength",),
+        decide=_by_sign,
+    ),
+    _TwoResponses(
+        title="SHP",
+        responses=("human_ref_A", "human_ref_B"),
+        deciders=("labels",),
+        decide=_by_label,
+        prompt="history",
+    ),
+    _TwoResponses(
+        title="LMArena",
+        responses=("conversation_a", "conversation_b"),
+        deciders=("winner",),
+        decide=_by_letter,
+    ),
+    _TwoResponses(
+        title="", responses=("response_a", "response_b"), deciders=_WINNERS, decide=_by_letter
+    ),
+    _TwoResponses(
+        title="", responses=("response_0", "response_1"), deciders=_WINNERS, decide=_by_number(0)
+    ),
+    _TwoResponses(
+        title="", responses=("response_1", "response_2"), deciders=_WINNERS, decide=_by_number(1)
+    ),
+    _TwoResponses(
+        title="", responses=("response1", "response2"), deciders=_WINNERS, decide=_by_number(1)
+    ),
+)
+
+
+def _ranked(row: Row, reading: Reading) -> tuple[str, str | None, list[Ranked]] | None:
+    """Return the columns of responses and scores, and the responses; None without scores."""
+    found: list[tuple[str, str | None, list[Ranked]]] = []
+    names = ("responses",) if "responses" in reading.columns else _RESPONSE_LISTS
+    scores = [name for name in _SCORE_LISTS if isinstance(row.get(name), list)]
+    scores = [name for name in scores if name in reading.columns] or scores
+    for name in names:
+        items = row.get(name)
+        if not isinstance(items, list):
+            continue
+        ranked = rank_objects(items, name)
+        if ranked is not None:
+            found.append((name, None, ranked))
+        found += [
+            (name, key, rank_lists(items, row[key], ranks=key == "ranks"))
+            for key in scores
+            if ranked is None or key in reading.columns
+        ]
+    if len(found) > 1:
+        raise InvalidPair(
+            "more than one list may hold the responses or their scores: give --columns "
+            f"responses={found[0][0]},scores={found[0][1] or 'COLUMN'}"
+        )
+    return found[0] if found else None
+
+
+def _several(
+    row: Row, responses: str, scores: str | None, ranked: list[Ranked], reading: Reading
+) -> Iterator[Comparison]:
+    taken = [responses, *([scores] if scores else ())]
+    name = _prompt_column(row, taken, required=True)
+    if name is None:
+        raise InvalidPair("no column holds the prompt: give --columns prompt=COLUMN")
+    pairs_from = reading.pairs_from or "best-rest"
+    # Copied, because the responses are parsed anew for each pair.
+    candidates = [to_turns(item.response, responses) for item in ranked]
+    title = {"answers": "Nectar", "completions": "UltraFeedback"}.get(responses, "")
+    for choice in choose(ranked, pairs_from):
+        better, worse = ranked[choice.better], ranked[choice.worse]
+        prompt, chosen, rejected, context = _with_context(
+            row, reading, to_turns(row[name], name), candidates[choice.better],
+            candidates[choice.worse],
+        )  # fmt: skip
+        used = {*taken, name, "prompt", "tools", *context}
+        kind = "rank" if better.is_rank else "score"
+        facts = {
+            "chosen": choice.better,
+            "rejected": choice.worse,
+            f"chosen_{kind}": better.score,
+            f"rejected_{kind}": worse.score,
+            **({"chosen_details": better.details} if better.details else {}),
+            **({"rejected_details": worse.details} if worse.details else {}),
+        }
+        yield Comparison(
+            shape=f"{_phrase(title, [*sorted(context), name, *taken])}; {_RULES[pairs_from]}",
+            used=frozenset(used),
+            values=_beside(row, used)
+            | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": row.get("tools")},
+            places=(choice.better, choice.worse),
+            facts=facts,
+            reason=choice.reason,
+        )
+
+
+_RULES = {
+    "best-rest": "the best response against each worse one",
+    "all": "all pairs of responses with different scores",
+}
+
+
+def _beside(row: Row, used: set[str]) -> dict[str, Any]:
+    return {name: row[name] for name in row if name not in used}
+
+
+def _phrase(title: str, columns: Sequence[str]) -> str:
+    return f"{title}: {', '.join(columns)}" if title else ", ".join(columns)
