@@ -91,7 +91,7 @@ def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
             {"dataset": "no/folder"},
             [],
             1,
-            "no/folder is neither a folder nor a data set on the Hub",
+            "no/folder is neither a file, a folder nor a data set on the Hub",
         ),
         ({"columns": {}}, [], 1, "the train data set has no column beta"),
         ({"columns": {"beta": [math.nan] * 8}}, [], 1, "8 of 8 betas in the train data set"),

@@ -1,9 +1,11 @@
 """Rows that cannot be trained on: the first of them, the rule and the way out, in one line."""
 
+import gzip
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from sp2dpo.training.batch import check_finite
+from sp2dpo.training.provenance import display_name, read_split, trace_rows
 from sp2dpo.training.rows import (
     ROW,
     check_rows,
@@ -431,3 +434,48 @@ def test_two_processes_end_with_one_message(no_system, tmp_path):
     assert result.stderr.count("System role not supported") == 1
     # The launcher adds its own traceback after the message.
     assert "Traceback" not in result.stderr.split("train.py: the chat template")[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "[v1] 100% ä.jsonl", "b.jsonl.gz", "c.parquet"])
+def test_rows_of_a_file_are_those_of_a_folder(tmp_path, name):
+    rows = [row(number, beta=0.1 + number) for number in range(3)] + [row(3, beta=None, more="x")]
+    path = tmp_path / name
+    text = "".join(json.dumps(each) + "\n" for each in rows).encode()
+    if name.endswith(".parquet"):
+        data(*[{"more": None} | each for each in rows]).to_parquet(path)
+    else:
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    read = read_split(str(path), "train", None)
+    assert read["beta"][:] == [0.1, 1.1, 2.1, None]
+    assert read["more"][:] == [None, None, None, "x"]
+    assert read["chosen"][0] == rows[0]["chosen"]
+    origin = trace_rows(str(path), "main", read, ["beta"])
+    assert (origin.dataset, origin.revision, origin.schedule) == (name, None, None)
+    assert display_name(str(path)) == name
+    with pytest.raises(ValueError, match="its only split is train, not test"):
+        read_split(str(path), "test", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2 is not JSON"),
+        ("a.jsonl", '{"a": 1}\n{"a": {"b": 2}}\n', "no common type"),
+        ("a.jsonl", '{"a": 1, "a": 2}\n', "has the key 'a' twice"),
+        ("a.csv", "a,b\n1,2\n", "rows are read from .jsonl, .jsonl.gz and .parquet files"),
+        ("a.parquet", "no Parquet", "a.parquet cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_readable_is_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_split(str(tmp_path / name), "train", None)
+
+
+def test_an_empty_data_set_is_refused_whether_it_is_a_file_or_a_folder(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(ValueError, match="has no rows: choose another data set or split"):
+        read_split(str(tmp_path), "train", None)
+    empty = read_split(str(tmp_path / "train.jsonl"), "train", None)
+    with pytest.raises(ValueError, match="the train data set has no rows: choose another"):
+        check_rows(empty, "train")

@@ -8,44 +8,64 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 
+from sp2dpo.files import read_json_lines
 from sp2dpo.tables import MANIFEST, is_pattern, list_data_files, read_parquet
 
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
 
 def read_split(source: str, split: str, revision: str | None) -> Dataset:
-    """Return one split of a folder or of a data set on the Hub.
+    """Return one split of a file, of a folder or of a data set on the Hub.
 
     Raises:
         ValueError: If it cannot be read.
     """
     folder = Path(source)
-    local = folder.is_dir()
-    files = list_data_files(folder) if local else None
+    local = folder.exists()
+    files = [folder] if folder.is_file() else list_data_files(folder) if local else None
     try:
         if files:
             if split != "train":
                 raise ValueError(f"its only split is train, not {split}")
-            return read_parquet(files)
+            return _read_file(folder) if folder.is_file() else read_parquet(files)
         if local and is_pattern(folder):
             raise ValueError(
                 f"it has no {MANIFEST}, and the datasets library takes its path {folder.resolve()} "
                 "for a pattern because of its special characters: rename or move the folder"
             )
         return load_dataset(source, split=split, revision=None if local else revision)
+    except StopIteration:  # `datasets` raises it for JSON files without a line
+        raise ValueError(f"{source} has no rows: choose another data set or split") from None
     except (ValueError, OSError, DatasetsError) as error:
-        where = "cannot be read" if local else "is neither a folder nor a data set on the Hub"
+        where = (
+            "cannot be read" if local else "is neither a file, a folder nor a data set on the Hub"
+        )
         raise ValueError(f"{source} {where}: {error}") from error
 
 
+def _read_file(path: Path) -> Dataset:
+    if path.suffix == ".parquet":
+        return read_parquet([path])
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError("rows are read from .jsonl, .jsonl.gz and .parquet files")
+    rows = [row for _, row in read_json_lines(path)]
+    # Not `Dataset.from_list`, which takes the columns of the first row for those of all.
+    columns = dict.fromkeys(key for row in rows for key in row)
+    try:
+        return Dataset.from_dict({key: [row.get(key) for row in rows] for key in columns})
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"the values of a column have no common type: {error}") from error
+
+
 def display_name(source: str) -> str:
-    """Return the name of a data set or a model; for a folder, the last part of its path."""
-    return Path(source).resolve().name if Path(source).is_dir() else source
+    """Return the name of a data set or a model; for a path, its last part."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +73,9 @@ class Provenance:
     """Where the rows of a run come from, with hashes of their content.
 
     Attributes:
-        dataset: Name of the data set; for a folder, the last part of its path.
+        dataset: Name of the data set; for a path, its last part.
         revision: Commit of a data set on the Hub if the cached files name it, else the revision
-            that was requested; None for a folder.
+            that was requested; None for a path.
         pair_columns: The per-pair columns that are used.
         schedule: Schedule of the betas; None if the data set has no readable manifest.
         arm: Keys in which the arm differs from the schedule; None if there are none.
@@ -78,7 +98,7 @@ def trace_rows(
     """Return where the rows come from.
 
     Args:
-        source: A folder, or the name of a data set on the Hub.
+        source: A file, a folder, or the name of a data set on the Hub.
         revision: The revision that was requested on the Hub.
         dataset: The rows as they are trained on.
         columns: The per-pair columns that are used.
@@ -86,7 +106,7 @@ def trace_rows(
     # `datasets` names the cache folder of a Hub data set after the commit.
     cached = [str(file["filename"]) for file in dataset.cache_files]
     commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *cached]))
-    if Path(source).is_dir():
+    if Path(source).exists():
         revision = None
     elif commit:
         revision = commit[1]
@@ -118,8 +138,8 @@ def _parse_manifest(text: bytes) -> dict[str, Any] | None:
 
 def _read_manifest(source: str, revision: str | None) -> bytes | None:
     try:
-        if Path(source).is_dir():
-            return Path(source, MANIFEST).read_bytes()
+        if Path(source).exists():
+            return Path(source, MANIFEST).read_bytes()  # a file has none: NotADirectoryError
         path = hf_hub_download(source, MANIFEST, revision=revision, repo_type="dataset")
         return Path(path).read_bytes()
     except (OSError, ValueError):  # no manifest, or the Hub cannot be reached

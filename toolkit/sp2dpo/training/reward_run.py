@@ -41,7 +41,8 @@ class FoldConfig:
     """The data to train a reward model on.
 
     Attributes:
-        dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
+        dataset: A folder built by `sp2dpo build`, a .jsonl, .jsonl.gz or .parquet file, or the name
+            of a data set on the Hub.
         dataset_revision: Commit, tag or branch of a data set on the Hub.
         dataset_split: The split to read.
         folds: Number of folds of the prompts; 1 trains on all prompts but those held out.
@@ -50,7 +51,7 @@ class FoldConfig:
         traceback: Whether to show the traceback of an error, not only its message.
     """
 
-    dataset: str | None = field(default=None, metadata={"help": "Folder, or Hub name."})
+    dataset: str | None = field(default=None, metadata={"help": "Folder, file, or Hub name."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
     dataset_split: str = field(default="train", metadata={"help": "The split to read."})
     folds: int = field(default=1, metadata={"help": "Number of folds; 1 trains on all prompts."})

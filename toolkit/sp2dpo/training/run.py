@@ -33,16 +33,17 @@ class DataConfig:
     """The data to train and to evaluate on.
 
     Attributes:
-        dataset: A folder built by `sp2dpo build`, or the name of a data set on the Hub.
+        dataset: A folder built by `sp2dpo build`, a .jsonl, .jsonl.gz or .parquet file, or the name
+            of a data set on the Hub.
         dataset_revision: Commit, tag or branch of `dataset` on the Hub.
         dataset_split: The split to read from `dataset`, and from `eval_dataset`.
-        eval_dataset: A second folder or Hub name to evaluate on, instead of held-out prompts.
+        eval_dataset: A second folder, file or Hub name to evaluate on, instead of held-out prompts.
         eval_revision: Commit, tag or branch of `eval_dataset` on the Hub.
         held_out: Share of the prompts, in [0, 0.9], to evaluate on and never train on.
         traceback: Whether to show the traceback of an error, not only its message.
     """
 
-    dataset: str | None = field(default=None, metadata={"help": "Folder, or Hub name."})
+    dataset: str | None = field(default=None, metadata={"help": "Folder, file, or Hub name."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
     dataset_split: str = field(default="train", metadata={"help": "The split to read."})
     eval_dataset: str | None = field(default=None, metadata={"help": "What to evaluate on."})
@@ -206,7 +207,7 @@ class TrainingRun:
         """Return the results of the run and the settings that define it, as in results.json."""
         trainer, data, model, args = self.trainer, self.data, self.model, self.trainer.args
         betas = trainer.train_dataset["beta"][:] if "beta" in args.pair_columns else [args.beta]
-        local = Path(str(data.dataset)).is_dir()
+        local = Path(str(data.dataset)).exists()
         return {
             "train_loss": loss,
             "eval": metrics and metrics | {"step": trainer.state.global_step},
