@@ -1,12 +1,17 @@
 """A journal: what was written is read again, what broke off is cut off, the rest is left."""
 
+import codecs
 import gzip
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from sp2dpo.evaluation.prompts import read_prompts
-from sp2dpo.files import Journal, atomic_write, read_json_lines
+from sp2dpo.files import Journal, atomic_write, read_json_lines, read_text
+from sp2dpo.settings import read_yaml
+from sp2dpo.training.run_config import compose
 
 HEAD = {"of": "one", "sampling": {"temperature": 0.7}}
 
@@ -77,6 +82,112 @@ def test_json_lines_may_be_compressed(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
     assert [row["a"] for _, row in read_json_lines(path)] == [1, 2]
+
+
+ROWS = b'{"instruction": "one"}\n{"instruction": "two\xe2\x80\xa8\xc2\x85lines"}\n'
+TEXTS = ["one", "two\u2028\x85lines"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS,
+        codecs.BOM_UTF8 + ROWS,
+        ROWS.replace(b"\n", b"\r\n"),
+        ROWS.rstrip(b"\n"),
+        b"\n\n \t\r\n" + ROWS.replace(b"\n", b"\n\n"),
+        gzip.compress(codecs.BOM_UTF8 + ROWS),
+    ],
+)
+def test_json_lines_are_read_however_they_were_saved(tmp_path, content):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    assert [row["instruction"] for _, row in read_json_lines(path)] == TEXTS
+    assert list(read_prompts(str(path)).instructions) == TEXTS
+
+
+LIST = b"[" + ROWS.strip().replace(b"\n", b",\n") + b"]"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LIST,
+        codecs.BOM_UTF8 + LIST,
+        LIST.replace(b"\n", b"\r\n") + b"\r\n",
+        json.dumps(json.loads(LIST), indent=4).encode(),
+        b" \n\t" + LIST.replace(b",", b" ,\n\n "),
+        gzip.compress(LIST),
+    ],
+)
+def test_a_json_list_is_read_however_it_was_saved(tmp_path, content):
+    path = tmp_path / "prompts.json"
+    path.write_bytes(content)
+    assert list(read_prompts(str(path)).instructions) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[\n {"instruction": "a"},\n {"instruction": broken}\n]', "(line 3, column 18)"),
+        ('[\n {"instruction": "a"}\n {"instruction": "b"}\n]', "',' or ']' (line 3, column 2)"),
+        ('[{"instruction": "a"},\n]', "Expecting value (line 2, column 1)"),
+        ('[{"instruction": "a"}]\n\n]', "Extra data (line 3, column 1)"),
+        ('[{"instruction": "a"}', "(line 1, column 22)"),
+        ('[{"a": 1},\n\n {"b": 1, "b": 2}]', "key 'b' stands twice in the object that begins here "
+                                            "(line 3, column 2)"),
+        ('[{"a": 1},\n 7]', "Expecting an object, not a number (line 2, column 2)"),
+        ('\n{"a": 1}', "Expecting a list of objects (line 2, column 1)"),
+        ("", "Expecting a list of objects (line 1, column 1)"),
+        ('["' + "[" * 3, "(line 1, column 2)"),
+        ("[" * 100_000, "Nested too deeply (line 1, column 2)"),
+        ('[\n"é", "\udcff"]', "not UTF-8 (line 2, column 7)"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_json_list_names_line_and_column(tmp_path, content, message):
+    path = tmp_path / "prompts.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read_prompts(str(path))
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", '{"instruction": "a"}\n\n{"output": "b"}', "line 3, row 2: no `instruction`"),
+        ("p.json", '[{"instruction": "a"},\n\n{"output": "b"}]', "line 3, row 2: no `instruction`"),
+        ("p.jsonl", '\n{"instruction": "\\ud800"}', "line 2, row 1: `instruction` holds half of"),
+        ("p.json", '\n[{"prompt": "x\\udfff"}]', "line 2, row 1: `prompt` holds half of"),
+        ("p.jsonl", '{"prompt": "é", "": x}', "line 1 is not JSON: Expecting value at column 21"),
+        ("p.jsonl", '\ufeff{"instruction": x}', "line 1 is not JSON: Expecting value at column 17"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_row_names_the_line_of_the_file(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        read_prompts(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "read", [read_prompts, lambda path: list(read_json_lines(Path(path))),
+             lambda path: read_text(Path(path)), lambda path: read_yaml(Path(path))]
+)  # fmt: skip
+def test_another_encoding_is_named(tmp_path, encoding, read):
+    path = tmp_path / "p.json"
+    path.write_text('[{"instruction": "a"}]', encoding)
+    with pytest.raises(ValueError, match="in UTF-16 or UTF-32, not UTF-8: convert it"):
+        read(str(path))
+
+
+def test_a_byte_order_mark_belongs_to_no_text_and_no_settings(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("\ufeffname: é\r\nsize: 1\r\n", "utf-8")
+    assert read_yaml(path) == {"name": "é", "size": 1}
+    assert compose([path]).settings == {"name": "é", "size": 1}
+    assert read_text(path).startswith("name")
 
 
 @pytest.mark.parametrize("value", ["[]", "true", "1.5", "null", '"text"'])

@@ -321,7 +321,7 @@ def test_a_schema_says_what_keys_mean_and_suggests_no_null():
     ("content", "message"),
     [
         (b"heat: 20\n---\nheat: 21\n", "expected a single document in the stream, but found"),
-        (b"heat: \xff\n", "file.yaml: not valid YAML: not UTF-8 at byte 7"),
+        (b"heat: \xff\n", "file.yaml: not valid YAML: not UTF-8 (line 1, column 7)"),
         (b"heat: '" + b"x" * 2_000_000 + b"'", "file.yaml: larger than 2 MB: not a settings file"),
     ],
 )

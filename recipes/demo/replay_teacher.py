@@ -24,8 +24,11 @@ class Recording:
     """Recorded replies, looked up by the text of a request."""
 
     def __init__(self, pairs: Path, replies: Path, rubric: Path) -> None:
-        self._pairs = [json.loads(line) for line in pairs.read_text().splitlines()]
-        recorded = [json.loads(line) for line in replies.read_text().splitlines()]
+        # `splitlines` would also split at characters such as U+2028 inside a text.
+        self._pairs, recorded = (
+            [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+            for path in (pairs, replies)
+        )
         self._replies = {(r["pair_id"], r["teacher"], r["variant"]): r["reply"] for r in recorded}
         variants = yaml.safe_load(rubric.read_text())["variants"]
         self._variants = {_normalise(text): name for name, text in variants.items()}

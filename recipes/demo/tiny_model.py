@@ -132,7 +132,7 @@ def read_texts(paths: Iterable[Path]) -> list[str]:
     """
     texts: list[str] = []
     for path in paths:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

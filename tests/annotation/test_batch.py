@@ -475,6 +475,28 @@ def test_what_is_no_object_is_named_in_plain_words(files):
         assert f"the line is not an object but {kind}\n" in fail(*files.write(line))
 
 
+@pytest.mark.parametrize("way", ["mark", "windows", "gzip", "no last line end"])
+def test_replies_are_read_however_their_file_was_saved(files, way):
+    files.write(*map(reply, files.export()))
+    content = files.replies.read_bytes()
+    content = {
+        "mark": b"\xef\xbb\xbf" + content,
+        "windows": content.replace(b"\n", b"\r\n\r\n"),
+        "gzip": gzip.compress(content),
+        "no last line end": content.rstrip(b"\n"),
+    }[way]
+    files.replies.write_bytes(content)
+    output = succeed("import-replies", *files.options, files.replies)
+    assert "12 lines = 12 new (12 kept" in output
+
+
+def test_a_key_that_stands_twice_in_a_line_is_malformed(files):
+    (first, *_) = files.export()
+    line = json.dumps(reply(first))[:-1] + ', "error": {"message": "x"}}'
+    error = fail(*files.write(line))
+    assert "line 1: malformed: the line has the key 'error' twice" in error
+
+
 def test_a_file_without_any_line_is_an_error(files):
     requests = files.export()
     nothing = files.folder / "nothing.jsonl"

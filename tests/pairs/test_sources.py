@@ -179,9 +179,9 @@ def test_not_a_number_in_another_column_is_kept_and_in_a_message_set_aside(tmp_p
         (b"[1, 2]", "line 2 is not an object but a list"),
         (b'"text"', "line 2 is not an object but a text"),
         (b"null", "line 2 is not an object but null"),
-        (b'{"prompt": "\xff"}', "line 2 is not UTF-8 at byte 13"),
+        (b'{"prompt": "\xff"}', "line 2 is not UTF-8 at column 13"),
         (b'{"prompt": "a\tb"}', "line 2 is not JSON: Invalid control character"),
-        (b"{} {}", "line 2 is not JSON: Extra data at character 4"),
+        (b"{} {}", "line 2 is not JSON: Extra data at column 4"),
         (b'{"prompt": "Q?", "chosen": "A.", "chosen": "C."}', "line 2 has the key 'chosen' twice"),
         (b'{"a": [{"b": 1, "b": 1}]}', "line 2 has the key 'b' twice"),
         (b'{"a": ' + b"[" * 100_000, "line 2 is nested too deeply"),
@@ -213,9 +213,9 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path):
     assert row.pair.chosen[0]["content"] == source_row["chosen"]
 
 
-def test_a_byte_order_mark_is_named(tmp_path):
-    path = write(tmp_path / "p.jsonl", b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    assert "line 1 is not JSON: Unexpected UTF-8 BOM" in error_of(path)
+def test_a_byte_order_mark_belongs_to_no_row(tmp_path):
+    path = write(tmp_path / "p.jsonl", b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), GOOD)
+    assert [row.pair for row in rows_of(path)] == [rows_of(path)[0].pair] * 2
 
 
 def test_an_empty_file_has_no_rows(tmp_path):

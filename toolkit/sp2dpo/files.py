@@ -1,5 +1,6 @@
 """Read JSON Lines, write files atomically, and keep a journal of a run that can be interrupted."""
 
+import codecs
 import fcntl
 import gzip
 import json
@@ -19,6 +20,7 @@ _JSON_TYPES = {
     float: "a number",
     type(None): "null",
 }
+_JSON_SPACE = frozenset(" \t\n\r")
 
 
 @contextmanager
@@ -61,29 +63,146 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number (from 1) and the object of each line that is not empty; decompress `.gz`.
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark; raises like `decode_text`."""
+    return decode_text(path.read_bytes(), where=str(path))
+
+
+def decode_text(content: bytes, *, where: str) -> str:
+    """Decode the content of a file in UTF-8, and remove a byte order mark.
+
+    Args:
+        content: Content of the file.
+        where: Name of the file, with which the message begins.
 
     Raises:
-        ValueError: If a line is not a JSON object in UTF-8, or the file is damaged; the message
-            names the file and the line.
+        ValueError: If it is not UTF-8; the message names the line and the column.
+    """
+    _check_encoding(content, where)
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        # Before the first wrong byte, everything is UTF-8.
+        before = error.object[: error.start].decode()
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise ValueError(f"{where}: not UTF-8 (line {line}, column {column})") from error
+
+
+def _check_encoding(start: bytes, where: str) -> None:
+    # The encodings of a text always begin so: with a byte order mark, or with an ASCII character.
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:2]:
+        raise ValueError(
+            f"{where}: in UTF-16 or UTF-32, not UTF-8: convert it, for example with `iconv -f "
+            "UTF-16 -t UTF-8`"
+        )
+
+
+def is_gzip(path: Path, start: bytes) -> bool:
+    """Return whether a file is compressed, by its name or the first bytes of its content."""
+    return path.suffix == ".gz" or start.startswith(b"\x1f\x8b")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number (from 1) and the content of each line of a file that is not empty.
+
+    Only line feeds end a line; others such as U+2028 may stand inside a JSON text. A file that
+    is compressed with gzip is decompressed, and a byte order mark is removed.
+
+    Raises:
+        ValueError: If the file is damaged or in UTF-16; the message names the file.
         OSError: If the file cannot be read.
     """
-    open_file = gzip.open if path.suffix == ".gz" else open
     number = 0
-    # A text file is decoded in blocks, so that an encoding error could not be tied to a line.
-    with open_file(path, "rb") as lines:
+    with path.open("rb") as file:
+        lines = gzip.GzipFile(fileobj=file) if is_gzip(path, file.peek(2)) else file
         try:
             for line in lines:
                 # Empty lines count, so that the numbers are those of an editor.
                 number += 1
-                if not line.isspace():
-                    yield number, parse_json_object(line)
+                if number == 1:
+                    _check_encoding(line, str(path))
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield number, line
         # gzip raises these for a bad header or checksum, a truncated file, and damaged content.
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged after line {number}: {error}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number (from 1) and the object of each line that is not empty; see `read_lines`.
+
+    Raises:
+        ValueError: If a line is not a JSON object in UTF-8, or the file is damaged; the message
+            names the file, the line and the column.
+        OSError: If the file cannot be read.
+    """
+    for number, line in read_lines(path):
+        try:
+            value = parse_json_object(line)
         except ValueError as error:
             raise ValueError(f"{path}: line {number} {error}") from error
+        yield number, value
+
+
+def read_json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the first line and the content of each object of a list in a JSON file.
+
+    Like `read_lines`, it reads compressed files and removes a byte order mark.
+
+    Raises:
+        ValueError: If the file is not a list of objects in UTF-8; the message names the file, the
+            line and the column.
+        OSError: If the file cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        content = gzip.decompress(content) if is_gzip(path, content) else content
+        text = decode_text(content, where=str(path))
+        return list(_parse_rows(text))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{path}: not JSON: {error.msg} ({where})") from error
+
+
+def _parse_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line and the content of each object in a list; all errors tell their place."""
+    decoder = json.JSONDecoder(object_pairs_hook=refuse_duplicate_keys)
+    place, counted, line = _skip_space(text, 0), 0, 1
+    if text[place : place + 1] != "[":
+        raise json.JSONDecodeError("Expecting a list of objects", text, place)
+    place = _skip_space(text, place + 1)
+    more = text[place : place + 1] != "]"
+    while more:
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except DuplicateKey as error:
+            problem = f"The key {error} stands twice in the object that begins here"
+            raise json.JSONDecodeError(problem, text, place) from error
+        except RecursionError as error:
+            raise json.JSONDecodeError("Nested too deeply", text, place) from error
+        if not isinstance(value, dict):
+            problem = f"Expecting an object, not {_JSON_TYPES[type(value)]}"
+            raise json.JSONDecodeError(problem, text, place)
+        yield line, value
+        place = _skip_space(text, end)
+        more = text[place : place + 1] == ","
+        if more:
+            place = _skip_space(text, place + 1)
+        elif text[place : place + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+    place = _skip_space(text, place + 1)
+    if place < len(text):
+        raise json.JSONDecodeError("Extra data", text, place)
+
+
+def _skip_space(text: str, place: int) -> int:
+    while text[place : place + 1] in _JSON_SPACE:
+        place += 1
+    return place
 
 
 def parse_json_object(text: bytes) -> dict[str, Any]:
@@ -91,14 +210,15 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is not a JSON object in UTF-8, or a key occurs twice. The message is a
-            phrase such as `is not JSON: ...`.
+            phrase such as `is not JSON: Expecting value at column 7`; it counts columns from 1.
     """
     try:
         value = json.loads(text.decode(), object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+        raise ValueError(f"is not JSON: {error.msg} at column {error.pos + 1}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from error
+        column = len(text[: error.start].decode()) + 1
+        raise ValueError(f"is not UTF-8 at column {column}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     except DuplicateKey as error:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, core_schema
 
+from sp2dpo.files import decode_text
 from sp2dpo.text import canonical_json, one_line, shorten
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
@@ -130,9 +131,10 @@ def read_yaml_file(path: Path) -> YamlFile:
         raise ValueError(
             f"{path}: larger than {_LARGEST_FILE // 1_000_000} MB: not a settings file"
         )
+    text = decode_text(content, where=f"{path}: not valid YAML")
     try:
         # In two steps, because yaml.load does not return the nodes, which know their lines.
-        loader = _StrictLoader(content.decode("utf-8"))
+        loader = _StrictLoader(text)
         root = loader.get_single_node()
         values = None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
@@ -142,8 +144,6 @@ def read_yaml_file(path: Path) -> YamlFile:
         split = error.context and (error.problem or "").startswith("but ")
         problem = f"{error.context}, {error.problem}" if split else error.problem
         raise ValueError(f"{path}: not valid YAML{where}: {problem}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid YAML: not UTF-8 at byte {error.start + 1}") from error
     # PyYAML raises a plain ValueError for an impossible date such as 2026-13-45.
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from error

@@ -10,14 +10,11 @@ that the request's schema asks for, as text:
     "stop", "message": {"content": "{...}"}}]}}, "error": null}
 """
 
-import codecs
-import gzip
 import json
 import re
 import sqlite3
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ from typing import Any
 from sp2dpo.annotation.reply_lines import OtherFormat, parse_answer
 from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.annotation.run import do_nothing
-from sp2dpo.files import parse_json_object
+from sp2dpo.files import parse_json_object, read_lines
 from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
 from sp2dpo.panel.advice import advise_all
 from sp2dpo.panel.annotation import Key
@@ -100,6 +97,7 @@ def import_replies(
 
     Raises:
         ValueError: If the panel contradicts the store, or the store has none of its teachers.
+            Or a file is in UTF-16, or damaged.
         OSError: If a file cannot be read.
     """
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
@@ -118,7 +116,7 @@ def import_replies(
         empty = []
         for path in map(Path, paths):
             before = inbox.lines
-            for number, line in _lines(path):
+            for number, line in read_lines(path):
                 inbox.take(line, f"{path}: line {number}")
             if inbox.lines == before:
                 empty.append(path)
@@ -153,19 +151,6 @@ def _refuse_strangers(store: Store, panel: Panel, reader: sqlite3.Connection) ->
             f"{store.path} has none of the panel's teachers (it has "
             f"{', '.join(sorted(known))}): use the panel that the requests were exported with"
         )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of each line that is not empty; decompress `.gz`."""
-    open_file = gzip.open if path.suffix == ".gz" else open
-    with open_file(path, "rb") as source:
-        try:
-            for number, line in enumerate(source, 1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if text.strip():
-                    yield number, text
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
 
 
 class _Problem(ValueError):

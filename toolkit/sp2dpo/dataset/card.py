@@ -153,8 +153,8 @@ def _between(text: str) -> str:
 
 def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     """Return the YAML of a card, and the text above and below the markers."""
-    # The editor of a person may write CRLF.
-    text = text.replace("\r\n", "\n")
+    # The editor of a person may write CRLF and a byte order mark.
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
     metadata: Any = {}
     if match:

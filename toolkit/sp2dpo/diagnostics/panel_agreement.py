@@ -21,6 +21,7 @@ from sp2dpo.diagnostics.agreement import (
 )
 from sp2dpo.diagnostics.alpha import Alpha, Ratings
 from sp2dpo.diagnostics.bootstrap import DRAWS, Estimate, bootstrap_estimates, estimate
+from sp2dpo.files import read_text
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
@@ -203,11 +204,8 @@ def _read_pair_ids(path: Path, store: Store) -> set[str]:
     Raises:
         ValueError: a line names no pair of the store, or the file is empty.
     """
-    try:
-        # `splitlines` would also split at other separators, such as U+2028, inside a name.
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+    # `splitlines` would also split at other separators, such as U+2028, inside a name.
+    lines = [line.strip() for line in read_text(path).split("\n")]
     names = [line for line in lines if line]
     if not names:
         raise ValueError(f"{path}: no line names a pair")

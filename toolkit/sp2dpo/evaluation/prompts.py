@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import read_json_lines
+from sp2dpo.files import read_json_lines, read_json_rows
 from sp2dpo.hub import hub_errors
 
 ALPACA_EVAL = "alpaca_eval"
@@ -80,10 +80,10 @@ def read_prompts(text: str) -> PromptSet:
             f"{ALPACA_EVAL_REPO} holds {len(rows)} prompts in {ALPACA_EVAL_FILE}, AlpacaEval has "
             f"{ALPACA_EVAL_PROMPTS}"
         )
-    instructions = tuple(_instruction(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
+    instructions = tuple(_instruction(row, where) for where, row in rows.items())
     outputs = None
-    if is_alpaca_eval or all("output" in row for row in rows):
-        outputs = tuple(parse_output(row, f"{path}: row {n}") for n, row in enumerate(rows, 1))
+    if is_alpaca_eval or all("output" in row for row in rows.values()):
+        outputs = tuple(parse_output(row, where) for where, row in rows.items())
     name = ALPACA_EVAL if is_alpaca_eval else path.name
     return PromptSet(name=name, instructions=instructions, reference=outputs)
 
@@ -100,45 +100,53 @@ def download(file: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(ALPACA_EVAL_REPO, file, repo_type="dataset"))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows, at least one, of a .json file (a list of objects) or a .jsonl file.
+
+    The keys tell where the rows are, for messages. Either file may be compressed (.gz).
 
     Raises:
         ValueError: If the file has another format.
         OSError: If the file cannot be read.
     """
-    if path.suffix not in (".json", ".jsonl"):
+    ending = Path(path.stem if path.suffix == ".gz" else path.name).suffix
+    if ending not in (".json", ".jsonl"):
         raise ValueError(f"{path}: prompts and outputs are .json or .jsonl files")
-    try:
-        if path.suffix == ".jsonl":
-            rows = [row for _, row in read_json_lines(path)]
-        else:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    rows = read_json_lines(path) if ending == ".jsonl" else read_json_rows(path)
+    # A file on one line has many rows, and a row of several lines begins on the first.
+    placed = {
+        f"{path}: line {line}, row {number}": row for number, (line, row) in enumerate(rows, 1)
+    }
+    if not placed:
         raise ValueError(f"{path}: expected a list of objects, at least one")
-    return rows
+    return placed
 
 
 def _instruction(row: dict[str, Any], where: str) -> str:
     for key in ("instruction", "prompt"):
         if isinstance(row.get(key), str) and row[key].strip():
+            _check_characters(row[key], f"{where}: `{key}`")
             return row[key]
     raise ValueError(f"{where}: no `instruction` (or `prompt`) that is a non-empty text")
+
+
+def _check_characters(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} holds half of a surrogate pair, not a character") from None
 
 
 def parse_output(row: dict[str, Any], where: str) -> Output:
     """Return the output in a row.
 
     Raises:
-        ValueError: If a field is missing; the message begins with `where`.
+        ValueError: If a field is missing, or is no text; the message begins with `where`.
     """
     instruction = _instruction(row, where)
     if not isinstance(row.get("output"), str):
         raise ValueError(f"{where}: `output` must be a text (it may be empty)")
+    _check_characters(row["output"], f"{where}: `output`")
     generator = row.get("generator")
     if not isinstance(generator, str) or not generator.strip():
         raise ValueError(f"{where}: `generator`, the name of the model, is missing")
@@ -155,7 +163,7 @@ def read_outputs(path: Path) -> list[Output]:
     file = path / "outputs.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; is the generation finished?")
-    outputs = [parse_output(row, f"{file}: row {n}") for n, row in enumerate(read_rows(file), 1)]
+    outputs = [parse_output(row, where) for where, row in read_rows(file).items()]
     names = sorted({output.generator for output in outputs})
     if len(names) > 1:
         raise ValueError(f"{file}: outputs of several models: {', '.join(names)}; split the file")

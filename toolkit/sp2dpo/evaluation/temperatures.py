@@ -227,7 +227,7 @@ def score_outputs(
     digest = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
     header = {"reward": model, "revision": revision, "count": len(outputs), "outputs": digest}
     if path.exists():
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["head"] == header:
             return content["rewards"]
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from sp2dpo.files import read_text
 from sp2dpo.settings import did_you_mean
 
 
@@ -66,8 +67,8 @@ def compose(paths: Sequence[Path]) -> RunFiles:
     origin: dict[str, Path] = {}
     for path in paths:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
             raise ValueError(f"{path} is not a YAML file: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds no settings, lines of `key: value`")
