@@ -233,6 +233,21 @@ def test_a_stream_of_events_is_refused_by_its_name(body):
         ("  <THINK>hm</THINK>Yes.", "hm", "Yes."),
         ("[THINK]hm[/THINK]Yes.", "hm", "Yes."),
         ("<seed:think>hm</seed:think>Yes.", "hm", "Yes."),
+        ("◁think▷hm◁/think▷Yes.", "hm", "Yes."),
+        (
+            "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>",
+            "hm",
+            "Yes.",
+        ),
+        ("<|channel>thought\nhm<channel|>Yes.", "hm", "Yes."),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+            "<|return|>",
+            "<|message|>hm<|end|><|start|>assistant",
+            "Yes.",
+        ),
+        ("analysisThe user asks.assistantfinalYes.", "The user asks.", "Yes."),
+        ("analysis is what I do.", None, "analysis is what I do."),
         ("Okay, so.\n</think>\n\nYes.", "Okay, so.", "Yes."),
         ("<think></think>Yes.", "", "Yes."),
         ("<think>hm", "hm", ""),

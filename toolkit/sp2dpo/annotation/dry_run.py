@@ -126,7 +126,7 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
 def _teacher_lines(teacher: Endpoint) -> list[str]:
     lines = [
         *wrap(f"teacher {teacher.name}: {teacher.model}, revision {teacher.revision or 'none'}"),
-        *wrap(f"  sampling {json.dumps(teacher.sampling)}"),
+        *wrap(f"  sampling {json.dumps(teacher.recorded_sampling)}"),
     ]
     serve = teacher.serve
     if serve is None:
@@ -158,7 +158,7 @@ def _request_lines(store: Store, panel: Panel, shard: Shard | None) -> list[str]
         )
         full_text = text if untouched else full_text
         total += text
-        max_tokens += text.requests * teacher.sampling["max_tokens"]
+        max_tokens += text.requests * teacher.token_limit
         lines.append(f"{teacher.name}: {_format_size(text)}")
     at_most = "at most " if panel.budget == "adaptive" else ""
     return [

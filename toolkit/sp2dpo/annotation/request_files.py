@@ -59,7 +59,8 @@ class CustomIds:
         # Cached, because these few hashes occur in the requests about every pair.
         if request not in self._hashes:
             endpoint = self._teachers[teacher]
-            values = [*request, endpoint.model, endpoint.revision, endpoint.sampling, self._rubric]
+            sampling = endpoint.recorded_sampling
+            values = [*request, endpoint.model, endpoint.revision, sampling, self._rubric]
             self._hashes[request] = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:16]
         return self._hashes[request]
 

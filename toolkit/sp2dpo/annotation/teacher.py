@@ -129,7 +129,7 @@ class TeacherSession:
         """Return why a request exceeds the model's context; None if it fits."""
         if self._caller.context is None:
             return None
-        max_tokens = self.teacher.sampling["max_tokens"]
+        max_tokens = self.teacher.token_limit
         room = self._caller.context - max_tokens
         # This upper bound spares most requests the server's count.
         if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:

@@ -129,8 +129,13 @@ def _check_panel(panel: Panel, manifest: Manifest) -> None:
             raise ValueError(
                 f"the data set has no teacher {teacher.name} (it has {', '.join(recorded)})"
             )
-        for key in ("model", "revision", "sampling"):
-            value, expected = getattr(teacher, key), getattr(recorded[teacher.name], key)
+        described = {
+            "model": teacher.model,
+            "revision": teacher.revision,
+            "sampling": teacher.recorded_sampling,
+        }
+        for key, value in described.items():
+            expected = getattr(recorded[teacher.name], key)
             if value != expected:
                 raise ValueError(
                     f"teacher {teacher.name}: the data set says {key} {expected}, the panel {value}"

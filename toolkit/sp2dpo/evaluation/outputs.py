@@ -117,7 +117,7 @@ def run_settings(prompts: PromptSet, student: Student) -> dict[str, Any]:
     return {
         "prompts": prompts.name, "prompts_hash": prompts.hash, "student": model.name,
         "model": model.model, "revision": model.revision, "system": student.system,
-        "sampling": model.sampling,
+        "sampling": model.recorded_sampling,
     }  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def judge_outputs(
     student, baseline = student_rows[0].generator, base_rows[0].generator
     settings = {
         "student": judge.name, "model": judge.model, "revision": judge.revision,
-        "sampling": judge.sampling, "template": TEMPLATE,
+        "sampling": judge.recorded_sampling, "template": TEMPLATE,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     # No hash of the outputs: the key of a verdict is a hash of its prompt, which contains them.

@@ -15,6 +15,7 @@ from typing import TypeVar
 import tenacity
 
 from sp2dpo.inference.client import Client, Declined, EndpointError, Reply, Unavailable
+from sp2dpo.inference.connection import proxy_notice
 from sp2dpo.inference.replicas import Replica, Replicas
 
 _MAX_FAILURES = 10
@@ -109,23 +110,36 @@ class Caller:
         """Check that at least one replica is reachable and that all reachable ones serve the model.
 
         Returns:
-            A notice for each unreachable replica; these are tried again later.
+            A notice for each unreachable replica, which is tried again later, for each proxy, and
+            for each replica that was asked a question because it does not list the model.
 
         Raises:
             EndpointError: If none is reachable, or one refuses access or serves another model.
         """
-        contexts, unavailable = [], []
+        checks, unavailable = [], []
         for url in self._urls:
             try:
-                contexts.append(await self._client.check(url))
+                checks.append(await self._client.check(url))
             except Unavailable as error:
                 unavailable.append(error)
-        if not contexts:
+        if not checks:
             raise unavailable[0]
-        limits = [context for context in contexts if context is not None]
+        limits = [check.context for check in checks if check.context is not None]
         # A request may go to any of the replicas, so the smallest limit counts.
         self.context = min(limits) if limits else None
-        return [f"{error}; using the other replicas meanwhile" for error in unavailable]
+        notices = [check.notice for check in checks if check.notice is not None]
+        return [
+            *self._proxy_notices(),
+            *notices,
+            *(f"{error}; using the other replicas meanwhile" for error in unavailable),
+        ]
+
+    def _proxy_notices(self) -> list[str]:
+        label = self._client.endpoint.label
+        proxies = {url: self._client.proxy(url) for url in self._urls}
+        lines = [proxy_notice(label, url, proxy) for url, proxy in proxies.items() if proxy]
+        # Replicas at one host differ in their ports alone.
+        return list(dict.fromkeys(lines))
 
     def route(self, key: str) -> Route:
         """Return the route for all requests that share a key."""
@@ -161,13 +175,14 @@ class Caller:
             wait = error.wait
         retry = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=_backoff,
+            wait=lambda state: min(_backoff(state), self._patience_left()),
             stop=lambda _: self._silence() > self._patience or _always_fails(failures),
             sleep=self._pause,
             reraise=True,
         )
         # Jitter, so that requests that failed together do not return together.
-        await self._pause(max(wait, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE)))
+        pause = max(wait, random.uniform(_FIRST_PAUSE, 2 * _FIRST_PAUSE))
+        await self._pause(min(pause, self._patience_left()))
         try:
             return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
@@ -268,6 +283,11 @@ class Caller:
         if self._is_starting():
             self._silent_since = None
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+    def _patience_left(self) -> float:
+        """Return the seconds after which the run ends; no wait is longer, whoever asks for it."""
+        # A little more, so that the failure after the wait is the last one.
+        return max(0.0, self._patience - self._silence()) + _FIRST_PAUSE
 
     async def _pause(self, seconds: float) -> None:
         """Sleep; raise StopRequested as soon as the run is asked to stop."""

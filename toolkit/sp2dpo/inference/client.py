@@ -6,11 +6,20 @@ It uses aiohttp directly, because the OpenAI SDK needs about ten times as much C
 import asyncio
 import json
 import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from sp2dpo.inference.completion import Reply, parse_body, parse_count, parse_reply
+from sp2dpo.inference.connection import (
+    Proxy,
+    find_proxy,
+    redirect_target,
+    requested_wait,
+)
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.errors import (
     Declined,
@@ -19,9 +28,8 @@ from sp2dpo.inference.errors import (
     shorten_body,
     status_error,
 )
-
-_LONGEST_WAIT = 300.0
-"""Upper limit of a server's Retry-After, in seconds."""
+from sp2dpo.settings import did_you_mean
+from sp2dpo.text import shorten
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -29,6 +37,8 @@ def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
+        # With trust_env, aiohttp would also send the passwords of ~/.netrc, and would use a proxy
+        # for loopback addresses. `find_proxy` reads the variables.
         trust_env=False,
     )
 
@@ -49,13 +59,67 @@ def request_body(
     seed = {"seed": endpoint.sampling.get("seed", 0) + attempt} if attempt else {}
     # `messages` must come first, because `Client.ask` encodes the rest of the body only once.
     body = {"messages": messages, "model": endpoint.model}
-    if schema is not None:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "annotation", "strict": True, "schema": schema},
-        }
+    if schema is not None and endpoint.structured != "none":
+        body["response_format"] = _response_format(endpoint.structured, schema)
     # The seed comes last, so that it replaces that of the sampling parameters.
-    return {**body, **endpoint.sampling, **seed}
+    body |= endpoint.sampling | endpoint.extra | seed
+    # Models that know the one refuse the other.
+    if "max_completion_tokens" in endpoint.extra:
+        body.pop("max_tokens", None)
+    return body
+
+
+def _response_format(structured: str, schema: dict[str, Any]) -> dict[str, Any]:
+    if structured == "json_object":
+        return {"type": "json_object"}
+    if structured == "json_schema_plain":
+        schema = plain_schema(schema)
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "annotation", "strict": True, "schema": schema},
+    }
+
+
+_BOUNDS = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
+    "maxLength", "pattern", "format", "minItems", "maxItems", "uniqueItems",
+)  # fmt: skip
+
+
+def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema without bounds of its values, which some providers refuse."""
+    return {
+        key: {name: plain_schema(field) for name, field in value.items()}
+        if key == "properties"
+        else plain_schema(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in schema.items()
+        if key not in _BOUNDS
+    }
+
+
+_JSON = {"Content-Type": "application/json"}
+_PROBE = [{"role": "user", "content": "Answer with one word: ready."}]
+_PROBE_TOKENS = 16
+"""Token limit of the question that a server without a list of models gets; the least that some
+providers allow."""
+_PROBES = 3
+_LONGEST_PAUSE = 20.0
+"""Number of times that it is sent, and longest pause in between, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerCheck:
+    """A server that serves the model.
+
+    Attributes:
+        context: Context length of the model in tokens; None if the server does not report it.
+        notice: Line for the user, if it was not the list of models that showed it.
+    """
+
+    context: int | None = None
+    notice: str | None = None
 
 
 class Client:
@@ -70,54 +134,95 @@ class Client:
         self._timeout = _timeout(endpoint.timeout)
         key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._proxies: dict[str, Proxy | None] = {}
         self._encoded_rest: dict[int, bytes] = {}
         """Encoded request body after the messages, by attempt; it is the same for all pairs."""
 
-    async def check(self, url: str) -> int | None:
-        """Check that a server lists the model.
+    async def check(self, url: str) -> ServerCheck:
+        """Check that a server serves the model.
 
-        Returns:
-            The context length of the model in tokens; None if the server does not report it.
+        A server that lists no models, or lists a wildcard such as `openai/*`, is asked one question
+        instead, with few tokens.
 
         Raises:
             Unavailable: If the server does not answer or is not ready.
-            EndpointError: If the server refuses access or does not list the model.
+            EndpointError: If the server refuses access or does not serve the model.
         """
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
         try:
             # 30 seconds, because `endpoint.timeout` is meant for the time that a reply takes.
-            async with self._session.get(
-                address, headers=self._headers, timeout=_timeout(30)
-            ) as response:
-                answer = await response.read()
-        # UnicodeError: the host name cannot be encoded (IDNA).
-        except (aiohttp.ClientError, TimeoutError, UnicodeError) as error:
+            status, answer, _ = await self._request("GET", address, timeout=_timeout(30))
+        except Unavailable as error:
+            cause = _describe_error(error.__cause__ or error)
             raise Unavailable(
-                f"{endpoint.label}: nothing answers at {url} "
-                f"({_describe_error(error)}); start its server or correct base_url",
+                f"{endpoint.label}: nothing answers at {url} ({cause}); start its server or correct"
+                " base_url",
                 reason="no-answer",
                 lost=True,
             ) from error
-        status, summary = response.status, f"{address} answered HTTP {response.status}"
+        if status in (404, 405, 501):
+            return await self._probe(url, "lists no models")
         if status != 200:
             error = status_error(endpoint, status, answer)
             # Declined is an error of one chat; here such a status concerns the server.
             if isinstance(error, Declined):
-                raise EndpointError(f"{endpoint.label}: {summary}: {shorten_body(answer)}")
+                raise EndpointError(
+                    f"{endpoint.label}: {address} answered HTTP {status}: {shorten_body(answer)}"
+                )
             raise error
-        data = parse_body(endpoint, answer).get("data")
-        models = (
-            [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
-        )
+        models = _listed_models(endpoint, answer)
         for model in models:
-            if model.get("id") == endpoint.model:
+            aliases = model.get("aliases")
+            if endpoint.model in (model.get("id"), *(aliases if isinstance(aliases, list) else ())):
                 # An extension of vLLM; other servers do not report it.
-                return parse_count(model.get("max_model_len"))
-        names = ", ".join(str(model.get("id")) for model in models)
+                return ServerCheck(context=parse_count(model.get("max_model_len")))
+        names = [str(model.get("id")) for model in models]
+        if not names:
+            return await self._probe(url, "lists no models")
+        if alike := [name for name in names if _may_mean(name, endpoint.model)]:
+            return await self._probe(url, f"lists {alike[0]}")
+        # A gateway may list hundreds.
+        hint = did_you_mean(endpoint.model, names)
         raise EndpointError(
-            f"{endpoint.label}: the server at {url} does not serve "
-            f"{endpoint.model}; it serves {names or 'nothing'}"
+            f"{endpoint.label}: the server at {url} does not serve {endpoint.model}{hint}; it "
+            f"serves {shorten(', '.join(names))}"
         )
+
+    async def _probe(self, url: str, why: str) -> ServerCheck:
+        """Ask a question to learn whether the server serves the model."""
+        endpoint, pause = self.endpoint, 1.0
+        for left in reversed(range(_PROBES)):
+            try:
+                await self._ask_probe(url, few_tokens=True)
+            except Unavailable as error:
+                if not left:
+                    raise
+                await asyncio.sleep(min(max(pause, error.wait), _LONGEST_PAUSE))
+                pause *= 2
+            else:
+                break
+        return ServerCheck(
+            notice=f"{endpoint.label}: the server at {url} {why}, so one question was sent to "
+            f"{endpoint.model}, which was answered"
+        )
+
+    async def _ask_probe(self, url: str, *, few_tokens: bool) -> None:
+        body = request_body(self.endpoint, _PROBE, None, 0)
+        if few_tokens:
+            limits = [name for name in ("max_tokens", "max_completion_tokens") if name in body]
+            body |= dict.fromkeys(limits, _PROBE_TOKENS)
+        try:
+            await self._chat(url, json.dumps(body).encode())
+        except Declined as error:
+            # Settings of thinking may need more tokens than this question.
+            if few_tokens and self.endpoint.token_limit > _PROBE_TOKENS:
+                await self._ask_probe(url, few_tokens=False)
+                return
+            raise EndpointError(
+                f"{self.endpoint.label}: {url} lists no {self.endpoint.model}, and refuses a "
+                f"question to it: {error}",
+                reason=f"http-{error.status}",
+            ) from error
 
     async def count_tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:
         """Count the tokens of a chat with vLLM's `/tokenize`; None if the server lacks it.
@@ -131,7 +236,9 @@ class Client:
         # They change the text that the chat template adds, and so the count.
         if "chat_template_kwargs" in self.endpoint.sampling:
             body["chat_template_kwargs"] = self.endpoint.sampling["chat_template_kwargs"]
-        status, answer, _ = await self._post(f"{server}/tokenize", json.dumps(body).encode())
+        status, answer, _ = await self._request(
+            "POST", f"{server}/tokenize", json.dumps(body).encode()
+        )
         # Without a count the request is sent, and the server declines it if it is too long.
         if status != 200:
             return None
@@ -150,8 +257,13 @@ class Client:
         """
         # Encode only the messages: everything after them is the same for all pairs.
         data = b'{"messages":' + json.dumps(messages).encode() + self._after_messages(attempt)
+        return await self._chat(url, data)
+
+    async def _chat(self, url: str, data: bytes) -> Reply:
         started = time.monotonic()
-        status, answer, wait = await self._post(f"{url.rstrip('/')}/chat/completions", data)
+        status, answer, wait = await self._request(
+            "POST", f"{url.rstrip('/')}/chat/completions", data
+        )
         if status != 200:
             raise status_error(self.endpoint, status, answer, wait=wait)
         return parse_reply(
@@ -165,34 +277,93 @@ class Client:
             self._encoded_rest[attempt] = b"," + json.dumps(body).encode()[1:]
         return self._encoded_rest[attempt]
 
-    async def _post(self, address: str, data: bytes) -> tuple[int, bytes, float]:
-        headers = {**self._headers, "Content-Type": "application/json"}
+    def proxy(self, url: str) -> Proxy | None:
+        """Return the proxy for a base URL, see `find_proxy`.
+
+        Raises:
+            EndpointError: If the environment names a proxy that cannot be used.
+        """
+        if url not in self._proxies:
+            try:
+                self._proxies[url] = find_proxy(url)
+            except ValueError as error:
+                raise EndpointError(f"{self.endpoint.label}: {error}") from error
+        return self._proxies[url]
+
+    async def _request(
+        self,
+        method: str,
+        address: str,
+        data: bytes | None = None,
+        *,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> tuple[int, bytes, float]:
+        """Send a request; return status, body, and the wait that the server asks for."""
+        headers = self._headers if data is None else self._headers | _JSON
+        label, proxy = self.endpoint.label, self.proxy(_origin(address))
+        # Through a proxy, a request to an http:// address is the proxy's own; one to an https://
+        # address is encrypted, and the proxy reads only the headers of the tunnel.
+        if proxy is not None and address.startswith("http://"):
+            headers = headers | proxy.headers
         try:
-            async with self._session.post(
-                address, data=data, headers=headers, timeout=self._timeout
-            ) as response:
-                wait = _retry_after(response.headers.get("Retry-After", "0"))
+            async with self._session.request(
+                method, address, data=data, headers=headers, timeout=timeout or self._timeout,
+                # A redirected POST loses its body, and another host would get the API key.
+                allow_redirects=False,
+                proxy=proxy and proxy.url, proxy_headers=proxy and proxy.headers,
+            ) as response:  # fmt: skip
+                if 300 <= response.status < 400:
+                    advice = redirect_target(address, response.headers.get("Location"))
+                    raise EndpointError(
+                        f"{label}: {address} answered HTTP {response.status}: {advice}",
+                        reason=f"http-{response.status}",
+                    )
+                wait = requested_wait(response.headers)
                 return response.status, await response.read(), wait
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except aiohttp.ClientHttpProxyError as error:
+            where = "the proxy" if proxy is None else f"the proxy {proxy.url}"
+            raise EndpointError(
+                f"{label}: {where} answered HTTP {error.status} ({error.message}): correct "
+                "HTTPS_PROXY, or exclude the host with NO_PROXY"
+            ) from error
+        # UnicodeError: the host name cannot be encoded (IDNA).
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, UnicodeError) as error:
             raise Unavailable(
-                f"{self.endpoint.label}: {_describe_error(error)}",
+                f"{label}: {_describe_error(error)}",
                 reason="no-answer",
                 overloaded=isinstance(error, TimeoutError),
                 lost=True,
             ) from error
 
 
+def _origin(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _listed_models(endpoint: Endpoint, answer: bytes) -> list[dict[str, Any]]:
+    """Return the models that a server lists: as `data`, or as some do, as a bare list."""
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        value = parse_body(endpoint, answer)
+    data = value.get("data", value.get("models")) if isinstance(value, dict) else value
+    return [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
+
+
+def _may_mean(listed: str, model: str) -> bool:
+    """Return whether a listed model may be the one that the panel names, by another name."""
+    # LiteLLM lists `openai/*`, Ollama `m:latest`, and Gemini `models/m`.
+    return (
+        ("*" in listed and fnmatchcase(model, listed))
+        or listed == f"{model}:latest"
+        or listed == f"models/{model}"
+    )
+
+
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
     # A host that is down should be noticed before the timeout of a long reply.
     return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 30))
-
-
-def _retry_after(header: str) -> float:
-    """Parse a Retry-After in seconds; return 0 for an HTTP date, so that our backoff applies."""
-    try:
-        return min(max(0.0, float(header)), _LONGEST_WAIT)
-    except ValueError:
-        return 0.0
 
 
 def _describe_error(error: BaseException) -> str:

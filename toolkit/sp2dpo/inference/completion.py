@@ -34,9 +34,33 @@ _INTERRUPTED = ("abort", "aborted", "cancelled", "insufficient_system_resource")
 """Finish reasons of a server that gave up; the same request may be answered later."""
 _THINKING = ("thinking", "reasoning", "redacted_thinking", "reasoning_content", "thought")
 """Types of content parts that hold the model's thinking."""
-_THINK = re.compile(
-    r"\s*(?:<(?P<tag>think|thinking|thought|reasoning|seed:think)>|(?P<mark>\[THINK\]))", re.I
+_FINAL = r"<\|channel\|>final\s*<\|message\|>"
+_BLOCKS = tuple(
+    (re.compile(rf"\s*{start}", re.I), re.compile(end, re.I))
+    for start, end in (
+        *(
+            (f"<{tag}>", f"</{tag}>")
+            for tag in (
+                "think",
+                "thinking",
+                "thoughts?",
+                "reasoning",
+                "seed:think",
+                "longcat_think",
+            )
+        ),
+        (r"\[THINK\]", r"\[/THINK\]"),
+        ("◁think▷", "◁/think▷"),
+        (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),
+        (r"<\|channel>thought", r"<channel\|>"),
+        (r"<\|channel\|>(?:analysis|commentary)", _FINAL),
+        # gpt-oss, from a server that drops control tokens.
+        (r"analysis(?=[A-Z][^\0]*assistantfinal)", "assistantfinal"),
+    )
 )
+"""Marks before and after a model's thinking: Qwen and DeepSeek, Seed, LongCat, Mistral, Kimi,
+Command, Gemma, gpt-oss."""
+_TRAILER = re.compile(r"\s*<\|(?:return|end|END_RESPONSE)\|>\s*$")
 _END_OF_THINKING = re.compile(r"^[ \t]*</think>[ \t]*$", re.M)
 
 
@@ -212,8 +236,7 @@ def _finish_reason(
     if word:
         return _FINISH_REASONS.get(word, served)
     # Servers that state no reason still count tokens, and a reply at the limit may be cut off.
-    limit = endpoint.sampling.get("max_tokens")
-    if tokens is not None and isinstance(limit, int) and tokens >= limit:
+    if tokens is not None and tokens >= endpoint.token_limit:
         return "length"
     return "stop" if split_thinking(text)[1] else None
 
@@ -267,23 +290,20 @@ def _first_text(message: dict[str, Any], *names: str) -> str | None:
 def split_thinking(text: str) -> tuple[str | None, str]:
     """Split a reply into the block of thinking that it begins with, and the text after it.
 
-    A block is `<think>...</think>` (also `<thinking>`, `<thought>`, `<reasoning>`, `<seed:think>`
-    and `[THINK]`). It may lack its first tag, which chat templates write into the prompt, if the
-    last one is a line of its own. The text is empty if the block does not end. The block is None if
-    there is none.
+    A block is `<think>...</think>`, or has other marks of `_BLOCKS`. `<think>` may be missing: many
+    chat templates write it into the prompt. Then `</think>` must be a line. The text is empty
+    if the block does not end. The block is None if there is none.
     """
-    if match := _THINK.match(text):
-        end = "[/THINK]" if match["mark"] else f"</{match['tag']}>"
-        block, _, after = _partition(text[match.end() :], end)
-        return block.strip(), after.lstrip()
+    for start, end in _BLOCKS:
+        if begin := start.match(text):
+            stop = end.search(text, begin.end())
+            if stop is None:
+                return text[begin.end() :].strip(), ""
+            after = _TRAILER.sub("", text[stop.end() :])
+            return text[begin.end() : stop.start()].strip(), after.lstrip()
     if (match := _END_OF_THINKING.search(text)) and "<think>" not in text[: match.start()]:
         return text[: match.start()].strip(), text[match.end() :].lstrip()
     return None, text
-
-
-def _partition(text: str, end: str) -> tuple[str, str, str]:
-    match = re.search(re.escape(end), text, re.I)
-    return (text, "", "") if match is None else (text[: match.start()], end, text[match.end() :])
 
 
 def _logprobs(choice: dict[str, Any]) -> list[Any] | None:

@@ -3,12 +3,24 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from sp2dpo.inference.serve import Serve, ServeConfig
-from sp2dpo.settings import ABSENT, NAME, AsWritten, Keys, Rule, Settings, is_json, number, rule
+from sp2dpo.settings import (
+    ABSENT,
+    NAME,
+    AsWritten,
+    Keys,
+    Rule,
+    Settings,
+    is_json,
+    number,
+    one_of,
+    rule,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +129,12 @@ class Endpoint:
         revision: Commit of the weights; None for a hosted model without one.
         base_urls: Base URL of the API on each replica, such as `http://127.0.0.1:8000/v1`; empty if
             `serve` is set.
-        sampling: Sampling parameters sent with every request; has at least `temperature` and
-            `max_tokens`. With `logprobs: true` and `top_logprobs`, expected magnitudes and
-            confidences are stored too.
+        sampling: Sampling parameters sent with every request; has at least `temperature`, and
+            `max_tokens` or `max_completion_tokens`. With `logprobs: true` and `top_logprobs`,
+            expected magnitudes and confidences are stored too.
+        extra: Further keys of every request's body, sent as they are.
+        structured: How the server is asked to follow the schema of a reply, see `STRUCTURED`. Every
+            reply is validated against the complete schema anyway.
         serve: How to start its servers; None if they are already running.
         max_in_flight: Largest number of requests in flight to each replica; fewer are sent if more
             do not increase its throughput.
@@ -139,6 +154,8 @@ class Endpoint:
     revision: str | None
     base_urls: tuple[str, ...]
     sampling: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+    structured: str = "json_schema"
     serve: Serve | None = None
     max_in_flight: int = 64
     timeout: float = 300.0
@@ -153,6 +170,29 @@ class Endpoint:
     def label(self) -> str:
         """Name for messages, such as `teacher NAME`."""
         return f"{self.role} {self.name}"
+
+    @property
+    def token_limit(self) -> int:
+        """Largest number of tokens of a reply."""
+        limits = (self.extra, self.sampling)
+        for values, name in product(limits, ("max_completion_tokens", "max_tokens")):
+            if name in values:
+                return values[name]
+        raise ValueError(f"{self.label}: neither max_tokens nor max_completion_tokens is set")
+
+    @property
+    def recorded_sampling(self) -> dict[str, Any]:
+        """All settings that determine replies, as files and stores record them.
+
+        `extra` and `structured` are among them only if they are set, so that earlier records are
+        equal.
+        """
+        recorded = dict(self.sampling)
+        if self.extra:
+            recorded["extra"] = self.extra
+        if self.structured != Endpoint.structured:
+            recorded["structured"] = self.structured
+        return recorded
 
     def api_key(self) -> str | None:
         """Return the API key from the environment; None if no variable is named.
@@ -175,6 +215,10 @@ class Endpoint:
         return key
 
 
+STRUCTURED = ("json_schema", "json_schema_plain", "json_object", "none")
+"""How a server is asked to follow the schema of a reply: with the schema; with the schema without
+bounds such as `maximum` and `maxLength`, which some providers refuse; with JSON of any kind; not at
+all."""
 _MOST_RETRIES = 100
 
 
@@ -237,6 +281,10 @@ class LocalSamplingConfig(Settings):
 class SamplingConfig(LocalSamplingConfig):
     """How a model samples: sent with every request as it is written."""
 
+    max_tokens: Annotated[int, number(least=1, integer=True)] = ABSENT
+    """Tokens of a reply, at most."""
+    max_completion_tokens: Annotated[int, number(least=1, integer=True)] = ABSENT
+    """Tokens of a reply, thinking included, for models that refuse max_tokens."""
     min_p: Annotated[float, number()] = ABSENT
     """Smallest probability of a token, as a share of that of the most likely one."""
     presence_penalty: Annotated[float, number()] = ABSENT
@@ -254,13 +302,34 @@ class SamplingConfig(LocalSamplingConfig):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
-        """Yield a problem if only one of logprobs and top_logprobs is set."""
+        """Yield a problem if only one of two keys is set that belong together."""
         if bool(values.get("logprobs")) != bool(values.get("top_logprobs")):
             yield (
                 (),
                 "write logprobs: true and top_logprobs (20 is what most servers allow) together, "
                 "or neither",
             )
+
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def _extra_problem(key: str, value: Any) -> str | None:
+    """Return why a key may not be sent as it is; None if it may."""
+    if key in ("messages", "model"):
+        return "is written by the package, and would be another request"
+    if key == "response_format":
+        return "is written by the package: set `structured` to change it"
+    if key == "stream" and value is not False:
+        return "may only be false: replies are read as a whole"
+    if key == "n" and value != 1:
+        return "may only be 1: one reply is read and paid for"
+    if key == "max_completion_tokens":
+        is_valid = type(value) is int and value >= 1
+        return None if is_valid else f"must be a whole number of at least 1, not {value!r}"
+    if key in SamplingConfig.model_fields:
+        return "belongs into `sampling`, which checks it"
+    return None
 
 
 class EndpointConfig(Settings):
@@ -280,6 +349,10 @@ class EndpointConfig(Settings):
     """How the model samples."""
     max_in_flight: Annotated[int, number(least=1, integer=True)] = Endpoint.max_in_flight
     """In-flight requests to each replica, at most."""
+    extra: Annotated[dict[str, Any], _JSON_OBJECT] = ABSENT
+    """Further keys of every request's body, sent as they are, such as provider: {...}."""
+    structured: Annotated[str, one_of(STRUCTURED)] = Endpoint.structured
+    """How the server is asked to follow the schema of a reply."""
     timeout: Annotated[float, number(above=0)] = Endpoint.timeout
     """Timeout of a request in seconds."""
     api_key_env: str | None = None
@@ -296,9 +369,26 @@ class EndpointConfig(Settings):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
-        """Yield a problem unless exactly one of base_url and serve is written."""
+        """Yield the problems of keys that exclude or need each other."""
         if ("base_url" in values) == ("serve" in values):
             yield (), "write either base_url, the address of its server, or serve, how to start one"
+        sampling, extra = values.get("sampling"), values.get("extra", {})
+        if not isinstance(extra, dict):
+            return
+        for key in extra:
+            if problem := _extra_problem(key, extra[key]):
+                yield ("extra",), f"{key!r} {problem}"
+        if isinstance(sampling, dict):
+            limits = [key for key in _LIMITS if key in sampling]
+            if not limits and "max_completion_tokens" not in extra:
+                yield ("sampling",), "missing key 'max_tokens'"
+            if len(limits) == 2:
+                yield (
+                    ("sampling",),
+                    "write either max_tokens or, for models that refuse it, max_completion_tokens",
+                )
+            if "max_completion_tokens" in sampling and "max_completion_tokens" in extra:
+                yield ("extra",), "'max_completion_tokens' is in sampling, too: write it once"
 
     def build(self, *, role: str) -> Endpoint:
         """Return the endpoint with these settings, as a `teacher`, `student` or `judge`."""
@@ -308,6 +398,8 @@ class EndpointConfig(Settings):
             revision=self.revision,
             base_urls=self.base_url or (),
             sampling=self.sampling,
+            extra=self.extra or {},
+            structured=self.structured,
             serve=None if self.serve is None else self.serve.build(),
             max_in_flight=self.max_in_flight,
             timeout=self.timeout,

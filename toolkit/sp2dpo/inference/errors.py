@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.endpoint import STRUCTURED, Endpoint
 from sp2dpo.text import shorten
 
 
@@ -104,7 +104,7 @@ def served_error(endpoint: Endpoint, error: Any) -> EndpointError | Declined:
     body = json.dumps({"error": error}).encode()
     status = next(iter([*numbers, *words]), None)
     if status is not None or _is_billing(codes):
-        return status_error(endpoint, 402 if status is None else status, body)
+        return status_error(endpoint, 402 if status is None else status, body, inside_200=True)
     return Unavailable(
         f"{endpoint.label}: HTTP 200 with an error in place of a reply: {shorten_body(body)}",
         reason="server-error",
@@ -112,7 +112,7 @@ def served_error(endpoint: Endpoint, error: Any) -> EndpointError | Declined:
 
 
 def status_error(
-    endpoint: Endpoint, status: int, body: bytes, *, wait: float = 0.0
+    endpoint: Endpoint, status: int, body: bytes, *, wait: float = 0.0, inside_200: bool = False
 ) -> EndpointError | Declined:
     """Return the exception for an HTTP status other than 200.
 
@@ -121,32 +121,68 @@ def status_error(
         status: HTTP status.
         body: Body of the answer.
         wait: Seconds to wait before a retry, as the server requests.
+        inside_200: Whether the status is that of an error inside an answer of HTTP 200.
     """
-    text, beginning, reason = (
-        shorten_body(body),
-        f"{endpoint.label}: HTTP {status}",
-        f"http-{status}",
-    )
+    text, reason = shorten_body(body), f"http-{status}"
+    where = f"HTTP 200 with an error {status}" if inside_200 else f"HTTP {status}"
+    beginning = f"{endpoint.label}: {where}"
     if status == 402 or (400 <= status < 500 and _is_billing(_body_codes(body))):
         return EndpointError(
             f"{beginning}, the account has no credit or quota left: add credit at the provider and"
             f" run the same command again, which continues; the server says: {text}",
             reason=reason,
         )
-    if status in _DECLINED:
-        return Declined(status, text)
+    # OpenRouter answers so to a single request that its moderation flags.
+    if status in _DECLINED or (status == 403 and b"flagged_input" in body):
+        return Declined(status, text + _request_advice(endpoint, body))
+    if status == 407:
+        return EndpointError(
+            f"{beginning}: the proxy wants a name and a password; write them into the proxy's"
+            f" address in HTTP_PROXY or HTTPS_PROXY, or exclude the host with NO_PROXY: {text}",
+            reason=reason,
+        )
     if status in (401, 403):
         hint = (
             "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
         )
         return EndpointError(f"{beginning}, access refused; {hint}: {text}", reason=reason)
     if status in (404, 405):
-        return EndpointError(
-            f"{beginning}: wrong base_url or model ({endpoint.model}): {text}", reason=reason
-        )
+        # A router that has the model, but no provider for this kind of request.
+        if b"no endpoints found" in body.lower() or b"no allowed providers" in body.lower():
+            hint = (
+                f"no provider of {endpoint.model} allows such a request;"
+                f" {_structured_advice(endpoint)}, leave out sampling keys that it does not"
+                " support, or change the routing in `extra`"
+            )
+        else:
+            hint = f"wrong base_url or model ({endpoint.model})"
+        return EndpointError(f"{beginning}: {hint}: {text}", reason=reason)
     return Unavailable(
         f"{beginning}: {text}", reason=reason, overloaded=status in _OVERLOADED, wait=wait
     )
+
+
+_TOKENS = re.compile(rb"max_completion_tokens")
+_SCHEMA = re.compile(
+    rb"response_format|json.?schema|output_config|guided|grammar|structured.?output"
+    rb"|(maximum|minimum|maxLength).*not.*(support|permit|allow)",
+    re.I | re.S,
+)
+
+
+def _request_advice(endpoint: Endpoint, body: bytes) -> str:
+    """Return advice on a request that a server refuses, where its message allows some."""
+    if _TOKENS.search(body) and "max_tokens" in endpoint.sampling:
+        return "; write max_completion_tokens in sampling in place of max_tokens"
+    # Students and judges get no schema.
+    if endpoint.role == "teacher" and endpoint.structured != "none" and _SCHEMA.search(body):
+        return f"; {_structured_advice(endpoint)}"
+    return ""
+
+
+def _structured_advice(endpoint: Endpoint) -> str:
+    weaker = STRUCTURED[STRUCTURED.index(endpoint.structured) + 1 :]
+    return f"set structured: {' or '.join(weaker)}" if weaker else "see its documentation"
 
 
 def _body_codes(body: bytes) -> list[str]:

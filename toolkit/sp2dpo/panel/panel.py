@@ -172,6 +172,21 @@ class PanelConfig(Settings):
             )
         return variants
 
+    @field_validator("teachers")
+    @classmethod
+    def _know_the_format(
+        cls, teachers: list[EndpointConfig], info: ValidationInfo
+    ) -> list[EndpointConfig]:
+        rubric = info.data.get("rubric")  # an invalid rubric reports itself
+        unaided = [each.name for each in teachers if each.structured in ("json_object", "none")]
+        if rubric is not None and unaided and rubric.undescribed:
+            raise ValueError(
+                f"{', '.join(unaided)} would not know the format of a reply, because the task of "
+                f"the rubric {rubric.name} does not name {', '.join(rubric.undescribed)}: name "
+                "it there, or set structured: json_schema_plain"
+            )
+        return teachers
+
     @field_validator("tolerance")
     @classmethod
     def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:

@@ -155,6 +155,11 @@ class Rubric:
             "additionalProperties": False,
         }
 
+    @property
+    def undescribed(self) -> list[str]:
+        """What the task must name for teachers that do not get the schema, and does not."""
+        return [word for word in ("JSON", *self.reply_keys) if word not in self._task_text]
+
     def check_category(self, category: str, *, where: str = "") -> None:
         """Refuse a category that the rubric does not have.
 

@@ -46,7 +46,8 @@ class StoredTeacher:
         name: Name of the teacher.
         model: Name of the model.
         revision: Revision of the model; None if not stated.
-        sampling: Sampling parameters of every request.
+        sampling: Sampling parameters of every request, and `extra` and `structured` if they are
+            set.
     """
 
     name: str
@@ -131,8 +132,13 @@ class Store:
             )
         recorded = {teacher.name: teacher for teacher in self.teachers()}
         for teacher in panel.teachers:
-            for what in ("model", "revision", "sampling") if teacher.name in recorded else ():
-                before, now = getattr(recorded[teacher.name], what), getattr(teacher, what)
+            described = {
+                "model": teacher.model,
+                "revision": teacher.revision,
+                "sampling": teacher.recorded_sampling,
+            }
+            for what, now in described.items() if teacher.name in recorded else ():
+                before = getattr(recorded[teacher.name], what)
                 if before != now:
                     raise ValueError(
                         f"{self.path} has the teacher {teacher.name} with {what} {before}, but "
@@ -159,7 +165,7 @@ class Store:
             for teacher in panel.teachers:
                 if teacher.name not in replied:  # until then, its definition may change
                     # Sorted, because `merge` compares this text.
-                    sampling = json.dumps(teacher.sampling, sort_keys=True)
+                    sampling = json.dumps(teacher.recorded_sampling, sort_keys=True)
                     self._db.execute(
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
                         (teacher.name, teacher.model, teacher.revision, sampling),
