@@ -12,8 +12,8 @@ from support.harness import ROOT
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
 GROUND = {"text", "settings", "files", "hub", "interrupts", "tables"}
 ORDER = [
-    {"pairs", "inference", "training"},
-    {"panel"},
+    {"pairs", "inference"},
+    {"panel", "training"},
     {"store"},
     {"betas"},
     {"annotation", "diagnostics"},

@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from sp2dpo.training.batch import check_finite
+from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.provenance import display_name, read_split, trace_rows
 from sp2dpo.training.rows import (
     ROW,
@@ -26,7 +27,7 @@ from sp2dpo.training.rows import (
     number_rows,
 )
 from support.harness import ROOT, fail, recipe
-from support.training import BETAS, CHAT_TEMPLATE, conversations, make, pairs
+from support.training import BETAS, CHAT_TEMPLATE, conversations, make, pairs, settings
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -249,20 +250,39 @@ def test_a_column_of_no_images_is_removed_because_trl_would_take_it_for_some():
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        ({"question": "Why?"}, "but question:"),
-        ({"system": "Be brief.", "question": "Why?"}, "but question, system:"),
-        ({"Instruction": "Do.", "input": "this"}, "but Instruction, input:"),
-        ({"messages": turns(("user", "Why?"))}, "but messages:"),
+        ({"question": "Which city is it?"}, "in question: .* prompt=question`"),
+        (
+            {"system": "You answer in one line.", "question": "Which city is it?"},
+            "in system, question: .* prompt=question`",
+        ),
+        ({"Instruction": "Name it.", "note": "x"}, "in Instruction: "),
+        ({"ask": "Which city is it?"}, "in ask: "),
+        ({"messages": turns(("user", "Which city is it?"))}, "in messages: "),
     ],
 )
 def test_no_prompt_is_taken_from_the_responses_where_a_column_may_hold_it(columns, named):
     texts = {"chosen": "Sure! It is 1.", "rejected": "Sure! I cannot say."}
-    with pytest.raises(ValueError, match=named):
-        check_rows(data(columns | texts), "train")
-    talks = {side: [*turns(("user", "Why?")), *turns(("assistant", text))]
-             for side, text in texts.items()}  # fmt: skip
-    with pytest.raises(ValueError, match=named):
-        check_rows(data(columns | talks), "train")
+    with pytest.raises(ValueError, match=f"the prompt of 2 of 2 rows .* of row 0 .* {named}"):
+        check_rows(data(columns | texts, columns | texts), "train")
+
+
+def test_conversations_that_begin_with_the_column_have_no_other_prompt(tmp_path):
+    PairDPOConfig(**settings(tmp_path))  # accelerate logs once it has a state
+    talks = {side: turns(("user", "Why?"), ("assistant", side)) for side in ("chosen", "rejected")}
+    agrees = data({"instruction": "Why?", "messages": talks["chosen"]} | talks)
+    assert check_rows(agrees, "train") is agrees
+    with pytest.raises(ValueError, match=r"may be in another column, of row 0 .* in instruction:"):
+        check_rows(data({"instruction": "Who?"} | talks), "train")
+    with pytest.raises(ValueError, match=r"chosen and rejected of row 0 .* share no beginning"):
+        check_rows(data({"chosen": "a b", "rejected": "c d"}), "train")
+
+
+def test_prompts_that_nobody_wrote_are_counted_where_they_repeat(tmp_path, caplog):
+    PairDPOConfig(**settings(tmp_path))  # accelerate logs once it has a state
+    texts = [{"chosen": f"Sure! It is {n}.", "rejected": f"Sure! No, {n}."} for n in "abc"]
+    with caplog.at_level(logging.WARNING):
+        check_rows(data(*texts), "train")
+    assert "is the prompt of 3 rows; it is 'Sure!' in 3 of them" in caplog.text
 
 
 def test_a_shared_beginning_is_the_prompt_where_nothing_else_can_be(model_dir, tmp_path):

@@ -5,7 +5,8 @@ without a message. The checks of this module name the first row, the rule and th
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -14,7 +15,9 @@ import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Json, Value
 from transformers import AutoConfig, AutoTokenizer
+from trl import extract_prompt
 
+from sp2dpo.pairs.prompts import other_prompts, possible_prompts
 from sp2dpo.text import escape_controls, one_line, shorten
 
 RESPONSES = ("chosen", "rejected")
@@ -27,12 +30,6 @@ ROW = "_row"
 MEDIA = ("images", "image", "videos", "video")
 PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "input_audio")
 """Types of the parts of a message that are not text."""
-PROMPTS = (
-    "question", "questions", "instruction", "instructions", "input", "inputs", "query", "system",
-    "system_prompt", "messages", "context", "conversation", "conversations", "history", "problem",
-    "post", "user", "prompts",
-)  # fmt: skip
-"""Names of columns that may hold the prompt of a pair."""
 TEMPLATE_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
     RecursionError,
@@ -124,7 +121,7 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | Itera
             " responses"
         )
     if "prompt" not in columns:
-        _check_implicit(dataset, columns, where)
+        _check_implicit(dataset, where)
     return _tools_as_text(dataset, where) if "tools" in columns else dataset
 
 
@@ -183,18 +180,37 @@ def _repeats_prompt(row: Mapping[str, Any]) -> bool:
     return bool(prompt) and all(row[side][: len(prompt)] == prompt for side in RESPONSES)
 
 
-def _check_implicit(dataset: Dataset, columns: Sequence[str], where: str) -> None:
-    """Refuse to take a common beginning for the prompt if another column may hold the prompt."""
-    candidates = [column for name in PROMPTS for column in columns if column.lower() == name]
-    if candidates:
+def _check_implicit(dataset: Dataset, where: str) -> None:
+    """Refuse to take a common beginning for the prompt if a column may hold another one."""
+    refused: list[tuple[str, list[str]]] = []
+    prompts: Counter[str] = Counter()
+    for number, row in enumerate(dataset.with_format(None)):
+        more = {key: value for key, value in row.items() if key not in (*RESPONSES, "tools", ROW)}
+        prompt = extract_prompt({side: row[side] for side in RESPONSES})["prompt"]
+        names = possible_prompts(more) if isinstance(prompt, str) else other_prompts(more, prompt)
+        if names:
+            refused.append((name_row(row, number), names))
+        elif not prompt:
+            raise ValueError(
+                f"{where} has no column prompt, and chosen and rejected of {name_row(row, number)}"
+                " share no beginning: add the column prompt"
+            )
+        prompts[str(prompt)] += 1
+    if refused:
+        row, names = refused[0]
+        # A system message alone is no prompt.
+        first = next((name for name in names if "system" not in name.lower()), names[0])
         raise ValueError(
-            f"{where} has no column prompt, but {', '.join(candidates)}: rename the column with the"
-            f" prompts to prompt, or let `sp2dpo annotate --columns prompt={candidates[0]},...` and"
-            " `sp2dpo build` read the source; the beginning that chosen and rejected share is not"
-            " taken for the prompt"
+            f"{where} has no column prompt, and the prompt of {len(refused)} of {len(dataset)} rows"
+            f" may be in another column, of {row} in {', '.join(names)}: rename that column to"
+            f" prompt, or let `sp2dpo annotate --columns prompt={first}` and `sp2dpo build` read"
+            " the source"
         )
+    shared, count = prompts.most_common(1)[0]
+    repeats = f"; it is {shorten(shared, 60)!r} in {count} of them" if count > 1 else ""
     logger.warning(
-        f"{where} has no column prompt: the common beginning of chosen and rejected is the prompt"
+        f"{where} has no column prompt: the beginning that chosen and rejected share is the prompt"
+        f" of {len(dataset)} rows{repeats}"
     )
 
 
