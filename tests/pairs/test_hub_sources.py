@@ -229,3 +229,25 @@ def test_a_data_set_that_cannot_be_read_is_said_in_one_line(tmp_path, file, cont
     assert answer["said"].startswith(SINGLE)
     assert message in answer["said"]
     assert "\n" not in answer["said"]
+
+
+def test_images_of_a_hub_data_set_are_bytes_and_not_opened(tmp_path):
+    import datasets
+
+    root = tmp_path / "root"
+    (root / "main").mkdir(parents=True)
+    png = b"\x89PNG\r\n\x1a\n" + bytes(30)  # no image that could be opened
+    text = datasets.Value("string")
+    types = dict.fromkeys(("prompt", "chosen", "rejected"), text)
+    types |= {"images": datasets.List(datasets.Image()), "photo": datasets.Image()}
+    good = {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
+    image = {"bytes": png, "path": None}
+    rows = [good | {"images": [image], "photo": None}, good | {"images": [], "photo": image}]
+    datasets.Dataset.from_list(rows, features=datasets.Features(types)).to_parquet(
+        root / "main" / "train.parquet"
+    )
+    with hub(SINGLE, root) as url:
+        (answer,) = client(url, tmp_path / "home", SINGLE)
+    first, second = answer["rows"]
+    assert "holds images, which teachers do not see" in first[1]
+    assert "column 'photo' holds an image" in second[1]

@@ -100,6 +100,15 @@ def test_a_larger_sample_is_never_short_and_a_small_corpus_is_taken_whole():
     assert draw_sample(rows, 300).pair_ids == {source_row.pair.id for source_row in rows}
 
 
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_turn_without_content_has_no_length(content):
+    call = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "f"}}]}
+    silent = row(1, 20)
+    silent = replace(silent, pair=replace(silent.pair, chosen=(call,)))
+    (stratum,) = draw_sample([silent], 1).strata
+    assert stratum.difference == (-10, -10)
+
+
 def test_repeated_pairs_count_once_and_rows_without_a_pair_are_counted():
     rows = [row(1, 20), row(2, 20), SourceRow(row=3, pair=row(1, 20).pair, source_id="again")]
     sample = draw_sample([*rows, SetAside(row=4, reason="no prompt", raw="{}")], 10)

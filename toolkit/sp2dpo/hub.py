@@ -42,13 +42,30 @@ def resolve(
 
 
 def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
-    """Yield all rows of a split at a commit, in order."""
+    """Yield all rows of a split at a commit, in order; images are the bytes of their files."""
     import datasets  # noqa: PLC0415
 
     with hub_errors(f"{name}@{sha}"):
         rows = datasets.load_dataset(name, split=split, revision=sha)
+        for column, feature in (rows.features or {}).items():
+            stored = _without_decoding(feature)
+            if stored != feature:
+                rows = rows.cast_column(column, stored)
     # All rows are on disk by now, so an error from here on is not the Hub's.
     yield from rows  # type: ignore[misc]
+
+
+def _without_decoding(feature: Any) -> Any:
+    """Return the type of a column with its images, sounds and videos as bytes, at any depth."""
+    from datasets import Audio, Image, List, Video  # noqa: PLC0415
+
+    if isinstance(feature, Audio | Image | Video):
+        return type(feature)(decode=False)
+    if isinstance(feature, dict):
+        return {name: _without_decoding(part) for name, part in feature.items()}
+    if isinstance(feature, List):
+        return List(_without_decoding(feature.feature), length=feature.length)
+    return feature
 
 
 NO_TOKEN = "you are not logged in to the Hugging Face Hub: run `hf auth login` or set HF_TOKEN"

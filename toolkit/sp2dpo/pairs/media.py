@@ -57,7 +57,9 @@ def split_content(turn: Message, name: str, *, images: bool) -> Message:
             texts.append(part["text"])
         elif isinstance(kind, str) and "image" in kind:
             _check_seen("an image", images=images)
-            image = next((part[key] for key in (kind, *IMAGES, "url") if part.get(key)), None)
+            image = next(
+                (part[key] for key in (kind, *IMAGES, "image_url", "url") if part.get(key)), None
+            )
             # Without an image, the part is the place of the next one in the column `images`.
             uris += [] if image is None else [_uri(image)]
         elif isinstance(kind, str) and any(word in kind for word in ("video", "audio")):
@@ -74,12 +76,16 @@ def check_no_media(row: Mapping[str, Any], *, images: bool) -> None:
         row: Values by column.
         images: Whether images are read.
     """
-    for name in COLUMNS:
-        if _is_empty(row.get(name)):
-            continue
-        if name not in IMAGES:
-            raise InvalidMedia(f"holds {name}, which teachers are not sent")
-        _check_seen(name, images=images)
+    for name, value in row.items():
+        if name in COLUMNS and not _is_empty(value):
+            if name not in IMAGES:
+                raise InvalidMedia(f"holds {name}, which teachers are not sent")
+            _check_seen(name, images=images, way=f", or give --columns images= {_BY_TEXT}")
+        elif _is_image_file(value):
+            raise InvalidMedia(
+                f"column {name!r} holds an image, which teachers do not see: give --columns "
+                f"images={name}, or images= {_BY_TEXT}"
+            )
 
 
 def attach_images(row: Mapping[str, Any], prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -98,17 +104,43 @@ def attach_images(row: Mapping[str, Any], prompt: tuple[Message, ...]) -> tuple[
     return (*prompt[:at], turn, *prompt[at + 1 :])
 
 
-def _check_seen(name: str, *, images: bool) -> None:
+_BY_TEXT = "to judge by the text alone"
+
+
+def without_media(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without its columns of images, videos and sound."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in COLUMNS and not _is_image_file(value)
+    }
+
+
+def _check_seen(name: str, *, images: bool, way: str = "") -> None:
     if not images:
         raise InvalidMedia(
             f"holds {name}, which teachers do not see: each teacher of the panel needs "
-            "`sees_images: true`"
+            f"`sees_images: true`{way}"
         )
 
 
 def _is_empty(value: Any) -> bool:
     # By length, because a PIL image or an array has no truth value of this meaning.
     return value is None or (isinstance(value, str | bytes | Sequence | Mapping) and not len(value))
+
+
+def _is_image_file(value: Any) -> bool:
+    """Return whether a column has the bytes of an image, as the `datasets` library stores it."""
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    data = value.get("bytes") if isinstance(value, Mapping) else None
+    return isinstance(data, bytes) and _kind(data) is not None
+
+
+def _kind(data: bytes) -> str | None:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
 
 
 def _uris(value: Any) -> list[str]:
@@ -128,8 +160,7 @@ def _uri(image: Any) -> str:
     if isinstance(image, str) and image.startswith(("https://", "data:image/")):
         return image
     if isinstance(image, bytes):
-        kind = next((name for start, name in _SIGNATURES.items() if image.startswith(start)), None)
-        kind = "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else kind
+        kind = _kind(image)
         if kind is not None:
             return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
         raise InvalidMedia("holds an image that is no PNG, JPEG, GIF, WebP or BMP file")

@@ -205,8 +205,11 @@ def _comparison(
     try:
         if comparison.reason is not None:
             raise InvalidPair(comparison.reason)
+        content = comparison.values
+        if reading.columns.get("images") == "":
+            content = media.without_media(content)
         pair = parse_row(
-            comparison.values,
+            content,
             images=reading.images,
             implicit=reading.columns.get("prompt") == "",
         )
@@ -232,7 +235,7 @@ def _comparison(
 
 
 def _set_aside(columns: Mapping[str, Any], reason: str) -> Callable[[int], SetAside]:
-    has_media = any(columns.get(name) for name in media.COLUMNS)
+    has_media = "image" in reason or any(columns.get(name) for name in media.COLUMNS)
     # Parquet has values that JSON does not, such as dates; this text is only a record of the row.
     # The bytes of an image would be most of the store.
     raw = json.dumps(columns, default=_describe if has_media else str)
