@@ -63,9 +63,10 @@ class Run:
             self.clock.now = now
             if now - begun >= len(limits) * seconds / 100:
                 limits.append(self.limit.current)
-            self.limit.release()
             if not is_reply:
                 self.limit.congested()
+            self.limit.release()
+            if not is_reply:
                 continue
             replies += 1
             self.limit.succeeded(now - sent)
@@ -180,6 +181,20 @@ def test_after_a_storm_it_doubles_up_to_half_of_where_the_storm_began():
         grown.append(limit.current)
     assert grown[:24] == list(range(9, 33))
     assert grown[24:] == [32] * 31 + [33] * 9
+
+
+def test_the_request_that_shows_an_overload_does_not_excuse_a_later_one():
+    limit = Limit(64, clock=Clock())
+    take(limit, 8)
+    limit.congested()
+    limit.release()
+    for _ in range(7):  # the others are answered
+        limit.release()
+        limit.succeeded(1.0)
+    before = limit.current
+    take(limit, 1)
+    limit.congested()
+    assert limit.current == before // 2
 
 
 def test_it_never_falls_below_one():

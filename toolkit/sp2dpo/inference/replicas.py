@@ -209,7 +209,10 @@ class Limit:
             self._evaluate_trial(rate, self._lower, now)
 
     def congested(self) -> None:
-        """Record overload (429, 503, timeout); several overloads in one round count once."""
+        """Record overload (429, 503, timeout); several overloads in one round count once.
+
+        Call it before `release`.
+        """
         if self._forgiven:
             self._forgiven -= 1
             return
@@ -218,8 +221,9 @@ class Limit:
             self._slow_below = half  # a burst may halve it again: keep the first half
         self._limit = half
         self._halved_at = self._grown_at = self._replies
-        # These were sent under the higher limit, so their overload says nothing about the new one.
-        self._forgiven = self._in_flight
+        # The others were sent under the higher limit, so their overload says nothing about the
+        # new one.
+        self._forgiven = max(0, self._in_flight - 1)
         self._rise()
 
     def _take(self) -> None:
