@@ -1,12 +1,15 @@
 """What a panel says about servers, and the command and variables that come of it."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sp2dpo.inference.serve import Serve, flag_value, has_flag, is_path, parse_serve, turns_on
 from sp2dpo.inference.vllm import command_lines, environment_variables, serve_warnings, vllm_command
+from support.harness import ROOT
 
 WHERE = "panel.yaml: teacher 1: serve"
 STRUCTURED = '{"backend":"guidance","disable_any_whitespace":true}'
@@ -290,6 +293,14 @@ def test_secrets_are_not_shown():
     assert "HF_TOKEN='(hidden)'" in line
 
 
+def test_the_command_to_start_by_hand_has_the_flags_of_the_package():
+    head = (ROOT / "recipes" / "panels" / "one-teacher.yaml").read_text()
+    words = re.search(r"^#   (vllm serve (?:.*\\\n)*.*)", head, re.M)[1].replace("\\\n#", "")
+    command = shlex.split(words)
+    model = yaml.safe_load(head)["teachers"][0]["model"]
+    assert command[1:] == vllm_command(model, None, block(), port=8000)[1:]
+
+
 @pytest.mark.parametrize(
     ("args", "word"),
     [
@@ -301,6 +312,9 @@ def test_secrets_are_not_shown():
         (["--host=192.168.1.5"], "--host '192.168.1.5' offers"),
         (["--host="], "--host '' offers"),
         (["--config", "x.yaml"], "not shown here"),
+        (["--speculative-config", "{}"], "leave it off for teachers"),
+        (["--spec-method=ngram"], "leave it off for teachers"),
+        (["-sc", "{}"], "leave it off for teachers"),
     ],
 )
 def test_what_must_not_be_overlooked_is_said(args, word):

@@ -121,4 +121,9 @@ def serve_warnings(serve: Serve) -> list[str]:
         messages.append(f"--host {host!r} offers the server to other computers, without a password")
     if has_flag(serve.args, "--config"):
         messages.append("--config reads more settings from a file that is not shown here")
+    if has_flag(serve.args, "-sc") or any(word.startswith("--spec") for word in serve.args):
+        messages.append(
+            "speculative decoding together with structured output cuts replies off or fails in "
+            "several versions of vLLM: leave it off for teachers"
+        )
     return messages
