@@ -108,7 +108,14 @@ class Behaviour:
     async def _chat(self, request):
         body = await request.json()
         self.request_count += 1
-        return await self.chat(request, body, body["messages"][-1]["content"])
+        message = body["messages"][-1]
+        if isinstance(message["content"], list):
+            parts = message["content"]
+            for part in parts:
+                if part["type"] == "image_url":
+                    self.note(part["image_url"]["url"])
+            message["content"] = "\n".join(part["text"] for part in parts if "text" in part)
+        return await self.chat(request, body, message["content"])
 
     async def chat(self, request, body, content):
         """Answer a request whose last message is `content`."""
@@ -212,7 +219,7 @@ def text_of(behaviour, body):
     texts = {
         "valid": json.dumps(reply),
         "prose": "I would say that the first response is better.",
-        "fenced": f"```json\n{json.dumps(reply)}\n```",
+        "introduced": f"Here it is:\n```json\n{json.dumps(reply)}\n```",
         "cut": json.dumps(reply)[:-9],
         "out-of-scale": json.dumps(reply | {"magnitude": 1000}),
         "odd-fields": json.dumps(reply),
@@ -232,7 +239,7 @@ def likely(letter, *, unsure):
 
 UNREADABLE = {
     "prose": "not-json",
-    "fenced": "not-json",
+    "introduced": "not-json",
     "control": "not-json",
     "out-of-scale": "schema",
     "empty": "empty",
@@ -448,7 +455,7 @@ def faulty_text(done, question, serial):
         "prose": f"I would say, for the time number {serial}, that the first one is better.",
         "empty": "",
         "length": json.dumps(reply)[:-9],
-        "fenced": f"```json\n{json.dumps(reply)}\n```",
+        "introduced": f"Here it is:\n```json\n{json.dumps(reply)}\n```",
         "control": json.dumps(reply).replace("reply", "reply\n\t\x01"),
         "out-of-scale": json.dumps(reply | {"magnitude": 1000}),
     }

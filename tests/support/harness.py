@@ -264,7 +264,7 @@ def fail(*arguments, code=1, **options):
     """Runs `sp2dpo`, which must end with an error for people; what it says."""
     result = run(*arguments, **options)
     assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
     assert result.stderr.strip()
     return result.stderr
 

@@ -10,7 +10,7 @@ from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.vllm import command_lines, serve_warnings
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.panel.panel import Panel
-from sp2dpo.panel.rubric import Rubric
+from sp2dpo.panel.rubric import Rubric, count_images, message_text
 from sp2dpo.store.counts import count_replies
 from sp2dpo.store.questions import QuestionPlan, Shard
 from sp2dpo.store.reread import count_readable
@@ -30,11 +30,13 @@ class Text:
         characters: Number of characters in all requests.
         shared: Those characters that are a common prefix with an earlier request about the same
             pair, in the same order of the responses: what a prefix cache can serve.
+        images: Number of images in all requests; their tokens are not estimated.
     """
 
     requests: int = 0
     characters: int = 0
     shared: int = 0
+    images: int = 0
 
     @property
     def share(self) -> float:
@@ -46,6 +48,7 @@ class Text:
             requests=self.requests + other.requests,
             characters=self.characters + other.characters,
             shared=self.shared + other.shared,
+            images=self.images + other.images,
         )
 
 
@@ -80,11 +83,12 @@ def count_text(pair: Pair, prompts: Iterable[tuple[str, str]], rubric: Rubric) -
         # In one order, requests differ only in the variant's paragraph at their end.
         messages = rubric.messages(pair, variants[0], order)
         closings = [len(rubric.variants[variant].strip()) for variant in variants]
-        shared = sum(len(message["content"]) for message in messages) - closings[0]
+        shared = sum(len(message_text(message)) for message in messages) - closings[0]
         text += Text(
             requests=len(variants),
             characters=shared * len(variants) + sum(closings),
             shared=shared * (len(variants) - 1),
+            images=count_images(pair) * len(variants),
         )
     return text
 
@@ -173,8 +177,8 @@ def _request_lines(store: Store, panel: Panel, shard: Shard | None) -> list[str]
 
 def _format_size(text: Text) -> str:
     tokens, shared = text.characters / CHARACTERS, text.shared / CHARACTERS
+    images = f" and {count_noun(text.images, 'image')}" if text.images else ""
     return (
-        f"{format_count(text.requests)} requests, about {format_count(tokens)} prompt tokens, "
-        f"of which a prefix "
-        f"cache can serve about {format_count(shared)}"
+        f"{format_count(text.requests)} requests, about {format_count(tokens)} prompt tokens"
+        f"{images}, of which a prefix cache can serve about {format_count(shared)}"
     )

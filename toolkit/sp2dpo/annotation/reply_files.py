@@ -25,6 +25,7 @@ from sp2dpo.annotation.request_files import CustomIds
 from sp2dpo.annotation.run import do_nothing
 from sp2dpo.files import parse_json_object, read_lines
 from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
+from sp2dpo.inference.errors import status_error
 from sp2dpo.panel.advice import advise_all
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
@@ -37,8 +38,6 @@ from sp2dpo.text import shorten
 _PAGE = 500
 """Replies committed at a time."""
 _CUSTOM_ID = re.compile(r"([0-9a-f]{40})\.([0-9a-f]{16})")
-_DECLINED = (400, 413, 422)
-"""HTTP statuses after which sending a request again is useless."""
 _MAX_REPORTED = 20
 """Number of lines reported for each problem; further ones are only counted."""
 _CONTENT = [name for name in COLUMNS if name not in ("rubric", "seconds", "arrived")]
@@ -261,16 +260,13 @@ class _Inbox:
             answer = parse_answer(values)
         except OtherFormat as error:
             raise _Problem("malformed", str(error)) from error
-        status, said = answer.status, _to_text(answer.error or answer.body)
-        # As over HTTP: these are refusals, and any other status leaves the request pending.
-        if status in _DECLINED:
-            return record_refusal(key, f"http-{status}", f"HTTP {status}: {said}")
-        if status is not None and status != 200:
-            raise Unavailable(said, reason=f"http-{status}")
-        if status is None or answer.error is not None:
-            raise Unavailable(said, reason="no-answer")
-        teacher = self._teachers[key.teacher]
+        teacher, said = self._teachers[key.teacher], json.dumps(answer.error or answer.body)
         try:
+            # As over HTTP: some are refusals, and any other status leaves the request pending.
+            if answer.status is not None and answer.status != 200:
+                raise status_error(teacher, answer.status, said.encode())
+            if answer.status is None or answer.error is not None:
+                raise Unavailable(shorten(said), reason="no-answer")
             reply = parse_reply(teacher, answer.body, None)
         except Declined as refusal:
             return record_refusal(key, f"http-{refusal.status}", str(refusal))
@@ -306,7 +302,10 @@ def _is_same(stored: tuple[Any, ...], entry: tuple[Any, ...]) -> bool:
     if stored == entry:
         return True
     ours, theirs = (dict(zip(_CONTENT, values, strict=True)) for values in (stored, entry))
-    return bool(ours["raw"]) and all(ours[name] == theirs[name] for name in _REPLY)
+    # Without a text, the reason is all that the service has said.
+    return (bool(ours["raw"]) or ours["reason"] == theirs["reason"]) and all(
+        ours[name] == theirs[name] for name in _REPLY
+    )
 
 
 def _content(entry: ReplyRecord) -> tuple[Any, ...]:
@@ -322,7 +321,3 @@ def _object(line: bytes) -> dict[str, Any]:
         return parse_json_object(line)
     except ValueError as error:
         raise _Problem("malformed", f"the line {error}") from error
-
-
-def _to_text(value: Any) -> str:
-    return shorten(json.dumps(value))

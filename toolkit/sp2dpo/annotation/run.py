@@ -23,6 +23,7 @@ from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.reread import reread_lines, reread_replies
 from sp2dpo.store.store import Store, open_store_for_writing
+from sp2dpo.text import count_noun
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int, int], object]]]
 """Open a progress bar over a number of replies. The function that the block receives is called with
@@ -227,7 +228,9 @@ def open_store_with_pairs(
         raise ValueError("columns and pairs_from say how pairs are read: give the pairs too")
     source = None
     if pairs is not None:
-        source = choose_source(pairs, columns=columns, pairs_from=pairs_from)
+        source = choose_source(
+            pairs, columns=columns, pairs_from=pairs_from, images=panel.sees_images
+        )
     with ExitStack() as stack:
         if not isinstance(store, Store):
             path = Path(store)
@@ -244,6 +247,11 @@ def open_store_with_pairs(
             reasons = stored.set_aside if stored else {}
             raise no_pair_error(str(source or store.path), reasons, aside and aside.raw)
         store.check_panel(panel)
+        if not panel.sees_images and (images := store.corpus.image_pairs()):
+            raise ValueError(
+                f"{count_noun(images, 'pair')} of {store.path} have images, which not all teachers "
+                "of the panel see: set `sees_images: true` for each, or use another --store"
+            )
         yield store
 
 

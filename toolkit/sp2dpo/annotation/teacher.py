@@ -131,6 +131,9 @@ class TeacherSession:
             return None
         max_tokens = self.teacher.token_limit
         room = self._caller.context - max_tokens
+        # How many tokens an image takes, only the server knows: it declines what is too long.
+        if any(not isinstance(message["content"], str) for message in messages):
+            return None
         # This upper bound spares most requests the server's count.
         if sum(len(message["content"].encode()) for message in messages) + _TEMPLATE <= room:
             return None
@@ -162,4 +165,4 @@ class TeacherSession:
     def _advice(self) -> str:
         """Return what to do about the most frequent reason of the refusals."""
         reason = max(self._details, key=lambda reason: self._outcomes[reason])
-        return advise(reason, self._details[reason])
+        return advise(reason, self._details[reason], structured=self.teacher.structured)

@@ -142,6 +142,7 @@ class Endpoint:
         api_key_env: Name of the environment variable with the API key.
         warm_prefix: Whether to wait for the reply to a pair's first question before sending the
             others, for models whose servers cache a prefix only after processing it (hybrid ones).
+        sees_images: Whether a teacher is sent the images of a pair, as OpenAI's `image_url` parts.
         retries: Number of retries after an unreadable reply, each with another seed.
         price: Price of the model; None if unknown.
         license: License of the model as the Hub names it (`apache-2.0`), for the data set card;
@@ -161,6 +162,7 @@ class Endpoint:
     timeout: float = 300.0
     api_key_env: str | None = None
     warm_prefix: bool = False
+    sees_images: bool = False
     retries: int = 2
     price: Price | None = None
     license: str | None = None
@@ -360,6 +362,8 @@ class EndpointConfig(Settings):
     warm_prefix: bool = Endpoint.warm_prefix
     """Whether to await the first question about a pair before the others are sent, for servers that
     cache a prefix only after processing it."""
+    sees_images: bool = Endpoint.sees_images
+    """Whether a teacher sees images; pairs with images are used if all teachers of the panel do."""
     retries: Annotated[int, number(least=0, most=_MOST_RETRIES, integer=True)] = Endpoint.retries
     """Retries of a reply that could not be parsed, each with another seed."""
     price: Annotated[Price | None, PRICE] = None
@@ -405,6 +409,7 @@ class EndpointConfig(Settings):
             timeout=self.timeout,
             api_key_env=self.api_key_env,
             warm_prefix=self.warm_prefix,
+            sees_images=self.sees_images,
             retries=self.retries,
             price=self.price,
             license=self.license,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.text import shorten
 
 LENGTH = "the reply reached the token limit"
@@ -13,10 +14,10 @@ _LESS_THINKING = (
     "chat_template_kwargs: {enable_thinking: false})"
 )
 _ADVICE = {
-    "not-json": "does its server support response_format json_schema? `structured` in the panel "
-    "names other forms of it; read the replies in the store",
-    "schema": "its server does not enforce the JSON schema of the reply; use one that does, or "
-    "another form of it (`structured` in the panel)",
+    "not-json": "does its server support response_format json_schema? If not, set `structured` to "
+    "a form that it supports; read the replies in the store",
+    "schema": "its server does not enforce the JSON schema of a reply: use one that does, or a "
+    "model that follows the rubric's format; read the replies in the store",
     "length": "raise max_tokens in its sampling",
     "empty": "its server sends replies without text: read its log",
     "unfinished": "its server ends replies early: read its log",
@@ -32,35 +33,38 @@ _ADVICE = {
     "no-answer": "its server answers other requests, but not these: read its log",
     "server-error": "its server answers other requests, but not these: read its log",
 }
-_DECLINED = {
-    re.compile("max_completion_tokens"): "write `extra: {max_completion_tokens: N}` for the "
-    "teacher, where the server does not accept max_tokens",
-    re.compile("system.{0,20}role|role.{0,20}system", re.I): "the chat template of the model has "
-    'no system role: use a copy of the rubric with `system: ""`',
-    re.compile(
-        "response_format|json.?schema|structured.?output|grammar|guided|maxLength|minimum|maximum",
-        re.I,
-    ): "its server does not accept this form of the JSON schema: `structured` in the panel names "
-    "others",
+_WEAKER = {
+    "not-json": "its replies hold more than one JSON object: set `structured: json_schema` if its "
+    "server supports it, or ask for JSON alone in the rubric",
+    "schema": "its server does not enforce the whole schema: set `structured: json_schema` if it "
+    "supports that, or describe the format more exactly in the rubric",
 }
-"""What to do about HTTP 400 and 422, by what the server says."""
+"""The same, for teachers whose server is asked for less than the whole schema (`structured`)."""
+_NO_SYSTEM = re.compile("system.{0,20}role|role.{0,20}system", re.I)
 
 
-def advise(reason: str, detail: str | None = None) -> str:
+def advise(reason: str, detail: str | None = None, *, structured: str = Endpoint.structured) -> str:
     """Return what to do about replies that were refused for a reason.
 
     Args:
         reason: Reason of the refusals.
         detail: Detail of one of them; None if it is unknown.
+        structured: Setting of the teacher.
     """
+    if structured != Endpoint.structured and reason in _WEAKER:
+        return _WEAKER[reason]
     if reason == "length" and detail == LENGTH_OF_THINKING:
         return f"{_ADVICE['length']}, or {_LESS_THINKING}"
     if reason in _ADVICE:
         return _ADVICE[reason]
     if reason.startswith("http-"):
-        text = detail or ""
-        hint = next((f"{hint}; " for words, hint in _DECLINED.items() if words.search(text)), "")
-        return f"{hint}the server says: {shorten(text or 'nothing')}"
+        said = f"the server says: {shorten(detail or 'nothing')}"
+        if _NO_SYSTEM.search(detail or ""):
+            return (
+                "the chat template of the model has no system role: use a copy of the rubric with "
+                f'`system: ""`; {said}'
+            )
+        return said
     return shorten(detail or "read the replies in the store")
 
 

@@ -107,6 +107,11 @@ class Panel:
         )
 
     @property
+    def sees_images(self) -> bool:
+        """Whether all teachers see images."""
+        return all(teacher.sees_images for teacher in self.teachers)
+
+    @property
     def api_key_variables(self) -> list[str]:
         """Names of the environment variables that hold the teachers' API keys."""
         return [teacher.api_key_env for teacher in self.teachers if teacher.api_key_env]

@@ -184,11 +184,12 @@ class Rubric:
 
     def messages(
         self, pair: Pair, variant: str, order: str = CHOSEN_FIRST, *, shared: str | None = None
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """Return the chat messages that ask for one annotation.
 
         Everything before the last paragraph is the same for all variants of a pair in one order, so
-        that a server's prefix cache can serve it.
+        that a server's prefix cache can serve it. If the pair has images, the content is a list of
+        parts: the text with their numbers, the images, and the last paragraph.
 
         Args:
             pair: Pair to annotate.
@@ -201,7 +202,12 @@ class Rubric:
         """
         if shared is None:
             shared = self.shared(pair, order)
-        messages = [{"role": "user", "content": f"{shared}\n\n{self.variants[variant].strip()}"}]
+        closing = self.variants[variant].strip()
+        content: Any = f"{shared}\n\n{closing}"
+        if images := _images(self._shown(pair, order)):
+            parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+            content = [_text_part(shared), *parts, _text_part(closing)]
+        messages = [{"role": "user", "content": content}]
         # Some chat templates have no system role, so an empty message must not be sent.
         if self.system.strip():
             messages.insert(0, {"role": "system", "content": self.system.strip()})
@@ -365,17 +371,43 @@ def _fence(pair: Pair, sentence: str, shown: Sequence[tuple[str, Sequence[Messag
     Control tokens in them are split: a server would read them as the end of the request, whatever
     surrounds them.
     """
-    mark = _mark(pair)
+    mark, images = _mark(pair), 0
     # `format` would fail on other braces in the sentence.
     lines = [sentence.strip().replace("{mark}", mark), ""]
     for name, turns in shown:
         for turn in turns:
             role, text = split_chat_marks(turn["role"]), split_chat_marks(_turn_text(turn))
             lines += [f"{mark} {name} ({role})", text]
+            for _ in turn.get("images") or ():
+                images += 1
+                lines.append(f"[image {images}]")
     if pair.tools:
         lines += [f"{mark} tools", split_chat_marks(canonical_json(pair.tools))]
     lines.append(mark)
     return "\n".join(lines)
+
+
+def _images(shown: Sequence[tuple[str, Sequence[Message]]]) -> list[str]:
+    """Return the URIs of a pair's images in the order of their numbers."""
+    return [image for _, turns in shown for turn in turns for image in turn.get("images") or ()]
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a chat message, without its images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+def count_images(pair: Pair) -> int:
+    """Return how many images a pair has."""
+    turns = (*pair.prompt, *pair.chosen, *pair.rejected)
+    return sum(len(turn.get("images") or ()) for turn in turns)
 
 
 def _texts(pair: Pair) -> list[str]:
@@ -398,7 +430,8 @@ def _mark(pair: Pair) -> str:
 
 def _turn_text(turn: Message) -> str:
     """Return the text of a turn, followed by tool calls and other keys as JSON."""
-    extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+    # Images are sent as such.
+    extra = {key: turn[key] for key in turn if key not in ("role", "content", "images")}
     # The content is null where a turn only calls tools.
     texts = [turn.get("content") or "", canonical_json(extra) if extra else ""]
     return "\n".join(text for text in texts if text)

@@ -248,9 +248,9 @@ def run_pilot(
         Interrupted: a signal stopped the run.
     """
     gold = None if gold is None else Path(gold)
-    source = choose_source(pairs, columns=columns, pairs_from=pairs_from)
     where = "panel" if isinstance(panel, Panel) else str(panel)
     panel = panel if isinstance(panel, Panel) else load_panel(Path(panel))
+    source = choose_source(pairs, columns=columns, pairs_from=pairs_from, images=panel.sees_images)
     schedule = schedule if isinstance(schedule, Schedule) else load_schedule(Path(schedule))
     # Everything that can be wrong with the files is found before a request costs anything.
     _check_estimate(panel, schedule, where=where)

@@ -100,14 +100,13 @@ class Corpus:
             return source
         stored, reading = self.reading(), source.reading
         if not reading.columns and reading.pairs_from is None:
-            same = replace(reading, columns=stored.columns, pairs_from=stored.pairs_from)
-            return replace(source, reading=same)
+            return replace(source, reading=stored)
         if (reading.columns, reading.pairs_from) != (stored.columns, stored.pairs_from):
             raise ValueError(
                 f"{self.path} was created with {stored.options() or 'no --columns'}, now the "
                 f"options are {reading.options()}: give the same or none, or use another --store"
             )
-        return source
+        return replace(source, reading=replace(reading, images=stored.images))
 
     def reading(self) -> Reading:
         """Return how the rows of the source were read."""
@@ -138,6 +137,16 @@ class Corpus:
         """Return how many pairs contain control tokens; None in a store that did not count them."""
         count = read_meta(self._db, "marked_pairs")
         return None if count is None else int(count)
+
+    def image_pairs(self) -> int:
+        """Return how many pairs have images."""
+        if not self.reading().images:
+            return 0
+        images = "SELECT 1 FROM json_each({}) WHERE json_array_length(value, '$.images')"
+        has_any = " OR ".join(
+            f"EXISTS ({images.format(name)})" for name in ("prompt", "chosen", "rejected")
+        )
+        return self._db.execute(f"SELECT count(*) FROM pairs WHERE {has_any}").fetchone()[0]
 
     def source(self) -> SourceSummary | None:
         """Return counts of the rows of the source; None if no source was added yet."""

@@ -13,8 +13,7 @@ from typing import Any
 
 from sp2dpo.inference.completion import parse_reply
 from sp2dpo.inference.endpoint import Endpoint
-from sp2dpo.inference.errors import Declined, EndpointError
-from sp2dpo.panel.annotation import Refusal
+from sp2dpo.inference.errors import EndpointError
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.records import OF_REPLIES, ReadAgain, StoredReply, read_reply
 from sp2dpo.store.store import Store
@@ -88,6 +87,7 @@ def _read_all(store: Store) -> tuple[list[tuple[ReadAgain, str]], int]:
             revision=teacher.revision,
             base_urls=(),
             sampling=teacher.sampling,
+            extra=teacher.sampling.get("extra") or {},
         )
         for name, teacher in teachers.items()
     }
@@ -122,7 +122,8 @@ def _read(reply: StoredReply, endpoint: Endpoint, rubric: Rubric) -> ReadAgain |
     try:
         parsed = parse_reply(endpoint, answer, None)
         annotation = read_reply(parsed, rubric)
-    except (Refusal, EndpointError, Declined):
+    # The reasons of a refusal are ValueErrors.
+    except (EndpointError, ValueError):
         return None
     return ReadAgain(reply=reply, annotation=annotation, raw=parsed.text)
 
