@@ -1,5 +1,6 @@
 """Every documented shape of a pair, and what is refused with which reason."""
 
+import json
 import time
 import unicodedata
 from datetime import date
@@ -217,6 +218,10 @@ TURNS = {"prompt": [user("Q?")], "chosen": [assistant("A.")], "rejected": [assis
         ({"prompt": 7}, "prompt is neither text nor a list of messages"),
         ({"chosen": "\ud83d"}, "chosen holds half of a surrogate pair, not a character"),
         ({"prompt": "a\udc00"}, "prompt holds half of a surrogate pair, not a character"),
+        (
+            {"prompt": '[{"role": "user", "content": "Q?"}]'},
+            "prompt is text that lists messages, not a list of messages",
+        ),
         ({"tools": "{}"}, "tools is not a list"),
         ({"tools": "4"}, "tools is not a list"),
         ({"tools": '"sky"'}, "tools is not a list"),
@@ -316,6 +321,55 @@ def test_responses_that_differ_only_in_how_an_accent_is_written_are_equal():
 
 def test_white_space_is_a_difference():
     assert parts({"prompt": "Q?", "chosen": "A", "rejected": "A "})[2] == [assistant("A ")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "%s"}]',
+        "[{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': '%s'}]",
+        '\n[\n  {\n    "from": "human",\n    "value": "Q"}, {"from": "gpt", "value": "%s"}]',
+    ],
+)
+def test_messages_written_as_text_share_no_prompt(text):
+    row = {"chosen": text % "A", "rejected": text % "B"}
+    message = "chosen and rejected are text that lists messages, not lists of messages"
+    assert reason(row) == message
+    # One text may quote messages: it is an answer to the question how they are written.
+    assert parts({"prompt": "How?", "chosen": text % "A", "rejected": "No."})[0] == [user("How?")]
+
+
+TOOLS = [{"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        TOOLS,
+        json.dumps(TOOLS),
+        json.dumps(TOOLS, indent=2),
+        '[{"function": {"parameters": {"type": "object"}, "name": "sky"}, "type": "function"}]',
+        [TOOLS[0] | {"description": None}],
+    ],
+)
+def test_tools_are_the_same_as_a_list_and_as_its_text(tools):
+    pair = parse_row(TURNS | {"tools": tools})
+    assert pair.id == parse_row(TURNS | {"tools": TOOLS}).id != parse_row(TURNS).id
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]", " [ ] ", "null"])
+def test_no_tools_may_be_written_in_many_ways(tools):
+    assert parse_row(TURNS | {"tools": tools}).tools == ()
+
+
+def test_arguments_of_a_call_stay_text_or_object():
+    calls = ({"arguments": '{"x": 1}'}, {"arguments": {"x": 1}})
+    pairs = [
+        parse_row(TURNS | {"chosen": [assistant(None, tool_calls=[{"function": call}])]})
+        for call in calls
+    ]
+    assert [pair.chosen[0]["tool_calls"][0]["function"] for pair in pairs] == [*calls]
+    assert pairs[0].id != pairs[1].id
 
 
 def test_arguments_nested_beyond_reason_are_refused():

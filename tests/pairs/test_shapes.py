@@ -141,7 +141,9 @@ def test_a_known_column_that_is_empty_is_an_empty_prompt(tmp_path, name, empty):
 
 
 def test_a_system_message_alone_is_no_prompt(tmp_path):
-    assert "none with the prompt" in reason(tmp_path, SURE | {"system": "You are brief."})
+    for name in ("system", "system_prompt", "system_message"):
+        why = reason(tmp_path, SURE | {name: "You are brief."})
+        assert f"a column {name}, but none with the prompt" in why
 
 
 def conversation(text):
@@ -205,7 +207,13 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
     assert only.columns == system
     row = {"chosen": told, "rejected": other, "system": "Be long."}
     assert "system column" in reason(tmp_path, row)
-    assert reason(tmp_path, SURE | {"prompt": "Q", "system": ["a"]}) == "system is not text"
+    row = SURE | {"prompt": "Q"}
+    assert reason(tmp_path, row | {"system": ["a"]}) == "system is not text"
+    assert texts(pair(tmp_path, row | {"system_prompt": "S", "system": ""}))[0] == ["S", "Q"]
+    why = reason(tmp_path, row | {"system_prompt": "S", "system": "T"})
+    assert why.endswith("give --columns system=system")
+    only = pair(tmp_path, row | {"system_prompt": "S", "system": "T"}, columns={"system": ""})
+    assert texts(only)[0] == ["Q"]
 
 
 @pytest.mark.parametrize("row", [
@@ -423,3 +431,21 @@ def test_a_conversation_may_be_written_in_other_ways(tmp_path, turns, expected):
 def test_an_unknown_speaker_is_named(tmp_path):
     row = {"conversations": [{"from": "narrator", "value": "Q"}], "chosen": "B", "rejected": "C"}
     assert "speaker is not known (known: human, user, gpt" in reason(tmp_path, row)
+    row["conversations"][0]["from"] = ["human"]
+    assert "speaker is not known" in reason(tmp_path, row)
+
+
+def test_the_columns_of_a_labelling_step_are_no_prompts(tmp_path):
+    row = SURE | {
+        "system": "S",
+        "input": "Q",
+        "generations": ["Sure! It is five.", "Sure! I do not know."],
+        "labelling_model": "model-a",
+        "labelling_prompt": [user("Which answer is better, the first or the second?")],
+        "raw_labelling_response": "The first one is better.",
+        "rating": [9, 3],
+        "rationale": "The first one answers.",
+        "original_chosen": "Sure! It is five.",
+        "in_gsm8k_train": False,
+    }
+    assert texts(pair(tmp_path, row))[0] == ["S", "Q"]

@@ -18,6 +18,9 @@ from sp2dpo.pairs.pair import Message, Pair, normalise
 from sp2dpo.pairs.prompts import ask_for_prompt, other_prompts, possible_prompts
 
 _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+# JSON, or Python's text of a list, as a table without nested columns holds it. Its beginning would
+# pass for a prompt.
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
 _DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 _OURS = ("prompt", "chosen", "rejected", "tools")
 Turns = tuple[Message, ...]
@@ -162,6 +165,10 @@ def _check_text(text: str, name: str) -> None:
 def _from_texts(
     prompt: str | Turns | None, chosen: Any, rejected: Any, others: Mapping[str, Any]
 ) -> tuple[Turns, Turns, Turns]:
+    if _MESSAGES_AS_TEXT.match(chosen) and _MESSAGES_AS_TEXT.match(rejected):
+        raise InvalidPair("chosen and rejected are text that lists messages, not lists of messages")
+    if isinstance(prompt, str) and _MESSAGES_AS_TEXT.match(prompt):
+        raise InvalidPair("prompt is text that lists messages, not a list of messages")
     if prompt is None:
         # If only one is a dialogue, `_dialogue` refuses the row: the two have no common prompt.
         if is_dialogue(chosen) or is_dialogue(rejected):

@@ -26,7 +26,9 @@ _SURE = _names(
     "promptmessages"
 )
 """Of these names, those whose text is a whole prompt."""
-_TAGS = _names("task user system title topic text passage document article body paragraph story")
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that hold the system message."""
+_TAGS = _names("task user title topic text passage document article body paragraph story")
 """Names of columns that may hold the prompt or a part of it, or only a tag, such as `task: qa`."""
 _WORDS = _names(
     "prompt question instruction input query problem request dialogue dialog conversation message "
@@ -40,7 +42,8 @@ _OTHERS = _names(
     "link path file model models annotator annotators metadata meta images image videos video "
     "audio tools id ids date time timestamp language domain category categories label labels tag "
     "tags subset split reward score scores rating ratings error ranking justification principle "
-    "rubric judge judgement judgment version created updated name names author"
+    "rubric judge judgement judgment labelling labeling annotation evaluation grading "
+    "version created updated name names author"
 )
 """Words in the name of a column whose content is about the pair, or a response, not a prompt."""
 _MARK = re.compile("[?\uff1f]\\s*$")
@@ -57,7 +60,11 @@ def possible_prompts(row: Mapping[str, Any]) -> list[str]:
         name
         for name, value in row.items()
         if _is_named_prompt(name, value)
-        or (_key(name) in _TAGS and isinstance(value, str) and len(value.split()) > 1)
+        or (
+            (_key(name) in _TAGS or name in SYSTEM)
+            and isinstance(value, str)
+            and len(value.split()) > 1
+        )
         or (not _words(name) & _OTHERS and _reads_as_prompt(value))
     ]
 
@@ -88,9 +95,9 @@ def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
         names: The columns.
         implicit: Whether the prompt may also be the beginning that the responses share.
     """
-    if list(names) == ["system"]:
+    if set(names) <= set(SYSTEM):
         way = " or prompt= if it is what chosen and rejected begin with" if implicit else ""
-        return f"a column system, but none with the prompt: give --columns prompt=COLUMN{way}"
+        return f"a column {names[0]}, but none with the prompt: give --columns prompt=COLUMN{way}"
     listed = " or ".join(repr(name) for name in names[:3])
     ways = [f"prompt={names[0]}"]
     if len(names) > 1:
@@ -118,6 +125,8 @@ def _is_named_prompt(name: str, value: Any) -> bool:
     key = _key(name)
     if key in NAMES:
         return True
+    if name in SYSTEM:
+        return False
     if key in _TAGS:
         return _reads_as_prompt(value)
     words = _words(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sp2dpo.pairs.formats import InvalidPair, is_dialogue
-from sp2dpo.pairs.prompts import ask_for_prompt, named_prompts
+from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
 from sp2dpo.pairs.reading import Reading
 from sp2dpo.pairs.turns import as_turns, begins_with_user, to_turns, with_system
@@ -153,7 +153,7 @@ def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | N
     Raises:
         InvalidPair: If more than one column may hold it, or one whose name is not known.
     """
-    rest = {name: row[name] for name in row if name not in (*taken, "system", "tools")}
+    rest = {name: row[name] for name in row if name not in (*taken, *SYSTEM, "tools")}
     names = named_prompts(rest)
     if "prompt" in names:
         return "prompt"
@@ -187,21 +187,36 @@ def _with_context(
         if not isinstance(earlier, list):
             raise InvalidPair("messages is not a list of messages")
         prompt, used, is_text = [*earlier, *as_turns(prompt)], {"messages"}, False
-    system = row.get("system")
-    if system is None or (isinstance(system, str) and not system.strip()):
+    name = _system_column(row, reading)
+    if name is None:
         return prompt, chosen, rejected, used
-    if not isinstance(system, str):
-        raise InvalidPair("system is not text")
+    system = row[name]
     whole = begins_with_user(chosen) and begins_with_user(rejected)
     if whole:
         before = [chosen, rejected]
         chosen, rejected = with_system(chosen, system), with_system(rejected, system)
-        used |= {"system"} if before != [chosen, rejected] else set()
+        used |= {name} if before != [chosen, rejected] else set()
     if isinstance(prompt, list) or (is_text and not whole):
         turns = as_turns(prompt)
         prompt = with_system(turns, system) if turns else turns
-        used |= {"system"} if prompt != turns else set()
+        used |= {name} if prompt != turns else set()
     return prompt, chosen, rejected, used
+
+
+def _system_column(row: Row, reading: Reading) -> str | None:
+    """Return the column that holds the system message; None if there is none."""
+    known = ("system",) if "system" in reading.columns else SYSTEM
+    names = [name for name in known if row.get(name) is not None]
+    for name in names:
+        if not isinstance(row[name], str):
+            raise InvalidPair(f"{name} is not text")
+    names = [name for name in names if row[name].strip()]
+    if len({row[name] for name in names}) > 1:
+        listed = " or ".join(names)
+        raise InvalidPair(
+            f"the system message may be in column {listed}: give --columns system={names[0]}"
+        )
+    return names[0] if names else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def _turn(turn: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if turn.get("role") is not None or turn.get("from") is None:
         return turn
     speaker = turn["from"]
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise InvalidPair(
             f"{name} holds a turn whose speaker is not known (known: {', '.join(_SPEAKERS)})"
         )
