@@ -11,7 +11,7 @@ import yaml
 
 from sp2dpo.panel.rubric import count_images, holds_chat_marks, load_rubric, message_text
 from sp2dpo.store.store import Store
-from support.harness import fail, succeed, write_panel
+from support.harness import SCHEDULE, fail, succeed, write_panel
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
@@ -150,3 +150,26 @@ def test_a_store_without_images_goes_on_without_them(scripted, files):
     assert "3 set aside" in succeed("annotate", *files.write(teacher.url))
     options = files.write(teacher.url, sees_images=True)
     assert "2 asked for = 2 kept + 0 refused + 0 pending" in succeed("annotate", *options)
+
+
+def test_explain_and_the_report_do_not_show_the_data_of_images(scripted, files):
+    teacher = scripted()
+    options = files.write(teacher.url, sees_images=True)
+    succeed("annotate", *options)
+    with Store(files.store) as store:
+        ids = [row.pair.id for row, _ in store.corpus.rows()]
+    schedule = files.store.with_name("schedule.yaml")
+    schedule.write_text(SCHEDULE.read_text().replace("quorum: 3", "quorum: 1"))
+    betas = files.store.with_name("betas.parquet")
+    succeed("schedule", "--store", files.store, "--schedule", schedule, "--out", betas)
+    text = succeed("explain", ids[0], "--store", files.store, "--betas", betas)
+    assert "  | image: data:image/png;base64," in text
+    assert DATA not in text
+    assert f"  | image: {SECOND}" in succeed(
+        "explain", ids[2], "--store", files.store, "--betas", betas
+    )
+    store = ["--store", files.store, "--betas", betas]
+    page = files.store.with_name("report.html")
+    succeed("report", *store, "--out", page)
+    assert "[1 image]" in page.read_text()
+    assert "base64" not in page.read_text()

@@ -18,7 +18,7 @@ from sp2dpo.betas.schedule import Schedule
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.records import StoredReply
-from sp2dpo.text import escape_controls, format_table, one_line
+from sp2dpo.text import escape_controls, format_table, one_line, shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,9 @@ def _conversation(pair: Pair) -> list[str]:
 
 
 def _indented(turn: Message) -> list[str]:
-    more = [f"{key}: {turn[key]}" for key in turn if key not in ("role", "content")]
+    more = [f"{key}: {turn[key]}" for key in turn if key not in ("role", "content", "images")]
+    # The data of an image would fill many screens.
+    more += [f"image: {shorten(image, 80)}" for image in turn.get("images") or ()]
     lines = [*(turn.get("content") or "").split("\n"), *more]
     return [f"  | {line}" for line in lines]
 

@@ -12,7 +12,7 @@ from sp2dpo.betas.gaps import compute_signed_gap
 from sp2dpo.pairs.pair import Message
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.store import Store
-from sp2dpo.text import canonical_json
+from sp2dpo.text import canonical_json, count_noun
 
 EXAMPLES = 10
 """Number of pairs in each list of examples."""
@@ -147,7 +147,9 @@ def _render_turns(turns: Iterable[Message]) -> str:
         parts = (
             [content if isinstance(content, str) else canonical_json(content)] if content else []
         )
-        extra = {key: turn[key] for key in turn if key not in ("role", "content")}
+        if images := turn.get("images"):
+            parts.append(f"[{count_noun(len(images), 'image')}]")
+        extra = {key: turn[key] for key in turn if key not in ("role", "content", "images")}
         # Tool calls and names are part of what the teacher read.
         texts.append("\n".join([*parts, canonical_json(extra)] if extra else parts))
     joined = "\n\n".join(texts)
