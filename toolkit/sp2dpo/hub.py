@@ -1,52 +1,120 @@
 """Read data sets from the Hugging Face Hub, and replace its exceptions by one-line errors."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from sp2dpo.text import one_line
 
+_NAME = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"
+    # What the Hub allows in the name of a config, except the separators of this syntax.
+    r"(?:/(?P<config>[^<>:/\\|?*@]+))?(?::(?P<split>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+NAME_FORMS = "org/name, org/name:split@revision, org/name/config:split@revision"
+_LISTED = 20
+"""Maximum number of configs in a message."""
 
-def resolve(
-    name: str, split: str | None, revision: str | None
-) -> tuple[str, str | None, str | None]:
-    """Resolve a data set on the Hub to one commit.
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """Name of rows on the Hub, `org/name/config:split@revision`; only `org/name` is required.
+
+    Attributes:
+        repo: `org/name`.
+        config: Name of the config; None for the default or only one.
+        split: Name of the split; None if not stated.
+        revision: Branch, tag or commit; None for the main branch.
+    """
+
+    repo: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the name that a text states; None if it is none."""
+        match = _NAME.fullmatch(text)
+        return None if match is None else cls(**match.groupdict())
+
+    @property
+    def rows(self) -> str:
+        """The name without the revision."""
+        config = f"/{self.config}" if self.config else ""
+        return f"{self.repo}{config}:{self.split}" if self.split else f"{self.repo}{config}"
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        return f"{self.rows}@{self.revision}" if self.revision else self.rows
+
+
+def resolve(name: HubName) -> tuple[HubName, str | None]:
+    """Resolve a data set on the Hub to one config, one split and one commit.
 
     Args:
-        name: `org/name`.
-        split: Name of the split; None for the only one, or `train`.
-        revision: Branch, tag or commit; None for the main branch.
+        name: Its name. Without a config, the data set must have only one, or a default one; without
+            a split, only one, or one called `train`.
 
     Returns:
-        The split, the commit, and the licence on the card; the licence is None if the card states
-        none or several.
+        The name, with `config` None for the default or only config, and the licence on the card,
+        which is None if the card states none or several.
 
     Raises:
-        ValueError: If the split does not exist.
+        ValueError: If the config or the split does not exist, or one must be named.
         OSError: If the data set or the revision does not exist, or the Hub cannot be reached.
     """
     import datasets  # noqa: PLC0415 - slow to import, and only Hub sources need it
     import huggingface_hub  # noqa: PLC0415
 
-    with hub_errors(f"{name}@{revision}" if revision else name):
-        info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
+    with hub_errors(str(replace(name, config=None, split=None))):
+        info = huggingface_hub.HfApi().dataset_info(name.repo, revision=name.revision)
         sha, card = info.sha, info.card_data
-        # Use the same commit for the splits and the rows: a branch may move in between.
-        splits = datasets.get_dataset_split_names(name, revision=sha)
-    if split is None:
-        split = splits[0] if len(splits) == 1 else "train"
+        # Use the same commit for the configs and the rows: a branch may move in between.
+        configs = datasets.get_dataset_config_names(name.repo, revision=sha)
+        default = datasets.get_dataset_default_config_name(name.repo, revision=sha)
+        if (name.config is None and default is None) or name.config not in (None, *configs):
+            raise UnknownConfig(name, configs)
+        config = name.config or default
+        splits = datasets.get_dataset_split_names(name.repo, config, revision=sha)
+    split = name.split or (splits[0] if len(splits) == 1 else "train")
     if split not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}: name one as {name}:SPLIT")
+        config_name = replace(name, split=None, revision=None)
+        raise ValueError(
+            f"{config_name} has the splits {', '.join(splits)}: name one as {config_name}:SPLIT"
+        )
     license = card.license if card else None
-    return split, sha, license if isinstance(license, str) else None
+    # The only or default config has no name in a source, as long as data sets had one config.
+    named = replace(name, config=None if config == default else config, split=split, revision=sha)
+    return named, license if isinstance(license, str) else None
 
 
-def read_hub_rows(name: str, split: str, sha: str | None) -> Iterator[dict[str, Any]]:
+class UnknownConfig(ValueError):
+    """A data set has several configs, and a name states none of them.
+
+    Args:
+        name: The name.
+        configs: Configs of the data set.
+    """
+
+    def __init__(self, name: HubName, configs: Sequence[str]) -> None:
+        texts = [str(replace(name, config=config)) for config in configs[:_LISTED]]
+        more = f" and {len(configs) - _LISTED} more" if len(configs) > _LISTED else ""
+        has = f"no config {name.config}, but" if name.config else f"{len(configs)} configs:"
+        listed = ", ".join(configs[:_LISTED])
+        super().__init__(f"it has {has} {listed}{more}: pass {' or '.join(texts)}")
+
+
+def read_hub_rows(name: HubName) -> Iterator[dict[str, Any]]:
     """Yield all rows of a split at a commit, in order; images are the bytes of their files."""
     import datasets  # noqa: PLC0415
 
-    with hub_errors(f"{name}@{sha}"):
-        rows = datasets.load_dataset(name, split=split, revision=sha)
+    with hub_errors(f"{name.repo}@{name.revision}"):
+        rows = datasets.load_dataset(
+            name.repo, name.config, split=name.split, revision=name.revision
+        )
         for column, feature in (rows.features or {}).items():
             stored = _without_decoding(feature)
             if stored != feature:

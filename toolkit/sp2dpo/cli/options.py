@@ -31,7 +31,8 @@ BETAS = click.option(
 PAIRS = click.option(
     "--pairs",
     metavar="P",
-    help="Pairs: a .jsonl, .jsonl.gz or .parquet file, or a data set on the Hub.",
+    help="Pairs: a .jsonl, .jsonl.gz or .parquet file, or a data set on the Hub, "
+    "org/name/config:split@revision with the last three optional.",
 )
 
 

@@ -9,7 +9,9 @@ from sp2dpo.cli.options import FILE, print_lines
 
 @click.command()
 @click.option(
-    "--data", required=True, help="Data set: a folder written by `build`, or org/name on the Hub."
+    "--data",
+    required=True,
+    help="Data set: a folder written by `build`, or org/name@revision on the Hub.",
 )
 @click.option(
     "--model",

@@ -17,6 +17,7 @@ from datasets import Features
 
 from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.dataset.manifest import CONFIGS, Manifest, Suspect
+from sp2dpo.hub import HubName
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent, one_line
 
@@ -183,8 +184,8 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
     # Without the files' digests, betas of another schedule in a folder of the same name would be
     # served from the cache. Files are listed one by one, so that other files add no rows.
     source = manifest.source
-    # A data set on the Hub is called `org/name:split` and has a commit; a file only has a name.
-    hub = ":" in source.name and source.revision
+    # A data set on the Hub has a commit; a file only has a name.
+    hub = HubName.parse(source.name) if source.revision else None
     return {
         **({"license": manifest.license} if manifest.license else {}),
         "pretty_name": f"{escape_controls(source.name)} with per-pair beta",
@@ -193,7 +194,7 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
         "size_categories": [
             next((name for limit, name in _SIZES if manifest.counts.rows < limit), "n>10M")
         ],
-        **({"source_datasets": [source.name.split(":")[0]]} if hub else {}),
+        **({"source_datasets": [hub.repo]} if hub else {}),
         "tags": ["dpo", "preference", "sp2dpo", "per-pair-beta", "trl"],
         "configs": [
             {

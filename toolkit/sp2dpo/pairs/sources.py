@@ -8,7 +8,6 @@ comparison of two.
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, time
@@ -25,9 +24,6 @@ from sp2dpo.pairs.shapes import Comparison, compare
 from sp2dpo.text import one_line
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-_HUB_ID = re.compile(
-    r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
-)
 _OWN_ID_COLUMNS = ("source_id", "pair_id", "id")
 
 
@@ -71,7 +67,8 @@ class Source:
     """A file or a Hub data set at one revision.
 
     Attributes:
-        name: File name, or `org/name:split`.
+        name: File name, `org/name:split`, or `org/name/config:split` for a config other than the
+            default or only one.
         revision: Commit of a Hub data set; None for a file.
         license: License in the card of a Hub data set at that commit; None if the card has none.
         path: Path of the file; None for a Hub data set.
@@ -95,10 +92,11 @@ def open_source(
     pairs_from: PairsFrom | None = None,
     images: bool = False,
 ) -> Source:
-    """Open the source with a name, which is a path, `org/name` or `org/name:split@revision`.
+    """Open the source with a name, which is a path, `org/name` or `org/name/config:split@revision`.
 
     A Hub revision (branch or tag) is resolved to its commit, so that the same rows can be read
-    again. Without a split, the data set must have only one split, or one called `train`.
+    again. Without a config, the data set must have only one, or a default one; without a split,
+    only one split, or one called `train`.
 
     Args:
         text: The name.
@@ -123,15 +121,13 @@ def open_source(
         # File names need not be valid Unicode.
         name = path.name.encode("utf-8", "backslashreplace").decode()
         return Source(name=name, path=path, reading=reading)
-    match = _HUB_ID.fullmatch(text)
-    if path.exists() or not match:
+    hub_name = hub.HubName.parse(text)
+    if path.exists() or not hub_name:
         raise ValueError(
-            f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) "
-            "nor a Hub id (org/name, org/name:split@revision)"
+            f"{text}: neither a file ({', '.join(FILE_ENDINGS)}) nor a Hub id ({hub.NAME_FORMS})"
         )
-    split, sha, license = hub.resolve(match["name"], match["split"], match["revision"])
-    name = f"{match['name']}:{split}"
-    return Source(name=name, revision=sha, license=license, reading=reading)
+    hub_name, license = hub.resolve(hub_name)
+    return Source(name=hub_name.rows, revision=hub_name.revision, license=license, reading=reading)
 
 
 def choose_source(
@@ -290,8 +286,10 @@ def _json_value(value: Any) -> Any:
 
 def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
     if source.path is None:
-        name, split = source.name.split(":", 1)
-        return hub.read_hub_rows(name, split, source.revision)
+        name = hub.HubName.parse(source.name)
+        if name is None:
+            raise ValueError(f"{source.name}: not a source of rows")
+        return hub.read_hub_rows(replace(name, revision=source.revision))
     if source.path.suffix == ".parquet":
         return _parquet_rows(source.path)
     return (columns for _, columns in read_json_lines(source.path))

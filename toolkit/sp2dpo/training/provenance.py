@@ -10,11 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import (
+    Dataset,
+    get_dataset_config_names,
+    get_dataset_default_config_name,
+    load_dataset,
+)
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 
 from sp2dpo.files import read_json_lines
+from sp2dpo.hub import HubName, UnknownConfig
 from sp2dpo.tables import MANIFEST, is_pattern, list_data_files, read_parquet
 
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
@@ -39,14 +45,40 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
                 f"it has no {MANIFEST}, and the datasets library takes its path {folder.resolve()} "
                 "for a pattern because of its special characters: rename or move the folder"
             )
-        return load_dataset(source, split=split, revision=None if local else revision)
+        if local:
+            return load_dataset(source, split=split)
+        return _load_from_hub(source, split, revision)
     except StopIteration:  # `datasets` raises it for JSON files without a line
         raise ValueError(f"{source} has no rows: choose another data set or split") from None
+    except UnknownConfig as error:
+        raise ValueError(f"{source}: {error}") from error
     except (ValueError, OSError, DatasetsError) as error:
         where = (
             "cannot be read" if local else "is neither a file, a folder nor a data set on the Hub"
         )
         raise ValueError(f"{source} {where}: {error}") from error
+
+
+def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
+    name = HubName.parse(source)
+    if name is None:  # `datasets` knows names without an organisation, too
+        return load_dataset(source, split=split, revision=revision)
+    for what, ours, others in (
+        ("split", name.split, split if split != "train" else None),
+        ("revision", name.revision, revision),
+    ):
+        if ours and others and ours != others:
+            raise ValueError(f"it names the {what} {ours}, and the setting for it is {others}")
+    split, revision = name.split or split, name.revision or revision
+    try:
+        return load_dataset(name.repo, name.config, split=split, revision=revision)
+    except ValueError:
+        # Either the config or the split is wrong; `datasets` does not say how to name a config.
+        configs = get_dataset_config_names(name.repo, revision=revision)
+        default = get_dataset_default_config_name(name.repo, revision=revision)
+        if (name.config or default) not in configs:
+            raise UnknownConfig(name, configs) from None
+        raise
 
 
 def _read_file(path: Path) -> Dataset:
@@ -110,6 +142,9 @@ def trace_rows(
         revision = None
     elif commit:
         revision = commit[1]
+    else:
+        name = HubName.parse(source)
+        revision = (name.revision if name else None) or revision
     manifest = _read_manifest(source, revision)
     facts = _parse_manifest(manifest) if manifest else None
     names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
@@ -140,7 +175,11 @@ def _read_manifest(source: str, revision: str | None) -> bytes | None:
     try:
         if Path(source).exists():
             return Path(source, MANIFEST).read_bytes()  # a file has none: NotADirectoryError
-        path = hf_hub_download(source, MANIFEST, revision=revision, repo_type="dataset")
+        name = HubName.parse(source)
+        if name is None:
+            return None
+        revision = name.revision or revision
+        path = hf_hub_download(name.repo, MANIFEST, revision=revision, repo_type="dataset")
         return Path(path).read_bytes()
     except (OSError, ValueError):  # no manifest, or the Hub cannot be reached
         return None

@@ -34,7 +34,7 @@ class DataConfig:
 
     Attributes:
         dataset: A folder built by `sp2dpo build`, a .jsonl, .jsonl.gz or .parquet file, or the name
-            of a data set on the Hub.
+            of a data set on the Hub: `org/name` or `org/name/config:split@revision`.
         dataset_revision: Commit, tag or branch of `dataset` on the Hub.
         dataset_split: The split to read from `dataset`, and from `eval_dataset`.
         eval_dataset: A second folder, file or Hub name to evaluate on, instead of held-out prompts.
