@@ -231,6 +231,10 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
     {"prompt": "Q", "completions": [{"text": "A", "score": 2}, {"text": "B", "score": 1}]},
     {"prompt": "Q", "responses": ["B", "A"], "ranks": [2, 1]},
     {"instruction": "Q", "generations": ["A", "B"], "ratings": [5.0, 4.0], "models": ["m", "n"]},
+    {"prompt": "Q", "responses": [{"text": "B"}, {"text": "A", "model": "m"}], "scores": [1, 2]},
+    {"prompt": "Q", "responses": [[assistant("B")], [assistant("A")]], "scores": [1, 2]},
+    {"question": "Q", "completions": [{"response": "A", "fine-grained_score": 2.5},
+                                      {"response": "B", "fine-grained_score": 2}]},
 ])  # fmt: skip
 def test_two_responses_and_a_preference_are_a_pair(tmp_path, row):
     assert texts(pair(tmp_path, row)) == (["Q"], ["A"], ["B"])
@@ -372,6 +376,11 @@ def test_named_columns_are_read_whatever_they_are_called(tmp_path):
             ["Q"],
         ),
         (
+            {"q": "Q", "x": "A", "y": "B", "best": 1},
+            {"prompt": "q", "response_0": "x", "response_1": "y", "winner": "best"},
+            ["Q"],
+        ),
+        (
             {"q": "Q", "x": "A", "y": "B", "best": "b"},
             {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "best"},
             ["Q"],
@@ -426,6 +435,33 @@ def test_a_role_or_column_that_does_not_exist_is_an_error(tmp_path, columns, exp
 def test_a_conversation_may_be_written_in_other_ways(tmp_path, turns, expected):
     row = {"prompt": turns, "chosen": "B", "rejected": "C"}
     assert texts(pair(tmp_path, row))[0] == expected
+
+
+ASKED = [user("Q"), assistant("A")]
+SHARED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A "}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ASKED, "chosen": [assistant("A")], "rejected": [assistant("B")]},
+        {"messages": ASKED, "chosen": "A", "rejected": "B"},
+        {"conversations": SHARED, "chosen": "A", "rejected": "B"},
+        {"conversations": SHARED, "chosen": {"from": "gpt", "value": "A"},
+         "rejected": [{"from": "gpt", "value": "B"}]},
+        {"messages": ASKED, "response_a": "B", "response_b": "A", "winner": "b"},
+        {"messages": ASKED, "responses": ["B", "A"], "scores": [1, 2]},
+        {"messages": [user("Q"), assistant("B")], "chosen": "A", "rejected": "B"},
+    ],
+)  # fmt: skip
+def test_messages_that_end_with_a_response_are_the_prompt_without_it(tmp_path, row):
+    assert texts(pair(tmp_path, row)) == (["Q"], ["A"], ["B"])
+
+
+def test_messages_that_end_with_another_response_are_refused(tmp_path):
+    row = {"messages": [user("Q"), assistant("C")], "chosen": "A", "rejected": "B"}
+    assert "ends with a turn of the assistant" in reason(tmp_path, row)
+    assert texts(pair(tmp_path, row, columns={"prompt": "messages"}))[0] == ["Q", "C"]
 
 
 def test_an_unknown_speaker_is_named(tmp_path):

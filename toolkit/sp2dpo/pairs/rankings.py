@@ -11,7 +11,7 @@ from sp2dpo.pairs.reading import PairsFrom
 
 _TEXTS = ("response", "answer", "completion", "generation", "output", "text")
 """Keys that hold a response in a list of objects."""
-_SCORES = ("overall_score", "score", "rating")
+_SCORES = ("overall_score", "fine-grained_score", "score", "rating")
 _RANKS = ("rank",)
 
 TIE = "a tie: no response is preferred"
@@ -63,7 +63,7 @@ def rank_objects(items: Sequence[Any], name: str) -> list[Ranked] | None:
     """
     if not items or not all(isinstance(item, Mapping) for item in items):
         return None
-    text = next((key for key in _TEXTS if any(item.get(key) is not None for item in items)), None)
+    text = _text_key(items)
     keys = [key for key in (*_SCORES, *_RANKS) if any(key in item for item in items)]
     if text is None or not keys:
         return None
@@ -93,6 +93,18 @@ def rank_lists(responses: Sequence[Any], scores: Sequence[Any], *, ranks: bool) 
     """
     if len(responses) != len(scores):
         raise InvalidPair("there are not as many scores as responses")
+    if responses and all(isinstance(item, Mapping) for item in responses):
+        text = _text_key(responses)
+        if text is not None:
+            return [
+                Ranked(
+                    response=item.get(text),
+                    score=_number(score),
+                    is_rank=ranks,
+                    details={key: item[key] for key in item if key != text},
+                )
+                for item, score in zip(responses, scores, strict=True)
+            ]
     return [
         Ranked(response=response, score=_number(score), is_rank=ranks)
         for response, score in zip(responses, scores, strict=True)
@@ -134,6 +146,10 @@ def choose(ranked: Sequence[Ranked], pairs_from: PairsFrom) -> list[Choice]:
     ]
     missing = [n for n in range(len(ranked)) if n not in scores]
     return [*choices, *(Choice(better=n, worse=n, reason=NO_SCORE) for n in missing)]
+
+
+def _text_key(items: Sequence[Mapping[str, Any]]) -> str | None:
+    return next((key for key in _TEXTS if any(item.get(key) is not None for item in items)), None)
 
 
 def _number(value: Any) -> float | None:

@@ -14,7 +14,8 @@ PairsFrom = Literal["best-rest", "all"]
 """Pairs of several scored responses: the best against each worse one, or all that differ."""
 ROLES = (
     "prompt", "system", "messages", "chosen", "rejected", "tools", "images", "videos", "source_id",
-    "responses", "scores", "ranks", "response_a", "response_b", "winner",
+    "responses", "scores", "ranks", "response_a", "response_b", "response_0", "response_1",
+    "response_2", "winner",
 )  # fmt: skip
 """What a column can be named as."""
 # A comma ends an item only before the next ROLE=, because names of columns may contain commas.

@@ -101,6 +101,7 @@ def _labelled(
         row = {**row, "tools": request.get("tools")}
         name, prompt = "input", to_turns(request.get("messages"), "input")
     used = {chosen_name, rejected_name, "prompt", "tools", *([name] if name else ())}
+    prompt = _without_responses(prompt, name, [chosen, rejected])
     prompt, chosen, rejected, with_columns = _with_context(
         row, reading, prompt, values.get(chosen_name), values.get(rejected_name)
     )
@@ -174,6 +175,38 @@ def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | N
     if required:
         raise InvalidPair("no column holds the prompt: give --columns prompt=COLUMN")
     return None
+
+
+def _without_responses(prompt: Any, name: str | None, responses: Sequence[Any]) -> Any:
+    """Return the prompt in a column of messages without the response with which it ends.
+
+    Args:
+        prompt: Value of the column.
+        name: The column; None if the responses share the prompt.
+        responses: The responses of the row.
+
+    Raises:
+        InvalidPair: If the column ends with another turn of the assistant.
+    """
+    if name not in _CONVERSATIONS or not isinstance(prompt, list) or not prompt:
+        return prompt
+    for response in responses:
+        turns = [{"content": response}] if isinstance(response, str) else response
+        if isinstance(turns, list) and 0 < len(turns) < len(prompt):
+            ends = zip(prompt[-len(turns) :], turns, strict=True)
+            if all(_content(end) == _content(turn) for end, turn in ends):
+                return prompt[: -len(turns)]
+    if isinstance(prompt[-1], Mapping) and prompt[-1].get("role") == "assistant":
+        raise InvalidPair(
+            f"{name} ends with a turn of the assistant that is no response of the row: give "
+            f"--columns prompt={name} if the responses continue it"
+        )
+    return prompt
+
+
+def _content(turn: Any) -> Any:
+    content = turn.get("content") if isinstance(turn, Mapping) else None
+    return content.strip() if isinstance(content, str) else content
 
 
 def _with_context(
@@ -267,6 +300,7 @@ def _decided(row: Row, shape: _TwoResponses, reading: Reading) -> Comparison:
     prompt = None if name is None else to_turns(row.get(name), name)
     if name is not None and not prompt:
         raise InvalidPair(f"empty {name}")
+    prompt = _without_responses(prompt, name, [left, right])
     prompt, chosen, rejected, context = _with_context(row, reading, prompt, chosen, rejected)
     used = {*shape.responses, decider, "prompt", "tools", *context, *([name] if name else ())}
     read = [*sorted(context), *([name] if name else ()), *shape.responses, f"by {decider}"]
@@ -405,12 +439,12 @@ def _several(
     pairs_from = reading.pairs_from or "best-rest"
     # Copied, because the responses are parsed anew for each pair.
     candidates = [to_turns(item.response, responses) for item in ranked]
+    value = _without_responses(to_turns(row[name], name), name, candidates)
     title = {"answers": "Nectar", "completions": "UltraFeedback"}.get(responses, "")
     for choice in choose(ranked, pairs_from):
         better, worse = ranked[choice.better], ranked[choice.worse]
         prompt, chosen, rejected, context = _with_context(
-            row, reading, to_turns(row[name], name), candidates[choice.better],
-            candidates[choice.worse],
+            row, reading, value, candidates[choice.better], candidates[choice.worse]
         )  # fmt: skip
         used = {*taken, name, "prompt", "tools", *context}
         kind = "rank" if better.is_rank else "score"
