@@ -77,7 +77,4 @@ def test_every_dialect_gives_the_same_betas(tmp_path, plain, dialect):
 def test_a_panel_without_the_dialects_settings_is_told_which(tmp_path, dialect, settings, advice):
     result = annotate(tmp_path, dialect, **{"model": "scripted", "retries": 0} | settings)
     assert result.returncode == 1
-    details = ""
-    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as store:
-        details = str(store.execute("SELECT detail FROM replies").fetchall())
-    assert advice in result.stderr + details
+    assert advice in result.stderr

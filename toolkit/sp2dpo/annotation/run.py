@@ -16,6 +16,7 @@ from sp2dpo.interrupts import run_interruptible
 from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sources import Source, choose_source, read_rows
 from sp2dpo.pairs.tally import no_pair_error
+from sp2dpo.panel.advice import advise_all
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
@@ -152,13 +153,15 @@ def annotate_pairs(
         for teacher in panel.teachers:
             if teacher.serve is not None and needed[teacher.name]:
                 approve(teacher)
-        start, received = time.monotonic(), Counter[bool]()
+        start, received, details = time.monotonic(), Counter[bool](), dict[str, str]()
 
         def run() -> None:
             with progress(sum(needed.values())) as advance:
 
                 def count_reply(record: ReplyRecord, final: bool) -> None:
                     received[final] += 1
+                    if record.reason is not None:
+                        details.setdefault(record.reason, record.detail or "")
                     if final:
                         advance(1, record.annotation is None)
 
@@ -190,9 +193,15 @@ def annotate_pairs(
             )
             # Also after a failure or an interrupt, when the counts matter most.
             on_result(result)
-    silent = [counts.teacher for counts in result.teachers if counts.all and not counts.kept]
+    silent = [counts for counts in result.teachers if counts.all and not counts.kept]
     if silent:
-        raise ValueError(f"no reply of {', '.join(silent)} could be kept")
+        raise ValueError(
+            "; ".join(
+                f"no reply of {counts.teacher} could be kept"
+                + (f": {advise_all(counts.refused, details)}" if counts.refused else "")
+                for counts in silent
+            )
+        )
     if result.missing:
         raise ValueError("some replies are still missing: run the same command again")
     return result

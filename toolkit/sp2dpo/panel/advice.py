@@ -58,7 +58,8 @@ def advise(reason: str, detail: str | None = None, *, structured: str = Endpoint
     if reason in _ADVICE:
         return _ADVICE[reason]
     if reason.startswith("http-"):
-        said = f"the server says: {shorten(detail or 'nothing')}"
+        # The client adds its advice to the server's message, which it has shortened.
+        said = f"the server says: {shorten(detail or 'nothing', 500)}"
         if _NO_SYSTEM.search(detail or ""):
             return (
                 "the chat template of the model has no system role: use a copy of the rubric with "
