@@ -9,7 +9,8 @@ import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import chain, pairwise
 from typing import Any
 
 # C0 and C1 controls except newline and tab, unpaired surrogates, and characters that reorder or
@@ -31,38 +32,48 @@ def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
 
 
-# Control tokens of chat templates and tokenizers. The text before each `(?=` is where a mark is
-# split. Names that are ordinary words or tags elsewhere count in their exact case only.
-_MARKS = (
-    # <|im_start|>, <|turn>, <turn|> and, with other bars, DeepSeek's, whose names hold blanks
-    r"<\|(?=(?!\s|\|*>)[^<>\n]{1,100}>)",
-    r"<(?=[^<>|\s][^<>\s]{0,99}\|>)",
-    r"\[\|(?=[^\[\]|\s]{1,100}\|\])",
-    r"\|(?=DSML\|)",
-    # <s>, <bos>, <start_of_turn>, <think>, <tool_call>, <unused7>, <fim_prefix>
-    r"<(?=/?(?:s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT)>)",
-    r"<(?=/?(?i:bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
+# Names of control tokens in <...> and [...]. The first ones, ordinary words and tags, count in their
+# exact case only.
+_ANGLE_NAMES = (
+    r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT",
+    r"bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
     r"|(?:bos|eos|eop|mask)_token|mask:\d+|(?:tokens_)?unused_?\d+|(?:reserved|special|extra_id)_\d+"
     r"|(?:start|begin|end)_of_[a-z_]+|(?:start|end)_function_[a-z]+|no_?think|think(?:ing)?|thought"
     r"|tools?(?:_[a-z]+)*|toolcalls?|available_tools|functions?(?:_(?:calls?|response))?"
     r"|arg_(?:key|value)|scratch_pad|escape|fim_[a-z]+|file_?(?:name|_sep)|repo_?name|gh_stars"
     r"|(?:jupyter|issue|commit)_[a-z_]+|empty_output|(?:image|audio)_soft_token|global-img"
-    r"|fake_token_around_image|row_\d+_col_\d+|longcat_[a-z_]+|(?:seed|minimax):[a-z_]+"
-    r")>)",
-    # <<SYS>>, [INST], [/INST], [TOOL_CALLS], [gMASK], [EOT]
-    r"<<(?=/?(?i:sys)>>)",
-    r">>(?=[A-Z][A-Z_]*<<)",
-    r"\[(?=/?(?i:inst|system_prompt|tool_(?:calls|results|content)|available_tools|model_settings"
-    r"|[gs]mask|(?:start|end)_header_id|extra_id_\d+|control_\d+|img_(?:break|end)|begin_audio"
-    r"|streaming_pad|call_id)\])",
-    r"\[(?=/?(?:BOS|EOS|EOT|PAD|UNK|CLS|SEP|MASK|IMG|AUDIO|ARGS|THINK|TRANSCRIBE|PREFIX|MIDDLE"
-    r"|SUFFIX)\])",
-    # MiniMax: ]~b], ]~!b[, [e~[; GLM and Qwen read these words as switches
-    r"\](?=[~!]!?[a-z]~?[\[\]])",
-    r"\[(?=[a-z]~\[)",
-    r"/(?=no_?think)",
+    r"|fake_token_around_image|row_\d+_col_\d+|longcat_[a-z_]+|(?:seed|minimax):[a-z_]+",
 )
-_MARK = re.compile("|".join(_MARKS))
+_SQUARE_NAMES = (
+    r"BOS|EOS|EOT|PAD|UNK|CLS|SEP|MASK|IMG|AUDIO|ARGS|THINK|TRANSCRIBE|PREFIX|MIDDLE|SUFFIX",
+    r"inst|system_prompt|tool_(?:calls|results|content)|available_tools|model_settings|[gs]mask"
+    r"|(?:start|end)_header_id|extra_id_\d+|control_\d+|img_(?:break|end)|begin_audio"
+    r"|streaming_pad|call_id",
+)
+# A mark is split at the end of its match, before the look-ahead. The first look-ahead of a bracket
+# is quick and excludes most brackets of code.
+_MARK = re.compile(
+    # <|im_start|>, <|turn>, and names with blanks, as DeepSeek's may be written
+    r"<\|(?=(?!\s|\|*>)[^<>\n]{1,100}>)"
+    # <turn|>
+    r"|<(?=[^<>|\s][^<>\s]{0,99}\|>)"
+    # <s>, <start_of_turn>, </think>, <<SYS>>
+    r"|<(?=/?[A-Za-z][\w:-]{0,60}>)(?=/?(?:"
+    + _ANGLE_NAMES[0]
+    + r"|(?i:"
+    + _ANGLE_NAMES[1]
+    + r"))>)"
+    r"|<<(?=/?(?i:sys)>>)"
+    # [INST], [|user|]
+    r"|\[(?=/?\w{3,30}\])(?=/?(?:" + _SQUARE_NAMES[0] + r"|(?i:" + _SQUARE_NAMES[1] + r"))\])"
+    r"|\[\|(?=[^\[\]|\s]{1,100}\|\])"
+    # MiniMax: ]~b], ]~!b[, [e~[; Falcon: >>TITLE<<; DeepSeek: |DSML|
+    r"|\](?=[~!]!?[a-z]~?[\[\]])|\[(?=[a-z]~\[)|>>(?=[A-Z][A-Z_]*<<)|\|(?=DSML\|)"
+    # GLM and Qwen read these words as switches
+    r"|/(?=no_?think)"
+)
+_OF_MARKS = re.compile(r"[\w<>\[\]|/~!:\"-]", re.ASCII)
+"""Characters that marks consist of."""
 
 
 def has_chat_marks(text: str) -> bool:
@@ -87,13 +98,28 @@ def _fold(text: str) -> str:
     """Return the text with full-width forms as ASCII; every character keeps its position."""
     if text.isascii():
         return text
-    # DeepSeek's marks have full-width bars, and tokenizers with NFKC fold all such forms.
-    folded = {
-        ord(char): plain
-        for char in set(text)
-        if not char.isascii() and len(plain := unicodedata.normalize("NFKC", char)) == 1
-    }
-    return text.translate(folded)
+    folded, foldable = _foldable()
+    for pattern in (foldable, _MATHEMATICAL):
+        text = pattern.sub(lambda match: folded.get(match[0], match[0]), text)
+    return text
+
+
+_MATHEMATICAL = re.compile("[\U0001d400-\U0001d7ff]")
+
+
+@cache
+def _foldable() -> tuple[dict[str, str], re.Pattern[str]]:
+    """Return the characters that NFKC turns into one of marks, and a pattern of the 16-bit ones.
+
+    DeepSeek's marks have full-width bars, and tokenizers with NFKC fold all such forms.
+    """
+    # The planes in which Unicode has compatibility forms of ASCII characters.
+    characters = map(chr, chain(range(0x80, 0x10000), range(0x1D400, 0x1D800)))
+    folded = {char: unicodedata.normalize("NFKC", char) for char in characters}
+    folded = {char: plain for char, plain in folded.items() if _OF_MARKS.fullmatch(plain)}
+    # `re` searches a set with other characters one by one.
+    few = re.escape("".join(char for char in folded if char <= "\uffff"))
+    return folded, re.compile(f"[{few}]")
 
 
 def one_line(value: object) -> str:
