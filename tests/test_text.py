@@ -1,15 +1,19 @@
 """What reaches a terminal or a model cannot steer it, reorder it or hide in it."""
 
+import json
+import math
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sp2dpo.files import write_json
 from sp2dpo.text import (
     HIDDEN,
     count_noun,
     escape_controls,
+    format_json,
     format_table,
     has_chat_marks,
     redact,
@@ -225,3 +229,14 @@ def test_no_mark_remains_after_marks_were_split_and_nothing_but_spaces_is_added(
 def test_long_texts_of_brackets_are_searched_in_linear_time():
     for piece in ("<", "<|", "[", "<a", "<|a "):
         assert not has_chat_marks(piece * 20_000)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, [math.nan], {"a": (1, math.inf)}, {"a": {"b": [math.nan, 2]}}],
+)
+def test_results_are_written_as_json_that_every_parser_reads(tmp_path, value):
+    write_json(tmp_path / "result.json", value)
+    for text in (format_json(value), (tmp_path / "result.json").read_text()):
+        assert "null" in text
+        json.loads(text, parse_constant=pytest.fail)

@@ -129,6 +129,10 @@ def _to_json(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
+def _format_json(value: Any) -> str:
+    return json.dumps(_to_json(value), ensure_ascii=False, allow_nan=False)
+
+
 @endpoint
 def find(dataset: Dataset, request: dict[str, Any]) -> Any:
     """Return the position of the pair with an id."""
@@ -183,8 +187,9 @@ def export(dataset: Dataset, request: dict[str, Any]) -> Any:
             f"{len(places):,} pairs are selected, and at most {MAX_EXPORTED:,} can be exported: "
             "select fewer, or load the data set itself"
         )
-    # With the commit, because the same name may stand for a newer revision later.
-    key = json.dumps([dataset.name, dataset.commit, query, kind])
+    # With the manifest, because the same name may stand for a newer revision later, or for another
+    # folder; its hash of the card covers all data files.
+    key = json.dumps([dataset.name, dataset.commit, dataset.facts, query, kind], default=str)
     # Gradio serves files of its own cache folder only.
     folder = Path(get_upload_folder()) / "inspector-exports"
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,8 +220,7 @@ def _write_json_lines(parts: Iterator[pa.Table], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for part in parts:
             for row in part.to_pylist():
-                # Columns of the source may have types that JSON lacks, such as dates.
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                file.write(_format_json(row) + "\n")
 
 
 PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, export]
@@ -249,6 +253,6 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         pairs = [dataset.row(place) | {"replies": dataset.pair_replies(place)} for place in wanted]
         result = {"data": dataset.name, "commit": dataset.commit, "count": len(places)}
         # Returned as text, because Gradio would take an object with a `path` for one of its files.
-        return json.dumps(result | {"pairs": _to_json(pairs)}, ensure_ascii=False)
+        return _format_json(result | {"pairs": pairs})
     except (BadRequest, UnusableDataset) as error:
         return json.dumps({"error": str(error)})

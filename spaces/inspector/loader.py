@@ -57,9 +57,10 @@ def open_folder(folder: Path, scratch: Path, *, name: str, commit: str | None) -
         reply_files = _list_files(folder, manifest, "annotations")
         replies = _map_batches(_read_batches(reply_files), scratch / "replies.arrow")
         return _build_dataset(folder, manifest, rubric, texts, replies, name=name, commit=commit)
-    except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnusableDataset(f"{name}: not a data set of sp2dpo, or damaged") from error
-    except (ValueError, yaml.YAMLError) as error:  # pyarrow raises subclasses of ValueError
+    # An OverflowError is a number that does not fit the type of its column.
+    except (ValueError, OverflowError, pa.ArrowException, yaml.YAMLError) as error:
         raise UnusableDataset(f"{name}: {_one_line(error)}") from error
 
 

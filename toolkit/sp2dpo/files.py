@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from sp2dpo.text import format_json
+
 # All types that json.loads returns, except dict.
 _JSON_TYPES = {
     list: "a list",
@@ -59,8 +61,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Write a JSON file atomically; raises like `atomic_write`."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+    """Write a JSON file atomically, with null for NaN; raises like `atomic_write`."""
+    write_text(path, format_json(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def read_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -342,16 +343,24 @@ def json_values(value: Any) -> Any:
     """Return a result as the mappings, lists and scalars that `json.dumps` takes.
 
     The keys of a dataclass are the names of its fields, in their order, except that the metadata of
-    a field may give another key (`json`). A dataclass with a method `as_mapping` is left to it.
+    a field may give another key (`json`). A dataclass with a method `as_mapping` is left to it. NaN
+    and infinities, which JSON lacks, become None.
     """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if hasattr(value, "as_mapping"):
-        return value.as_mapping()
+        return json_values(value.as_mapping())
     if is_dataclass(value) and not isinstance(value, type):
         keys = {item.name: item.metadata.get("json", item.name) for item in fields(value)}
         return {key: json_values(getattr(value, name)) for name, key in keys.items()}
     if isinstance(value, Mapping):
         return {key: json_values(item) for key, item in value.items()}
     return [json_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def format_json(value: Any, *, indent: int | None = 2, ensure_ascii: bool = True) -> str:
+    """Return the JSON text of a result, as `json_values` gives it, which every parser reads."""
+    return json.dumps(json_values(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
 def canonical_json(value: Any) -> str:

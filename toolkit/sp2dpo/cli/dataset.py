@@ -226,8 +226,9 @@ def verify(
 def _print_verification(
     result: "VerifyResult", comparison: "ResampleResult | None", *, as_json: bool
 ) -> None:
-    import json
     from dataclasses import asdict
+
+    from sp2dpo.text import format_json
 
     if as_json:
         report = {
@@ -240,7 +241,7 @@ def _print_verification(
             ],
             "resampled": asdict(comparison) if comparison else None,
         }
-        click.echo(json.dumps(report, indent=2))
+        click.echo(format_json(report))
         return
     print_lines(
         [

@@ -1,6 +1,5 @@
 """The commands that evaluate students: outputs, verdicts, win rates, temperatures."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +264,7 @@ def _compare(
     from sp2dpo.cli.progress import progress_rows
     from sp2dpo.evaluation.text import comparison_lines
     from sp2dpo.evaluation.winrates import compare_students, comparison_notes
+    from sp2dpo.text import format_json
 
     comparison = compare_students(
         results, draws=draws, seed=seed, against=against, length_control=length_control,
@@ -272,7 +272,7 @@ def _compare(
     )  # fmt: skip
     if as_json:
         content = comparison.record() | {"notes": comparison_notes(comparison)}
-        click.echo(json.dumps(content, indent=1))
+        click.echo(format_json(content, indent=1))
     else:
         print_lines(comparison_lines(comparison))
     if picture is not None:

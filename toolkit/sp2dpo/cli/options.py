@@ -1,6 +1,5 @@
 """Options, prompts and output that several commands share."""
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -149,10 +148,10 @@ def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
 
 def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a result as JSON or as lines."""
-    from sp2dpo.text import json_values
+    from sp2dpo.text import format_json
 
     if as_json:
-        click.echo(json.dumps(json_values(result), indent=2))
+        click.echo(format_json(result))
     else:
         print_lines(list(lines))
 

@@ -161,10 +161,8 @@ def report(
 
     It shows the betas, the agreement of the teachers, and the checks of `audit`.
     """
-    import json
-
     from sp2dpo.report.page import write_report
-    from sp2dpo.text import json_values
+    from sp2dpo.text import format_json
 
     if out is None and folder is None and not as_json:
         raise click.UsageError("give --out PAGE.html, --plots FOLDER, --json, or several of them")
@@ -172,4 +170,4 @@ def report(
     # With --json, stdout is one JSON document.
     print_lines([f"wrote {path}" for path in result.files], err=as_json)
     if as_json:
-        click.echo(json.dumps(json_values(result.report), indent=2))
+        click.echo(format_json(result.report))

@@ -15,6 +15,7 @@ from sp2dpo.betas.formulas import Formulas
 from sp2dpo.settings import format_path
 from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.store import StoredTeacher
+from sp2dpo.text import format_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -144,7 +145,7 @@ class Manifest:
 
     def format_json(self) -> str:
         """Return the text of the file."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return format_json(asdict(self), ensure_ascii=False) + "\n"
 
     def config_files(self, config: str) -> list[str]:
         """Return the names of the files of a config, in the order of their rows."""

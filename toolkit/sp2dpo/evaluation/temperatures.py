@@ -229,7 +229,8 @@ def score_outputs(
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["head"] == header:
-            return content["rewards"]
+            # Null stands for NaN, which JSON lacks.
+            return [math.nan if reward is None else reward for reward in content["rewards"]]
     try:
         from sp2dpo.training.reward_model import output_rewards  # noqa: PLC0415 - imports torch
     except ImportError as error:
