@@ -33,8 +33,8 @@ def _code(number: int) -> str:
     return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
 
 
-# Names of control tokens in <...> and [...]. The first ones, ordinary words and tags, count in their
-# exact case only.
+# Names of control tokens in <...> and [...]. The first ones are words and tags elsewhere, so they
+# count in their exact case only.
 _ANGLE_NAMES = (
     r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT",
     r"bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
