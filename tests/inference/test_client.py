@@ -7,6 +7,7 @@ import json
 import time
 import zlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -109,6 +110,11 @@ ENCODED = {
     "unknown charset": lambda _: web.Response(
         body=UTF8, headers={"Content-Type": "text/plain; charset=x-nonsense"}
     ),
+    "latin-1 and said so": lambda _: web.Response(
+        body=UTF8.decode().encode("latin-1"),
+        headers={"Content-Type": "application/json; charset=latin-1"},
+    ),
+    "201 Created": lambda _: web.Response(body=UTF8, status=201),
     "byte order mark": lambda _: web.Response(body=b"\xef\xbb\xbf" + UTF8),
     "white space first": lambda _: web.Response(body=b"\n\n  " + UTF8),
 }
@@ -225,6 +231,7 @@ def test_a_rate_limit_that_mentions_money_is_only_a_rate_limit(body):
         (401, "no key", "set api_key_env in the panel"),
         (403, {"detail": "Forbidden"}, "access refused"),
         (404, {"detail": "Not Found"}, "wrong base_url or model"),
+        (410, {"detail": "This model was retired"}, "wrong base_url or model"),
         (404, {"error": {"message": "No endpoints found that support the requested parameters"}},
          "set structured: json_schema_plain or json_object or none"),
         (407, "", "exclude the host with NO_PROXY"),
@@ -445,6 +452,7 @@ LISTS = {
     "a wildcard": {"data": [{"id": "anthropic/*"}, {"id": "*"}]},
     "Ollama's tag": {"data": [{"id": "m:latest"}]},
     "Gemini's prefix": {"data": [{"id": "models/m"}]},
+    "the first page": {"data": [{"id": "a"}, {"id": "b"}], "has_more": True},
 }
 
 
@@ -472,6 +480,23 @@ def test_a_server_that_lists_the_model_is_asked_nothing(models):
 def test_a_server_that_lists_other_models_alone_is_refused(names):
     with pytest.raises(EndpointError, match="does not serve m"):
         check({"data": [{"id": name} for name in names]})
+
+
+def test_a_variant_of_a_listed_model_is_asked_for():
+    async def main():
+        models = {"data": [{"id": "vendor/m"}]}
+        async with serving(GOOD, models) as (url, bodies), open_session() as session:
+            teacher = replace(endpoint(url), model="vendor/m:nitro")
+            return await Client(session, teacher, None).check(url), bodies
+
+    result, bodies = asyncio.run(main())
+    assert result.notice
+    assert [body["model"] for body in bodies] == ["vendor/m:nitro"]
+
+
+def test_a_page_in_place_of_the_list_of_models_asks_for_the_address():
+    with pytest.raises(EndpointError, match="is base_url the address of the API"):
+        check(answer(200, "<!doctype html><title>Welcome</title>"))
 
 
 def test_a_long_list_is_shortened_and_the_nearest_name_is_shown():

@@ -26,6 +26,8 @@ TEXTS = {
     "two parts": [{"type": "text", "text": "Ye"}, {"type": "output_text", "text": "s."}],
     "text without a type": [{"text": "Yes."}],
     "strings": ["Ye", "s."],
+    "a part alone": {"type": "text", "text": "Yes."},
+    "content in a part": [{"type": "text", "content": "Yes."}],
     "a value": [{"type": "text", "text": {"value": "Yes.", "annotations": []}}],
 }
 
@@ -118,6 +120,16 @@ def test_finish_reasons_have_one_table_and_remain_in_the_servers_words(served, e
     assert (reply.finish_reason, reply.served_finish_reason) == (expected, served)
 
 
+def test_a_finish_reason_may_be_an_object_with_its_type():
+    for kind in ("stop", "length", "abort"):
+        finish = {"type": kind, "matched": 151645}
+        if kind == "abort":
+            with pytest.raises(Unavailable):
+                reply_to({"content": "Yes."}, finish=finish)
+        else:
+            assert reply_to({"content": "Yes."}, finish=finish).finish_reason == kind
+
+
 @pytest.mark.parametrize(
     ("content", "tokens", "expected"),
     [
@@ -143,6 +155,7 @@ ERRORS = {
         "error": {"message": "Overloaded", "type": "overloaded_error"},
         "choices": [],
     },
+    "as a number with a point": {"error": {"message": "Overloaded", "code": 429.0}},
     "with null choices": {"error": {"message": "Overloaded", "code": 429}, "choices": None},
     "in the choice": {"choices": [GOOD | {"error": {"message": "Overloaded", "code": 529}}]},
     "vLLM's old form": {"object": "error", "message": "Overloaded", "code": 503},
@@ -219,10 +232,16 @@ def test_another_kind_of_completion_is_refused_by_its_name(choice, named):
 
 
 @pytest.mark.parametrize(
-    "body", [b"data: {}\n\ndata: [DONE]\n\n", b": OPENROUTER PROCESSING\n\n", b"event: error\n"]
+    "body",
+    [
+        b'{"a": 1}\n{"b": 2}\n',
+        b"data: {}\n\ndata: [DONE]\n\n",
+        b": OPENROUTER PROCESSING\n\n",
+        b"event: error\n",
+    ],
 )
 def test_a_stream_of_events_is_refused_by_its_name(body):
-    with pytest.raises(EndpointError, match="server-sent events"):
+    with pytest.raises(EndpointError, match="a stream"):
         parse_body(TEACHER, body)
 
 

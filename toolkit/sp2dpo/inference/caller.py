@@ -119,7 +119,7 @@ class Caller:
         checks, unavailable = [], []
         for url in self._urls:
             try:
-                checks.append(await self._client.check(url))
+                checks.append(await self._client.check(url, patience=self._patience))
             except Unavailable as error:
                 unavailable.append(error)
         if not checks:

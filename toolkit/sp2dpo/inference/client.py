@@ -19,6 +19,7 @@ from sp2dpo.inference.connection import (
     find_proxy,
     redirect_target,
     requested_wait,
+    to_utf8,
 )
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.errors import (
@@ -138,11 +139,15 @@ class Client:
         self._encoded_rest: dict[int, bytes] = {}
         """Encoded request body after the messages, by attempt; it is the same for all pairs."""
 
-    async def check(self, url: str) -> ServerCheck:
+    async def check(self, url: str, *, patience: float = 60) -> ServerCheck:
         """Check that a server serves the model.
 
         A server that lists no models, or lists a wildcard such as `openai/*`, is asked one question
         instead, with few tokens.
+
+        Args:
+            url: Base URL of the server.
+            patience: Longest pause before the question is sent again, in seconds.
 
         Raises:
             Unavailable: If the server does not answer or is not ready.
@@ -161,7 +166,7 @@ class Client:
                 lost=True,
             ) from error
         if status in (404, 405, 501):
-            return await self._probe(url, "lists no models")
+            return await self._probe(url, "lists no models", patience)
         if status != 200:
             error = status_error(endpoint, status, answer)
             # Declined is an error of one chat; here such a status concerns the server.
@@ -170,7 +175,7 @@ class Client:
                     f"{endpoint.label}: {address} answered HTTP {status}: {shorten_body(answer)}"
                 )
             raise error
-        models = _listed_models(endpoint, answer)
+        models, is_partial = _listed_models(endpoint, answer)
         for model in models:
             aliases = model.get("aliases")
             if endpoint.model in (model.get("id"), *(aliases if isinstance(aliases, list) else ())):
@@ -178,9 +183,11 @@ class Client:
                 return ServerCheck(context=parse_count(model.get("max_model_len")))
         names = [str(model.get("id")) for model in models]
         if not names:
-            return await self._probe(url, "lists no models")
+            return await self._probe(url, "lists no models", patience)
         if alike := [name for name in names if _may_mean(name, endpoint.model)]:
-            return await self._probe(url, f"lists {alike[0]}")
+            return await self._probe(url, f"lists {alike[0]}", patience)
+        if is_partial:
+            return await self._probe(url, "lists its models in pages", patience)
         # A gateway may list hundreds.
         hint = did_you_mean(endpoint.model, names)
         raise EndpointError(
@@ -188,7 +195,7 @@ class Client:
             f"serves {shorten(', '.join(names))}"
         )
 
-    async def _probe(self, url: str, why: str) -> ServerCheck:
+    async def _probe(self, url: str, why: str, patience: float) -> ServerCheck:
         """Ask a question to learn whether the server serves the model."""
         endpoint, pause = self.endpoint, 1.0
         for left in reversed(range(_PROBES)):
@@ -197,7 +204,7 @@ class Client:
             except Unavailable as error:
                 if not left:
                     raise
-                await asyncio.sleep(min(max(pause, error.wait), _LONGEST_PAUSE))
+                await asyncio.sleep(min(max(pause, error.wait), _LONGEST_PAUSE, patience))
                 pause *= 2
             else:
                 break
@@ -318,8 +325,10 @@ class Client:
                         f"{label}: {address} answered HTTP {response.status}: {advice}",
                         reason=f"http-{response.status}",
                     )
-                wait = requested_wait(response.headers)
-                return response.status, await response.read(), wait
+                # Some gateways answer a POST with 201.
+                status = 200 if 200 <= response.status < 300 else response.status
+                body = to_utf8(await response.read(), response.charset)
+                return status, body, requested_wait(response.headers)
         except aiohttp.ClientHttpProxyError as error:
             where = "the proxy" if proxy is None else f"the proxy {proxy.url}"
             raise EndpointError(
@@ -341,23 +350,33 @@ def _origin(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _listed_models(endpoint: Endpoint, answer: bytes) -> list[dict[str, Any]]:
-    """Return the models that a server lists: as `data`, or as some do, as a bare list."""
+def _listed_models(endpoint: Endpoint, answer: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """Return the models that a server lists, as `data` or a bare list, and whether there are more.
+
+    Raises:
+        Unavailable: If the answer is not JSON.
+    """
     try:
         value = json.loads(answer)
-    except (ValueError, RecursionError):
-        value = parse_body(endpoint, answer)
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(
+            f"{endpoint.label}: the list of models is not JSON; is base_url the address of the API,"
+            f" such as http://HOST:PORT/v1? {shorten_body(answer)}",
+            reason="no-answer",
+        ) from error
     data = value.get("data", value.get("models")) if isinstance(value, dict) else value
-    return [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
+    models = [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
+    return models, isinstance(value, dict) and value.get("has_more") is True
 
 
 def _may_mean(listed: str, model: str) -> bool:
     """Return whether a listed model may be the one that the panel names, by another name."""
-    # LiteLLM lists `openai/*`, Ollama `m:latest`, and Gemini `models/m`.
+    # LiteLLM lists `openai/*`, Ollama `m:latest`, Gemini `models/m`; for OpenRouter's `m:nitro` and
+    # SGLang's `m:adapter` the list has `m`.
     return (
         ("*" in listed and fnmatchcase(model, listed))
-        or listed == f"{model}:latest"
-        or listed == f"models/{model}"
+        or listed in (f"{model}:latest", f"models/{model}")
+        or (":" in model and listed == model.rpartition(":")[0])
     )
 
 

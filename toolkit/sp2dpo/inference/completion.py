@@ -111,17 +111,25 @@ def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        if re.match(rb"\s*(data|event|id|retry)?:", body):
+        if re.match(rb"\s*(data|event|id|retry)?:", body) or _is_json_lines(body):
             raise EndpointError(
-                f"{endpoint.label}: a stream of server-sent events, not the JSON object that a"
-                " request without `stream` asks for; turn streaming off at the server or gateway:"
-                f" {shorten_body(body)}",
+                f"{endpoint.label}: a stream (server-sent events or lines of JSON), not the JSON"
+                " object that a request without `stream` asks for; turn streaming off at the server"
+                f" or gateway, or try extra: {{stream: false}}: {shorten_body(body)}",
                 reason="stream",
             ) from error
         raise _unreadable(endpoint, body) from error
     if not isinstance(answer, dict):
         raise _unreadable(endpoint, body)
     return answer
+
+
+def _is_json_lines(body: bytes) -> bool:
+    lines = body.strip().splitlines()
+    try:
+        return len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines[:2])
+    except (ValueError, RecursionError):
+        return False
 
 
 def _unreadable(endpoint: Endpoint, body: bytes) -> Unavailable:
@@ -154,7 +162,7 @@ def _parse(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) ->
     message = choice.get("message")
     if not isinstance(message, dict):
         raise _no_completion(endpoint, answer, choice)
-    served = _text(choice.get("finish_reason"))
+    served = _served_reason(choice.get("finish_reason"))
     word = "" if served is None else _word(served)
     if word == "error" or word in _INTERRUPTED:
         raise Unavailable(
@@ -224,6 +232,11 @@ def _no_completion(
     return Unavailable(f"{endpoint.label}: not a chat completion: {beginning}", reason="no-answer")
 
 
+def _served_reason(value: Any) -> str | None:
+    # SGLang's own API writes {"type": "stop", "matched": 151645}.
+    return _text(value.get("type") if isinstance(value, dict) else value)
+
+
 def _word(served: str) -> str:
     """Return a finish reason in lower case, without the name of an enumeration before it."""
     word = served.strip().rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
@@ -246,11 +259,8 @@ def _parts(content: Any) -> list[tuple[str, str]]:
 
     Kinds are `text`, `thinking`, `refusal`, `tool` and `other`; the last two have no text.
     """
-    if isinstance(content, str):
-        return [("text", content)]
-    if not isinstance(content, list):
-        return [("other", "")]
-    return [_part(part) for part in content] or [("other", "")]
+    parts = content if isinstance(content, list) else [content]
+    return [_part(part) for part in parts] or [("other", "")]
 
 
 def _part(part: Any) -> tuple[str, str]:
@@ -264,8 +274,8 @@ def _part(part: Any) -> tuple[str, str]:
     if kind == "refusal":
         return "refusal", _nested_text(part)
     # Gemini and Bedrock write parts without a type.
-    if kind in (None, "text", "output_text") and "text" in part:
-        return "text", _nested_text(part["text"])
+    if kind in ("text", "output_text") or (kind is None and "text" in part):
+        return "text", _nested_text(part)
     return ("tool" if "tool" in str(kind) or "function" in str(kind) else "other"), ""
 
 

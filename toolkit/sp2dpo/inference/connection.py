@@ -118,6 +118,24 @@ def redirect_target(address: str, location: str | None) -> str:
     )
 
 
+def to_utf8(body: bytes, charset: str | None) -> bytes:
+    """Return the body of an answer in UTF-8, which JSON must be in, whatever its header claims.
+
+    Args:
+        body: The body.
+        charset: Character set of the answer's Content-Type; used only if the body is not UTF-8.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        try:
+            return body.decode(charset or "utf-8").encode()
+        # An unknown or a wrong one: the body stays, and is refused where it is parsed.
+        except (LookupError, UnicodeDecodeError):
+            return body
+    return body
+
+
 def requested_wait(headers: Mapping[str, str]) -> float:
     """Return the seconds that a server asks to wait before a retry, at most 300; 0 for none.
 

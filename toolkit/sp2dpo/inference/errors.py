@@ -146,7 +146,7 @@ def status_error(
             "set api_key_env in the panel" if endpoint.api_key_env is None else "check its API key"
         )
         return EndpointError(f"{beginning}, access refused; {hint}: {text}", reason=reason)
-    if status in (404, 405):
+    if status in (404, 405, 410):
         # A router that has the model, but no provider for this kind of request.
         if b"no endpoints found" in body.lower() or b"no allowed providers" in body.lower():
             hint = (
@@ -199,8 +199,11 @@ def _codes(value: Any) -> Iterator[str]:
             yield from _codes(entry)
     elif isinstance(value, dict):
         for name in ("code", "status_code", "status", "type"):
-            if isinstance(value.get(name), str | int) and not isinstance(value[name], bool):
-                yield str(value[name])
+            code = value.get(name)
+            if isinstance(code, str):
+                yield code
+            elif isinstance(code, int | float) and not isinstance(code, bool):
+                yield f"{code:g}"
         yield from _codes(value.get("error"))
 
 
@@ -210,4 +213,4 @@ def _is_billing(codes: list[str]) -> bool:
 
 def shorten_body(body: bytes) -> str:
     """Return the beginning of an answer, for an error message."""
-    return shorten(body.decode(errors="replace"))
+    return shorten(body.decode(errors="replace")) or "(an empty body)"
