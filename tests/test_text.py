@@ -167,6 +167,7 @@ MARKS = [
     *("<think>", "</think>", "<tool_call>", "</tool_response>", "<arg_key>", "[gMASK]", "<sop>"),
     *("<|START_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "[|endofturn|]", "<seed:bos>", "]~b]", "[e~["),
     *("<SPECIAL_12>", "<extra_id_1>", "<reserved_106>", "<longcat_user>", "<fim_prefix>", "[EOT]"),
+    *("<PRE>", "<用户>", "[unused7]", "<|placeholder1|>", "<mask:1>", "<end_of_utterance>"),
     *(
         "＜|im_start|＞",
         "［INST］",

@@ -36,7 +36,7 @@ def _code(number: int) -> str:
 # Names of control tokens in <...> and [...]. The first ones are words and tags elsewhere, so they
 # count in their exact case only.
 _ANGLE_NAMES = (
-    r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT",
+    r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT|PRE|SUF|MID|AI|用户",
     r"bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
     r"|(?:bos|eos|eop|mask)_token|mask:\d+|(?:tokens_)?unused_?\d+|(?:reserved|special|extra_id)_\d+"
     r"|(?:start|begin|end)_of_[a-z_]+|(?:start|end)_function_[a-z]+|no_?think|think(?:ing)?|thought"
@@ -49,7 +49,7 @@ _SQUARE_NAMES = (
     r"BOS|EOS|EOT|PAD|UNK|CLS|SEP|MASK|IMG|AUDIO|ARGS|THINK|TRANSCRIBE|PREFIX|MIDDLE|SUFFIX",
     r"inst|system_prompt|tool_(?:calls|results|content)|available_tools|model_settings|[gs]mask"
     r"|(?:start|end)_header_id|extra_id_\d+|control_\d+|img_(?:break|end)|begin_audio"
-    r"|streaming_pad|call_id",
+    r"|streaming_pad|call_id|unused_?\d+",
 )
 # A mark is split at the end of its match, before the look-ahead. The first look-ahead of a bracket
 # is quick and excludes most brackets of code.
@@ -59,11 +59,7 @@ _MARK = re.compile(
     # <turn|>
     r"|<(?=[^<>|\s][^<>\s]{0,99}\|>)"
     # <s>, <start_of_turn>, </think>, <<SYS>>
-    r"|<(?=/?[A-Za-z][\w:-]{0,60}>)(?=/?(?:"
-    + _ANGLE_NAMES[0]
-    + r"|(?i:"
-    + _ANGLE_NAMES[1]
-    + r"))>)"
+    r"|<(?=/?\w[\w:-]{0,60}>)(?=/?(?:" + _ANGLE_NAMES[0] + r"|(?i:" + _ANGLE_NAMES[1] + r"))>)"
     r"|<<(?=/?(?i:sys)>>)"
     # [INST], [|user|]
     r"|\[(?=/?\w{3,30}\])(?=/?(?:" + _SQUARE_NAMES[0] + r"|(?i:" + _SQUARE_NAMES[1] + r"))\])"
