@@ -25,6 +25,7 @@ from support.harness import (
     refused_reply,
     run,
     succeed,
+    write_pairs,
     write_panel,
 )
 
@@ -269,3 +270,23 @@ def test_a_run_reads_again_before_it_asks(scripted, tmp_path):
     assert "2 refused replies can be read again and would be kept first" in plan
     assert "2 of 2 refused replies read again and kept (not-json 2)" in run(*command).stderr
     assert len(teacher.requests) == 3
+
+
+def test_an_adaptive_run_goes_on_after_replies_were_read_again(scripted, tmp_path):
+    teacher, path = scripted(models="scripted,b"), tmp_path / "run.sqlite"
+    panel = write_panel(tmp_path / "panel.yaml", teacher.url, names=["scripted", "b"])
+    panel.write_text(panel.read_text() + "budget: adaptive\n")
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 40)
+    command = ["annotate", "--pairs", pairs, "--panel", panel, "--store", path]
+    first = succeed(*command)
+    with closing(sqlite3.connect(path)) as database, database:
+        count = database.execute("SELECT count(*) FROM replies").fetchone()[0]
+        database.execute(
+            "UPDATE replies SET status = 'refused', reason = 'schema', category = NULL, "
+            "raw = '<think>hm</think>' || raw, attempt = 2 WHERE rowid % 5 = 0"
+        )
+    assert f"{count // 5} of {count // 5} refused replies read again" in succeed(
+        "annotate", "--store", path, "--reread"
+    )
+    assert first.splitlines()[-1] == succeed(*command).splitlines()[-1]
+    assert len(teacher.requests) == count
