@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from sp2dpo.text import one_line
 
@@ -112,8 +112,9 @@ def read_hub_rows(name: HubName) -> Iterator[dict[str, Any]]:
     import datasets  # noqa: PLC0415
 
     with hub_errors(f"{name.repo}@{name.revision}"):
-        rows = datasets.load_dataset(
-            name.repo, name.config, split=name.split, revision=name.revision
+        rows = cast(
+            "datasets.Dataset",
+            datasets.load_dataset(name.repo, name.config, split=name.split, revision=name.revision),
         )
         for column, feature in (rows.features or {}).items():
             stored = _without_decoding(feature)
