@@ -261,7 +261,8 @@ def fill_missing_values(
         return dataset, len(incomplete)
     if len(incomplete) == len(dataset):
         raise ValueError(
-            f"{where} has no {what} in any of its {len(incomplete)} rows: no row is left"
+            f"{where} has no {what} in any of its {len(incomplete)} rows, so that missing_values:"
+            " drop leaves none: build it from a schedule, or set missing_values: constant"
         )
     logger.warning(
         f"{where}: {len(incomplete)} of {len(dataset)} rows have no {what} and are dropped"
@@ -296,7 +297,7 @@ def check_values(column: str, values: list[Any], where: str, *, null_is_bad: boo
         )
 
 
-def check_exo(values: list[float], where: str) -> None:
+def check_exo(values: list[Any], where: str) -> None:
     """Raise ValueError if a label smoothing is 0 in float32, because EXO takes its logarithm.
 
     The arguments are those of `check_values`.

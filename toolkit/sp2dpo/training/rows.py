@@ -6,14 +6,14 @@ without a message. The checks of this module name the first row, the rule and th
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset, Json, Value
+from datasets import Dataset, Json, Value
 from transformers import AutoConfig, AutoTokenizer
 from trl import extract_prompt
 
@@ -39,7 +39,7 @@ TEMPLATE_ERRORS = (
 logger = get_logger(__name__)
 
 
-def number_rows(dataset: Dataset) -> Dataset:
+def number_rows(dataset: Any) -> Any:
     """Return the rows with their numbers in the column ROW, which messages use after a selection.
 
     A stream is returned as it is.
@@ -71,14 +71,14 @@ def name_row(row: Mapping[str, Any], number: int) -> str:
     return f'row {number} ("{start}")' if start else f"row {number}"
 
 
-def check_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+def check_rows(dataset: Any, name: str) -> Any:
     """Check the texts of the rows, and return them with `tools` as JSON text or null.
 
     Images and videos cannot be trained on: a column of them without any value is removed. Of a
     stream, only the columns are checked.
 
     Args:
-        dataset: The rows to train or evaluate on.
+        dataset: The rows to train or evaluate on, a Dataset or an IterableDataset.
         name: Name of the data set in messages.
 
     Raises:
@@ -99,10 +99,9 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | Itera
     if not isinstance(dataset, Dataset):
         return dataset
     dataset = _check_media(dataset, where)
-    names = [column for column in (*IDS, ROW, *TEXTS) if column in columns]
     problems: dict[str, list[str]] = {}
     repeated = 0
-    for number, row in enumerate(dataset.select_columns(names).with_format(None)):
+    for number, row in _rows(dataset, (*IDS, ROW, *TEXTS)):
         problem = _find_problem(row)
         if problem:
             problems.setdefault(problem, []).append(name_row(row, number))
@@ -125,16 +124,22 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | Itera
     return _tools_as_text(dataset, where) if "tools" in columns else dataset
 
 
+def _rows(dataset: Any, names: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number, from 0, and these columns of each row, as Python values."""
+    present = [name for name in names if name in dataset.column_names]
+    yield from enumerate(dataset.select_columns(present).with_format(None))
+
+
 def _check_media(dataset: Dataset, where: str) -> Dataset:
     for column in MEDIA:
         if column not in dataset.column_names:
             continue
-        values: Any = dataset.select_columns([column]).with_format("arrow")[:].column(0)
-        filled = [number for number, value in enumerate(values) if value.as_py()]
+        filled = [number for number, row in _rows(dataset, [column]) if row[column]]
         if filled:
+            first: Any = dataset[filled[0]]
             raise ValueError(
                 f"{len(filled)} of {len(dataset)} rows of {where} have {column}, the first is"
-                f" {name_row(dataset[filled[0]], filled[0])}: only texts can be trained on; leave"
+                f" {name_row(first, filled[0])}: only texts can be trained on; leave"
                 " these rows out"
             )
         # TRL takes the column alone for a sign of a vision data set.
@@ -184,7 +189,7 @@ def _check_implicit(dataset: Dataset, where: str) -> None:
     """Refuse to take a common beginning for the prompt if a column may hold another one."""
     refused: list[tuple[str, list[str]]] = []
     prompts: Counter[str] = Counter()
-    for number, row in enumerate(dataset.with_format(None)):
+    for number, row in _rows(dataset, dataset.column_names):
         more = {key: value for key, value in row.items() if key not in (*RESPONSES, "tools", ROW)}
         prompt = extract_prompt({side: row[side] for side in RESPONSES})["prompt"]
         names = possible_prompts(more) if isinstance(prompt, str) else other_prompts(more, prompt)
@@ -220,11 +225,10 @@ def _tools_as_text(dataset: Dataset, where: str) -> Dataset:
     A template may describe an empty list of tools, and Arrow gives every object of a column the
     keys of all objects, with null where an object has none.
     """
-    names = [column for column in (*IDS, ROW, "prompt", "tools") if column in dataset.column_names]
     feature = dataset.features["tools"]
     exact = any(isinstance(f, Json | Value) for f in (feature, getattr(feature, "feature", None)))
     texts: list[str | None] = []
-    for number, row in enumerate(dataset.select_columns(names).with_format(None)):
+    for number, row in _rows(dataset, (*IDS, ROW, "prompt", "tools")):
         tools = row["tools"]
         try:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
@@ -328,9 +332,7 @@ def describe(error: BaseException) -> str:
 
 def _conversations(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Yield the rows, with the columns that a template or a message uses; none if they are text."""
-    names = (*IDS, ROW, *TEXTS, "tools", "chat_template_kwargs")
-    rows = dataset.select_columns([column for column in names if column in dataset.column_names])
-    for row in rows.with_format(None):
+    for _, row in _rows(dataset, (*IDS, ROW, *TEXTS, "tools", "chat_template_kwargs")):
         if isinstance(row["chosen"], str):
             return
         yield row
@@ -410,8 +412,8 @@ def context_length(config: Any) -> int | None:
 
 
 def check_lengths(
-    given: Dataset,
-    prepared: Dataset,
+    given: Any,
+    prepared: Any,
     name: str,
     *,
     limit: str,
@@ -421,8 +423,8 @@ def check_lengths(
     """Check the rows that tokenization and TRL's limit of the length have left.
 
     Args:
-        given: The rows before.
-        prepared: The rows after, with the columns chosen_ids and rejected_ids, and prompt_ids if
+        given: The Dataset before.
+        prepared: The Dataset after, with the columns chosen_ids and rejected_ids, and prompt_ids if
             the prompt is not part of these.
         name: Name of the data set in messages.
         limit: The rule by which TRL drops rows and the way out, for messages.
@@ -442,26 +444,26 @@ def check_lengths(
     dropped = len(given) - len(prepared)
     if dropped:
         logger.warning(f"{where}: {dropped} of {len(given)} rows are dropped: {limit}")
-    table: Any = prepared.select_columns(
-        [c for c in ("prompt_ids", "chosen_ids", "rejected_ids") if c in prepared.column_names]
-    ).with_format("arrow")[:]
-    lengths = {column: pc.list_value_length(table.column(column)) for column in table.column_names}
     for side in RESPONSES:
-        empty = pc.index(lengths[f"{side}_ids"], 0).as_py()
-        if empty >= 0:
+        lengths = _lengths(prepared, f"{side}_ids")
+        if not lengths.all():
+            empty = int(lengths.argmin())
             raise ValueError(
                 f"{side} of {name_row(prepared[empty], empty)} of {where} has no tokens: its text"
                 " is empty, or the chat template leaves it out; leave the row out"
             )
-        if context is None:
-            continue
-        total = lengths[f"{side}_ids"]
-        if "prompt_ids" in lengths:
-            total = pc.add(total, lengths["prompt_ids"])
-        most = pc.max(total).as_py()
-        if min(most, longest or most) > context:
-            row = pc.index(total, most).as_py()
+        if "prompt_ids" in prepared.column_names:
+            lengths = lengths + _lengths(prepared, "prompt_ids")
+        row = int(lengths.argmax())
+        most = int(lengths[row])
+        if context is not None and min(most, longest or most) > context:
             raise ValueError(
                 f"{name_row(prepared[row], row)} of {where} has {most} tokens, and the model's"
                 f" context has {context}: set max_length to {context} or less"
             )
+
+
+def _lengths(dataset: Any, column: str) -> Any:
+    """Return the lengths of the lists in a column, (N,), without converting the lists to Python."""
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
+    return pl.Series(values).list.len().to_numpy()

@@ -195,8 +195,7 @@ class TrainingRun:
                 str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
             )
             trainer.card_section = card_section(origin, changed_settings((data, args, self.model)))
-        trainer.create_model_card(model_name=out.name)
-        if trainer.accelerator.is_main_process:
+            trainer.create_model_card(model_name=out.name)
             write_json(results, self._results(loss, metrics) | {"data": asdict(origin)}, indent=2)
         if args.push_to_hub:
             push(trainer, out)
