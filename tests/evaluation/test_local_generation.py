@@ -6,6 +6,8 @@ import shutil
 import pytest
 import yaml
 
+from sp2dpo.evaluation.prompts import Output
+from sp2dpo.evaluation.temperatures import score_outputs
 from support.harness import fail, succeed
 
 COUNT = 10
@@ -101,6 +103,14 @@ def test_a_sweep_tells_the_reward_models_score(prompts, student, tiny_student, t
         assert row["win_rate"] is None
     assert output.split("temperature  reward")[1] == succeed(*words).split("temperature  reward")[1]
     assert (tmp_path / "sweep.svg").exists()
+    path = tmp_path / "rewards.json"
+    first, second = (
+        [Output(instruction="Say it.", output=text, generator="g")]
+        for text in ("Yes.", "No, never.")
+    )
+    scores = score_outputs(str(reward), None, first, path)
+    assert score_outputs(str(reward), None, first, path) == scores
+    assert score_outputs(str(reward), None, second, path) != scores
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,8 @@ def test_a_redirect_is_not_followed_and_names_the_address_to_write(status, locat
         (429, {"error": {"message": "x", "type": "exceeded_current_quota_error"}}),
         (429, [{"error": {"code": "insufficient_quota"}}]),
         (403, {"error": {"code": "billing_not_active"}}),
+        (403, {"error": {"code": "insufficient_user_quota", "type": "new_api_error"}}),
+        (400, {"error": {"code": "Arrearage", "message": "x"}}),
         (400, {"code": "InsufficientBalance", "message": "x"}),
     ],
 )
@@ -654,3 +656,19 @@ def test_what_determines_replies_cannot_change_for_a_teacher_with_replies(tmp_pa
     # The default is what stores of earlier versions have.
     write_panel(tmp_path / "panel.yaml", url, extra={"user": "me"}, structured="json_schema")
     annotate(tmp_path)
+
+
+def test_exported_requests_have_the_same_extra_keys_and_schema(tmp_path):
+    write_pairs(tmp_path / "pairs.jsonl", 2)
+    extra = {"max_completion_tokens": 50, "provider": {"order": ["a"]}}
+    teacher = panel_of(tmp_path, extra=extra, structured="json_schema_plain")
+    out = tmp_path / "requests.jsonl"
+    result = run(
+        "export-requests", "--pairs", tmp_path / "pairs.jsonl", "--panel", tmp_path / "panel.yaml",
+        "--store", tmp_path / "run.sqlite", "--out", out,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    bodies = [json.loads(line)["body"] for line in out.read_text().splitlines()]
+    assert len(bodies) == 6
+    for body in bodies:
+        assert body == request_body(teacher, body["messages"], SCHEMA, 0)

@@ -7,7 +7,8 @@
     judge      judges AlpacaEval's prompts as model `judge`, and is a student as any other
     slow       forwards to another server, later
 
-Each behaviour is a class below, with its own options:
+The dialects of real servers and gateways are in dialects.py. Each behaviour is a class below, with
+its own options:
 
     python tests/servers/openai_server.py scripted --behaviour prose --log requests.log
 

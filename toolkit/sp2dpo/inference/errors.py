@@ -61,8 +61,8 @@ class Declined(ValueError):
 _DECLINED = (400, 413, 422)
 _OVERLOADED = (429, 503, 529)
 _BILLING = re.compile(
-    "insufficient.?(quota|balance|credit|fund)|billing|payment.?required|exceeded.?current.?quota"
-    "|out.?of.?credit|credit.?limit",
+    "insufficient[a-z_ -]*(quota|balance|credit|fund)|billing|payment.?required|arrearage|overdue"
+    "|exceeded.?current.?quota|out.?of.?credit|credits?.?(limit|exhausted)|balance.?not.?enough",
     re.I,
 )
 """Codes of an account without money. Messages are not searched: they mention billing anyway."""
