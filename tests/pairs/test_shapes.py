@@ -187,7 +187,6 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
     system = {"system": "Be brief."}
     forms = [
         {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."},
-        {"prompt": [user("Sky?")], "chosen": "Blue.", "rejected": [assistant("Green.")]},
         {
             "prompt": [user("Sky?")],
             "chosen": [assistant("Blue.")],
@@ -196,8 +195,11 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
         {"chosen": conversation("Blue."), "rejected": conversation("Green.")},
         {"prompt": "Sky?", "chosen": conversation("Blue."), "rejected": conversation("Green.")},
         {"question": "Sky?", "chosen": "Blue.", "rejected": "Green."},
+        {
+            "chosen": "\n\nHuman: Sky?\n\nAssistant: Blue.",
+            "rejected": "\n\nHuman: Sky?\n\nAssistant: Green.",
+        },
     ]
-    forms.pop(1)  # text beside messages is refused, with a system message or without
     ids = {pair(tmp_path, form | system).pair.id for form in forms}
     assert len(ids) == 1
     told = [{"role": "system", "content": "Be brief."}, *conversation("Blue.")]

@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow, open_source, read_rows
+from sp2dpo.store.store import Store
 
 GOOD = {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
 REAL = os.environ.get("SP2DPO_REAL_PAIRS")
@@ -317,7 +320,7 @@ def test_a_file_is_found_by_its_path_and_has_no_revision(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["nowhere", "", "a/b/c", "org/", "org/name:", "org/name@", "org/na me", "../pairs"]
+    "text", ["nowhere", "", "a/b/c/d", "org/", "org/name:", "org/name@", "org/na me", "../pairs"]
 )
 def test_what_is_neither_file_nor_hub_id_is_refused(text):
     with pytest.raises(ValueError, match="neither a file"):
@@ -338,6 +341,42 @@ def test_a_missing_file_is_missing_and_no_hub_id(tmp_path):
         open_source(str(tmp_path / "pairs.jsonl"))
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_source("org/name.parquet")
+
+
+def turns(answer):
+    return [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": answer}]
+
+
+def dialogue(answer):
+    return f"\n\nHuman: Sky?\n\nAssistant: {answer}"
+
+
+STORED = [
+    GOOD,
+    GOOD | {"id": 7, "score": float("nan"), "note": "keep me", "messages": turns("A.")},
+    {"chosen": turns("Blue."), "rejected": turns("Green."), "instruction": "Sky?", "ratings": [2]},
+    {"prompt": "Sky?", "chosen": turns("Blue."), "rejected": turns("Green."), "system": None},
+    {"chosen": dialogue("Blue."), "rejected": dialogue("Green."), "source": "a"},
+    {"chosen": "The sky is blue.", "rejected": "The sky is black.", "category": "x"},
+    GOOD | {"tools": [{"name": "sky"}], "images": [], "image": None, "input": "Other."},
+    {"prompt": "Q", "rejected": "B"},
+    {"chosen": "A", "rejected": "B"},
+    GOOD | {"rejected": "A."},
+    {"prompt": "Q", "chosen": "A", "rejected": "B", "answers": ["x"], "comparison": 1},
+]
+
+
+RECORDED = "f494c746ef54229bcdc2d74d3c1a68f6e4d0e8ae206ab6a7664064489829c0bf"
+
+
+def test_a_source_gives_the_same_records_as_ever(tmp_path):
+    """A store refuses its own source if one of its records changes."""
+    path = write(tmp_path / "pairs.jsonl", *STORED)
+    with Store(tmp_path / "run.sqlite", write=True) as store:
+        store.corpus.add(open_source(str(path)), read_rows(open_source(str(path))))
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
+        query = "SELECT value FROM meta WHERE key = 'source_digest'"
+        assert database.execute(query).fetchone() == (RECORDED,)
 
 
 def test_reading_lines_imports_neither_arrow_nor_the_hub(tmp_path):

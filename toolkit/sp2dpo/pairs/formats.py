@@ -170,9 +170,9 @@ def _from_texts(
     if isinstance(prompt, str) and _MESSAGES_AS_TEXT.match(prompt):
         raise InvalidPair("prompt is text that lists messages, not a list of messages")
     if prompt is None:
-        # If only one is a dialogue, `_dialogue` refuses the row: the two have no common prompt.
+        # If only one is a dialogue, `dialogue_turns` refuses the row: they have no common prompt.
         if is_dialogue(chosen) or is_dialogue(rejected):
-            parts = _common_beginning(_dialogue(chosen), _dialogue(rejected))
+            parts = _common_beginning(dialogue_turns(chosen), dialogue_turns(rejected))
             _check_others(other_prompts(others, parts[0]))
             return parts
         _check_others(possible_prompts(others))
@@ -198,7 +198,7 @@ def prompt_turns(value: str | Turns) -> Turns:
     if not isinstance(value, str):
         return value
     if is_dialogue(value):
-        turns = _dialogue(value)
+        turns = dialogue_turns(value)
         # Prompts in the style of hh-rlhf end with an empty turn of the assistant.
         open_end = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
         return turns[:-1] if open_end else turns
@@ -209,7 +209,7 @@ def _assistant(text: str) -> Turns:
     return ({"role": "assistant", "content": text},)
 
 
-def _dialogue(text: str) -> Turns:
+def dialogue_turns(text: str) -> Turns:
     """Return the turns of an hh-rlhf dialogue: blank line, `Human:`, blank line, `Assistant:`."""
     # `split` returns the pattern's group too, so speakers and contents alternate after the first
     # item.

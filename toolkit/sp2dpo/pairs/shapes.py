@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sp2dpo.pairs.formats import InvalidPair, is_dialogue
+from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue
 from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
 from sp2dpo.pairs.reading import Reading
@@ -224,6 +224,8 @@ def _with_context(
     if name is None:
         return prompt, chosen, rejected, used
     system = row[name]
+    if prompt is None and _are_dialogues(chosen, rejected):
+        chosen, rejected = list(dialogue_turns(chosen)), list(dialogue_turns(rejected))
     whole = begins_with_user(chosen) and begins_with_user(rejected)
     if whole:
         before = [chosen, rejected]
@@ -234,6 +236,10 @@ def _with_context(
         prompt = with_system(turns, system) if turns else turns
         used |= {name} if prompt != turns else set()
     return prompt, chosen, rejected, used
+
+
+def _are_dialogues(*responses: Any) -> bool:
+    return all(isinstance(response, str) and is_dialogue(response) for response in responses)
 
 
 def _system_column(row: Row, reading: Reading) -> str | None:
