@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
@@ -137,6 +138,24 @@ def test_a_second_release_leaves_the_first_and_what_people_wrote(hub, releases):
 )
 def test_a_licence_that_tells_nothing_is_refused(hub, releases, words, message):
     assert message in hub.refuses(releases / "one", "org/unlicensed", *words)
+
+
+def test_a_refusal_creates_and_changes_no_repo(hub, releases):
+    hub.refuses(releases / "one", "org/never", "--private", "--gated", "auto")
+    with pytest.raises(HTTPError):
+        hub.head("org/never")
+    hub.publish(releases / "one", "org/ours")
+    error = hub.refuses(releases / "two", "org/ours", *LICENSE, "--gated", "auto", "--private")
+    assert "it is public" in error
+    hub.python(
+        "from huggingface_hub import HfApi\n"
+        "api = HfApi(); api.create_repo('org/rows', repo_type='dataset')\n"
+        "api.upload_file(repo_id='org/rows', repo_type='dataset', path_in_repo='rows.csv',\n"
+        "  path_or_fileobj=b'a,b\\n')\n"
+    )
+    hub.refuses(releases / "one", "org/rows", *LICENSE, "--gated", "manual")
+    for repo in ("org/ours", "org/rows"):
+        assert not hub.ask(f"/api/datasets/{repo}")["gated"]
 
 
 def test_a_tag_with_other_content_stays(hub, releases, published):

@@ -70,6 +70,62 @@ def test_a_changed_category_is_found(folder):
     assert message.startswith("category of 1 pair differs")
 
 
+@pytest.mark.parametrize("number", [-1, 8, 1000])
+@pytest.mark.parametrize(("name", "check"), [(ROWS, "pairs"), (REPLIES, "replies")])
+def test_a_category_that_does_not_exist_is_found(folder, number, name, check):
+    change(folder, name, "category", lambda categories: [number, *categories[1:]])
+    done = run("verify", folder, "--json")
+    assert done.returncode == 3, done.stderr
+    messages = {each["name"]: each["said"] for each in json.loads(done.stdout)["checks"]}
+    assert (
+        f"its category is number {number}, and there are only the numbers 0 to 7"
+        in (messages[check])
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("category", "safety"), ("prompt", "text"), ("pair_id", 7)]
+)
+def test_a_column_of_another_type_is_found(folder, column, value):
+    table = pq.read_table(folder / ROWS)
+    at = table.schema.get_field_index(column)
+    table = table.set_column(at, column, pa.array([value] * len(table)))
+    pq.write_table(table.replace_schema_metadata(None), folder / ROWS)
+    mend(folder, ROWS)
+    done = run("verify", folder)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("dataset_info:\n", "dataset_info: {config_name: default}\nx:\n"),
+        lambda text: text.replace("\nconfigs:\n", "\nconfigs: text\nx:\n"),
+        lambda text: text.replace("\nconfigs:\n", "\nconfigs: [[], 1, {config_name: []}]\nx:\n"),
+    ],
+)
+def test_other_configs_on_the_card_are_found(folder, edit):
+    card = folder / "README.md"
+    card.write_text(edit(card.read_text()))
+    (message,) = differs(folder, "card")
+    assert "its configs, or the text between the markers, were changed" in message
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("it stays -->\n", "it stays -->  \t\n"),
+        lambda text: text.replace("up to here -->\n", "up to here --> "),
+        lambda text: "\ufeff" + text,
+    ],
+)
+def test_spaces_after_a_marker_and_a_byte_order_mark_change_nothing(folder, edit):
+    card = folder / "README.md"
+    card.write_text(edit(card.read_text()))
+    assert "consistent" in succeed("verify", folder)
+
+
 def test_a_changed_text_is_found(folder):
     def append_space(responses):
         responses[0][0]["content"] += " "

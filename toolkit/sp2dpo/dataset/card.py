@@ -30,6 +30,8 @@ _SIZES = (
     (100_000, "10K<n<100K"),
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&:@])")
 _TICKS = re.compile("`+")
@@ -124,13 +126,21 @@ def digest(text: str, *, where: str) -> str:
         ValueError: As for `merge_card`.
     """
     metadata, _, _ = _split(text, where=where)
-    generated = {
-        key: [entry for entry in metadata.get(key) or [] if entry.get("config_name") in CONFIGS]
-        for key in ("configs", "dataset_info")
-    }
+    generated = {}
+    for key in ("configs", "dataset_info"):
+        entries = metadata.get(key)
+        # Of one config, the Hub also takes the entry itself instead of a list.
+        entries = entries if isinstance(entries, list) else [entries]
+        dicts = [entry for entry in entries if isinstance(entry, dict)]
+        generated[key] = [entry for entry in dicts if _config_name(entry) in CONFIGS]
     block = _between(text.replace("\r\n", "\n"))
     content = json.dumps([generated, block], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _config_name(entry: Mapping[str, Any]) -> str:
+    # Text, because a value of another type, such as a list, has no hash.
+    return str(entry.get("config_name"))
 
 
 def card_license(text: str, *, where: str) -> str | None:
@@ -149,7 +159,11 @@ def _join(metadata: Mapping[str, Any], above: str, block: str, below: str) -> st
 
 
 def _between(text: str) -> str:
-    return text.split(f"{BEGIN}\n", 1)[1].split(f"{END}\n", 1)[0] if BEGIN in text else ""
+    if BEGIN not in text:
+        return ""
+    # An editor may leave spaces after a marker, and no line end after the last one.
+    after = text.split(BEGIN, 1)[1].lstrip(" \t").removeprefix("\n")
+    return after.split(END, 1)[0]
 
 
 def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
@@ -192,7 +206,7 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
         "task_categories": ["text-generation"],
         "annotations_creators": ["machine-generated"],
         "size_categories": [
-            next((name for limit, name in _SIZES if manifest.counts.rows < limit), "n>10M")
+            next((name for limit, name in _SIZES if manifest.counts.rows < limit), "1B<n<10B")
         ],
         **({"source_datasets": [hub.repo]} if hub else {}),
         "tags": ["dpo", "preference", "sp2dpo", "per-pair-beta", "trl"],

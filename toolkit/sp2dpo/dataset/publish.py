@@ -213,17 +213,22 @@ class _Plan:
 
 
 def _publish(release: _Release, options: PublishOptions, repo: HubRepo) -> PublishResult:
-    head = repo.head() if options.dry_run else repo.ensure(private=options.private)
+    head = repo.head()
     if head is not None and options.private and not head.private:
         raise ValueError("it is public: make it private on the Hub first, or leave --private out")
-    if head is not None and options.gated is not None and not options.dry_run:
-        repo.gate(options.gated, head)
     plan = _plan(release, options, repo, head)
+    # Before anything is changed, so that a tag with other content leaves the repo as it is.
+    has_tag = _has_tag(options, plan, repo, head)
+    if not options.dry_run:
+        if head is None:
+            head = repo.ensure(private=options.private)
+            # Compared with what is there now: somebody else may have created the repo meanwhile.
+            plan = _plan(release, options, repo, head)
+        if options.gated is not None:
+            repo.gate(options.gated, head)
     removed = [change.path for change in plan.changes if change.what == "removed"]
     paths = [change.path for change in plan.changes if change.what != "removed"]
     unchanged = len(plan.files) - len(paths)
-    # Before the commit, so that a tag with other content leaves the repo as it is.
-    has_tag = _has_tag(options, plan, repo, head)
     # Only a dry run can be without a head: otherwise the repo was created above.
     if options.dry_run or head is None:
         return PublishResult(commit=None, changes=plan.changes, unchanged=unchanged)

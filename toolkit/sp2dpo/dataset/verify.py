@@ -120,7 +120,11 @@ class _Verification:
                 message = getattr(self, f"check_{name}")()
                 if message is not None:
                     yield VerifyCheck(name=name, holds=True, message=message)
-            except (_Mismatch, ValueError, KeyError, OSError) as error:
+            # The last three: a changed file may have columns of any type.
+            except (
+                *(_Mismatch, ValueError, KeyError, OSError),
+                *(TypeError, AttributeError, pl.exceptions.PolarsError),
+            ) as error:
                 message = f"no {error}" if isinstance(error, KeyError) else str(error)
                 yield VerifyCheck(name=name, holds=False, message=one_line(message))
 
@@ -159,8 +163,8 @@ class _Verification:
         if rubric.hash != self.manifest.rubric["sha256"]:
             raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, not that in the manifest")
         for config in ("default", "annotations"):
-            column: Any = read_features(self._files(config)[0])["category"]
-            if column.names != list(rubric.categories):
+            column = read_features(self._files(config)[0])["category"]
+            if getattr(column, "names", None) != list(rubric.categories):
                 raise _Mismatch(f"the categories of {config} are not the rubric's")
         return f"{rubric.name}, {rubric.hash[:12]}: unchanged"
 
@@ -177,6 +181,7 @@ class _Verification:
                 if pair.id != pair_id:
                     raise _Mismatch(f"pair {pair_id[:12]}: its id is not the hash of its texts")
                 pair_ids.add(pair_id)
+                _check_category(row, len(features["category"].names))
                 rows.append({name: row[name] for name in names})
         # With types, because a column may have no values, such as `label_disputed`.
         schema = {column.name: _POLARS_TYPES[column.type] for column in columns}
@@ -210,7 +215,7 @@ class _Verification:
                 count += 1
                 if row["status"] != "kept":
                     continue
-                number = row["category"]
+                number = _check_category(row, len(categories))
                 row["category"] = None if number is None else categories[number]
                 if row["pair_id"] not in pair_ids:
                     raise _Mismatch(
@@ -297,6 +302,17 @@ class _NotChecked(_Mismatch):
 
     def __init__(self) -> None:
         super().__init__("not checked because of the differences above")
+
+
+def _check_category(row: Mapping[str, Any], count: int) -> int | None:
+    """Return the number of a row's category; raise _Mismatch if no category has it."""
+    number = row["category"]
+    if number is not None and not 0 <= number < count:
+        raise _Mismatch(
+            f"pair {row['pair_id'][:12]}: its category is number {number}, and there are only the "
+            f"numbers 0 to {count - 1}"
+        )
+    return number
 
 
 def _check_reply(row: Mapping[str, Any], rubric: Rubric) -> None:
