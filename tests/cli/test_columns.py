@@ -69,6 +69,11 @@ def test_named_columns_are_read_and_said(name, panel, odd, tmp_path):
     output = succeed(*command(name, panel, tmp_path, "--pairs", odd, "--columns", NAMED))
     assert "3 rows = 3 usable + 0 set aside; 3 distinct pairs" in output
     assert f"read with --columns {NAMED}" in output
+    parts = [part for item in NAMED.split(",") for part in ("--columns", item)]
+    again = succeed(*command(name, panel, tmp_path, "--pairs", odd, *parts))
+    assert f"read with --columns {NAMED}" in again
+    twice = fail(*command(name, panel, tmp_path, "--pairs", odd, *parts, *parts[:2]), code=2)
+    assert "--columns names prompt twice" in twice
     said = fail(*command(name, panel, tmp_path, "--columns", NAMED), code=2)
     assert "give --pairs" in said
 

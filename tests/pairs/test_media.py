@@ -137,7 +137,15 @@ def test_what_no_teacher_could_see_is_set_aside_also_where_images_are_read(tmp_p
 
 
 @pytest.mark.parametrize(
-    "columns", [{"images": None}, {"images": []}, {"image": ""}, {"videos": []}, {"audio": None}]
+    "columns",
+    [
+        {"images": None},
+        {"images": []},
+        {"images": [None]},
+        {"image": ""},
+        {"videos": []},
+        {"audio": None},
+    ],
 )
 def test_columns_without_an_image_are_no_obstacle(tmp_path, columns):
     (row,) = read(write(tmp_path / "p.jsonl", TEXTS | columns))

@@ -253,7 +253,8 @@ def test_two_responses_and_a_preference_are_a_pair(tmp_path, row):
         ({"responses": ["A", "B"], "scores": [1, float("nan")]}, "fewer than two responses"),
         ({"responses": ["A", "B"], "scores": [True, False]}, "fewer than two responses"),
         ({"responses": ["A", "B"], "scores": [1]}, "not as many scores"),
-        ({"response_a": "A", "response_b": "B", "winner": 1}, "winner is not a, b or a tie"),
+        ({"response_a": "A", "response_b": "B", "winner": 1}, "winner is a number, not a, b"),
+        ({"response_a": "A", "response_b": "B", "winner": "c"}, "winner is not a, b or a tie"),
         ({"response_a": "A", "response_b": "B", "winner": None}, "empty winner"),
         ({"response_0": "A", "response_1": "B", "better_response_id": 2}, "neither 0 nor 1"),
         ({"response_0": "A", "response_1": "B", "better_response_id": True}, "neither 0 nor 1"),
@@ -371,6 +372,10 @@ def test_named_columns_are_read_whatever_they_are_called(tmp_path):
         (SURE | {"past": [user("Q")]}, {"messages": "past"}, ["Q"]),
         (SURE | {"a+b": "Q", "a": "x", "b": "y"}, {"prompt": "a+b"}, ["Q"]),
         (SURE | {"a,b": "Q"}, {"prompt": "a,b"}, ["Q"]),
+        (SURE | {"prompt": "Q", "a": "S", "b": " ", "c": "T"}, {"system": "a+b+c"},
+         ["S\n\nT", "Q"]),
+        ({"prompt": "Q", "response_a": "A", "response_b": "B", "label": 2},
+         {"response_1": "response_a", "response_2": "response_b"}, ["Q"]),
         (SURE | {"prompt": "Q", "system": "S"}, {"system": ""}, ["Q"]),
         (
             {"q": "Q", "outs": ["A", "B"], "stars": [1, 2], "ratings": [9, 1]},
@@ -408,17 +413,26 @@ def test_a_column_that_only_some_rows_have_sets_the_others_aside(tmp_path):
     assert (second.reason, third.reason) == ("missing column q", "empty prompt")
 
 
+def test_only_texts_are_joined(tmp_path):
+    row = SURE | {"prompt": "Q", "a": 1, "b": 2}
+    why = reason(tmp_path, row, columns={"source_id": "a+b"})
+    assert why == "source_id takes one column: give --columns source_id=a"
+    why = reason(tmp_path, row, columns={"system": "a+b"})
+    assert why == "columns joined by + do not all hold text"
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
         ({"promt": "q"}, "unknown role 'promt', did you mean 'prompt'?"),
         ({"prompt": "qestion"}, "no column 'qestion' for prompt, did you mean 'question'?"),
         ({"prompt": "question+contxt"}, "no column 'contxt' for prompt, did you mean 'context'?"),
+        ({"prompt": None}, "the column of prompt is None: write its name as text"),
         ({"prompt": "x", "chosen": "y"}, "no column 'x' for prompt; there is no column 'y'"),
     ],
 )
 def test_a_role_or_column_that_does_not_exist_is_an_error(tmp_path, columns, expected):
-    with pytest.raises(ValueError, match=r"no column|unknown role") as refused:
+    with pytest.raises(ValueError, match=r"column|unknown role") as refused:
         read(tmp_path, SURE | {"question": "Q", "context": "C"}, columns=columns)
     assert expected in str(refused.value)
 

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 )
 def annotate(
     pairs: str | None,
-    columns: "dict[str, str] | None",
+    columns: dict[str, str],
     pairs_from: "PairsFrom | None",
     panel_file: Path | None,
     store_file: Path,
@@ -200,7 +200,7 @@ def serve(panel_file: Path, name: str, log: Path | None) -> None:
 @click.option("--per-file", type=click.IntRange(min=1), help="Maximum number of requests per file.")
 def export_requests(
     pairs: str | None,
-    columns: "dict[str, str] | None",
+    columns: dict[str, str],
     pairs_from: "PairsFrom | None",
     panel_file: Path,
     store_file: Path,

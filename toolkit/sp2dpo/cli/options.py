@@ -57,9 +57,23 @@ class ColumnsType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+def _merge_columns(
+    context: click.Context, parameter: click.Parameter, values: tuple[dict[str, str], ...]
+) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for value in values:
+        twice = columns.keys() & value.keys()
+        if twice:
+            raise click.UsageError(f"--columns names {', '.join(sorted(twice))} twice")
+        columns |= value
+    return columns
+
+
 COLUMNS = click.option(
     "--columns",
     type=ColumnsType(),
+    multiple=True,
+    callback=_merge_columns,
     help="Columns of the pairs by role, such as prompt=question,chosen=good,rejected=bad.",
 )
 PAIRS_FROM = click.option(

@@ -90,7 +90,7 @@ def status(store_file: Path, as_json: bool) -> None:
 @JSON
 def pilot(
     pairs: str,
-    columns: "dict[str, str] | None",
+    columns: dict[str, str],
     pairs_from: "PairsFrom | None",
     panel_file: Path,
     store_file: Path,

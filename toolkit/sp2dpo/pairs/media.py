@@ -125,8 +125,9 @@ def _check_seen(name: str, *, images: bool, way: str = "") -> None:
 
 
 def _is_empty(value: Any) -> bool:
-    # By length, because a PIL image or an array has no truth value of this meaning.
-    return value is None or (isinstance(value, str | bytes | Sequence | Mapping) and not len(value))
+    if isinstance(value, str | bytes | Mapping):
+        return not value
+    return value is None or (isinstance(value, Sequence) and all(item is None for item in value))
 
 
 def _is_image_file(value: Any) -> bool:

@@ -18,6 +18,8 @@ ROLES = (
     "response_2", "winner",
 )  # fmt: skip
 """What a column can be named as."""
+_JOINED = ("prompt", "system")
+"""Roles whose content may be in several columns."""
 # A comma ends an item only before the next ROLE=, because names of columns may contain commas.
 _NEXT = re.compile(r",(?=\s*\w+\s*=)")
 NO_COLUMN = ""
@@ -37,7 +39,7 @@ class Reading:
         images: Whether images are read; if not, rows with images are set aside.
 
     Raises:
-        ValueError: If a role is not known.
+        ValueError: If a role is not known, or a column is not text.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +47,9 @@ class Reading:
     images: bool = False
 
     def __post_init__(self) -> None:
-        for role in self.columns:
+        for role, name in self.columns.items():
+            if not isinstance(name, str):
+                raise ValueError(f"the column of {role} is {name!r}: write its name as text")
             if role not in ROLES:
                 raise ValueError(
                     f"unknown role {role!r}{did_you_mean(role, ROLES)} (known: {', '.join(ROLES)})"
@@ -141,6 +145,8 @@ def view_row(
         missing = [name for name in names if name not in row]
         if missing:
             raise InvalidPair(f"missing column {missing[0]}")
+        if len(names) > 1 and role not in _JOINED:
+            raise InvalidPair(f"{role} takes one column: give --columns {role}={names[0]}")
         values = [row[name] for name in names]
         view[role] = values[0] if len(values) == 1 else _join(values)
         # Without this, null would mean that the prompt is the responses' common beginning.

@@ -329,6 +329,11 @@ def _by_letter(value: Any, name: str) -> int | None:
         return "ab".index(letter)
     if text.startswith(_TIES):
         return None
+    if isinstance(value, int | float):
+        raise InvalidPair(
+            f"{name} is a number, not a, b or a tie: give --columns response_0=COLUMN,"
+            "response_1=COLUMN for 0 and 1, or response_1=COLUMN,response_2=COLUMN for 1 and 2"
+        )
     raise InvalidPair(f"{name} is not a, b or a tie")
 
 
