@@ -252,14 +252,14 @@ def _insert(database: sqlite3.Connection, name: str) -> None:
         "json_each(panel.value, '$.teachers') AS each WHERE panel.key = 'panel') "
         "OR EXISTS (SELECT 1 FROM theirs.replies WHERE teacher = name)"
     )
-    # What is ignored is equal to the stored reply, as checked above.
-    database.execute(
-        f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
-    )
     read = ", ".join(f'"{name}" = theirs."{name}"' for name in _READING)
     database.execute(
         f"UPDATE main.replies AS ours SET {read} FROM theirs.replies AS theirs "
         f"WHERE {_SAME_KEY} AND ours.status = 'refused' AND theirs.status = 'kept'"
+    )
+    # What is ignored is equal to the stored reply, as checked above.
+    database.execute(
+        f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"
     )
     # The same row wins in whatever order stores are merged. Without `WHERE true`, SQLite would take
     # ON for a part of the FROM clause.
