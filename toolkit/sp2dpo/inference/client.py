@@ -7,7 +7,6 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -371,10 +370,11 @@ def _listed_models(endpoint: Endpoint, answer: bytes) -> tuple[list[dict[str, An
 
 def _may_mean(listed: str, model: str) -> bool:
     """Return whether a listed model may be the one that the panel names, by another name."""
-    # LiteLLM lists `openai/*`, Ollama `m:latest`, Gemini `models/m`; for OpenRouter's `m:nitro` and
-    # SGLang's `m:adapter` the list has `m`.
+    # LiteLLM lists `openai/*`, and serves models of it by their bare names, too; Ollama lists
+    # `m:latest`, Gemini `models/m`; for OpenRouter's `m:nitro` and SGLang's `m:adapter` the list
+    # has `m`.
     return (
-        ("*" in listed and fnmatchcase(model, listed))
+        "*" in listed
         or listed in (f"{model}:latest", f"models/{model}")
         or (":" in model and listed == model.rpartition(":")[0])
     )
