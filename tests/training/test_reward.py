@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -208,7 +209,7 @@ def prepare(model_dir, tmp_path):
             warnings.simplefilter("ignore")
             return prepare_reward_run(
                 FoldConfig(dataset=str(folder), **split), args,
-                ModelConfig(model_name_or_path=model_dir, **(model or {})),
+                ModelConfig(**({"model_name_or_path": model_dir} | (model or {}))),
             )  # fmt: skip
 
     return prepare
@@ -283,3 +284,17 @@ def test_a_reward_model_with_a_short_context_asks_for_a_shorter_limit(demo, tiny
     )  # fmt: skip
     assert "max_length 100000 is longer than the context of" in error
     assert "which has 8192 tokens: score with --max-length 8192" in error
+
+
+def test_pairs_that_the_template_refuses_are_dropped_where_a_setting_says_so(
+    prepare, model_dir, tmp_path
+):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    refusal = "{% if messages[0].content[-1] == '5' %}{{ raise_exception('no 5') }}{% endif %}"
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(refusal + template)
+    names = {"model": {"model_name_or_path": str(model)}}
+    with pytest.raises(ValueError, match=r"refuses 1 of 8 rows .* row 5 \(pair_id pair-5\)"):
+        prepare({}, **names)
+    run = prepare({}, template_errors="drop", **names)
+    assert len(run.trainer.train_dataset) == 7

@@ -128,7 +128,7 @@ def test_a_template_that_refuses_a_row_names_it_and_the_reason(tokenizer, templa
     text = str(refused.value)
     assert "of org/model refuses 2 of 4 rows of the train data set" in text
     assert "the first is row 2 (pair_id pair-2)" in text
-    assert "leave these rows out, or train a model whose template accepts them" in text
+    assert "set template_errors: drop to leave these rows out, or train a model whose" in text
     assert check_template(tokenizer(template), Rows(good), "train", "org/model") == 0
 
 
@@ -417,6 +417,31 @@ def test_a_recipe_says_it_in_one_line_before_the_weights_are_read(
     assert line.startswith(f"{name}.py: the chat template of ")
     assert "1 of 8 rows of the train data set, the first is row 5 (pair_id pair-5)" in line
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_rows_that_the_template_refuses_are_dropped_where_a_setting_says_so(
+    no_system, tmp_path, caplog
+):
+    words_of_run = words(no_system, tmp_path / "out", eval_strategy="no", template_errors="drop")
+    recipe("train").main([
+        "--config", str(ROOT / "recipes" / "dpo" / "tiny-demo.yaml"), *words_of_run,
+        "--held_out", "0", "--max_length", "128", "--pair_columns",
+    ])  # fmt: skip
+    counts = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]["train"]
+    assert (counts["given"], counts["refused"], counts["used"]) == (8, 1, 7)
+    assert "1 of 8 rows are dropped, which the chat template of" in caplog.text
+    assert "row 5 (pair_id pair-5), with the roles system, user, assistant" in caplog.text
+
+
+def test_rows_that_the_template_refuses_can_not_all_be_dropped(model_dir, tmp_path):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
+    with pytest.raises(ValueError, match=r"refuses all 2 rows of the train data set, .* never; "):
+        make(
+            str(model), tmp_path, data(row(0), row(1)), pair_columns=[], template_errors="drop"
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="template_errors: 'skip' is not one of error, drop"):
+        PairDPOConfig(**settings(tmp_path, template_errors="skip"))
 
 
 def test_held_out_rows_keep_their_numbers(no_system, tmp_path, capsys):

@@ -16,6 +16,7 @@ from sp2dpo.training.columns import (
     is_beta,
 )
 from sp2dpo.training.losses import LOSSES, SORTING, accepted_columns
+from sp2dpo.training.rows import REFUSALS
 
 FIRST_WITH_LOG_PROBS = "1.16"
 """The first TRL version whose model output has the log-probs that per-pair losses need."""
@@ -48,6 +49,8 @@ class PairDPOConfig(DPOConfig):
             A column that is not listed is ignored, even if the data set has it.
         missing_values: How to treat rows in which a listed column is null: `error`, `drop` (leave
             the row out) or `constant` (the global `beta`, weight 1, margin 0, smoothing 0).
+        template_errors: How to treat rows that the chat template of the model refuses: `error` or
+            `drop` (leave the row out, with a warning).
         beta_dpo: The factor a in beta-DPO's formula, 0.6 in its paper; 0 turns beta-DPO off. See
             `online`.
         beta_dpo_mode_weight: Share of a batch that beta-DPO leaves out, 0.2 in its paper.
@@ -77,6 +80,10 @@ class PairDPOConfig(DPOConfig):
         default="error",
         metadata={"help": "Rows without a value: error, drop, or constant (the global beta)."},
     )
+    template_errors: str = field(
+        default="error",
+        metadata={"help": "Rows that the chat template refuses: error, or drop."},
+    )
     beta_dpo: float = field(default=0.0, metadata={"help": "beta-DPO's a; 0 turns it off."})
     beta_dpo_mode_weight: float = field(
         default=0.2, metadata={"help": "Share of a batch that beta-DPO leaves out."}
@@ -101,6 +108,7 @@ class PairDPOConfig(DPOConfig):
         if len(set(self.pair_columns)) < len(self.pair_columns):
             raise ValueError(f"pair_columns names a column twice: {', '.join(self.pair_columns)}")
         choose_column(self.missing_values, MISSING_VALUES, "missing_values")
+        choose_column(self.template_errors, REFUSALS, "template_errors")
         if not is_beta(self.beta):
             raise ValueError(f"beta must be a finite number above 0, not {self.beta!r}")
         # At 0.5 a label says nothing, and above it every label counts as wrong.

@@ -287,7 +287,10 @@ def _check_model(name: str, rows: Dataset, scoring: Scoring) -> None:
             f" {context} tokens: score with --max-length {context}"
         )
     if tokenizer.chat_template:  # `RewardModel` refuses a model without one
-        check_template(tokenizer, rows, scoring.data, name)
+        check_template(
+            tokenizer, rows, scoring.data, name,
+            way_out="leave these rows out, or choose a reward model whose template accepts them",
+        )  # fmt: skip
 
 
 def hash_fraction(prompt: Any) -> float:

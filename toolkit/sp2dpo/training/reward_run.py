@@ -7,13 +7,14 @@ from typing import Any
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from sp2dpo.files import write_json
-from sp2dpo.training.columns import MarkCounts, apply_marks
+from sp2dpo.training.columns import MarkCounts, apply_marks, choose_column
 from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.provenance import display_name, read_split
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.rows import (
     IDS,
+    REFUSALS,
     ROW,
     TEMPLATE_ERRORS,
     TEXTS,
@@ -21,6 +22,7 @@ from sp2dpo.training.rows import (
     check_rows,
     check_template,
     context_length,
+    drop_refused,
     number_rows,
     read_model_files,
     warn_of_tools,
@@ -72,9 +74,23 @@ class FoldConfig:
 
 @dataclass
 class RewardModelConfig(RewardConfig):
-    """TRL's RewardConfig, with the same defaults as PairDPOConfig to avoid library warnings."""
+    """TRL's RewardConfig, with the same defaults as PairDPOConfig to avoid library warnings.
+
+    Attributes:
+        template_errors: How to treat pairs that the chat template of the model refuses: `error` or
+            `drop` (leave the pair out, with a warning).
+
+    Raises:
+        ValueError: On a bad value.
+    """
+
+    template_errors: str = field(
+        default="error",
+        metadata={"help": "Pairs that the chat template refuses: error, or drop."},
+    )
 
     def __post_init__(self) -> None:
+        choose_column(self.template_errors, REFUSALS, "template_errors")
         set_current_names(self)
         super().__post_init__()
 
@@ -95,6 +111,8 @@ class CheckedRewardTrainer(RewardTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
+        if getattr(args, "template_errors", "error") == "drop":
+            dataset = drop_refused(processing_class, dataset, dataset_name, self._name_in_messages)
         try:
             prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         except TEMPLATE_ERRORS:
@@ -203,7 +221,7 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
         trust_remote_code=bool(getattr(args, "trust_remote_code", False)),
     )
     for part, dataset in (("train", train), ("eval", test)):
-        if len(dataset):
+        if len(dataset) and getattr(args, "template_errors", "error") == "error":
             warn_of_tools(check_template(tokenizer, dataset, part, name), part, name)
     args.model_init_kwargs = model_options(model, args)
     trainer = CheckedRewardTrainer(

@@ -30,6 +30,12 @@ ROW = "_row"
 MEDIA = ("images", "image", "videos", "video")
 PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "input_audio")
 """Types of the parts of a message that are not text."""
+REFUSALS = ("error", "drop")
+"""How to treat rows that the chat template refuses."""
+DROP_OR_CHOOSE = (
+    "set template_errors: drop to leave these rows out, or train a model whose template accepts"
+    " them"
+)
 TEMPLATE_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
     RecursionError,
@@ -254,7 +260,13 @@ def _without_nulls(value: Any) -> Any:
 
 
 def check_template(
-    tokenizer: Any, dataset: Dataset, name: str, model: str, *, every_row: bool = False
+    tokenizer: Any,
+    dataset: Dataset,
+    name: str,
+    model: str,
+    *,
+    every_row: bool = False,
+    way_out: str = DROP_OR_CHOOSE,
 ) -> int:
     """Check that the chat template of a model accepts the conversations of a data set.
 
@@ -267,6 +279,7 @@ def check_template(
         name: Name of the data set in messages.
         model: Name of the model in messages.
         every_row: Whether to render all rows.
+        way_out: What to do about refused rows, for the message.
 
     Returns:
         The number of rows with tools if the template ignores tools, else 0.
@@ -295,22 +308,58 @@ def check_template(
         if not every_row and shape in shapes:
             continue
         shapes.add(shape)
-        try:
+        reason = _refusal(tokenizer, row)
+        if reason is None:
             ignores_tools = _ignores_tools(tokenizer, row) or ignores_tools
-            for chat, options in _chats(row):
-                tokenizer.apply_chat_template(chat, tokenize=False, **options)
-        except TEMPLATE_ERRORS as error:
-            if not every_row:
-                check_template(tokenizer, dataset, name, model, every_row=True)
-            roles = ", ".join(turn["role"] for turn in (*row.get("prompt", []), *row["chosen"]))
-            refused.append(f"{name_row(row, number)}, with the roles {roles}: {describe(error)}")
+            continue
+        if not every_row:
+            check_template(tokenizer, dataset, name, model, every_row=True, way_out=way_out)
+        refused.append(f"{name_row(row, number)}{reason}")
     if refused:
         raise ValueError(
             f"the chat template of {model} refuses {len(refused)} of {len(dataset)} rows of"
-            f" {where}, the first is {refused[0]}; leave these rows out, or train a model whose"
-            " template accepts them"
+            f" {where}, the first is {refused[0]}; {way_out}"
         )
     return with_tools if ignores_tools else 0
+
+
+def drop_refused(tokenizer: Any, dataset: Any, name: str, model: str) -> Any:
+    """Return the rows whose conversations the chat template of a model accepts.
+
+    The arguments are those of `check_template`; all rows are rendered.
+
+    Raises:
+        ValueError: If no row is left.
+    """
+    refused = {
+        number: f"{name_row(row, number)}{reason}"
+        for number, row in enumerate(_conversations(dataset))
+        if (reason := _refusal(tokenizer, row)) is not None
+    }
+    if not refused:
+        return dataset
+    first = next(iter(refused.values()))
+    if len(refused) == len(dataset):
+        raise ValueError(
+            f"the chat template of {model} refuses all {len(dataset)} rows of the {name} data set,"
+            f" the first is {first}; train a model whose template accepts them"
+        )
+    logger.warning(
+        f"the {name} data set: {len(refused)} of {len(dataset)} rows are dropped, which the chat"
+        f" template of {model} refuses; the first is {first}"
+    )
+    return dataset.select([row for row in range(len(dataset)) if row not in refused])
+
+
+def _refusal(tokenizer: Any, row: Mapping[str, Any]) -> str | None:
+    """Return why a template refuses a row, as the end of a message; None if it accepts it."""
+    try:
+        for chat, options in _chats(row):
+            tokenizer.apply_chat_template(chat, tokenize=False, **options)
+    except TEMPLATE_ERRORS as error:
+        roles = ", ".join(turn["role"] for turn in (*(row.get("prompt") or []), *row["chosen"]))
+        return f", with the roles {roles}: {describe(error)}"
+    return None
 
 
 def warn_of_tools(ignored: int, name: str, model: str) -> None:
@@ -409,6 +458,17 @@ def context_length(config: Any) -> int | None:
     original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
     # Some configurations name the length before scaling.
     return max(most, int(original * factor)) if original and factor else most
+
+
+def drop_truncated(prepared: Any, longest: int) -> Any:
+    """Return the rows whose prompt leaves a token of the responses, as TRL 1.16 does; 1.0 does not.
+
+    Args:
+        prepared: A Dataset with the column prompt_ids.
+        longest: Length to which sequences are truncated, at their end.
+    """
+    short = _lengths(prepared, "prompt_ids") < longest
+    return prepared if short.all() else prepared.select(short.nonzero()[0])
 
 
 def check_lengths(

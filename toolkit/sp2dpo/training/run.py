@@ -229,7 +229,7 @@ class TrainingRun:
         }
 
     def count_rows(self) -> dict[str, dict[str, int]]:
-        """Return, for each data set, its rows, the rows without a beta and the rows that were used.
+        """Return, for each data set, the number of its rows, and of those left out and used.
 
         TRL drops rows whose prompt is longer than `max_length`, so fewer rows may have been used
         than the other counts suggest.
@@ -240,6 +240,7 @@ class TrainingRun:
             name: {
                 "given": rows,
                 "without_beta": self.trainer.rows_without_beta.get(name, 0),
+                "refused": self.trainer.rows_refused.get(name, 0),
                 "used": len(used[name]),
             }
             for name, rows in given.items()

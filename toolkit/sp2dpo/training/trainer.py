@@ -68,6 +68,8 @@ from sp2dpo.training.rows import (
     check_rows,
     check_template,
     context_length,
+    drop_refused,
+    drop_truncated,
     read_model_files,
     warn_of_tools,
 )
@@ -101,6 +103,8 @@ class PairColumnsMixin(Trainer):
         rows_without_beta: Number of rows with a null in a column of `pair_columns`, which
             `missing_values` dropped or filled, by data set name ("train", "eval", or the name of
             the eval set).
+        rows_refused: Number of rows that the chat template refused and `template_errors` dropped,
+            by data set name.
         mark_counts: Number of rows that the columns `keep` and `flip` left out and flipped, by data
             set name; see `columns.apply_marks`. A stream has no entry.
 
@@ -123,6 +127,7 @@ class PairColumnsMixin(Trainer):
         if not isinstance(args, PairDPOConfig):
             raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
         self.rows_without_beta: dict[str, int] = {}
+        self.rows_refused: dict[str, int] = {}
         self.mark_counts: dict[str, MarkCounts] = {}
         # The rows are checked first, because TRL's constructor loads the model.
         train_dataset = self._prepare_rows(train_dataset, "train", args)
@@ -170,7 +175,8 @@ class PairColumnsMixin(Trainer):
         )  # fmt: skip
         self._context = context_length(config)
         for name, dataset in datasets.items():
-            if isinstance(dataset, Dataset):
+            # Rows that are dropped are found when the data set is prepared.
+            if isinstance(dataset, Dataset) and args.template_errors == "error":
                 tokenizer = options.get("processing_class") or tokenizer
                 warn_of_tools(check_template(tokenizer, dataset, name, model), name, model)
 
@@ -178,6 +184,12 @@ class PairColumnsMixin(Trainer):
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         """Tokenise as DPOTrainer does, and name the row that cannot be tokenised or trained on."""
+        if isinstance(dataset, Dataset) and args.template_errors == "drop":
+            given = len(dataset)
+            dataset = drop_refused(processing_class, dataset, dataset_name, self._model_name)
+            self.rows_refused[dataset_name] = given - len(dataset)
+            ignored = check_template(processing_class, dataset, dataset_name, self._model_name)
+            warn_of_tools(ignored, dataset_name, self._model_name)
         try:
             prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         except TEMPLATE_ERRORS:
@@ -186,6 +198,8 @@ class PairColumnsMixin(Trainer):
                 check_template(processing_class, dataset, dataset_name, model, every_row=True)
             raise
         if isinstance(dataset, Dataset):
+            if args.max_length is not None and args.truncation_mode == "keep_start":
+                prepared = drop_truncated(prepared, args.max_length)
             check_lengths(
                 dataset, prepared, dataset_name, context=self._context, longest=args.max_length,
                 limit=f"the prompt alone fills max_length {args.max_length}, so that no response"
