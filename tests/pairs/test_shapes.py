@@ -405,6 +405,39 @@ def test_the_safer_response_can_be_named_as_the_winner(tmp_path):
     assert texts(pair(tmp_path, row, columns={"winner": "safer_response_id"}))[1] == ["B"]
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"responses": ["A", "B"], "scores": [1, 2]}, "--columns winner=winner"),
+        ({"responses": ["A", "B"], "scores": [1, 2]}, "responses=responses,scores=scores"),
+        ({"preference": "b"}, "winner and preference may say"),
+        (
+            {"response_1": "C", "response_2": "D", "label": 1},
+            "--columns response_a=response_a,response_b=response_b,winner=winner",
+        ),
+    ],
+)
+def test_a_row_of_two_shapes_is_refused_until_one_is_named(tmp_path, more, expected):
+    row = {"prompt": "Q", "response_a": "A", "response_b": "B", "winner": "a"} | more
+    assert expected in reason(tmp_path, row)
+    named = {"response_a": "response_a", "response_b": "response_b", "winner": "winner"}
+    assert texts(pair(tmp_path, row, columns=named))[1] == ["A"]
+    if "scores" in more:
+        named = {"responses": "responses", "scores": "scores"}
+        assert texts(pair(tmp_path, row, columns=named))[1] == ["B"]
+
+
+def test_a_named_winner_wins_over_chosen_and_rejected(tmp_path):
+    row = SURE | {"prompt": "Q", "response_a": "A", "response_b": "B", "best": "b"}
+    assert texts(pair(tmp_path, row))[1] == ["Sure! It is five."]
+    assert texts(pair(tmp_path, row, columns={"winner": "best"}))[1] == ["B"]
+
+
+def test_a_known_data_set_decides_before_columns_of_any(tmp_path):
+    row = {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": -1}
+    assert texts(pair(tmp_path, row | {"preference": 2}))[1] == ["A"]
+
+
 def test_a_column_that_only_some_rows_have_sets_the_others_aside(tmp_path):
     first, second, third = read(
         tmp_path, SURE | {"q": "Q"}, SURE, SURE | {"q": None}, columns={"prompt": "q"}

@@ -5,15 +5,16 @@ of two responses in the columns that `formats.parse_row` reads. A row that could
 is refused with the columns to choose from; docs/pairs.md has a table of the shapes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue
 from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
-from sp2dpo.pairs.reading import Reading
+from sp2dpo.pairs.reading import ROLES, Reading
 from sp2dpo.pairs.turns import as_turns, begins_with_user, to_turns, with_system
+from sp2dpo.pairs.winners import TwoResponses, find_two_responses
 
 Row = Mapping[str, Any]
 _PROMPTS = ("prompt", "question", "instruction", "input")
@@ -23,9 +24,9 @@ _CONVERSATIONS = ("messages", "conversations", "conversation", "context", "histo
 _TITLES = {"question": "orca", "instruction": "distilabel", "conversations": "ShareGPT"}
 """Names of the shapes with `chosen` and `rejected`, by the column of their prompt."""
 _RESPONSE_LISTS = ("responses", "completions", "generations", "answers")
-_SCORE_LISTS = ("scores", "ratings", "ranks")
-_COMPARISON = "comparison"
-"""Column that names the two responses of a pair among those of its row."""
+_SCORE_LISTS = ("scores", "ratings", "rating", "ranks")
+_BESIDE = {"prompt", "system", "messages", "tools", "images", "videos", "source_id"}
+"""Roles that say nothing about the responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +61,28 @@ def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
         InvalidPair: If no shape is recognised, or it could be more than one, or no response is
             preferred.
     """
-    if "chosen" in row or "rejected" in row:
+    # What is named wins over what is recognised.
+    named = reading.columns.keys() & (set(ROLES) - _BESIDE)
+    if ("chosen" in row or "rejected" in row) and named <= {"chosen", "rejected"}:
         yield _labelled(row, "chosen", "rejected", reading)
         return
     for title, chosen, rejected in _LABELLED:
-        if chosen in row and rejected in row:
+        if chosen in row and rejected in row and not named:
             yield _labelled(row, chosen, rejected, reading, title=title)
             return
-    shape = next((shape for shape in _TWO_RESPONSES if shape.deciders_in(row, reading)), None)
-    if shape is not None:
-        yield _decided(row, shape, reading)
-        return
-    found = _ranked(row, reading)
-    if found is None:
+    two = find_two_responses(row, reading)
+    ranked = _ranked(row, reading)
+    if two and ranked and not named:
+        raise InvalidPair(
+            f"two responses and a list of responses: give --columns winner={two[1]}, or --columns "
+            f"responses={ranked[0]},scores={ranked[1] or 'COLUMN'}"
+        )
+    if two and not named & {"responses", "scores", "ranks"}:
+        yield _decided(row, *two, reading)
+    elif ranked:
+        yield from _several(row, *ranked, reading)
+    else:
         raise InvalidPair("missing column chosen")
-    yield from _several(row, *found, reading)
 
 
 _LABELLED = (
@@ -258,40 +266,7 @@ def _system_column(row: Row, reading: Reading) -> str | None:
     return names[0] if names else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TwoResponses:
-    """A shape with two responses and a column that says which one is preferred.
-
-    Attributes:
-        title: Name of the shape.
-        responses: Columns of the two responses.
-        deciders: Columns that say which is preferred.
-        decide: Returns 0 or 1 for the preferred response, None for a tie.
-        prompt: Column of the prompt; None to find it by name.
-    """
-
-    title: str
-    responses: tuple[str, str]
-    deciders: tuple[str, ...]
-    decide: Callable[[Any, str], int | None]
-    prompt: str | None = None
-
-    def deciders_in(self, row: Row, reading: Reading) -> list[str]:
-        """Return the columns that decide in a row; none if the row has not this shape."""
-        if not all(name in row for name in self.responses):
-            return []
-        found = [name for name in self.deciders if name in row]
-        return [name for name in found if name == "winner" or "winner" not in reading.columns]
-
-
-def _decided(row: Row, shape: _TwoResponses, reading: Reading) -> Comparison:
-    deciders = shape.deciders_in(row, reading)
-    if len(deciders) > 1:
-        raise InvalidPair(
-            f"{' and '.join(deciders)} may say which response is preferred: give --columns "
-            f"winner={deciders[0]}"
-        )
-    decider = deciders[0]
+def _decided(row: Row, shape: TwoResponses, decider: str, reading: Reading) -> Comparison:
     if row[decider] is None:
         raise InvalidPair(f"empty {decider}")
     best = shape.decide(row[decider], decider)
@@ -317,101 +292,6 @@ def _decided(row: Row, shape: _TwoResponses, reading: Reading) -> Comparison:
         values=_beside(row, used)
         | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": row.get("tools")},
     )
-
-
-_TIES = ("tie", "both", "equal", "neither", "none", "same", "draw")
-
-
-def _by_letter(value: Any, name: str) -> int | None:
-    text = value.strip().casefold().replace(" ", "_") if isinstance(value, str) else ""
-    letter = text.removeprefix("model_").removeprefix("response_").removeprefix("conversation_")
-    if letter in ("a", "b"):
-        return "ab".index(letter)
-    if text.startswith(_TIES):
-        return None
-    if isinstance(value, int | float):
-        raise InvalidPair(
-            f"{name} is a number, not a, b or a tie: give --columns response_0=COLUMN,"
-            "response_1=COLUMN for 0 and 1, or response_1=COLUMN,response_2=COLUMN for 1 and 2"
-        )
-    raise InvalidPair(f"{name} is not a, b or a tie")
-
-
-def _by_number(first: int) -> Callable[[Any, str], int | None]:
-    """Return what reads the number of the preferred response, counted from `first`."""
-
-    def decide(value: Any, name: str) -> int | None:
-        text = str(value).strip().casefold()
-        if isinstance(value, str) and text.startswith(_TIES):
-            return None
-        digits = text.removeprefix("response_").removesuffix(".0")
-        if isinstance(value, bool) or digits not in (str(first), str(first + 1)):
-            raise InvalidPair(f"{name} is neither {first} nor {first + 1}")
-        return int(digits) - first
-
-    return decide
-
-
-def _by_sign(value: Any, name: str) -> int | None:
-    """Return the preferred response; negative numbers prefer the first one, as in HelpSteer."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -3 <= value <= 3:
-        raise InvalidPair(f"{name} is not a number from -3 to 3")
-    return None if value == 0 else int(value > 0)
-
-
-def _by_label(value: Any, name: str) -> int | None:
-    """Return the preferred response of SHP, whose label is 1 if it is the first one."""
-    if isinstance(value, bool) or value not in (0, 1):
-        raise InvalidPair(f"{name} is neither 0 nor 1")
-    return 0 if value == 1 else 1
-
-
-_WINNERS = ("winner", "preference", "label")
-_TWO_RESPONSES = (
-    _TwoResponses(
-        title="PKU-SafeRLHF",
-        responses=("response_0", "response_1"),
-        deciders=("better_response_id", "winner"),
-        decide=_by_number(0),
-    ),
-    _TwoResponses(
-        title="HelpSteer3",
-        responses=("response1", "response2"),
-        deciders=("overall_preference",),
-        decide=_by_sign,
-    ),
-    _TwoResponses(
-        title="HelpSteer2",
-        responses=("response_1", "response_2"),
-        deciders=("preference_strength",),
-        decide=_by_sign,
-    ),
-    _TwoResponses(
-        title="SHP",
-        responses=("human_ref_A", "human_ref_B"),
-        deciders=("labels",),
-        decide=_by_label,
-        prompt="history",
-    ),
-    _TwoResponses(
-        title="LMArena",
-        responses=("conversation_a", "conversation_b"),
-        deciders=("winner",),
-        decide=_by_letter,
-    ),
-    _TwoResponses(
-        title="", responses=("response_a", "response_b"), deciders=_WINNERS, decide=_by_letter
-    ),
-    _TwoResponses(
-        title="", responses=("response_0", "response_1"), deciders=_WINNERS, decide=_by_number(0)
-    ),
-    _TwoResponses(
-        title="", responses=("response_1", "response_2"), deciders=_WINNERS, decide=_by_number(1)
-    ),
-    _TwoResponses(
-        title="", responses=("response1", "response2"), deciders=_WINNERS, decide=_by_number(1)
-    ),
-)
 
 
 def _ranked(row: Row, reading: Reading) -> tuple[str, str | None, list[Ranked]] | None:
