@@ -85,6 +85,7 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     """Converts Parquet files to Arrow files as the builder of `datasets` does, by literal names."""
 
     BUILDER_CONFIG_CLASS = _FilesConfig
+    config: Any  # a _FilesConfig; type checkers know the base class only
 
     def _info(self) -> datasets.DatasetInfo:
         schema = pq.read_schema(self.config.files[0])
@@ -93,9 +94,10 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator("train", gen_kwargs={"files": self.config.files})]
 
-    def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
-        schema = self.info.features.arrow_schema
-        for number, path in enumerate(files):
+    def _generate_tables(self, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
+        features = self.info.features or datasets.Features()
+        for number, path in enumerate(kwargs["files"]):
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
-                    yield Key(number, group), table_cast(file.read_row_group(group), schema)
+                    table = table_cast(file.read_row_group(group), features.arrow_schema)
+                    yield Key(number, group), table
