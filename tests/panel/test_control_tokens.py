@@ -15,7 +15,7 @@ from sp2dpo.report.status import collect_status
 from sp2dpo.store.counts import marked_lines
 from sp2dpo.store.merge import merge_stores
 from sp2dpo.store.store import Store
-from support.harness import filled, panel_of, succeed, write_panel
+from support.harness import filled, panel_of, run, succeed, write_panel
 
 RUBRIC = load_rubric("semantic-gap")
 BARS = (
@@ -158,6 +158,8 @@ def test_annotate_counts_the_pairs_with_control_tokens_and_sends_none(scripted, 
     assert COUNTED in succeed(*command)
     assert COUNTED in succeed(*command[:1], *command[3:])
     assert COUNTED in " ".join(succeed("status", "--store", tmp_path / "run.sqlite").split())
+    trial = run("pilot", *command[1:-1], tmp_path / "pilot.sqlite", "--n", 4)
+    assert COUNTED in " ".join(trial.stdout.split()), trial.stderr
     out = tmp_path / "requests.jsonl"
     succeed("export-requests", *command[1:-1], tmp_path / "other.sqlite", "--out", out)
     requests = [json.loads(line) for line in out.read_text().splitlines()]

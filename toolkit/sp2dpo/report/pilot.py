@@ -106,6 +106,8 @@ class SampleSummary:
         skipped: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
         reading: shapes and implicit prompts of the source.
+        marked_pairs: number of pairs in the sample with control tokens of chat templates; None if
+            they were not counted.
     """
 
     rows: int
@@ -115,6 +117,7 @@ class SampleSummary:
     skipped: Sequence[SkippedPairs] = field(metadata={"json": "aside"})
     strata: Sequence[Stratum]
     reading: ReadingSummary
+    marked_pairs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,6 +382,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             skipped=sample.skipped,
             strata=sample.strata,
             reading=sample.reading,
+            marked_pairs=store.corpus.marked_pairs(),
         ),
         panel=PanelSummary(
             rubric=panel.rubric.name,

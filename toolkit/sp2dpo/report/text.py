@@ -78,6 +78,7 @@ def _sample_lines(sample: SampleSummary) -> list[str]:
             *map(_skipped, sample.skipped),
             f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
             "of the prompt and by how much longer the chosen response is (characters)",
+            *marked_lines(sample.marked_pairs),
         ),
         *_table(table),
     ]
