@@ -68,6 +68,24 @@ def test_a_rewritten_file_is_read_again_and_files_keep_their_order(tmp_path):
     assert rows.cache_files, "the rows are mapped from a file, not held in memory"
 
 
+def test_a_file_without_rows_is_an_empty_data_set_with_its_columns(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame({"a": []}, schema={"a": pl.Int64}).write_parquet(path)
+    rows = read_parquet([path])
+    assert (len(rows), rows.column_names) == (0, ["a"])
+
+
+def test_files_that_do_not_fit_together_are_named(tmp_path):
+    first, second, text = (tmp_path / f"{name}.parquet" for name in "abc")
+    pl.DataFrame({"a": [1]}).write_parquet(first)
+    pl.DataFrame({"b": ["x"]}).write_parquet(second)
+    text.write_text("no Parquet")
+    with pytest.raises(ValueError, match="column names don't match"):
+        read_parquet([first, second])
+    with pytest.raises(ValueError, match=r"c\.parquet: not a readable Parquet file"):
+        read_parquet([first, text])
+
+
 @pytest.mark.parametrize("name", ["[v1]", "a?b", "a::b"])
 def test_a_folder_without_a_manifest_is_refused_if_its_name_is_a_pattern(tmp_path, name):
     (tmp_path / name).mkdir()

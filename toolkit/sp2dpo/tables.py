@@ -19,6 +19,8 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from datasets.table import table_cast
 
+from sp2dpo.text import one_line
+
 MANIFEST = "manifest.json"
 
 
@@ -33,6 +35,11 @@ def read_parquet(paths: Sequence[Path]) -> datasets.Dataset:
         OSError: If a file cannot be read.
     """
     files = [str(path.absolute()) for path in paths]
+    if not sum(map(_count_rows, paths)):  # `datasets` has no builder for data without rows
+        schema = pq.read_schema(files[0])
+        return datasets.Dataset(
+            schema.empty_table(), datasets.DatasetInfo(features=_features(schema))
+        )
     # A changed file has another time, and is converted again.
     state = [(each.st_mtime_ns, each.st_size) for each in map(Path.stat, paths)]
     builder = _ParquetFiles(
@@ -44,11 +51,23 @@ def read_parquet(paths: Sequence[Path]) -> datasets.Dataset:
     try:
         builder.download_and_prepare()
     except DatasetGenerationError as error:
-        raise ValueError(f"{paths[0]}: {error.__cause__ or error}") from error
+        problem = one_line(error.__cause__ or error)
+        raise ValueError(f"{paths[0].parent}: its files cannot be read: {problem}") from error
     rows = builder.as_dataset(split="train")
     if not isinstance(rows, datasets.Dataset):
         raise TypeError("a split is a data set")
     return rows
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path.absolute()).num_rows
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
+
+
+def _features(schema: pa.Schema) -> datasets.Features:
+    return datasets.Features.from_arrow_schema(schema)
 
 
 def list_data_files(folder: Path) -> list[Path] | None:
@@ -89,7 +108,7 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         schema = pq.read_schema(self.config.files[0])
-        return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema))
+        return datasets.DatasetInfo(features=_features(schema))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator("train", gen_kwargs={"files": self.config.files})]
