@@ -221,11 +221,11 @@ class Generation:
             reasons = Counter(line.get("reason") or "not asked yet" for line in left)
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             first = left[0].get("detail")
+            allowing = "; --allow-refused writes an empty output for a refused prompt"
             raise ValueError(
                 f"{len(left)} of {len(instructions)} prompts have no output ({listed}"
                 f"{f'; the first: {first}' if first else ''}): run the same command again "
-                "to retry them; --allow-refused writes an empty output for a refused prompt"
-                f"{advise(reasons)}"
+                f"to retry them{allowing if refused else ''}{advise(reasons)}"
             )
         name = self.student.model.name
         texts = [lines[str(number)].get("output", "") for number in range(len(instructions))]
