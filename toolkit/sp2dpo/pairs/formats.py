@@ -50,7 +50,7 @@ def parse_row(row: Mapping[str, Any], *, images: bool = False, implicit: bool = 
             normalization, they have no common prompt, another column may hold the prompt, or a
             message cannot be written as JSON.
     """
-    others = {} if implicit else {name: row[name] for name in row if name not in _OURS}
+    others = {} if implicit else row
     chosen, rejected = _column(row, "chosen", images), _column(row, "rejected", images)
     prompt = _prompt(row, images)
     # Both are either text or a tuple of turns by now.
@@ -173,13 +173,17 @@ def _from_texts(
         # If only one is a dialogue, `dialogue_turns` refuses the row: they have no common prompt.
         if is_dialogue(chosen) or is_dialogue(rejected):
             parts = _common_beginning(dialogue_turns(chosen), dialogue_turns(rejected))
-            _check_others(other_prompts(others, parts[0]))
+            _check_others(other_prompts(_without_ours(others), parts[0]))
             return parts
-        _check_others(possible_prompts(others))
+        _check_others(possible_prompts(_without_ours(others)))
         return _common_text(chosen, rejected)
     if not isinstance(prompt, str) and not prompt:
         raise InvalidPair("empty prompt")
     return prompt_turns(prompt), _assistant(chosen), _assistant(rejected)
+
+
+def _without_ours(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in row if name not in _OURS}
 
 
 def _check_others(names: Sequence[str]) -> None:
@@ -262,7 +266,7 @@ def _from_conversations(
     if explicit and not isinstance(prompt, str) and explicit != parts[0]:
         raise InvalidPair("the prompt column is not the conversations' common beginning")
     if not explicit and not isinstance(prompt, str):
-        _check_others(other_prompts(others, parts[0]))
+        _check_others(other_prompts(_without_ours(others), parts[0]))
     return parts
 
 

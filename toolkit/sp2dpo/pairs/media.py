@@ -134,7 +134,10 @@ def _is_image_file(value: Any) -> bool:
     """Return whether a column has the bytes of an image, as the `datasets` library stores it."""
     if isinstance(value, list | tuple) and value:
         value = value[0]
-    data = value.get("bytes") if isinstance(value, Mapping) else None
+    # First the common case, because this is called for every column of every row.
+    if isinstance(value, str | int | float) or not isinstance(value, Mapping):
+        return False
+    data = value.get("bytes")
     return isinstance(data, bytes) and _kind(data) is not None
 
 

@@ -138,6 +138,8 @@ def view_row(
         InvalidPair: If a named column is missing, the prompt's is null, or one that is joined with
             another does not hold text.
     """
+    if not reading.columns:
+        return dict(row), {}
     sources = {role: reading.column_names(role, row) for role in reading.columns}
     moved = {name for names in sources.values() for name in names}
     view = {name: row[name] for name in row if name not in moved and name not in sources}

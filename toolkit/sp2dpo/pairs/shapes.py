@@ -61,6 +61,9 @@ def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
         InvalidPair: If no shape is recognised, or it could be more than one, or no response is
             preferred.
     """
+    if _is_plain(row, reading):
+        yield Comparison(shape="", used=_PLAIN, values=row)
+        return
     # What is named wins over what is recognised.
     named = reading.columns.keys() & (set(ROLES) - _BESIDE)
     if ("chosen" in row or "rejected" in row) and named <= {"chosen", "rejected"}:
@@ -83,6 +86,20 @@ def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
         yield from _several(row, *ranked, reading)
     else:
         raise InvalidPair("missing column chosen")
+
+
+_PLAIN = frozenset({"prompt", "chosen", "rejected", "tools"})
+
+
+def _is_plain(row: Row, reading: Reading) -> bool:
+    """Return whether a row is of texts in TRL's columns, which most rows are; a shortcut."""
+    return (
+        isinstance(row.get("prompt"), str)
+        and isinstance(row.get("chosen"), str)
+        and isinstance(row.get("rejected"), str)
+        and not reading.columns
+        and not any(row.get(name) for name in SYSTEM)
+    )
 
 
 _LABELLED = (

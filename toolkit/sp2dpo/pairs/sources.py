@@ -169,12 +169,13 @@ def read_rows(source: Source) -> Iterator[SourceRow | SetAside]:
     """
     number, seen = 0, dict[str, None]()
     for row_number, columns in enumerate(_raw_rows(source), start=1):
-        seen |= dict.fromkeys(columns)
+        if source.reading.columns:
+            seen |= dict.fromkeys(columns)
         for row in _read_row(columns, source.reading, row_number):
             number += 1
             yield row(number)
     # After the rows, because in JSON Lines any row may be the first with a column.
-    if number:
+    if seen:
         check_present(source.reading, list(seen), str(source))
 
 
