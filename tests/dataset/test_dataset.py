@@ -302,6 +302,21 @@ def test_many_columns_that_every_row_has_stay_columns(new_store, tmp_path):
     assert columns.items() <= read_here(tmp_path / "out")[1].items()
 
 
+@pytest.mark.parametrize(
+    ("columns", "read_back"),
+    [
+        ({"_type": "x", "dtype": "int64"}, {"source__type": "x", "dtype": "int64"}),
+        ({"a\0b": 1, "a\\0b": 2}, {"source_a\\0b": 1, "a\\0b": 2}),
+        ({"beta": 1, "source_beta": 2}, {"source_source_beta": 1, "source_beta": 2}),
+        ({"o": {"a\0b": 1}}, {"o": '{"a\\u0000b": 1}'}),
+        ({"": "x", "a|b\nc": 1, "é.ü": {"ö x": 2}}, {"": "x", "a|b\nc": 1, "é.ü": {"ö x": 2}}),
+    ],
+)
+def test_columns_of_any_names_come_through(new_store, tmp_path, columns, read_back):
+    build_rows(new_store(), [columns], tmp_path / "out")
+    assert read_back.items() <= read_here(tmp_path / "out")[0].items()
+
+
 def test_the_build_names_columns_of_json_text(new_store, tmp_path):
     store = new_store()
     build_rows(store, [{"mix": 1, "many": WIDE}, {"mix": "one", "many": {}}], tmp_path / "out")

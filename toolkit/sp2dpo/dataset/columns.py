@@ -104,7 +104,8 @@ class RowColumns:
             types[together_name] = _SPARSE
         # Also the names that this data set does not use: the trainer could take a source's `weight`
         # or `margin` for the toolkit's.
-        reserved = {*toolkit, "tools", *OPTIONAL}
+        # `datasets` reads columns with a `_type` as the definition of a feature.
+        reserved = {*toolkit, "tools", *OPTIONAL, "_type"}
         renamed = {name: _free_name(name, reserved, types) for name in types}
         source = {
             renamed[name]: _feature(None if isinstance(kind, str) else kind)
@@ -301,7 +302,10 @@ def _is_plain(kind: pa.DataType, depth: int = 0) -> bool:
     if pa.types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
         # `datasets` would read a struct with a key such as `_type` as the definition of a feature.
-        named = bool(fields) and all(field.name and field.name[0] != "_" for field in fields)
+        # Parquet ends a name at a NUL character.
+        named = bool(fields) and all(
+            field.name and field.name[0] != "_" and "\0" not in field.name for field in fields
+        )
         return named and all(_is_plain(field.type, depth + 1) for field in fields)
     return not pa.types.is_list(kind) or _is_plain(kind.value_type, depth + 1)
 
@@ -314,12 +318,12 @@ def _feature(kind: pa.DataType | None) -> Any:
 
 
 def _free_name(name: str, reserved: set[str], source: Mapping[str, Any]) -> str:
-    while name in reserved:
-        name = f"source_{name}"
-        # The source may have a column with the prefixed name as well.
-        if name in source:
-            reserved = reserved | {name}
-    return name
+    # Parquet ends a name at a NUL character.
+    free = name.replace("\0", "\\0")
+    # The source may have a column with the new name as well.
+    while free in reserved or (free != name and free in source):
+        free = f"source_{free}"
+    return free
 
 
 def _label(rubric: Rubric) -> ClassLabel:
