@@ -108,6 +108,8 @@ SURE = {"chosen": "Sure! It is five.", "rejected": "Sure! I do not know."}
         ({"question": "How many?", "context": "A hand."}, "question"),
         ({"instruction": "Count.", "input": "A hand."}, "instruction"),
         ({"instruction": "Count.", "history": [["a", "b"]]}, "instruction"),
+        ({"question": "Which?", "choices": ["five", "six"]}, "question"),
+        ({"question": "Which?", "documents": ["A hand has five fingers.", "Or four."]}, "question"),
     ],
 )
 def test_no_prompt_is_invented_beside_a_column_that_may_hold_it(tmp_path, columns, name):
@@ -121,7 +123,7 @@ def test_no_prompt_is_invented_beside_a_column_that_may_hold_it(tmp_path, column
     [
         {},
         {"source": "evol_instruct", "category": "maths"},
-        {"task": "qa", "user": "anna", "system": ""},
+        {"task": "qa", "user": "anna", "system": "", "topics": ["a", "b", "c", "d"]},
         {"prompt_id": "f00", "question_id": 7, "turns": 1},
         {"rationale": "The first one is a complete answer.", "model_name": "a b c d e"},
         {"score_chosen": 4.5, "input_tokens": 12, "history": []},
@@ -370,6 +372,8 @@ def test_named_columns_are_read_whatever_they_are_called(tmp_path):
         (SURE | {"past": [["a", "b"]], "now": "Q"}, {"messages": "past", "prompt": "now"},
          ["a", "b", "Q"]),
         (SURE | {"past": [user("Q")]}, {"messages": "past"}, ["Q"]),
+        (SURE | {"q": "Which?", "choices": ["five", "six"], "note": None},
+         {"prompt": "q+choices+note"}, ["Which?\n\nfive\nsix"]),
         (SURE | {"a+b": "Q", "a": "x", "b": "y"}, {"prompt": "a+b"}, ["Q"]),
         (SURE | {"a,b": "Q"}, {"prompt": "a,b"}, ["Q"]),
         (SURE | {"prompt": "Q", "a": "S", "b": " ", "c": "T"}, {"system": "a+b+c"},

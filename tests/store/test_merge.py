@@ -2,9 +2,11 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
+from sp2dpo.pairs.reading import Reading
 from sp2dpo.pairs.sources import Source
 from sp2dpo.store.database import only_writer
 from sp2dpo.store.merge import merge_stores
@@ -97,6 +99,22 @@ def test_the_same_merge_again_changes_no_byte(shards):
     before = shards.out.read_bytes()
     assert merge_stores(shards.out, shards.paths).added == 0
     assert shards.out.read_bytes() == before
+
+
+def test_a_merged_store_knows_how_its_pairs_were_read(tmp_path, new_store):
+    source = Source(name="hand.jsonl", reading=Reading(columns={"prompt": "q"}, pairs_from="all"))
+    rows = [replace(row, shape="orca: question", implicit=True) for row in pairs_of(4)]
+    for index in range(2):
+        store = new_store(f"read-{index}.sqlite")
+        store.corpus.add(source, rows)
+        store.record_panel(panel_of("anna"))
+        store.questions.restrict_to_shard(Shard(index=index, total=2))
+    merge_stores(tmp_path / "out.sqlite", [tmp_path / f"read-{index}.sqlite" for index in range(2)])
+    with Store(tmp_path / "out.sqlite") as merged:
+        assert merged.corpus.reading() == source.reading
+        summary = merged.corpus.reading_summary()
+        assert (summary.shapes, summary.implicit) == ({"orca: question": 4}, 4)
+        assert summary.options == "--columns prompt=q --pairs-from all"
 
 
 def test_a_missing_shard_is_said_and_can_be_added_later(shards):

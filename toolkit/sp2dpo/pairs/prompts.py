@@ -18,7 +18,7 @@ def _names(text: str) -> frozenset[str]:
 NAMES = _names(
     "prompt question instruction input query problem request dialogue dialog conversation "
     "messages context history turns human post utterance userprompt userinput usermessage "
-    "userquery promptmessages chat ask goal premise"
+    "userquery promptmessages chat ask goal premise choice option"
 )
 """Names of columns whose content, whatever it is, may be the prompt; see `_key`."""
 _SURE = _names(
@@ -30,6 +30,8 @@ SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold the system message."""
 _TAGS = _names("task user title topic text passage document article body paragraph story")
 """Names of columns that may hold the prompt or a part of it, or only a tag, such as `task: qa`."""
+_PASSAGES = _names("text passage document article body paragraph story")
+"""Those of these that may also be a list of texts."""
 _WORDS = _names(
     "prompt question instruction input query problem request dialogue dialog conversation message "
     "messages context history utterance"
@@ -110,7 +112,8 @@ def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
 def _key(name: object) -> str:
     """Return a column's name without case, separators and a plural's `s`."""
     key = "".join(character for character in str(name).casefold() if character.isalnum())
-    return key if key in NAMES or key.removesuffix("s") not in NAMES else key.removesuffix("s")
+    known = NAMES | _TAGS
+    return key if key in known or key.removesuffix("s") not in known else key.removesuffix("s")
 
 
 def _words(name: object) -> set[str]:
@@ -128,7 +131,8 @@ def _is_named_prompt(name: str, value: Any) -> bool:
     if name in SYSTEM:
         return False
     if key in _TAGS:
-        return _reads_as_prompt(value)
+        is_list = key in _PASSAGES and isinstance(value, list | tuple)
+        return _reads_as_prompt(" ".join(map(str, value)) if is_list else value)
     words = _words(name)
     if words & _OTHERS:
         return False

@@ -158,6 +158,11 @@ def view_row(
 
 
 def _join(values: Sequence[Any]) -> str | None:
-    if not all(isinstance(value, str | None) for value in values):
-        raise InvalidPair("columns joined by + do not all hold text")
-    return "\n\n".join(value for value in values if value and value.strip()) or None
+    texts = []
+    for value in values:
+        # A list of texts, such as the options of a question, is joined by lines.
+        items = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(item, str | None) for item in items):
+            raise InvalidPair("columns joined by + do not all hold text")
+        texts.append("\n".join(item for item in items if item))
+    return "\n\n".join(text for text in texts if text.strip()) or None
