@@ -32,6 +32,7 @@ from sp2dpo.training.run import (
     end_training,
     find_checkpoint,
     library_versions,
+    model_errors,
     model_options,
     push,
     train_and_evaluate,
@@ -224,14 +225,15 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
         if len(dataset) and getattr(args, "template_errors", "error") == "error":
             warn_of_tools(check_template(tokenizer, dataset, part, name), part, name)
     args.model_init_kwargs = model_options(model, args)
-    trainer = CheckedRewardTrainer(
-        name,
-        context=context_length(config),
-        args=args,
-        train_dataset=train,
-        eval_dataset=test if len(test) else None,
-        peft_config=get_peft_config(model),
-    )
+    with model_errors(model, args):
+        trainer = CheckedRewardTrainer(
+            name,
+            context=context_length(config),
+            args=args,
+            train_dataset=train,
+            eval_dataset=test if len(test) else None,
+            peft_config=get_peft_config(model),
+        )
     use_console(trainer)
     return RewardRun(
         data=data, model=model, trainer=trainer, train_rows=len(train), eval_rows=len(test),

@@ -1,6 +1,8 @@
 """One training run: read the data, train, evaluate, write the model, its card and results.json."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -10,11 +12,13 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from huggingface_hub.errors import HTTPError
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sp2dpo.files import write_json
+from sp2dpo.hub import hub_errors
 from sp2dpo.text import one_line, redact
 from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
@@ -268,7 +272,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
     test = None if test is None else remove_marks(test)
     # Before the model is loaded, so that a wrong path fails at once.
     checkpoint = find_checkpoint(args)
-    try:
+    with model_errors(model, args):
         trainer = PairDPOTrainer(
             model.model_name_or_path,
             args=args,
@@ -276,13 +280,25 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             eval_dataset=test,
             peft_config=get_peft_config(model),
         )
-    except OSError as error:
-        raise ValueError(f"the model {model.model_name_or_path} cannot be read: {error}") from error
     use_console(trainer)
     return TrainingRun(
         data=data, model=model, trainer=trainer, rows=train, rows_given=rows_given,
         eval_rows=None if test is None else len(test), marks=marks, checkpoint=checkpoint,
     )  # fmt: skip
+
+
+@contextmanager
+def model_errors(model: ModelConfig, args: Any) -> Iterator[None]:
+    """Replace errors while a Trainer is created by ValueError with the name of the model."""
+    try:
+        yield
+    # HTTPError includes connection failures and is not always an OSError.
+    except (OSError, HTTPError) as error:
+        # A Trainer that will push creates the repo first.
+        repo = ", or its repo on the Hub cannot be created" if args.push_to_hub else ""
+        raise ValueError(
+            f"the model {model.model_name_or_path} cannot be read{repo}: {redact(one_line(error))}"
+        ) from error
 
 
 def model_options(model: ModelConfig, args: Any) -> dict[str, Any]:
@@ -308,10 +324,11 @@ def push(trainer: Any, out: Path) -> None:
     Raises:
         OSError: If the push fails; the message says how to repeat it without training again.
     """
+    name = trainer.hub_model_id or trainer.args.hub_model_id or "org/name"
     try:
-        trainer.push_to_hub()
-    except OSError as error:
-        name = trainer.hub_model_id or trainer.args.hub_model_id or "org/name"
+        with hub_errors(name, kind="model"):
+            trainer.push_to_hub()
+    except (OSError, ValueError) as error:
         raise OSError(
             f"the run in {out} is complete, but its push to the Hub failed"
             f" ({redact(one_line(error))}): run `hf upload {name} {out}`"
