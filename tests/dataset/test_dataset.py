@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.file import BetaTable
@@ -255,6 +256,7 @@ def test_large_integers_keep_their_digits_wherever_they_are(new_store, tmp_path,
     assert [row["theirs"] for row in read_here(tmp_path / "out")] == read_back
 
 
+HAND = Source(name="hand.jsonl")
 WIDE = {f"k{number}": number for number in range(MAX_FIELDS + 1)}
 
 
@@ -338,13 +340,29 @@ def read_here(folder):
     return list(read_parquet(files))
 
 
-def build_rows(store, columns, folder):
+@pytest.mark.parametrize(
+    ("name", "revision", "named"),
+    [
+        ("org/pairs:train", "c" * 40, ["org/pairs"]),
+        ("org/pairs/con fig:test", "c" * 40, ["org/pairs"]),
+        ("org/pairs/config:train, sample of 5", "c" * 40, ["org/pairs"]),
+        ("odd:name.jsonl", None, None),
+    ],
+)
+def test_the_card_names_the_source_on_the_hub(new_store, tmp_path, name, revision, named):
+    source = Source(name=name, revision=revision)
+    build_rows(new_store(), [{}], tmp_path / "out", source=source)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1]).get("source_datasets") == named
+
+
+def build_rows(store, columns, folder, source=HAND):
     """Build a data set whose rows have these columns."""
     rows = [
         SourceRow(row=row.row, pair=row.pair, source_id=None, columns=values)
         for row, values in zip(pairs_of(len(columns)), columns, strict=True)
     ]
-    store.corpus.add(Source(name="hand.jsonl"), rows)
+    store.corpus.add(source, rows)
     store.record_panel(panel_of("a"))
     variants = ("direct", "critic", "reader")
     store.add_replies([kept_reply(rows[0].pair.id, "a", variant, 5, 5) for variant in variants])

@@ -198,8 +198,8 @@ def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str,
     # Without the files' digests, betas of another schedule in a folder of the same name would be
     # served from the cache. Files are listed one by one, so that other files add no rows.
     source = manifest.source
-    # A data set on the Hub has a commit; a file only has a name.
-    hub = HubName.parse(source.name) if source.revision else None
+    # A data set on the Hub has a commit; a file only has a name. `pilot` appends ", sample of N".
+    hub = HubName.parse(source.name.partition(", ")[0]) if source.revision else None
     return {
         **({"license": manifest.license} if manifest.license else {}),
         "pretty_name": f"{escape_controls(source.name)} with per-pair beta",
