@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sp2dpo.files import lock_exclusively
 from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
 from sp2dpo.training.run_config import compose, single_config, take_configs
@@ -276,6 +277,17 @@ def test_a_sweep_shows_why_a_run_failed(tmp_path, monkeypatch, files, printed, s
     (result,) = run_sweep([sweep_run], tmp_path / "out", Path("train.py"), report=lines.append)
     assert result.exit_code == 3
     assert lines[1] == f"a: failed with exit code 3{shown}"
+
+
+def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "sweep.lock").open("a") as lock:
+        lock_exclusively(lock)
+        for folder in ("out", "link", "out/../link"):
+            with pytest.raises(ValueError, match="another process runs a sweep in this folder"):
+                run_sweep([], tmp_path / folder, Path("train.py"))
+    assert run_sweep([], tmp_path / "link", Path("train.py")) == []
 
 
 PRINTS = """#!/usr/bin/env bash

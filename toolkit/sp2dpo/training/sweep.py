@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import write_json
+from sp2dpo.files import lock_exclusively, write_json
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
 
@@ -87,7 +87,8 @@ def run_sweep(
         report: Called with a line of text before each run, and with the error of one that failed.
 
     Raises:
-        ValueError: If the folder of a run has results of other settings, or its name is reserved.
+        ValueError: If the folder of a run has results of other settings, its name is reserved, or
+            another process runs a sweep in the folder.
         OSError: If a file cannot be read or written.
     """
     for run in runs:
@@ -97,7 +98,15 @@ def run_sweep(
                 " rename its YAML file"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    results = [_run(run, folder, script, engine, report) for run in runs]
+    with (folder / "sweep.lock").open("a") as lock:
+        try:
+            lock_exclusively(lock)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process runs a sweep in this folder: wait for it, stop it, or"
+                " name another folder"
+            ) from None
+        results = [_run(run, folder, script, engine, report) for run in runs]
     write_json(folder / "sweep.json", [result.record() for result in results], indent=2)
     return results
 
