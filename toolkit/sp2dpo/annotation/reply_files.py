@@ -123,11 +123,12 @@ def import_replies(
         for kind, count in sorted(inbox.left_out.items()):
             if count > _MAX_REPORTED:
                 report(f"and {count - _MAX_REPORTED} more lines that cannot be stored: {kind}")
-        outcomes = {
-            teacher.name: store.counts(teacher.name, panel.variants) for teacher in panel.teachers
-        }
-        silent = tuple(name for name, counts in outcomes.items() if counts and "kept" not in counts)
-        reasons = sum((Counter(outcomes[name]) for name in silent), Counter[str]())
+        silent, advice = [], []
+        for teacher in panel.teachers:
+            counts = store.counts(teacher.name, panel.variants)
+            if counts and "kept" not in counts:
+                silent.append(teacher.name)
+                advice.append(advise_all(counts, inbox.details, structured=teacher.structured))
         return ImportResult(
             lines=inbox.lines,
             kept=inbox.kept,
@@ -137,8 +138,8 @@ def import_replies(
             left_out=inbox.left_out,
             empty=tuple(empty),
             teachers=tuple(count_replies(store, panel)),
-            silent=silent,
-            advice=advise_all(reasons, inbox.details),
+            silent=tuple(silent),
+            advice="; ".join(dict.fromkeys(advice)),
         )
 
 

@@ -193,15 +193,15 @@ def annotate_pairs(
             )
             # Also after a failure or an interrupt, when the counts matter most.
             on_result(result)
-    silent = [counts for counts in result.teachers if counts.all and not counts.kept]
-    if silent:
-        raise ValueError(
-            "; ".join(
-                f"no reply of {counts.teacher} could be kept"
-                + (f": {advise_all(counts.refused, details)}" if counts.refused else "")
-                for counts in silent
+    silent = []
+    for teacher, counts in zip(panel.teachers, result.teachers, strict=True):
+        if counts.all and not counts.kept:
+            advice = advise_all(counts.refused, details, structured=teacher.structured)
+            silent.append(
+                f"no reply of {teacher.name} could be kept{f': {advice}' if advice else ''}"
             )
-        )
+    if silent:
+        raise ValueError("; ".join(silent))
     if result.missing:
         raise ValueError("some replies are still missing: run the same command again")
     return result

@@ -69,15 +69,22 @@ def advise(reason: str, detail: str | None = None, *, structured: str = Endpoint
     return shorten(detail or "read the replies in the store")
 
 
-def advise_all(reasons: Mapping[str, int], details: Mapping[str, str]) -> str:
+def advise_all(
+    reasons: Mapping[str, int],
+    details: Mapping[str, str],
+    *,
+    structured: str = Endpoint.structured,
+) -> str:
     """Return what to do about each reason of refusals, the most frequent one first.
 
     Args:
         reasons: Number of refusals by reason.
         details: Detail of one refusal by reason; may lack some.
+        structured: Setting of the teacher.
     """
     # The sort is stable, so equally frequent reasons stay in alphabetical order.
     ordered = sorted(sorted(reasons), key=lambda reason: -reasons[reason])
     return "; ".join(
-        f"{reason} {reasons[reason]}: {advise(reason, details.get(reason))}" for reason in ordered
+        f"{reason} {reasons[reason]}: {advise(reason, details.get(reason), structured=structured)}"
+        for reason in ordered
     )

@@ -34,6 +34,7 @@ class TeacherPerformance:
         replies_per_second: timed replies per busy second.
         prompt_tokens_per_second, completion_tokens_per_second: tokens per busy second.
         details: the detail of the first refusal, by reason.
+        structured: how far its server follows a schema, a setting of the panel.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TeacherPerformance:
     prompt_tokens_per_second: float | None
     completion_tokens_per_second: float | None
     details: Mapping[str, str]
+    structured: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,7 @@ def measure_performance(
                 prompt_tokens_per_second=_divide(teacher_usage.prompt, seconds),
                 completion_tokens_per_second=_divide(teacher_usage.completion, seconds),
                 details=details.get(teacher.name, {}),
+                structured=teacher.structured,
             )
         )
     return rows

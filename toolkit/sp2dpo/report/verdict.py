@@ -97,7 +97,7 @@ def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
     advice = None
     if passed is False:
         advice = next(
-            advise_all(teacher.refused, teacher.details)
+            advise_all(teacher.refused, teacher.details, structured=teacher.structured)
             for teacher in teachers
             if teacher.name == worst
         )
