@@ -110,6 +110,23 @@ SURE = {"chosen": "Sure! It is five.", "rejected": "Sure! I do not know."}
         ({"instruction": "Count.", "history": [["a", "b"]]}, "instruction"),
         ({"question": "Which?", "choices": ["five", "six"]}, "question"),
         ({"question": "Which?", "documents": ["A hand has five fingers.", "Or four."]}, "question"),
+        ({"task_description": "Count the fingers of a hand."}, "task_description"),
+        ({"model_input": "Count."}, "model_input"),
+        ({"user_prompt_id": "Count the fingers"}, "user_prompt_id"),
+        ({"image_question": "How many?", "id": 3}, "image_question"),
+        ({"comment": "Count"}, "comment"),
+        ({"Notes": "Count the fingers."}, "Notes"),
+        ({"q": "Count"}, "q"),
+        ({"title": "Fingers", "source": "quiz"}, "title"),
+        ({"prompt_zh": "写诗"}, "prompt_zh"),
+        ({"问题": "数到五"}, "问题"),
+        ({"source": "Count the fingers of a hand."}, "source"),
+        ({"q": ["Count"]}, "q"),
+        ({"info": {"text": "Count"}}, "info"),
+        ({"post": {"text": "Count"}}, "post"),
+        ({"metadata": {"question": "How many?"}}, "metadata"),
+        ({"task": "qa", "user": "anna"}, "task"),
+        ({"topics": ["a", "b"]}, "topics"),
     ],
 )
 def test_no_prompt_is_invented_beside_a_column_that_may_hold_it(tmp_path, columns, name):
@@ -123,10 +140,13 @@ def test_no_prompt_is_invented_beside_a_column_that_may_hold_it(tmp_path, column
     [
         {},
         {"source": "evol_instruct", "category": "maths"},
-        {"task": "qa", "user": "anna", "system": "", "topics": ["a", "b", "c", "d"]},
-        {"prompt_id": "f00", "question_id": 7, "turns": 1},
+        {"system": "", "tags": ["a", "b", "c", "d"], "metadata": {"lang": "en", "turn": 3}},
+        {"prompt_id": "f00", "question_id": 7, "turns": 1, "task_type": "qa", "note": None},
+        {"chosen_model": "gpt-4", "rejected-model": "o1", "modelName": "x y", "Timestamp": "1 May"},
+        {"url": "https://a.b/c?", "license": "Creative Commons, by attribution", "is_safe": True},
+        {"answer": "It is five, is it not?", "reference_answers": 5, "full_response": "Five."},
         {"rationale": "The first one is a complete answer.", "model_name": "a b c d e"},
-        {"score_chosen": 4.5, "input_tokens": 12, "history": []},
+        {"score_chosen": 4.5, "input_tokens": 12, "question_number": 4},
     ],
 )
 def test_columns_that_hold_no_prompt_leave_it_implicit(tmp_path, columns):
@@ -137,14 +157,21 @@ def test_columns_that_hold_no_prompt_leave_it_implicit(tmp_path, columns):
 
 
 @pytest.mark.parametrize("empty", ["", "  ", None])
-@pytest.mark.parametrize("name", ["question", "instruction", "conversations"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "question", "instruction", "conversations", "prompt", "query", "Question", "inputs",
+        "user_input", "context", "history",
+    ],
+)  # fmt: skip
 def test_a_known_column_that_is_empty_is_an_empty_prompt(tmp_path, name, empty):
     assert reason(tmp_path, SURE | {name: empty}) == f"empty {name}"
 
 
 def test_a_system_message_alone_is_no_prompt(tmp_path):
-    for name in ("system", "system_prompt", "system_message"):
+    for name in ("system", "system_prompt", "system_message", "System", "sys", "systemInstruction"):
         why = reason(tmp_path, SURE | {name: "You are brief."})
+        assert reason(tmp_path, SURE | {name: "Brief"}) == why
         assert f"a column {name}, but none with the prompt" in why
 
 

@@ -1,9 +1,9 @@
 """Find the columns of a row that may hold its prompt.
 
 A prompt may be taken from the beginning that two texts share only if no column holds it: responses
-often share a beginning, such as "Sure!", that is no prompt. These functions decide by the name of a
-column and by its content. They only lead to refusals; which column is the prompt is decided by the
-shapes that `shapes` knows, or by the user.
+often share a beginning, such as "Sure!", that is no prompt. So each other column must be one that
+surely holds none: a number, or metadata by its whole name. These functions only lead to refusals;
+which column is the prompt is decided by the shapes that `shapes` knows, or by the user.
 """
 
 import re
@@ -28,6 +28,11 @@ _SURE = _names(
 """Of these names, those whose text is a whole prompt."""
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold the system message."""
+_SYSTEMS = _names(
+    "system systemprompt systemmessage systeminstruction systemcontent systemtext sys sysprompt "
+    "sysmessage sysmsg sysinstruction"
+)
+"""Names of columns that may hold a system message; see `_key`."""
 _TAGS = _names("task user title topic text passage document article body paragraph story")
 """Names of columns that may hold the prompt or a part of it, or only a tag, such as `task: qa`."""
 _PASSAGES = _names("text passage document article body paragraph story")
@@ -48,6 +53,25 @@ _OTHERS = _names(
     "version created updated name names author"
 )
 """Words in the name of a column whose content is about the pair, or a response, not a prompt."""
+_METADATA = _names(
+    "id ids uid uuid guid hash sha md idx index source sources origin dataset datasets subset "
+    "subsets split splits config model models llm engine provider annotator annotators author "
+    "worker judge evaluator score scores rating ratings reward rewards margin rank ranking "
+    "confidence agreement preference preferences winner winners verdict beta betas criteria "
+    "teachers comparison category categories subcategory language languages lang locale domain "
+    "domains license licence url urls uri link doi citation timestamp time date datetime created "
+    "updated version status type kind format difficulty level quality label labels tag tags group "
+    "batch meta metadata token tokens length count"
+)
+"""Words in the names of columns that hold no prompt, if all words are of these or `_SIDES`."""
+_ANSWERS = _names(
+    "answer answers response responses completion completions generation generations output "
+    "outputs solution gold rationale reason explanation feedback critique justification judgement "
+    "judgment"
+)
+"""Likewise, words in the names of columns of long texts."""
+_SIDES = _names("chosen rejected name names data at of by is a b all full final mean avg overall")
+"""Words that may be beside those of `_METADATA` and `_ANSWERS`."""
 _MARK = re.compile("[?\uff1f]\\s*$")
 
 
@@ -57,7 +81,25 @@ def named_prompts(row: Mapping[str, Any]) -> list[str]:
 
 
 def possible_prompts(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns that may hold the prompt, by their name or by their content alone."""
+    """Return the columns that may hold the prompt of two texts.
+
+    Those whose name or content is that of a prompt, or if there are none, all columns that do not
+    surely hold something else.
+    """
+    return _likely_prompts(row) or [name for name in row if not _holds_no_prompt(name, row[name])]
+
+
+def empty_prompts(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns that have the name of a prompt and no content."""
+    return [name for name, value in row.items() if _is_empty(value) and _key(name) in NAMES]
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a column has the name of a system message, in any spelling."""
+    return _key(name) in _SYSTEMS
+
+
+def _likely_prompts(row: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in row.items()
@@ -97,7 +139,7 @@ def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
         names: The columns.
         implicit: Whether the prompt may also be the beginning that the responses share.
     """
-    if set(names) <= set(SYSTEM):
+    if all(is_system_name(name) for name in names):
         way = " or prompt= if it is what chosen and rejected begin with" if implicit else ""
         return f"a column {names[0]}, but none with the prompt: give --columns prompt=COLUMN{way}"
     listed = " or ".join(repr(name) for name in names[:3])
@@ -149,6 +191,45 @@ def _reads_as_prompt(value: Any) -> bool:
     # Scripts without spaces between words have no words to count.
     dense = len(text) >= 8 and not any("\0" <= character < "\x80" for character in text)
     return len(text.split()) >= 4 or dense or bool(text and _MARK.search(text))
+
+
+def _holds_no_prompt(name: str, value: Any) -> bool:
+    """Return whether a column surely holds no prompt, by its type or by its whole name."""
+    if not isinstance(value, str | Mapping | list | tuple | None):
+        return True  # a number, a date or bytes
+    words = _words(name)
+    if _is_empty(value):
+        return _key(name) not in NAMES and not words & _WORDS
+    if isinstance(value, Mapping) and any(
+        _is_named_prompt(str(key), item) for key, item in value.items()
+    ):
+        return False
+    if words & _ANSWERS and words <= _ANSWERS | _METADATA | _SIDES:
+        return True
+    if words & _METADATA and words <= _METADATA | _SIDES:
+        # In data about translation, `source` is the text to translate.
+        is_text = _reads_as_prompt(value) if _key(name) == "source" else _is_question(value)
+        return not is_text
+    # Such as `prompt_id` and `question_type`, which may also be how a whole text is called.
+    is_word = isinstance(value, str) and value.isascii() and len(value.split()) == 1
+    return is_word and _last_word(name) in _METADATA and not _is_question(value)
+
+
+def _last_word(name: str) -> str:
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).casefold()
+    return re.split(r"[^a-z]+", parted)[-1]
+
+
+def _is_question(value: Any) -> bool:
+    # An address may end with a question mark, too.
+    is_address = isinstance(value, str) and value.isascii() and len(value.split()) == 1
+    return isinstance(value, str) and not is_address and _MARK.search(value) is not None
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
 def _is_content(value: Any) -> bool:

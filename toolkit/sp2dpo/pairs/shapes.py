@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue
-from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, named_prompts
+from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, empty_prompts, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
 from sp2dpo.pairs.reading import ROLES, Reading
 from sp2dpo.pairs.turns import as_turns, begins_with_user, to_turns, with_system
@@ -192,11 +192,10 @@ def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | N
         return names[0]
     if names:
         raise InvalidPair(ask_for_prompt(names, implicit=not required))
-    # Without a context or a history, the texts may still be whole.
-    known = (*_PROMPTS, *_CONVERSATIONS) if required else (*_PROMPTS[1:], *_CONVERSATIONS[:3])
-    empty = next((name for name in known if name in rest), None)
-    if empty is not None:
-        raise InvalidPair(f"empty {empty}")
+    known = (*_PROMPTS, *_CONVERSATIONS)
+    empty = [name for name in known if name in rest] or empty_prompts(rest)
+    if empty:
+        raise InvalidPair(f"empty {empty[0]}")
     if required:
         raise InvalidPair("no column holds the prompt: give --columns prompt=COLUMN")
     return None
