@@ -145,6 +145,11 @@ class Rows(list):
     def with_format(self, kind):
         return self
 
+    def iter(self, size):
+        """One row at a time, as a batch of its columns."""
+        for row in self:
+            yield {key: [row.get(key)] for key in self.column_names}
+
 
 def test_a_template_with_an_error_of_syntax_and_a_missing_one_are_said(tokenizer):
     rows = data(row(0))
