@@ -1,12 +1,15 @@
 """Chat completions as servers write them: text, other messages, finish reasons, errors in 200."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from sp2dpo.evaluation.requests import reply_problem
 from sp2dpo.inference.client import Declined, EndpointError, Unavailable, parse_reply
-from sp2dpo.inference.completion import parse_body, split_thinking
+from sp2dpo.inference.completion import parse_body
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.thinking import split_thinking
 
 TEACHER = Endpoint(
     name="t", model="m", revision=None, base_urls=("http://127.0.0.1:1/v1",),
@@ -28,6 +31,8 @@ TEXTS = {
     "strings": ["Ye", "s."],
     "a part alone": {"type": "text", "text": "Yes."},
     "content in a part": [{"type": "text", "content": "Yes."}],
+    "nested lists": [[{"type": "text", "text": "Ye"}], {"type": "Text", "text": "s."}],
+    "input_text": [{"type": "input_text", "text": "Yes."}],
     "a value": [{"type": "text", "text": {"value": "Yes.", "annotations": []}}],
 }
 
@@ -112,6 +117,11 @@ def test_a_refusal_is_reported_and_remains_whole():
         ("end_turn", "stop"), ("stop_sequence", "stop"), ("COMPLETE", "stop"),
         ("FinishReason.STOP", "stop"), ("FINISH_REASON_STOP", "stop"), ("length", "length"),
         ("MAX_TOKENS", "length"), ("model_length", "length"), ("SAFETY", "content_filter"),
+        ("contentFiltered", "content_filter"), ("ContentFilter", "content_filter"),
+        ("IMAGE_SAFETY", "content_filter"), ("guardrail", "content_filter"),
+        ("moderation", "content_filter"), ("max_new_tokens", "length"), ("token_limit", "length"),
+        ("MaxTokens", "length"), ("endTurn", "stop"), ("stop_token", "stop"), ("done", "stop"),
+        ("endoftext", "stop"), ("finished", "stop"),
         ("content_filter", "content_filter"), ("unload", "unload"), ("Kept", "Kept"),
     ],
 )  # fmt: skip
@@ -277,6 +287,131 @@ def test_a_stream_of_events_is_refused_by_its_name(body):
 )
 def test_a_block_of_thinking_before_a_text_is_split_off(text, thinking, after):
     assert split_thinking(text) == (thinking, after)
+
+
+BLOCKS = {
+    "two blocks": "<think>a</think>\n<think>b</think>\nYes.",
+    "three kinds": "<think>a</think><reasoning>b</reasoning>[THINK]c[/THINK]Yes.",
+    "attributes": "<think foo=1>a</think>Yes.",
+    "template opened it, then another block": "a\n</think>\n<think>b</think>Yes.",
+    "template opened it, no line end": "a </think>Yes.",
+    "template opened it, Mistral": "a[/THINK]Yes.",
+    "header": "<|start|>assistant<|channel|>analysis<|message|>a<|end|><|start|>assistant"
+    "<|channel|>final<|message|>Yes.<|return|>",
+    "constrained": "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final "
+    "<|constrain|>json<|message|>Yes.",
+    "commentary": "<|channel|>commentary<|message|>a<|end|><|start|>assistant<|channel|>final"
+    "<|message|>Yes.<|end|>",
+    "header of the answer alone": "a<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+}
+
+
+@pytest.mark.parametrize("text", BLOCKS.values(), ids=BLOCKS)
+def test_every_form_of_thinking_is_split_off(text):
+    thinking, after = split_thinking(text)
+    assert (thinking is not None, after) == (True, "Yes.")
+
+
+@pytest.mark.parametrize("header", ["", "<|start|>assistant"])
+def test_the_header_of_an_answer_alone_is_no_thinking(header):
+    text = f"{header}<|channel|>final<|message|>Yes.<|return|>"
+    assert split_thinking(text) == (None, "Yes.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "End it with </think> yourself.",
+        'The mark "</think>" ends it.',
+        "```\nhm\n</think>\n```\nis a template.",
+        "It is <s>old</s>",
+        "(</think> is a mark)",
+    ],
+)
+def test_a_text_about_the_marks_remains_whole(text):
+    assert split_thinking(text) == (None, text)
+
+
+HIDDEN = {
+    "redacted": {"content": [{"type": "redacted_thinking", "data": "x"}]},
+    "signed": {"content": [{"type": "thinking", "thinking": "", "signature": "x"}]},
+    "encrypted": {"content": [{"type": "reasoning", "encrypted_content": "x", "summary": []}]},
+    "beside an empty text": {
+        "content": "",
+        "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
+    },
+    "a blank text": {"content": " \n", "reasoning": {"encrypted_content": "x"}},
+    "in capitals": {"content": [{"type": "Redacted_Thinking", "data": "x"}]},
+}
+
+
+@pytest.mark.parametrize("message", HIDDEN.values(), ids=HIDDEN)
+def test_hidden_thinking_alone_is_no_empty_answer(message):
+    reply = reply_to(message)
+    assert (reply.text.strip(), reply.reasoning) == ("", "")
+    assert json.loads(reply.message) == {"role": "assistant"} | message
+    assert reply_problem(reply) == "reasoning-only"
+
+
+@pytest.mark.parametrize("text", [None, 5, {"x": 1}, [], True])
+def test_a_part_whose_text_is_no_text_is_no_empty_answer(text):
+    reply = reply_to({"content": [{"type": "text", "text": text}]})
+    assert (reply.text, reply_problem(reply)) == ("", "no-content")
+    assert json.loads(reply.message)["content"] == [{"type": "text", "text": text}]
+
+
+def test_an_empty_text_is_complete_and_one_after_counted_thinking_is_not():
+    assert reply_problem(reply_to({"content": ""})) is None
+    usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 9}}
+    assert reply_problem(reply_to({"content": ""}, usage=usage)) == "reasoning-only"
+    assert reply_problem(reply_to({"content": "Yes."}, usage=usage)) is None
+
+
+@pytest.mark.parametrize("refusal", [True, {"code": "x"}, ["no"], {"message": "policy"}])
+def test_a_refusal_of_another_type_is_one(refusal):
+    reply = reply_to({"content": "I am sorry.", "refusal": refusal})
+    assert reply_problem(reply) == "refusal"
+    assert json.loads(reply.message)["refusal"] == refusal
+
+
+@pytest.mark.parametrize(
+    "finish", [None, "", "null", "None", "FINISH_REASON_UNSPECIFIED", 0, 1, [], ["stop"], {}, True]
+)
+def test_without_a_finish_reason_a_students_text_needs_a_count_of_tokens(finish):
+    student = replace(TEACHER, role="student")
+    answer = {"choices": [{"message": {"content": "The answer is yo"}, "finish_reason": finish}]}
+    for count, problem, ending in ((None, "unfinished", None), (30, None, "stop")):
+        reply = parse_reply(student, answer | {"usage": {"completion_tokens": count}}, None)
+        assert (reply_problem(reply), reply.finish_reason) == (problem, ending)
+        assert reply.served_finish_reason is None
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "abort", "canceled", "Cancelled", "timeout", "server_error", "overloaded", "networkError",
+        "interrupted",
+    ],
+)  # fmt: skip
+def test_a_reply_that_the_server_gave_up_is_transient(word):
+    with pytest.raises(Unavailable, match=word):
+        reply_to({"content": "Yes."}, finish=word)
+
+
+SUCCESS = [{"code": 0, "message": "success"}, {"code": 200, "message": "OK"}, "none", {"code": "0"}]
+
+
+@pytest.mark.parametrize("error", SUCCESS)
+def test_a_report_of_success_beside_a_choice_is_no_error(error):
+    choice = GOOD | {"error": error, "message": GOOD["message"] | {"error": error}}
+    assert parse_reply(TEACHER, {"error": error, "choices": [choice]}, None).text == "Yes."
+
+
+@pytest.mark.parametrize("error", [True, "boom", {"message": "upstream"}, {"code": 0, "m": "bad"}])
+def test_an_error_in_the_message_counts_as_one_in_the_choice(error):
+    choice = GOOD | {"message": GOOD["message"] | {"error": error}}
+    with pytest.raises(Unavailable, match="error"):
+        parse_reply(TEACHER, {"choices": [choice]}, None)
 
 
 def test_a_message_nested_too_deeply_is_no_traceback():

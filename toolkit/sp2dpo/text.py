@@ -36,7 +36,8 @@ def _code(number: int) -> str:
 # Names of control tokens in <...> and [...]. The first ones are words and tags elsewhere, so they
 # count in their exact case only.
 _ANGLE_NAMES = (
-    r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT|PRE|SUF|MID|AI|用户",
+    r"s|img|image|video|audio|ref|box|quad|role|IMG_CONTEXT|PRE|SUF|MID|AI|用户"
+    r"|_user|_bot|_system|_start|_end",
     r"bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|eom|eoa|eoh|eoc|bot|endoftext"
     r"|(?:bos|eos|eop|mask)_token|mask:\d+|(?:tokens_)?unused_?\d+|(?:reserved|special|extra_id)_\d+"
     r"|(?:start|begin|end)_of_[a-z_]+|(?:start|end)_function_[a-z]+|no_?think|think(?:ing)?|thought"

@@ -29,7 +29,7 @@ from sp2dpo.evaluation.requests import (
 )
 from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
-from sp2dpo.inference.completion import split_thinking
+from sp2dpo.inference.thinking import split_thinking
 from sp2dpo.text import shorten
 
 JOURNAL, OUTPUTS, RECORD = "replies.jsonl", "outputs.json", "generation.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sp2dpo.inference.chats import Chat, ChatResult, ask_chats
 from sp2dpo.inference.client import Reply
-from sp2dpo.inference.completion import split_thinking
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.thinking import split_thinking
 from sp2dpo.interrupts import run_interruptible
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[], object]]]
@@ -33,7 +33,9 @@ _ADVICE = {
     "content-filter": "a filter of the provider stopped the reply; use another provider",
     "tool-call": "the model called a tool, although none was offered: turn tools off at the server",
     "no-content": "the message has no text; its content is in the journal",
-    "unfinished": "the server stopped the reply; its finish_reason is in the journal",
+    "unfinished": "the server stopped the reply, or states neither a finish_reason nor"
+    " completion_tokens, without which a complete text looks like a part of one; the finish_reason"
+    " is in the journal",
 }
 """What to do about replies that cannot be used, by reason."""
 _OTHER_ENDINGS = {
@@ -53,13 +55,13 @@ def reply_problem(reply: Reply) -> str | None:
     if reply.has_tool_calls:
         return "tool-call"
     if reply.finish_reason not in ("stop", "length"):
-        if reply.finish_reason is None and reply.reasoning:
+        if reply.finish_reason is None and reply.reasoning is not None:
             return "reasoning-only"
         return _OTHER_ENDINGS.get(str(reply.finish_reason), "unfinished")
     # Models with hidden thinking may reach the limit without any text.
     if reply.finish_reason == "length" and not reply.text:
         return "length"
-    if reply.reasoning and not reply.text.strip():
+    if reply.reasoning is not None and not reply.text.strip():
         return "reasoning-only"
     if reply.message is not None and not reply.text:
         return "no-content"

@@ -37,8 +37,8 @@ from sp2dpo.evaluation.requests import (
 from sp2dpo.files import Journal, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
 from sp2dpo.inference.client import EndpointError, Reply
-from sp2dpo.inference.completion import split_thinking
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.thinking import split_thinking
 from sp2dpo.text import has_chat_marks, shorten, split_chat_marks
 
 ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
@@ -403,7 +403,7 @@ class Verdicts:
 def _verdict_problem(reply: Reply) -> str | None:
     """Return in one word why a judge's reply is no verdict; None if it is one."""
     # The log-probabilities would be those of the thinking, not of the verdict.
-    if reply.reasoning or split_thinking(reply.text)[0] is not None:
+    if reply.reasoning is not None or split_thinking(reply.text)[0] is not None:
         return "thinking"
     problem = reply_problem(reply)
     # One token without text, such as the end of the reply, has log-probabilities all the same.

@@ -9,59 +9,39 @@ from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.errors import (
     EndpointError,
     Unavailable,
+    is_error,
     is_filled,
     served_error,
     shorten_body,
 )
+from sp2dpo.inference.thinking import split_thinking
 
-_FINISH_REASONS = {
-    "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "end": "stop",
-    "stop_sequence": "stop", "complete": "stop", "completed": "stop",
-    "length": "length", "max_tokens": "length", "model_length": "length",
-    "max_output_tokens": "length", "max_length": "length",
-    "model_context_window_exceeded": "length",
-    "tool_calls": "tool_calls", "tool_call": "tool_calls", "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter", "content_filtered": "content_filter",
-    "safety": "content_filter", "recitation": "content_filter", "blocklist": "content_filter",
-    "prohibited_content": "content_filter", "spii": "content_filter",
-    "guardrail_intervened": "content_filter", "sensitive": "content_filter",
+_WORDS = {
+    "stop": "stop eos eos_token end_turn end stop_sequence stop_token stop_string stop_word"
+    " complete completed endoftext end_of_text end_of_sequence finish finished done",
+    "length": "length max_tokens model_length max_output_tokens max_length max_new_tokens"
+    " max_completion_tokens token_limit model_context_window_exceeded context_length_exceeded",
+    "tool_calls": "tool_calls tool_call tool_use function_call",
+    "content_filter": "content_filter content_filtered safety image_safety recitation"
+    " image_recitation blocklist prohibited_content image_prohibited_content spii sensitive"
+    " guardrail guardrails guardrail_intervened moderation moderated content_policy"
+    " content_policy_violation error_toxic",
     "refusal": "refusal",
-    "error": "error",
-}  # fmt: skip
+    # The server gave up; the same request may be answered later.
+    "error": "error abort aborted canceled cancelled user_cancel interrupted timeout timed_out"
+    " time_limit server_error internal_error internal_server_error network_error overloaded"
+    " insufficient_system_resource unavailable preempted",
+    # The same as no reason.
+    "": "null none unknown unspecified",
+}
+_FINISH_REASONS = {word: reason for reason, words in _WORDS.items() for word in words.split()}
 """Our finish reasons by those of servers, in lower case. One that is missing here is unchanged."""
-_INTERRUPTED = ("abort", "aborted", "cancelled", "insufficient_system_resource")
-"""Finish reasons of a server that gave up; the same request may be answered later."""
-_THINKING = ("thinking", "reasoning", "redacted_thinking", "reasoning_content", "thought")
-"""Types of content parts that hold the model's thinking."""
-_FINAL = r"<\|channel\|>final\s*<\|message\|>"
-_BLOCKS = tuple(
-    (re.compile(rf"\s*{start}", re.I), re.compile(end, re.I))
-    for start, end in (
-        *(
-            (f"<{tag}>", f"</{tag}>")
-            for tag in (
-                "think",
-                "thinking",
-                "thoughts?",
-                "reasoning",
-                "seed:think",
-                "longcat_think",
-            )
-        ),
-        (r"\[THINK\]", r"\[/THINK\]"),
-        ("◁think▷", "◁/think▷"),
-        (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),
-        (r"<\|channel>thought", r"<channel\|>"),
-        (r"<\|channel\|>(?:analysis|commentary)", _FINAL),
-        # gpt-oss, from a server that drops control tokens.
-        (r"analysis(?=[A-Z][^\0]*assistantfinal)", "assistantfinal"),
-    )
-)
-"""Marks before and after a model's thinking: Qwen and DeepSeek, Seed, LongCat, Mistral, Kimi,
-Command, Gemma, gpt-oss."""
-_TRAILER = re.compile(r"\s*<\|(?:return|end|END_RESPONSE)\|>\s*$")
-_END_OF_THINKING = re.compile(r"^[ \t]*</think>[ \t]*$", re.M)
+_OVERLOADED = ("insufficient_system_resource", "overloaded")
+_THINKING = re.compile("(redacted_|encrypted_)?(thinking|thought|reasoning|summary_text)", re.I)
+"""Beginning of the types of content parts that hold the model's thinking."""
+_TEXT = ("text", "output_text", "input_text")
+_FORMAL = ("type", "format", "index", "id", "object", "status", "thought")
+"""Keys of a part that describe it, without being content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +52,16 @@ class Reply:
         text: Content of the message; its text parts are joined. Empty if there is none.
         finish_reason: `stop` if the model ended its reply, `length` at the token limit,
             `tool_calls`, `content_filter`, `refusal`, or the server's word if it has another
-            meaning. None if the server states none and there is no text.
+            meaning. None if the server states none, and nothing else shows that the reply ended.
         model: Model name.
         prompt_tokens: Tokens of the request.
         completion_tokens: Tokens of the reply.
         cached_tokens: Prompt tokens that came from the prefix cache.
         seconds: Latency of the complete reply; None if it was not measured.
         logprobs: Log-probabilities of the tokens, in the server's format.
-        served_finish_reason: The finish reason in the server's words.
-        reasoning: The model's thinking, if the server separates it from the text.
+        served_finish_reason: The finish reason in the server's words; None if it states none.
+        reasoning: The model's thinking, if the server separates it from the text; empty if the
+            model thought, but the server hides or encrypts what.
         refusal: Text of a refusal; None if the model did not refuse.
         has_tool_calls: Whether the model called a tool.
         message: JSON of the whole message if it is more or other than text; else None.
@@ -164,11 +145,12 @@ def _parse(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) ->
         raise _no_completion(endpoint, answer, choice)
     served = _served_reason(choice.get("finish_reason"))
     word = "" if served is None else _word(served)
-    if word == "error" or word in _INTERRUPTED:
+    ending = _FINISH_REASONS.get(word, served)
+    if ending == "error":
         raise Unavailable(
             f"{endpoint.label}: the server ended a reply with finish_reason {served}",
             reason="server-error",
-            overloaded=word == "insufficient_system_resource",
+            overloaded=word in _OVERLOADED,
         )
     usage = _object(answer.get("usage"))
     parts = _parts(message.get("content"))
@@ -177,24 +159,26 @@ def _parse(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) ->
         for kind in ("text", "thinking", "refusal")
     }
     text, kinds = by_kind["text"], {kind for kind, _ in parts}
-    names = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
-    reasoning = _first_text(message, *names) or by_kind["thinking"] or None
+    reasoning = _reasoning(message, usage, by_kind["thinking"], kinds, text)
     refusal = _first_text(message, "refusal") or by_kind["refusal"] or None
+    if refusal is None and is_filled(message.get("refusal")):
+        refusal = json.dumps(message["refusal"])
     has_tool_calls = "tool" in kinds or any(
         is_filled(message.get(name)) for name in ("tool_calls", "function_call")
     )
-    is_text = kinds <= {"text", "thinking"} and (text or not reasoning)
+    has_text = "text" in kinds and (text.strip() != "" or reasoning is None)
+    is_text = has_text and kinds <= {"text", "thinking", "hidden-thinking"}
     completion_tokens = parse_count(usage.get("completion_tokens"))
     return Reply(
         text=text,
-        finish_reason=_finish_reason(endpoint, word, served, text, completion_tokens),
+        finish_reason=ending or _unstated_reason(endpoint, text, completion_tokens),
         model=_text(answer.get("model")),
         prompt_tokens=parse_count(usage.get("prompt_tokens")),
         completion_tokens=completion_tokens,
         cached_tokens=parse_count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=seconds,
         logprobs=_logprobs(choice),
-        served_finish_reason=served,
+        served_finish_reason=served if ending else None,
         reasoning=reasoning,
         refusal=refusal,
         has_tool_calls=has_tool_calls,
@@ -206,16 +190,40 @@ def _choice(endpoint: Endpoint, answer: dict[str, Any]) -> dict[str, Any]:
     """Return the first choice; raise the error that stands beside it, in it, or in its place."""
     choices = answer.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    if is_filled(answer.get("error")):
+    if is_error(answer.get("error")):
         raise served_error(endpoint, answer["error"])
     if not isinstance(choice, dict):
         # An old form of vLLM and others: the fields of the error are those of the answer.
         if answer.get("object") == "error" or "code" in answer:
             raise served_error(endpoint, answer)
         raise _no_completion(endpoint, answer, {})
-    if is_filled(choice.get("error")):
-        raise served_error(endpoint, choice["error"])
+    for place in (choice, _object(choice.get("message"))):
+        if is_error(place.get("error")):
+            raise served_error(endpoint, place["error"])
     return choice
+
+
+def _reasoning(
+    message: dict[str, Any], usage: dict[str, Any], thinking: str, kinds: set[str], text: str
+) -> str | None:
+    """Return the model's thinking; "" if it thought, but the server hides what; None if not."""
+    names = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+    if reasoning := _first_text(message, *names) or thinking:
+        return reasoning
+    details = _object(usage.get("completion_tokens_details"))
+    is_hidden = "hidden-thinking" in kinds or any(_has_content(message.get(name)) for name in names)
+    # An empty text after thinking is no answer, but beside a text the count changes nothing.
+    is_counted = not text.strip() and bool(parse_count(details.get("reasoning_tokens")))
+    return "" if is_hidden or is_counted else None
+
+
+def _has_content(value: Any) -> bool:
+    """Return whether a part, or a list of parts, holds more than words that describe it."""
+    if isinstance(value, list):
+        return any(map(_has_content, value))
+    if not isinstance(value, dict):
+        return bool(value)
+    return any(_has_content(entry) for name, entry in value.items() if name not in _FORMAL)
 
 
 def _no_completion(
@@ -239,28 +247,31 @@ def _served_reason(value: Any) -> str | None:
 
 def _word(served: str) -> str:
     """Return a finish reason in lower case, without the name of an enumeration before it."""
-    word = served.strip().rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
-    return word.removeprefix("finish_reason_")
+    word = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", served.strip().rpartition(".")[2])
+    return re.sub("[- ]+", "_", word).lower().removeprefix("finish_reason_")
 
 
-def _finish_reason(
-    endpoint: Endpoint, word: str, served: str | None, text: str, tokens: int | None
-) -> str | None:
-    if word:
-        return _FINISH_REASONS.get(word, served)
-    # Servers that state no reason still count tokens, and a reply at the limit may be cut off.
+def _unstated_reason(endpoint: Endpoint, text: str, tokens: int | None) -> str | None:
+    """Return how a reply ended that comes without a finish reason; None if nothing shows it."""
+    # Servers that state no reason may count tokens, and a reply at the limit may be cut off.
     if tokens is not None and tokens >= endpoint.token_limit:
         return "length"
-    return "stop" if split_thinking(text)[1] else None
+    if not split_thinking(text)[1]:
+        return None
+    # A teacher's JSON object and the one token of a judge show by themselves that they are
+    # complete. The text of a student does not: it ended by itself if it is below the limit.
+    return "stop" if tokens is not None or endpoint.role != "student" else None
 
 
 def _parts(content: Any) -> list[tuple[str, str]]:
     """Return the parts of a message's content as (kind, text).
 
-    Kinds are `text`, `thinking`, `refusal`, `tool` and `other`; the last two have no text.
+    Kinds are `text`, `thinking`, `refusal`, and three without a text: `hidden-thinking`, `tool` and
+    `other`.
     """
-    parts = content if isinstance(content, list) else [content]
-    return [_part(part) for part in parts] or [("other", "")]
+    if not isinstance(content, list):
+        return [_part(content)]
+    return [part for entry in content for part in _parts(entry)] or [("other", "")]
 
 
 def _part(part: Any) -> tuple[str, str]:
@@ -268,15 +279,18 @@ def _part(part: Any) -> tuple[str, str]:
         return "text", part
     if not isinstance(part, dict):
         return "other", ""
-    kind = part.get("type")
-    if kind in _THINKING or part.get("thought") is True:
-        return "thinking", _nested_text(part)
-    if kind == "refusal":
-        return "refusal", _nested_text(part)
+    kind, text = part.get("type"), _nested_text(part)
+    word = str(kind or "").lower()
+    if _THINKING.match(word) or part.get("thought") is True:
+        is_hidden = not text and (_has_content(part) or word.startswith(("redacted", "encrypted")))
+        return ("hidden-thinking" if is_hidden else "thinking"), text
+    if word == "refusal":
+        return "refusal", text or (json.dumps(part) if _has_content(part) else "")
     # Gemini and Bedrock write parts without a type.
-    if kind in ("text", "output_text") or (kind is None and "text" in part):
-        return "text", _nested_text(part)
-    return ("tool" if "tool" in str(kind) or "function" in str(kind) else "other"), ""
+    if word in _TEXT or (kind is None and "text" in part):
+        # A text that is null or a number is not an empty text.
+        return ("text", text) if text or part.get("text") == "" else ("other", "")
+    return ("tool" if "tool" in word or "function" in word else "other"), ""
 
 
 def _nested_text(value: Any) -> str:
@@ -295,25 +309,6 @@ def _first_text(message: dict[str, Any], *names: str) -> str | None:
     """Return the first of the values that holds text; None if there is none."""
     texts = (_nested_text(message.get(name)) for name in names)
     return next((escape_surrogates(text) for text in texts if text), None)
-
-
-def split_thinking(text: str) -> tuple[str | None, str]:
-    """Split a reply into the block of thinking that it begins with, and the text after it.
-
-    A block is `<think>...</think>`, or has other marks of `_BLOCKS`. `<think>` may be missing: many
-    chat templates write it into the prompt. Then `</think>` must be a line. The text is empty
-    if the block does not end. The block is None if there is none.
-    """
-    for start, end in _BLOCKS:
-        if begin := start.match(text):
-            stop = end.search(text, begin.end())
-            if stop is None:
-                return text[begin.end() :].strip(), ""
-            after = _TRAILER.sub("", text[stop.end() :])
-            return text[begin.end() : stop.start()].strip(), after.lstrip()
-    if (match := _END_OF_THINKING.search(text)) and "<think>" not in text[: match.start()]:
-        return text[: match.start()].strip(), text[match.end() :].lstrip()
-    return None, text
 
 
 def _logprobs(choice: dict[str, Any]) -> list[Any] | None:

@@ -89,6 +89,25 @@ def is_filled(value: Any) -> bool:
     return bool(value)
 
 
+_SUCCESS = re.compile(r"\s*(0|200|ok|success(ful)?|none|null|no.?error)?\s*", re.I)
+
+
+def is_error(value: Any) -> bool:
+    """Return whether the value of `error` is one: filled, and no report of success."""
+    return is_filled(value) and not _is_success(value)
+
+
+def _is_success(value: Any) -> bool:
+    """Return whether a value says that all is well, such as {"code": 0, "message": "success"}."""
+    if isinstance(value, dict):
+        return all(map(_is_success, value.values()))
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, str | int | float):
+        return _SUCCESS.fullmatch(str(value)) is not None
+    return not value
+
+
 def served_error(endpoint: Endpoint, error: Any) -> EndpointError | Declined:
     """Return the exception for an error that came with HTTP 200, as for that error's own status.
 

@@ -199,7 +199,7 @@ def _begins_answer(text: str) -> bool:
 def _refuse_without_text(reply: "Reply") -> NoReturn:
     if reply.has_tool_calls or reply.finish_reason == "tool_calls":
         raise Refusal("tool-call", "the model called a tool and sent no text")
-    if reply.reasoning:
+    if reply.reasoning is not None:
         raise Refusal("reasoning-only", "the reply is thinking without an answer after it")
     if reply.finish_reason not in ("stop", None):
         raise Refusal("unfinished", f"the server says {reply.finish_reason!r}")
