@@ -8,6 +8,7 @@ which column is the prompt is decided by the shapes that `shapes` knows, or by t
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 
@@ -26,6 +27,8 @@ _SURE = _names(
     "promptmessages"
 )
 """Of these names, those whose text is a whole prompt."""
+_CONTEXT = _SURE - {"prompt"} | _names("messages conversation context history passage document")
+"""Names of columns that hold the prompt, or what it is about, beside a column `prompt`."""
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns that hold the system message."""
 _SYSTEMS = _names(
@@ -94,6 +97,13 @@ def empty_prompts(row: Mapping[str, Any]) -> list[str]:
     return [name for name, value in row.items() if _is_empty(value) and _key(name) in NAMES]
 
 
+@lru_cache(maxsize=4096)
+def is_context_name(name: str) -> bool:
+    """Return whether a column has the name of a prompt, or of what a prompt is about."""
+    return name != "prompt" and _key(name) in _CONTEXT
+
+
+@lru_cache(maxsize=4096)
 def is_system_name(name: str) -> bool:
     """Return whether a column has the name of a system message, in any spelling."""
     return _key(name) in _SYSTEMS
@@ -109,7 +119,7 @@ def _likely_prompts(row: Mapping[str, Any]) -> list[str]:
             and isinstance(value, str)
             and len(value.split()) > 1
         )
-        or (not _words(name) & _OTHERS and _reads_as_prompt(value))
+        or (not _words(name) & _OTHERS and reads_as_prompt(value))
     ]
 
 
@@ -174,7 +184,7 @@ def _is_named_prompt(name: str, value: Any) -> bool:
         return False
     if key in _TAGS:
         is_list = key in _PASSAGES and isinstance(value, list | tuple)
-        return _reads_as_prompt(" ".join(map(str, value)) if is_list else value)
+        return reads_as_prompt(" ".join(map(str, value)) if is_list else value)
     words = _words(name)
     if words & _OTHERS:
         return False
@@ -184,7 +194,8 @@ def _is_named_prompt(name: str, value: Any) -> bool:
     )
 
 
-def _reads_as_prompt(value: Any) -> bool:
+def reads_as_prompt(value: Any) -> bool:
+    """Return whether a value is text of some length, or a question."""
     if not isinstance(value, str):
         return False
     text = value.strip()
@@ -208,7 +219,7 @@ def _holds_no_prompt(name: str, value: Any) -> bool:
         return True
     if words & _METADATA and words <= _METADATA | _SIDES:
         # In data about translation, `source` is the text to translate.
-        is_text = _reads_as_prompt(value) if _key(name) == "source" else _is_question(value)
+        is_text = reads_as_prompt(value) if _key(name) == "source" else _is_question(value)
         return not is_text
     # Such as `prompt_id` and `question_type`, which may also be how a whole text is called.
     is_word = isinstance(value, str) and value.isascii() and len(value.split()) == 1

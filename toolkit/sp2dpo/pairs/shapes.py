@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sp2dpo.pairs.context import check_context
 from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue
 from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, empty_prompts, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
@@ -61,6 +62,13 @@ def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
         InvalidPair: If no shape is recognised, or it could be more than one, or no response is
             preferred.
     """
+    for comparison in _compare(row, reading):
+        if comparison.reason is None:
+            check_context(row, comparison.values, reading)
+        yield comparison
+
+
+def _compare(row: Row, reading: Reading) -> Iterator[Comparison]:
     if _is_plain(row, reading):
         yield Comparison(shape="", used=_PLAIN, values=row)
         return
@@ -294,9 +302,12 @@ def _decided(row: Row, shape: TwoResponses, decider: str, reading: Reading) -> C
     # Two conversations share their prompt.
     if name is None and not (begins_with_user(left) and begins_with_user(right)):
         name = _prompt_column(row, [*shape.responses, decider], required=True)
-    prompt = None if name is None else to_turns(row.get(name), name)
+    prompt = to_turns(row.get(name or "prompt"), name or "prompt")
     if name is not None and not prompt:
         raise InvalidPair(f"empty {name}")
+    # Beside two conversations, a prompt is compared with what they share.
+    if name is None and not (prompt and isinstance(prompt, str | list)):
+        prompt = None
     prompt = _without_responses(prompt, name, [left, right])
     prompt, chosen, rejected, context = _with_context(row, reading, prompt, chosen, rejected)
     used = {*shape.responses, decider, "prompt", "tools", *context, *([name] if name else ())}
