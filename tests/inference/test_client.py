@@ -297,7 +297,7 @@ def test_a_retry_after_in_the_form_of_a_date_counts_from_now():
     assert requested_wait({"Retry-After": http_date(60)}) == pytest.approx(60, abs=2)
 
 
-@pytest.mark.parametrize("wait", ["100000", http_date(3600), "inf"])
+@pytest.mark.parametrize("wait", ["100000", pytest.param(http_date(3600), id="a date"), "inf"])
 def test_no_wait_outlasts_the_patience(wait):
     async def main():
         async with (
