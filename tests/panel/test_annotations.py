@@ -46,7 +46,9 @@ def test_an_empty_reply_is_empty(text):
         reply()[:-1],
         reply() + reply(),
         reply() + ".",
-        "\ufeff" + reply(),
+        "\u200b" + reply(),
+        reply() + "</s></s>",
+        reply()[:-1] + "<|im_end|>",
         reply().replace('"', "'"),
         reply()[:-1] + ",}",
         reply(rationale="x").replace('"x"', '"a\nb"'),
@@ -168,3 +170,24 @@ def test_a_key_of_a_reply_is_the_labelled_order_and_the_first_attempt_unless_sai
     key = Key(pair_id="p", teacher="t", variant="v")
     assert (key.order, key.attempt) == (CHOSEN_FIRST, 0) == ("chosen-first", 0)
     assert len({key, Key(pair_id="p", teacher="t", variant="v", attempt=1)}) == 2
+
+
+AROUND = {
+    "a mark of the end of a turn": "{}<|im_end|>",
+    "Llama's": "{} <|eot_id|>\n",
+    "Llama 2's": "{}</s>",
+    "a mark after a code block": "```json\n{}\n```<|im_end|>",
+    "a mark after thinking": "<think>hm</think>{}<|endoftext|>",
+    "a byte order mark": "\ufeff{}",
+    "hard blanks": "\u00a0{}\u00a0\n",
+    "a code block of another language": "```javascript\n{}\n```",
+    "a code block of one more": "```c++\n{}\n```",
+    "attributes of a block of thinking": "<think foo=1>hm</think>{}",
+    "two blocks of thinking": "<think>hm</think><think>so</think>{}",
+    "the header of an answer": "<|start|>assistant<|channel|>final<|message|>{}<|return|>",
+}
+
+
+@pytest.mark.parametrize("form", AROUND.values(), ids=AROUND)
+def test_what_servers_and_models_leave_around_an_object_is_no_part_of_it(form):
+    assert parse_annotation(form.replace("{}", reply()), RUBRIC).magnitude == 3

@@ -15,6 +15,7 @@ from sp2dpo.report.status import collect_status
 from sp2dpo.store.counts import marked_lines
 from sp2dpo.store.merge import merge_stores
 from sp2dpo.store.store import Store
+from sp2dpo.text import has_chat_marks, split_chat_marks
 from support.harness import filled, panel_of, run, succeed, write_panel
 
 RUBRIC = load_rubric("semantic-gap")
@@ -193,3 +194,9 @@ def test_a_store_that_did_not_count_them_says_nothing(tmp_path):
     database.close()
     assert collect_status(path).marked_pairs is None
     assert marked_lines(None) == marked_lines(0) == []
+
+
+@pytest.mark.parametrize("mark", ["<_user>", "<_bot>", "<_end>", "<_start>", "<_system>"])
+def test_the_marks_of_telechat_are_split(mark):
+    assert has_chat_marks(f"a{mark}b")
+    assert not has_chat_marks(split_chat_marks(f"a{mark}b"))

@@ -90,13 +90,14 @@ REFUSED = {
     "prose after a block": f"```json\n{PLAIN}\n```\nDone.",
     "two blocks": f"```json\n{PLAIN}\n```\n```json\n{PLAIN}\n```",
     "no end of the block": f"```json\n{PLAIN}",
-    "another language": f"```python\n{PLAIN}\n```",
+    "two words of a block": f"```json lines\n{PLAIN}\n```",
     "inline code": f"`{PLAIN}`",
     "thinking after": f"{PLAIN}<think>hm</think>",
     "prose after thinking": f"<think>hm</think>Here: {PLAIN}",
     "prose after that mentions it": f"Here: {ODD}",
     "two objects": f"<think>hm</think>{PLAIN}{PLAIN}",
-    "an end of turn": f"{PLAIN}<|im_end|>",
+    "two ends of a turn": f"{PLAIN}<|im_end|></s>",
+    "a start of a turn": f"{PLAIN}<|im_start|>",
 }
 
 
@@ -121,7 +122,7 @@ def test_the_rules_of_an_annotation_hold_behind_thinking():
 
 
 def test_a_long_reply_is_searched_quickly():
-    for piece in ("</think>", "</think>{", '{"a":[', "```json\n", "<think>"):
+    for piece in ("</think>", "</think>{", '{"a":[', "```json\n", "<think>", "}<|im_end|>", " "):
         start = time.monotonic()
         object_span(piece * 10_000)
         assert time.monotonic() - start < 2

@@ -6,24 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sp2dpo.files import DuplicateKey, refuse_duplicate_keys
+from sp2dpo.inference.thinking import FINAL, THINKING_END, THINKING_START, strip_end_mark
 from sp2dpo.panel.rubric import BETTER, CHOSEN_FIRST, Rubric, Scale
 
-# Marks around a model's thinking, in the words of Qwen and DeepSeek, Seed, LongCat, Mistral, Kimi,
-# Command, Gemma and gpt-oss; the last one also as a server leaves it that drops control tokens.
-_TAG = "(?:think|thinking|thoughts?|reasoning|seed:think|longcat_think)"
-_THINKING_START = re.compile(
-    rf"\s*(?:<{_TAG}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought"
-    r"|<\|channel\|>(?:analysis|commentary)|analysis(?=[A-Z]))",
-    re.I,
-)
-_FINAL = r"(?:<\|channel\|>final\s*(?:<\|constrain\|>\s*json)?\s*<\|message\|>)"
-_THINKING_END = re.compile(
-    rf"</{_TAG}>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>|assistantfinal(?:\s*json)?|{_FINAL}",
-    re.I,
-)
-_AFTER_FINAL = re.compile(r"\s*<\|(?:return|end)\|>\s*$")
-_CODE_BLOCK = re.compile(r"\s*(`{3,}|~{3,})(?:json[c5]?)?\s(?P<inner>.*)\s\1\s*", re.I | re.DOTALL)
-_BLANK = " \t\r\n"
+_CODE_BLOCK = re.compile(r"\s*(`{3,}|~{3,})[\w+#.-]{0,20}\s(?P<inner>.*)\s\1\s*", re.I | re.DOTALL)
+_ENDS_WITH_MARK = re.compile(r"[}`~]\s*[<\[][^{}`~]*[>\]]$")
+_LONGEST_MARK = 80
+_BLANK = " \t\r\n\ufeff\u00a0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +119,7 @@ def object_span(text: str) -> tuple[int, int]:
     JSON object. If there is none, the span is of what looks most like an answer, for messages.
     """
     likely = None
-    for start, mark in [(0, ""), *((end.end(), end[0]) for end in _THINKING_END.finditer(text))]:
+    for start, mark in [(0, ""), *((end.end(), end[0]) for end in THINKING_END.finditer(text))]:
         start, end = _unwrap(text, start, mark)
         if start == end or text[start] in "{[":
             likely = likely or (start, end)
@@ -142,8 +131,15 @@ def object_span(text: str) -> tuple[int, int]:
 def _unwrap(text: str, start: int, mark: str) -> tuple[int, int]:
     """Return the span of a reply's end without blanks and without the code block around it."""
     end = len(text)
-    if re.fullmatch(_FINAL, mark, re.I) and (trailer := _AFTER_FINAL.search(text, start)):
-        end = trailer.start()
+    while start < end and text[end - 1] in _BLANK:
+        end -= 1
+    # A mark after a JSON object or its code block cannot belong to either. Only the end of a text
+    # is searched, which may be long and have thousands of marks.
+    tail = text[max(start, end - _LONGEST_MARK) : end]
+    if re.fullmatch(FINAL, mark, re.I) or _ENDS_WITH_MARK.search(tail):
+        end -= len(tail) - len(strip_end_mark(tail).rstrip(_BLANK))
+    while start < end and text[start] in _BLANK:
+        start += 1
     if block := _CODE_BLOCK.fullmatch(text, start, end):
         start, end = block.span("inner")
     while start < end and text[start] in _BLANK:
@@ -153,8 +149,8 @@ def _unwrap(text: str, start: int, mark: str) -> tuple[int, int]:
 
 def is_thinking(text: str) -> bool:
     """Return whether a text is a model's thinking with nothing after it."""
-    if _THINKING_END.search(text) is None:
-        return _THINKING_START.match(text) is not None
+    if THINKING_END.search(text) is None:
+        return THINKING_START.match(text) is not None
     start, end = object_span(text)
     return start == end
 
