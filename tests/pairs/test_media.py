@@ -190,3 +190,103 @@ def test_text_parts_are_joined_as_chat_templates_join_them(tmp_path, content, te
     }
     (row,) = read(write(tmp_path / "p.jsonl", row))
     assert row.pair.chosen == ({"role": "assistant", "content": text},)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"img": "cat.png"},
+        {"image_url": LINK},
+        {"image_urls": [LINK]},
+        {"imagePath": "folder/cat"},
+        {"Image": {"path": "cat.jpg"}},
+        {"img": {"bytes": None, "path": "cat.jpg"}},
+        {"picture": URI},
+        {"query_image": "cat.jpg"},
+        {"screenshot": {"url": LINK}},
+        {"frames": ["1.jpg", "2.jpg"]},
+        {"image_base64": "iVBORw0KGgoAAAANSUhEUgAAAAE"},
+        {"image_0": "iVBORw0KGgoAAAANSUhEUgAAAAE"},
+        {"pixel_values": [[1, 2]]},
+        {"attachment": URI},
+    ],
+)
+def test_images_under_other_names_are_noticed(tmp_path, columns):
+    path = write(tmp_path / "p.jsonl", TEXTS | columns)
+    (name,) = columns
+    for options in ({}, {"images": True}):
+        (aside,) = read(path, **options)
+        assert isinstance(aside, SetAside)
+        assert f"column {name!r} holds an image" in aside.reason
+    (row,) = read(path, columns={"images": ""})
+    assert row.columns == columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        ({"video_path": "a.mp4"}, "video"),
+        ({"clip": {"path": "a.webm"}}, "video"),
+        ({"audio_path": "a.wav"}, "audio"),
+        ({"sound_file": "a.mp3"}, "audio"),
+    ],
+)
+def test_videos_and_sound_under_other_names_are_noticed(tmp_path, columns, kind):
+    (aside,) = read(write(tmp_path / "p.jsonl", TEXTS | columns), images=True)
+    assert f"holds {kind}, which teachers are not sent" in aside.reason
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image_count": 2, "video": None, "img": ""},
+        {"image_caption": "A cat on a mat.", "image_id": "00017"},
+        {"url": "https://example.org/cat.png", "file": "cat.pdf"},
+        {"photo": {"path": None, "bytes": None}, "images": [None], "picture_of": "a cat"},
+        {"frame_rate": 30, "has_image": False},
+    ],
+)
+def test_columns_about_images_are_no_images(tmp_path, columns):
+    (row,) = read(write(tmp_path / "p.jsonl", TEXTS | columns))
+    assert isinstance(row, SourceRow), row
+    assert row.columns == columns
+
+
+def test_an_image_of_a_message_travels_with_it(tmp_path):
+    turns = [{"role": "user", "content": "What is this?", "image": LINK}]
+    path = write(tmp_path / "p.jsonl", TEXTS | {"prompt": turns})
+    (aside,) = read(path)
+    assert "which teachers do not see" in aside.reason
+    (row,) = read(path, images=True)
+    assert row.pair.prompt == ({"role": "user", "content": "What is this?", "images": [LINK]},)
+    turns = [{"role": "user", "content": "What is this?", "audio": "a.wav"}]
+    (aside,) = read(write(tmp_path / "p.jsonl", TEXTS | {"prompt": turns}), images=True)
+    assert "prompt holds a message with audio, which teachers are not sent" in aside.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<image>\nWhat is it?",
+        "What is it?\n<image>",
+        "<video> What is it?",
+        "What is it? <img>cat.jpg</img>",
+        "Compare <image_1> and <image_2>.",
+        "<|vision_start|><|image_pad|> What is it?",
+        f"![]({URI}) What is it?",
+    ],
+)
+def test_the_place_of_an_image_that_is_not_there_is_noticed(tmp_path, text):
+    rows = [TEXTS | {"prompt": text}, TEXTS | {"prompt": [{"role": "user", "content": text}]}]
+    for aside in read(write(tmp_path / "p.jsonl", *rows)):
+        assert isinstance(aside, SetAside)
+        assert "states the place of an image" in aside.reason
+    assert isinstance(read(tmp_path / "p.jsonl", columns={"images": ""})[0], SourceRow)
+
+
+@pytest.mark.parametrize(
+    "text", ["How do I use a <video> tag?", "Is <img> or <image> right?", "An image: :-)"]
+)
+def test_questions_about_tags_are_no_images(tmp_path, text):
+    (row,) = read(write(tmp_path / "p.jsonl", TEXTS | {"prompt": text}))
+    assert isinstance(row, SourceRow)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sp2dpo.pairs.formats import InvalidPair, is_dialogue
+from sp2dpo.pairs.media import PLACEHOLDER, is_media
 from sp2dpo.pairs.prompts import SYSTEM, is_context_name, is_system_name, reads_as_prompt
 from sp2dpo.pairs.reading import Reading
 
@@ -29,6 +30,7 @@ def check_context(row: Mapping[str, Any], values: Mapping[str, Any], reading: Re
         reading: How the source is read.
     """
     _check_labels(row, values)
+    _check_placeholder(row, values, reading)
     # What is named is the prompt, whatever there is beside it.
     named = "prompt" in reading.columns
     if not named and isinstance(values.get("prompt"), str):
@@ -113,6 +115,25 @@ def _check_repetition(prompt: str, values: Mapping[str, Any]) -> None:
         raise InvalidPair(
             "chosen and rejected repeat the prompt: give --columns prompt= to take what both begin "
             "with for the prompt, or prompt=prompt if they quote it"
+        )
+
+
+def _check_placeholder(row: Mapping[str, Any], values: Mapping[str, Any], reading: Reading) -> None:
+    if "images" in reading.columns or any(is_media(name, row[name]) for name in row):
+        return
+    texts = [values.get("prompt")] if isinstance(values.get("prompt"), str) else []
+    for part in ("prompt", "chosen"):
+        turns = values.get(part)
+        first = turns[:2] if isinstance(turns, list) else []
+        texts += [
+            turn.get("content")
+            for turn in first
+            if isinstance(turn, Mapping) and turn.get("role") == "user"
+        ]
+    if any(isinstance(text, str) and PLACEHOLDER.search(text) for text in texts):
+        raise InvalidPair(
+            "the prompt states the place of an image, a video or sound that is in no column: give "
+            "--columns images= to judge by the text alone"
         )
 
 

@@ -13,8 +13,13 @@ from itertools import takewhile
 from typing import Any
 
 from sp2dpo.files import refuse_duplicate_keys
-from sp2dpo.pairs.media import COLUMNS as MEDIA
-from sp2dpo.pairs.media import InvalidMedia, attach_images, check_no_media, split_content
+from sp2dpo.pairs.media import (
+    InvalidMedia,
+    attach_images,
+    check_no_media,
+    is_media,
+    split_content,
+)
 from sp2dpo.pairs.pair import Message, Pair, normalise
 from sp2dpo.pairs.prompts import ask_for_prompt, other_prompts, possible_prompts
 
@@ -184,7 +189,11 @@ def _from_texts(
 
 
 def _without_ours(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in row if name not in (*_OURS, *MEDIA)}
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in _OURS and not is_media(name, value)
+    }
 
 
 def _check_others(names: Sequence[str]) -> None:

@@ -5,7 +5,9 @@ teacher that is sent only the text would judge a pair without knowing what it is
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sp2dpo.pairs.pair import Message
@@ -16,6 +18,30 @@ _VIDEOS = ("videos", "video")
 _SOUNDS = ("audios", "audio")
 COLUMNS = (*IMAGES, *_VIDEOS, *_SOUNDS)
 """Columns of TRL's formats that hold images, videos or sound."""
+_KINDS = {
+    "image": frozenset({
+        "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot",
+        "screenshots", "frame", "frames", "pixel", "pixels",
+    }),
+    "video": frozenset({"video", "videos", "clip", "clips"}),
+    "audio": frozenset({"audio", "audios", "sound", "sounds", "wav"}),
+}  # fmt: skip
+"""Words in the names of other columns, by what the columns may hold."""
+_PLACES = frozenset(
+    {"path", "paths", "url", "urls", "uri", "file", "files", "filename", "base", "b", "bytes",
+     "data", "values", "link"}
+)  # fmt: skip
+"""Words beside these in the name of a column that holds nothing else."""
+_FILE = re.compile(
+    r"(?:data:(?:image|video|audio)/\S*|(?:https?:)?[^\s?]+\.(?:png|jpe?g|gif|webp|bmp|tiff?|svg|mp4|"
+    r"webm|mov|avi|mkv|wav|mp3|flac|ogg|m4a)(?:\?\S*)?)\s*\Z",
+    re.IGNORECASE,
+)
+PLACEHOLDER = re.compile(
+    r"\A\s*<(?:image|img|video|audio)>|<(?:image|video|audio)>\s*\Z|<image_?\d+>|"
+    r"<\|(?:image|image_pad|vision_start|video|audio)\|>|<img>[^<>]*</img>|data:image/\w+;base64,"
+)
+"""Where the text of a prompt states the place of an image, a video or sound."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "png",
@@ -44,6 +70,13 @@ def split_content(turn: Message, name: str, *, images: bool) -> Message:
             to be read.
     """
     content = turn.get("content")
+    for key in [key for key in turn if key in COLUMNS or _kind_of(key, turn[key])]:
+        if _is_empty(turn[key]) or key == "images":
+            continue
+        if key != "image":
+            raise InvalidMedia(f"{name} holds a message with {key}, which teachers are not sent")
+        own = [*_items(turn.get("images")), *_items(turn[key])]
+        turn = {k: turn[k] for k in turn if k != key} | {"images": own}
     own = turn.get("images")
     if not _is_empty(own):
         _check_seen("an image", images=images)
@@ -81,7 +114,14 @@ def check_no_media(row: Mapping[str, Any], *, images: bool) -> None:
             if name not in IMAGES:
                 raise InvalidMedia(f"holds {name}, which teachers are not sent")
             _check_seen(name, images=images, way=f", or give --columns images= {_BY_TEXT}")
-        elif _is_image_file(value):
+        elif name in COLUMNS:
+            continue
+        elif (kind := _kind_of(name, value)) in ("video", "audio"):
+            raise InvalidMedia(
+                f"column {name!r} holds {kind}, which teachers are not sent: give --columns "
+                f"images= {_BY_TEXT}"
+            )
+        elif kind or _is_image_file(value):
             raise InvalidMedia(
                 f"column {name!r} holds an image, which teachers do not see: give --columns "
                 f"images={name}, or images= {_BY_TEXT}"
@@ -109,11 +149,48 @@ _BY_TEXT = "to judge by the text alone"
 
 def without_media(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row without its columns of images, videos and sound."""
-    return {
-        name: value
-        for name, value in row.items()
-        if name not in COLUMNS and not _is_image_file(value)
-    }
+    return {name: value for name, value in row.items() if not is_media(name, value)}
+
+
+def is_media(name: str, value: Any) -> bool:
+    """Return whether a column holds images, videos or sound, by its name and value."""
+    return name in COLUMNS or _kind_of(name, value) is not None or _is_image_file(value)
+
+
+def _kind_of(name: str, value: Any) -> str | None:
+    """Return `image`, `video` or `audio` for a column of another name that holds it, else None."""
+    if isinstance(value, list | tuple):
+        value = next((item for item in value if item is not None), None)
+    kind, alone = _kind_of_name(name)
+    if isinstance(value, Mapping):
+        keys = ("bytes", "path", "url", "base64", "data", "src")
+        value = next((value[key] for key in keys if value.get(key)), None)
+        if kind is not None and value is not None:
+            return kind
+    if isinstance(value, bytes) or (isinstance(value, list | tuple) and value):
+        return kind if alone else None
+    if not isinstance(value, str) or not value.strip():
+        return None
+    if kind is None:
+        # Any other column may hold the address of a page.
+        start = re.match("data:(image|video|audio)/", value[:20])
+        return start.group(1) if start else None
+    return kind if _FILE.match(value) or (alone and len(value.split()) == 1) else None
+
+
+@lru_cache(maxsize=4096)
+def _kind_of_name(name: str) -> tuple[str | None, bool]:
+    """Return what a column of this name may hold, and whether it has no other words."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(name))
+    words = {word for word in re.split(r"[^a-z]+", parted.casefold()) if word}
+    kind = next((kind for kind, known in _KINDS.items() if words & known), None)
+    return kind, kind is not None and words <= _KINDS[kind] | _PLACES
+
+
+def _items(value: Any) -> list[Any]:
+    if _is_empty(value):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _check_seen(name: str, *, images: bool, way: str = "") -> None:

@@ -232,7 +232,11 @@ def _comparison(
 
 
 def _set_aside(columns: Mapping[str, Any], reason: str) -> Callable[[int], SetAside]:
-    has_media = "image" in reason or any(columns.get(name) for name in media.COLUMNS)
+    has_media = (
+        "image" in reason
+        or "are not sent" in reason
+        or any(columns.get(name) for name in media.COLUMNS)
+    )
     # Parquet has values that JSON does not, such as dates; this text is only a record of the row.
     # The bytes of an image would be most of the store.
     raw = json.dumps(columns, default=_describe if has_media else str)
