@@ -270,7 +270,7 @@ class _Inbox:
                 raise Unavailable(shorten(said), reason="no-answer")
             reply = parse_reply(teacher, answer.body, None)
         except Declined as refusal:
-            return record_refusal(key, f"http-{refusal.status}", str(refusal))
+            return record_refusal(key, refusal.reason, str(refusal))
         return record_reply(key, reply, self._panel.rubric)
 
     def _is_known(self, entry: ReplyRecord) -> bool:

@@ -120,7 +120,7 @@ class TeacherSession:
                 return record_refusal(key, "too-long", excess)
             reply = await self._caller.ask(messages, key.attempt, route)
         except Declined as error:
-            return record_refusal(key, f"http-{error.status}", str(error))
+            return record_refusal(key, error.reason, str(error))
         except Unavailable as error:
             return record_refusal(key, error.reason, f"fails while others are answered: {error}")
         return record_reply(key, reply, self._rubric)

@@ -29,6 +29,8 @@ _ADVICE = {
     "reasoning-only": "the model thought, but wrote no text, or a reasoning parser of the server"
     f" took the text for thinking: {_THINKING_ADVICE}",
     "thinking": "the first token of a judge must be its verdict: turn thinking off",
+    "no-verdict": "the first token of a judge must be its verdict, and is a mark of a chat template"
+    " or blank: use a chat template that ends where the answer begins, or another judge",
     "refusal": "the model refuses",
     "content-filter": "a filter of the provider stopped the reply; use another provider",
     "tool-call": "the model called a tool, although none was offered: turn tools off at the server",

@@ -303,7 +303,7 @@ class Verdicts:
         if reply is None:
             self._journal.add(result.key, reason=result.reason, detail=result.detail)
             return
-        if problem := _verdict_problem(reply):
+        if problem := verdict_problem(reply):
             raw = reply.message or reply.text
             ending = f"finish_reason {reply.served_finish_reason}: {shorten(raw)}"
             self._journal.add(result.key, reason=problem, detail=ending, raw=raw)
@@ -400,14 +400,29 @@ class Verdicts:
         }
 
 
-def _verdict_problem(reply: Reply) -> str | None:
+def verdict_problem(reply: Reply) -> str | None:
     """Return in one word why a judge's reply is no verdict; None if it is one."""
     # The log-probabilities would be those of the thinking, not of the verdict.
     if reply.reasoning is not None or split_thinking(reply.text)[0] is not None:
         return "thinking"
+    if not _is_verdict_token(reply.logprobs):
+        return "no-verdict"
+    # A content that is no text is no verdict, however the reply ended.
+    if reply.message is not None and not reply.text:
+        return reply_problem(reply) if reply.finish_reason == "stop" else "no-content"
     problem = reply_problem(reply)
     # One token without text, such as the end of the reply, has log-probabilities all the same.
     return None if problem == "length" and reply.logprobs else problem
+
+
+def _is_verdict_token(logprobs: Sequence[Any] | None) -> bool:
+    """Return whether the first token may be a verdict: no mark of a chat template, and not blank.
+
+    The alternatives of a mark are other marks, whatever m or M may be among them.
+    """
+    first = logprobs[0] if logprobs else None
+    token = first.get("token") if isinstance(first, dict) else None
+    return not isinstance(token, str) or (token.strip() != "" and not has_chat_marks(token))
 
 
 def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]]) -> Any:

@@ -122,9 +122,7 @@ async def _ask_one(caller: Caller, chat: Chat, on_result: OnResult) -> None:
     except StopRequested:
         return
     except Declined as error:
-        on_result(
-            ChatResult(key=chat.key, reply=None, reason=f"http-{error.status}", detail=str(error))
-        )
+        on_result(ChatResult(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
     except Unavailable as error:
         on_result(ChatResult(key=chat.key, reply=None, reason=error.reason, detail=str(error)))
     else:

@@ -227,7 +227,7 @@ class Client:
             raise EndpointError(
                 f"{self.endpoint.label}: {url} lists no {self.endpoint.model}, and refuses a "
                 f"question to it: {error}",
-                reason=f"http-{error.status}",
+                reason=error.reason,
             ) from error
 
     async def count_tokens(self, url: str, messages: list[dict[str, str]]) -> int | None:

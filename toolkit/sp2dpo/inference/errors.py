@@ -51,11 +51,13 @@ class Declined(ValueError):
 
     Attributes:
         status: HTTP status code.
+        reason: Reason to record: `content-filter`, or the status as in `http-400`.
     """
 
-    def __init__(self, status: int, body: str) -> None:
+    def __init__(self, status: int, body: str, *, reason: str | None = None) -> None:
         super().__init__(f"HTTP {status}: {body}")
         self.status = status
+        self.reason = reason or f"http-{status}"
 
 
 _DECLINED = (400, 413, 422)
@@ -65,7 +67,24 @@ _BILLING = re.compile(
     "|exceeded.?current.?quota|out.?of.?credit|credits?.?(limit|exhausted)|balance.?not.?enough",
     re.I,
 )
-"""Codes of an account without money. Messages are not searched: they mention billing anyway."""
+"""Codes of an account without money. Messages mention billing anyway, so that only these count:"""
+_NO_CREDIT = re.compile(
+    # Anthropic, DeepSeek, OpenRouter, Together, xAI, Gemini, Moonshot, Zhipu, Alibaba.
+    r"your credit balance is too low|^\W*insufficient (account )?balance|^\W*insufficient credits"
+    r"|this request requires more credits, or fewer max_tokens|^\W*credit limit exceeded"
+    r"|used all available credits or reached its monthly spending limit"
+    r"|your prepayment credits are depleted|is suspended.{0,40} check your plan and billing"
+    r"|suspended due to insufficient balance|\u4f59\u989d\u4e0d\u8db3"
+    r"|make sure your account is in good standing",
+    re.I,
+)
+"""Phrases of providers that send no such code."""
+_FILTER = re.compile(
+    "content.?(policy|filter|management)|responsible.?ai|data.?inspection|sensitive.?content"
+    "|moderation|flagged",
+    re.I,
+)
+"""Codes of a filter that stops a request for its content."""
 _STATUS_OF_CODE = {
     re.compile("rate.?limit|too.?many.?requests|overload|resource.?exhausted", re.I): 429,
     re.compile("unavailable|capacity", re.I): 503,
@@ -122,7 +141,7 @@ def served_error(endpoint: Endpoint, error: Any) -> EndpointError | Declined:
     ]
     body = json.dumps({"error": error}).encode()
     status = next(iter([*numbers, *words]), None)
-    if status is not None or _is_billing(codes):
+    if status is not None or _lacks_credit(error):
         return status_error(endpoint, 402 if status is None else status, body, inside_200=True)
     return Unavailable(
         f"{endpoint.label}: HTTP 200 with an error in place of a reply: {shorten_body(body)}",
@@ -145,7 +164,8 @@ def status_error(
     text, reason = shorten_body(body), f"http-{status}"
     where = f"HTTP 200 with an error {status}" if inside_200 else f"HTTP {status}"
     beginning = f"{endpoint.label}: {where}"
-    if status == 402 or (400 <= status < 500 and _is_billing(_body_codes(body))):
+    error = _parse_error(body)
+    if status == 402 or (400 <= status < 500 and _lacks_credit(error)):
         return EndpointError(
             f"{beginning}, the account has no credit or quota left: add credit at the provider and"
             f" run the same command again, which continues; the server says: {text}",
@@ -153,7 +173,9 @@ def status_error(
         )
     # OpenRouter answers so to a single request that its moderation flags.
     if status in _DECLINED or (status == 403 and b"flagged_input" in body):
-        return Declined(status, text + _request_advice(endpoint, body))
+        is_filter = any(_FILTER.search(code) for code in _codes(error)) or status == 403
+        reason = "content-filter" if is_filter else None
+        return Declined(status, text + _request_advice(endpoint, body), reason=reason)
     if status == 407:
         return EndpointError(
             f"{beginning}: the proxy wants a name and a password; write them into the proxy's"
@@ -176,39 +198,93 @@ def status_error(
         else:
             hint = f"wrong base_url or model ({endpoint.model})"
         return EndpointError(f"{beginning}: {hint}: {text}", reason=reason)
+    # Some servers fail with 500 at a key that they do not support.
+    advice = _request_advice(endpoint, body) if status in (500, 501) else ""
     return Unavailable(
-        f"{beginning}: {text}", reason=reason, overloaded=status in _OVERLOADED, wait=wait
+        f"{beginning}: {text}{advice}",
+        reason=reason,
+        overloaded=status in _OVERLOADED,
+        wait=wait,
     )
 
 
 _TOKENS = re.compile(rb"max_completion_tokens")
 _SCHEMA = re.compile(
-    rb"response_format|json.?schema|output_config|guided|grammar|structured.?output"
-    rb"|(maximum|minimum|maxLength).*not.*(support|permit|allow)",
+    rb"response_?(format|schema)|json.?schema|output_config|guided|grammar|structured.?output"
+    rb"|(maximum|minimum|max_?length).*not.*(support|permit|allow)"
+    rb"|(unknown|unrecognized|unsupported|invalid)\W+(name|key\w*|field|property)?\W*"
+    rb"(maximum|minimum|max_?length)",
     re.I | re.S,
+)
+_REFUSED_KEY = re.compile(
+    rb"unsupported|not (be )?(support|permit|allow|recogni)|unknown|unrecogni|unexpected|deprecated"
+    rb"|extra (inputs|fields)|no such (parameter|field)",
+    re.I,
 )
 
 
 def _request_advice(endpoint: Endpoint, body: bytes) -> str:
     """Return advice on a request that a server refuses, where its message allows some."""
     if _TOKENS.search(body) and "max_tokens" in endpoint.sampling:
-        return "; write max_completion_tokens in sampling in place of max_tokens"
+        return (
+            "; write max_completion_tokens in sampling in place of max_tokens"
+            f"{_as_another(endpoint)}"
+        )
     # Students and judges get no schema.
     if endpoint.role == "teacher" and endpoint.structured != "none" and _SCHEMA.search(body):
         return f"; {_structured_advice(endpoint)}"
+    if key := _refused_key(endpoint, body):
+        where = "extra" if key in endpoint.extra else "sampling"
+        advice = (
+            "set the temperature that the server allows (often temperature: 1)"
+            if key == "temperature"
+            else f"leave {key} out of {where}"
+        )
+        return f"; {advice}{_as_another(endpoint)}"
     return ""
+
+
+def _refused_key(endpoint: Endpoint, body: bytes) -> str | None:
+    """Return the key of the model's settings that a server says it does not support."""
+    if not _REFUSED_KEY.search(body):
+        return None
+    error = _parse_error(body)
+    message = " ".join(_texts(error, "message", "msg", "detail", "param", "loc", "error"))
+    keys = [*endpoint.sampling, *endpoint.extra]
+    return next((key for key in keys if re.search(rf"\b{re.escape(key)}\b", message)), None)
+
+
+def _as_another(endpoint: Endpoint) -> str:
+    # The settings of replies in a store must not change.
+    if endpoint.role != "teacher":
+        return ""
+    return ", and give the teacher another name, or use a new --store, if it has stored replies"
 
 
 def _structured_advice(endpoint: Endpoint) -> str:
     weaker = STRUCTURED[STRUCTURED.index(endpoint.structured) + 1 :]
-    return f"set structured: {' or '.join(weaker)}" if weaker else "see its documentation"
+    if not weaker:
+        return "see its documentation"
+    return f"set structured: {' or '.join(weaker)}{_as_another(endpoint)}"
 
 
-def _body_codes(body: bytes) -> list[str]:
+def _parse_error(body: bytes) -> Any:
     try:
-        return list(_codes(json.loads(body)))
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return []
+        return None
+
+
+def _texts(value: Any, *names: str) -> Iterator[str]:
+    """Yield the texts under some keys of an error, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry, *names)
+    elif isinstance(value, dict):
+        for name in names:
+            yield from _texts(value.get(name), *names)
 
 
 def _codes(value: Any) -> Iterator[str]:
@@ -226,8 +302,11 @@ def _codes(value: Any) -> Iterator[str]:
         yield from _codes(value.get("error"))
 
 
-def _is_billing(codes: list[str]) -> bool:
-    return any(_BILLING.search(code) for code in codes)
+def _lacks_credit(error: Any) -> bool:
+    """Return whether an error, or a body with one, says that the account has no money left."""
+    return any(_BILLING.search(code) for code in _codes(error)) or any(
+        _NO_CREDIT.search(text) for text in _texts(error, "error", "message", "msg", "detail")
+    )
 
 
 def shorten_body(body: bytes) -> str:

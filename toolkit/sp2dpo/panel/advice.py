@@ -59,13 +59,13 @@ def advise(reason: str, detail: str | None = None, *, structured: str = Endpoint
         return _ADVICE[reason]
     if reason.startswith("http-"):
         # The client adds its advice to the server's message, which it has shortened.
-        said = f"the server says: {shorten(detail or 'nothing', 500)}"
+        answer = f"the server says: {shorten(detail or 'nothing', 500)}"
         if _NO_SYSTEM.search(detail or ""):
             return (
                 "the chat template of the model has no system role: use a copy of the rubric with "
-                f'`system: ""`; {said}'
+                f'`system: ""`; {answer}'
             )
-        return said
+        return answer
     return shorten(detail or "read the replies in the store")
 
 
