@@ -164,3 +164,75 @@ def test_a_prompt_beside_two_conversations_is_compared_with_theirs(tmp_path, ask
     row = talks | {"winner": "model_a"}
     assert pair(tmp_path, row | {"prompt": "Sky?"}).pair.id == pair(tmp_path, row).pair.id
     assert "prompt column is not in the conversations" in reason(tmp_path, row | {"prompt": asked})
+
+
+def test_a_system_message_begins_a_prompt_that_two_texts_share(tmp_path):
+    row = {
+        "system": "Be brief.",
+        "chosen": "What is the sea? Wet.",
+        "rejected": "What is the sea? Dry.",
+    }
+    only = pair(tmp_path, row, {"prompt": ""})
+    assert only.pair.prompt == (
+        {"role": "system", "content": "Be brief."},
+        user("What is the sea?"),
+    )
+    assert only.pair.chosen == (assistant(" Wet."),)
+    assert only.implicit
+    assert only.columns == {}
+    without = pair(tmp_path, row, {"prompt": "", "system": ""})
+    assert without.pair.prompt == (user("What is the sea?"),)
+
+
+TALK = [user("Sky?"), assistant("Blue.")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"role": "user", "content": "Sky?"},
+        {"messages": TALK},
+        {"id": 4, "conversations": [{"from": "human", "value": "Sky?"}]},
+        [{"id": 1, "role": "user", "content": "Sky?"}],
+        [{"from": "human", "value": "Sky?"}],
+        ["Sky?"],
+        ["Sky?", "And sea?"],
+    ],
+)
+def test_json_text_is_no_prompt_of_messages(tmp_path, value):
+    row = PAIR | {"prompt": json.dumps(value)}
+    assert reason(tmp_path, row) == "prompt is text that lists messages, not a list of messages"
+    question = {"question": row.pop("prompt")}
+    assert "prompt is text that lists messages" in reason(tmp_path, question | row)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (TALK, [user("Sky?"), assistant("Green.")]),
+        ({"messages": TALK}, {"messages": TALK[:1]}),
+        (TALK[1], assistant("Green.")),
+    ],
+)
+def test_json_text_is_no_response_of_messages(tmp_path, values):
+    chosen, rejected = map(json.dumps, values)
+    for more in ({}, {"prompt": "Sky?"}):
+        why = reason(tmp_path, {"chosen": chosen, "rejected": rejected} | more)
+        assert "chosen and rejected are text that lists messages" in why
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ('{"a": 1}', '{"a": 2}'),
+        ('["red", "blue"]', '["red"]'),
+        ('{"value": 3}', '{"content": "x"}'),
+        ("[1, 2]", "{}"),
+        ('[{"role": "user", "content": "Hi"}]', "I cannot write JSON."),
+    ],
+)
+def test_an_answer_may_be_json(tmp_path, chosen, rejected):
+    row = {"prompt": "Give me JSON.", "chosen": chosen, "rejected": rejected}
+    assert pair(tmp_path, row).pair.chosen == (assistant(chosen),)
+    row["prompt"] = '{"task": "sort", "items": [3, 1]}'
+    assert pair(tmp_path, row).pair.prompt == (user(row["prompt"]),)

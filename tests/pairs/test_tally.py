@@ -121,3 +121,25 @@ def test_an_error_about_no_pair_names_the_columns_or_the_way_out():
         f"{problem}: missing column chosen. Its columns are 'Chosen', 'b'; if some of them are a "
         "pair's, name them with --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
     )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Human: Hi\n\nAssistant:",
+        "\r\n\r\nHuman: Hi\r\n\r\nAssistant:",
+        "### Human: Hi ### there\n### Assistant:",
+        "User: Hi\nAI: Hello\nUser: Bye",
+        "<|im_start|>user\nHi<|im_end|>",
+        "<|prompter|>Hi<|endoftext|><|assistant|>",
+        "[INST] Hi [/INST]",
+    ],
+)
+def test_prompts_with_the_marks_of_a_dialogue_are_counted(tmp_path, prompt):
+    row = {"prompt": prompt, "chosen": "A", "rejected": "B"}
+    plain = [row | {"prompt": text} for text in ("Hi", "The human: who?", "\n\nHuman: Hi")]
+    counts = summary(tmp_path, row, row, *plain)
+    assert counts.marked == 2
+    (line,) = counts.lines()
+    assert line.startswith("  WARNING: the prompts of 2 rows have marks of a dialogue")
+    assert ReadingSummary.load(counts.dump()) == counts

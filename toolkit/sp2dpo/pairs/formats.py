@@ -171,9 +171,9 @@ def _check_text(text: str, name: str) -> None:
 def _from_texts(
     prompt: str | Turns | None, chosen: Any, rejected: Any, others: Mapping[str, Any]
 ) -> tuple[Turns, Turns, Turns]:
-    if _MESSAGES_AS_TEXT.match(chosen) and _MESSAGES_AS_TEXT.match(rejected):
+    if _lists_messages(chosen) and _lists_messages(rejected):
         raise InvalidPair("chosen and rejected are text that lists messages, not lists of messages")
-    if isinstance(prompt, str) and _MESSAGES_AS_TEXT.match(prompt):
+    if isinstance(prompt, str) and _lists_messages(prompt, texts=True):
         raise InvalidPair("prompt is text that lists messages, not a list of messages")
     if prompt is None:
         # If only one is a dialogue, `dialogue_turns` refuses the row: they have no common prompt.
@@ -182,10 +182,38 @@ def _from_texts(
             _check_others(other_prompts(_without_ours(others), parts[0]))
             return parts
         _check_others(possible_prompts(_without_ours(others)))
-        return _common_text(chosen, rejected)
+        return split_texts(chosen, rejected)
     if not isinstance(prompt, str) and not prompt:
         raise InvalidPair("empty prompt")
     return prompt_turns(prompt), _assistant(chosen), _assistant(rejected)
+
+
+def _lists_messages(text: str, *, texts: bool = False) -> bool:
+    """Return whether a text is JSON of messages, and not only an answer that is JSON.
+
+    Args:
+        text: The text.
+        texts: Whether a list of texts counts, too.
+    """
+    if _MESSAGES_AS_TEXT.match(text):
+        return True
+    if text.lstrip()[:1] not in ("[", "{"):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(value, Mapping):
+        more = next((value[key] for key in ("messages", "conversations") if key in value), None)
+        value = more if isinstance(more, list) else [value]
+    if not value:
+        return False
+    messages = all(
+        isinstance(item, Mapping)
+        and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys())
+        for item in value
+    )
+    return messages or (texts and all(isinstance(item, str) for item in value))
 
 
 def _without_ours(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +264,7 @@ def dialogue_turns(text: str) -> Turns:
     )
 
 
-def _common_text(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
+def split_texts(chosen: str, rejected: str) -> tuple[Turns, Turns, Turns]:
     """Split two texts after their common beginning, the prompt, which ends with a complete word."""
     length = _common_length(chosen, rejected)
     # Back to white space, because the common beginning may end inside a word. The end of a text

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sp2dpo.pairs.context import check_context
-from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue
+from sp2dpo.pairs.formats import InvalidPair, dialogue_turns, is_dialogue, split_texts
 from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, empty_prompts, named_prompts
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
 from sp2dpo.pairs.reading import ROLES, Reading
@@ -258,6 +258,9 @@ def _with_context(
     system = row[name]
     if prompt is None and _are_dialogues(chosen, rejected):
         chosen, rejected = list(dialogue_turns(chosen)), list(dialogue_turns(rejected))
+    elif reading.columns.get("prompt") == "" and _are_texts(chosen, rejected):
+        beginning, left, right = split_texts(chosen, rejected)
+        chosen, rejected = [*beginning, *left], [*beginning, *right]
     whole = begins_with_user(chosen) and begins_with_user(rejected)
     if whole:
         before = [chosen, rejected]
@@ -268,6 +271,10 @@ def _with_context(
         prompt = with_system(turns, system) if turns else turns
         used |= {name} if prompt != turns else set()
     return prompt, chosen, rejected, used
+
+
+def _are_texts(*responses: Any) -> bool:
+    return all(isinstance(response, str) for response in responses)
 
 
 def _are_dialogues(*responses: Any) -> bool:

@@ -1,6 +1,7 @@
 """Count how the rows of a source were read: their shapes and their implicit prompts."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,13 @@ _SHOWN = 60
 """Number of characters of a repeated prompt that are shown."""
 _COLUMNS = 40
 """Number of columns that are listed."""
+_TEMPLATE = re.compile(
+    r"<\|(?:im_start|prompter|user|assistant|start_header_id|eot_id|endoftext)\|>|\[/INST\]"
+)
+"""Marks of chat templates."""
+_ASKS = re.compile(r"^[#* ]*(?:Human|User)[* ]*:", re.MULTILINE)
+_ANSWERS = re.compile(r"^[#* ]*(?:Assistant|AI|Bot)[* ]*:", re.MULTILINE)
+"""Beginnings of lines that two speakers of a dialogue have; `\\r` belongs to the line before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,7 @@ class ReadingSummary:
         most_repeated: Beginning of the implicit prompt that the most pairs have; None if none
             repeats.
         most_pairs: Number of pairs that have it.
+        marked: Number of rows whose prompt is one text with the marks of a dialogue in it.
     """
 
     shapes: dict[str, int] = field(default_factory=dict)
@@ -35,6 +44,7 @@ class ReadingSummary:
     repeated: int = 0
     most_repeated: str | None = None
     most_pairs: int = 0
+    marked: int = 0
 
     def dump(self) -> str:
         """Return JSON from which `load` restores this."""
@@ -62,6 +72,12 @@ class ReadingSummary:
                 f"({self.most_pairs} pairs): check that it is a prompt; --columns prompt=COLUMN "
                 "names a column that holds it"
             )
+        if self.marked:
+            lines.append(
+                f"  WARNING: the prompts of {count_noun(self.marked, 'row')} have marks of a "
+                "dialogue or a chat template in their text, such as 'Human:' or '<|im_start|>': "
+                "they are judged as one turn of the user; give them as lists of messages"
+            )
         return lines
 
 
@@ -71,6 +87,7 @@ class ReadingTally:
     def __init__(self) -> None:
         self._shapes: Counter[str] = Counter()
         self._implicit = 0
+        self._marked = 0
         # Hashes of pairs and prompts, because a corpus may hold millions.
         self._pairs: set[int] = set()
         self._prompts: Counter[int] = Counter()
@@ -82,6 +99,7 @@ class ReadingTally:
             return
         if row.shape:
             self._shapes[row.shape] += 1
+        self._marked += _is_marked(row)
         if not row.implicit:
             return
         self._implicit += 1
@@ -103,7 +121,16 @@ class ReadingTally:
             repeated=len(self._repeated),
             most_repeated=None if most is None else self._repeated[most],
             most_pairs=0 if most is None else self._prompts[most],
+            marked=self._marked,
         )
+
+
+def _is_marked(row: SourceRow) -> bool:
+    asked = [turn.get("content") for turn in row.pair.prompt if turn["role"] == "user"]
+    if len(asked) != 1 or not isinstance(asked[0], str):
+        return False
+    text = asked[0]
+    return bool(_TEMPLATE.search(text) or (_ASKS.search(text) and _ANSWERS.search(text)))
 
 
 def _prompt_text(row: SourceRow) -> str:
