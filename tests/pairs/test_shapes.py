@@ -264,6 +264,20 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
     {"instruction": "Q", "generations": ["A", "B"], "ratings": [5.0, 4.0], "models": ["m", "n"]},
     {"prompt": "Q", "responses": [{"text": "B"}, {"text": "A", "model": "m"}], "scores": [1, 2]},
     {"prompt": "Q", "responses": [[assistant("B")], [assistant("A")]], "scores": [1, 2]},
+    {"prompt": "Q", "completion_a": "A", "completion_b": "B", "winner": "completion_a"},
+    {"prompt": "Q", "response_A": "B", "response_B": "A", "preference": "b"},
+    {"prompt": "Q", "answer_0": "A", "answer_1": "B", "label": "answer 0"},
+    {"instruction": "Q", "output_1": "B", "output_2": "A", "preference": 2},
+    {"prompt": "Q", "response1": "B", "response2": "A", "preference": "model_2"},
+    {"prompt": "Q", "response_1": "B", "response_2": "A", "preference_strength": "3"},
+    {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "-1.0"},
+    {"history": "Q", "human_ref_A": "B", "human_ref_B": "A", "labels": "0"},
+    {"history": "Q", "human_ref_A": "A", "human_ref_B": "B", "labels": True},
+    {"prompt": "Q", "response_a": "A", "response_b": "B", "winner_model_a": 1,
+     "winner_model_b": 0, "winner_tie": 0},
+    {"prompt": "Q", "response_a": "B", "response_b": "A", "model_a": "x", "model_b": "y",
+     "winner": "y"},
+    {"question": "Q", "answers": [{"text": "A", "pm_score": 4}, {"text": "B", "pm_score": 0}]},
     {"question": "Q", "completions": [{"response": "A", "fine-grained_score": 2.5},
                                       {"response": "B", "fine-grained_score": 2}]},
 ])  # fmt: skip
@@ -276,6 +290,10 @@ def test_two_responses_and_a_preference_are_a_pair(tmp_path, row):
     [
         ({"response_a": "A", "response_b": "B", "winner": "tie (bothbad)"}, "a tie"),
         ({"response_a": "A", "response_b": "B", "winner": "both_bad"}, "a tie"),
+        ({"response_a": "A", "response_b": "B", "winner": "1"}, "winner is a number, not a, b"),
+        ({"response_a": "A", "response_b": "B", "winner_model_a": 0, "winner_model_b": 0}, "a tie"),
+        ({"response_1": "A", "response_2": "B", "preference_strength": "4"}, "not a number from"),
+        ({"response_0": "A", "response_1": "B", "label": True}, "label is neither 0 nor 1"),
         ({"response1": "A", "response2": "B", "overall_preference": 0}, "a tie"),
         ({"responses": ["A", "B", "C"], "scores": [1, 1, 1.0]}, "a tie"),
         ({"responses": ["A", "B"], "scores": [1, None]}, "fewer than two responses"),
@@ -542,6 +560,33 @@ def test_messages_that_end_with_another_response_are_refused(tmp_path):
     row = {"messages": [user("Q"), assistant("C")], "chosen": "A", "rejected": "B"}
     assert "ends with a turn of the assistant" in reason(tmp_path, row)
     assert texts(pair(tmp_path, row, columns={"prompt": "messages"}))[0] == ["Q", "C"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"summaries": [{"text": "A"}, {"text": "B"}], "choice": 1, "info": {}}, "summaries"),
+        ({"question": {"full_text": "Q"}, "answer_0": "A", "answer_1": "B", "score_0": 1.0,
+          "score_1": -1.0}, "answer_0, answer_1, score_0, score_1 hold"),
+        ({"conversation_a": None, "conversation_b": [user("Q")], "winner": "model_a"},
+         "empty conversation_a"),
+        ({"conversation_a": "[]", "conversation_b": "[]", "winner": "model_a"},
+         "conversation_a is not a list of messages"),
+    ],
+)  # fmt: skip
+def test_two_responses_that_are_not_read_are_explained(tmp_path, columns, expected):
+    assert expected in reason(tmp_path, columns)
+
+
+@pytest.mark.parametrize("speaker", ["Human", "USER", "human"])
+def test_the_names_of_speakers_are_read_in_any_case(tmp_path, speaker):
+    turns = [
+        {"from": speaker, "value": "Q"},
+        {"from": "function_call", "value": "{}"},
+        {"from": "observation", "value": "3"},
+    ]
+    only = pair(tmp_path, {"conversations": turns, "chosen": "A", "rejected": "B"})
+    assert [turn["role"] for turn in only.pair.prompt] == ["user", "assistant", "tool"]
 
 
 def test_an_unknown_speaker_is_named(tmp_path):

@@ -121,6 +121,8 @@ def test_an_error_about_no_pair_names_the_columns_or_the_way_out():
         f"{problem}: missing column chosen. Its columns are 'Chosen', 'b'; if some of them are a "
         "pair's, name them with --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
     )
+    asked = str(no_pair_error("f", {"missing column chosen": 1}, '{"answer_x": "A", "w": 1}'))
+    assert asked.endswith("prompt=COLUMN,response_a=COLUMN,response_b=COLUMN,winner=COLUMN")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sp2dpo.pairs.reading import PairsFrom
 
 _TEXTS = ("response", "answer", "completion", "generation", "output", "text")
 """Keys that hold a response in a list of objects."""
-_SCORES = ("overall_score", "fine-grained_score", "score", "rating")
+_SCORES = ("overall_score", "fine-grained_score", "score", "rating", "pm_score")
 _RANKS = ("rank",)
 
 TIE = "a tie: no response is preferred"

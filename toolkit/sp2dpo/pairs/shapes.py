@@ -15,7 +15,7 @@ from sp2dpo.pairs.prompts import SYSTEM, ask_for_prompt, empty_prompts, named_pr
 from sp2dpo.pairs.rankings import TIE, Ranked, choose, rank_lists, rank_objects
 from sp2dpo.pairs.reading import ROLES, Reading
 from sp2dpo.pairs.turns import as_turns, begins_with_user, to_turns, with_system
-from sp2dpo.pairs.winners import TwoResponses, find_two_responses
+from sp2dpo.pairs.winners import TwoResponses, find_two_responses, with_winner
 
 Row = Mapping[str, Any]
 _PROMPTS = ("prompt", "question", "instruction", "input")
@@ -81,6 +81,8 @@ def _compare(row: Row, reading: Reading) -> Iterator[Comparison]:
         if chosen in row and rejected in row and not named:
             yield _labelled(row, chosen, rejected, reading, title=title)
             return
+    if "winner" not in reading.columns:
+        row = with_winner(row)
     two = find_two_responses(row, reading)
     ranked = _ranked(row, reading)
     if two and ranked and not named:
@@ -93,9 +95,17 @@ def _compare(row: Row, reading: Reading) -> Iterator[Comparison]:
     elif ranked:
         yield from _several(row, *ranked, reading)
     else:
+        unread = next((names for names in _UNREAD if names <= row.keys()), None)
+        if unread is not None:
+            raise InvalidPair(
+                f"{', '.join(sorted(unread))} hold the responses and which is preferred: write "
+                "them as the columns prompt, response_0, response_1 and winner (0, 1 or tie)"
+            )
         raise InvalidPair("missing column chosen")
 
 
+_UNREAD = ({"summaries", "choice"}, {"answer_0", "answer_1", "score_0", "score_1"})
+"""Columns of data sets that are not read, of summarize_from_feedback and webgpt_comparisons."""
 _PLAIN = frozenset({"prompt", "chosen", "rejected", "tools"})
 
 
@@ -305,6 +315,11 @@ def _decided(row: Row, shape: TwoResponses, decider: str, reading: Reading) -> C
         raise InvalidPair(TIE)
     left, right = (to_turns(row[name], name) for name in shape.responses)
     chosen, rejected = (left, right) if best == 0 else (right, left)
+    if shape.title == "LMArena":
+        for column, value in zip(shape.responses, (left, right), strict=True):
+            if not isinstance(value, list) or not value:
+                state = f"{column} is not a list of messages" if value else f"empty {column}"
+                raise InvalidPair(state)
     name = shape.prompt
     # Two conversations share their prompt.
     if name is None and not (begins_with_user(left) and begins_with_user(right)):

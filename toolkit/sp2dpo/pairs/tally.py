@@ -152,7 +152,10 @@ def no_pair_error(source: str, reasons: Mapping[str, int], example: str | None) 
     if "--columns" in reason:
         return ValueError(f"{problem}: {reason}")
     columns = ", ".join(map(repr, list(json.loads(example))[:_COLUMNS]))
+    roles = "chosen=COLUMN,rejected=COLUMN"
+    if reason == "missing column chosen" and re.search("response|answer|output|winner", columns):
+        roles += ", or prompt=COLUMN,response_a=COLUMN,response_b=COLUMN,winner=COLUMN"
     return ValueError(
         f"{problem}: {reason}. Its columns are {columns}; if some of them are a pair's, name them "
-        "with --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
+        f"with --columns prompt=COLUMN,{roles}"
     )

@@ -19,6 +19,7 @@ _SPEAKERS = {
     "observation": "tool",
 }
 """Roles by the names of ShareGPT's speakers."""
+_MORE_SPEAKERS = {"function_call": "assistant", "function_response": "tool", "function": "tool"}
 
 
 def to_turns(value: Any, name: str) -> Any:
@@ -58,12 +59,14 @@ def _turn(turn: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if turn.get("role") is not None or turn.get("from") is None:
         return turn
     speaker = turn["from"]
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
+    known = _SPEAKERS | _MORE_SPEAKERS
+    role = known.get(speaker.casefold()) if isinstance(speaker, str) else None
+    if role is None:
         raise InvalidPair(
             f"{name} holds a turn whose speaker is not known (known: {', '.join(_SPEAKERS)})"
         )
     more = {key: turn[key] for key in turn if key not in ("from", "value", "role", "content")}
-    return {"role": _SPEAKERS[speaker], "content": turn.get("value"), **more}
+    return {"role": role, "content": turn.get("value"), **more}
 
 
 def as_turns(prompt: Any) -> Any:

@@ -1,5 +1,6 @@
 """Read which of two responses is preferred, as data sets write it."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +38,20 @@ class TwoResponses:
 _TIES = ("tie", "both", "equal", "neither", "none", "same", "draw")
 
 
+_STEM = re.compile(
+    r"(?:model|response|conversation|answer|completion|output|option|assistant)[_ ]?"
+)
+"""What stands before a letter or a number of a response."""
+
+
 def _by_letter(value: Any, name: str) -> int | None:
     text = value.strip().casefold().replace(" ", "_") if isinstance(value, str) else ""
-    letter = text.removeprefix("model_").removeprefix("response_").removeprefix("conversation_")
+    letter = _STEM.sub("", text)
     if letter in ("a", "b"):
         return "ab".index(letter)
     if text.startswith(_TIES):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) or text in ("0", "1", "2"):
         raise InvalidPair(
             f"{name} is a number, not a, b or a tie: give --columns response_0=COLUMN,"
             "response_1=COLUMN for 0 and 1, or response_1=COLUMN,response_2=COLUMN for 1 and 2"
@@ -59,7 +66,7 @@ def _by_number(first: int) -> Callable[[Any, str], int | None]:
         text = str(value).strip().casefold()
         if isinstance(value, str) and text.startswith(_TIES):
             return None
-        digits = text.removeprefix("response_").removesuffix(".0")
+        digits = _STEM.sub("", text).removesuffix(".0")
         if isinstance(value, bool) or digits not in (str(first), str(first + 1)):
             raise InvalidPair(f"{name} is neither {first} nor {first + 1}")
         return int(digits) - first
@@ -69,6 +76,8 @@ def _by_number(first: int) -> Callable[[Any, str], int | None]:
 
 def _by_sign(value: Any, name: str) -> int | None:
     """Return the preferred response; negative numbers prefer the first one, as in HelpSteer."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?[0-3](?:\.0)?\s*", value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not -3 <= value <= 3:
         raise InvalidPair(f"{name} is not a number from -3 to 3")
     return None if value == 0 else int(value > 0)
@@ -76,7 +85,8 @@ def _by_sign(value: Any, name: str) -> int | None:
 
 def _by_label(value: Any, name: str) -> int | None:
     """Return the preferred response of SHP, whose label is 1 if it is the first one."""
-    if isinstance(value, bool) or value not in (0, 1):
+    value = {"0": 0, "1": 1}.get(value.strip(), value) if isinstance(value, str) else value
+    if value not in (0, 1):  # also False and True
         raise InvalidPair(f"{name} is neither 0 nor 1")
     return 0 if value == 1 else 1
 
@@ -114,20 +124,40 @@ TWO_RESPONSES = (
         deciders=("winner",),
         decide=_by_letter,
     ),
-    TwoResponses(
-        title="", responses=("response_a", "response_b"), deciders=_WINNERS, decide=_by_letter
-    ),
-    TwoResponses(
-        title="", responses=("response_0", "response_1"), deciders=_WINNERS, decide=_by_number(0)
-    ),
-    TwoResponses(
-        title="", responses=("response_1", "response_2"), deciders=_WINNERS, decide=_by_number(1)
-    ),
-    TwoResponses(
-        title="", responses=("response1", "response2"), deciders=_WINNERS, decide=_by_number(1)
+    *(
+        TwoResponses(
+            title="", responses=(stem + left, stem + right), deciders=_WINNERS, decide=decide
+        )
+        for stem in ("response", "answer", "completion", "output")
+        for left, right, decide in (
+            ("_a", "_b", _by_letter),
+            ("_A", "_B", _by_letter),
+            ("_0", "_1", _by_number(0)),
+            ("_1", "_2", _by_number(1)),
+            ("1", "2", _by_number(1)),
+        )
     ),
 )
 """The shapes with two responses and a preference."""
+
+
+_ONE_HOT = ("winner_model_a", "winner_model_b")
+
+
+def with_winner(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with a column `winner` of a, b or tie, if it says who wins in another way.
+
+    A column for each model says whether it wins, or `winner` is the name of one of both models.
+    """
+    if "winner" not in row and all(name in row for name in _ONE_HOT):
+        wins = [row[name] for name in _ONE_HOT]
+        if all(win in (0, 1) for win in wins) and sum(map(int, wins)) < 2:
+            return {**row, "winner": "a" if wins[0] else "b" if wins[1] else "tie"}
+    models = [row.get("model_a"), row.get("model_b")]
+    winner = row.get("winner")
+    if isinstance(winner, str) and models.count(winner) == 1:
+        return {**row, "winner": "ab"[models.index(winner)]}
+    return row
 
 
 def find_two_responses(row: Mapping[str, Any], reading: Reading) -> tuple[TwoResponses, str] | None:
