@@ -403,7 +403,9 @@ def test_the_variables_of_proxies_are_read_in_all_their_forms(monkeypatch, varia
     assert (proxy and proxy.url) == expected
 
 
-@pytest.mark.parametrize("url", ["socks5://proxy.example:1080", "http://proxy.example:port"])
+@pytest.mark.parametrize(
+    "url", ["socks5://proxy.example:1080", "http://proxy.example:port", "http://[x"]
+)
 def test_a_proxy_that_cannot_be_used_is_refused(monkeypatch, url):
     monkeypatch.setenv("HTTP_PROXY", url)
     with pytest.raises(ValueError, match="HTTP_PROXY or ALL_PROXY"):
@@ -455,6 +457,11 @@ LISTS = {
     "a wildcard of a provider": {"data": [{"id": "openai/*"}]},
     "Ollama's tag": {"data": [{"id": "m:latest"}]},
     "Gemini's prefix": {"data": [{"id": "models/m"}]},
+    "display names": {"models": [{"name": "Model M"}]},
+    "ids that are null": {"data": [{"id": None}, {"id": None}]},
+    "an empty answer": answer(200, ""),
+    "a page": answer(200, "<html>login</html>"),
+    "names alone": ["m", "n"],
     "the first page": {"data": [{"id": "a"}, {"id": "b"}], "has_more": True},
 }
 
@@ -471,6 +478,8 @@ def test_a_server_that_lists_no_such_model_is_asked_one_short_question(models):
     [
         {"data": [{"id": "other"}, {"id": "m", "max_model_len": 99}]},
         [{"id": "m", "max_model_len": 99}],
+        [{"name": "m", "max_model_len": 99}],
+        {"models": [{"id": None, "model": "m", "max_model_len": 99}]},
         {"data": [{"id": "m-2026", "aliases": ["m"], "max_model_len": 99}]},
     ],
 )
@@ -497,9 +506,66 @@ def test_a_variant_of_a_listed_model_is_asked_for():
     assert [body["model"] for body in bodies] == ["vendor/m:nitro"]
 
 
-def test_a_page_in_place_of_the_list_of_models_asks_for_the_address():
+def test_a_page_in_place_of_the_list_of_models_asks_for_the_address(monkeypatch):
+    monkeypatch.setattr(clients, "_LONGEST_PAUSE", 0)
+    page = answer(200, "<!doctype html><title>Welcome</title>")
     with pytest.raises(EndpointError, match="is base_url the address of the API"):
-        check(answer(200, "<!doctype html><title>Welcome</title>"))
+        check(page, page)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_server_that_cannot_list_its_models_now_is_waited_for(monkeypatch, status):
+    monkeypatch.setattr(clients, "_LONGEST_PAUSE", 0)
+    answers = [answer(503, "loading")] * 5 + [lambda _: GOOD]
+    result, bodies = check(answer(status, ""), lambda request: answers.pop(0)(request))
+    assert f"answers HTTP {status} in place of a list of its models" in result.notice
+    assert len(bodies) == 6
+
+
+def test_a_server_that_is_never_ready_ends_the_check_after_the_patience():
+    async def main():
+        busy = answer(429, "slow down")
+        async with serving(busy, busy) as (url, _), open_session() as session:
+            await Client(session, endpoint(url), None).check(url, patience=0.2)
+
+    with pytest.raises(Unavailable, match="set a longer --patience"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", ["dead", 403, 502, "page"])
+def test_a_proxy_that_fails_the_first_check_is_named(monkeypatch, failure):
+    monkeypatch.setattr(clients, "_LONGEST_PAUSE", 0)
+
+    async def refuse(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        status = 200 if failure == "page" else failure
+        body = b"<html>Blocked</html>"
+        head = f"HTTP/1.1 {status} Odd\r\nConnection: close\r\nContent-Length: {len(body)}"
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        port = proxy.sockets[0].getsockname()[1]
+        if failure == "dead":
+            proxy.close()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+        url = "http://api.example/v1"
+        async with proxy, open_session() as session:
+            await Client(session, endpoint(url), None).check(url, patience=0.2)
+
+    with pytest.raises(EndpointError) as caught:
+        asyncio.run(main())
+    assert "through the proxy http://127.0.0.1:" in str(caught.value)
+    assert "(HTTP_PROXY): correct it, or add api.example to NO_PROXY" in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "//[", "http://[::1"])
+def test_an_unreadable_redirect_names_the_teacher_and_the_status(location):
+    with pytest.raises(EndpointError, match=r"teacher t: .*HTTP 302.*correct base_url") as caught:
+        check(answer(302, "", Location=location))
+    assert repr(location) in str(caught.value)
 
 
 def test_a_long_list_is_shortened_and_the_nearest_name_is_shown():

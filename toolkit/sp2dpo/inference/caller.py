@@ -119,7 +119,11 @@ class Caller:
         checks, unavailable = [], []
         for url in self._urls:
             try:
-                checks.append(await self._client.check(url, patience=self._patience))
+                checks.append(
+                    await self._client.check(url, patience=self._patience, pause=self._pause)
+                )
+            except StopRequested:  # no request is sent after it
+                return []
             except Unavailable as error:
                 unavailable.append(error)
         if not checks:

@@ -6,7 +6,9 @@ It uses aiohttp directly, because the OpenAI SDK needs about ten times as much C
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ from sp2dpo.inference.completion import Reply, parse_body, parse_count, parse_re
 from sp2dpo.inference.connection import (
     Proxy,
     find_proxy,
+    proxy_hint,
     redirect_target,
     requested_wait,
     to_utf8,
@@ -29,7 +32,7 @@ from sp2dpo.inference.errors import (
     status_error,
 )
 from sp2dpo.settings import did_you_mean
-from sp2dpo.text import shorten
+from sp2dpo.text import one_line, shorten
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -106,7 +109,10 @@ _PROBE_TOKENS = 16
 providers allow."""
 _PROBES = 3
 _LONGEST_PAUSE = 20.0
-"""Number of times that it is sent, and longest pause in between, in seconds."""
+"""Number of times that it is sent to a server that is up, and longest pause in between, in seconds.
+A server that is overloaded or starting gets it again for as long as the run has patience."""
+_READY = "wait until the server is ready, or set a longer --patience"
+_ADDRESS = "is base_url the address of the API, such as http://HOST:PORT/v1?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +144,40 @@ class Client:
         self._encoded_rest: dict[int, bytes] = {}
         """Encoded request body after the messages, by attempt; it is the same for all pairs."""
 
-    async def check(self, url: str, *, patience: float = 60) -> ServerCheck:
+    async def check(
+        self,
+        url: str,
+        *,
+        patience: float = 60,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> ServerCheck:
         """Check that a server serves the model.
 
-        A server that lists no models, or lists a wildcard such as `openai/*`, is asked one question
-        instead, with few tokens.
+        A server that lists no models, lists a wildcard such as `openai/*`, or cannot list them now,
+        is asked one question instead, with few tokens.
 
         Args:
             url: Base URL of the server.
-            patience: Longest pause before the question is sent again, in seconds.
+            patience: Seconds for which the question is sent again to a server that is not ready.
+            pause: Waits for a number of seconds.
 
         Raises:
             Unavailable: If the server does not answer or is not ready.
             EndpointError: If the server refuses access or does not serve the model.
         """
+        try:
+            return await self._check(url, patience, pause)
+        except EndpointError as error:
+            proxy = self._proxies.get(_origin(url))
+            if proxy is not None and "NO_PROXY" not in str(error):
+                error.args = (f"{error}; {proxy_hint(url, proxy)}",)
+            raise
+
+    async def _check(
+        self, url: str, patience: float, pause: Callable[[float], Awaitable[None]]
+    ) -> ServerCheck:
         endpoint, address = self.endpoint, f"{url.rstrip('/')}/models"
+        probe = partial(self._probe, url, patience=patience, pause=pause)
         try:
             # 30 seconds, because `endpoint.timeout` is meant for the time that a reply takes.
             status, answer, _ = await self._request("GET", address, timeout=_timeout(30))
@@ -165,28 +190,33 @@ class Client:
                 lost=True,
             ) from error
         if status in (404, 405, 501):
-            return await self._probe(url, "lists no models", patience)
+            return await probe("lists no models")
         if status != 200:
             error = status_error(endpoint, status, answer)
+            if isinstance(error, Unavailable):
+                return await probe(f"answers HTTP {status} in place of a list of its models")
             # Declined is an error of one chat; here such a status concerns the server.
             if isinstance(error, Declined):
                 raise EndpointError(
                     f"{endpoint.label}: {address} answered HTTP {status}: {shorten_body(answer)}"
                 )
             raise error
-        models, is_partial = _listed_models(endpoint, answer)
+        try:
+            models, is_partial = _listed_models(answer)
+        except ValueError:
+            return await probe("lists no models that can be read", advice=_ADDRESS)
         for model in models:
             aliases = model.get("aliases")
-            if endpoint.model in (model.get("id"), *(aliases if isinstance(aliases, list) else ())):
+            if endpoint.model in (_name(model), *(aliases if isinstance(aliases, list) else ())):
                 # An extension of vLLM; other servers do not report it.
                 return ServerCheck(context=parse_count(model.get("max_model_len")))
-        names = [str(model.get("id")) for model in models]
+        names = [name for model in models if (name := _name(model))]
         if not names:
-            return await self._probe(url, "lists no models", patience)
+            return await probe("lists no models")
         if alike := [name for name in names if _may_mean(name, endpoint.model)]:
-            return await self._probe(url, f"lists {alike[0]}", patience)
+            return await probe(f"lists {alike[0]}")
         if is_partial:
-            return await self._probe(url, "lists its models in pages", patience)
+            return await probe("lists its models in pages, or by other names")
         # A gateway may list hundreds.
         hint = did_you_mean(endpoint.model, names)
         raise EndpointError(
@@ -194,19 +224,35 @@ class Client:
             f"serves {shorten(', '.join(names))}"
         )
 
-    async def _probe(self, url: str, why: str, patience: float) -> ServerCheck:
+    async def _probe(
+        self,
+        url: str,
+        why: str,
+        *,
+        patience: float,
+        pause: Callable[[float], Awaitable[None]],
+        advice: str = _READY,
+    ) -> ServerCheck:
         """Ask a question to learn whether the server serves the model."""
-        endpoint, pause = self.endpoint, 1.0
-        for left in reversed(range(_PROBES)):
+        endpoint, seconds, count = self.endpoint, 1.0, 0
+        deadline = time.monotonic() + patience
+        while True:
             try:
                 await self._ask_probe(url, few_tokens=True)
-            except Unavailable as error:
-                if not left:
-                    raise
-                await asyncio.sleep(min(max(pause, error.wait), _LONGEST_PAUSE, patience))
-                pause *= 2
-            else:
                 break
+            except Unavailable as error:
+                count += 1
+                is_busy = error.reason.startswith(("http-429", "http-5"))
+                left = deadline - time.monotonic()
+                if left <= 0 if is_busy else count >= _PROBES:
+                    raise Unavailable(
+                        f"{error}; the server at {url} {why}: {advice}",
+                        reason=error.reason,
+                        overloaded=error.overloaded,
+                        lost=error.lost,
+                    ) from error
+                await pause(min(max(seconds, error.wait), _LONGEST_PAUSE, max(left, 0.1)))
+                seconds *= 2
         return ServerCheck(
             notice=f"{endpoint.label}: the server at {url} {why}, so one question was sent to "
             f"{endpoint.model}, which was answered"
@@ -349,23 +395,27 @@ def _origin(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _listed_models(endpoint: Endpoint, answer: bytes) -> tuple[list[dict[str, Any]], bool]:
+def _listed_models(answer: bytes) -> tuple[list[dict[str, Any]], bool]:
     """Return the models that a server lists, as `data` or a bare list, and whether there are more.
 
+    There may be more if some have no id, or only the name that people see.
+
     Raises:
-        Unavailable: If the answer is not JSON.
+        ValueError: If the answer is not JSON.
     """
     try:
         value = json.loads(answer)
-    except (ValueError, RecursionError) as error:
-        raise Unavailable(
-            f"{endpoint.label}: the list of models is not JSON; is base_url the address of the API,"
-            f" such as http://HOST:PORT/v1? {shorten_body(answer)}",
-            reason="no-answer",
-        ) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     data = value.get("data", value.get("models")) if isinstance(value, dict) else value
     models = [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
-    return models, isinstance(value, dict) and value.get("has_more") is True
+    has_more = isinstance(value, dict) and value.get("has_more") is True
+    return models, has_more or any(not isinstance(model.get("id"), str) for model in models)
+
+
+def _name(model: dict[str, Any]) -> str | None:
+    names = (model.get(key) for key in ("id", "name", "model"))
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _may_mean(listed: str, model: str) -> bool:
@@ -388,4 +438,4 @@ def _timeout(seconds: float) -> aiohttp.ClientTimeout:
 def _describe_error(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    return one_line(error) or type(error).__name__

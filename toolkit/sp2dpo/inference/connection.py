@@ -42,9 +42,9 @@ def find_proxy(address: str) -> Proxy | None:
     url = proxies.get(parts.scheme) or proxies.get("all")
     if not url or is_loopback(host) or _is_excluded(host, parts.port, proxies.get("no", "")):
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    variable = f"{urlsplit(address).scheme.upper()}_PROXY or ALL_PROXY"
+    variable = f"{parts.scheme.upper()}_PROXY or ALL_PROXY"
     try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         port = "" if parts.port is None else f":{parts.port}"
     except ValueError as error:
         raise ValueError(f"{variable} holds no address of a proxy: {error}") from error
@@ -104,7 +104,11 @@ def redirect_target(address: str, location: str | None) -> str:
     """
     if not location:
         return "it redirects, but names no Location: correct base_url"
-    target = urljoin(address, location)
+    try:
+        target = urljoin(address, location)
+        urlsplit(target)
+    except ValueError:
+        return f"it redirects to {location!r}, which is no address: correct base_url"
     for suffix in ("/models", "/chat/completions", "/tokenize"):
         path = urlsplit(target)._replace(query="", fragment="").geturl().rstrip("/")
         if address.endswith(suffix) and path.endswith(suffix):
@@ -170,10 +174,20 @@ def _date(text: str) -> float | None:
 def proxy_notice(label: str, url: str, proxy: Proxy) -> str:
     """Return the notice that requests go through a proxy."""
     host = urlsplit(url).hostname
-    names = ", ".join(
-        name for name in os.environ if name.upper() in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    )
     return (
-        f"{label}: requests to {host} go through the proxy {proxy.url} ({names}); to connect"
+        f"{label}: requests to {host} go through the proxy {proxy.url} ({_variables()}); to connect"
         f" without it, add {host} to NO_PROXY"
     )
+
+
+def proxy_hint(url: str, proxy: Proxy) -> str:
+    """Return what to do about a failed request to a base URL that went through a proxy."""
+    return (
+        f"the request went through the proxy {proxy.url} ({_variables()}): correct it, or add"
+        f" {urlsplit(url).hostname} to NO_PROXY"
+    )
+
+
+def _variables() -> str:
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    return ", ".join(name for name in os.environ if name.upper() in names)
