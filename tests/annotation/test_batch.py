@@ -287,6 +287,20 @@ def test_faults_stay_pending_and_declined_requests_are_refused(files):
     assert any("8193 tokens" in detail for detail in details)
 
 
+@pytest.mark.parametrize(
+    ("message", "code", "counts"),
+    [
+        ("Your credit balance is too low to access the Anthropic API.", None, "1 failed (http-400"),
+        ("The prompt was filtered.", "content_filter", "1 refused (content-filter 1)"),
+    ],
+)
+def test_missing_credit_stays_pending_and_a_filter_is_a_reason(files, message, code, counts):
+    error = {"error": {"type": "invalid_request_error", "message": message, "code": code}}
+    requests = files.export()
+    line = reply(requests[0], status=400, error=error)
+    assert counts in succeed(*files.write(line, reply(requests[1])))
+
+
 def test_unreadable_replies_are_asked_again_with_another_seed_until_retries(tmp_path):
     files = Files(tmp_path, pairs=1, retries=1, variants=["direct", "critic"])
     seeds = []
