@@ -72,3 +72,19 @@ def test_neither_the_package_nor_its_help_loads_pydantic():
     code = "import sys, sp2dpo, sp2dpo.cli.main; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_valid"),
+    [
+        ({"sampling": {"temperature": 0, "max_tokens": 9}}, True),
+        ({"sampling": {"temperature": 0, "max_completion_tokens": 9}}, True),
+        ({"sampling": {"temperature": 0}, "extra": {"max_completion_tokens": 9}}, True),
+        ({"sampling": {"temperature": 0}, "extra": {"provider": {}}}, False),
+        ({"sampling": {"temperature": 0}}, False),
+    ],
+)
+def test_a_judge_needs_a_token_limit_in_one_of_its_places(keys, is_valid):
+    validator = jsonschema.Draft202012Validator(json.loads(succeed("schema", "judge")))
+    judge = {"name": "j", "model": "m", "revision": None, "base_url": "http://127.0.0.1:1/v1"}
+    assert validator.is_valid(judge | keys) == is_valid

@@ -8,6 +8,8 @@ from itertools import product
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from pydantic import ConfigDict
+
 from sp2dpo.inference.serve import Serve, ServeConfig
 from sp2dpo.settings import (
     ABSENT,
@@ -336,6 +338,16 @@ def _extra_problem(key: str, value: Any) -> str | None:
 
 class EndpointConfig(Settings):
     """A model behind an OpenAI-compatible server."""
+
+    # For editors, the rule of `conflicts`: a token limit in sampling, or in extra.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"sampling": {"anyOf": [{"required": [key]} for key in _LIMITS]}}},
+                {"properties": {"extra": {"required": [_LIMITS[-1]]}}, "required": ["extra"]},
+            ]
+        }
+    )
 
     name: Annotated[str, NAME]
     """Name that replies are stored under. Its model, revision and sampling must never change."""
