@@ -170,16 +170,27 @@ def test_an_error_in_a_row_names_the_line_of_the_file(tmp_path, name, content, m
         read_prompts(str(path))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+        ("utf-32-le", "UTF-32LE"),
+        ("utf-32-be", "UTF-32BE"),
+    ],
+)
 @pytest.mark.parametrize(
     "read", [read_prompts, lambda path: list(read_json_lines(Path(path))),
              lambda path: read_text(Path(path)), lambda path: read_yaml(Path(path))]
 )  # fmt: skip
-def test_another_encoding_is_named(tmp_path, encoding, read):
+def test_another_encoding_is_named(tmp_path, encoding, named, read):
     path = tmp_path / "p.json"
     path.write_text('[{"instruction": "a"}]', encoding)
-    with pytest.raises(ValueError, match="in UTF-16 or UTF-32, not UTF-8: convert it"):
+    with pytest.raises(ValueError, match="in UTF-16 or UTF-32, not UTF-8: convert it") as error:
         read(str(path))
+    assert str(error.value).endswith(f"with `iconv -f {named} -t UTF-8`")
 
 
 def test_a_byte_order_mark_belongs_to_no_text_and_no_settings(tmp_path):

@@ -108,6 +108,7 @@ def hub_answers(root, tmp_path_factory):
             f"{NAME}:test@{commit(root, 'v1')}",
         ),
         *(f"{NAME}:nope", f"{NAME}:train[:1]", f"{NAME}@v7", f"{NAME}:test@{'0' * 40}"),
+        *(f"datasets/{NAME}:test", f"https://huggingface.co/datasets/{NAME}/"),
         *("org/none", "org/na..me", f"{NAME}:validation", f"{NAME}:validation@v1"),
     )
     with hub(NAME, root) as url:
@@ -138,6 +139,8 @@ def read_from(path):
         (f"{NAME}@v1", "train", "v1"),
         (f"{NAME}:test@v1", "test", "v1"),
         (f"{NAME}:validation@v1", "validation", "v1"),
+        (f"datasets/{NAME}:test", "test", "main"),
+        (f"https://huggingface.co/datasets/{NAME}/", "train", "main"),
     ],
 )
 def test_a_split_at_a_ref_is_read_and_its_commit_is_recorded(root, hub_answers, name, split, ref):

@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -92,11 +93,23 @@ def decode_text(content: bytes, *, where: str) -> str:
 
 def _check_encoding(start: bytes, where: str) -> None:
     # The encodings of a text always begin so: with a byte order mark, or with an ASCII character.
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:2]:
+    encoding = next((name for name, begins in _WIDE if begins.match(start)), None)
+    if encoding is not None:
         raise ValueError(
             f"{where}: in UTF-16 or UTF-32, not UTF-8: convert it, for example with `iconv -f "
-            "UTF-16 -t UTF-8`"
+            f"{encoding} -t UTF-8`"
         )
+
+
+_WIDE = (
+    ("UTF-32", re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff")),
+    ("UTF-16", re.compile(rb"\xff\xfe|\xfe\xff")),
+    ("UTF-32BE", re.compile(rb"\0\0")),
+    ("UTF-32LE", re.compile(rb"[^\0]\0\0\0")),
+    ("UTF-16BE", re.compile(rb"\0")),
+    ("UTF-16LE", re.compile(rb"[^\0]\0")),
+)
+"""Encodings of more than one byte per character, by the first bytes of a text in them."""
 
 
 def is_gzip(path: Path, start: bytes) -> bool:
@@ -217,7 +230,10 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text.decode(), object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.pos + 1}") from error
+        # Python's message advises on a call.
+        is_mark = error.msg.startswith("Unexpected UTF-8 BOM")
+        problem = "A byte order mark stands" if is_mark else error.msg
+        raise ValueError(f"is not JSON: {problem} at column {error.pos + 1}") from error
     except UnicodeDecodeError as error:
         column = len(text[: error.start].decode()) + 1
         raise ValueError(f"is not UTF-8 at column {column}") from error
@@ -226,7 +242,7 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     except DuplicateKey as error:
         raise ValueError(f"has the key {error} twice") from error
     except ValueError as error:  # an integer with more digits than Python converts
-        raise ValueError(f"cannot be read: {error}") from error
+        raise ValueError("has a number of too many digits: write it as text") from error
     if not isinstance(value, dict):
         raise ValueError(f"is not an object but {_JSON_TYPES[type(value)]}")
     return value

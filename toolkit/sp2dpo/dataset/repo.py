@@ -336,7 +336,9 @@ def fetch_dataset(source: str) -> LocalData:
     if Path(source).is_dir():
         return LocalData(name=source, commit=None, folder=Path(source))
     name, _, revision = source.partition("@")
-    if name.count("/") != 1 or Path(source).exists():
+    # No repo has a name that begins as a path does.
+    is_path = source.startswith((".", "~")) or Path(source).exists()
+    if is_path or name.count("/") != 1:
         raise ValueError(
             f"{source}: neither a folder nor a data set on the Hub (org/name@revision)"
         )

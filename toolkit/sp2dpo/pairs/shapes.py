@@ -183,6 +183,9 @@ def _labelled_prompt(
     if any(isinstance(value, str) and is_dialogue(value) for value in responses):
         return None, prompt
     name = _prompt_column(row, names, required=False)
+    if name is None and prompt is None and "prompt" in row and _are_texts(*responses):
+        split_texts(responses[0], responses[1])  # says so where they share nothing
+        raise InvalidPair("empty prompt")
     return name, prompt if name is None else to_turns(row[name], name)
 
 
@@ -210,8 +213,9 @@ def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | N
         return names[0]
     if names:
         raise InvalidPair(ask_for_prompt(names, implicit=not required))
-    known = (*_PROMPTS, *_CONVERSATIONS)
-    empty = [name for name in known if name in rest] or empty_prompts(rest)
+    known = (*_PROMPTS, *_CONVERSATIONS) if required else (*_PROMPTS[1:], *_CONVERSATIONS[:3])
+    empty = [name for name in known if name in rest]
+    empty = empty or [name for name in empty_prompts(rest) if required or name != "prompt"]
     if empty:
         raise InvalidPair(f"empty {empty[0]}")
     if required:

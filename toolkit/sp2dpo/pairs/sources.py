@@ -121,6 +121,9 @@ def open_source(
         # File names need not be valid Unicode.
         name = path.name.encode("utf-8", "backslashreplace").decode()
         return Source(name=name, path=path, reading=reading)
+    # The address of a data set, and how `datasets` URIs begin.
+    text = text.removeprefix("https://huggingface.co/") if not path.exists() else text
+    text = text.removeprefix("datasets/").rstrip("/") if text.count("/") > 1 else text
     hub_name = hub.HubName.parse(text)
     if path.exists() or not hub_name:
         raise ValueError(
