@@ -183,9 +183,11 @@ def _labelled_prompt(
     if any(isinstance(value, str) and is_dialogue(value) for value in responses):
         return None, prompt
     name = _prompt_column(row, names, required=False)
-    if name is None and prompt is None and "prompt" in row and _are_texts(*responses):
-        split_texts(responses[0], responses[1])  # says so where they share nothing
-        raise InvalidPair("empty prompt")
+    if name is None and prompt is None and "prompt" in row:
+        chosen, rejected = responses
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            split_texts(chosen, rejected)  # says so where they share nothing
+            raise InvalidPair("empty prompt")
     return name, prompt if name is None else to_turns(row[name], name)
 
 
