@@ -53,6 +53,8 @@ NAMES = {
 CONFIGS = "preference, feed.back-2, en us: pass"
 ERRORS = {
     "org/several": f"it has 3 configs: {CONFIGS} org/several/preference or org/several/feed.back-2",
+    "org/several:preference": f"it has 3 configs: {CONFIGS} org/several/preference or "
+                              "org/several/feed.back-2 or 'org/several/en us'",
     "org/several:train@main": f"{CONFIGS} org/several/preference:train@main or ",
     "org/several/nope": f"it has no config nope, but {CONFIGS} org/several/preference or ",
     "org/default/nope": "it has no config nope, but default, extra: pass org/default/default or ",

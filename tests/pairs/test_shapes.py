@@ -610,3 +610,28 @@ def test_the_columns_of_a_labelling_step_are_no_prompts(tmp_path):
         "in_gsm8k_train": False,
     }
     assert texts(pair(tmp_path, row))[0] == ["S", "Q"]
+
+
+HISTORY = [["Hi", "Hello"], ["And?", "Yes"]]
+TWO_LISTS = [{"text": "a", "score": 1}, {"text": "b", "score": 2}]
+ADVICE = {
+    "text beside a list of messages": (
+        {"instruction": "More", "history": HISTORY, "chosen": "So be it", "rejected": "So what"},
+        {"messages": "history", "prompt": "instruction"},
+    ),
+    "two texts": (
+        {"instruction": "Add", "input": "1, 2", "chosen": "It is 3", "rejected": "It is 4"},
+        {"prompt": "instruction+input"},
+    ),
+    "scores in the objects of two lists": (
+        {"prompt": "Q", "responses": TWO_LISTS, "generations": TWO_LISTS},
+        {"responses": "responses"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "columns"), ADVICE.values(), ids=ADVICE)
+def test_what_a_reason_says_to_give_makes_the_row_a_pair(tmp_path, row, columns):
+    given = ",".join(f"{role}={name}" for role, name in columns.items())
+    assert given in reason(tmp_path, row)
+    assert pair(tmp_path, row, columns=columns)

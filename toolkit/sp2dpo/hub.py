@@ -1,6 +1,7 @@
 """Read data sets from the Hugging Face Hub, and replace its exceptions by one-line errors."""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +101,11 @@ class UnknownConfig(ValueError):
     """
 
     def __init__(self, name: HubName, configs: Sequence[str]) -> None:
-        texts = [str(replace(name, config=config)) for config in configs[:_LISTED]]
+        # `org/name:CONFIG` is often meant as the config, not as a split.
+        split = None if name.split in configs else name.split
+        texts = [str(replace(name, config=config, split=split)) for config in configs[:_LISTED]]
+        # Names of configs may hold spaces or brackets, which a shell would take apart.
+        texts = [shlex.quote(text) for text in texts]
         more = f" and {len(configs) - _LISTED} more" if len(configs) > _LISTED else ""
         has = f"no config {name.config}, but" if name.config else f"{len(configs)} configs:"
         listed = ", ".join(configs[:_LISTED])

@@ -179,9 +179,9 @@ def _from_texts(
         # If only one is a dialogue, `dialogue_turns` refuses the row: they have no common prompt.
         if is_dialogue(chosen) or is_dialogue(rejected):
             parts = _common_beginning(dialogue_turns(chosen), dialogue_turns(rejected))
-            _check_others(other_prompts(_without_ours(others), parts[0]))
+            _check_others(other_prompts(_without_ours(others), parts[0]), others)
             return parts
-        _check_others(possible_prompts(_without_ours(others)))
+        _check_others(possible_prompts(_without_ours(others)), others)
         return split_texts(chosen, rejected)
     if not isinstance(prompt, str) and not prompt:
         raise InvalidPair("empty prompt")
@@ -224,10 +224,10 @@ def _without_ours(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_others(names: Sequence[str]) -> None:
+def _check_others(names: Sequence[str], row: Mapping[str, Any]) -> None:
     """Raise InvalidPair if a prompt would be invented although these columns may hold it."""
     if names:
-        raise InvalidPair(ask_for_prompt(names, implicit=True))
+        raise InvalidPair(ask_for_prompt(names, row, implicit=True))
 
 
 def is_dialogue(text: str) -> bool:
@@ -304,7 +304,7 @@ def _from_conversations(
     if explicit and not isinstance(prompt, str) and explicit != parts[0]:
         raise InvalidPair("the prompt column is not the conversations' common beginning")
     if not explicit and not isinstance(prompt, str):
-        _check_others(other_prompts(_without_ours(others), parts[0]))
+        _check_others(other_prompts(_without_ours(others), parts[0]), others)
     return parts
 
 

@@ -142,11 +142,12 @@ def other_prompts(row: Mapping[str, Any], beginning: Iterable[Mapping[str, Any]]
     ]
 
 
-def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
+def ask_for_prompt(names: Sequence[str], row: Mapping[str, Any], *, implicit: bool) -> str:
     """Return the sentence that says how to name the prompt, which may be in these columns.
 
     Args:
         names: The columns.
+        row: Values by column.
         implicit: Whether the prompt may also be the beginning that the responses share.
     """
     if all(is_system_name(name) for name in names):
@@ -154,8 +155,12 @@ def ask_for_prompt(names: Sequence[str], *, implicit: bool) -> str:
         return f"a column {names[0]}, but none with the prompt: give --columns prompt=COLUMN{way}"
     listed = " or ".join(repr(name) for name in names[:3])
     ways = [f"prompt={names[0]}"]
-    if len(names) > 1:
-        ways.append(f"prompt={names[0]}+{names[1]} to join them")
+    texts = [name for name in names if isinstance(row[name], str)]
+    lists = [name for name in names if isinstance(row[name], list | tuple)]
+    if len(texts) > 1:
+        ways.append(f"prompt={texts[0]}+{texts[1]} to join them")
+    if texts and lists:
+        ways.append(f"messages={lists[0]},prompt={texts[0]} if the messages come before the text")
     if implicit:
         ways.append("prompt= if it is what chosen and rejected begin with")
     return f"the prompt may be in column {listed}: give --columns {', or '.join(ways)}"

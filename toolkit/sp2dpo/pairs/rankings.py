@@ -68,7 +68,9 @@ def rank_objects(items: Sequence[Any], name: str) -> list[Ranked] | None:
     if text is None or not keys:
         return None
     if len(keys) > 1 and keys[0] != "overall_score":
-        raise InvalidPair(f"{name} holds more than one of {', '.join(keys)}: keep one of them")
+        raise InvalidPair(
+            f"{name} holds more than one of {', '.join(keys)}: leave one of these keys in the file"
+        )
     return [
         Ranked(
             response=item.get(text),

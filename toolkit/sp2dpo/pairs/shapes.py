@@ -214,7 +214,7 @@ def _prompt_column(row: Row, taken: Sequence[str], *, required: bool) -> str | N
     if len(names) == 1 and known:
         return names[0]
     if names:
-        raise InvalidPair(ask_for_prompt(names, implicit=not required))
+        raise InvalidPair(ask_for_prompt(names, row, implicit=not required))
     known = (*_PROMPTS, *_CONVERSATIONS) if required else (*_PROMPTS[1:], *_CONVERSATIONS[:3])
     empty = [name for name in known if name in rest]
     empty = empty or [name for name in empty_prompts(rest) if required or name != "prompt"]
@@ -368,11 +368,16 @@ def _ranked(row: Row, reading: Reading) -> tuple[str, str | None, list[Ranked]] 
             if ranked is None or key in reading.columns
         ]
     if len(found) > 1:
+        name, key, _ = found[0]
         raise InvalidPair(
             "more than one list may hold the responses or their scores: give --columns "
-            f"responses={found[0][0]},scores={found[0][1] or 'COLUMN'}"
+            f"responses={name}{f',{_score_role(key)}={key}' if key else ''}"
         )
     return found[0] if found else None
+
+
+def _score_role(name: str) -> str:
+    return "ranks" if name == "ranks" else "scores"
 
 
 def _several(
