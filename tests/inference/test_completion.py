@@ -420,3 +420,7 @@ def test_a_message_nested_too_deeply_is_no_traceback():
         content = [{"type": "thinking", "thinking": content}]
     with pytest.raises(Unavailable, match="nested"):
         reply_to({"content": content})
+
+
+def test_thinking_with_hundreds_of_end_marks_is_split():
+    assert split_thinking("ok\n" + "</think>\n" * 2000 + "Hello") == ("ok", "Hello")

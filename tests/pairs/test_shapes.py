@@ -252,8 +252,8 @@ def test_a_system_column_begins_the_prompt_of_every_form(tmp_path):
     {"prompt": "Q", "response_a": "A", "response_b": "B", "preference": "A"},
     {"question": "Q", "response_a": "B", "response_b": "A", "label": "response_b"},
     {"prompt": "Q", "response_0": "B", "response_1": "A", "label": 1},
-    {"prompt": "Q", "response_1": "A", "response_2": "B", "preference": 1},
-    {"prompt": "Q", "response_1": "B", "response_2": "A", "preference": 2.0},
+    {"prompt": "Q", "response_1": "A", "response_2": "B", "winner": 1},
+    {"prompt": "Q", "response_1": "B", "response_2": "A", "label": 2.0},
     {"prompt": "Q", "response_1": "B", "response_2": "A", "preference_strength": 1},
     {"history": "Q", "human_ref_A": "A", "human_ref_B": "B", "labels": 1},
     {"instruction": "Q", "chosen_response": "A", "rejected_response": "B"},
@@ -635,3 +635,23 @@ def test_what_a_reason_says_to_give_makes_the_row_a_pair(tmp_path, row, columns)
     given = ",".join(f"{role}={name}" for role, name in columns.items())
     assert given in reason(tmp_path, row)
     assert pair(tmp_path, row, columns=columns)
+
+
+def test_a_pair_of_several_that_is_set_aside_leaves_the_others_of_its_row(tmp_path):
+    question = "What is the capital of France?"
+    responses = [f"{question} Paris", "Lyon", f"{question} Rome", "Nice"]
+    row = {"prompt": question, "responses": responses, "scores": [4, 3, 2, 1]}
+    rows = read(tmp_path, row)
+    assert [isinstance(item, SourceRow) for item in rows] == [True, False, True]
+
+
+def test_the_last_turn_of_the_user_stays_in_the_prompt_if_a_response_repeats_it(tmp_path):
+    turns = [user("Say hello in one word"), assistant("hello"), user("thanks")]
+    row = {"messages": turns, "chosen": "thanks", "rejected": "bye"}
+    assert texts(pair(tmp_path, row))[0] == ["Say hello in one word", "hello", "thanks"]
+
+
+def test_a_preference_in_numbers_must_be_named(tmp_path):
+    row = {"prompt": "Q", "response_1": "a", "response_2": "b", "preference": 1}
+    assert "winner=preference" in reason(tmp_path, row)
+    assert texts(pair(tmp_path, row, columns={"winner": "preference"}))[1:] == (["a"], ["b"])

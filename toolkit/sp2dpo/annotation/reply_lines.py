@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo.inference.errors import is_filled
+from sp2dpo.inference.errors import is_error, is_filled
 from sp2dpo.text import shorten
 
 _FORMATS = {
@@ -51,7 +51,7 @@ def parse_answer(line: Mapping[str, Any]) -> BatchAnswer:
     Raises:
         OtherFormat: If the line holds neither a chat completion nor an error.
     """
-    error = line.get("error") if is_filled(line.get("error")) else None
+    error = line.get("error") if is_error(line.get("error")) else None
     response = _decode(line.get("response"))
     if not response:
         response = _without_response(line)
@@ -103,7 +103,7 @@ def _status(response: dict[str, Any]) -> int | None:
         value = int(value.split()[0][:3])
     if not isinstance(value, int) or isinstance(value, bool):
         raise OtherFormat(f"status_code {_shorten(value)} is not a number")
-    return value
+    return 200 if 200 <= value < 300 else value
 
 
 def _check_completion(body: Any) -> None:
@@ -115,7 +115,7 @@ def _check_completion(body: Any) -> None:
 
 def _error_in(body: Any) -> Any:
     error = body.get("error") if isinstance(body, dict) else None
-    return error if is_filled(error) else None
+    return error if is_error(error) else None
 
 
 def _refuse_format(value: Any) -> None:

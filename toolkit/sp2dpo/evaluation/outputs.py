@@ -260,12 +260,18 @@ class Generation:
         return summary
 
 
+_INCOMPLETE = ("content_filter", "tool_calls", "function_call", "error", "abort")
+"""Finish reasons, in servers' words, of replies that are no complete answer."""
+
+
 def _has_output(line: dict[str, Any]) -> bool:
     """Return whether a line of the journal has an output that may be judged."""
     if "output" not in line:
         return False
-    # Earlier versions recorded a reply without text as an empty output, however it ended.
-    return bool(line["output"]) or line.get("finish_reason") in ("stop", "length")
+    # Earlier versions recorded every reply as an output, however it ended.
+    if not line["output"].strip():
+        return line.get("finish_reason") == "stop"
+    return line.get("finish_reason") not in _INCOMPLETE
 
 
 def _is_refused(line: dict[str, Any]) -> bool:

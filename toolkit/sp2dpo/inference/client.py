@@ -189,7 +189,8 @@ class Client:
                 reason="no-answer",
                 lost=True,
             ) from error
-        if status in (404, 405, 501):
+        # 403: some keys may ask models, but not list them.
+        if status in (403, 404, 405, 501):
             return await probe("lists no models")
         if status != 200:
             error = status_error(endpoint, status, answer)
@@ -288,9 +289,14 @@ class Client:
         # They change the text that the chat template adds, and so the count.
         if "chat_template_kwargs" in self.endpoint.sampling:
             body["chat_template_kwargs"] = self.endpoint.sampling["chat_template_kwargs"]
-        status, answer, _ = await self._request(
-            "POST", f"{server}/tokenize", json.dumps(body).encode()
-        )
+        try:
+            status, answer, _ = await self._request(
+                "POST", f"{server}/tokenize", json.dumps(body).encode()
+            )
+        except Unavailable:
+            raise
+        except EndpointError:  # a redirect: a gateway that has nothing beside /v1
+            return None
         # Without a count the request is sent, and the server declines it if it is too long.
         if status != 200:
             return None

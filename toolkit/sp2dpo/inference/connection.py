@@ -109,7 +109,7 @@ def redirect_target(address: str, location: str | None) -> str:
         urlsplit(target)
     except ValueError:
         return f"it redirects to {location!r}, which is no address: correct base_url"
-    for suffix in ("/models", "/chat/completions", "/tokenize"):
+    for suffix in ("/models", "/chat/completions"):
         path = urlsplit(target)._replace(query="", fragment="").geturl().rstrip("/")
         if address.endswith(suffix) and path.endswith(suffix):
             return (

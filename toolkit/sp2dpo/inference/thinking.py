@@ -90,18 +90,32 @@ def _first_block(text: str) -> tuple[str, str] | None:
 
 
 def _unopened_block(text: str) -> tuple[str, str] | None:
+    mark = _unopened_mark(text)
+    if mark is None:
+        return None
+    # The template opened the first of several blocks. A loop, because a model that repeats itself
+    # can write hundreds of end marks.
+    thoughts, answer = [], text
+    while mark is not None:
+        thoughts.append(answer[: mark.start()].strip())
+        answer = answer[mark.end() :]
+        mark, further = None, 0
+        while answer and (block := _first_block(answer)):
+            thoughts.append(block[0])
+            answer, further = block[1], further + 1
+        if final := _ANSWER_START.match(answer):
+            answer = answer[final.end() :]
+        elif not further:
+            mark = _unopened_mark(answer)
+    return "\n".join(filter(None, thoughts)), strip_end_mark(answer).lstrip()
+
+
+def _unopened_mark(text: str) -> re.Match[str] | None:
     mark = _UNOPENED.search(text)
     # A text about the marks opens the block, too, or shows it in a code block.
     if mark is None or _OPENING.search(text, 0, mark.start()):
         return None
-    before = text[: mark.start()]
-    if before.count("```") % 2:
-        return None
-    after = text[mark.end() :]
-    # The template opened the first of several blocks.
-    further, answer = split_thinking(after)
-    thinking = "\n".join(filter(None, (before.strip(), further)))
-    return thinking, strip_end_mark(answer).lstrip()
+    return None if text.count("```", 0, mark.start()) % 2 else mark
 
 
 def strip_end_mark(text: str) -> str:

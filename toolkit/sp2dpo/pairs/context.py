@@ -120,7 +120,7 @@ def _check_repetition(prompt: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_placeholder(row: Mapping[str, Any], values: Mapping[str, Any], reading: Reading) -> None:
-    if "images" in reading.columns or any(is_media(name, row[name]) for name in row):
+    if "images" in reading.columns or any(row[name] and is_media(name, row[name]) for name in row):
         return
     texts = [values.get("prompt")] if isinstance(values.get("prompt"), str) else []
     for part in ("prompt", "chosen"):

@@ -22,8 +22,6 @@ _JOINED = ("prompt", "system")
 """Roles whose content may be in several columns."""
 # A comma ends an item only before the next ROLE=, because names of columns may contain commas.
 _NEXT = re.compile(r",(?=\s*\w+\s*=)")
-NO_COLUMN = ""
-"""In place of a column: the row has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ is refused with the columns to choose from; docs/pairs.md has a table of the sha
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sp2dpo.pairs.context import check_context
@@ -63,9 +63,18 @@ def compare(row: Row, reading: Reading) -> Iterator[Comparison]:
             preferred.
     """
     for comparison in _compare(row, reading):
-        if comparison.reason is None:
+        if comparison.reason is not None:
+            yield comparison
+            continue
+        try:
             check_context(row, comparison.values, reading)
-        yield comparison
+        except InvalidPair as error:
+            # Of a row of several pairs, only this one is set aside.
+            if comparison.places is None:
+                raise
+            yield replace(comparison, reason=str(error))
+        else:
+            yield comparison
 
 
 def _compare(row: Row, reading: Reading) -> Iterator[Comparison]:
@@ -241,8 +250,10 @@ def _without_responses(prompt: Any, name: str | None, responses: Sequence[Any]) 
     for response in responses:
         turns = [{"content": response}] if isinstance(response, str) else response
         if isinstance(turns, list) and 0 < len(turns) < len(prompt):
-            ends = zip(prompt[-len(turns) :], turns, strict=True)
-            if all(_content(end) == _content(turn) for end, turn in ends):
+            end = prompt[-len(turns) :]
+            # The user may have written the same words as a response.
+            is_response = isinstance(end[0], Mapping) and end[0].get("role") == "assistant"
+            if is_response and all(map(_is_same_turn, end, turns)):
                 return prompt[: -len(turns)]
     if isinstance(prompt[-1], Mapping) and prompt[-1].get("role") == "assistant":
         raise InvalidPair(
@@ -250,6 +261,19 @@ def _without_responses(prompt: Any, name: str | None, responses: Sequence[Any]) 
             f"--columns prompt={name} if the responses continue it"
         )
     return prompt
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_same_turn(turn: Any, other: Any) -> bool:
+    content = _content(turn)
+    # Turns that only call tools have no content.
+    if content is None and isinstance(turn, Mapping) and isinstance(other, Mapping):
+        calls = turn.get("tool_calls")
+        return bool(calls) and calls == other.get("tool_calls")
+    return content is not None and content == _content(other)
 
 
 def _content(turn: Any) -> Any:
@@ -316,6 +340,13 @@ def _system_column(row: Row, reading: Reading) -> str | None:
 def _decided(row: Row, shape: TwoResponses, decider: str, reading: Reading) -> Comparison:
     if row[decider] is None:
         raise InvalidPair(f"empty {decider}")
+    # HelpSteer writes a strength from -3 to 3, whose 1 prefers the second response.
+    may_be_strength = shape.responses[0] in ("response_1", "response1")
+    if decider == "preference" and may_be_strength and _is_number(row[decider]):
+        raise InvalidPair(
+            "preference may be the number of a response or a strength: give --columns "
+            "winner=preference if 1 is the first response"
+        )
     best = shape.decide(row[decider], decider)
     if best is None:
         raise InvalidPair(TIE)
@@ -394,9 +425,13 @@ def _several(
     title = {"answers": "Nectar", "completions": "UltraFeedback"}.get(responses, "")
     for choice in choose(ranked, pairs_from):
         better, worse = ranked[choice.better], ranked[choice.worse]
-        prompt, chosen, rejected, context = _with_context(
-            row, reading, value, candidates[choice.better], candidates[choice.worse]
-        )  # fmt: skip
+        reason, responses_of = choice.reason, (candidates[choice.better], candidates[choice.worse])
+        try:
+            prompt, chosen, rejected, context = _with_context(row, reading, value, *responses_of)
+        except InvalidPair as error:
+            # The other pairs of the row may be usable.
+            reason, context = reason or str(error), set()
+            prompt, (chosen, rejected) = value, responses_of
         used = {*taken, name, "prompt", "tools", *context}
         kind = "rank" if better.is_rank else "score"
         facts = {
@@ -414,7 +449,7 @@ def _several(
             | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": row.get("tools")},
             places=(choice.better, choice.worse),
             facts=facts,
-            reason=choice.reason,
+            reason=reason,
         )
 
 

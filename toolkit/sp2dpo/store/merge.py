@@ -235,7 +235,8 @@ def _insert(database: sqlite3.Connection, name: str) -> None:
         request = ", ".join(map(str, conflict[1:]))
         raise ValueError(
             f"{name}: another store holds a different reply to pair {conflict[0]}, {request}; one "
-            "request has one reply: leave one of the two stores out"
+            "request has one reply: leave one of the two stores out, or run `sp2dpo annotate "
+            "--reread` on both first if one has read its replies again"
         )
     # From the first store that has them: `_check_compatible` has compared the rubric, the panel and
     # the source.

@@ -196,13 +196,23 @@ def _repeats_prompt(row: Mapping[str, Any]) -> bool:
     return bool(prompt) and all(row[side][: len(prompt)] == prompt for side in RESPONSES)
 
 
+def _common_beginning(row: Mapping[str, Any]) -> Any:
+    """Return what TRL takes for the prompt of a row without one; empty if there is none."""
+    chosen, rejected = (row[side] for side in RESPONSES)
+    # TRL's function fails for an empty text, and for texts that differ from their first character
+    # on it can return all but the last one.
+    if isinstance(chosen, str) and chosen[:1] != rejected[:1]:
+        return ""
+    return extract_prompt({"chosen": chosen, "rejected": rejected})["prompt"] if chosen else ""
+
+
 def _check_implicit(dataset: Dataset, where: str) -> None:
     """Refuse to take a common beginning for the prompt if a column may hold another one."""
     refused: list[tuple[str, list[str]]] = []
     prompts: Counter[str] = Counter()
     for number, row in _rows(dataset, dataset.column_names):
         more = {key: value for key, value in row.items() if key not in (*RESPONSES, "tools", ROW)}
-        prompt = extract_prompt({side: row[side] for side in RESPONSES})["prompt"]
+        prompt = _common_beginning(row)
         names = possible_prompts(more) if isinstance(prompt, str) else other_prompts(more, prompt)
         if names:
             refused.append((name_row(row, number), names))
