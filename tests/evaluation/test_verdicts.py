@@ -12,9 +12,9 @@ JUDGE = Endpoint(
 )  # fmt: skip
 
 
-def problem_of(message, token="m", finish="length"):
+def problem_of(message, token="m", finish="length", logprob=-0.1):
     top = [{"token": "m", "logprob": -1.0}, {"token": "M", "logprob": -2.0}]
-    tokens = {"content": [{"token": token, "logprob": -0.1, "top_logprobs": top}]}
+    tokens = {"content": [{"token": token, "logprob": logprob, "top_logprobs": top}]}
     choice = {"message": message, "finish_reason": finish, "logprobs": tokens}
     usage = {"completion_tokens": 1}
     return verdict_problem(parse_reply(JUDGE, {"choices": [choice], "usage": usage}, None))
@@ -32,6 +32,12 @@ def test_one_token_is_a_verdict_however_it_ends(content, finish):
 )
 def test_a_first_token_that_is_a_mark_or_blank_is_none(token, finish):
     assert problem_of({"content": "m"}, token, finish) == "no-verdict"
+
+
+@pytest.mark.parametrize(("logprob", "expected"), [(-0.6, "no-verdict"), (-0.8, None), (-9, None)])
+@pytest.mark.parametrize("token", ["<s>", "\n"])
+def test_a_judge_that_samples_such_a_token_by_chance_has_a_verdict(token, logprob, expected):
+    assert problem_of({"content": token}, token, logprob=logprob) == expected
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])

@@ -416,13 +416,18 @@ def verdict_problem(reply: Reply) -> str | None:
 
 
 def _is_verdict_token(logprobs: Sequence[Any] | None) -> bool:
-    """Return whether the first token may be a verdict: no mark of a chat template, and not blank.
+    """Return whether the first token may be a verdict.
 
-    The alternatives of a mark are other marks, whatever m or M may be among them.
+    It is none if more than half of the probability is at a mark of a chat template or at white
+    space: its alternatives are other marks, whatever m or M may be among them. A judge that samples
+    such a token by chance still has a verdict, because the alternatives alone are weighed.
     """
     first = logprobs[0] if logprobs else None
     token = first.get("token") if isinstance(first, dict) else None
-    return not isinstance(token, str) or (token.strip() != "" and not has_chat_marks(token))
+    if not isinstance(token, str) or (token.strip() != "" and not has_chat_marks(token)):
+        return True
+    logprob = first.get("logprob") if isinstance(first, dict) else None
+    return isinstance(logprob, int | float) and logprob < math.log(0.5)
 
 
 def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]]) -> Any:
