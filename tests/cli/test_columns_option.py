@@ -51,17 +51,17 @@ def command(name, panel, tmp_path, *options):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_takes_pairs_says_what_to_name(name, panel, odd, tmp_path):
-    said = fail(*command(name, panel, tmp_path, "--pairs", odd))
-    assert "no row holds a preference pair: missing column chosen" in said
-    assert "Its columns are 'Question', 'good', 'bad'" in said
+    error = fail(*command(name, panel, tmp_path, "--pairs", odd))
+    assert "no row holds a preference pair: missing column chosen" in error
+    assert "Its columns are 'Question', 'good', 'bad'" in error
     half = ("--pairs", odd, "--columns", "chosen=good,rejected=bad")
-    said = fail(*command(name, panel, tmp_path, *half))
-    assert "--columns prompt=Question" in said
-    said = fail(*command(name, panel, tmp_path, "--pairs", odd, "--columns", "prompt=question"))
-    assert "no column 'question' for prompt, did you mean 'Question'?" in said
+    error = fail(*command(name, panel, tmp_path, *half))
+    assert "--columns prompt=Question" in error
+    error = fail(*command(name, panel, tmp_path, "--pairs", odd, "--columns", "prompt=question"))
+    assert "no column 'question' for prompt, did you mean 'Question'?" in error
     wrong = ("--pairs", odd, "--columns", "promt=Question")
-    said = fail(*command(name, panel, tmp_path, *wrong), code=2)
-    assert "unknown role 'promt', did you mean 'prompt'?" in said
+    error = fail(*command(name, panel, tmp_path, *wrong), code=2)
+    assert "unknown role 'promt', did you mean 'prompt'?" in error
 
 
 @pytest.mark.parametrize("name", COMMANDS[:2])
@@ -74,8 +74,8 @@ def test_named_columns_are_read_and_said(name, panel, odd, tmp_path):
     assert f"read with --columns {NAMED}" in again
     twice = fail(*command(name, panel, tmp_path, "--pairs", odd, *parts, *parts[:2]), code=2)
     assert "--columns names prompt twice" in twice
-    said = fail(*command(name, panel, tmp_path, "--columns", NAMED), code=2)
-    assert "give --pairs" in said
+    error = fail(*command(name, panel, tmp_path, "--columns", NAMED), code=2)
+    assert "give --pairs" in error
 
 
 def test_a_pilot_reads_named_columns(panel, odd, tmp_path):
@@ -96,9 +96,9 @@ def test_a_store_remembers_the_columns(panel, odd, tmp_path):
     assert succeed(*again) == output
     assert succeed(*command("export-requests", panel, tmp_path)) == output
     other = NAMED.replace("good", "bad").replace("rejected=bad", "rejected=good")
-    said = fail(*again, "--columns", other)
-    assert f"was created with --columns {NAMED}, now the options are --columns {other}" in said
-    assert "give the same or none, or use another --store" in said
+    error = fail(*again, "--columns", other)
+    assert f"was created with --columns {NAMED}, now the options are --columns {other}" in error
+    assert "give the same or none, or use another --store" in error
     with Store(tmp_path / "export-requests.sqlite") as store:
         assert len(store.corpus.pair_ids()) == 3
 
@@ -107,8 +107,8 @@ def test_a_store_without_named_columns_gets_none_later(panel, tmp_path):
     pairs = write_shape(tmp_path / "p.jsonl", "orca", 2)
     first = command("export-requests", panel, tmp_path, "--pairs", pairs)
     assert "read as orca: system, question, chosen, rejected (2 rows)" in succeed(*first)
-    said = fail(*first, "--columns", "prompt=question,system=")
-    assert "was created with no --columns" in said
+    error = fail(*first, "--columns", "prompt=question,system=")
+    assert "was created with no --columns" in error
 
 
 @pytest.mark.parametrize(("rule", "pairs"), [(None, 4), ("best-rest", 4), ("all", 6)])
@@ -131,8 +131,8 @@ def test_an_implicit_prompt_that_repeats_is_a_warning(panel, tmp_path):
 
 def test_an_empty_file_has_no_pair(panel, tmp_path):
     pairs = write(tmp_path / "p.jsonl")
-    said = fail(*command("annotate", panel, tmp_path, "--pairs", pairs, "--columns", "prompt=q"))
-    assert "no row holds a preference pair: it has no rows" in said
+    error = fail(*command("annotate", panel, tmp_path, "--pairs", pairs, "--columns", "prompt=q"))
+    assert "no row holds a preference pair: it has no rows" in error
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -261,13 +261,13 @@ class _Inbox:
             answer = parse_answer(values)
         except OtherFormat as error:
             raise _Problem("malformed", str(error)) from error
-        teacher, said = self._teachers[key.teacher], json.dumps(answer.error or answer.body)
+        teacher, text = self._teachers[key.teacher], json.dumps(answer.error or answer.body)
         try:
             # As over HTTP: some are refusals, and any other status leaves the request pending.
             if answer.status is not None and answer.status != 200:
-                raise status_error(teacher, answer.status, said.encode())
+                raise status_error(teacher, answer.status, text.encode())
             if answer.status is None or answer.error is not None:
-                raise Unavailable(shorten(said), reason="no-answer")
+                raise Unavailable(shorten(text), reason="no-answer")
             reply = parse_reply(teacher, answer.body, None)
         except Declined as refusal:
             return record_refusal(key, refusal.reason, str(refusal))

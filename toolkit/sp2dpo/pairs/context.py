@@ -100,9 +100,9 @@ def _needed(value: Any) -> Iterator[str]:
 
 
 def _check_repetition(prompt: str, values: Mapping[str, Any]) -> None:
-    given = values.get("chosen"), values.get("rejected")
-    responses = [response for response in given if isinstance(response, str)]
-    if len(responses) < len(given):
+    sides = values.get("chosen"), values.get("rejected")
+    responses = [response for response in sides if isinstance(response, str)]
+    if len(responses) < len(sides):
         return
     text = prompt.strip()
     repeated = all(response.startswith("\n\nHuman:") for response in responses) or (

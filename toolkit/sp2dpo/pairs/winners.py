@@ -31,8 +31,8 @@ class TwoResponses:
         """Return the columns that decide in a row; none if the row has not this shape."""
         if not all(name in row for name in self.responses):
             return []
-        found = [name for name in self.deciders if name in row]
-        return [name for name in found if name == "winner" or "winner" not in reading.columns]
+        deciders = [name for name in self.deciders if name in row]
+        return [name for name in deciders if name == "winner" or "winner" not in reading.columns]
 
 
 _TIES = ("tie", "both", "equal", "neither", "none", "same", "draw")
@@ -166,21 +166,21 @@ def find_two_responses(row: Mapping[str, Any], reading: Reading) -> tuple[TwoRes
     Raises:
         InvalidPair: If more than one column may decide, or more than two responses are compared.
     """
-    found: dict[tuple[tuple[str, str], str], TwoResponses] = {}
+    shapes: dict[tuple[tuple[str, str], str], TwoResponses] = {}
     for shape in TWO_RESPONSES:
         for decider in shape.deciders_in(row, reading):
-            found.setdefault((shape.responses, decider), shape)
-    named = reading.columns.keys() & {name for responses, _ in found for name in responses}
-    found = {key: shape for key, shape in found.items() if named <= {*shape.responses}}
+            shapes.setdefault((shape.responses, decider), shape)
+    named = reading.columns.keys() & {name for responses, _ in shapes for name in responses}
+    shapes = {key: shape for key, shape in shapes.items() if named <= {*shape.responses}}
     # All columns of a data set that is known by name decide before two that fit any.
-    found = {key: shape for key, shape in found.items() if shape.title} or found
-    if not found:
+    shapes = {key: shape for key, shape in shapes.items() if shape.title} or shapes
+    if not shapes:
         return None
-    (responses, decider), shape = next(iter(found.items()))
-    if len(found) > 1:
-        deciders = " and ".join(dict.fromkeys(name for _, name in found))
+    (responses, decider), shape = next(iter(shapes.items()))
+    if len(shapes) > 1:
+        deciders = " and ".join(dict.fromkeys(name for _, name in shapes))
         columns = f"response_a={responses[0]},response_b={responses[1]},winner={decider}"
-        same = all(other == responses for other, _ in found)
+        same = all(other == responses for other, _ in shapes)
         raise InvalidPair(
             f"{deciders} may say which response is preferred: give --columns "
             f"{f'winner={decider}' if same else columns}"

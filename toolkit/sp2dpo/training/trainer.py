@@ -185,9 +185,9 @@ class PairColumnsMixin(Trainer):
     ) -> Any:
         """Tokenise as DPOTrainer does, and name the row that cannot be tokenised or trained on."""
         if isinstance(dataset, Dataset) and args.template_errors == "drop":
-            given = len(dataset)
+            row_count = len(dataset)
             dataset = drop_refused(processing_class, dataset, dataset_name, self._model_name)
-            self.rows_refused[dataset_name] = given - len(dataset)
+            self.rows_refused[dataset_name] = row_count - len(dataset)
             ignored = check_template(processing_class, dataset, dataset_name, self._model_name)
             warn_of_tools(ignored, dataset_name, self._model_name)
         try:
