@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sp2dpo.evaluation.prompts import read_prompts
-from sp2dpo.files import Journal, atomic_write, read_json_lines, read_text
+from sp2dpo.files import Journal, read_json_lines, read_text
+from sp2dpo.replacement import atomic_write
 from sp2dpo.settings import read_yaml
 from sp2dpo.training.run_config import compose
 

@@ -10,7 +10,7 @@ import sp2dpo.training
 from support.harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
-GROUND = {"text", "settings", "files", "hub", "interrupts", "tables"}
+GROUND = {"text", "settings", "files", "hub", "interrupts", "replacement", "tables"}
 ORDER = [
     {"pairs", "inference"},
     {"panel", "training"},

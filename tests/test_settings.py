@@ -8,9 +8,9 @@ from pydantic import Field
 
 from sp2dpo.betas.arms import load_arm
 from sp2dpo.evaluation.models import load_judge, load_student
-from sp2dpo.files import atomic_write
 from sp2dpo.inference.endpoint import SamplingConfig
 from sp2dpo.panel.panel import load_panel
+from sp2dpo.replacement import atomic_write
 from sp2dpo.settings import (
     NAME,
     AsWritten,
@@ -208,7 +208,7 @@ def test_a_file_in_no_folder_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_what_cannot_be_written_is_named_with_its_folder_and_not_as_a_temporary_file(tmp_path):
-    path = tmp_path / ("x" * 250)  # the temporary name beside it is too long for the disk
+    path = tmp_path / ("x" * 256)
     with pytest.raises(OSError, match="too long") as refused, atomic_write(path) as unfinished:
         unfinished.write_text("never")
     assert refused.value.filename == str(path)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -470,14 +469,11 @@ def test_a_build_that_fails_at_the_last_step_puts_the_old_one_back(
     (pair_id,) = filled(store, 1, "a")
     store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
     build(store, tmp_path / "out")
-    rename = Path.rename
 
-    def fails(self, target):
-        if self.name.endswith(".unfinished"):
-            raise PermissionError("not today")
-        return rename(self, target)
+    def fails(first, second):
+        raise PermissionError("not today")
 
-    monkeypatch.setattr(Path, "rename", fails)
+    monkeypatch.setattr("sp2dpo.replacement._rename_exchange", fails)
     with pytest.raises(PermissionError, match="not today"):
         build(store, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").is_file()

@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sp2dpo.files import lock_exclusively
+from sp2dpo.replacement import lock_exclusively
 from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
 from sp2dpo.training.run_config import compose, single_config, take_configs

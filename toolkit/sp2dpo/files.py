@@ -1,17 +1,15 @@
-"""Read JSON Lines, write files atomically, and keep a journal of a run that can be interrupted."""
+"""Read JSON Lines, write text files, and keep a journal of a run that can be interrupted."""
 
 import codecs
-import fcntl
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from sp2dpo.replacement import atomic_write, check_parent, lock_exclusively
 from sp2dpo.text import format_json
 
 # All types that json.loads returns, except dict.
@@ -24,35 +22,6 @@ _JSON_TYPES = {
     type(None): "null",
 }
 _JSON_SPACE = frozenset(" \t\n\r")
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, and rename the file to `path` if the block succeeds.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        OSError: If the file cannot be written; the message names `path`, not the temporary path.
-    """
-    check_parent(path)
-    # Use the same folder, because a rename is atomic only within one file system.
-    # Absolute, because some writers take a relative `file:x` for an address.
-    unfinished = path.absolute().with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        # A folder that cannot be written to fails here, before the block does its work.
-        unfinished.touch()
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        # An error about another file names that file already.
-        if unfinished.name not in str(error):
-            raise
-        why = f"{error.strerror or error} (in the folder {path.absolute().parent})"
-        raise OSError(error.errno, why.replace(unfinished.name, path.name), str(path)) from error
-    finally:
-        # After a successful rename it no longer exists.
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -263,29 +232,6 @@ def refuse_duplicate_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in items]
         raise DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
     return values
-
-
-def check_parent(path: Path) -> None:
-    """Raise FileNotFoundError if the folder does not exist, or the file is a dead link."""
-    # `exists` is also false for links that form a loop.
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(
-            f"{path}: a symbolic link to {path.readlink()}, which does not exist: remove the link, "
-            "or name the file itself"
-        )
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-
-
-def lock_exclusively(file: IO[Any]) -> None:
-    """Lock an open file against other processes that lock it, under whatever name they open it.
-
-    The system releases the lock when the file is closed or the process ends.
-
-    Raises:
-        BlockingIOError: If another process holds the lock.
-    """
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:

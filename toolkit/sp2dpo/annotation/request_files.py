@@ -14,13 +14,14 @@ from pathlib import Path
 
 from sp2dpo.annotation.run import do_nothing, open_store_with_pairs
 from sp2dpo.annotation.writer import pending_jobs
-from sp2dpo.files import atomic_write, check_overwrite
+from sp2dpo.files import check_overwrite
 from sp2dpo.inference.client import request_body
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.annotation import Key
 from sp2dpo.panel.panel import Panel, load_panel
+from sp2dpo.replacement import atomic_write
 from sp2dpo.store.corpus import Corpus
 from sp2dpo.store.counts import ReplyCounts, count_replies
 from sp2dpo.store.questions import QuestionPlan, Shard

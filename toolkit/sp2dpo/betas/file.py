@@ -11,7 +11,8 @@ import polars as pl
 from sp2dpo.betas.arms import Arm, parse_arm
 from sp2dpo.betas.columns import OPTIONAL, REQUIRED
 from sp2dpo.betas.schedule import Schedule, parse_schedule
-from sp2dpo.files import atomic_write, check_overwrite
+from sp2dpo.files import check_overwrite
+from sp2dpo.replacement import atomic_write
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 

@@ -12,9 +12,7 @@ DIR/manifest.json                origin and settings, and the SHA-256 of every o
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +40,7 @@ from sp2dpo.dataset.manifest import (
 )
 from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
 from sp2dpo.diagnostics.bootstrap import DRAWS
+from sp2dpo.replacement import atomic_folder
 from sp2dpo.report import plots
 from sp2dpo.report.charts import build_histogram
 from sp2dpo.store.annotations import AnnotationTable
@@ -122,16 +121,10 @@ def write_dataset(
     out, others = out.resolve(), others or {}
     _check_folder(out)
     _check_others(others)
-    # Next to `out`, so that the final rename does not cross file systems.
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.mkdir(parents=True)
+    with atomic_folder(out, lambda replaced: _check_folder(replaced, name=out)) as unfinished:
         manifest = _write(
             store, betas, others, unfinished, license=license, draws=draws, progress=progress
         )
-        _replace_folder(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return BuildResult(
         folder=out,
         rows=manifest.counts.rows,
@@ -140,8 +133,13 @@ def write_dataset(
     )
 
 
-def _check_folder(out: Path) -> None:
-    """Raise ValueError if the folder contains a file that `build` did not write."""
+def _check_folder(out: Path, *, name: Path | None = None) -> None:
+    """Raise ValueError if the folder contains a file that `build` did not write.
+
+    Args:
+        out: Folder to look into.
+        name: Its name for the message; None for its path.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
     # The rename would leave the user's shell in the old folder, which is then deleted.
@@ -163,8 +161,8 @@ def _check_folder(out: Path) -> None:
     )
     if foreign:
         raise ValueError(
-            f"{out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an empty or "
-            "a new folder"
+            f"{name or out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an "
+            "empty or a new folder"
         )
 
 
@@ -184,21 +182,6 @@ def _check_others(others: Mapping[str, BetaTable]) -> None:
                 f"{name}: the config `schedules` holds betas only, and this arm also has "
                 f"{acts[0]}: build a separate data set from it"
             )
-
-
-def _replace_folder(unfinished: Path, out: Path) -> None:
-    """Move the new folder to its place; if that fails, move the old one back."""
-    old = unfinished.with_suffix(".old")
-    # A rename cannot replace a folder that contains files.
-    if out.exists():
-        out.rename(old)
-    try:
-        unfinished.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(

@@ -16,7 +16,8 @@ from sp2dpo.diagnostics.alpha import Alpha
 from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.gold import RULES, load_gold
 from sp2dpo.diagnostics.panel_agreement import MEASURES
-from sp2dpo.files import atomic_write, check_overwrite
+from sp2dpo.files import check_overwrite
+from sp2dpo.replacement import atomic_write
 from sp2dpo.report.charts import (
     build_gauge,
     category_colours,

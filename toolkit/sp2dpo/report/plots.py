@@ -19,7 +19,7 @@ from sp2dpo.diagnostics.agreement import ReaderComparison
 from sp2dpo.diagnostics.biases import LengthBin
 from sp2dpo.diagnostics.bootstrap import Estimate
 from sp2dpo.diagnostics.checks import Check
-from sp2dpo.files import atomic_write
+from sp2dpo.replacement import atomic_write
 from sp2dpo.report.charts import Histogram, build_gauge, category_colours
 from sp2dpo.report.report import Alphas, Report
 from sp2dpo.text import escape_controls

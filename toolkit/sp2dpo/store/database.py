@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sp2dpo.files import check_parent, lock_exclusively
+from sp2dpo.replacement import check_parent, lock_exclusively
 
 _APPLICATION_ID = 0x53503244  # "SP2D"
 _FORMAT = 2

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import atomic_write
+from sp2dpo.replacement import atomic_write
 from sp2dpo.store.counts import ReplyCounts, count_replies, load_recorded_panel
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
 from sp2dpo.store.questions import Shard

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from trl.models import prepare_deepspeed
 
-from sp2dpo.files import atomic_write
+from sp2dpo.replacement import atomic_write
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 """The columns in which TRL stores reference log-probs."""

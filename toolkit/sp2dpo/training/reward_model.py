@@ -18,7 +18,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-from sp2dpo.files import Journal, atomic_write
+from sp2dpo.files import Journal
+from sp2dpo.replacement import atomic_write
 from sp2dpo.text import one_line
 from sp2dpo.training.rows import (
     TEMPLATE_ERRORS,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import lock_exclusively, write_json
+from sp2dpo.files import write_json
+from sp2dpo.replacement import lock_exclusively
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
 
