@@ -81,7 +81,10 @@ def test_a_file_that_holds_no_mapping_is_refused(written, text, kind):
         ("a: \x00\n", "not valid YAML: "),
         (b"a: \xff\n", "not valid YAML: "),
         ("a: 2026-13-45\n", "not valid YAML: month must be in 1..12"),
-        ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        (
+            "a: " + "9" * 5000,
+            "not valid YAML (line 1, column 4): a number of more than 100 characters",
+        ),
     ],
 )
 def test_what_is_not_yaml_is_named_with_its_place(written, text, expected):
@@ -322,7 +325,7 @@ def test_a_schema_says_what_keys_mean_and_suggests_no_null():
     [
         (b"heat: 20\n---\nheat: 21\n", "expected a single document in the stream, but found"),
         (b"heat: \xff\n", "file.yaml: not valid YAML: not UTF-8 (line 1, column 7)"),
-        (b"heat: '" + b"x" * 2_000_000 + b"'", "file.yaml: larger than 2 MB: not a settings file"),
+        (b"heat: '" + b"x" * 1_000_000 + b"'", "file.yaml: larger than 1 MB: not a settings file"),
     ],
 )
 def test_a_file_that_is_not_one_yaml_document_is_refused(tmp_path, content, message):
@@ -415,3 +418,52 @@ def test_rules_about_several_keys_are_reported_together_with_all_other_problems(
 def test_a_broken_rule_about_several_keys_alone_is_an_error():
     with pytest.raises(ValueError, match=f"^x: {_LOGPROBS}"):
         validate(SamplingConfig, {"temperature": 0, "max_tokens": 1, "top_logprobs": 5}, where="x")
+
+
+def nested_aliases(levels, begin="[", end="]"):
+    """Lines in which each value stands for nine of the one above it."""
+    lines = [f"a0: &a0 {begin}{'<<: {k: v}' if begin == '{' else 'x'}{end}"]
+    for level in range(1, levels):
+        items = ", ".join([f"*a{level - 1}"] * 9)
+        items = f"<<: [{items}]" if begin == "{" else items
+        lines.append(f"a{level}: &a{level} {begin}{items}{end}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (nested_aliases(9), "more than 30,000 keys, values and items"),
+        (nested_aliases(9, "{", "}"), "more than 30,000 keys, values and items"),
+        ("a: [" + "[]," * 40_000 + "]", "more than 30,000 keys, values and items"),
+        ("a: &a {b: [*a]}", "the alias *a stands for content that contains it"),
+        ("a: " + "1:" * 10_000 + "1", "a number of more than 100 characters"),
+        ("a: 0x" + "f" * 5_000, "a number of more than 100 characters"),
+        (f"{2**61 - 1}: 1\n{2 * (2**61 - 1)}: 1", "is too large a number: put it in quotes"),
+        ("a: !!timestamp soon", "'soon' is not read as !!timestamp"),
+        ("a: !!int ''", "'' is not read as !!int"),
+        ("a: !!bool {=: x}", "the tag !!bool is not read"),
+        ("a: !!set {x}", "the tag !!set is not read"),
+        ("a: " + "[" * 10_000, "nested too deeply"),
+        ("{" * 10_000, "nested too deeply"),
+    ],
+    ids=lambda value: value[:20].strip(),
+)
+def test_yaml_that_stands_for_too_much_or_fails_in_the_library_is_refused(written, text, problem):
+    assert problem in error_of(written(text))
+
+
+def test_anchors_of_a_person_are_read_and_files_that_come_with_data_have_none(written):
+    path = written("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: !!float 1e-3}\n")
+    assert read_yaml(path) == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 0.001}}
+    with pytest.raises(ValueError, match="files that come with data hold no aliases"):
+        read_yaml_file(path, aliases=False)
+
+
+def test_a_file_with_thousands_of_problems_names_the_first_of_them(written):
+    source = read_yaml_file(written("".join(f"key{n}: 1\n" for n in range(2_000))))
+    with pytest.raises(ValueError, match="unknown key 'key0'") as refused:
+        validate(SamplingConfig, source.values, where="panel.yaml", source=source)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 51
+    assert lines[-1].endswith(" more problems")

@@ -96,7 +96,7 @@ def test_the_digest_covers_what_is_ours_and_nothing_else():
     [
         (OURS.replace(END, ""), "occurs 1 times and"),
         (OURS + OURS.split("---\n")[2], "occurs 2 times"),
-        ("---\na: [\n---\n", "its YAML cannot be read"),
+        ("---\na: [\n---\n", "its YAML header: not valid YAML"),
         ("---\n- a\n---\n", "its YAML is not a mapping"),
     ],
 )

@@ -77,7 +77,12 @@ def test_a_manifest_that_is_not_readable_does_not_end_a_finished_training(tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n", "holds no settings"), ("", "holds no settings"), ("a: [", "is not a YAML file")],
+    [
+        ("- a\n", "not a list"),
+        ("", "not nothing"),
+        ("a: [", "not valid YAML"),
+        ("a: 1\na: 2", "twice"),
+    ],
 )
 def test_what_is_no_file_of_settings_is_said(files, text, message):
     with pytest.raises(ValueError, match=message):

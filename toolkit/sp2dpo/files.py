@@ -5,12 +5,13 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sp2dpo.replacement import atomic_write, check_parent, lock_exclusively
-from sp2dpo.text import format_json
+from sp2dpo.text import format_json, shorten
 
 # All types that json.loads returns, except dict.
 _JSON_TYPES = {
@@ -21,6 +22,8 @@ _JSON_TYPES = {
     float: "a number",
     type(None): "null",
 }
+_LONGEST_NAME = 80
+"""Maximum number of characters of a key in a message."""
 _JSON_SPACE = frozenset(" \t\n\r")
 
 
@@ -229,8 +232,10 @@ def refuse_duplicate_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     values = dict(items)
     if len(values) < len(items):
-        names = [name for name, _ in items]
-        raise DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
+        # A counter, because counting each name in a list takes the square of their number.
+        counts = Counter(name for name, _ in items)
+        name = next(name for name, count in counts.items() if count > 1)
+        raise DuplicateKey(shorten(repr(name), _LONGEST_NAME))
     return values
 
 

@@ -19,6 +19,7 @@ from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.dataset.manifest import CONFIGS, Manifest, Suspect
 from sp2dpo.hub import HubName
 from sp2dpo.panel.rubric import Rubric
+from sp2dpo.settings import parse_yaml
 from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent, one_line
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
@@ -173,10 +174,8 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
     metadata: Any = {}
     if match:
-        try:
-            metadata = yaml.safe_load(match[1]) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{where}: its YAML cannot be read: {one_line(error)}") from error
+        values, _ = parse_yaml(match[1], where=f"{where}: its YAML header", aliases=False)
+        metadata = {} if values is None else values
         if not isinstance(metadata, dict):
             raise ValueError(f"{where}: its YAML is not a mapping")
         text = text[match.end() :]

@@ -197,7 +197,7 @@ def _read_release(folder: Path) -> _Release:
             for config in CONFIGS
             if (names := manifest.config_files(config))
         },
-        rubric=read_rubric(folder / RUBRIC),
+        rubric=read_rubric(folder / RUBRIC, aliases=False),
         suspects=suspects,
     )
 

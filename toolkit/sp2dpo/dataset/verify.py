@@ -159,7 +159,7 @@ class _Verification:
 
     def check_rubric(self) -> str:
         """Compare the rubric with its hash, and its categories with the class labels."""
-        self.rubric = rubric = read_rubric(self.folder / RUBRIC)
+        self.rubric = rubric = read_rubric(self.folder / RUBRIC, aliases=False)
         if rubric.hash != self.manifest.rubric["sha256"]:
             raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, not that in the manifest")
         for config in ("default", "annotations"):

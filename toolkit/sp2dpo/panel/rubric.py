@@ -345,9 +345,9 @@ class RubricConfig(Settings):
         return Rubric(**values)
 
 
-def read_rubric(path: Path) -> Rubric:
-    """Load a rubric from a YAML file; raises like `load_rubric`."""
-    source = read_yaml_file(path)
+def read_rubric(path: Path, *, aliases: bool = True) -> Rubric:
+    """Load a rubric from a YAML file, with or without aliases; raises like `load_rubric`."""
+    source = read_yaml_file(path, aliases=aliases)
     return validate(RubricConfig, source.values, where=str(path), source=source).build()
 
 

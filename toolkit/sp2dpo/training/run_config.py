@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from sp2dpo.files import read_text
-from sp2dpo.settings import did_you_mean
+from sp2dpo.settings import did_you_mean, read_yaml
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,12 @@ def compose(paths: Sequence[Path]) -> RunFiles:
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If a file is not a YAML file of `key: value`.
+        ValueError: As for `read_yaml_file`.
     """
     settings: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     for path in paths:
-        try:
-            content = yaml.safe_load(read_text(path))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not a YAML file: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds no settings, lines of `key: value`")
+        content = read_yaml(path)
         settings |= content
         origin |= dict.fromkeys(content, path)
     return RunFiles(settings=settings, origin=origin)
