@@ -18,6 +18,7 @@ from sp2dpo.annotation.teacher import TeacherSession
 from sp2dpo.annotation.writer import StorePages, Writer, open_writer
 from sp2dpo.inference.client import Client, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import KeyUse
 from sp2dpo.inference.servers import Servers, open_servers
 from sp2dpo.interrupts import first_failure, wait_unless_stopped
 from sp2dpo.panel.panel import Panel
@@ -40,6 +41,7 @@ class RunOptions:
         progress: Called with every reply, and whether it is the last one to its question.
         spare: Called with the number of replies that an adaptive panel decides to skip.
         say: Called with lines for people, such as the state of servers.
+        send_keys: Allowed uses of API keys.
     """
 
     patience: float
@@ -48,6 +50,7 @@ class RunOptions:
     progress: Callable[[ReplyRecord, bool], object]
     spare: Callable[[int], object]
     say: Callable[[str], None]
+    send_keys: frozenset[KeyUse] = frozenset()
 
 
 async def annotate_locally(store: Store, panel: Panel, options: RunOptions) -> None:
@@ -217,7 +220,12 @@ class _Run:
             session = self._sessions.get((teacher.name, servers.urls))
             if session is None:
                 session = TeacherSession(
-                    Client(self._http, teacher, self._panel.rubric.schema()),
+                    Client(
+                        self._http,
+                        teacher,
+                        self._panel.rubric.schema(),
+                        send_keys=self._options.send_keys,
+                    ),
                     self._panel.rubric,
                     servers.urls,
                     patience=self._options.patience,

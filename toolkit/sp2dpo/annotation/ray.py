@@ -34,6 +34,7 @@ from sp2dpo.annotation.writer import StorePages, Writer, open_writer
 from sp2dpo.inference.caller import StopRequested
 from sp2dpo.inference.client import Client, EndpointError, Unavailable, open_session
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import KeyUse
 from sp2dpo.interrupts import first_failure
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.counts import count_replies
@@ -60,7 +61,12 @@ class Worker:
     """Sends requests from one node, on behalf of the driver."""
 
     def __init__(
-        self, panel: Panel, node: str, patience: float, kept_replies: dict[str, int]
+        self,
+        panel: Panel,
+        node: str,
+        patience: float,
+        kept_replies: dict[str, int],
+        send_keys: frozenset[KeyUse] = frozenset(),
     ) -> None:
         """Create a worker; nothing is sent yet.
 
@@ -69,9 +75,11 @@ class Worker:
             node: Name of this node, for messages.
             patience: Seconds without any reply from a teacher after which the run ends.
             kept_replies: Number of replies in the store that could be parsed, by teacher.
+            send_keys: Allowed uses of API keys.
         """
         self._panel = panel
         self._node = node
+        self._send_keys = send_keys
         self._patience = patience
         self._kept_replies = kept_replies
         self._stop = asyncio.Event()
@@ -146,6 +154,7 @@ class Worker:
                 self._http,
                 replace(teacher, max_in_flight=in_flight),
                 self._panel.rubric.schema(),
+                send_keys=self._send_keys,
             ),
             self._panel.rubric,
             teacher.base_urls,
@@ -317,7 +326,13 @@ class RayWorkers:
             num_cpus=0,
             max_concurrency=_MOST_AT_ONCE,
             scheduling_strategy=strategy,
-        ).remote(self._panel, where, self._options.patience, self._kept_replies)
+        ).remote(
+            self._panel,
+            where,
+            self._options.patience,
+            self._kept_replies,
+            self._options.send_keys,
+        )
         try:
             for teacher in self._panel.teachers:
                 # The node's share is not known yet; this limit only serves the check.

@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
 from sp2dpo.annotation.local import RunOptions, annotate_locally
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import allow_keys
 from sp2dpo.interrupts import run_interruptible
 from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sources import Source, choose_source, read_rows
@@ -90,6 +92,7 @@ def annotate_pairs(
     patience: float = 900,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
+    send_keys: Collection[str] = (),
     approve: Callable[[Endpoint], object] = do_nothing,
     progress: Progress = no_progress,
     report: Callable[[str], None] = do_nothing,
@@ -116,6 +119,9 @@ def annotate_pairs(
         engine: "local" sends the requests from this process, "ray" from all nodes of a Ray cluster.
         ray_address: Address of the Ray cluster; None for $RAY_ADDRESS or, if that is not set, a new
             cluster on this machine.
+        send_keys: API keys that may be sent to another machine, as `VARIABLE=HOST`, such as
+            `OPENAI_API_KEY=api.openai.com`. Those that were confirmed at a terminal before may be
+            sent, too.
         approve: Called with each teacher whose servers would be started (`serve:`); an exception
             refuses. The default approves: the panel's command runs on this machine.
         progress: Opens a progress bar.
@@ -124,9 +130,9 @@ def annotate_pairs(
         on_result: Called with the result, also when the run fails or is interrupted.
 
     Raises:
-        ValueError: If the panel or the pairs are invalid or contradict the store, if another
-            process writes to the store, if a teacher has no reply that could be kept, or if replies
-            are still missing.
+        ValueError: If the panel or the pairs are invalid or contradict the store, if an API key may
+            not be sent to the host of its teacher, if another process writes to the store, if a
+            teacher has no reply that could be kept, or if replies are still missing.
         EndpointError: If a teacher cannot be reached, sends no reply for too long, or sends
             only unreadable replies. What was received before is stored.
         OSError: If a file cannot be read or written, or a server cannot be started.
@@ -150,6 +156,10 @@ def annotate_pairs(
             counts.teacher: counts.requests_needed(retry_refused)
             for counts in count_replies(opened, panel)
         }
+        # Every node of a cluster checks all teachers, also those without a missing reply.
+        is_asked = [engine == "ray" or needed[teacher.name] for teacher in panel.teachers]
+        asked = compress(panel.teachers, is_asked) if any(needed.values()) else ()
+        allowed = allow_keys(asked, send_keys)
         for teacher in panel.teachers:
             if teacher.serve is not None and needed[teacher.name]:
                 approve(teacher)
@@ -173,6 +183,7 @@ def annotate_pairs(
                         progress=count_reply,
                         spare=lambda replies: advance(replies, 0),
                         say=report,
+                        send_keys=allowed,
                     )
                     await run_engine(opened, panel, options)
 

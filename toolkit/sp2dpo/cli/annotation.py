@@ -15,9 +15,11 @@ from sp2dpo.cli.options import (
     PATIENCE,
     RETRY_REFUSED,
     RUN_STORE,
+    SEND_KEY,
     SERVE,
     SHARD,
     annotation_callbacks,
+    confirm_keys,
     print_lines,
 )
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 @RETRY_REFUSED
 @SHARD
 @SERVE
+@SEND_KEY
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -73,6 +76,7 @@ def annotate(
     retry_refused: bool,
     shard: "Shard | None",
     serve: bool,
+    send_keys: tuple[str, ...],
     dry_run: bool,
     reread: bool,
     engine: Literal["local", "ray"],
@@ -126,6 +130,7 @@ def annotate(
         patience=patience,
         engine=engine,
         ray_address=ray_address,
+        send_keys=confirm_keys(panel.teachers, send_keys),
         on_source=_print_source,
         **annotation_callbacks(serve=serve),
     )

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sp2dpo.cli.options import FILE, FOLDER, JSON, PATIENCE, SERVE, draws_option, print_lines
+from sp2dpo.cli.options import (
+    FILE,
+    FOLDER,
+    JSON,
+    PATIENCE,
+    SEND_KEY,
+    SERVE,
+    confirm_keys,
+    draws_option,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from sp2dpo.evaluation.outputs import GenerationSummary
@@ -66,6 +76,7 @@ def evaluate() -> None:
 @click.option("--out", type=FOLDER, required=True, help="Output folder.")
 @PATIENCE
 @SERVE
+@SEND_KEY
 @REFUSED
 def generate(
     prompts_name: str,
@@ -75,6 +86,7 @@ def generate(
     out: Path,
     patience: float,
     serve: bool,
+    send_keys: tuple[str, ...],
     allow_refused: bool,
 ) -> None:
     """Generate a student's outputs for a set of prompts.
@@ -87,11 +99,11 @@ def generate(
     from sp2dpo.evaluation.outputs import generate_outputs
     from sp2dpo.evaluation.prompts import read_prompts
 
+    student = load_student(student_file).at(temperature=temperature, seed=seed)
     _print_outputs(
         generate_outputs(
-            read_prompts(prompts_name),
-            load_student(student_file).at(temperature=temperature, seed=seed),
-            out, allow_refused=allow_refused, **_callbacks(patience, serve),
+            read_prompts(prompts_name), student, out, allow_refused=allow_refused,
+            send_keys=confirm_keys([student.model], send_keys), **_callbacks(patience, serve),
         )
     )  # fmt: skip
 
@@ -111,6 +123,7 @@ def generate(
 @CONTROL
 @PATIENCE
 @SERVE
+@SEND_KEY
 def judge(
     outputs: Path,
     prompts_name: str,
@@ -121,6 +134,7 @@ def judge(
     length_control: bool,
     patience: float,
     serve: bool,
+    send_keys: tuple[str, ...],
 ) -> None:
     """Let a judge compare outputs with reference outputs.
 
@@ -137,7 +151,8 @@ def judge(
         download_gamed()  # before the judge costs anything
     result = judge_outputs(
         prompts, outputs, model, out, reference=reference,
-        note=_print_note, **_callbacks(patience, serve),
+        note=_print_note, send_keys=confirm_keys([model], send_keys),
+        **_callbacks(patience, serve),
     )  # fmt: skip
     _compare([result], draws=draws, length_control=length_control)
 
@@ -197,6 +212,7 @@ def compare(
 @SAMPLES
 @PATIENCE
 @SERVE
+@SEND_KEY
 @REFUSED
 @PICTURE
 def sweep(
@@ -211,6 +227,7 @@ def sweep(
     draws: int,
     patience: float,
     serve: bool,
+    send_keys: tuple[str, ...],
     allow_refused: bool,
     picture: Path | None,
 ) -> None:
@@ -227,11 +244,15 @@ def sweep(
     if judge_file is None and reward is None:
         raise click.UsageError("give --judge, --reward or both: there is nothing else to measure")
     _check_picture(picture)
+    student = load_student(student_file)
+    judge = None if judge_file is None else load_judge(judge_file)
+    asked = [student.model, *([] if judge is None else [judge])]
     result = sweep_temperatures(
         read_prompts(prompts_name),
-        load_student(student_file),
+        student,
         out,
-        judge=None if judge_file is None else load_judge(judge_file),
+        judge=judge,
+        send_keys=confirm_keys(asked, send_keys),
         reward=reward,
         reward_revision=reward_revision,
         temperatures=temperatures or TEMPERATURES,

@@ -109,6 +109,31 @@ PATIENCE = click.option(
 SERVE = click.option(
     "--serve", is_flag=True, help="Start the servers described in the YAML without asking first."
 )
+
+
+class KeyUseType(click.ParamType):
+    """A use of an API key, written as `VARIABLE=HOST`."""
+
+    name = "VARIABLE=HOST"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the form."""
+        from sp2dpo.inference.keys import KeyUse
+
+        try:
+            return str(KeyUse.parse(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SEND_KEY = click.option(
+    "--send-key",
+    "send_keys",
+    type=KeyUseType(),
+    multiple=True,
+    help="Send the API key in this environment variable to this host without asking first, such as "
+    "OPENAI_API_KEY=api.openai.com; can be repeated.",
+)
 RETRY_REFUSED = click.option(
     "--retry-refused",
     is_flag=True,
@@ -191,6 +216,45 @@ def annotation_callbacks(*, serve: bool) -> dict[str, Any]:
         "report": print_above_bars,
         "on_result": print_counts,
     }
+
+
+def confirm_keys(endpoints: "Sequence[Endpoint]", send_keys: Sequence[str]) -> tuple[str, ...]:
+    """Ask at the terminal before a YAML file has an API key sent to another machine.
+
+    Args:
+        endpoints: Models of the YAML files.
+        send_keys: Uses that are allowed on the command line.
+
+    Returns:
+        The allowed uses, remembered ones aside. Without a terminal, those of the command line:
+        sending any other key is an error of the function that is called with them.
+
+    Raises:
+        ValueError: The user declines.
+    """
+    from sp2dpo.inference.keys import key_uses, refusal, remember_keys, remembered_keys
+
+    allowed = list(send_keys)
+    needed = {use: endpoint for endpoint in endpoints for use in key_uses(endpoint)}
+    if all(str(use) in allowed for use in needed) or not sys.stdin.isatty():
+        return tuple(allowed)
+    known, confirmed = remembered_keys(), []
+    for use, endpoint in needed.items():
+        if use in known or str(use) in allowed or use.host.startswith("http://"):
+            continue
+        endpoint.api_key()  # one that is not set is an error of its own
+        print_lines([f"{endpoint.label} gets the API key in {use.variable}, at {use.host}"])
+        if not click.confirm("Send this key to this host?"):
+            raise ValueError(refusal(endpoint, use))
+        confirmed.append(use)
+    if confirmed:
+        try:
+            path = remember_keys(confirmed)
+        except OSError as error:
+            print_lines([f"the answer cannot be remembered: {error}"])
+        else:
+            print_lines([f"remembered in {path}"] if path else [])
+    return (*allowed, *map(str, confirmed))
 
 
 def confirm_serve(endpoint: "Endpoint") -> None:

@@ -17,9 +17,11 @@ from sp2dpo.cli.options import (
     PAIRS_FROM,
     PANEL,
     PATIENCE,
+    SEND_KEY,
     SERVE,
     STORE,
     annotation_callbacks,
+    confirm_keys,
     print_lines,
     print_result,
 )
@@ -86,6 +88,7 @@ def status(store_file: Path, as_json: bool) -> None:
     help="GPU hours of one run of that sweep.",
 )
 @SERVE
+@SEND_KEY
 @PATIENCE
 @JSON
 def pilot(
@@ -100,6 +103,7 @@ def pilot(
     runs: int | None,
     run_hours: float | None,
     serve: bool,
+    send_keys: tuple[str, ...],
     patience: float,
     as_json: bool,
 ) -> None:
@@ -111,6 +115,7 @@ def pilot(
     import sys
     from contextlib import redirect_stdout
 
+    from sp2dpo.panel.panel import load_panel
     from sp2dpo.report.pilot import DEFAULT_SCHEDULE, run_pilot
     from sp2dpo.report.text import pilot_lines
 
@@ -119,11 +124,12 @@ def pilot(
     # NaN passes click's range, because every comparison with it is false.
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
+    panel = load_panel(panel_file)
     # Lines about the annotation must not mix with the JSON.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = run_pilot(
             pairs,
-            panel_file,
+            panel,
             store_file,
             columns=columns,
             pairs_from=pairs_from,
@@ -133,6 +139,7 @@ def pilot(
             runs=runs,
             run_hours=run_hours,
             patience=patience,
+            send_keys=confirm_keys(panel.teachers, send_keys),
             **annotation_callbacks(serve=serve),
         )
     print_result(result, ["", *pilot_lines(result)], as_json=as_json)

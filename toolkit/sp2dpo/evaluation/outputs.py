@@ -10,6 +10,7 @@ The output folder has the files
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def generate_outputs(
     *,
     patience: float = 900,
     allow_refused: bool = False,
+    send_keys: Collection[str] = (),
     approve: Approve = silent,
     progress: Progress = no_progress,
     report: Report = silent,
@@ -82,6 +84,7 @@ def generate_outputs(
         patience: Seconds without any answer after which the run ends.
         allow_refused: Whether to write an empty output for a prompt that the server or the model
             refuses.
+        send_keys: API keys that may be sent, see `annotate_pairs`.
         approve: Called before servers described by the student are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
@@ -102,8 +105,8 @@ def generate_outputs(
         elif generation.pending:
             answer_chats(
                 student.model, generation.chats(), generation.take_result, unit="outputs",
-                patience=patience, log=folder / "server.log", approve=approve,
-                progress=progress, report=report,
+                patience=patience, log=folder / "server.log", send_keys=send_keys,
+                approve=approve, progress=progress, report=report,
             )  # fmt: skip
         return generation.finish(allow_refused=allow_refused)
 

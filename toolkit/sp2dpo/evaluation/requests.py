@@ -1,13 +1,14 @@
 """Send chats to the server of a student or a judge, and wait for every result."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from sp2dpo.inference.chats import Chat, ChatResult, ask_chats
 from sp2dpo.inference.client import Reply
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import allow_keys
 from sp2dpo.inference.thinking import split_thinking
 from sp2dpo.interrupts import run_interruptible
 
@@ -104,6 +105,7 @@ def answer_chats(
     approve: Approve,
     progress: Progress,
     report: Report,
+    send_keys: Collection[str] = (),
 ) -> None:
     """Send all chats and pass each result to `take` as it arrives.
 
@@ -119,12 +121,15 @@ def answer_chats(
         approve: See Approve.
         progress: See Progress.
         report: See Report.
+        send_keys: API keys that may be sent, see `annotate_pairs`.
 
     Raises:
+        ValueError: If the model's API key may not be sent to its host.
         EndpointError: If nothing was answered for too long, or the server refuses access.
         OSError: If a server cannot be started.
         Interrupted: If a signal stopped the run.
     """
+    allowed = allow_keys([model], send_keys)
     approve(model)
     with progress(len(chats), unit) as advance:
 
@@ -134,7 +139,8 @@ def answer_chats(
 
         async def work(stop: asyncio.Event) -> None:
             await ask_chats(
-                model, chats, take_and_count, stop=stop, patience=patience, say=report, log=log
-            )
+                model, chats, take_and_count, stop=stop, patience=patience, say=report, log=log,
+                send_keys=allowed,
+            )  # fmt: skip
 
         run_interruptible(work, say=report)

@@ -8,7 +8,7 @@ of the paper; the intervals (a bootstrap over prompts) are our choice.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,6 +131,7 @@ def sweep_temperatures(
     draws: int = 500,
     patience: float = 900,
     allow_refused: bool = False,
+    send_keys: Collection[str] = (),
     approve: Approve = silent,
     progress: Progress = no_progress,
     report: Report = silent,
@@ -156,6 +157,7 @@ def sweep_temperatures(
         draws: Number of bootstrap samples.
         patience: Seconds without any answer after which the run ends.
         allow_refused: Whether to write an empty output for a prompt that the server refuses.
+        send_keys: API keys that may be sent, see `annotate_pairs`.
         approve: Called before servers described by a YAML file are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
@@ -175,7 +177,8 @@ def sweep_temperatures(
         part = temperature_folder(folder, temperature)
         summary = generate_outputs(
             prompts, student.at(temperature=temperature, seed=None), part, patience=patience,
-            allow_refused=allow_refused, approve=approve, progress=progress, report=report,
+            allow_refused=allow_refused, send_keys=send_keys, approve=approve,
+            progress=progress, report=report,
         )  # fmt: skip
         on_outputs(summary)
         outputs, _ = order_rows(prompts, read_outputs(part), str(part))
@@ -186,7 +189,7 @@ def sweep_temperatures(
                 base = temperature_folder(base, temperature)
             result = judge_outputs(
                 prompts, part, judge, part / "verdicts", reference=base, patience=patience,
-                approve=approve, progress=progress, report=report, note=note,
+                send_keys=send_keys, approve=approve, progress=progress, report=report, note=note,
             )  # fmt: skip
             titles.append(result.title)
             # In the table, a missing verdict is NaN.

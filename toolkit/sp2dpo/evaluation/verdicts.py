@@ -15,7 +15,7 @@ import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def judge_outputs(
     *,
     reference: Path | str | None = None,
     patience: float = 900,
+    send_keys: Collection[str] = (),
     approve: Approve = silent,
     progress: Progress = no_progress,
     report: Report = silent,
@@ -173,6 +174,7 @@ def judge_outputs(
         folder: Output folder.
         reference: Outputs of the baseline; None for those that come with the prompts.
         patience: Seconds without any answer after which the run ends.
+        send_keys: API keys that may be sent, see `annotate_pairs`.
         approve: Called before servers described by the judge are started.
         progress: Opens a progress bar.
         report: Called with the state of the servers, line by line.
@@ -218,7 +220,8 @@ def judge_outputs(
         if chats:
             answer_chats(
                 judge, chats, verdicts.take, unit="verdicts", patience=patience,
-                log=folder / "judge.log", approve=approve, progress=progress, report=report,
+                log=folder / "judge.log", send_keys=send_keys, approve=approve,
+                progress=progress, report=report,
             )  # fmt: skip
         missing = verdicts.missing()
         annotations = verdicts.annotations()

@@ -1,7 +1,7 @@
 """Send many chats to one model, on servers that already run or are started for these chats."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from sp2dpo.inference.caller import Caller, Messages, StopRequested
 from sp2dpo.inference.client import Client, Declined, Reply, Unavailable, open_session
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import KeyUse
 from sp2dpo.inference.servers import open_servers
 from sp2dpo.interrupts import first_failure, wait_unless_stopped
 
@@ -56,6 +57,7 @@ async def ask_chats(
     patience: float,
     say: Callable[[str], None],
     log: Path,
+    send_keys: Collection[KeyUse] = (),
 ) -> None:
     """Send all chats concurrently, as many at a time as the servers can handle.
 
@@ -67,6 +69,7 @@ async def ask_chats(
         patience: Seconds without any answer after which the run ends.
         say: Called with notices for the user.
         log: Log file of the servers that are started.
+        send_keys: Allowed uses of API keys.
 
     Raises:
         EndpointError: If nothing was answered for too long, or the server refuses access.
@@ -82,7 +85,7 @@ async def ask_chats(
         if servers is None:
             return
         caller = Caller(
-            Client(session, model, None),
+            Client(session, model, None, send_keys=send_keys),
             servers.urls,
             patience=patience,
             stop=stop,

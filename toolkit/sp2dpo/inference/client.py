@@ -6,7 +6,7 @@ It uses aiohttp directly, because the OpenAI SDK needs about ten times as much C
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from sp2dpo.inference.errors import (
     shorten_body,
     status_error,
 )
+from sp2dpo.inference.keys import KeyUse, key_uses, refusal
 from sp2dpo.settings import did_you_mean
 from sp2dpo.text import one_line, shorten
 
@@ -132,8 +133,27 @@ class Client:
     """HTTP client of one model, for any of its base URLs."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, endpoint: Endpoint, schema: dict[str, Any] | None
+        self,
+        session: aiohttp.ClientSession,
+        endpoint: Endpoint,
+        schema: dict[str, Any] | None,
+        *,
+        send_keys: Collection[KeyUse] = (),
     ) -> None:
+        """Prepare to send requests.
+
+        Args:
+            session: HTTP session of the requests.
+            endpoint: The model.
+            schema: JSON Schema of the replies; None for free text.
+            send_keys: Allowed uses of API keys.
+
+        Raises:
+            ValueError: If the API key may not be sent to a host of the model, or is not set.
+        """
+        for use in key_uses(endpoint):
+            if use not in send_keys:
+                raise ValueError(refusal(endpoint, use))
         self.endpoint = endpoint
         self._session = session
         self._schema = schema

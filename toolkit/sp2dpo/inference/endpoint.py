@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict
 
+from sp2dpo.inference.keys import key_problem
 from sp2dpo.inference.serve import Serve, ServeConfig
 from sp2dpo.settings import (
     ABSENT,
@@ -141,7 +142,8 @@ class Endpoint:
         max_in_flight: Largest number of requests in flight to each replica; fewer are sent if more
             do not increase its throughput.
         timeout: Timeout of a request, in seconds.
-        api_key_env: Name of the environment variable with the API key.
+        api_key_env: Name of the environment variable with the API key; see `inference/keys.py` for
+            where it may be sent.
         warm_prefix: Whether to wait for the reply to a pair's first question before sending the
             others, for models whose servers cache a prefix only after processing it (hybrid ones).
         sees_images: Whether a teacher is sent the images of a pair, as OpenAI's `image_url` parts.
@@ -252,6 +254,14 @@ def _check_address(address: str) -> None:
         raise ValueError(f"{address!r} names no host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("holds a name or a password, which logs would show: use api_key_env")
+
+
+def _is_address(value: Any) -> bool:
+    try:
+        _check_base_url(value)
+    except ValueError:
+        return False
+    return True
 
 
 _ADDRESS = {"type": "string", "pattern": "^https?://"}
@@ -388,6 +398,11 @@ class EndpointConfig(Settings):
         """Yield the problems of keys that exclude or need each other."""
         if ("base_url" in values) == ("serve" in values):
             yield (), "write either base_url, the address of its server, or serve, how to start one"
+        if isinstance(variable := values.get("api_key_env"), str):
+            urls = values.get("base_url", [])
+            urls = [url for url in (urls if isinstance(urls, list) else [urls]) if _is_address(url)]
+            if problem := key_problem(variable, urls):
+                yield ("api_key_env",), problem
         sampling, extra = values.get("sampling"), values.get("extra", {})
         if not isinstance(extra, dict):
             return

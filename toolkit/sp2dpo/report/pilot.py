@@ -1,6 +1,6 @@
 """Try a panel on a sample of the pairs, and project the cost of annotating the whole corpus."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -217,6 +217,7 @@ def run_pilot(
     runs: int | None = None,
     run_hours: float | None = None,
     patience: float = 900,
+    send_keys: Collection[str] = (),
     approve: Callable[[Endpoint], object] = do_nothing,
     progress: Progress = no_progress,
     report: Callable[[str], None] = do_nothing,
@@ -238,6 +239,7 @@ def run_pilot(
         runs: training runs of a sweep to compare the cost with; None for no comparison.
         run_hours: GPU-hours of one of these runs; None if unknown.
         patience: seconds without any reply from a teacher after which the run ends.
+        send_keys: see `annotate_pairs`.
         approve: see `annotate_pairs`.
         progress: see `annotate_pairs`.
         report: see `annotate_pairs`.
@@ -278,6 +280,7 @@ def run_pilot(
                 panel,
                 opened,
                 patience=patience,
+                send_keys=send_keys,
                 approve=approve,
                 progress=progress,
                 report=report,
