@@ -25,6 +25,7 @@ from unittest import mock
 import yaml
 
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.interrupts import stopping_signals
 from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import Source, SourceRow
 from sp2dpo.panel.annotation import Annotation, Key
@@ -183,10 +184,8 @@ def _run_here(arguments, env, timeout):
             expired.add_note(note)
         raise expired
 
-    handlers = {
-        signal.SIGTERM: signal.getsignal(signal.SIGTERM),
-        signal.SIGALRM: signal.signal(signal.SIGALRM, give_up),
-    }
+    handlers = {number: signal.getsignal(number) for number in stopping_signals()}
+    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, give_up)
     with (
         _captured(1) as output,
         _captured(2) as errors,

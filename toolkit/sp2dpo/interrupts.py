@@ -1,16 +1,24 @@
-"""Handle SIGINT and SIGTERM: the first lets in-flight requests finish, the second cancels them."""
+"""Handle signals that stop a run: the first lets in-flight requests finish, the second does not.
+
+They are SIGINT (Ctrl-C), SIGTERM (Slurm, Kubernetes, Docker, systemd), SIGHUP (a terminal that was
+closed), SIGUSR1 and SIGUSR2 (warnings of Slurm, LSF and Grid Engine before a time limit) and
+SIGXCPU (a limit on processor time). By default, all but the first end Python at once.
+"""
 
 import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
 
 Result = TypeVar("Result")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+_BY_DEFAULT = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals that a process may ignore, as under `nohup`, or use for something else."""
 _STOPPING = "stopping once the requests in flight are answered; interrupt again to stop now"
 
 
@@ -26,15 +34,69 @@ class Interrupted(Exception):
         self.number = number
 
 
+class Terminated(BaseException):
+    """A signal other than SIGINT was received; only `main` catches this, as it does Ctrl-C.
+
+    Attributes:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_received: list[int] = []
+
+
+def raise_on_signals() -> list[int]:
+    """Let the signals that stop a run raise: KeyboardInterrupt for SIGINT, else Terminated.
+
+    A signal that the process ignores stays ignored, except SIGTERM.
+
+    Returns:
+        The list to which each signal is added that has raised. It is needed because a library may
+        replace the exception by its own, as SQLite and some imports do.
+    """
+    _received.clear()
+    for number in (signal.SIGTERM, *_BY_DEFAULT):
+        if number == signal.SIGTERM or signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _raise)
+    # Ignored in a background job of a script; then Ctrl-C is meant for the other processes.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _raise)
+    return _received
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    # `interruptible` replaces this handler while requests are in flight.
+    _received.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def end_at_next_signal() -> None:
+    """Let every signal that stops a run end the process at once, without a message."""
+    for number in (*_ALWAYS, *_BY_DEFAULT):
+        if signal.getsignal(number) in (_raise, signal.default_int_handler):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run in this process: not those that it ignores or uses."""
+    free = [n for n in _BY_DEFAULT if signal.getsignal(n) in (signal.SIG_DFL, _raise)]
+    return [*_ALWAYS, *free]
+
+
 def run_interruptible(
     work: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]", *, say: Callable[[str], None]
 ) -> None:
     """Run `work` in an event loop until it is done or interrupted; also callable from a notebook.
 
-    SIGINT and SIGTERM set the event that `work` receives; the second signal cancels `work`. If the
-    calling thread already runs an event loop, as in Jupyter, `work` runs in its own thread, and
-    SIGINT (Ctrl-C, "interrupt the kernel") has the same two effects. If this is not called from the
-    main thread, no signals are handled, because Python allows that only in the main thread.
+    A signal (see `stopping_signals`) sets the event that `work` receives; the second signal cancels
+    `work`. If the calling thread already runs an event loop, as in Jupyter, `work` runs in its own
+    thread, and SIGINT (Ctrl-C, "interrupt the kernel") has the same two effects. If this is not
+    called from the main thread, no signals are handled, because Python allows that only in the main
+    thread.
 
     Args:
         work: Called with an event that is set when it should stop.
@@ -102,7 +164,7 @@ def _run_in_thread(
 async def interruptible(
     work: "Callable[[asyncio.Event], Awaitable[None]]", *, say: Callable[[str], None]
 ) -> None:
-    """Run a coroutine until it is done or the process receives SIGINT or SIGTERM.
+    """Run a coroutine until it is done or the process receives a signal, see `stopping_signals`.
 
     Must be called in the main thread.
 
@@ -116,14 +178,14 @@ async def interruptible(
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
     loop, task = asyncio.get_running_loop(), _Work(work, say)
-    previous = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
+    previous = {number: signal.getsignal(number) for number in stopping_signals()}
+    for number in previous:
         # Unlike a handler of signal.signal, this runs between the steps of tasks, never inside one.
         loop.add_signal_handler(number, task.interrupt, number)
     try:
         await task.finish()
     finally:
-        for number in _SIGNALS:
+        for number in previous:
             loop.remove_signal_handler(number)
             # remove_signal_handler restores Python's default, not the handler that was set before.
             # None if it was not installed from Python; such a one cannot be restored.

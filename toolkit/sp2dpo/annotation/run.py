@@ -103,7 +103,8 @@ def annotate_pairs(
 
     A rerun asks only for what is missing. Refused replies in the store that can be read now are
     kept first, see `store.reread`. Works in a notebook, too: where an event loop is already
-    running, the requests are made from a thread. SIGINT or SIGTERM let in-flight requests finish; a
+    running, the requests are made from a thread. Ctrl-C and the signals of schedulers (SIGTERM, SIGHUP,
+    SIGUSR1, ...; see `interrupts`) let in-flight requests finish; a
     second signal cancels them.
 
     Args:

@@ -1,16 +1,20 @@
 """The command line. A command is imported when it is used, so that help is instant."""
 
 import io
+import os
+import shlex
 import signal
 import sqlite3
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
 from sp2dpo import __version__
-from sp2dpo.interrupts import Interrupted
+from sp2dpo.interrupts import Interrupted, end_at_next_signal, raise_on_signals
 
 # click would join these lines into one paragraph; \b at its beginning forbids that.
 _PATH = """\b
@@ -141,6 +145,14 @@ class _LazyGroup(click.Group):
             ctx.fail(f"no command is called {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raise _ClosedPipe if nobody reads its output, as after `| head`."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # click would exit with 1, as after an error.
+            raise _ClosedPipe from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands; click's own method imports each of them."""
         # The width that click's own method leaves for the help.
@@ -153,6 +165,10 @@ class _LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
+class _ClosedPipe(Exception):
+    """Nobody reads the output any more."""
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_PATH)
 @click.version_option(__version__, prog_name="sp2dpo")
 # Declared for --help only: `main` takes it out of the arguments before click reads them.
@@ -161,7 +177,6 @@ def cli(debug: bool) -> None:
     """DPO with a separate beta for every preference pair."""
 
 
-_STOPPED = "stopped; run the same command again to resume"
 _DAMAGE = ("malformed", "not a database", "decode")
 """Parts of SQLite's messages about a damaged file."""
 
@@ -169,38 +184,58 @@ _DAMAGE = ("malformed", "not a database", "decode")
 def main() -> None:
     """Run the command line; print an error as one line, or as a traceback with --debug."""
     debug = "--debug" in sys.argv[1:]  # before or after the command
-    # By default, SIGTERM ends Python at once, without the clean-up of temporary files.
-    signal.signal(signal.SIGTERM, _terminate)
+    # By default, most signals end Python at once, without the clean-up of temporary files.
+    received = raise_on_signals()
+    try:
+        _run(debug, received)
+    except Interrupted as stopped:
+        _stop(stopped.number)
+    except SystemExit:
+        raise
+    except BaseException:
+        # The exception of a signal, or by which a library has replaced it.
+        if not received:
+            raise
+        _stop(received[0])
+
+
+def _run(debug: bool, received: Sequence[int]) -> None:
     try:
         # In its standalone mode, click prints errors itself, without escaping the names in them.
         cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
+        sys.stdout.flush()
+    except (_ClosedPipe, BrokenPipeError):
+        # The exit status of a program that SIGPIPE ended. What Python has not written yet would
+        # fail again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
         click.echo(_escape(text.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
-    except Interrupted as stopped:
-        click.echo(_STOPPED, err=True)
-        # By convention, 128 + N is the exit status of a program that signal N ended.
-        sys.exit(128 + stopped.number)
-    except _Terminated:
-        click.echo(_STOPPED, err=True)
-        sys.exit(128 + signal.SIGTERM)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(_STOPPED, err=True)
-        sys.exit(130)
+    except click.Abort:
+        # Also at a prompt whose input has ended.
+        _stop(signal.SIGINT)
     except (ValueError, OSError, sqlite3.Error) as error:
+        if received:
+            raise
         click.echo(_traceback() if debug else f"sp2dpo: {_message(error)}", err=True)
         sys.exit(1)
 
 
-class _Terminated(BaseException):
-    """SIGTERM was received; like Ctrl-C, a BaseException that only `main` catches."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # `interruptible` replaces this handler while requests are in flight.
-    raise _Terminated
+def _stop(number: int) -> NoReturn:
+    """Say which command continues, and exit with the status of a program that a signal ended."""
+    end_at_next_signal()
+    name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    module = Path(sys.argv[0]).name == "__main__.py"
+    command = shlex.join(["python", "-m", "sp2dpo"] if module else ["sp2dpo"])
+    words = " ".join(shlex.quote(word) for word in sys.argv[1:])
+    click.echo(
+        f"stopped{name}; run the same command again to resume: {command} {_escape(words)}", err=True
+    )
+    # By convention, 128 + N is the exit status of a program that signal N ended.
+    sys.exit(128 + number)
 
 
 def _message(error: Exception) -> str:

@@ -109,7 +109,7 @@ def answer_chats(
 ) -> None:
     """Send all chats and pass each result to `take` as it arrives.
 
-    After SIGINT or SIGTERM, the requests in flight finish; a second signal cancels them.
+    After a signal (see `interrupts`), the requests in flight finish; a second signal cancels them.
 
     Args:
         model: The model to ask. If it has `serve`, its servers run until this returns.

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,12 +205,32 @@ def only_writer(path: Path) -> Iterator[None]:
             mark.unlink(missing_ok=True)
 
 
+def _wait_for_turn(database: sqlite3.Connection) -> None:
+    """Begin a transaction; if another process has one, wait for its end, but not longer than 30 s.
+
+    While SQLite waits itself, Python handles no signals.
+    """
+    database.execute("PRAGMA busy_timeout = 200")
+    end = time.monotonic() + 30
+    try:
+        while True:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            else:
+                return
+    finally:
+        database.execute("PRAGMA busy_timeout = 30000")
+
+
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     """Commit everything written inside the block, or nothing."""
     # A plain BEGIN locks at the first write, where SQLite refuses at once instead of waiting if the
     # transaction has read an older state.
-    database.execute("BEGIN IMMEDIATE")
+    _wait_for_turn(database)
     try:
         yield
         database.execute("COMMIT")
