@@ -103,9 +103,8 @@ def annotate_pairs(
 
     A rerun asks only for what is missing. Refused replies in the store that can be read now are
     kept first, see `store.reread`. Works in a notebook, too: where an event loop is already
-    running, the requests are made from a thread. Ctrl-C and the signals of schedulers (SIGTERM, SIGHUP,
-    SIGUSR1, ...; see `interrupts`) let in-flight requests finish; a
-    second signal cancels them.
+    running, the requests are made from a thread. Ctrl-C and the signals of schedulers let in-flight
+    requests finish; a second signal cancels them (see `interrupts`).
 
     Args:
         pairs: File or Hub id of the pairs, see `open_source`; None if the store holds them.
