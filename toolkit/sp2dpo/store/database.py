@@ -1,5 +1,6 @@
 """Open the SQLite file of a store: its schema, write lock and transactions."""
 
+import errno
 import os
 import sqlite3
 import time
@@ -8,95 +9,44 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sp2dpo.replacement import check_parent, lock_exclusively
+from sp2dpo.store.connection import Connection
+from sp2dpo.store.schema import (
+    APPLICATION_ID,
+    DIGESTS,
+    FORMAT,
+    FROM_FORMAT_1,
+    NARROW,
+    SCHEMA,
+    foreign_object,
+)
 
-_APPLICATION_ID = 0x53503244  # "SP2D"
-_FORMAT = 2
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE pairs (
-    number INTEGER PRIMARY KEY,
-    pair_id TEXT NOT NULL UNIQUE,
-    prompt TEXT NOT NULL,
-    chosen TEXT NOT NULL,
-    rejected TEXT NOT NULL,
-    tools TEXT NOT NULL
-);
-CREATE TABLE source_rows (
-    row INTEGER PRIMARY KEY,
-    pair_id TEXT NOT NULL,
-    source_id TEXT,
-    columns TEXT NOT NULL
-);
-CREATE TABLE set_aside (row INTEGER PRIMARY KEY, reason TEXT NOT NULL, raw TEXT NOT NULL);
-CREATE TABLE teachers (
-    name TEXT PRIMARY KEY,
-    model TEXT NOT NULL,
-    revision TEXT,
-    sampling TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE replies (
-    pair_id TEXT NOT NULL,
-    teacher TEXT NOT NULL,
-    variant TEXT NOT NULL,
-    "order" TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('kept', 'refused')),
-    reason TEXT,
-    detail TEXT,
-    category TEXT,
-    magnitude INTEGER,
-    confidence INTEGER,
-    rationale TEXT,
-    raw TEXT NOT NULL,
-    finish_reason TEXT,
-    model TEXT,
-    rubric TEXT NOT NULL,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    cached_tokens INTEGER,
-    seconds REAL,
-    arrived REAL NOT NULL,
-    better TEXT,
-    logprobs TEXT,
-    expected_magnitude REAL,
-    expected_confidence REAL,
-    PRIMARY KEY (pair_id, teacher, variant, "order", attempt)
-);
-"""
-# Questions still to be asked, outcomes and annotations are read from this index alone, because the
-# rows of `replies` are wide: they contain the text of the reply.
-_NARROW = """
-CREATE INDEX replies_narrow ON replies (
-    pair_id, teacher, variant, "order", attempt, status, reason, category, magnitude, confidence,
-    better, expected_magnitude, expected_confidence
-);
-CREATE TABLE settled (
-    pair_id TEXT PRIMARY KEY,
-    replies INTEGER NOT NULL,
-    chance REAL NOT NULL
-) WITHOUT ROWID;
-"""
-# Format 1 lacks these columns, the index and the table of settled pairs.
-_FROM_FORMAT_1 = "".join(
-    f"ALTER TABLE replies ADD COLUMN {column};"
-    for column in (
-        "better TEXT", "logprobs TEXT", "expected_magnitude REAL", "expected_confidence REAL",
-    )
-)  # fmt: skip
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+_LOOKS = 10
+"""Bound on reading a file's schema, see `Connection.bound_queries`: 200,000 operations of SQLite,
+where a store takes some hundreds."""
 
 
-def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+def connect(path: Path, *, write: bool, attach: bool = False) -> Connection:
     """Open the file of a store for reading or writing; `write` creates it if it does not exist.
 
+    Queries end at a signal. A file whose schema is not exactly that of a store is refused before
+    anything else is read: a view or trigger of a stranger would be run by our own queries.
+
+    Args:
+        path: Path of the file.
+        write: Whether the file is written to.
+        attach: Whether another store will be attached.
+
     Raises:
-        ValueError: If the file is not a store, has another format, or is to be written and has
-            several names.
+        ValueError: If the file is not a store, has another format or schema, or is to be written
+            and has several names, or if what is beside it is not SQLite's own.
         OSError: If the folder does not exist, the file is a link to nothing, or it does not exist
             and `write` is not set.
     """
     check_parent(path)
     if not write and not path.is_file():
         raise FileNotFoundError(f"{path}: no such store; `sp2dpo annotate` creates one")
+    _check_companions(path)
     # SQLite derives the name of the write-ahead log from the name under which a file is opened.
     # Links to the file do not matter, because it follows them first.
     if write and path.is_file() and path.stat().st_nlink > 1:
@@ -109,9 +59,16 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     # isolation_level: transactions are explicit; the module would begin some by itself.
     # check_same_thread: a run commits in a writer thread. timeout: seconds to wait for a commit.
     database = sqlite3.connect(
-        address, uri=True, isolation_level=None, check_same_thread=False, timeout=30
+        address,
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=30,
+        factory=Connection,
     )
     try:
+        database.harden(attach=attach)
+        database.bound_queries(_LOOKS)
         # SQLite reads the file at the first statement, so only this can find that it is not a
         # database.
         _prepare(database, path, write=write)
@@ -119,11 +76,41 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         database.close()
         if "not a database" in str(error):
             raise ValueError(f"{path}: not a store of this toolkit") from error
+        if "interrupted" in str(error):
+            raise ValueError(
+                f"{path}: reading its schema takes more than {_LOOKS * 20_000:,} operations of "
+                "SQLite: not a store of this toolkit, or damaged"
+            ) from error
         raise
-    except ValueError:
+    except BaseException:
         database.close()
         raise
+    database.bound_queries(None)
     return database
+
+
+def _check_companions(path: Path) -> None:
+    """Refuse files beside a store that SQLite would follow to other files, or wait for."""
+    file = path.resolve()
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{path}: not a file")
+    for ending in ("-wal", "-shm", "-journal"):
+        beside = file.with_name(file.name + ending)
+        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+            raise ValueError(
+                f"{beside}: not a file of SQLite's own, but a link, a folder or a device: move it "
+                "away"
+            )
+    # A rollback journal may name another file at its end, which SQLite would delete.
+    journal = file.with_name(f"{file.name}-journal")
+    if journal.exists() and journal.stat().st_size > len(_SUPER_JOURNAL):
+        with journal.open("rb") as content:
+            content.seek(-len(_SUPER_JOURNAL), os.SEEK_END)
+            if content.read() == _SUPER_JOURNAL:
+                raise ValueError(
+                    f"{journal}: names another file, which SQLite would delete, and was not "
+                    "written for this store alone: move it away"
+                )
 
 
 def _read_mode(path: Path) -> str:
@@ -145,22 +132,28 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
         database.execute("PRAGMA journal_mode = WAL")
         # One transaction, so that a killed process leaves either no schema or all of it.
         database.executescript(
-            f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; "
-            f"PRAGMA user_version = {_FORMAT}; {_SCHEMA} {_NARROW} COMMIT;"
+            f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; "
+            f"PRAGMA user_version = {FORMAT}; {SCHEMA} {NARROW} {DIGESTS} COMMIT;"
         )
-    elif application_id != _APPLICATION_ID:
+    elif application_id != APPLICATION_ID:
         raise ValueError(f"{path}: an SQLite database, but not a store of this toolkit")
     version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version in (1, FORMAT) and (foreign := foreign_object(database, version)):
+        raise ValueError(
+            f"{path}: its schema is not that of a store (the {foreign} differs, or should not be "
+            "there): another program has changed it; use a store as `sp2dpo annotate` wrote it, or "
+            "remove what was added, for example with `sqlite3 FILE 'DROP VIEW NAME'`"
+        )
     if version == 1 and write:
         database.executescript(
-            f"BEGIN; {_FROM_FORMAT_1} {_NARROW} PRAGMA user_version = {_FORMAT}; COMMIT;"
+            f"BEGIN; {FROM_FORMAT_1} {NARROW} {DIGESTS} PRAGMA user_version = {FORMAT}; COMMIT;"
         )
     elif version == 1:
         raise ValueError(
-            f"{path}: store format 1; `sp2dpo annotate` upgrades it to format {_FORMAT}"
+            f"{path}: store format 1; `sp2dpo annotate` upgrades it to format {FORMAT}"
         )
-    elif version != _FORMAT:
-        raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {_FORMAT}")
+    elif version != FORMAT:
+        raise ValueError(f"{path}: store format {version}, this version of sp2dpo reads {FORMAT}")
     # With FULL, a committed reply survives a power failure, not only the end of the process.
     database.execute("PRAGMA synchronous = FULL")
 
@@ -181,7 +174,9 @@ def only_writer(path: Path) -> Iterator[None]:
     """
     check_parent(path)
     mark = lock_path(path)
-    with mark.open("a+") as lock:  # "w" would erase the process id of the current holder
+    # Not "w", which would erase the process id of the current holder. A link could lead to any file
+    # of the user, whose content would be replaced by the process id.
+    with open(mark, "a+", opener=_open_no_link) as lock:
         try:
             # The system releases this lock when the process ends, even if it is killed and leaves
             # the file.
@@ -223,6 +218,17 @@ def _wait_for_turn(database: sqlite3.Connection) -> None:
                 return
     finally:
         database.execute("PRAGMA busy_timeout = 30000")
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise ValueError(
+            f"{path}: not a lock file of sp2dpo, but a link or a pipe: remove it"
+        ) from error
 
 
 @contextmanager

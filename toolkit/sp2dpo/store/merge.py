@@ -178,7 +178,7 @@ def _remove(path: Path) -> None:
 
 def _gather(path: Path, shards: Sequence[Path]) -> int:
     """Create a store from several and return its number of replies."""
-    with closing(connect(path, write=True)) as database:
+    with closing(connect(path, write=True, attach=True)) as database:
         # Safe writes are slow and not needed here: an incomplete file is never used.
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
@@ -199,7 +199,7 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
 def _add(out: Path, gathered: Path, shards: Sequence[Path]) -> int:
     """Add the replies of shards, gathered in one store, to another; return how many are new."""
     with (
-        closing(connect(out, write=True)) as database,
+        closing(connect(out, write=True, attach=True)) as database,
         _attach(database, gathered),
         transaction(database),
     ):
