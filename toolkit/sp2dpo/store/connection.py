@@ -11,6 +11,8 @@ LONGEST_STATEMENT = 1_000_000
 """Largest SQL statement in bytes, those of a file's schema included; ours have some thousands."""
 _OPERATIONS = 20_000
 """Operations of SQLite's machine between two looks at pending signals, about a millisecond."""
+_ROWS = 100
+"""Rows read ahead by a loop over a cursor."""
 _DEFENSIVE = {"SQLITE_DBCONFIG_DEFENSIVE": True, "SQLITE_DBCONFIG_ENABLE_TRIGGER": False,
               "SQLITE_DBCONFIG_ENABLE_VIEW": False}  # fmt: skip
 Arguments = ParamSpec("Arguments")
@@ -72,9 +74,10 @@ class Connection(sqlite3.Connection):
         """
         self.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, int(attach))
         # Python has these settings since 3.12; a schema with triggers or views is refused anyway.
-        for name, value in _DEFENSIVE.items():
-            if hasattr(self, "setconfig") and not attach:
-                self.setconfig(getattr(sqlite3, name), value)
+        # `merge` turns the journal of a file that nobody else uses off, which DEFENSIVE forbids.
+        configure = None if attach else getattr(self, "setconfig", None)
+        for name, value in _DEFENSIVE.items() if configure else ():
+            configure(getattr(sqlite3, name), value)
         self.execute("PRAGMA trusted_schema = OFF")
         self.execute("PRAGMA cell_size_check = ON")
 
@@ -85,6 +88,18 @@ class Connection(sqlite3.Connection):
     def cursor(self, factory: Any = None) -> Any:
         """Return a cursor whose statements end at a signal."""
         return super().cursor(factory or _Cursor)
+
+    def execute(self, *arguments: Any) -> "_Cursor":
+        """Run a statement; like the methods below, on a new cursor of ours."""
+        return self.cursor().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> "_Cursor":
+        """Run a statement once for each of several rows of values."""
+        return self.cursor().executemany(*arguments)
+
+    def executescript(self, *arguments: Any) -> "_Cursor":
+        """Run several statements."""
+        return self.cursor().executescript(*arguments)
 
     def watch(
         self,
@@ -105,7 +120,7 @@ class Connection(sqlite3.Connection):
 class _Cursor(sqlite3.Cursor):
     """A cursor of a `Connection`."""
 
-    connection: Connection
+    connection: Connection  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def execute(self, *arguments: Any) -> "_Cursor":
         self.connection.watch(super().execute, *arguments)
@@ -127,3 +142,8 @@ class _Cursor(sqlite3.Cursor):
 
     def __next__(self) -> Any:
         return self.connection.watch(super().__next__)
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Some rows at a time: a call in Python for each row would take longer than SQLite.
+        while rows := self.connection.watch(super().fetchmany, _ROWS):
+            yield from rows

@@ -84,7 +84,7 @@ _ADDED = (
 # Format 1 lacks these columns, the index and the table of settled pairs.
 FROM_FORMAT_1 = "".join(f"ALTER TABLE replies ADD COLUMN {column};" for column in _ADDED)
 
-Objects = frozenset[tuple[str, str, str]]
+Objects = frozenset[tuple[str, ...]]
 """Kind, name and statement of every object of a schema."""
 _SPACE = re.compile(r"\s+")
 
