@@ -1,7 +1,8 @@
 """The functions that the page, HTTP clients and agents may call.
 
 All of them are public. Each checks its arguments, and returns an object with `error` if it refuses
-them.
+them. No answer is longer than `MAX_ANSWER` characters: of a longer one, a function of the page
+returns a part of the JSON text, and `find_pairs` returns fewer pairs and says where to go on.
 """
 
 import base64
@@ -11,29 +12,32 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from itertools import chain
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from gradio.utils import get_upload_folder
 
+from answers import Answers, fit, format_json, to_json
 from dataset import Dataset, UnusableDataset
+from exports import Exports
 from library import Library, own_data_set
 from query import LONGEST, BadRequest, parse_query
 
 HERE = Path(__file__).parent
 # All of these functions are public endpoints, so whatever they take and return has a bound.
 MAX_ROWS, MAX_TEXTS, MAX_PAIRS = 100, 10, 100
-MAX_EXPORTED, MAX_FILES = 100_000, 8
+MAX_EXPORTED = 100_000
+MAX_PAIR, MAX_REPLIES = 8_000_000, 5_000
+"""Largest size in bytes, and largest number of replies, of a pair that is read as a whole."""
+MAX_BETAS = 65_536
+"""Largest number of betas in a request."""
 SNIPPET = 240
 """Number of characters of a text in a table."""
 
 LIBRARY = Library(own_data_set(), HERE / "demo")
-EXPORT_LOCK = Lock()
+EXPORTS = Exports()
+ANSWERS = Answers()
 
 
 def check_text(request: dict[str, Any], key: str, longest: int = LONGEST) -> str:
@@ -62,14 +66,19 @@ def check_integer(request: dict[str, Any], key: str, largest: int) -> int:
 
 
 def endpoint(function: Callable[[Dataset, dict[str, Any]], Any]) -> Callable[[Any], Any]:
-    """Make a function callable by the page: open the data set, and return errors as JSON."""
+    """Make a function callable by the page: open the data set, and return errors as JSON.
+
+    Of an answer that is too long, the result is `piece`, a part of its JSON text that begins at
+    `offset` of the request, its `size`, and `of`, which differs if the answer has changed.
+    """
 
     @wraps(function)
     def respond(request: Any) -> Any:
         try:
             if not isinstance(request, dict):
                 raise BadRequest("a request must be an object")
-            return function(LIBRARY.get(check_text(request, "data")), request)
+            dataset = LIBRARY.get(check_text(request, "data"))
+            return ANSWERS.part(dataset.opening, function, dataset, request)
         except (BadRequest, UnusableDataset) as error:
             return {"error": str(error)}
 
@@ -100,9 +109,17 @@ def rows(dataset: Dataset, request: dict[str, Any]) -> Any:
     checked = [check_integer({"place": place}, "place", last) for place in places]
     return [
         {"id": dataset.ids[place]}
-        | {name: _snippet(messages) for name, messages in dataset.messages(place).items()}
+        | {name: _snippet(messages) for name, messages in _messages(dataset, place).items()}
         for place in checked
     ]
+
+
+def _messages(dataset: Dataset, place: int) -> dict[str, list[dict[str, Any]]]:
+    size = dataset.texts.slice(place, 1).nbytes
+    if size <= MAX_PAIR:
+        return dataset.messages(place)
+    note = [{"content": f"({size / 1e6:,.0f} MB of texts, too long to be shown)"}]
+    return dict.fromkeys(("prompt", "chosen", "rejected"), note)
 
 
 def _snippet(messages: Iterable[dict[str, Any]]) -> str:
@@ -115,22 +132,24 @@ def _snippet(messages: Iterable[dict[str, Any]]) -> str:
 def pair(dataset: Dataset, request: dict[str, Any]) -> Any:
     """Return one pair with all replies about it."""
     place = check_integer(request, "place", len(dataset.ids) - 1)
-    return _to_json({"row": dataset.row(place), "replies": dataset.pair_replies(place)})
+    if (problem := _check_size(dataset, place)) is not None:
+        raise BadRequest(problem)
+    return to_json({"row": dataset.row(place), "replies": dataset.pair_replies(place)})
 
 
-def _to_json(value: Any) -> Any:
-    """Return a value with JSON types only: NaN and infinity become null, other types text."""
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_json(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
+def _check_size(dataset: Dataset, place: int) -> str | None:
+    """Return why a pair is too large to be read, or None."""
+    replies = dataset.reply_rows[dataset.starts[place] : dataset.starts[place + 1]]
+    if len(replies) > MAX_REPLIES:
+        return f"this pair has {len(replies):,} replies, and at most {MAX_REPLIES:,} can be shown"
+    size = dataset.texts.slice(place, 1).nbytes
+    size += sum(dataset.replies.slice(row, 1).nbytes for row in replies.tolist())
+    if size <= MAX_PAIR:
         return None
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)
-
-
-def _format_json(value: Any) -> str:
-    return json.dumps(_to_json(value), ensure_ascii=False, allow_nan=False)
+    return (
+        f"this pair has {size / 1e6:,.0f} MB of texts, and at most {MAX_PAIR / 1e6:.0f} MB can be "
+        "shown: load the data set itself"
+    )
 
 
 @endpoint
@@ -157,21 +176,34 @@ def search(dataset: Dataset, request: dict[str, Any]) -> Any:
 
 @endpoint
 def betas(dataset: Dataset, request: dict[str, Any]) -> Any:
-    """Return betas that the page has computed, as a Parquet file."""
+    """Write betas that the page has computed to a Parquet file, and return its path.
+
+    `values` are at most `MAX_BETAS` doubles in base64. The betas of more pairs come in several
+    requests: `first` is the place of the first value, and `file` the name that the answer to the
+    request before it contains.
+    """
     count = len(dataset.ids)
     # A double takes 8 bytes, which are 10.7 characters of base64.
-    text = check_text(request, "values", 11 * count + 100)
+    text = check_text(request, "values", 11 * min(count, MAX_BETAS) + 100)
+    first = check_integer({"first": 0} | request, "first", count)
     try:
-        values = np.frombuffer(base64.b64decode(text, validate=True), "<f8")
+        content = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise BadRequest("values: takes base64 of doubles") from error
-    if len(values) != count:
-        raise BadRequest(f"values: {len(values)} for {count} pairs")
-    # A pair without a beta is NaN in the page, and null in this package's files.
-    table = pa.table({"pair_id": dataset.ids, "beta": pa.array(values, mask=np.isnan(values))})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return {"file": base64.b64encode(sink.getvalue()).decode()}
+    if len(content) % 8 or not content or first + len(content) // 8 > count:
+        raise BadRequest(f"values: {len(content) // 8} from {first} on, for {count} pairs")
+    name = EXPORTS.add_part(check_text(request, "file", 64), 8 * first, content)
+    if first + len(content) // 8 < count:
+        return {"file": name, "next": first + len(content) // 8}
+
+    def parts(raw: bytes) -> Iterator[pa.Table]:
+        values = np.frombuffer(raw, "<f8")
+        # A pair without a beta is NaN in the page, and null in this package's files.
+        column = pa.array(values, mask=np.isnan(values))
+        yield pa.table({"pair_id": dataset.ids, "beta": column})
+
+    path = EXPORTS.finish(name, parts)
+    return {"path": str(path), "name": "betas.parquet"}
 
 
 @endpoint
@@ -187,40 +219,11 @@ def export(dataset: Dataset, request: dict[str, Any]) -> Any:
             f"{len(places):,} pairs are selected, and at most {MAX_EXPORTED:,} can be exported: "
             "select fewer, or load the data set itself"
         )
-    # With the manifest, because the same name may stand for a newer revision later, or for another
-    # folder; its hash of the card covers all data files.
-    key = json.dumps([dataset.name, dataset.commit, dataset.facts, query, kind], default=str)
-    # Gradio serves files of its own cache folder only.
-    folder = Path(get_upload_folder()) / "inspector-exports"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:16]}.{kind}"
-    with EXPORT_LOCK:  # two visitors may ask for the same file
-        if not path.exists():
-            # One of the MAX_FILES places is for the new file.
-            by_age = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
-            for old in by_age[: -MAX_FILES + 1]:
-                old.unlink()
-            unfinished = path.with_suffix(".unfinished")
-            write = _write_parquet if kind == "parquet" else _write_json_lines
-            write(dataset.parts(places), unfinished)
-            # A file with its final name is complete, and is given to visitors without a check.
-            unfinished.rename(path)
+    # The number of the opening, because a name may later stand for other rows.
+    key = json.dumps([dataset.opening, query])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = EXPORTS.write(f"pairs-{digest}", kind, lambda: dataset.parts(places))
     return {"path": str(path), "name": path.name, "count": len(places)}
-
-
-def _write_parquet(parts: Iterator[pa.Table], path: Path) -> None:
-    # There always is a first part: an empty selection becomes a file with columns and no rows.
-    first = next(parts)
-    with pq.ParquetWriter(path, first.schema) as writer:
-        for part in chain([first], parts):
-            writer.write_table(part)
-
-
-def _write_json_lines(parts: Iterator[pa.Table], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for part in parts:
-            for row in part.to_pylist():
-                file.write(_format_json(row) + "\n")
 
 
 PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, export]
@@ -228,7 +231,9 @@ PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, exp
 
 
 # Gradio publishes this signature and docstring as the description of the API and the MCP tool.
-def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> str:
+def find_pairs(
+    query: str = "", data: str = "", limit: int = 20, offset: int = 0, text_offset: int = 0
+) -> str:
     """Find preference pairs by beta, gap, category and other fields, with all teacher replies.
 
     Args:
@@ -239,20 +244,36 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         data: data set to search, org/name or org/name@revision; empty for the Space's own.
         limit: number of pairs to return, at most 100.
         offset: number of pairs to skip first.
+        text_offset: number of characters to skip in every text of the first pair; needed only to
+            read on in a pair that was too long.
 
     Returns:
         JSON: `count` of all pairs found, and `pairs`, each with prompt, chosen, rejected, beta and
-        replies; or `error`, the reason for a refusal.
+        replies; or `error`, the reason for a refusal. An answer has at most 100,000 characters. If
+        fewer pairs than `limit` fit, `next_offset` is the offset of the next call. If the first
+        pair alone is too long, its texts are cut and `next_text_offset` is where they go on.
     """
     try:
-        request = {"query": query, "data": data, "limit": limit, "offset": offset}
+        request = {
+            "query": query, "data": data, "limit": limit, "offset": offset,
+            "text_offset": text_offset,
+        }  # fmt: skip
         dataset = LIBRARY.get(check_text(request, "data"))
         places = dataset.select(parse_query(check_text(request, "query")))
         first = check_integer(request, "offset", len(dataset.ids))
+        skip = check_integer(request, "text_offset", MAX_PAIR)
         wanted = places[first : first + check_integer(request, "limit", MAX_PAIRS)].tolist()
-        pairs = [dataset.row(place) | {"replies": dataset.pair_replies(place)} for place in wanted]
         result = {"data": dataset.name, "commit": dataset.commit, "count": len(places)}
+        result |= fit((_whole_pair(dataset, place) for place in wanted), skip)
+        if len(result["pairs"]) < len(wanted):
+            result["next_offset"] = first + len(result["pairs"])
         # Returned as text, because Gradio would take an object with a `path` for one of its files.
-        return _format_json(result | {"pairs": pairs})
+        return format_json(result)
     except (BadRequest, UnusableDataset) as error:
         return json.dumps({"error": str(error)})
+
+
+def _whole_pair(dataset: Dataset, place: int) -> dict[str, Any]:
+    if (problem := _check_size(dataset, place)) is not None:
+        return {"pair_id": dataset.ids[place], "error": problem}
+    return dataset.row(place) | {"replies": dataset.pair_replies(place)}

@@ -5,10 +5,11 @@ are in memory.
 """
 
 import base64
+import dataclasses
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ SEARCHED = "__text"
 """Column added by the inspector, with all searchable texts of a pair joined."""
 BATCH = 4096
 """Number of rows that are read or written at once."""
+
+
+_OPENINGS = itertools.count()
 
 
 class UnusableDataset(ValueError):
@@ -48,6 +52,7 @@ class Dataset:
         reply_rows: Rows of `replies`, grouped by pair.
         starts: (pairs + 1,) start of each pair's group in `reply_rows`.
         scores: Scores of the kept replies, for the page.
+        opening: Number that no other opened data set of this process has.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Dataset:
     reply_rows: Any
     starts: Any
     scores: Mapping[str, Any]
+    opening: int = dataclasses.field(default_factory=_OPENINGS.__next__)
 
     def search(self, text: str) -> Any:
         """Return which pairs contain a text in prompt or responses, ignoring case, as flags."""
@@ -124,7 +130,7 @@ class Dataset:
             reply["category"] = None if code is None else category[code]
         return replies
 
-    @cached_property
+    @property
     def packed(self) -> dict[str, Any]:
         """The data that the page loads first: the facts, and all fields of all pairs."""
         arrays = {
@@ -149,7 +155,7 @@ class Dataset:
             **pack(arrays),
         }
 
-    @cached_property
+    @property
     def packed_scores(self) -> dict[str, Any]:
         """The scores of the kept replies, from which the page computes betas."""
         arrays = {

@@ -59,7 +59,8 @@ def build(store, folder, value=0):
 @pytest.fixture
 def opened(new_store, tmp_path, monkeypatch):
     """Opens a data set with odd columns as the inspector's own."""
-    monkeypatch.setattr(api, "get_upload_folder", lambda: str(tmp_path / "uploads"))
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(api, "EXPORTS", api.Exports(tmp_path / "files"))
 
     def open_with(value, parent="one"):
         folder = build(new_store(f"{parent}.sqlite"), tmp_path / parent / "dataset", value)

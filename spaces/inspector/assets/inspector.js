@@ -3,7 +3,7 @@ const inspector = (() => {
   const {el} = page;
   const STATE = {q: "", tab: "pairs", pair: "", n: 0, look: "side", x: "", y: "", s: ""};
   const TABS = [...views].sort((one, other) => one.order - other.order);
-  const HUB = "https://huggingface.co";
+  const HUB = "https://huggingface.co", AT_ONCE = 4;
 
   function readAddress() {
     const params = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
@@ -36,12 +36,31 @@ const inspector = (() => {
       toasting = setTimeout(() => { toast.hidden = true; }, 4000);
     };
 
-    app.ask = async (name, parameters = {}) => {
+    async function answer(name, parameters) {
       // Gradio returns nothing if the server cannot be reached.
       const response = await server[name]({...parameters, data: data()}).catch(() => null);
       if (response === null || response === undefined) throw new Error("the server does not answer: try again");
       if (response.error) throw new Error(response.error);
       return response;
+    }
+
+    // Returns the whole answer: of a long one, the server returns a part of its JSON text.
+    app.ask = async (name, parameters = {}) => {
+      const first = await answer(name, parameters);
+      if (first.piece === undefined) return first;
+      const step = first.piece.length, pieces = [first.piece];
+      let next = step;
+      const rest = async () => {
+        while (next < first.size) {
+          const offset = next;
+          next += step;
+          const {piece, of} = await answer(name, {...parameters, offset});
+          if (of !== first.of) throw new Error("the data set has changed meanwhile: reload the page");
+          pieces[offset / step] = piece;
+        }
+      };
+      await Promise.all(Array.from({length: AT_ONCE}, rest));
+      return JSON.parse(pieces.join(""));
     };
 
     app.file = (path) => new URL(`gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`, new URL(".", location.href)).href;

@@ -1,8 +1,7 @@
 """Commands that run the inspector on this machine and deploy it to the Hub."""
 
-import sys
-
 import click
+from click.core import ParameterSource
 
 from sp2dpo.cli.options import print_lines
 
@@ -22,21 +21,35 @@ from sp2dpo.cli.options import print_lines
     show_default=True,
     help="Address to listen on; 0.0.0.0 lets other machines connect.",
 )
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Further host name that the server answers to, such as that of a proxy; repeatable.",
+)
 @click.pass_context
-def space(context: click.Context, data: str, port: int | None, host: str) -> None:
+def space(
+    context: click.Context, data: str, port: int | None, host: str, hosts: tuple[str, ...]
+) -> None:
     """Inspect pairs, betas and replies in a browser.
 
     Runs the inspector as a local web server. `sp2dpo space deploy` deploys it as a Space on the
     Hub.
     """
-    if context.invoked_subcommand is not None:
-        # click reads --data before the subcommand as the group's own, and it would have no effect.
+    if (subcommand := context.invoked_subcommand) is not None:
+        # click reads options before the subcommand as the group's own; they would have no effect.
         if data:
-            raise click.UsageError(f"--data must be given after {context.invoked_subcommand}")
+            raise click.UsageError(f"--data must be given after {subcommand}")
+        for name, option in (("port", "--port"), ("host", "--host"), ("hosts", "--allow-host")):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"{option} is for the inspector on this machine, not for {subcommand}: omit it"
+                )
         return
-    from sp2dpo.dataset.space import run_inspector
+    from sp2dpo.dataset.space import become_inspector
 
-    sys.exit(run_inspector(data, port=port, host=host))
+    become_inspector(data, port=port, host=host, hosts=hosts)
 
 
 @space.command()

@@ -8,10 +8,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from huggingface_hub import HfApi
 
@@ -19,11 +20,12 @@ from sp2dpo.dataset.manifest import MANIFEST
 from sp2dpo.dataset.repo import Head, HubRepo, check_token, retry_commit
 from sp2dpo.hub import hub_errors
 
-VARIABLE = "SP2DPO_DATA"
+VARIABLE, HOSTS, PARENT = "SP2DPO_DATA", "SP2DPO_HOSTS", "SP2DPO_PARENT"
 _CARD, _CARD_TITLE = "README.md", "title: SP2DPO inspector"
 _INITIAL_FILES = {_CARD, ".gitattributes"}
 """Files that the Hub puts into a new Space."""
-_DATASET_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_DATASET_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+_HOST_NAME = re.compile(r"[\w.-]+|\[?[\da-fA-F:.]+\]?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +43,69 @@ class DeployResult:
     unchanged: int
 
 
-def run_inspector(data: str = "", *, port: int | None = None, host: str = "127.0.0.1") -> int:
+def run_inspector(
+    data: str = "",
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    hosts: Sequence[str] = (),
+) -> int:
     """Run the inspector until it is stopped; return its exit status.
+
+    It also stops when this process ends, even if this process is killed.
 
     Args:
         data: Folder of a data set, `org/name` or `org/name@revision`; empty for the demo.
         port: Port of the server; None for the first free port from 7860.
         host: Address to bind; "0.0.0.0" accepts connections from other machines.
+        hosts: Further host names that the server answers to, such as that of a proxy.
 
     Raises:
-        ValueError: There is no such data set.
+        ValueError: There is no such data set, or no such host name.
         OSError: Gradio is not installed.
     """
+    command, env = _inspector_command(data, port, host, hosts)
+    env[PARENT] = str(os.getpid())
+    # The end of this process closes the pipe, and the inspector ends with it.
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # a terminal interrupts the inspector as well, Jupyter does not
+            if process.stdin is not None:
+                process.stdin.close()
+            # 130 and -2 are the statuses of a program that SIGINT ended.
+            return 0 if process.wait() in (0, 130, -2) else 1
+
+
+def become_inspector(data: str, *, port: int | None, host: str, hosts: Sequence[str]) -> NoReturn:
+    """Run the inspector in place of this program, so that signals reach it; never return.
+
+    Arguments and errors are those of `run_inspector`.
+    """
+    command, env = _inspector_command(data, port, host, hosts)
+    env.pop(PARENT, None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, env)
+
+
+def _inspector_command(
+    data: str, port: int | None, host: str, hosts: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of the inspector, after a check of the arguments."""
     shown = _check_data(data)
-    # Not imported: only the other process needs it.
+    for name in hosts:
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(f"{name}: not a host name (without https:// and without a port)")
+    # Not imported: only the other program needs it.
     if find_spec("gradio") is None:
         raise FileNotFoundError("the inspector needs Gradio: pip install 'sp2dpo[space]'")
     env = {**os.environ, VARIABLE: shown, "GRADIO_SERVER_NAME": host}
+    if hosts:
+        env[HOSTS] = ",".join([*filter(None, [env.get(HOSTS)]), *hosts])
     if port is not None:
         env["GRADIO_SERVER_PORT"] = str(port)
-    with subprocess.Popen([sys.executable, "app.py"], cwd=_inspector_folder(), env=env) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal interrupts the inspector as well
-            # 130 and -2 are the statuses of a program that SIGINT ended.
-            return 0 if process.wait() in (0, 130, -2) else 1
+    return [sys.executable, str(_inspector_folder() / "app.py")], env
 
 
 def deploy_space(
@@ -114,6 +154,8 @@ def _check_data(data: str) -> str:
         return str(Path(data).resolve())
     if not _DATASET_NAME.fullmatch(data):
         raise ValueError(f"{data}: neither a folder nor a data set on the Hub (org/name@revision)")
+    if Path(data).exists():
+        raise ValueError(f"{data} is a file: name the folder of a data set")
     return data
 
 

@@ -1,7 +1,7 @@
 // View: edit the schedule, see all betas change, and copy the YAML for `sp2dpo schedule`.
 const editor = (() => {
   const {el, fixed, percent, plural, labelled, select} = page;
-  const BINS = 54;
+  const BINS = 54, MAX_BETAS = 65536;  // betas in a request, as in api.py
 
   const number = (label, value, change, step = "any") => {
     const node = el("input", {type: "number", step, min: "0", "aria-label": label, value: String(value)});
@@ -79,8 +79,13 @@ const editor = (() => {
       const {edited, published} = await app.everywhere(true);
       save.disabled = true;
       try {
-        const response = await app.ask("betas", {values: page.base64((edited ?? published).beta.buffer)});
-        page.download("betas.parquet", new Blob([page.bytes(response.file)]));
+        const {beta} = edited ?? published;
+        let response = {file: ""};
+        for (let first = 0; first < beta.length; first += MAX_BETAS)
+          response = await app.ask("betas", {values: page.base64(beta.slice(first, first + MAX_BETAS).buffer), first, file: response.file});
+        const written = await fetch(app.file(response.path));
+        if (!written.ok) throw new Error("the server does not answer: try again");
+        page.download(response.name, await written.blob());
         app.say("betas.parquet downloaded");
       } catch (error) { app.say(error.message); } finally { save.disabled = false; }
     }

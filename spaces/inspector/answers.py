@@ -1,0 +1,134 @@
+"""Keep answers short: parts of long ones for the page, and fewer or shorter pairs for programs."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from query import BadRequest
+
+MAX_ANSWER = 100_000
+"""Largest number of characters of an answer as ASCII JSON; Gradio keeps answers in memory."""
+MAX_WHOLE = 60_000_000
+"""Largest number of characters of the long answers that stay in memory for their next parts."""
+MAX_CUT = 50
+"""Shortest length to which a text or a list is cut."""
+_ENVELOPE = 2_000
+"""Characters for what surrounds the pairs in an answer."""
+
+
+class Answers:
+    """Answers to the page, of which the long ones are returned in parts."""
+
+    def __init__(self) -> None:
+        """Create an empty memory of long answers."""
+        self._texts: OrderedDict[str, str] = OrderedDict()
+        self._lock = Lock()
+
+    def part(
+        self,
+        opening: int,
+        function: Callable[[Any, dict[str, Any]], Any],
+        dataset: Any,
+        request: dict[str, Any],
+    ) -> Any:
+        """Return the answer to a request, or a part of it if it is long.
+
+        Raises:
+            BadRequest: The part that is asked for does not exist.
+        """
+        offset = request.get("offset", 0)
+        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+            raise BadRequest("offset: takes a whole number")
+        parameters = {key: value for key, value in request.items() if key != "offset"}
+        key = json.dumps([opening, function.__name__, parameters], sort_keys=True)
+        with self._lock:
+            text = self._texts.get(key)
+        if text is None:
+            answer = function(dataset, parameters)
+            text = json.dumps(to_json(answer), separators=(",", ":"), allow_nan=False)
+            if len(text) <= MAX_ANSWER and not offset:
+                return answer
+            self._keep(key, text)
+        if offset >= len(text):
+            raise BadRequest(f"offset: the answer has {len(text):,} characters")
+        return {
+            "piece": text[offset : offset + MAX_ANSWER],
+            "size": len(text),
+            "of": hashlib.sha256(text.encode()).hexdigest()[:16],
+        }
+
+    def _keep(self, key: str, text: str) -> None:
+        with self._lock:
+            self._texts[key] = text
+            size = sum(map(len, self._texts.values()))
+            while size > MAX_WHOLE and len(self._texts) > 1:
+                size -= len(self._texts.popitem(last=False)[1])
+
+
+def to_json(value: Any) -> Any:
+    """Return a value with JSON types only: NaN and infinity become null, other types text."""
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def format_json(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
+
+
+def fit(pairs: Iterable[dict[str, Any]], text_offset: int) -> dict[str, Any]:
+    """Return as many pairs as fit into an answer, under `pairs`.
+
+    If the first pair alone does not fit, its texts and lists are cut. Its texts begin at
+    `text_offset`, and `next_text_offset` is where they go on.
+    """
+    fitting, room, more = [], MAX_ANSWER - _ENVELOPE, {}
+    for pair in pairs:
+        whole = to_json(pair)
+        size = len(json.dumps(whole))
+        if not fitting and (size > room or text_offset):
+            whole, more = _shorten(whole, room, text_offset)
+            size = len(json.dumps(whole))
+        if size > room:
+            break
+        fitting.append(whole)
+        room -= size
+    return {"pairs": fitting, **more}
+
+
+def _shorten(pair: dict[str, Any], room: int, start: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return a pair with the longest texts that fit, and where they go on if they are cut."""
+    length = room
+    while True:
+        longest = 0
+
+        def cut(value: Any, length: int = length) -> Any:
+            nonlocal longest
+            if isinstance(value, str):
+                longest = max(longest, len(value))
+                # A short text, such as an id, is not skipped.
+                return value[start : start + length] if len(value) > MAX_CUT else value
+            if isinstance(value, dict):
+                return {key: cut(item) for key, item in value.items()}
+            return [cut(item) for item in value[:length]] if isinstance(value, list) else value
+
+        short = cut(pair)
+        left_out = len(pair.get("replies", [])) - len(short.get("replies", []))
+        if left_out:
+            short["replies_left_out"] = left_out
+        if len(json.dumps(short)) <= room:
+            break
+        if length <= MAX_CUT // 10:
+            return {"pair_id": pair["pair_id"], "error": "too many columns to be shown"}, {}
+        length = length * 3 // 4 if length > MAX_CUT else length - 1
+    return short, {"next_text_offset": start + length} if longest > start + length else {}
