@@ -21,6 +21,7 @@ from sp2dpo.training import (
     one_line_errors,
     parse_settings,
     prepare_reward_run,
+    stoppable,
 )
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     with one_line_errors("reward.py", 2, traceback=traceback):
         settings = parse_settings(arguments, (FoldConfig, RewardModelConfig, ModelConfig))
         data, args, model = settings.configs
-    with one_line_errors("reward.py", 1, traceback=traceback):
+    with one_line_errors("reward.py", 1, traceback=traceback), stoppable("reward.py"):
         run = prepare_reward_run(data, args, model)
         run.train()
     if os.environ.get("RANK", "0") == "0":

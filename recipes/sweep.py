@@ -8,7 +8,8 @@ Each value of `--vary` gives a run with the `--config` files and that value; sev
 options give all combinations of their values. Each `--arm` gives a run with the `--config` files
 and that file. Other options, such as `--learning_rate 1.0e-6`, apply to all runs. Each run is an
 `accelerate launch` of train.py. A run that is complete is not repeated, and a run that fails does
-not stop the others.
+not stop the others. After Ctrl-C or the signal of a scheduler, the current run saves a checkpoint;
+the same command goes on from there.
 
 The script prints a table of the runs' results on the held-out pairs, and writes sweep.json. The
 losses of runs with different betas cannot be compared; accuracies and unscaled margins can.
@@ -16,10 +17,13 @@ losses of runs with different betas cannot be compared; accuracies and unscaled 
 
 import argparse
 import itertools
+import shlex
+import signal
 import sys
 from pathlib import Path
 
 from sp2dpo import wilson_interval
+from sp2dpo.interrupts import Interrupted
 from sp2dpo.training import SweepRun, run_sweep, sweep_lines
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -28,7 +32,7 @@ TRAIN = Path(__file__).with_name("train.py")
 def main(arguments: list[str]) -> int:
     """Run all incomplete runs, print the table, and return the exit code.
 
-    It is 1 if a run failed, and 2 if the settings are wrong.
+    It is 1 if a run failed, 2 if the settings are wrong, and 128 + N if signal N stopped the sweep.
     """
     try:
         options, runs = parse(arguments)
@@ -36,6 +40,14 @@ def main(arguments: list[str]) -> int:
             runs, options.out, TRAIN, engine=options.engine,
             report=lambda line: print(line, flush=True),
         )  # fmt: skip
+    except Interrupted as stopped:
+        name = signal.Signals(stopped.number).name
+        command = shlex.join(["python", *sys.argv])
+        print(
+            f"sweep.py: stopped by {name}; run the same command again to resume: {command}",
+            file=sys.stderr,
+        )
+        return 128 + stopped.number
     except (ValueError, OSError) as error:
         print("sweep.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2

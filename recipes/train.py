@@ -26,6 +26,7 @@ from sp2dpo.training import (
     one_line_errors,
     parse_settings,
     prepare_run,
+    stoppable,
 )
 
 # accelerate does not set RANK if it starts a single process.
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
     traceback = "--traceback" in arguments
     with one_line_errors("train.py", 2, traceback=traceback):
         data, args, model = parse(arguments)
-    with one_line_errors("train.py", 1, traceback=traceback):
+    with one_line_errors("train.py", 1, traceback=traceback), stoppable("train.py"):
         run = prepare_run(data, args, model)
         run.train()
     if MAIN_PROCESS:

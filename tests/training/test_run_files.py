@@ -4,7 +4,10 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import sp2dpo.training.sweep as sweep_module
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
@@ -212,18 +216,18 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
     cache = words.index("--reference_cache")
     del words[cache : cache + 2]
     sweep, launched = recipe("sweep"), []
-    launch = subprocess.run
+    launch = sweep_module._launch
 
-    def run(command, *, stdout, stderr, check):
+    def run(command, log):
         """Launch the first run; the others do without a process, for its imports."""
         launched.append(command)
         if len(launched) == 1:
-            return launch(command, stdout=stdout, stderr=stderr, check=check)
+            return launch(command, log)
         assert command[:6] == launched[0][:6]
         script.main([*command[6:], "--traceback", "true"])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr("sp2dpo.training.sweep.subprocess.run", run)
+    monkeypatch.setattr(sweep_module, "_launch", run)
     assert sweep.main(words) == 0, (out / "sp2dpo.log").read_text()[-2000:]
     rows = {row["run"]: row for row in json.loads((out / "sweep.json").read_text())}
     assert rows.keys() == {"sp2dpo", "beta-0.005", "beta-0.3"}
@@ -272,16 +276,62 @@ def test_a_sweep_of_nothing_is_refused(tmp_path, monkeypatch, capsys, arguments,
     ],
 )
 def test_a_sweep_shows_why_a_run_failed(tmp_path, monkeypatch, files, printed, shown):
-    def run(command, *, stdout, stderr, check):
-        stdout.write(printed)
-        return subprocess.CompletedProcess(command, 3)
+    def run(command, log):
+        log.write(printed)
+        return 3
 
-    monkeypatch.setattr("sp2dpo.training.sweep.subprocess.run", run)
+    monkeypatch.setattr(sweep_module, "_launch", run)
     lines = []
     sweep_run = SweepRun("a", tuple(files("seed: 1\n")), ())
     (result,) = run_sweep([sweep_run], tmp_path / "out", Path("train.py"), report=lines.append)
     assert result.exit_code == 3
     assert lines[1] == f"a: failed with exit code 3{shown}"
+
+
+STOPPED = """
+import signal, subprocess, sys, time
+if sys.argv[1] == "launcher":  # as `accelerate launch`: it ends at SIGTERM, its process goes on
+    sys.exit(subprocess.call([sys.executable, __file__, "training", sys.argv[2]]))
+def save(number, frame):
+    time.sleep(0.3)
+    open(sys.argv[2] + "/checkpoint", "w").close()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+open(sys.argv[2] + "/begun", "w").close()
+time.sleep(100)
+"""
+SWEEPS = """
+import sys
+import sp2dpo.training.sweep as sweep
+from sp2dpo.interrupts import Interrupted, raise_on_signals
+raise_on_signals()
+try:
+    sweep._launch([sys.executable, *sys.argv[1:]], sys.stderr)
+except Interrupted as stopped:
+    sys.exit(128 + stopped.number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_or_killed_lets_its_run_save_a_checkpoint(tmp_path, number):
+    (tmp_path / "run.py").write_text(STOPPED)
+    (tmp_path / "sweep.py").write_text(SWEEPS)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "sweep.py", tmp_path / "run.py", "launcher", tmp_path],
+        stderr=subprocess.DEVNULL,
+    ) as sweep:
+        end = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert sweep.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        sweep.send_signal(number)
+        code = sweep.wait(30)
+        while number == signal.SIGKILL and not (tmp_path / "checkpoint").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    assert (tmp_path / "checkpoint").exists()
 
 
 def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path):

@@ -1,11 +1,13 @@
 """Run a command and make sure that all its processes end: a separate program, never imported.
 
-    python keeper.py PARENT GRACE COMMAND...
+    python keeper.py [--wait-for-all] PARENT GRACE COMMAND...
 
 It runs in its own session. It ends when COMMAND ends, with its exit code (128 + n after signal n);
 when it receives SIGTERM; and when the process PARENT dies for any reason, which the kernel reports
 to it. Before it exits, it sends SIGTERM to all processes of the session, and after GRACE seconds it
-kills all remaining descendants, even those that left the session.
+kills all remaining descendants, even those that left the session. Once COMMAND has ended, they are
+killed at once; with --wait-for-all, after a signal, they have the GRACE seconds as well, as a
+training has that a launcher leaves behind.
 """
 
 import ctypes
@@ -22,7 +24,7 @@ _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _HOUR = 3600.0
 
 
-def keep(parent: int, grace: float, command: list[str]) -> int:
+def keep(parent: int, grace: float, command: list[str], *, wait_for_all: bool = False) -> int:
     """Run the command until it ends or must stop; return its exit code, or 143 if stopped."""
     # Blocked signals stay pending until sigtimedwait, so they cannot interrupt any other code.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {signal.SIGCHLD})
@@ -41,6 +43,9 @@ def keep(parent: int, grace: float, command: list[str]) -> int:
             # This reaches the keeper as well, but its own SIGTERM is blocked and then ignored.
             os.killpg(0, signal.SIGTERM)
         code = _reap_children(child)
+    while wait_for_all and deadline and _children() and (left := deadline - time.monotonic()) > 0:
+        signal.sigtimedwait({signal.SIGCHLD}, left)
+        _reap_children(child)
     _kill_the_rest()
     return 128 + signal.SIGTERM if code is None else code
 
@@ -106,4 +111,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(keep(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    words = sys.argv[1:]
+    to_wait = words[0] == "--wait-for-all"
+    words = words[to_wait:]
+    sys.exit(keep(int(words[0]), float(words[1]), words[2:], wait_for_all=to_wait))

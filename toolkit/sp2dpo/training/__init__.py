@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from sp2dpo.training.run import DataConfig, TrainingRun, prepare_run
     from sp2dpo.training.run_config import parse_settings
+    from sp2dpo.training.stopping import stoppable
     from sp2dpo.training.sweep import SweepResult, SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
@@ -32,6 +33,7 @@ _NAMES = {
     "reward_run": ("FoldConfig", "RewardModelConfig", "RewardRun", "prepare_reward_run"),
     "run": ("DataConfig", "TrainingRun", "prepare_run"),
     "run_config": ("parse_settings",),
+    "stopping": ("stoppable",),
     "sweep": ("SweepResult", "SweepRun", "run_sweep", "sweep_lines"),
     "trainer": ("PairColumnsMixin", "PairDPOTrainer"),
 }
@@ -61,6 +63,7 @@ __all__ = [
     "prompt_fold",
     "run_sweep",
     "score_dataset",
+    "stoppable",
     "sweep_lines",
 ]
 

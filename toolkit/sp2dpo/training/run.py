@@ -14,7 +14,7 @@ import trl
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sp2dpo.files import write_json
@@ -26,6 +26,12 @@ from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.provenance import card_section, display_name, read_split, trace_rows
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.rows import number_rows
+from sp2dpo.training.stopping import (
+    Stopped,
+    is_complete,
+    stopping_at_signals,
+    whole_mean_loss,
+)
 from sp2dpo.training.trainer import PairDPOTrainer
 
 RESULTS = "results.json"
@@ -102,7 +108,7 @@ def remove_marks(rows: Dataset) -> Dataset:
 def find_checkpoint(args: Any) -> str | None:
     """Return the checkpoint folder to resume from; None if there is none.
 
-    The setting `true` means the last checkpoint in the output folder.
+    The setting `true` means the last complete checkpoint in the output folder.
 
     Raises:
         ValueError: If the setting names something that is not a folder.
@@ -111,13 +117,21 @@ def find_checkpoint(args: Any) -> str | None:
     if setting is None or str(setting).lower() == "false":
         return None
     if str(setting).lower() == "true":
-        out = str(args.output_dir)
-        return get_last_checkpoint(out) if Path(out).is_dir() else None
+        return _last_checkpoint(Path(str(args.output_dir)))
     if not Path(setting).is_dir():
         raise ValueError(
             f"resume_from_checkpoint: {setting} is not a folder; `true` resumes from the last one"
         )
     return setting
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    steps = {
+        int(path.name.rpartition("-")[2]): path
+        for path in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdecimal() and is_complete(path)
+    }
+    return str(steps[max(steps)]) if steps else None
 
 
 class _EvaluationRecorder(TrainerCallback):
@@ -140,18 +154,28 @@ def train_and_evaluate(
         trainer: A Trainer.
         checkpoint: Checkpoint folder to resume from; None to start from the beginning.
         evaluate: Whether there are rows to evaluate on; without them the metrics are None.
+
+    Raises:
+        Stopped: If a signal has stopped the run, and its checkpoint is saved.
     """
     # Not from the trainer's log: after resuming, that includes evaluations of an earlier process,
     # which may have had other rows.
     recorder = _EvaluationRecorder()
     trainer.add_callback(recorder)
-    loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
-    if not evaluate:
-        return loss, None
-    # The best checkpoint, if it is loaded at the end, need not be the last one.
-    if recorder.step != trainer.state.global_step or trainer.args.load_best_model_at_end:
-        trainer.evaluate()
-    return loss, recorder.metrics
+    try:
+        with stopping_at_signals(trainer) as stop:
+            loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+            # The best checkpoint, if it is loaded at the end, need not be the last one.
+            is_old = recorder.step != trainer.state.global_step
+            is_stopping = stop is not None and stop.stopping is not None
+            if evaluate and not is_stopping and (is_old or trainer.args.load_best_model_at_end):
+                trainer.evaluate()
+    except Stopped:
+        end_training(trainer)
+        raise
+    if checkpoint is not None:
+        loss = whole_mean_loss(trainer, loss, checkpoint)
+    return loss, recorder.metrics if evaluate else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,6 +393,7 @@ def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
     Output folders, trackers, secrets and settings that depend on the machine are left out.
     """
     left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    left_out |= {"resume_from_checkpoint", "save_only_model"}  # they do not change the model
     # Set by `quiet_libraries` and `set_current_names`, not by the user.
     left_out |= {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
     changed: dict[str, Any] = {}

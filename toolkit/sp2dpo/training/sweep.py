@@ -1,15 +1,21 @@
 """Train one model with several settings, each in its own process, with a shared reference cache."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import IO, Any
 
 from sp2dpo.files import write_json
+from sp2dpo.inference import keeper
+from sp2dpo.interrupts import Interrupted, stopping_signals
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
@@ -17,6 +23,8 @@ from sp2dpo.training.run_config import compose
 ACCURACY, MARGIN = "eval_rewards/accuracies", "eval_margins/unscaled"
 RESERVED = ("sweep", "reference")
 """Names that no run may have: the table sweep.json, and the folder of the reference cache."""
+GRACE = 600
+"""Seconds in which a run that is stopped has to save its checkpoint, before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ def run_sweep(
         ValueError: If the folder of a run has results of other settings, its name is reserved, or
             another process runs a sweep in the folder.
         OSError: If a file cannot be read or written.
+        Interrupted: If a signal was received; the current run has saved a checkpoint, with which
+            a second call continues.
     """
     for run in runs:
         if run.name in RESERVED:
@@ -133,11 +143,13 @@ def _run(
             str(script),
             *(word for path in run.configs for word in ("--config", str(path))),
             # The last value of an option counts: a run may set its own cache, but no other folder.
-            *("--reference_cache", str(folder / "reference"), *run.arguments),
+            *("--reference_cache", str(folder / "reference")),
+            # Of a run that was stopped; there is none before the first step.
+            *("--resume_from_checkpoint", "true", *run.arguments),
             *("--output_dir", str(output)),
         ]
         with log.open("w", encoding="utf-8") as file:
-            code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+            code = _launch(command, file)
         seconds = time.monotonic() - started
         if not results.exists():
             # Without results a run has failed, whatever its exit code says.
@@ -146,6 +158,39 @@ def _run(
             report(f"{run.name}: failed with exit code {code}{_reason(log, script)}")
     content = {} if code else json.loads(results.read_text(encoding="utf-8"))
     return SweepResult(run=run.name, exit_code=code, seconds=seconds, results=content)
+
+
+def _launch(command: list[str], log: IO[str]) -> int:
+    """Run a command and return its exit code; a signal stops it and everything it has started.
+
+    Raises:
+        Interrupted: If a signal was received, after the command has ended. A second one kills it.
+    """
+    # The keeper passes the signal on to all processes, which `accelerate launch` does not do, and
+    # also if this process is killed.
+    words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
+    words += [str(os.getpid()), str(GRACE), *command]
+    received: list[int] = []
+    with subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True) as process:
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            if len(received) == 1:
+                process.send_signal(signal.SIGTERM)
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = stopping_signals() if in_main_thread else []
+        before = {number: signal.signal(number, forward) for number in numbers}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])
+    return code
 
 
 def _reason(log: Path, script: Path) -> str:

@@ -1,0 +1,238 @@
+"""A signal ends a training run after its step, with a checkpoint from which it goes on."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from transformers import TrainerCallback
+
+from sp2dpo.training import stoppable
+from sp2dpo.training.run import find_checkpoint, train_and_evaluate
+from sp2dpo.training.stopping import StopSignals, is_complete
+from support.training import BETAS, assert_same, make, pairs, run_in, settings
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+SIGNALS = [
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+]  # fmt: skip
+
+
+class Sender(TrainerCallback):
+    """Sends this process a signal in a step, or in the evaluation after it."""
+
+    def __init__(self, number, step, *, evaluating=False):
+        self.number, self.step, self.evaluating = number, step, evaluating
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step and not self.evaluating:
+            os.kill(os.getpid(), self.number)
+
+    def on_prediction_step(self, args, state, control, **_):
+        if state.global_step == self.step and self.evaluating:
+            self.step = None
+            os.kill(os.getpid(), self.number)
+
+
+OPTIONS = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
+
+
+def run(model_dir, folder, sender=None, **changes):
+    """Train in this folder; the parameters, the mean loss and what was logged."""
+    options = OPTIONS | changes
+    data = pairs(beta=BETAS)
+    trainer = make(model_dir, folder, data, eval_dataset=data, **options)
+    if sender is not None:
+        trainer.add_callback(sender)
+    with stoppable("train.py"):
+        loss, metrics = train_and_evaluate(
+            trainer, checkpoint=find_checkpoint(trainer.args), evaluate=True
+        )
+    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    evaluations = {
+        entry["step"]: entry["eval_loss"]
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    }
+    return weights, loss, metrics["eval_loss"], evaluations
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model_dir, tmp_path_factory):
+    return run(model_dir, tmp_path_factory.mktemp("undisturbed"))
+
+
+def check_resumed(model_dir, folder, undisturbed, **changes):
+    resumed = run(model_dir, folder, resume_from_checkpoint="true", **changes)
+    assert_same(resumed[0], undisturbed[0])
+    assert resumed[1] == pytest.approx(undisturbed[1], rel=1e-6)
+    assert resumed[2:] == undisturbed[2:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_stopped_run_resumes_to_the_same_model(model_dir, tmp_path, undisturbed, capsys, number):
+    with pytest.raises(SystemExit) as ended:
+        run(model_dir, tmp_path, Sender(number, 2))
+    assert ended.value.code == 128 + number
+    name = signal.Signals(number).name
+    error = capsys.readouterr().err
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    assert f"stopped by {name} after step 3 of 4; the checkpoint is {checkpoint}" in error
+    assert "--resume_from_checkpoint true" in error
+    assert is_complete(checkpoint)
+    check_resumed(model_dir, tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("sender", "step"),
+    [
+        (Sender(signal.SIGTERM, 0), 1),
+        (Sender(signal.SIGTERM, 1), 2),  # the evaluation that is due is made up for
+        (Sender(signal.SIGTERM, 3), 4),  # all steps are done
+        (Sender(signal.SIGTERM, 2, evaluating=True), 2),
+        (Sender(signal.SIGTERM, 4, evaluating=True), 4),
+    ],
+    ids=["first step", "due evaluation", "last step", "in an evaluation", "in the last evaluation"],
+)
+def test_a_run_may_be_stopped_anywhere(model_dir, tmp_path, undisturbed, sender, step):
+    with pytest.raises(SystemExit) as ended:
+        run(model_dir, tmp_path, sender)
+    assert ended.value.code == 143
+    assert find_checkpoint(
+        make(model_dir, tmp_path, pairs(beta=BETAS), resume_from_checkpoint="true").args
+    ) == str(tmp_path / "run" / f"checkpoint-{step}")
+    check_resumed(model_dir, tmp_path, undisturbed)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_at_the_same_model(
+    model_dir, tmp_path, undisturbed
+):
+    for step in range(4):
+        with pytest.raises(SystemExit):
+            run(model_dir, tmp_path, Sender(signal.SIGUSR1, step), resume_from_checkpoint="true")
+    check_resumed(model_dir, tmp_path, undisturbed)
+
+
+def test_a_checkpoint_that_a_kill_left_incomplete_is_passed_over(model_dir, tmp_path, undisturbed):
+    often = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    with pytest.raises(SystemExit):
+        run(model_dir, tmp_path, Sender(signal.SIGTERM, 2), **often)
+    for step, state in ((3, '{"epoch": 0.'), (17, None)):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(exist_ok=True)
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "run" / "checkpoint-mine").mkdir()
+    args = make(model_dir, tmp_path, pairs(beta=BETAS), resume_from_checkpoint="true").args
+    assert find_checkpoint(args) == str(tmp_path / "run" / "checkpoint-2")
+    check_resumed(model_dir, tmp_path, undisturbed)
+
+
+def test_weights_alone_are_no_checkpoint_to_resume_from(model_dir, tmp_path, undisturbed):
+    with pytest.raises(SystemExit):
+        run(model_dir, tmp_path, Sender(signal.SIGTERM, 2), save_only_model=True)
+    assert (tmp_path / "run" / "checkpoint-3" / "optimizer.pt").exists()
+    check_resumed(model_dir, tmp_path, undisturbed)
+
+
+def test_a_signal_before_the_training_ends_the_run_at_once(capsys):
+    with pytest.raises(SystemExit) as ended, stoppable("train.py"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1 before the first step: nothing is lost" in capsys.readouterr().err
+
+
+def test_a_launcher_that_forwards_a_signal_at_once_is_no_second_signal(monkeypatch):
+    signals, sent, now = StopSignals(), [], [100.0]
+    signals.notice = "the run ends"
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "kill", lambda _, number: sent.append(number))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for seconds in (0, 1, 1):
+            now[0] += seconds
+            signals.receive(signal.SIGTERM)
+        assert sent == []
+        now[0] += 2
+        signals.receive(signal.SIGTERM)
+        assert sent == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_handlers_are_what_they_were_after_the_run():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for a launcher
+        with stoppable("train.py"):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+            receives = signal.getsignal(signal.SIGTERM)
+            assert receives not in before
+            assert {signal.getsignal(number) for number in SIGNALS} == {receives, signal.SIG_IGN}
+            assert signal.getsignal(signal.SIGUSR1) == receives
+    finally:
+        signal.signal(signal.SIGHUP, before[2])
+        signal.signal(signal.SIGUSR1, before[3])
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+TWO_PROCESSES = """
+import json, os, signal, sys
+from datasets import Dataset
+import deepspeed
+from sp2dpo.training import stoppable
+from sp2dpo.training.run import find_checkpoint, train_and_evaluate
+from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+from transformers import TrainerCallback
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+job = json.load(open(sys.argv[1]))
+
+class Sender(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if args.process_index == 1 and state.global_step == job["step"]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+trainer = PairDPOTrainer(
+    job["model"], args=PairDPOConfig(**job["settings"]),
+    train_dataset=Dataset.from_dict(job["pairs"]),
+)
+trainer.add_callback(Sender())
+code = 0
+try:
+    with stoppable("train.py"):
+        loss, _ = train_and_evaluate(
+            trainer, checkpoint=find_checkpoint(trainer.args), evaluate=False
+        )
+except SystemExit as ended:
+    loss, code = None, ended.code
+result = {"step": trainer.state.global_step, "code": code, "loss": loss}
+with open(f"{job['name']}-{trainer.accelerator.process_index}.json", "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step_and_resume(model_dir, tmp_path, undisturbed):
+    """One of them receives a signal; the first launch is stopped, the second goes on."""
+    options = settings(tmp_path, max_steps=4, per_device_train_batch_size=2)
+    job = {"model": str(model_dir), "pairs": pairs(beta=BETAS)[:], "step": 1}
+    for name in ("stopped", "resumed"):
+        resume = {"resume_from_checkpoint": "true"} if name == "resumed" else {}
+        run_in(2, TWO_PROCESSES, tmp_path, name=name, settings=options | resume, **job)
+    stopped, resumed = (
+        [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+        for name in ("stopped", "resumed")
+    )
+    assert [result["step"] for result in stopped] == [2, 2]
+    assert [result["code"] for result in stopped] == [128 + signal.SIGUSR1] * 2
+    assert [result["step"] for result in resumed] == [4, 4]
+    assert resumed[0]["loss"] == pytest.approx(undisturbed[1], abs=1e-4)
