@@ -125,9 +125,35 @@ def test_an_answer_is_read_in_any_encoding(chat):
     assert ask(chat).text == "Ja, süß."
 
 
-def test_an_answer_is_read_from_brotli_where_that_is_installed():
-    brotli = pytest.importorskip("brotli")
-    assert ask(encoded(brotli.compress(UTF8), "br")).text == "Ja, süß."
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "deflate, br"])
+def test_an_answer_compressed_unasked_is_refused_with_what_to_do(coding):
+    with pytest.raises(EndpointError, match=r"Content-Encoding .* turn compression off"):
+        ask(encoded(UTF8, coding))
+
+
+DAMAGED = {
+    "cut": (gzip.compress(UTF8)[:-9], "gzip"),
+    "continued": (gzip.compress(UTF8) + b"more", "gzip"),
+    "two members": (gzip.compress(UTF8) * 2, "gzip"),
+    "not compressed": (UTF8, "gzip"),
+    "wrong checksum": (zlib.compress(UTF8)[:-4] + b"abcd", "deflate"),
+}
+
+
+@pytest.mark.parametrize(("body", "coding"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_compressed_answer_is_no_answer(body, coding):
+    with pytest.raises(Unavailable, match=rf"damaged body \({coding}\)"):
+        ask(encoded(body, coding))
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "unicode_escape", "zlib"])
+def test_character_sets_that_are_none_are_not_decoded(charset):
+    def chat(_):
+        headers = {"Content-Type": f"application/json; charset={charset}"}
+        return web.Response(body=UTF8.decode().encode("latin-1"), headers=headers)
+
+    with pytest.raises(Unavailable, match="not a JSON object"):
+        ask(chat)
 
 
 def test_an_answer_is_read_in_chunks():

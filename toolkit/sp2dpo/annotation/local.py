@@ -19,6 +19,7 @@ from sp2dpo.annotation.writer import StorePages, Writer, open_writer
 from sp2dpo.inference.client import Client, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.keys import KeyUse
+from sp2dpo.inference.secrets import Secrets
 from sp2dpo.inference.servers import Servers, open_servers
 from sp2dpo.interrupts import first_failure, wait_unless_stopped
 from sp2dpo.panel.panel import Panel
@@ -225,6 +226,8 @@ class _Run:
                         teacher,
                         self._panel.rubric.schema(),
                         send_keys=self._options.send_keys,
+                        secrets=Secrets(self._panel.api_key_variables),
+                        say=self._options.say,
                     ),
                     self._panel.rubric,
                     servers.urls,

@@ -35,6 +35,7 @@ from sp2dpo.inference.caller import StopRequested
 from sp2dpo.inference.client import Client, EndpointError, Unavailable, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.keys import KeyUse
+from sp2dpo.inference.secrets import Secrets
 from sp2dpo.interrupts import first_failure
 from sp2dpo.panel.panel import Panel
 from sp2dpo.store.counts import count_replies
@@ -51,10 +52,12 @@ class Answers:
     Attributes:
         records: The replies, each with whether it is the last one to its question.
         failure: Why no further requests can be sent to the teacher; None if they can.
+        notices: Lines for people.
     """
 
     records: tuple[tuple[ReplyRecord, bool], ...]
     failure: str | None
+    notices: tuple[str, ...] = ()
 
 
 class Worker:
@@ -83,6 +86,7 @@ class Worker:
         self._patience = patience
         self._kept_replies = kept_replies
         self._stop = asyncio.Event()
+        self._notices: list[str] = []
         self._http: Any = None
         self._sessions: dict[tuple[str, int], asyncio.Task[TeacherSession]] = {}
 
@@ -127,7 +131,9 @@ class Worker:
             pass
         except* (EndpointError, ValueError) as failures:
             failure = self._message(first_failure(failures))
-        return Answers(records=tuple(records), failure=failure)
+        notices = tuple(map(self._message, self._notices))
+        self._notices.clear()
+        return Answers(records=tuple(records), failure=failure, notices=notices)
 
     async def _open_session(self, teacher: str, in_flight: int, *, patient: bool) -> TeacherSession:
         """Return a session with this limit; sessions with other limits finish their jobs."""
@@ -155,6 +161,8 @@ class Worker:
                 replace(teacher, max_in_flight=in_flight),
                 self._panel.rubric.schema(),
                 send_keys=self._send_keys,
+                secrets=Secrets(self._panel.api_key_variables),
+                say=self._notices.append,
             ),
             self._panel.rubric,
             teacher.base_urls,
@@ -183,7 +191,7 @@ class Worker:
                 raise StopRequested
             wait = min(2 * wait, _LONGEST_WAIT)
 
-    def _message(self, error: BaseException) -> str:
+    def _message(self, error: BaseException | str) -> str:
         return f"{error} (on node {self._node})"
 
 
@@ -537,6 +545,8 @@ class _Run:
             answers = await self._workers.ask(member, teacher, job)
             if answers is None:
                 member = await self._workers.choose_worker(teacher)
+        for line in answers.notices if answers else ():
+            self._options.say(line)
         # First store what was received, also if the teacher failed after that.
         for record, final in answers.records if answers else ():
             self._options.progress(record, final)

@@ -191,13 +191,17 @@ class Caller:
             return await retry(self._send_again, send, route, failures)
         except Unavailable as error:
             # A request that always gets status 429 fails permanently, too, if the probe succeeds.
-            if _always_fails(failures) or (
-                not _is_request_failure(error) and await self._probe(route)
-            ):
+            is_limited = error.reason == "http-429" and await self._probe(route)
+            if not error.is_ours and (_always_fails(failures) or is_limited):
                 raise
             raise self._outage(error) from error
 
     def _outage(self, last: Unavailable) -> EndpointError:
+        if last.is_ours:
+            return EndpointError(
+                f"{last}; no request could be sent for {self._silence():.0f} s. Replies received so"
+                " far are stored: run the same command again, which continues"
+            )
         return EndpointError(
             f"{last}; no answer for {self._silence():.0f} s. Replies received so far are stored: "
             "restart the server and run the same command again, or set a longer --patience"
@@ -252,7 +256,7 @@ class Caller:
         except Unavailable as error:
             self._failed(replica, error)
             # Overload passes, and no other replica has the pair's prefix in its cache.
-            if error.reason != "http-429":
+            if error.reason != "http-429" and not error.is_ours:
                 route.replica = self._replicas.pick_other(route.key, than=replica)
             raise
         except Declined:
@@ -311,7 +315,7 @@ def _always_fails(failures: _Failures) -> bool:
 
 def _is_request_failure(failure: Unavailable) -> bool:
     """Return whether the request itself may have caused a failure; 429 is only overload."""
-    return failure.reason != "http-429"
+    return failure.reason != "http-429" and not failure.is_ours
 
 
 def _backoff(state: tenacity.RetryCallState) -> float:

@@ -85,7 +85,7 @@ async def ask_chats(
         if servers is None:
             return
         caller = Caller(
-            Client(session, model, None, send_keys=send_keys),
+            Client(session, model, None, send_keys=send_keys, say=say),
             servers.urls,
             patience=patience,
             stop=stop,

@@ -9,19 +9,30 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from sp2dpo.inference.bodies import (
+    ACCEPTED,
+    ERROR_LIMIT,
+    MODELS_LIMIT,
+    BodyTooLarge,
+    UnknownEncoding,
+    read_body,
+    reply_limit,
+)
 from sp2dpo.inference.completion import Reply, parse_body, parse_count, parse_reply
 from sp2dpo.inference.connection import (
     Proxy,
     find_proxy,
+    most_connections,
     proxy_hint,
     redirect_target,
     requested_wait,
-    to_utf8,
+    shortage,
 )
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.errors import (
@@ -32,15 +43,22 @@ from sp2dpo.inference.errors import (
     status_error,
 )
 from sp2dpo.inference.keys import KeyUse, key_uses, refusal
+from sp2dpo.inference.secrets import Secrets
 from sp2dpo.settings import did_you_mean
-from sp2dpo.text import one_line, shorten
+from sp2dpo.text import HIDDEN, one_line, shorten
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Open an HTTP session without a connection limit: `Replicas` limits requests in flight."""
+    """Open an HTTP session with as many connections as this process may have files open.
+
+    `Replicas` limits the requests in flight.
+    """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=most_connections()),
         cookie_jar=aiohttp.DummyCookieJar(),
+        # `read_body` decompresses up to a limit; aiohttp would decompress whatever comes.
+        auto_decompress=False,
+        headers={"Accept-Encoding": ACCEPTED},
         # With trust_env, aiohttp would also send the passwords of ~/.netrc, and would use a proxy
         # for loopback addresses. `find_proxy` reads the variables.
         trust_env=False,
@@ -112,6 +130,8 @@ _PROBES = 3
 _LONGEST_PAUSE = 20.0
 """Number of times that it is sent to a server that is up, and longest pause in between, in seconds.
 A server that is overloaded or starting gets it again for as long as the run has patience."""
+_MOST_NAMES, _LONGEST_NAME = 1000, 200
+"""Number of listed models, and length of their names, among which similar ones are looked for."""
 _READY = "wait until the server is ready, or set a longer --patience"
 _ADDRESS = "is base_url the address of the API, such as http://HOST:PORT/v1?"
 
@@ -139,6 +159,8 @@ class Client:
         schema: dict[str, Any] | None,
         *,
         send_keys: Collection[KeyUse] = (),
+        secrets: Secrets | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Prepare to send requests.
 
@@ -147,6 +169,8 @@ class Client:
             endpoint: The model.
             schema: JSON Schema of the replies; None for free text.
             send_keys: Allowed uses of API keys.
+            secrets: API keys to remove from answers; None for that of the model alone.
+            say: Called with notices for the user.
 
         Raises:
             ValueError: If the API key may not be sent to a host of the model, or is not set.
@@ -160,6 +184,14 @@ class Client:
         self._timeout = _timeout(endpoint.timeout)
         key = endpoint.api_key()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        variables = [] if endpoint.api_key_env is None else [endpoint.api_key_env]
+        self._secrets = Secrets(variables) if secrets is None else secrets
+        self._say = say
+        self._has_echoed = False
+        alternatives = endpoint.sampling.get("top_logprobs")
+        self._reply_limit = reply_limit(
+            endpoint.token_limit, alternatives if isinstance(alternatives, int) else 0
+        )
         self._proxies: dict[str, Proxy | None] = {}
         self._encoded_rest: dict[int, bytes] = {}
         """Encoded request body after the messages, by attempt; it is the same for all pairs."""
@@ -200,9 +232,17 @@ class Client:
         probe = partial(self._probe, url, patience=patience, pause=pause)
         try:
             # 30 seconds, because `endpoint.timeout` is meant for the time that a reply takes.
-            status, answer, _ = await self._request("GET", address, timeout=_timeout(30))
+            status, answer, _ = await self._request(
+                "GET", address, timeout=_timeout(30), limit=MODELS_LIMIT
+            )
+        except BodyTooLarge as error:
+            raise EndpointError(
+                f"{endpoint.label}: {address} sends a list of models of {error}, which is the limit"
+            ) from error
         except Unavailable as error:
-            cause = _describe_error(error.__cause__ or error)
+            if error.is_ours:
+                raise
+            cause = self._hide(_describe_error(error.__cause__ or error))
             raise Unavailable(
                 f"{endpoint.label}: nothing answers at {url} ({cause}); start its server or correct"
                 " base_url",
@@ -231,7 +271,9 @@ class Client:
             if endpoint.model in (_name(model), *(aliases if isinstance(aliases, list) else ())):
                 # An extension of vLLM; other servers do not report it.
                 return ServerCheck(context=parse_count(model.get("max_model_len")))
-        names = [name for model in models if (name := _name(model))]
+        # Comparing a name with all others takes long, and no gateway has more models.
+        named = (name for model in models if (name := _name(model)) and len(name) <= _LONGEST_NAME)
+        names = list(islice(named, _MOST_NAMES))
         if not names:
             return await probe("lists no models")
         if alike := [name for name in names if _may_mean(name, endpoint.model)]:
@@ -313,6 +355,8 @@ class Client:
             status, answer, _ = await self._request(
                 "POST", f"{server}/tokenize", json.dumps(body).encode()
             )
+        except BodyTooLarge:
+            return None
         except Unavailable:
             raise
         except EndpointError:  # a redirect: a gateway that has nothing beside /v1
@@ -339,14 +383,34 @@ class Client:
 
     async def _chat(self, url: str, data: bytes) -> Reply:
         started = time.monotonic()
-        status, answer, wait = await self._request(
-            "POST", f"{url.rstrip('/')}/chat/completions", data
-        )
+        address = f"{url.rstrip('/')}/chat/completions"
+        try:
+            status, answer, wait = await self._request("POST", address, data)
+        except BodyTooLarge as error:
+            text = f"{self.endpoint.label}: a reply of {error}, too much for its max_tokens"
+            raise Declined(200, text, reason="too-large") from error
         if status != 200:
             raise status_error(self.endpoint, status, answer, wait=wait)
-        return parse_reply(
-            self.endpoint, parse_body(self.endpoint, answer), time.monotonic() - started
-        )
+        seconds = time.monotonic() - started
+        reply = parse_reply(self.endpoint, parse_body(self.endpoint, answer), seconds)
+        reply = self._secrets.hide_in_reply(reply)
+        self._report_echoes()
+        return reply
+
+    def _hide(self, text: str) -> str:
+        """Return a short text of a server, or of an error, without API keys."""
+        text = shorten(self._secrets.hide_in_text(text))
+        self._report_echoes()
+        return text
+
+    def _report_echoes(self) -> None:
+        if self._secrets.count and not self._has_echoed:
+            self._has_echoed = True
+            self._say(
+                f"WARNING: {self.endpoint.label}: its server sent back an API key, which is"
+                f" replaced by {HIDDEN} in all that is stored and shown; replace the key if you do"
+                " not trust the server"
+            )
 
     def _after_messages(self, attempt: int) -> bytes:
         if attempt not in self._encoded_rest:
@@ -375,8 +439,21 @@ class Client:
         data: bytes | None = None,
         *,
         timeout: aiohttp.ClientTimeout | None = None,
+        limit: int | None = None,
     ) -> tuple[int, bytes, float]:
-        """Send a request; return status, body, and the wait that the server asks for."""
+        """Send a request; return status, body, and the wait that the server asks for.
+
+        Args:
+            method: HTTP method.
+            address: Address to send it to.
+            data: Body of the request.
+            timeout: Time-out; None for that of the model.
+            limit: Largest body of an answer in bytes; None for that of a reply. Of an error, only
+                the beginning is read.
+
+        Raises:
+            BodyTooLarge: If the body is larger.
+        """
         headers = self._headers if data is None else self._headers | _JSON
         label, proxy = self.endpoint.label, self.proxy(_origin(address))
         # Through a proxy, a request to an http:// address is the proxy's own; one to an https://
@@ -393,23 +470,38 @@ class Client:
                 if 300 <= response.status < 400:
                     advice = redirect_target(address, response.headers.get("Location"))
                     raise EndpointError(
-                        f"{label}: {address} answered HTTP {response.status}: {advice}",
+                        f"{label}: {address} answered HTTP {response.status}: {self._hide(advice)}",
                         reason=f"http-{response.status}",
                     )
                 # Some gateways answer a POST with 201.
-                status = 200 if 200 <= response.status < 300 else response.status
-                body = to_utf8(await response.read(), response.charset)
+                is_answer = 200 <= response.status < 300
+                status = 200 if is_answer else response.status
+                most = (limit or self._reply_limit) if is_answer else ERROR_LIMIT
+                body = await read_body(response, most, cut=not is_answer)
+                body = self._secrets.hide_in_body(body)
+                self._report_echoes()
                 return status, body, requested_wait(response.headers)
+        except EndpointError:
+            raise
+        except UnknownEncoding as error:
+            raise EndpointError(
+                f"{label}: {address} sends Content-Encoding {shorten(str(error), 50)!r}, which the"
+                " request does not allow: turn compression off at the server or gateway"
+            ) from error
         except aiohttp.ClientHttpProxyError as error:
             where = "the proxy" if proxy is None else f"the proxy {proxy.url}"
             raise EndpointError(
-                f"{label}: {where} answered HTTP {error.status} ({error.message}): correct "
-                "HTTPS_PROXY, or exclude the host with NO_PROXY"
+                f"{label}: {where} answered HTTP {error.status} ({self._hide(error.message)}):"
+                " correct HTTPS_PROXY, or exclude the host with NO_PROXY"
             ) from error
         # UnicodeError: the host name cannot be encoded (IDNA).
-        except (aiohttp.ClientError, TimeoutError, ConnectionError, UnicodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
+            if lack := shortage(error):
+                raise Unavailable(
+                    f"{label}: {lack}", reason="no-answer", overloaded=True, is_ours=True
+                ) from error
             raise Unavailable(
-                f"{label}: {_describe_error(error)}",
+                f"{label}: {self._hide(_describe_error(error))}",
                 reason="no-answer",
                 overloaded=isinstance(error, TimeoutError),
                 lost=True,

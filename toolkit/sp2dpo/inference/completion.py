@@ -172,7 +172,7 @@ def _parse(endpoint: Endpoint, answer: dict[str, Any], seconds: float | None) ->
     return Reply(
         text=text,
         finish_reason=ending or _unstated_reason(endpoint, text, completion_tokens),
-        model=_text(answer.get("model")),
+        model=_label(answer.get("model")),
         prompt_tokens=parse_count(usage.get("prompt_tokens")),
         completion_tokens=completion_tokens,
         cached_tokens=parse_count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
@@ -242,7 +242,7 @@ def _no_completion(
 
 def _served_reason(value: Any) -> str | None:
     # SGLang's own API writes {"type": "stop", "matched": 151645}.
-    return _text(value.get("type") if isinstance(value, dict) else value)
+    return _label(value.get("type") if isinstance(value, dict) else value)
 
 
 def _word(served: str) -> str:
@@ -329,6 +329,15 @@ def escape_surrogates(text: str) -> str:
 
 def _text(value: Any) -> str | None:
     return escape_surrogates(value) if isinstance(value, str) else None
+
+
+_LONGEST_LABEL = 200
+"""Characters of a model's name or of a finish reason that are used."""
+
+
+def _label(value: Any) -> str | None:
+    text = _text(value)
+    return None if text is None else text[:_LONGEST_LABEL]
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,16 +1,35 @@
 """How requests reach a server: proxies, redirects, and the waits that servers ask for."""
 
 import base64
+import errno
 import ipaddress
 import math
 import os
+import resource
+import socket
 import time
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urljoin, urlsplit
 
+_RESERVED_FILES = 64
+"""Files that a run has open besides its connections: the store, logs, the terminal, libraries."""
+_MOST_FILES = 65_536
+"""Limit on open files that a run asks for; it has some thousands of connections at most."""
+_FEWEST_CONNECTIONS = 4
+_SHORTAGES = {
+    errno.EMFILE: "too many open files in this process: raise `ulimit -n`, or lower max_in_flight",
+    errno.ENFILE: "too many open files on this machine: close other programs, or raise fs.file-max",
+    errno.EADDRNOTAVAIL: "this machine has no free port, or no address, for a connection: lower"
+    " max_in_flight, or correct base_url",
+    errno.ENOBUFS: "this machine has no buffer for another connection: lower max_in_flight",
+    errno.ENOMEM: "this machine has no memory for another connection: lower max_in_flight",
+    errno.ENOSPC: "this machine has no space left for a connection: free some",
+}
+"""Errors of this machine, which neither a server nor a request causes, and what to do."""
 _LONGEST_WAIT = 300.0
 """Upper limit of the wait that a server asks for, in seconds."""
 
@@ -60,6 +79,35 @@ def find_proxy(address: str) -> Proxy | None:
         encoded = base64.b64encode(login.encode()).decode()
         headers["Proxy-Authorization"] = f"Basic {encoded}"
     return Proxy(url=f"{parts.scheme}://{name}{port}", headers=headers)
+
+
+def most_connections() -> int:
+    """Return how many connections this process can have open, and raise its limit if it may.
+
+    Beyond it, requests wait for a connection in place of failing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _MOST_FILES:
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        # Some systems allow fewer than they say.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    files = _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(_FEWEST_CONNECTIONS, files - _RESERVED_FILES)
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return which resource of this machine an error shows to be exhausted; None if none."""
+    causes = [error, *(getattr(error, name, None) for name in ("os_error", "__cause__"))]
+    for cause in causes:
+        # The resolver of names has numbers of its own.
+        if isinstance(cause, socket.gaierror):
+            if cause.errno in (socket.EAI_MEMORY, socket.EAI_SYSTEM):
+                return f"names cannot be resolved on this machine ({cause}): raise `ulimit -n`"
+        elif isinstance(cause, OSError) and cause.errno in _SHORTAGES:
+            return _SHORTAGES[cause.errno]
+    return None
 
 
 def is_loopback(host: str) -> bool:
@@ -112,32 +160,16 @@ def redirect_target(address: str, location: str | None) -> str:
     for suffix in ("/models", "/chat/completions"):
         path = urlsplit(target)._replace(query="", fragment="").geturl().rstrip("/")
         if address.endswith(suffix) and path.endswith(suffix):
+            is_other = urlsplit(target).hostname != urlsplit(address).hostname
             return (
-                f"it redirects to {target}, and redirects are not followed: write base_url:"
+                f"it redirects to {'another host, ' * is_other}{target}, and redirects are not"
+                f" followed: {'if you trust that host, ' * is_other}write base_url:"
                 f" {path.removesuffix(suffix)}"
             )
     return (
         f"it redirects to {target}, which is no address of this API, but perhaps a page to sign in:"
         " correct base_url"
     )
-
-
-def to_utf8(body: bytes, charset: str | None) -> bytes:
-    """Return the body of an answer in UTF-8, which JSON must be in, whatever its header claims.
-
-    Args:
-        body: The body.
-        charset: Character set of the answer's Content-Type; used only if the body is not UTF-8.
-    """
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        try:
-            return body.decode(charset or "utf-8").encode()
-        # An unknown or a wrong one: the body stays, and is refused where it is parsed.
-        except (LookupError, UnicodeDecodeError):
-            return body
-    return body
 
 
 def requested_wait(headers: Mapping[str, str]) -> float:

@@ -29,6 +29,8 @@ class Unavailable(EndpointError):
         overloaded: Whether the error (429, 503, timeout) is a sign of too many requests in flight.
         lost: Whether there was no answer at all.
         wait: Seconds to wait before a retry, as the server requests (Retry-After).
+        is_ours: Whether this machine lacks a resource, such as files that may be open: the fault is
+            neither the server's nor the request's.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Unavailable(EndpointError):
         overloaded: bool = False,
         lost: bool = False,
         wait: float = 0.0,
+        is_ours: bool = False,
     ) -> None:
         super().__init__(text, reason=reason)
         self.overloaded = overloaded
         self.lost = lost
         self.wait = wait
+        self.is_ours = is_ours
 
 
 class Declined(ValueError):
@@ -268,11 +272,23 @@ def _structured_advice(endpoint: Endpoint) -> str:
     return f"set structured: {' or '.join(weaker)}{_as_another(endpoint)}"
 
 
+_LEVELS = 30
+"""Levels of an error's JSON; deeper ones are not read."""
+
+
 def _parse_error(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        error = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    return error if _is_shallow(error, _LEVELS) else None
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if isinstance(value, dict | list):
+        entries = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_is_shallow(entry, levels - 1) for entry in entries)
+    return True
 
 
 def _texts(value: Any, *names: str) -> Iterator[str]:
@@ -297,7 +313,8 @@ def _codes(value: Any) -> Iterator[str]:
             code = value.get(name)
             if isinstance(code, str):
                 yield code
-            elif isinstance(code, int | float) and not isinstance(code, bool):
+            # No code is a larger number, and of very large ones `:g` fails.
+            elif type(code) in (int, float) and abs(code) < 1e9:
                 yield f"{code:g}"
         yield from _codes(value.get("error"))
 

@@ -208,7 +208,9 @@ class Server:
         """Run a health check and return the problem; None if the server is healthy."""
         timeout = aiohttp.ClientTimeout(total=self._timeouts.answer)
         try:
-            async with self._client.get(f"{self._root}/health", timeout=timeout) as answer:
+            # Its body is not read, and no other server can answer in its place.
+            address = f"{self._root}/health"
+            async with self._client.get(address, timeout=timeout, allow_redirects=False) as answer:
                 return None if answer.status == 200 else f"HTTP {answer.status}"
         except TimeoutError:
             return f"no answer within {self._timeouts.answer:g} s"
@@ -408,7 +410,7 @@ async def start_servers(
     for line in command_lines(model, revision, serve, ports=ports):
         say(escape_controls(f"starting {name}: {line}"))
     connector = aiohttp.TCPConnector(force_close=True)  # keep no connection to a lost server
-    async with aiohttp.ClientSession(connector=connector) as client:
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as client:
         servers = [
             Server(
                 name if serve.replicas == 1 else f"{name} (replica {replica})",

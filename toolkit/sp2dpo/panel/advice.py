@@ -30,6 +30,8 @@ _ADVICE = {
     "tool-call": "the model calls a tool, although the request offers none: turn off tools and "
     "automatic tool choice at its server or gateway",
     "too-long": "raise --max-model-len, or leave out the longest pairs",
+    "too-large": "its server sends more than a reply of max_tokens takes: read its log, or use "
+    "another server",
     "no-answer": "its server answers other requests, but not these: read its log",
     "server-error": "its server answers other requests, but not these: read its log",
 }

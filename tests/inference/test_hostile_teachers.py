@@ -1,0 +1,130 @@
+"""Hostile teachers: none of them holds up a run, fills its memory or makes it show a key."""
+
+import asyncio
+import time
+
+import pytest
+
+from benchmarks.hostile_teachers import (
+    OTHER_KEY,
+    PAIRS,
+    run_cases,
+    writings,
+)
+from servers.hostile_servers import CASES, KEY, KEY_VARIABLE, MODEL, hostile_server
+from sp2dpo.inference.client import Client, Declined, EndpointError, open_session
+from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.secrets import Secrets
+
+LONGEST = 60.0
+"""Seconds of a run, of which those without an answer are `PATIENCE` and a few time-outs."""
+MOST_GROWN = 350.0
+"""Megabytes that a run may add; eight replies of the largest size are 64."""
+
+
+def ask(hostile, notices):
+    """What the client makes of a hostile server: the reply, or the error."""
+
+    async def main(url):
+        endpoint = Endpoint(
+            name="t", model=MODEL, revision=None, base_urls=(url,), timeout=0.3,
+            api_key_env=KEY_VARIABLE, sampling={"temperature": 0, "max_tokens": 300},
+        )  # fmt: skip
+        async with open_session() as session:
+            client = Client(session, endpoint, None, say=notices.append)
+            if hostile.models:
+                return await client.check(url, patience=0)
+            return await client.ask(url, [{"role": "user", "content": "Hello?"}], 0)
+
+    with hostile_server(hostile) as server:
+        try:
+            return asyncio.run(main(server.url)), server
+        except (EndpointError, Declined) as error:
+            return error, server
+
+
+@pytest.mark.parametrize("hostile", CASES, ids=lambda hostile: hostile.name)
+def test_a_hostile_server_leads_to_one_short_error_or_to_a_reply(hostile, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    started, notices = time.monotonic(), []
+    outcome, server = ask(hostile, notices)
+    # A server that sends without a pause also keeps the test's only processor busy.
+    assert time.monotonic() - started < LONGEST
+    assert server.strangers_requests == 0
+    content = repr(outcome).lower().encode()
+    assert not [writing for writing in writings(KEY) if writing in content]
+    if isinstance(outcome, Exception):
+        assert len(str(outcome)) < 1000
+        assert "\n" not in str(outcome)
+    if "the key in" in hostile.name:
+        assert "its server sent back an API key" in "".join(notices)
+    else:
+        assert not notices
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """The outcome of every case beside a good teacher, several at a time."""
+    return dict(zip(CASES, run_cases(CASES, jobs=6), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", CASES, ids=lambda hostile: hostile.name)
+def test_a_run_with_a_hostile_teacher_ends_and_keeps_the_good_replies(hostile, outcomes):
+    outcome = outcomes[hostile]
+    assert outcome.code == hostile.exits, outcome.output
+    assert "Traceback" not in outcome.output
+    # A machine that is busy with other things may need longer than the time-out of a request.
+    assert hostile.message in outcome.output or "no answer in time" in outcome.output
+    assert outcome.seconds < LONGEST
+    assert outcome.grown < MOST_GROWN
+    assert outcome.stored == outcome.given
+    assert (outcome.given == 0) == hostile.models
+    assert (outcome.kept == 3 * PAIRS) == hostile.is_kept
+    assert outcome.leaks == []
+    assert not outcome.escapes
+    assert outcome.strangers_requests == 0
+
+
+WRITINGS = {
+    "base64 in base64's URL alphabet": "c2staG9zdGlsZS9UZWFjaGVyK0tleSIwMTIzNDU2Nzg5",
+    "upper case": KEY.upper(),
+    "some letters escaped": KEY.replace("H", "\\u0048").replace("T", "\\u0054"),
+    "slashes escaped": KEY.replace("/", "\\/").replace('"', '\\"'),
+    "escapes inside of escapes": KEY.replace("s", "\\u0073").replace('"', "\\u0022"),
+    "bytes": str(list(KEY.encode())),
+    "HTML": KEY.replace('"', "&quot;"),
+    "entities": "".join(f"&#x{ord(letter):X};" for letter in KEY),
+    "percent": "".join(f"%{ord(letter):X}" for letter in KEY),
+}
+
+
+@pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS)
+def test_a_key_is_removed_in_other_writings(writing, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    secrets = Secrets([KEY_VARIABLE])
+    assert secrets.hide_in_body(f"a {writing} b".encode()).startswith(b"a ")
+    assert b"***" in secrets.hide_in_body(f"a {writing} b".encode())
+    assert "***" in secrets.hide_in_text(f"a {writing} b")
+    assert secrets.count == 3
+
+
+def test_texts_without_a_key_are_unchanged(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    secrets = Secrets([KEY_VARIABLE, "NO_SUCH_VARIABLE"])
+    for text in ("", KEY[:-1], KEY[1:], "\\u00e9 \\/ \\\\u0041", "\ud800 emoji \U0001f600"):
+        assert secrets.hide_in_text(text) == text
+    assert secrets.count == 0
+
+
+def test_short_keys_such_as_empty_are_no_secret(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "EMPTY")
+    assert Secrets([KEY_VARIABLE]).hide_in_text("EMPTY is empty") == "EMPTY is empty"
+
+
+def test_the_keys_of_all_teachers_are_removed_from_the_answers_of_each(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv("OTHER", OTHER_KEY)
+    secrets = Secrets([KEY_VARIABLE, "OTHER"])
+    text = secrets.hide_in_text(f"{OTHER_KEY} and {KEY}")
+    assert text == "*** and ***"
