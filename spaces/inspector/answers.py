@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from query import BadRequest
+from errors import BadRequest
 
 MAX_ANSWER = 100_000
 """Largest number of characters of an answer as ASCII JSON; Gradio keeps answers in memory."""

@@ -19,14 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from answers import Answers, fit, format_json, to_json
-from dataset import Dataset, UnusableDataset
+from dataset import Dataset
+from errors import BadRequest, NotYet, UnusableDataset
 from exports import Exports
 from library import Library, own_data_set
-from query import LONGEST, BadRequest, parse_query
+from query import LONGEST, MAX_SEARCHES, parse_query
 
 HERE = Path(__file__).parent
 # All of these functions are public endpoints, so whatever they take and return has a bound.
-MAX_ROWS, MAX_TEXTS, MAX_PAIRS = 100, 10, 100
+MAX_ROWS, MAX_PAIRS = 100, 100
 MAX_EXPORTED = 100_000
 MAX_PAIR, MAX_REPLIES = 8_000_000, 5_000
 """Largest size in bytes, and largest number of replies, of a pair that is read as a whole."""
@@ -49,6 +50,9 @@ def check_text(request: dict[str, Any], key: str, longest: int = LONGEST) -> str
     value = request.get(key) or ""
     if not isinstance(value, str) or len(value) > longest:
         raise BadRequest(f"{key}: takes a text of at most {longest} characters")
+    # JSON can spell half a character, which neither Arrow nor an answer can contain.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRequest(f"{key}: is not valid Unicode")
     return value
 
 
@@ -79,6 +83,8 @@ def endpoint(function: Callable[[Dataset, dict[str, Any]], Any]) -> Callable[[An
                 raise BadRequest("a request must be an object")
             dataset = LIBRARY.get(check_text(request, "data"))
             return ANSWERS.part(dataset.opening, function, dataset, request)
+        except NotYet as error:
+            return {"error": str(error), "again": True}  # the page asks again by itself
         except (BadRequest, UnusableDataset) as error:
             return {"error": str(error)}
 
@@ -162,8 +168,8 @@ def find(dataset: Dataset, request: dict[str, Any]) -> Any:
 def search(dataset: Dataset, request: dict[str, Any]) -> Any:
     """Return which pairs contain some texts, one bit for each pair."""
     wanted = request.get("wanted")
-    if not isinstance(wanted, list) or len(wanted) > MAX_TEXTS:
-        raise BadRequest(f"a query takes at most {MAX_TEXTS} texts to search for")
+    if not isinstance(wanted, list) or len(wanted) > MAX_SEARCHES:
+        raise BadRequest(f"wanted: takes a list of at most {MAX_SEARCHES}")
     results = []
     for item in wanted:
         if not isinstance(item, list) or len(item) != 2 or item[0] not in ("text", "id"):

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 import server
 from api import EXPORTS, LIBRARY, PAGE_FUNCTIONS, find_pairs
-from dataset import UnusableDataset
+from errors import UnusableDataset
 from guard import Guard, find_names
 
 ASSETS = Path(__file__).parent / "assets"

@@ -10,13 +10,16 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from query import BadRequest, Field, Query, select_pairs
+from errors import BadRequest
+from query import Field, Query, select_pairs
+from searches import Searches
 
 pc: Any = pyarrow.compute  # type checkers do not see its functions, which exist at run time only
 
@@ -24,13 +27,9 @@ SEARCHED = "__text"
 """Column added by the inspector, with all searchable texts of a pair joined."""
 BATCH = 4096
 """Number of rows that are read or written at once."""
-
-
+SCAN_BYTES_PER_SECOND = 300_000_000
+"""Measured speed of a search, for the estimate of the first one."""
 _OPENINGS = itertools.count()
-
-
-class UnusableDataset(ValueError):
-    """A data set that cannot be shown; visitors see the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,8 @@ class Dataset:
     Attributes:
         name: Name that the page shows.
         commit: Commit of the repo; None for a folder.
-        facts: The manifest without its list of files.
+        fingerprint: SHA-256 of the manifest, which lists the SHA-256 of every file.
+        facts: What the page shows of the manifest.
         rubric: Categories, scales and protocol.
         ids: Ids of the pairs, in the order of the data set. A pair's position in this order is its
             place.
@@ -57,6 +57,7 @@ class Dataset:
 
     name: str
     commit: str | None
+    fingerprint: str
     facts: Mapping[str, Any]
     rubric: Mapping[str, Any]
     ids: Sequence[str]
@@ -70,20 +71,41 @@ class Dataset:
     scores: Mapping[str, Any]
     opening: int = dataclasses.field(default_factory=_OPENINGS.__next__)
 
-    def search(self, text: str) -> Any:
-        """Return which pairs contain a text in prompt or responses, ignoring case, as flags."""
-        matches = pc.match_substring(self.texts[SEARCHED], text, ignore_case=True)
-        return matches.to_numpy(zero_copy_only=False).astype(bool)
+    @cached_property
+    def searches(self) -> Searches:
+        """The scans of its texts and ids."""
+        size = self.texts[SEARCHED].nbytes
+        return Searches(len(self.ids), first_seconds=size / SCAN_BYTES_PER_SECOND)
 
-    def select(self, query: Query) -> Any:
-        """Return the places of the pairs that a query selects, in its order."""
-        return select_pairs(query, self.fields, len(self.ids), self.search)
+    def search(self, text: str) -> Any:
+        """Return which pairs contain a text in prompt or responses, ignoring case, as flags.
+
+        Raises:
+            NotYet: Too many searches wait.
+        """
+        return self.searches.run(
+            ("text", text),
+            lambda: pc.match_substring(self.texts[SEARCHED], text, ignore_case=True),
+        )
 
     def match_ids(self, start: str) -> Any:
-        """Return which ids begin with a text, as flags."""
+        """Return which ids begin with a text, as flags.
+
+        Raises:
+            NotYet: Too many searches wait.
+        """
         start = start.lower()
-        matches = (pair_id.startswith(start) for pair_id in self.ids)
-        return np.fromiter(matches, bool, len(self.ids))
+        return self.searches.run(
+            ("id", start), lambda: pc.starts_with(self.texts["pair_id"], start)
+        )
+
+    def select(self, query: Query) -> Any:
+        """Return the places of the pairs that a query selects, in its order.
+
+        Raises:
+            NotYet: Too many searches wait.
+        """
+        return select_pairs(query, self.fields, len(self.ids), self.search, self.match_ids)
 
     def find_pair(self, pair_id: str) -> int:
         """Return the place of a pair, by its id or the beginning of its id.

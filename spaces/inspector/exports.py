@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from answers import format_json
-from query import BadRequest
+from errors import BadRequest
 
 MAX_FILES, MAX_BYTES = 8, 4_000_000_000
 """Largest number and size of the files that stay in the folder."""

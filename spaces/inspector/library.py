@@ -3,56 +3,32 @@
 The owner of the Space names its own data set, which may be a folder or private, and is read with
 the Space's token. A data set that a visitor names must be a public repo on the Hub, is read without
 a token, and must be within `Limits`. A visitor's name is never used as a path.
+
+No request waits until a data set is open: it is told to ask again.
 """
 
 import os
 import re
 import tempfile
 import threading
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.hf_api import RepoFile
-
-from dataset import Dataset, UnusableDataset
-from loader import open_folder
+from dataset import Dataset
+from errors import NotYet, UnusableDataset
+from opening import Job, Limits, open_dataset
 
 # Owner and repo begin with a word character, so neither can be `..` or begin with a slash.
 NAME = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}(@[\w][\w./-]{0,119})?")
-NEEDED_FILES = re.compile(
-    r"manifest\.json|rubric\.yaml|(data|annotations|schedules)/[\w.-]+\.parquet"
-)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits for data sets that visitors name.
-
-    Attributes:
-        packed: Largest size of all files, in bytes.
-        unpacked: Largest size of all rows after decompression, in bytes.
-        rows: Largest number of rows in all configs.
-        open: Largest number of data sets that stay open, in addition to the Space's own.
-    """
-
-    packed: int = 500_000_000
-    unpacked: int = 2_000_000_000
-    rows: int = 3_000_000
-    open: int = 3
+_OWN = ""
+"""Key of the Space's own data set."""
+_MAX_FAILURES = 200
+"""Number of failures that are remembered."""
 
 
 class Library:
-    """The data sets that are open, and the rules for opening more."""
+    """The data sets that are open or being opened, and the rules for opening more."""
 
     def __init__(self, own: str, demo: Path, limits: Limits | None = None) -> None:
         """Create a library without open data sets.
@@ -63,112 +39,120 @@ class Library:
             limits: Limits for data sets that visitors name.
         """
         self._own, self._demo, self._limits = own, demo, limits or Limits()
+        self._lock = threading.Lock()
         self._open_datasets: OrderedDict[str, Dataset] = OrderedDict()
-        # Two locks, so that open data sets stay available while another one is being opened.
-        self._table_lock, self._opening_lock = threading.Lock(), threading.Lock()
+        self._opening: set[str] = set()
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[float, UnusableDataset]] = OrderedDict()
 
     def get(self, name: str) -> Dataset:
-        """Return the data set with a name; the Space's own for an empty name.
+        """Return the data set with a name, the Space's own for an empty name, without waiting.
 
         Raises:
+            NotYet: It is being opened, or waits to be; the caller may ask again.
             UnusableDataset: If the data set cannot be opened; visitors see the message.
         """
         name = name.strip()
         if name and name != self._own and not NAME.fullmatch(name):
             raise UnusableDataset("name a data set on the Hub: org/name, or org/name@revision")
         # The Space's own data set has one key, and is exempt from the limits for visitors.
-        key = "" if name == self._own else name
-        with self._table_lock:
+        key = _OWN if name == self._own else name
+        with self._lock:
             if key in self._open_datasets:
                 self._open_datasets.move_to_end(key)
                 return self._open_datasets[key]
-        with self._opening_lock:  # one at a time, because opening takes the most memory
-            # Another request may have opened it while this one waited for its turn.
-            with self._table_lock:
-                if key in self._open_datasets:
-                    return self._open_datasets[key]
+            self._check_failure(key)
+            if key not in self._opening and key not in self._waiting:
+                self._enqueue(key)
+            raise NotYet(f"{name or 'the data set'} is being opened: ask again in a few seconds")
+
+    def wait(self, name: str) -> Dataset:
+        """Return the data set with a name as soon as it is open; for programs of one user.
+
+        Raises:
+            UnusableDataset: If the data set cannot be opened.
+        """
+        while True:
+            try:
+                return self.get(name)
+            except NotYet:
+                time.sleep(0.05)
+
+    def _check_failure(self, key: str) -> None:
+        """Raise the failure to open a data set again, unless it is old."""
+        if key in self._failures:
+            at, error = self._failures[key]
+            if time.monotonic() < at + self._limits.retry_seconds:
+                # Another object: a raised one grows by a traceback each time.
+                raise UnusableDataset(str(error))
+            del self._failures[key]
+
+    def _enqueue(self, key: str) -> None:
+        if key == _OWN:  # has a place of its own: no visitor can delay it
+            self._start(key)
+            return
+        if len(self._opening - {_OWN}) < self._limits.at_once:
+            self._start(key)
+            return
+        if len(self._waiting) >= self._limits.waiting:
+            raise NotYet(
+                f"{key}: {len(self._waiting)} data sets wait to be opened: ask again in a minute"
+            )
+        self._waiting[key] = None
+
+    def _start(self, key: str) -> None:
+        self._opening.add(key)
+        # A daemon thread, so that a download does not delay the end of the server.
+        threading.Thread(target=self._work, args=(key,), daemon=True).start()
+
+    def _work(self, key: str) -> None:
+        """Open a data set, then those that wait."""
+        try:
             dataset = self._open(key)
-            with self._table_lock:
-                self._open_datasets[key] = dataset
-                # The key of the Space's own data set is empty: it is never closed.
-                visitors = [name for name in self._open_datasets if name]
+        except (UnusableDataset, OSError) as error:  # OSError: no more memory, disk or processes
+            self._finish(key, error)
+        else:
+            self._finish(key, dataset)
+
+    def _finish(self, key: str, result: Dataset | Exception) -> None:
+        with self._lock:
+            self._opening.discard(key)
+            if isinstance(result, Exception):
+                reason = str(result)
+                if not isinstance(result, UnusableDataset):
+                    reason = "this Space is too busy to open a data set: try again later"
+                self._failures[key] = (time.monotonic(), UnusableDataset(reason))
+                while len(self._failures) > _MAX_FAILURES:
+                    self._failures.popitem(last=False)
+            else:
+                self._open_datasets[key] = result
+                visitors = [name for name in self._open_datasets if name != _OWN]
                 for name in visitors[: max(0, len(visitors) - self._limits.open)]:
                     del self._open_datasets[name]
-        return dataset
+            if key != _OWN and self._waiting:
+                self._start(self._waiting.popitem(last=False)[0])
 
     def _open(self, key: str) -> Dataset:
         # Memory-mapped files stay readable after their deletion; the disk space is freed as soon as
         # the mapping is closed.
-        with tempfile.TemporaryDirectory(prefix="inspector-") as name:
-            scratch = Path(name)
-            if key:
-                return _download(key, scratch, self._limits)
-            if not self._own:
-                return open_folder(self._demo, scratch, name="the demo corpus", commit=None)
-            if Path(self._own).is_dir():
-                shown = Path(self._own).resolve().name
-                return open_folder(Path(self._own), scratch, name=shown, commit=None)
-            return _download(self._own, scratch, None)
-
-
-def _download(text: str, scratch: Path, limits: Limits | None) -> Dataset:
-    """Return a data set on the Hub at one commit; without limits, the Space's own."""
-    # In `huggingface_hub`, None stands for the token of this process, and False for none at all.
-    token = None if limits is None else False
-    name, _, revision = text.partition("@")
-    if not NAME.fullmatch(text):
-        raise UnusableDataset(f"{text}: neither a folder nor a data set on the Hub")
-    folder = scratch / "files"
-    try:
-        hub = HfApi(token=token)
-        info = hub.dataset_info(name, revision=revision or None)
-        # List and download at one commit: somebody may push to the repo meanwhile.
-        tree = hub.list_repo_tree(name, revision=info.sha, recursive=True, repo_type="dataset")
-        files = {
-            entry.path: entry.size
-            for entry in tree
-            if isinstance(entry, RepoFile) and NEEDED_FILES.fullmatch(entry.path)
-        }
-        if "manifest.json" not in files:
-            raise UnusableDataset(f"{text}: not a data set of sp2dpo (it has no manifest.json)")
-        if limits is not None and sum(files.values()) > limits.packed:
-            raise UnusableDataset(
-                f"{text}: {sum(files.values()) / 1e6:,.0f} MB, but this Space opens at most "
-                f"{limits.packed / 1e6:,.0f} MB for visitors: duplicate the Space, or run it "
-                "yourself"
+        with tempfile.TemporaryDirectory(prefix="inspector-", ignore_cleanup_errors=True) as name:
+            source, shown, is_folder = key or self._own, key.partition("@")[0], False
+            if key == _OWN:
+                folder = Path(self._own) if self._own else self._demo
+                is_folder = folder.is_dir()
+                if not is_folder and not NAME.fullmatch(self._own):
+                    raise UnusableDataset(
+                        f"{self._own}: neither a folder nor a data set on the Hub"
+                    )
+                if is_folder:
+                    source = str(folder.resolve())
+                    shown = folder.resolve().name if self._own else "the demo corpus"
+                else:
+                    shown = self._own.partition("@")[0]
+            limits = None if key == _OWN else self._limits
+            return open_dataset(
+                Job(name=shown, source=source, is_folder=is_folder, scratch=name, limits=limits)
             )
-        for file in files:
-            # To the temporary folder, because nobody would empty the cache of the Hub's client.
-            hf_hub_download(
-                name, file, repo_type="dataset", revision=info.sha, token=token, local_dir=folder
-            )
-    except UnusableDataset:
-        raise
-    except (HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise UnusableDataset(
-            f"{text}: the Hub has no public data set of that name, or cannot be reached"
-        ) from error
-    if limits is not None:
-        _check_rows(text, folder, limits)
-    return open_folder(folder, scratch, name=name, commit=info.sha)
-
-
-def _check_rows(text: str, folder: Path, limits: Limits) -> None:
-    """Refuse a data set that is too large when unpacked, according to the metadata of its files."""
-    rows = unpacked = 0
-    try:
-        for path in folder.rglob("*.parquet"):
-            with pq.ParquetFile(path) as file:
-                rows += file.metadata.num_rows
-                groups = range(file.metadata.num_row_groups)
-                unpacked += sum(file.metadata.row_group(group).total_byte_size for group in groups)
-    except (pa.ArrowException, OSError) as error:
-        raise UnusableDataset(f"{text}: one of its files cannot be read") from error
-    if rows > limits.rows or unpacked > limits.unpacked:
-        raise UnusableDataset(
-            f"{text}: {rows:,} rows, {unpacked / 1e6:,.0f} MB unpacked, but this Space opens "
-            f"at most {limits.rows:,} rows and {limits.unpacked / 1e6:,.0f} MB for visitors"
-        )
 
 
 def own_data_set() -> str:

@@ -1,27 +1,28 @@
 """Open the folder of a data set as a `Dataset`.
 
-The folder is not trusted: content that is not valid is refused with a readable message.
+The folder is not trusted: files other than those that the manifest lists, and content that is not
+valid, are refused with a readable message.
 """
 
-import json
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.ipc
-import pyarrow.parquet as pq
-import yaml
 
-from dataset import BATCH, SEARCHED, Dataset, UnusableDataset
+from dataset import SEARCHED, Dataset
+from documents import MAX_NAME, Fingerprint, Manifest, read_manifest, read_rubric
+from errors import UnusableDataset
 from query import Field
+from tables import FLAG, MESSAGES, NUMBERS, STRINGS, WHOLE, Meter, map_batches, read_batches
 
 pc: Any = pyarrow.compute  # type checkers do not see its functions, which exist at run time only
 
-MANIFEST, RUBRIC = "manifest.json", "rubric.yaml"
 NUMBER_COLUMNS = (
     "beta", "gap", "signed_gap", "magnitude", "confidence", "spread", "agreement", "votes",
     "teachers", "weight", "margin", "reward_margin",
@@ -35,9 +36,35 @@ _OURS = {
 }  # fmt: skip
 # A set of teachers is the bits of a uint32, and the number of a slot is one byte.
 MAX_LEVELS, MAX_FACETS, MAX_TEACHERS, MAX_SLOTS = 40, 4, 32, 255
+MAX_SCHEDULES = 50
+TEXTS, REPLIES = "texts.arrow", "replies.arrow"
+LARGEST = 1e30
+"""Largest absolute value of a number field, which the page receives in single precision."""
+_TEXT_COLUMNS = {
+    "pair_id": STRINGS, "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES,
+    "beta": NUMBERS, "gap": NUMBERS, "agreement": NUMBERS, "category": WHOLE,
+}  # fmt: skip
+_OTHER_TEXT_COLUMNS = {
+    **dict.fromkeys(NUMBER_COLUMNS, NUMBERS), **dict.fromkeys(FLAGS.values(), FLAG),
+    "source_id": STRINGS,
+}  # fmt: skip
+_REPLY_COLUMNS = {
+    **dict.fromkeys(("pair_id", "teacher", "variant", "order", "status"), STRINGS),
+    **dict.fromkeys(("category", "magnitude", "confidence"), WHOLE),
+}
+_OTHER_REPLY_COLUMNS = {
+    **dict.fromkeys(("expected_magnitude", "expected_confidence"), NUMBERS),
+    **dict.fromkeys(("attempt", "prompt_tokens", "completion_tokens"), WHOLE),
+    **dict.fromkeys(
+        ("model", "revision", "reason", "better", "rationale", "raw", "logprobs", "finish_reason"),
+        STRINGS,
+    ),
+}
 
 
-def open_folder(folder: Path, scratch: Path, *, name: str, commit: str | None) -> Dataset:
+def open_folder(
+    folder: Path, scratch: Path, *, name: str, commit: str | None, meter: Meter | None = None
+) -> Dataset:
     """Return the data set in a folder.
 
     Args:
@@ -45,63 +72,175 @@ def open_folder(folder: Path, scratch: Path, *, name: str, commit: str | None) -
         scratch: Folder for uncompressed copies, which the data set reads from.
         name: Name to show.
         commit: Commit of the repo, if the folder comes from one.
+        meter: Counts and limits what is read; None for no limit.
 
     Raises:
         UnusableDataset: If the folder is not a data set of this format.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        rubric = yaml.safe_load((folder / RUBRIC).read_text(encoding="utf-8"))
-        rubric = _parse_rubric(rubric, manifest)
-        texts = _load_texts(_list_files(folder, manifest, "data"), scratch / "texts.arrow")
-        reply_files = _list_files(folder, manifest, "annotations")
-        replies = _map_batches(_read_batches(reply_files), scratch / "replies.arrow")
-        return _build_dataset(folder, manifest, rubric, texts, replies, name=name, commit=commit)
-    except (OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnusableDataset(f"{name}: not a data set of sp2dpo, or damaged") from error
-    # An OverflowError is a number that does not fit the type of its column.
-    except (ValueError, OverflowError, pa.ArrowException, yaml.YAMLError) as error:
-        raise UnusableDataset(f"{name}: {_one_line(error)}") from error
+        manifest = read_manifest(folder)
+        check_files(folder, manifest.files)
+        return _open_files(
+            _Source(folder, manifest, meter or Meter()), scratch, name=name, commit=commit
+        )
+    except UnusableDataset as error:
+        raise UnusableDataset(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise UnusableDataset(
+            f"{name}: opening it takes more memory than this Space gives to a data set"
+        ) from error
+    except OSError as error:
+        # Without the path, which is one of this machine.
+        raise UnusableDataset(
+            f"{name}: a file cannot be read or written: {error.strerror}"
+        ) from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def check_files(folder: Path, files: Mapping[str, Fingerprint]) -> None:
+    """Compare files with the manifest.
+
+    Raises:
+        UnusableDataset: A file is missing, or has another size or SHA-256.
+    """
+    for name, fingerprint in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UnusableDataset(f"{name} is missing, which the manifest lists")
+        if path.stat().st_size != fingerprint.bytes:
+            raise UnusableDataset(f"{name} has another size than the manifest says")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != fingerprint.sha256:
+            raise UnusableDataset(f"{name} has another SHA-256 than the manifest says")
 
 
-def _list_files(folder: Path, manifest: Mapping[str, Any], config: str) -> list[Path]:
-    """Return the files of a config in order; the pattern excludes paths outside the folder."""
-    pattern = re.compile(rf"{config}/[\w.-]+\.parquet")
-    return [folder / name for name in sorted(manifest["files"]) if pattern.fullmatch(name)]
+@dataclass(frozen=True)
+class _Source:
+    """The checked files of a data set.
+
+    Attributes:
+        folder: Where they are.
+        manifest: What lists them.
+        meter: Counts what is read.
+    """
+
+    folder: Path
+    manifest: Manifest
+    meter: Meter
+
+    def batches(
+        self,
+        config: str,
+        needed: Mapping[str, str],
+        other: Mapping[str, str] | None = None,
+        default: str | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a config; see `read_batches`."""
+        paths = [self.folder / name for name in self.manifest.config_files(config)]
+        return read_batches(paths, self.meter, needed=needed, other=other, default=default)
 
 
-def _parse_rubric(values: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    scales = {
-        key: {"min": int(values[key]["min"]), "max": int(values[key]["max"])}
-        for key in ("magnitude", "confidence")
-    }
-    return {
-        "name": str(values["name"]),
-        "categories": {str(key): str(text) for key, text in values["categories"].items()},
-        "blind": manifest["rubric"]["protocol"] == "blind",
-        **scales,
-    }
+def _open_files(source: _Source, scratch: Path, *, name: str, commit: str | None) -> Dataset:
+    rubric = read_rubric(source.folder)
+    rubric["blind"] = source.manifest.facts["rubric"]["protocol"] == "blind"
+    categories = list(rubric["categories"])
+    texts = map_batches(_first_rows(source), scratch / TEXTS)
+    replies = map_batches(
+        source.batches("annotations", _REPLY_COLUMNS, _OTHER_REPLY_COLUMNS), scratch / REPLIES
+    )
+    _check_range(texts, "category", 0, len(categories) - 1)
+    _check_replies(replies, rubric)
+    ids = texts["pair_id"].to_pylist()
+    id_array = pa.array(ids)
+    pairs = _places(replies["pair_id"], id_array, "a reply is about an unknown pair")
+    # Stable, so that the replies about a pair stay in the order of the data set.
+    reply_rows = np.argsort(pairs, kind="stable")
+    starts = np.searchsorted(pairs[reply_rows], np.arange(len(ids) + 1))
+    fields = {"id": Field("id", ids), **_column_fields(texts, categories)}
+    fields |= _teacher_fields(replies, pairs, np.asarray(fields["category"].values))
+    # In a query, `sort` and `text` are not names of columns.
+    own, labels = _source_fields(texts, set(fields) | {"sort", "text"})
+    return Dataset(
+        name=name,
+        commit=commit,
+        fingerprint=source.manifest.sha256,
+        facts=source.manifest.facts,
+        rubric=rubric,
+        ids=ids,
+        fields=fields | own,
+        labels=labels,
+        schedules=_load_schedules(source, id_array),
+        texts=texts,
+        replies=replies,
+        reply_rows=reply_rows,
+        starts=starts,
+        scores=_collect_scores(replies, pairs, reply_rows, len(ids), rubric),
+    )
 
 
-def _load_texts(paths: Sequence[Path], out: Path) -> pa.Table:
-    """Return the first row of every pair, with the column `SEARCHED`."""
+def _first_rows(source: _Source) -> Iterator[pa.RecordBatch]:
+    """Yield the first row of every pair, with the column `SEARCHED`."""
     seen: set[str] = set()
+    for batch in source.batches("data", _TEXT_COLUMNS, _OTHER_TEXT_COLUMNS):
+        if SEARCHED in batch.schema.names:
+            raise UnusableDataset(f"it has a column {SEARCHED}, which the inspector uses itself")
+        ids = batch["pair_id"]
+        is_id = pc.match_substring_regex(ids, "^[0-9a-f]{64}$")
+        if not pc.all(is_id, skip_nulls=False).as_py():
+            raise UnusableDataset("a pair has an id that is not a SHA-256")
+        # A source may repeat a pair: the config `default` has a row for each row of the source.
+        is_first = []
+        for pair_id in ids.to_pylist():
+            is_first.append(pair_id not in seen)
+            seen.add(pair_id)
+        first_rows = batch.filter(pa.array(is_first, pa.bool_()))
+        yield first_rows.append_column(SEARCHED, _join_texts(first_rows))
 
-    def rows() -> Iterator[pa.RecordBatch]:
-        for batch in _read_batches(paths):
-            # A source may repeat a pair: the config `default` has a row for each row of the source.
-            is_first = []
-            for pair_id in batch["pair_id"].to_pylist():
-                is_first.append(pair_id not in seen)
-                seen.add(pair_id)
-            first_rows = batch.filter(pa.array(is_first, pa.bool_()))
-            yield first_rows.append_column(SEARCHED, _join_texts(first_rows))
 
-    return _map_batches(rows(), out)
+def _check_replies(replies: pa.Table, rubric: Mapping[str, Any]) -> None:
+    """Refuse replies that the page cannot show: scores out of their scales, unknown words."""
+    for name in ("pair_id", "teacher", "variant", "order", "status"):
+        if replies[name].null_count:
+            raise UnusableDataset(f"a reply has no {name}")
+    words: dict[str, Sequence[str]] = {
+        "status": ("kept", "refused"), "order": ("chosen-first", "rejected-first")
+    }  # fmt: skip
+    for name, choices in words.items():
+        if not pc.all(pc.is_in(replies[name], pa.array(choices, replies[name].type))).as_py():
+            raise UnusableDataset(f"a reply has another {name} than {' or '.join(choices)}")
+    _check_range(replies, "category", 0, len(rubric["categories"]) - 1)
+    for name in ("magnitude", "confidence"):
+        scale = rubric[name]
+        _check_range(replies, name, scale["min"], scale["max"])
+        if f"expected_{name}" in replies.column_names:
+            _check_range(replies, f"expected_{name}", scale["min"], scale["max"])
+    kept = replies.filter(pc.equal(replies["status"], "kept"))
+    for name in ("category", "magnitude", "confidence"):
+        if kept[name].null_count:
+            raise UnusableDataset(f"a kept reply has no {name}")
+
+
+def _check_range(table: pa.Table, name: str, low: float, high: float) -> None:
+    """Refuse a column with a value outside a range; null and NaN are no values."""
+    column = table[name]
+    if column.null_count == len(column):
+        return
+    bounds = pc.min_max(pc.if_else(pc.is_nan(column), None, column)
+                        if pa.types.is_floating(column.type) else column).as_py()  # fmt: skip
+    if bounds["min"] is not None and not low <= bounds["min"] <= bounds["max"] <= high:
+        raise UnusableDataset(f"the column {name} has a value outside {low:g} to {high:g}")
+
+
+def _places(ids: pa.ChunkedArray, known_ids: pa.Array, problem: str) -> Any:
+    """Return the place of each id.
+
+    Raises:
+        UnusableDataset: There is an id of no pair.
+    """
+    places = _to_numpy(pc.index_in(ids, known_ids), np.int64, -1)
+    if (places < 0).any():
+        raise UnusableDataset(problem)
+    return places
 
 
 def _join_texts(batch: pa.RecordBatch) -> pa.Array:
@@ -121,69 +260,6 @@ def _join_messages(messages: pa.Array) -> pa.Array:
     return pc.binary_join(lists, "\n").cast(pa.large_string())
 
 
-def _read_batches(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    if not paths:
-        raise UnusableDataset("the data set has no rows")
-    for path in paths:
-        with pq.ParquetFile(path.absolute()) as file:
-            yield from file.iter_batches(batch_size=BATCH)
-
-
-def _map_batches(batches: Iterator[pa.RecordBatch], out: Path) -> pa.Table:
-    """Write batches to an uncompressed file, and return it memory-mapped."""
-    first = next(batches, None)
-    if first is None:
-        raise UnusableDataset("the data set has no rows")
-    # Arrow can map an uncompressed file only; it would decompress another one into memory.
-    with pa.OSFile(str(out), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in batches:
-            writer.write_batch(batch)
-    return pa.ipc.open_file(pa.memory_map(str(out))).read_all()
-
-
-def _build_dataset(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    rubric: Mapping[str, Any],
-    texts: pa.Table,
-    replies: pa.Table,
-    *,
-    name: str,
-    commit: str | None,
-) -> Dataset:
-    ids = texts["pair_id"].to_pylist()
-    if not all(re.fullmatch("[0-9a-f]{64}", pair_id) for pair_id in ids):
-        raise UnusableDataset("a pair has an id that is not a SHA-256")
-    id_array = pa.array(ids)
-    pairs = _to_numpy(pc.index_in(replies["pair_id"], id_array), np.int32, -1)
-    if (pairs < 0).any():
-        raise UnusableDataset("a reply is about an unknown pair")
-    # Stable, so that the replies about a pair stay in the order of the data set.
-    reply_rows = np.argsort(pairs, kind="stable")
-    starts = np.searchsorted(pairs[reply_rows], np.arange(len(ids) + 1))
-    categories = list(rubric["categories"])
-    fields = {"id": Field("id", ids), **_column_fields(texts, categories)}
-    fields |= _teacher_fields(replies, pairs, np.asarray(fields["category"].values))
-    # In a query, `sort` and `text` are not names of columns.
-    own, labels = _source_fields(texts, set(fields) | {"sort", "text"})
-    return Dataset(
-        name=name,
-        commit=commit,
-        facts={key: fact for key, fact in manifest.items() if key not in ("files", "formulas")},
-        rubric=rubric,
-        ids=ids,
-        fields=fields | own,
-        labels=labels,
-        schedules=_load_schedules(_list_files(folder, manifest, "schedules"), id_array),
-        texts=texts,
-        replies=replies,
-        reply_rows=reply_rows,
-        starts=starts,
-        scores=_collect_scores(replies, pairs, reply_rows, len(ids), rubric),
-    )
-
-
 def _to_numpy(column: pa.ChunkedArray, kind: Any, missing: Any) -> Any:
     if column.null_count:
         # NumPy's integers have no null; float64 holds scores, counts and indices exactly.
@@ -194,6 +270,9 @@ def _to_numpy(column: pa.ChunkedArray, kind: Any, missing: Any) -> Any:
 def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Field]:
     """Return the fields that are columns of the data set."""
     names = texts.column_names
+    for name in NUMBER_COLUMNS:
+        if name in names:
+            _check_range(texts, name, -LARGEST, LARGEST)
     fields = {
         # Single precision halves the download; `NEAR` in query.py allows for its error.
         name: Field("number", _to_numpy(texts[name], np.float32, np.nan))
@@ -202,7 +281,8 @@ def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Fiel
     }
     fields["category"] = Field("level", _to_numpy(texts["category"], np.int8, -1), categories)
     for field, name in FLAGS.items():
-        if texts[name].null_count == len(texts):  # an empty column may have no type
+        # An empty column may have no type.
+        if name not in names or texts[name].null_count == len(texts):
             values = np.full(len(texts), -1, np.int8)
         else:
             values = _to_numpy(texts[name].cast(pa.int8()), np.int8, -1)
@@ -243,9 +323,8 @@ def _source_fields(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], 
         # In the query language, a name begins with a letter.
         if is_used or not re.match("[a-z]", name) or len(fields) >= MAX_FACETS:
             continue
-        if not (
-            pa.types.is_string(texts[column].type) or pa.types.is_large_string(texts[column].type)
-        ):
+        kind = texts.schema.field(column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             continue
         encoded = encode(texts[column], MAX_LEVELS)
         if encoded is None or not encoded[0]:
@@ -256,18 +335,23 @@ def _source_fields(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], 
     return fields, labels
 
 
-def _load_schedules(paths: Sequence[Path], ids: pa.Array) -> dict[str, Any]:
+def _load_schedules(source: _Source, ids: pa.Array) -> dict[str, Any]:
     """Return the betas of each schedule, by place."""
     schedules: dict[str, Any] = {}
-    for batch in _read_batches(paths) if paths else ():
-        places = _to_numpy(pa.chunked_array([pc.index_in(batch["pair_id"], ids)]), np.int64, -1)
-        if (places < 0).any():
-            raise UnusableDataset("a schedule has a beta for an unknown pair")
-        for name in batch.schema.names:
+    for batch in source.batches("schedules", {"pair_id": STRINGS}, default=NUMBERS):
+        table = pa.Table.from_batches([batch])
+        places = _places(table["pair_id"], ids, "a schedule has a beta for an unknown pair")
+        for name in table.column_names:
             if name == "pair_id":
                 continue
+            if len(name) > MAX_NAME or len(schedules) > MAX_SCHEDULES:
+                raise UnusableDataset(
+                    f"it has more than {MAX_SCHEDULES} schedules, or one whose name is longer than "
+                    f"{MAX_NAME} characters"
+                )
+            _check_range(table, name, -LARGEST, LARGEST)
             values = schedules.setdefault(name, np.full(len(ids), np.nan, np.float32))
-            values[places] = _to_numpy(pa.chunked_array([batch[name]]), np.float32, np.nan)
+            values[places] = _to_numpy(table[name], np.float32, np.nan)
     return schedules
 
 
@@ -281,9 +365,7 @@ def _collect_scores(
     rows = pa.array(order)
     slots, slot_of_reply = _list_slots(replies, rows)
     # schedule.js relies on these numbers: a tie is 0, A is 1 and B is 2.
-    better = pc.index_in(
-        replies["better"].cast(pa.string()).take(rows), pa.array(["tie", "A", "B"])
-    )
+    better = pc.index_in(_words_of(replies, "better").take(rows), pa.array(["tie", "A", "B"]))
     scores: dict[str, Any] = {
         "slots": slots,
         "counts": np.bincount(pairs[order], minlength=count).astype(np.uint16),
@@ -293,13 +375,20 @@ def _collect_scores(
     }
     for name in ("magnitude", "confidence"):
         low = rubric[name]["min"]
-        if rubric[name]["max"] - low > 255:
-            raise UnusableDataset(f"its {name} scale has more than 256 steps")
         scores[name] = (_to_numpy(replies[name].take(rows), np.int64, low) - low).astype(np.uint8)
+        if f"expected_{name}" not in replies.column_names:
+            continue
         expected = replies[f"expected_{name}"].take(rows)
         if expected.null_count < len(expected):
             scores[f"expected_{name}"] = _to_numpy(expected, np.float32, np.nan)
     return scores
+
+
+def _words_of(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column of texts that may be missing or, without values, of no type."""
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(len(table), pa.string())])
+    return table[name].cast(pa.string())
 
 
 def _list_slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any]:

@@ -20,9 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from errors import BadRequest
+
 LONGEST = 1000
 """Largest number of characters of a query."""
-MAX_TERMS = 50
+MAX_TERMS, MAX_VALUES = 50, 100
+MAX_SEARCHES = 10
+"""Largest number of texts and beginnings of ids, each of which takes a scan of all pairs."""
+SEARCHED_FIELDS = ("text", "id")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})?\.\.({_NUMBER})?")
@@ -30,10 +35,6 @@ _BOUND = re.compile(rf"(>=|<=|>|<)({_NUMBER})")
 _SINGLE = re.compile(_NUMBER)
 NEAR = 1e-6
 """Tolerance for equal numbers, because the page receives them in single precision."""
-
-
-class BadRequest(ValueError):
-    """A query or a request that is not valid; the message is for its author."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,18 @@ def parse_query(text: str) -> Query:
             # A text may contain commas, which separate values only.
             word, _, place = _next_word(text, place, stop="")
             terms.append(Term("text", (Value("word", word=word),), negated))
-        if len(terms) > MAX_TERMS:
-            raise BadRequest(f"a query has at most {MAX_TERMS} terms")
+        _check_size(terms)
     return Query(tuple(terms), sort, descending)
+
+
+def _check_size(terms: Sequence[Term]) -> None:
+    """Raise BadRequest if the terms take too long to apply."""
+    if len(terms) > MAX_TERMS:
+        raise BadRequest(f"a query has at most {MAX_TERMS} terms")
+    if sum(len(term.values) for term in terms) > MAX_VALUES:
+        raise BadRequest(f"a query has at most {MAX_VALUES} values")
+    if sum(len(term.values) for term in terms if term.field in SEARCHED_FIELDS) > MAX_SEARCHES:
+        raise BadRequest(f"a query has at most {MAX_SEARCHES} texts and beginnings of ids")
 
 
 def _split_values(text: str, place: int) -> tuple[list[tuple[str, bool]], int]:
@@ -196,7 +206,11 @@ def _parse_value(word: str, quoted: bool) -> Value:
 
 
 def select_pairs(
-    query: Query, fields: Mapping[str, Field], count: int, search: Callable[[str], Any]
+    query: Query,
+    fields: Mapping[str, Field],
+    count: int,
+    search: Callable[[str], Any],
+    match_ids: Callable[[str], Any],
 ) -> Any:
     """Return the places of the pairs that a query selects, sorted as it asks.
 
@@ -205,6 +219,7 @@ def select_pairs(
         fields: Fields that it may name.
         count: Number of pairs.
         search: Returns which pairs contain a text, as flags.
+        match_ids: Returns which ids begin with a text, as flags.
 
     Raises:
         BadRequest: If the query names an unknown field or word.
@@ -215,6 +230,8 @@ def select_pairs(
         for value in term.values:
             if term.field == "text":
                 holds |= search(value.word)
+            elif term.field == "id":
+                holds |= match_ids(value.word)
             else:
                 holds |= _match(term.field, _get_field(term.field, fields), value)
         mask &= ~holds if term.negated else holds
@@ -241,9 +258,6 @@ def _get_field(name: str, fields: Mapping[str, Field]) -> Field:
 def _match(name: str, field: Field, value: Value) -> Any:
     """Return which pairs have a value, as flags."""
     values = field.values
-    if field.kind == "id":
-        start = value.word.lower()
-        return np.fromiter((pair_id.startswith(start) for pair_id in values), bool, len(values))
     if field.kind == "number":
         numbers = np.asarray(values, np.float64)
         if value.kind == "missing":

@@ -84,14 +84,17 @@ def train(probe):
 
 def inspect(probe):
     """Open the data set in the inspector."""
-    from dataset import UnusableDataset
+    from errors import UnusableDataset
     from loader import open_folder
+    from opening import Limits
+    from tables import Meter
 
     scratch = probe.folder / "scratch"
     scratch.mkdir()
 
     def open_dataset():
-        opened = open_folder(Path("dataset"), scratch, name="x", commit=None)
+        meter = Meter(most_rows=Limits().rows, most_bytes=Limits().unpacked)
+        opened = open_folder(Path("dataset"), scratch, name="x", commit=None, meter=meter)
         return opened, opened.packed, opened.packed_scores
 
     opened, _, _ = probe.call(open_dataset, errors=(UnusableDataset,))

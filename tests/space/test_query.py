@@ -10,6 +10,7 @@ from support.browser import INSPECTOR, bare
 from support.harness import TESTS
 
 sys.path.insert(0, str(INSPECTOR))
+import errors
 import query as query_language
 
 TABLE = json.loads((TESTS / "space" / "query_cases.json").read_text())
@@ -35,13 +36,18 @@ def search(text):
     return np.array([text.lower() in pair_text.lower() for pair_text in TABLE["texts"]])
 
 
+def match_ids(start):
+    ids = TABLE["fields"]["id"]["values"]
+    return np.array([pair_id.startswith(start.lower()) for pair_id in ids])
+
+
 def select_in_python(query):
     """What query.py makes of a query."""
     try:
         selected = query_language.select_pairs(
-            query_language.parse_query(query), fields(), COUNT, search
+            query_language.parse_query(query), fields(), COUNT, search, match_ids
         )
-    except query_language.BadRequest as error:
+    except errors.BadRequest as error:
         return {"error": str(error)}
     return {"places": selected.tolist()}
 

@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from sp2dpo.betas.arms import Arm, compute_betas
@@ -18,7 +17,6 @@ from support.harness import SCHEDULE, kept_reply, pairs_of, panel_of
 sys.path.insert(0, str(INSPECTOR))
 import api
 import loader
-from dataset import UnusableDataset
 
 NAN = float("nan")
 COLUMNS = {
@@ -100,16 +98,3 @@ def test_an_export_is_never_that_of_another_folder_of_the_same_name(opened):
         opened(value, parent)
         values.append({row["v"] for row in exported()})
     assert values == [{0}, {1}]
-
-
-@pytest.mark.parametrize(
-    "error", [pa.ArrowNotImplementedError("x"), RecursionError(), OverflowError("x"), KeyError("x")]
-)
-def test_what_cannot_be_opened_is_named_to_visitors(monkeypatch, tmp_path, error):
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr(loader.json, "loads", fail)
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UnusableDataset, match="hand: "):
-        loader.open_folder(tmp_path, tmp_path, name="hand", commit=None)

@@ -4,6 +4,7 @@ const inspector = (() => {
   const STATE = {q: "", tab: "pairs", pair: "", n: 0, look: "side", x: "", y: "", s: ""};
   const TABS = [...views].sort((one, other) => one.order - other.order);
   const HUB = "https://huggingface.co", AT_ONCE = 4;
+  const FIRST_PAUSE = 250, LAST_PAUSE = 4000, LONGEST_WAIT = 900000;  // milliseconds
 
   function readAddress() {
     const params = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
@@ -36,17 +37,22 @@ const inspector = (() => {
       toasting = setTimeout(() => { toast.hidden = true; }, 4000);
     };
 
-    async function answer(name, parameters) {
-      // Gradio returns nothing if the server cannot be reached.
-      const response = await server[name]({...parameters, data: data()}).catch(() => null);
-      if (response === null || response === undefined) throw new Error("the server does not answer: try again");
-      if (response.error) throw new Error(response.error);
-      return response;
+    // Asks again as long as the server has not opened the data set or is busy. `waits` receives the reason.
+    async function answer(name, parameters, waits) {
+      for (let pause = FIRST_PAUSE, waited = 0; ; waited += pause, pause = Math.min(LAST_PAUSE, 1.5 * pause)) {
+        // Gradio returns nothing if the server cannot be reached.
+        const response = await server[name]({...parameters, data: data()}).catch(() => null);
+        if (response === null || response === undefined) throw new Error("the server does not answer: try again");
+        if (!response.error) return response;
+        if (!response.again || waited > LONGEST_WAIT) throw new Error(response.error);
+        if (waited > 1000) waits(response.error);
+        await new Promise((done) => setTimeout(done, pause));
+      }
     }
 
     // Returns the whole answer: of a long one, the server returns a part of its JSON text.
-    app.ask = async (name, parameters = {}) => {
-      const first = await answer(name, parameters);
+    app.ask = async (name, parameters = {}, waits = app.say) => {
+      const first = await answer(name, parameters, waits);
       if (first.piece === undefined) return first;
       const step = first.piece.length, pieces = [first.piece];
       let next = step;
@@ -54,7 +60,7 @@ const inspector = (() => {
         while (next < first.size) {
           const offset = next;
           next += step;
-          const {piece, of} = await answer(name, {...parameters, offset});
+          const {piece, of} = await answer(name, {...parameters, offset}, waits);
           if (of !== first.of) throw new Error("the data set has changed meanwhile: reload the page");
           pieces[offset / step] = piece;
         }
@@ -247,9 +253,10 @@ const inspector = (() => {
 
     async function load() {
       host.dataset.state = "loading";
-      host.replaceChildren(el("p", {class: "wait", role: "status", text: data() ? `opening ${data()}…` : "opening the data set…"}));
+      const wait = el("p", {class: "wait", role: "status", text: data() ? `opening ${data()}…` : "opening the data set…"});
+      host.replaceChildren(wait);
       try {
-        const response = await app.ask("start"), arrays = await page.unpacked(response);
+        const response = await app.ask("start", {}, (reason) => { wait.textContent = reason.replace(/: ask again.*/, "…"); }), arrays = await page.unpacked(response);
         const fields = Object.fromEntries(Object.entries(response.fields).map(([name, field]) => [name, {...field, values: arrays[`field ${name}`]}]));
         app.D = {...response, fields, schedules: Object.fromEntries(response.schedules.map((name) => [name, arrays[`schedule ${name}`]]))};
         host.dataset.space = response.space ?? "";

@@ -1,6 +1,6 @@
 // The query language that selects pairs: query.py in JavaScript, tested with the same cases.
 const queryLanguage = (() => {
-  const LONGEST = 1000, MAX_TERMS = 50, NEAR = 1e-6;
+  const LONGEST = 1000, MAX_TERMS = 50, MAX_VALUES = 100, MAX_SEARCHES = 10, NEAR = 1e-6;
   const NUMBER = "[+-]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[+-]?\\d+)?";
   const NAME = /[a-z][a-z0-9_]*/y;
   const RANGE = new RegExp(`^(${NUMBER})?\\.\\.(${NUMBER})?$`);
@@ -87,10 +87,17 @@ const queryLanguage = (() => {
         place = end;
         query.terms.push({field: "text", values: [{kind: "word", word: content}], negated});
       }
-      if (query.terms.length > MAX_TERMS)
-        throw new BadQuery(`a query has at most ${MAX_TERMS} terms`);
+      checkSize(query);
     }
     return query;
+  }
+
+  function checkSize(query) {
+    if (query.terms.length > MAX_TERMS) throw new BadQuery(`a query has at most ${MAX_TERMS} terms`);
+    if (query.terms.reduce((sum, term) => sum + term.values.length, 0) > MAX_VALUES)
+      throw new BadQuery(`a query has at most ${MAX_VALUES} values`);
+    if (serverTerms(query).length > MAX_SEARCHES)
+      throw new BadQuery(`a query has at most ${MAX_SEARCHES} texts and beginnings of ids`);
   }
 
   const plain = /^[^\s",:-][^\s",]*$/u;
@@ -104,7 +111,7 @@ const queryLanguage = (() => {
         one.kind === "word" ? (isWord(one.word) && !(term.field === "text" && one.word.includes(":"))
           ? one.word : quoted(one.word)) : one.word);
       const sign = term.negated ? "-" : "";
-      return term.field === "text" ? sign + texts[0] : `${sign}${term.field}:${texts.join(",")}`;
+      return term.field === "text" && texts.length === 1 ? sign + texts[0] : `${sign}${term.field}:${texts.join(",")}`;
     });
     if (query.sort) terms.push(`sort:${query.descending ? "-" : ""}${query.sort}`);
     return terms.join(" ");
