@@ -6,8 +6,12 @@
 #         --config recipes/dpo/methods/sp2dpo.yaml --dataset dataset/ --output_dir /shared/student
 #
 # The first argument is the number of machines, the others are passed to train.py. output_dir, the
-# data set and reference_cache must be on a file system that all machines share. To resume after a
-# job was stopped, run the same command with --resume_from_checkpoint true.
+# data set and reference_cache must be on a file system that all machines share.
+#
+# Five minutes before the time limit, Slurm sends SIGUSR1 (B: to the job script alone, which passes it
+# on to the processes of all machines): they finish their step and save a checkpoint, and the job is
+# queued again. The same happens after `scancel --signal=USR1 --batch JOB`. The job resumes from its
+# last checkpoint, also if you submit the same command again.
 set -euo pipefail
 
 export MACHINES=${1:?how many machines}
@@ -15,14 +19,28 @@ shift
 export GPUS=${GPUS:-8} # of one machine
 
 sbatch --nodes="$MACHINES" --ntasks-per-node=1 --gpus-per-node="$GPUS" --cpus-per-task=32 \
-  --time="${TIME:-12:00:00}" --job-name=dpo --output=dpo-%j.log --open-mode=append \
+  --time="${TIME:-12:00:00}" --requeue --signal=B:USR1@300 \
+  --job-name=dpo --output=dpo-%j.log --open-mode=append \
   --export=ALL /dev/stdin "$@" <<'JOB'
 #!/usr/bin/env bash
 export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((29500 + SLURM_JOB_ID % 1000))
-exec srun --kill-on-bad-exit=1 bash -c '
+warned=
+trap 'warned=1; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+# The launcher must outlive the signal; train.py listens to SIGUSR1 even where it is ignored.
+srun --kill-on-bad-exit=1 bash -c '
+  trap "" USR1
   exec accelerate launch --config_file recipes/accelerate/zero3-multinode.yaml \
     --num_machines "$MACHINES" --num_processes "$((MACHINES * GPUS))" \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$FIRST" --main_process_port "$PORT" \
-    recipes/train.py "$@"' train "$@"
+    recipes/train.py --resume_from_checkpoint true "$@"' train "$@" &
+# A signal ends `wait`, not srun.
+wait $!
+while kill -0 $! 2> /dev/null; do wait $!; done
+wait $!
+code=$?
+if [ -n "$warned" ] && [ "$code" -ne 0 ]; then
+  exec scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
 JOB

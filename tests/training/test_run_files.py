@@ -353,7 +353,8 @@ SBATCH = """#!/usr/bin/env bash
 while [ "$1" != /dev/stdin ]; do shift; done
 shift
 cat > job.sh
-SLURM_JOB_NODELIST=a,b SLURM_JOB_ID=7 bash job.sh "$@"
+export SLURM_JOB_NODELIST=a,b SLURM_JOB_ID=7
+bash -c 'JOB=$$ exec bash job.sh "$@"' job "$@"
 """
 SRUN = """#!/usr/bin/env bash
 shift
@@ -396,7 +397,29 @@ def test_slurm_launches_one_task_on_each_machine(cluster):
         assert words[words.index("--main_process_ip") + 1] == "a"
         assert words[words.index("--main_process_port") + 1] == "29507"
         after = words[words.index("recipes/train.py") + 1 :]
-        assert after == ["--config", "with blank.yaml", "--seed", "1"]
+        resume = ["--resume_from_checkpoint", "true"]
+        assert after == [*resume, "--config", "with blank.yaml", "--seed", "1"]
+
+
+# The launcher warns the job as Slurm does before the time limit, and ends once it hears of it.
+WARNED = """#!/usr/bin/env bash
+kill -USR1 "$JOB"
+for _ in {1..1000}; do [ -e signalled ] && break; sleep 0.01; done
+kill -USR1 $$  # ignored: the launcher goes on until its processes have saved
+exit CODE
+"""
+
+
+@pytest.mark.parametrize(("code", "ends"), [(1, ["requeued"]), (0, [])])
+def test_slurm_queues_a_job_again_that_it_has_warned(cluster, tmp_path, code, ends):
+    (tmp_path / "accelerate").write_text(WARNED.replace("CODE", str(code)))
+    (tmp_path / "scancel").write_text('#!/usr/bin/env bash\necho "$@"\ntouch signalled\n')
+    (tmp_path / "scancel").chmod(0o755)
+    (tmp_path / "scontrol").write_text(
+        '#!/usr/bin/env bash\n[ "$1 $2" = "requeue 7" ] && echo requeued || echo a\n'
+    )
+    lines = cluster("slurm.sh", "1")
+    assert lines == [*["--signal=USR1 7"] * 2, *ends]  # for each machine
 
 
 def test_a_job_of_the_hub_gets_all_words(cluster):
