@@ -10,7 +10,9 @@ import sp2dpo.training
 from support.harness import ROOT
 
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
-GROUND = {"text", "settings", "files", "hub", "interrupts", "replacement", "tables"}
+GROUND = {
+    "text", "settings", "files", "hub", "interrupts", "replacement", "batches", "listing", "tables",
+}  # fmt: skip
 ORDER = [
     {"pairs", "inference"},
     {"panel", "training"},

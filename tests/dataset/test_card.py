@@ -2,12 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from sp2dpo.betas.arms import Arm, compute_betas
+from sp2dpo.betas.file import BetaTable
+from sp2dpo.betas.schedule import load_schedule
+from sp2dpo.dataset.build import write_dataset
 from sp2dpo.dataset.card import BEGIN, END, card_license, digest, fenced, merge_card, plain
+from sp2dpo.dataset.verify import verify_dataset
+from sp2dpo.panel.rubric import load_rubric, parse_rubric
+from support.harness import SCHEDULE, filled, kept_reply
 
 OURS = f"""---
 license: mit
@@ -134,6 +142,52 @@ def test_nothing_in_a_rubric_closes_its_block():
     assert page.endswith("<p>after</p>\n")
     block = fenced(rubric).split("\n", 1)[1].rsplit("\n", 1)[0]
     assert yaml.safe_load(block) == rubric
+
+
+MARKUP = (
+    "x <img src=x onerror=alert(1)> [l](javascript:y) ![i](http://e/i) | `c` $m$ </details> &amp;"
+)
+
+
+def test_markup_and_marks_in_names_and_prompts_stay_text_and_the_data_set_verifies(
+    new_store, tmp_path
+):
+    config = json.loads(json.dumps(load_rubric("semantic-gap").as_mapping()))
+    config["name"] = f"{MARKUP} {END}"
+    config["task"] += f"\n{BEGIN}\n---\nconfigs: []\n---\n{END}\n````\n</details>"
+    config["categories"] = {f"{MARKUP} {END}": "all", **config["categories"]}
+    config["variants"] = {MARKUP: f"{END}", **config["variants"]}
+    rubric = parse_rubric(config, where="rubric")
+    store = new_store()
+    ids = filled(store, 3, MARKUP, rubric=rubric, variants=(MARKUP,))
+    first = next(iter(rubric.categories))
+    answer = {"category": first, "magnitude": 5, "confidence": 5}
+    raw = json.dumps({"rationale": MARKUP, **answer})
+    store.add_replies(
+        replace(
+            kept_reply(each, MARKUP, MARKUP, 5, 5, answer["category"], rationale=MARKUP), raw=raw
+        )
+        for each in ids
+    )
+    schedule = load_schedule(SCHEDULE)
+    annotations = store.annotations()
+    betas = BetaTable(
+        table=compute_betas(annotations, Arm(of=schedule)),
+        arm=Arm(of=schedule),
+        annotations_hash=annotations.hash,
+    )
+    for _ in range(2):  # the second time over an earlier build
+        write_dataset(store, betas, tmp_path / "out", draws=20)
+    result = verify_dataset(tmp_path / "out")
+    assert result.consistent, result.checks
+    body = (tmp_path / "out" / "README.md").read_text().split("\n---\n", 1)[1]
+    assert body.count(BEGIN) == body.count(END) == 1
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)
+    outside = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    assert set(re.findall(r"<img src=.([^\s>]+)", outside)) <= {'assets/betas.png"'}
+    assert "onerror=alert(1)>" not in outside
+    assert re.findall(r'<a href="([^"]+)"', page) == ["https://arxiv.org/abs/2601.22385"]
+    assert page.count("</details>") == 1
 
 
 def test_the_card_of_the_demo_is_whole(demo):

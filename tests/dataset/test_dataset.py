@@ -20,7 +20,7 @@ from sp2dpo.pairs.pair import Pair
 from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.logprobs import ValueToken, parse_tokens
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.tables import list_data_files, read_parquet
+from sp2dpo.tables import read_listed
 from support.harness import (
     BUILD,
     SCHEDULE,
@@ -334,9 +334,9 @@ def test_the_build_names_columns_of_json_text(new_store, tmp_path):
 
 def read_here(folder):
     """All rows, read in this process."""
-    files = list_data_files(folder)
-    assert files
-    return list(read_parquet(files))
+    rows = read_listed(folder)
+    assert rows
+    return list(rows)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,21 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, format_json(content, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_capped(path: Path, limit: int) -> bytes:
+    """Return the content of a file of at most `limit` bytes.
+
+    Raises:
+        ValueError: If the file is larger.
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        # One byte more than allowed shows that the file is larger, without reading all of it.
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: larger than {limit / 1e6:g} MB, the most that is read of it")
+    return content
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, without a byte order mark; raises like `decode_text`."""
     return decode_text(path.read_bytes(), where=str(path))

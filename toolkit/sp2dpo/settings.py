@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -613,10 +614,13 @@ def key_problems(
     config: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = ()
 ) -> str:
     """Return all unknown and missing keys as the text of one message; empty if there are none."""
+    if not isinstance(config, Mapping):
+        return f"expected keys and values, not {type_name(config)}"
     # A key may be required in one case and optional in another, and so be in both.
     known = list(dict.fromkeys([*required, *optional]))
     problems = [
-        f"unknown key {key!r}{did_you_mean(key, known)}" for key in config if key not in known
+        f"unknown key {_show(key)}{did_you_mean(key, known)}"
+        for key in islice((key for key in config if key not in known), _MOST_PROBLEMS)
     ]
     problems += [f"missing key {key!r}" for key in required if key not in config]
     return f"{'; '.join(problems)} (known: {', '.join(known)})" if problems else ""

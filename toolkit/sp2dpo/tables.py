@@ -5,7 +5,6 @@ archives, and `$` begins a variable. It then reads other files, or none.
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,32 +18,48 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from datasets.table import table_cast
 
-from sp2dpo.text import one_line
+from sp2dpo.batches import open_parquet, read_batches
+from sp2dpo.listing import (
+    MANIFEST,
+    ForeignManifest,
+    config_files,
+    find_difference,
+    fingerprints,
+    parse_keys,
+    read_manifest_bytes,
+)
+from sp2dpo.text import one_line, shorten
 
-MANIFEST = "manifest.json"
+_BATCH = 1000
+"""Rows that are converted at a time."""
 
 
-def read_parquet(paths: Sequence[Path]) -> datasets.Dataset:
+def read_parquet(paths: Sequence[Path], *, hashes: Sequence[str] | None = None) -> datasets.Dataset:
     """Return the rows of Parquet files with the same columns, in their order.
 
     The rows are converted to Arrow files in the cache of `datasets` once, and then mapped into
     memory.
+
+    Args:
+        paths: The files.
+        hashes: SHA-256 of each file, if they are known: rows in the cache then belong to this
+            content, whatever the names and times of the files are.
 
     Raises:
         ValueError: If a file is not a Parquet file, or its columns differ from the first one's.
         OSError: If a file cannot be read.
     """
     files = [str(path.absolute()) for path in paths]
-    if not sum(map(_count_rows, paths)):  # `datasets` has no builder for data without rows
-        schema = pq.read_schema(files[0])
-        return datasets.Dataset(
-            schema.empty_table(), datasets.DatasetInfo(features=_features(schema))
-        )
+    if not sum(map(count_rows, paths)):  # `datasets` has no builder for data without rows
+        features = read_features(paths[0])
+        table = features.arrow_schema.empty_table()
+        return datasets.Dataset(table, datasets.DatasetInfo(features=features))
     # A changed file has another time, and is converted again.
-    state = [(each.st_mtime_ns, each.st_size) for each in map(Path.stat, paths)]
+    state: Any = [(each.st_mtime_ns, each.st_size) for each in map(Path.stat, paths)]
+    key = [files, state] if hashes is None else list(hashes)
     builder = _ParquetFiles(
         dataset_name="sp2dpo",
-        config_id=f"files-{Hasher.hash([files, state])}",
+        config_id=f"files-{Hasher.hash(key)}",
         hash="1",
         files=files,
     )
@@ -59,31 +74,67 @@ def read_parquet(paths: Sequence[Path]) -> datasets.Dataset:
     return rows
 
 
-def _count_rows(path: Path) -> int:
+def count_rows(path: Path) -> int:
+    """Return the number of rows that a Parquet file states; raises like `read_features`."""
     try:
         return pq.read_metadata(path.absolute()).num_rows
     except pa.ArrowException as error:
         raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
 
 
-def _features(schema: pa.Schema) -> datasets.Features:
-    return datasets.Features.from_arrow_schema(schema)
+def read_features(path: Path) -> datasets.Features:
+    """Return the columns of a Parquet file.
 
-
-def list_data_files(folder: Path) -> list[Path] | None:
-    """Return the files of the config `default` that the manifest of a folder lists, in order.
-
-    None if the folder has no manifest of sp2dpo that can be read.
+    Raises:
+        ValueError: It is not a Parquet file, its columns have no types of `datasets`, or two have
+            one name.
+        OSError: It cannot be read.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        if content["toolkit"]["name"] != "sp2dpo":
-            return None
-        names = sorted(name for name in content["files"] if name.startswith("data/"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        with open_parquet(path) as file:
+            schema = file.metadata.schema.to_arrow_schema()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
+    return _features(schema, path)
+
+
+def _features(schema: pa.Schema, path: Path) -> datasets.Features:
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    # `datasets` checks nothing of the types that the metadata of a file name.
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its metadata name no types of `datasets`: {shorten(str(error), 200)}"
+        ) from error
+
+
+def read_listed(folder: Path, config: str = "default") -> datasets.Dataset | None:
+    """Return the rows of a config of a data set of sp2dpo: those of the files in its manifest.
+
+    None if the folder has no manifest of sp2dpo.
+
+    Raises:
+        ValueError: If the manifest is damaged or lists no such config, or a file is not the one
+            that the manifest lists.
+        OSError: If a file cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
         return None
-    # A foreign manifest must not lead to files outside the folder.
-    return [folder / name for name in names if ".." not in Path(name).parts] or None
+    try:
+        files = fingerprints(parse_keys(read_manifest_bytes(path), where=str(path)))
+    except ForeignManifest:
+        return None
+    names = config_files(files, config)
+    if not names:
+        raise ValueError(f"{path} lists no file of the config {config}")
+    # The betas of other files than those that were verified would be trained on silently.
+    for name in names:
+        if difference := find_difference(folder / name, files[name], name=name):
+            raise ValueError(f"{difference}: `sp2dpo verify` shows all differences")
+    return read_parquet(
+        [folder / name for name in names], hashes=[files[name].sha256 for name in names]
+    )
 
 
 def is_pattern(folder: Path) -> bool:
@@ -107,8 +158,7 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     config: Any  # a _FilesConfig; type checkers know the base class only
 
     def _info(self) -> datasets.DatasetInfo:
-        schema = pq.read_schema(self.config.files[0])
-        return datasets.DatasetInfo(features=_features(schema))
+        return datasets.DatasetInfo(features=read_features(Path(self.config.files[0])))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator("train", gen_kwargs={"files": self.config.files})]
@@ -116,7 +166,6 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     def _generate_tables(self, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
         features = self.info.features or datasets.Features()
         for number, path in enumerate(kwargs["files"]):
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    table = table_cast(file.read_row_group(group), features.arrow_schema)
-                    yield Key(number, group), table
+            for part, batch in enumerate(read_batches(Path(path), rows=_BATCH)):
+                table = table_cast(pa.Table.from_batches([batch]), features.arrow_schema)
+                yield Key(number, part), table

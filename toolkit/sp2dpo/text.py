@@ -120,6 +120,15 @@ def _foldable() -> tuple[dict[str, str], re.Pattern[str]]:
     return folded, re.compile(f"[{few}]")
 
 
+_TICKS = re.compile("`+")
+
+
+def longer_fence(text: str) -> str:
+    """Return a fence of Markdown that no fence in a text ends."""
+    # A block ends at a fence that is at least as long as the first one.
+    return "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
+
+
 def one_line(value: object) -> str:
     """Return the text of a value, such as an error, with all white space as single spaces."""
     return " ".join(str(value).split())

@@ -26,7 +26,10 @@ from sp2dpo.betas.file import BetaTable, check_origin, open_store_and_betas, rea
 from sp2dpo.dataset.card import digest, render_card
 from sp2dpo.dataset.columns import RowColumns, annotation_features, schedule_features
 from sp2dpo.dataset.facts import collect_facts, find_suspects
-from sp2dpo.dataset.manifest import (
+from sp2dpo.dataset.manifest import Manifest, parse_manifest_head
+from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
+from sp2dpo.diagnostics.bootstrap import DRAWS
+from sp2dpo.listing import (
     CARD,
     CONFIGS,
     LABEL_NOISE,
@@ -34,12 +37,8 @@ from sp2dpo.dataset.manifest import (
     PICTURE,
     RUBRIC,
     SET_ASIDE,
-    Manifest,
     compute_fingerprint,
-    parse_manifest_head,
 )
-from sp2dpo.dataset.parquet import Progress, no_progress, write_rows
-from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.replacement import atomic_folder
 from sp2dpo.report import plots
 from sp2dpo.report.charts import build_histogram

@@ -9,21 +9,36 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 from datasets import Features
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from sp2dpo.betas.columns import BETA_COLUMNS
-from sp2dpo.dataset.manifest import CONFIGS, Manifest, Suspect
+from sp2dpo.dataset.manifest import Manifest, Suspect
+from sp2dpo.files import decode_text, read_capped
 from sp2dpo.hub import HubName
+from sp2dpo.listing import CONFIGS, LARGEST_CARD
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import parse_yaml
-from sp2dpo.text import escape_controls, format_fixed, format_interval, format_percent, one_line
+from sp2dpo.settings import is_json, parse_yaml
+from sp2dpo.text import (
+    canonical_json,
+    escape_controls,
+    format_fixed,
+    format_interval,
+    format_percent,
+    longer_fence,
+    one_line,
+    shorten,
+)
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
 END = "<!-- sp2dpo: up to here -->"
+_MARK = "<!-- sp2dpo:"
+"""Beginning of both markers."""
 # The Hub's size categories, by the number of rows that they end before.
 _SIZES = (
     (1_000, "n<1K"),
@@ -34,8 +49,10 @@ _SIZES = (
     (100_000_000, "10M<n<100M"),
     (1_000_000_000, "100M<n<1B"),
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&:@])")
-_TICKS = re.compile("`+")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:@$])")
+_ENTITIES = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+_UNPLAIN = re.compile(r"[^\w ./+-]")
+_HEADER = re.compile(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _DIGESTS = "SHA-256 "
 """Beginning of the description of a generated config."""
 _LISTED = 10
@@ -68,6 +85,8 @@ def render_card(
         suspects=suspects[:_LISTED],
         tells=manifest.counts.labels_disputed is not None,
     )
+    # A text of the rubric may hold the markers, which would end the block.
+    block = block.replace(_MARK, _MARK.replace("<!", "< !"))
     return _join(_metadata(manifest, features), "\n", block, "")
 
 
@@ -134,9 +153,82 @@ def digest(text: str, *, where: str) -> str:
         entries = entries if isinstance(entries, list) else [entries]
         dicts = [entry for entry in entries if isinstance(entry, dict)]
         generated[key] = [entry for entry in dicts if _config_name(entry) in CONFIGS]
+    if not is_json(generated):
+        raise ValueError(f"{where}: its configs hold values that `build` does not write")
     block = _between(text.replace("\r\n", "\n"))
     content = json.dumps([generated, block], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a card, at most `LARGEST_CARD` bytes.
+
+    Raises:
+        ValueError: It is larger, or not UTF-8.
+        OSError: It cannot be read.
+    """
+    return decode_text(read_capped(path, LARGEST_CARD), where=path.name)
+
+
+def check_configs(
+    text: str,
+    manifest: Manifest,
+    features: Mapping[str, Features],
+    *,
+    where: str,
+    digests: bool,
+) -> None:
+    """Check that `load_dataset` reads the files of the manifest, with the columns of these files.
+
+    Args:
+        text: Text of the card.
+        manifest: The manifest.
+        features: Columns of each config, as its files have them.
+        where: Name of the card, for messages.
+        digests: Whether the descriptions of the configs, by which `datasets` tells data sets in its
+            cache apart, are compared too.
+
+    Raises:
+        ValueError: The YAML differs from what `build` writes for these files, or has configs that
+            the manifest does not have.
+    """
+    metadata, _, _ = _split(text, where=where)
+    block = REGEX_YAML_BLOCK.search(text.removeprefix("\ufeff"))
+    # The Hub's client finds the YAML by a pattern of its own.
+    if block is None or block[2].replace("\r\n", "\n") != _yaml_text(text):
+        raise ValueError(f"{where}: it has no YAML between `---` and `---` that the Hub reads")
+    generated = _metadata(manifest, features)
+    for key in ("configs", "dataset_info"):
+        entries = metadata.get(key)
+        if not isinstance(entries, list):
+            raise ValueError(f"{where}: {key} is not a list")
+        expected = {entry["config_name"]: entry for entry in generated[key]}
+        names = [_config_name(entry) if isinstance(entry, dict) else "" for entry in entries]
+        for name, entry in zip(names, entries, strict=True):
+            shown = escape_controls(shorten(name, 80))
+            if name not in expected:
+                raise ValueError(
+                    f"{where}: {key} has the config {shown!r}, which is not in the manifest: move "
+                    "other data to another repo"
+                )
+            wanted = expected[name]
+            if not digests and "description" in wanted:
+                entry, wanted = ({**each, "description": ""} for each in (entry, wanted))
+            # As JSON, because in Python true equals 1.
+            if not is_json(entry) or canonical_json(entry) != canonical_json(wanted):
+                raise ValueError(
+                    f"{where}: {key} describes the config {shown!r} otherwise than its files in "
+                    f"the manifest do: {_first_difference(entry, wanted)}"
+                )
+        if sorted(names) != sorted(expected):
+            raise ValueError(f"{where}: {key} does not have each config of the manifest once")
+
+
+def _first_difference(entry: Mapping[Any, Any], expected: Mapping[str, Any]) -> str:
+    keys = dict.fromkeys([*expected, *entry])
+    key = next((key for key in keys if entry.get(key) != expected.get(key)), "")
+    name, value = shorten(str(key), 40), shorten(repr(entry.get(key)), 120)
+    return escape_controls(f"{name} is {value}")
 
 
 def _config_name(entry: Mapping[str, Any]) -> str:
@@ -171,7 +263,7 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
     """Return the YAML of a card, and the text above and below the markers."""
     # The editor of a person may write CRLF and a byte order mark.
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    match = re.match(r"---\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    match = _HEADER.match(text)
     metadata: Any = {}
     if match:
         values, _ = parse_yaml(match[1], where=f"{where}: its YAML header", aliases=False)
@@ -189,6 +281,12 @@ def _split(text: str, *, where: str) -> tuple[dict[str, Any], str, str]:
             "each must occur once, in this order"
         )
     return metadata, text[:begin], text[end + len(END) :].removeprefix("\n")
+
+
+def _yaml_text(text: str) -> str | None:
+    """Return the text between the lines `---` at the beginning of a card."""
+    match = _HEADER.match(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+    return match[1].removesuffix("\n") if match else None
 
 
 def _metadata(manifest: Manifest, features: Mapping[str, Features]) -> dict[str, Any]:
@@ -277,6 +375,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "plain": plain,
+        "in_html": in_html,
+        "word": word,
         "yaml": fenced,
         "within": _within,
         "interval": lambda estimate: format_interval(
@@ -289,7 +389,21 @@ def _environment() -> jinja2.Environment:
 
 def plain(text: object) -> str:
     """Return data as one line of text with all Markdown, HTML and control characters escaped."""
-    return _MARKDOWN.sub(r"\\\1", escape_controls(one_line(text)))
+    # Entities and not backslashes, because a card may be shown as HTML that is not Markdown.
+    return _MARKDOWN.sub(r"\\\1", escape_controls(one_line(text))).translate(_ENTITIES)
+
+
+def in_html(text: object) -> str:
+    """Return data as one line of text for a line of HTML, in which Markdown is not read."""
+    return "".join(
+        char if char.isalnum() or char == " " else f"&#{ord(char)};"
+        for char in escape_controls(one_line(text))
+    )
+
+
+def word(text: object) -> str:
+    """Return a name or a hash for a code span, with `?` for every character of other texts."""
+    return _UNPLAIN.sub("?", str(text))
 
 
 def fenced(data: Mapping[str, Any]) -> str:
@@ -300,8 +414,7 @@ def fenced(data: Mapping[str, Any]) -> str:
             dict(data), Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize
         )
     )
-    # Markdown ends a block at a fence that is at least as long as the first one.
-    fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
+    fence = longer_fence(text)
     return f"{fence}yaml\n{text}{fence}"
 
 

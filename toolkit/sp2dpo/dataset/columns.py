@@ -16,6 +16,7 @@ from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.pairs.sources import SourceRow
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.store import Store
+from sp2dpo.text import shorten
 
 CONVERSATIONS = ("prompt", "chosen", "rejected")
 _SOURCE_ROW = "source_row"
@@ -152,6 +153,56 @@ class RowColumns:
 
     def _message(self, turn: Message) -> dict[str, Any]:
         return {key: turn.get(key) for key in self.features["prompt"].feature}
+
+
+def check_columns(features: Features, rubric: Rubric | None) -> None:
+    """Check that the toolkit's columns of the config `default` are there, with their types.
+
+    Args:
+        features: The columns.
+        rubric: Rubric with the categories; None if it cannot be read.
+
+    Raises:
+        ValueError: Names the first column that is missing or has another type.
+    """
+    for column in BETA_COLUMNS:
+        if column.name in features or column.name not in OPTIONAL:
+            if column.type == "category":
+                stored = getattr(features.get(column.name), "names", None) or ["none"]
+                kind: Any = _label(rubric) if rubric else ClassLabel(names=stored)
+            else:
+                kind = Value(column.type)
+            _check_type(features, column.name, kind)
+    _check_type(features, "source_id", Value("string"))
+    _check_type(features, _SOURCE_ROW, Value("int64"))
+    keys = getattr(getattr(features.get("prompt"), "feature", None), "keys", tuple)()
+    message = {"role": Value("string"), "content": Value("string")}
+    message |= {key: Json() for key in keys if key not in message}
+    for part in CONVERSATIONS:
+        _check_type(features, part, List(message))
+    if "tools" in features:
+        _check_type(features, "tools", List(Json()))
+
+
+def check_equal(features: Features, expected: Features) -> None:
+    """Check that the columns of another config are exactly these.
+
+    Raises:
+        ValueError: Names the first column that is missing, has another type or should not be there.
+    """
+    for name, kind in expected.items():
+        _check_type(features, name, kind)
+    more = [name for name in features if name not in expected]
+    if more:
+        raise ValueError(f"the column {shorten(repr(more[0]), 80)} is not one that `build` writes")
+
+
+def _check_type(features: Features, name: str, kind: Any) -> None:
+    if name not in features:
+        raise ValueError(f"there is no column {name}")
+    if features[name] != kind:
+        actual = shorten(str(features[name]), 120)
+        raise ValueError(f"the column {name} has the type {actual}, not {shorten(str(kind), 120)}")
 
 
 def pair_columns(features: Features) -> list[str]:

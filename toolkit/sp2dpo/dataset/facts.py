@@ -10,10 +10,11 @@ from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.dataset.manifest import FORMAT, BetaConfig, Manifest, RowCounts, Suspect, TeacherFacts
+from sp2dpo.dataset.manifest import BetaConfig, Manifest, RowCounts, Suspect, TeacherFacts
 from sp2dpo.diagnostics.audit import audit_betas
 from sp2dpo.diagnostics.gold import NEAR, RULES
 from sp2dpo.diagnostics.panel_agreement import measure_agreement
+from sp2dpo.listing import FORMAT
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.report.report import describe_teachers
 from sp2dpo.store.annotations import AnnotationTable

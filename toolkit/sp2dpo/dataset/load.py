@@ -4,6 +4,7 @@ import datasets
 
 from sp2dpo.dataset.manifest import read_manifest
 from sp2dpo.dataset.verify import Progress, verify_dataset
+from sp2dpo.listing import config_files
 from sp2dpo.tables import read_parquet
 
 
@@ -28,6 +29,10 @@ def load_pairs(source: str, *, progress: Progress | None = None) -> datasets.Dat
             f"{check.name}: {check.message}" for check in result.checks if not check.holds
         )
         raise ValueError(f"{result.data} is not consistent: {wrong}")
-    folder = result.data.folder
     # Only the verified files: a folder or a repo may contain others.
-    return read_parquet([folder / name for name in read_manifest(folder).config_files("default")])
+    files = read_manifest(result.data.folder).files
+    names = config_files(files, "default")
+    return read_parquet(
+        [result.data.folder / name for name in names],
+        hashes=[files[name].sha256 for name in names],
+    )

@@ -3,8 +3,6 @@
 Users may edit the card, so its SHA-256 covers only the generated part.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,25 +10,21 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sp2dpo.betas.formulas import Formulas
+from sp2dpo.listing import (
+    MANIFEST,
+    DamagedManifest,
+    Fingerprint,
+    config_files,
+    parse_keys,
+    read_manifest_bytes,
+)
 from sp2dpo.settings import format_path
 from sp2dpo.store.corpus import SourceSummary
 from sp2dpo.store.store import StoredTeacher
 from sp2dpo.text import format_json
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-CARD, RUBRIC, SET_ASIDE = "README.md", "rubric.yaml", "set_aside.jsonl"
-LABEL_NOISE, PICTURE = "label_noise.jsonl", "assets/betas.png"
-CONFIGS = {"default": "data", "annotations": "annotations", "schedules": "schedules"}
-"""Name of each config -> folder that contains its files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """The SHA-256 and the size in bytes of a file."""
-
-    sha256: str
-    bytes: int
+_SHOWN = 10
+"""Maximum number of problems in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +147,7 @@ class Manifest:
 
     def config_files(self, config: str) -> list[str]:
         """Return the names of the files of a config, in the order of their rows."""
-        # The numbers in the names have leading zeros, so this is the order of the rows.
-        return sorted(name for name in self.files if name.startswith(f"{CONFIGS[config]}/"))
-
-
-class DamagedManifest(ValueError):
-    """A manifest of sp2dpo in which keys are missing or have values of the wrong type."""
+        return config_files(self.files, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +187,6 @@ class Suspect:
 _ADAPTER = TypeAdapter(Manifest)
 
 
-def compute_fingerprint(path: Path) -> Fingerprint:
-    """Return the SHA-256 and the size of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Fingerprint(sha256=digest, bytes=path.stat().st_size)
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest in the folder of a data set.
 
@@ -215,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: `sp2dpo build` creates one")
-    return parse_manifest(path.read_bytes(), where=str(path))
+    return parse_manifest(read_manifest_bytes(path), where=str(path))
 
 
 def parse_manifest(text: bytes, *, where: str) -> Manifest:
@@ -229,43 +211,24 @@ def parse_manifest(text: bytes, *, where: str) -> Manifest:
         DamagedManifest: A key is missing, or its value has the wrong type.
         ValueError: The file is not a manifest of sp2dpo, or has another format.
     """
+    values = parse_keys(text, where=where)
     try:
-        return _ADAPTER.validate_python(_parse(text, where))
+        return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{format_path(detail['loc'])}: {detail['msg']}" for detail in error.errors()
-        )
-        raise DamagedManifest(f"{where} is damaged: {problems}") from None
+        details = error.errors(include_url=False, include_input=False)
+        problems = [f"{format_path(detail['loc'])}: {detail['msg']}" for detail in details[:_SHOWN]]
+        if len(details) > _SHOWN:
+            problems.append(f"and {len(details) - _SHOWN} more problems")
+        raise DamagedManifest(f"{where} is damaged: {'; '.join(problems)}") from None
 
 
 def parse_manifest_head(text: bytes, *, where: str) -> ManifestHead:
     """Parse only the source and the file names of a manifest; other keys may be damaged.
 
     Raises:
-        ValueError: The file is not a manifest of sp2dpo, or has another format.
+        ValueError: As for `listing.parse_keys`.
     """
-    values = _parse(text, where)
+    values = parse_keys(text, where=where)
     source = values.get("source")
     name = source.get("name") if isinstance(source, dict) else None
     return ManifestHead(source=str(name or "an unknown source"), files=frozenset(values["files"]))
-
-
-def _parse(text: bytes, where: str) -> dict[str, Any]:
-    """Return the keys of a manifest; only its toolkit, format and files are checked."""
-    try:
-        values = json.loads(text)
-        toolkit = values["toolkit"]
-        ours = toolkit["name"] == "sp2dpo"
-        # Before the other keys are read: another format may have others.
-        if ours and values["format"] != FORMAT:
-            raise ValueError(
-                f"{where}: a manifest of format {values['format']}, but this sp2dpo reads format "
-                f"{FORMAT}: use the release that wrote it, {toolkit['version']}"
-            )
-        paths = [Path(name) for name in values["files"]]
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: not the manifest of an sp2dpo data set") from error
-    # A foreign manifest must not lead `verify` or `publish` to files outside the folder.
-    if not ours or any(path.is_absolute() or ".." in path.parts for path in paths):
-        raise ValueError(f"{where}: not the manifest of an sp2dpo data set")
-    return values

@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sp2dpo.batches import read_batches
 from sp2dpo.text import one_line
 
 FILE_BYTES = 1 << 29
@@ -101,32 +102,21 @@ def _groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(gathered).combine_chunks()
 
 
-def read_features(path: Path) -> datasets.Features:
-    """Return the columns of a file.
-
-    Raises:
-        ValueError: It is not a Parquet file.
-    """
-    try:
-        return datasets.Features.from_arrow_schema(pq.read_schema(path.absolute()))
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
-
-
 def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield some columns of all rows in their order, in lists of rows.
+    """Yield some columns of all rows in their order, in lists of rows, with bounded memory.
+
+    All columns are decoded, so that damage in any of them is found.
 
     Raises:
-        ValueError: A file is damaged, or lacks a column.
+        ValueError: A file is damaged, lacks a column, or stands for too much data.
     """
     for path in paths:
         try:
-            file = pq.ParquetFile(path.absolute())  # a relative `file:x` would be an address
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(f"it has no column {missing[0]}")
-            for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
-                yield batch.to_pylist()
-        # OSError means a damaged page.
-        except (pa.ArrowException, OSError, ValueError) as error:
+            for batch in read_batches(path, rows=_BATCH):
+                missing = [name for name in columns if name not in batch.schema.names]
+                if missing:
+                    raise ValueError(f"it has no column {missing[0]}")
+                yield batch.select(list(columns)).to_pylist()
+        # OSError means a damaged page, OverflowError a date that Python cannot represent.
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error

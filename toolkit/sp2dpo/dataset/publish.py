@@ -16,22 +16,17 @@ from datasets import Features
 
 from sp2dpo.dataset.card import card_license, digest, merge_card, render_card
 from sp2dpo.dataset.manifest import (
-    CARD,
-    CONFIGS,
-    LABEL_NOISE,
-    MANIFEST,
-    RUBRIC,
     Manifest,
     ManifestHead,
     Suspect,
-    compute_fingerprint,
     parse_manifest_head,
     read_manifest,
 )
-from sp2dpo.dataset.parquet import read_features
 from sp2dpo.dataset.repo import Head, HubRepo, StoredFile, check_token, retry_commit
 from sp2dpo.hub import HubError, hub_errors
+from sp2dpo.listing import CARD, CONFIGS, LABEL_NOISE, MANIFEST, RUBRIC, compute_fingerprint
 from sp2dpo.panel.rubric import Rubric, read_rubric
+from sp2dpo.tables import read_features
 from sp2dpo.text import count_noun
 
 _NO_LICENSE = (None, "unknown", "other")

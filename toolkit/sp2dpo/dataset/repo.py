@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +26,17 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from sp2dpo.dataset.manifest import CARD, MANIFEST, compute_fingerprint, parse_manifest_head
+from sp2dpo.dataset.manifest import parse_manifest_head
 from sp2dpo.hub import NO_TOKEN, HubError, hub_errors
+from sp2dpo.listing import (
+    CARD,
+    LARGEST_CARD,
+    LARGEST_MANIFEST,
+    MANIFEST,
+    DamagedManifest,
+    compute_fingerprint,
+    list_folder,
+)
 from sp2dpo.text import RedactFilter, one_line
 
 # Time-outs, rate limits and failures of the server; other errors would repeat.
@@ -313,11 +322,17 @@ class LocalData:
         name: Name that the user gave: a folder, or `org/name`.
         commit: Commit of the repo; None for a folder.
         folder: Folder of the files.
+        repo_files: Names of all files of that commit; None for a folder.
     """
 
     name: str
     commit: str | None
     folder: Path
+    repo_files: frozenset[str] | None = None
+
+    def file_names(self) -> Collection[str]:
+        """Return the names of all files in the repo or folder, except those in hidden folders."""
+        return list_folder(self.folder) if self.repo_files is None else self.repo_files
 
     def __str__(self) -> str:
         return f"{self.name} at {self.commit}" if self.commit else self.name
@@ -346,11 +361,19 @@ def fetch_dataset(source: str) -> LocalData:
         # All downloads name this commit, so a concurrent release cannot mix two versions.
         commit = HfApi().dataset_info(name, revision=revision or None).sha
         where = {"revision": commit, "repo_type": "dataset"}
-        if MANIFEST not in HfApi().list_repo_files(name, **where):
+        tree = HfApi().list_repo_tree(name, recursive=True, **where)
+        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+        if MANIFEST not in sizes:
             raise ValueError(f"it has no {MANIFEST}: sp2dpo did not publish it")
+        for file, limit in ((MANIFEST, LARGEST_MANIFEST), (CARD, LARGEST_CARD)):
+            if sizes.get(file, 0) > limit:
+                raise ValueError(f"its {file} is larger than {limit / 1e6:g} MB")
         path = Path(hf_hub_download(name, MANIFEST, **where))
-        # Only the head: `verify` reports other damage. Files that it does not list may belong to
-        # people.
-        names = [MANIFEST, CARD, *parse_manifest_head(path.read_bytes(), where=MANIFEST).files]
-        folder = snapshot_download(name, **where, allow_patterns=names)
-    return LocalData(name=name, commit=commit, folder=Path(folder))
+        try:
+            # Only the head: `verify` reports other damage. Files that it does not list may belong
+            # to people.
+            files = parse_manifest_head(path.read_bytes(), where=MANIFEST).files
+        except DamagedManifest:  # `verify` reports that as well
+            files = frozenset()
+        folder = snapshot_download(name, **where, allow_patterns=[MANIFEST, CARD, *files])
+    return LocalData(name=name, commit=commit, folder=Path(folder), repo_files=frozenset(sizes))

@@ -17,11 +17,13 @@ from sp2dpo.annotation.run import annotate_pairs
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.dataset.columns import decode_pairs, pair_columns
-from sp2dpo.dataset.manifest import MANIFEST, Manifest, read_manifest
-from sp2dpo.dataset.parquet import read_features, read_rows
+from sp2dpo.dataset.manifest import Manifest, read_manifest
+from sp2dpo.dataset.parquet import read_rows
+from sp2dpo.listing import MANIFEST
 from sp2dpo.pairs.sources import Source, SourceRow
 from sp2dpo.panel.panel import Panel, load_panel
 from sp2dpo.store.store import Store, open_store_for_writing
+from sp2dpo.tables import read_features
 from sp2dpo.text import count_noun, format_fixed, format_percent, format_table
 
 _COMPARED = ("category", "magnitude", "confidence", "better")

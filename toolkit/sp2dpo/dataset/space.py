@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from huggingface_hub import HfApi
 
-from sp2dpo.dataset.manifest import MANIFEST
 from sp2dpo.dataset.repo import Head, HubRepo, check_token, retry_commit
 from sp2dpo.hub import hub_errors
+from sp2dpo.listing import MANIFEST
 
 VARIABLE, HOSTS, PARENT = "SP2DPO_DATA", "SP2DPO_HOSTS", "SP2DPO_PARENT"
 _CARD, _CARD_TITLE = "README.md", "title: SP2DPO inspector"

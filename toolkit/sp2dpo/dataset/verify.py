@@ -4,41 +4,55 @@ Consistency shows that nothing changed after `build` and that the betas follow f
 the data set. It does not show that a teacher gave these replies; for that see `resample`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from datasets import Features
 
 from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
 from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.betas.scores import Scores
-from sp2dpo.dataset.card import digest
-from sp2dpo.dataset.columns import decode_pairs, pair_columns
-from sp2dpo.dataset.manifest import (
+from sp2dpo.dataset.card import check_configs, digest, read_card
+from sp2dpo.dataset.columns import (
+    annotation_features,
+    check_columns,
+    check_equal,
+    decode_pairs,
+    pair_columns,
+    schedule_features,
+)
+from sp2dpo.dataset.manifest import Manifest, read_manifest
+from sp2dpo.dataset.parquet import Progress, no_progress, read_rows
+from sp2dpo.dataset.repo import LocalData, fetch_dataset
+from sp2dpo.listing import (
     CARD,
     CONFIGS,
     MANIFEST,
     RUBRIC,
     DamagedManifest,
-    Manifest,
-    compute_fingerprint,
-    read_manifest,
+    describe_unlisted,
+    find_difference,
+    find_unlisted,
 )
-from sp2dpo.dataset.parquet import Progress, no_progress, read_features, read_rows
-from sp2dpo.dataset.repo import LocalData, fetch_dataset
 from sp2dpo.panel.annotation import Refusal, parse_annotation
 from sp2dpo.panel.logprobs import expected_scores, parse_tokens
 from sp2dpo.panel.rubric import Rubric, read_rubric
 from sp2dpo.store.annotations import COLUMNS as ANNOTATION_COLUMNS
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
+from sp2dpo.tables import count_rows, read_features
 from sp2dpo.text import count_noun, one_line
 
 TOLERANCE = 1e-9
 """Maximum difference of a recomputed number: machines may sum floats in different orders."""
 _PARSED = ("category", "magnitude", "confidence", "better", "rationale")
+_FILLED = ("pair_id", "teacher", "variant", "order", "attempt", "status", "raw")
+"""Columns of the replies in which every row has a value."""
+_FREE_ROWS = 20_000
+"""Rows that files of any size may have; more only up to their bytes."""
 _POLARS_TYPES: dict[str, Any] = {
     "string": pl.String,
     "bool": pl.Boolean,
@@ -100,61 +114,62 @@ def verify_dataset(source: str | Path, *, progress: Progress = no_progress) -> V
         # All other checks compare with the manifest.
         check = VerifyCheck(name="manifest", holds=False, message=one_line(str(error)))
         return VerifyResult(data=data, checks=[check])
-    return VerifyResult(
-        data=data, checks=list(_Verification(data.folder, manifest, progress).run())
-    )
+    verification = _Verification(data, manifest, progress)
+    checks = list(verification.run())
+    if all(check.holds for check in checks):
+        # A changed file makes its digest on the card wrong, too: that is no difference of its own.
+        again = verification.run_check("card", digests=True)
+        checks = [again if check.name == "card" and again else check for check in checks]
+    return VerifyResult(data=data, checks=checks)
 
 
 class _Verification:
     """One verification of a folder. Later checks use data that earlier checks have read."""
 
-    def __init__(self, folder: Path, manifest: Manifest, progress: Progress) -> None:
-        self.folder, self.manifest, self.progress = folder, manifest, progress
+    def __init__(self, data: LocalData, manifest: Manifest, progress: Progress) -> None:
+        self.data, self.manifest, self.progress = data, manifest, progress
+        self.folder = data.folder
+        self._columns: dict[str, Features] = {}
         self.rubric: Rubric | None = None
         self.rows: pl.DataFrame | None = None
         self.annotations: AnnotationTable | None = None
 
     def run(self) -> Iterator[VerifyCheck]:
         for name in ("files", "card", "rubric", "pairs", "replies", "betas", "schedules"):
-            try:
-                message = getattr(self, f"check_{name}")()
-                if message is not None:
-                    yield VerifyCheck(name=name, holds=True, message=message)
-            # The last three: a changed file may have columns of any type.
-            except (
-                *(_Mismatch, ValueError, KeyError, OSError),
-                *(TypeError, AttributeError, pl.exceptions.PolarsError),
-            ) as error:
-                message = f"no {error}" if isinstance(error, KeyError) else str(error)
-                yield VerifyCheck(name=name, holds=False, message=one_line(message))
+            check = self.run_check(name)
+            if check is not None:
+                yield check
+
+    def run_check(self, name: str, **options: bool) -> VerifyCheck | None:
+        try:
+            message = getattr(self, f"check_{name}")(**options)
+            return None if message is None else VerifyCheck(name=name, holds=True, message=message)
+        except (_Mismatch, ValueError, OSError, pl.exceptions.PolarsError) as error:
+            return VerifyCheck(name=name, holds=False, message=one_line(error))
 
     def check_files(self) -> str:
-        """Compare the size and SHA-256 of every file with the manifest."""
-        differences, size = [], 0
-        for name, recorded in self.manifest.files.items():
-            path = self.folder / name
-            if not path.is_file():
-                differences.append(f"{name} is missing")
-                continue
-            actual = compute_fingerprint(path)
-            size += actual.bytes
-            if actual.bytes != recorded.bytes:
-                differences.append(
-                    f"{name} has {actual.bytes} bytes, the manifest states {recorded.bytes}"
-                )
-            elif actual.sha256 != recorded.sha256:
-                differences.append(
-                    f"{name} has another SHA-256 than the manifest states ({path.resolve()})"
-                )
+        """Compare the size and SHA-256 of every file with the manifest, and refuse other files."""
+        files = self.manifest.files
+        differences = [
+            difference
+            for name, recorded in files.items()
+            if (difference := find_difference(self.folder / name, recorded, name=name))
+        ]
+        if unlisted := find_unlisted(self.data.file_names(), files):
+            differences.append(describe_unlisted(unlisted))
         if differences:
             raise _Mismatch("; ".join(differences))
-        return f"{count_noun(len(self.manifest.files), 'file')}, {size / 1e6:.1f} MB: unchanged"
+        size = sum(recorded.bytes for recorded in files.values())
+        return f"{count_noun(len(files), 'file')}, {size / 1e6:.1f} MB: unchanged, and no others"
 
-    def check_card(self) -> str:
-        """Compare the generated part of the card with its hash; people may edit the rest."""
-        text = (self.folder / CARD).read_text(encoding="utf-8")
+    def check_card(self, *, digests: bool = False) -> str:
+        """Compare the card with its hash, and its configs with the files; the rest is free."""
+        text = read_card(self.folder / CARD)
         if digest(text, where=CARD) != self.manifest.card_sha256:
             raise _Mismatch(f"{CARD}: its configs, or the text between the markers, were changed")
+        # The hash is no proof: whoever changes the configs can write another one.
+        features = {name: self._features(name) for name in CONFIGS if self._names(name)}
+        check_configs(text, self.manifest, features, where=CARD, digests=digests)
         return "configs and the text between the markers: unchanged"
 
     def check_rubric(self) -> str:
@@ -163,19 +178,22 @@ class _Verification:
         if rubric.hash != self.manifest.rubric["sha256"]:
             raise _Mismatch(f"{RUBRIC} has the hash {rubric.hash[:12]}, not that in the manifest")
         for config in ("default", "annotations"):
-            column = read_features(self._files(config)[0])["category"]
+            column = self._features(config).get("category")
             if getattr(column, "names", None) != list(rubric.categories):
                 raise _Mismatch(f"the categories of {config} are not the rubric's")
         return f"{rubric.name}, {rubric.hash[:12]}: unchanged"
 
     def check_pairs(self) -> str:
         """Compare every id with the hash of its pair; rows of one pair must have the same beta."""
-        features = read_features(self._files("default")[0])
+        features = self._features("default")
+        check_columns(features, self.rubric)
         columns = [column for column in BETA_COLUMNS if column.name in features]
         names = [column.name for column in columns]
         rows: list[dict[str, Any]] = []
         pair_ids: set[str] = set()
+        self._check_rows("default", self.manifest.counts.rows)
         for part in self._parts("default", [*pair_columns(features), *names]):
+            _check_filled(part, ("pair_id", "has_beta", "keep"))
             for row, pair in zip(part, decode_pairs(part, features), strict=True):
                 pair_id = row["pair_id"]
                 if pair.id != pair_id:
@@ -209,8 +227,11 @@ class _Verification:
         rubric, pair_ids = self.rubric, set(self.rows["pair_id"])
         categories = list(rubric.categories)
         kept, count = [], 0
+        check_equal(self._features("annotations"), annotation_features(rubric))
         columns = [*ANNOTATION_COLUMNS, "status", "raw", "rationale", "logprobs"]
+        self._check_rows("annotations", self.manifest.counts.annotations)
         for part in self._parts("annotations", columns):
+            _check_filled(part, _FILLED)
             for row in part:
                 count += 1
                 if row["status"] != "kept":
@@ -246,6 +267,7 @@ class _Verification:
         if self.annotations is None or self.rows is None:
             raise _NotChecked
         names = list(self.manifest.schedules)
+        check_equal(self._features("schedules"), schedule_features(names))
         rows = [
             row for part in self._parts("schedules", ["pair_id", "default", *names]) for row in part
         ]
@@ -274,14 +296,36 @@ class _Verification:
         table = self.rows.drop_nulls("reward_margin").select("pair_id", reward_margin=h)
         return Scores(table=table, name="the column reward_margin")
 
+    def _check_rows(self, config: str, recorded: int) -> None:
+        """Check the number of rows before they are read: a row takes some bytes of its file."""
+        paths = self._files(config)
+        count = sum(map(count_rows, paths))
+        if count > max(_FREE_ROWS, sum(path.stat().st_size for path in paths)):
+            raise _Mismatch(f"{config}: {count} rows are more than the bytes of its files")
+        if count > recorded + _FREE_ROWS:
+            raise _Mismatch(f"{config}: {count} rows, the manifest states {recorded}")
+
     def _check_counts(self, **counts: int) -> None:
         for name, count in counts.items():
             recorded = getattr(self.manifest.counts, name)
             if count != recorded:
                 raise _Mismatch(f"{count} {name}, the manifest states {recorded}")
 
+    def _names(self, config: str) -> list[str]:
+        return self.manifest.config_files(config)
+
+    def _features(self, config: str) -> Features:
+        """Return the columns of a config, which all of its files have."""
+        if config not in self._columns:
+            first, *others = (read_features(path) for path in self._files(config))
+            for name, features in zip(self._names(config)[1:], others, strict=True):
+                if list(features.items()) != list(first.items()):
+                    raise _Mismatch(f"{name} has other columns than the first file of {config}")
+            self._columns[config] = first
+        return self._columns[config]
+
     def _files(self, config: str) -> list[Path]:
-        names = self.manifest.config_files(config)
+        names = self._names(config)
         if not names:
             raise _Mismatch(f"the manifest lists no file of {config}")
         return [self.folder / name for name in names]
@@ -302,6 +346,13 @@ class _NotChecked(_Mismatch):
 
     def __init__(self) -> None:
         super().__init__("not checked because of the differences above")
+
+
+def _check_filled(rows: list[dict[str, Any]], names: Sequence[str]) -> None:
+    """Raise _Mismatch if a row has no value in a column in which `build` writes one."""
+    for name in names:
+        if any(row[name] is None for row in rows):
+            raise _Mismatch(f"a row has no {name}")
 
 
 def _check_category(row: Mapping[str, Any], count: int) -> int | None:

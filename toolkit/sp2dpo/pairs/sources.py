@@ -305,15 +305,12 @@ def _raw_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow as pa  # noqa: PLC0415 - a JSON source does not need it
-    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from sp2dpo.batches import read_batches  # noqa: PLC0415
 
     count = 0
     try:
-        file = pq.ParquetFile(path.absolute())  # a relative `file:x` would be an address
-        names = file.schema_arrow.names
-        if len(set(names)) < len(names):  # `to_pylist` would keep one of them silently
-            raise ValueError(f"two columns have one name among {', '.join(names)}")
-        for batch in file.iter_batches(batch_size=1000):
+        for batch in read_batches(path):
             for row in batch.to_pylist():
                 yield row
                 count += 1

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,21 @@ from datasets import (
     load_dataset,
 )
 from datasets.exceptions import DatasetsError
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from sp2dpo.files import read_json_lines
 from sp2dpo.hub import HubName, UnknownConfig
-from sp2dpo.tables import MANIFEST, is_pattern, list_data_files, read_parquet
+from sp2dpo.listing import (
+    CONFIGS,
+    MANIFEST,
+    ForeignManifest,
+    config_files,
+    parse_keys,
+    read_manifest_bytes,
+)
+from sp2dpo.tables import is_pattern, read_listed, read_parquet
+from sp2dpo.text import escape_controls, longer_fence
 
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
@@ -34,12 +44,11 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
     """
     folder = Path(source)
     local = folder.exists()
-    files = [folder] if folder.is_file() else list_data_files(folder) if local else None
     try:
-        if files:
-            if split != "train":
-                raise ValueError(f"its only split is train, not {split}")
-            return _read_file(folder) if folder.is_file() else read_parquet(files)
+        rows = _read_file(folder) if folder.is_file() else read_listed(folder) if local else None
+        if rows is not None:
+            _check_split(split)
+            return rows
         if local and is_pattern(folder):
             raise ValueError(
                 f"it has no {MANIFEST}, and the datasets library takes its path {folder.resolve()} "
@@ -59,6 +68,11 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
         raise ValueError(f"{source} {where}: {error}") from error
 
 
+def _check_split(split: str) -> None:
+    if split != "train":
+        raise ValueError(f"its only split is train, not {split}")
+
+
 def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
     name = HubName.parse(source)
     if name is None:  # `datasets` knows names without an organisation, too
@@ -70,6 +84,10 @@ def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
         if ours and others and ours != others:
             raise ValueError(f"it names the {what} {ours}, and the setting for it is {others}")
     split, revision = name.split or split, name.revision or revision
+    rows = _read_listed_on_hub(replace(name, revision=revision))
+    if rows is not None:
+        _check_split(split)
+        return rows
     try:
         return load_dataset(name.repo, name.config, split=split, revision=revision)
     except ValueError:
@@ -79,6 +97,34 @@ def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
         if (name.config or default) not in configs:
             raise UnknownConfig(name, configs) from None
         raise
+
+
+def _read_listed_on_hub(name: HubName) -> Dataset | None:
+    """Return the rows of a data set of sp2dpo at one commit; None if it is not such a data set.
+
+    `load_dataset` would read the files that the card names, whatever they are.
+    """
+    repo: dict[str, Any] = {"repo_id": name.repo, "repo_type": "dataset"}
+    try:
+        manifest = Path(hf_hub_download(filename=MANIFEST, revision=name.revision, **repo))
+        files = parse_keys(read_manifest_bytes(manifest), where=MANIFEST)["files"]
+    except (EntryNotFoundError, ForeignManifest):  # without a network: it is not in the cache
+        return None
+    # The client names the folder after the commit, so that a later release mixes with no file.
+    commit = manifest.parent.name
+    config = name.config or "default"
+    configs = [known for known in CONFIGS if config_files(files, known)]
+    if config not in configs:
+        raise UnknownConfig(name, configs)
+    names = config_files(files, config)
+    folder = snapshot_download(revision=commit, allow_patterns=[MANIFEST, *names], **repo)
+    rows = read_listed(Path(folder), config)
+    if rows is not None:
+        # As `load_dataset` records where its files come from, for `trace_rows`.
+        rows.info.download_checksums = {
+            f"hf://datasets/{name.repo}@{commit}/{file}": {} for file in names
+        }
+    return rows
 
 
 def _read_file(path: Path) -> Dataset:
@@ -178,7 +224,6 @@ def _read_manifest(source: str, revision: str | None) -> bytes | None:
         name = HubName.parse(source)
         if name is None:
             return None
-        revision = name.revision or revision
         path = hf_hub_download(name.repo, MANIFEST, revision=revision, repo_type="dataset")
         return Path(path).read_bytes()
     except (OSError, ValueError):  # no manifest, or the Hub cannot be reached
@@ -188,7 +233,8 @@ def _read_manifest(source: str, revision: str | None) -> bytes | None:
 def card_section(origin: Provenance, settings: dict[str, Any]) -> str:
     """Return a section of a model card, in Markdown, with the settings of the run by key."""
     content = {"data": asdict(origin), "settings": settings}
-    fence = "`" * 4  # a value may contain a fence of three
+    text = escape_controls(yaml.safe_dump(content, sort_keys=False).rstrip())
+    fence = max("`" * 4, longer_fence(text), key=len)
     return "\n".join(
         [
             "\n\n## Data and settings\n",
@@ -196,7 +242,7 @@ def card_section(origin: Provenance, settings: dict[str, Any]) -> str:
             " set's manifest and of the columns that acted, with the pairs' ids, in the order of"
             " the rows.\n",
             f"{fence}yaml",
-            yaml.safe_dump(content, sort_keys=False).rstrip(),
+            text,
             f"{fence}\n",
         ]
     )
