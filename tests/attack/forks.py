@@ -48,7 +48,8 @@ def run_fork(function, log, *, limited=True):
         _become(function, log, limited)
     handle = os.pidfd_open(child)
     started = time.monotonic()
-    for number, seconds in ((signal.SIGABRT, WAIT), (signal.SIGKILL, 5), (None, None)):
+    limits = ((signal.SIGABRT, WAIT), (signal.SIGKILL, 5)) if limited else ()
+    for number, seconds in (*limits, (None, None)):
         if select.select([handle], [], [], seconds)[0]:
             break
         os.kill(child, number)
@@ -60,7 +61,7 @@ def run_fork(function, log, *, limited=True):
         status=code,
         cpu=usage.ru_utime + usage.ru_stime,
         peak=usage.ru_maxrss,
-        hung=waited >= WAIT or code == -signal.SIGXCPU,
+        hung=limited and (waited >= WAIT or code == -signal.SIGXCPU),
         text=log.read_text(errors="replace") if log.is_file() else "",
     )
 
