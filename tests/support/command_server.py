@@ -1,6 +1,8 @@
 """Runs `sp2dpo` commands in forks of one process that has imported their libraries before.
 
-    python tests/support/command_server.py SOCKET
+    python tests/support/command_server.py SOCKET [MODULE...]
+
+It imports MODULEs, too. With `script`, a command runs that file in place of `sp2dpo`.
 
 Each command has its own process, environment, working folder and exit code, as if a shell had
 started it; only the imports, most of the time of a short command, are shared. A connection to the
@@ -61,7 +63,7 @@ def main():
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
-        for name in LIBRARIES:
+        for name in (*LIBRARIES, *sys.argv[2:]):
             importlib.import_module(name)
         sys.modules["sp2dpo.evaluation.verdicts"].import_alpaca_eval()
         check_threads()
@@ -111,11 +113,15 @@ def run(command):
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
-    sys.argv[1:] = command["arguments"]
+    script = command.get("script")
+    sys.argv = [script or sys.argv[0], *command["arguments"]]
     sys.path[0] = command["folder"]
     code = 0
     try:
-        runpy.run_module("sp2dpo", run_name="__main__", alter_sys=True)
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module("sp2dpo", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     # Exit as the interpreter does, but leave the modules as they are: to free them takes longer

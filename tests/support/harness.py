@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -73,18 +74,21 @@ class Scripted:
 class CommandServer:
     """Runs `sp2dpo` in processes of their own that start fast; see `command_server`."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, modules=()):
         self.folder = tempfile.TemporaryDirectory()
         self.socket = Path(self.folder.name) / "socket"
         self.server = subprocess.Popen(
-            [sys.executable, TESTS / "support" / "command_server.py", self.socket],
+            [sys.executable, TESTS / "support" / "command_server.py", self.socket, *modules],
             stdin=subprocess.PIPE,
             env=os.environ | settings,
         )
         self.count = itertools.count()
 
-    def run(self, *arguments, env=None, timeout=300):
-        """Run a command; its exit code and output."""
+    def run(self, *arguments, env=None, timeout=300, script=None, kill=None):
+        """Run a command; its exit code and output.
+
+        `kill` is a signal and the seconds after which the command gets it.
+        """
         arguments = list(map(str, arguments))
         here = Path(self.folder.name) / str(next(self.count))
         outputs = [here.with_suffix(f".{name}") for name in ("stdout", "stderr")]
@@ -96,10 +100,17 @@ class CommandServer:
             "folder": str(Path.cwd()),
             "stdout": str(outputs[0]),
             "stderr": str(outputs[1]),
+            "script": script and str(script),
         }
         with self.connect() as connection, connection.makefile("r") as lines:
             connection.sendall(json.dumps(command).encode() + b"\n")
             child = int(lines.readline())
+            if kill is not None:
+                number, seconds = kill
+                # The command server waits for its child, whose id is not taken again before.
+                if not select.select([connection], [], [], seconds)[0]:
+                    with suppress(ProcessLookupError):
+                        os.kill(child, number)
             connection.settimeout(timeout)
             try:
                 code = int(lines.readline())
