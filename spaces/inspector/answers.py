@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -86,24 +86,48 @@ def format_json(value: Any) -> str:
     return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
 
 
-def fit(pairs: Iterable[dict[str, Any]], text_offset: int) -> dict[str, Any]:
-    """Return as many pairs as fit into an answer, under `pairs`.
+def fit(
+    facts: Mapping[str, Any],
+    pairs: Iterable[dict[str, Any]],
+    wanted: int,
+    offset: int,
+    text_from: int,
+) -> str:
+    """Return JSON of some facts and of as many pairs as fit into an answer.
 
-    If the first pair alone does not fit, its texts and lists are cut. Its texts begin at
-    `text_offset`, and `next_text_offset` is where they go on.
+    If the first pair alone does not fit, its texts and lists are cut.
+
+    Args:
+        facts: What the answer contains besides `pairs`.
+        pairs: The pairs that were asked for.
+        wanted: Number of the pairs.
+        offset: Number of pairs before the first. If not all fit, `next_offset` of the answer is the
+            offset of the first that does not.
+        text_from: Number of characters to skip in each text of the first pair. If one of its texts
+            is cut, `next_text` of the answer is the number for the next call.
     """
-    fitting, room, more = [], MAX_ANSWER - _ENVELOPE, {}
+    texts, room, more = [], MAX_ANSWER - _ENVELOPE, {}
     for pair in pairs:
         whole = to_json(pair)
-        size = len(json.dumps(whole))
-        if not fitting and (size > room or text_offset):
-            whole, more = _shorten(whole, room, text_offset)
-            size = len(json.dumps(whole))
+        text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+        size = _size(text)
+        if not texts and (size > room or text_from):
+            whole, more = _shorten(whole, room, text_from)
+            text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+            size = _size(text)
         if size > room:
             break
-        fitting.append(whole)
+        texts.append(text)
         room -= size
-    return {"pairs": fitting, **more}
+    if len(texts) < wanted:
+        more["next_offset"] = offset + len(texts)
+    head = json.dumps({**facts, **more}, ensure_ascii=False)
+    return f'{head[:-1]}, "pairs": [{", ".join(texts)}]}}'
+
+
+def _size(text: str) -> int:
+    """Return about the number of characters that a text has with escapes for all but ASCII."""
+    return len(text.encode("ascii", "backslashreplace"))
 
 
 def _shorten(pair: dict[str, Any], room: int, start: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -131,4 +155,4 @@ def _shorten(pair: dict[str, Any], room: int, start: int) -> tuple[dict[str, Any
         if length <= MAX_CUT // 10:
             return {"pair_id": pair["pair_id"], "error": "too many columns to be shown"}, {}
         length = length * 3 // 4 if length > MAX_CUT else length - 1
-    return short, {"next_text_offset": start + length} if longest > start + length else {}
+    return short, {"next_text": start + length} if longest > start + length else {}

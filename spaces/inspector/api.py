@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from answers import Answers, fit, format_json, to_json
+from answers import Answers, fit, to_json
 from dataset import Dataset
 from errors import BadRequest, NotYet, UnusableDataset
 from exports import Exports
@@ -33,6 +34,7 @@ MAX_PAIR, MAX_REPLIES = 8_000_000, 5_000
 """Largest size in bytes, and largest number of replies, of a pair that is read as a whole."""
 MAX_BETAS = 65_536
 """Largest number of betas in a request."""
+TEXT_FROM = re.compile(r"(?<!\S)text_from:(\d{1,9})(?!\S)")
 SNIPPET = 240
 """Number of characters of a text in a table."""
 
@@ -225,8 +227,8 @@ def export(dataset: Dataset, request: dict[str, Any]) -> Any:
             f"{len(places):,} pairs are selected, and at most {MAX_EXPORTED:,} can be exported: "
             "select fewer, or load the data set itself"
         )
-    # The number of the opening, because a name may later stand for other rows.
-    key = json.dumps([dataset.opening, query])
+    # Not the name, which may later stand for other rows.
+    key = json.dumps([dataset.fingerprint, dataset.opening, query])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = EXPORTS.write(f"pairs-{digest}", kind, lambda: dataset.parts(places))
     return {"path": str(path), "name": path.name, "count": len(places)}
@@ -237,9 +239,7 @@ PAGE_FUNCTIONS: list[Any] = [start, scores, rows, pair, find, search, betas, exp
 
 
 # Gradio publishes this signature and docstring as the description of the API and the MCP tool.
-def find_pairs(
-    query: str = "", data: str = "", limit: int = 20, offset: int = 0, text_offset: int = 0
-) -> str:
+def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0) -> str:
     """Find preference pairs by beta, gap, category and other fields, with all teacher replies.
 
     Args:
@@ -250,31 +250,29 @@ def find_pairs(
         data: data set to search, org/name or org/name@revision; empty for the Space's own.
         limit: number of pairs to return, at most 100.
         offset: number of pairs to skip first.
-        text_offset: number of characters to skip in every text of the first pair; needed only to
-            read on in a pair that was too long.
 
     Returns:
         JSON: `count` of all pairs found, and `pairs`, each with prompt, chosen, rejected, beta and
         replies; or `error`, the reason for a refusal. An answer has at most 100,000 characters. If
         fewer pairs than `limit` fit, `next_offset` is the offset of the next call. If the first
-        pair alone is too long, its texts are cut and `next_text_offset` is where they go on.
+        pair alone is too long, its texts are cut, and `next_text` is the number of their first
+        characters that a call with the same offset and `text_from:NUMBER` in the query skips.
     """
     try:
-        request = {
-            "query": query, "data": data, "limit": limit, "offset": offset,
-            "text_offset": text_offset,
-        }  # fmt: skip
+        request = {"query": query, "data": data, "limit": limit, "offset": offset}
         dataset = LIBRARY.get(check_text(request, "data"))
-        places = dataset.select(parse_query(check_text(request, "query")))
-        first = check_integer(request, "offset", len(dataset.ids))
-        skip = check_integer(request, "text_offset", MAX_PAIR)
+        # A term of the query, because clients of Gradio must send as many values as there are
+        # parameters.
+        words = check_text(request, "query")
+        starts = TEXT_FROM.findall(words)
+        places = dataset.select(parse_query(TEXT_FROM.sub(" ", words)))
+        first, skip = check_integer(request, "offset", len(dataset.ids)), int([0, *starts][-1])
         wanted = places[first : first + check_integer(request, "limit", MAX_PAIRS)].tolist()
-        result = {"data": dataset.name, "commit": dataset.commit, "count": len(places)}
-        result |= fit((_whole_pair(dataset, place) for place in wanted), skip)
-        if len(result["pairs"]) < len(wanted):
-            result["next_offset"] = first + len(result["pairs"])
+        facts = {"data": dataset.name, "commit": dataset.commit, "count": len(places)}
         # Returned as text, because Gradio would take an object with a `path` for one of its files.
-        return format_json(result)
+        return fit(
+            facts, (_whole_pair(dataset, place) for place in wanted), len(wanted), first, skip
+        )
     except (BadRequest, UnusableDataset) as error:
         return json.dumps({"error": str(error)})
 

@@ -70,7 +70,7 @@ def _remove_leftovers(parent: Path) -> None:
             lock = os.open(Path(entry.path) / LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry.path)
+                _remove(Path(entry.path))
             finally:
                 os.close(lock)
 
@@ -126,7 +126,12 @@ def open_port(host: str, port: int | None) -> socket.socket:
     for number in ports:
         try:
             family, *_, place = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            return socket.create_server(place[:2], family=family, backlog=MAX_CONNECTIONS)
+            # asyncio sends small packets at once only on sockets that name the protocol.
+            listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place[:2])
+            listener.listen(MAX_CONNECTIONS)
+            return listener
         except OSError as error:
             if number == ports[-1]:
                 raise OSError(
@@ -166,9 +171,18 @@ def handle_signals(stop: Callable[[int, FrameType | None], None]) -> None:
             signal.signal(number, stop)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a private folder, its lock last: without one it would not be known as a leftover."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(folder)
+
+
 def end(folder: Path, status: int = 0) -> None:
     """Remove the private folder, and exit without waiting for threads."""
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
