@@ -17,6 +17,8 @@ MAX_WHOLE = 60_000_000
 """Largest number of characters of the long answers that stay in memory for their next parts."""
 MAX_CUT = 50
 """Shortest length to which a text or a list is cut."""
+MAX_UNFETCHED = 100
+"""Largest number of answers in Gradio's queue that nobody has fetched."""
 _ENVELOPE = 2_000
 """Characters for what surrounds the pairs in an answer."""
 
@@ -150,9 +152,28 @@ def _shorten(pair: dict[str, Any], room: int, start: int) -> tuple[dict[str, Any
         left_out = len(pair.get("replies", [])) - len(short.get("replies", []))
         if left_out:
             short["replies_left_out"] = left_out
-        if len(json.dumps(short)) <= room:
+        size = len(json.dumps(short))
+        if size <= room:
             break
         if length <= MAX_CUT // 10:
             return {"pair_id": pair["pair_id"], "error": "too many columns to be shown"}, {}
-        length = length * 3 // 4 if length > MAX_CUT else length - 1
+        # In proportion, to need few rounds for long texts.
+        length = min(length - 1, max(length * room // size, MAX_CUT if length > MAX_CUT else 0))
     return short, {"next_text": start + length} if longest > start + length else {}
+
+
+def forget_unfetched(queue: Any) -> None:
+    """Remove the oldest answers from Gradio's queue if too many have not been fetched."""
+    waiting = queue.pending_event_ids_session
+    for session in [session for session, events in waiting.items() if not events]:
+        del waiting[session]
+        queue.pending_messages_per_session.pop(session, None)
+    count = sum(map(len, waiting.values()))
+    while count >= MAX_UNFETCHED:
+        session = next(iter(waiting))
+        events = waiting.pop(session)
+        count -= len(events)
+        for event in events:
+            if event in queue.event_ids_to_events:
+                queue.event_ids_to_events[event].alive = False
+        queue.pending_messages_per_session.pop(session, None)

@@ -14,12 +14,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 
 import server
+from answers import forget_unfetched
 from api import EXPORTS, LIBRARY, PAGE_FUNCTIONS, find_pairs
 from errors import UnusableDataset
 from guard import Guard, find_names
@@ -27,8 +27,8 @@ from guard import Guard, find_names
 ASSETS = Path(__file__).parent / "assets"
 LIBRARIES = ("views", "query", "schedule", "diff", "text", "page", "charts", "movers")
 """Files of assets/lib, in an order in which each file comes after those that it uses."""
-MAX_QUEUED, MAX_UNFETCHED = 64, 100
-"""Largest numbers of calls of `find_pairs` that wait, and of answers that nobody has fetched."""
+MAX_QUEUED = 64
+"""Largest number of calls of `find_pairs` that wait."""
 MAX_SESSIONS = 100
 """Largest number of sessions of which Gradio keeps a copy of the component."""
 
@@ -62,23 +62,6 @@ def build_page() -> gr.Blocks:
     blocks._queue.sleep_when_free = 0.01  # 1 ms would take 7 % of a processor while idle
     blocks.state_session_capacity = MAX_SESSIONS
     return blocks
-
-
-def forget_unfetched(queue: Any) -> None:
-    """Remove the oldest answers from Gradio's queue if too many have not been fetched."""
-    waiting = queue.pending_event_ids_session
-    for session in [session for session, events in waiting.items() if not events]:
-        del waiting[session]
-        queue.pending_messages_per_session.pop(session, None)
-    count = sum(map(len, waiting.values()))
-    while count >= MAX_UNFETCHED:
-        session = next(iter(waiting))
-        events = waiting.pop(session)
-        count -= len(events)
-        for event in events:
-            if event in queue.event_ids_to_events:
-                queue.event_ids_to_events[event].alive = False
-        queue.pending_messages_per_session.pop(session, None)
 
 
 def create_app(blocks: gr.Blocks, bound: str) -> Guard:
