@@ -13,7 +13,7 @@ from sp2dpo.panel.panel import load_panel
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.database import only_writer
 from sp2dpo.store.store import Store
-from support.harness import COMMAND, fail, run, succeed, write_pairs, write_panel
+from support.harness import COMMAND, change_store, fail, run, succeed, write_pairs, write_panel
 
 NOBODY = "http://127.0.0.1:9/v1"
 ANNOTATION = {"rationale": "because", "category": "style", "magnitude": 4, "confidence": 7}
@@ -672,6 +672,5 @@ def test_a_reply_that_an_earlier_release_refused_is_the_same_reply(files):
     request = files.export()[0]
     line = reply(request, f"<think>hm</think>{json.dumps(ANNOTATION)}")
     succeed(*files.write(line))
-    with closing(sqlite3.connect(files.store)) as database, database:
-        database.execute("UPDATE replies SET status = 'refused', reason = 'not-json'")
+    change_store(files.store, "UPDATE replies SET status = 'refused', reason = 'not-json'")
     assert "0 new (0 kept, 0 refused) + 1 known" in run(*files.write(line)).stdout

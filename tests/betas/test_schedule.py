@@ -19,7 +19,7 @@ from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import load_schedule, parse_schedule, schedule_betas
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.store import Store
-from support.harness import SCHEDULE, filled, kept_reply, pairs_of, succeed
+from support.harness import SCHEDULE, change_store, filled, kept_reply, pairs_of, succeed
 
 PAPER = load_schedule(SCHEDULE)
 ONE_VOTE = replace(PAPER, quorum=1)
@@ -277,8 +277,7 @@ def test_a_damaged_record_of_the_panel_is_an_error_and_none_counts_nothing_as_pe
         )
     assert schedule_store(path, SCHEDULE).requested == 3
     for record in ("{", "{}", '{"variants": 1}', "[]"):
-        with closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE meta SET value = ? WHERE key = 'panel'", (record,))
+        change_store(path, "UPDATE meta SET value = ? WHERE key = 'panel'", (record,))
         with pytest.raises(ValueError, match="the record of its panel is damaged"):
             schedule_store(path, SCHEDULE)
     with closing(sqlite3.connect(path)) as database, database:

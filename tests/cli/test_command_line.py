@@ -301,7 +301,7 @@ def test_a_damaged_store_is_called_damaged_and_not_safe(demo, tmp_path):
         file.write(b"\xff" * (store.stat().st_size - 4096))
     plan = ["--schedule", SCHEDULE, "--out", tmp_path / "betas.parquet"]
     error = fail("schedule", "--store", store, *plan)
-    assert "the store is damaged (" in error
+    assert "run.sqlite is damaged (" in error
     assert "keep it and its -wal file" in error
     assert "`sqlite3 FILE .recover`" in error
     assert "safe" not in error

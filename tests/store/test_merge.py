@@ -13,6 +13,7 @@ from sp2dpo.store.merge import merge_stores
 from sp2dpo.store.questions import SettledPair, Shard
 from sp2dpo.store.store import Store
 from support.harness import (
+    change_store,
     fail,
     filled,
     kept_reply,
@@ -138,8 +139,7 @@ def test_a_merged_store_may_be_merged_again(shards, tmp_path):
 
 def test_a_conflict_with_the_merged_store_names_the_shard(shards):
     merge_stores(shards.out, shards.paths)
-    with closing(sqlite3.connect(shards.paths[1])) as database, database:
-        database.execute("UPDATE replies SET magnitude = magnitude + 1")
+    change_store(shards.paths[1], "UPDATE replies SET magnitude = magnitude + 1")
     error = fail("merge", "--out", shards.out, shards.paths[1])
     assert f"{shards.paths[1]}: another store holds a different reply" in error
     assert ".gathered" not in error

@@ -17,6 +17,7 @@ from sp2dpo.store.reread import RereadResult, count_readable, reread_lines, rere
 from sp2dpo.store.store import Store
 from support.harness import (
     SCHEDULE,
+    change_store,
     fail,
     filled,
     kept_reply,
@@ -204,8 +205,7 @@ def test_stores_merge_whether_or_not_their_replies_were_read_again(tmp_path):
     merge_stores(old, paths[:1])
     merge_stores(old, paths)
     assert outcomes(old) == {(ids[0], "direct", 0): 3}
-    with closing(sqlite3.connect(paths[0])) as database, database:
-        database.execute("UPDATE replies SET raw = 'another'")
+    change_store(paths[0], "UPDATE replies SET raw = 'another'")
     with pytest.raises(ValueError, match="a different reply"):
         merge_stores(tmp_path / "no.sqlite", paths)
 
@@ -261,11 +261,11 @@ def test_a_run_reads_again_before_it_asks(scripted, tmp_path):
     )
     command = ["annotate", "--pairs", pairs, "--panel", panel, "--store", path]
     succeed(*command)
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute(
-            "UPDATE replies SET status = 'refused', reason = 'not-json', category = NULL, "
-            "raw = '<think>hm</think>' || raw WHERE rowid < 3"
-        )
+    change_store(
+        path,
+        "UPDATE replies SET status = 'refused', reason = 'not-json', category = NULL, "
+        "raw = '<think>hm</think>' || raw WHERE rowid < 3",
+    )
     plan = " ".join(succeed(*command, "--dry-run").split())
     assert "2 refused replies can be read again and would be kept first" in plan
     assert "2 of 2 refused replies read again and kept (not-json 2)" in run(*command).stderr
@@ -281,10 +281,11 @@ def test_an_adaptive_run_goes_on_after_replies_were_read_again(scripted, tmp_pat
     first = succeed(*command)
     with closing(sqlite3.connect(path)) as database, database:
         count = database.execute("SELECT count(*) FROM replies").fetchone()[0]
-        database.execute(
-            "UPDATE replies SET status = 'refused', reason = 'schema', category = NULL, "
-            "raw = '<think>hm</think>' || raw, attempt = 2 WHERE rowid % 5 = 0"
-        )
+    change_store(
+        path,
+        "UPDATE replies SET status = 'refused', reason = 'schema', category = NULL, "
+        "raw = '<think>hm</think>' || raw, attempt = 2 WHERE rowid % 5 = 0",
+    )
     assert f"{count // 5} of {count // 5} refused replies read again" in succeed(
         "annotate", "--store", path, "--reread"
     )

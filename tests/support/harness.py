@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -378,6 +379,13 @@ def panel_of(*teachers, rubric=None, variants=("direct", "critic", "reader")):
             for name in teachers
         ),
     )
+
+
+def change_store(path, statement, values=()):
+    """Change a store as an earlier release would have written it: without digests."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement, values)
+        database.executescript("DELETE FROM reply_digests; DELETE FROM digests;")
 
 
 def kept_reply(

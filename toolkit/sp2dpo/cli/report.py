@@ -48,10 +48,7 @@ def status(store_file: Path, as_json: bool) -> None:
     print_result(result, status_lines(result), as_json=as_json)
     # An error gives the exit status that a script looks at; the problems are printed above.
     if result.integrity:
-        raise ValueError(
-            f"{store_file} is damaged: keep it and its -wal file, and copy what can be read with "
-            "`sqlite3 FILE .recover`"
-        )
+        raise ValueError(f"{store_file} is damaged: {result.advice}")
 
 
 @click.command()

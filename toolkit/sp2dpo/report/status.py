@@ -133,7 +133,9 @@ class RunStatus:
             None if they were not counted.
         shard: the shard, `I/N`; None if the store covers all pairs.
         annotating: process id of the `annotate` that is writing now; None if there is none.
-        integrity: problems that SQLite finds in the file; if there are any, nothing else is read.
+        integrity: problems of the file, of its structure and of what differs from its digests; if
+            there are any, nothing else is read.
+        advice: what to do about the first of these problems; None if there are none.
         budget: `full` or `adaptive`; None before the first annotation.
         teachers: status of each teacher of the last panel.
         outside: replies that the last panel does not cover.
@@ -147,6 +149,7 @@ class RunStatus:
     shard: str | None
     annotating: int | None
     integrity: list[str]
+    advice: str | None
     budget: str | None
     teachers: list[TeacherStatus]
     outside: OutsideReplies
@@ -166,28 +169,42 @@ def collect_status(path: Path | str) -> RunStatus:
     path = Path(path)
     # One snapshot, so that the counts add up although another process writes.
     with Store(path) as store, store.snapshot():
-        # Nothing else is read out of a damaged file: the numbers could be wrong.
-        problems = store.integrity()
-        source = None if problems else store.corpus.source()
-        shard = None if problems else store.questions.shard()
-        pairs = 0 if problems else store.questions.pair_count()
-        budget, teachers, outside = None, [], OutsideReplies()
-        if not problems and store.teachers():
-            budget = store.panel().budget
-            teachers, outside = _teachers(store, pairs)
-        return RunStatus(
-            store=str(path),
-            source=None if source is None else source.name,
-            pairs=pairs,
-            marked_pairs=None if problems else store.corpus.marked_pairs(),
-            shard=None if shard is None else str(shard),
+        # The file is checked meanwhile: of a damaged one, nothing else is told.
+        problems, status = store.read_while_checking(lambda: _read_status(store))
+    if status is None:
+        status = RunStatus(
+            store=str(path), source=None, pairs=0, marked_pairs=None, shard=None,
             annotating=find_annotating_process(path),
-            integrity=problems,
-            budget=budget,
-            teachers=teachers,
-            outside=outside,
-            total=_total(teachers),
-        )
+            integrity=[problem.text for problem in problems], advice=problems[0].advice,
+            budget=None, teachers=[], outside=OutsideReplies(), total=_total([]),
+        )  # fmt: skip
+    return status
+
+
+def _read_status(store: Store) -> RunStatus:
+    source, shard, pairs = (
+        store.corpus.source(),
+        store.questions.shard(),
+        store.questions.pair_count(),
+    )
+    budget, teachers, outside = None, [], OutsideReplies()
+    if store.teachers():
+        budget = store.panel().budget
+        teachers, outside = _teachers(store, pairs)
+    return RunStatus(
+        store=str(store.path),
+        source=None if source is None else source.name,
+        pairs=pairs,
+        marked_pairs=store.corpus.marked_pairs(),
+        shard=None if shard is None else str(shard),
+        annotating=find_annotating_process(store.path),
+        integrity=[],
+        advice=None,
+        budget=budget,
+        teachers=teachers,
+        outside=outside,
+        total=_total(teachers),
+    )
 
 
 def find_annotating_process(path: Path) -> int | None:

@@ -305,7 +305,7 @@ def _status_head(status: RunStatus) -> list[str]:
         "no process is annotating into it now"
         if pid is None
         else f"process {pid} is annotating into it now",
-        "the file is DAMAGED; SQLite finds:" if status.integrity else "the file is intact",
+        "the file is DAMAGED:" if status.integrity else "the file is intact",
     ]
 
 

@@ -53,11 +53,15 @@ class Connection(sqlite3.Connection):
     """A connection whose queries end at a signal, with the exception of the signal's handler.
 
     SQLite runs in C: without this, Ctrl-C would wait for the end of the query.
+
+    Attributes:
+        may_query: Whether `end_queries` was not called.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._looks = _Looks()
+        self.may_query = True
         answers = self._looks.answers()
         next(answers)  # the beginning of a generator is as bad a place as that of a function
         self.set_progress_handler(answers.__next__, _OPERATIONS)
@@ -76,14 +80,20 @@ class Connection(sqlite3.Connection):
         # Python has these settings since 3.12; a schema with triggers or views is refused anyway.
         # `merge` turns the journal of a file that nobody else uses off, which DEFENSIVE forbids.
         configure = None if attach else getattr(self, "setconfig", None)
-        for name, value in _DEFENSIVE.items() if configure else ():
-            configure(getattr(sqlite3, name), value)
+        if configure is not None:
+            for name, value in _DEFENSIVE.items():
+                configure(getattr(sqlite3, name), value)
         self.execute("PRAGMA trusted_schema = OFF")
         self.execute("PRAGMA cell_size_check = ON")
 
     def bound_queries(self, looks: int | None) -> None:
         """End queries after so many times 20,000 operations in all; None for no bound."""
         self._looks.left = looks
+
+    def end_queries(self) -> None:
+        """End the query that runs in another thread, and all later ones that take long."""
+        self._looks.left = 0
+        self.may_query = False
 
     def cursor(self, factory: Any = None) -> Any:
         """Return a cursor whose statements end at a signal."""

@@ -18,6 +18,7 @@ from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.pairs.tally import ReadingSummary, ReadingTally
 from sp2dpo.panel.rubric import holds_chat_marks
 from sp2dpo.store.database import read_meta, transaction, write_meta
+from sp2dpo.store.digests import record_table_digests
 
 _ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
 
@@ -79,6 +80,7 @@ class Corpus:
                 write_meta(
                     self._db, "source_summary", tally.summary(source.reading.options()).dump()
                 )
+                record_table_digests(self._db, "pairs", "source_rows", "set_aside")
             elif stored_digest != digest.hexdigest():
                 images = source.reading.images != self.reading().images
                 raise ValueError(

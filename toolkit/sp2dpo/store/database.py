@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sp2dpo.replacement import check_parent, lock_exclusively
 from sp2dpo.store.connection import Connection
+from sp2dpo.store.digests import record_meta_digest
 from sp2dpo.store.schema import (
     APPLICATION_ID,
     DIGESTS,
@@ -254,5 +255,6 @@ def read_meta(database: sqlite3.Connection, key: str) -> str | None:
 
 
 def write_meta(database: sqlite3.Connection, key: str, value: str) -> None:
-    """Set a value of the table `meta`."""
+    """Set a value of the table `meta`, with its digest; to be called in a transaction."""
     database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    record_meta_digest(database, key, value)

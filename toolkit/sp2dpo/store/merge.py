@@ -11,6 +11,8 @@ from typing import Any
 from sp2dpo.replacement import atomic_write
 from sp2dpo.store.counts import ReplyCounts, count_replies, load_recorded_panel
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
+from sp2dpo.store.digests import complete_digests, forget_reply_digests, record_table_digests
+from sp2dpo.store.integrity import check_store, damage_message
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import COLUMNS
 from sp2dpo.store.store import Store
@@ -117,6 +119,8 @@ def _check_compatible(paths: Sequence[Path]) -> None:
     """Refuse stores of different sources, rubrics, teachers or panels."""
     first, expected = None, {}
     for path in paths:
+        if problems := check_store(path):
+            raise ValueError(damage_message(path, problems))
         with Store(path) as store, closing(connect(path, write=False)) as database:
             properties = _shared_properties(store, database)
         if first is None:
@@ -190,6 +194,8 @@ def _gather(path: Path, shards: Sequence[Path]) -> int:
                         database.execute(f"INSERT INTO main.{table} SELECT * FROM theirs.{table}")
                     write_meta(database, "merged", "yes")
                 _insert(database, str(shard))
+        with transaction(database):
+            complete_digests(database)
         # The file records the WAL mode, in which others can read while somebody writes.
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA journal_mode = WAL")
@@ -207,6 +213,8 @@ def _add(out: Path, gathered: Path, shards: Sequence[Path]) -> int:
         if read_meta(database, _SHARDS) is None:  # merged by an earlier release: not recorded
             write_meta(database, _SHARDS, json.dumps([""]))
         _insert(database, ", ".join(map(str, shards)))
+        complete_digests(database)
+        record_table_digests(database, "teachers")
         return _replies(database) - before
 
 
@@ -254,10 +262,12 @@ def _insert(database: sqlite3.Connection, name: str) -> None:
         "OR EXISTS (SELECT 1 FROM theirs.replies WHERE teacher = name)"
     )
     read = ", ".join(f'"{name}" = theirs."{name}"' for name in _READING)
-    database.execute(
+    updated = database.execute(
         f"UPDATE main.replies AS ours SET {read} FROM theirs.replies AS theirs "
         f"WHERE {_SAME_KEY} AND ours.status = 'refused' AND theirs.status = 'kept'"
     )
+    if updated.rowcount:  # all are written again, as the store was found sound
+        forget_reply_digests(database, "true", ())
     # What is ignored is equal to the stored reply, as checked above.
     database.execute(
         f"INSERT OR IGNORE INTO main.replies ({names}) SELECT {names} FROM theirs.replies"

@@ -6,13 +6,12 @@ beside it (`-wal`) belongs to it.
 """
 
 import json
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import polars as pl
 
@@ -28,10 +27,20 @@ from sp2dpo.store.database import (
     transaction,
     write_meta,
 )
+from sp2dpo.store.digests import (
+    add_reply_digests,
+    complete_digests,
+    forget_reply_digests,
+    record_table_digests,
+)
+from sp2dpo.store.integrity import Problem, check_store, damage_message, read_while_checking
 from sp2dpo.store.questions import Questions, SettledPair, count_outcomes
 from sp2dpo.store.records import COLUMNS, ReadAgain, ReplyRecord, StoredReply, record_row
 from sp2dpo.store.usage import UsageLog
 from sp2dpo.text import shorten
+
+_KEY = '(pair_id, teacher, variant, "order", attempt)'
+Result = TypeVar("Result")
 
 
 class NotAnnotated(ValueError):
@@ -77,12 +86,12 @@ class Store:
         # Before `connect`, which creates the file.
         existed = write and path.exists()
         self._db = connect(path, write=write)
-        if existed and (problems := self.integrity()):
-            self._db.close()
-            raise ValueError(
-                f"{path} is damaged ({problems[0]}): keep it and its -wal file, and copy what can "
-                "be read with `sqlite3 FILE .recover`"
-            )
+        if existed:
+            try:
+                self._check_and_complete()
+            except BaseException:
+                self._db.close()
+                raise
         self.corpus = Corpus(self._db, path)
         self.questions = Questions(self._db, path)
         self.usage = UsageLog(self._db)
@@ -93,16 +102,34 @@ class Store:
     def __exit__(self, *error: object) -> None:
         self._db.close()
 
+    def _check_and_complete(self) -> None:
+        """Check a file that will be written to, and add the digests that it lacks."""
+        problems = [problem for problem in check_store(self.path) if not problem.is_panel]
+        if problems:
+            raise ValueError(damage_message(self.path, problems))
+        with transaction(self._db):
+            complete_digests(self._db)
+
     def integrity(self) -> list[str]:
-        """Return the problems that SQLite's quick check reports; empty if there are none."""
-        try:
-            # Unlike `integrity_check`, it does not compare indexes with tables, which is slow.
-            problems = [row[0] for row in self._db.execute("PRAGMA quick_check(10)")]
-        except sqlite3.OperationalError:  # the file is not damaged but, for example, busy
-            raise
-        except sqlite3.DatabaseError as error:  # too damaged for the check to run
-            problems = [str(error)]
-        return [] if problems == ["ok"] else problems
+        """Return what is damaged, see `integrity.check_store`; empty if nothing is."""
+        return [problem.text for problem in check_store(self.path)]
+
+    def read_checked(self, read: Callable[[], Result]) -> Result:
+        """Return what `read` reads from this store, while the file is checked.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        problems, result = self.read_while_checking(read)
+        if result is None:
+            raise ValueError(damage_message(self.path, problems))
+        return result
+
+    def read_while_checking(
+        self, read: Callable[[], Result]
+    ) -> tuple[list[Problem], Result | None]:
+        """Return the problems of the file, and what `read` reads if there are none."""
+        return read_while_checking(self.path, self._db, read)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -170,6 +197,7 @@ class Store:
                         "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
                         (teacher.name, teacher.model, teacher.revision, sampling),
                     )
+            record_table_digests(self._db, "teachers")
 
     def reopen_settled(self, panel: Panel) -> None:
         """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
@@ -245,25 +273,28 @@ class Store:
                 "INSERT OR REPLACE INTO settled VALUES (?, ?, ?)",
                 [(pair.pair_id, pair.replies, pair.chance) for pair in settled],
             )
+            add_reply_digests(self._db)
 
     def keep_replies(self, replies: Sequence[ReadAgain]) -> None:
         """Keep refused replies that can be read now, all in one transaction."""
         with transaction(self._db):
             for again in replies:
                 reply, annotation = again.reply, again.annotation
+                key = (reply.pair_id, reply.teacher, reply.variant, reply.order, reply.attempt)
+                forget_reply_digests(self._db, f"{_KEY} = (?, ?, ?, ?, ?)", key)
                 self._db.execute(
                     "UPDATE replies SET status = 'kept', reason = NULL, detail = NULL, "
                     "category = ?, magnitude = ?, confidence = ?, rationale = ?, better = ?, "
-                    "raw = ? WHERE status = 'refused' AND "
-                    '(pair_id, teacher, variant, "order", attempt) = (?, ?, ?, ?, ?)',
+                    f"raw = ? WHERE status = 'refused' AND {_KEY} = (?, ?, ?, ?, ?)",
                     (
                         annotation.category, annotation.magnitude, annotation.confidence,
-                        annotation.rationale, annotation.better, again.raw,
-                        reply.pair_id, reply.teacher, reply.variant, reply.order, reply.attempt,
+                        annotation.rationale, annotation.better, again.raw, *key,
                     ),
                 )  # fmt: skip
                 # The decision to ask no more about the pair did not take this reply into account.
                 self._db.execute("DELETE FROM settled WHERE pair_id = ?", (reply.pair_id,))
+            if replies:
+                complete_digests(self._db)
 
     def refused_replies(self) -> Iterator[StoredReply]:
         """Yield the refused replies to questions without a kept reply, sorted by key."""
@@ -297,11 +328,14 @@ class Store:
             yield from map(StoredReply._make, cursor)
 
     def annotations(self) -> AnnotationTable:
-        """Return all kept annotations as a table.
+        """Return all kept annotations as a table. The file is checked meanwhile.
 
         Raises:
-            ValueError: If there are no kept annotations.
+            ValueError: If there are no kept annotations, or the file is damaged.
         """
+        return self.read_checked(self._read_annotations)
+
+    def _read_annotations(self) -> AnnotationTable:
         rubric = self.rubric()
         pair_ids = self.corpus.pair_ids()
         # The extra thread lets SQLite read one part while polars parses the previous one.
