@@ -88,7 +88,7 @@ def parse_manifest(content: bytes) -> Manifest:
     except RecursionError:
         raise UnusableDataset(f"{MANIFEST} is nested too deeply") from None
     except ValueError as error:
-        raise UnusableDataset(f"{MANIFEST} is not valid JSON: {error}") from None
+        raise UnusableDataset(f"{MANIFEST} is not valid JSON: {str(error)[:80]}") from None
     _check_origin(values)
     facts = _FACTS(values, MANIFEST)
     files = {}
@@ -175,9 +175,7 @@ def _check_origin(values: Any) -> None:
 
 
 def _fail(where: str, problem: str) -> NoReturn:
-    # Names of keys come from the file as well.
-    shown = "".join(c if c.isprintable() else "?" for c in f"{where}: {problem}")
-    raise UnusableDataset(shown)
+    raise UnusableDataset(f"{where}: {problem}")
 
 
 def _text(most: int = MAX_NAME, pattern: str = "(?s:.*)", what: str = "text") -> Rule:

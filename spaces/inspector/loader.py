@@ -40,6 +40,7 @@ MAX_SCHEDULES = 50
 TEXTS, REPLIES = "texts.arrow", "replies.arrow"
 LARGEST = 1e30
 """Largest absolute value of a number field, which the page receives in single precision."""
+_LONGEST_MESSAGE = 450
 _TEXT_COLUMNS = {
     "pair_id": STRINGS, "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES,
     "beta": NUMBERS, "gap": NUMBERS, "agreement": NUMBERS, "category": WHOLE,
@@ -84,7 +85,9 @@ def open_folder(
             _Source(folder, manifest, meter or Meter()), scratch, name=name, commit=commit
         )
     except UnusableDataset as error:
-        raise UnusableDataset(f"{name}: {error}") from error
+        # A message may quote the file.
+        text = "".join(c if c.isprintable() else "?" for c in f"{name}: {error}")
+        raise UnusableDataset(text[:_LONGEST_MESSAGE]) from error
     except MemoryError as error:
         raise UnusableDataset(
             f"{name}: opening it takes more memory than this Space gives to a data set"

@@ -34,6 +34,13 @@ _LISTED = "listed"
 """Line that the process writes when it knows what it will download."""
 _ARRAYS, _REST = "arrays.npz", "dataset.json"
 _LONGEST_LINE = 10_000
+_FOR_VISITORS = " for data sets that visitors name: duplicate the Space, or run it yourself"
+_LARGEST_RATIO, _SMALL = 100, 500_000_000
+"""Rows may unpack to this multiple of the size of their files, plus `_SMALL` bytes for small ones:
+real texts are compressed to a tenth of their size, seldom less."""
+_MEMORY_RATIO = 10
+"""Opening the Space's own data set may take this multiple of the size of its files in memory, in
+addition to what visitors' data sets may take."""
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 
 
@@ -222,14 +229,29 @@ def _save(dataset: Dataset, scratch: Path) -> None:
     (scratch / _REST).write_text(json.dumps(rest), "utf-8")
 
 
-def _limit_process(limits: Limits) -> None:
+def _limit_process(memory: int, largest_file: int) -> None:
     """Limit the memory of this process, and the size of each file that it writes."""
     if resource is None:
         return
     # Not the address space: a mapped file takes no memory that others could need.
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
-    largest = 2 * limits.unpacked + limits.packed
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+
+def _make_meter(limits: Limits | None, folder: Path) -> Meter:
+    """Return a meter for the files in a folder, and limit the process of the own data set."""
+    size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    most = _SMALL + _LARGEST_RATIO * size
+    if limits is not None and limits.unpacked <= most:
+        return Meter(most_rows=limits.rows, most_bytes=limits.unpacked, advice=_FOR_VISITORS)
+    if limits is None:
+        # The owner, too, may have chosen a data set of strangers.
+        _limit_process(Limits().memory + _MEMORY_RATIO * size, 3 * most)
+    return Meter(
+        most_rows=None if limits is None else limits.rows,
+        most_bytes=most,
+        advice=f" for {size / 1e6:,.1f} MB of files: no real text is so compressible",
+    )
 
 
 def _end_with(pipe: IO[str], scratch: Path) -> None:
@@ -246,10 +268,10 @@ def _tell(line: str) -> None:
 
 def _open(job: Job) -> None:
     scratch, limits = Path(job.scratch), job.limits
-    meter, commit, folder = Meter(), None, Path(job.source)
-    if limits is not None:
-        meter = Meter(most_rows=limits.rows, most_bytes=limits.unpacked)
-    if not job.is_folder:
+    commit, folder = None, Path(job.source)
+    if job.is_folder:
+        _tell(_LISTED)
+    else:
         folder = scratch / "files"
         folder.mkdir()
         commit = download(
@@ -260,6 +282,7 @@ def _open(job: Job) -> None:
             token=None if limits is None else False,
             notify=lambda: _tell(_LISTED),
         )
+    meter = _make_meter(limits, folder)
     _save(open_folder(folder, scratch, name=job.name, commit=commit, meter=meter), scratch)
 
 
@@ -271,7 +294,8 @@ def main() -> None:
     watch = threading.Thread(target=_end_with, args=(sys.stdin, Path(job.scratch)), daemon=True)
     watch.start()
     if job.limits is not None:
-        _limit_process(job.limits)
+        # While it downloads; a Hub may send more than it has announced.
+        _limit_process(job.limits.memory, 2 * job.limits.unpacked + job.limits.packed)
     answer = {}
     try:
         _open(job)

@@ -41,11 +41,13 @@ class Meter:
     Attributes:
         most_rows: Largest number of rows; None for any number.
         most_bytes: Largest size in memory of all rows together; None for any size.
+        advice: End of the message that refuses more.
         rows, bytes: The sums so far.
     """
 
     most_rows: int | None = None
     most_bytes: int | None = None
+    advice: str = ""
     rows: int = field(default=0, init=False)
     bytes: int = field(default=0, init=False)
 
@@ -60,17 +62,15 @@ class Meter:
         self.check_rows(0)
         if self.most_bytes is not None and self.bytes > self.most_bytes:
             raise UnusableDataset(
-                f"more than {self.most_bytes / 1e6:,.0f} MB unpacked, but this Space opens at most "
-                f"{self.most_bytes / 1e6:,.0f} MB for visitors: duplicate the Space, or run it "
-                "yourself"
+                f"more than {self.most_bytes / 1e6:,.0f} MB unpacked, which is the limit"
+                f"{self.advice}"
             )
 
     def check_rows(self, more: int) -> None:
         """Raise UnusableDataset if there are too many rows together with `more` rows."""
         if self.most_rows is not None and self.rows + more > self.most_rows:
             raise UnusableDataset(
-                f"{self.rows + more:,} rows, but this Space opens at most {self.most_rows:,} rows "
-                "for visitors: duplicate the Space, or run it yourself"
+                f"{self.rows + more:,} rows, and the limit is {self.most_rows:,}{self.advice}"
             )
 
 

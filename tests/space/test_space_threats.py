@@ -189,8 +189,8 @@ def test_the_space_itself_may_be_for_a_private_data_set(hub, releases, url):
     ("limits", "why"),
     [
         ({"packed": 1000}, "but this Space opens at most 0 MB for visitors"),
-        ({"unpacked": 1000}, "but this Space opens at most"),
-        ({"rows": 100}, "but this Space opens at most 100 rows"),
+        ({"unpacked": 1000}, "0 MB unpacked, which is the limit for data sets that visitors name"),
+        ({"rows": 100}, "the limit is 100 for data sets that visitors"),
     ],
 )
 def test_a_visitors_data_set_has_a_size(hub, url, limits, why):
