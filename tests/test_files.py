@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sp2dpo import files
 from sp2dpo.evaluation.prompts import read_prompts
 from sp2dpo.files import Journal, read_json_lines, read_text
 from sp2dpo.replacement import atomic_write
@@ -241,3 +242,60 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def compress(path, parts):
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for part in parts:
+            file.write(part)
+    return path
+
+
+@pytest.fixture
+def low_limits(monkeypatch):
+    """Limits a thousandth of the real ones, so that a test need not write as much."""
+    for name in ("LONGEST_LINE", "LARGEST_JSON", "_FREE_BYTES", "_MOST_NESTED"):
+        monkeypatch.setattr(files, name, getattr(files, name) >> 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl.gz", b'{"a": "' + b"x" * (1 << 20), "line 1 has more than 0 MiB: write one row"),
+        ("a.jsonl", b"{}\n" + b"x" * (1 << 17), "line 2 has more than 0 MiB: write one row"),
+        ("a.jsonl.gz", b"\n" * (1 << 20), "decompresses to more than 200 times its size at line"),
+        ("a.jsonl.gz", (b'{"a": "' + b"x" * 5000 + b'"}\n') * 1000, "more than 200 times its size"),
+        ("a.jsonl", b'{"a": [' + b"[]," * 5000 + b"[]]}", "line 1 has more than 4,096 lists"),
+    ],
+    ids=["one line", "one plain line", "empty lines", "equal lines", "lists"],
+)
+def test_a_file_that_stands_for_too_much_is_refused_while_it_is_read(
+    tmp_path, low_limits, name, content, problem
+):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        list(read_json_lines(path))
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
+def test_a_list_of_more_than_is_read_at_once_is_refused(tmp_path, low_limits, name):
+    content = b"[" + b" " * (1 << 19) + b"]"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ValueError, match="MiB: write it as JSON Lines"):
+        read_prompts(str(path))
+
+
+def test_long_rows_are_read_whole(tmp_path):
+    row = {"a": "x" * 3_000_000, "b": ["\u2028"] * 1000}
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress((json.dumps(row) + "\n").encode() * 3))
+    assert [value for _, value in read_json_lines(path)] == [row] * 3
+
+
+def test_a_number_of_too_many_digits_is_named_with_its_line(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"prompt": "a"},\n {"prompt": "b", "n": ' + "9" * 5000 + "}]")
+    with pytest.raises(ValueError, match=r"A number of too many digits .* \(line 2, column 2\)"):
+        read_prompts(str(path))

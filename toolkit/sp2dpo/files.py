@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
@@ -22,6 +23,19 @@ _JSON_TYPES = {
     float: "a number",
     type(None): "null",
 }
+LONGEST_LINE = 1 << 26
+"""Maximum number of bytes of a line (64 MiB), also of one that is compressed to a few bytes. A row
+with several large images fits."""
+LARGEST_JSON = 1 << 28
+"""Maximum number of bytes of a JSON file that is not read line by line (256 MiB)."""
+_FREE_BYTES = 1 << 26
+_MOST_PER_BYTE = 200
+"""A compressed file may decompress to `_FREE_BYTES`, and to more only up to this many times its
+size: text is compressed 3 to 20 times."""
+_SHORTEST_LINE = 64
+"""Bytes that a line counts for at least, because millions of empty lines take time."""
+_MOST_NESTED = 1 << 22
+"""Maximum number of lists and objects in a JSON text: each takes 60 bytes or more of memory."""
 _LONGEST_NAME = 80
 """Maximum number of characters of a key in a message."""
 _JSON_SPACE = frozenset(" \t\n\r")
@@ -53,9 +67,14 @@ def read_capped(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, without a byte order mark; raises like `decode_text`."""
-    return decode_text(path.read_bytes(), where=str(path))
+def read_text(path: Path, *, limit: int = LARGEST_JSON) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: If the file is larger than `limit` bytes, or as for `decode_text`.
+        OSError: If the file cannot be read.
+    """
+    return decode_text(read_capped(path, limit), where=str(path))
 
 
 def decode_text(content: bytes, *, where: str) -> str:
@@ -114,13 +133,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ValueError: If the file is damaged or in UTF-16; the message names the file.
         OSError: If the file cannot be read.
     """
-    number = 0
+    number, total = 0, 0
     with path.open("rb") as file:
-        lines = gzip.GzipFile(fileobj=file) if is_gzip(path, file.peek(2)) else file
+        compressed = is_gzip(path, file.peek(2))
+        most = max(_FREE_BYTES, _MOST_PER_BYTE * path.stat().st_size)
+        lines: Any = io.BufferedReader(_unzip(file)) if compressed else file
         try:
-            for line in lines:
+            # One byte more than allowed shows that a line is longer, without reading all of it.
+            while line := lines.readline(LONGEST_LINE + 1):
                 # Empty lines count, so that the numbers are those of an editor.
-                number += 1
+                number, total = number + 1, total + max(len(line), _SHORTEST_LINE)
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(
+                        f"{path}: line {number} has more than {LONGEST_LINE >> 20} MiB: write one "
+                        "row per line, and large media to files of their own"
+                    )
+                if compressed and total > most:
+                    raise ValueError(
+                        f"{path}: decompresses to more than {_MOST_PER_BYTE} times its size at "
+                        f"line {number}: decompress it yourself if you trust it"
+                    )
                 if number == 1:
                     _check_encoding(line, str(path))
                     line = line.removeprefix(codecs.BOM_UTF8)
@@ -129,6 +161,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         # gzip raises these for a bad header or checksum, a truncated file, and damaged content.
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged after line {number}: {error}") from error
+
+
+def _unzip(file: Any) -> Any:
+    return gzip.GzipFile(fileobj=file)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -157,9 +193,16 @@ def read_json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             line and the column.
         OSError: If the file cannot be read.
     """
-    content = path.read_bytes()
     try:
-        content = gzip.decompress(content) if is_gzip(path, content) else content
+        with path.open("rb") as file:
+            lines = _unzip(file) if is_gzip(path, file.peek(2)) else file
+            content = lines.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise ValueError(
+                f"{path}: has more than {LARGEST_JSON >> 20} MiB: write it as JSON Lines (.jsonl)"
+            )
+        if _is_overfull(content):
+            raise ValueError(f"{path}: has more than {_MOST_NESTED:,} lists and objects")
         text = decode_text(content, where=str(path))
         return list(_parse_rows(text))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -186,6 +229,11 @@ def _parse_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise json.JSONDecodeError(problem, text, place) from error
         except RecursionError as error:
             raise json.JSONDecodeError("Nested too deeply", text, place) from error
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # an integer with more digits than Python converts
+            problem = "A number of too many digits stands in the object that begins here"
+            raise json.JSONDecodeError(problem, text, place) from error
         if not isinstance(value, dict):
             problem = f"Expecting an object, not {_JSON_TYPES[type(value)]}"
             raise json.JSONDecodeError(problem, text, place)
@@ -207,6 +255,12 @@ def _skip_space(text: str, place: int) -> int:
     return place
 
 
+def _is_overfull(text: bytes) -> bool:
+    """Return whether a JSON text may hold more lists and objects than are read."""
+    # Brackets in texts count, too, which only makes the limit stricter.
+    return len(text) > _MOST_NESTED and text.count(b"[") + text.count(b"{") > _MOST_NESTED
+
+
 def parse_json_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -214,6 +268,8 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
         ValueError: If it is not a JSON object in UTF-8, or a key occurs twice. The message is a
             phrase such as `is not JSON: Expecting value at column 7`; it counts columns from 1.
     """
+    if _is_overfull(text):
+        raise ValueError(f"has more than {_MOST_NESTED:,} lists and objects")
     try:
         value = json.loads(text.decode(), object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:
