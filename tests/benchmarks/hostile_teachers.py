@@ -200,10 +200,13 @@ def main():
     parser.add_argument("--verbose", action="store_true", help="print the output of each run")
     options = parser.parse_args()
     chosen = [each for each in CASES if options.case in each.name]
-    outcomes = run_cases(chosen, jobs=options.jobs)
+    print_table(chosen, run_cases(chosen, jobs=options.jobs), verbose=options.verbose)
+
+
+def print_table(cases, outcomes, *, verbose=False):
     print("| hostile teacher | seconds | memory, MB | exit | good replies stored | key leaked |")
     print("|---|--:|--:|--:|--:|---|")
-    for each, outcome in zip(chosen, outcomes, strict=True):
+    for each, outcome in zip(cases, outcomes, strict=True):
         leaked = ", ".join(outcome.leaks) or "no"
         print(
             f"| {each.name} | {outcome.seconds:.1f} | {outcome.megabytes:.0f} (+"
@@ -211,7 +214,7 @@ def main():
             f" {leaked} |",
             flush=True,
         )
-        if options.verbose:
+        if verbose:
             print("    " + outcome.output[-1500:].replace("\n", "\n    "))
 
 

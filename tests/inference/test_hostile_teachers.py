@@ -5,21 +5,14 @@ import time
 
 import pytest
 
-from benchmarks.hostile_teachers import (
-    OTHER_KEY,
-    PAIRS,
-    run_cases,
-    writings,
-)
+from benchmarks.hostile_teachers import OTHER_KEY, writings
 from servers.hostile_servers import CASES, KEY, KEY_VARIABLE, MODEL, hostile_server
 from sp2dpo.inference.client import Client, Declined, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.secrets import Secrets
 
-LONGEST = 60.0
-"""Seconds of a run, of which those without an answer are `PATIENCE` and a few time-outs."""
-MOST_GROWN = 350.0
-"""Megabytes that a run may add; eight replies of the largest size are 64."""
+LONGEST = 30.0
+"""Seconds for one answer, of which 0.3 are the time-out; a guard against hangs."""
 
 
 def ask(hostile, notices):
@@ -60,30 +53,6 @@ def test_a_hostile_server_leads_to_one_short_error_or_to_a_reply(hostile, monkey
         assert "its server sent back an API key" in "".join(notices)
     else:
         assert not notices
-
-
-@pytest.fixture(scope="module")
-def outcomes():
-    """The outcome of every case beside a good teacher, several at a time."""
-    return dict(zip(CASES, run_cases(CASES, jobs=6), strict=True))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("hostile", CASES, ids=lambda hostile: hostile.name)
-def test_a_run_with_a_hostile_teacher_ends_and_keeps_the_good_replies(hostile, outcomes):
-    outcome = outcomes[hostile]
-    assert outcome.code == hostile.exits, outcome.output
-    assert "Traceback" not in outcome.output
-    # A machine that is busy with other things may need longer than the time-out of a request.
-    assert hostile.message in outcome.output or "no answer in time" in outcome.output
-    assert outcome.seconds < LONGEST
-    assert outcome.grown < MOST_GROWN
-    assert outcome.stored == outcome.given
-    assert (outcome.given == 0) == hostile.models
-    assert (outcome.kept == 3 * PAIRS) == hostile.is_kept
-    assert outcome.leaks == []
-    assert not outcome.escapes
-    assert outcome.strangers_requests == 0
 
 
 WRITINGS = {

@@ -280,6 +280,23 @@ def test_a_server_that_never_gets_healthy_is_given_up(room):
     assert not any(map(is_running, room.processes()))
 
 
+def test_a_health_check_does_not_follow_a_redirect(room):
+    with pytest.raises(ServerDied, match=r"not healthy within 1 s \(HTTP 307\)"):
+        serve_once(room, "redirects", healthy_within=1)
+
+
+def test_a_server_inherits_no_api_key(room, monkeypatch):
+    hidden = ("OPENAI_API_KEY", "teacher_api_key", "AWS_BEARER_TOKEN_BEDROCK")
+    kept = ("HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY", "API_KEY_FILE")
+    for name in (*hidden, *kept):
+        monkeypatch.setenv(name, "secret")
+    serve_once(room)
+
+    (start,) = room.starts
+    assert set(start["variables"]).isdisjoint(hidden)
+    assert set(start["variables"]) > set(kept)
+
+
 def test_when_one_replica_cannot_start_none_is_left(room):
     with pytest.raises(ServerDied, match=r"judge \(replica [01]\): the server ended"):
         serve_once(room, "dies", replicas=2)

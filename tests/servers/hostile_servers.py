@@ -326,6 +326,11 @@ async def deep_reply(line, request):
     await line.send(response(b"[" * 1_000_000 + b"]" * 1_000_000))
 
 
+@case("8 MB of empty lists", message="not a chat completion")
+async def many_lists(line, request):
+    await line.send(response(b'{"choices": [' + b"[]," * 2_600_000 + b"[]]}"))
+
+
 @case("errors nested just below the limit of the parser", message="HTTP 4")
 async def deep_error(line, request):
     levels = 900 if len(request.body) % 2 else 700

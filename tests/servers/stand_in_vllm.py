@@ -46,7 +46,11 @@ class Health(http.server.BaseHTTPRequestHandler):
         Health.answers += 1
         if ill and BEHAVIOUR == "hangs-once":
             time.sleep(600)
-        self.send_response(500 if ill else 200)
+        if BEHAVIOUR == "redirects" and self.path == "/health":
+            self.send_response(307)
+            self.send_header("Location", "/elsewhere")
+        else:
+            self.send_response(500 if ill else 200)
         self.end_headers()
 
     def log_message(self, *_):

@@ -144,6 +144,12 @@ def key_problem(variable: str, addresses: Iterable[str]) -> str | None:
     )
 
 
+def is_api_key(variable: str) -> bool:
+    """Return whether a variable holds an API key by its name, other than that of vLLM's servers."""
+    name = variable.upper()
+    return name != "VLLM_API_KEY" and (name.endswith("_API_KEY") or name in _MODEL_KEYS)
+
+
 def key_uses(endpoint: "Endpoint") -> list[KeyUse]:
     """Return the uses of an endpoint's API key that the user must allow, each once.
 

@@ -26,6 +26,7 @@ from typing import Any
 import aiohttp
 
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.keys import is_api_key
 from sp2dpo.inference.serve import Serve, is_path
 from sp2dpo.inference.vllm import command_lines, environment_variables, serve_warnings, vllm_command
 from sp2dpo.text import escape_controls
@@ -393,8 +394,8 @@ async def start_servers(
             and so on.
         say: Called with the command, warnings and progress messages.
         timeouts: Timeouts and intervals.
-        hidden_variables: Names of environment variables that the servers do not inherit, such as
-            API keys.
+        hidden_variables: Names of environment variables that the servers do not inherit, besides
+            those that `is_api_key` names.
 
     Raises:
         FileNotFoundError: If the environment has no vLLM.
@@ -404,7 +405,11 @@ async def start_servers(
     _check(model, serve)
     # Chosen before the commands are shown, so that each can be repeated as it is printed.
     ports = _ports(serve)
-    inherited = {name: text for name, text in os.environ.items() if name not in hidden_variables}
+    inherited = {
+        name: text
+        for name, text in os.environ.items()
+        if name not in hidden_variables and not is_api_key(name)
+    }
     for line in serve_warnings(serve):
         say(escape_controls(f"WARNING: {name}: {line}"))
     for line in command_lines(model, revision, serve, ports=ports):
