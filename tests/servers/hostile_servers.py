@@ -439,7 +439,6 @@ class HostileServer:
             else:
                 await self.hostile.answer(line, request)
         writer.close()
-        self.writers.discard(writer)
 
     async def note_stranger(self, reader, writer):
         self.strangers_requests += 1

@@ -8,7 +8,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,7 @@ class Secrets:
             *((escape, letter.lower().encode()) for escape, letter in escapes),
             (rb"\/", b"/"),
         )
-        self._escape = re.compile(b"|".join(re.escape(escape) for escape, _ in self._escapes))
+        self._escape = re.compile(_escape_pattern({*"".join(letters)}).encode())
         alternatives = b"|".join(map(re.escape, self._forms))
         # None if there is nothing to find: an empty pattern would match everywhere.
         self._pattern = re.compile(alternatives, re.IGNORECASE) if self._forms else None
@@ -144,6 +144,15 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     letter = bytes.fromhex(match[1].decode())
     # These two must stay escaped in JSON.
     return b"\\" + letter if letter in b'"\\' else letter
+
+
+def _escape_pattern(letters: Collection[str]) -> str:
+    r"""Return a pattern of the escapes of letters, such as `\\u00(?:4[89]|6[1c])`, and of `\/`."""
+    digits: dict[str, str] = {}
+    for code in sorted(f"{ord(letter):02x}" for letter in letters if letter < "\x7f"):
+        digits[code[0]] = digits.get(code[0], "") + code[1]
+    codes = "|".join(f"{first}[{second}]" for first, second in digits.items())
+    return rf"\\(?:/|u00(?:{codes}))"
 
 
 def _writings(key: str) -> Iterator[str]:
