@@ -424,7 +424,9 @@ class HostileServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self.writers:
-            writer.transport.abort()
+            # A transport that is closed has no event loop any more.
+            with suppress(AttributeError):
+                writer.transport.abort()
         # The transports close their sockets in the next steps of the loop.
         await asyncio.sleep(0.01)
 
