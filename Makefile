@@ -48,7 +48,7 @@ test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill 
 test-attack: $(VENV)/.dev  ## Run the attacks: changed files, kills, hostile servers; print what came of them
 	$(VENV)/bin/python -m pytest -s -m attack tests/attack
 
-test-all: test test-slow test-oldest-trl test-services  ## Run every test
+test-all: test test-slow test-attack test-oldest-trl test-services  ## Run every test
 
 test-oldest-trl: $(OLDEST_VENV)/.installed  ## Run the trainer's tests on the oldest TRL
 	$(OLDEST_VENV)/bin/python -m pytest -p no:cacheprovider tests/training/test_training.py

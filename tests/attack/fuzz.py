@@ -13,6 +13,7 @@ is left, and the command that repeats it is printed.
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ from attack.inputs import write_inputs  # noqa: E402
 from attack.probe import Probe, Refused  # noqa: E402
 from attack.targets import TARGETS, copy_files, draw, make_case, preload  # noqa: E402
 
-COUNT = 2500
+COUNT = 2100
 _SHARES = sum(target.share for target in TARGETS.values())
 _TASKS = (("core", 0, 2), ("core", 1, 2), ("train", 0, 1), ("evaluation", 0, 1),
           ("inspector", 0, 1))  # fmt: skip
@@ -152,6 +153,7 @@ def _numbers(arguments, group, part, parts):
 def _attack_group(arguments, home, group, part, parts):
     """Run the cases of one process, and write them to `cases.jsonl`."""
     preload(group)
+    gc.freeze()  # so that a collection in a fork does not copy the pages of the modules
     folder = home / f"{group}-{part}"
     folder.mkdir()
     idle = run_fork(lambda: None, folder / "idle.log").peak
