@@ -8,6 +8,7 @@ that of the serving process without the pages that are mapped from files. Nothin
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -39,7 +40,9 @@ def main():
             flush=True,
         )
         with inspector(dataset, folder=options.inspector) as url:
-            for done, megabytes, seconds, kinds in calls(url, options.calls, every=options.every):
+            pairs = json.loads((dataset / "manifest.json").read_text())["counts"]["pairs"]
+            steps = calls(url, pairs, options.calls, every=options.every)
+            for done, megabytes, seconds, kinds in steps:
                 print(
                     f"| {done:,} | {kinds['forgotten']:,} | {kinds['rude']:,} | "
                     f"{megabytes:,.0f} | {seconds:,.0f} |",

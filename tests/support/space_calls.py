@@ -17,7 +17,7 @@ import psutil
 class Caller:
     """Somebody with one connection, who calls the server again and again."""
 
-    def __init__(self, url, seed):
+    def __init__(self, url, seed, pairs):
         self.address = urlsplit(url).netloc
         self.random, self.session = random.Random(seed), f"first-{seed}"
         self.connection = http.client.HTTPConnection(self.address, timeout=120)
@@ -27,7 +27,8 @@ class Caller:
             for component in config["components"]
             if component["props"].get("server_fns")
         ]
-        self.count = self.page("start")["count"]
+        self.count = pairs
+        self.page("start")
         self.done = Counter()
 
     def fetch(self, method, path, body=None):
@@ -48,11 +49,16 @@ class Caller:
         return content.decode()
 
     def page(self, name, **arguments):
-        """The answer of a function of the page."""
-        return self.fetch("POST", "/gradio_api/component_server", self.body(name, arguments))
+        """The answer of a function of the page, or its first part, once the data set is open."""
+        path, end = "/gradio_api/component_server", time.monotonic() + 60
+        while True:
+            answer = self.fetch("POST", path, self.body(name, arguments))
+            if not isinstance(answer, dict) or "again" not in answer or time.monotonic() > end:
+                return answer
+            time.sleep(0.2)
 
     def body(self, name, arguments):
-        if self.random.random() < 0.2:  # another visitor
+        if self.random.random() < 0.05:  # another visitor
             self.session = f"{self.random.getrandbits(50):x}"
         return {
             "data": arguments, "fn_name": name, "component_id": self.part,
@@ -137,10 +143,13 @@ def serving_process(url):
     raise LookupError(f"nobody listens at {url}")
 
 
-def calls(url, count, *, every, callers=4):
-    """Make calls; yield (number so far, megabytes of the server, seconds, kinds) at the steps."""
+def calls(url, pairs, count, *, every, callers=4):
+    """Make calls about a data set of so many pairs.
+
+    Yield (number of calls so far, megabytes of the server, seconds, kinds) at the steps.
+    """
     process, started = serving_process(url), time.monotonic()
-    people = [Caller(url, seed) for seed in range(callers)]
+    people = [Caller(url, seed, pairs) for seed in range(callers)]
 
     def megabytes():
         memory = process.memory_info()
@@ -153,3 +162,5 @@ def calls(url, count, *, every, callers=4):
             list(crowd.map(lambda caller: [caller.call() for _ in range(share)], people))  # noqa: B023
             kinds = sum((caller.done for caller in people), Counter())
             yield done, megabytes(), time.monotonic() - started, kinds
+    for caller in people:
+        caller.connection.close()
