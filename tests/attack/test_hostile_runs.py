@@ -1,9 +1,14 @@
 """Annotate beside hostile teachers; `python tests/benchmarks/hostile_teachers.py` is the same."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
-from benchmarks.hostile_teachers import PAIRS, print_table, run_cases
+from benchmarks.hostile_teachers import PAIRS, Outcome
 from servers.hostile_servers import CASES
+from support.harness import TESTS
 
 pytestmark = pytest.mark.attack
 
@@ -14,11 +19,13 @@ MOST_GROWN = 350.0
 
 
 @pytest.fixture(scope="module")
-def outcomes():
-    """The outcome of every case beside a good teacher, several at a time."""
-    outcomes = list(run_cases(CASES, jobs=4))
-    print_table(CASES, outcomes)
-    return dict(zip(CASES, outcomes, strict=True))
+def outcomes(tmp_path_factory):
+    """The outcome of every case beside a good teacher; the table is printed."""
+    out = tmp_path_factory.mktemp("hostile") / "outcomes.json"
+    command = [sys.executable, TESTS / "benchmarks" / "hostile_teachers.py", "--out", out]
+    subprocess.run(list(map(str, command)), check=True)
+    rows = json.loads(out.read_text())
+    return dict(zip(CASES, (Outcome(**row) for row in rows), strict=True))
 
 
 @pytest.mark.parametrize("hostile", CASES, ids=lambda hostile: hostile.name)

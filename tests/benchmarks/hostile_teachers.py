@@ -197,13 +197,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", default="", help="run the cases whose names hold this text")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON file of the outcomes")
     parser.add_argument("--verbose", action="store_true", help="print the output of each run")
     options = parser.parse_args()
     chosen = [each for each in CASES if options.case in each.name]
-    print_table(chosen, run_cases(chosen, jobs=options.jobs), verbose=options.verbose)
+    outcomes = []
+    print_table(chosen, noting(run_cases(chosen, jobs=options.jobs), outcomes), options.verbose)
+    if options.out is not None:
+        options.out.write_text(json.dumps([vars(outcome) for outcome in outcomes]))
 
 
-def print_table(cases, outcomes, *, verbose=False):
+def noting(outcomes, into):
+    """Pass outcomes on, and add them to a list."""
+    for outcome in outcomes:
+        into.append(outcome)
+        yield outcome
+
+
+def print_table(cases, outcomes, verbose):
     print("| hostile teacher | seconds | memory, MB | exit | good replies stored | key leaked |")
     print("|---|--:|--:|--:|--:|---|")
     for each, outcome in zip(cases, outcomes, strict=True):
