@@ -7,7 +7,7 @@ The keys are those of FoldConfig, of TRL's RewardConfig and of its ModelConfig. 
 model. With K folds, K runs train K models, each without one fold, and `sp2dpo score --folds K
 --model 'demo/rewards/fold-{fold}'` scores each pair by the model that has not seen its prompt. The
 loss is -log s(h), h = r(chosen) - r(rejected). Rows with `keep: false` are left out. The script
-writes the model to `output_dir` and results.json last.
+writes the model to `output_dir` and results.json last. Signals and exit codes: as train.py.
 """
 
 import os

@@ -11,8 +11,10 @@ given on the command line overrides the files; `--pair_columns` without a value 
 
 The script writes the model, its tokenizer and its card to `output_dir` and results.json last: the
 run is complete if that file exists. Errors are printed as one line, before the model loads if
-possible. Exit code 2 means wrong settings, 1 bad data or a bad model. (`accelerate launch` adds its
-own traceback and always exits with 1.)
+possible. Exit code 2 means wrong settings, 1 bad data or a bad model. After signal N (Ctrl-C, or
+that of a scheduler) the step is finished, a checkpoint saved, and the exit code is 128 + N; with
+`--resume_from_checkpoint true` the same command continues. (`accelerate launch` adds its own
+traceback and always exits with 1.)
 """
 
 import os

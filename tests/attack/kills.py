@@ -106,8 +106,8 @@ class Laboratory:
         self.servers = {}
         self.repos = 0
 
-    def fork(self, case, folder, kill=None):
-        """Run the command of a case in a fork, and kill it; return its result."""
+    def server_of(self, case):
+        """Return the process to fork from, once it has imported its libraries."""
         if case.server not in self.servers:
             settings = OFFLINE | (self.hub.env if case.server == "hub" else {})
             modules = (
@@ -118,7 +118,12 @@ class Laboratory:
             server = CommandServer(settings, modules)
             self.stack.callback(server.close)
             self.servers[case.server] = server
-        return self.servers[case.server].run(
+            assert server.run("--version").returncode == 0
+        return self.servers[case.server]
+
+    def fork(self, case, folder, kill=None):
+        """Run the command of a case in a fork, and kill it; return its result."""
+        return self.server_of(case).run(
             *case.words(folder), env=case.env, script=case.script, kill=kill
         )
 
@@ -259,8 +264,12 @@ def published(hub, folder):
 def trained(folder):
     """The weights and the numbers of a training."""
     results = json.loads((folder / "out" / "results.json").read_text())
-    evaluation = {k: v for k, v in results["eval"].items() if "runtime" not in k
-                  and "per_second" not in k}  # fmt: skip
+    # Times differ, and TRL counts tokens from the last start on.
+    evaluation = {
+        key: value
+        for key, value in results["eval"].items()
+        if not any(word in key for word in ("runtime", "per_second", "num_tokens"))
+    }
     weights = hashlib.sha256((folder / "out" / "model.safetensors").read_bytes()).hexdigest()
     return weights, evaluation, round(results["train_loss"], 6)
 
@@ -326,6 +335,7 @@ def attack(lab, case, kills, draw):
     """Kill a command so many times; return the tally."""
     tally = Tally(case.name)
     folder = fresh(lab, case)
+    lab.server_of(case)
     started = time.monotonic()
     done = lab.fork(case, folder)
     seconds = time.monotonic() - started

@@ -119,6 +119,15 @@ def test_a_run_that_is_stopped_again_and_again_ends_at_the_same_model(
     check_resumed(model_dir, tmp_path, undisturbed)
 
 
+def test_a_run_that_ends_inside_an_epoch_makes_no_step_more_when_it_is_resumed(model_dir, tmp_path):
+    options = {"max_steps": 3, "lr_scheduler_type": "constant", "logging_steps": 1}
+    first = run(model_dir, tmp_path, save_strategy="steps", save_steps=3, **options)
+    again = run(model_dir, tmp_path, resume_from_checkpoint="true", **options)
+    assert_same(again[0], first[0])
+    assert again[1] == pytest.approx(first[1], rel=1e-6)
+    assert again[2:] == first[2:]
+
+
 def test_a_checkpoint_that_a_kill_left_incomplete_is_passed_over(model_dir, tmp_path, undisturbed):
     often = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
     with pytest.raises(SystemExit):

@@ -145,6 +145,18 @@ class _EvaluationRecorder(TrainerCallback):
         self.step, self.metrics = state.global_step, more["metrics"]
 
 
+class _AllStepsDone(Exception):
+    """The checkpoint from which a run resumes is that of its last step."""
+
+
+class _NoExtraStep(TrainerCallback):
+    """End a resumed run before its first step if all are done; the Trainer would train one more."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise _AllStepsDone
+
+
 def train_and_evaluate(
     trainer: Any, *, checkpoint: str | None, evaluate: bool
 ) -> tuple[float, dict[str, float] | None]:
@@ -164,7 +176,7 @@ def train_and_evaluate(
     trainer.add_callback(recorder)
     try:
         with stopping_at_signals(trainer) as stop:
-            loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+            loss = _train(trainer, checkpoint)
             # The best checkpoint, if it is loaded at the end, need not be the last one.
             is_old = recorder.step != trainer.state.global_step
             is_stopping = stop is not None and stop.stopping is not None
@@ -173,9 +185,22 @@ def train_and_evaluate(
     except Stopped:
         end_training(trainer)
         raise
-    if checkpoint is not None:
-        loss = whole_mean_loss(trainer, loss, checkpoint)
     return loss, recorder.metrics if evaluate else None
+
+
+def _train(trainer: Any, checkpoint: str | None) -> float:
+    """Train, and return the mean loss of all steps, also of those before the checkpoint."""
+    if checkpoint is None:
+        return trainer.train().training_loss
+    trainer.add_callback(_NoExtraStep)
+    try:
+        loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+    except _AllStepsDone:
+        loss, trainer.is_in_train = 0.0, False
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
+    trainer.remove_callback(_NoExtraStep)
+    return whole_mean_loss(trainer, loss, checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
