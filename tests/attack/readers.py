@@ -143,7 +143,7 @@ def store(probe):
     done.unless_refused()
     status.unless_refused()
     # The counts of pairs and of missing replies tell a person that some are gone.
-    counts = [line for line in done.output.splitlines() if "beta" not in line]
+    counts = [line for line in done.output.splitlines() if not line.startswith("beta ")]
     return [_betas(), *counts]
 
 

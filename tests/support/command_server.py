@@ -124,6 +124,9 @@ def run(command):
             runpy.run_module("sp2dpo", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
+        if isinstance(code, str):  # a message, as the interpreter treats it
+            print(code, file=sys.stderr)
+            code = 1
     # Exit as the interpreter does, but leave the modules as they are: to free them takes longer
     # than most commands.
     threading._shutdown()
