@@ -4,14 +4,22 @@ const inspector = (() => {
   const STATE = {q: "", tab: "pairs", pair: "", n: 0, look: "side", x: "", y: "", s: ""};
   const TABS = [...views].sort((one, other) => one.order - other.order);
   const HUB = "https://huggingface.co", AT_ONCE = 4;
+  const LOOKS = ["side", "diff", "raw"], MAX_NAME = 300;
   const FIRST_PAUSE = 250, LAST_PAUSE = 4000, LONGEST_WAIT = 900000;  // milliseconds
 
   function readAddress() {
     const params = new URLSearchParams(location.hash.slice(1)), state = {...STATE};
     for (const key of Object.keys(STATE)) if (params.has(key)) state[key] = params.get(key);
-    state.n = Math.max(0, parseInt(state.n, 10) || 0);
-    if (!TABS.some(({key}) => key === state.tab)) state.tab = TABS[0].key;
-    return state;
+    const problems = [];
+    const reset = (key, what) => { problems.push(what); state[key] = STATE[key]; };
+    const place = Number(state.n);
+    if (!Number.isSafeInteger(place) || place < 0) reset("n", "page"); else state.n = place;
+    if (!TABS.some(({key}) => key === state.tab)) reset("tab", "tab");
+    if (!LOOKS.includes(state.look)) reset("look", "look");
+    if (state.s && !schedule.parseChanges(state.s)) reset("s", "edited schedule");
+    for (const key of ["x", "y"]) if (state[key].length > MAX_NAME) reset(key, "compared schedule");
+    if (state.pair && !/^[0-9a-f]{1,64}$/i.test(state.pair)) reset("pair", "pair");
+    return {state, problem: problems.length ? `the address is not valid, and these parts of it are ignored: ${problems.join(", ")}` : null};
   }
 
   function fragment(state) {
@@ -27,7 +35,8 @@ const inspector = (() => {
     const live = el("p", {class: "hidden", role: "status", "aria-live": "polite"});
     const toast = el("p", {class: "toast", "aria-hidden": "true", hidden: true});
     let toasting = 0;
-    const app = {state: readAddress(), D: null, selection: null, place: null};
+    const first = readAddress();
+    const app = {state: first.state, D: null, selection: null, place: null};
 
     app.say = (message) => {
       live.textContent = message;
@@ -76,8 +85,7 @@ const inspector = (() => {
     // The edited schedule, or the published one if nothing was edited.
     app.spec = () => {
       const published = schedule.read(app.D.facts.schedule);
-      if (!app.state.s) return published;
-      try { return {...published, ...JSON.parse(app.state.s)}; } catch { return published; }
+      return app.state.s ? {...published, ...schedule.parseChanges(app.state.s)} : published;
     };
     app.edit = (spec) => {
       const published = schedule.read(app.D.facts.schedule);
@@ -243,7 +251,14 @@ const inspector = (() => {
       const tab = TABS[Number(event.key) - 1];
       if (tab) app.set({tab: tab.key});
     });
-    window.addEventListener("hashchange", async () => { app.state = readAddress(); await openNamed(); update(); });
+    window.addEventListener("hashchange", async () => {
+      if (!app.D) return;
+      const {state, problem} = readAddress();
+      app.state = state;
+      await openNamed();
+      await update();
+      if (problem) app.say(problem);
+    });
 
     async function openNamed() {
       app.place = null;
@@ -264,6 +279,7 @@ const inspector = (() => {
         shell();
         await openNamed();
         await update();
+        if (first.problem) app.say(first.problem);
       } catch (error) {
         host.dataset.state = "error";
         host.replaceChildren(el("div", {class: "failed", role: "alert"}, el("h1", {text: "This data set cannot be shown"}), el("p", {text: error.message}), openBox(),

@@ -2,19 +2,47 @@
 const pair = (() => {
   const {el, fixed, short, colour, table, missing} = page;
 
+  const MAX_REPLIES = 500, MAX_MESSAGES = 100, MAX_SUMMARY = 1000, MAX_VALUE = 5000;  // of what is shown at once
+
   const contents = (messages) => (messages ?? []).map((one) => one.content ?? "").join("\n\n");
 
+  function turn(message, raw) {
+    const content = message.content ?? "";
+    return el("div", {class: `turn ${message.role === "user" ? "user" : ""}`}, el("span", {class: "role", text: (message.role ?? "").slice(0, MAX_SUMMARY)}),
+      el("div", {class: "content"}, raw ? text.plain(content) : text.readable(content)));
+  }
+
   function conversation(messages, raw) {
-    return (messages ?? []).map((one) => el("div", {class: `turn ${one.role === "user" ? "user" : ""}`},
-      el("span", {class: "role", text: one.role}),
-      el("div", {class: "content"}, raw ? el("pre", {class: "raw", text: one.content ?? ""}) : text.readable(one.content ?? ""))));
+    const into = document.createDocumentFragment(), all = messages ?? [];
+    let at = 0;
+    text.inParts(into, () => {
+      const part = document.createDocumentFragment();
+      // Each message appears in parts itself, the first of which is at most this long.
+      for (let room = text.PART, count = 0; at < all.length && room > 0 && count < MAX_MESSAGES; at += 1, count += 1) {
+        room -= (all[at].content ?? "").length;
+        part.append(turn(all[at], raw));
+      }
+      return [part, all.slice(at).reduce((sum, one) => sum + (one.content ?? "").length + 1, 0)];
+    });
+    return into;
   }
 
   function differing(row) {
     const runs = diff.compared(contents(row.rejected), contents(row.chosen));
-    const tags = {both: "span", first: "del", second: "ins"};
-    return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "only in rejected"}), " ", el("ins", {text: "only in chosen"})),
-      el("pre", {class: "raw"}, runs.map(([which, words]) => el(tags[which], {text: words}))));
+    const tags = {both: "span", first: "del", second: "ins"}, into = document.createDocumentFragment();
+    let run = 0, from = 0, left = runs.reduce((sum, [, words]) => sum + words.length, 0);
+    text.inParts(into, () => {
+      const block = el("pre", {class: "raw"});
+      for (let room = text.PART, count = 0; run < runs.length && room > 0 && count < 3000; count += 1) {
+        const [which, words] = runs[run], end = text.cut(words, from, room);
+        block.append(el(tags[which], {text: words.slice(from, end)}));
+        room -= end - from;
+        left -= Math.min(end, words.length) - from;
+        if (end >= words.length) { run += 1; from = 0; } else from = end;
+      }
+      return [block, left];
+    });
+    return el("div", {class: "diff"}, el("p", {class: "soft"}, el("del", {text: "only in rejected"}), " ", el("ins", {text: "only in chosen"})), into);
   }
 
   function responses(app, row) {
@@ -105,27 +133,28 @@ const pair = (() => {
     const {rubric} = app.D, categories = Object.keys(rubric.categories);
     const head = ["teacher", "variant", ...(rubric.blind ? ["order", "better"] : []), "category", "magnitude", "confidence", "gap", "rationale"];
     let at = 0;
-    const rows = replies.map((one) => {
+    const rows = replies.slice(0, MAX_REPLIES).map((one) => {
       const kept = one.status === "kept", gap = kept ? gaps[at++] : null;
       const shown = one.order === "chosen-first" ? ["chosen", "rejected"] : ["rejected", "chosen"];
       const better = {A: `A, ${shown[0]}`, B: `B, ${shown[1]}`}[one.better] ?? one.better ?? "";
-      const details = el("details", {class: "reply"}, el("summary", {text: kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`}),
+      const details = el("details", {class: "reply"}, el("summary", {text: (kept ? one.rationale ?? "" : `refused: ${one.reason ?? ""}`).slice(0, MAX_SUMMARY)}),
         el("dl", {}, [["model", one.model], ["revision", one.revision], ["attempt", one.attempt], ["finish", one.finish_reason],
           ["tokens", missing(one.prompt_tokens) ? null : `${one.prompt_tokens} prompt, ${one.completion_tokens} completion`],
           ["expected", missing(one.expected_magnitude) ? null : `magnitude ${short(one.expected_magnitude)}, confidence ${short(one.expected_confidence)}`]]
-          .filter(([, value]) => !missing(value)).flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value)})])),
-        el("pre", {class: "raw", text: one.raw ?? ""}));
+          .filter(([, value]) => !missing(value)).flatMap(([key, value]) => [el("dt", {text: key}), el("dd", {text: String(value).slice(0, MAX_SUMMARY)})])),
+        text.plain(one.raw ?? "", MAX_VALUE));
       const category = kept ? el("span", {class: "tag"}, el("span", {class: "key", style: `background: ${colour(categories.indexOf(one.category))}`}), one.category) : "–";
       return [one.teacher, one.variant, ...(rubric.blind ? [one.order, better] : []), category, missing(one.magnitude) ? "–" : String(one.magnitude),
         missing(one.confidence) ? "–" : String(one.confidence), kept ? (gap === null ? "no vote" : short(gap)) : "–", details];
     });
-    return table("replies", head, rows, "replies");
+    const more = replies.length - rows.length;
+    return [table("replies", head, rows, "replies"), more > 0 ? el("p", {class: "note", text: `${more} more replies are not shown`}) : null];
   }
 
   function evidence(app, place, replies, everywhere) {
     const {D} = app, published = schedule.read(D.facts.schedule), beta = D.fields.beta.values[place];
     const computed = arithmetic(app, published, replies, everywhere.published?.places?.[place]);
-    const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), replyTable(app, replies, computed.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", computed.lines)];
+    const arm = D.facts.arm ?? {}, parts = [el("h3", {text: "replies"}), ...replyTable(app, replies, computed.gaps), el("h3", {text: "from the replies to beta"}), steps("from the replies to beta", computed.lines)];
     if (Object.keys(arm).length)
       parts.push(el("p", {class: "note", text: `The published betas come from an arm: ${Object.entries(arm).map(([key, one]) => `${key} ${one}`).join("; ")}. Published: ${fixed(beta, 6)}.`}));
     else if (!missing(computed.beta) !== !missing(beta) || Math.abs(computed.beta - beta) > 1e-5)
@@ -139,10 +168,15 @@ const pair = (() => {
 
   const HIDDEN = new Set(["pair_id", "prompt", "chosen", "rejected", "has_beta", "keep", "label_disputed"]);
 
+  function written(value) {
+    const content = typeof value === "string" ? value : JSON.stringify(value);
+    return content.length > MAX_VALUE ? text.plain(content, MAX_VALUE) : content;
+  }
+
   function facts(row) {
     const columns = Object.entries(row).filter(([key, value]) => !HIDDEN.has(key) && !missing(value));
     return el("dl", {class: "facts"}, columns.flatMap(([key, value]) => [el("dt", {text: key}),
-      el("dd", {text: typeof value === "number" ? short(value) : typeof value === "string" ? value : JSON.stringify(value)})]));
+      el("dd", {}, typeof value === "number" ? short(value) : written(value))]));
   }
 
   function view(app) {
@@ -187,8 +221,8 @@ const pair = (() => {
         const everywhere = await app.everywhere();
         if (mine !== turn) return;
         const {row, replies} = shown;
-        title.textContent = `${row.source_id ?? "pair"} · beta ${fixed(row.beta, 4)}${row.category ? ` · ${row.category}` : ""}`;
-        body.replaceChildren(el("p", {class: "soft id", text: row.pair_id}), ...responses(app, row), ...evidence(app, place, replies, everywhere), el("h3", {text: "all columns"}), facts(row));
+        title.textContent = `${text.calm((row.source_id ?? "pair").slice(0, 200))} · beta ${fixed(row.beta, 4)}${row.category ? ` · ${row.category}` : ""}`;
+        body.replaceChildren(el("p", {class: "soft id", text: row.pair_id}), ...responses(app, row), ...evidence(app, place, replies, everywhere).filter(Boolean), el("h3", {text: "all columns"}), facts(row));
       } catch (error) {
         if (mine === turn) { title.textContent = "pair"; body.replaceChildren(el("p", {class: "problem", role: "alert", text: error.message})); }
       } finally {

@@ -1,8 +1,10 @@
 // Word-level diff of two texts (Myers, "An O(ND) Difference Algorithm and Its Variations", 1986).
 const diff = (() => {
   const MOST = 1500;  // differing words; with more, the whole middle is shown as different
+  const LONGEST = 200000;  // characters between the first and the last difference; the same
 
   const words = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? [];
+  const isSpace = (character) => character !== undefined && /\s/.test(character);
 
   function middle(one, other) {
     const most = Math.min(one.length + other.length, MOST), trail = [];
@@ -18,7 +20,7 @@ const diff = (() => {
         if (x >= one.length && y >= other.length) return walked(one, other, trail, most);
       }
     }
-    return [...one.map((text) => ["first", text]), ...other.map((text) => ["second", text])];
+    return [["first", one.join("")], ["second", other.join("")]];
   }
 
   function walked(one, other, trail, most) {
@@ -36,20 +38,36 @@ const diff = (() => {
     return found.reverse();
   }
 
+  // Returns how many characters at the start are equal, up to the end of a white space in both texts.
+  function sameStart(first, second) {
+    const most = Math.min(first.length, second.length);
+    let at = 0;
+    while (at < most && first[at] === second[at]) at += 1;
+    while (at > 0 && !(isSpace(first[at - 1]) && !isSpace(first[at]) && !isSpace(second[at]))) at -= 1;
+    return at;
+  }
+
+  // Returns how many characters at the end are equal, beyond the first `start`, from a white space on.
+  function sameEnd(first, second, start) {
+    const most = Math.min(first.length, second.length) - start;
+    let at = 0;
+    while (at < most && first[first.length - 1 - at] === second[second.length - 1 - at]) at += 1;
+    while (at > 0 && !(isSpace(first[first.length - at]) && !isSpace(first[first.length - at - 1]) &&
+      !isSpace(second[second.length - at - 1]))) at -= 1;
+    return at;
+  }
+
   // Returns runs of [which, text]; which is `both`, `first` or `second`.
   function compared(first, second) {
-    const one = words(first), other = words(second);
-    let start = 0, end = 0;
-    while (start < one.length && start < other.length && one[start] === other[start]) start += 1;
-    while (end < one.length - start && end < other.length - start &&
-      one[one.length - 1 - end] === other[other.length - 1 - end]) end += 1;
-    const parts = [
-      ...one.slice(0, start).map((text) => ["both", text]),
-      ...middle(one.slice(start, one.length - end), other.slice(start, other.length - end)),
-      ...one.slice(one.length - end).map((text) => ["both", text]),
-    ];
+    if (first === second) return first ? [["both", first]] : [];
+    const start = sameStart(first, second), end = sameEnd(first, second, start);
+    const one = first.slice(start, first.length - end), other = second.slice(start, second.length - end);
+    const parts = [["both", first.slice(0, start)],
+      ...(Math.max(one.length, other.length) > LONGEST ? [["first", one], ["second", other]] : middle(words(one), words(other))),
+      ["both", first.slice(first.length - end)]];
     const runs = [];
     for (const [which, text] of parts) {
+      if (!text) continue;
       const last = runs[runs.length - 1];
       if (last && last[0] === which) last[1] += text; else runs.push([which, text]);
     }

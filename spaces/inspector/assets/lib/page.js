@@ -6,11 +6,12 @@ const page = (() => {
     for (const [key, value] of Object.entries(attributes ?? {})) {
       if (value === null || value === undefined || value === false) continue;
       if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-      else if (key === "text") node.textContent = value;
+      else if (key === "text") node.textContent = text.calm(String(value));
       else if (["value", "checked", "disabled", "open"].includes(key)) node[key] = value;
       else node.setAttribute(key, value === true ? "" : value);
     }
-    node.append(...children.flat().filter((one) => one !== null && one !== undefined));
+    node.append(...children.flat().filter((one) => one !== null && one !== undefined)
+      .map((one) => (one instanceof Node ? one : text.calm(String(one)))));
     return node;
   }
 

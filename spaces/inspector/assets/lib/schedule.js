@@ -1,6 +1,6 @@
 // Computes betas from replies for all pairs, as `sp2dpo schedule` does.
 const schedule = (() => {
-  const NOISE = 1e-9, PLACES = 1e9, FEWEST_TO_TRIM = 5, LARGEST = 1e6;
+  const NOISE = 1e-9, PLACES = 1e9, FEWEST_TO_TRIM = 5, LARGEST = 1e6, LONGEST_CHANGES = 20000;
   const GAPS = ["product", "magnitude", "shrink", "signed"];
   const MAPS = ["linear", "log-linear", "power", "quantile"];
   const WAYS = ["median", "mean", "trimmed"];
@@ -21,6 +21,27 @@ const schedule = (() => {
       envelopes: Object.fromEntries(Object.entries(config.envelopes ?? {}).map(
         ([name, one]) => [name, {betaMin: Number(one.beta_min), betaMax: Number(one.beta_max)}])),
     };
+  }
+
+  const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+  const isText = (value) => typeof value === "string" && value.length <= 300;
+  const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+  const isEnvelope = (value) => isObject(value) && isNumber(value.betaMin) && isNumber(value.betaMax);
+  const KEYS = {
+    betaMin: isNumber, betaMax: isNumber, quorum: isNumber, m0: isNumber, exponent: isNumber,
+    estimate: (value) => ["sampled", "expected"].includes(value), gap: (value) => GAPS.includes(value),
+    map: (value) => MAPS.includes(value), overVariants: isText, overTeachers: isText,
+    envelopes: (value) => isObject(value) && Object.values(value).every(isEnvelope),
+  };
+
+  // Returns the changes of a schedule that a text of the address describes, or null if it is not valid.
+  function parseChanges(text) {
+    if (text.length > LONGEST_CHANGES) return null;
+    let changes = null;
+    try { changes = JSON.parse(text); } catch { return null; }
+    if (!isObject(changes)) return null;
+    const isValid = Object.entries(changes).every(([key, value]) => Object.hasOwn(KEYS, key) && KEYS[key](value));
+    return isValid ? changes : null;
   }
 
   const bare = (text) => (/^[A-Za-z][\w-]*$/.test(text) &&
@@ -217,5 +238,5 @@ const schedule = (() => {
     return {beta, gap, signed, category, votes, places: spec.map === "quantile" ? where : null};
   }
 
-  return {GAPS, MAPS, WAYS, Refused, read, written, check, prepared, combine, reader, counted, gaps, compute, mapped};
+  return {GAPS, MAPS, WAYS, Refused, read, parseChanges, written, check, prepared, combine, reader, counted, gaps, compute, mapped};
 })();

@@ -170,12 +170,12 @@ const pairs = (() => {
     const body = el("tbody"), status = el("p", {class: "status", role: "status"});
     const head = el("tr", {}, COLUMNS.map(([name, text]) => el("th", {scope: "col", class: name, text})),
       ["prompt", "chosen", "rejected"].map((text) => el("th", {scope: "col", class: text, text})));
-    const back = el("button", {type: "button", text: "previous", onclick: () => app.set({n: app.state.n - 1})});
-    const on = el("button", {type: "button", text: "next", onclick: () => app.set({n: app.state.n + 1})});
+    const back = el("button", {type: "button", text: "previous", onclick: () => app.set({n: shown - 1})});
+    const on = el("button", {type: "button", text: "next", onclick: () => app.set({n: shown + 1})});
     const root = el("div", {class: "listing"}, el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "pairs"},
       el("table", {}, el("caption", {class: "hidden", text: "pairs"}), el("thead", {}, head), body)),
       el("div", {class: "pager"}, back, status, on));
-    let turn = 0, last = 0;
+    let turn = 0, last = 0, shown = 0;
 
     const row = (place, texts) => {
       const {fields} = app.D, category = fields.category.values[place], beta = fields.beta.values[place];
@@ -189,7 +189,9 @@ const pairs = (() => {
 
     async function update(selection) {
       const mine = turn += 1, count = selection.places.length, pages = Math.max(1, Math.ceil(count / PAGE));
-      const at = Math.min(app.state.n, pages - 1), places = Array.from(selection.places.slice(at * PAGE, (at + 1) * PAGE));
+      const at = Math.min(app.state.n, pages - 1);
+      shown = at;
+      const places = Array.from(selection.places.slice(at * PAGE, (at + 1) * PAGE));
       back.disabled = at === 0;
       on.disabled = at >= pages - 1;
       status.textContent = count ? `${whole(at * PAGE + 1)} to ${whole(at * PAGE + places.length)} of ${plural(count, "pair")}` : "no pair matches: clear a filter";
