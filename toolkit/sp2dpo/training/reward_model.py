@@ -218,7 +218,10 @@ def score_dataset(
         {"pair_id": list(lines), **columns}, schema={"pair_id": pl.String, **values}
     ).sort("pair_id")
     with atomic_write(out) as path:
-        table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
+        try:
+            table.write_parquet(path, metadata={"sp2dpo_scores": json.dumps(asdict(scoring))})
+        except pl.exceptions.PolarsError as error:  # a full disk, among others
+            raise OSError(f"{out}: cannot be written: {error}") from error
     # Only now, so that a killed process leaves the scores in one of the two files.
     unfinished.unlink(missing_ok=True)
     margins: list[float] = columns["reward_margin"]
