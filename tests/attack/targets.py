@@ -183,6 +183,24 @@ def add_file(rng, folder):
     return f"{place} added"
 
 
+def _mend(folder, name):
+    """Write the hashes of a changed file where the manifest and the card state them."""
+    path, card = folder / MANIFEST, folder / CARD
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if name != CARD:
+        entry, data = manifest["files"][name.removeprefix("dataset/")], (folder / name).read_bytes()
+        was, entry["bytes"] = entry["sha256"], len(data)
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+        text = card.read_text(encoding="utf-8").replace(was, entry["sha256"])
+        card.write_text(text, encoding="utf-8")
+    with contextlib.suppress(ValueError):
+        manifest["card_sha256"] = card_digest(card.read_bytes().decode(), where=CARD)
+    if name == RUBRIC:
+        with contextlib.suppress(ValueError):
+            manifest["rubric"]["sha256"] = read_rubric(folder / name).hash
+    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def make_case(target, rng, folder, inputs):
     """Copy the files of a case and change one of them.
 
@@ -199,17 +217,5 @@ def make_case(target, rng, folder, inputs):
     is_mended = rng.randrange(5) < 3 and target.is_listed and name != MANIFEST
     if not is_mended or (folder / name).is_symlink() or not (folder / name).is_file():
         return what, False
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text())
-    data = (folder / name).read_bytes()
-    if name == CARD:  # only its generated part has a hash
-        with contextlib.suppress(ValueError):
-            manifest["card_sha256"] = card_digest(data.decode(), where=CARD)
-    else:
-        entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        manifest["files"][name.removeprefix("dataset/")] = entry
-    if name == RUBRIC:
-        with contextlib.suppress(ValueError):
-            manifest["rubric"]["sha256"] = read_rubric(folder / name).hash
-    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    _mend(folder, name)
     return f"{what} (manifest mended)", True
