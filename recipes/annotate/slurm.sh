@@ -14,12 +14,21 @@ shards=${1:?how many shards}
 mkdir -p "$FOLDER"
 
 array=$(sbatch --parsable --array="0-$((shards - 1))" --job-name=annotate \
-  --gpus=4 --cpus-per-task=16 --time=12:00:00 --requeue --signal=B:TERM@300 \
+  --gpus=4 --cpus-per-task=16 --time=12:00:00 --requeue --signal=B:USR1@300 \
   --output="$FOLDER/annotate-%a.log" --open-mode=append --export=ALL,SHARDS="$shards" <<'TASK'
 #!/usr/bin/env bash
-# Slurm sends SIGTERM five minutes before the time limit: in-flight requests finish, then it ends.
-exec sp2dpo annotate --pairs "$PAIRS" --panel "$PANEL" --serve \
-  --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --store "$FOLDER/shard-$SLURM_ARRAY_TASK_ID.sqlite"
+# Slurm sends SIGUSR1 five minutes before the time limit: in-flight requests finish, the run ends with
+# 138, and the task is queued again.
+sp2dpo annotate --pairs "$PAIRS" --panel "$PANEL" --serve \
+  --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --store "$FOLDER/shard-$SLURM_ARRAY_TASK_ID.sqlite" &
+trap 'kill -USR1 $!' USR1
+# A signal ends `wait`, not the run.
+wait $!
+while kill -0 $! 2> /dev/null; do wait $!; done
+wait $!
+code=$?
+[ "$code" -ne 138 ] || exec scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
 TASK
 )
 
