@@ -1,12 +1,14 @@
 """Hostile teachers: none of them holds up a run, fills its memory or makes it show a key."""
 
 import asyncio
+import json
 import time
 
 import pytest
 
 from benchmarks.hostile_teachers import OTHER_KEY, writings
 from servers.hostile_servers import CASES, KEY, KEY_VARIABLE, MODEL, hostile_server
+from sp2dpo.inference.bodies import to_utf8
 from sp2dpo.inference.client import Client, Declined, EndpointError, open_session
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.secrets import Secrets
@@ -64,6 +66,9 @@ WRITINGS = {
     "bytes": str(list(KEY.encode())),
     "HTML": KEY.replace('"', "&quot;"),
     "entities": "".join(f"&#x{ord(letter):X};" for letter in KEY),
+    "some entities": KEY.replace("-", "&#45;").replace("/", "&#x2F;"),
+    "some percents": KEY.replace("-", "%2d").replace("+", "%2B"),
+    "some bytes": KEY.replace("-", "\\x2d").replace("/", "\\\\x2f"),
     "percent": "".join(f"%{ord(letter):X}" for letter in KEY),
 }
 
@@ -76,6 +81,23 @@ def test_a_key_is_removed_in_other_writings(writing, monkeypatch):
     assert b"***" in secrets.hide_in_body(f"a {writing} b".encode())
     assert "***" in secrets.hide_in_text(f"a {writing} b")
     assert secrets.count == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_key_is_removed_in_every_encoding_of_json(encoding, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    secrets = Secrets([KEY_VARIABLE])
+    body = to_utf8(json.dumps({"echo": KEY}).encode(encoding), None)
+    assert json.loads(secrets.hide_in_body(body)) == {"echo": "***"}
+
+
+def test_a_key_beside_an_escaped_key_does_not_save_it(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    secrets = Secrets([KEY_VARIABLE])
+    twice = "".join(f"\\\\u{ord(letter):04x}" for letter in KEY)
+    assert secrets.hide_in_body(f"{KEY} {twice}".encode()) == b"*** ***"
+    partly = KEY.replace("s", "\\\\u0073")
+    assert secrets.hide_in_body(f"{KEY} {partly}".encode()) == b"***"
 
 
 def test_texts_without_a_key_are_unchanged(monkeypatch):

@@ -209,6 +209,8 @@ def test_a_use_names_the_host_that_gets_the_key(url, host):
         "https://api.openai.com%2eexample.com/v1",
         "https://api.openai.com:443:443/v1",
         "https://user@api.openai.com/v1",
+        "http://[::1]example.com/v1",
+        "http://example.com[::1]/v1",
         "https://api.openai.com example.com/v1",
     ],
 )
@@ -253,6 +255,17 @@ def test_a_service_that_serves_models_gets_its_own_key_after_confirmation(variab
     with pytest.raises(ValueError, match="only after confirmation"):
         allow_keys([model], [])
     allow_keys([model], [f"{variable}={host}"])
+
+
+def test_all_missing_confirmations_are_named_at_once():
+    replicas = teacher(*(f"http://node{number}:8000/v1" for number in range(3)))
+    with pytest.raises(ValueError, match="for all of them: ") as caught:
+        allow_keys([replicas, teacher(HOSTED)], ["TEACHER_API_KEY=http://node1:8000"])
+    flags = str(caught.value).partition("for all of them: ")[2]
+    assert flags == (
+        "--send-key TEACHER_API_KEY=http://node0:8000 --send-key TEACHER_API_KEY=http://node2:8000"
+        " --send-key TEACHER_API_KEY=models.example.com"
+    )
 
 
 def test_a_hub_token_beside_its_own_host_goes_nowhere_else():

@@ -277,6 +277,20 @@ async def key_in_pieces(line, request):
     await line.send(response(completion(message=message)))
 
 
+@case("the key in pieces, over the parts of a text", message="sent back")
+async def key_in_parts(line, request):
+    key = sent_key(request)
+    parts = [{"type": "text", "text": piece} for piece in ("I see ", key[:9], key[9:20], key[20:])]
+    await line.send(response(completion(message={"role": "assistant", "content": parts})))
+
+
+@case("the key in UTF-16", is_kept=True, exits=0, message="sent back")
+async def key_in_utf16(line, request):
+    echo = json.dumps(ANNOTATION | {"rationale": f"Your key is {sent_key(request)}."})
+    body = json.dumps(completion(echo)).encode("utf-16-le")
+    await line.send(response(body))
+
+
 @case("the key in an error", message="***")
 async def key_in_error(line, request):
     key = sent_key(request)

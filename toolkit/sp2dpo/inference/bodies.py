@@ -1,5 +1,6 @@
 """Read the bodies of answers, up to a limit, however large or compressed a server makes them."""
 
+import json
 import re
 import zlib
 
@@ -127,6 +128,13 @@ def to_utf8(body: bytes, charset: str | None) -> bytes:
         body: The body.
         charset: Character set of the answer's Content-Type; used only if the body is not UTF-8.
     """
+    # The parser of JSON would read UTF-16 and UTF-32, which hide a text from every search.
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        try:
+            return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        except UnicodeError:
+            return body.replace(b"\0", b"")
     try:
         body.decode()
     except UnicodeDecodeError:

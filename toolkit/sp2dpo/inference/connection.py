@@ -112,6 +112,7 @@ def shortage(error: BaseException) -> str | None:
 
 def is_loopback(host: str) -> bool:
     """Return whether a host is this machine itself: localhost, 127.0.0.1, ::1, 0.0.0.0, ..."""
+    host = host.rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -166,15 +166,14 @@ def key_uses(endpoint: "Endpoint") -> list[KeyUse]:
         raise ValueError(f"{endpoint.label}: {problem}")
     uses = []
     for address in endpoint.base_urls:
-        if _is_this_machine(address):
-            continue
         host = _host(address)
         if host is None:
             raise ValueError(
                 f"{endpoint.label}: {address!r} does not name its host in plain ASCII, as an"
                 " address that gets a key must (xn--... for other letters): correct base_url"
             )
-        uses.append(KeyUse(variable=variable, host=host))
+        if not _is_this_machine(address):
+            uses.append(KeyUse(variable=variable, host=host))
     return list(dict.fromkeys(uses))
 
 
@@ -194,9 +193,11 @@ def allow_keys(
     needed = {use: endpoint for endpoint in endpoints for use in key_uses(endpoint)}
     if not needed.keys() <= allowed:
         allowed |= remembered_keys()
-    for use, endpoint in needed.items():
-        if use not in allowed:
-            raise ValueError(refusal(endpoint, use))
+    missing = [use for use in needed if use not in allowed]
+    if missing:
+        flags = " ".join(f"--send-key {use}" for use in missing)
+        every = f"; for all of them: {flags}" if len(missing) > 1 else ""
+        raise ValueError(refusal(needed[missing[0]], missing[0]) + every)
     return frozenset(allowed)
 
 

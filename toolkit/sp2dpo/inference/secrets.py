@@ -19,7 +19,12 @@ from sp2dpo.text import HIDDEN
 _SHORTEST = 8
 """Least length of a key in characters; replacing a shorter one, such as EMPTY, garbles texts."""
 _HIDDEN = HIDDEN.encode()
-_MARKS = (b"%", b"\\\\x", b"\\x", b"&#")
+_MARKS = (rb"\\u00", rb"\u00", b"%", b"\\\\x", b"\\x", b"&#")
+_ESCAPES = (rb"\\u00%02x", rb"\u00%02x", rb"\\x%02x", rb"\x%02x", b"%%%02x", b"&#x%x;", b"&#%d;")
+_ESCAPE_MARKS = (rb"\u00", rb"\/", rb"\x", b"%", b"&#")
+_OTHER_ESCAPE = re.compile(
+    rb"(?:%|\\{1,2}x|&#x)([0-9a-f]{2})(?:(?<=&#x..);)?|&#([0-9]{2,3});", re.IGNORECASE
+)
 # Pairs, because the second backslash of an escaped one escapes nothing.
 _ESCAPE = re.compile(rb"\\(?:u00([2-7][0-9a-fA-F])|.)", re.DOTALL)
 
@@ -49,9 +54,13 @@ class Secrets:
         }
         self._marked = tuple((marks[form], form) for form in self._forms)
         letters = {letter for key in keys for letter in key.lower() + key.upper()}
-        escapes = ((rb"\u00%02x" % ord(letter), letter) for letter in letters if letter < "\x7f")
         self._escapes = (
-            *((escape, letter.lower().encode()) for escape, letter in escapes),
+            *(
+                (escape % ord(letter), letter.lower().encode())
+                for letter in letters
+                if letter < "\x7f"
+                for escape in _ESCAPES
+            ),
             (rb"\/", b"/"),
         )
         self._escape = re.compile(_escape_pattern({*"".join(letters)}).encode())
@@ -70,17 +79,26 @@ class Secrets:
             self.count += 1
             body = self._pattern.sub(_HIDDEN, body)
             lowered = body.lower()
-        # One search for all escapes of letters of keys is much quicker than one for each.
-        if self._escape.search(lowered):
-            # Whether backslashes are escaped themselves does not matter for finding a key.
-            for escape, letter in self._escapes:
-                lowered = lowered.replace(escape, letter)
-            if self._is_in(lowered):
-                self.count += 1
-                body = self._pattern.sub(_HIDDEN, _ESCAPE.sub(_unescape, body))
-                # Escapes inside of escapes, for which no ordinary answer has a reason.
-                return body if _HIDDEN in body else _HIDDEN
+        if self._has_escapes(lowered) and self._is_in(self._without_escapes(lowered)):
+            self.count += 1
+            body = self._pattern.sub(_HIDDEN, _ESCAPE.sub(_unescape, body))
+            body = self._pattern.sub(_HIDDEN, _OTHER_ESCAPE.sub(_decode, body))
+            # Escapes inside of escapes, for which no ordinary answer has a reason.
+            if self._is_in(self._without_escapes(body.lower())):
+                return _HIDDEN
         return body
+
+    def _has_escapes(self, lowered: bytes) -> bool:
+        # Each test is much quicker than the next: marks of escapes, one search for those of letters
+        # of keys, and later a replacement for each.
+        has_marks = any(mark in lowered for mark in _ESCAPE_MARKS)
+        return has_marks and self._escape.search(lowered) is not None
+
+    def _without_escapes(self, lowered: bytes) -> bytes:
+        # Whether backslashes are escaped themselves does not matter for finding a key.
+        for escape, letter in self._escapes:
+            lowered = lowered.replace(escape, letter)
+        return lowered
 
     def _is_in(self, lowered: bytes) -> bool:
         return any(mark in lowered and form in lowered for mark, form in self._marked)
@@ -98,7 +116,7 @@ class Secrets:
         if self._pattern is None:
             return reply
         is_plain = reply.message is None and reply.logprobs is None and reply.reasoning is None
-        if is_plain and "\\u00" not in reply.text and "\\/" not in reply.text:
+        if is_plain and self.hide_in_text(reply.text) is reply.text:
             return reply
         text, reasoning, refusal = (
             None if part is None else self.hide_in_text(part)
@@ -146,13 +164,21 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return b"\\" + letter if letter in b'"\\' else letter
 
 
+def _decode(match: re.Match[bytes]) -> bytes:
+    code = int(match[1], 16) if match[1] else int(match[2])
+    return bytes([code]) if 32 <= code < 127 else match[0]
+
+
 def _escape_pattern(letters: Collection[str]) -> str:
-    r"""Return a pattern of the escapes of letters, such as `\\u00(?:4[89]|6[1c])`, and of `\/`."""
+    r"""Return a pattern of the escapes of letters, such as `\\u00(?:4[89]|6[1c])`, and of `\/`.
+
+    The codes stand after `%`, `\\x` and `&#x`, too; every `&#` with decimal digits counts.
+    """
     digits: dict[str, str] = {}
     for code in sorted(f"{ord(letter):02x}" for letter in letters if letter < "\x7f"):
         digits[code[0]] = digits.get(code[0], "") + code[1]
     codes = "|".join(f"{first}[{second}]" for first, second in digits.items())
-    return rf"\\(?:/|u00(?:{codes}))"
+    return rf"\\(?:/|(?:u00|x)(?:{codes}))|%(?:{codes})|&#(?:x(?:{codes})|[0-9])"
 
 
 def _writings(key: str) -> Iterator[str]:
@@ -167,6 +193,8 @@ def _writings(key: str) -> Iterator[str]:
     yield raw.hex()
     yield "".join(f"\\x{byte:02x}" for byte in raw)
     yield "".join(f"\\\\x{byte:02x}" for byte in raw)
+    for backslash in ("\\\\", "\\"):
+        yield "".join(f"{backslash}u{ord(letter):04x}" for letter in key)
     yield "".join(f"&#{byte};" for byte in raw)
     yield "".join(f"&#x{byte:x};" for byte in raw)
     yield key.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
