@@ -19,11 +19,11 @@ from errors import UnusableDataset
 
 MANIFEST, RUBRIC = "manifest.json", "rubric.yaml"
 FORMAT = 1
-MAX_MANIFEST, MAX_RUBRIC = 4_000_000, 1_000_000
-"""Largest sizes in bytes; those of large data sets have less than a tenth of it."""
+MAX_MANIFEST, MAX_RUBRIC = 8_000_000, 1_000_000
+"""Largest sizes in bytes, as `sp2dpo verify` has them."""
 MAX_FILES = 2000
 """Largest number of files that are read: 1 TB in files of the size that `sp2dpo build` writes."""
-MAX_DEPTH, MAX_NODES = 20, 20_000
+MAX_DEPTH, MAX_NODES = 20, 30_000
 """Limits of a YAML document, which is the slowest to read."""
 MAX_NAME, MAX_WORDS = 300, 20_000
 """Largest number of characters of a name, and of a text for people."""
@@ -149,8 +149,9 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 def _check_events(events: Iterator[Any]) -> None:
     """Refuse aliases, which expand to any size, and documents that are large or deep."""
-    depth = 0
-    for nodes, event in enumerate(events):
+    depth = nodes = 0
+    for event in events:
+        nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):

@@ -35,7 +35,7 @@ _LISTED = "listed"
 _ARRAYS, _REST = "arrays.npz", "dataset.json"
 _LONGEST_LINE = 10_000
 _FOR_VISITORS = " for data sets that visitors name: duplicate the Space, or run it yourself"
-_LARGEST_RATIO, _SMALL = 100, 500_000_000
+_LARGEST_RATIO, _SMALL = 200, 500_000_000
 """Rows may unpack to this multiple of the size of their files, plus `_SMALL` bytes for small ones:
 real texts are compressed to a tenth of their size, seldom less."""
 _MEMORY_RATIO = 10

@@ -155,8 +155,8 @@ def test_only_the_files_of_the_manifest_are_downloaded(hub, releases):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "add_file(b'x' * 5_000_000, 'manifest.json')",
-            "manifest.json is larger than 4 MB",
+            "add_file(b'x' * 9_000_000, 'manifest.json')",
+            "manifest.json is larger than 8 MB",
             marks=pytest.mark.slow,
         ),
     ],
