@@ -5,10 +5,12 @@ import os
 import shutil
 from copy import deepcopy
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from sp2dpo import batches
 from sp2dpo.dataset.card import digest
 from sp2dpo.dataset.load import load_pairs
 from sp2dpo.dataset.verify import verify_dataset
@@ -220,3 +222,73 @@ def test_rows_of_the_same_name_size_and_time_are_those_of_the_file(folder, tmp_p
     assert rows[0]["chosen"] == first_chosen(folder)
     with pytest.raises(ValueError, match="its id is not the hash of its texts"):
         load_pairs(str(folder))
+
+
+def test_betas_of_schedules_that_the_manifest_does_not_name_are_found(folder):
+    table = pa.table({"pair_id": ["a"], "default": [9.99]})
+    (folder / "schedules").mkdir()
+    name = "schedules/train-00000-of-00001.parquet"
+    pq.write_table(table, folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    facts = compute_fingerprint(folder / name)
+    manifest["files"][name] = {"sha256": facts.sha256, "bytes": facts.bytes}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "lists files of schedules, and no schedule" in differences(folder)["schedules"]
+
+
+def hostile_column(name):
+    """A column of a few kilobytes that stands for a thousand times as much."""
+    index = pa.array([0] * 5000, pa.int32())
+    texts = pa.DictionaryArray.from_arrays(index, pa.array(["x" * 4000]))
+    if name == "a text in a dictionary":
+        return texts
+    if name == "texts in a list":
+        return pa.ListArray.from_arrays(pa.array([0, 5000], pa.int32()), texts)
+    if name == "texts in objects":
+        return pa.StructArray.from_arrays([texts], ["content"])
+    if name == "a run of nulls":
+        return pa.ListArray.from_arrays(pa.array([0, 400_000], pa.int32()), pa.nulls(400_000))
+    return pa.array([b"x" * 3_000_000])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a text in a dictionary", "texts in a list", "texts in objects", "a run of nulls",
+        "a compressed page",
+    ],
+)  # fmt: skip
+def test_a_small_file_that_stands_for_too_much_is_refused(tmp_path, monkeypatch, name):
+    # A 256th of the real limits.
+    for limit in ("BATCH_BYTES", "ROW_BYTES", "_FREE_BYTES", "_FREE_PAGES", "_FREE_VALUES"):
+        monkeypatch.setattr(batches, limit, getattr(batches, limit) >> 8)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": hostile_column(name)}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    seen = []
+    with pytest.raises(batches.TooLarge):
+        seen.extend(batch.nbytes for batch in batches.read_batches(path))
+    assert max(seen, default=0) <= batches.BATCH_BYTES
+
+
+def test_columns_of_all_types_are_read_as_pyarrow_reads_them(tmp_path):
+    texts = ["a" * 3000, None, "b"] * 500
+    table = pa.table(
+        {
+            "text": texts,
+            "large": pa.array(texts, pa.large_string()),
+            "bytes": pa.array([text and text.encode() for text in texts]),
+            "list": [[text, "c"] for text in texts],
+            "nested": [{"a": {"b": [text]}, "c": None} for text in texts],
+            "map": pa.array([[("k", text)] for text in texts], pa.map_(pa.string(), pa.string())),
+            "fixed": pa.array([[text, "d"] for text in texts], pa.list_(pa.string(), 2)),
+            "labels": pa.array(texts).dictionary_encode(),
+            "number": range(len(texts)),
+            "null": pa.nulls(len(texts)),
+        }
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    parts = list(batches.read_batches(path, rows=700))
+    assert [row for batch in parts for row in batch.to_pylist()] == table.to_pylist()
+    assert all(batch.schema.equals(table.schema) for batch in parts)

@@ -146,6 +146,10 @@ class _Verification:
             return None if message is None else VerifyCheck(name=name, holds=True, message=message)
         except (_Mismatch, ValueError, OSError, pl.exceptions.PolarsError) as error:
             return VerifyCheck(name=name, holds=False, message=one_line(error))
+        # Types are checked before values are read; this is for libraries that fail on a value.
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            message = f"a value cannot be read: {type(error).__name__}: {one_line(error)}"
+            return VerifyCheck(name=name, holds=False, message=message)
 
     def check_files(self) -> str:
         """Compare the size and SHA-256 of every file with the manifest, and refuse other files."""
@@ -189,7 +193,9 @@ class _Verification:
         check_columns(features, self.rubric)
         columns = [column for column in BETA_COLUMNS if column.name in features]
         names = [column.name for column in columns]
-        rows: list[dict[str, Any]] = []
+        # With types, because a column may have no values, such as `label_disputed`.
+        schema = {column.name: _POLARS_TYPES[column.type] for column in columns}
+        tables, count = [pl.DataFrame(schema=schema)], 0
         pair_ids: set[str] = set()
         self._check_rows("default", self.manifest.counts.rows)
         for part in self._parts("default", [*pair_columns(features), *names]):
@@ -200,10 +206,11 @@ class _Verification:
                     raise _Mismatch(f"pair {pair_id[:12]}: its id is not the hash of its texts")
                 pair_ids.add(pair_id)
                 _check_category(row, len(features["category"].names))
-                rows.append({name: row[name] for name in names})
-        # With types, because a column may have no values, such as `label_disputed`.
-        schema = {column.name: _POLARS_TYPES[column.type] for column in columns}
-        table = pl.DataFrame(rows, schema=schema, orient="row")
+            count += len(part)
+            tables.append(
+                _unique_rows([{name: row[name] for name in names} for row in part], schema)
+            )
+        table = pl.concat(tables)
         label: Any = features["category"]
         category = pl.col("category").replace_strict(
             dict(enumerate(label.names)), return_dtype=pl.String
@@ -214,9 +221,9 @@ class _Verification:
             raise _Mismatch("rows of one pair have different betas")
         # Set before the counts are compared, so that later checks can run even if these differ.
         self.rows = unique.sort("pair_id")
-        self._check_counts(rows=len(table), pairs=len(pair_ids))
+        self._check_counts(rows=count, pairs=len(pair_ids))
         return (
-            f"{count_noun(len(table), 'row')}, {count_noun(len(pair_ids), 'pair')}: every id is "
+            f"{count_noun(count, 'row')}, {count_noun(len(pair_ids), 'pair')}: every id is "
             "the hash of its texts"
         )
 
@@ -263,16 +270,21 @@ class _Verification:
     def check_schedules(self) -> str | None:
         """Compute the betas of the other schedules; arms that need scores are never among them."""
         if not self.manifest.schedules:
+            if self._names("schedules"):
+                raise _Mismatch("the manifest lists files of schedules, and no schedule")
             return None
         if self.annotations is None or self.rows is None:
             raise _NotChecked
         names = list(self.manifest.schedules)
         check_equal(self._features("schedules"), schedule_features(names))
-        rows = [
-            row for part in self._parts("schedules", ["pair_id", "default", *names]) for row in part
-        ]
-        schema = {"pair_id": pl.String} | dict.fromkeys(("default", *names), pl.Float64)
-        stored = pl.DataFrame(rows, schema=schema, orient="row").unique().sort("pair_id")
+        self._check_rows("schedules", self.manifest.counts.rows)
+        schema: Any = {"pair_id": pl.String} | dict.fromkeys(("default", *names), pl.Float64)
+        parts = self._parts("schedules", list(schema))
+        # Without the rows that repeat a pair, so that memory grows with the pairs alone.
+        stored = pl.concat(
+            [pl.DataFrame(schema=schema), *(_unique_rows(part, schema) for part in parts)]
+        )
+        stored = stored.unique().sort("pair_id")
         # As in `build`: null if the pair is not trained on.
         trained = pl.when("keep").then("beta").alias("beta")
         computed = {"default": self.rows.select("pair_id", trained)}
@@ -346,6 +358,10 @@ class _NotChecked(_Mismatch):
 
     def __init__(self) -> None:
         super().__init__("not checked because of the differences above")
+
+
+def _unique_rows(rows: list[dict[str, Any]], schema: Any) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=schema, orient="row").unique()
 
 
 def _check_filled(rows: list[dict[str, Any]], names: Sequence[str]) -> None:
