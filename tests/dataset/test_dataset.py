@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+import sp2dpo.dataset.build
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule, schedule_betas
@@ -531,3 +532,24 @@ def test_another_schedule_in_a_folder_of_that_name_is_not_served_from_the_cache(
         assert [row["beta"] for row in loaded] == written.to_list()
         beta_columns.append(tuple(written))
     assert len(set(beta_columns)) == 3
+
+
+def test_a_file_that_somebody_puts_into_the_folder_during_a_build_stays(
+    new_store, tmp_path, monkeypatch
+):
+    store, out = new_store(), tmp_path / "out"
+    (pair_id,) = filled(store, 1, "a")
+    store.add_replies([kept_reply(pair_id, "a", "direct", 5, 5)])
+    build(store, out)
+    render = sp2dpo.dataset.build.render_card
+
+    def meanwhile(*arguments):
+        (out / "notes.txt").write_text("mine")
+        return render(*arguments)
+
+    monkeypatch.setattr("sp2dpo.dataset.build.render_card", meanwhile)
+    with pytest.raises(ValueError, match=rf"{out} holds files .*\(notes\.txt\)"):
+        build(store, out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "manifest.json").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -155,6 +156,16 @@ def test_a_signal_before_the_training_ends_the_run_at_once(capsys):
         os.kill(os.getpid(), signal.SIGUSR1)
     assert ended.value.code == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1 before the first step: nothing is lost" in capsys.readouterr().err
+
+
+def test_a_token_on_the_command_line_is_not_printed(monkeypatch, capsys):
+    token = "hf_" + "planted0" * 4
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", token])
+    with pytest.raises(SystemExit), stoppable("train.py"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    error = capsys.readouterr().err
+    assert "to resume, run: python train.py --hub_token" in error
+    assert token not in error
 
 
 def test_a_launcher_that_forwards_a_signal_at_once_is_no_second_signal(monkeypatch):

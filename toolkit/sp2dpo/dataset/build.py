@@ -120,7 +120,7 @@ def write_dataset(
     out, others = out.resolve(), others or {}
     _check_folder(out)
     _check_others(others)
-    with atomic_folder(out, lambda replaced: _check_folder(replaced, name=out)) as unfinished:
+    with atomic_folder(out, lambda replaced: _check_folder(replaced, shown=out)) as unfinished:
         manifest = _write(
             store, betas, others, unfinished, license=license, draws=draws, progress=progress
         )
@@ -132,12 +132,12 @@ def write_dataset(
     )
 
 
-def _check_folder(out: Path, *, name: Path | None = None) -> None:
+def _check_folder(out: Path, *, shown: Path | None = None) -> None:
     """Raise ValueError if the folder contains a file that `build` did not write.
 
     Args:
         out: Folder to look into.
-        name: Its name for the message; None for its path.
+        shown: Its path in the message; None for the path itself.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
@@ -160,7 +160,7 @@ def _check_folder(out: Path, *, name: Path | None = None) -> None:
     )
     if foreign:
         raise ValueError(
-            f"{name or out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an "
+            f"{shown or out} holds files that `sp2dpo build` did not write ({foreign[0]}); name an "
             "empty or a new folder"
         )
 

@@ -24,6 +24,8 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sp2dpo.text import redact
+
 _SIGNALS = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
@@ -96,7 +98,10 @@ def stoppable(program: str) -> Iterator[None]:
     Args:
         program: Name of the script, with which the message begins.
     """
-    _follow_launcher()
+    # Now, because the launcher may end first.
+    launcher = _launcher_words()
+    if launcher:
+        _follow_launcher()
     signals = StopSignals()
     before = {}
     for number in _SIGNALS:
@@ -108,7 +113,7 @@ def stoppable(program: str) -> Iterator[None]:
         yield
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            tqdm.write("\n".join(_stop_lines(program, stopped)), file=sys.stderr)
+            tqdm.write("\n".join(_stop_lines(program, stopped, launcher)), file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     finally:
         _active.remove(signals)
@@ -116,7 +121,7 @@ def stoppable(program: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop_lines(program: str, stopped: Stopped) -> list[str]:
+def _stop_lines(program: str, stopped: Stopped, launcher: list[str]) -> list[str]:
     where = "before the first step: nothing is lost"
     if stopped.checkpoint is not None:
         where = (
@@ -124,26 +129,25 @@ def _stop_lines(program: str, stopped: Stopped) -> list[str]:
         )
     return [
         f"{program}: stopped by {signal.Signals(stopped.number).name} {where}",
-        f"{program}: to resume, run: {shlex.join(_resuming_command())}",
+        f"{program}: to resume, run: {redact(shlex.join(_resuming_command(launcher)))}",
     ]
 
 
-def _resuming_command() -> list[str]:
-    launcher = _launcher_words()
-    words = [os.fsdecode(word) for word in launcher] if launcher else ["python", *sys.argv]
+def _resuming_command(launcher: list[str]) -> list[str]:
+    words = launcher or ["python", *sys.argv]
     if any(word.partition("=")[0] == "--resume_from_checkpoint" for word in words):
         return words
     return [*words, "--resume_from_checkpoint", "true"]
 
 
-def _launcher_words() -> list[bytes]:
+def _launcher_words() -> list[str]:
     """Return the command of the parent process if that is a launcher; else an empty list."""
     try:
         words = Path("/proc", str(os.getppid()), "cmdline").read_bytes().split(b"\0")[:-1]
     except OSError:
         return []
     is_launcher = any(name in word for word in words[:3] for name in _LAUNCHERS)
-    return words if is_launcher else []
+    return [os.fsdecode(word) for word in words] if is_launcher else []
 
 
 def _follow_launcher() -> None:
@@ -152,8 +156,7 @@ def _follow_launcher() -> None:
     `accelerate launch` with one process ends at SIGTERM and would leave the training behind, which
     would then write to the same folder as the next job.
     """
-    if _launcher_words():
-        ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopAtSignal(TrainerCallback):
