@@ -128,6 +128,8 @@ def change_file(rng, path, other=b""):
     """Put something other than a file of its kind in the place of a file."""
     actions = ["missing", "empty", "folder", "null", "link to nothing", "link to itself", "junk",
                "endless", "link to another", "blank"]  # fmt: skip
+    if "dataset" in path.parts:  # elsewhere, a pipe is how a shell hands over a file
+        actions.append("pipe")
     action = rng.choice(actions)
     path.unlink()
     if action == "empty":
@@ -142,6 +144,8 @@ def change_file(rng, path, other=b""):
         path.symlink_to("/dev/zero")
     elif action == "link to nothing":
         path.symlink_to("nowhere")
+    elif action == "pipe":
+        os.mkfifo(path)
     elif action == "link to itself":
         path.symlink_to(path.name)
     elif action == "junk":
