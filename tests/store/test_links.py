@@ -1,6 +1,9 @@
 """A store and a journal are the same file under every name, and only one process writes to it."""
 
+import errno
+import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -120,3 +123,50 @@ def test_a_journal_has_one_writer_under_all_its_names(links):
         holder.stdin.close()
     with Journal(links / "chain.sqlite", {"of": "a"}) as journal:
         assert list(journal.lines) == ["x"]
+
+
+@pytest.mark.parametrize("command", ["generate", "judge"])
+def test_a_second_run_into_a_folder_asks_nothing_while_the_first_is_stopped(
+    tmp_path, scripted, command
+):
+    teacher = scripted()
+    prompts = tmp_path / "prompts.json"
+    rows = [{"instruction": f"Do {n}.", "output": "x", "generator": "base"} for n in range(3)]
+    prompts.write_text(json.dumps(rows))
+    model = tmp_path / "model.yaml"
+    settings = {"name": "m", "model": "m", "revision": None, "base_url": teacher.url}
+    sampling = {} if command == "judge" else {"sampling": {"temperature": 0, "max_tokens": 9}}
+    model.write_text(json.dumps(settings | sampling))
+    inputs = {
+        "generate": ("--student", model, "--prompts", prompts),
+        "judge": ("--outputs", prompts, "--judge", model, "--prompts", prompts),
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    journal = out / {"generate": "replies.jsonl", "judge": "verdicts.jsonl"}[command]
+    with hold(journal, JOURNAL_WRITER) as holder:
+        holder.send_signal(signal.SIGSTOP)
+        content = journal.read_bytes()
+        error = fail("evaluate", command, *inputs[command], "--out", out)
+        holder.send_signal(signal.SIGCONT)
+        holder.stdin.close()
+    assert "another process is writing to this file" in error
+    assert not teacher.requests
+    assert journal.read_bytes() == content
+    assert [path.name for path in out.iterdir()] == [journal.name]
+    # Once the lock is free, results of other settings are not taken over.
+    assert "was started with another" in fail("evaluate", command, *inputs[command], "--out", out)
+    assert journal.read_bytes() == content
+
+
+def test_a_file_system_without_locks_is_an_error_with_the_reason(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for use in (
+        lambda: Journal(tmp_path / "journal.jsonl", {}),
+        lambda: only_writer(tmp_path / "run.sqlite").__enter__(),
+    ):
+        with pytest.raises(OSError, match="cannot lock files"):
+            use()

@@ -2,8 +2,10 @@
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -327,12 +329,23 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
         )
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_DIGEST = b', "crc32": '
+
+
 class Journal:
     """A JSON Lines file that stores the results of one run by key, so that the run can be resumed.
 
     The first line, the head, has the settings that define the run. If the last line is incomplete
     because the process was killed, it is removed. If two lines have the same key, the later one
     counts. The file is locked while the journal is open, because two runs would do the same work.
+    Every line ends with a CRC-32 of itself, by which a damaged line is found; journals of earlier
+    releases lack it.
 
     Args:
         path: File to read and append to; created if it does not exist.
@@ -367,6 +380,11 @@ class Journal:
                 f"{self.path}: another process is writing to this file; wait for it, stop it, or "
                 "name another folder"
             ) from None
+        # The previous holder may have deleted the file between our open and our lock.
+        if not self.path.exists() or not os.path.samestat(
+            self.path.stat(), os.fstat(self._file.fileno())
+        ):
+            raise ValueError(f"{self.path}: another process has just ended here; try again")
         content = self.path.read_bytes()
         recorded = self._read(content)
         # The head as JSON returns it: tuples become lists, and keys become text.
@@ -387,19 +405,46 @@ class Journal:
             self._write(dict(head))
 
     def _read(self, content: bytes) -> dict[str, Any] | None:
+        # Without any line end there is no record to check, but even part of a head begins so.
+        if content and not content.startswith(b"{"):
+            raise ValueError(f"{self.path} is not a journal of this toolkit; move it away")
+        head, has_digests = None, False
+        # What follows the last line end is empty or an incomplete line.
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            record, has_digest = self._parse(line, number)
+            # An earlier release may have written the first lines, but not later ones.
+            if has_digests and not has_digest:
+                raise self._damaged(number)
+            has_digests = has_digest
+            if head is None:
+                head = record
+            else:
+                self.lines[record["key"]] = record
+        return head
+
+    def _parse(self, line: bytes, number: int) -> tuple[dict[str, Any], bool]:
+        """Return the content of a line without its digest, and whether it has one."""
+        text, mark, digest = line.rpartition(_DIGEST)
         try:
-            # What follows the last line end is empty or an incomplete line.
-            records = [json.loads(line) for line in content.split(b"\n")[:-1]]
-            for line in records[1:]:
-                self.lines[line["key"]] = line
-            # Without any line end there is no record to check, but even part of a head begins so.
-            if content and not content.startswith(b"{"):
-                raise ValueError
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} is not a journal of this toolkit; move it away"
-            ) from error
-        return records[0] if records else None
+            if mark and int(digest.removesuffix(b"}")) != zlib.crc32(text):
+                raise self._damaged(number)
+            record = json.loads(text + b"}" if mark else line)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(number) from error
+        if not isinstance(record, dict) or (number > 1 and not isinstance(record.get("key"), str)):
+            raise ValueError(f"{self.path} is not a journal of this toolkit; move it away")
+        return record, bool(mark)
+
+    def _damaged(self, number: int) -> ValueError:
+        if number == 1:
+            return ValueError(
+                f"{self.path} is not a journal of this toolkit, or its first line is damaged: "
+                "restore a copy of the file, or move it away"
+            )
+        return ValueError(
+            f"{self.path}: line {number} is damaged: restore a copy of the file, or delete the "
+            "line and run the same command again, which asks for it again"
+        )
 
     def add(self, key: str, **fields: Any) -> None:
         """Append a line, and flush it to the operating system before returning."""
@@ -408,7 +453,10 @@ class Journal:
         self.lines[key] = line
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        # The digest is of the bytes before it, so reading it needs no second form of the line.
+        text = json.dumps(line, ensure_ascii=False).removesuffix("}")
+        digest = zlib.crc32(text.encode())
+        self._file.write(f"{text}{_DIGEST.decode()}{digest}}}\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ _SQLITE_FILES = ("-wal", "-shm", "-journal")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of a write that Python or a library may report without the name of the file."""
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 _LOCK, _NEW, _OLD = "lock", "new", "old"
 
@@ -50,7 +51,17 @@ def lock_exclusively(file: IO[Any] | int) -> None:
     Raises:
         BlockingIOError: If another process holds the lock.
     """
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise OSError(
+            error.errno,
+            "this file system cannot lock files (flock), so two processes could write at once: "
+            "use a folder on a local disk",
+            getattr(file, "name", None),
+        ) from error
 
 
 @contextmanager

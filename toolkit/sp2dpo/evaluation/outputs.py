@@ -28,7 +28,7 @@ from sp2dpo.evaluation.requests import (
     silent,
     thinking_problem,
 )
-from sp2dpo.files import Journal, write_json
+from sp2dpo.files import Journal, file_sha256, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
 from sp2dpo.inference.thinking import split_thinking
 from sp2dpo.text import shorten
@@ -255,10 +255,11 @@ class Generation:
             truncated=ended["length"],
             refused=refused,
         )
-        counts = {
+        counts: dict[str, Any] = {
             "outputs": summary.outputs, "refused": refused, "empty": summary.empty,
             "ended": dict(sorted(ended.items())), "characters": summary.characters,
         }  # fmt: skip
+        counts["outputs_sha256"] = file_sha256(self.folder / OUTPUTS)
         write_json(self.folder / RECORD, run_settings(self.prompts, self.student) | counts)
         return summary
 
@@ -271,6 +272,11 @@ def _has_output(line: dict[str, Any]) -> bool:
     """Return whether a line of the journal has an output that may be judged."""
     if "output" not in line:
         return False
+    if not isinstance(line["output"], str):
+        raise ValueError(
+            f"{JOURNAL}: the output of prompt {line.get('key')} is not text: delete its line and "
+            "run the same command again"
+        )
     # Earlier versions recorded every reply as an output, however it ended.
     if not line["output"].strip():
         return line.get("finish_reason") == "stop"

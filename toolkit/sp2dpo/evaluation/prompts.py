@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.files import read_json_lines, read_json_rows
+from sp2dpo.files import file_sha256, read_json_lines, read_json_rows
 from sp2dpo.hub import hub_errors
 
 ALPACA_EVAL = "alpaca_eval"
@@ -163,11 +163,34 @@ def read_outputs(path: Path) -> list[Output]:
     file = path / "outputs.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; is the generation finished?")
+    if path.is_dir():
+        _check_outputs(file, path / "generation.json")
     outputs = [parse_output(row, where) for where, row in read_rows(file).items()]
     names = sorted({output.generator for output in outputs})
     if len(names) > 1:
         raise ValueError(f"{file}: outputs of several models: {', '.join(names)}; split the file")
     return outputs
+
+
+def _check_outputs(file: Path, record: Path) -> None:
+    """Refuse outputs that differ from those that `generate` wrote; earlier releases have no hash.
+
+    Raises:
+        ValueError: If they differ, or the record of the run cannot be read.
+    """
+    if not record.exists():
+        return
+    try:
+        expected = json.loads(record.read_bytes()).get("outputs_sha256")
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(
+            f"{record}: damaged; run `sp2dpo evaluate generate` again, which writes it"
+        ) from error
+    if expected is not None and expected != file_sha256(file):
+        raise ValueError(
+            f"{file}: not the outputs that were generated: run `sp2dpo evaluate generate` again, "
+            "which writes them again, or name a file of other outputs instead of the folder"
+        )
 
 
 def order_rows(

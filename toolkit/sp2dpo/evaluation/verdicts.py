@@ -34,12 +34,12 @@ from sp2dpo.evaluation.requests import (
     reply_problem,
     silent,
 )
-from sp2dpo.files import Journal, write_json
+from sp2dpo.files import Journal, file_sha256, write_json
 from sp2dpo.inference.chats import Chat, ChatResult
 from sp2dpo.inference.client import EndpointError, Reply
 from sp2dpo.inference.endpoint import Endpoint
 from sp2dpo.inference.thinking import split_thinking
-from sp2dpo.text import has_chat_marks, shorten, split_chat_marks
+from sp2dpo.text import canonical_json, has_chat_marks, shorten, split_chat_marks
 
 ANNOTATIONS, RECORD = "annotations.json", "evaluation.json"
 TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
@@ -129,6 +129,12 @@ def read_result(folder: Path) -> EvaluationResult:
         raise FileNotFoundError(f"{folder}: no {RECORD}: `sp2dpo evaluate judge` writes it")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        # Earlier releases did not write these hashes.
+        if record.get("sha256", _record_hash(record)) != _record_hash(record):
+            raise ValueError(f"{RECORD} is damaged; run `evaluate judge` again, which writes it")
+        annotated = file_sha256(folder / ANNOTATIONS)
+        if record.get("annotations_sha256", annotated) != annotated:
+            raise ValueError(f"{ANNOTATIONS} is damaged; run `evaluate judge` again")
         rows = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
         # A null becomes NaN; without a single verdict, pandas would keep a column of objects.
         table = pd.DataFrame(rows).astype({"preference": float})
@@ -144,7 +150,7 @@ def read_result(folder: Path) -> EvaluationResult:
             folder=folder,
             table=table,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: not a result of `evaluate judge`: {error}") from error
 
 
@@ -225,33 +231,35 @@ def judge_outputs(
             )  # fmt: skip
         missing = verdicts.missing()
         annotations = verdicts.annotations()
-    if missing:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
-        note(
-            f"{missing.total()} prompts have no verdict ({reasons}) and are unscored: run the"
-            f" same command again to retry them{advise(sorted(missing))}"
-        )
-    unscored = sum(row["preference"] is None for row in annotations)
-    if unscored == len(annotations):
-        raise ValueError(
-            f"no verdict of {judge.name} can be parsed: neither m nor M is among the top_logprobs"
-            " of its replies; see verdicts.jsonl, or choose another judge"
-        )
-    record = {
-        "title": title(prompts, judge, baseline=baseline, own_reference=reference is None),
-        "student": student,
-        "baseline": baseline,
-        "judge": settings,
-        "prompts": {
-            "name": prompts.name, "hash": prompts.hash, "count": len(prompts.instructions)
-        },
-        "length_controlled": prompts.is_alpaca_eval,
-        "unscored": unscored,
-        "empty": sum(not row["output_2"].strip() for row in annotations),
-        "reordered": reordered,
-    }  # fmt: skip
-    write_json(folder / ANNOTATIONS, annotations)
-    write_json(folder / RECORD, record)
+        if missing:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
+            note(
+                f"{missing.total()} prompts have no verdict ({reasons}) and are unscored: run the"
+                f" same command again to retry them{advise(sorted(missing))}"
+            )
+        unscored = sum(row["preference"] is None for row in annotations)
+        if unscored == len(annotations):
+            raise ValueError(
+                f"no verdict of {judge.name} can be parsed: neither m nor M is among the "
+                "top_logprobs of its replies; see verdicts.jsonl, or choose another judge"
+            )
+        record = {
+            "title": title(prompts, judge, baseline=baseline, own_reference=reference is None),
+            "student": student,
+            "baseline": baseline,
+            "judge": settings,
+            "prompts": {
+                "name": prompts.name, "hash": prompts.hash, "count": len(prompts.instructions)
+            },
+            "length_controlled": prompts.is_alpaca_eval,
+            "unscored": unscored,
+            "empty": sum(not row["output_2"].strip() for row in annotations),
+            "reordered": reordered,
+        }  # fmt: skip
+        # Inside the lock: another process must not replace these files by older ones.
+        write_json(folder / ANNOTATIONS, annotations)
+        record["annotations_sha256"] = file_sha256(folder / ANNOTATIONS)
+        write_json(folder / RECORD, record | {"sha256": _record_hash(record)})
     return read_result(folder)
 
 
@@ -462,6 +470,12 @@ def _create_annotator(judge: str, complete: Callable[..., dict[str, list[Any]]])
     # The annotator is complete: it reads neither the file nor the client's name again.
     annotator.annotators[judge].fn_completions = complete
     return annotator
+
+
+def _record_hash(record: Mapping[str, Any]) -> str:
+    """Return the hash of the content of evaluation.json without the hash itself."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _key(prompt: str) -> str:
