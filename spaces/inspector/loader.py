@@ -92,6 +92,8 @@ def open_folder(
         raise UnusableDataset(
             f"{name}: opening it takes more memory than this Space gives to a data set"
         ) from error
+    except pa.ArrowException as error:  # a type that a function of Arrow does not take
+        raise UnusableDataset(f"{name}: a column cannot be read: {str(error)[:100]!r}") from error
     except OSError as error:
         # Without the path, which is one of this machine.
         raise UnusableDataset(

@@ -181,6 +181,7 @@ def test_a_rubric_is_checked_before_it_is_used(folder, content, why):
         (DATA, "pair_id", all_alike("x"), "not a SHA-256"),
         (DATA, "pair_id", all_alike(None, pa.string()), "not a SHA-256"),
         (DATA, "beta", all_alike("0.1"), "the column beta must be numbers, not string"),
+        (DATA, "beta", all_alike(np.float16(1), pa.float16()), "must be numbers, not halffloat"),
         (DATA, "beta", all_alike(float("inf")), "beta has a value outside"),
         (DATA, "gap", all_alike(-1e300), "gap has a value outside"),
         (DATA, "keep", all_alike(2), "the column keep must be yes or no"),
