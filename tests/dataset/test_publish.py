@@ -112,7 +112,10 @@ def test_a_second_release_leaves_the_first_and_what_people_wrote(hub, releases):
     theirs += "\n## Thanks\n\nTo all.\n"
     hub.ask("/_test/commit", {"repo": repo, "path": "README.md", "text": theirs})
     hub.ask("/_test/commit", {"repo": repo, "path": "data/train-theirs.csv", "text": "a,b\n1,2\n"})
-    assert "consistent" in hub.run("verify", repo).stdout  # what people add does not matter
+    verified = hub.run("verify", repo)
+    assert verified.returncode == 3  # what people write does not matter, rows that they add do
+    assert "the manifest does not list data/train-theirs.csv" in verified.stdout
+    assert verified.stdout.count("DIFFERS") == 1
     output = hub.publish(releases / "two", repo, "--tag", "v2")
     assert "removed" in output  # the config that the second release has not
     card = hub.text(repo, "README.md")
@@ -403,3 +406,24 @@ def test_every_command_names_its_way_out(hub):
     assert "neither a folder nor a data set" in hub.run("verify", "nowhere").stderr
     assert "the Hub has no such data set" in hub.run("verify", "org/nowhere").stderr
     assert str(DEMO) in hub.run("verify", DEMO).stderr
+
+
+def test_training_reads_the_files_of_the_manifest_whatever_the_card_names(hub, releases):
+    repo = "org/swapped"
+    hub.publish(releases / "one", repo)
+    row = {"pair_id": "x", "prompt": "p", "chosen": "bad", "rejected": "good", "beta": 1.0}
+    hub.ask(
+        "/_test/commit", {"repo": repo, "path": "data/other.jsonl", "text": json.dumps(row) + "\n"}
+    )
+    card = hub.text(repo, "README.md").replace("- data/train-00000-of-00001.parquet", "- data/*")
+    hub.ask("/_test/commit", {"repo": repo, "path": "README.md", "text": card})
+    output = hub.python(
+        "from sp2dpo.training.provenance import read_split, trace_rows\n"
+        f"rows = read_split({repo!r}, 'train', None)\n"
+        f"print(len(rows), trace_rows({repo!r}, None, rows, ['beta']).revision)\n"
+        f"print(len(read_split('{repo}/annotations', 'train', None)))\n"
+    )
+    assert output.split() == ["96", hub.head(repo), "864"]
+    verified = hub.run("verify", repo)
+    assert verified.returncode == 3
+    assert "does not list data/other.jsonl" in verified.stdout

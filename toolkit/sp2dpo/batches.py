@@ -141,8 +141,8 @@ def _decoded_size(array: Any) -> int:
     """Return the number of bytes of an array once its dictionaries are decoded."""
     kind = array.type
     if pa.types.is_dictionary(kind):
-        lengths = pc.binary_length(array.dictionary)
-        return _REFERENCE * len(array) + (pc.sum(lengths.take(array.indices)).as_py() or 0)
+        lengths = pc.call_function("binary_length", [array.dictionary])
+        return _REFERENCE * len(array) + (_sum(lengths.take(array.indices)) or 0)
     if pa.types.is_struct(kind):
         return _OBJECT * len(array) + sum(map(_decoded_size, array.flatten()))
     if pa.types.is_map(kind):
@@ -152,6 +152,10 @@ def _decoded_size(array: Any) -> int:
     if kind.num_fields:  # lists of all kinds; `flatten` respects the offset of a slice
         return _REFERENCE * len(array) + _decoded_size(array.flatten())
     return max(_REFERENCE * len(array), array.nbytes)
+
+
+def _sum(numbers: pa.Array) -> int | None:
+    return pc.call_function("sum", [numbers]).as_py()
 
 
 def _without_views(kind: pa.DataType) -> pa.DataType:

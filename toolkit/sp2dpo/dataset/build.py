@@ -154,9 +154,9 @@ def _check_folder(out: Path, *, shown: Path | None = None) -> None:
     except (OSError, ValueError):
         written = set()
     foreign = sorted(
-        name
+        relative
         for path in out.rglob("*")
-        if not path.is_dir() and (name := path.relative_to(out).as_posix()) not in written
+        if not path.is_dir() and (relative := path.relative_to(out).as_posix()) not in written
     )
     if foreign:
         raise ValueError(
