@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from support.harness import BUILD, ROOT, run, succeed
+from support.harness import BUILD, ROOT, fail, run, succeed
 
 ROWS = "data/train-00000-of-00001.parquet"
 REPLIES = "annotations/train-00000-of-00001.parquet"
@@ -334,6 +334,21 @@ def test_the_teachers_are_asked_again(demo, tmp_path):
     output = succeed("verify", demo / "dataset", "--resample", 10, *words)
     assert "asked again: 10 pairs" in output
     assert "mean |difference| 0.000" in output
+
+
+def test_the_keys_of_hosted_teachers_need_a_confirmation(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("TEACHER_API_KEY", "sk-0123456789")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    panel = yaml.safe_load((demo / "panel.yaml").read_text())
+    for teacher in panel["teachers"]:
+        teacher |= {"base_url": "https://models.example.com/v1", "api_key_env": "TEACHER_API_KEY"}
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    words = ("--panel", tmp_path / "panel.yaml", "--store", tmp_path / "again.sqlite")
+    command = ("verify", demo / "dataset", "--resample", 2, *words, "--patience", 0)
+    flag = ("--send-key", "TEACHER_API_KEY=models.example.com")
+    assert " ".join(flag) in fail(*command)
+    assert "nothing answers" in fail(*command, *flag)
 
 
 def test_a_teacher_who_now_says_something_else_shows(demo, scripted, tmp_path):

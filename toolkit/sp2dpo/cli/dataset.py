@@ -13,9 +13,11 @@ from sp2dpo.cli.options import (
     FOLDER,
     JSON,
     PATIENCE,
+    SEND_KEY,
     SERVE,
     STORE,
     annotation_callbacks,
+    confirm_keys,
     print_lines,
 )
 
@@ -176,6 +178,7 @@ def _publish_lines(options: "PublishOptions", result: "PublishResult") -> "Itera
 @click.option("--store", "store_file", type=FILE, help="Store of the new replies, for --resample.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the sample.")
 @SERVE
+@SEND_KEY
 @PATIENCE
 def verify(
     source: str,
@@ -185,6 +188,7 @@ def verify(
     store_file: Path | None,
     seed: int,
     serve: bool,
+    send_keys: tuple[str, ...],
     patience: float,
 ) -> None:
     """Recompute every hash and every beta of a data set.
@@ -215,7 +219,12 @@ def verify(
                 count=resample,
                 seed=seed,
                 annotate=lambda panel, store: annotate_pairs(
-                    None, panel, store, patience=patience, **annotation_callbacks(serve=serve)
+                    None,
+                    panel,
+                    store,
+                    patience=patience,
+                    send_keys=confirm_keys(panel.teachers, send_keys),
+                    **annotation_callbacks(serve=serve),
                 ),
             )
     _print_verification(result, comparison, as_json=as_json)
