@@ -147,6 +147,13 @@ def test_links_to_files_and_folders_are_found_and_loops_end(folder, tmp_path):
     assert "assets/again/" in differences(folder)["files"]
 
 
+@pytest.mark.parametrize("name", ["README.md", "rubric.yaml", ROWS])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert any("not a regular file" in message for message in differences(folder).values())
+
+
 def test_words_pictures_and_files_of_git_may_stand_beside_the_data(folder):
     for name in (
         "NOTES.md",

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sp2dpo.files import check_regular
+
 BATCH_BYTES = 1 << 26
 """Maximum number of decoded bytes in a batch, unless a single row has more."""
 ROW_BYTES = 1 << 28
 """Maximum number of decoded bytes in a row."""
-_MOST_SNAPPY = 24
-"""Bytes that Snappy can store in one byte, rounded up: a copy of 64 bytes takes three."""
 _REFERENCE, _OBJECT = 8, 64
 """Bytes that a value and an object take at least once they are Python's."""
 _FREE_BYTES = 1 << 30
@@ -40,39 +40,25 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
     Raises:
         pyarrow.ArrowException, OSError: It cannot be read.
-        ValueError: Two columns have one name.
+        ValueError: Two columns have one name, or it is no regular file.
         TooLarge: A row group stands for more data than is read of a file of its size.
     """
+    check_regular(path)
     path = path.absolute()  # a relative `file:x` would be an address
     metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for number, group in enumerate(groups):
-        _check_group(group, number)
+    for number in range(metadata.num_row_groups):
+        _check_group(metadata.row_group(number), number)
+    # All texts, because no number in the metadata shows how long a text of a dictionary is.
     texts = [
         metadata.schema.column(number).path
         for number in range(metadata.num_columns)
-        if any(_may_expand(group.column(number)) for group in groups)
+        if metadata.schema.column(number).physical_type == "BYTE_ARRAY"
     ]
     file = pq.ParquetFile(path, metadata=metadata, read_dictionary=texts)
     names = file.schema_arrow.names
     if len(set(names)) < len(names):  # readers would silently take one of them
         raise ValueError(f"two columns have one name among {', '.join(names)}")
     return file
-
-
-def _may_expand(column: Any) -> bool:
-    """Return whether the texts of a column could decode to more than a batch may have.
-
-    Others are read as they are, which is faster.
-    """
-    if column.physical_type != "BYTE_ARRAY":
-        return False
-    longest = column.total_uncompressed_size
-    if column.has_dictionary_page and column.compression == "SNAPPY":
-        # The dictionary is the first page.
-        pages = column.data_page_offset - column.dictionary_page_offset
-        longest = min(longest, max(0, pages) * _MOST_SNAPPY)
-    return column.num_values * longest > BATCH_BYTES
 
 
 def _check_group(group: Any, number: int) -> None:

@@ -54,6 +54,12 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, format_json(content, indent=indent, ensure_ascii=False) + "\n")
 
 
+def check_regular(path: Path) -> None:
+    """Raise ValueError if a path is a pipe, a device or a folder: reading it may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
+
+
 def read_capped(path: Path, limit: int) -> bytes:
     """Return the content of a file of at most `limit` bytes.
 

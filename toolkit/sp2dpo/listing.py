@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sp2dpo.files import parse_json_object, read_capped
+from sp2dpo.files import check_regular, parse_json_object, read_capped
 from sp2dpo.text import escape_controls, shorten
 
 MANIFEST = "manifest.json"
@@ -74,6 +74,7 @@ def read_manifest_bytes(path: Path) -> bytes:
         OSError: The file cannot be read.
     """
     try:
+        check_regular(path)
         return read_capped(path, LARGEST_MANIFEST)
     except ValueError as error:
         raise DamagedManifest(str(error)) from error

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, core_schema
 
-from sp2dpo.files import decode_text
+from sp2dpo.files import check_regular, decode_text
 from sp2dpo.text import canonical_json, one_line, shorten
 
 _MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`: keys written next to it take precedence
@@ -209,6 +209,8 @@ def read_yaml_file(path: Path, *, aliases: bool = True) -> YamlFile:
             large.
         OSError: If the file cannot be read.
     """
+    if not aliases:  # a person may pass a pipe
+        check_regular(path)
     with path.open("rb") as file:
         # One byte more than allowed shows that the file is larger, without reading all of it.
         content = file.read(LARGEST_YAML + 1)

@@ -19,7 +19,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.dataset.manifest import Manifest, Suspect
-from sp2dpo.files import decode_text, read_capped
+from sp2dpo.files import check_regular, decode_text, read_capped
 from sp2dpo.hub import HubName
 from sp2dpo.listing import CONFIGS, LARGEST_CARD
 from sp2dpo.panel.rubric import Rubric
@@ -167,6 +167,7 @@ def read_card(path: Path) -> str:
         ValueError: It is larger, or not UTF-8.
         OSError: It cannot be read.
     """
+    check_regular(path)
     return decode_text(read_capped(path, LARGEST_CARD), where=path.name)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +18,8 @@ from datasets import (
     load_dataset,
 )
 from datasets.exceptions import DatasetsError
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from sp2dpo.files import read_json_lines
 from sp2dpo.hub import HubName, UnknownConfig
@@ -32,6 +33,8 @@ from sp2dpo.listing import (
 )
 from sp2dpo.tables import is_pattern, read_listed, read_parquet
 from sp2dpo.text import escape_controls, longer_fence
+
+logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
@@ -108,7 +111,16 @@ def _read_listed_on_hub(name: HubName) -> Dataset | None:
     try:
         manifest = Path(hf_hub_download(filename=MANIFEST, revision=name.revision, **repo))
         files = parse_keys(read_manifest_bytes(manifest), where=MANIFEST)["files"]
-    except (EntryNotFoundError, ForeignManifest):  # without a network: it is not in the cache
+    except LocalEntryNotFoundError:
+        # If the Hub cannot be reached, nobody knows whether there is a manifest.
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        logger.warning(
+            f"{name.repo}: offline, and its {MANIFEST} is not in the cache: if sp2dpo built it, its"
+            " files are not compared with their hashes"
+        )
+        return None
+    except (EntryNotFoundError, ForeignManifest):
         return None
     # The client names the folder after the commit, so that a later release mixes with no file.
     commit = manifest.parent.name
