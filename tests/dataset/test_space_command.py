@@ -1,8 +1,10 @@
 """The inspector from the command line, and as a Space: what is pushed, and that it runs alone."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import venv
@@ -52,6 +54,9 @@ def test_a_folder_is_opened_until_it_is_stopped(browser, demo):
 @pytest.mark.parametrize(
     ("data", "why"),
     [
+        ("./nowhere", "./nowhere: neither a folder nor a data set on the Hub"),
+        ("../nowhere", "../nowhere: neither a folder nor a data set on the Hub"),
+        ("README.md", "README.md: neither a folder nor a data set on the Hub"),
         ("nowhere", "nowhere: neither a folder nor a data set on the Hub"),
         (str(DEMO), "has no manifest.json: `sp2dpo build` creates one"),
         ("a/b/c", "a/b/c: neither a folder nor a data set on the Hub"),
@@ -109,6 +114,52 @@ def test_another_program_a_folder_and_nobody_are_refused(hub, demo):
     done = run("space", "deploy", "--repo", "org/x", env=hub.env | {"HF_TOKEN": ""})
     assert "you are not logged in to the Hugging Face Hub" in done.stderr
     assert "--data must be given after deploy" in run("space", "--data", "a/b", "deploy").stderr
+
+
+@pytest.mark.parametrize("option", [("--port", "7860"), ("--host", "::"), ("--allow-host", "a.b")])
+def test_options_of_the_local_inspector_are_refused_before_deploy(option):
+    done = run("space", *option, "deploy", "--repo", "org/page")
+    assert done.returncode == 2
+    assert f"{option[0]} is for the inspector on this machine, not for deploy" in done.stderr
+
+
+def test_a_name_to_allow_is_a_host_name():
+    done = run("space", "--allow-host", "https://a.example/")
+    assert done.returncode == 1
+    assert "https://a.example/: not a host name" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_inspector_ends_with_the_command_and_with_the_program_that_runs_it(demo, tmp_path):
+    code = "from sp2dpo.dataset.space import run_inspector as r; import sys; r(sys.argv[1], port="
+    for command, number in (
+        ([*COMMAND, "space", "--data", demo / "dataset", "--port"], signal.SIGTERM),
+        ([*COMMAND, "space", "--data", demo / "dataset", "--port"], signal.SIGKILL),
+        ([sys.executable, "-c", code + "int(sys.argv[2]))", demo / "dataset"], signal.SIGTERM),
+        ([sys.executable, "-c", code + "int(sys.argv[2]))", demo / "dataset"], signal.SIGKILL),
+    ):
+        port = free_port()
+        running = subprocess.Popen(
+            [str(word) for word in (*command, port)], stdout=subprocess.DEVNULL,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+        try:
+            answers(f"http://127.0.0.1:{port}/")
+            (served, *_) = [
+                process
+                for process in (
+                    psutil.Process(running.pid),
+                    *psutil.Process(running.pid).children(),
+                )
+                if "app.py" in " ".join(process.cmdline())
+            ]
+            running.send_signal(number)
+            running.wait(timeout=20)
+            psutil.wait_procs([served], timeout=20)
+            socket.create_server(("127.0.0.1", port)).close()
+        finally:
+            running.kill()
+            running.wait()
 
 
 @pytest.mark.slow

@@ -51,7 +51,9 @@ def inspector(data="", *, python=sys.executable, folder=INSPECTOR, **env):
         env=os.environ
         | {"SP2DPO_DATA": str(data), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "0"}
         | {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+        | {"SP2DPO_PARENT": str(os.getpid())}  # it ends with the tests, also when they are killed
         | env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}/"
@@ -60,6 +62,7 @@ def inspector(data="", *, python=sys.executable, folder=INSPECTOR, **env):
         yield url
     finally:
         running.terminate()
+        running.stdin.close()
         running.wait(timeout=30)
 
 
