@@ -23,8 +23,7 @@ import sys
 from pathlib import Path
 
 from sp2dpo import wilson_interval
-from sp2dpo.interrupts import Interrupted
-from sp2dpo.training import SweepRun, run_sweep, sweep_lines
+from sp2dpo.training import Interrupted, SweepRun, run_sweep, sweep_lines
 
 TRAIN = Path(__file__).with_name("train.py")
 

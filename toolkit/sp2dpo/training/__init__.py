@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sp2dpo.training.run import DataConfig, TrainingRun, prepare_run
     from sp2dpo.training.run_config import parse_settings
     from sp2dpo.training.stopping import stoppable
-    from sp2dpo.training.sweep import SweepResult, SweepRun, run_sweep, sweep_lines
+    from sp2dpo.training.sweep import Interrupted, SweepResult, SweepRun, run_sweep, sweep_lines
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
 # Type checkers cannot follow `__getattr__`: the block above shows them the same names.
@@ -34,7 +34,7 @@ _NAMES = {
     "run": ("DataConfig", "TrainingRun", "prepare_run"),
     "run_config": ("parse_settings",),
     "stopping": ("stoppable",),
-    "sweep": ("SweepResult", "SweepRun", "run_sweep", "sweep_lines"),
+    "sweep": ("Interrupted", "SweepResult", "SweepRun", "run_sweep", "sweep_lines"),
     "trainer": ("PairColumnsMixin", "PairDPOTrainer"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
@@ -42,6 +42,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "DataConfig",
     "FoldConfig",
+    "Interrupted",
     "LogRatios",
     "Mixture",
     "PairBatch",
