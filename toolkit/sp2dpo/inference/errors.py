@@ -314,7 +314,7 @@ def _codes(value: Any) -> Iterator[str]:
             if isinstance(code, str):
                 yield code
             # No code is a larger number, and of very large ones `:g` fails.
-            elif type(code) in (int, float) and abs(code) < 1e9:
+            elif isinstance(code, int | float) and not isinstance(code, bool) and abs(code) < 1e9:
                 yield f"{code:g}"
         yield from _codes(value.get("error"))
 
