@@ -28,16 +28,22 @@ _JSON_TYPES = {
 LONGEST_LINE = 1 << 26
 """Maximum number of bytes of a line (64 MiB), also of one that is compressed to a few bytes. A row
 with several large images fits."""
-LARGEST_JSON = 1 << 28
-"""Maximum number of bytes of a JSON file that is not read line by line (256 MiB)."""
+LARGEST_JSON = 1 << 29
+"""Maximum number of bytes of a JSON file that is not read line by line (512 MiB)."""
 _FREE_BYTES = 1 << 26
 _MOST_PER_BYTE = 200
 """A compressed file may decompress to `_FREE_BYTES`, and to more only up to this many times its
 size: text is compressed 3 to 20 times."""
 _SHORTEST_LINE = 64
 """Bytes that a line counts for at least, because millions of empty lines take time."""
-_MOST_NESTED = 1 << 22
-"""Maximum number of lists and objects in a JSON text: each takes 60 bytes or more of memory."""
+_FREE_NESTED = 1 << 22
+"""Lists and objects that a JSON text may have; more only up to one per `_BYTES_PER_NESTED`. Each
+takes 60 bytes or more of memory, and text has a bracket every 20 bytes at most, also code."""
+_BYTES_PER_NESTED = 8
+_OVERFULL = (
+    "consists of lists and objects, with one bracket every 8 bytes: read nested numbers from "
+    "Parquet, or leave that column out"
+)
 _LONGEST_NAME = 80
 """Maximum number of characters of a key in a message."""
 _JSON_SPACE = frozenset(" \t\n\r")
@@ -210,7 +216,7 @@ def read_json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{path}: has more than {LARGEST_JSON >> 20} MiB: write it as JSON Lines (.jsonl)"
             )
         if _is_overfull(content):
-            raise ValueError(f"{path}: has more than {_MOST_NESTED:,} lists and objects")
+            raise ValueError(f"{path}: {_OVERFULL}")
         text = decode_text(content, where=str(path))
         return list(_parse_rows(text))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -264,9 +270,9 @@ def _skip_space(text: str, place: int) -> int:
 
 
 def _is_overfull(text: bytes) -> bool:
-    """Return whether a JSON text may hold more lists and objects than are read."""
-    # Brackets in texts count, too, which only makes the limit stricter.
-    return len(text) > _MOST_NESTED and text.count(b"[") + text.count(b"{") > _MOST_NESTED
+    """Return whether a JSON text consists of more lists and objects than are read."""
+    most = max(_FREE_NESTED, len(text) // _BYTES_PER_NESTED)
+    return len(text) > most and text.count(b"[") + text.count(b"{") > most
 
 
 def parse_json_object(text: bytes) -> dict[str, Any]:
@@ -277,7 +283,7 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
             phrase such as `is not JSON: Expecting value at column 7`; it counts columns from 1.
     """
     if _is_overfull(text):
-        raise ValueError(f"has more than {_MOST_NESTED:,} lists and objects")
+        raise ValueError(_OVERFULL)
     try:
         value = json.loads(text.decode(), object_pairs_hook=refuse_duplicate_keys)
     except json.JSONDecodeError as error:

@@ -183,17 +183,17 @@ def _child(node: yaml.Node, key: Any) -> tuple[yaml.Node, yaml.Node] | None:
         return item, item
     if isinstance(node, yaml.MappingNode):
         # The loader puts merged entries first, so the last match is the one that counts.
+        loader = yaml.SafeLoader("")  # one for all keys: there may be thousands
         for key_node, value_node in reversed(node.value):
-            if _scalar(key_node) == key:
+            if _scalar(key_node, loader) == key:
                 return key_node, value_node
     return None
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node, loader: yaml.SafeLoader) -> Any:
     if node.tag == f"{_TAG}str":
         return node.value
     # Keys are compared as values: YAML reads the key 1 as a number and the key on as a bool.
-    loader = yaml.SafeLoader("")
     return loader.construct_object(node, deep=True)
 
 
