@@ -1,6 +1,7 @@
 """Hostile teachers: none of them holds up a run, fills its memory or makes it show a key."""
 
 import asyncio
+import codecs
 import json
 import time
 
@@ -98,6 +99,15 @@ def test_a_key_beside_an_escaped_key_does_not_save_it(monkeypatch):
     assert secrets.hide_in_body(f"{KEY} {twice}".encode()) == b"*** ***"
     partly = KEY.replace("s", "\\\\u0073")
     assert secrets.hide_in_body(f"{KEY} {partly}".encode()) == b"***"
+
+
+def test_utf_16_within_utf_16_is_no_json():
+    inner = codecs.BOM_UTF16_LE + json.dumps({"echo": KEY}).encode("utf-16-le")
+    for outer in (inner.decode("latin-1").encode("utf-16-le"), codecs.BOM_UTF16_LE + inner[2:-1]):
+        body = to_utf8(outer, None)
+        assert json.detect_encoding(body) == "utf-8"
+        with pytest.raises(ValueError, match="Expecting value"):
+            json.loads(body)
 
 
 def test_texts_without_a_key_are_unchanged(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from contextlib import suppress
 
 import aiohttp
 
@@ -131,10 +132,12 @@ def to_utf8(body: bytes, charset: str | None) -> bytes:
     # The parser of JSON would read UTF-16 and UTF-32, which hide a text from every search.
     encoding = json.detect_encoding(body)
     if not encoding.startswith("utf-8"):
-        try:
-            return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
-        except UnicodeError:
-            return body.replace(b"\0", b"")
+        with suppress(UnicodeError):
+            body = body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        # No parser must see more in it than was searched, as in UTF-16 within UTF-16.
+        if not json.detect_encoding(body).startswith("utf-8"):
+            body = body.replace(b"\0", b"").decode("latin-1").encode()
+        return body
     try:
         body.decode()
     except UnicodeDecodeError:
