@@ -68,11 +68,12 @@ def test_the_next_write_removes_what_a_kill_left_and_nothing_that_is_in_use(
     killed, living = begin(kind, tmp_path / "a"), begin(kind, tmp_path / "a")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert len(names(tmp_path)) == 2
+    each = 2 if kind == "file" else 1  # with its lock
+    assert len(names(tmp_path)) == 2 * each
     write(tmp_path / "b")
     left = names(tmp_path)
-    assert len(left) == 2
-    assert left[1] == "b"
+    assert len(left) == each + 1
+    assert left[-1] == "b"
     living.send_signal(signal.SIGKILL)
     living.wait()
     write(tmp_path / "a")
@@ -99,16 +100,44 @@ def test_a_link_a_folder_with_other_files_and_a_stranger_s_file_stay(tmp_path, m
     before = names(tmp_path)
     put(tmp_path / "a")
     assert names(tmp_path) == sorted([*before, "a"])
-    (tmp_path / f".file.{token}.unfinished").write_text("of another user")
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    lock = tmp_path / f".file.{token}.unfinished.lock"
+    lock.write_bytes(replacement._machine())
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # the file is of another user
     put(tmp_path / "a")
-    assert f".file.{token}.unfinished" in names(tmp_path)
+    assert lock.name in names(tmp_path)
+
+
+def test_what_another_machine_has_left_stays_for_a_week(tmp_path):
+    lock = tmp_path / ".a.0123456789abcdef.unfinished.lock"
+    work = tmp_path / ".b.0123456789abcdef.unfinished"
+    work.mkdir()
+    for path in (lock, work / "lock"):
+        path.write_text("another kernel")
+    before = names(tmp_path)
+    put(tmp_path / "c")
+    assert names(tmp_path) == [*before, "c"]
+    for path in (lock, work / "lock"):
+        os.utime(path, (0, 0))
+    put(tmp_path / "c")
+    assert names(tmp_path) == ["c"]
+
+
+def test_any_write_into_the_folder_puts_a_lost_data_set_back(tmp_path):
+    work = tmp_path / ".data.0123456789abcdef.unfinished"
+    for name in ("old", "new"):
+        (work / name).mkdir(parents=True)
+        (work / name / "file").write_text(name)
+    (work / "lock").write_bytes(replacement._machine())
+    put(tmp_path / "betas.parquet")
+    assert (tmp_path / "data" / "file").read_text() == "old"
+    assert names(tmp_path) == ["betas.parquet", "data"]
 
 
 def test_the_files_of_sqlite_beside_a_leftover_go_with_it(tmp_path):
     leftover = tmp_path / ".run.sqlite.0123456789abcdef.unfinished"
     for ending in ("", "-wal", "-shm", "-journal"):
         leftover.with_name(leftover.name + ending).touch()
+    leftover.with_name(f"{leftover.name}.lock").write_bytes(replacement._machine())
     put(tmp_path / "a")
     assert names(tmp_path) == ["a"]
 
@@ -227,8 +256,8 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, number):
 def test_where_locks_are_not_supported_files_are_written_and_nothing_is_swept(
     tmp_path, monkeypatch
 ):
-    leftover = tmp_path / ".a.0123456789abcdef.unfinished"
-    leftover.touch()
+    leftover = tmp_path / ".a.0123456789abcdef.unfinished.lock"
+    leftover.write_bytes(replacement._machine())
 
     def fails(file, how):
         raise OSError(errno.ENOLCK, "No locks available")

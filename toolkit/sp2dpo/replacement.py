@@ -1,8 +1,8 @@
 """Replace a file or a folder atomically: what has the name is complete, before and after a kill.
 
 What is written lies beside its target until it is complete, under a name that no other process has
-(`.NAME.TOKEN.unfinished`), and is locked. The leftover of a killed process is no longer locked, and
-the next write into the same folder removes it.
+(`.NAME.TOKEN.unfinished`), with a locked file beside or in it. The leftover of a killed process is
+no longer locked, and the next write into the same folder removes it.
 """
 
 import ctypes
@@ -13,12 +13,16 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.unfinished", re.DOTALL)
+_LOCK_FILE = re.compile(rf"{_LEFTOVER.pattern}\.lock", re.DOTALL)
+_FOREIGN_AGE = 7 * 24 * 3600
+"""Seconds after which what another machine has left is removed."""
 _LONGEST_NAME = 200
 """Bytes of the target's name in a temporary name; file systems allow 255 for the whole."""
 _SQLITE_FILES = ("-wal", "-shm", "-journal")
@@ -89,7 +93,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         sweep_leftovers(target.parent)
         # A folder that cannot be written to fails here, before the block does its work.
-        unfinished, descriptor = _create_file(target)
+        unfinished, lock, descriptor = _create_file(target)
         try:
             yield unfinished
             if before is not None:
@@ -98,9 +102,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             unfinished.replace(target)
             _sync(target.parent)
         finally:
-            # After a successful rename it no longer exists.
-            with suppress(OSError):
-                unfinished.unlink()
+            _remove_file(lock)
             os.close(descriptor)
 
 
@@ -110,7 +112,7 @@ def atomic_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 
     The exchange is one step, so a folder of this name exists at any moment. A file system that
     cannot exchange two folders (NFS, some of FUSE) takes two renames: after a kill between them
-    there is no folder of this name, and the next call puts the old one back first.
+    there is no folder of this name, and the next write beside it puts the old one back.
 
     Args:
         path: Folder to create or to replace; links to it are followed. Its permissions stay.
@@ -125,7 +127,7 @@ def atomic_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_mount():
         raise ValueError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
-    sweep_leftovers(target.parent, restore=target)
+    sweep_leftovers(target.parent)
     with _clear_errors(path, target):
         work, descriptor = _create_folder(target)
         try:
@@ -139,47 +141,39 @@ def atomic_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]:
             _put_in_place(new, target, check)
             _sync(target.parent)
         finally:
-            _remove_folder(work)
+            _remove_folder(work, target)
             os.close(descriptor)
 
 
-def sweep_leftovers(folder: Path, *, restore: Path | None = None) -> None:
+def sweep_leftovers(folder: Path) -> None:
     """Remove what killed processes of this user have left unfinished in a folder.
 
-    Files of running processes are locked and stay, as do all files where locks are not supported.
-
-    Args:
-        folder: Folder to look in.
-        restore: A folder that is put back from a leftover if it does not exist.
+    Files of running processes are locked and stay, as do all files where locks are not supported,
+    and for a week those of other machines, whose locks may not be seen here. A data set that a kill
+    has left without its name is put back.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            named = _LEFTOVER.fullmatch(entry.name)
-            if named is None or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+            if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
                 continue
             # Another process may be sweeping the same folder.
             with suppress(OSError):
-                if entry.is_file(follow_symlinks=False):
+                if _LOCK_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     _sweep_file(Path(entry.path))
-                elif entry.is_dir(follow_symlinks=False):
-                    mine = restore is not None and named[1] == _short_name(restore)
-                    _sweep_folder(Path(entry.path), restore=restore if mine else None)
+                elif _LEFTOVER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    _sweep_folder(Path(entry.path))
 
 
-def _sweep_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _sweep_file(lock: Path) -> None:
+    descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        lock_exclusively(descriptor)
-        # Its writer may have renamed it, and finished, since the folder was read.
-        if _is_same(descriptor, path):
-            path.unlink()
-            for ending in _SQLITE_FILES:
-                path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)
+        if _may_sweep(descriptor, lock):
+            _remove_file(lock)
     finally:
         os.close(descriptor)
 
 
-def _sweep_folder(work: Path, *, restore: Path | None) -> None:
+def _sweep_folder(work: Path) -> None:
     lock = work / _LOCK
     if not lock.exists():
         # Its process may be about to create the lock; if it does, this fails, or it starts again.
@@ -187,28 +181,49 @@ def _sweep_folder(work: Path, *, restore: Path | None) -> None:
         return
     descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        lock_exclusively(descriptor)
-        if not _is_same(descriptor, lock):
-            return
-        if restore is not None and (work / _OLD).is_dir() and not restore.exists():
-            (work / _OLD).rename(restore)
-        _remove_folder(work)
+        named = _LEFTOVER.fullmatch(work.name)
+        if named is not None and _may_sweep(descriptor, lock):
+            _remove_folder(work, work.with_name(named[1]))
     finally:
         os.close(descriptor)
 
 
-def _create_file(target: Path) -> tuple[Path, int]:
-    """Create and lock an empty file beside the target; return its path and descriptor."""
+def _may_sweep(descriptor: int, lock: Path) -> bool:
+    """Lock a leftover; return whether it belongs to nobody. Raises OSError if it is locked."""
+    lock_exclusively(descriptor)
+    # Its writer may have finished, and removed it, since the folder was read.
+    if not _is_same(descriptor, lock):
+        return False
+    age = time.time() - os.fstat(descriptor).st_mtime
+    return os.pread(descriptor, 100, 0) == _machine() or age > _FOREIGN_AGE
+
+
+def _machine() -> bytes:
+    """Return the name of the running kernel, which is one for all containers that share locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return os.uname().nodename.encode()
+
+
+def _create_file(target: Path) -> tuple[Path, Path, int]:
+    """Create an empty file beside the target, and a locked one; return them and the descriptor."""
     while True:
         path = _temporary_path(target)
-        # With these permissions, the umask and the folder's default rules apply.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
-        _lock_if_supported(descriptor)
-        # Another process may have swept it before it was locked.
-        if _is_same(descriptor, path):
-            return path, descriptor
-        os.close(descriptor)
+        # Another file than the one that is written: on some network file systems, a locked file
+        # can be read and written only through the descriptor that has locked it.
+        lock = path.with_name(f"{path.name}.lock")
+        descriptor = _create_lock(lock)
+        if descriptor is None:
+            continue
+        try:
+            # With these permissions, the umask and the folder's default rules apply.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        except BaseException:
+            _remove_file(lock)
+            os.close(descriptor)
+            raise
+        return path, lock, descriptor
 
 
 def _create_folder(target: Path) -> tuple[Path, int]:
@@ -216,15 +231,24 @@ def _create_folder(target: Path) -> tuple[Path, int]:
     while True:
         work = _temporary_path(target)
         work.mkdir()
-        lock = work / _LOCK
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            descriptor = _create_lock(work / _LOCK)
         except FileNotFoundError:  # swept while it was empty
             continue
-        _lock_if_supported(descriptor)
-        if _is_same(descriptor, lock):
+        if descriptor is not None:
             return work, descriptor
-        os.close(descriptor)
+
+
+def _create_lock(lock: Path) -> int | None:
+    """Create and lock a file; return None if another process has swept it before it was locked."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    # Before the lock: a file of no machine is foreign, and stays.
+    os.write(descriptor, _machine())
+    _lock_if_supported(descriptor)
+    if _is_same(descriptor, lock):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _lock_if_supported(descriptor: int) -> None:
@@ -302,7 +326,7 @@ def _put_in_place(new: Path, target: Path, check: Callable[[Path], None]) -> Non
             return
     try:
         check(_replaced(new))
-    except ValueError:
+    except BaseException:
         _move_back(new, target)
         raise
 
@@ -354,13 +378,26 @@ def _rename_exchange(first: Path, second: Path) -> None:
         raise OSError(number, os.strerror(number), str(second))
 
 
-def _remove_folder(work: Path) -> None:
-    # The lock last: a folder with content but without a lock would never be swept.
-    for name in (_NEW, _OLD):
-        shutil.rmtree(work / name, ignore_errors=True)
+def _remove_file(lock: Path) -> None:
+    """Remove an unfinished file, what SQLite has written beside it, and its lock."""
     with suppress(OSError):
+        unfinished = lock.with_name(lock.name.removesuffix(".lock"))
+        # After a successful rename it no longer exists.
+        for ending in ("", *_SQLITE_FILES):
+            unfinished.with_name(f"{unfinished.name}{ending}").unlink(missing_ok=True)
+        # Last: without its lock, it would never be swept.
+        lock.unlink()
+
+
+def _remove_folder(work: Path, target: Path) -> None:
+    """Remove an unfinished folder; first put the old one back if it has lost its name."""
+    with suppress(OSError):
+        if (work / _OLD).exists() and not target.exists():
+            (work / _OLD).rename(target)
+        # The lock last: a folder with content but without a lock would never be swept.
+        for name in (_NEW, _OLD):
+            shutil.rmtree(work / name, ignore_errors=True)
         (work / _LOCK).unlink()
-    with suppress(OSError):
         work.rmdir()
 
 
