@@ -112,3 +112,55 @@ def test_every_word_of_a_text_is_shown(page):
         for word in ("word", "日本", "3.14", "<b>", "http://y"):
             hidden = sum(line.count(word) for line in fences)
             assert text.count(word) - hidden <= displayed.count(word) <= text.count(word), text
+
+
+HARD = {
+    "list items": "- a\n" * 30_000,
+    "nested lists": "  - a\n    1. b\n" * 8_000,
+    "fences": "```\n" * 30_000,
+    "spaces": " " * 100_000,
+    "line breaks": "\n" * 100_000 + "x",
+    "accents": "a" + "\u0301" * 100_000,
+    "backticks of every length": "".join("`" * n + "x" for n in range(1, 440)),
+    "bold without an end": "**a " * 30_000,
+    "one word": "a" * 100_000,
+    "directions": "a\u202eb\u202c" * 25_000,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_a_long_text_appears_in_parts_of_bounded_size(page, kind):
+    """Nothing is lost: the parts together have every letter."""
+    tags, letters = page.evaluate(
+        """(source) => {
+          const box = document.createElement("div"), tags = [];
+          box.append(text.readable(source));
+          for (let last = 0, turns = 0; turns < 100; turns += 1) {
+            const now = box.getElementsByTagName("*").length;
+            tags.push(now - last);
+            last = now;
+            const more = box.querySelector("button.more");
+            if (!more) break;
+            more.click();
+          }
+          return [Math.max(...tags), box.textContent.replace(/[^ab]/g, "").length];
+        }""",
+        HARD[kind],
+    )
+    assert tags <= 5000
+    if kind != "accents":  # their number is shown in words
+        assert letters == sum(HARD[kind].count(letter) for letter in "ab")
+
+
+def test_an_edited_schedule_in_the_address_is_checked(browser):
+    valid = ["{}", '{"betaMin": 0.1}', '{"envelopes": {"a": {"betaMin": 0.1, "betaMax": 0.2}}}']
+    invalid = [
+        "", "null", "5", "[]", "{", '"a"', '{"envelopes": null}', '{"envelopes": []}',
+        '{"envelopes": {"a": null}}', '{"betaMin": "x"}', '{"betaMin": 1e999}', '{"map": null}',
+        '{"__proto__": 1}', '{"toString": 1}', '{"gap": "x"}', '{"overTeachers": 1}', "[" * 30_000,
+    ]  # fmt: skip
+    with bare(browser, "lib/schedule") as page:
+        results = page.evaluate(
+            "(all) => all.map((one) => schedule.parseChanges(one) !== null)", [*valid, *invalid]
+        )
+    assert results == [True] * len(valid) + [False] * len(invalid)
