@@ -35,7 +35,7 @@ _READ = re.compile(
 _CALLED = re.compile(
     r"/gradio_api/(component_server/?|queue/join|cancel|reset/?|((run|api|call|call/v2)/find_pairs/?))"
 )
-_MCP = re.compile(r"/gradio_api/mcp(/|/http/?|/sse/?|/messages/?)?")
+_MCP = re.compile(r"/gradio_api/mcp(/|/(http|sse|messages|schema)/?)?")
 _FILE = "/gradio_api/file="
 QUEUED = re.compile(r"/gradio_api/(queue/join|call/.+)")
 """Paths whose answers Gradio keeps until they are fetched."""

@@ -168,6 +168,21 @@ def test_routes_that_the_page_does_not_need_do_not_exist(method, path):
     assert status(LOCAL, method, path, host="localhost") == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/config"), ("GET", "/assets/index.js"), ("GET", "/gradio_api/info"),
+        ("GET", f"/gradio_api/file={FILES}/pairs.jsonl"), ("POST", "/gradio_api/run/find_pairs"),
+        ("POST", "/gradio_api/call/v2/find_pairs"), ("GET", "/gradio_api/call/find_pairs/0a"),
+        ("GET", "/gradio_api/queue/data"), ("POST", "/gradio_api/mcp"), ("GET", "/gradio_api/mcp/"),
+        ("DELETE", "/gradio_api/mcp/"), ("GET", "/gradio_api/mcp/schema"),
+        ("GET", "/gradio_api/mcp/sse"), ("POST", "/gradio_api/mcp/messages/"),
+    ],
+)  # fmt: skip
+def test_routes_of_the_page_the_api_and_the_tool_stay(method, path):
+    assert status(LOCAL, method, path, host="localhost") == 200
+
+
 def test_files_are_taken_nowhere():
     form = "multipart/form-data; boundary=x"
     assert status(LOCAL, *CALL, host="localhost", content_type=form) == 415
