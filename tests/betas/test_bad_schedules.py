@@ -130,7 +130,7 @@ def test_a_store_without_a_kept_reply(refuse, new_store, tmp_path):
 @pytest.mark.parametrize("command", ["explain", "build", "report", "audit"])
 def test_betas_of_another_store(demo, new_store, tmp_path, command):
     store, out = new_store("other.sqlite"), tmp_path / "out"
-    (pair_id,) = filled(store, 1, "a")
+    (pair_id,) = filled(store, 1, "a", "b")
     store.add_replies([kept_reply(pair_id, "a", v, 5, 5) for v in ("direct", "critic", "reader")])
     words = [command, *([pair_id] if command == "explain" else [])]
     words += ["--store", store.path, "--betas", demo / "betas.parquet"]

@@ -5,18 +5,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sp2dpo.betas.arms import Arm, parse_arm
-from sp2dpo.betas.columns import OPTIONAL, REQUIRED
+from sp2dpo.batches import TooLarge, open_parquet, read_batches
+from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
+from sp2dpo.betas.columns import BETA_COLUMNS, OPTIONAL, REQUIRED
 from sp2dpo.betas.schedule import Schedule, parse_schedule
+from sp2dpo.betas.scores import Scores
 from sp2dpo.files import check_overwrite
 from sp2dpo.replacement import atomic_write
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
 _METADATA = "sp2dpo"
+_COLUMNS = {column.name: column for column in BETA_COLUMNS}
+_TYPES: dict[str, Any] = {
+    "string": pl.String, "bool": pl.Boolean, "int32": pl.Int32, "float64": pl.Float64,
+    "category": pl.String,
+}  # fmt: skip
+_BYTES_PER_ROW = 16
+"""Half of the bytes of a pair's id, whatever the compression."""
+_BATCH = 50_000
+"""Rows that are read at a time."""
+_NO_TABLE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+_ROUNDING = 1e-9
+"""Largest relative difference between the sums of two releases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +86,9 @@ def write_betas(betas: BetaTable, path: Path | str) -> None:
 
 def _is_betas(path: Path) -> bool:
     try:
-        with path.open("rb") as source:  # polars would expand a path as a glob pattern
-            return _METADATA in pl.read_parquet_metadata(source)
-    except pl.exceptions.PolarsError:
+        # A relative `file:x` would be an address.
+        return _METADATA.encode() in (pq.read_metadata(path.absolute()).metadata or {})
+    except (pa.ArrowException, OSError):
         return False
 
 
@@ -85,33 +102,101 @@ def read_betas(path: Path | str) -> BetaTable:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `sp2dpo schedule` writes one")
+    path.open("rb").close()  # raises an OSError of its own; later ones mean damage
     try:
-        with path.open("rb") as source:
-            origin = json.loads(pl.read_parquet_metadata(source)[_METADATA])
-        # Files from before there were arms hold neither `arm` nor `scores`.
-        config, departures, annotations_hash = (
-            origin["schedule"],
-            origin.get("arm"),
-            origin["annotations"],
-        )
-        table = pl.read_parquet(path.absolute(), glob=False)
-    except (pl.exceptions.PolarsError, KeyError, TypeError, AttributeError, ValueError) as error:
+        # Before any row is read: a small file may state very many rows, or name other columns.
+        with open_parquet(path) as file:
+            origin = json.loads(file.metadata.metadata[_METADATA.encode()])
+            # Files from before there were arms hold neither `arm` nor `scores`.
+            config, departures, annotations_hash = (
+                origin["schedule"],
+                origin.get("arm"),
+                origin["annotations"],
+            )
+            if not isinstance(annotations_hash, str):
+                raise TypeError("the hash of the annotations is not text")
+            _check_columns(file.schema_arrow, path)
+            _check_size(file.metadata.num_rows, path)
+        table = read_columns(path)
+    except (_Changed, TooLarge):
+        raise
+    except (pa.ArrowException, OSError, *_NO_TABLE) as error:
         raise ValueError(f"{path}: not a table of betas; `sp2dpo schedule` writes one") from error
-    added = [name for name in OPTIONAL if name in table.columns]
-    if tuple(table.columns[: len(REQUIRED)]) != REQUIRED or len(table.columns) > len(
-        REQUIRED + OPTIONAL
-    ):
-        raise ValueError(
-            f"{path}: its columns are not those that `sp2dpo schedule` writes; run it again"
-        )
+    _check_values(table, path)
     schedule = parse_schedule(config, where=f"{path}: schedule")
     arm = parse_arm(departures, schedule, where=f"{path}: arm") if departures else Arm(of=schedule)
     return BetaTable(
-        table=table.select(*REQUIRED, *added),
+        table=table,
         arm=arm,
         annotations_hash=annotations_hash,
         scores_hash=origin.get("scores"),
     )
+
+
+class _Changed(ValueError):
+    """A table of betas was written or changed by another program."""
+
+
+def _check_columns(arrow: pa.Schema, path: Path) -> None:
+    schema = _empty(arrow).schema
+    optional = [name for name in OPTIONAL if name in schema]
+    expected = {name: _TYPES[column.type] for name, column in _COLUMNS.items() if name in
+                (*REQUIRED, *optional)}  # fmt: skip
+    # As lists, because the order counts.
+    if list(schema.items()) == list(expected.items()):
+        return
+    foreign = [name for name in schema if name not in expected]
+    problem = f" (it has {', '.join(map(repr, foreign))})" if foreign else ""
+    raise _Changed(
+        f"{path}: its columns are not those that `sp2dpo schedule` writes{problem}; run it again"
+    )
+
+
+def _check_size(rows: int, path: Path) -> None:
+    """Refuse more rows than the file can hold: ids are hashes, which cannot be compressed."""
+    if rows > path.stat().st_size // _BYTES_PER_ROW:
+        raise _Changed(
+            f"{path}: states {rows:,} rows, more than its {path.stat().st_size:,} bytes hold: not "
+            "a table that `sp2dpo schedule` wrote"
+        )
+
+
+def _empty(schema: pa.Schema) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(pa.table(
+        [pa.array([], each.type.value_type if pa.types.is_dictionary(each.type) else each.type)
+         for each in schema],
+        names=schema.names,
+    )))  # fmt: skip
+
+
+def read_columns(path: Path) -> pl.DataFrame:
+    """Read a Parquet file with bounded memory; raises like `batches.read_batches`."""
+    # Not with polars, which ends the process at damage of several kinds.
+    with open_parquet(path) as file:
+        empty = _empty(file.schema_arrow)
+    parts = [pl.DataFrame(pl.from_arrow(batch)) for batch in read_batches(path, rows=_BATCH)]
+    return pl.concat([empty, *parts], rechunk=True)
+
+
+def _check_values(table: pl.DataFrame, path: Path) -> None:
+    """Refuse ids that occur twice, and betas that no pair can be trained with."""
+    beta, numbers = pl.col("beta"), pl.col(pl.Float64)
+    problems = {
+        "a pair occurs twice": pl.col("pair_id").is_duplicated(),
+        "a pair has no id": pl.col("pair_id").is_null(),
+        "has_beta or keep is null": pl.any_horizontal(pl.col("has_beta", "keep").is_null()),
+        "a pair is kept without a beta": pl.col("keep") & (beta.is_null() | ~pl.col("has_beta")),
+        "a beta is below 0": beta < 0,
+        "a number is infinite or NaN": pl.any_horizontal(~numbers.is_finite()),
+    }
+    for problem, condition in problems.items():
+        rows = table.filter(condition)
+        if len(rows):
+            pair_id = str(rows["pair_id"][0])[:12]
+            raise ValueError(
+                f"{path}: {problem} (pair {pair_id}): the file was changed or is damaged; run "
+                "`sp2dpo schedule` again"
+            )
 
 
 def check_origin(
@@ -120,16 +205,47 @@ def check_origin(
     """Check that betas were computed from the annotations that the store holds now.
 
     Raises:
-        ValueError: the betas belong to other pairs, or the replies in the store have changed since.
+        ValueError: the betas belong to other pairs, the replies in the store have changed since,
+            or a value differs from what follows from the replies.
     """
     # The hash covers replies alone; pairs without any are compared by their ids.
     if set(betas.table["pair_id"]) != set(annotations.pair_ids):
         problem = f"the betas in {path} belong to other pairs than those in {store}"
     elif betas.annotations_hash != annotations.hash:
         problem = f"the betas in {path} were computed from other replies than those in {store}"
+    elif difference := _difference(betas, annotations):
+        problem = f"{path} was changed or is damaged: {difference} does not follow from the replies"
     else:
         return
     raise ValueError(f"{problem}; run `sp2dpo schedule` again on this store")
+
+
+def _difference(betas: BetaTable, annotations: AnnotationTable) -> str | None:
+    """Return the first value that differs from the betas of the annotations; None if none does."""
+    computed = compute_betas(annotations, betas.arm, _scores(betas))
+    if computed.columns != betas.table.columns:
+        return "the list of its columns"
+    for name in computed.columns:
+        ours, theirs = computed[name], betas.table[name]
+        same = ours.eq_missing(theirs)
+        if ours.dtype == pl.Float64:
+            # Another release may add numbers in another order.
+            same |= ((ours - theirs).abs() <= _ROUNDING * (1 + ours.abs())).fill_null(False)
+        if not same.all():
+            pair_id = betas.table["pair_id"].filter(~same)[0]
+            return f"{name} of pair {str(pair_id)[:12]}"
+    return None
+
+
+def _scores(betas: BetaTable) -> Scores | None:
+    """Return the reward margins of a table, without the sign changes for `flip`."""
+    if not betas.arm.uses_scores or "reward_margin" not in betas.table.columns:
+        return None
+    h = pl.col("reward_margin")
+    if "flip" in betas.table.columns:
+        h = pl.when("flip").then(-h).otherwise(h)
+    table = betas.table.drop_nulls("reward_margin").select("pair_id", reward_margin=h)
+    return Scores(table=table, name="the column reward_margin")
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
+from sp2dpo.batches import TooLarge, open_parquet
 from sp2dpo.betas.baselines import LARGEST
 
 
@@ -50,6 +52,10 @@ class Scores:
         return joined["reward_margin"]
 
 
+class _NoColumn(ValueError):
+    """A table of scores lacks a column."""
+
+
 def read_scores(path: Path | str) -> Scores:
     """Read a Parquet file with `pair_id` and `reward_margin`; other columns are ignored.
 
@@ -60,18 +66,25 @@ def read_scores(path: Path | str) -> Scores:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # raises an OSError of its own; later ones mean damage
     try:
-        # A path with `*` or `[` is a name, not a pattern; a relative `file:x` would be an address.
-        table = pl.read_parquet(path.absolute(), glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file") from error
-    missing = [name for name in ("pair_id", "reward_margin") if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{path}: no column {' and no column '.join(missing)} (it has: "
-            f"{', '.join(table.columns)}); scores are `pair_id` and `reward_margin`"
-        )
-    table = table.select("pair_id", "reward_margin")
+        # Not with polars, which ends the process at damage of several kinds.
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in ("pair_id", "reward_margin") if name not in names]
+            if missing:
+                raise _NoColumn(
+                    f"{path}: no column {' and no column '.join(missing)} (it has: "
+                    f"{', '.join(names)}); scores are `pair_id` and `reward_margin`"
+                )
+            arrow = file.read(columns=["pair_id", "reward_margin"])
+            table = pl.DataFrame(pl.from_arrow(arrow)).with_columns(
+                pl.col(pl.Categorical).cast(pl.String)
+            )
+    except (TooLarge, _NoColumn):
+        raise
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a Parquet file, or damaged") from error
     if table["pair_id"].dtype != pl.String or not table["reward_margin"].dtype.is_numeric():
         raise ValueError(f"{path}: pair_id must be text, and reward_margin a number")
     _check(table, path)

@@ -144,7 +144,7 @@ def read_while_checking(
         raise
     problems = check.finish()
     if failure is not None and not problems:
-        if isinstance(failure, pl.exceptions.PolarsError | _WRONG_VALUES):
+        if isinstance(failure, (pl.exceptions.PolarsError, *_WRONG_VALUES)):
             raise ValueError(
                 f"{path}: it contains values that no store has ({one_line(failure)}): another "
                 f"program has changed it; {_RESTORE}"
