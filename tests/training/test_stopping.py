@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
 
-from sp2dpo.training import stoppable
+from sp2dpo.training import stoppable, stopping
 from sp2dpo.training.run import find_checkpoint, train_and_evaluate
 from sp2dpo.training.stopping import StopSignals, is_complete
 from support.training import BETAS, assert_same, make, pairs, run_in, settings
@@ -158,6 +159,46 @@ def test_a_signal_before_the_training_ends_the_run_at_once(capsys):
     assert "stopped by SIGUSR1 before the first step: nothing is lost" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [
+        ({"trainer_state.json": "{}", "optimizer.pt": ""}, True),
+        ({"trainer_state.json": "{}", "optimizer.pt": "", "rng_state_0.pth": ""}, True),
+        ({"trainer_state.json": "{}", "global_step3/shard.pt": ""}, True),  # DeepSpeed
+        ({"trainer_state.json": "{}", "optimizer_0/shard": ""}, True),  # FSDP
+        ({"trainer_state.json": "{}", "model.safetensors": ""}, False),
+        ({"trainer_state.json": '{"a": ', "optimizer.pt": ""}, False),
+        ({"optimizer.pt": ""}, False),
+        ({}, False),
+    ],
+)
+def test_a_checkpoint_to_resume_from_has_all_it_takes(tmp_path, monkeypatch, files, complete):
+    monkeypatch.setenv("WORLD_SIZE", "4")  # also on more processes than have written it
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert is_complete(tmp_path) == complete
+
+
+@pytest.mark.parametrize(
+    ("command", "launches"),
+    [
+        ("/venv/bin/python /venv/bin/accelerate launch train.py", True),
+        ("python -m accelerate.commands.launch train.py", True),
+        ("torchrun train.py", True),
+        ("python -m torch.distributed.run train.py", True),
+        ("/opt/conda/envs/accelerate/bin/python work.py", False),
+        ("bash /home/me/accelerate-runs/run.sh", False),
+        ("bash train_accelerate.sh", False),
+        ("bash", False),
+    ],
+)
+def test_only_a_launcher_takes_its_training_with_it(monkeypatch, command, launches):
+    line = "".join(f"{word}\0" for word in command.split()).encode()
+    monkeypatch.setattr(Path, "read_bytes", lambda self: line)
+    assert stopping._launcher_words() == (command.split() if launches else [])
+
+
 def test_a_token_on_the_command_line_is_not_printed(monkeypatch, capsys):
     token = "hf_" + "planted0" * 4
     monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", token])
@@ -208,7 +249,7 @@ TWO_PROCESSES = """
 import json, os, signal, sys
 from datasets import Dataset
 import deepspeed
-from sp2dpo.training import stoppable
+from sp2dpo.training import stoppable, stopping
 from sp2dpo.training.run import find_checkpoint, train_and_evaluate
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 from transformers import TrainerCallback

@@ -1,5 +1,7 @@
 """One training run: read the data, train, evaluate, write the model, its card and results.json."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import transformers
 import trl
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
+from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -129,9 +132,17 @@ def _last_checkpoint(out: Path) -> str | None:
     steps = {
         int(path.name.rpartition("-")[2]): path
         for path in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdecimal() and is_complete(path)
+        if path.name.rpartition("-")[2].isdecimal()
     }
-    return str(steps[max(steps)]) if steps else None
+    for step in sorted(steps, reverse=True):
+        if is_complete(steps[step]):
+            return str(steps[step])
+        if os.environ.get("RANK", "0") == "0":
+            tqdm.write(
+                f"{steps[step]} is passed over: it is incomplete, or has no optimizer to resume "
+                "from", file=sys.stderr,
+            )  # fmt: skip
+    return None
 
 
 class _EvaluationRecorder(TrainerCallback):

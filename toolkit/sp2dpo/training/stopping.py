@@ -33,7 +33,8 @@ _ONE_STOP = 3.0
 """Seconds within which a repeated signal counts as one: a launcher forwards to its processes what
 the terminal or Slurm has sent to them already."""
 _SET_PDEATHSIG = 1
-_LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed.run", b"torch.distributed.launch")
+_LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
+_LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run")
 
 
 class Stopped(Exception):
@@ -143,11 +144,14 @@ def _resuming_command(launcher: list[str]) -> list[str]:
 def _launcher_words() -> list[str]:
     """Return the command of the parent process if that is a launcher; else an empty list."""
     try:
-        words = Path("/proc", str(os.getppid()), "cmdline").read_bytes().split(b"\0")[:-1]
+        line = Path("/proc", str(os.getppid()), "cmdline").read_bytes()
     except OSError:
         return []
-    is_launcher = any(name in word for word in words[:3] for name in _LAUNCHERS)
-    return [os.fsdecode(word) for word in words] if is_launcher else []
+    words = [os.fsdecode(word) for word in line.split(b"\0")[:-1]]
+    # A program, an interpreter with its file, or `python -m MODULE`.
+    is_program = any(Path(word).name in _LAUNCHERS for word in words[:2])
+    is_module = len(words) > 2 and words[1] == "-m" and words[2] in _LAUNCHER_MODULES
+    return words if is_program or is_module else []
 
 
 def _follow_launcher() -> None:
@@ -300,11 +304,15 @@ def whole_mean_loss(trainer: Any, loss: float, checkpoint: str) -> float:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end; a killed process leaves a part of it."""
-    # Written last by the main process. Every process writes its own random state.
+    """Return whether a run can be resumed from a checkpoint.
+
+    A killed process leaves a part of it, and `save_only_model` one without the optimizer, which the
+    Trainer would start anew without a word.
+    """
+    # Written last by the main process.
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    states = len(list(checkpoint.glob("rng_state_*.pth")))
-    return not states or states >= int(os.environ.get("WORLD_SIZE", "1"))
+    # `global_step*` is DeepSpeed's.
+    return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
