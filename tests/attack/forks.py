@@ -16,8 +16,9 @@ SECONDS = 5
 """
 WAIT = 60
 """Seconds after which a case that uses no CPU counts as hanging."""
-MEGABYTES = 500
-"""Memory for the commands of a case, in addition to the imported modules."""
+MEGABYTES = 1500
+"""Memory for the commands of a case, in addition to the imported modules: a data set may decode to
+1 GiB."""
 ADDRESSES, FILE = 3 * 2**30, 2**30
 """Address space and size of a file that the system allows, so that no case harms the machine."""
 

@@ -82,8 +82,9 @@ TARGETS = {
         _STORE, (*_PANEL, "sp2dpo.yaml", "shard.sqlite", "betas.parquet"), readers.store, 160
     ),
     "betas": Target(("betas.parquet",), (*_STORE, "signed.parquet"), readers.betas, 60),
-    "scores": Target(
-        ("scores.parquet",), (*_STORE, "madpo.yaml", "sp2dpo.yaml"), readers.scores, 30
+    "scores": _input(
+        "scores.parquet", share=30, read=readers.scores,
+        beside=(*_STORE, "madpo.yaml", "sp2dpo.yaml"),
     ),
     "journal of generate": _evaluation("outputs/replies.jsonl", share=50, read=readers.generate),
     "journal of judge": _evaluation("judged/verdicts.jsonl", share=40, read=readers.judge),
