@@ -21,6 +21,8 @@ ROW_BYTES = 1 << 28
 """Maximum number of decoded bytes in a row."""
 _REFERENCE, _OBJECT = 8, 64
 """Bytes that a value and an object take at least once they are Python's."""
+_AT_ONCE = 8
+"""Batches that are counted and decoded at once, if together they are no larger than one may be."""
 _FREE_BYTES = 1 << 30
 """Decoded bytes that every file may have; more only up to `_MOST_PER_BYTE` of the file's size."""
 _MOST_PER_BYTE = 200
@@ -96,7 +98,7 @@ def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
         stored = file.metadata.schema.to_arrow_schema()
         most = max(_FREE_BYTES, _MOST_PER_BYTE * path.stat().st_size)
         total = 0
-        for batch in file.iter_batches(batch_size=rows):
+        for batch in file.iter_batches(batch_size=_AT_ONCE * rows):
             for part, size in _split(batch):
                 total += size
                 if total > most:
@@ -107,7 +109,9 @@ def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
                 fields = [stored.field(name) for name in part.schema.names]
                 schema = pa.schema([each.with_type(_without_views(each.type)) for each in fields])
                 # Plain texts in place of dictionaries.
-                yield part.cast(schema.with_metadata(part.schema.metadata))
+                decoded = part.cast(schema.with_metadata(part.schema.metadata))
+                for start in range(0, decoded.num_rows, rows):
+                    yield decoded.slice(start, rows)
 
 
 def _split(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
