@@ -21,8 +21,6 @@ ROW_BYTES = 1 << 28
 """Maximum number of decoded bytes in a row."""
 _REFERENCE, _OBJECT = 8, 64
 """Bytes that a value and an object take at least once they are Python's."""
-_AT_ONCE = 8
-"""Batches that are counted and decoded at once, if together they are no larger than one may be."""
 _FREE_BYTES = 1 << 30
 """Decoded bytes that every file may have; more only up to `_MOST_PER_BYTE` of the file's size."""
 _MOST_PER_BYTE = 200
@@ -94,11 +92,50 @@ def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
         ValueError: Two columns have one name.
         TooLarge: The file stands for more data than is read of a file of its size.
     """
+    done = 0
+    try:
+        for batch in _read_counted(path, rows):
+            yield batch
+            done += batch.num_rows
+    # Arrow cannot join nested texts of two dictionaries, such as before and after a full one.
+    except pa.ArrowNotImplementedError:
+        yield from _read_plain(path, rows, done)
+
+
+def _read_plain(path: Path, rows: int, done: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows after the first `done`, in batches that are small if texts may be long."""
+    most, total = max(_FREE_BYTES, _MOST_PER_BYTE * path.stat().st_size), 0
+    with pq.ParquetFile(path.absolute()) as file:
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        rows = max(1, min([rows, *(_FREE_BYTES // _row_bound(group) for group in groups)]))
+        for batch in file.iter_batches(batch_size=rows):
+            total += batch.nbytes
+            if total > most:
+                raise TooLarge(f"its rows decode to more than {most:,} bytes")
+            rest = batch.slice(min(done, batch.num_rows))
+            done -= batch.num_rows - rest.num_rows
+            if rest.num_rows:
+                yield rest
+
+
+def _row_bound(group: Any) -> int:
+    """Return the number of bytes that a row of a row group may take on average."""
+    bound = 1
+    for column in (group.column(index) for index in range(group.num_columns)):
+        longest = column.total_uncompressed_size
+        if column.has_dictionary_page and column.compression == "SNAPPY":
+            pages = column.data_page_offset - column.dictionary_page_offset
+            longest = min(longest, max(0, pages) * 24)  # Snappy's largest ratio, rounded up
+        bound += longest * column.num_values // max(1, group.num_rows)
+    return bound
+
+
+def _read_counted(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as file:
         stored = file.metadata.schema.to_arrow_schema()
         most = max(_FREE_BYTES, _MOST_PER_BYTE * path.stat().st_size)
         total = 0
-        for batch in file.iter_batches(batch_size=_AT_ONCE * rows):
+        for batch in file.iter_batches(batch_size=rows):
             for part, size in _split(batch):
                 total += size
                 if total > most:
@@ -109,9 +146,7 @@ def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
                 fields = [stored.field(name) for name in part.schema.names]
                 schema = pa.schema([each.with_type(_without_views(each.type)) for each in fields])
                 # Plain texts in place of dictionaries.
-                decoded = part.cast(schema.with_metadata(part.schema.metadata))
-                for start in range(0, decoded.num_rows, rows):
-                    yield decoded.slice(start, rows)
+                yield part.cast(schema.with_metadata(part.schema.metadata))
 
 
 def _split(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
