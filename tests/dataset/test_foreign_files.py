@@ -299,3 +299,14 @@ def test_columns_of_all_types_are_read_as_pyarrow_reads_them(tmp_path):
     parts = list(batches.read_batches(path, rows=700))
     assert [row for batch in parts for row in batch.to_pylist()] == table.to_pylist()
     assert all(batch.schema.equals(table.schema) for batch in parts)
+
+
+@pytest.mark.parametrize("options", [{"row_group_size": 300}, {"dictionary_pagesize_limit": 5000}])
+def test_nested_texts_of_several_dictionaries_are_read_in_their_order(tmp_path, options):
+    rows = [
+        {"id": f"{number}", "turns": [{"role": "user", "content": f"text {number} " * 50}]}
+        for number in range(3000)
+    ]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    assert [row for batch in batches.read_batches(path) for row in batch.to_pylist()] == rows
