@@ -24,7 +24,7 @@ const text = (() => {
 
   // Returns where a part of a text that begins at `from` ends; never within a character.
   function cut(source, from, size) {
-    const end = from + size;
+    const end = Math.min(source.length, from + size);
     return end < source.length && source.charCodeAt(end) >= 0xdc00 && source.charCodeAt(end) < 0xe000 ? end + 1 : end;
   }
 
