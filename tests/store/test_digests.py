@@ -159,6 +159,19 @@ def test_digests_follow_replies_that_are_read_again_or_merged(tmp_path):
         assert digest_count(out) == 7
 
 
+def test_a_store_that_an_earlier_release_merged_takes_another_one(tmp_path):
+    paths = [make_store(tmp_path / f"{name}.sqlite", 2) for name in "ab"]
+    for record in ("DELETE FROM meta WHERE key = 'merged_shards'",
+                   "UPDATE meta SET value = '[]' WHERE key = 'merged_shards'"):  # fmt: skip
+        out = tmp_path / "out.sqlite"
+        out.unlink(missing_ok=True)
+        merge_stores(out, paths[:1])
+        execute(out, "DROP TABLE reply_digests", "DROP TABLE digests", record)
+        merge_stores(out, paths[1:])
+        assert collect_status(out).integrity == []
+        assert digest_count(out) == 6
+
+
 def test_no_flipped_bit_changes_a_result_without_a_word(tmp_path):
     path = make_store(tmp_path / "run.sqlite")
     with closing(sqlite3.connect(path)) as database:

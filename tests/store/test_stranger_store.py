@@ -95,6 +95,49 @@ def test_the_stores_of_earlier_releases_are_accepted(tmp_path):
         Store(path).__exit__()
 
 
+def test_a_large_store_of_the_first_release_is_upgraded(tmp_path):
+    path = tmp_path / "old.sqlite"
+    first = SCHEMA
+    for column in ("better TEXT", "logprobs TEXT"):
+        first = first.replace(f",\n    {column}", "")
+    for column in ("expected_magnitude REAL", "expected_confidence REAL"):
+        first = first.replace(f",\n    {column}", "")
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            f"PRAGMA application_id = {0x53503244}; PRAGMA user_version = 1; {first}"
+            "INSERT INTO teachers VALUES ('a', 'a', NULL, '{}');"
+            "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number LIMIT 20000) "
+            "INSERT INTO replies SELECT hex(n), 'a', 'direct', 'given', 0, 'refused', 'empty', "
+            "NULL, NULL, NULL, NULL, NULL, '', 'stop', NULL, 'x', 1, 1, 0, 0.5, n FROM number;"
+        )
+    with Store(path, write=True) as store:
+        assert store.integrity() == []
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM reply_digests").fetchone()[0] == 20000
+
+
+def test_a_loop_over_large_rows_reads_few_of_them_ahead():
+    produced = []
+
+    def value(size):
+        produced.append(size)
+        return "x" * size
+
+    for size, most in ((10, 101), (100_000, 12), (2_000_000, 2)):
+        with closing(sqlite3.connect(":memory:", factory=Connection)) as database:
+            database.create_function("value", 1, value)
+            rows = database.execute(
+                "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number "
+                f"LIMIT 300) SELECT value({size}) FROM number"
+            )
+            ahead = 0
+            for read, _ in enumerate(rows, start=1):
+                ahead = max(ahead, len(produced) - read)
+            assert ahead <= most
+            assert read == len(produced) == 300
+            produced.clear()
+
+
 def repeat_a_page(path, page, times=400, levels=5):
     """Put inner pages above a page, each of which contains the next one `times` times."""
     content = bytearray(path.read_bytes())

@@ -12,7 +12,8 @@ LONGEST_STATEMENT = 1_000_000
 _OPERATIONS = 20_000
 """Operations of SQLite's machine between two looks at pending signals, about a millisecond."""
 _ROWS = 100
-"""Rows read ahead by a loop over a cursor."""
+_CHARACTERS = 1 << 20
+"""Rows and characters or bytes that a loop over a cursor reads ahead, about: a row can be large."""
 _DEFENSIVE = {"SQLITE_DBCONFIG_DEFENSIVE": True, "SQLITE_DBCONFIG_ENABLE_TRIGGER": False,
               "SQLITE_DBCONFIG_ENABLE_VIEW": False}  # fmt: skip
 Arguments = ParamSpec("Arguments")
@@ -155,5 +156,8 @@ class _Cursor(sqlite3.Cursor):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Some rows at a time: a call in Python for each row would take longer than SQLite.
-        while rows := self.connection.watch(super().fetchmany, _ROWS):
+        count = 1
+        while rows := self.connection.watch(super().fetchmany, count):
             yield from rows
+            size = sum(len(value) for value in rows[-1] if isinstance(value, (str, bytes)))
+            count = max(1, min(_ROWS, 4 * count, _CHARACTERS // (size + 1)))

@@ -86,7 +86,6 @@ def connect(path: Path, *, write: bool, attach: bool = False) -> Connection:
     except BaseException:
         database.close()
         raise
-    database.bound_queries(None)
     return database
 
 
@@ -124,7 +123,7 @@ def _read_mode(path: Path) -> str:
     return "ro&immutable=1" if settled else "ro"
 
 
-def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
+def _prepare(database: Connection, path: Path, *, write: bool) -> None:
     application_id = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     # An empty file, as `atomic_write` creates it, becomes a store; another database stays as it is.
@@ -145,6 +144,8 @@ def _prepare(database: sqlite3.Connection, path: Path, *, write: bool) -> None:
             "there): another program has changed it; use a store as `sp2dpo annotate` wrote it, or "
             "remove what was added, for example with `sqlite3 FILE 'DROP VIEW NAME'`"
         )
+    # What follows takes as long as the store is large, and can no longer run a stranger's code.
+    database.bound_queries(None)
     if version == 1 and write:
         database.executescript(
             f"BEGIN; {FROM_FORMAT_1} {NARROW} {DIGESTS} PRAGMA user_version = {FORMAT}; COMMIT;"

@@ -45,6 +45,13 @@ def has_digests(database: sqlite3.Connection) -> bool:
     return bool(database.execute(query).fetchone()[0])
 
 
+def create_digest_tables(database: sqlite3.Connection) -> None:
+    """Create the tables of the digests if a store lacks them; to be called in a transaction."""
+    if not has_digests(database):
+        for statement in DIGESTS.split(";"):
+            database.execute(statement)
+
+
 def add_reply_digests(database: sqlite3.Connection) -> None:
     """Add the digests of the replies after the last one that has a digest.
 
@@ -61,9 +68,7 @@ def complete_digests(database: sqlite3.Connection) -> None:
 
     To be called in a transaction, on a store that `integrity.check_store` finds sound.
     """
-    if not has_digests(database):
-        for statement in DIGESTS.split(";"):
-            database.execute(statement)
+    create_digest_tables(database)
     database.execute(
         "DELETE FROM main.reply_digests WHERE number NOT IN (SELECT rowid FROM main.replies)"
     )

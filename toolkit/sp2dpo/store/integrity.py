@@ -80,6 +80,8 @@ class StoreCheck:
         def run() -> list[Problem]:
             problems: list[Problem] = []
             try:
+                # One state of the file: a run may write to it meanwhile.
+                database.execute("BEGIN")
                 for problem in check(database):
                     problems.append(problem)
                     if len(problems) == _MOST:

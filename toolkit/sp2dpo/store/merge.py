@@ -11,7 +11,12 @@ from typing import Any
 from sp2dpo.replacement import atomic_write
 from sp2dpo.store.counts import ReplyCounts, count_replies, load_recorded_panel
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
-from sp2dpo.store.digests import complete_digests, forget_reply_digests, record_table_digests
+from sp2dpo.store.digests import (
+    complete_digests,
+    create_digest_tables,
+    forget_reply_digests,
+    record_table_digests,
+)
 from sp2dpo.store.integrity import check_store, damage_message
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import COLUMNS
@@ -210,6 +215,7 @@ def _add(out: Path, gathered: Path, shards: Sequence[Path]) -> int:
         transaction(database),
     ):
         before = _replies(database)
+        create_digest_tables(database)  # `write_meta` needs them, and an earlier release had none
         if read_meta(database, _SHARDS) is None:  # merged by an earlier release: not recorded
             write_meta(database, _SHARDS, json.dumps([""]))
         _insert(database, ", ".join(map(str, shards)))
