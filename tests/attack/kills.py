@@ -392,7 +392,7 @@ def names_in(folder):
     return {
         path
         for path in paths
-        if not path.endswith(("-wal", "-shm", ".lock")) and "checkpoint-" not in path
+        if not path.endswith(("-wal", "-shm", ".sqlite.lock")) and "checkpoint-" not in path
     }
 
 
