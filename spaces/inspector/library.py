@@ -101,18 +101,25 @@ class Library:
         self._waiting[key] = None
 
     def _start(self, key: str) -> None:
-        self._opening.add(key)
         # A daemon thread, so that a download does not delay the end of the server.
-        threading.Thread(target=self._work, args=(key,), daemon=True).start()
+        thread = threading.Thread(target=self._work, args=(key,), daemon=True)
+        self._opening.add(key)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads
+            self._opening.discard(key)
+            raise NotYet("this Space is too busy to open a data set: ask again later") from error
 
     def _work(self, key: str) -> None:
         """Open a data set, then those that wait."""
+        result: Dataset | Exception = UnusableDataset("it cannot be opened: see the log")
         try:
-            dataset = self._open(key)
+            result = self._open(key)
         except (UnusableDataset, OSError) as error:  # OSError: no more memory, disk or processes
-            self._finish(key, error)
-        else:
-            self._finish(key, dataset)
+            result = error
+        finally:
+            # Whatever happened: its place would be occupied for ever.
+            self._finish(key, result)
 
     def _finish(self, key: str, result: Dataset | Exception) -> None:
         with self._lock:

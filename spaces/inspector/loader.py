@@ -301,6 +301,7 @@ def _teacher_fields(replies: pa.Table, pairs: Any, category: Any) -> dict[str, F
     if encoded is None:
         raise UnusableDataset(f"it has more teachers than can be shown ({MAX_TEACHERS})")
     teachers, codes = encoded
+    _check_names(teachers, "teacher")
     bit = np.uint32(1) << codes.astype(np.uint32)
     is_kept = pc.equal(replies["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
     reply_category = _to_numpy(replies["category"], np.int8, -1)
@@ -318,6 +319,11 @@ def _teacher_fields(replies: pa.Table, pairs: Any, category: Any) -> dict[str, F
     return fields
 
 
+def _check_names(names: Sequence[str], kind: str) -> None:
+    if names and max(map(len, names)) > MAX_NAME:
+        raise UnusableDataset(f"the name of a {kind} is longer than {MAX_NAME} characters")
+
+
 def _source_fields(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], dict[str, str]]:
     """Return fields made of the source's own text columns with few different values."""
     fields: dict[str, Field] = {}
@@ -332,7 +338,8 @@ def _source_fields(texts: pa.Table, taken: set[str]) -> tuple[dict[str, Field], 
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             continue
         encoded = encode(texts[column], MAX_LEVELS)
-        if encoded is None or not encoded[0]:
+        # Every word is sent to the page.
+        if encoded is None or not encoded[0] or max(map(len, encoded[0])) > MAX_NAME:
             continue
         words, codes = encoded
         fields[name] = Field("level", codes.astype(np.int8), words)
@@ -403,6 +410,7 @@ def _list_slots(replies: pa.Table, rows: pa.Array) -> tuple[list[list[str]], Any
         encoded = encode(replies[name], MAX_SLOTS)
         if encoded is None:
             raise UnusableDataset(f"it has more than {MAX_SLOTS} {name}s")
+        _check_names(encoded[0], name)
         words.append(encoded[0])
         # A mixed-radix number of the three indices, which `divmod` takes apart below.
         code = code * len(encoded[0]) + encoded[1][rows.to_numpy()]

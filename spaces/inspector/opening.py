@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -261,16 +261,23 @@ def _end_with(pipe: IO[str], scratch: Path) -> None:
     os._exit(1)
 
 
-def _tell(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _take_output() -> Callable[[str], None]:
+    """Return a function that writes a line to the server; what libraries print goes to the log."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(line: str) -> None:
+        output.write(f"{line}\n")
+        output.flush()
+
+    return tell
 
 
-def _open(job: Job) -> None:
+def _open(job: Job, tell: Callable[[str], None]) -> None:
     scratch, limits = Path(job.scratch), job.limits
     commit, folder = None, Path(job.source)
     if job.is_folder:
-        _tell(_LISTED)
+        tell(_LISTED)
     else:
         folder = scratch / "files"
         folder.mkdir()
@@ -280,7 +287,7 @@ def _open(job: Job) -> None:
             most=None if limits is None else limits.packed,
             # In `huggingface_hub`, None stands for the token of this process.
             token=None if limits is None else False,
-            notify=lambda: _tell(_LISTED),
+            notify=lambda: tell(_LISTED),
         )
     meter = _make_meter(limits, folder)
     _save(open_folder(folder, scratch, name=job.name, commit=commit, meter=meter), scratch)
@@ -288,6 +295,7 @@ def _open(job: Job) -> None:
 
 def main() -> None:
     """Do the job on the standard input."""
+    tell = _take_output()
     values = json.loads(sys.stdin.readline())
     limits = values.pop("limits")
     job = Job(**values, limits=None if limits is None else Limits(**limits))
@@ -298,10 +306,10 @@ def main() -> None:
         _limit_process(job.limits.memory, 2 * job.limits.unpacked + job.limits.packed)
     answer = {}
     try:
-        _open(job)
+        _open(job, tell)
     except UnusableDataset as error:
         answer = {"error": str(error)}
-    _tell(json.dumps(answer))
+    tell(json.dumps(answer))
     # Without waiting for the thread, which reads until the server closes the pipe.
     os._exit(0)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -309,3 +310,32 @@ def test_an_opened_data_set_is_what_was_opened(folder, tmp_path):
     assert opened.fingerprint == directly.fingerprint
     assert opened.row(95) == directly.row(95)
     assert opened.pair_replies(0) == directly.pair_replies(0)
+
+
+@pytest.mark.parametrize("name", ["teacher", "variant"])
+def test_a_name_that_is_too_long_to_be_shown_is_refused(folder, name):
+    change_table(folder, REPLIES, lambda table: all_alike("x" * 301)(table, name))
+    assert f"the name of a {name} is longer than 300 characters" in refusal(folder)
+
+
+def test_long_words_of_a_column_are_no_field(folder):
+    change_table(
+        folder, DATA, lambda table: table.append_column("topic", [["x" * 301] * len(table)])
+    )
+    opened = loader.open_folder(folder, folder.parent, name="x", commit=None)
+    assert "topic" not in opened.fields
+
+
+def test_what_a_library_prints_is_no_answer(folder):
+    program = (
+        "import opening, os, sys\n"
+        "tell = opening._take_output()\n"
+        "print('a warning of a library', flush=True)\n"
+        "os.write(1, b'and of C code')\n"
+        "tell('{}')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=INSPECTOR, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "{}\n"
+    assert "a warning of a library" in ended.stderr

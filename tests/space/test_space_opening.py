@@ -234,3 +234,28 @@ def test_searches_run_one_at_a_time_and_no_request_waits_long():
     # Two waits of an estimated 3 s are more than a request may wait.
     assert len(refused) == 18
     assert "ask again" in refused[0]
+
+
+def test_an_error_of_any_kind_ends_an_opening(monkeypatch):
+    opened = library.Library("", INSPECTOR / "demo", Limits(at_once=1))
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    def fail(key):
+        raise LookupError(key)
+
+    monkeypatch.setattr(opened, "_open", fail)
+    for name in ("org/a", "org/b", "org/c"):
+        with pytest.raises(UnusableDataset, match="cannot be opened: see the log"):
+            opened.wait(name)
+    assert not opened._opening
+
+
+def test_without_another_thread_a_visitor_asks_again(monkeypatch):
+    opened = library.Library("", INSPECTOR / "demo")
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert reason(opened, "org/a")[1]
+    assert not opened._opening
