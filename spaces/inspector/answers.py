@@ -15,6 +15,8 @@ MAX_ANSWER = 100_000
 """Largest number of characters of an answer as ASCII JSON; Gradio keeps answers in memory."""
 MAX_WHOLE = 60_000_000
 """Largest number of characters of the long answers that stay in memory for their next parts."""
+_MAX_KEPT = 200
+"""Largest number of these answers."""
 MAX_CUT = 50
 """Shortest length to which a text or a list is cut."""
 MAX_UNFETCHED = 100
@@ -47,7 +49,9 @@ class Answers:
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise BadRequest("offset: takes a whole number")
         parameters = {key: value for key, value in request.items() if key != "offset"}
-        key = json.dumps([opening, function.__name__, parameters], sort_keys=True)
+        request_text = json.dumps([opening, function.__name__, parameters], sort_keys=True)
+        # Of one length: a request may be much longer than its answer.
+        key = hashlib.sha256(request_text.encode()).hexdigest()
         with self._lock:
             text = self._texts.get(key)
         if text is None:
@@ -68,7 +72,7 @@ class Answers:
         with self._lock:
             self._texts[key] = text
             size = sum(map(len, self._texts.values()))
-            while size > MAX_WHOLE and len(self._texts) > 1:
+            while len(self._texts) > 1 and (size > MAX_WHOLE or len(self._texts) > _MAX_KEPT):
                 size -= len(self._texts.popitem(last=False)[1])
 
 

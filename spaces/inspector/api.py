@@ -74,6 +74,9 @@ def check_integer(request: dict[str, Any], key: str, largest: int) -> int:
 def endpoint(function: Callable[[Dataset, dict[str, Any]], Any]) -> Callable[[Any], Any]:
     """Make a function callable by the page: open the data set, and return errors as JSON.
 
+    A request with the `fingerprint` of another state of the data set is refused, because places of
+    pairs differ between states.
+
     Of an answer that is too long, the result is `piece`, a part of its JSON text that begins at
     `offset` of the request, its `size`, and `of`, which differs if the answer has changed.
     """
@@ -84,6 +87,8 @@ def endpoint(function: Callable[[Dataset, dict[str, Any]], Any]) -> Callable[[An
             if not isinstance(request, dict):
                 raise BadRequest("a request must be an object")
             dataset = LIBRARY.get(check_text(request, "data"))
+            if check_text(request, "fingerprint") not in ("", dataset.fingerprint):
+                raise BadRequest("the data set has changed meanwhile: reload the page")
             return ANSWERS.part(dataset.opening, function, dataset, request)
         except NotYet as error:
             return {"error": str(error), "again": True}  # the page asks again by itself

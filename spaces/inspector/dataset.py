@@ -165,6 +165,7 @@ class Dataset:
         return {
             "name": self.name,
             "commit": self.commit,
+            "fingerprint": self.fingerprint,
             "count": len(self.ids),
             "facts": self.facts,
             "rubric": self.rubric,

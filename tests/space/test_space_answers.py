@@ -94,6 +94,27 @@ def test_long_answers_in_memory_have_a_largest_size(monkeypatch):
     assert memory._texts
 
 
+def test_requests_for_short_answers_do_not_fill_the_memory():
+    memory = answers.Answers()
+    for number in range(1000):
+        request = {"offset": 1, "junk": f"{number} {'x' * 100_000}"}
+        memory.part(0, lambda dataset, request: "an answer", None, request)
+    assert len(memory._texts) <= 200
+    assert all(len(key) == 64 for key in memory._texts)
+
+
+def test_a_page_of_another_state_of_the_data_set_is_told_to_reload(opened):
+    dataset = opened()
+    for name, request in (("rows", {"places": [0]}), ("pair", {"place": 0}),
+                          ("search", {"wanted": []}), ("export", {"kind": "jsonl"})):  # fmt: skip
+        function = getattr(api, name)
+        for fingerprint in ("0" * 64, 5, ["x"], "x" * 2000):
+            assert "error" in function(request | {"fingerprint": fingerprint})
+        assert "reload the page" in function(request | {"fingerprint": "0" * 64})["error"]
+        assert "error" not in function(request | {"fingerprint": dataset.fingerprint})
+    assert api.start({})["fingerprint"] == dataset.fingerprint
+
+
 def test_programs_get_as_many_pairs_as_fit_and_read_on(opened, monkeypatch):
     dataset = opened()
     monkeypatch.setattr(answers, "MAX_ANSWER", 20_000)

@@ -50,7 +50,7 @@ const inspector = (() => {
     async function answer(name, parameters, waits) {
       for (let pause = FIRST_PAUSE, waited = 0; ; waited += pause, pause = Math.min(LAST_PAUSE, 1.5 * pause)) {
         // Gradio returns nothing if the server cannot be reached.
-        const response = await server[name]({...parameters, data: data()}).catch(() => null);
+        const response = await server[name]({...parameters, data: data(), fingerprint: app.D?.fingerprint}).catch(() => null);
         if (response === null || response === undefined) throw new Error("the server does not answer: try again");
         if (!response.error) return response;
         if (!response.again || waited > LONGEST_WAIT) throw new Error(response.error);
