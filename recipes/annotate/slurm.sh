@@ -21,12 +21,15 @@ array=$(sbatch --parsable --array="0-$((shards - 1))" --job-name=annotate \
 # 138, and the task is queued again.
 sp2dpo annotate --pairs "$PAIRS" --panel "$PANEL" --serve \
   --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --store "$FOLDER/shard-$SLURM_ARRAY_TASK_ID.sqlite" &
-trap 'kill -USR1 $!' USR1
-# A signal ends `wait`, not the run.
-wait $!
-while kill -0 $! 2> /dev/null; do wait $!; done
-wait $!
-code=$?
+warnings=0
+trap 'warnings=$((warnings + 1)); kill -USR1 $!' USR1
+# A signal ends `wait`, not the run: its status is known when no signal came in between.
+while :; do
+  before=$warnings
+  wait $!
+  code=$?
+  [ "$before" -eq "$warnings" ] && break
+done
 [ "$code" -ne 138 ] || exec scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 TASK

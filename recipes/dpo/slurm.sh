@@ -25,8 +25,8 @@ sbatch --nodes="$MACHINES" --ntasks-per-node=1 --gpus-per-node="$GPUS" --cpus-pe
 #!/usr/bin/env bash
 export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((29500 + SLURM_JOB_ID % 1000))
-warned=
-trap 'warned=1; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+warnings=0
+trap 'warnings=$((warnings + 1)); scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 # The launcher must outlive the signal; train.py listens to SIGUSR1 even where it is ignored.
 srun --kill-on-bad-exit=1 bash -c '
   trap "" USR1
@@ -34,12 +34,14 @@ srun --kill-on-bad-exit=1 bash -c '
     --num_machines "$MACHINES" --num_processes "$((MACHINES * GPUS))" \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$FIRST" --main_process_port "$PORT" \
     recipes/train.py --resume_from_checkpoint true "$@"' train "$@" &
-# A signal ends `wait`, not srun.
-wait $!
-while kill -0 $! 2> /dev/null; do wait $!; done
-wait $!
-code=$?
-if [ -n "$warned" ] && [ "$code" -ne 0 ]; then
+# A signal ends `wait`, not srun: its status is known when no signal came in between.
+while :; do
+  before=$warnings
+  wait $!
+  code=$?
+  [ "$before" -eq "$warnings" ] && break
+done
+if [ "$warnings" -gt 0 ] && [ "$code" -ne 0 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

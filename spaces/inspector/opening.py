@@ -243,14 +243,20 @@ def _make_meter(limits: Limits | None, folder: Path) -> Meter:
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     most = _SMALL + _LARGEST_RATIO * size
     if limits is not None and limits.unpacked <= most:
-        return Meter(most_rows=limits.rows, most_bytes=limits.unpacked, advice=_FOR_VISITORS)
+        return Meter(
+            most_rows=limits.rows,
+            most_bytes=limits.unpacked,
+            rows_advice=_FOR_VISITORS,
+            bytes_advice=_FOR_VISITORS,
+        )
     if limits is None:
         # The owner, too, may have chosen a data set of strangers.
         _limit_process(Limits().memory + _MEMORY_RATIO * size, 3 * most)
     return Meter(
         most_rows=None if limits is None else limits.rows,
         most_bytes=most,
-        advice=f" for {size / 1e6:,.1f} MB of files: no real text is so compressible",
+        rows_advice=_FOR_VISITORS,
+        bytes_advice=f" for {size / 1e6:,.1f} MB of files: no real text is so compressible",
     )
 
 

@@ -41,13 +41,14 @@ class Meter:
     Attributes:
         most_rows: Largest number of rows; None for any number.
         most_bytes: Largest size in memory of all rows together; None for any size.
-        advice: End of the message that refuses more.
+        rows_advice, bytes_advice: Ends of the messages that refuse more rows and more bytes.
         rows, bytes: The sums so far.
     """
 
     most_rows: int | None = None
     most_bytes: int | None = None
-    advice: str = ""
+    rows_advice: str = ""
+    bytes_advice: str = ""
     rows: int = field(default=0, init=False)
     bytes: int = field(default=0, init=False)
 
@@ -63,14 +64,14 @@ class Meter:
         if self.most_bytes is not None and self.bytes > self.most_bytes:
             raise UnusableDataset(
                 f"more than {self.most_bytes / 1e6:,.0f} MB unpacked, which is the limit"
-                f"{self.advice}"
+                f"{self.bytes_advice}"
             )
 
     def check_rows(self, more: int) -> None:
         """Raise UnusableDataset if there are too many rows together with `more` rows."""
         if self.most_rows is not None and self.rows + more > self.most_rows:
             raise UnusableDataset(
-                f"{self.rows + more:,} rows, and the limit is {self.most_rows:,}{self.advice}"
+                f"{self.rows + more:,} rows, and the limit is {self.most_rows:,}{self.rows_advice}"
             )
 
 

@@ -266,6 +266,8 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_there_is(tmp_path):
     assert (checkpoint(None), checkpoint("false"), checkpoint("true")) == (None, None, None)
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
     assert checkpoint("true") == str(tmp_path / "checkpoint-10")
     assert checkpoint(str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match="checkpoint-3 is not a folder; `true` resumes"):

@@ -253,6 +253,8 @@ def serving(folder):
     running = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(port)], stdout=subprocess.PIPE, text=True,
         env=os.environ | {"TMPDIR": str(folder)},
+        # An ignored one, as under nohup, would be handed down.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )  # fmt: skip
     try:
         private = Path(running.stdout.readline().strip())

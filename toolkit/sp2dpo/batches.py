@@ -35,16 +35,17 @@ class TooLarge(ValueError):
     """A Parquet file stands for more data than is read of a file of its size."""
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file; its texts are read as dictionaries.
+def open_parquet(path: Path | str) -> pq.ParquetFile:
+    """Open a Parquet file, by its literal name; its texts are read as dictionaries.
 
     Raises:
         pyarrow.ArrowException, OSError: It cannot be read.
         ValueError: Two columns have one name, or it is no regular file.
         TooLarge: A row group stands for more data than is read of a file of its size.
     """
+    # Absolute, because a relative `file:x` would be an address.
+    path = Path(path).absolute()
     check_regular(path)
-    path = path.absolute()  # a relative `file:x` would be an address
     metadata = pq.read_metadata(path)
     for number in range(metadata.num_row_groups):
         _check_group(metadata.row_group(number), number)
@@ -77,7 +78,7 @@ def _check_group(group: Any, number: int) -> None:
         )
 
 
-def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path | str, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a Parquet file in their order.
 
     In memory are at most one batch (64 MiB, or one row of up to 256 MiB), and the pages that it is
@@ -92,7 +93,7 @@ def read_batches(path: Path, *, rows: int = 1000) -> Iterator[pa.RecordBatch]:
         ValueError: Two columns have one name.
         TooLarge: The file stands for more data than is read of a file of its size.
     """
-    done = 0
+    done, path = 0, Path(path)
     try:
         for batch in _read_counted(path, rows):
             yield batch

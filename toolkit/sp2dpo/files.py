@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -151,7 +150,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         compressed = is_gzip(path, file.peek(2))
         most = max(_FREE_BYTES, _MOST_PER_BYTE * path.stat().st_size)
-        lines: Any = io.BufferedReader(_unzip(file)) if compressed else file
+        lines: Any = _unzip(file) if compressed else file
         try:
             # One byte more than allowed shows that a line is longer, without reading all of it.
             while line := lines.readline(LONGEST_LINE + 1):

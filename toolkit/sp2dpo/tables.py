@@ -82,7 +82,7 @@ def count_rows(path: Path) -> int:
         raise ValueError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
 
 
-def read_features(path: Path) -> datasets.Features:
+def read_features(path: Path | str) -> datasets.Features:
     """Return the columns of a Parquet file.
 
     Raises:
@@ -98,7 +98,7 @@ def read_features(path: Path) -> datasets.Features:
     return _features(schema, path)
 
 
-def _features(schema: pa.Schema, path: Path) -> datasets.Features:
+def _features(schema: pa.Schema, path: Path | str) -> datasets.Features:
     try:
         return datasets.Features.from_arrow_schema(schema)
     # `datasets` checks nothing of the types that the metadata of a file name.
@@ -157,8 +157,9 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     BUILDER_CONFIG_CLASS = _FilesConfig
     config: Any  # a _FilesConfig; type checkers know the base class only
 
+    # Names as text: `datasets` replaces `Path` in this module by a class that reads `::` as a mark.
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=read_features(Path(self.config.files[0])))
+        return datasets.DatasetInfo(features=read_features(self.config.files[0]))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator("train", gen_kwargs={"files": self.config.files})]
@@ -166,6 +167,6 @@ class _ParquetFiles(datasets.ArrowBasedBuilder):
     def _generate_tables(self, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
         features = self.info.features or datasets.Features()
         for number, path in enumerate(kwargs["files"]):
-            for part, batch in enumerate(read_batches(Path(path), rows=_BATCH)):
+            for part, batch in enumerate(read_batches(path, rows=_BATCH)):
                 table = table_cast(pa.Table.from_batches([batch]), features.arrow_schema)
                 yield Key(number, part), table
