@@ -21,7 +21,7 @@ ROW_BYTES = 1 << 28
 """Maximum number of decoded bytes in a row."""
 _REFERENCE, _OBJECT = 8, 64
 """Bytes that a value and an object take at least once they are Python's."""
-_FREE_BYTES = 1 << 30
+_FREE_BYTES = 1 << 28
 """Decoded bytes that every file may have; more only up to `_MOST_PER_BYTE` of the file's size."""
 _MOST_PER_BYTE = 200
 _FREE_PAGES = 1 << 29

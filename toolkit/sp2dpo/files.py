@@ -341,7 +341,13 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], bool], kind: str) -> N
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        ValueError: If it is a pipe, a device or a folder.
+        OSError: If it cannot be read.
+    """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

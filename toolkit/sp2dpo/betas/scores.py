@@ -4,12 +4,17 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from sp2dpo.batches import TooLarge, open_parquet
+from sp2dpo.batches import TooLarge, open_parquet, read_batches
 from sp2dpo.betas.baselines import LARGEST
+
+_COLUMNS: dict[str, Any] = {"pair_id": pl.String, "reward_margin": pl.Float64}
+_BATCH = 50_000
+"""Rows that are read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,8 @@ class Scores:
         return joined["reward_margin"]
 
 
-class _NoColumn(ValueError):
-    """A table of scores lacks a column."""
+class _WrongColumn(ValueError):
+    """A table of scores lacks a column, or a column has another type."""
 
 
 def read_scores(path: Path | str) -> Scores:
@@ -70,27 +75,38 @@ def read_scores(path: Path | str) -> Scores:
     try:
         # Not with polars, which ends the process at damage of several kinds.
         with open_parquet(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in ("pair_id", "reward_margin") if name not in names]
+            schema = file.metadata.schema.to_arrow_schema()
+            names = schema.names
+            missing = [name for name in _COLUMNS if name not in names]
             if missing:
-                raise _NoColumn(
+                raise _WrongColumn(
                     f"{path}: no column {' and no column '.join(missing)} (it has: "
                     f"{', '.join(names)}); scores are `pair_id` and `reward_margin`"
                 )
-            arrow = file.read(columns=["pair_id", "reward_margin"])
-            table = pl.DataFrame(pl.from_arrow(arrow)).with_columns(
-                pl.col(pl.Categorical).cast(pl.String)
-            )
-    except (TooLarge, _NoColumn):
+            _check_types(schema, path)
+        parts = [
+            pl.DataFrame(pl.from_arrow(batch.select(list(_COLUMNS)))).cast(_COLUMNS)
+            for batch in read_batches(path, rows=_BATCH)
+        ]
+        table = pl.concat([pl.DataFrame(schema=_COLUMNS), *parts], rechunk=True)
+    except (TooLarge, _WrongColumn):
         raise
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a Parquet file, or damaged") from error
-    if table["pair_id"].dtype != pl.String or not table["reward_margin"].dtype.is_numeric():
-        raise ValueError(f"{path}: pair_id must be text, and reward_margin a number")
     _check(table, path)
     # Sorted, so that the hash does not depend on the order of the file.
-    table = table.with_columns(pl.col("reward_margin").cast(pl.Float64)).sort("pair_id")
-    return Scores(table=table, name=str(path))
+    return Scores(table=table.sort("pair_id"), name=str(path))
+
+
+def _check_types(schema: pa.Schema, path: Path) -> None:
+    # Before the rows are read: texts in place of numbers may stand for gigabytes.
+    ids, h = schema.field("pair_id").type, schema.field("reward_margin").type
+    if pa.types.is_dictionary(ids):
+        ids = ids.value_type
+    is_text = pa.types.is_string(ids) or pa.types.is_large_string(ids)
+    is_number = pa.types.is_integer(h) or pa.types.is_floating(h) or pa.types.is_decimal(h)
+    if not is_text or not is_number:
+        raise _WrongColumn(f"{path}: pair_id must be text, and reward_margin a number")
 
 
 def _check(table: pl.DataFrame, path: Path) -> None:
