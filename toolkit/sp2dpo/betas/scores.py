@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow as pa
 from sp2dpo.batches import TooLarge, open_parquet, read_batches
 from sp2dpo.betas.baselines import LARGEST
 
-_COLUMNS: dict[str, Any] = {"pair_id": pl.String, "reward_margin": pl.Float64}
+_COLUMNS = pl.Schema({"pair_id": pl.String, "reward_margin": pl.Float64})
 _BATCH = 50_000
 """Rows that are read at a time."""
 
