@@ -82,6 +82,10 @@ class Reply:
     message: str | None = None
 
 
+_FREE_NESTED, _BYTES_PER_NESTED = 200_000, 12
+"""Lists and objects that an answer may have; more only up to one per so many bytes."""
+
+
 def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
     """Parse the JSON object of an answer.
 
@@ -89,6 +93,12 @@ def parse_body(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         Unavailable: If it is not a JSON object, for example a proxy's page or a truncated answer.
         EndpointError: If it is a stream of events.
     """
+    # Each takes 60 bytes or more of memory. Log-probabilities, the densest part of a real answer,
+    # have one per 20 bytes.
+    most = max(_FREE_NESTED, len(body) // _BYTES_PER_NESTED)
+    if len(body) > most and body.count(b"[") + body.count(b"{") > most:
+        text = f"{endpoint.label}: not a chat completion, but hardly more than lists and objects"
+        raise Unavailable(f"{text}: {shorten_body(body)}", reason="no-answer")
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
