@@ -612,8 +612,6 @@ def test_the_question_is_sent_again_while_a_server_loads_the_model(monkeypatch):
     result, bodies = check(LISTS["empty"], chat)
     assert result.notice
     assert len(bodies) == 3
-    with pytest.raises(Unavailable):
-        check(LISTS["empty"], answer(503, "loading"))
 
 
 @pytest.mark.parametrize(
