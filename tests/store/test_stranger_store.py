@@ -76,15 +76,17 @@ def test_a_store_with_another_schema_is_refused_before_it_is_read(store_path, st
     assert store_path.read_bytes() == before
 
 
+FIRST = SCHEMA
+"""The schema of format 1."""
+for column in ("better TEXT", "logprobs TEXT", "expected_magnitude REAL",
+               "expected_confidence REAL"):  # fmt: skip
+    FIRST = FIRST.replace(f",\n    {column}", "")
+
+
 def test_the_stores_of_earlier_releases_are_accepted(tmp_path):
     path = tmp_path / "old.sqlite"
-    first = SCHEMA
-    for column in ("better TEXT", "logprobs TEXT"):
-        first = first.replace(f",\n    {column}", "")
-    for column in ("expected_magnitude REAL", "expected_confidence REAL"):
-        first = first.replace(f",\n    {column}", "")
-    for version, schema in ((1, first), (2, f"{SCHEMA} {NARROW}"),
-                            (2, f"{first} {FROM_FORMAT_1} {NARROW}")):  # fmt: skip
+    for version, schema in ((1, FIRST), (2, f"{SCHEMA} {NARROW}"),
+                            (2, f"{FIRST} {FROM_FORMAT_1} {NARROW}")):  # fmt: skip
         path.unlink(missing_ok=True)
         with closing(sqlite3.connect(path)) as database:
             database.executescript(
@@ -97,14 +99,9 @@ def test_the_stores_of_earlier_releases_are_accepted(tmp_path):
 
 def test_a_large_store_of_the_first_release_is_upgraded(tmp_path):
     path = tmp_path / "old.sqlite"
-    first = SCHEMA
-    for column in ("better TEXT", "logprobs TEXT"):
-        first = first.replace(f",\n    {column}", "")
-    for column in ("expected_magnitude REAL", "expected_confidence REAL"):
-        first = first.replace(f",\n    {column}", "")
     with closing(sqlite3.connect(path)) as database:
         database.executescript(
-            f"PRAGMA application_id = {0x53503244}; PRAGMA user_version = 1; {first}"
+            f"PRAGMA application_id = {0x53503244}; PRAGMA user_version = 1; {FIRST}"
             "INSERT INTO teachers VALUES ('a', 'a', NULL, '{}');"
             "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number LIMIT 20000) "
             "INSERT INTO replies SELECT hex(n), 'a', 'direct', 'given', 0, 'refused', 'empty', "

@@ -4,7 +4,6 @@ A key is sent to a host of another machine only if the user allowed that variabl
 confirmation at a terminal is remembered in a file of the user, never in a store or a panel.
 """
 
-import ipaddress
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sp2dpo.files import read_text, write_json
+from sp2dpo.inference.connection import is_loopback
 
 if TYPE_CHECKING:
     from sp2dpo.inference.endpoint import Endpoint
@@ -108,14 +108,7 @@ def _host(address: str) -> str | None:
 def _is_this_machine(address: str) -> bool:
     name = (urlsplit(address).hostname or "").rstrip(".")
     # Not the names below localhost, which some resolvers ask other machines for.
-    if name == "localhost":
-        return True
-    try:
-        number = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    number = getattr(number, "ipv4_mapped", None) or number
-    return number.is_loopback or number.is_unspecified
+    return is_loopback(name) and not name.endswith(".localhost")
 
 
 def key_problem(variable: str, addresses: Iterable[str]) -> str | None:
