@@ -203,8 +203,8 @@ class Guard:
         if _MCP.fullmatch(path):
             allowed = method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
         elif path.startswith(_FILE):
-            asked = path.removeprefix(_FILE)
-            inside = asked.startswith(self._files) and "/" not in asked[len(self._files) :]
+            requested = path.removeprefix(_FILE)
+            inside = requested.startswith(self._files) and "/" not in requested[len(self._files) :]
             allowed = inside and method in ("GET", "HEAD", "OPTIONS")
         elif _CALLED.fullmatch(path):
             allowed = method in ("POST", "OPTIONS")

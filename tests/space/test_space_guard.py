@@ -286,8 +286,8 @@ def test_many_slow_clients_block_nobody_and_are_dropped(tmp_path):
         slow = [stack.enter_context(connect(port)) for _ in range(server.MAX_CONNECTIONS + 50)]
         for connection in slow[-20:]:
             connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-        asked = stack.enter_context(connect(port, "/"))
-        assert asked.recv(12) == b"HTTP/1.1 200"
+        page = stack.enter_context(connect(port, "/"))
+        assert page.recv(12) == b"HTTP/1.1 200"
         streams = [stack.enter_context(connect(port, "/stream")) for _ in range(5)]
         for connection in slow:
             with suppress(ConnectionResetError):

@@ -158,8 +158,8 @@ def annotate_pairs(
         }
         # Every node of a cluster checks all teachers, also those without a missing reply.
         is_asked = [engine == "ray" or needed[teacher.name] for teacher in panel.teachers]
-        asked = compress(panel.teachers, is_asked) if any(needed.values()) else ()
-        allowed = allow_keys(asked, send_keys)
+        teachers = compress(panel.teachers, is_asked) if any(needed.values()) else ()
+        allowed = allow_keys(teachers, send_keys)
         for teacher in panel.teachers:
             if teacher.serve is not None and needed[teacher.name]:
                 approve(teacher)

@@ -246,13 +246,13 @@ def sweep(
     _check_picture(picture)
     student = load_student(student_file)
     judge = None if judge_file is None else load_judge(judge_file)
-    asked = [student.model, *([] if judge is None else [judge])]
+    endpoints = [student.model, *([] if judge is None else [judge])]
     result = sweep_temperatures(
         read_prompts(prompts_name),
         student,
         out,
         judge=judge,
-        send_keys=confirm_keys(asked, send_keys),
+        send_keys=confirm_keys(endpoints, send_keys),
         reward=reward,
         reward_revision=reward_revision,
         temperatures=temperatures or TEMPERATURES,
