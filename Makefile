@@ -48,7 +48,7 @@ test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill 
 	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m "slow and not attack"
 
 test-attack: $(VENV)/.dev  ## Run the attacks: changed files, kills, hostile servers; print what came of them
-	$(VENV)/bin/python -m pytest -s -m attack tests/attack
+	$(VENV)/bin/python -m pytest -s -m attack -o faulthandler_timeout=1800 tests/attack
 
 test-all: test test-slow test-attack test-oldest-trl test-services  ## Run every test
 

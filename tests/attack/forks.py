@@ -16,6 +16,8 @@ SECONDS = 5
 """
 WAIT = 60
 """Seconds after which a case that uses no CPU counts as hanging."""
+PREPARATION = 600
+"""Seconds after which a fork without other limits counts as hanging."""
 MEGABYTES = 1500
 """Memory for the commands of a case, in addition to the imported modules: a data set may decode to
 1 GiB."""
@@ -49,8 +51,8 @@ def run_fork(function, log, *, limited=True):
         _become(function, log, limited)
     handle = os.pidfd_open(child)
     started = time.monotonic()
-    limits = ((signal.SIGABRT, WAIT), (signal.SIGKILL, 5)) if limited else ()
-    for number, seconds in (*limits, (None, None)):
+    limit = WAIT if limited else PREPARATION
+    for number, seconds in ((signal.SIGABRT, limit), (signal.SIGKILL, 5)):
         if select.select([handle], [], [], seconds)[0]:
             break
         os.kill(child, number)
@@ -62,7 +64,7 @@ def run_fork(function, log, *, limited=True):
         status=code,
         cpu=usage.ru_utime + usage.ru_stime,
         peak=usage.ru_maxrss,
-        hung=limited and (waited >= WAIT or code == -signal.SIGXCPU),
+        hung=waited >= limit or code == -signal.SIGXCPU,
         text=log.read_text(errors="replace") if log.is_file() else "",
     )
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -113,25 +114,19 @@ def _attack(arguments, home):
     if written.status:
         raise RuntimeError(written.text)
     wanted = [task for task in _TASKS if _numbers(arguments, *task)]
-    running, cases = [], []
-    while wanted or running:
-        while wanted and len(running) < arguments.jobs:
-            task = wanted.pop(0)
-            words = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--process",
-                json.dumps([str(home), *task]),
-            ]
-            running.append((subprocess.Popen(words), home / f"{task[0]}-{task[1]}"))
-        for process, folder in running[:1]:
-            if process.wait():
-                raise RuntimeError(f"the process for {folder.name} failed")
+    cases = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for folder in pool.map(lambda task: _run_process(home, *task), wanted):
             lines = (folder / "cases.jsonl").read_text().splitlines()
             cases += [Case(**json.loads(line)) for line in lines]
-            running.pop(0)
     return cases
+
+
+def _run_process(home, group, part, parts):
+    """Run one process of the attack, each case of which has a limit; return its folder."""
+    task = json.dumps([str(home), group, part, parts])
+    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--process", task], check=True)
+    return home / f"{group}-{part}"
 
 
 def _numbers(arguments, group, part, parts):
@@ -159,6 +154,7 @@ def _attack_group(arguments, home, group, part, parts):
     idle = run_fork(lambda: None, folder / "idle.log").peak
     with (folder / "cases.jsonl").open("w") as out:
         for name, numbers in _numbers(arguments, group, part, parts).items():
+            started = time.monotonic()
             expected = _expected(name, folder / f"{name}-unchanged", home / "inputs")
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
@@ -169,6 +165,8 @@ def _attack_group(arguments, home, group, part, parts):
                     out.write(json.dumps(asdict(case)) + "\n")
                     if not case.findings:
                         shutil.rmtree(case.folder)
+            done = f"{folder.name}: {name}: {len(numbers)} cases"
+            print(f"{done} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def _expected(name, folder, inputs):

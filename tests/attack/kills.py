@@ -5,8 +5,9 @@
 At the end of each round, the output must be that of a run that nobody disturbed, and nothing may be
 left beside it. A quarter of the signals are SIGTERM, the others SIGKILL. The commands run in forks
 of a process that has imported their libraries, so that the moments fall into their work; one kill
-of each command hits a process of its own. The result is a table in Markdown; the exit code is 1 if
-something was lost or different.
+of each command hits a process of its own. Each moment is drawn from the measured seconds of an
+undisturbed run of the same kind. The result is a table in Markdown, which grows with each command;
+the exit code is 1 if something was lost or different, hangs, or cannot be hit.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,10 @@ OFFLINE = {
 }  # fmt: skip
 IN_A_ROW = 4
 """Kills of one command before it may end, so that also what resumes is killed."""
+TRIES = 10
+"""Signals for each kill, after which a command counts as one that cannot be hit."""
+LIMIT = 120
+"""Seconds after which a run, or a killed process, counts as hanging."""
 
 
 @dataclass
@@ -124,7 +129,7 @@ class Laboratory:
     def fork(self, case, folder, kill=None):
         """Run the command of a case in a fork, and kill it; return its result."""
         return self.server_of(case).run(
-            *case.words(folder), env=case.env, script=case.script, kill=kill
+            *case.words(folder), env=case.env, script=case.script, kill=kill, timeout=LIMIT
         )
 
     def sp2dpo(self, *words):
@@ -132,23 +137,35 @@ class Laboratory:
         done = self.fork(Case("prepare", 0, lambda _: words, str), self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def real(self, case, folder, kill):
-        """Kill a process of its own."""
+    def real(self, case, folder, kill=None):
+        """Run the command of a case in a process of its own, and kill it; return its result."""
         command = [sys.executable, case.script] if case.script else COMMAND
-        with subprocess.Popen(
-            [str(word) for word in (*command, *case.words(folder))],
-            env=os.environ | OFFLINE | case.env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as running:
-            number, seconds = kill
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as errors,
+            subprocess.Popen(
+                [str(word) for word in (*command, *case.words(folder))],
+                env=os.environ | OFFLINE | case.env | {"PYTHONFAULTHANDLER": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            ) as running,
+        ):
+            if kill is not None:
+                number, seconds = kill
+                with suppress(subprocess.TimeoutExpired):
+                    running.wait(seconds)
+                running.send_signal(number)  # which does nothing to a process that has ended
             try:
-                running.wait(seconds)
-            except subprocess.TimeoutExpired:
-                running.send_signal(number)
-            _, error = running.communicate(timeout=120)
-        return subprocess.CompletedProcess(command, running.returncode, "", error)
+                running.wait(LIMIT)
+            except subprocess.TimeoutExpired as expired:
+                running.send_signal(signal.SIGABRT)  # faulthandler prints what it waits for
+                with suppress(subprocess.TimeoutExpired):
+                    running.wait(5)
+                running.kill()
+                errors.seek(0)
+                expired.add_note(errors.read()[-5000:])
+                raise
+            errors.seek(0)
+            return subprocess.CompletedProcess(command, running.returncode, "", errors.read())
 
     def prepare(self):
         """Write the inputs that the cases share."""
@@ -192,7 +209,7 @@ class Laboratory:
         url = f"{self.teacher}/chat/completions"
         head = {"Content-Type": "application/json"}
         body = json.dumps(request["body"]).encode()
-        with urllib.request.urlopen(urllib.request.Request(url, body, head)) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=60) as reply:
             response = {"status_code": 200, "body": json.load(reply)}
         return json.dumps({"custom_id": request["custom_id"], "response": response}) + "\n"
 
@@ -334,39 +351,66 @@ def cases(lab):
 def attack(lab, case, kills, draw):
     """Kill a command so many times; return the tally."""
     tally = Tally(case.name)
-    folder = fresh(lab, case)
-    lab.server_of(case)
-    started = time.monotonic()
-    done = lab.fork(case, folder)
-    seconds = time.monotonic() - started
-    assert done.returncode == 0, (case.name, done.stdout, done.stderr)
-    expected, names = case.result(folder), names_in(folder)
-    while tally.kills < kills:
-        folder = fresh(lab, case)
-        for _ in range(IN_A_ROW):
-            if tally.kills == kills:
-                break
-            number = signal.SIGTERM if draw.random() < 0.25 else signal.SIGKILL
-            moment = draw.uniform(0, seconds)
-            if tally.kills == 0:  # the imports of a process take most of its time
-                done = lab.real(case, folder, (number, 1.5 + moment))
+    try:
+        seconds, expected, names = undisturbed(lab, case, tally)
+        tries = 0
+        while tally.kills < kills and tries < TRIES * kills:
+            folder = fresh(lab, case)
+            for in_a_row in range(min(IN_A_ROW, kills - tally.kills)):
+                number = signal.SIGTERM if draw.random() < 0.25 else signal.SIGKILL
+                run = lab.fork if tally.kills else lab.real
+                started = time.monotonic()
+                done = run(case, folder, (number, draw.uniform(0, seconds[run])))
+                tries += 1
+                if done.returncode == 0:  # it was faster
+                    if in_a_row == 0:
+                        seconds[run] = time.monotonic() - started
+                    break
+                tally.kills += 1
+                tally.terminated += number == signal.SIGTERM
+                check_end(tally, done, number)
             else:
-                done = lab.fork(case, folder, kill=(number, moment))
-            if done.returncode == 0:  # it was faster
-                break
-            tally.kills += 1
-            tally.terminated += number == signal.SIGTERM
-            check_end(tally, done, number)
-        done = lab.fork(case, folder)
-        tally.ended += done.returncode == 0
-        if done.returncode:
-            tally.problems.append(f"does not go on: {done.stdout}{done.stderr}")
-        elif case.result(folder) != expected:
-            tally.problems.append("other content")
-        elif names_in(folder) != names:
-            tally.problems.append(f"left behind: {names_in(folder) - names}")
-        shutil.rmtree(folder)
+                done = lab.fork(case, folder)
+            check_result(tally, case, done, folder, expected, names)
+            shutil.rmtree(folder)
+        if tally.kills < kills:
+            tally.problems.append(f"{tries} signals hit it {tally.kills} times, not {kills}")
+    except subprocess.TimeoutExpired as expired:
+        tally.problems.append("\n".join([f"hangs: {expired}", *expired.__notes__]))
     return tally
+
+
+def undisturbed(lab, case, tally):
+    """Run a command in a fork and in a process of its own.
+
+    Returns:
+        The seconds of each, the result, and the names of the files.
+    """
+    seconds, results = {}, []
+    lab.server_of(case)
+    for run in (lab.fork, lab.real):
+        folder = fresh(lab, case)
+        started = time.monotonic()
+        done = run(case, folder)
+        seconds[run] = time.monotonic() - started
+        if done.returncode:
+            raise RuntimeError(f"{case.name} fails undisturbed: {done.stdout}{done.stderr}")
+        results.append((case.result(folder), names_in(folder)))
+        shutil.rmtree(folder)
+    if results[0] != results[1]:
+        tally.problems.append("two runs that nobody disturbed differ")
+    return seconds, *results[0]
+
+
+def check_result(tally, case, done, folder, expected, names):
+    """Note what differs from an undisturbed run, once a command has ended."""
+    tally.ended += done.returncode == 0
+    if done.returncode:
+        tally.problems.append(f"does not go on: {done.stdout}{done.stderr}")
+    elif case.result(folder) != expected:
+        tally.problems.append("other content")
+    elif names_in(folder) != names:
+        tally.problems.append(f"left behind: {names_in(folder) - names}")
 
 
 def check_end(tally, done, number):
@@ -397,7 +441,7 @@ def names_in(folder):
 
 
 def attack_all(folder, *, kills, seed, only=()):
-    """Kill all commands, in proportion to their shares; return the tallies."""
+    """Kill all commands, in proportion to their shares; yield their tallies."""
     with ExitStack() as stack:
         lab = Laboratory(folder, stack)
         lab.prepare()
@@ -405,40 +449,38 @@ def attack_all(folder, *, kills, seed, only=()):
         if any(case.server == "torch" for case in chosen):
             lab.train_inputs()
         total = sum(case.share for case in chosen)
-        return [
-            attack(lab, case, max(1, round(kills * case.share / total)),
-                   random.Random(f"{seed} {case.name}"))
-            for case in chosen
-        ]  # fmt: skip
+        for case in chosen:
+            count = max(1, round(kills * case.share / total))
+            yield attack(lab, case, count, random.Random(f"{seed} {case.name}"))
 
 
-def table(tallies):
-    """The tallies as a table in Markdown."""
-    head = "| command | kills | of them SIGTERM | runs ended after them | differences |"
-    lines = [head, "|---|---|---|---|---|"]
-    for t in tallies:
-        lines.append(f"| `{t.name}` | {t.kills} | {t.terminated} | {t.ended} | {len(t.problems)} |")
-    sums = [sum(getattr(t, name) for t in tallies) for name in ("kills", "terminated", "ended")]
-    problems = sum(len(t.problems) for t in tallies)
-    return "\n".join([*lines, f"| all | {sums[0]} | {sums[1]} | {sums[2]} | {problems} |"])
+def row(name, tallies):
+    """A row of the table, of one command or of all."""
+    counts = ("kills", "terminated", "ended")
+    sums = [sum(getattr(tally, count) for tally in tallies) for count in counts]
+    problems = sum(len(tally.problems) for tally in tallies)
+    return " | ".join(map(str, (f"| {name}", *sums, f"{problems} |")))
 
 
 def main():
-    """Print the table, and what was wrong."""
+    """Print the table, each row when its command is done, and what was wrong."""
     parser = argparse.ArgumentParser(description="Kill every command that writes.")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names of commands, by commas")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
-    started = time.monotonic()
+    started, tallies = time.monotonic(), []
+    print("| command | kills | of them SIGTERM | runs ended after them | differences |")
+    print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        tallies = attack_all(Path(folder), kills=options.kills, seed=options.seed, only=only)
-    print(table(tallies))
-    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-    problems = [f"{t.name}: {problem}" for t in tallies for problem in t.problems]
-    print("\n".join(problems), file=sys.stderr)
-    return bool(problems)
+        for tally in attack_all(Path(folder), kills=options.kills, seed=options.seed, only=only):
+            tallies.append(tally)
+            print(row(f"`{tally.name}`", [tally]), flush=True)
+            seconds = f"{time.monotonic() - started:.0f} s: {tally.name}"
+            print("\n".join([seconds, *tally.problems]), file=sys.stderr, flush=True)
+    print(row("all", tallies))
+    return any(tally.problems for tally in tallies)
 
 
 if __name__ == "__main__":

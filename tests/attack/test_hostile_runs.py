@@ -23,7 +23,7 @@ def outcomes(tmp_path_factory):
     """The outcome of every case beside a good teacher; the table is printed."""
     out = tmp_path_factory.mktemp("hostile") / "outcomes.json"
     command = [sys.executable, TESTS / "benchmarks" / "hostile_teachers.py", "--out", out]
-    subprocess.run(list(map(str, command)), check=True)
+    subprocess.run(list(map(str, command)), check=True, timeout=900)
     rows = json.loads(out.read_text())
     return dict(zip(CASES, (Outcome(**row) for row in rows), strict=True))
 

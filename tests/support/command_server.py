@@ -13,6 +13,7 @@ the server forks beside no threads but those in `HARMLESS_THREADS`; see `check_t
 """
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import json
@@ -110,6 +111,7 @@ def run(command):
         opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)
+    faulthandler.enable()  # a command that hangs is ended by SIGABRT
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])

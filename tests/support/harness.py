@@ -42,6 +42,8 @@ SCHEDULE = ROOT / "recipes" / "schedules" / "sp2dpo.yaml"
 BUILD = ("build", "--draws", 20)
 """The command where a test does not look at intervals: 1,000 samples take most of its time."""
 COMMAND = [sys.executable, "-m", "sp2dpo"]
+START = 300
+"""Seconds after which a server that has not started counts as hanging."""
 
 
 @contextmanager
@@ -52,8 +54,11 @@ def process(*command, **options):
     ) as server:
         try:
             assert server.stdout is not None
+            assert select.select([server.stdout], [], [], START)[0], (
+                f"{command} gives no address in {START} s"
+            )
             address = server.stdout.readline().strip()
-            assert address.startswith("http://"), "the server did not start"
+            assert address.startswith("http://"), f"{command} did not start"
             yield address
         finally:
             server.kill()
@@ -104,6 +109,7 @@ class CommandServer:
             "script": script and str(script),
         }
         with self.connect() as connection, connection.makefile("r") as lines:
+            connection.settimeout(START)
             connection.sendall(json.dumps(command).encode() + b"\n")
             child = int(lines.readline())
             if kill is not None:
@@ -116,12 +122,20 @@ class CommandServer:
             try:
                 code = int(lines.readline())
             except TimeoutError:
-                os.kill(child, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(arguments, timeout) from None
+                os.kill(child, signal.SIGABRT)  # faulthandler prints what it waits for
+                select.select([connection], [], [], 5)
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                expired = subprocess.TimeoutExpired(arguments, timeout)
+                expired.add_note(outputs[1].read_text(errors="replace")[-5000:])
+                raise expired from None
         return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
 
     def connect(self):
+        end = time.monotonic() + START
         while self.server.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"the command server is not ready after {START} s")
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(str(self.socket))
@@ -134,7 +148,11 @@ class CommandServer:
 
     def close(self):
         self.server.stdin.close()
-        self.server.wait()
+        try:
+            self.server.wait(60)
+        except subprocess.TimeoutExpired:  # it still imports
+            self.server.kill()
+            self.server.wait()
         self.folder.cleanup()
 
 

@@ -10,6 +10,8 @@ from support.harness import run
 
 TOKEN = "hf_" + "planted0" * 4
 LICENSE = ("--license", "apache-2.0")
+TIMEOUT = 60
+"""Seconds for a request."""
 
 
 class Hub:
@@ -33,16 +35,16 @@ class Hub:
     def ask(self, path, payload=None):
         data = None if payload is None else json.dumps(payload).encode()
         head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, head)) as answer:
+        request = urllib.request.Request(self.url + path, data, head)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return json.load(answer)
 
     def fault(self, **fault):
         self.ask("/_test/fault", fault)
 
     def clear(self):
-        urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/_test/fault", b"null", method="POST")
-        ).close()
+        request = urllib.request.Request(f"{self.url}/_test/fault", b"null", method="POST")
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
 
     def head(self, repo):
         return self.ask(f"/api/datasets/{repo}")["sha"]
@@ -50,7 +52,8 @@ class Hub:
     def text(self, repo, path, revision="main"):
         head = {"Authorization": f"Bearer {TOKEN}"}
         where = f"{self.url}/datasets/{repo}/resolve/{revision}/{path}"
-        with urllib.request.urlopen(urllib.request.Request(where, headers=head)) as answer:
+        request = urllib.request.Request(where, headers=head)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.read().decode()
 
     def schedule(self, repo, revision="main"):
