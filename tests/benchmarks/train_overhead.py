@@ -1,145 +1,219 @@
 """What a training step of ours costs beside stock TRL's, in one process, step by step in turn.
 
-    python tests/benchmarks/train_overhead.py --rounds 60
+    python tests/benchmarks/train_overhead.py                # the shared prompt
+    python tests/benchmarks/train_overhead.py --columns --shapes 64/64/64 --pairs 4 --rounds 60
 
-Every round takes one step (forward, reference, backward) of each trainer on the same batch, in an
-order that changes; a ratio is the median over rounds of one trainer's time over stock's in the same
-round, with a bootstrap interval. `stock again` is stock beside itself: the noise of the machine. On
-a GPU steps are taken in bf16 and the ratio of peak memory is printed too.
+Every round takes one step (forward pass of policy and reference, backward pass) of each trainer, in
+an order that changes; the batch is the same for all of them, or one of the same rank by size where
+rows are grouped by length. A ratio is the sum of a trainer's times over the sum of stock's, with a
+95 % bootstrap interval over rounds. `stock again` is stock beside itself: the noise of the machine.
+
+The ratio of peak memory: on a GPU, of the bytes that torch has allocated; on a CPU, of the growth
+of the process during its largest batch, each trainer in a process of its own. On a GPU steps are
+taken in bf16.
 """
 
 import argparse
 import contextlib
+import importlib
 import io
+import json
+import multiprocessing
 import platform
 import random
+import re
 import statistics
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from pair_shapes import draw_batches, make_examples, make_llama, make_rows, make_tokenizer
+from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
-TRAINERS = {
-    "stock": None,
-    "stock again": None,
-    "beta": ["beta"],
-    "beta, weight, margin, label_smoothing": ["beta", "weight", "margin", "label_smoothing"],
+STOCK = "stock"
+VALUES = {"beta": 0.1, "weight": 1.5, "margin": 0.2, "label_smoothing": 0.1}
+LOG_PROBS = {"ref_chosen_logps": -300.0, "ref_rejected_logps": -310.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A trainer and its batches."""
+
+    columns: list | None = None
+    """The per-pair columns; None is stock TRL."""
+    shared: bool = False
+    grouped: bool = False
+    """Whether the rows of a batch have about the same length."""
+    precomputed: bool = False
+    """Whether the batch has the reference's log-probs, which are computed once for all epochs."""
+
+
+SHARED_PROMPT = {
+    STOCK: Variant(),
+    "stock again": Variant(),
+    "stock, grouped by length": Variant(grouped=True),
+    "stock, reference precomputed": Variant(precomputed=True),
+    "stock, both": Variant(grouped=True, precomputed=True),
+    "shared_prompt: false": Variant(["beta"]),
+    "shared prompt": Variant(["beta"], shared=True),
+    "shared prompt, grouped by length": Variant(["beta"], shared=True, grouped=True),
+    "shared prompt, reference precomputed": Variant(["beta"], shared=True, precomputed=True),
+    "shared prompt, both": Variant(["beta"], shared=True, grouped=True, precomputed=True),
+}
+COLUMNS = {
+    STOCK: Variant(),
+    "stock again": Variant(),
+    "beta": Variant(["beta"]),
+    "beta, weight, margin, label_smoothing": Variant(list(VALUES)),
 }
 
 
 def main():
     options = arguments()
     warnings.simplefilter("ignore")
-    trainers = {name: make(columns, options) for name, columns in TRAINERS.items()}
-    batches = {
-        name: trainer.data_collator([trainer.train_dataset[row] for row in range(options.pairs)])
-        for name, trainer in trainers.items()
-    }
-    order = list(trainers)
-    generator = random.Random(0)
-    times = {name: [] for name in order}
-    memory = dict.fromkeys(order, 0)
-    for number in range(-options.warmup, options.rounds):
-        generator.shuffle(order)
-        for name in order:
-            seconds, peak = step(trainers[name], batches[name])
-            if number >= 0:
-                times[name].append(seconds)
-                memory[name] = max(memory[name], peak)
+    variants = COLUMNS if options.columns else SHARED_PROMPT
+    if options.variants:
+        variants = {name: variants[name] for name in {STOCK: 0} | dict.fromkeys(options.variants)}
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed")  # else every process below imports it, for 5 s
+    memory = {}
+    if not torch.cuda.is_available() and not options.without_memory:
+        memory = {
+            (name, shape, pairs): memory_in_own_process(variant, shape, pairs, options)
+            for shape in options.shapes
+            for pairs in options.pairs
+            for name, variant in variants.items()
+        }
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine()
     print(
         f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, trl {trl.__version__}; {options.rounds} rounds, batches of"
-        f" {options.pairs} pairs of {options.tokens} tokens, {options.layers} layers of"
-        f" {options.hidden}; stock {statistics.median(times['stock']) * 1e3:.0f} ms a step"
+        f" {transformers.__version__}, trl {trl.__version__}; Llama of {options.layers} layers of"
+        f" {options.hidden}, vocabulary {options.vocabulary},"
+        f" {options.rounds} rounds\n\n"
+        "| lengths | pairs | trainer | seconds | time / stock | peak memory / stock |\n"
+        "|---|---|---|---|---|---|"
     )
-    for name in TRAINERS:
-        if name == "stock":
-            continue
-        ratios = [ours / stock for ours, stock in zip(times[name], times["stock"], strict=True)]
-        low, high = bootstrap(ratios)
-        memory_note = (
-            f", peak memory {memory[name] / memory['stock']:.4f}" if memory["stock"] else ""
+    trainers = {}  # one for all variants that differ in their batches only
+    for variant in variants.values():
+        trainers.setdefault(key(variant), make(variant, options))
+    for shape in options.shapes:
+        for pairs in options.pairs:
+            peaks = {name: memory.get((name, shape, pairs), 0) for name in variants}
+            measure(variants, trainers, shape, pairs, peaks, options)
+
+
+def measure(variants, trainers, shape, pairs, peaks, options):
+    """Print the rows of a batch shape; on a GPU, `peaks` are taken from its steps."""
+    batches = {
+        grouped: make_batches(shape, pairs, grouped, options)
+        for grouped in {variant.grouped for variant in variants.values()}
+    }
+    times = {name: [] for name in variants}
+    order = list(variants)
+    generator = random.Random(0)
+    for number in range(-options.warmup, options.rounds):
+        generator.shuffle(order)
+        for name in order:
+            variant = variants[name]
+            trainer = trainers[key(variant)]
+            examples = batches[variant.grouped][max(0, number)]
+            seconds, peak = step(trainer, trainer.data_collator(examples))
+            if number >= 0:
+                times[name].append(seconds)
+                peaks[name] = max(peaks[name], peak)
+    for name in variants:
+        low, high = bootstrap(times[name], times[STOCK])
+        ratio = sum(times[name]) / sum(times[STOCK])
+        share = f"{peaks[name] / peaks[STOCK]:.2f}" if peaks[STOCK] else ""
+        digits = 3 if options.columns else 2
+        print(
+            f"| {shape} | {pairs} | {name} | {statistics.mean(times[name]):.3f} |"
+            f" {ratio:.{digits}f} ({low:.{digits}f}-{high:.{digits}f}) | {share} |",
+            flush=True,
         )
-        print(f"{name}: {statistics.median(ratios):.4f} ({low:.4f} to {high:.4f}){memory_note}")
 
 
 def arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=128, help="of one sequence")
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--columns", action="store_true", help="measure the per-pair columns")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["UltraFeedback", "hh", "512/256/256"],
+        help="lengths of prompt, chosen and rejected; see pair_shapes.py",
+    )  # fmt: skip
+    parser.add_argument("--pairs", type=int, nargs="+", default=[8], help="of a batch")
+    parser.add_argument("--variants", nargs="+", help="trainers beside stock; all of them if unset")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--without-memory", action="store_true")
     return parser.parse_args()
 
 
-def make(columns, options, *, rows=None, values=None, **overrides):
-    """A trainer on the model and data that all of them have, with columns or stock TRL.
+def key(variant):
+    """What decides about the trainer."""
+    return json.dumps([variant.columns, variant.shared, variant.precomputed])
 
-    Without `rows` there is one batch, and the trainer is ready to take steps by hand.
-    """
-    by_hand, count = rows is None, rows or options.pairs
-    words = [f"w{number}" for number in range(510)]
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=options.hidden,
-            intermediate_size=4 * options.hidden,
-            num_hidden_layers=options.layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=options.tokens + 8,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
+
+def make_batches(shape, pairs, grouped, options):
+    """The examples of every round; a rank by size is in the same round, grouped or not."""
+    batches = draw_batches(
+        random.Random(1), shape, pairs=pairs, rounds=options.rounds, grouped=grouped
     )
-    generator = random.Random(1)
+    values = VALUES | LOG_PROBS
+    return [make_examples(random.Random(2), batch, options.vocabulary, values) for batch in batches]
 
-    def text(length):
-        return " ".join(generator.choices(words, k=length))
 
-    half = options.tokens // 2
-    rows = {
-        side: [text(half - 1) for _ in range(count)] for side in ("prompt", "chosen", "rejected")
-    }
-    constants = {"beta": 0.1, "weight": 1.5, "margin": 0.2, "label_smoothing": 0.1} | (values or {})
-    rows |= {name: [constants[name]] * count for name in columns or []}
-    folder = tempfile.mkdtemp()
+def make(variant, options, *, rows=None, **overrides):
+    """A trainer on the model that all of them have.
+
+    Without `rows`, a dict of columns, the trainer is ready to take steps by hand.
+    """
+    by_hand = rows is None
+    vocabulary = options.vocabulary
+    if by_hand:
+        lengths = draw_batches(random.Random(0), "4/4/4", pairs=2, rounds=1, grouped=False)[0]
+        rows = make_rows(random.Random(0), lengths, vocabulary)
+        rows |= {name: [VALUES[name]] * 2 for name in variant.columns or []}
+    model = make_llama(
+        vocabulary=vocabulary, hidden=options.hidden, layers=options.layers, heads=options.heads
+    )
     settings = {
-        "output_dir": folder,
+        "output_dir": tempfile.mkdtemp(),
         "report_to": "none",
         "bf16": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": True,
-        "per_device_train_batch_size": options.pairs,
+        "gradient_checkpointing": options.checkpointing,
+        "precompute_ref_log_probs": variant.precomputed,
+        "per_device_train_batch_size": 2,
     } | overrides
+    stock = variant.columns is None
     with contextlib.redirect_stderr(io.StringIO()):
         reference = LlamaForCausalLM(model.config)
         reference.load_state_dict(model.state_dict())
-        trainer = (DPOTrainer if columns is None else PairDPOTrainer)(
+        trainer = (DPOTrainer if stock else PairDPOTrainer)(
             model,
             ref_model=reference,
             args=DPOConfig(**settings)
-            if columns is None
-            else PairDPOConfig(**settings, pair_columns=columns),
+            if stock
+            else PairDPOConfig(
+                **settings, pair_columns=variant.columns, shared_prompt=variant.shared
+            ),
             train_dataset=Dataset.from_dict(rows),
-            processing_class=fast,
+            processing_class=make_tokenizer(vocabulary),
         )
     if by_hand:
         trainer.current_gradient_accumulation_steps = 1
@@ -162,13 +236,64 @@ def step(trainer, batch):
     return seconds, torch.cuda.max_memory_allocated() if on_gpu else 0
 
 
-def bootstrap(ratios):
-    """The ends of a 95 % interval of the median."""
+def memory_in_own_process(variant, shape, pairs, options):
+    """The growth in bytes of a process that takes the largest steps of one variant.
+
+    The process is forked before torch computes anything here: its threads do not survive a fork.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_growth, args=(sender, variant, shape, pairs, options))
+    process.start()
+    sender.close()
+    growth = receiver.recv()  # EOFError if the process fails
+    process.join()
+    return growth
+
+
+def send_growth(sender, variant, shape, pairs, options):
+    """Send the peak memory in bytes above that after a step of two short pairs."""
+    trainer = make(variant, options)
+    short = draw_batches(random.Random(0), "4/4/4", pairs=2, rounds=1, grouped=False)[0]
+    examples = make_examples(random.Random(0), short, options.vocabulary, VALUES | LOG_PROBS)
+    step(trainer, trainer.data_collator(examples))
+    before = status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    for examples in largest(make_batches(shape, pairs, variant.grouped, options)):
+        step(trainer, trainer.data_collator(examples))
+    sender.send(status_bytes("VmHWM") - before)
+
+
+def largest(batches):
+    """The batch with the most tokens when padded, and the one with the most tokens."""
+
+    def total(row):
+        return sum(len(row[part]) for part in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+    def longest(row):
+        return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    padded = max(batches, key=lambda rows: max(map(longest, rows)))
+    filled = max(batches, key=lambda rows: sum(map(total, rows)))
+    return [padded] if padded is filled else [padded, filled]
+
+
+def status_bytes(field):
+    """A field of the process's status, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def bootstrap(times, stock):
+    """The ends of a 95 % interval of the ratio of sums, resampling rounds."""
     generator = random.Random(0)
-    medians = sorted(
-        statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(1000)
-    )
-    return medians[25], medians[974]
+    pairs = list(zip(times, stock, strict=True))
+    ratios = []
+    for _ in range(1000):
+        sample = generator.choices(pairs, k=len(pairs))
+        ratios.append(sum(ours for ours, _ in sample) / sum(theirs for _, theirs in sample))
+    ratios.sort()
+    return ratios[25], ratios[974]
 
 
 if __name__ == "__main__":
