@@ -114,6 +114,24 @@ def test_the_first_signal_asks_requests_to_stop_and_the_second_cancels_them(numb
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *SCHEDULERS])
+def test_a_signal_while_the_loop_is_created_stops_the_work_that_it_runs(monkeypatch, number):
+    import asyncio
+
+    class SlowLoop(asyncio.SelectorEventLoop):
+        def __init__(self):
+            send(number)
+            super().__init__()
+
+    raise_on_signals()
+    monkeypatch.setattr(asyncio.events, "new_event_loop", SlowLoop)
+    lines = []
+    with pytest.raises(Interrupted) as stopped:
+        run_interruptible(lambda stop: stop.wait(), say=lines.append)
+    assert stopped.value.number == number
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SCHEDULERS])
 def test_while_a_command_ends_the_next_signal_ends_it_at_once(number):
     raise_on_signals()
     end_at_next_signal()

@@ -8,6 +8,7 @@ import pytest
 
 from sp2dpo.pairs.reading import Reading
 from sp2dpo.pairs.sources import Source
+from sp2dpo.replacement import _machine
 from sp2dpo.store.database import only_writer
 from sp2dpo.store.merge import merge_stores
 from sp2dpo.store.questions import SettledPair, Shard
@@ -100,6 +101,14 @@ def test_the_same_merge_again_changes_no_byte(shards):
     before = shards.out.read_bytes()
     assert merge_stores(shards.out, shards.paths).added == 0
     assert shards.out.read_bytes() == before
+
+
+def test_a_merge_removes_the_lock_of_one_that_was_killed_once_its_store_had_its_name(shards):
+    merge_stores(shards.out, shards.paths)
+    lock = shards.out.with_name(f".{shards.out.name}.0123456789abcdef.unfinished.lock")
+    lock.write_bytes(_machine())
+    merge_stores(shards.out, shards.paths)
+    assert not lock.exists()
 
 
 def test_a_merged_store_knows_how_its_pairs_were_read(tmp_path, new_store):

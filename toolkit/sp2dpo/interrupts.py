@@ -7,7 +7,7 @@ SIGXCPU (a limit on processor time). By default, all but the first end Python at
 
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,7 +69,7 @@ def raise_on_signals() -> list[int]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    # `interruptible` replaces this handler while requests are in flight.
+    # `run_interruptible` replaces this handler while requests are in flight.
     _received.append(number)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
@@ -113,9 +113,36 @@ def run_interruptible(
         asyncio.get_running_loop()
     except RuntimeError:
         # No event loop runs in this thread; where one does, asyncio.run would refuse.
-        asyncio.run(interruptible(work, say=say) if in_main_thread else work(asyncio.Event()))
+        if in_main_thread:
+            _run_in_main_thread(work, say)
+        else:
+            asyncio.run(work(asyncio.Event()))
     else:
         _run_in_thread(work, say, handle_interrupts=in_main_thread)
+
+
+def _run_in_main_thread(
+    work: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]", say: Callable[[str], None]
+) -> None:
+    import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
+
+    early: list[int] = []
+    previous = {number: signal.getsignal(number) for number in stopping_signals()}
+    try:
+        for number in previous:
+            # Until the loop handles it: an exception while the loop is created would leave half of
+            # one behind, which prints a traceback.
+            signal.signal(number, lambda number, _: early.append(number))
+        asyncio.run(_interruptible(work, say, previous, early))
+    finally:
+        _restore(previous)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        # None if it was not installed from Python; such a one cannot be restored.
+        if handler is not None:
+            signal.signal(number, handler)
 
 
 def _run_in_thread(
@@ -151,26 +178,29 @@ def _run_in_thread(
 
     # Without this handler, Python would raise KeyboardInterrupt anywhere, even while an earlier one
     # is being handled, and nothing would tell the thread to stop.
-    previous = signal.signal(signal.SIGINT, interrupt) if handle_interrupts else None
+    previous = {signal.SIGINT: signal.getsignal(signal.SIGINT)} if handle_interrupts else {}
+    for number in previous:
+        signal.signal(number, interrupt)
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(asyncio.run, run()).result()
     finally:
-        # Also None if the handler was not installed from Python; such a one cannot be restored.
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+        _restore(previous)
 
 
-async def interruptible(
-    work: "Callable[[asyncio.Event], Awaitable[None]]", *, say: Callable[[str], None]
+async def _interruptible(
+    work: "Callable[[asyncio.Event], Awaitable[None]]",
+    say: Callable[[str], None],
+    previous: Mapping[signal.Signals, Any],
+    early: Sequence[int],
 ) -> None:
-    """Run a coroutine until it is done or the process receives a signal, see `stopping_signals`.
-
-    Must be called in the main thread.
+    """Run `work` until it is done or the process receives one of the signals in `previous`.
 
     Args:
         work: Takes an event that is set by the first signal; a second signal cancels the work.
         say: Called with a notice for the user at the first signal.
+        previous: Handlers that are restored at the end.
+        early: Signals that have been received before.
 
     Raises:
         Interrupted: If a signal was received.
@@ -178,19 +208,18 @@ async def interruptible(
     import asyncio  # noqa: PLC0415 - slow; the command line imports this module for --help
 
     loop, task = asyncio.get_running_loop(), _Work(work, say)
-    previous = {number: signal.getsignal(number) for number in stopping_signals()}
     for number in previous:
         # Unlike a handler of signal.signal, this runs between the steps of tasks, never inside one.
         loop.add_signal_handler(number, task.interrupt, number)
+    for number in early:
+        task.interrupt(number)
     try:
         await task.finish()
     finally:
         for number in previous:
             loop.remove_signal_handler(number)
-            # remove_signal_handler restores Python's default, not the handler that was set before.
-            # None if it was not installed from Python; such a one cannot be restored.
-            if previous[number] is not None:
-                signal.signal(number, previous[number])
+        # remove_signal_handler restores Python's default, not the handler that was set before.
+        _restore(previous)
 
 
 class _Work:

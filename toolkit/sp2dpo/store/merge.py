@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo.replacement import atomic_write
+from sp2dpo.replacement import atomic_write, sweep_leftovers
 from sp2dpo.store.counts import ReplyCounts, count_replies, load_recorded_panel
 from sp2dpo.store.database import connect, only_writer, read_meta, transaction, write_meta
 from sp2dpo.store.digests import (
@@ -173,7 +173,9 @@ def _format_value(value: Any) -> str:
 def _set_aside(out: Path) -> Iterator[Path]:
     """Yield the path of a temporary store, which is removed after the block."""
     path = out.with_name(f".{out.name}.gathered")
-    _remove(path)  # left by a process that was killed
+    # Left by processes that were killed: in this block, or after `atomic_write` has renamed `out`.
+    _remove(path)
+    sweep_leftovers(out.resolve().parent)
     try:
         yield path
     finally:
