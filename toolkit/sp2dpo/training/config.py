@@ -60,6 +60,8 @@ class PairDPOConfig(DPOConfig):
             depend on; it implies `precompute_ref_log_probs`. See `reference`.
         global_batch_size: Pairs per update over all processes. If it is set,
             `gradient_accumulation_steps` follows from the number of processes.
+        shared_prompt: Whether to compute the prompt of a pair once instead of twice, where this
+            gives the same numbers; see `shared_prompt`. False is TRL's own forward pass.
 
     `label_smoothing` above 0 turns the losses `sigmoid` and `sigmoid_norm` into cDPO, whereas TRL
     1.16 silently ignores it for them.
@@ -94,6 +96,9 @@ class PairDPOConfig(DPOConfig):
     )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "Pairs per update over all processes."}
+    )
+    shared_prompt: bool = field(
+        default=True, metadata={"help": "Compute the prompt of a pair once, where that is exact."}
     )
 
     def __post_init__(self) -> None:
