@@ -16,21 +16,21 @@ from support.training import BETAS, conversations
 pytestmark = [pytest.mark.slow]
 
 
-def file(hub, repo, path):
+def file(hub, repo, path, revision="main"):
     where = urllib.request.Request(
-        f"{hub.url}/{repo}/resolve/main/{path}", headers={"Authorization": f"Bearer {TOKEN}"}
+        f"{hub.url}/{repo}/resolve/{revision}/{path}", headers={"Authorization": f"Bearer {TOKEN}"}
     )
     with urllib.request.urlopen(where) as answer:
         return answer.read().decode()
 
 
-def train(hub, model, data, output, repo):
+def train(hub, model, data, output, repo, *more):
     words = [
         sys.executable, ROOT / "recipes" / "train.py", "--config",
         ROOT / "recipes" / "dpo" / "tiny-demo.yaml", "--model_name_or_path", model, "--dataset",
         data, "--output_dir", output, "--max_steps", 1, "--max_length", 128, "--held_out", 0,
         "--eval_strategy", "no", "--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id",
-        repo,
+        repo, *more,
     ]  # fmt: skip
     return subprocess.run(
         list(map(str, words)), env=os.environ | hub.env | {"CUDA_VISIBLE_DEVICES": ""},
@@ -46,14 +46,20 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_a_pushed_model_has_its_data_on_the_card_and_its_results(hub, model_dir, data, tmp_path):
-    result = train(hub, model_dir, data, tmp_path / "run", "me/student")
+def test_every_pushed_card_has_the_data_and_the_last_commit_the_results(
+    hub, model_dir, data, tmp_path
+):
+    every_step = ("--save_strategy", "steps", "--save_steps", 1, "--hub_strategy", "every_save")
+    result = train(hub, model_dir, data, tmp_path / "run", "me/student", *every_step)
     assert result.returncode == 0, result.stderr[-3000:]
     card = file(hub, "me/student", "README.md")
     results = json.loads(file(hub, "me/student", "results.json"))
     assert card.count("## Data and settings") == 1
     assert f"columns_sha256: {results['data']['columns_sha256']}" in card
     assert card == (tmp_path / "run" / "README.md").read_text()
+    commits = hub.ask("/api/models/me/student/commits/main")
+    (early,) = [commit["id"] for commit in commits if "step 1" in commit["title"]]
+    assert file(hub, "me/student", "README.md", early) == card
 
 
 def test_a_push_that_fails_says_how_to_repeat_it_without_training(hub, model_dir, data, tmp_path):

@@ -5,12 +5,11 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from datasets import (
     Dataset,
     get_dataset_config_names,
@@ -32,7 +31,6 @@ from sp2dpo.listing import (
     read_manifest_bytes,
 )
 from sp2dpo.tables import is_pattern, read_listed, read_parquet
-from sp2dpo.text import escape_controls, longer_fence
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +156,12 @@ def display_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
+def hub_names(sources: Sequence[str]) -> list[str]:
+    """Return the repos of the data sets that are on the Hub, each once, in order."""
+    names = [HubName.parse(source) for source in sources if not Path(source).exists()]
+    return list(dict.fromkeys(name.repo for name in names if name is not None))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where the rows of a run come from, with hashes of their content.
@@ -240,21 +244,3 @@ def _read_manifest(source: str, revision: str | None) -> bytes | None:
         return Path(path).read_bytes()
     except (OSError, ValueError):  # no manifest, or the Hub cannot be reached
         return None
-
-
-def card_section(origin: Provenance, settings: dict[str, Any]) -> str:
-    """Return a section of a model card, in Markdown, with the settings of the run by key."""
-    content = {"data": asdict(origin), "settings": settings}
-    text = escape_controls(yaml.safe_dump(content, sort_keys=False).rstrip())
-    fence = max("`" * 4, longer_fence(text), key=len)
-    return "\n".join(
-        [
-            "\n\n## Data and settings\n",
-            "The data, the settings that differ from the defaults, and SHA-256 hashes of the data"
-            " set's manifest and of the columns that acted, with the pairs' ids, in the order of"
-            " the rows.\n",
-            f"{fence}yaml",
-            text,
-            f"{fence}\n",
-        ]
-    )

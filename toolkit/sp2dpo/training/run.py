@@ -3,10 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from enum import Enum
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sp2dpo.files import write_json
 from sp2dpo.hub import hub_errors
 from sp2dpo.text import one_line, redact
+from sp2dpo.training.card import card_section, changed_settings
 from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import quiet_libraries, use_console
-from sp2dpo.training.provenance import card_section, display_name, read_split, trace_rows
+from sp2dpo.training.provenance import display_name, hub_names, read_split, trace_rows
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.rows import number_rows
 from sp2dpo.training.stopping import (
@@ -222,7 +222,8 @@ class TrainingRun:
         data: Settings of the data.
         model: Settings of the model and its adapter.
         trainer: Trainer that holds the loaded data and model.
-        rows: The rows to train on, with `keep` and `flip` applied.
+        origin: What the model is trained on, as `data` in results.json; empty in all processes but
+            the main one.
         rows_given: Number of rows before `keep` and `flip` were applied.
         eval_rows: Number of rows to evaluate on; None without an evaluation.
         marks: Number of rows that `keep` and `flip` affected; None for a stream.
@@ -232,7 +233,7 @@ class TrainingRun:
     data: DataConfig
     model: ModelConfig
     trainer: PairDPOTrainer
-    rows: Dataset
+    origin: Mapping[str, Any]
     rows_given: int
     eval_rows: int | None
     marks: MarkCounts | None
@@ -254,13 +255,8 @@ class TrainingRun:
         # Internal, because a call by a user pushes to the Hub, before the card is complete.
         trainer.save_model(args.output_dir, _internal_call=True)
         if trainer.accelerator.is_main_process:
-            data = self.data
-            origin = trace_rows(
-                str(data.dataset), data.dataset_revision, self.rows, args.pair_columns
-            )
-            trainer.card_section = card_section(origin, changed_settings((data, args, self.model)))
             trainer.create_model_card(model_name=out.name)
-            write_json(results, self._results(loss, metrics) | {"data": asdict(origin)}, indent=2)
+            write_json(results, self._results(loss, metrics) | {"data": self.origin}, indent=2)
         if args.push_to_hub:
             push(trainer, out)
         end_training(trainer)
@@ -341,8 +337,16 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             peft_config=get_peft_config(model),
         )
     use_console(trainer)
+    origin: dict[str, Any] = {}
+    if trainer.accelerator.is_main_process:
+        origin = asdict(
+            trace_rows(str(data.dataset), data.dataset_revision, train, args.pair_columns)
+        )
+        # Before the training, because each checkpoint may push the card.
+        trainer.card_section = card_section(origin, changed_settings((data, args, model)))
+        trainer.card_datasets = hub_names([str(data.dataset)])
     return TrainingRun(
-        data=data, model=model, trainer=trainer, rows=train, rows_given=rows_given,
+        data=data, model=model, trainer=trainer, origin=origin, rows_given=rows_given,
         eval_rows=None if test is None else len(test), marks=marks, checkpoint=checkpoint,
     )  # fmt: skip
 
@@ -421,25 +425,3 @@ def count_parameters(model: Any) -> dict[str, int]:
             shard = getattr(parameter, "ds_tensor", parameter)
         stored += shard.numel()
     return {"all": total, "on_a_process": stored}
-
-
-def changed_settings(configs: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, by key; paths of folders become names.
-
-    Output folders, trackers, secrets and settings that depend on the machine are left out.
-    """
-    left_out = {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
-    left_out |= {"resume_from_checkpoint", "save_only_model"}  # they do not change the model
-    # Set by `quiet_libraries` and `set_current_names`, not by the user.
-    left_out |= {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
-    changed: dict[str, Any] = {}
-    for config in configs:
-        for setting in fields(config):
-            value = getattr(config, setting.name)
-            value = value.value if isinstance(value, Enum) else value
-            factory = setting.default_factory
-            default = setting.default if factory is MISSING else factory()
-            plain = isinstance(value, (str, int, float, bool, list))
-            if setting.init and plain and value != default and setting.name not in left_out:
-                changed[setting.name] = display_name(value) if isinstance(value, str) else value
-    return changed

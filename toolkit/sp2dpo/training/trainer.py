@@ -27,7 +27,6 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +43,7 @@ from sp2dpo.training.batch import (
     check_finite,
     make_batch,
 )
+from sp2dpo.training.card import DataCardMixin
 from sp2dpo.training.columns import (
     CATEGORY,
     PAIR_COLUMNS,
@@ -494,7 +494,7 @@ class PairColumnsMixin(Trainer):
 
 
 # TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.
-class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+class PairDPOTrainer(PairColumnsMixin, DataCardMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """DPOTrainer with one beta per pair; see PairColumnsMixin."""
 
     _tag_names: ClassVar = [*DPOTrainer._tag_names, "sp2dpo"]
@@ -514,21 +514,9 @@ class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportInc
             }"""),
     }
 
-    card_section = ""
-    """Text that `create_model_card` appends to the card, in Markdown."""
-
     def __init__(self, *models: Any, args: PairDPOConfig, **options: Any) -> None:
         if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
             # Without a beta per pair this is not SP2DPO, so keep TRL's model card and tags.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
         super().__init__(*models, args=args, **options)
-
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write the card as DPOTrainer does, from its template, and append `card_section`."""
-        super().create_model_card(*args, **options)
-        card = Path(str(self.args.output_dir), "README.md")
-        # Here and not after the run, because every push to the Hub writes the card again.
-        if self.card_section and self.is_world_process_zero():
-            with card.open("a", encoding="utf-8") as file:
-                file.write(self.card_section)

@@ -1,0 +1,124 @@
+"""The model's card: what a run was trained on, in every version that is written or pushed."""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from sp2dpo.text import escape_controls, longer_fence
+from sp2dpo.training.provenance import display_name
+
+# The mixin is meant for TRL's trainers, whose methods differ between versions.
+Trainer: Any = object
+
+# Output folders, trackers, secrets and settings that depend on the machine.
+_LEFT_OUT = frozenset(
+    {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    # They do not change the model.
+    | {"resume_from_checkpoint", "save_only_model"}
+    # Set by `quiet_libraries` and `set_current_names`, not by the user.
+    | {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
+)
+
+
+class DataCardMixin(Trainer):
+    """Write a section about the data and the settings into the card of a trainer's model.
+
+    A trainer writes its card anew for every checkpoint and every push. The section is therefore
+    added by `create_model_card`, and set before the training begins.
+
+    Attributes:
+        card_section: Text that is appended to the card, in Markdown; see `card_section`.
+        card_datasets: Names of the data sets on the Hub, for the card's metadata.
+    """
+
+    card_section: str = ""
+    card_datasets: Sequence[str] = ()
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        """Write the card as TRL does, from its template, and append `card_section`."""
+        if not self.is_world_process_zero():
+            return
+        names = [dataset_name] if dataset_name else list(self.card_datasets)
+        args = self.args
+        folder = Path(str(args.output_dir))
+        # Written elsewhere and renamed: a push in the background may read the card at any time.
+        with tempfile.TemporaryDirectory() as temporary:
+            self.args = copy.copy(args)
+            self.args.output_dir = temporary
+            try:
+                # TRL's template has a sentence for one data set.
+                super().create_model_card(model_name, names[0] if len(names) == 1 else None, tags)
+            finally:
+                self.args = args
+            card = ModelCard.load(Path(temporary, "README.md"))
+        if len(names) > 1:
+            card.data.datasets = names
+        # The Trainer uploads no file whose name begins with an underscore.
+        written = folder / "_README.md"
+        written.write_text(f"{card}{self.card_section}", encoding="utf-8")
+        written.replace(folder / "README.md")
+
+
+def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return a section of a model card, in Markdown.
+
+    Args:
+        data: What the model was trained on, as `data` in results.json.
+        settings: Settings of the run by key; see `changed_settings`.
+    """
+    content = {"data": data, "settings": settings}
+    text = escape_controls(yaml.safe_dump(content, sort_keys=False).rstrip())
+    fence = max("`" * 4, longer_fence(text), key=len)
+    return "\n".join(
+        [
+            "\n\n## Data and settings\n",
+            "The data, the settings that differ from the defaults, and SHA-256 hashes of the data"
+            " set's manifest and of the columns that acted, with the pairs' ids, in the order of"
+            " the rows.\n",
+            f"{fence}yaml",
+            text,
+            f"{fence}\n",
+        ]
+    )
+
+
+def changed_settings(configs: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, by key; paths of folders become names.
+
+    Output folders, trackers, secrets and settings that depend on the machine are left out.
+    """
+    changed: dict[str, Any] = {}
+    for config in configs:
+        for setting in fields(config):
+            value = getattr(config, setting.name)
+            factory = setting.default_factory
+            default = setting.default if factory is MISSING else factory()
+            if setting.init and value != default and setting.name not in _LEFT_OUT:
+                plain = _plain(value)
+                if plain is not None:
+                    changed[setting.name] = plain
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as a value of YAML; None if it is no such value."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, str):
+        return display_name(value)
+    if isinstance(value, list) and value and all(map(is_dataclass, value)):
+        return [changed_settings([item]) for item in value]
+    plain = isinstance(value, (int, float, bool, list)) or (
+        isinstance(value, dict)
+        and all(isinstance(item, (str, int, float)) for item in value.values())
+    )
+    return value if plain else None
