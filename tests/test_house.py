@@ -12,6 +12,7 @@ from support.harness import ROOT
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
 GROUND = {
     "text", "settings", "files", "hub", "interrupts", "replacement", "batches", "listing", "tables",
+    "recipes",
 }  # fmt: skip
 ORDER = [
     {"pairs", "inference"},

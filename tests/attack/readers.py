@@ -247,7 +247,7 @@ def study(probe):
 
 def training_settings(probe):
     """Read the settings of a training run."""
-    from support.harness import recipe
+    from support.training import parse
 
-    data, _, model = probe.script(recipe("train").parse, 2, ["--config", "train.yaml"])
+    data, _, model = probe.script(parse, 2, ["--config", "train.yaml"])
     return digest([repr(data), repr(model)])

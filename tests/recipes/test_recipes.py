@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sp2dpo.training import DataConfig, PairDPOConfig, apply_marks
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.run import find_checkpoint, load_splits, remove_marks
-from support.training import BETAS, conversations, settings
+from support.training import BETAS, conversations, parse, settings
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -43,14 +43,14 @@ def write_run(tmp_path, *, columns=None, **changes):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("dpo/*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_is_understood_by_the_real_parser(script, path):
+def test_every_recipe_is_understood_by_the_real_parser(path):
     recipe = yaml.safe_load(path.read_text())
     arguments = ["--config", str(path), "--use_cpu", "true"]
     for key in ("model_name_or_path", "dataset"):
         if key not in recipe:  # then the launch sentence in the file's head gives it
             assert f"--{key} " in path.read_text()
             arguments += [f"--{key}", "given"]
-    data, args, model = script.parse(arguments)
+    data, args, model = parse(arguments)
     for key, value in recipe.items():
         holder = next(config for config in (data, args, model) if hasattr(config, key))
         taken = getattr(holder, key)
@@ -65,22 +65,24 @@ def test_every_key_of_a_recipe_is_explained_on_the_line_above(path):
             assert above.startswith("# "), line
 
 
-def test_the_command_line_wins_over_the_yaml(script):
+def test_the_command_line_wins_over_the_yaml():
     recipe = ["--config", str(RECIPES / "dpo" / "tiny-demo.yaml")]
-    assert script.parse(recipe)[1].pair_columns == ["beta"]
-    assert script.parse([*recipe, "--pair_columns", "beta"])[1].pair_columns == ["beta"]
-    data, args, _ = script.parse([*recipe, "--pair_columns", "--held_out", "0.5", "--beta", "0.3"])
+    assert parse(recipe)[1].pair_columns == ["beta"]
+    assert parse([*recipe, "--pair_columns", "beta"])[1].pair_columns == ["beta"]
+    data, args, _ = parse([*recipe, "--pair_columns", "--held_out", "0.5", "--beta", "0.3"])
     assert (args.pair_columns, data.held_out, args.beta) == ([], 0.5, 0.3)
 
 
-def test_a_yaml_can_ask_for_stock_dpo(script, tmp_path):
-    assert script.parse(write_run(tmp_path, pair_columns=[]))[1].pair_columns == []
+def test_a_yaml_can_ask_for_stock_dpo(tmp_path):
+    assert parse(write_run(tmp_path, pair_columns=[]))[1].pair_columns == []
 
 
 @pytest.mark.parametrize(
     ("changes", "arguments", "code", "message"),
     [
         ({"learning_rat": 1}, [], 2, "unknown setting learning_rat, did you mean 'learning_rate'?"),
+        # No abbreviations on the command line, as in YAML.
+        ({}, ["--learning_rat", "1"], 2, "learning_rat, did you mean 'learning_rate'?"),
         ({}, ["--pair_colums"], 2, "unknown setting pair_colums, did you mean 'pair_columns'?"),
         ({"dataset": ...}, [], 2, "dataset is missing"),
         ({"model_name_or_path": ...}, [], 2, "model_name_or_path is missing"),

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from sp2dpo.training.commands import parse_training
 from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
 
 BETAS = [0.03, 0.3, 0.1, 0.05, 0.2, 0.07, 0.15, 0.25]
@@ -24,6 +25,11 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+
+
+def parse(arguments):
+    """The settings of data, trainer and model that the arguments of `sp2dpo train` give."""
+    return parse_training(arguments).configs
 
 
 def build_model(directory):

@@ -21,7 +21,7 @@ from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
 from sp2dpo.training.run_config import compose, single_config, take_configs
 from support.harness import ROOT, recipe
-from support.training import BETAS, conversations
+from support.training import BETAS, conversations, parse
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -197,7 +197,7 @@ def test_a_global_batch_size_that_does_not_divide_is_refused(script, small, caps
     with pytest.raises(SystemExit):
         script.main([*config, *small, "--gradient_accumulation_steps", "4"])
     assert "takes 2 steps of 1 pairs, not gradient_accumulation_steps 4" in capsys.readouterr().err
-    args = script.parse([*config, *small, "--gradient_accumulation_steps", "2"])[1]
+    args = parse([*config, *small, "--gradient_accumulation_steps", "2"])[1]
     assert args.gradient_accumulation_steps == 2
 
 
@@ -207,7 +207,7 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
     out = tmp_path / "sweep"
     methods = DPO / "methods"
     words = [
-        "--out", out, "--engine", ROOT / "recipes" / "accelerate" / "single.yaml",
+        "--out", out, "--engine", "single",
         "--config", DPO / "tiny-demo.yaml", "--config", methods / "tuned-beta.yaml",
         "--arm", methods / "sp2dpo.yaml", "--vary", "beta=0.005,0.3", *small,
         "--global_batch_size", "4", "--eval_strategy", "no",
@@ -223,8 +223,9 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
         launched.append(command)
         if len(launched) == 1:
             return launch(command, log)
-        assert command[:6] == launched[0][:6]
-        script.main([*command[6:], "--traceback", "true"])
+        words = command.index("--config")
+        assert command[:words] == launched[0][:words]
+        script.main([*command[words:], "--traceback", "true"])
         return 0
 
     monkeypatch.setattr(sweep_module, "_launch", run)
@@ -269,8 +270,8 @@ def test_a_sweep_of_nothing_is_refused(tmp_path, monkeypatch, capsys, arguments,
 @pytest.mark.parametrize(
     ("printed", "shown"),
     [
-        ("train.py: row 5 is refused\n", ": train.py: row 5 is refused"),
-        ("train.py: a\nTraceback\n  x\ntrain.py: b\nFAILED\n", ": train.py: b"),
+        ("sp2dpo train: row 5 is refused\n", ": sp2dpo train: row 5 is refused"),
+        ("sp2dpo train: a\nTraceback\n  x\nsp2dpo train: b\nFAILED\n", ": sp2dpo train: b"),
         ("KeyError: 'x'\n", ""),
         ("", ""),
     ],
@@ -283,7 +284,7 @@ def test_a_sweep_shows_why_a_run_failed(tmp_path, monkeypatch, files, printed, s
     monkeypatch.setattr(sweep_module, "_launch", run)
     lines = []
     sweep_run = SweepRun("a", tuple(files("seed: 1\n")), ())
-    (result,) = run_sweep([sweep_run], tmp_path / "out", Path("train.py"), report=lines.append)
+    (result,) = run_sweep([sweep_run], tmp_path / "out", report=lines.append)
     assert result.exit_code == 3
     assert lines[1] == f"a: failed with exit code 3{shown}"
 
@@ -341,8 +342,8 @@ def test_two_sweeps_in_one_folder_do_not_run_at_once(tmp_path):
         lock_exclusively(lock)
         for folder in ("out", "link", "out/../link"):
             with pytest.raises(ValueError, match="another process runs a sweep in this folder"):
-                run_sweep([], tmp_path / folder, Path("train.py"))
-    assert run_sweep([], tmp_path / "link", Path("train.py")) == []
+                run_sweep([], tmp_path / folder)
+    assert run_sweep([], tmp_path / "link") == []
 
 
 PRINTS = """#!/usr/bin/env bash

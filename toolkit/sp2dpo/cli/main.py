@@ -82,6 +82,22 @@ _COMMANDS = {
         "training",
         "Score every pair with a reward model, for MADPO and ODPO.",
     ),
+    "train": (
+        "training",
+        "Train a model with one beta per pair.",
+    ),
+    "reward": (
+        "training",
+        "Train a reward model on all prompts but those of one fold.",
+    ),
+    "sweep": (
+        "training",
+        "Train a model with several settings and compare them.",
+    ),
+    "recipes": (
+        "recipes",
+        "List, show and copy the recipes: configurations, scripts, demo data.",
+    ),
     "build": (
         "dataset",
         "Build a data set with betas and all replies.",
@@ -202,7 +218,8 @@ def main() -> None:
 def _run(debug: bool, received: Sequence[int]) -> None:
     try:
         # In its standalone mode, click prints errors itself, without escaping the names in them.
-        cli([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
+        words = [word for word in sys.argv[1:] if word != "--debug"]
+        cli(words, standalone_mode=False, obj=debug)
         sys.stdout.flush()
     except (_ClosedPipe, BrokenPipeError):
         # The exit status of a program that SIGPIPE ended. What Python has not written yet would

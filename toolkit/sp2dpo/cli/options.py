@@ -177,6 +177,12 @@ SHARD = click.option(
 )
 
 
+def command_words() -> list[str]:
+    """Return the words of the command that the user has given."""
+    is_module = Path(sys.argv[0]).name == "__main__.py"
+    return [*(["python", "-m", "sp2dpo"] if is_module else ["sp2dpo"]), *sys.argv[1:]]
+
+
 def print_lines(lines: Sequence[str], *, err: bool = False) -> None:
     """Print lines with control characters escaped."""
     from sp2dpo.text import escape_controls

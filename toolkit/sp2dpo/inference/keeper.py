@@ -3,11 +3,12 @@
     python keeper.py [--wait-for-all] PARENT GRACE COMMAND...
 
 It runs in its own session. It ends when COMMAND ends, with its exit code (128 + n after signal n);
-when it receives SIGTERM; and when the process PARENT dies for any reason, which the kernel reports
-to it. Before it exits, it sends SIGTERM to all processes of the session, and after GRACE seconds it
-kills all remaining descendants, even those that left the session. Once COMMAND has ended, they are
-killed at once; with --wait-for-all, after a signal, they have the GRACE seconds as well, as a
-training has that a launcher leaves behind.
+when it receives a signal that stops a run; and when the process PARENT dies for any reason, which
+the kernel reports to it as SIGTERM. Before it exits, it sends the signal to all processes of the
+session, and after GRACE seconds it kills all remaining descendants, even those that left the
+session. Once COMMAND has ended, they are killed at once; with --wait-for-all, after a signal, they
+have the GRACE seconds as well, as a training has that a launcher leaves behind, until another
+signal comes.
 """
 
 import ctypes
@@ -20,8 +21,12 @@ from pathlib import Path
 # Options from linux/prctl.h: one asks for a signal when the parent dies, the other makes orphaned
 # descendants children of this process.
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
-_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_STOP = {
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+}  # fmt: skip
 _HOUR = 3600.0
+_ONE_STOP = 3.0
+"""Seconds within which another signal counts as the same, as in `training/stopping.py`."""
 
 
 def keep(parent: int, grace: float, command: list[str], *, wait_for_all: bool = False) -> int:
@@ -33,18 +38,24 @@ def keep(parent: int, grace: float, command: list[str], *, wait_for_all: bool = 
     if os.getppid() != parent:  # the parent died before prctl took effect
         return 128 + signal.SIGTERM
     child = _start(command)
-    code, deadline = None, None
+    code, deadline, stopped = None, None, 0.0
     while code is None and (deadline is None or time.monotonic() < deadline):
         # Without a deadline any timeout will do, because the loop waits again.
         remaining = _HOUR if deadline is None else max(0.0, deadline - time.monotonic())
         received = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, remaining)
-        if received and received.si_signo in _STOP and deadline is None:
-            deadline = time.monotonic() + grace
-            # This reaches the keeper as well, but its own SIGTERM is blocked and then ignored.
-            os.killpg(0, signal.SIGTERM)
+        if received and received.si_signo in _STOP:
+            if deadline is None:
+                stopped = time.monotonic()
+                deadline = stopped + grace
+                # This reaches the keeper as well, but its own signal is blocked and then ignored.
+                os.killpg(0, received.si_signo)
+            elif wait_for_all and time.monotonic() - stopped > _ONE_STOP:
+                deadline = 0.0
         code = _reap_children(child)
     while wait_for_all and deadline and _children() and (left := deadline - time.monotonic()) > 0:
-        signal.sigtimedwait({signal.SIGCHLD}, left)
+        received = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, left)
+        if received and received.si_signo in _STOP and time.monotonic() - stopped > _ONE_STOP:
+            break
         _reap_children(child)
     _kill_the_rest()
     return 128 + signal.SIGTERM if code is None else code

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sp2dpo.training.batch import Mixture, PairBatch
     from sp2dpo.training.columns import apply_marks
+    from sp2dpo.training.commands import reward_command, train_command
     from sp2dpo.training.config import PairDPOConfig
     from sp2dpo.training.console import one_line_errors
     from sp2dpo.training.losses import LogRatios
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from sp2dpo.training.run_config import parse_settings
     from sp2dpo.training.stopping import stoppable
     from sp2dpo.training.sweep import Interrupted, SweepResult, SweepRun, run_sweep, sweep_lines
+    from sp2dpo.training.sweep_command import sweep_command
     from sp2dpo.training.trainer import PairColumnsMixin, PairDPOTrainer
 
 # Type checkers cannot follow `__getattr__`: the block above shows them the same names.
 _NAMES = {
     "batch": ("Mixture", "PairBatch"),
     "columns": ("apply_marks",),
+    "commands": ("reward_command", "train_command"),
     "config": ("PairDPOConfig",),
     "console": ("one_line_errors",),
     "losses": ("LogRatios",),
@@ -35,6 +38,7 @@ _NAMES = {
     "run_config": ("parse_settings",),
     "stopping": ("stoppable",),
     "sweep": ("Interrupted", "SweepResult", "SweepRun", "run_sweep", "sweep_lines"),
+    "sweep_command": ("sweep_command",),
     "trainer": ("PairColumnsMixin", "PairDPOTrainer"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
@@ -62,10 +66,13 @@ __all__ = [
     "prepare_reward_run",
     "prepare_run",
     "prompt_fold",
+    "reward_command",
     "run_sweep",
     "score_dataset",
     "stoppable",
+    "sweep_command",
     "sweep_lines",
+    "train_command",
 ]
 
 

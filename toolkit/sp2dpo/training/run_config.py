@@ -116,7 +116,9 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
     """
     paths, arguments = take_configs(arguments)
     files = compose(paths)
-    parser = TrlParser(list[Any](classes), usage="%(prog)s --config FILE.yaml [--key value ...]")
+    # Without abbreviations, as in YAML: `--learning_rat` is a mistake and not `--learning_rate`.
+    usage = "%(prog)s --config FILE.yaml [--key value ...]"
+    parser = TrlParser(list[Any](classes), usage=usage, allow_abbrev=False)
     # argparse has no public way to change an argument that another class has added.
     for action in parser._actions:
         if action.dest == "pair_columns":

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -89,7 +89,7 @@ _active: list[StopSignals] = []
 
 
 @contextmanager
-def stoppable(program: str) -> Iterator[None]:
+def stoppable(program: str, command: Sequence[str] = ()) -> Iterator[None]:
     """Let signals stop the run in the block, and exit with 128 + N after it.
 
     Also SIGUSR1 and SIGUSR2 that the process ignores: a job script lets its launcher ignore them
@@ -98,6 +98,8 @@ def stoppable(program: str) -> Iterator[None]:
 
     Args:
         program: Name of the script, with which the message begins.
+        command: Words of the command that resumes the run; empty for those of the launcher, or of
+            this process.
     """
     # Now, because the launcher may end first.
     launcher = _launcher_words()
@@ -114,7 +116,9 @@ def stoppable(program: str) -> Iterator[None]:
         yield
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            tqdm.write("\n".join(_stop_lines(program, stopped, launcher)), file=sys.stderr)
+            tqdm.write(
+                "\n".join(_stop_lines(program, stopped, [*command] or launcher)), file=sys.stderr
+            )
         raise SystemExit(128 + stopped.number) from None
     finally:
         _active.remove(signals)

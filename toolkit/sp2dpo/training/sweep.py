@@ -60,7 +60,7 @@ class SweepResult:
 
     Attributes:
         run: Name of the run.
-        exit_code: Exit code of the training script; 0 if the run was already complete.
+        exit_code: Exit code of `sp2dpo train`; 0 if the run was already complete.
         seconds: Duration of the run; None if it was already complete.
         results: Content of the run's results.json; empty if the run failed.
     """
@@ -79,9 +79,8 @@ class SweepResult:
 def run_sweep(
     runs: Sequence[SweepRun],
     folder: Path,
-    script: Path,
     *,
-    engine: Path | None = None,
+    launch: Sequence[str] = (),
     report: Callable[[str], object] = lambda line: None,
 ) -> list[SweepResult]:
     """Run all runs that are not complete yet, and write sweep.json.
@@ -91,8 +90,7 @@ def run_sweep(
     Args:
         runs: The runs; their names must differ.
         folder: Output folder, with NAME/, NAME.json (the definition) and NAME.log for each run.
-        script: The training script that `accelerate launch` starts.
-        engine: Configuration file of accelerate.
+        launch: Options of `sp2dpo train` that say how to launch a run, such as `--engine zero3`.
         report: Called with a line of text before each run, and with the error of one that failed.
 
     Raises:
@@ -117,13 +115,13 @@ def run_sweep(
                 f"{folder}: another process runs a sweep in this folder: wait for it, stop it, or"
                 " name another folder"
             ) from None
-        results = [_run(run, folder, script, engine, report) for run in runs]
+        results = [_run(run, folder, launch, report) for run in runs]
     write_json(folder / "sweep.json", [result.record() for result in results], indent=2)
     return results
 
 
 def _run(
-    run: SweepRun, folder: Path, script: Path, engine: Path | None, report: Callable[[str], object]
+    run: SweepRun, folder: Path, launch: Sequence[str], report: Callable[[str], object]
 ) -> SweepResult:
     output, log = folder / run.name, folder / f"{run.name}.log"
     record, results = folder / f"{run.name}.json", output / "results.json"
@@ -137,10 +135,8 @@ def _run(
         report(f"{run.name}: runs, its output goes to {log}")
         started = time.monotonic()
         command = [
-            # accelerate of this interpreter, not the first one on the PATH.
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *(["--config_file", str(engine)] if engine else []),
-            str(script),
+            # The package of this interpreter, not the first one on the PATH.
+            *(sys.executable, "-m", "sp2dpo", "train", *launch),
             *(word for path in run.configs for word in ("--config", str(path))),
             # The last value of an option counts: a run may set its own cache, but no other folder.
             *("--reference_cache", str(folder / "reference")),
@@ -155,7 +151,7 @@ def _run(
             # Without results a run has failed, whatever its exit code says.
             code = code or 1
         if code:
-            report(f"{run.name}: failed with exit code {code}{_reason(log, script)}")
+            report(f"{run.name}: failed with exit code {code}{_reason(log)}")
     content = {} if code else json.loads(results.read_text(encoding="utf-8"))
     return SweepResult(run=run.name, exit_code=code, seconds=seconds, results=content)
 
@@ -166,8 +162,7 @@ def _launch(command: list[str], log: IO[str]) -> int:
     Raises:
         Interrupted: If a signal was received, after the command has ended. A second one kills it.
     """
-    # The keeper passes the signal on to all processes, which `accelerate launch` does not do, and
-    # also if this process is killed.
+    # The keeper passes the signal on to all processes, also if this process is killed.
     words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
     words += [str(os.getpid()), str(GRACE), *command]
     received: list[int] = []
@@ -193,10 +188,10 @@ def _launch(command: list[str], log: IO[str]) -> int:
     return code
 
 
-def _reason(log: Path, script: Path) -> str:
-    """Return the error that the script printed, after a colon; empty if there is none."""
+def _reason(log: Path) -> str:
+    """Return the error that the training printed, after a colon; empty if there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith(f"{script.name}: ")]
+    errors = [line for line in lines if line.startswith("sp2dpo train: ")]
     return f": {errors[-1]}" if errors else ""
 
 

@@ -1,0 +1,162 @@
+"""Run accelerate's launcher so that signals reach all processes and exit codes come back.
+
+    python -m sp2dpo.training.launcher ENGINE COMMAND ARGUMENTS...
+
+ENGINE is an `engines.Engine` as JSON, COMMAND is one of `commands`. Of its own, `accelerate launch`
+forwards no signal to a single process, kills several ones 30 seconds after a signal, prints a
+traceback after an error, and always exits with 1.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from sp2dpo.settings import read_yaml
+from sp2dpo.text import count_noun, one_line
+from sp2dpo.training.engines import Engine
+
+_SIGNALS = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)  # fmt: skip
+_ONE_PROCESS = ("NO", "MULTI_CPU")
+"""Types of which accelerate starts one process without a word, whatever their number is."""
+_TORCH_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+
+
+class _Forwarder:
+    """Sends the signals that this process receives to its children.
+
+    Attributes:
+        number: Number of the first signal; None as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in _SIGNALS:
+            signal.signal(number, self._forward)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+        children = psutil.Process().children()
+        if not children:  # no process has started yet
+            os._exit(128 + number)
+        for child in children:
+            child.send_signal(number)
+
+
+def main(words: Sequence[str]) -> int:
+    """Launch the processes, wait for them, and return the exit code of the one that failed first.
+
+    Returns:
+        0 if all succeeded; 2 if the engine cannot run here; 128 + N if signal N ended a process.
+    """
+    engine, name, *arguments = words
+    program = f"sp2dpo {name}"
+    traceback = "--traceback" in arguments
+    forwarder = _Forwarder()
+    try:
+        checked = check_engine(Engine(**json.loads(engine)))
+        if os.environ.get("DS_ACCELERATOR") == "cpu":
+            # Else each process without a GPU trains on its own, on all pairs.
+            arguments = ["--use_cpu", "true", *arguments]
+        command = ["--module", "sp2dpo.training.commands", name, *arguments]
+        args = launch_command_parser().parse_args([*checked.launch_options(), *command])
+        if not traceback:
+            # torchrun logs a table of the processes that have failed.
+            logging.disable(logging.ERROR)
+        launch_command(args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _exit_code(program, f"process {rank}", failure.exitcode, forwarder)
+    except subprocess.CalledProcessError as error:
+        return _exit_code(program, "the training", error.returncode, forwarder)
+    except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:
+        if traceback:
+            raise
+        sys.stderr.write(f"{program}: {one_line(error)}\n")
+        return 2
+    return 0
+
+
+def check_engine(engine: Engine) -> Engine:
+    """Return the engine with its number of processes and a free port; set what libraries read.
+
+    Raises:
+        ValueError: If this machine cannot run it.
+        OSError: If its file cannot be read.
+    """
+    config = read_yaml(Path(engine.config or ""))
+    name, kind = f"--engine {engine.name}", str(config.get("distributed_type", "NO"))
+    machines = engine.machines or int(config.get("num_machines") or 1)
+    on_cpu = bool(config.get("use_cpu")) or not torch.accelerator.is_available()
+    gpus = 0 if on_cpu else torch.accelerator.device_count()
+    processes = engine.processes
+    if processes is None and engine.is_carried:
+        processes = gpus * machines
+        if not gpus:
+            raise ValueError(
+                f"{name}: no GPU is visible; give --processes N for N processes on the CPU"
+            )
+    processes = processes or int(config.get("num_processes") or 1)
+    here, remainder = divmod(processes, machines)
+    if remainder:
+        raise ValueError(
+            f"{name}: {processes} processes cannot be spread evenly over {machines} machines:"
+            " --processes counts those of all machines"
+        )
+    if kind in _ONE_PROCESS and processes > 1:
+        raise ValueError(
+            f"{name}: accelerate starts one process with distributed_type {kind}, not {processes}:"
+            " set it to MULTI_GPU, on CPUs with use_cpu: true"
+        )
+    if kind == "FSDP" and on_cpu:
+        raise ValueError(
+            f"{name} needs GPUs and none is visible (accelerate would run DDP): give --engine ddp"
+            " or zero3"
+        )
+    if gpus and here > gpus:
+        visible = f"{count_noun(gpus, 'GPU')} {'is' if gpus == 1 else 'are'} visible"
+        raise ValueError(
+            f"{name}: {here} processes on this machine need as many GPUs, and {visible}: give"
+            f" --processes {gpus * machines}"
+        )
+    # Otherwise torchrun ends what has not saved its checkpoint 30 seconds after a signal.
+    os.environ.setdefault(_TORCH_SIGNALS, "SIGQUIT")
+    if on_cpu:
+        threads = max(1, len(os.sched_getaffinity(0)) // here)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        # DeepSpeed warns if it finds no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    port = engine.main_process_port
+    if port is None and machines == 1 and not config.get("main_process_port"):
+        port = 0  # a free one, so that two runs fit on one machine
+    return replace(engine, processes=processes, main_process_port=port)
+
+
+def _exit_code(program: str, process: str, code: int, forwarder: _Forwarder) -> int:
+    """Return the exit code of a process that failed, and print what it could not say itself."""
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    if forwarder.number is not None:
+        sys.stderr.write(f"{program}: stopped by {name}; no checkpoint was saved by this process\n")
+        return 128 + forwarder.number
+    reason = ", as by the kernel when memory runs out" * (name == "SIGKILL")
+    sys.stderr.write(f"{program}: {process} was ended by {name}{reason}\n")
+    return 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
