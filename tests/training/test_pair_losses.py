@@ -86,7 +86,8 @@ def test_a_beta_column_gives_stock_trls_bits_at_any_beta(
 ):
     loss = {"loss_type": [loss_type]}
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=beta, **loss)
-    ours = make(model_dir, tmp_path, pairs(beta=[beta] * 8), beta=0.9, **loss)
+    uniform = pairs(beta=[beta] * 8)
+    ours = make(model_dir, tmp_path, uniform, beta=0.9, shared_prompt=False, **loss)
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert all(torch.equal(our_parameters[n], p) for n, p in stock_parameters.items())

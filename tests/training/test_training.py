@@ -54,7 +54,7 @@ def test_uniform_betas_train_exactly_like_stock_trl(model_dir, tmp_path, loss_ty
     smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
     loss = {"loss_type": [loss_type], "label_smoothing": smoothing}
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=0.3, **loss)
-    ours = make(model_dir, tmp_path, pairs(beta=[0.3] * 8), beta=0.9, **loss)
+    ours = make(model_dir, tmp_path, pairs(beta=[0.3] * 8), beta=0.9, shared_prompt=False, **loss)
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert_same(our_parameters, stock_parameters)
@@ -81,7 +81,7 @@ def test_uniform_betas_train_and_evaluate_like_stock_trl_under(model_dir, tmp_pa
     data, eval_data = pairs(), pairs().select(range(5))
     stock = make(model_dir, tmp_path, data, trainer=DPOTrainer, eval_dataset=eval_data, **run)
     data, eval_data = pairs(beta=[0.1] * 8), pairs(beta=[0.1] * 8).select(range(5))
-    ours = make(model_dir, tmp_path, data, eval_dataset=eval_data, **run)
+    ours = make(model_dir, tmp_path, data, eval_dataset=eval_data, shared_prompt=False, **run)
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert_same(our_parameters, stock_parameters)
@@ -91,13 +91,14 @@ def test_uniform_betas_train_and_evaluate_like_stock_trl_under(model_dir, tmp_pa
 def test_uniform_betas_train_an_adapter_like_stock_trl(model_dir, tmp_path):
     trained = []
     for trainer, data in ((DPOTrainer, pairs()), (PairDPOTrainer, pairs(beta=[0.1] * 8))):
-        config = DPOConfig if trainer is DPOTrainer else PairDPOConfig
+        stock = trainer is DPOTrainer
+        config, ours = (DPOConfig, {}) if stock else (PairDPOConfig, {"shared_prompt": False})
         torch.manual_seed(0)  # TRL 1.0 draws the adapter before it sets the seed
         trained.append(
             train(
                 trainer(
                     model_dir,
-                    args=config(**settings(tmp_path, beta=0.1)),
+                    args=config(**settings(tmp_path, beta=0.1), **ours),
                     train_dataset=data,
                     peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
                 )
@@ -152,7 +153,8 @@ def test_without_pair_columns_the_unscaled_margin_is_logged_all_the_same(model_d
 def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir, tmp_path, caplog):
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer)
     with caplog.at_level(logging.INFO, logger="sp2dpo.training.trainer"):
-        ours = make(model_dir, tmp_path, pairs(beta=[None, *BETAS[1:]]), pair_columns=[])
+        data = pairs(beta=[None, *BETAS[1:]])
+        ours = make(model_dir, tmp_path, data, pair_columns=[], shared_prompt=False)
     stock_parameters, stock_logs = train(stock)
     our_parameters, our_logs = train(ours)
     assert_same(our_parameters, stock_parameters)

@@ -9,20 +9,32 @@ need to know of it.
 """
 
 import functools
-import inspect
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from transformers.modeling_outputs import BaseModelOutput
+from trl.models.utils import disable_gradient_checkpointing
 
-from sp2dpo.training.pair_rows import SHARED, PairRows, group_rows
+from sp2dpo.training.columns import CATEGORY, PAIR_COLUMNS
+from sp2dpo.training.exactness import reason_against, relative_difference
+from sp2dpo.training.pair_rows import SHARED, PairRows, group_rows, plan_rows
+from sp2dpo.training.reference import REFERENCE
 
 PAIR_ROWS = "pair_rows"
 """Key of a batch that holds its PairRows."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Fields of TRL's output that have a value per token."""
+LOWEST = torch.finfo(torch.float16).min
+"""Added to the score of a token that is not attended to; finite in every precision."""
+MODEL_INPUTS = ("input_ids", "attention_mask", "completion_mask")
+"""Tensors of a batch that the rows are computed from, (2B, T)."""
+
+logger = get_logger(__name__)
+
 Runner = Callable[..., torch.Tensor]
 """A function of `(forward, input_ids, rows, options)` that returns the states (N, hidden).
 
@@ -74,12 +86,28 @@ def share_prompts(model: Any, run: Runner) -> None:
 
 
 def run_groups(
-    forward: Callable[..., Any], input_ids: torch.Tensor, rows: PairRows, options: dict[str, Any]
+    forward: Callable[..., Any],
+    input_ids: torch.Tensor,
+    rows: PairRows,
+    options: dict[str, Any],
+    *,
+    calls: Callable[[int], int] | None = None,
+    additive: bool = False,
 ) -> torch.Tensor:
-    """Compute the states of all rows in groups of similar length; see `Runner`."""
+    """Compute the states of all rows in groups of similar length; see `Runner`.
+
+    Args:
+        forward: The forward of the backbone.
+        input_ids: The tokens of the rows, (N,).
+        rows: The rows.
+        options: Other arguments of the backbone.
+        calls: Returns the number of calls for a number of pairs; None to choose it by the lengths.
+        additive: Whether the mask is added to the attention's scores, as `eager` attention does.
+    """
+    count = None if calls is None else calls(len(rows.scored_mask) // 2)
     starts = torch.tensor([0, *rows.lengths]).cumsum(0).tolist()
     order, states = [], []
-    for group in group_rows(rows.lengths):
+    for group in group_rows(rows.lengths, calls=count):
         longest = max(rows.lengths[row] for row in group)
         indices = [torch.arange(starts[row], starts[row + 1]) for row in group]
         tokens = torch.zeros(len(group), longest, dtype=torch.long)
@@ -91,6 +119,8 @@ def run_groups(
         mask = None
         if not all(rows.is_plain[row] for row in group) or not real.all():
             mask = visible(rows, tokens, real)
+            if additive:
+                mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, LOWEST)
         output = forward(
             input_ids=input_ids[tokens], attention_mask=mask, position_ids=rows.position[tokens],
             **options,
@@ -113,6 +143,122 @@ def visible(rows: PairRows, tokens: torch.Tensor, real: torch.Tensor) -> torch.T
     return seen[:, None]
 
 
-def takes_positions(backbone: Any) -> bool:
-    """Return whether a backbone takes position ids."""
-    return "position_ids" in inspect.signature(type(backbone).forward).parameters
+class SharedPrompt:
+    """Decide whether a trainer shares the prompts of its pairs, and add the rows to its batches.
+
+    Args:
+        trainer: A DPOTrainer with PairDPOConfig.
+
+    Attributes:
+        reason: Why prompts are not shared; None while they are.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._prepared: list[Any] = []
+        self.reason = None if trainer.args.shared_prompt else "shared_prompt is false"
+
+    def add_rows(self, inputs: dict[str, Any], *models: Any) -> dict[str, Any]:
+        """Return a batch with its rows, unless prompts are not shared.
+
+        The first batch of every model is checked: its first pair is computed in both ways, and a
+        difference turns sharing off.
+
+        Args:
+            inputs: The batch, on the device.
+            models: The models that will compute it, with their wrappers.
+        """
+        if self.reason is not None or PAIR_ROWS in inputs:
+            return inputs
+        other = inputs.keys() - {*MODEL_INPUTS, *REFERENCE, *PAIR_COLUMNS, CATEGORY}
+        if other:
+            self._turn_off(f"the batch has {', '.join(sorted(other))}, which has no place in a row")
+        for model in models:
+            if self.reason is None:
+                self._prepare(model, inputs)
+        rows = None if self.reason is not None else self._plan(inputs)
+        return inputs if rows is None else inputs | {PAIR_ROWS: rows}
+
+    def _turn_off(self, reason: str) -> None:
+        self.reason = reason
+        logger.warning(f"the prompt of a pair is computed twice, as in TRL: {reason}")
+
+    def _plan(self, inputs: dict[str, Any]) -> PairRows | None:
+        rows = plan_rows(*(inputs[name] for name in MODEL_INPUTS))
+        return None if rows is None else rows.to(inputs["input_ids"].device)
+
+    def _prepare(self, wrapped: Any, inputs: dict[str, Any]) -> None:
+        """Replace the forward of a model that has not been seen, and check it on the first pair."""
+        with_adapters = self._trainer.accelerator.unwrap_model(wrapped)
+        model = with_adapters
+        if is_peft_model(with_adapters):
+            model = with_adapters.get_base_model()
+        if any(model is prepared for prepared in self._prepared):
+            return
+        reason = reason_against(self._trainer, model, with_adapters)
+        if reason is None:
+            additive = model.config._attn_implementation == "eager"
+            share_prompts(
+                model, functools.partial(run_groups, calls=self._calls(), additive=additive)
+            )
+            self._prepared.append(model)
+            reason = self._compare(wrapped, model, inputs)
+        if reason is not None:
+            self._turn_off(reason)
+
+    def _calls(self) -> Callable[[int], int] | None:
+        """Return the number of calls for a number of pairs, None where it may be any."""
+        trainer = self._trainer
+        args, accelerator = trainer.args, trainer.accelerator
+        plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+        checkpointing = args.gradient_checkpointing_kwargs or {}
+        if (
+            args.gradient_checkpointing
+            and checkpointing.get("use_reentrant")
+            and (accelerator.num_processes > 1 or plugin is not None)
+        ):
+            # Each reentrant checkpoint runs a backward pass of its own, after which DDP and
+            # DeepSpeed consider a parameter's gradient complete.
+            return lambda pairs: 1
+        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            # Every call gathers the parameters, which all processes must do equally often.
+            return lambda pairs: (pairs + 3) // 4
+        return None
+
+    def _compare(self, wrapped: Any, model: Any, inputs: dict[str, Any]) -> str | None:
+        """Return how the first pair differs from TRL's way; None if it does not."""
+        trainer = self._trainer
+        pair = [0, len(inputs["input_ids"]) // 2]
+        first = {name: inputs[name][pair] for name in MODEL_INPUTS}
+        rows = self._plan(first)
+        completion_mask = first.pop("completion_mask")
+        labels = first["input_ids"].masked_fill(completion_mask == 0, -100)
+        options = {"labels": labels, "use_cache": False, "fused_lm_head": True}
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(
+                trainer.model, trainer.args.gradient_checkpointing_kwargs
+            ),
+            trainer.accelerator.autocast(),
+        ):
+            theirs = wrapped(**first, **options).log_probs
+            ours = theirs
+            if rows is not None:
+                ours = wrapped(**first, **options, **{PAIR_ROWS: rows}).log_probs
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtypes.add(half.get(trainer.accelerator.mixed_precision, torch.float32))
+        if ours.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+            dtypes.add(torch.float16)  # as many digits as TF32
+        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        difference = relative_difference(ours, theirs, coarsest)
+        numbers = torch.stack([difference, ours.sum(), theirs.sum()])
+        gathered = trainer.accelerator.gather(numbers[None])
+        worst, our_sum, their_sum = gathered[gathered[:, 0].argmax()].tolist()
+        if worst <= 1:
+            return None
+        return (
+            f"the log-probs of the first pair's responses sum to {our_sum:.6g} nats if it is"
+            f" shared and to {their_sum:.6g} if it is not, so {type(model).__name__} does not"
+            " follow the positions or the mask of a row"
+        )

@@ -73,6 +73,7 @@ from sp2dpo.training.rows import (
     read_model_files,
     warn_of_tools,
 )
+from sp2dpo.training.shared_prompt import SharedPrompt
 
 # Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
@@ -147,6 +148,7 @@ class PairColumnsMixin(Trainer):
             for mode in ("train", "eval")
         }
         self._guarded = {"train": 0, "eval": 0}
+        self._sharing: SharedPrompt | None = None
         super().__init__(
             *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
         )
@@ -293,6 +295,8 @@ class PairColumnsMixin(Trainer):
         """Return TRL's reference log-probs, two (B,), without passing pair columns to the model."""
         *model, inputs = model_and_inputs
         inputs = {name: v for name, v in inputs.items() if name not in (*PAIR_COLUMNS, CATEGORY)}
+        if CAPTURES:
+            inputs = self._shared_prompt.add_rows(inputs, *model)
         return super().compute_ref_log_probs(*model, inputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -322,6 +326,13 @@ class PairColumnsMixin(Trainer):
         logger.info(f"the {name} data set has reference log-probs: none are computed")
         return dataset
 
+    @property
+    def _shared_prompt(self) -> SharedPrompt:
+        # Not in the constructor: TRL's own may already compute reference log-probs.
+        if self._sharing is None:
+            self._sharing = SharedPrompt(self)
+        return self._sharing
+
     def _reference(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.precompute_ref_logps:
             return {name: inputs[name] for name in REFERENCE}
@@ -348,6 +359,10 @@ class PairColumnsMixin(Trainer):
         metrics = self._metrics[mode]
         inputs = dict(inputs)  # the caller's batch keeps its columns
         category = inputs.pop(CATEGORY, None)
+        if CAPTURES:
+            reference_models = [] if self.precompute_ref_logps else [self.ref_model]
+            models = [model, *(other for other in reference_models if other is not None)]
+            inputs = self._shared_prompt.add_rows(inputs, *models)
         if not self.args.pair_columns and not self.args.needs_pair_losses:
             result = super().compute_loss(model, inputs, **settings)
             # With one beta for all pairs, the mean reward margin is beta times the mean of D.

@@ -1,0 +1,126 @@
+"""Whether a model gives the same numbers if the prompt of a pair is computed once.
+
+Two answers: `reason_against` reads the settings and the model's configuration before training, and
+`difference` compares the two ways on a pair.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+
+from sp2dpo.training.config import CAPTURES, FIRST_WITH_LOG_PROBS
+
+MASKED_ATTENTION = ("sdpa", "eager")
+"""Attention implementations of transformers that take a mask for every pair of tokens."""
+# In these the frequencies of all positions depend on the longest sequence of a batch.
+DYNAMIC_ROPE = ("dynamic", "longrope")
+
+
+def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
+    """Return why sharing prompts is not possible or not exact; None if nothing speaks against it.
+
+    Args:
+        trainer: A DPOTrainer with PairDPOConfig.
+        model: A causal language model that the trainer uses, without wrappers.
+        wrapped: The same with its adapters, if it has any.
+    """
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    attention = model.config._attn_implementation
+    backbone = getattr(model, "base_model", model)
+    if not CAPTURES:
+        return f"it needs TRL {FIRST_WITH_LOG_PROBS}"
+    if getattr(trainer, "_is_vision_dataset", False) or model.config.get_text_config() is not (
+        model.config
+    ):
+        return "the model reads images"
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        return "context and sequence parallelism split the sequences"
+    if getattr(trainer, "aux_loss_enabled", False):
+        return "the auxiliary loss of a mixture of experts counts every token of both sequences"
+    if attention not in MASKED_ATTENTION:
+        return f"attn_implementation {attention} does not take a mask for every pair of tokens"
+    if backbone is model or "position_ids" not in (
+        inspect.signature(type(backbone).forward).parameters
+    ):
+        return f"{type(model).__name__} does not take position ids"
+    return (
+        _of_adapters(wrapped)
+        or _of_attention(model, trainer.args.max_length)
+        or _of_dropout(wrapped)
+    )
+
+
+def _of_adapters(wrapped: Any) -> str | None:
+    for config in wrapped.peft_config.values() if is_peft_model(wrapped) else ():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        depends_on_place = getattr(config, "alora_invocation_tokens", None)
+        if config.is_prompt_learning or kind == "ADAPTION_PROMPT" or depends_on_place:
+            return f"the adapter ({kind}) adds tokens or depends on their place"
+    return None
+
+
+def _of_attention(model: Any, max_length: int | None) -> str | None:
+    config = model.config
+    longest = float("inf") if max_length is None else max_length
+    if config.is_encoder_decoder or not getattr(config, "is_causal", True):
+        return "the model is not a causal decoder"
+    if getattr(config, "alibi", False):
+        return "the attention of the model depends on the distance in the row (ALiBi)"
+    types = {
+        *(getattr(config, "layer_types", None) or ()),
+        *getattr(config, "attention_layers", ()),
+    }
+    recurrent = getattr(model, "_is_stateful", False) or any(
+        isinstance(module, nn.Conv1d) for module in model.modules()
+    )
+    other = types - {"full_attention", "sliding_attention", "attention", "global"}
+    if other or recurrent:
+        names = ", ".join(sorted(other)) or "recurrent"
+        return f"the model has layers without full attention ({names})"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest and types != {"full_attention"}:
+        return f"the model attends to the last {window} tokens only, and max_length is {max_length}"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for settings in rope.values() if all(isinstance(v, dict) for v in rope.values()) else (rope,):
+        known = settings.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", config.max_position_embeddings
+        )
+        if settings.get("rope_type") in DYNAMIC_ROPE and longest > known:
+            return (
+                f"positions beyond {known} depend on the longest sequence of a batch, and"
+                f" max_length is {max_length}"
+            )
+    return None
+
+
+def _of_dropout(wrapped: Any) -> str | None:
+    for name, module in wrapped.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return f"dropout is on ({name}: {module.p:g})"
+        for key, value in vars(module).items():
+            # Functional dropout, which TRL's `disable_dropout` does not reach.
+            drops = "drop" in key or "jitter" in key
+            if drops and isinstance(value, float) and value > 0:
+                return f"dropout is on ({name}.{key}: {value:g})"
+    return None
+
+
+def relative_difference(
+    ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the mean difference of log-probs over the largest that rounding explains, a scalar.
+
+    Args:
+        ours: Log-probs of scored tokens, 0 elsewhere.
+        theirs: The same, computed in TRL's way.
+        dtype: The precision of the model's products.
+    """
+    if not theirs.isfinite().all():  # the training refuses such a loss
+        return torch.zeros((), device=theirs.device)
+    scored = max(1, int((theirs != 0).sum()))
+    size = max(1.0, theirs.abs().sum().item() / scored)
+    rounding = max(8 * torch.finfo(dtype).eps, 2e-5) * size
+    return (ours - theirs).abs().sum().nan_to_num(nan=torch.inf) / scored / rounding
