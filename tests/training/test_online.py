@@ -10,6 +10,7 @@ from sp2dpo.training.online import (
     AlphaDpoState,
     BetaDpoState,
     RunningMoments,
+    alpha_dpo_margin,
     beta_dpo,
     scale,
 )
@@ -27,6 +28,8 @@ from support.training import (
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
 ]
+
+ALPHA = {"loss_type": ["sigmoid_norm"], "alpha_dpo": 0.2, "alpha_dpo_gamma": 0.6}
 
 
 def test_the_running_statistics_are_those_of_the_released_code():
@@ -103,41 +106,59 @@ def test_the_loss_of_beta_dpo_is_the_one_by_hand(model_dir, tmp_path):
     assert gradient.abs().max() > 0
 
 
-def test_the_margin_of_alpha_dpo_is_the_one_by_hand(model_dir, tmp_path):
-    trainer = make(model_dir, tmp_path, pairs(beta=BETAS), alpha_dpo=0.5)
+def per_token(trainer, model, row):
+    """The log-prob per token of a pair's chosen response minus that of its rejected one."""
+    example, averages = trainer.train_dataset[row], []
+    for answer in ("chosen_ids", "rejected_ids"):
+        ids = torch.tensor([example["prompt_ids"] + example[answer]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0].log_softmax(-1)
+        first = len(example["prompt_ids"])
+        total = sum(logps[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1]))
+        averages.append(total / len(example[answer]))
+    return averages[0] - averages[1]
+
+
+def test_the_loss_of_alpha_dpo_is_that_of_its_paper_and_acts(model_dir, tmp_path):
+    betas = [25 * beta for beta in BETAS]
+    trainer = make(model_dir, tmp_path, pairs(beta=betas), **ALPHA)
     shake(trainer)
-    loss, _ = loss_and_gradient(trainer, range(8))
-    averages, margins = [], []
-    for row in range(8):
-        example = trainer.train_dataset[row]
-        sums = {}
-        for model in (trainer.model, trainer.ref_model):
-            for answer in ("chosen_ids", "rejected_ids"):
-                ids = torch.tensor([example["prompt_ids"] + example[answer]])
-                with torch.no_grad():
-                    logps = model(input_ids=ids).logits[0].log_softmax(-1)
-                first = len(example["prompt_ids"])
-                total = sum(logps[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1]))
-                sums[model is trainer.model, answer] = total
-        ratio = {a: sums[True, a] - sums[False, a] for a in ("chosen_ids", "rejected_ids")}
-        averages.append(sum(
-            sign * ratio[a] / len(example[a])
-            for sign, a in ((1, "chosen_ids"), (-1, "rejected_ids"))
-        ))  # fmt: skip
-        margins.append(ratio["chosen_ids"] - ratio["rejected_ids"])
+    loss, gradient = loss_and_gradient(trainer, range(8))
+    policy = [per_token(trainer, trainer.model, row) for row in range(8)]
+    gaps = [p - per_token(trainer, trainer.ref_model, row) for row, p in enumerate(policy)]
     state = AlphaDpoState()
-    state.update(torch.tensor(averages))
-    by_hand = [
-        math.log1p(math.exp(-(b * d - 0.5 * b * (a - state.mean) / state.std)))
-        for b, d, a in zip(BETAS, margins, averages, strict=True)
+    state.update(torch.tensor(gaps))
+    z = [
+        b * (p - 0.6 - 0.2 * (a - state.mean) / state.std)
+        for b, p, a in zip(betas, policy, gaps, strict=True)
     ]
-    assert loss.item() == pytest.approx(sum(by_hand) / 8, abs=1e-5)
+    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-x)) for x in z) / 8, rel=1e-4)
+    assert trainer._metrics["train"]["alpha_dpo/std"] == [pytest.approx(state.std, rel=1e-3)]
+    # The margin moves z by nats, and with it the gradient: without it, SimPO's is another.
+    shifts = [0.2 * b * (a - state.mean) / state.std for b, a in zip(betas, gaps, strict=True)]
+    assert max(map(abs, shifts)) > 0.5
+    simpo = make(model_dir, tmp_path, pairs(beta=betas), **ALPHA | {"alpha_dpo": 1e-9})
+    shake(simpo)
+    other = loss_and_gradient(simpo, range(8))[1]
+    assert (gradient - other).norm() > 0.1 * other.norm()
+
+
+def test_a_worked_example_of_alpha_dpo():
+    # P = -0.3 - -0.5 = 0.2 and R = -0.45 - -0.5 = 0.05 nats per token, so that A = 0.15; z-score 2.
+    margin = alpha_dpo_margin(
+        torch.tensor([2.0]), torch.tensor([0.05]), torch.tensor([2.5]), alpha=0.2, gamma=0.6
+    )
+    assert margin.item() == pytest.approx(2.5 * (0.6 + 0.2 * 2 - 0.05))
+    assert 2.5 * 0.15 - margin.item() == pytest.approx(2.5 * (0.2 - 0.6 - 0.2 * 2))
 
 
 def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):
-    run = {"beta_dpo": 0.6, "alpha_dpo": 0.5}
+    run = {"beta_dpo": 0.6} | ALPHA
+    plain_run = {"loss_type": ["sigmoid_norm"], "eval_dataset": pairs(beta=BETAS)}
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS), **run)
-    plain = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS))
+    plain = make(
+        model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS), **plain_run
+    )
     shake(trainer)
     shake(plain)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
@@ -146,7 +167,7 @@ def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):
 
 def test_a_run_that_is_resumed_goes_on_as_if_nothing_had_been(model_dir, tmp_path):
     run = {
-        "beta_dpo": 0.6, "alpha_dpo": 0.5, "max_steps": 4, "save_strategy": "steps",
+        "beta_dpo": 0.6, **ALPHA, "max_steps": 4, "save_strategy": "steps",
         "save_steps": 2
     }  # fmt: skip
     uninterrupted = make(model_dir, tmp_path, pairs(beta=BETAS), **run)

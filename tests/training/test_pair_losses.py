@@ -105,7 +105,7 @@ def test_each_column_is_taken_or_refused_by_each_loss(tmp_path, loss_type, colum
             PairDPOConfig(**config)
 
 
-@pytest.mark.parametrize("loss_type", ["sft", "aot", "aot_unpaired"])
+@pytest.mark.parametrize("loss_type", ["aot", "aot_unpaired"])
 def test_losses_that_are_no_sum_over_pairs_take_no_weight(tmp_path, loss_type):
     with pytest.raises(ValueError, match=f"loss_type {loss_type} .* a weight per pair"):
         PairDPOConfig(**settings(tmp_path, loss_type=[loss_type], pair_columns=["weight"]))
@@ -237,16 +237,29 @@ def test_rows_without_a_value_are_dropped_or_made_neutral(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_weighting": True}, "use_weighting: True cannot be combined with weight"),
-        ({"ld_alpha": 0.5}, "ld_alpha: 0.5 cannot be combined with weight"),
         (
-            {"f_divergence_type": "forward_kl"},
-            "f_divergence_type: forward_kl cannot be combined with",
+            {"use_weighting": True, "loss_type": ["sigmoid", "sft"]},
+            "use_weighting fails in TRL with the loss_type sft",
         ),
-        ({"beta_dpo": -1.0}, "beta_dpo must be in [0, 1e+06], not -1.0"),
         (
-            {"alpha_dpo": 0.1, "loss_type": ["ipo"]},
-            "loss_type ipo is not a function of beta D alone",
+            {"pair_columns": ["margin"], "loss_type": ["ipo", "sft"]},
+            "loss_type ipo is not a function of beta D alone, so a margin per pair",
+        ),
+        (
+            {"pair_columns": ["margin"], "loss_type": ["sft"]},
+            "loss_type sft is not a function of beta D alone",
+        ),
+        ({"loss_type": ["sigmoid", "aot"]}, "loss_type aot sorts the batch"),
+        ({"beta_dpo": -1.0}, "beta_dpo must be in [0, 1e+06], not -1.0"),
+        ({"alpha_dpo": 0.1}, "loss_type sigmoid sums over tokens: set loss_type: [sigmoid_norm]"),
+        ({"alpha_dpo_gamma": 0.1}, "alpha_dpo_gamma: 0.1 acts with alpha_dpo only"),
+        (
+            {
+                "alpha_dpo": 0.1,
+                "loss_type": ["sigmoid_norm"],
+                "f_divergence_type": "js_divergence",
+            },
+            "alpha_dpo is not defined for f_divergence_type js_divergence",
         ),
     ],
 )

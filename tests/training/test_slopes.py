@@ -23,6 +23,7 @@ def test_the_order_of_gradients_inverts_where_both_ends_have_the_same():
     assert d == pytest.approx(10.4, abs=0.05)
     assert 0.03 * s(-0.03 * d) == pytest.approx(0.3 * s(-0.3 * d), rel=1e-6)
     assert inversion(0.1, 0.1) == math.inf
+    assert inversion(torch.tensor(0.03), torch.tensor(0.3)) == pytest.approx(d, rel=1e-6)
     far = inversion(1e-4, 5.0)
     assert 1e-4 * s(-1e-4 * far) == pytest.approx(5 * s(-5 * far), rel=1e-6)
 
@@ -31,7 +32,8 @@ def test_shares_are_of_all_pairs_since_the_last_log():
     slopes = GradientMetrics([n / 10 for n in range(1, 11)], ["safety", "style"])
     slopes.inverts_at = 10.4
     beta = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    pairs = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": torch.ones(2).double()}
+    ones = torch.ones(2).double()
+    pairs = {"margin": torch.tensor([1.0, 20.0]).double(), "weight": ones, "factor": ones}
     slopes.add(
         beta=beta, slope=torch.tensor([0.01, 0.03]).double(), category=torch.tensor([0, 1]), **pairs
     )
@@ -56,6 +58,8 @@ def test_shares_are_of_all_pairs_since_the_last_log():
         ({"loss_type": ["ipo"]}, False),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, False),
         ({"label_smoothing": 0.1}, False),
+        ({"use_weighting": True}, False),
+        ({"f_divergence_type": "js_divergence"}, False),
     ],
 )
 def test_an_inversion_is_logged_only_where_its_formula_holds(model_dir, tmp_path, run, shown):
@@ -63,7 +67,7 @@ def test_an_inversion_is_logged_only_where_its_formula_holds(model_dir, tmp_path
     slopes = trainer._gradients["train"]
     assert slopes.inverts_at == (pytest.approx(inversion(0.03, 0.3)) if shown else None)
     ones = torch.ones(2).double()
-    slopes.add(beta=ones, margin=20 * ones, weight=ones, slope=ones, category=-ones)
+    slopes.add(beta=ones, margin=20 * ones, weight=ones, factor=ones, slope=ones, category=-ones)
     assert slopes.metrics().get("pairs/inverted") == (1.0 if shown else None)
 
 

@@ -450,8 +450,25 @@ def test_the_betas_of_a_stream_are_checked_batch_by_batch(model_dir, tmp_path):
     stream = pairs(beta=[*BETAS[:6], math.nan, 0.1]).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"1 of 4 betas in a batch .* the first is nan in row 2"):
         train(make(model_dir, tmp_path, stream, max_steps=2))
-    with pytest.raises(ValueError, match="missing_values: drop has to count the rows"):
-        make(model_dir, tmp_path, stream, missing_values="drop")
+
+
+@pytest.mark.parametrize(
+    ("missing", "betas"), [("drop", BETAS[1:]), ("constant", [0.1, *BETAS[1:]])]
+)
+def test_a_stream_follows_the_advice_of_its_own_message(model_dir, tmp_path, missing, betas):
+    rows = pairs(beta=[None, *BETAS[1:]]).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"no beta.*: set missing_values to drop or constant"):
+        train(make(model_dir, tmp_path, rows))
+    trainer = make(
+        model_dir, tmp_path, rows, eval_dataset={"arm": rows}, missing_values=missing, max_steps=2
+    )
+    train(trainer)
+    for stream in (trainer.train_dataset, trainer.eval_dataset["arm"]):
+        assert [row["beta"] for row in stream] == betas
+    assert "eval_arm_loss" in trainer.evaluate()
+    nothing = pairs(beta=[None] * 8).to_iterable_dataset()
+    with pytest.raises(ValueError, match="no row with a value of beta"):
+        make("no-such-model", tmp_path, nothing, missing_values="drop")
 
 
 @pytest.mark.parametrize("loss_type", ["aot", "aot_unpaired"])

@@ -80,7 +80,9 @@ def launch(folder, model_dir, engine, *extra_runs):
 def online(tmp_path_factory):
     """The settings of a run of beta-DPO and AlphaDPO."""
     folder = tmp_path_factory.mktemp("online")
-    return settings(folder, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.5)
+    return settings(
+        folder, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.2, loss_type=["sigmoid_norm"]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,40 +9,10 @@ import torch
 import trl
 
 from sp2dpo.training.columns import to_double
-from sp2dpo.training.losses import LOSSES, LogRatios, Pairwise
+from sp2dpo.training.losses import LOSSES, SFT, LogRatios, Pairwise, divergence_score
 
 TOLERANCE = 1e-5
 """Largest relative difference between our mean loss and TRL's."""
-
-
-class BetaProxy:
-    """The betas of a batch, used in place of the single beta that TRL reads.
-
-    TRL multiplies by its beta in the precision of the other operand, and divides by it in double
-    precision. This class does the same, so that equal betas give TRL's results bit for bit.
-
-    Attributes:
-        exact: The betas, (B,), in double precision.
-    """
-
-    def __init__(self, exact: torch.Tensor) -> None:
-        self.exact = exact
-
-    def __mul__(self, other: Any) -> Any:
-        if isinstance(other, torch.Tensor):
-            return self.exact.to(torch.float32) * other
-        # Such as 2 * beta in `ipo`: TRL computes it in double before it divides.
-        return BetaProxy(self.exact * other)
-
-    # Also for `tensor * beta` (`discopop`): torch returns NotImplemented for an operand that it
-    # does not know, and Python then asks this one.
-    __rmul__ = __mul__
-
-    def __neg__(self) -> "BetaProxy":
-        return BetaProxy(-self.exact)
-
-    def __rtruediv__(self, other: float) -> torch.Tensor:
-        return (other / self.exact).to(torch.float32)
 
 
 class OutputRecorder:
@@ -73,14 +43,24 @@ class Mixture:
     """A weighted sum of loss types, as TRL's `loss_type` and `loss_weights` define it.
 
     Attributes:
-        names: Names of the losses; each is a key of `losses.LOSSES`.
+        names: Names of the losses; each is a key of `losses.LOSSES`, or `sft`.
         shares: Weight of each loss in the sum.
         tau: Temperature of the loss `discopop`; other losses ignore it.
+        divergence: TRL's `f_divergence_type`; see `losses.divergence_score`.
+        divergence_coefficient: TRL's `f_alpha_divergence_coef`.
     """
 
     names: Sequence[str]
     shares: Sequence[float]
     tau: float
+    divergence: str = "reverse_kl"
+    divergence_coefficient: float = 0.5
+
+    @property
+    def preferences(self) -> "Mixture":
+        """The mixture without `sft`."""
+        chosen = [pair for pair in zip(self.names, self.shares, strict=True) if pair[0] != SFT]
+        return replace(self, names=[n for n, _ in chosen], shares=[s for _, s in chosen])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +73,11 @@ class PairBatch:
         weight: Weight of each pair, w_i.
         margin: Margin of each pair, gamma_i.
         label_smoothing: Label smoothing of each pair, eps_i.
+        wpo: WPO's factor of each pair, c_i; None for 1.
+        sft: Part of each pair in the loss `sft`, times B; their mean is TRL's mean over the tokens
+            of all chosen responses. None if the mixture has no `sft`.
+        ref_average: Reference log-prob per token of chosen minus that of rejected, in nats; only
+            AlphaDPO uses it.
     """
 
     ratios: LogRatios
@@ -100,6 +85,15 @@ class PairBatch:
     weight: torch.Tensor
     margin: torch.Tensor
     label_smoothing: torch.Tensor
+    wpo: torch.Tensor | None = None
+    sft: torch.Tensor | None = None
+    ref_average: torch.Tensor | None = None
+
+    @property
+    def factor(self) -> torch.Tensor:
+        """Return w_i c_i, which multiplies the loss of each pair, (B,) in float32."""
+        weight = self.weight.to(torch.float32)
+        return weight if self.wpo is None else weight * self.wpo
 
     def losses(self, mixture: Mixture) -> torch.Tensor:
         """Return the weighted loss of each pair, (B,)."""
@@ -110,13 +104,26 @@ class PairBatch:
             label_smoothing=self.label_smoothing.to(torch.float32),
             tau=mixture.tau,
         )
+        divergence = mixture.divergence, mixture.divergence_coefficient
+        scores = replace(
+            self.ratios,
+            chosen=divergence_score(self.ratios.chosen, *divergence),
+            rejected=divergence_score(self.ratios.rejected, *divergence),
+        )
         total = torch.zeros_like(self.ratios.chosen)
         for name, share in zip(mixture.names, mixture.shares, strict=True):
-            total = total + share * LOSSES[name](self.ratios, pairwise)
-        return self.weight.to(torch.float32) * total
+            total = total + share * (self.sft if name == SFT else LOSSES[name](scores, pairwise))
+        return self.factor * total
 
     def slopes(self, mixture: Mixture) -> torch.Tensor:
-        """Return the slope |dl_i/du_i| of each pair's loss, (B,); see `gradients`."""
+        """Return the slope |dl_i/du_i| of each pair's preference loss, (B,); see `gradients`.
+
+        Raises:
+            ValueError: If the mixture has no preference loss.
+        """
+        mixture = mixture.preferences
+        if not mixture.names:
+            raise ValueError("loss_type sft alone has no slope: it is no preference loss")
         with torch.enable_grad():  # evaluation runs without gradients
             # Detached: the graph of the model is needed for the update and is not used here.
             chosen = self.ratios.chosen.detach().requires_grad_()
@@ -134,15 +141,21 @@ def make_batch(
     *,
     beta: float,
     label_smoothing: float,
+    ld_alpha: float | None = None,
+    use_weighting: bool = False,
 ) -> PairBatch:
     """Return the inputs of the losses, computed from one output of the model.
 
     Args:
-        output: Output of the policy, with log_probs (2B, T - 1): chosen first, then rejected.
+        output: Output of the policy, with log_probs (2B, T - 1): chosen first, then rejected; with
+            `use_weighting` also log_sum_sq_probs of the same shape.
         inputs: completion_mask (2B, T), ref_chosen_logps and ref_rejected_logps (B,).
         columns: The columns named in `pair_columns`, (B,) each.
         beta: Beta of all pairs if there is no column `beta`.
         label_smoothing: Label smoothing of all pairs if there is no column `label_smoothing`.
+        ld_alpha: TRL's `ld_alpha`: the weight of the tokens beyond the shorter response of a pair
+            (LD-DPO, arXiv 2409.06411). The reference log-probs must have it applied already.
+        use_weighting: Whether to compute WPO's factors (arXiv 2406.11827, eq. 2).
 
     Raises:
         RuntimeError: If the log-probs are not float32.
@@ -155,9 +168,13 @@ def make_batch(
             f"the model returns log-probabilities in {log_probs.dtype}, which rounds the loss:"
             " under FSDP2 with mixed precision set output_dtype to float32"
         )
-    chosen, rejected = log_probs.sum(dim=1).chunk(2)
+    scored = mask[:, 1:]  # the first token of a sequence has no log-prob
+    parts = log_probs if ld_alpha is None else log_probs * _ld_weights(scored, ld_alpha)
+    chosen, rejected = parts.sum(dim=1).chunk(2)
     # As in TRL: a response that truncation has left without a token must not divide by 0.
     lengths = mask.sum(dim=1).clamp(min=1.0).chunk(2)
+    references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+    scored_chosen, nll = scored.chunk(2)[0], -log_probs.chunk(2)[0]
     defaults = {"beta": beta, "weight": 1.0, "margin": 0.0, "label_smoothing": label_smoothing}
     values = {
         name: columns[name]
@@ -167,13 +184,31 @@ def make_batch(
     }
     return PairBatch(
         ratios=LogRatios(
-            chosen=chosen - inputs["ref_chosen_logps"],
-            rejected=rejected - inputs["ref_rejected_logps"],
+            chosen=chosen - references[0],
+            rejected=rejected - references[1],
             chosen_length=lengths[0],
             rejected_length=lengths[1],
         ),
+        wpo=_wpo_factors(output, log_probs, scored) if use_weighting else None,
+        sft=(nll * scored_chosen).sum(dim=1) * len(chosen) / scored_chosen.sum(),
+        ref_average=references[0] / lengths[0] - references[1] / lengths[1],
         **values,
     )
+
+
+def _ld_weights(scored: torch.Tensor, ld_alpha: float) -> torch.Tensor:
+    """Return 1 for the tokens up to the length of a pair's shorter response, then ld_alpha."""
+    shorter = torch.minimum(*scored.sum(dim=1).chunk(2)).repeat(2)
+    beyond = scored.cumsum(dim=1) > shorter.unsqueeze(1)
+    return torch.where(beyond, ld_alpha, 1.0) * scored
+
+
+def _wpo_factors(output: Any, log_probs: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Return WPO's factor of each pair, (B,): a constant for the gradient."""
+    with torch.no_grad():
+        aligned = (log_probs - output.log_sum_sq_probs[:, -scored.size(1) :]) * scored
+        chosen, rejected = (aligned.sum(dim=1) / scored.sum(dim=1).clamp_min(1)).chunk(2)
+        return torch.exp(chosen) * torch.exp(rejected)
 
 
 def check_against_trl(
@@ -201,7 +236,7 @@ def check_against_trl(
             label_smoothing=torch.full_like(batch.label_smoothing, smoothing),
         )
         with torch.no_grad():
-            alone = Mixture(names=[name], shares=[share], tau=mixture.tau)
+            alone = replace(mixture, names=[name], shares=[share])
             ours += plain.losses(alone).mean().item()
     # `not <=` instead of `>`, so that a NaN on either side is refused too.
     # Absolute below 1, because the losses of pairs that are learnt approach 0.

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from accelerate.logging import get_logger
-from datasets import ClassLabel, Dataset, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from sp2dpo.settings import did_you_mean
 
@@ -108,6 +108,25 @@ class PairCollator:
         return batch
 
 
+def without_format(dataset: Any) -> Any:
+    """Return a data set whose rows hold Python values, whatever `with_format` was called with.
+
+    TRL joins the tokens of prompt and response with `+`, which adds the numbers of two tensors, and
+    a format such as torch rounds the columns to float32. A transform of the user is left in place.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset.with_format(None)
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+        return dataset.with_format(None)
+    return dataset
+
+
+def column_values(dataset: Dataset, column: str) -> list[Any]:
+    """Return the values of a column as Python values, with null as None, in any format."""
+    table: Any = dataset.select_columns([column]).with_format("arrow")[:]
+    return table.column(column).to_pylist()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MarkCounts:
     """Number of rows that the columns `keep` and `flip` of one data set affected.
@@ -137,7 +156,8 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
         name: Name of the data set in messages.
 
     Returns:
-        The data set (the same object if it has neither column) and the counts, which are None for
+        The data set (the same object if it has neither column, else without its format, such as
+        torch) and the counts, which are None for
         a stream because its rows are not known in advance.
 
     Raises:
@@ -153,8 +173,9 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
     if isinstance(dataset, IterableDataset):
         logger.warning(f"{where}: rows with keep false are left out, those with flip true flipped")
         return _mark_stream(dataset, marks, where), None
+    dataset = without_format(dataset)
     total = len(dataset)
-    values = {column: dataset[column][:] for column in (*marks, "beta") if column in names}
+    values = {c: column_values(dataset, c) for c in (*marks, "beta") if c in names}
     for column in marks:
         for row, value in enumerate(values[column]):
             _check_mark(column, value, f"row {row} of {where}")
@@ -184,7 +205,7 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
 def _mark_stream(dataset: IterableDataset, marks: list[str], where: str) -> IterableDataset:
     def is_kept(row: dict[str, Any]) -> bool:
         for column in marks:
-            _check_mark(column, row[column], f"a row of {where}")
+            _check_mark(column, row.get(column), f"a row of {where}")
         return row.get("keep") is not False or row.get("beta") is None
 
     features = dataset.features  # None if the source does not declare them
@@ -208,7 +229,7 @@ def exchange_responses(row: dict[str, Any]) -> dict[str, Any]:
     pairs = {column: column.replace("chosen", "rejected") for column in row if "chosen" in column}
     both = {column: other for column, other in pairs.items() if other in row}
     both |= {other: column for column, other in both.items()}
-    return {column: row[other if row["flip"] else column] for column, other in both.items()}
+    return {column: row[other if row.get("flip") else column] for column, other in both.items()}
 
 
 def fill_missing_values(
@@ -270,6 +291,42 @@ def fill_missing_values(
     dropped = set(incomplete)
     complete = dataset.select([row for row in range(len(dataset)) if row not in dropped])
     return complete, len(incomplete)
+
+
+def fill_missing_values_of_stream(
+    dataset: IterableDataset, columns: tuple[str, ...], *, name: str, missing: str, constant: float
+) -> IterableDataset:
+    """Fill or drop missing values of a stream while it is read; the arguments are as above.
+
+    The rows are not counted. Legal values are the collator's to check, batch by batch.
+
+    Raises:
+        ValueError: If `missing` is "drop" and no row of the stream is complete.
+    """
+    if missing == "error":
+        return dataset
+    listed = ", ".join(columns)
+    if missing == "drop":
+        logger.warning(f"the {name} data set: rows without a value of {listed} are dropped")
+        kept = dataset.filter(lambda row: all(row.get(column) is not None for column in columns))
+        if next(iter(kept), None) is None:
+            raise ValueError(
+                f"the {name} data set has no row with a value of {listed}, so that missing_values:"
+                " drop leaves none: build it from a schedule, or set missing_values: constant"
+            )
+        return kept
+    neutral = {c: constant if RULES[c].neutral is None else RULES[c].neutral for c in columns}
+    words = ", ".join(f"{column} {value}" for column, value in neutral.items())
+    logger.warning(f"the {name} data set: rows without a value of {listed} get {words}")
+
+    def fill(row: dict[str, Any]) -> dict[str, Any]:
+        return {c: neutral[c] if row.get(c) is None else row[c] for c in columns}
+
+    features = dataset.features  # None if the source does not declare them
+    if features is not None:
+        # A constant of 0.1 would become 0 in a column of integers.
+        features = Features(features | {column: Value("float64") for column in columns})
+    return dataset.map(fill, features=features)
 
 
 def check_values(column: str, values: list[Any], where: str, *, null_is_bad: bool = True) -> None:

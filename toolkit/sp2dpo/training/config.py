@@ -15,7 +15,7 @@ from sp2dpo.training.columns import (
     choose_column,
     is_beta,
 )
-from sp2dpo.training.losses import LOSSES, SORTING, accepted_columns
+from sp2dpo.training.losses import LOSSES, SFT, SORTING, accepted_columns
 from sp2dpo.training.rows import REFUSALS
 
 FIRST_WITH_LOG_PROBS = "1.16"
@@ -54,8 +54,10 @@ class PairDPOConfig(DPOConfig):
         beta_dpo: The factor a in beta-DPO's formula, 0.6 in its paper; 0 turns beta-DPO off. See
             `online`.
         beta_dpo_mode_weight: Share of a batch that beta-DPO leaves out, 0.2 in its paper.
-        alpha_dpo: The factor alpha of AlphaDPO's margin, which is subtracted in addition to the
-            pair's own margin; 0 turns AlphaDPO off. See `online`.
+        alpha_dpo: The factor alpha of AlphaDPO, 0.2 in its released configuration for Llama-3; it
+            needs the loss `sigmoid_norm`. 0 turns AlphaDPO off. See `online`.
+        alpha_dpo_gamma: The target margin of AlphaDPO and SimPO, gamma / beta, in nats per token;
+            0.6 in the same configuration.
         reference_cache: A folder that caches reference log-probs, keyed by everything that they
             depend on; it implies `precompute_ref_log_probs`. See `reference`.
         global_batch_size: Pairs per update over all processes. If it is set,
@@ -91,6 +93,9 @@ class PairDPOConfig(DPOConfig):
         default=0.2, metadata={"help": "Share of a batch that beta-DPO leaves out."}
     )
     alpha_dpo: float = field(default=0.0, metadata={"help": "AlphaDPO's alpha; 0 turns it off."})
+    alpha_dpo_gamma: float = field(
+        default=0.0, metadata={"help": "AlphaDPO's gamma / beta, in nats per token."}
+    )
     reference_cache: str | None = field(
         default=None, metadata={"help": "A folder that keeps reference log-probs."}
     )
@@ -122,7 +127,10 @@ class PairDPOConfig(DPOConfig):
                 "label_smoothing must be a number of 0 or more, below 0.5, not"
                 f" {self.label_smoothing!r}"
             )
-        for name, most in (("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("beta_dpo_mode_weight", 0.99)):
+        for name, most in (
+            ("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("alpha_dpo_gamma", 1e6),
+            ("beta_dpo_mode_weight", 0.99),
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")
         if self.reference_cache:
@@ -152,7 +160,17 @@ class PairDPOConfig(DPOConfig):
     def needs_pair_losses(self) -> bool:
         """Whether a setting needs per-pair losses: TRL's mean over the batch is not enough."""
         more = set(self.pair_columns) - {"beta"}
-        return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths)
+        # TRL multiplies the output of relu in place, which its own backward pass refuses.
+        repairs = CAPTURES and self.use_weighting and "hinge" in self.loss_type
+        return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths or repairs)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether the slope of the loss is beta s(-beta D), for which D* is defined."""
+        logistic = list(self.loss_type) in (["sigmoid"], ["sigmoid_norm"])
+        shifted = self.alpha_dpo or self.label_smoothing or self.use_weighting
+        acting = {"margin", "label_smoothing"} & set(self.pair_columns)
+        return logistic and not (shifted or acting or self.f_divergence_type != "reverse_kl")
 
     def _accumulate(self, pairs: int) -> None:
         """Set `gradient_accumulation_steps` so that an update has `pairs` pairs."""
@@ -175,19 +193,26 @@ class PairDPOConfig(DPOConfig):
     def _check_combinations(self) -> None:
         """Raise ValueError if settings cannot be combined."""
         acting = [(column, "remove it from pair_columns") for column in self.pair_columns]
-        # beta-DPO leaves pairs out by a weight of 0, and AlphaDPO adds to the margin: each needs a
-        # loss that takes this column.
-        for setting, column in (("beta_dpo", "weight"), ("alpha_dpo", "margin")):
-            if getattr(self, setting):
-                acting.append((column, f"set {setting}: 0"))
-        for loss_type in self.loss_type:
-            accepted = accepted_columns(loss_type)
-            for column, alternative in acting:
-                if column not in accepted:
-                    raise ValueError(
-                        f"loss_type {loss_type} {_reason(loss_type, column)}, so a {column} per"
-                        f" pair has no meaning there: choose another loss_type, or {alternative}"
-                    )
+        # beta-DPO leaves pairs out by a weight of 0.
+        if self.beta_dpo:
+            acting.append(("weight", "set beta_dpo: 0"))
+        for column, alternative in acting:
+            # In a list, a margin or label smoothing acts on the losses that have it.
+            unused = [name for name in self.loss_type if column not in accepted_columns(name)]
+            listed = all(name in LOSSES or name == SFT for name in self.loss_type)
+            partial = column in ("margin", "label_smoothing") and listed
+            if unused and not (partial and len(unused) < len(self.loss_type)):
+                raise ValueError(
+                    f"loss_type {unused[0]} {_reason(unused[0], column)}, so a {column} per"
+                    f" pair has no meaning there: choose another loss_type, or {alternative}"
+                )
+        if self.use_weighting and SFT in self.loss_type:
+            raise ValueError(
+                "use_weighting fails in TRL with the loss_type sft, which has no loss per pair:"
+                " set use_weighting: false, or remove sft from loss_type"
+            )
+        if self.alpha_dpo or self.alpha_dpo_gamma:
+            self._check_alpha_dpo()
         acts = bool(self.pair_columns) or self.needs_pair_losses
         if self.use_liger_kernel and FUSES_LIGER_LOSS and acts:
             raise ValueError(
@@ -197,8 +222,8 @@ class PairDPOConfig(DPOConfig):
             )
         if not self.needs_pair_losses:
             return
-        # Global label smoothing with a second loss such as `sft`: no column has refused that above.
-        unknown = [name for name in self.loss_type if name not in LOSSES]
+        # Global label smoothing with a second loss such as `aot`: no column has refused that above.
+        unknown = [name for name in self.loss_type if name not in LOSSES and name != SFT]
         if unknown:
             raise ValueError(
                 f"loss_type {unknown[0]} {_reason(unknown[0], 'weight')}: it cannot be"
@@ -210,23 +235,32 @@ class PairDPOConfig(DPOConfig):
                 f" {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}: install it, or set"
                 " pair_columns: [beta]"
             )
-        # Each of them changes TRL's log-probs or loss in a way that `losses` does not repeat.
-        for setting, default in (
-            ("use_weighting", False), ("ld_alpha", None), ("f_divergence_type", "reverse_kl"),
-        ):  # fmt: skip
-            value = getattr(self, setting)
-            if value != default:
-                raise ValueError(
-                    f"{setting}: {value} cannot be combined with weight, margin, label_smoothing,"
-                    f" beta_dpo and alpha_dpo: set it to {default}"
-                )
+
+    def _check_alpha_dpo(self) -> None:
+        """Raise ValueError if AlphaDPO cannot be combined with the loss."""
+        if not self.alpha_dpo:
+            raise ValueError(
+                f"alpha_dpo_gamma: {self.alpha_dpo_gamma} acts with alpha_dpo only: set alpha_dpo,"
+                " or set alpha_dpo_gamma: 0"
+            )
+        # Its margin is in nats per token: in a sum over tokens it would be as good as 0.
+        if set(self.loss_type) - {SFT} != {"sigmoid_norm"}:
+            raise ValueError(
+                f"alpha_dpo has a margin per token, and loss_type {', '.join(self.loss_type)} sums"
+                " over tokens: set loss_type: [sigmoid_norm], or set alpha_dpo: 0"
+            )
+        if self.f_divergence_type != "reverse_kl":
+            raise ValueError(
+                f"alpha_dpo is not defined for f_divergence_type {self.f_divergence_type}: set it"
+                " to reverse_kl, or set alpha_dpo: 0"
+            )
 
 
 def _reason(loss_type: str, column: str) -> str:
     """Return the reason why a loss cannot use a column, for a message."""
     if loss_type in SORTING:
         return "sorts the batch"
-    if loss_type not in LOSSES:
+    if loss_type not in (*LOSSES, SFT):
         return "is not a sum over pairs"
     if column == "margin":
         return "is not a function of beta D alone"

@@ -2,14 +2,16 @@
 
 The slope of a pair is |dl_i/du_i|, the derivative of its loss with respect to the log-ratio of its
 chosen response. If the loss depends on z only, this is |dl_i/dD_i|; for the sigmoid loss it is
-w_i beta_i s(-z_i). Shares refer to the sum of the slopes of all pairs since the last log, over all
-processes.
+w_i beta_i s(-z_i). With an f-divergence the derivative goes through its score, with WPO it has the
+pair's factor c_i, and a term `sft` is left out, since it does not compare the responses. Shares
+refer to the sum of the slopes of all pairs since the last log, over all processes.
 
     inverted   share of the pairs with D > D*, where beta_min s(-beta_min D*) = beta_max
                s(-beta_max D*): beyond D* a pair with the lowest beta has a larger slope than one
                with the highest (10.4 nats for SP2DPO's 0.03 and 0.3). For `sigmoid_norm`, D is the
-               difference per token. Other losses, and label smoothing, have other slopes: no share
-    saturated  share of the pairs whose slope is below 1 % of w_i beta_i / 2, the slope of
+               difference per token. Other losses, label smoothing, margins, WPO and f-divergences
+               have other slopes: no share
+    saturated  share of the pairs whose slope is below 1 % of w_i c_i beta_i / 2, the slope of
                -log s(z) at z = 0 (our choice)
 """
 
@@ -29,6 +31,8 @@ def inversion(low: float, high: float) -> float:
         low: The lowest beta.
         high: The highest beta.
     """
+    # A number of torch or numpy may be float32, in which the bisection below would never end.
+    low, high = float(low), float(high)
     if not low < high:
         return math.inf
 
@@ -91,6 +95,7 @@ class GradientMetrics:
         beta: torch.Tensor,
         margin: torch.Tensor,
         weight: torch.Tensor,
+        factor: torch.Tensor,
         slope: torch.Tensor,
         category: torch.Tensor,
     ) -> None:
@@ -99,7 +104,8 @@ class GradientMetrics:
         Args:
             beta: Beta of each pair, as the loss used it.
             margin: Margin D of each pair, in nats; for `sigmoid_norm`, the difference per token.
-            weight: Weight of each pair.
+            weight: Weight of each pair, w_i.
+            factor: What multiplies the loss of each pair: w_i, times c_i with WPO.
             slope: Slope |dl/du| of each pair.
             category: Category number of each pair, -1 for none.
         """
@@ -107,7 +113,7 @@ class GradientMetrics:
         self._weight += weight.sum().item()
         if self.inverts_at is not None:
             self._inverted += int((margin > self.inverts_at).sum())
-        self._saturated += int((slope < SATURATED * weight * beta / 2).sum())
+        self._saturated += int((slope < SATURATED * factor * beta / 2).sum())
         if self.edges is not None:
             # A column of a table is not contiguous; bucketize would copy it with a warning.
             # right=True puts a beta that equals an edge into the upper decile. If many pairs share

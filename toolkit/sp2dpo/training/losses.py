@@ -1,6 +1,6 @@
 r"""TRL's losses pair by pair, with a beta, a weight, a margin and label smoothing for each pair.
 
-    loss_i = w_i f(beta_i D_i - gamma_i; eps_i)
+    loss_i = w_i c_i f(beta_i D_i - gamma_i; eps_i)
 
 TRL returns only the mean loss of a batch, whose pairs can no longer be weighted. With weights,
 margins or label smoothing, training therefore uses the losses of this module, which are computed
@@ -11,8 +11,18 @@ elementwise from the log-ratios
 Their mean is compared with TRL's loss during training (see `batch`). Each docstring names the paper
 of its loss. The margin enters as in ODPO and label smoothing as in cDPO; for other losses this is
 our choice. Neither is defined for a loss that is not a function of z = beta D.
+
+Settings of TRL that change what enters the losses:
+
+- `f_divergence_type`: u and v are replaced by the scores of `divergence_score`, so that the margin
+  is subtracted from beta times the difference of the scores.
+- `ld_alpha`: the log-probabilities of tokens beyond the shorter response count ld_alpha times.
+- `use_weighting`: c_i is WPO's factor of the pair; otherwise it is 1.
+- a loss list with `sft`: the term is a mean over the tokens of the batch's chosen responses, and
+  the weight of a pair multiplies its tokens. A pair of weight 0 has no gradient at all.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -140,6 +150,26 @@ def apo_down(r: LogRatios, p: Pairwise) -> Tensor:
     return torch.sigmoid(p.beta * r.chosen) + 1 - torch.sigmoid(p.beta * r.difference)
 
 
+def divergence_score(log_ratio: Tensor, name: str, coefficient: float) -> Tensor:
+    """Return f'(t) of an f-divergence at the ratio t = pi / ref (f-DPO, arXiv 2309.16240).
+
+    Args:
+        log_ratio: log t, in nats, of any shape.
+        name: `reverse_kl`, `forward_kl`, `js_divergence` or `alpha_divergence`, as in TRL.
+        coefficient: The alpha of `alpha_divergence`.
+    """
+    if name == "forward_kl":
+        return 1 - torch.exp(-log_ratio)
+    if name == "js_divergence":
+        return math.log(2) + F.logsigmoid(log_ratio)
+    # At alpha = 1 the formula is 0 / 0, and its limit is the log-ratio.
+    if name == "alpha_divergence" and abs(coefficient - 1) >= 1e-6:
+        # The exponent is limited as in TRL, because exp(89) is infinite in float32.
+        power = torch.exp(torch.clamp((coefficient - 1) * log_ratio, max=80.0))
+        return (power - 1) / (coefficient - 1)
+    return log_ratio
+
+
 LOSSES: Mapping[str, Loss] = {
     "sigmoid": sigmoid,
     "hinge": hinge,
@@ -154,7 +184,9 @@ LOSSES: Mapping[str, Loss] = {
     "discopop": discopop,
     "sigmoid_norm": sigmoid_norm,
 }
-"""The TRL losses that are sums over pairs, by the name that TRL gives them."""
+"""The preference losses of TRL that are sums over pairs, by the name that TRL gives them."""
+SFT = "sft"
+"""The mean over tokens that RPO and MPO add to a preference loss; see `PairBatch.sft`."""
 OF_Z = ("sigmoid", "hinge", "exo_pair", "robust", "discopop", "sigmoid_norm")
 """Losses that are functions of z, for which a margin is defined."""
 SMOOTHED = ("sigmoid", "exo_pair", "robust", "sigmoid_norm")
@@ -166,8 +198,10 @@ SORTING = ("aot", "aot_unpaired", "aot_pair")
 def accepted_columns(loss_type: str) -> tuple[str, ...]:
     """Return the per-pair columns that a loss can use.
 
-    The loss `sft` is a mean over tokens without a beta, so a beta column does not change it.
+    `sft` has neither a beta nor a z: it accepts a beta, which does not change it, and a weight.
     """
+    if loss_type == SFT:
+        return ("beta", "weight")
     if loss_type not in LOSSES:
         # TRL's own formula reads the betas of any other loss; a weight or a margin needs ours.
         return () if loss_type in SORTING else ("beta",)

@@ -1,4 +1,4 @@
-"""Variants that depend on the policy during training: beta-DPO and AlphaDPO's margin.
+"""Variants that depend on the policy during training: beta-DPO and AlphaDPO.
 
 Both use the margins of all processes, so that every process has the same state.
 The state is saved with checkpoints and restored when a run resumes.
@@ -17,19 +17,27 @@ beta-DPO (arXiv 2407.08639, following its released code; m = 0.9, a = 0.6, mode 
 With a beta column, each beta_i is scaled by the same factor (our choice); with the global beta,
 this is the method of the paper.
 
-AlphaDPO (arXiv 2410.10148) on top of SP2DPO (our choice; the paper's open question 1):
+AlphaDPO (arXiv 2410.10148, following its released code), with the loss `sigmoid_norm`. Every
+log-prob is an average over the tokens of its response:
 
-    z_i = beta_i D_i - gamma_i - alpha beta_i zscore_i,   zscore_i = (A_i - mean) / std, detached
-    A_i = log-ratio per token of chosen minus that of rejected
+    P_i = log pi(chosen) - log pi(rejected),   A_i = P_i - [log ref(chosen) - log ref(rejected)]
+    z_i = beta_i (P_i - gamma - alpha zscore_i),   zscore_i = (A_i - mean) / std, detached
+
+The reference acts through the margin alone: with alpha = 0 this is SimPO (arXiv 2405.14734). Since
+beta multiplies nats per token, the released betas are 2.5 to 10. With a beta column, each pair has
+its own beta_i (our choice; SP2DPO's open question 1), and a column `margin` is subtracted from z_i.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+
+from sp2dpo.training.batch import PairBatch
 
 SMALLEST_BETA = 1e-3
 MOMENTUM = 0.9
@@ -130,3 +138,72 @@ def beta_dpo(
 def scale(beta: torch.Tensor, factor: float) -> torch.Tensor:
     """Return max(beta_i factor, 1e-3), (B,)."""
     return (beta * factor).clamp_min(SMALLEST_BETA)
+
+
+def alpha_dpo_margin(
+    zscore: torch.Tensor,
+    ref_average: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+) -> torch.Tensor:
+    """Return what AlphaDPO subtracts from beta_i A_i, the argument of `sigmoid_norm`, (B,).
+
+    beta A - beta (gamma + alpha zscore - R) is the z of this module, as P = A + R.
+
+    Args:
+        zscore: zscore_i of each pair, (B,).
+        ref_average: R_i, the reference's log-prob per token of chosen minus that of rejected, (B,).
+        beta: Beta of each pair, (B,).
+        alpha: The factor alpha, in nats per token.
+        gamma: The target margin gamma / beta, in nats per token.
+    """
+    return beta * (gamma + alpha * zscore - ref_average)
+
+
+def apply_online_variants(
+    batch: PairBatch,
+    args: Any,
+    accelerator: Any,
+    *,
+    state: Callable[[type[RunningMoments]], RunningMoments],
+    metrics: Mapping[str, list[float]],
+) -> PairBatch:
+    """Return a training batch after the changes by beta-DPO and AlphaDPO.
+
+    Args:
+        batch: The batch of this process.
+        args: The PairDPOConfig of the run.
+        accelerator: The accelerator of the run, which gathers the margins of all processes, so
+            that all have the same moments.
+        state: Returns the running moments of a variant by their class.
+        metrics: Receives the metrics of the variants.
+    """
+    if args.alpha_dpo:
+        average = batch.ratios.average.detach()
+        moments = state(AlphaDpoState)
+        moments.update(accelerator.gather(average).cpu())
+        adaptive = alpha_dpo_margin(
+            moments.zscore(average), batch.ref_average, batch.beta,
+            alpha=args.alpha_dpo, gamma=args.alpha_dpo_gamma,
+        )  # fmt: skip
+        metrics["alpha_dpo/std"].append(moments.std)
+        batch = replace(batch, margin=batch.margin + adaptive)
+    if args.beta_dpo:
+        own = batch.ratios.difference.detach()
+        gathered = accelerator.gather(own)
+        selection = beta_dpo(
+            state(BetaDpoState), gathered.cpu(), alpha=args.beta_dpo,
+            mode_weight=args.beta_dpo_mode_weight, seed=args.seed,
+        )  # fmt: skip
+        # `gather` joins the processes in their order; each has as many pairs as this one.
+        first = accelerator.process_index * len(own)
+        mask = selection.mask[first : first + len(own)].to(own.device)
+        # With these weights, the mean over all pairs is the mean over the selected pairs.
+        share = mask * (len(gathered) / selection.mask.sum().item())
+        metrics["beta_dpo/factor"].append(selection.factor)
+        batch = replace(
+            batch, beta=scale(batch.beta, selection.factor), weight=batch.weight * share
+        )
+    return batch

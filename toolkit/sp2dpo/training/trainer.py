@@ -35,7 +35,6 @@ from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from sp2dpo.training.batch import (
-    BetaProxy,
     Mixture,
     OutputRecorder,
     PairBatch,
@@ -43,6 +42,7 @@ from sp2dpo.training.batch import (
     check_finite,
     make_batch,
 )
+from sp2dpo.training.beta_proxy import BetaProxy
 from sp2dpo.training.card import DataCardMixin
 from sp2dpo.training.columns import (
     CATEGORY,
@@ -53,13 +53,21 @@ from sp2dpo.training.columns import (
     category_names,
     check_exo,
     check_log_probs,
+    column_values,
     fill_missing_values,
+    fill_missing_values_of_stream,
     to_double,
+    without_format,
 )
 from sp2dpo.training.config import CAPTURES, PairDPOConfig
 from sp2dpo.training.gradients import GradientMetrics
-from sp2dpo.training.losses import LOSSES
-from sp2dpo.training.online import AlphaDpoState, BetaDpoState, RunningMoments, beta_dpo, scale
+from sp2dpo.training.losses import LOSSES, SFT
+from sp2dpo.training.online import (
+    AlphaDpoState,
+    BetaDpoState,
+    RunningMoments,
+    apply_online_variants,
+)
 from sp2dpo.training.reference import REFERENCE, add_log_probs
 from sp2dpo.training.rows import (
     ROW,
@@ -140,11 +148,9 @@ class PairColumnsMixin(Trainer):
         names = category_names(train_dataset) if CAPTURES else None
         betas: list[float] = []  # a stream's betas are not known in advance
         if "beta" in args.pair_columns and isinstance(train_dataset, Dataset):
-            betas = list(train_dataset["beta"])
-        logistic = list(args.loss_type) in (["sigmoid"], ["sigmoid_norm"])
-        smoothed = args.label_smoothing > 0 or "label_smoothing" in args.pair_columns
+            betas = column_values(train_dataset, "beta")
         self._gradients = {
-            mode: GradientMetrics(betas, names or [], inverts=logistic and not smoothed)
+            mode: GradientMetrics(betas, names or [], inverts=args.inverts)
             for mode in ("train", "eval")
         }
         self._guarded = {"train": 0, "eval": 0}
@@ -220,6 +226,7 @@ class PairColumnsMixin(Trainer):
 
     def _prepare_columns(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
         """Apply the marks, and fill or drop missing values."""
+        dataset = without_format(dataset)
         dataset, counts = apply_marks(dataset, name=name)
         if counts is not None:
             self.mark_counts[name] = counts
@@ -242,20 +249,17 @@ class PairColumnsMixin(Trainer):
             return dataset
         if not isinstance(dataset, Dataset):
             # A stream is read once, during training: its values are checked by the collator.
-            if args.missing_values != "error":
-                raise ValueError(
-                    f"missing_values: {args.missing_values} has to count the rows, and the {name}"
-                    " data set is a stream: filter or fill it yourself and use missing_values:"
-                    " error"
-                )
-            return dataset
+            return fill_missing_values_of_stream(
+                dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
+                constant=args.beta,
+            )  # fmt: skip
         dataset, self.rows_without_beta[name] = fill_missing_values(
             dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
             constant=args.beta,
         )  # fmt: skip
         # TRL checks the global value only.
         if "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns:
-            check_exo(dataset["label_smoothing"][:], f"the {name} data set")
+            check_exo(column_values(dataset, "label_smoothing"), f"the {name} data set")
         return dataset
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -322,7 +326,7 @@ class PairColumnsMixin(Trainer):
                 f"the {name} data set has {present[0]} but not {other}: provide both or neither"
             )
         for column in REFERENCE:
-            check_log_probs(column, dataset[column][:], f"the {name} data set")
+            check_log_probs(column, column_values(dataset, column), f"the {name} data set")
         logger.info(f"the {name} data set has reference log-probs: none are computed")
         return dataset
 
@@ -395,7 +399,8 @@ class PairColumnsMixin(Trainer):
             return self._check_finite(result, mode)
         batch = make_batch(
             recorder.output, inputs, columns, beta=global_beta,
-            label_smoothing=self.args.label_smoothing,
+            label_smoothing=self.args.label_smoothing, ld_alpha=self.ld_alpha,
+            use_weighting=self.use_weighting,
         )  # fmt: skip
         if self.args.needs_pair_losses:
             loss = result[0] if return_outputs else result
@@ -411,7 +416,9 @@ class PairColumnsMixin(Trainer):
             self._guarded[mode] += 1
             # An evaluation neither selects pairs nor changes the running moments.
             if mode == "train":
-                batch = self._apply_online_variants(batch)
+                batch = apply_online_variants(
+                    batch, self.args, self.accelerator, state=self._state, metrics=metrics
+                )
             ours = batch.losses(self._mixture).mean() + router
             result = (ours, *result[1:]) if return_outputs else ours
         self._check_finite(result, mode)
@@ -431,53 +438,23 @@ class PairColumnsMixin(Trainer):
     @property
     def _has_pair_losses(self) -> bool:
         """Whether the loss can be computed pair by pair; if not, only TRL's mean is available."""
-        if not CAPTURES:
-            return False
-        # TRL then changes the log-probs or their ratio in a way that `make_batch` does not repeat.
-        plain = self.ld_alpha is None and self.f_divergence_type == "reverse_kl"
-        per_pair = all(name in LOSSES for name in self.loss_types) and not self.use_weighting
-        return plain and per_pair
+        return CAPTURES and all(name in LOSSES or name == SFT for name in self.loss_types)
 
     @property
     def _mixture(self) -> Mixture:
-        return Mixture(names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau)
-
-    def _apply_online_variants(self, batch: PairBatch) -> PairBatch:
-        """Return a training batch after the changes by beta-DPO and AlphaDPO."""
-        if self.args.alpha_dpo:
-            average = batch.ratios.average.detach()
-            gathered: Any = self.accelerator.gather(average)  # so that all processes have one state
-            state = self._state(AlphaDpoState)
-            state.update(gathered.cpu())
-            zscore = state.zscore(average)
-            batch = replace(batch, margin=batch.margin + self.args.alpha_dpo * batch.beta * zscore)
-        if self.args.beta_dpo:
-            own = batch.ratios.difference.detach()
-            gathered = self.accelerator.gather(own)
-            selection = beta_dpo(
-                self._state(BetaDpoState),
-                gathered.cpu(),
-                alpha=self.args.beta_dpo,
-                mode_weight=self.args.beta_dpo_mode_weight,
-                seed=self.args.seed,
-            )
-            # `gather` joins the processes in their order; each has as many pairs as this one.
-            first = self.accelerator.process_index * len(own)
-            mask = selection.mask[first : first + len(own)].to(own.device)
-            # With these weights, the mean over all pairs is the mean over the selected pairs.
-            share = mask * (len(gathered) / selection.mask.sum().item())
-            self._metrics["train"]["beta_dpo/factor"].append(selection.factor)
-            batch = replace(
-                batch, beta=scale(batch.beta, selection.factor), weight=batch.weight * share
-            )
-        return batch
+        return Mixture(
+            names=self.loss_types, shares=self.loss_weights, tau=self.args.discopop_tau,
+            divergence=self.f_divergence_type, divergence_coefficient=self.f_alpha_divergence_coef,
+        )  # fmt: skip
 
     def _state(self, kind: type[RunningMoments]) -> RunningMoments:
         """Return the state of an online variant, looked up because resuming replaces callbacks."""
         return next(state for state in self.callback_handler.callbacks if type(state) is kind)
 
     def _add_gradients(self, batch: PairBatch, category: torch.Tensor | None, mode: str) -> None:
-        """Add a batch to the gradient metrics."""
+        """Add a batch to the gradient metrics, unless no loss of the mixture compares responses."""
+        if not self._mixture.preferences.names:
+            return
         number = torch.full_like(batch.beta, -1.0) if category is None else category
         per_token = "sigmoid_norm" in self.loss_types
         margin = batch.ratios.average if per_token else batch.ratios.difference
@@ -487,15 +464,16 @@ class PairColumnsMixin(Trainer):
                 batch.beta,
                 margin.detach(),
                 batch.weight,
+                batch.factor.to(batch.beta.dtype),
                 batch.slopes(self._mixture),
                 number.to(batch.beta.device),
             ],
             dim=1,
         )
         gathered: Any = self.accelerator.gather(rows)
-        beta, margin, weight, slope, number = gathered.cpu().double().T
+        beta, margin, weight, factor, slope, number = gathered.cpu().double().T
         self._gradients[mode].add(
-            beta=beta, margin=margin, weight=weight, slope=slope, category=number
+            beta=beta, margin=margin, weight=weight, factor=factor, slope=slope, category=number
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
