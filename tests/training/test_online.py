@@ -156,9 +156,7 @@ def test_evaluation_neither_filters_nor_moves_the_state(model_dir, tmp_path):
     run = {"beta_dpo": 0.6} | ALPHA
     plain_run = {"loss_type": ["sigmoid_norm"], "eval_dataset": pairs(beta=BETAS)}
     trainer = make(model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS), **run)
-    plain = make(
-        model_dir, tmp_path, pairs(beta=BETAS), eval_dataset=pairs(beta=BETAS), **plain_run
-    )
+    plain = make(model_dir, tmp_path, pairs(beta=BETAS), **plain_run)
     shake(trainer)
     shake(plain)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
