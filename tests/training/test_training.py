@@ -152,7 +152,7 @@ def test_without_pair_columns_the_unscaled_margin_is_logged_all_the_same(model_d
 
 def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir, tmp_path, caplog):
     stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer)
-    with caplog.at_level(logging.INFO, logger="sp2dpo.training.trainer"):
+    with caplog.at_level(logging.INFO, logger="sp2dpo.training.preparation"):
         data = pairs(beta=[None, *BETAS[1:]])
         ours = make(model_dir, tmp_path, data, pair_columns=[], shared_prompt=False)
     stock_parameters, stock_logs = train(stock)
@@ -160,7 +160,7 @@ def test_without_pair_columns_a_beta_column_is_ignored_and_said_to_be(model_dir,
     assert_same(our_parameters, stock_parameters)
     assert without_ours(our_logs) == stock_logs
     assert not any(key.startswith("beta/") for entry in our_logs for key in entry)
-    assert [r.getMessage() for r in caplog.records if r.name == "sp2dpo.training.trainer"] == [
+    assert [r.getMessage() for r in caplog.records if r.name == "sp2dpo.training.preparation"] == [
         "[RANK 0] pair_columns is empty: the column beta of the train data set is ignored"
     ]
 
@@ -498,12 +498,6 @@ def test_losses_that_sort_the_batch_are_refused(tmp_path, loss_type):
 def test_a_wrong_setting_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         PairDPOConfig(**settings(tmp_path, **change))
-
-
-def test_a_stock_config_is_refused(tmp_path):
-    args = DPOConfig(**settings(tmp_path))
-    with pytest.raises(TypeError, match="args must be a PairDPOConfig, not a DPOConfig"):
-        PairDPOTrainer("no-such-model", args=args, train_dataset=pairs(beta=BETAS))
 
 
 def test_the_model_card_names_the_method_that_was_used(model_dir, tmp_path):

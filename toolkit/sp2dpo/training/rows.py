@@ -6,15 +6,17 @@ without a message. The checks of this module name the first row, the rule and th
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, Json, Value
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from trl import extract_prompt
 
 from sp2dpo.pairs.prompts import other_prompts, possible_prompts
@@ -27,7 +29,9 @@ IDS = ("pair_id", "source_id", "prompt_id", "id")
 """Columns that name a row in a message, the first of them that a row has."""
 ROW = "_row"
 """Column with the number of a row before rows were selected, from 0; see `number_rows`."""
-MEDIA = ("images", "image", "videos", "video")
+IMAGES = ("images", "image")
+"""Columns by which TRL recognises a vision data set."""
+MEDIA = (*IMAGES, "videos", "video")
 PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "input_audio")
 """Types of the parts of a message that are not text."""
 REFUSALS = ("error", "drop")
@@ -55,6 +59,11 @@ def number_rows(dataset: Any) -> Any:
     return dataset.add_column(ROW, list(range(len(dataset))))
 
 
+def column_names(dataset: Any) -> list[str]:
+    """Return the columns of a data set; of a stream that does not know them, by its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
 def name_row(row: Mapping[str, Any], number: int) -> str:
     """Return the name of a row in a message, as `row 5 (pair_id demo-006)`.
 
@@ -77,15 +86,17 @@ def name_row(row: Mapping[str, Any], number: int) -> str:
     return f'row {number} ("{start}")' if start else f"row {number}"
 
 
-def check_rows(dataset: Any, name: str) -> Any:
+def check_rows(dataset: Any, name: str, *, sees_images: Callable[[], bool] = lambda: False) -> Any:
     """Check the texts of the rows, and return them with `tools` as JSON text or null.
 
-    Images and videos cannot be trained on: a column of them without any value is removed. Of a
-    stream, only the columns are checked.
+    A column of images or videos without any value is removed. Of a stream, only the columns are
+    checked.
 
     Args:
         dataset: The rows to train or evaluate on, a Dataset or an IterableDataset.
         name: Name of the data set in messages.
+        sees_images: Returns whether the model takes images. If not, rows with images are refused.
+            It is called only for rows that have some.
 
     Raises:
         ValueError: If a column is missing, if the prompt may be in another column, or if the texts
@@ -94,7 +105,7 @@ def check_rows(dataset: Any, name: str) -> Any:
     where = f"the {name} data set"
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ValueError(f"{where} has no rows: choose another data set or split")
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = column_names(dataset)
     shown = ", ".join(column for column in columns if column != ROW)
     for column in RESPONSES:
         if column not in columns:
@@ -104,11 +115,16 @@ def check_rows(dataset: Any, name: str) -> Any:
             )
     if not isinstance(dataset, Dataset):
         return dataset
-    dataset = _check_media(dataset, where)
+    dataset = _check_media(dataset, where, sees_images)
+    # TRL finds no prompt in the responses of a vision data set.
+    if "prompt" not in columns and any(name in dataset.column_names for name in IMAGES):
+        raise ValueError(
+            f"{where} has images and no column prompt (it has {shown}): add the column prompt"
+        )
     problems: dict[str, list[str]] = {}
     repeated = 0
     for number, row in _rows(dataset, (*IDS, ROW, *TEXTS)):
-        problem = _find_problem(row)
+        problem = _find_problem(row, sees_images)
         if problem:
             problems.setdefault(problem, []).append(name_row(row, number))
         repeated += problem is None and _repeats_prompt(row)
@@ -141,16 +157,19 @@ def _rows(dataset: Any, names: Iterable[str]) -> Iterator[tuple[int, dict[str, A
             number += 1
 
 
-def _check_media(dataset: Dataset, where: str) -> Dataset:
+def _check_media(dataset: Dataset, where: str, sees_images: Callable[[], bool]) -> Dataset:
     for column in MEDIA:
         if column not in dataset.column_names:
             continue
-        filled = [number for number, row in _rows(dataset, [column]) if row[column]]
+        filled = _filled_rows(dataset, column)
+        if filled and column in IMAGES and sees_images():
+            continue
         if filled:
-            first: Any = dataset[filled[0]]
+            texts: Any = dataset.remove_columns(column)
             raise ValueError(
                 f"{len(filled)} of {len(dataset)} rows of {where} have {column}, the first is"
-                f" {name_row(first, filled[0])}: only texts can be trained on; leave"
+                f" {name_row(texts[filled[0]], filled[0])}: the rows are vision-related, and the"
+                " model is no vision-language model, so that only texts can be trained on; leave"
                 " these rows out"
             )
         # TRL takes the column alone for a sign of a vision data set.
@@ -158,7 +177,19 @@ def _check_media(dataset: Dataset, where: str) -> Dataset:
     return dataset
 
 
-def _find_problem(row: Mapping[str, Any]) -> str | None:
+def _filled_rows(dataset: Dataset, column: str) -> list[int]:
+    """Return the numbers of the rows with a value, without decoding the images of a data set."""
+    table: Any = dataset.select_columns([column]).with_format("arrow")[:]
+    values = table.column(0)
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = pc.list_value_length(values)
+        filled = pc.greater(values, 0)
+    else:
+        filled = pc.is_valid(values)
+    return [number for number, value in enumerate(filled.to_pylist()) if value]
+
+
+def _find_problem(row: Mapping[str, Any], sees_images: Callable[[], bool]) -> str | None:
     """Return why the texts of a row cannot be trained on; None if they can."""
     kinds = {}
     for column in TEXTS:
@@ -175,7 +206,7 @@ def _find_problem(row: Mapping[str, Any]) -> str | None:
             isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
         ):
             return f"{column} is neither text nor a list of messages with a role"
-        if any(_shows_media(turn) for turn in value):
+        if any(_shows_media(turn) for turn in value) and not sees_images():
             return f"{column} holds images or videos, and only texts can be trained on"
         kinds[column] = "a conversation"
     if len(set(kinds.values())) > 1:
@@ -454,11 +485,35 @@ def read_model_files(
         ValueError: If they cannot be read.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        return (
-            AutoTokenizer.from_pretrained(model, **options),
-            AutoConfig.from_pretrained(model, **options),
+    with _reading(model):
+        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    return tokenizer, read_config(model, **options)
+
+
+def read_config(model: str, revision: str | None, *, trust_remote_code: bool) -> Any:
+    """Return the configuration of a model; raise ValueError if it cannot be read."""
+    with _reading(model):
+        return AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
         )
+
+
+def read_processing_class(model: str, revision: str | None, *, trust_remote_code: bool) -> Any:
+    """Return the tokenizer of a model, or its processor if it takes images, as TRL reads them.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    with _reading(model):
+        return AutoProcessor.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
+
+
+@contextmanager
+def _reading(model: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ValueError(f"the model {model} cannot be read: {one_line(error)}") from error
 

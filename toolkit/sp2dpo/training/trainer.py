@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from trl import DPOTrainer
 
 from sp2dpo.training.batch import (
@@ -47,17 +47,11 @@ from sp2dpo.training.card import DataCardMixin
 from sp2dpo.training.columns import (
     CATEGORY,
     PAIR_COLUMNS,
-    MarkCounts,
     PairCollator,
-    apply_marks,
     category_names,
-    check_exo,
     check_log_probs,
     column_values,
-    fill_missing_values,
-    fill_missing_values_of_stream,
     to_double,
-    without_format,
 )
 from sp2dpo.training.config import CAPTURES, PairDPOConfig
 from sp2dpo.training.gradients import GradientMetrics
@@ -68,19 +62,9 @@ from sp2dpo.training.online import (
     RunningMoments,
     apply_online_variants,
 )
+from sp2dpo.training.preparation import RowPreparation, bind_arguments, check_arguments
 from sp2dpo.training.reference import REFERENCE, add_log_probs
-from sp2dpo.training.rows import (
-    ROW,
-    TEMPLATE_ERRORS,
-    check_lengths,
-    check_rows,
-    check_template,
-    context_length,
-    drop_refused,
-    drop_truncated,
-    read_model_files,
-    warn_of_tools,
-)
+from sp2dpo.training.rows import column_names
 from sp2dpo.training.shared_prompt import SharedPrompt
 
 # Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
@@ -99,11 +83,11 @@ Trainer: Any = object
 class PairColumnsMixin(Trainer):
     """Make any DPOTrainer apply the per-pair columns of its data sets.
 
-    Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`. The arguments are those of DPOTrainer,
-    all by keyword except the models, and `args` is a PairDPOConfig. Everything not named here is
-    inherited. With weights, margins, label smoothing or an online variant, the loss is computed by
-    `losses` and compared with TRL's on the first batch and on every `GUARD_EVERY`th batch after it,
-    so TheirDPOTrainer must not change TRL's loss. In addition to TRL's metrics, the trainer logs
+    Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`. The arguments are those of
+    TheirDPOTrainer, and `args` is a PairDPOConfig. Everything not named here is inherited. With
+    weights, margins, label smoothing or an online variant, the loss is computed by `losses` and
+    compared with TRL's on the first batch and on every `GUARD_EVERY`th batch after it, so
+    TheirDPOTrainer must not change TRL's loss. In addition to TRL's metrics, the trainer logs
     `margins/unscaled` and, with a beta column, `beta/mean`, `beta/min` and `beta/max`, each over
     all processes and averaged over the logged batches; on TRL 1.16 or later, also the metrics of
     `gradients`.
@@ -125,25 +109,22 @@ class PairColumnsMixin(Trainer):
         RuntimeError: During training, if TRL's loss differs from ours.
     """
 
-    def __init__(
-        self,
-        *models: Any,
-        args: PairDPOConfig,
-        train_dataset: Dataset | IterableDataset,
-        eval_dataset: Any = None,
-        **options: Any,
-    ) -> None:
-        if not isinstance(args, PairDPOConfig):
-            raise TypeError(f"args must be a PairDPOConfig, not a {type(args).__name__}")
-        self.rows_without_beta: dict[str, int] = {}
-        self.rows_refused: dict[str, int] = {}
-        self.mark_counts: dict[str, MarkCounts] = {}
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        settings = bind_arguments(super().__init__, arguments, options)
+        args = self._read_args(settings)
+        train_dataset, eval_dataset = settings.get("train_dataset"), settings.get("eval_dataset")
+        check_arguments(args, train_dataset)
         # The rows are checked first, because TRL's constructor loads the model.
-        train_dataset = self._prepare_rows(train_dataset, "train", args)
-        eval_dataset = self._prepare_all_rows(eval_dataset, args)
+        self._preparation = RowPreparation(
+            args, settings.get("model"), settings.get("processing_class")
+        )
+        self.rows_without_beta = self._preparation.without_beta
+        self.rows_refused = self._preparation.refused
+        self.mark_counts = self._preparation.marks
+        train_dataset = self._preparation.prepare(train_dataset, "train")
+        eval_dataset = self._preparation.prepare_all(eval_dataset)
         evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-        model = models[0] if models else options.get("model")
-        self._read_model(model, {"train": train_dataset, **evaluated}, args, options)
+        self._preparation.check_templates({"train": train_dataset, **evaluated})
         # Metrics by category need the loss of each pair.
         names = category_names(train_dataset) if CAPTURES else None
         betas: list[float] = []  # a stream's betas are not known in advance
@@ -155,9 +136,10 @@ class PairColumnsMixin(Trainer):
         }
         self._guarded = {"train": 0, "eval": 0}
         self._sharing: SharedPrompt | None = None
-        super().__init__(
-            *models, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
-        )
+        # Arguments stay by position, for a constructor that only passes them on.
+        settings |= {"args": args, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        positional = [settings.pop(name) for name in list(settings)[: len(arguments)]]
+        super().__init__(*positional, **settings)
         for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
             if getattr(args, setting):
                 self.add_callback(state())
@@ -167,100 +149,34 @@ class PairColumnsMixin(Trainer):
             exo="exo_pair" in args.loss_type,
         )  # fmt: skip
 
-    def _read_model(
-        self, model: Any, datasets: Mapping[str, Any], args: PairDPOConfig, options: dict[str, Any]
-    ) -> None:
-        """Check the chat template of a model before its weights are loaded."""
-        self._model_name, self._context = "the model", None
-        if not isinstance(model, str):
-            self._context = context_length(model.config)
-            return
-        self._model_name = model
-        kwargs: Any = args.model_init_kwargs or {}
-        tokenizer, config = read_model_files(
-            model, kwargs.get("revision"),
-            trust_remote_code=bool(getattr(args, "trust_remote_code", False)),
-        )  # fmt: skip
-        self._context = context_length(config)
-        for name, dataset in datasets.items():
-            # Rows that are dropped are found when the data set is prepared.
-            if isinstance(dataset, Dataset) and args.template_errors == "error":
-                tokenizer = options.get("processing_class") or tokenizer
-                warn_of_tools(check_template(tokenizer, dataset, name, model), name, model)
+    def _read_args(self, settings: Mapping[str, Any]) -> PairDPOConfig:
+        """Return the argument `args`, or a default like DPOTrainer's.
+
+        Without a column `beta` to apply, the default is stock DPO, with a warning.
+        """
+        args, model = settings.get("args"), settings.get("model")
+        if args is not None:
+            return args
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = PairDPOConfig(f"{name.rstrip('/').rsplit('/', 1)[-1]}-DPO")
+        columns = getattr(settings.get("train_dataset"), "column_names", None)
+        if columns is not None and "beta" not in columns:
+            logger.warning(
+                "the train data set has no column beta: this is stock DPO with the global beta"
+                f" {args.beta}"
+            )
+            args.pair_columns = []
+        return args
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         """Tokenise as DPOTrainer does, and name the row that cannot be tokenised or trained on."""
-        if isinstance(dataset, Dataset) and args.template_errors == "drop":
-            row_count = len(dataset)
-            dataset = drop_refused(processing_class, dataset, dataset_name, self._model_name)
-            self.rows_refused[dataset_name] = row_count - len(dataset)
-            ignored = check_template(processing_class, dataset, dataset_name, self._model_name)
-            warn_of_tools(ignored, dataset_name, self._model_name)
-        try:
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        except TEMPLATE_ERRORS:
-            if isinstance(dataset, Dataset):
-                model = self._model_name
-                check_template(processing_class, dataset, dataset_name, model, every_row=True)
-            raise
-        if isinstance(dataset, Dataset):
-            if args.max_length is not None and args.truncation_mode == "keep_start":
-                prepared = drop_truncated(prepared, args.max_length)
-            check_lengths(
-                dataset, prepared, dataset_name, context=self._context, longest=args.max_length,
-                limit=f"the prompt alone fills max_length {args.max_length}, so that no response"
-                " would be left; raise max_length, or set truncation_mode: keep_end",
-            )  # fmt: skip
-        return prepared
-
-    def _prepare_all_rows(self, datasets: Any, args: PairDPOConfig) -> Any:
-        if isinstance(datasets, Mapping):
-            return {name: self._prepare_rows(data, name, args) for name, data in datasets.items()}
-        return datasets if datasets is None else self._prepare_rows(datasets, "eval", args)
-
-    def _prepare_rows(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Return the rows to train on, checked, with marks applied and missing values treated."""
-        return check_rows(self._prepare_columns(dataset, name, args), name)
-
-    def _prepare_columns(self, dataset: Any, name: str, args: PairDPOConfig) -> Any:
-        """Apply the marks, and fill or drop missing values."""
-        dataset = without_format(dataset)
-        dataset, counts = apply_marks(dataset, name=name)
-        if counts is not None:
-            self.mark_counts[name] = counts
-        columns = dataset.column_names or list(next(iter(dataset)))  # a stream may not know them
-        for column in PAIR_COLUMNS:
-            if column in columns and column not in args.pair_columns:
-                listed = ", ".join(args.pair_columns) or "empty"
-                logger.info(
-                    f"pair_columns is {listed}: the column {column} of the {name} data set is"
-                    " ignored"
-                )
-        for column in args.pair_columns:
-            if column not in columns:
-                raise ValueError(
-                    f"the {name} data set has no column {column} (it has"
-                    f" {', '.join(c for c in columns if c != ROW)}):"
-                    " build one, or remove it from pair_columns"
-                )
-        if not args.pair_columns:
-            return dataset
-        if not isinstance(dataset, Dataset):
-            # A stream is read once, during training: its values are checked by the collator.
-            return fill_missing_values_of_stream(
-                dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
-                constant=args.beta,
-            )  # fmt: skip
-        dataset, self.rows_without_beta[name] = fill_missing_values(
-            dataset, tuple(args.pair_columns), name=name, missing=args.missing_values,
-            constant=args.beta,
+        prepare = super()._prepare_dataset
+        return self._preparation.tokenise(
+            dataset, processing_class, dataset_name,
+            lambda rows: prepare(rows, processing_class, args, dataset_name),
         )  # fmt: skip
-        # TRL checks the global value only.
-        if "exo_pair" in args.loss_type and "label_smoothing" in args.pair_columns:
-            check_exo(column_values(dataset, "label_smoothing"), f"the {name} data set")
-        return dataset
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator as Trainer does, but under FSDP2 without casting the outputs."""
@@ -292,7 +208,7 @@ class PairColumnsMixin(Trainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as DPOTrainer does; check a data set that is passed here like all others."""
         if not isinstance(eval_dataset, str):  # a name, with which Trainer calls this for each set
-            eval_dataset = self._prepare_all_rows(eval_dataset, self.args)
+            eval_dataset = self._preparation.prepare_all(eval_dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -313,9 +229,9 @@ class PairColumnsMixin(Trainer):
             ValueError: If a log-prob is not a finite number of 0 or below, or if only one of the
                 two columns exists.
         """
-        present = [column for column in REFERENCE if column in dataset.column_names]
+        present = [column for column in REFERENCE if column in column_names(dataset)]
         if not present:
-            if not CAPTURES or not isinstance(dataset, Dataset):
+            if not CAPTURES:
                 return super()._precompute_ref_logps(dataset, name, batch_size)
             # Not TRL's method, even without a cache: TRL 1.16 can read log-probs of other settings
             # from its own cache, and fails on two processes if the data set is in memory.
@@ -325,7 +241,7 @@ class PairColumnsMixin(Trainer):
             raise ValueError(
                 f"the {name} data set has {present[0]} but not {other}: provide both or neither"
             )
-        for column in REFERENCE:
+        for column in REFERENCE if isinstance(dataset, Dataset) else ():
             check_log_probs(column, column_values(dataset, column), f"the {name} data set")
         logger.info(f"the {name} data set has reference log-probs: none are computed")
         return dataset
@@ -507,9 +423,10 @@ class PairDPOTrainer(PairColumnsMixin, DataCardMixin, DPOTrainer):  # pyright: i
             }"""),
     }
 
-    def __init__(self, *models: Any, args: PairDPOConfig, **options: Any) -> None:
+    def _read_args(self, settings: Mapping[str, Any]) -> PairDPOConfig:
+        args = super()._read_args(settings)
         if isinstance(args, PairDPOConfig) and "beta" not in args.pair_columns:
             # Without a beta per pair this is not SP2DPO, so keep TRL's model card and tags.
             for name in ("_tag_names", "_name", "_paper"):
                 setattr(self, name, getattr(DPOTrainer, name))
-        super().__init__(*models, args=args, **options)
+        return args
