@@ -111,6 +111,15 @@ def test_losses_that_are_no_sum_over_pairs_take_no_weight(tmp_path, loss_type):
         PairDPOConfig(**settings(tmp_path, loss_type=[loss_type], pair_columns=["weight"]))
 
 
+@pytest.mark.parametrize("loss_type", [["sigmoid", "sft"], ["sigmoid", "bco_pair", "sft"]])
+@pytest.mark.parametrize(
+    "setting", [{}, {"ld_alpha": 0.5}, {"beta_dpo": 0.6}, {"label_smoothing": 0.1}]
+)
+def test_rpo_and_mpo_take_every_column(tmp_path, loss_type, setting):
+    config = settings(tmp_path, loss_type=loss_type, pair_columns=ALL, **setting)
+    assert PairDPOConfig(**config).needs_pair_losses
+
+
 def test_the_table_of_the_recipes_is_what_is_taken():
     text = (ROOT / "docs" / "train.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", text.split("## Columns and losses")[1], re.M)

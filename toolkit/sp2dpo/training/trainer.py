@@ -95,7 +95,7 @@ class PairColumnsMixin(Trainer):
     Attributes:
         rows_without_beta: Number of rows with a null in a column of `pair_columns`, which
             `missing_values` dropped or filled, by data set name ("train", "eval", or the name of
-            the eval set).
+            the eval set). A stream has no entry.
         rows_refused: Number of rows that the chat template refused and `template_errors` dropped,
             by data set name.
         mark_counts: Number of rows that the columns `keep` and `flip` left out and flipped, by data
