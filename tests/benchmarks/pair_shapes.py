@@ -89,15 +89,18 @@ def make_examples(generator, batch, vocabulary, values=None):
 
 
 def make_rows(generator, batch, vocabulary):
-    """The columns of a data set of texts: as many words as tokens, the last added by TRL."""
+    """The columns of a data set of texts: as many words as tokens, the last added by TRL.
+
+    A response begins with a space, because TRL appends it to the prompt before it reads tokens.
+    """
 
     def text(count):
         return " ".join(f"w{generator.randrange(2, vocabulary)}" for _ in range(count))
 
     return {
         "prompt": [text(lengths.prompt) for lengths in batch],
-        "chosen": [text(max(1, lengths.chosen - 1)) for lengths in batch],
-        "rejected": [text(max(1, lengths.rejected - 1)) for lengths in batch],
+        "chosen": [" " + text(max(1, lengths.chosen - 1)) for lengths in batch],
+        "rejected": [" " + text(max(1, lengths.rejected - 1)) for lengths in batch],
     }
 
 
@@ -111,7 +114,7 @@ def make_tokenizer(vocabulary):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_llama(*, vocabulary, hidden, layers, heads, intermediate=None, key_value_heads=None):
+def make_llama(*, vocabulary, hidden, layers, heads, intermediate=None, positions=LONGEST):
     """A Llama with random weights."""
     torch.manual_seed(0)
     return LlamaForCausalLM(
@@ -121,8 +124,8 @@ def make_llama(*, vocabulary, hidden, layers, heads, intermediate=None, key_valu
             intermediate_size=intermediate or 8 * hidden // 3,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=key_value_heads or heads,
-            max_position_embeddings=2 * LONGEST,
+            num_key_value_heads=heads,
+            max_position_embeddings=positions,
             pad_token_id=0,
             eos_token_id=1,
         )

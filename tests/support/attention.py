@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import torch
 from torch.nn.attention.flex_attention import create_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -9,19 +10,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 def dense_flex(module, query, key, value, attention_mask, scaling=None, **options):
     """FlexAttention, which has no backward pass on a CPU: its blocks, made dense."""
-    size = query.size(2)
-    seen = create_mask(attention_mask.mask_mod, 1, 1, size, size, device=query.device)
-    blocks = attention_mask.to_dense().bool()
-    for axis in (2, 3):
-        blocks = blocks.repeat_interleave(128, axis)
-    whole = torch.zeros_like(attention_mask.to_dense())
+    batch, size = query.size(0), query.size(2)
+    seen = create_mask(attention_mask.mask_mod, batch, 1, size, size, device=query.device)
+    listed = attention_mask.to_dense().bool()
+    whole = torch.zeros_like(listed)
     if attention_mask.full_kv_num_blocks is not None:
-        for row, count in enumerate(attention_mask.full_kv_num_blocks[0, 0].tolist()):
-            whole[0, 0, row, attention_mask.full_kv_indices[0, 0, row, :count].long()] = 1
-    for axis in (2, 3):
-        whole = whole.repeat_interleave(128, axis)
+        for place in np.ndindex(*attention_mask.full_kv_num_blocks.shape):
+            count = attention_mask.full_kv_num_blocks[place]
+            whole[place][attention_mask.full_kv_indices[place][:count].long()] = True
     # The kernel does not evaluate the mask in whole blocks, and skips those that are not listed.
-    return attend(query, key, value, (seen | whole.bool()) & blocks, scaling), None
+    seen = (seen | tokens(whole, size)) & tokens(listed, size)
+    return attend(query, key, value, seen, scaling), None
+
+
+def tokens(blocks, size):
+    """A mask of blocks as one of tokens."""
+    return blocks.repeat_interleave(128, 2).repeat_interleave(128, 3)[..., :size, :size]
 
 
 def plain_varlen(
