@@ -60,11 +60,11 @@ def train(probe):
     """Read the rows as `train.py` does before it loads a model; `load_pairs` must read the same."""
     from sp2dpo.dataset.load import load_pairs
     from sp2dpo.training.columns import apply_marks, fill_missing_values
+    from sp2dpo.training.data import DataConfig, load_data
     from sp2dpo.training.rows import check_rows
-    from sp2dpo.training.run import DataConfig, load_splits
 
     def read_rows():
-        rows, _ = load_splits(DataConfig(dataset="dataset"))
+        rows = load_data(DataConfig(dataset="dataset")).sources[0].read
         marked, _ = apply_marks(rows, name="train")
         filled, _ = fill_missing_values(
             marked, ("beta",), name="train", missing="drop", constant=0.1

@@ -16,8 +16,9 @@ from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sp2dpo.training import DataConfig, PairDPOConfig, apply_marks
+from sp2dpo.training.data import load_data, remove_marks
 from sp2dpo.training.reward_model import hash_fraction
-from sp2dpo.training.run import find_checkpoint, load_splits, remove_marks
+from sp2dpo.training.run import find_checkpoint
 from support.training import BETAS, conversations, parse, settings
 
 pytestmark = [
@@ -145,7 +146,8 @@ def test_held_out_prompts_are_never_trained_on_and_always_the_same(tmp_path):
     def split(number):
         first = {name: column[:number] for name, column in rows.items()}
         Dataset.from_dict(first).to_parquet(folder / "train.parquet")
-        train, test = load_splits(DataConfig(dataset=str(folder), held_out=0.3))
+        loaded = load_data(DataConfig(dataset=str(folder), held_out=0.3))
+        train, test = loaded.train, loaded.test
         assert len(train) + len(test) == number
         return train["prompt"][:], test["prompt"][:]
 
@@ -161,8 +163,8 @@ def test_held_out_prompts_are_never_trained_on_and_always_the_same(tmp_path):
 def test_a_second_data_set_can_be_evaluated_on(tmp_path):
     write_run(tmp_path)
     folder = str(tmp_path / "dataset")
-    train, test = load_splits(DataConfig(dataset=folder, eval_dataset=folder))
-    assert (len(train), len(test)) == (8, 8)
+    rows = load_data(DataConfig(dataset=folder, eval_dataset=folder))
+    assert (len(rows.train), len(rows.test)) == (8, 8)
 
 
 def test_rows_are_left_out_and_flipped_as_an_arm_marks_them():

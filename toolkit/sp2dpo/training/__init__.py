@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sp2dpo.training.commands import reward_command, train_command
     from sp2dpo.training.config import PairDPOConfig
     from sp2dpo.training.console import one_line_errors
+    from sp2dpo.training.data import DataConfig
     from sp2dpo.training.losses import LogRatios
     from sp2dpo.training.reward_model import ScoreSummary, Scoring, prompt_fold, score_dataset
     from sp2dpo.training.reward_run import (
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
         RewardRun,
         prepare_reward_run,
     )
-    from sp2dpo.training.run import DataConfig, TrainingRun, prepare_run
+    from sp2dpo.training.run import TrainingRun, prepare_run
     from sp2dpo.training.run_config import parse_settings
     from sp2dpo.training.stopping import stoppable
     from sp2dpo.training.sweep import Interrupted, SweepResult, SweepRun, run_sweep, sweep_lines
@@ -34,7 +35,8 @@ _NAMES = {
     "losses": ("LogRatios",),
     "reward_model": ("ScoreSummary", "Scoring", "prompt_fold", "score_dataset"),
     "reward_run": ("FoldConfig", "RewardModelConfig", "RewardRun", "prepare_reward_run"),
-    "run": ("DataConfig", "TrainingRun", "prepare_run"),
+    "data": ("DataConfig",),
+    "run": ("TrainingRun", "prepare_run"),
     "run_config": ("parse_settings",),
     "stopping": ("stoppable",),
     "sweep": ("Interrupted", "SweepResult", "SweepRun", "run_sweep", "sweep_lines"),

@@ -67,7 +67,8 @@ def parse_training(arguments: Sequence[str]) -> ParsedSettings:
     """
     settings = parse_settings(arguments, TRAINING)
     data, _, model = settings.configs
-    for key, value in (("dataset", data.dataset), ("model_name_or_path", model.model_name_or_path)):
+    dataset = data.dataset or data.datasets
+    for key, value in (("dataset", dataset), ("model_name_or_path", model.model_name_or_path)):
         if not value:
             raise ValueError(f"{key} is missing: set it in the YAML file or give --{key}")
     return settings

@@ -28,6 +28,7 @@ from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.reference import REFERENCE
 from sp2dpo.training.rows import (
     ROW,
+    SOURCE,
     TEMPLATE_ERRORS,
     check_lengths,
     check_rows,
@@ -248,7 +249,7 @@ class RowPreparation:
             if column not in columns:
                 raise ValueError(
                     f"the {name} data set has no column {column} (it has"
-                    f" {', '.join(c for c in columns if c != ROW)}):"
+                    f" {', '.join(c for c in columns if c not in (ROW, SOURCE))}):"
                     " build one, or remove it from pair_columns"
                 )
         if not args.pair_columns:

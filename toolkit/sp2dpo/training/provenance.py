@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import (
     Dataset,
+    IterableDataset,
     get_dataset_config_names,
     get_dataset_default_config_name,
     load_dataset,
@@ -34,19 +35,43 @@ from sp2dpo.tables import is_pattern, read_listed, read_parquet
 
 logger = logging.getLogger(__name__)
 
+_SHARDS = 64
+"""Number of parts in which a stream of local rows is read."""
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
 
 
-def read_split(source: str, split: str, revision: str | None) -> Dataset:
+def read_split(
+    source: str,
+    split: str,
+    revision: str | None,
+    *,
+    config: str | None = None,
+    streaming: bool = False,
+    **files: Any,
+) -> Any:
     """Return one split of a file, of a folder or of a data set on the Hub.
+
+    Args:
+        source: The file, the folder or the name.
+        split: The split.
+        revision: Commit, tag or branch on the Hub.
+        config: Name of the config; None for the default one, or the one in the name.
+        streaming: Whether to return an IterableDataset. The files of a data set of sp2dpo are then
+            downloaded and compared with their hashes all the same.
+        files: `data_dir` and `data_files` of `load_dataset`, for a data set that is not sp2dpo's.
 
     Raises:
         ValueError: If it cannot be read.
     """
     folder = Path(source)
     local = folder.exists()
+    options: dict[str, Any] = {key: value for key, value in files.items() if value is not None}
+    if streaming:
+        options["streaming"] = True
     try:
-        rows = _read_file(folder) if folder.is_file() else read_listed(folder) if local else None
+        if options.keys() - {"streaming"}:
+            return load_dataset(source, config, split=split, revision=revision, **options)
+        rows = _read_local(folder, config, streaming=streaming) if local else None
         if rows is not None:
             _check_split(split)
             return rows
@@ -56,8 +81,8 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
                 "for a pattern because of its special characters: rename or move the folder"
             )
         if local:
-            return load_dataset(source, split=split)
-        return _load_from_hub(source, split, revision)
+            return load_dataset(source, config, split=split, **options)
+        return _load_from_hub(source, split, revision, config, options)
     except StopIteration:  # `datasets` raises it for JSON files without a line
         raise ValueError(f"{source} has no rows: choose another data set or split") from None
     except UnknownConfig as error:
@@ -69,28 +94,51 @@ def read_split(source: str, split: str, revision: str | None) -> Dataset:
         raise ValueError(f"{source} {where}: {error}") from error
 
 
+def _read_local(path: Path, config: str | None, *, streaming: bool) -> Any:
+    """Return the rows of a file, or of a folder of sp2dpo; None if it is another folder."""
+    if path.is_file() and streaming and path.suffix != ".parquet":
+        _check_suffix(path)
+        return IterableDataset.from_generator(_json_rows, gen_kwargs={"path": str(path)})
+    rows = _read_file(path) if path.is_file() else read_listed(path, config or "default")
+    return _as_stream(rows) if streaming and rows is not None else rows
+
+
+def _json_rows(path: str) -> Iterator[dict[str, Any]]:
+    for _, row in read_json_lines(Path(path)):
+        yield row
+
+
+def _as_stream(rows: Dataset) -> IterableDataset:
+    """Return the rows as a stream, in parts that several workers can read."""
+    return rows.to_iterable_dataset(num_shards=max(1, min(_SHARDS, len(rows))))
+
+
 def _check_split(split: str) -> None:
     if split != "train":
         raise ValueError(f"its only split is train, not {split}")
 
 
-def _load_from_hub(source: str, split: str, revision: str | None) -> Dataset:
+def _load_from_hub(
+    source: str, split: str, revision: str | None, config: str | None, options: dict[str, Any]
+) -> Any:
     name = HubName.parse(source)
     if name is None:  # `datasets` knows names without an organisation, too
-        return load_dataset(source, split=split, revision=revision)
+        return load_dataset(source, config, split=split, revision=revision, **options)
     for what, ours, others in (
+        ("config", name.config, config),
         ("split", name.split, split if split != "train" else None),
         ("revision", name.revision, revision),
     ):
         if ours and others and ours != others:
             raise ValueError(f"it names the {what} {ours}, and the setting for it is {others}")
     split, revision = name.split or split, name.revision or revision
+    name = replace(name, config=name.config or config)
     rows = _read_listed_on_hub(replace(name, revision=revision))
     if rows is not None:
         _check_split(split)
-        return rows
+        return _as_stream(rows) if options else rows
     try:
-        return load_dataset(name.repo, name.config, split=split, revision=revision)
+        return load_dataset(name.repo, name.config, split=split, revision=revision, **options)
     except ValueError:
         # Either the config or the split is wrong; `datasets` does not say how to name a config.
         configs = get_dataset_config_names(name.repo, revision=revision)
@@ -140,8 +188,7 @@ def _read_listed_on_hub(name: HubName) -> Dataset | None:
 def _read_file(path: Path) -> Dataset:
     if path.suffix == ".parquet":
         return read_parquet([path])
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError("rows are read from .jsonl, .jsonl.gz and .parquet files")
+    _check_suffix(path)
     rows = [row for _, row in read_json_lines(path)]
     # Not `Dataset.from_list`, which takes the columns of the first row for those of all.
     columns = dict.fromkeys(key for row in rows for key in row)
@@ -149,6 +196,11 @@ def _read_file(path: Path) -> Dataset:
         return Dataset.from_dict({key: [row.get(key) for row in rows] for key in columns})
     except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"the values of a column have no common type: {error}") from error
+
+
+def _check_suffix(path: Path) -> None:
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError("rows are read from .jsonl, .jsonl.gz and .parquet files")
 
 
 def display_name(source: str) -> str:
@@ -174,7 +226,10 @@ class Provenance:
         schedule: Schedule of the betas; None if the data set has no readable manifest.
         arm: Keys in which the arm differs from the schedule; None if there are none.
         manifest_sha256: Hash of the manifest; None if the data set has no readable manifest.
-        columns_sha256: Hash of the used columns and the pair ids, in the order of the rows.
+        columns_sha256: Hash of the used columns and the pair ids, in the order of the rows; None
+            for a stream.
+        fingerprint: Fingerprint that the `datasets` library gives to the rows as they were read;
+            None for a stream.
     """
 
     dataset: str
@@ -183,11 +238,17 @@ class Provenance:
     schedule: Any
     arm: Any
     manifest_sha256: str | None
-    columns_sha256: str
+    columns_sha256: str | None
+    fingerprint: str | None
 
 
 def trace_rows(
-    source: str, revision: str | None, dataset: Dataset, columns: Sequence[str]
+    source: str,
+    revision: str | None,
+    dataset: Any,
+    columns: Sequence[str],
+    *,
+    read: Any = None,
 ) -> Provenance:
     """Return where the rows come from.
 
@@ -196,10 +257,13 @@ def trace_rows(
         revision: The revision that was requested on the Hub.
         dataset: The rows as they are trained on.
         columns: The per-pair columns that are used.
+        read: The rows as they were read; None if they are the same.
     """
+    read = dataset if read is None else read
+    stream = not isinstance(read, Dataset)
     # `datasets` names the cache folder of a Hub data set after the commit.
-    cached = [str(file["filename"]) for file in dataset.cache_files]
-    commit = _COMMIT.search(" ".join([*map(str, dataset.info.download_checksums or {}), *cached]))
+    cached = [] if stream else [str(file["filename"]) for file in read.cache_files]
+    commit = _COMMIT.search(" ".join([*map(str, read.info.download_checksums or {}), *cached]))
     if Path(source).exists():
         revision = None
     elif commit:
@@ -209,9 +273,6 @@ def trace_rows(
         revision = (name.revision if name else None) or revision
     manifest = _read_manifest(source, revision)
     facts = _parse_manifest(manifest) if manifest else None
-    names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
-    # Values and not files, so that equal columns in other Parquet files have the same hash.
-    content = json.dumps([dataset[name][:] for name in names])
     return Provenance(
         dataset=display_name(source),
         revision=revision,
@@ -220,8 +281,22 @@ def trace_rows(
         arm=(facts.get("arm") or None) if facts else None,
         # Of the file's bytes, so that `sha256sum manifest.json` gives the same hash.
         manifest_sha256=hashlib.sha256(manifest).hexdigest() if manifest and facts else None,
-        columns_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        columns_sha256=hash_columns(dataset, columns),
+        fingerprint=None if stream else read._fingerprint,
     )
+
+
+def hash_columns(dataset: Any, columns: Sequence[str]) -> str | None:
+    """Return the SHA-256 of these columns and the pair ids, in the order of the rows.
+
+    None for a stream, whose rows are not known.
+    """
+    if not isinstance(dataset, Dataset):
+        return None
+    names = [name for name in ("pair_id", *columns) if name in dataset.column_names]
+    # Values and not files, so that equal columns in other Parquet files have the same hash.
+    content = json.dumps([dataset[name][:] for name in names])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _parse_manifest(text: bytes) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ IDS = ("pair_id", "source_id", "prompt_id", "id")
 """Columns that name a row in a message, the first of them that a row has."""
 ROW = "_row"
 """Column with the number of a row before rows were selected, from 0; see `number_rows`."""
+SOURCE = "_source"
+"""Column with the name of a row's data set in a mixture."""
 IMAGES = ("images", "image")
 """Columns by which TRL recognises a vision data set."""
 MEDIA = (*IMAGES, "videos", "video")
@@ -71,10 +73,10 @@ def name_row(row: Mapping[str, Any], number: int) -> str:
         row: Values by column; without an id, the beginning of its text is part of the name.
         number: Number of the row in its data set, from 0; the column ROW replaces it.
     """
-    number = row.get(ROW, number)
+    place = f"{row.get(ROW, number)} of {row[SOURCE]}" if SOURCE in row else row.get(ROW, number)
     key = next((key for key in IDS if row.get(key) is not None), None)
     if key is not None:
-        return f"row {number} ({key} {shorten(escape_controls(str(row[key])), 80)})"
+        return f"row {place} ({key} {shorten(escape_controls(str(row[key])), 80)})"
     text = row.get("prompt") or row.get("chosen") or ""
     if not isinstance(text, str):
         turns = [
@@ -83,7 +85,7 @@ def name_row(row: Mapping[str, Any], number: int) -> str:
         contents = [turn.get("content") for turn in turns]
         text = next((content for content in contents if isinstance(content, str)), "")
     start = shorten(escape_controls(text), 40)
-    return f'row {number} ("{start}")' if start else f"row {number}"
+    return f'row {place} ("{start}")' if start else f"row {place}"
 
 
 def check_rows(dataset: Any, name: str, *, sees_images: Callable[[], bool] = lambda: False) -> Any:
@@ -106,7 +108,7 @@ def check_rows(dataset: Any, name: str, *, sees_images: Callable[[], bool] = lam
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ValueError(f"{where} has no rows: choose another data set or split")
     columns = column_names(dataset)
-    shown = ", ".join(column for column in columns if column != ROW)
+    shown = ", ".join(column for column in columns if column not in (ROW, SOURCE))
     for column in RESPONSES:
         if column not in columns:
             raise ValueError(
@@ -123,7 +125,7 @@ def check_rows(dataset: Any, name: str, *, sees_images: Callable[[], bool] = lam
         )
     problems: dict[str, list[str]] = {}
     repeated = 0
-    for number, row in _rows(dataset, (*IDS, ROW, *TEXTS)):
+    for number, row in _rows(dataset, (*IDS, ROW, SOURCE, *TEXTS)):
         problem = _find_problem(row, sees_images)
         if problem:
             problems.setdefault(problem, []).append(name_row(row, number))
@@ -242,7 +244,11 @@ def _check_implicit(dataset: Dataset, where: str) -> None:
     refused: list[tuple[str, list[str]]] = []
     prompts: Counter[str] = Counter()
     for number, row in _rows(dataset, dataset.column_names):
-        more = {key: value for key, value in row.items() if key not in (*RESPONSES, "tools", ROW)}
+        more = {
+            key: value
+            for key, value in row.items()
+            if key not in (*RESPONSES, "tools", ROW, SOURCE)
+        }
         prompt = _common_beginning(row)
         names = possible_prompts(more) if isinstance(prompt, str) else other_prompts(more, prompt)
         if names:
@@ -280,7 +286,7 @@ def _tools_as_text(dataset: Dataset, where: str) -> Dataset:
     feature = dataset.features["tools"]
     exact = any(isinstance(f, Json | Value) for f in (feature, getattr(feature, "feature", None)))
     texts: list[str | None] = []
-    for number, row in _rows(dataset, (*IDS, ROW, "prompt", "tools")):
+    for number, row in _rows(dataset, (*IDS, ROW, SOURCE, "prompt", "tools")):
         tools = row["tools"]
         try:
             tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
@@ -427,7 +433,7 @@ def describe(error: BaseException) -> str:
 
 def _conversations(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Yield the rows, with the columns that a template or a message uses; none if they are text."""
-    for _, row in _rows(dataset, (*IDS, ROW, *TEXTS, "tools", "chat_template_kwargs")):
+    for _, row in _rows(dataset, (*IDS, ROW, SOURCE, *TEXTS, "tools", "chat_template_kwargs")):
         if isinstance(row["chosen"], str):
             return
         yield row

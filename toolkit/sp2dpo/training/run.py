@@ -3,9 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from sp2dpo.files import write_json
 from sp2dpo.hub import hub_errors
 from sp2dpo.text import one_line, redact
 from sp2dpo.training.card import card_section, changed_settings
-from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import quiet_libraries, use_console
-from sp2dpo.training.provenance import display_name, hub_names, read_split, trace_rows
-from sp2dpo.training.reward_model import hash_fraction
-from sp2dpo.training.rows import number_rows
+from sp2dpo.training.data import DataConfig, RunData, load_data
+from sp2dpo.training.provenance import display_name, hash_columns, hub_names, trace_rows
+from sp2dpo.training.rows import SOURCE
 from sp2dpo.training.stopping import (
     Stopped,
     is_complete,
@@ -39,73 +39,6 @@ from sp2dpo.training.trainer import PairDPOTrainer
 
 RESULTS = "results.json"
 """Written last to the output folder of a run, so a run is complete if this file exists."""
-
-
-@dataclass
-class DataConfig:
-    """The data to train and to evaluate on.
-
-    Attributes:
-        dataset: A folder built by `sp2dpo build`, a .jsonl, .jsonl.gz or .parquet file, or the name
-            of a data set on the Hub: `org/name` or `org/name/config:split@revision`.
-        dataset_revision: Commit, tag or branch of `dataset` on the Hub.
-        dataset_split: The split to read from `dataset`, and from `eval_dataset`.
-        eval_dataset: A second folder, file or Hub name to evaluate on, instead of held-out prompts.
-        eval_revision: Commit, tag or branch of `eval_dataset` on the Hub.
-        held_out: Share of the prompts, in [0, 0.9], to evaluate on and never train on.
-        traceback: Whether to show the traceback of an error, not only its message.
-    """
-
-    dataset: str | None = field(default=None, metadata={"help": "Folder, file, or Hub name."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
-    dataset_split: str = field(default="train", metadata={"help": "The split to read."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "What to evaluate on."})
-    eval_revision: str | None = field(default=None, metadata={"help": "Its commit on the Hub."})
-    held_out: float = field(default=0.0, metadata={"help": "Share of the prompts to evaluate on."})
-    traceback: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.held_out <= 0.9:
-            raise ValueError(f"held_out must be in [0, 0.9], not {self.held_out}")
-        if self.held_out and self.eval_dataset:
-            raise ValueError("held_out and eval_dataset exclude each other: set one of them")
-
-
-def load_splits(data: DataConfig) -> tuple[Dataset, Dataset | None]:
-    """Return the rows to train on and the rows to evaluate on, which are None without evaluation.
-
-    The hash of a prompt decides on which side of the split its pairs are, so they stay there when
-    the data set grows.
-
-    Raises:
-        ValueError: If a data set cannot be read, or if one side of the split has no pair.
-    """
-    # Before rows are selected, so that messages have the numbers of the source.
-    train = number_rows(read_split(str(data.dataset), data.dataset_split, data.dataset_revision))
-    if data.eval_dataset:
-        return train, read_split(data.eval_dataset, data.dataset_split, data.eval_revision)
-    if not data.held_out:
-        return train, None
-    if "prompt" not in train.column_names:
-        raise ValueError(f"held_out needs a column prompt, {data.dataset} has none")
-    in_test = [hash_fraction(prompt) < data.held_out for prompt in train["prompt"]]
-    if all(in_test) or not any(in_test):
-        raise ValueError(
-            f"held_out {data.held_out} puts all {len(in_test)} pairs on one side of the split:"
-            " choose another share"
-        )
-    return (
-        train.select([row for row, is_test in enumerate(in_test) if not is_test]),
-        train.select([row for row, is_test in enumerate(in_test) if is_test]),
-    )
-
-
-def remove_marks(rows: Dataset) -> Dataset:
-    """Return the rows without the columns `keep` and `flip`, so that neither acts on any row.
-
-    This way, all arms of a comparison are evaluated on the same rows with the same labels.
-    """
-    return rows.remove_columns([name for name in MARK_COLUMNS if name in rows.column_names])
 
 
 def find_checkpoint(args: Any) -> str | None:
@@ -222,21 +155,17 @@ class TrainingRun:
         data: Settings of the data.
         model: Settings of the model and its adapter.
         trainer: Trainer that holds the loaded data and model.
+        rows: The rows to train and to evaluate on.
         origin: What the model is trained on, as `data` in results.json; empty in all processes but
             the main one.
-        rows_given: Number of rows before `keep` and `flip` were applied.
-        eval_rows: Number of rows to evaluate on; None without an evaluation.
-        marks: Number of rows that `keep` and `flip` affected; None for a stream.
         checkpoint: Checkpoint folder to resume from; None to start from the beginning.
     """
 
     data: DataConfig
     model: ModelConfig
     trainer: PairDPOTrainer
+    rows: RunData
     origin: Mapping[str, Any]
-    rows_given: int
-    eval_rows: int | None
-    marks: MarkCounts | None
     checkpoint: str | None
 
     def train(self) -> Path:
@@ -250,7 +179,7 @@ class TrainingRun:
         results = out / RESULTS
         results.unlink(missing_ok=True)  # an earlier run may have written it
         loss, metrics = train_and_evaluate(
-            trainer, checkpoint=self.checkpoint, evaluate=self.eval_rows is not None
+            trainer, checkpoint=self.checkpoint, evaluate=self.rows.test is not None
         )
         # Internal, because a call by a user pushes to the Hub, before the card is complete.
         trainer.save_model(args.output_dir, _internal_call=True)
@@ -265,18 +194,19 @@ class TrainingRun:
     def _results(self, loss: float, metrics: dict[str, float] | None) -> dict[str, Any]:
         """Return the results of the run and the settings that define it, as in results.json."""
         trainer, data, model, args = self.trainer, self.data, self.model, self.trainer.args
-        betas = trainer.train_dataset["beta"][:] if "beta" in args.pair_columns else [args.beta]
         local = Path(str(data.dataset)).exists()
         return {
             "train_loss": loss,
             "eval": metrics and metrics | {"step": trainer.state.global_step},
-            "beta": {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)},
+            "beta": self._describe_betas(),
             "pair_columns": args.pair_columns,
             "missing_values": args.missing_values,
             "model": display_name(str(model.model_name_or_path)),
             "model_revision": model.model_revision,
-            "dataset": display_name(str(data.dataset)),
+            "dataset": [source.label for source in data.datasets]
+            or display_name(str(data.dataset)),
             "dataset_revision": None if local else data.dataset_revision,
+            "streaming": data.streaming,
             "eval_dataset": data.eval_dataset and display_name(data.eval_dataset),
             "eval_revision": data.eval_revision,
             "held_out": data.held_out,
@@ -288,26 +218,42 @@ class TrainingRun:
             "rows": self.count_rows(),
         }
 
-    def count_rows(self) -> dict[str, dict[str, int]]:
+    def _describe_betas(self) -> dict[str, float] | None:
+        """Return the mean, the lowest and the highest beta; None for those of a stream."""
+        args, dataset = self.trainer.args, self.trainer.train_dataset
+        if "beta" not in args.pair_columns:
+            betas = [args.beta]
+        elif isinstance(dataset, Dataset):
+            betas = dataset["beta"][:]
+        else:
+            return None
+        return {"mean": sum(betas) / len(betas), "min": min(betas), "max": max(betas)}
+
+    def count_rows(self) -> dict[str, dict[str, Any]]:
         """Return, for each data set, the number of its rows, and of those left out and used.
 
         TRL drops rows whose prompt is longer than `max_length`, so fewer rows may have been used
-        than the other counts suggest.
+        than the other counts suggest. The rows of a stream are not counted.
         """
-        given = {"train": self.rows_given, "eval": self.eval_rows}
+        rows = self.rows
+        given = {"train": rows.given, "eval": None if rows.test is None else len(rows.test)}
         used = {"train": self.trainer.train_dataset, "eval": self.trainer.eval_dataset}
-        counts = {
+        counts: dict[str, dict[str, Any]] = {
             name: {
-                "given": rows,
+                "given": number,
                 "without_beta": self.trainer.rows_without_beta.get(name, 0),
                 "refused": self.trainer.rows_refused.get(name, 0),
                 "used": len(used[name]),
             }
-            for name, rows in given.items()
-            if rows is not None
+            for name, number in given.items()
+            if number is not None
         }
-        if self.marks is not None:
-            counts["train"] |= asdict(self.marks)
+        if "train" in counts and rows.marks is not None:
+            counts["train"] |= asdict(rows.marks)
+            if len(rows.sources) > 1:
+                counts["train"]["used_by_source"] = dict(
+                    Counter(self.trainer.train_dataset[SOURCE][:])
+                )
         return counts
 
 
@@ -319,36 +265,63 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             is loaded.
     """
     quiet_libraries(args)
+    if data.streaming and args.max_steps <= 0:
+        raise ValueError("streaming: true needs max_steps, because a stream has no number of rows")
     args.model_init_kwargs = model_options(model, args)
-    train, test = load_splits(data)
-    rows_given = len(train)
-    # The marks are applied here and not by the trainer, because `provenance` hashes the rows that
-    # are trained on. `apply_marks` removes the marks, so the trainer does not apply them again.
-    train, marks = apply_marks(train, name="train")
-    test = None if test is None else remove_marks(test)
+    needed = args.pair_columns if args.missing_values == "error" else []
+    rows = load_data(data, needed=needed, seed=args.seed)
     # Before the model is loaded, so that a wrong path fails at once.
     checkpoint = find_checkpoint(args)
     with model_errors(model, args):
         trainer = PairDPOTrainer(
             model.model_name_or_path,
             args=args,
-            train_dataset=train,
-            eval_dataset=test,
+            train_dataset=rows.train,
+            eval_dataset=rows.test,
             peft_config=get_peft_config(model),
         )
     use_console(trainer)
     origin: dict[str, Any] = {}
     if trainer.accelerator.is_main_process:
-        origin = asdict(
-            trace_rows(str(data.dataset), data.dataset_revision, train, args.pair_columns)
-        )
+        origin = trace_run(rows, args.pair_columns)
         # Before the training, because each checkpoint may push the card.
         trainer.card_section = card_section(origin, changed_settings((data, args, model)))
-        trainer.card_datasets = hub_names([str(data.dataset)])
+        trainer.card_datasets = hub_names([source.path for source in data.sources])
     return TrainingRun(
-        data=data, model=model, trainer=trainer, origin=origin, rows_given=rows_given,
-        eval_rows=None if test is None else len(test), marks=marks, checkpoint=checkpoint,
-    )  # fmt: skip
+        data=data, model=model, trainer=trainer, rows=rows, origin=origin, checkpoint=checkpoint
+    )
+
+
+def trace_run(rows: RunData, columns: Sequence[str]) -> dict[str, Any]:
+    """Return what a run is trained on, as `data` in results.json.
+
+    Args:
+        rows: The rows of the run.
+        columns: The per-pair columns that are used.
+    """
+    traces = []
+    for part in rows.sources:
+        source = part.source
+        trained = rows.train if len(rows.sources) == 1 else part.read
+        origin = trace_rows(source.path, source.revision, trained, columns, read=part.read)
+        more = {
+            "config": source.name, "split": source.split, "columns": source.columns,
+            "constants": source.constants or None, "weight": source.weight,
+            "rows": {"given": part.given, "train": part.train, "eval": part.test},
+        }  # fmt: skip
+        traces.append((asdict(origin), more))
+    if len(traces) == 1:
+        origin, more = traces[0]
+        return origin | {key: more[key] for key in ("columns", "constants") if more[key]}
+    shared = ("pair_columns", "columns_sha256")
+    return {
+        "pair_columns": list(columns),
+        "columns_sha256": hash_columns(rows.train, columns),
+        "sources": [
+            {key: value for key, value in origin.items() if key not in shared} | more
+            for origin, more in traces
+        ],
+    }
 
 
 @contextmanager
