@@ -256,8 +256,8 @@ def split_by_prompt(rows: Dataset, held_out: float, label: str) -> tuple[Dataset
     in_test = [hash_fraction(prompt) < held_out for prompt in rows["prompt"]]
     if all(in_test) or not any(in_test):
         raise ValueError(
-            f"held_out {held_out} puts all {len(in_test)} pairs of {label} on one side of the"
-            " split: choose another share"
+            f"held_out {held_out} puts all {len(in_test)} pairs on one side of the split of"
+            f" {label}: choose another share"
         )
     return (
         rows.select([row for row, is_test in enumerate(in_test) if not is_test]),
