@@ -111,6 +111,7 @@ def test_without_a_folder_nothing_is_kept(start):
         ),
         {"ld_alpha": 0.5, "pair_columns": ["beta"]},
         {"bf16": True},
+        {"shared_prompt": False},
     ],
     ids=str,
 )

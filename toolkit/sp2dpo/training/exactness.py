@@ -13,8 +13,8 @@ from torch import nn
 
 from sp2dpo.training.config import CAPTURES, FIRST_WITH_LOG_PROBS
 
-MASKED_ATTENTION = ("sdpa", "eager")
-"""Attention implementations of transformers that take a mask for every pair of tokens."""
+ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Attention implementations that take a mask for every pair of tokens; `packing` has flash's."""
 # In these the frequencies of all positions depend on the longest sequence of a batch.
 DYNAMIC_ROPE = ("dynamic", "longrope")
 
@@ -40,8 +40,8 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         return "context and sequence parallelism split the sequences"
     if getattr(trainer, "aux_loss_enabled", False):
         return "the auxiliary loss of a mixture of experts counts every token of both sequences"
-    if attention not in MASKED_ATTENTION:
-        return f"attn_implementation {attention} does not take a mask for every pair of tokens"
+    if attention not in ATTENTION and "flash" not in attention:
+        return f"attn_implementation {attention} cannot separate the responses of a row"
     if backbone is model or "position_ids" not in (
         inspect.signature(type(backbone).forward).parameters
     ):

@@ -148,6 +148,8 @@ def _dependencies(trainer: Any) -> dict[str, Any]:
         "max_length": args.max_length,
         "truncation_mode": args.truncation_mode,
         "ld_alpha": args.ld_alpha,
+        # The last bits differ, and `shared_prompt: false` means TRL's own bits.
+        "shared_prompt": args.shared_prompt,
         "device": trainer.accelerator.device.type,
         "versions": [torch.__version__, transformers.__version__, trl.__version__],
     }

@@ -11,6 +11,7 @@ need to know of it.
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from sp2dpo.training.columns import CATEGORY, PAIR_COLUMNS
 from sp2dpo.training.exactness import reason_against, relative_difference
+from sp2dpo.training.packing import choose_runner
 from sp2dpo.training.pair_rows import SHARED, PairRows, group_rows, plan_rows
 from sp2dpo.training.reference import REFERENCE
 
@@ -161,8 +163,9 @@ class SharedPrompt:
     def add_rows(self, inputs: dict[str, Any], *models: Any) -> dict[str, Any]:
         """Return a batch with its rows, unless prompts are not shared.
 
-        The first batch of every model is checked: its first pair is computed in both ways, and a
-        difference turns sharing off.
+        The first batch of every model is checked: one pair is computed in both ways, and with wrong
+        positions and a wrong mask. A difference from TRL's numbers, or none from the wrong ones,
+        turns sharing off.
 
         Args:
             inputs: The batch, on the device.
@@ -188,7 +191,7 @@ class SharedPrompt:
         return None if rows is None else rows.to(inputs["input_ids"].device)
 
     def _prepare(self, wrapped: Any, inputs: dict[str, Any]) -> None:
-        """Replace the forward of a model that has not been seen, and check it on the first pair."""
+        """Replace the forward of a model that has not been seen, and check it on a pair."""
         with_adapters = self._trainer.accelerator.unwrap_model(wrapped)
         model = with_adapters
         if is_peft_model(with_adapters):
@@ -198,9 +201,8 @@ class SharedPrompt:
         reason = reason_against(self._trainer, model, with_adapters)
         if reason is None:
             additive = model.config._attn_implementation == "eager"
-            share_prompts(
-                model, functools.partial(run_groups, calls=self._calls(), additive=additive)
-            )
+            groups = functools.partial(run_groups, calls=self._calls(), additive=additive)
+            share_prompts(model, choose_runner(model) or groups)
             self._prepared.append(model)
             reason = self._compare(wrapped, model, inputs)
         if reason is not None:
@@ -226,14 +228,48 @@ class SharedPrompt:
         return None
 
     def _compare(self, wrapped: Any, model: Any, inputs: dict[str, Any]) -> str | None:
-        """Return how the first pair differs from TRL's way; None if it does not."""
+        """Return how sharing goes wrong on a pair of the batch; None if it does not."""
+        half = len(inputs["input_ids"]) // 2
+        number = longest_shared(self._plan(inputs))
+        pair = {name: inputs[name][[number, number + half]] for name in MODEL_INPUTS}
+        rows = self._plan(pair)
+        theirs = self._log_probs(wrapped, pair, None)
+        ours = self._log_probs(wrapped, pair, rows)
+        # With these, a model that follows what it is given computes other numbers. All processes
+        # make all calls, because some engines communicate in each.
+        blind = {
+            "position ids": {"position": torch.zeros_like(rows.position)} if rows else {},
+            "mask": {"segment": torch.full_like(rows.segment, SHARED)} if rows else {},
+        }
+        ignored = []
+        for changes in blind.values():
+            other = self._log_probs(wrapped, pair, rows and replace(rows, **changes))
+            ignored.append(bool(rows) and not rows.is_plain[0] and torch.equal(other, ours))
+        coarsest = max(self._dtypes(model), key=lambda dtype: torch.finfo(dtype).eps)
+        difference = relative_difference(ours, theirs, coarsest)
+        numbers = torch.stack([difference, ours.sum(), theirs.sum()])
+        flags = torch.tensor(ignored, dtype=numbers.dtype, device=numbers.device)
+        gathered = self._trainer.accelerator.gather(torch.cat([numbers, flags])[None])
+        worst, our_sum, their_sum, *_ = gathered[gathered[:, 0].argmax()].tolist()
+        if worst > 1:
+            return (
+                f"the log-probs of a pair's responses sum to {our_sum:.7g} nats if its prompt is"
+                f" shared and to {their_sum:.7g} if it is not"
+            )
+        for name, flag in zip(blind, gathered[:, 3:].amax(0).tolist(), strict=True):
+            if flag:
+                return f"{type(model).__name__} ignores the {name} of a row"
+        return None
+
+    def _log_probs(
+        self, wrapped: Any, inputs: dict[str, Any], rows: PairRows | None
+    ) -> torch.Tensor:
+        """Return the log-probs of a batch, computed by rows or, without any, in TRL's way."""
         trainer = self._trainer
-        pair = [0, len(inputs["input_ids"]) // 2]
-        first = {name: inputs[name][pair] for name in MODEL_INPUTS}
-        rows = self._plan(first)
-        completion_mask = first.pop("completion_mask")
-        labels = first["input_ids"].masked_fill(completion_mask == 0, -100)
-        options = {"labels": labels, "use_cache": False, "fused_lm_head": True}
+        options = {name: value for name, value in inputs.items() if name != "completion_mask"}
+        options["labels"] = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        if rows is not None:
+            options[PAIR_ROWS] = rows
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(
@@ -241,24 +277,24 @@ class SharedPrompt:
             ),
             trainer.accelerator.autocast(),
         ):
-            theirs = wrapped(**first, **options).log_probs
-            ours = theirs
-            if rows is not None:
-                ours = wrapped(**first, **options, **{PAIR_ROWS: rows}).log_probs
+            return wrapped(**options, use_cache=False, fused_lm_head=True).log_probs
+
+    def _dtypes(self, model: Any) -> set[torch.dtype]:
+        """Return the precisions in which a model computes."""
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtypes.add(half.get(trainer.accelerator.mixed_precision, torch.float32))
-        if ours.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtypes.add(mixed.get(self._trainer.accelerator.mixed_precision, torch.float32))
+        if torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:
             dtypes.add(torch.float16)  # as many digits as TF32
-        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        difference = relative_difference(ours, theirs, coarsest)
-        numbers = torch.stack([difference, ours.sum(), theirs.sum()])
-        gathered = trainer.accelerator.gather(numbers[None])
-        worst, our_sum, their_sum = gathered[gathered[:, 0].argmax()].tolist()
-        if worst <= 1:
-            return None
-        return (
-            f"the log-probs of the first pair's responses sum to {our_sum:.6g} nats if it is"
-            f" shared and to {their_sum:.6g} if it is not, so {type(model).__name__} does not"
-            " follow the positions or the mask of a row"
-        )
+        return dtypes
+
+
+def longest_shared(rows: PairRows | None) -> int:
+    """Return the number of the pair with the longest row of two responses, or 0."""
+    if rows is None or all(rows.is_plain):
+        return 0
+    row = max(
+        (row for row, plain in enumerate(rows.is_plain) if not plain), key=rows.lengths.__getitem__
+    )
+    # The first token of a row is one of the pair's chosen sequence.
+    return int(rows.source[sum(rows.lengths[:row])]) // (rows.scored_mask.size(1) + 1)
