@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,6 @@ _SIGNALS = (
 )  # fmt: skip
 _ONE_PROCESS = ("NO", "MULTI_CPU")
 """Types of which accelerate starts one process without a word, whatever their number is."""
-_TORCH_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 
 
 class _Forwarder:
@@ -68,7 +68,8 @@ def main(words: Sequence[str]) -> int:
     forwarder = _Forwarder()
     try:
         checked = check_engine(Engine(**json.loads(engine)))
-        if os.environ.get("DS_ACCELERATOR") == "cpu":
+        if _is_on_cpu(checked):
+            _prepare_for_cpus(checked)
             # Else each process without a GPU trains on its own, on all pairs.
             arguments = ["--use_cpu", "true", *arguments]
         command = ["--module", "sp2dpo.training.commands", name, *arguments]
@@ -76,7 +77,9 @@ def main(words: Sequence[str]) -> int:
         if not traceback:
             # torchrun logs a table of the processes that have failed.
             logging.disable(logging.ERROR)
-        launch_command(args)
+        # Not in this thread, in which torchrun would handle the signals itself.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(launch_command, args).result()
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _exit_code(program, f"process {rank}", failure.exitcode, forwarder)
@@ -91,7 +94,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_engine(engine: Engine) -> Engine:
-    """Return the engine with its number of processes and a free port; set what libraries read.
+    """Return the engine with its number of processes, and port 0 (any free one) on one machine.
 
     Raises:
         ValueError: If this machine cannot run it.
@@ -100,7 +103,7 @@ def check_engine(engine: Engine) -> Engine:
     config = read_yaml(Path(engine.config or ""))
     name, kind = f"--engine {engine.name}", str(config.get("distributed_type", "NO"))
     machines = engine.machines or int(config.get("num_machines") or 1)
-    on_cpu = bool(config.get("use_cpu")) or not torch.accelerator.is_available()
+    on_cpu = _is_on_cpu(engine)
     gpus = 0 if on_cpu else torch.accelerator.device_count()
     processes = engine.processes
     if processes is None and engine.is_carried:
@@ -132,17 +135,23 @@ def check_engine(engine: Engine) -> Engine:
             f"{name}: {here} processes on this machine need as many GPUs, and {visible}: give"
             f" --processes {gpus * machines}"
         )
-    # Otherwise torchrun ends what has not saved its checkpoint 30 seconds after a signal.
-    os.environ.setdefault(_TORCH_SIGNALS, "SIGQUIT")
-    if on_cpu:
-        threads = max(1, len(os.sched_getaffinity(0)) // here)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # DeepSpeed warns if it finds no accelerator.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     port = engine.main_process_port
     if port is None and machines == 1 and not config.get("main_process_port"):
         port = 0  # a free one, so that two runs fit on one machine
     return replace(engine, processes=processes, main_process_port=port)
+
+
+def _is_on_cpu(engine: Engine) -> bool:
+    config = read_yaml(Path(engine.config or ""))
+    return bool(config.get("use_cpu")) or not torch.accelerator.is_available()
+
+
+def _prepare_for_cpus(engine: Engine) -> None:
+    """Share the processors among the processes, and tell DeepSpeed that there is no GPU."""
+    here = (engine.processes or 1) // (engine.machines or 1)
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, here))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _exit_code(program: str, process: str, code: int, forwarder: _Forwarder) -> int:
