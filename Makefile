@@ -13,6 +13,8 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # How many processes share the tests; the tests of one file stay together. Processes often wait for
 # a server, so there may be more of them than cores.
 JOBS ?= 3
+# The attacks of `make test-attack`, as an expression of `pytest -k`; all, if it is empty.
+ATTACK ?=
 # The slow tests kill and count on time: on two cores, three processes disturb one another.
 SLOW_JOBS ?= 2
 PYTEST = -m pytest --dist loadfile --no-loadscope-reorder
@@ -48,7 +50,8 @@ test-slow: $(VENV)/.dev  ## Run what `make test` leaves out: fault storms, kill 
 	$(VENV)/bin/python $(PYTEST) -n $(SLOW_JOBS) -m "slow and not attack"
 
 test-attack: $(VENV)/.dev  ## Run the attacks: changed files, kills, hostile servers; print what came of them
-	$(VENV)/bin/python -m pytest -s -m attack -o faulthandler_timeout=1800 tests/attack
+	$(VENV)/bin/python -m pytest -s -m attack -k "$(ATTACK)" -o faulthandler_timeout=3600 \
+		tests/attack
 
 test-gpu: $(VENV)/.dev  ## Run what needs a GPU: bf16, FlexAttention, QLoRA, compiled models
 	$(VENV)/bin/python -m pytest -s -m gpu tests/gpu

@@ -14,9 +14,9 @@ from pathlib import Path
 SECONDS = 5
 """CPU seconds for the commands of a case; not seconds of a clock, because the machine may be busy.
 """
-WAIT = 60
-"""Seconds after which a case that uses no CPU counts as hanging."""
-PREPARATION = 600
+WAIT = 300
+"""Seconds after which a case that uses no CPU counts as hanging; all but idle machines are slow."""
+PREPARATION = 900
 """Seconds after which a fork without other limits counts as hanging."""
 MEGABYTES = 1500
 """Memory for the commands of a case, in addition to the imported modules: a data set may decode to

@@ -52,6 +52,14 @@ OFFLINE = {
     "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "agg",
 }  # fmt: skip
+MODULES = {
+    "plain": ("openai.resources", "tiktoken_ext.openai_public"),
+    "torch": (
+        "sp2dpo.training.run", "sp2dpo.training.reward_model", "sp2dpo.training.trainer",
+        "sp2dpo.training.commands",
+    ),
+}  # fmt: skip
+"""What a command server imports in addition to its own libraries, so that no command does."""
 IN_A_ROW = 4
 """Kills of one command before it may end, so that also what resumes is killed."""
 TRIES = 10
@@ -115,12 +123,7 @@ class Laboratory:
         """Return the process to fork from, once it has imported its libraries."""
         if case.server not in self.servers:
             settings = OFFLINE | (self.hub.env if case.server == "hub" else {})
-            modules = (
-                ("sp2dpo.training.run", "sp2dpo.training.reward_model", "sp2dpo.training.trainer")
-                if case.server == "torch"
-                else ()
-            )
-            server = CommandServer(settings, modules)
+            server = CommandServer(settings, MODULES.get(case.server, ()))
             self.stack.callback(server.close)
             self.servers[case.server] = server
             assert server.run("--version").returncode == 0
@@ -331,7 +334,8 @@ def cases(lab):
                         "--out", f / "betas.parquet"),
              out("betas.parquet")),
         Case("build", 25, lambda f: (*BUILD, *lab.built, "--out", f / "dataset"), out("dataset")),
-        Case("report", 15, lambda f: ("report", *lab.built, "--out", f / "report.html"),
+        Case("report", 15,
+             lambda f: ("report", *lab.built, "--draws", "20", "--out", f / "report.html"),
              lambda f: (f / "report.html").stat().st_size),
         Case("publish", 15,
              lambda f: ("publish", here / "dataset", "--repo", (f / "repo").read_text(), *LICENSE,

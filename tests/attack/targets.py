@@ -125,11 +125,14 @@ MODULES = {
         "sp2dpo.dataset.build", "sp2dpo.dataset.load", "sp2dpo.diagnostics.audit",
         "sp2dpo.diagnostics.comparison", "sp2dpo.diagnostics.text", "sp2dpo.pairs.reading",
         "sp2dpo.report.page", "sp2dpo.report.plots", "sp2dpo.report.status", "sp2dpo.report.text",
-        "sp2dpo.store.merge", "sp2dpo.store.reread",
+        "sp2dpo.store.merge", "sp2dpo.store.reread", "scipy.io",
     ),
-    "train": ("sp2dpo.training.run", "sp2dpo.training.run_config", "sp2dpo.dataset.load"),
+    "train": (
+        "sp2dpo.training.run", "sp2dpo.training.run_config", "sp2dpo.dataset.load", "scipy.io",
+    ),
     "evaluation": (
         "sp2dpo.evaluation.outputs", "sp2dpo.evaluation.text", "sp2dpo.evaluation.winrates",
+        "openai.resources", "tiktoken_ext.openai_public",
     ),
     "inspector": ("loader",),
 }  # fmt: skip

@@ -11,11 +11,11 @@ import pytest
 
 pytestmark = pytest.mark.attack
 
-LIMIT = 1500
-"""Seconds after which a program, which takes about 500, counts as hanging."""
+LIMIT = 3000
+"""Seconds after which a program counts as hanging; beside other tests, each may take 1500."""
 
 
-@pytest.mark.parametrize("program", ["fuzz.py", "kills.py"])
+@pytest.mark.parametrize("program", ["kills.py", "fuzz.py"])
 def test_an_attack_crashes_nothing_and_changes_no_result_in_silence(program):
     with subprocess.Popen(
         [sys.executable, Path(__file__).with_name(program)],
