@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import trl
 from packaging.version import Version
+from transformers.utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.columns import (
@@ -219,6 +220,16 @@ class PairDPOConfig(DPOConfig):
                 f"use_liger_kernel gives wrong losses with a beta per pair on TRL"
                 f" {trl.__version__}: set it to false, set pair_columns: [], or install TRL"
                 f" {FIRST_WITH_LOG_PROBS}"
+            )
+        if self.activation_offloading and not torch.accelerator.is_available():
+            raise ValueError(
+                "activation_offloading needs an accelerator, and torch finds none: set it to false"
+            )
+        # Trainer would say so at the first step, after the data set and the model were read.
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise ValueError(
+                "use_liger_kernel needs the package liger-kernel, which is not installed: install"
+                " it (`pip install liger-kernel`), or set use_liger_kernel: false"
             )
         if not self.needs_pair_losses:
             return
