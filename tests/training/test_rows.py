@@ -321,7 +321,10 @@ def test_a_limit_of_the_length_that_leaves_nothing_is_said(model_dir, tmp_path, 
         longer = [*rows["prompt"][:7], turns(("user", "x" * 99))]
         some = Dataset.from_dict(conversations(beta=BETAS) | {"prompt": longer})
         assert len(make(model_dir, tmp_path, some, max_length=64).train_dataset) == 7
-    assert "1 of 8 rows are dropped: the prompt alone fills max_length 64" in caplog.text
+    assert (
+        "max_length 64 cuts 1 of 8 pairs at their end (12.5 %), of which 1 are dropped"
+        in caplog.text
+    )
 
 
 def test_a_sequence_longer_than_the_context_is_named(model_dir, tmp_path):

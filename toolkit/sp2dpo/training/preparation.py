@@ -25,6 +25,7 @@ from sp2dpo.training.columns import (
     without_format,
 )
 from sp2dpo.training.config import PairDPOConfig
+from sp2dpo.training.lengths import LengthReport, measure_lengths
 from sp2dpo.training.reference import REFERENCE
 from sp2dpo.training.rows import (
     ROW,
@@ -113,6 +114,7 @@ class RowPreparation:
         without_beta: Number of rows with a null in a column of `pair_columns`, by data set name.
         refused: Number of rows that the chat template refused and that were dropped, likewise.
         marks: Number of rows that `keep` and `flip` affected, likewise; a stream has no entry.
+        lengths: What `max_length` cuts, likewise.
 
     Args:
         args: Settings of the trainer.
@@ -124,6 +126,7 @@ class RowPreparation:
         self.without_beta: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.marks: dict[str, MarkCounts] = {}
+        self.lengths: dict[str, LengthReport] = {}
         self._args = args
         self._model = model
         self._processing_class = processing_class
@@ -304,10 +307,14 @@ class RowPreparation:
                     f"_prepare_dataset of the trainer drops the column {column} of the {name} data"
                     " set: keep it, or remove it from pair_columns"
                 )
+        report = None
+        if args.max_length is not None and "prompt_ids" in prepared.column_names and len(prepared):
+            lengths = measure_lengths(prepared, args.max_length, args.truncation_mode)
+            self.lengths[name], report = lengths, lengths.sentence(self._context)
         if args.max_length is not None and args.truncation_mode == "keep_start":
             prepared = drop_truncated(prepared, args.max_length)
         check_lengths(
-            dataset, prepared, name, context=self._context, longest=args.max_length,
+            dataset, prepared, name, context=self._context, longest=args.max_length, report=report,
             limit=f"the prompt alone fills max_length {args.max_length}, so that no response"
             " would be left; raise max_length, or set truncation_mode: keep_end",
         )  # fmt: skip

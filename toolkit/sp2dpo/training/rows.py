@@ -543,7 +543,7 @@ def drop_truncated(prepared: Any, longest: int) -> Any:
         prepared: A Dataset with the column prompt_ids.
         longest: Length to which sequences are truncated, at their end.
     """
-    short = _lengths(prepared, "prompt_ids") < longest
+    short = token_counts(prepared, "prompt_ids") < longest
     return prepared if short.all() else prepared.select(short.nonzero()[0])
 
 
@@ -555,6 +555,7 @@ def check_lengths(
     limit: str,
     context: int | None,
     longest: int | None,
+    report: str | None = None,
 ) -> None:
     """Check the rows that tokenization and TRL's limit of the length have left.
 
@@ -566,6 +567,8 @@ def check_lengths(
         limit: The rule by which TRL drops rows and the way out, for messages.
         context: Longest sequence of the model in tokens; None if there is no limit.
         longest: Length to which sequences are truncated; None if they are not.
+        report: What is logged about cut and dropped rows, if it is not empty; None for the number
+            of dropped rows with `limit`.
 
     Raises:
         ValueError: If no row is left, if a response has no tokens, or if a sequence is longer than
@@ -578,10 +581,12 @@ def check_lengths(
             f" {limit}"
         )
     dropped = len(given) - len(prepared)
-    if dropped:
-        logger.warning(f"{where}: {dropped} of {len(given)} rows are dropped: {limit}")
+    if report is None and dropped:
+        report = f"{dropped} of {len(given)} rows are dropped: {limit}"
+    if report:
+        logger.warning(f"{where}: {report}")
     for side in RESPONSES:
-        lengths = _lengths(prepared, f"{side}_ids")
+        lengths = token_counts(prepared, f"{side}_ids")
         if not lengths.all():
             empty = int(lengths.argmin())
             raise ValueError(
@@ -589,7 +594,7 @@ def check_lengths(
                 " is empty, or the chat template leaves it out; leave the row out"
             )
         if "prompt_ids" in prepared.column_names:
-            lengths = lengths + _lengths(prepared, "prompt_ids")
+            lengths = lengths + token_counts(prepared, "prompt_ids")
         row = int(lengths.argmax())
         most = int(lengths[row])
         if context is not None and min(most, longest or most) > context:
@@ -599,7 +604,7 @@ def check_lengths(
             )
 
 
-def _lengths(dataset: Any, column: str) -> Any:
+def token_counts(dataset: Any, column: str) -> Any:
     """Return the lengths of the lists in a column, (N,), without converting the lists to Python."""
     values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
     return pl.Series(values).list.len().to_numpy()

@@ -216,6 +216,7 @@ class TrainingRun:
             "parameters": count_parameters(trainer.model),
             "versions": library_versions(),
             "rows": self.count_rows(),
+            "lengths": {name: asdict(report) for name, report in trainer.length_reports.items()},
         }
 
     def _describe_betas(self) -> dict[str, float] | None:

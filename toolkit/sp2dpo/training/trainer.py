@@ -23,6 +23,7 @@ TRL's `rewards/*` metrics are multiplied by beta_i, so they cannot be compared b
 different betas: compare `margins/unscaled`, the mean of D_i in nats, and `rewards/accuracies`.
 """
 
+import copy
 import inspect
 import textwrap
 from collections.abc import Mapping
@@ -98,6 +99,7 @@ class PairColumnsMixin(Trainer):
             the eval set). A stream has no entry.
         rows_refused: Number of rows that the chat template refused and `template_errors` dropped,
             by data set name.
+        length_reports: What `max_length` cuts, by data set name; see `lengths`.
         mark_counts: Number of rows that the columns `keep` and `flip` left out and flipped, by data
             set name; see `columns.apply_marks`. A stream has no entry.
 
@@ -121,6 +123,7 @@ class PairColumnsMixin(Trainer):
         self.rows_without_beta = self._preparation.without_beta
         self.rows_refused = self._preparation.refused
         self.mark_counts = self._preparation.marks
+        self.length_reports = self._preparation.lengths
         train_dataset = self._preparation.prepare(train_dataset, "train")
         eval_dataset = self._preparation.prepare_all(eval_dataset)
         evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
@@ -173,6 +176,11 @@ class PairColumnsMixin(Trainer):
     ) -> Any:
         """Tokenise as DPOTrainer does, and name the row that cannot be tokenised or trained on."""
         prepare = super()._prepare_dataset
+        is_stock = getattr(prepare, "__func__", None) is DPOTrainer._prepare_dataset
+        if is_stock and isinstance(dataset, Dataset):
+            # TRL would drop rows before their lengths are counted; `tokenise` drops the same ones.
+            args = copy.copy(args)
+            args.max_length = None
         return self._preparation.tokenise(
             dataset, processing_class, dataset_name,
             lambda rows: prepare(rows, processing_class, args, dataset_name),
