@@ -2,6 +2,8 @@
 
     python recipes/demo/run.py    # from the root of a checkout; `make demo` calls it
 
+Elsewhere, `sp2dpo recipes copy demo dpo/tiny-demo schedules/sp2dpo` writes what it needs.
+
 The teachers' replies were recorded (replay_teacher.py serves them) and the students are tiny random
 models. The demo shows how the parts work together, but not how well the method works.
 """
@@ -88,9 +90,7 @@ def train(out: Path) -> None:
     step("python", HERE / "tiny_model.py", "--text", HERE / "pairs.jsonl", "--out", model)
     for name, columns in (("global", []), ("per-pair", ["beta"])):
         step(
-            "accelerate", "launch",
-            "--config_file", RECIPES / "accelerate" / "single.yaml", RECIPES / "train.py",
-            "--config", RECIPES / "dpo" / "tiny-demo.yaml",
+            "sp2dpo", "train", "--engine", "single", "--config", RECIPES / "dpo" / "tiny-demo.yaml",
             "--model_name_or_path", model, "--dataset", out / "dataset",
             "--output_dir", out / "students" / name,
             "--beta", GLOBAL_BETA, "--pair_columns", *columns,

@@ -5,7 +5,7 @@
 #     recipes/dpo/slurm.sh 2 --config recipes/dpo/models/mistral-7b.yaml \
 #         --config recipes/dpo/methods/sp2dpo.yaml --dataset dataset/ --output_dir /shared/student
 #
-# The first argument is the number of machines, the others are passed to train.py. output_dir, the
+# The first argument is the number of machines, the others are passed to `sp2dpo train`. output_dir, the
 # data set and reference_cache must be on a file system that all machines share.
 #
 # Five minutes before the time limit, Slurm sends SIGUSR1 (B: to the job script alone, which passes it
@@ -27,13 +27,13 @@ export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((29500 + SLURM_JOB_ID % 1000))
 warnings=0
 trap 'warnings=$((warnings + 1)); scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
-# The launcher must outlive the signal; train.py listens to SIGUSR1 even where it is ignored.
+# The command must outlive the signal while it starts; it listens to SIGUSR1 even where it is ignored.
 srun --kill-on-bad-exit=1 bash -c '
   trap "" USR1
-  exec accelerate launch --config_file recipes/accelerate/zero3-multinode.yaml \
-    --num_machines "$MACHINES" --num_processes "$((MACHINES * GPUS))" \
-    --machine_rank "$SLURM_NODEID" --main_process_ip "$FIRST" --main_process_port "$PORT" \
-    recipes/train.py --resume_from_checkpoint true "$@"' train "$@" &
+  exec sp2dpo train --engine zero3-multinode \
+    --machines "$MACHINES" --processes "$((MACHINES * GPUS))" \
+    --machine-rank "$SLURM_NODEID" --main-process-ip "$FIRST" --main-process-port "$PORT" \
+    --resume_from_checkpoint true "$@"' train "$@" &
 # A signal ends `wait`, not srun: its status is known when no signal came in between.
 while :; do
   before=$warnings

@@ -203,9 +203,9 @@ def test_a_signal_to_the_command_leaves_a_checkpoint_and_no_process(
 
 
 @pytest.mark.slow
-def test_several_processes_end_with_the_exit_code_and_the_line_of_the_first(empty_folder):
+def test_several_processes_end_with_the_exit_code_of_the_first_and_without_a_traceback():
     words = [*DEMO, "--engine", "ddp", "--processes", "3", "--learning_rat", "1"]
     error = fail("train", *words, code=2, own_process=True)
-    assert error.splitlines()[1:] == [
-        "sp2dpo train: unknown setting learning_rat, did you mean 'learning_rate'?"
-    ]
+    message = "unknown setting learning_rat, did you mean 'learning_rate'?"
+    # Another process says it, too, if the main process takes much longer to start.
+    assert all(line.endswith(message) for line in error.splitlines()[1:]), error

@@ -365,8 +365,8 @@ for SLURM_NODEID in 0 1; do SLURM_NODEID=$SLURM_NODEID "$@"; done
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Runs a script where Slurm, hf and accelerate only print; the lines."""
-    commands = {"sbatch": SBATCH, "srun": SRUN, "accelerate": PRINTS, "hf": PRINTS}
+    """Runs a script where Slurm, hf and sp2dpo only print; the lines."""
+    commands = {"sbatch": SBATCH, "srun": SRUN, "sp2dpo": PRINTS, "hf": PRINTS}
     commands["scontrol"] = "#!/usr/bin/env bash\nprintf 'a\\nb\\n'\n"
     for name, text in commands.items():
         (tmp_path / name).write_text(text)
@@ -388,16 +388,15 @@ def cluster(tmp_path):
 
 def test_slurm_launches_one_task_on_each_machine(cluster):
     lines = cluster("slurm.sh", "2", "--config", "with blank.yaml", "--seed", "1", GPUS="4")
-    machines = [
-        list(group) for key, group in itertools.groupby(lines, "accelerate".__eq__) if not key
-    ]
+    machines = [list(group) for key, group in itertools.groupby(lines, "sp2dpo".__eq__) if not key]
     assert len(machines) == 2
     for rank, words in enumerate(machines):
-        assert words[words.index("--num_processes") + 1] == "8"
-        assert words[words.index("--machine_rank") + 1] == str(rank)
-        assert words[words.index("--main_process_ip") + 1] == "a"
-        assert words[words.index("--main_process_port") + 1] == "29507"
-        after = words[words.index("recipes/train.py") + 1 :]
+        assert words[words.index("--processes") + 1] == "8"
+        assert words[words.index("--machine-rank") + 1] == str(rank)
+        assert words[words.index("--main-process-ip") + 1] == "a"
+        assert words[words.index("--main-process-port") + 1] == "29507"
+        assert words[:3] == ["train", "--engine", "zero3-multinode"]
+        after = words[words.index("--resume_from_checkpoint") :]
         resume = ["--resume_from_checkpoint", "true"]
         assert after == [*resume, "--config", "with blank.yaml", "--seed", "1"]
 
@@ -413,7 +412,7 @@ exit CODE
 
 @pytest.mark.parametrize(("code", "ends"), [(1, ["requeued"]), (0, [])])
 def test_slurm_queues_a_job_again_that_it_has_warned(cluster, tmp_path, code, ends):
-    (tmp_path / "accelerate").write_text(WARNED.replace("CODE", str(code)))
+    (tmp_path / "sp2dpo").write_text(WARNED.replace("CODE", str(code)))
     (tmp_path / "scancel").write_text('#!/usr/bin/env bash\necho "$@"\ntouch signalled\n')
     (tmp_path / "scancel").chmod(0o755)
     (tmp_path / "scontrol").write_text(
