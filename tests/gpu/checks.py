@@ -70,9 +70,14 @@ def make_model(folder, attention="sdpa", **options):
             pad_token_id=0, eos_token_id=1, initializer_range=0.08,
         )  # fmt: skip
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=attention, **({"dtype": "float32"} | options)
+    by_transformers = attention in ("sdpa", "flex_attention", *flash_attention())
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        attn_implementation=attention if by_transformers else "sdpa",
+        **({"dtype": "float32"} | options),
     )
+    model.config._attn_implementation = attention  # one of the tests, in plain torch
+    return model
 
 
 def make_trainer(folder, device, *, attention="sdpa", stock=False, lengths=None, **settings):

@@ -43,8 +43,9 @@ def test_training_with_gradient_checkpointing_in_bf16(folder, device, attention)
     )
 
 
-def test_training_with_torch_compile(folder, device):
-    check_training(folder, device, 0.02, bf16=True, torch_compile=True)
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_training_with_torch_compile(folder, device, attention):
+    check_training(folder, device, 0.02, attention=attention, bf16=True, torch_compile=True)
 
 
 def test_training_with_lora(folder, device):

@@ -13,6 +13,7 @@ depends on the model's `attn_implementation`:
 Both are exact: they are the attention of the two sequences, computed by the same kernel.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +53,26 @@ def choose_runner(model: Any) -> Callable[..., torch.Tensor] | None:
     """Return the function that computes a packed row of a model; None without such a kernel.
 
     The function is a `shared_prompt.Runner`. For models with flash attention, the attention
-    function of transformers is replaced by one that also takes PAIR_KEYS.
+    function of transformers is replaced by one that also takes PAIR_KEYS. Before version 2.1, flash
+    attention aligned its causal mask at the beginning of the keys: the numbers would be wrong,
+    which the comparison of `shared_prompt` finds.
 
     Args:
         model: The causal language model itself, without wrappers.
     """
     name = model.config.get_text_config()._attn_implementation or ""
     if name == "flex_attention":
-        return FlexRunner()
+        return _flex_runner()
     if "flash" in name:
         _take_pair_keys(name)
         return run_varlen
     return None
+
+
+@functools.cache
+def _flex_runner() -> "FlexRunner":
+    """Return the runner of all models, so that policy and reference share its mask."""
+    return FlexRunner()
 
 
 class FlexRunner:
