@@ -1,13 +1,16 @@
 """The columns beside TRL's other settings of the loss: sft, WPO, LD-DPO and f-divergences."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from trl import DPOTrainer
 
+from sp2dpo.training.batch import make_batch
 from sp2dpo.training.losses import LOSSES
+from sp2dpo.training.reference import REFERENCE
 from support.training import BETAS, build_model, loss_and_gradient, make, pairs, shake
 
 pytestmark = [
@@ -119,6 +122,20 @@ def by_hand(trainer, row, score=lambda u: u):
     u, v = (parts[n][0].sum() - parts[n + 2][0].sum() for n in (0, 1))
     z = BETAS[row] * (score(u) - score(v)) - MARGINS[row]
     return smoothed(z, SMOOTHING[row]).item(), parts
+
+
+def test_ld_alpha_sums_long_responses_to_the_bits_of_trl(trainers, monkeypatch):
+    trainer = trainers["ours"]
+    monkeypatch.setattr(trainer, "ld_alpha", 0.5)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(4, 2001, dtype=torch.long)
+    mask[2:, 900:] = 0
+    inputs = {"input_ids": mask, "attention_mask": mask, "completion_mask": mask}
+    output = SimpleNamespace(log_probs=-4 * torch.rand(4, 2000, generator=generator) * mask[:, 1:])
+    theirs = DPOTrainer.compute_ref_log_probs(trainer, lambda **_: output, inputs)
+    reference = dict(zip(REFERENCE, theirs, strict=True))
+    batch = make_batch(output, inputs | reference, {}, beta=0.1, label_smoothing=0, ld_alpha=0.5)
+    assert batch.ratios.difference.tolist() == [0.0, 0.0]
 
 
 def test_a_weight_multiplies_the_preference_and_the_tokens_of_sft(trainers, monkeypatch):

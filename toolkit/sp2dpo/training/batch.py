@@ -169,8 +169,8 @@ def make_batch(
             " under FSDP2 with mixed precision set output_dtype to float32"
         )
     scored = mask[:, 1:]  # the first token of a sequence has no log-prob
-    parts = log_probs if ld_alpha is None else log_probs * _ld_weights(scored, ld_alpha)
-    chosen, rejected = parts.sum(dim=1).chunk(2)
+    sums = log_probs.sum(dim=1) if ld_alpha is None else _ld_sums(log_probs, scored, ld_alpha)
+    chosen, rejected = sums.chunk(2)
     # As in TRL: a response that truncation has left without a token must not divide by 0.
     lengths = mask.sum(dim=1).clamp(min=1.0).chunk(2)
     references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
@@ -196,11 +196,16 @@ def make_batch(
     )
 
 
-def _ld_weights(scored: torch.Tensor, ld_alpha: float) -> torch.Tensor:
-    """Return 1 for the tokens up to the length of a pair's shorter response, then ld_alpha."""
-    shorter = torch.minimum(*scored.sum(dim=1).chunk(2)).repeat(2)
-    beyond = scored.cumsum(dim=1) > shorter.unsqueeze(1)
-    return torch.where(beyond, ld_alpha, 1.0) * scored
+def _ld_sums(log_probs: torch.Tensor, scored: torch.Tensor, ld_alpha: float) -> torch.Tensor:
+    """Return the log-probs of sequences, (2B,), with those beyond the shorter response weighted.
+
+    The shared part and the tail are summed separately, as in TRL: sums of some thousand nats that
+    are rounded in another way would differ from TRL's reference by 1e-4, where D is 0.
+    """
+    position = scored.cumsum(dim=1)
+    shorter = torch.minimum(*scored.sum(dim=1).chunk(2)).repeat(2).unsqueeze(1)
+    shared = (log_probs * ((position > 0) & (position <= shorter))).sum(dim=1)
+    return shared + ld_alpha * (log_probs * (position > shorter)).sum(dim=1)
 
 
 def _wpo_factors(output: Any, log_probs: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:

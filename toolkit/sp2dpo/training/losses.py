@@ -166,7 +166,7 @@ def divergence_score(log_ratio: Tensor, name: str, coefficient: float) -> Tensor
     if name == "alpha_divergence" and abs(coefficient - 1) >= 1e-6:
         # The exponent is limited as in TRL, because exp(89) is infinite in float32.
         power = torch.exp(torch.clamp((coefficient - 1) * log_ratio, max=80.0))
-        return (power - 1) / (coefficient - 1)
+        return (power - 1) * (1 / (coefficient - 1))
     return log_ratio
 
 
