@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import venv
-import zipfile
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from support.browser import INSPECTOR, answers, free_port, inspector
-from support.harness import COMMAND, DEMO, ROOT, run
+from support.harness import COMMAND, DEMO, run
 from tools.inspector_demo import KEPT, build
 
 FILES = {
@@ -183,18 +182,6 @@ def test_the_pushed_space_runs_alone_from_its_own_requirements(hub, releases, br
     env = {"PYTHONPATH": "", **hub.env}
     with inspector("org/shown@v1", python=python, folder=tmp_path / "space", **env) as url:
         assert title_of(browser, url).startswith("org/shown at ")
-
-
-@pytest.mark.slow
-def test_the_wheel_carries_the_inspector(tmp_path):
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    subprocess.run([*command, "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    inspector_files = {
-        name.removeprefix("sp2dpo/inspector/") for name in names if "/inspector/" in name
-    }
-    assert inspector_files == FILES
 
 
 def test_the_demo_that_it_starts_with_is_what_build_makes_of_the_corpus(tmp_path):
