@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from textwrap import indent
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from support.harness import ROOT, recipe
-from support.training import BETAS, PAIRS
+from support.training import BETAS, FSDP_ON_CPUS, PAIRS
 
 pytestmark = pytest.mark.slow
 
@@ -24,27 +25,6 @@ import sys
 if any("recipes/train.py" in word for word in sys.argv):
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-"""
-# accelerate makes FSDP of GPUs alone: on CPUs it falls back to DDP without a word.
-FSDP_ON_CPUS = """
-    import os
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, DistributedType
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        plain = AcceleratorState.__init__
-        def on_cpus(self, *args, **kwargs):
-            plain(self, *args, **kwargs)
-            plugin = kwargs.get("fsdp_plugin") or getattr(self, "fsdp_plugin", None)
-            if self.distributed_type == DistributedType.MULTI_CPU and plugin is not None:
-                if self._mixed_precision != "no":
-                    plugin.set_mixed_precision(self._mixed_precision)
-                self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
-        AcceleratorState.__init__ = on_cpus
-        # On a CPU torch leaves the gathered state sharded: gather it here.
-        Accelerator.get_state_dict = lambda self, model, **kwargs: {
-            name: getattr(value, "full_tensor", value.clone)().clone()
-            for name, value in model.state_dict().items()
-        }
 """
 COLUMNS = {
     "beta": BETAS,
@@ -59,7 +39,7 @@ def launched(model_dir, tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
     site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + FSDP_ON_CPUS)
+    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + indent(FSDP_ON_CPUS, "    "))
 
     def words(out, processes, *arguments):
         return [

@@ -145,6 +145,29 @@ def margin_by_hand(trainer, row):
     return (sums[0] - sums[2]) - (sums[1] - sums[3])
 
 
+# accelerate makes FSDP of GPUs alone: on CPUs it falls back to DDP without a word.
+FSDP_ON_CPUS = """
+import os
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType
+if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    plain = AcceleratorState.__init__
+    def on_cpus(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin") or getattr(self, "fsdp_plugin", None)
+        if self.distributed_type == DistributedType.MULTI_CPU and plugin is not None:
+            if self._mixed_precision != "no":
+                plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+    AcceleratorState.__init__ = on_cpus
+    # On a CPU torch leaves the gathered state sharded: gather it here.
+    Accelerator.get_state_dict = lambda self, model, **kwargs: {
+        name: getattr(value, "full_tensor", value.clone)().clone()
+        for name, value in model.state_dict().items()
+    }
+"""
+
+
 class Doubled(DPOTrainer):
     """Somebody's own trainer: its loss is twice TRL's."""
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from sp2dpo.training import stoppable, stopping
 from sp2dpo.training.run import find_checkpoint, train_and_evaluate
 from sp2dpo.training.stopping import StopSignals, is_complete
-from support.training import BETAS, assert_same, make, pairs, run_in, settings
+from support.training import BETAS, FSDP_ON_CPUS, assert_same, make, pairs, run_in, settings
 
 pytestmark = [
     # TRL still uses the names that transformers 5.2x deprecates.
@@ -245,11 +245,13 @@ def test_handlers_are_what_they_were_after_the_run():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-TWO_PROCESSES = """
+TWO_PROCESSES = (
+    FSDP_ON_CPUS
+    + """
 import json, os, signal, sys
 from datasets import Dataset
 import deepspeed
-from sp2dpo.training import stoppable, stopping
+from sp2dpo.training import stoppable
 from sp2dpo.training.run import find_checkpoint, train_and_evaluate
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 from transformers import TrainerCallback
@@ -262,38 +264,75 @@ class Sender(TrainerCallback):
         if args.process_index == 1 and state.global_step == job["step"]:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-trainer = PairDPOTrainer(
-    job["model"], args=PairDPOConfig(**job["settings"]),
-    train_dataset=Dataset.from_dict(job["pairs"]),
-)
-trainer.add_callback(Sender())
-code = 0
-try:
-    with stoppable("train.py"):
-        loss, _ = train_and_evaluate(
-            trainer, checkpoint=find_checkpoint(trainer.args), evaluate=False
-        )
-except SystemExit as ended:
-    loss, code = None, ended.code
-result = {"step": trainer.state.global_step, "code": code, "loss": loss}
-with open(f"{job['name']}-{trainer.accelerator.process_index}.json", "w") as file:
-    json.dump(result, file)
+results = []
+for phase in job["phases"]:
+    trainer = PairDPOTrainer(
+        job["model"], args=PairDPOConfig(**job["settings"]),
+        train_dataset=Dataset.from_dict(job["pairs"]),
+    )
+    if phase == "stopped":
+        trainer.add_callback(Sender())
+    code = loss = None
+    try:
+        with stoppable("train.py"):
+            loss, _ = train_and_evaluate(
+                trainer, checkpoint=find_checkpoint(trainer.args), evaluate=False
+            )
+    except SystemExit as ended:
+        code = ended.code
+    results.append({
+        "engine": str(trainer.accelerator.distributed_type), "code": code, "loss": loss,
+        "step": trainer.state.global_step,
+    })
+with open(f"{trainer.accelerator.process_index}.json", "w") as file:
+    json.dump(results, file)
+trainer.accelerator.wait_for_everyone()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads sometimes abort a process that is tidied up
 """
+)
+ZERO_3 = {
+    "zero_optimization": {"stage": 3},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+FSDP_2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+ENGINES = {"MULTI_CPU": ({}, {}), "DEEPSPEED": ({"deepspeed": ZERO_3}, {}), "FSDP": ({}, FSDP_2)}
+"""Settings and environment variables by the engine that accelerate names."""
 
 
 @pytest.mark.slow
-def test_two_processes_stop_after_the_same_step_and_resume(model_dir, tmp_path, undisturbed):
-    """One of them receives a signal; the first launch is stopped, the second goes on."""
-    options = settings(tmp_path, max_steps=4, per_device_train_batch_size=2)
-    job = {"model": str(model_dir), "pairs": pairs(beta=BETAS)[:], "step": 1}
-    for name in ("stopped", "resumed"):
-        resume = {"resume_from_checkpoint": "true"} if name == "resumed" else {}
-        run_in(2, TWO_PROCESSES, tmp_path, name=name, settings=options | resume, **job)
-    stopped, resumed = (
-        [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
-        for name in ("stopped", "resumed")
-    )
-    assert [result["step"] for result in stopped] == [2, 2]
-    assert [result["code"] for result in stopped] == [128 + signal.SIGUSR1] * 2
-    assert [result["step"] for result in resumed] == [4, 4]
-    assert resumed[0]["loss"] == pytest.approx(undisturbed[1], abs=1e-4)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_stop_after_the_same_step_and_resume(
+    model_dir, tmp_path, undisturbed, monkeypatch, engine
+):
+    """One of them receives a signal in step 2; both stop after the next step, and go on."""
+    # DeepSpeed does not train a second time in one process.
+    phases = ["stopped"] if engine == "DEEPSPEED" else ["stopped", "resumed"]
+    engine_settings, environment = ENGINES[engine]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = settings(
+        tmp_path, max_steps=4, per_device_train_batch_size=2, resume_from_checkpoint="true",
+        **engine_settings,
+    )  # fmt: skip
+    run_in(
+        2, TWO_PROCESSES, tmp_path,
+        model=str(model_dir), pairs=pairs(beta=BETAS)[:], step=1, settings=options,
+        phases=phases,
+    )  # fmt: skip
+    assert is_complete(tmp_path / "run" / "checkpoint-3")
+    for rank in range(2):
+        stopped, *resumed = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert stopped["engine"].endswith(engine)
+        assert (stopped["step"], stopped["code"]) == (3, 128 + signal.SIGUSR1)
+        assert [(result["step"], result["code"]) for result in resumed] == [(4, None)] * (
+            len(phases) - 1
+        )
+        for result in resumed:
+            assert result["loss"] == pytest.approx(undisturbed[1], abs=1e-4)

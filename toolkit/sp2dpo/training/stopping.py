@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -171,7 +171,8 @@ class StopAtSignal(TrainerCallback):
     """Save a checkpoint and end the training after the step in which a signal arrived.
 
     All processes agree on the step, whichever of them received the signal: otherwise the others
-    would wait for it in their next step. A signal during an evaluation ends the evaluation; the
+    would wait for it in their next step. With several processes, that is the step after the one in
+    which it arrived; see `Agreement`. A signal during an evaluation ends the evaluation; the
     resumed run repeats it.
 
     Attributes:
@@ -182,6 +183,7 @@ class StopAtSignal(TrainerCallback):
     def __init__(self, trainer: Any, signals: StopSignals) -> None:
         self._trainer = trainer
         self._signals = signals
+        self._agreement = Agreement()
         self.stopping: int | None = None
         self.saved: int | None = None
 
@@ -193,7 +195,8 @@ class StopAtSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop if any process has received a signal."""
-        self.stopping = self._agree(args)
+        last = state.global_step >= state.max_steps
+        self.stopping = self._agree(args, wait=last)
         if self.stopping is not None:
             args.save_only_model = False  # to resume, the optimizer is needed
             control.should_save = control.should_training_stop = True
@@ -215,13 +218,62 @@ class StopAtSignal(TrainerCallback):
         if number is not None:
             raise Stopped(number)
 
-    def _agree(self, args: Any) -> int | None:
-        number = self._signals.number or 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            flag = torch.tensor(number, device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            number = int(flag.item())
-        return number or None
+    def finish(self) -> None:
+        """Wait for the last exchange with the other processes."""
+        self._agreement.read()
+
+    def _agree(self, args: Any, *, wait: bool = False) -> int | None:
+        return self._agreement.exchange(self._signals.number or 0, args.device, wait=wait) or None
+
+
+class Agreement:
+    """Tells every process the largest number of all, which is sent now and read one call later.
+
+    In training, a process queues work for its GPU in advance. To read at once what the processes
+    send each other would let it wait for all that is queued, in every step.
+    """
+
+    def __init__(self) -> None:
+        self._sent: tuple[torch.Tensor, Callable[[], Any]] | None = None
+
+    def exchange(self, number: int, device: torch.device, *, wait: bool = False) -> int:
+        """Return the largest number of the previous call, and send one for the next call.
+
+        A single process gets its own number. Otherwise all processes have to call this function
+        equally often.
+
+        Args:
+            number: A number of 0 or more. It is not sent if the answer is above 0.
+            device: Device on which the processes communicate.
+            wait: Whether to return the largest number of this call if the previous one gave 0.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return number
+        answer = self.read()
+        if answer:
+            return answer
+        # `tensor` would wait for the device, too.
+        flag = torch.full((1,), number, device=device)
+        work: Any = torch.distributed.all_reduce(
+            flag, op=torch.distributed.ReduceOp.MAX, async_op=True
+        )
+        self._sent = flag, work.wait
+        if flag.is_cuda:
+            work.wait()  # the stream waits, not this process
+            copy = torch.empty_like(flag, device="cpu", pin_memory=True)
+            copy.copy_(flag, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            self._sent = copy, copied.synchronize
+        return self.read() if wait else 0
+
+    def read(self) -> int:
+        """Return the largest of the numbers sent last; 0 if they were read or none was sent."""
+        if self._sent is None:
+            return 0
+        (flag, wait), self._sent = self._sent, None
+        wait()
+        return int(flag.item())
 
 
 def _evaluation_is_missing(args: Any, state: Any) -> bool:
@@ -255,6 +307,7 @@ def stopping_at_signals(trainer: Any) -> Iterator[StopAtSignal | None]:
     _active[-1].notice = "saving a checkpoint after this step, then the run ends"
     try:
         yield callback
+        callback.finish()
         if callback.stopping is not None:
             raise Stopped(callback.stopping)
     except Stopped as stopped:

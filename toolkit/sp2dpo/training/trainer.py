@@ -296,6 +296,12 @@ class PairColumnsMixin(Trainer):
             # With one beta for all pairs, the mean reward margin is beta times the mean of D.
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
             return self._check_finite(result, mode)
+        lost = [name for name in self.args.pair_columns if name not in inputs]
+        if lost:
+            raise ValueError(
+                f"a batch has no {lost[0]}: a data_collator set after the constructor, or a"
+                f" get_*_dataloader of {type(self).__name__}, leaves the column out"
+            )
         # TRL passes every key that it does not know to the model's forward.
         columns = {name: inputs.pop(name) for name in self.args.pair_columns}
         reference = self._reference(inputs)
