@@ -38,7 +38,12 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         return "the model reads images"
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         return "context and sequence parallelism split the sequences"
-    if getattr(trainer, "aux_loss_enabled", False):
+    if len({*(getattr(model, "hf_device_map", None) or {}).values()}) > 1:
+        return "the model is split across devices"
+    if getattr(trainer.args, "neftune_noise_alpha", None):
+        return "neftune_noise_alpha adds noise whose size depends on the length of a row"
+    experts = getattr(model.config, "output_router_logits", False)
+    if getattr(trainer, "aux_loss_enabled", False) or experts:
         return "the auxiliary loss of a mixture of experts counts every token of both sequences"
     if attention not in ATTENTION and "flash" not in attention:
         return f"attn_implementation {attention} cannot separate the responses of a row"

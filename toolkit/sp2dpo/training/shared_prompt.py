@@ -10,6 +10,7 @@ need to know of it.
 
 import functools
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -53,17 +54,19 @@ def share_prompts(model: Any, run: Runner) -> None:
         run: Computes the states of the rows.
     """
     backbone = model.base_model
-    model_forward, backbone_forward = model.forward, backbone.forward
+    model_forward, backbone_forward = _unbound(model), _unbound(backbone)
 
+    # The rows have other lengths in each batch, on which a compiled frame would depend.
+    @functools.partial(torch.compiler.disable, recursive=False)
     @functools.wraps(type(backbone).forward)
     def forward_rows(
         self: Any, *args: Any, pair_rows: PairRows | None = None, **options: Any
     ) -> Any:
         if pair_rows is None:
-            return backbone_forward(*args, **options)
+            return backbone_forward(self, *args, **options)
         options.pop("attention_mask", None)
         input_ids = options.pop("input_ids").flatten()[pair_rows.source]
-        states = run(backbone_forward, input_ids, pair_rows, options)
+        states = run(functools.partial(backbone_forward, self), input_ids, pair_rows, options)
         return BaseModelOutput(last_hidden_state=states[pair_rows.scored][None])  # pyright: ignore[reportArgumentType]
 
     # The signature of the model's class: TRL and `generate` read the names of its arguments.
@@ -72,11 +75,11 @@ def share_prompts(model: Any, run: Runner) -> None:
         self: Any, *args: Any, pair_rows: PairRows | None = None, **options: Any
     ) -> Any:
         if pair_rows is None or not options.get("fused_lm_head"):
-            return model_forward(*args, **options)
+            return model_forward(self, *args, **options)
         mask = pair_rows.scored_mask
         # The LM head is applied once, to the scored positions of all rows.
         options["shift_labels"] = options.pop("labels")[:, 1:][mask][None]
-        output = model_forward(*args, pair_rows=pair_rows, **options)
+        output = model_forward(self, *args, pair_rows=pair_rows, **options)
         for name in PER_TOKEN:
             values = getattr(output, name, None)
             if values is not None:
@@ -85,6 +88,14 @@ def share_prompts(model: Any, run: Runner) -> None:
 
     backbone.forward = types.MethodType(forward_rows, backbone)
     model.forward = types.MethodType(forward_pairs, model)
+
+
+def _unbound(module: Any) -> Callable[..., Any]:
+    """Return the forward of a module as a function of `self`: a copy of it uses its own weights."""
+    forward = module.forward
+    if getattr(forward, "__self__", None) is module:
+        return forward.__func__
+    return lambda self, *args, **options: forward(*args, **options)
 
 
 def run_groups(
@@ -157,7 +168,9 @@ class SharedPrompt:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._prepared: list[Any] = []
+        # Weak, because TRL frees a reference model after the precomputation under FSDP.
+        self._prepared: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
         self.reason = None if trainer.args.shared_prompt else "shared_prompt is false"
 
     def add_rows(self, inputs: dict[str, Any], *models: Any) -> dict[str, Any]:
@@ -188,22 +201,29 @@ class SharedPrompt:
 
     def _plan(self, inputs: dict[str, Any]) -> PairRows | None:
         rows = plan_rows(*(inputs[name] for name in MODEL_INPUTS))
+        if rows is None and self._calls() is not None:
+            # TRL's way on one process only would make another number of calls than the others.
+            raise ValueError(
+                "the first token of a response has no token before it that predicts it: give the"
+                " pair a prompt, pad on the right, or set shared_prompt: false"
+            )
         return None if rows is None else rows.to(inputs["input_ids"].device)
 
     def _prepare(self, wrapped: Any, inputs: dict[str, Any]) -> None:
         """Replace the forward of a model that has not been seen, and check it on a pair."""
-        with_adapters = self._trainer.accelerator.unwrap_model(wrapped)
+        with_adapters = self._trainer.accelerator.unwrap_model(wrapped, keep_torch_compile=False)
         model = with_adapters
         if is_peft_model(with_adapters):
             model = with_adapters.get_base_model()
-        if any(model is prepared for prepared in self._prepared):
-            return
-        reason = reason_against(self._trainer, model, with_adapters)
-        if reason is None:
-            additive = model.config._attn_implementation == "eager"
-            groups = functools.partial(run_groups, calls=self._calls(), additive=additive)
-            share_prompts(model, choose_runner(model) or groups)
-            self._prepared.append(model)
+        reason = None
+        if model not in self._prepared:
+            reason = reason_against(self._trainer, model, with_adapters)
+            if reason is None:
+                additive = model.config._attn_implementation == "eager"
+                groups = functools.partial(run_groups, calls=self._calls(), additive=additive)
+                share_prompts(model, choose_runner(model) or groups)
+                self._prepared.add(model)
+        if reason is None and model not in self._checked:
             reason = self._compare(wrapped, model, inputs)
         if reason is not None:
             self._turn_off(reason)
@@ -229,27 +249,37 @@ class SharedPrompt:
 
     def _compare(self, wrapped: Any, model: Any, inputs: dict[str, Any]) -> str | None:
         """Return how sharing goes wrong on a pair of the batch; None if it does not."""
-        half = len(inputs["input_ids"]) // 2
+        half, gather = len(inputs["input_ids"]) // 2, self._trainer.accelerator.gather
         number = longest_shared(self._plan(inputs))
-        pair = {name: inputs[name][[number, number + half]] for name in MODEL_INPUTS}
+        exists = torch.tensor([number is not None], device=inputs["input_ids"].device)
+        # All processes make the same calls, because some engines communicate in each.
+        if not gather(exists.int()).any():
+            return None  # no row has a mask so far: the next batch may have one
+        self._checked.add(model)
+        pair = {name: inputs[name][[number or 0, (number or 0) + half]] for name in MODEL_INPUTS}
         rows = self._plan(pair)
         theirs = self._log_probs(wrapped, pair, None)
-        ours = self._log_probs(wrapped, pair, rows)
-        # With these, a model that follows what it is given computes other numbers. All processes
-        # make all calls, because some engines communicate in each.
+        # With wrong positions or masks, a model that follows them computes other numbers.
         blind = {
             "position ids": {"position": torch.zeros_like(rows.position)} if rows else {},
             "mask": {"segment": torch.full_like(rows.segment, SHARED)} if rows else {},
         }
-        ignored = []
-        for changes in blind.values():
-            other = self._log_probs(wrapped, pair, rows and replace(rows, **changes))
-            ignored.append(bool(rows) and not rows.is_plain[0] and torch.equal(other, ours))
+        try:
+            ours = self._log_probs(wrapped, pair, rows)
+            others = [
+                self._log_probs(wrapped, pair, rows and replace(rows, **changes))
+                for changes in blind.values()
+            ]
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            # The architecture decides, so this happens on all processes.
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            return f"{type(model).__name__} does not take a mask for every pair: {first_line}"
         coarsest = max(self._dtypes(model), key=lambda dtype: torch.finfo(dtype).eps)
         difference = relative_difference(ours, theirs, coarsest)
         numbers = torch.stack([difference, ours.sum(), theirs.sum()])
+        ignored = [number is not None and torch.equal(other, ours) for other in others]
         flags = torch.tensor(ignored, dtype=numbers.dtype, device=numbers.device)
-        gathered = self._trainer.accelerator.gather(torch.cat([numbers, flags])[None])
+        gathered: Any = gather(torch.cat([numbers, flags])[None])
         worst, our_sum, their_sum, *_ = gathered[gathered[:, 0].argmax()].tolist()
         if worst > 1:
             return (
@@ -289,10 +319,10 @@ class SharedPrompt:
         return dtypes
 
 
-def longest_shared(rows: PairRows | None) -> int:
-    """Return the number of the pair with the longest row of two responses, or 0."""
+def longest_shared(rows: PairRows | None) -> int | None:
+    """Return the number of the pair with the longest row of two responses; None without one."""
     if rows is None or all(rows.is_plain):
-        return 0
+        return None
     row = max(
         (row for row, plain in enumerate(rows.is_plain) if not plain), key=rows.lengths.__getitem__
     )
