@@ -1,5 +1,6 @@
 """The prompt of a pair is computed once: the numbers are those of TRL's own forward pass."""
 
+import copy
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -251,9 +258,33 @@ def test_model_families_that_would_differ_are_left_out(kind, changes, reason):
     assert re.search(reason, reasons(build(kind, changes), **long))
 
 
-def test_the_auxiliary_loss_of_experts_leaves_sharing_out():
-    reason = reasons(build("mixtral", SMALL | EXPERTS), aux_loss_enabled=True)
-    assert "auxiliary loss" in reason
+def test_settings_that_would_change_the_numbers_leave_sharing_out():
+    experts = build("mixtral", SMALL | EXPERTS)
+    assert "auxiliary loss" in reasons(experts, aux_loss_enabled=True)
+    experts.config.output_router_logits = True  # TRL's head then reads what rows do not have
+    assert "auxiliary loss" in reasons(experts)
+    network = build("qwen2", SMALL)
+    noisy = SimpleNamespace(max_length=1024, neftune_noise_alpha=5.0)
+    assert "neftune_noise_alpha" in reasons(network, args=noisy)
+    network.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    assert "split across devices" in reasons(network)
+
+
+def test_a_copy_of_a_model_computes_with_its_own_weights(model):
+    batch = DataCollatorForPreference(pad_token_id=0)(
+        [{"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5, 6]}]
+    )
+    rows = plan_rows(*batch.values())
+    batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    copied = copy.deepcopy(model.shared)
+    expected = copied(**batch, fused_lm_head=True, **{PAIR_ROWS: rows}).log_probs
+    changed = copy.deepcopy(model.shared)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(2)
+        for key in ({PAIR_ROWS: rows}, {}):
+            ours = changed(**batch, fused_lm_head=True, **key).log_probs
+            assert (ours - expected).abs().max() > 0.01
 
 
 class WithoutPositions(LlamaModel):
@@ -287,6 +318,33 @@ def test_a_model_that_does_otherwise_than_it_says_trains_as_in_trl(
         trained.append(train(made))
     assert_same(trained[1][0], trained[0][0])
     assert "sum to -" in caplog.text or f"ignores the {ignored}" in caplog.text
+
+
+def test_an_architecture_that_takes_no_such_mask_trains_as_in_trl(model_dir, tmp_path, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    trained = []
+    for trainer, config in ((DPOTrainer, DPOConfig), (PairDPOTrainer, PairDPOConfig)):
+        changes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer)}
+        network, reference = (build("openai-gpt", changes | NO_DROPOUT) for _ in range(2))
+        made = trainer(
+            network, ref_model=reference, args=config(**settings(tmp_path, max_steps=1)),
+            train_dataset=pairs(beta=[0.1] * 8), processing_class=tokenizer,
+        )  # fmt: skip
+        trained.append(train(made)[0])
+    assert_same(trained[1], trained[0])
+    assert "does not take a mask for every pair" in caplog.text
+
+
+def test_in_16_bits_the_loss_is_that_of_float32_to_rounding(model_dir, tmp_path):
+    losses = {}
+    for bf16 in (True, False):
+        trainer = make(model_dir, tmp_path, pairs(beta=BETAS), bf16=bf16)
+        shake(trainer)
+        with trainer.compute_loss_context_manager():
+            losses[bf16], _ = loss_and_gradient(trainer, range(8))
+        assert trainer._shared_prompt.reason is None
+    assert losses[True].item() != losses[False].item()
+    assert losses[True].item() == pytest.approx(losses[False].item(), rel=2e-2)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["new", "trained-again"])
