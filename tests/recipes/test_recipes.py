@@ -251,8 +251,8 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
     # A step's line holds what a person watches, results.json and the trainer's state the rest.
     lines = [line for line in result.stdout.splitlines() if "loss" in line]
     assert re.fullmatch(
-        r"step 1/1  loss 0\.6931  accuracy 0\.00  margin [-+]0\.000 nats"
-        r"  learning rate \d\.\d\de[-+]\d\d  0:00:00 left",
+        r"step 1/1  epoch 1\.00  loss 0\.6931  accuracy 0\.00  margin [-+]0\.000 nats"
+        r"  beta 0\.1 to 0\.3  learning rate \d\.\d\de[-+]\d\d  [\d,]+ tokens/s  0:00:00 left",
         lines[0],
     )
     assert "grad_norm" not in result.stdout

@@ -151,6 +151,10 @@ class PairDPOConfig(DPOConfig):
         if self.beta_dpo or self.alpha_dpo:  # else a resumed run starts from 0
             self.restore_callback_states_from_checkpoint = True
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by key, for trackers, and the facts that `describe_run` adds."""
+        return super().to_dict() | getattr(self, "run_facts", {})
+
     @property
     def smooths(self) -> bool:
         """Whether global label smoothing is set for a loss for which TRL ignores it."""

@@ -99,12 +99,18 @@ class ConsoleLine(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._first_step = 0
+        self._started = self._counted = time.monotonic()
+        self._first_step, self._tokens = 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock and note the first step, which is not 0 in a resumed run."""
-        self._started, self._first_step = time.monotonic(), state.global_step
+        self._started = self._counted = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Do not count the time of an evaluation as that of training tokens."""
+        metrics = more.get("metrics") or {}
+        self._counted += sum(v for name, v in metrics.items() if name.endswith("_runtime"))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -115,22 +121,42 @@ class ConsoleLine(TrainerCallback):
             done = state.global_step - self._first_step
             seconds = time.monotonic() - self._started
             left = seconds / done * (state.max_steps - state.global_step) if done else None
-            line = console_line(logs, state.global_step, state.max_steps, left)
+            line = console_line(
+                logs, state.global_step, state.max_steps, left, self._count_tokens(logs)
+            )
             if line:
                 tqdm.write(line)  # above the bar, if there is one
+                sys.stdout.flush()  # into a file too, where somebody may read along
+
+    def _count_tokens(self, logs: dict[str, Any]) -> float | None:
+        """Return the tokens per second since the last training line; None if they are unknown."""
+        if "num_tokens" not in logs or "loss" not in logs:
+            return None
+        now, tokens = time.monotonic(), float(logs["num_tokens"])
+        rate = (tokens - self._tokens) / max(now - self._counted, 1e-3)
+        self._counted, self._tokens = now, tokens
+        return rate
 
 
-def console_line(logs: dict[str, Any], step: int, steps: int, seconds_left: float | None) -> str:
+def console_line(
+    logs: dict[str, Any],
+    step: int,
+    steps: int,
+    seconds_left: float | None,
+    tokens_per_second: float | None = None,
+) -> str:
     """Return the console line of a log entry, empty if it has no loss.
 
-    The line has the loss, the accuracy, the mean margin D in nats (not multiplied by beta), and for
-    a training step the learning rate and the time left.
+    The line has the epoch, the loss, the accuracy, the mean margin D in nats (not multiplied by
+    beta), and for a training step the range of the betas, the learning rate, the speed and the time
+    left.
 
     Args:
         logs: The entry; the keys of an evaluation begin with `eval_`.
         step: The current step.
         steps: The number of steps of the run.
         seconds_left: Estimated time left; None if it is not known yet.
+        tokens_per_second: Speed over all processes; None if it is not known.
     """
     if "train_loss" in logs:
         return f"trained {step} steps, mean loss {logs['train_loss']:.4f}"
@@ -139,15 +165,26 @@ def console_line(logs: dict[str, Any], step: int, steps: int, seconds_left: floa
     if key is None:
         return ""
     prefix = key.removesuffix("loss")
-    words = [f"step {step}/{steps}", f"{prefix.replace('_', ' ')}loss {float(logs[key]):.4f}"]
+    words = [f"step {step}/{steps}"]
+    if "epoch" in logs:
+        words.append(f"epoch {float(logs['epoch']):.2f}")
+    words.append(f"{prefix.replace('_', ' ')}loss {float(logs[key]):.4f}")
     for name, word in (
         ("rewards/accuracies", "accuracy {:.2f}"),
         ("accuracy", "accuracy {:.2f}"),  # of a reward model
         ("margins/unscaled", "margin {:+.3f} nats"),
-        ("learning_rate", "learning rate {:.2e}"),
     ):
         if prefix + name in logs:
             words.append(word.format(float(logs[prefix + name])))
-    if not prefix and seconds_left is not None:
+    if prefix:
+        return "  ".join(words)
+    if "beta/min" in logs and "beta/max" in logs:
+        low, high = (f"{float(logs[f'beta/{end}']):.3g}" for end in ("min", "max"))
+        words.append(f"beta {low}" if low == high else f"beta {low} to {high}")
+    if "learning_rate" in logs:
+        words.append(f"learning rate {float(logs['learning_rate']):.2e}")
+    if tokens_per_second is not None:
+        words.append(f"{tokens_per_second:,.0f} tokens/s")
+    if seconds_left is not None:
         words.append(f"{timedelta(seconds=round(seconds_left))} left")
     return "  ".join(words)

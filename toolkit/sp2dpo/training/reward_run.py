@@ -37,6 +37,7 @@ from sp2dpo.training.run import (
     push,
     train_and_evaluate,
 )
+from sp2dpo.training.trackers import describe_run, guard_trackers
 
 
 @dataclass
@@ -94,6 +95,10 @@ class RewardModelConfig(RewardConfig):
         choose_column(self.template_errors, REFUSALS, "template_errors")
         set_current_names(self)
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by key, for trackers, and the facts that `describe_run` adds."""
+        return super().to_dict() | getattr(self, "run_facts", {})
 
 
 class CheckedRewardTrainer(RewardTrainer):
@@ -235,6 +240,10 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
             peft_config=get_peft_config(model),
         )
     use_console(trainer)
+    guard_trackers(trainer)
+    facts = {"dataset": data.dataset, "dataset_revision": data.dataset_revision, "rows": len(train)}
+    folds = {"fold": data.fold, "folds": data.folds, "held_out": data.held_out}
+    describe_run(args, {"data": facts | folds, "model_name": display_name(name)})
     return RewardRun(
         data=data, model=model, trainer=trainer, train_rows=len(train), eval_rows=len(test),
         marks=marks, checkpoint=checkpoint,

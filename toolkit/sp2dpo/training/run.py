@@ -35,6 +35,7 @@ from sp2dpo.training.stopping import (
     stopping_at_signals,
     whole_mean_loss,
 )
+from sp2dpo.training.trackers import describe_run, guard_trackers
 from sp2dpo.training.trainer import PairDPOTrainer
 
 RESULTS = "results.json"
@@ -282,9 +283,16 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             peft_config=get_peft_config(model),
         )
     use_console(trainer)
+    guard_trackers(trainer)
     origin: dict[str, Any] = {}
     if trainer.accelerator.is_main_process:
         origin = trace_run(rows, args.pair_columns)
+        model_facts = {
+            "model_name": display_name(str(model.model_name_or_path)),
+            "model_revision": model.model_revision,
+        }
+        facts = {"data": origin | {"held_out": data.held_out, "streaming": data.streaming}}
+        describe_run(args, facts | model_facts | {"versions": library_versions()})
         # Before the training, because each checkpoint may push the card.
         trainer.card_section = card_section(origin, changed_settings((data, args, model)))
         trainer.card_datasets = hub_names([source.path for source in data.sources])

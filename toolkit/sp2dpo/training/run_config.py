@@ -15,6 +15,7 @@ import yaml
 from trl import TrlParser
 
 from sp2dpo.settings import did_you_mean, read_yaml
+from sp2dpo.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
         classes: Dataclasses whose fields are the legal keys.
 
     Raises:
-        ValueError: On an unknown key and on a bad value.
+        ValueError: On an unknown key, on a bad value, and if the package of a tracker is missing.
         OSError: If a file cannot be read.
     """
     paths, arguments = take_configs(arguments)
@@ -134,4 +135,6 @@ def parse_settings(arguments: Sequence[str], classes: Sequence[type]) -> ParsedS
         legal = [field.name for config in classes for field in fields(config)]
         name = unknown[0].removeprefix("--").split("=")[0]
         raise ValueError(f"unknown setting {name}{did_you_mean(name, legal)}")
+    for config in parsed:
+        check_trackers(getattr(config, "report_to", None) or [])
     return ParsedSettings(configs=tuple(parsed), files=paths, merged=files)

@@ -1,0 +1,145 @@
+"""What trackers are told of a run, and what becomes of a run whose tracker fails."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+from sp2dpo.training.console import ConsoleLine, console_line
+from sp2dpo.training.trackers import PACKAGES, check_trackers, flatten
+from support.harness import ROOT
+from support.training import BETAS, conversations
+
+pytestmark = [
+    # TRL still uses the names that transformers 5.2x deprecates.
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
+]
+DEMO = ROOT / "spaces" / "inspector" / "demo"
+
+
+class Recorder(TrainerCallback):
+    """A tracker of transformers that keeps what it gets, and fails at a step if it is to."""
+
+    fails_at, config, logged = None, {}, []
+
+    def on_train_begin(self, args, state, control, **more):
+        Recorder.config, Recorder.logged = json.loads(args.to_json_string()), []
+        Recorder.names = (args.run_name, args.project)
+        if Recorder.fails_at == 0:
+            raise OSError("no account: token=hf_planted0planted0planted0planted0xx")
+
+    def on_log(self, args, state, control, logs=None, **more):
+        if state.global_step == Recorder.fails_at:
+            raise ConnectionResetError("the tracker is gone")
+        Recorder.logged.append(state.global_step)
+
+
+@pytest.fixture
+def track(script, model_dir, tmp_path, monkeypatch):
+    """Trains three steps with the tracker."""
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
+    monkeypatch.setitem(PACKAGES, "trackio", ("json", "trackio"))  # a module that is there
+
+    def track(dataset, fails_at=None):
+        Recorder.fails_at = fails_at
+        script.main([
+            "--config", str(ROOT / "recipes" / "dpo" / "tiny-demo.yaml"), "--model_name_or_path",
+            model_dir, "--dataset", str(dataset), "--output_dir", str(tmp_path / "my-run"),
+            "--max_steps", "3", "--max_length", "64", "--held_out", "0", "--eval_strategy", "no",
+            "--use_cpu", "true", "--report_to", "trackio", "--logging_steps", "1",
+        ])  # fmt: skip
+        return Recorder
+
+    return track
+
+
+@pytest.fixture
+def rows(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    Dataset.from_dict(conversations(beta=BETAS)).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_a_tracker_knows_the_settings_the_schedule_and_the_name_of_a_run(track):
+    recorder = track(DEMO)
+    schedule = json.loads((DEMO / "manifest.json").read_text())["schedule"]
+    assert recorder.config["pair_columns"] == ["beta"]
+    assert recorder.config["data/dataset"] == "demo"
+    assert recorder.config["data/schedule/beta_min"] == schedule["beta_min"]
+    assert len(recorder.config["data/columns_sha256"]) == 64
+    assert recorder.names == ("my-run", "sp2dpo")
+    assert recorder.logged[:3] == [1, 2, 3]
+
+
+def test_a_training_goes_on_without_a_tracker_that_fails(track, rows, tmp_path, caplog):
+    recorder = track(rows, fails_at=2)
+    assert recorder.logged == [1]
+    assert (tmp_path / "my-run" / "results.json").exists()
+    assert caplog.text.count("trackio failed at step 2") == 1
+
+
+def test_a_tracker_that_cannot_start_ends_the_run_with_one_line(track, rows, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        track(rows, fails_at=0)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 1
+    assert "report_to: trackio cannot start (OSError: no account" in line
+    assert "hf_planted" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trackio", "run `pip install trackio`"),
+        ("wandb", "run `pip install wandb`"),
+        ("mlflow", "run `pip install mlflow`"),
+        ("azure_ml", "run `pip install azureml-core`"),
+        ("trakio", "did you mean 'trackio'?"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, name, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        check_trackers([name])
+
+
+def test_every_tracker_of_transformers_has_a_package():
+    assert set(integration_utils.INTEGRATION_TO_CALLBACK) - {"kubeflow"} == set(PACKAGES)
+
+
+def test_nested_facts_become_flat():
+    facts = {"a": {"b": 1, "c": None}, "sources": [{"path": "x"}, {"path": "y"}], "d": [1]}
+    flat = {"a/b": 1, "sources/0/path": "x", "sources/1/path": "y", "d": [1]}
+    assert flatten(facts) == flat
+
+
+def test_a_line_of_the_console_has_what_a_person_watches():
+    logs = {
+        "loss": 0.69314, "rewards/accuracies": 0.5, "margins/unscaled": -0.01234, "beta/min": 0.03,
+        "beta/max": 0.3, "learning_rate": 5e-7, "epoch": 0.251, "grad_norm": 3.0,
+    }  # fmt: skip
+    assert console_line(logs, 10, 40, 3700, 12345.6) == (
+        "step 10/40  epoch 0.25  loss 0.6931  accuracy 0.50  margin -0.012 nats  beta 0.03 to 0.3"
+        "  learning rate 5.00e-07  12,346 tokens/s  1:01:40 left"
+    )
+    equal = console_line({"loss": 1.0, "beta/min": 0.1, "beta/max": 0.1}, 1, 2, None)
+    assert equal == "step 1/2  loss 1.0000  beta 0.1"
+    evaluation = {"eval_math_loss": 0.5, "eval_math_rewards/accuracies": 1.0, "epoch": 2}
+    line = console_line(evaluation, 1, 2, 5)
+    assert line == "step 1/2  epoch 2.00  eval math loss 0.5000  accuracy 1.00"
+
+
+def test_only_the_main_process_prints_one_line_for_a_log_entry(capsys):
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1, max_steps=2)
+    line = ConsoleLine()
+    line.on_log(None, state, None, logs={"loss": 1.0, "num_tokens": 10})
+    state.is_world_process_zero = False
+    line.on_log(None, state, None, logs={"loss": 1.0})
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "\r" not in printed
