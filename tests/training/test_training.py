@@ -311,6 +311,9 @@ def test_a_mark_that_is_not_a_boolean_is_refused(tmp_path):
 @pytest.mark.parametrize("fused", [False, True])
 def test_liger_is_refused_only_where_trl_computes_the_loss_in_it(tmp_path, monkeypatch, fused):
     monkeypatch.setattr("sp2dpo.training.config.FUSES_LIGER_LOSS", fused)
+    with pytest.raises(ValueError, match="use_liger_kernel needs the package liger-kernel"):
+        PairDPOConfig(**settings(tmp_path, use_liger_kernel=True, pair_columns=[]))
+    monkeypatch.setattr("sp2dpo.training.config.is_liger_kernel_available", lambda: True)
     assert PairDPOConfig(**settings(tmp_path, use_liger_kernel=True, pair_columns=[]))
     if fused:
         with pytest.raises(ValueError, match="use_liger_kernel gives wrong losses with a beta per"):

@@ -96,7 +96,11 @@ class PairBatch:
         return weight if self.wpo is None else weight * self.wpo
 
     def losses(self, mixture: Mixture) -> torch.Tensor:
-        """Return the weighted loss of each pair, (B,)."""
+        """Return the weighted loss of each pair, (B,).
+
+        Raises:
+            ValueError: If the mixture has the loss `sft` and the field `sft` is None.
+        """
         # In float32, the precision in which TRL multiplies the log-ratios by its beta.
         pairwise = Pairwise(
             beta=self.beta.to(torch.float32),
@@ -112,8 +116,15 @@ class PairBatch:
         )
         total = torch.zeros_like(self.ratios.chosen)
         for name, share in zip(mixture.names, mixture.shares, strict=True):
-            total = total + share * (self.sft if name == SFT else LOSSES[name](scores, pairwise))
+            term = self._sft if name == SFT else LOSSES[name](scores, pairwise)
+            total = total + share * term
         return self.factor * total
+
+    @property
+    def _sft(self) -> torch.Tensor:
+        if self.sft is None:
+            raise ValueError("the mixture has the loss sft: PairBatch needs the field sft")
+        return self.sft
 
     def slopes(self, mixture: Mixture) -> torch.Tensor:
         """Return the slope |dl_i/du_i| of each pair's preference loss, (B,); see `gradients`.

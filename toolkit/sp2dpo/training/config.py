@@ -225,7 +225,7 @@ class PairDPOConfig(DPOConfig):
                 f" {trl.__version__}: set it to false, set pair_columns: [], or install TRL"
                 f" {FIRST_WITH_LOG_PROBS}"
             )
-        if self.activation_offloading and not torch.accelerator.is_available():
+        if getattr(self, "activation_offloading", False) and not torch.accelerator.is_available():
             raise ValueError(
                 "activation_offloading needs an accelerator, and torch finds none: set it to false"
             )

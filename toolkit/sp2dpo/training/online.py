@@ -179,8 +179,13 @@ def apply_online_variants(
             that all have the same moments.
         state: Returns the running moments of a variant by their class.
         metrics: Receives the metrics of the variants.
+
+    Raises:
+        ValueError: If the batch has no `ref_average` and AlphaDPO is on.
     """
     if args.alpha_dpo:
+        if batch.ref_average is None:
+            raise ValueError("AlphaDPO needs the field ref_average of the batch")
         average = batch.ratios.average.detach()
         moments = state(AlphaDpoState)
         moments.update(accelerator.gather(average).cpu())
