@@ -9,7 +9,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
+from sp2dpo.training.card import card_section, changed_settings
+from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import ConsoleLine, console_line
+from sp2dpo.training.data import DataConfig
+from sp2dpo.training.sources import SourceConfig
 from sp2dpo.training.trackers import PACKAGES, check_trackers, flatten
 from support.harness import ROOT
 from support.training import BETAS, conversations
@@ -110,6 +114,22 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 def test_every_tracker_of_transformers_has_a_package():
     assert set(integration_utils.INTEGRATION_TO_CALLBACK) - {"kubeflow"} == set(PACKAGES)
+
+
+def test_neither_the_card_nor_a_tracker_gets_a_secret_or_a_path(tmp_path):
+    token = "hf_" + "planted0" * 4
+    (tmp_path / "a.json").write_text("{}")
+    args = PairDPOConfig(
+        output_dir="unused", bf16=False, use_cpu=True, hub_token=token,
+        model_init_kwargs={"token": token, "dtype": "float32"},
+    )  # fmt: skip
+    source = SourceConfig(path=str(tmp_path), data_files=[str(tmp_path / "a.json")])
+    data = DataConfig(datasets=[source])
+    settings = changed_settings([data, args])
+    assert settings["datasets"] == [{"path": tmp_path.name, "data_files": ["a.json"]}]
+    assert settings["model_init_kwargs"] == {"dtype": "float32"}
+    assert token not in card_section({}, settings)
+    assert token not in args.to_json_string()
 
 
 def test_nested_facts_become_flat():

@@ -1,8 +1,9 @@
 """The model's card: what a run was trained on, in every version that is written or pushed."""
 
 import copy
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from sp2dpo.text import escape_controls, longer_fence
+from sp2dpo.text import escape_controls, longer_fence, redact
 from sp2dpo.training.provenance import display_name
 
 # The mixin is meant for TRL's trainers, whose methods differ between versions.
@@ -25,6 +26,10 @@ _LEFT_OUT = frozenset(
     # Set by `quiet_libraries` and `set_current_names`, not by the user.
     | {"dataloader_pin_memory", "disable_tqdm", "activation_checkpointing"}
 )
+
+
+_SECRET = re.compile(r"(^|_)(tokens?|keys?|secrets?|passwords?|credentials?|auth)$|storage_options")
+"""Names of options that may hold a secret."""
 
 
 class DataCardMixin(Trainer):
@@ -110,15 +115,24 @@ def changed_settings(configs: Sequence[Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as a value of YAML; None if it is no such value."""
+    """Return a setting as a value of YAML that may be published; None if there is none.
+
+    Paths become names, secrets are left out.
+    """
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, str):
-        return display_name(value)
-    if isinstance(value, list) and value and all(map(is_dataclass, value)):
-        return [changed_settings([item]) for item in value]
-    plain = isinstance(value, (int, float, bool, list)) or (
-        isinstance(value, dict)
-        and all(isinstance(item, (str, int, float)) for item in value.values())
-    )
-    return value if plain else None
+        return redact(display_name(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return changed_settings([value])
+    if isinstance(value, dict):
+        items = {str(key): _plain(item) for key, item in remove_secrets(value).items()}
+        return {key: item for key, item in items.items() if item is not None} or None
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (int, float)) else None
+
+
+def remove_secrets(options: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return options, such as `model_init_kwargs`, without those that hold tokens or passwords."""
+    return {key: value for key, value in options.items() if not _SECRET.search(str(key).lower())}

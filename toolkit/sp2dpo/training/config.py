@@ -9,6 +9,7 @@ from packaging.version import Version
 from transformers.utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer
 
+from sp2dpo.training.card import remove_secrets
 from sp2dpo.training.columns import (
     MISSING_VALUES,
     PAIR_COLUMNS,
@@ -153,7 +154,10 @@ class PairDPOConfig(DPOConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by key, for trackers, and the facts that `describe_run` adds."""
-        return super().to_dict() | getattr(self, "run_facts", {})
+        settings = super().to_dict()
+        if isinstance(settings.get("model_init_kwargs"), dict):
+            settings["model_init_kwargs"] = remove_secrets(settings["model_init_kwargs"])
+        return settings | getattr(self, "run_facts", {})
 
     @property
     def smooths(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from sp2dpo.files import write_json
+from sp2dpo.training.card import remove_secrets
 from sp2dpo.training.columns import MarkCounts, apply_marks, choose_column
 from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import quiet_libraries, use_console
@@ -98,7 +99,10 @@ class RewardModelConfig(RewardConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by key, for trackers, and the facts that `describe_run` adds."""
-        return super().to_dict() | getattr(self, "run_facts", {})
+        settings = super().to_dict()
+        if isinstance(settings.get("model_init_kwargs"), dict):
+            settings["model_init_kwargs"] = remove_secrets(settings["model_init_kwargs"])
+        return settings | getattr(self, "run_facts", {})
 
 
 class CheckedRewardTrainer(RewardTrainer):
