@@ -12,9 +12,11 @@ from gpu.checks import (
     check_fused_head,
     check_training,
     lora,
+    make_trainer,
     quantization,
     require_gpu,
 )
+from sp2dpo.training.exactness import reason_against
 from support.attention import attention, dense_flex, plain_varlen
 from support.harness import TESTS
 
@@ -64,6 +66,14 @@ def test_packed_rows_with_gradient_checkpointing(folder, kernel):
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler's, of itself
 def test_training_with_torch_compile(folder):
     check_training(folder, "cpu", 1e-4, torch_compile=True, torch_compile_backend="eager")
+
+
+def test_several_gpus_in_one_process_share_no_prompt(folder):
+    trainer = make_trainer(folder, "cpu")
+    assert reason_against(trainer, trainer.model, trainer.model) is None
+    trainer.args._n_gpu = 2
+    reason = reason_against(trainer, trainer.model, trainer.model)
+    assert "each GPU has a process of its own" in reason
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         wrapped: The same with its adapters, if it has any.
     """
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    attention = model.config._attn_implementation
+    attention = model.config._attn_implementation or ""
     backbone = getattr(model, "base_model", model)
+    arguments = inspect.signature(type(backbone).forward).parameters
     if not CAPTURES:
         return f"it needs TRL {FIRST_WITH_LOG_PROBS}"
     if getattr(trainer, "_is_vision_dataset", False) or model.config.get_text_config() is not (
@@ -38,6 +39,11 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         return "the model reads images"
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         return "context and sequence parallelism split the sequences"
+    if trainer.args.n_gpu > 1:
+        return (
+            "one process uses several GPUs, between which the sequences of a pair are divided: with"
+            " accelerate launch, each GPU has a process of its own"
+        )
     if len({*(getattr(model, "hf_device_map", None) or {}).values()}) > 1:
         return "the model is split across devices"
     if getattr(trainer.args, "neftune_noise_alpha", None):
@@ -47,10 +53,11 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         return "the auxiliary loss of a mixture of experts counts every token of both sequences"
     if attention not in ATTENTION and "flash" not in attention:
         return f"attn_implementation {attention} cannot separate the responses of a row"
-    if backbone is model or "position_ids" not in (
-        inspect.signature(type(backbone).forward).parameters
-    ):
+    if backbone is model or "position_ids" not in arguments:
         return f"{type(model).__name__} does not take position ids"
+    passes_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+    if "flash" in attention and not passes_on:
+        return f"{type(model).__name__} does not pass on the lengths that {attention} needs"
     return (
         _of_adapters(wrapped)
         or _of_attention(model, trainer.args.max_length)

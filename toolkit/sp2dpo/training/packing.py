@@ -93,17 +93,21 @@ class FlexRunner:
         options: dict[str, Any],
     ) -> torch.Tensor:
         """Return the states (N, hidden) of all tokens."""
+        mask, ids, positions = self._prepare(input_ids, rows)
+        output = forward(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
+        return output.last_hidden_state[0, : len(input_ids)]
+
+    # Not compiled with the model: the lengths of rows are other numbers in each batch.
+    @torch.compiler.disable
+    def _prepare(
+        self, input_ids: torch.Tensor, rows: PairRows
+    ) -> tuple[BlockMask | None, torch.Tensor, torch.Tensor]:
         if rows is not self._rows:
             self._rows, self._mask = rows, make_block_mask(rows)
         # A multiple of the block size, so that few lengths occur: the kernel is compiled for them.
-        padding = -len(input_ids) % BLOCK
-        output = forward(
-            input_ids=torch.nn.functional.pad(input_ids, (0, padding))[None],
-            attention_mask=self._mask,
-            position_ids=torch.nn.functional.pad(rows.position, (0, padding))[None],
-            **options,
-        )
-        return output.last_hidden_state[0, : len(input_ids)]
+        padding = (0, -len(input_ids) % BLOCK)
+        ids = torch.nn.functional.pad(input_ids, padding)
+        return self._mask, ids[None], torch.nn.functional.pad(rows.position, padding)[None]
 
 
 def make_block_mask(rows: PairRows) -> BlockMask:
@@ -175,6 +179,7 @@ def run_varlen(
     return output.last_hidden_state[0]
 
 
+@torch.compiler.disable
 def make_varlen(rows: PairRows) -> VarlenSequences:
     """Return the sequences of queries and keys whose attention is that of the pairs."""
     counts = torch.stack(
