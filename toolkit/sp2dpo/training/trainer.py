@@ -157,9 +157,10 @@ class PairColumnsMixin(Trainer):
 
         Without a column `beta` to apply, the default is stock DPO, with a warning.
         """
-        args, model = settings.get("args"), settings.get("model")
+        args = settings.get("args")
         if args is not None:
             return args
+        model: Any = settings.get("model")
         name = model if isinstance(model, str) else model.config._name_or_path
         args = PairDPOConfig(f"{name.rstrip('/').rsplit('/', 1)[-1]}-DPO")
         columns = getattr(settings.get("train_dataset"), "column_names", None)
