@@ -7,9 +7,9 @@ For pair i, with log-probabilities summed over completion tokens (in nats),
 
 and the loss of a batch is the mean over its pairs, as in DPO (arXiv 2305.18290, eq. 7). Everything
 else is TRL's: tokenisation, models, reference, the losses themselves. A batch whose betas are all
-equal gives the same numbers as TRL, bit for bit (with dropout off, as TRL sets it). With a weight,
-a margin, label smoothing or an online variant, the losses come from `losses` and are compared with
-TRL's.
+equal gives the same numbers as TRL (with dropout off, as TRL sets it): bit for bit with
+`shared_prompt: false`, to 1e-5 in float32 with the shared prompt. With a weight, a margin, label
+smoothing or an online variant, the losses come from `losses` and are compared with TRL's.
 
 Two points to know before interpreting results:
 
