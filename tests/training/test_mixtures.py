@@ -102,6 +102,15 @@ def test_held_out_prompts_are_mixed_with_the_same_shares(write):
     }
 
 
+def test_a_small_data_set_of_a_mixture_may_have_no_prompt_that_is_held_out(write):
+    small, large = write("small", numbered(1)), write("large", numbered(100, 1000))
+    rows = mixture(small, large, held_out=0.1)
+    assert Counter(rows.train[SOURCE])["small"] == 1
+    assert set(rows.test[SOURCE]) == {"large"}
+    with pytest.raises(ValueError, match="holds out no pair"):
+        mixture(small, small, held_out=0.0001)
+
+
 def test_marks_act_before_weights_are_applied(write):
     first = write("a", numbered(10), beta=[0.1] * 10, keep=[True] * 6 + [False] * 4)
     second = write("b", numbered(10, 100), beta=[0.1] * 10)

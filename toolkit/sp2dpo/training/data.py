@@ -231,7 +231,9 @@ def _load_source(data: DataConfig, source: SourceConfig) -> _Loaded:
     # Before rows are selected, so that messages have the numbers of the source.
     rows, test = number_rows(read), None
     if data.held_out:
-        rows, test = split_by_prompt(rows, data.held_out, source.label)
+        rows, test = split_by_prompt(
+            rows, data.held_out, source.label, may_be_empty=len(data.datasets) > 1
+        )
     given = _count(rows)
     # The marks are applied here and not by the trainer, because `provenance` hashes the rows that
     # are trained on. `apply_marks` removes the marks, so the trainer does not apply them again.
@@ -240,13 +242,16 @@ def _load_source(data: DataConfig, source: SourceConfig) -> _Loaded:
     return _Loaded(source=source, read=read, train=train, test=test, given=given, marks=marks)
 
 
-def split_by_prompt(rows: Dataset, held_out: float, label: str) -> tuple[Dataset, Dataset]:
+def split_by_prompt(
+    rows: Dataset, held_out: float, label: str, *, may_be_empty: bool = False
+) -> tuple[Dataset, Dataset]:
     """Return the rows to train on and those whose prompts are held out.
 
     Args:
         rows: The rows.
         held_out: Share of the prompts.
         label: Name of the data set in messages.
+        may_be_empty: Whether the side that is held out may be empty.
 
     Raises:
         ValueError: If there is no column `prompt`, or if one side has no row.
@@ -254,7 +259,7 @@ def split_by_prompt(rows: Dataset, held_out: float, label: str) -> tuple[Dataset
     if "prompt" not in rows.column_names:
         raise ValueError(f"held_out needs a column prompt, {label} has none")
     in_test = [hash_fraction(prompt) < held_out for prompt in rows["prompt"]]
-    if all(in_test) or not any(in_test):
+    if all(in_test) or not (any(in_test) or may_be_empty):
         raise ValueError(
             f"held_out {held_out} puts all {len(in_test)} pairs on one side of the split of"
             f" {label}: choose another share"
@@ -294,7 +299,7 @@ def _apply_weights(parts: Sequence[_Loaded], *, seed: int) -> list[_Loaded]:
     for number, (part, count) in enumerate(zip(parts, mixture_sizes(sizes, weights), strict=True)):
         logger.warning(f"{part.source.label}: {count} of {sizes[number]} rows are in the mixture")
         test = part.test
-        if test is not None:  # the same share of it, so that both sides are mixed alike
+        if test is not None and len(test):  # the same share, so that both sides are mixed alike
             held = max(1, round(len(test) * count / sizes[number]))
             test = sample_rows(test, held, seed=seed, number=number)
         train = sample_rows(part.train, count, seed=seed, number=number)
@@ -326,5 +331,8 @@ def _load_test(data: DataConfig, parts: Sequence[_Loaded]) -> Dataset | None:
         return remove_marks(map_columns(rows, columns, data.eval_dataset))
     if not data.held_out:
         return None
-    tests = [part.part(part.test) for part in parts]
-    return concatenate(tests) if len(tests) > 1 else tests[0].rows
+    # A small data set of a mixture may have no prompt that is held out.
+    tests = [part.part(part.test) for part in parts if len(part.test)]
+    if not tests:
+        raise ValueError(f"held_out {data.held_out} holds out no pair: choose a larger share")
+    return concatenate(tests) if len(parts) > 1 else tests[0].rows
