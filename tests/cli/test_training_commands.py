@@ -1,8 +1,10 @@
 """`sp2dpo train`, `reward` and `sweep`: names of recipes and engines, signals, exit codes."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from datasets import Dataset
 
 import sp2dpo.cli.training as cli_training
+from sp2dpo.inference import keeper
 from sp2dpo.training import engines
 from sp2dpo.training.engines import Engine, choose_engine
 from sp2dpo.training.launcher import check_engine
@@ -142,6 +145,7 @@ def test_a_default_of_accelerate_is_used_and_named(tmp_path):
     [
         ({}, {}, "no GPU is visible; give --processes N"),
         ({}, {"processes": 3, "machines": 2}, "cannot be spread evenly over 2 machines"),
+        ({}, {"processes": 2, "machines": 2}, "need the address of the first: give --main-process"),
         ({"distributed_type": "MULTI_CPU"}, {"processes": 2}, "accelerate starts one process"),
         ({"distributed_type": "NO"}, {"processes": 2}, "accelerate starts one process"),
         ({"distributed_type": "FSDP"}, {"processes": 2}, "needs GPUs and none is visible"),
@@ -200,6 +204,32 @@ def test_a_signal_to_the_command_leaves_a_checkpoint_and_no_process(
     command = "python -m sp2dpo train --config run.yaml --engine ddp --processes 2"
     assert f"to resume, run: {command} --resume_from_checkpoint true" in output
     assert "Traceback" not in output
+
+
+STUBBORN = """
+import signal, time
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+print("begun", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_what_does_not_stop_at_the_first():
+    words = ["--wait-for-all", str(os.getpid()), "60", sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(
+        [sys.executable, keeper.__file__, *words], stdout=subprocess.PIPE, start_new_session=True
+    ) as running:
+        assert running.stdout.readline() == b"begun\n"
+        (child,) = psutil.Process(running.pid).children()
+        for _ in range(2):  # within 3 seconds: they count as one
+            running.send_signal(signal.SIGINT)
+        time.sleep(3.5)
+        assert child.is_running()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 143
+    assert not child.is_running()
 
 
 @pytest.mark.slow

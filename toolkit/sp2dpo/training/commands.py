@@ -159,14 +159,15 @@ def _share_of_batch(arguments: Sequence[str], processes: int) -> list[str]:
     paths, others = take_configs(arguments)
     key = "--global_batch_size"
     words = [word for each in others for word in each.split("=", 1)]
-    size = compose(paths).settings.get(key[2:])
-    if key in words:
-        size = words[len(words) - words[::-1].index(key) :][0]
-    if processes == 1 or not str(size).isdecimal():
+    size = str(compose(paths).settings.get(key[2:]))
+    if key in words[:-1]:
+        size = words[len(words) - words[::-1].index(key)]
+    if processes == 1 or not size.isdecimal():
         return []
-    if int(size) % processes:
+    share, remainder = divmod(int(size), processes)
+    if remainder:
         raise ValueError(f"global_batch_size {size} is not a multiple of the {processes} processes")
-    return [key, str(int(size) // processes)]
+    return [key, str(share)]
 
 
 def _print_on_main(text: str) -> None:

@@ -119,6 +119,11 @@ def check_engine(engine: Engine) -> Engine:
             f"{name}: {processes} processes cannot be spread evenly over {machines} machines:"
             " --processes counts those of all machines"
         )
+    if machines > 1 and not (engine.main_process_ip or config.get("main_process_ip")):
+        raise ValueError(
+            f"{name}: {machines} machines need the address of the first: give --main-process-ip,"
+            " and --machine-rank on each"
+        )
     if kind in _ONE_PROCESS and processes > 1:
         raise ValueError(
             f"{name}: accelerate starts one process with distributed_type {kind}, not {processes}:"
