@@ -19,8 +19,10 @@ from itertools import chain
 import torch
 import transformers
 import trl
+from datasets import disable_progress_bars
 from pair_shapes import draw_batches, make_rows
 from train_overhead import SHARED_PROMPT, STOCK, make
+from transformers import PrinterCallback
 
 BETAS = [0.01, 0.03, 0.1, 0.2, 0.3]
 
@@ -28,6 +30,7 @@ BETAS = [0.01, 0.03, 0.1, 0.2, 0.3]
 def main():
     options = arguments()
     warnings.simplefilter("ignore")
+    disable_progress_bars()
     batches = draw_batches(
         random.Random(1), options.shape, pairs=options.pairs, rounds=options.batches, grouped=False
     )
@@ -92,6 +95,7 @@ def run(rows, beta, cache, options):
         save_strategy="no",
         **({} if cache is None else {"reference_cache": cache}),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import transformers
 import trl
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from pair_shapes import draw_batches, make_examples, make_llama, make_rows, make_tokenizer
 from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
@@ -80,6 +80,7 @@ COLUMNS = {
 def main():
     options = arguments()
     warnings.simplefilter("ignore")
+    disable_progress_bars()
     variants = COLUMNS if options.columns else SHARED_PROMPT
     if options.variants:
         variants = {name: variants[name] for name in {STOCK: 0} | dict.fromkeys(options.variants)}

@@ -29,6 +29,10 @@ BLOCK = 128
 PAIR_KEYS = "pair_keys"
 """Argument of the attention functions with the index of each key, in the order of the keys."""
 
+# What is computed from the lengths of rows, other numbers in each batch, is not compiled with the
+# model. Torch does not type the decorated function.
+_uncompiled: Any = torch.compiler.disable
+
 
 @dataclass(frozen=True, kw_only=True)
 class VarlenSequences:
@@ -97,8 +101,7 @@ class FlexRunner:
         output = forward(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
         return output.last_hidden_state[0, : len(input_ids)]
 
-    # Not compiled with the model: the lengths of rows are other numbers in each batch.
-    @torch.compiler.disable
+    @_uncompiled
     def _prepare(
         self, input_ids: torch.Tensor, rows: PairRows
     ) -> tuple[BlockMask | None, torch.Tensor, torch.Tensor]:
@@ -179,7 +182,7 @@ def run_varlen(
     return output.last_hidden_state[0]
 
 
-@torch.compiler.disable
+@_uncompiled
 def make_varlen(rows: PairRows) -> VarlenSequences:
     """Return the sequences of queries and keys whose attention is that of the pairs."""
     counts = torch.stack(
