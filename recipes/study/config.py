@@ -1,5 +1,6 @@
 """Read the configuration of a study from a YAML file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class StudyConfig:
 
 
 def _run(
-    methods: dict[str, Method],
+    methods: Mapping[str, Method],
     name: str,
     scale: float,
     seed: int,

@@ -1,7 +1,10 @@
 """Read the methods to compare from `methods.yaml`: each is an arm of a schedule with settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -38,8 +41,9 @@ class Method:
         return compute_betas(annotations, self.arm, scores if self.arm.uses_scores else None)
 
 
-def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
-    """Return all methods by name.
+@lru_cache
+def load_methods(path: Path = HERE / "methods.yaml") -> Mapping[str, Method]:
+    """Return all methods by name; a file is read once in each process.
 
     Raises:
         ValueError: If the file is not valid, with the file, the method and the problem.
@@ -55,7 +59,7 @@ def load_methods(path: Path = HERE / "methods.yaml") -> dict[str, Method]:
             panel=config.get("panel", "panel"),
             train=config.get("train", {}),
         )
-    return methods
+    return MappingProxyType(methods)
 
 
 def _load_arm(config: dict[str, Any], where: str) -> Arm:

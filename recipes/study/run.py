@@ -12,6 +12,7 @@ The output folder has
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import sys
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from config import Run, StudyConfig, load_config
 from figures import save_figures
+from language_model import DEVICE
 from mechanism import format_mechanism, summarise_mechanism
 from methods import load_methods
 from metrics import measure_gradient, measure_student
@@ -99,7 +101,9 @@ def run_all(config_file: Path, config: StudyConfig, out: Path, *, workers: int) 
     missing = [run for run in config.runs() if not (folder / f"{run.name}.json").exists()]
     if not missing:
         return
-    context = multiprocessing.get_context("spawn")
+    # Forks share the imports, which take longer than a student of smoke.yaml. CUDA allows none.
+    can_fork = sys.platform == "linux" and DEVICE == "cpu"
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
     with ProcessPoolExecutor(workers, context, initializer=set_up_worker) as pool:
         run_jobs(pool, build_seed_job, [(config_file, seed, out) for seed in config.seeds], "seeds")
         run_jobs(pool, student_job, [(config_file, run, out) for run in missing], "students")
@@ -122,6 +126,7 @@ def set_up_worker() -> None:
     """Prepare a worker process."""
     torch.set_num_threads(1)  # a result must not depend on the number of cores
     silence_libraries()
+    gc.freeze()  # each training collects garbage: not among the objects of the modules
 
 
 def build_seed_job(config_file: Path, seed: int, out: Path) -> None:

@@ -1,11 +1,7 @@
 """Two real processes on the CPU, launched with the shipped YAMLs: the same losses as one."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
-from textwrap import indent
 
 import pytest
 import yaml
@@ -15,17 +11,20 @@ from transformers import AutoModelForCausalLM
 
 from support.harness import ROOT, recipe
 from support.training import BETAS, FSDP_ON_CPUS, PAIRS
+from support.training import launch as start
 
 pytestmark = pytest.mark.slow
 
 ACCELERATE = ROOT / "recipes" / "accelerate"
 # DeepSpeed would compile a shared-memory library for two minutes; gloo does without.
 WITHOUT_COMPILING = """
-import sys
-if any("recipes/train.py" in word for word in sys.argv):
-    import deepspeed
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+import runpy, sys
+import deepspeed
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 """
+TRAIN = f"sys.argv[0] = {str(ROOT / 'recipes' / 'train.py')!r}\n" + (
+    'runpy.run_path(sys.argv[0], run_name="__main__")\n'
+)
 COLUMNS = {
     "beta": BETAS,
     "weight": [1.0, 0.5, 2.0, 0.25, 1.5, 0.25, 3.0, 0.75],
@@ -38,8 +37,8 @@ def launched(model_dir, tmp_path_factory):
     """Trains four steps of eight pairs, with so many processes; the losses, and results.json."""
     data = tmp_path_factory.mktemp("data")
     Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
-    site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(WITHOUT_COMPILING + indent(FSDP_ON_CPUS, "    "))
+    train = tmp_path_factory.mktemp("script") / "train.py"
+    train.write_text(WITHOUT_COMPILING + FSDP_ON_CPUS + TRAIN)
 
     def words(out, processes, *arguments):
         return [
@@ -61,20 +60,8 @@ def launched(model_dir, tmp_path_factory):
         engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
         engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": precision}
         (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-            out / "engine.yaml", ROOT / "recipes" / "train.py", *words(out, processes, *arguments),
-        ]  # fmt: skip
-        result = subprocess.run(
-            [*map(str, command)],
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
-            | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        command = ("--config_file", out / "engine.yaml", train, *words(out, processes, *arguments))
+        result = start("accelerate.commands.launch", *command)
         assert result.returncode == 0, result.stderr[-14000:]
         return outcome(out)
 

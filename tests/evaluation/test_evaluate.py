@@ -18,7 +18,7 @@ from servers.openai_server import serving
 from sp2dpo.evaluation.models import is_official, load_judge, load_student, title
 from sp2dpo.evaluation.prompts import PromptSet
 from support import alpaca
-from support.harness import COMMAND, ROOT, Scripted
+from support.harness import COMMAND, ROOT, Scripted, forking_path
 
 DRAWS = ("--draws", 8)
 
@@ -575,10 +575,10 @@ def test_the_readmes_commands_do_as_they_stand(hub, files, servers, tmp_path):
          "--out", tmp_path / "results" / "dpo", "--draws", 2),
     ):  # fmt: skip
         ok(hub, *words)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | hub.env | {"PATH": forking_path(hub.env)}
     done = subprocess.run(
-        ["bash", "-e", "-c", commands], cwd=tmp_path, env=os.environ | hub.env | {"PATH": path},
-        capture_output=True, text=True, check=False, timeout=300,
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=env,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "both.png").exists()

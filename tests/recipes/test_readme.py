@@ -15,7 +15,7 @@ import yaml
 import sp2dpo
 import sp2dpo.training
 from sp2dpo.cli.main import cli
-from support.harness import DEMO, ROOT
+from support.harness import DEMO, ROOT, forking_path
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [
@@ -90,9 +90,11 @@ def test_every_command_and_option_exists(page):
         assert {word for word in arguments if word.startswith("--")} <= options, words
 
 
-def run_in(folder, *command, **env):
-    """Runs a command with this environment's programs first on the path."""
+def run_in(folder, *command, forks=True, **env):
+    """Runs a command with this environment's programs first on the path, `sp2dpo` in forks."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if forks:
+        path = forking_path(env)
     result = subprocess.run(
         command,
         cwd=folder,
@@ -131,7 +133,7 @@ def walked(folder):
     short += " --eval_steps 2 --use_cpu true"
     commands = commands.replace("--output_dir student/", f"--output_dir student/ {short}")
     commands = commands.replace("sp2dpo report ", "sp2dpo report --draws 20 ")
-    run_in(folder, "bash", "-e", "-c", commands)
+    run_in(folder, "bash", "-e", "-c", commands, forks=False)
     return folder
 
 
@@ -195,7 +197,8 @@ def test_the_snippet_trains(walked):
 
 @pytest.mark.slow
 def test_the_demo_prints_the_readmes_table(tmp_path):
-    output = run_in(ROOT, "bash", "-c", f"python recipes/demo/run.py --out {tmp_path}/demo 2>&1")
+    demo = f"python recipes/demo/run.py --out {tmp_path}/demo 2>&1"
+    output = run_in(ROOT, "bash", "-c", demo, forks=False)
     assert not re.search(r"warning|deprecat|it/s|%\|", output, re.IGNORECASE), output
     (table,) = [block for block in blocks("text") if "Spearman" in block]
     for line in table.splitlines():

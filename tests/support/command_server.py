@@ -2,23 +2,26 @@
 
     python tests/support/command_server.py SOCKET [MODULE...]
 
-It imports MODULEs, too. With `script`, a command runs that file in place of `sp2dpo`.
+It imports MODULEs, too. With `script` or `module`, a command runs that in place of `sp2dpo`.
 
 Each command has its own process, environment, working folder and exit code, as if a shell had
 started it; only the imports, most of the time of a short command, are shared. A connection to the
-socket carries one command. The server ends with its standard input.
+socket carries one command, which is killed if the connection is closed before its end. The server
+ends with its standard input.
 
 A fork has only the thread that forked. A lock that another thread held then stays locked in it, so
 the server forks beside no threads but those in `HARMLESS_THREADS`; see `check_threads`.
 """
 
 import atexit
+import contextlib
 import faulthandler
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -66,7 +69,8 @@ def main():
         listener.listen()
         for name in (*LIBRARIES, *sys.argv[2:]):
             importlib.import_module(name)
-        sys.modules["sp2dpo.evaluation.verdicts"].import_alpaca_eval()
+        if importlib.util.find_spec("alpaca_eval"):
+            sys.modules["sp2dpo.evaluation.verdicts"].import_alpaca_eval()
         check_threads()
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -97,15 +101,19 @@ def wait_for_command(connection):
         if not child:
             return command
         connection.sendall(f"{child}\n".encode())
+        ended = os.pidfd_open(child)
+        if ended not in select.select([ended, connection], [], [])[0]:
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
 def run(command):
     """Become `python -m sp2dpo`, and end like it."""
     for number, (path, flags) in enumerate(
-        [(os.devnull, os.O_RDONLY)]
+        [(command.get("stdin", os.devnull), os.O_RDONLY)]
         + [(command[name], os.O_WRONLY | os.O_APPEND) for name in ("stdout", "stderr")]
     ):
         opened = os.open(path, flags)
@@ -117,13 +125,16 @@ def run(command):
     os.chdir(command["folder"])
     script = command.get("script")
     sys.argv = [script or sys.argv[0], *command["arguments"]]
-    sys.path[0] = command["folder"]
+    sys.path[0] = os.path.dirname(script) if script else command["folder"]  # noqa: PTH120
     code = 0
     try:
         if script:
             runpy.run_path(script, run_name="__main__")
         else:
-            runpy.run_module("sp2dpo", run_name="__main__", alter_sys=True)
+            name = command.get("module") or "sp2dpo"
+            if command.get("module"):
+                sys.modules.pop(name, None)  # runpy warns of a module that is imported, too
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
         if isinstance(code, str):  # a message, as the interpreter treats it

@@ -89,8 +89,20 @@ class CommandServer:
             env=os.environ | settings,
         )
         self.count = itertools.count()
+        client = (TESTS / "support" / "fork_client.py").read_text()
+        client = client.replace('SOCKET = ""', f"SOCKET = {str(self.socket)!r}")
+        self.python = Path(self.folder.name) / "python"
+        """A program that runs a script or `-m MODULE` in a fork; ready after the first `run`."""
+        self.python.write_text(f"#!{sys.executable} -IS\n{client}")
+        self.python.chmod(0o700)
+        command = Path(self.folder.name) / "bin" / "sp2dpo"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec {self.python} -m sp2dpo "$@"\n')
+        command.chmod(0o700)
 
-    def run(self, *arguments, env=None, timeout=300, script=None, kill=None):
+    def run(
+        self, *arguments, env=None, timeout=300, script=None, module=None, folder=None, kill=None
+    ):
         """Run a command; its exit code and output.
 
         `kill` is a signal and the seconds after which the command gets it.
@@ -103,10 +115,11 @@ class CommandServer:
         command = {
             "arguments": arguments,
             "environment": dict(os.environ) | (env or {}),
-            "folder": str(Path.cwd()),
+            "folder": str(folder or Path.cwd()),
             "stdout": str(outputs[0]),
             "stderr": str(outputs[1]),
             "script": script and str(script),
+            "module": module,
         }
         with self.connect() as connection, connection.makefile("r") as lines:
             connection.settimeout(START)
@@ -164,6 +177,13 @@ def command_server(settings):
     return server
 
 
+def forking_path(env):
+    """A PATH whose `sp2dpo` runs in forks under these environment variables; see `run`."""
+    server = command_server(frozenset(_settings(env)))
+    server.run("--version")  # it is ready
+    return f"{server.folder.name}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 USES = Counter()
 SETTINGS = ("HF_", "MPL", "OMP_", "POLARS_", "PYTHON")
 """Beginnings of environment variables that Python or a library reads when it is imported."""
@@ -178,7 +198,7 @@ def run(*arguments, env=None, timeout=300, own_process=False, **options):
     runs in a new process if `own_process` is true or options of `subprocess.run` are given.
     """
     env = env or {}
-    settings = frozenset(item for item in env.items() if item[0].startswith(SETTINGS))
+    settings = frozenset(_settings(env))
     is_plain = not own_process and not options
     if is_plain and not settings and not _loop_runs():
         return _run_here([str(argument) for argument in arguments], env, timeout)
@@ -194,6 +214,10 @@ def run(*arguments, env=None, timeout=300, own_process=False, **options):
         env=os.environ | env,
         **options,
     )
+
+
+def _settings(env):
+    return (item for item in env.items() if item[0].startswith(SETTINGS))
 
 
 def _loop_runs():

@@ -1,9 +1,8 @@
 """What the tests of the training share: a tiny model, eight pairs, and trainers on them."""
 
+import atexit
 import json
-import os
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.commands import parse_training
 from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
+from support.harness import CommandServer
 
 BETAS = [0.03, 0.3, 0.1, 0.05, 0.2, 0.07, 0.15, 0.25]
 PAIRS = {
@@ -180,20 +180,35 @@ class PairDoubled(PairColumnsMixin, Doubled):
     pass
 
 
+@cache
+def _launch_server():
+    modules = (
+        "sp2dpo.training.run", "sp2dpo.training.commands", "sp2dpo.training.trainer",
+        "trl.trainer.dpo_trainer", "deepspeed", "torch.distributed.run",
+        "accelerate.commands.launch",
+    )  # fmt: skip
+    settings = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    server = CommandServer(settings, modules)
+    atexit.register(server.close)
+    return server
+
+
+def launch(module, *words, folder=None, timeout=600, **env):
+    """Run a launcher; it and its processes are forks, which share their imports."""
+    server = _launch_server()
+    env = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
+    return server.run(
+        *words, module=module, folder=folder, timeout=timeout,
+        env=env | {"PYTHON_EXEC": str(server.python)},
+    )  # fmt: skip
+
+
 def run_in(processes, script, tmp_path, **run):
     """Run the script in so many processes, return the JSON objects it printed."""
     Path(tmp_path, "script.py").write_text(script)
     Path(tmp_path, "run.json").write_text(json.dumps(run))
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    result = subprocess.run(
-        [sys.executable, *launch, "script.py", "run.json"],
-        cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = ("--standalone", f"--nproc_per_node={processes}", "script.py", "run.json")
+    result = launch("torch.distributed.run", *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"')]
 
