@@ -82,7 +82,7 @@ collators = st.builds(
 )
 
 
-@examples(max_examples=150, deadline=None)
+@examples(max_examples=80, deadline=None)
 @given(batch=st.lists(pair, min_size=1, max_size=4), collator=collators, left=st.booleans())
 def test_outputs_and_gradients_are_those_of_two_sequences_per_pair(model, batch, collator, left):
     batch = collator(batch)
@@ -115,7 +115,7 @@ def test_outputs_and_gradients_are_those_of_two_sequences_per_pair(model, batch,
     assert (gradients[1] - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
 
 
-@examples(max_examples=100, deadline=None)
+@examples(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9), calls=st.integers(1, 4))
 def test_every_row_is_in_one_group_and_the_groups_are_as_many_as_asked(lengths, calls):
     for groups in (group_rows(lengths), group_rows(lengths, calls=calls)):
@@ -189,7 +189,7 @@ def build(kind, changes):
 def reasons(model, **trainer):
     trainer = {
         "accelerator": SimpleNamespace(parallelism_config=None),
-        "args": SimpleNamespace(max_length=1024),
+        "args": SimpleNamespace(n_gpu=1, max_length=1024),
     } | trainer
     return reason_against(SimpleNamespace(**trainer), model, model)
 
@@ -254,7 +254,7 @@ def test_model_families_give_the_same_log_probs(kind, changes):
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_model_families_that_would_differ_are_left_out(kind, changes, reason):
-    long = {"args": SimpleNamespace(max_length=8192 if kind == "gemma3_text" else 1024)}
+    long = {"args": SimpleNamespace(n_gpu=1, max_length=8192 if kind == "gemma3_text" else 1024)}
     assert re.search(reason, reasons(build(kind, changes), **long))
 
 
@@ -264,7 +264,7 @@ def test_settings_that_would_change_the_numbers_leave_sharing_out():
     experts.config.output_router_logits = True  # TRL's head then reads what rows do not have
     assert "auxiliary loss" in reasons(experts)
     network = build("qwen2", SMALL)
-    noisy = SimpleNamespace(max_length=1024, neftune_noise_alpha=5.0)
+    noisy = SimpleNamespace(n_gpu=1, max_length=1024, neftune_noise_alpha=5.0)
     assert "neftune_noise_alpha" in reasons(network, args=noisy)
     network.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     assert "split across devices" in reasons(network)
