@@ -21,6 +21,7 @@ Trainer: Any = object
 # Output folders, trackers, secrets and settings that depend on the machine.
 _LEFT_OUT = frozenset(
     {"output_dir", "hub_token", "report_to", "debug", "pair_columns", "traceback"}
+    | {"run_name", "project"}
     # They do not change the model.
     | {"resume_from_checkpoint", "save_only_model"}
     # Set by `quiet_libraries` and `set_current_names`, not by the user.
@@ -66,7 +67,8 @@ class DataCardMixin(Trainer):
                 self.args = args
             card = ModelCard.load(Path(temporary, "README.md"))
         if len(names) > 1:
-            card.data.datasets = names
+            metadata: Any = card.data  # its attributes are the keys of the card
+            metadata.datasets = names
         # The Trainer uploads no file whose name begins with an underscore.
         written = folder / "_README.md"
         written.write_text(f"{card}{self.card_section}", encoding="utf-8")

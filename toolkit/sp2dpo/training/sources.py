@@ -349,7 +349,7 @@ class _Aligned:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         aligned = {name: row.get(name) for name in self.columns} | {SOURCE: self.label}
-        number = aligned.get(CATEGORY)
+        number: Any = aligned.get(CATEGORY)
         if self.classes is not None and number is not None:
             aligned[CATEGORY] = self.classes[number]
         return aligned

@@ -3,7 +3,7 @@
 import importlib.util
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,33 +116,38 @@ def flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def guard_trackers(trainer: Any) -> None:
     """Let a training go on without a tracker that fails after the training has begun."""
-    handler = trainer.callback_handler
-    kinds = tuple(integration_utils.INTEGRATION_TO_CALLBACK.values())
     names = {kind: name for name, kind in integration_utils.INTEGRATION_TO_CALLBACK.items()}
-    handler.callbacks = [
-        GuardedTracker(names[type(callback)], callback) if type(callback) in kinds else callback
-        for callback in handler.callbacks
-    ]
+    for callback in trainer.callback_handler.callbacks:
+        name = names.get(type(callback))
+        if name is None:
+            continue
+        guard = TrackerGuard(name)
+        # Attributes of the object, whose type stays that by which a trainer finds it.
+        for event in dir(callback):
+            if event.startswith("on_"):
+                setattr(callback, event, guard.wrap(event, getattr(callback, event)))
 
 
-class GuardedTracker:
-    """A tracker's callback that is turned off by its first error during the training.
+class TrackerGuard:
+    """What turns a tracker off at its first error during the training.
 
     An error before the first step ends the run, since somebody waits for the tracker then.
 
     Args:
         name: Name of the tracker in messages.
-        callback: The callback.
     """
 
-    def __init__(self, name: str, callback: Any) -> None:
-        self._name, self._callback = name, callback
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._is_off = False
 
-    def __getattr__(self, event: str) -> Any:
-        method = getattr(self._callback, event)
-        if not event.startswith("on_"):
-            return method
+    def wrap(self, event: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of the tracker's callback that no longer ends the training.
+
+        Args:
+            event: Name of the method, such as `on_log`.
+            method: The method.
+        """
 
         def call(args: Any, state: Any, control: Any, **more: Any) -> Any:
             if self._is_off:
