@@ -25,6 +25,10 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 TRAIN = f"sys.argv[0] = {str(ROOT / 'recipes' / 'train.py')!r}\n" + (
     'runpy.run_path(sys.argv[0], run_name="__main__")\n'
 )
+# One response that is much longer than all others: the processes get batches of other lengths.
+LONG = {"chosen": ["one two " * 20, *PAIRS["chosen"][1:]]}
+# What the engines compute with shared prompts is compared with.
+STOCK = ("--shared_prompt", "false")
 COLUMNS = {
     "beta": BETAS,
     "weight": [1.0, 0.5, 2.0, 0.25, 1.5, 0.25, 3.0, 0.75],
@@ -36,7 +40,7 @@ COLUMNS = {
 def launched(model_dir, tmp_path_factory):
     """Trains four steps of eight pairs, with so many processes; the losses, and results.json."""
     data = tmp_path_factory.mktemp("data")
-    Dataset.from_dict(PAIRS | COLUMNS).to_parquet(data / "train.parquet")
+    Dataset.from_dict(PAIRS | LONG | COLUMNS).to_parquet(data / "train.parquet")
     train = tmp_path_factory.mktemp("script") / "train.py"
     train.write_text(WITHOUT_COMPILING + FSDP_ON_CPUS + TRAIN)
 
@@ -76,7 +80,7 @@ def launched(model_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(launched):
-    losses, results = launched("single", 1)
+    losses, results = launched("single", 1, *STOCK)
     assert results["processes"] == 1
     assert len(losses) == 4
     return losses
@@ -110,7 +114,7 @@ def test_accelerate_reads_what_is_shipped(path):
 
 def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):
     adapter = ("--use_peft", "true", "--lora_r", 2, "--lora_target_modules", "q_proj", "v_proj")
-    expected, _ = launched("single", 1, *adapter)
+    expected, _ = launched("single", 1, *adapter, *STOCK)
     losses, results = launched("zero3", 2, *adapter)
     assert results["distributed_type"] == "DEEPSPEED"
     assert losses == pytest.approx(expected, abs=1e-5)

@@ -27,8 +27,10 @@ RUNS = """
 import json, sys
 import deepspeed
 from datasets import Dataset
+from peft import LoraConfig
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
+ADAPTER = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
 job = json.load(open(sys.argv[1]))
 for number, run in enumerate(job["runs"]):
@@ -36,6 +38,7 @@ for number, run in enumerate(job["runs"]):
         job["model"],
         args=PairDPOConfig(**run["settings"]),
         train_dataset=Dataset.from_dict(run["pairs"]),  # in memory
+        peft_config=ADAPTER if run.get("adapter") else None,
     )
     sides = {"ref_chosen_logps", "ref_rejected_logps"} & set(trainer.train_dataset.column_names)
     result = {"reference": [trainer.train_dataset[side][:] for side in sorted(sides)]}
@@ -51,8 +54,32 @@ ZERO_3 = {
     "zero_optimization": {"stage": 3},
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
+    "bf16": {"enabled": "auto"},
 }
+UNEVEN = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+UNEVEN |= {"per_device_train_batch_size": 2, "max_steps": 2}
+VARIANTS = {"full": {}, "adapter": {"bf16": True}}
+"""Settings in which the shared prompt is compared with TRL's own forward pass."""
 FOLDERS = ("shared", "shared", "cache")  # computed, read, and that of one process
+
+
+def shared_prompt_runs(folder, engine):
+    """Return each of VARIANTS with the shared prompt and without it, as runs.
+
+    The last batch is not full, one response is longer than all others, and one is empty.
+    """
+    data = pairs(beta=BETAS)[:7]
+    data["chosen"] = ["one two " * 20, "", *data["chosen"][2:]]
+    return [
+        {
+            "settings": settings(
+                folder, deepspeed=engine, shared_prompt=shares, **UNEVEN, **VARIANTS[name]
+            ),
+            "pairs": data, "train": True, "adapter": name == "adapter",
+        }
+        for name in VARIANTS
+        for shares in (True, False)
+    ]  # fmt: skip
 
 
 def launch(folder, model_dir, engine, *extra_runs):
@@ -93,14 +120,15 @@ def ddp(model_dir, online, tmp_path_factory):
     single["reference_cache"] = str(folder / "single")
     single_pair = {"settings": single, "pairs": pairs(beta=BETAS)[:1], "train": True}
     state = {"settings": online, "pairs": pairs(beta=BETAS)[:], "train": True}
-    return folder, *launch(folder, model_dir, None, single_pair, state)
+    runs = [single_pair, state, *shared_prompt_runs(folder, None)]
+    return folder, *launch(folder, model_dir, None, *runs)
 
 
 @pytest.fixture(scope="module")
 def zero3(model_dir, tmp_path_factory):
     """As `ddp`, with the parameters sharded."""
     folder = tmp_path_factory.mktemp("zero3")
-    return folder, *launch(folder, model_dir, ZERO_3)
+    return folder, *launch(folder, model_dir, ZERO_3, *shared_prompt_runs(folder, ZERO_3))
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
@@ -135,3 +163,17 @@ def test_two_processes_keep_one_state(ddp, online, model_dir, tmp_path):
     for entry, expected in zip(entries, logs, strict=False):
         for key in ("beta_dpo/factor", "margins/unscaled", "pairs/saturated", "weight/mean"):
             assert entry[key] == pytest.approx(expected[key], abs=2e-2), key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_shared_prompts_log_what_stock_forward_passes_do(request, engine, variant):
+    results = request.getfixturevalue(engine)[2]
+    first = len(results) - 2 * len(VARIANTS) + 2 * list(VARIANTS).index(variant)
+    shared, stock = (results[run][0]["log"] for run in (first, first + 1))
+    tolerance = {"rel": 1e-4, "abs": 1e-4} if variant == "full" else {"rel": 2e-2, "abs": 5e-2}
+    assert len(stock) == 2
+    for entry, expected in zip(shared, stock, strict=True):
+        assert entry.keys() == expected.keys()
+        for key in ("loss", "grad_norm", "logps/chosen", "margins/unscaled", "entropy"):
+            assert entry[key] == pytest.approx(expected[key], **tolerance), key
