@@ -45,6 +45,7 @@ for number, run in enumerate(job["runs"]):
     if run["train"]:
         trainer.train()
         result["log"] = trainer.state.log_history[:-1]
+        result["not shared"] = trainer._shared_prompt.reason
     with open(f"{number}-{trainer.accelerator.process_index}.json", "w") as file:
         json.dump(result, file)
     trainer.accelerator.wait_for_everyone()
@@ -172,6 +173,8 @@ def test_shared_prompts_log_what_stock_forward_passes_do(request, engine, varian
     first = len(results) - 2 * len(VARIANTS) + 2 * list(VARIANTS).index(variant)
     shared, stock = (results[run][0]["log"] for run in (first, first + 1))
     tolerance = {"rel": 1e-4, "abs": 1e-4} if variant == "full" else {"rel": 2e-2, "abs": 5e-2}
+    reasons = [results[run][0]["not shared"] for run in (first, first + 1)]
+    assert reasons == [None, "shared_prompt is false"]
     assert len(stock) == 2
     for entry, expected in zip(shared, stock, strict=True):
         assert entry.keys() == expected.keys()
