@@ -157,7 +157,7 @@ class RowPreparation:
         kwargs: Any = self._args.model_init_kwargs or {}
         name, revision = self._model, kwargs.get("revision")
         if not isinstance(name, str):
-            config = getattr(name, "config", None)
+            config: Any = getattr(name, "config", None)
             if not hasattr(config, "vision_config"):
                 return None
             name, revision = config._name_or_path, None

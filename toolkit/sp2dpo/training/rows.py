@@ -184,10 +184,10 @@ def _filled_rows(dataset: Dataset, column: str) -> list[int]:
     table: Any = dataset.select_columns([column]).with_format("arrow")[:]
     values = table.column(0)
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        values = pc.list_value_length(values)
-        filled = pc.greater(values, 0)
+        lengths = pc.call_function("list_value_length", [values])
+        filled = pc.call_function("greater", [lengths, pa.scalar(0, lengths.type)])
     else:
-        filled = pc.is_valid(values)
+        filled = pc.call_function("is_valid", [values])
     return [number for number, value in enumerate(filled.to_pylist()) if value]
 
 
