@@ -270,6 +270,8 @@ class SharedPrompt:
                 self._log_probs(wrapped, pair, rows and replace(rows, **changes))
                 for changes in blind.values()
             ]
+        except torch.OutOfMemoryError:
+            raise  # on this process alone: the others would wait for it
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             # The architecture decides, so this happens on all processes.
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
