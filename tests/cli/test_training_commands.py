@@ -104,7 +104,7 @@ def test_a_dry_run_prints_the_settings_and_the_launch(empty_folder):
     launch = lines[-1].partition(": ")[2]
     config = RECIPES / "accelerate" / "zero3.yaml"
     assert launch.startswith(f"accelerate launch --config_file {config} --num_processes 2 ")
-    assert "sp2dpo.training.commands train --config " in launch
+    assert "--module sp2dpo.training.process commands train --config " in launch
     error = fail(
         "train", *words, "--dry-run", "--engine", "ddp", "--processes", 3, code=2
     ).splitlines()[-1]

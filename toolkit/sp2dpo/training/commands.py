@@ -1,9 +1,7 @@
 """The commands that train: from their arguments to a model, a line about it and an exit code.
 
-`sp2dpo train`, `sp2dpo reward` and the scripts in recipes/ call these functions. As a program, this
-module runs one of them in a process that `launcher` has started:
-
-    python -m sp2dpo.training.commands train --config FILE.yaml ...
+`sp2dpo train`, `sp2dpo reward` and the scripts in recipes/ call these functions; `main` runs one of
+them in a process that `launcher` has started.
 """
 
 import os
@@ -145,7 +143,8 @@ def plan_lines(name: str, program: str, arguments: Sequence[str], engine: Engine
         lines.append(f"# from the command line: {shlex.join(others)}")
     if engine.config is None:
         return [*lines, "# one process, without a launcher; nothing was started"]
-    launch = ["accelerate", "launch", *engine.launch_options(), "--module", __name__, name]
+    launch = ["accelerate", "launch", *engine.launch_options(), "--module"]
+    launch += ["sp2dpo.training.process", "commands", name]
     command = shlex.join([*launch, *arguments])
     return [*lines, f"# nothing was started; the launch is: {command}"]
 
@@ -182,7 +181,3 @@ def main(words: Sequence[str]) -> None:
     run = {"train": train_command, "reward": reward_command}[name]
     command = shlex.split(os.environ.get(COMMAND, ""))
     run(arguments, program=f"sp2dpo {name}", command=command)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -140,7 +140,8 @@ def launch(engine: Engine, name: str, arguments: Sequence[str], command: Sequenc
     """
     words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
     words += [str(os.getpid()), str(PATIENCE)]
-    words += [sys.executable, "-m", "sp2dpo.training.launcher", json.dumps(asdict(engine)), name]
+    words += [sys.executable, "-m", "sp2dpo.training.process", "launcher"]
+    words += [json.dumps(asdict(engine)), name]
     # A file of the current folder must not take the place of a module of the same name.
     env = os.environ | {COMMAND: shlex.join(command), "PYTHONSAFEPATH": "1"}
     received: list[int] = []

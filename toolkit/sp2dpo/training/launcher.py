@@ -1,6 +1,6 @@
 """Run accelerate's launcher so that signals reach all processes and exit codes come back.
 
-    python -m sp2dpo.training.launcher ENGINE COMMAND ARGUMENTS...
+    python -m sp2dpo.training.process launcher ENGINE COMMAND ARGUMENTS...
 
 ENGINE is an `engines.Engine` as JSON, COMMAND is one of `commands`. Of its own, `accelerate launch`
 forwards no signal to a single process, kills several ones 30 seconds after a signal, prints a
@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> int:
             _prepare_for_cpus(checked)
             # Else each process without a GPU trains on its own, on all pairs.
             arguments = ["--use_cpu", "true", *arguments]
-        command = ["--module", "sp2dpo.training.commands", name, *arguments]
+        command = ["--module", "sp2dpo.training.process", "commands", name, *arguments]
         args = launch_command_parser().parse_args([*checked.launch_options(), *command])
         if not traceback:
             # torchrun logs a table of the processes that have failed.
@@ -170,7 +170,3 @@ def _exit_code(program: str, process: str, code: int, forwarder: _Forwarder) -> 
     reason = ", as by the kernel when memory runs out" * (name == "SIGKILL")
     sys.stderr.write(f"{program}: {process} was ended by {name}{reason}\n")
     return 128 - code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -166,7 +166,11 @@ def _launch(command: list[str], log: IO[str]) -> int:
     words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
     words += [str(os.getpid()), str(GRACE), *command]
     received: list[int] = []
-    with subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True) as process:
+    # A file of the current folder must not take the place of a module of the same name.
+    env = os.environ | {"PYTHONSAFEPATH": "1"}
+    with subprocess.Popen(
+        words, stdout=log, stderr=log, start_new_session=True, env=env
+    ) as process:
 
         def forward(number: int, frame: FrameType | None) -> None:
             received.append(number)
