@@ -130,11 +130,13 @@ def test_bf16_under_fsdp2_keeps_the_precision_of_log_probs(launched):
     assert losses[0] == pytest.approx(expected[0], abs=1e-5)  # D = 0: log-probs are the reference's
 
 
-def test_bf16_under_zero_2_is_the_same_with_and_without_precomputed_references(launched):
+def test_bf16_under_zero_2_gives_the_same_losses_with_and_without_precomputed_references(launched):
     bf16 = ("--bf16", "true")
     plain, _ = launched("zero2", 2, *bf16, precision="bf16")
     precomputed, _ = launched(
         "zero2", 2, *bf16, "--precompute_ref_log_probs", "true", precision="bf16"
     )
-    assert precomputed == plain
+    # Rows are grouped by their lengths, and the references are computed in another order than they
+    # are trained on: the last bits may differ. Rounded to bf16, they would differ by half a nat.
+    assert precomputed == pytest.approx(plain, rel=1e-6)
     assert plain[-1] != plain[0]
