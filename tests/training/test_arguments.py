@@ -51,6 +51,25 @@ class PairForwarding(PairColumnsMixin, Forwarding):
     pass
 
 
+class Fixed(DPOTrainer):
+    """Somebody's own trainer, which takes no evaluation set."""
+
+    def __init__(self, model, args, train_dataset):
+        super().__init__(model, args=args, train_dataset=train_dataset)
+
+
+class PairFixed(PairColumnsMixin, Fixed):
+    pass
+
+
+def test_a_constructor_with_fewer_arguments_gets_its_own(model_dir, tmp_path):
+    trainer = PairFixed(
+        model_dir, PairDPOConfig(**settings(tmp_path, max_steps=1)), pairs(beta=BETAS)
+    )
+    train(trainer)
+    assert trainer.state.global_step == 1
+
+
 @pytest.mark.parametrize("trainer", [PairDPOTrainer, PairForwarding])
 def test_arguments_are_taken_by_position(model_dir, tmp_path, trainer):
     args = PairDPOConfig(**settings(tmp_path, max_steps=1))

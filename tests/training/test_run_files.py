@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ import sp2dpo.training.sweep as sweep_module
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
+from sp2dpo.training.run import check_processes
 from sp2dpo.training.run_config import compose, single_config, take_configs
 from support.harness import ROOT, recipe
 from support.training import BETAS, conversations, parse
@@ -429,3 +431,12 @@ def test_a_job_of_the_hub_gets_all_words(cluster):
     assert lines[:3] == ["hf", "jobs", "run"]
     assert lines[lines.index("--volume") + 1] == "hf://b/run:/out"
     assert lines[-3:] == ["train", "--config", "with blank.yaml"]
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    # As torchrun and accelerate set it; without a GPU, and without use_cpu, nothing joins them.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    args = SimpleNamespace(world_size=1)
+    with pytest.raises(ValueError, match=r"2 processes were started.*: set use_cpu: true"):
+        check_processes(args)
+    check_processes(SimpleNamespace(world_size=2))

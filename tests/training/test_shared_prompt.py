@@ -25,7 +25,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from sp2dpo.training.exactness import reason_against
 from sp2dpo.training.pair_rows import group_rows, plan_rows
-from sp2dpo.training.shared_prompt import PAIR_ROWS, PER_TOKEN, run_groups, share_prompts
+from sp2dpo.training.shared_prompt import (
+    PAIR_ROWS,
+    PER_TOKEN,
+    run_groups,
+    share_prompts,
+)
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 from support.training import (
     BETAS,

@@ -30,6 +30,7 @@ from sp2dpo.training.rows import (
 )
 from sp2dpo.training.run import (
     RESULTS,
+    check_processes,
     end_training,
     find_checkpoint,
     library_versions,
@@ -203,6 +204,7 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
             pair.
     """
     quiet_libraries(args)
+    check_processes(args)
     rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
     rows = check_rows(number_rows(rows), "train")
     if "prompt" not in rows.column_names:

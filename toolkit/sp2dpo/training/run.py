@@ -42,6 +42,22 @@ RESULTS = "results.json"
 """Written last to the output folder of a run, so a run is complete if this file exists."""
 
 
+def check_processes(args: Any) -> None:
+    """Refuse several processes that do not know of each other.
+
+    Raises:
+        ValueError: If a launcher has started several processes of which each would train alone on
+            all pairs.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU, transformers only warns of it.
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{launched} processes were started, but without a GPU each would train alone on all"
+            " pairs: set use_cpu: true, so that they train together"
+        )
+
+
 def find_checkpoint(args: Any) -> str | None:
     """Return the checkpoint folder to resume from; None if there is none.
 
@@ -267,6 +283,7 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
             is loaded.
     """
     quiet_libraries(args)
+    check_processes(args)
     if data.streaming and args.max_steps <= 0:
         raise ValueError("streaming: true needs max_steps, because a stream has no number of rows")
     args.model_init_kwargs = model_options(model, args)

@@ -29,6 +29,8 @@ from sp2dpo.training.reference import REFERENCE
 
 PAIR_ROWS = "pair_rows"
 """Key of a batch that holds its PairRows."""
+SHARES = "shares_prompts"
+"""Attribute of a forward that computes batches with PAIR_ROWS."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Fields of TRL's output that have a value per token."""
 LOWEST = torch.finfo(torch.float16).min
@@ -69,8 +71,9 @@ def share_prompts(model: Any, run: Runner) -> None:
         states = run(functools.partial(backbone_forward, self), input_ids, pair_rows, options)
         return BaseModelOutput(last_hidden_state=states[pair_rows.scored][None])  # pyright: ignore[reportArgumentType]
 
-    # The signature of the model's class: TRL and `generate` read the names of its arguments.
-    @functools.wraps(type(model).forward)
+    # It wraps the forward that it replaces, because accelerate removes its own wrappers in that
+    # order. The signature stays that of the model's class, which TRL and `generate` read.
+    @functools.wraps(model_forward)
     def forward_pairs(
         self: Any, *args: Any, pair_rows: PairRows | None = None, **options: Any
     ) -> Any:
@@ -88,6 +91,12 @@ def share_prompts(model: Any, run: Runner) -> None:
 
     backbone.forward = types.MethodType(forward_rows, backbone)
     model.forward = types.MethodType(forward_pairs, model)
+    setattr(forward_pairs, SHARES, True)
+
+
+def shares_prompts(model: Any) -> bool:
+    """Return whether the forward of a model is that of `share_prompts`, wrapped or not."""
+    return getattr(model.forward, SHARES, False)
 
 
 def _unbound(module: Any) -> Callable[..., Any]:
@@ -95,7 +104,12 @@ def _unbound(module: Any) -> Callable[..., Any]:
     forward = module.forward
     if getattr(forward, "__self__", None) is module:
         return forward.__func__
-    return lambda self, *args, **options: forward(*args, **options)
+
+    @functools.wraps(type(module).forward)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return forward(*args, **options)
+
+    return call
 
 
 def run_groups(
@@ -218,11 +232,12 @@ class SharedPrompt:
         reason = None
         if model not in self._prepared:
             reason = reason_against(self._trainer, model, with_adapters)
-            if reason is None:
-                additive = model.config._attn_implementation == "eager"
-                groups = functools.partial(run_groups, calls=self._calls(), additive=additive)
-                share_prompts(model, choose_runner(model) or groups)
-                self._prepared.add(model)
+            self._prepared.add(model)
+        # Unwrapping a model for saving can give it an earlier forward.
+        if reason is None and not shares_prompts(model):
+            additive = model.config._attn_implementation == "eager"
+            groups = functools.partial(run_groups, calls=self._calls(), additive=additive)
+            share_prompts(model, choose_runner(model) or groups)
         if reason is None and model not in self._checked:
             reason = self._compare(wrapped, model, inputs)
         if reason is not None:

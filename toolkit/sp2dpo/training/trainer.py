@@ -140,7 +140,9 @@ class PairColumnsMixin(Trainer):
         self._guarded = {"train": 0, "eval": 0}
         self._sharing: SharedPrompt | None = None
         # Arguments stay by position, for a constructor that only passes them on.
-        settings |= {"args": args, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        settings |= {"args": args, "train_dataset": train_dataset}
+        if "eval_dataset" in settings:  # a constructor of a subclass may not take it
+            settings["eval_dataset"] = eval_dataset
         positional = [settings.pop(name) for name in list(settings)[: len(arguments)]]
         super().__init__(*positional, **settings)
         for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
