@@ -65,7 +65,8 @@ def model():
             vocab_size=TOKENS, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, initializer_range=0.5,
         )  # fmt: skip
-        both.append(LlamaForCausalLM(config))
+        # Its gradients cancel to a few digits, which float32 would not show.
+        both.append(LlamaForCausalLM(config).double())
         add_fused_lm_head(both[-1], outputs=FIELDS)
     share_prompts(both[1], run_groups)
     return SimpleNamespace(stock=both[0], shared=both[1])
