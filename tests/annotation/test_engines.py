@@ -137,7 +137,7 @@ def test_bf16_under_zero_2_gives_the_same_losses_with_and_without_precomputed_re
         "zero2", 2, *bf16, "--precompute_ref_log_probs", "true", precision="bf16"
     )
     # Rows are grouped by their lengths, and the references are computed in another order than they
-    # are trained on: in bf16 that shows from the fourth digit on. Rounded to bf16, they would differ
-    # by half a nat, and the losses from the second digit on.
+    # are trained on: in bf16 that shows from the fourth digit on. References that are rounded to
+    # bf16 would differ by half a nat, and the losses from the second digit on.
     assert precomputed == pytest.approx(plain, rel=1e-3)
     assert plain[-1] != plain[0]
