@@ -335,7 +335,7 @@ async def terminal_escapes(line, request):
     await line.send(response(error(text), status="400 Bad Request"))
 
 
-@case("JSON of a million levels", message="not a JSON object")
+@case("JSON of a million levels", message="not a chat completion")
 async def deep_reply(line, request):
     await line.send(response(b"[" * 1_000_000 + b"]" * 1_000_000))
 
