@@ -57,7 +57,10 @@ def check_threads():
     if threading.active_count() > 1:
         raise RuntimeError(f"an import has started {threading.enumerate()}")
     tasks = Path("/proc/self/task")  # Linux alone
-    names = {(task / "comm").read_text().strip() for task in tasks.glob("*")}
+    names = set()
+    for task in tasks.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            names.add((task / "comm").read_text().strip())
     own = {(tasks.parent / "comm").read_text().strip()} if names else set()
     if unknown := names - own - {*HARMLESS_THREADS}:
         raise RuntimeError(f"an import has started threads: {', '.join(sorted(unknown))}")
