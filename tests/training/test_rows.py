@@ -13,16 +13,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from sp2dpo.training.batch import check_finite
+from sp2dpo.training.chat_templates import check_template
 from sp2dpo.training.config import PairDPOConfig
+from sp2dpo.training.model_files import context_length
 from sp2dpo.training.provenance import display_name, read_split, trace_rows
-from sp2dpo.training.rows import (
-    ROW,
-    check_rows,
-    check_template,
-    context_length,
-    name_row,
-    number_rows,
-)
+from sp2dpo.training.rows import ROW, check_rows, name_row, number_rows
 from support.harness import ROOT, fail, recipe
 from support.training import BETAS, CHAT_TEMPLATE, conversations, launch, make, pairs, settings
 

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from sp2dpo.text import one_line
-from sp2dpo.training.rows import TEMPLATE_ERRORS, context_length, describe, read_model_files
+from sp2dpo.training.chat_templates import TEMPLATE_ERRORS, describe_template_error
+from sp2dpo.training.model_files import context_length, read_model_files
 
 Take = Callable[..., None]
 """Called with the index of a prompt, its output, and the keywords finish_reason and tokens."""
@@ -61,8 +62,8 @@ class LocalModel:
                 roles = ", ".join(turn["role"] for turn in chat)
                 raise ValueError(
                     f"the chat template of {self._name} refuses prompt {number} of {len(chats)},"
-                    f" with the roles {roles}: {describe(error)}; leave `system` out of the"
-                    " student's file if its role is the reason, or choose another model"
+                    f" with the roles {roles}: {describe_template_error(error)}; leave `system` out"
+                    " of the student's file if its role is the reason, or choose another model"
                 ) from error
             if self._context is not None and length + max_tokens > self._context:
                 raise ValueError(

@@ -10,6 +10,7 @@ from transformers.utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.card import remove_secrets
+from sp2dpo.training.chat_templates import REFUSALS
 from sp2dpo.training.columns import (
     MISSING_VALUES,
     PAIR_COLUMNS,
@@ -18,7 +19,6 @@ from sp2dpo.training.columns import (
     is_beta,
 )
 from sp2dpo.training.losses import LOSSES, SFT, SORTING, accepted_columns
-from sp2dpo.training.rows import REFUSALS
 
 FIRST_WITH_LOG_PROBS = "1.16"
 """The first TRL version whose model output has the log-probs that per-pair losses need."""

@@ -1,11 +1,15 @@
-"""Count what `max_length` cuts from the pairs of a data set, and which limit would cut nothing."""
+"""Check the lengths of tokenized pairs, and count what `max_length` cuts from them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
+from accelerate.logging import get_logger
 
-from sp2dpo.training.rows import RESPONSES, token_counts
+from sp2dpo.training.rows import RESPONSES, name_row
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +92,77 @@ def measure_lengths(prepared: Any, max_length: int, truncation_mode: str) -> Len
         keeps_99_percent=int(in_order[-(-99 * len(in_order) // 100) - 1]),
         keeps_all=int(in_order[-1]),
     )
+
+
+def drop_truncated(prepared: Any, longest: int) -> Any:
+    """Return the rows whose prompt leaves a token of the responses, as TRL 1.16 does; 1.0 does not.
+
+    Args:
+        prepared: A Dataset with the column prompt_ids.
+        longest: Length to which sequences are truncated, at their end.
+    """
+    short = token_counts(prepared, "prompt_ids") < longest
+    return prepared if short.all() else prepared.select(short.nonzero()[0])
+
+
+def check_lengths(
+    before: Any,
+    prepared: Any,
+    name: str,
+    *,
+    limit: str,
+    context: int | None,
+    longest: int | None,
+    report: str | None = None,
+) -> None:
+    """Check the rows that tokenization and TRL's limit of the length have left.
+
+    Args:
+        before: The Dataset before.
+        prepared: The Dataset after, with the columns chosen_ids and rejected_ids, and prompt_ids if
+            the prompt is not part of these.
+        name: Name of the data set in messages.
+        limit: The rule by which TRL drops rows and the way out, for messages.
+        context: Longest sequence of the model in tokens; None if there is no limit.
+        longest: Length to which sequences are truncated; None if they are not.
+        report: What is logged about cut and dropped rows, if it is not empty; None for the number
+            of dropped rows with `limit`.
+
+    Raises:
+        ValueError: If no row is left, if a response has no tokens, or if a sequence is longer than
+            the model's context.
+    """
+    where = f"the {name} data set"
+    if not len(prepared):
+        raise ValueError(
+            f"no row of {where} is left, the first of {len(before)} is {name_row(before[0], 0)}:"
+            f" {limit}"
+        )
+    dropped = len(before) - len(prepared)
+    if report is None and dropped:
+        report = f"{dropped} of {len(before)} rows are dropped: {limit}"
+    if report:
+        logger.warning(f"{where}: {report}")
+    for side in RESPONSES:
+        lengths = token_counts(prepared, f"{side}_ids")
+        if not lengths.all():
+            empty = int(lengths.argmin())
+            raise ValueError(
+                f"{side} of {name_row(prepared[empty], empty)} of {where} has no tokens: its text"
+                " is empty, or the chat template leaves it out; leave the row out"
+            )
+        if "prompt_ids" in prepared.column_names:
+            lengths = lengths + token_counts(prepared, "prompt_ids")
+        row = int(lengths.argmax())
+        most = int(lengths[row])
+        if context is not None and min(most, longest or most) > context:
+            raise ValueError(
+                f"{name_row(prepared[row], row)} of {where} has {most} tokens, and the model's"
+                f" context has {context}: set max_length to {context} or less"
+            )
+
+
+def token_counts(dataset: Any, column: str) -> Any:
+    """Return the lengths of the lists in a column, (N,), without converting the lists to Python."""
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
+    return pl.Series(values).list.len().to_numpy()

@@ -14,6 +14,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import DPOTrainer
 
+from sp2dpo.training.chat_templates import (
+    TEMPLATE_ERRORS,
+    check_template,
+    drop_refused,
+    warn_of_tools,
+)
 from sp2dpo.training.columns import (
     PAIR_COLUMNS,
     MarkCounts,
@@ -25,23 +31,10 @@ from sp2dpo.training.columns import (
     without_format,
 )
 from sp2dpo.training.config import PairDPOConfig
-from sp2dpo.training.lengths import LengthReport, measure_lengths
+from sp2dpo.training.lengths import LengthReport, check_lengths, drop_truncated, measure_lengths
+from sp2dpo.training.model_files import context_length, read_config, read_processing_class
 from sp2dpo.training.reference import REFERENCE
-from sp2dpo.training.rows import (
-    ROW,
-    SOURCE,
-    TEMPLATE_ERRORS,
-    check_lengths,
-    check_rows,
-    check_template,
-    column_names,
-    context_length,
-    drop_refused,
-    drop_truncated,
-    read_config,
-    read_processing_class,
-    warn_of_tools,
-)
+from sp2dpo.training.rows import ROW, SOURCE, check_rows, column_names
 
 logger = get_logger(__name__)
 

@@ -21,15 +21,9 @@ from transformers import AutoModelForSequenceClassification
 from sp2dpo.files import Journal
 from sp2dpo.replacement import atomic_write
 from sp2dpo.text import one_line
-from sp2dpo.training.rows import (
-    TEMPLATE_ERRORS,
-    check_rows,
-    check_template,
-    context_length,
-    describe,
-    name_row,
-    read_model_files,
-)
+from sp2dpo.training.chat_templates import TEMPLATE_ERRORS, check_template, describe_template_error
+from sp2dpo.training.model_files import context_length, read_model_files
+from sp2dpo.training.rows import check_rows, name_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +118,9 @@ class RewardModel:
             return self.tokenizer.apply_chat_template(chat, tools=tools, tokenize=False)
         except TEMPLATE_ERRORS as error:
             raise ValueError(
-                f"the chat template of {self.name} refuses {what}: {describe(error)}; leave it out,"
-                " or choose a reward model whose template accepts it"
+                f"the chat template of {self.name} refuses {what}:"
+                f" {describe_template_error(error)}; leave it out, or choose a reward model whose"
+                " template accepts it"
             ) from error
 
     def rewards(self, texts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:

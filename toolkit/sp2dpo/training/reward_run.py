@@ -8,26 +8,21 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from sp2dpo.files import write_json
 from sp2dpo.training.card import remove_secrets
+from sp2dpo.training.chat_templates import (
+    REFUSALS,
+    TEMPLATE_ERRORS,
+    check_template,
+    drop_refused,
+    warn_of_tools,
+)
 from sp2dpo.training.columns import MarkCounts, apply_marks, choose_column
 from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import quiet_libraries, use_console
+from sp2dpo.training.lengths import check_lengths
+from sp2dpo.training.model_files import context_length, read_model_files
 from sp2dpo.training.provenance import display_name, read_split
 from sp2dpo.training.reward_model import hash_fraction
-from sp2dpo.training.rows import (
-    IDS,
-    REFUSALS,
-    ROW,
-    TEMPLATE_ERRORS,
-    TEXTS,
-    check_lengths,
-    check_rows,
-    check_template,
-    context_length,
-    drop_refused,
-    number_rows,
-    read_model_files,
-    warn_of_tools,
-)
+from sp2dpo.training.rows import IDS, ROW, TEXTS, check_rows, number_rows
 from sp2dpo.training.run import (
     RESULTS,
     check_processes,
