@@ -54,7 +54,7 @@ def launched(model_dir, tmp_path_factory):
             "--per_device_train_batch_size", 8 // processes, "--use_cpu", "true", *arguments,
         ]  # fmt: skip
 
-    def launch(name, processes, *arguments, precision="no"):
+    def launch(name, processes, *arguments):
         out = tmp_path_factory.mktemp(name)
         if processes == 1:  # a launch would add nothing but its imports
             with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def launched(model_dir, tmp_path_factory):
                 recipe("train").main(list(map(str, words(out, 1, *arguments))))
             return outcome(out)
         engine = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
-        engine |= {"num_processes": processes, "use_cpu": True, "mixed_precision": precision}
+        engine |= {"num_processes": processes, "use_cpu": True}
         (out / "engine.yaml").write_text(yaml.safe_dump(engine | {"main_process_port": 0}))
         command = ("--config_file", out / "engine.yaml", train, *words(out, processes, *arguments))
         result = start("accelerate.commands.launch", *command)
@@ -123,8 +123,8 @@ def test_an_adapter_under_zero_3_trains_as_one_process_does(launched):
 
 def test_bf16_under_fsdp2_keeps_the_precision_of_log_probs(launched):
     """Log-probs of 16 bits would be refused: see `batch_of`."""
-    expected, _ = launched("single", 1, "--bf16", "true", precision="bf16")
-    losses, results = launched("fsdp2", 2, "--bf16", "true", precision="bf16")
+    expected, _ = launched("single", 1, "--bf16", "true")
+    losses, results = launched("fsdp2", 2, "--bf16", "true")
     assert results["distributed_type"] == "FSDP"
     assert losses == pytest.approx(expected, abs=2e-2)
     assert losses[0] == pytest.approx(expected[0], abs=1e-5)  # D = 0: log-probs are the reference's
@@ -132,10 +132,8 @@ def test_bf16_under_fsdp2_keeps_the_precision_of_log_probs(launched):
 
 def test_bf16_under_zero_2_gives_the_same_losses_with_and_without_precomputed_references(launched):
     bf16 = ("--bf16", "true")
-    plain, _ = launched("zero2", 2, *bf16, precision="bf16")
-    precomputed, _ = launched(
-        "zero2", 2, *bf16, "--precompute_ref_log_probs", "true", precision="bf16"
-    )
+    plain, _ = launched("zero2", 2, *bf16)
+    precomputed, _ = launched("zero2", 2, *bf16, "--precompute_ref_log_probs", "true")
     # Rows are grouped by their lengths, and the references are computed in another order than they
     # are trained on: in bf16 that shows from the fourth digit on. References that are rounded to
     # bf16 would differ by half a nat, and the losses from the second digit on.

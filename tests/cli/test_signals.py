@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -15,6 +16,7 @@ from sp2dpo.interrupts import (
     Interrupted,
     Terminated,
     end_at_next_signal,
+    forward_signals,
     raise_on_signals,
     run_interruptible,
     stopping_signals,
@@ -129,6 +131,26 @@ def test_a_signal_while_the_loop_is_created_stops_the_work_that_it_runs(monkeypa
         run_interruptible(lambda stop: stop.wait(), say=lines.append)
     assert stopped.value.number == number
     assert len(lines) == 1
+
+
+def test_signals_go_to_a_child_process_until_it_has_ended():
+    raise_on_signals()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sent = []
+    with forward_signals(lambda numbers: sent.append(list(numbers))) as received:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            send(number)
+    assert sent == [[signal.SIGINT], [signal.SIGINT, signal.SIGUSR2]]  # one is ignored
+    assert received == sent[-1]
+    with pytest.raises(Terminated):  # the handlers that were there before are back
+        send(signal.SIGUSR2)
+    with ThreadPoolExecutor(1) as pool:  # Python allows handlers in the main thread alone
+        assert pool.submit(forward_in_thread).result() == []
+
+
+def forward_in_thread():
+    with forward_signals(print) as received:
+        return received
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *SCHEDULERS])

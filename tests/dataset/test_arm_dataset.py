@@ -86,7 +86,7 @@ def test_a_student_is_trained_with_a_reward_models_weights_and_margins(
     rows = results["rows"]["train"]
     if name == "odpo":
         assert rows["left_out"] > 0  # where the reward model orders the responses otherwise
-    assert rows["used"] == rows["given"] - rows["left_out"] - rows["without_beta"]
+    assert rows["used"] == rows["available"] - rows["left_out"] - rows["without_beta"]
     state = json.loads(next((tmp_path / "run").glob("**/trainer_state.json")).read_text())
     logged = {key for entry in state["log_history"] for key in entry}
     assert {"weight/mean", "pairs/saturated", "accuracy/safety"} <= logged

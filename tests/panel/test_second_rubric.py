@@ -104,5 +104,5 @@ def test_a_student_trains_on_its_betas(finished, tiny_student):
     betas = pl.read_parquet(finished / "betas.parquet")["beta"]
     assert results["beta"]["mean"] == pytest.approx(betas.mean())
     assert results["rows"]["train"] == {
-        "given": 12, "refused": 0, "without_beta": 0, "used": 12, "left_out": 0, "flipped": 0,
+        "available": 12, "refused": 0, "without_beta": 0, "used": 12, "left_out": 0, "flipped": 0,
     }  # fmt: skip

@@ -92,7 +92,7 @@ def test_the_data_set_trains_a_student_for_four_steps(finished, tiny_teacher):
     results = train(tiny_teacher, finished / "dataset", output, "--max_steps", 4)
     assert results["pair_columns"] == ["beta"]
     rows = results["rows"]
-    assert rows["train"]["given"] + rows["eval"]["given"] == PAIRS
+    assert rows["train"]["available"] + rows["eval"]["available"] == PAIRS
     assert rows["train"]["used"] >= PAIRS // 2
     betas = pl.read_parquet(finished / "betas.parquet")["beta"]
     assert betas.min() <= results["beta"]["min"] <= results["beta"]["max"] <= betas.max()

@@ -229,14 +229,14 @@ def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
     # By their SHA-256 prompts 3, 5 and 6 are below 0.6; pair 0 has no beta.
     assert results["rows"] == {
         "train": {
-            "given": 5,
+            "available": 5,
             "without_beta": 1,
             "refused": 0,
             "used": 4,
             "left_out": 0,
             "flipped": 0,
         },
-        "eval": {"given": 3, "without_beta": 0, "refused": 0, "used": 3},
+        "eval": {"available": 3, "without_beta": 0, "refused": 0, "used": 3},
     }
     assert results["beta"] == {"mean": pytest.approx(0.2125), "min": 0.1, "max": 0.3}
     assert results["train_loss"] == pytest.approx(math.log(2), abs=1e-6)  # D = 0 in step 1

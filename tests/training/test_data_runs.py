@@ -59,7 +59,7 @@ def test_the_mixture_of_the_recipes_is_trained_on_and_named_on_the_card(
     assert used == {"dataset": 8, "math-preferences": 3, "pairs.jsonl": 3}
     assert results["beta"]["mean"] == pytest.approx((sum(BETAS) + 3 * 0.1 + 3 * 0.2) / 14)
     sources = results["data"]["sources"]
-    assert [source["rows"]["given"] for source in sources] == [8, 8, 8]
+    assert [source["rows"]["available"] for source in sources] == [8, 8, 8]
     assert sources[1]["constants"] == {"beta": 0.1}
     card = (tmp_path / "mixed" / "README.md").read_text()
     assert f"fingerprint: {sources[2]['fingerprint']}" in card
@@ -67,10 +67,11 @@ def test_the_mixture_of_the_recipes_is_trained_on_and_named_on_the_card(
 
 
 def test_a_stream_resumes_with_the_rows_that_come_next(train, tmp_path):
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    Dataset.from_dict(conversations(beta=BETAS)).to_parquet(folder / "train.parquet")
-    stream = {"dataset": str(folder), "streaming": True, "max_steps": 6}  # more than one epoch
+    path = tmp_path / "pairs.parquet"
+    Dataset.from_dict(conversations(beta=BETAS)).to_parquet(path)
+    # Two steps an epoch: the checkpoint of the third is one of the second epoch.
+    stream = {"dataset": str(path), "streaming": True, "max_steps": 6}
+    stream["per_device_train_batch_size"] = 4
     saved = {"save_strategy": "steps", "save_steps": 3}
     results = train("run", **stream, **saved)
     assert results["streaming"]
@@ -82,6 +83,8 @@ def test_a_stream_resumes_with_the_rows_that_come_next(train, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_stream_without_a_number_of_steps_is_refused_before_the_model_is_read(train, tmp_path):
+def test_a_stream_without_steps_or_by_epochs_is_refused_before_the_model_is_read(train, tmp_path):
     with pytest.raises(ValueError, match="streaming: true needs max_steps"):
         train("run", dataset=str(tmp_path), streaming=True, max_steps=-1, num_train_epochs=1)
+    with pytest.raises(ValueError, match="set save_strategy to steps, not to epoch"):
+        train("run", dataset=str(tmp_path), streaming=True, save_strategy="epoch")

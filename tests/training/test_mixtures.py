@@ -22,18 +22,19 @@ def state():
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the rows of a data set to a folder; its path."""
+    """Writes the rows of a data set to a folder or a Parquet file; its path."""
 
     def write(name, rows, **columns):
         features = (
             {"category": ClassLabel(names=columns.pop("names"))} if "names" in columns else {}
         )
-        folder = tmp_path / name
-        folder.mkdir()
+        path = tmp_path / name
         data = Dataset.from_dict(rows | columns)
         data = data.cast(Features(data.features | features)) if features else data
-        data.to_parquet(folder / "train.parquet")
-        return str(folder)
+        if path.suffix != ".parquet":
+            path.mkdir()
+        data.to_parquet(path if path.suffix == ".parquet" else path / "train.parquet")
+        return str(path)
 
     return write
 
@@ -74,7 +75,7 @@ def test_each_data_set_of_a_mixture_has_its_own_columns_and_constants(write):
     assert rows.train["prompt"][4:6] == ["question 10", "question 11"]
     assert rows.train[SOURCE][:] == ["first"] * 4 + ["second"] * 2 + ["third"] * 3
     assert "other" not in rows.train.column_names
-    assert rows.given == 9
+    assert rows.available == 9
 
 
 def test_weights_choose_the_same_random_rows_every_time(write):
@@ -86,7 +87,7 @@ def test_weights_choose_the_same_random_rows_every_time(write):
     assert first.train["prompt"][40:] != [f"question {n}" for n in range(100, 140)]
     other = mixture(*entries, mixture_seed=1)
     assert other.train["prompt"][:] != first.train["prompt"][:]
-    assert [(part.given, part.train) for part in first.sources] == [(40, 40), (100, 40)]
+    assert [(part.available, part.train) for part in first.sources] == [(40, 40), (100, 40)]
 
 
 def test_held_out_prompts_are_mixed_with_the_same_shares(write):
@@ -125,8 +126,10 @@ def test_messages_with_other_keys_and_categories_with_other_names_fit_together(w
         turns = [[{key: turn[key] for key in keys}]]
         return dict.fromkeys(("prompt", "chosen", "rejected"), turns)
 
-    first = write("a", turns("role", "content"), category=[0], names=["math", "code"])
-    second = write("b", turns("content", "role", "name"), category=[1], names=["chat", "math"])
+    first = write("a.parquet", turns("role", "content"), category=[0], names=["math", "code"])
+    second = write(
+        "b.parquet", turns("content", "role", "name"), category=[1], names=["chat", "math"]
+    )
     rows = mixture(first, second).train
     assert rows["prompt"][0] == [{"role": "user", "content": "x", "name": None}]
     category = rows.features["category"]
@@ -202,7 +205,11 @@ def test_columns_of_the_command_line_and_of_trl_are_read():
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "folder"])
-def test_a_stream_has_the_rows_of_the_file_in_its_order_without_a_buffer(tmp_path, write, form):
+def test_a_stream_has_the_rows_of_the_file_in_its_order_without_a_buffer(
+    tmp_path, write, form, monkeypatch
+):
+    # The stream of a folder of Parquet files sleeps so many seconds at its end.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
     rows = PAIRS | {"beta": [0.1] * 8, "keep": [True] * 7 + [False], "flip": [True] + [False] * 7}
     path = tmp_path / f"pairs.{form}"
     if form == "jsonl":
@@ -223,18 +230,20 @@ def test_a_stream_has_the_rows_of_the_file_in_its_order_without_a_buffer(tmp_pat
 
 
 def test_a_mixed_stream_has_the_weights_and_ends_with_the_first_data_set(write):
-    paths = [write("a", numbered(300), beta=[1] * 300), write("b", numbered(3000, 1000))]
+    # Files, because the stream of a folder of Parquet files sleeps 5 seconds at its end.
+    first = write("a.parquet", numbered(300), beta=[1] * 300)
+    paths = [first, write("b.parquet", numbered(3000, 1000))]
     entries = [
         {"path": paths[0], "weight": 1},
         {"path": paths[1], "weight": 3, "constants": {"beta": 0.2}},
     ]
     stream = mixture(*entries, streaming=True)
-    assert (stream.given, stream.marks) == (None, None)
+    assert (stream.available, stream.marks) == (None, None)
     read = list(stream.train)
     counts = Counter(row[SOURCE] for row in read)
-    assert counts["a"] == 300
-    assert counts["b"] / len(read) == pytest.approx(0.75, abs=0.05)
-    assert {row["beta"] for row in read if row[SOURCE] == "b"} == {0.2}
+    assert counts["a.parquet"] == 300
+    assert counts["b.parquet"] / len(read) == pytest.approx(0.75, abs=0.05)
+    assert {row["beta"] for row in read if row[SOURCE] == "b.parquet"} == {0.2}
     again = mixture(*entries, streaming=True).train
     assert [row["prompt"] for row in itertools.islice(again, 50)] == [
         row["prompt"] for row in read[:50]

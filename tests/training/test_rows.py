@@ -428,7 +428,7 @@ def test_rows_that_the_template_refuses_are_dropped_where_a_setting_says_so(
         "--held_out", "0", "--max_length", "128", "--pair_columns",
     ])  # fmt: skip
     counts = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]["train"]
-    assert (counts["given"], counts["refused"], counts["used"]) == (8, 1, 7)
+    assert (counts["available"], counts["refused"], counts["used"]) == (8, 1, 7)
     assert "1 of 8 rows are dropped, which the chat template of" in caplog.text
     assert "row 5 (pair_id pair-5), with the roles system, user, assistant" in caplog.text
 

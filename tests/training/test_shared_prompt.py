@@ -174,6 +174,31 @@ def test_training_and_evaluation_give_the_numbers_of_stock_trl_under(model_dir, 
         assert entry == pytest.approx(theirs, rel=1e-4, abs=2e-6)
 
 
+def test_a_model_that_was_unwrapped_evaluates_as_before(model_dir, tmp_path):
+    data = pairs(beta=BETAS)
+    trainer = make(model_dir, tmp_path, data, eval_dataset=data, bf16=True, max_steps=1)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    # It removes TRL's LM head, too: a stock trainer cannot evaluate after it.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert trainer.evaluate()["eval_loss"] == loss
+    assert trainer._shared_prompt.reason is None
+
+
+def test_mixed_precision_may_wrap_the_forward_after_the_reference_was_computed(model_dir, tmp_path):
+    run = {"bf16": True, "precompute_ref_log_probs": True, "optim": "sgd"}
+    trainer = make(model_dir, tmp_path, pairs(beta=[0.1] * 8), **run)
+    before = trainer.model.forward
+    _, logs = train(trainer)
+    assert trainer.model.forward != before  # accelerate's, around ours
+    assert trainer._shared_prompt.reason is None
+    stock = make(model_dir, tmp_path, pairs(), trainer=DPOTrainer, beta=0.1, **run)
+    _, expected = train(stock)
+    for ours, theirs in zip(without_ours(logs)[:-1], expected[:-1], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+        assert ours["logps/chosen"] == pytest.approx(theirs["logps/chosen"], rel=2e-3)
+
+
 SMALL = {
     "vocab_size": TOKENS, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,

@@ -8,6 +8,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from support.harness import ROOT
 from support.training import (
     BETAS,
     make,
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 RUNS = """
-import json, sys
+import contextlib, json, sys
 import deepspeed
 from datasets import Dataset
 from peft import LoraConfig
@@ -33,6 +34,8 @@ from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 ADAPTER = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of compiling
 job = json.load(open(sys.argv[1]))
+sys.path.insert(0, job["tests"])
+from support.attention import attention, dense_flex
 for number, run in enumerate(job["runs"]):
     trainer = PairDPOTrainer(
         job["model"],
@@ -43,7 +46,9 @@ for number, run in enumerate(job["runs"]):
     sides = {"ref_chosen_logps", "ref_rejected_logps"} & set(trainer.train_dataset.column_names)
     result = {"reference": [trainer.train_dataset[side][:] for side in sorted(sides)]}
     if run["train"]:
-        trainer.train()
+        packed = attention("flex_attention", dense_flex) if run.get("packed") else None
+        with packed or contextlib.nullcontext():
+            trainer.train()
         result["log"] = trainer.state.log_history[:-1]
         result["not shared"] = trainer._shared_prompt.reason
     with open(f"{number}-{trainer.accelerator.process_index}.json", "w") as file:
@@ -61,17 +66,22 @@ UNEVEN = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}
 UNEVEN |= {"per_device_train_batch_size": 2, "max_steps": 2}
 VARIANTS = {"full": {}, "adapter": {"bf16": True}}
 """Settings in which the shared prompt is compared with TRL's own forward pass."""
+PACKED = {"model_init_kwargs": {"attn_implementation": "flex_attention"}}
+"""Settings in which all rows of a batch are one."""
 FOLDERS = ("shared", "shared", "cache")  # computed, read, and that of one process
 
 
 def shared_prompt_runs(folder, engine):
-    """Return each of VARIANTS with the shared prompt and without it, as runs.
+    """Return PACKED, and each of VARIANTS with the shared prompt and without it, as runs.
 
     The last batch is not full, one response is longer than all others, and one is empty.
     """
     data = pairs(beta=BETAS)[:7]
     data["chosen"] = ["one two " * 20, "", *data["chosen"][2:]]
+    packed = settings(folder, deepspeed=engine, **UNEVEN, **PACKED)
     return [
+        {"settings": packed, "pairs": data, "train": True, "packed": True},
+    ] + [
         {
             "settings": settings(
                 folder, deepspeed=engine, shared_prompt=shares, **UNEVEN, **VARIANTS[name]
@@ -96,7 +106,8 @@ def launch(folder, model_dir, engine, *extra_runs):
          "pairs": data[:], "train": False}
         for name in FOLDERS
     ]  # fmt: skip
-    run_in(2, RUNS, folder, model=model_dir, runs=[*runs, *extra_runs])
+    tests = str(ROOT / "tests")
+    run_in(2, RUNS, folder, model=model_dir, tests=tests, runs=[*runs, *extra_runs])
     results = [
         [json.loads((folder / f"{run}-{rank}.json").read_text()) for rank in range(2)]
         for run in range(len(runs) + len(extra_runs))
@@ -172,11 +183,23 @@ def test_shared_prompts_log_what_stock_forward_passes_do(request, engine, varian
     results = request.getfixturevalue(engine)[2]
     first = len(results) - 2 * len(VARIANTS) + 2 * list(VARIANTS).index(variant)
     shared, stock = (results[run][0]["log"] for run in (first, first + 1))
-    tolerance = {"rel": 1e-4, "abs": 1e-4} if variant == "full" else {"rel": 2e-2, "abs": 5e-2}
     reasons = [results[run][0]["not shared"] for run in (first, first + 1)]
     assert reasons == [None, "shared_prompt is false"]
+    tolerance = {"rel": 1e-4, "abs": 1e-4} if variant == "full" else {"rel": 2e-2, "abs": 5e-2}
+    assert_same_log(shared, stock, **tolerance)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_packed_rows_log_what_stock_forward_passes_do(request, engine):
+    results = request.getfixturevalue(engine)[2]
+    packed, _, stock = results[-2 * len(VARIANTS) - 1 :][:3]
+    assert (packed[0]["not shared"], stock[0]["not shared"]) == (None, "shared_prompt is false")
+    assert_same_log(packed[0]["log"], stock[0]["log"], rel=1e-4, abs=1e-4)
+
+
+def assert_same_log(ours, stock, **tolerance):
     assert len(stock) == 2
-    for entry, expected in zip(shared, stock, strict=True):
+    for entry, expected in zip(ours, stock, strict=True):
         assert entry.keys() == expected.keys()
         for key in ("loss", "grad_norm", "logps/chosen", "margins/unscaled", "entropy"):
             assert entry[key] == pytest.approx(expected[key], **tolerance), key

@@ -7,8 +7,8 @@ SIGXCPU (a limit on processor time). By default, all but the first end Python at
 
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,6 +85,37 @@ def stopping_signals() -> list[signal.Signals]:
     """Return the signals that stop a run in this process: not those that it ignores or uses."""
     free = [n for n in _BY_DEFAULT if signal.getsignal(n) in (signal.SIG_DFL, _raise)]
     return [*_ALWAYS, *free]
+
+
+@contextmanager
+def forward_signals(send: Callable[[Sequence[int]], object]) -> Iterator[Sequence[int]]:
+    """Pass the signals that stop a run (see `stopping_signals`) on to a child process.
+
+    A child in a session of its own gets no signal of the terminal. Outside the main thread no
+    signals are handled, because Python allows that only there.
+
+    Args:
+        send: Called at each signal with the numbers of all received so far, the new one last.
+
+    Yields:
+        The numbers of the signals received so far.
+    """
+    import threading  # noqa: PLC0415 - slow; the command line imports this module for --help
+
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        send(received)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = {n: signal.getsignal(n) for n in stopping_signals()} if in_main_thread else {}
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+        yield received
+    finally:
+        _restore(previous)
 
 
 def run_interruptible(

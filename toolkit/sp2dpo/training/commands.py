@@ -16,7 +16,7 @@ from trl import ModelConfig
 from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import one_line_errors
 from sp2dpo.training.engines import COMMAND, Engine
-from sp2dpo.training.launcher import check_engine
+from sp2dpo.training.launcher import check_engine, skip_compilation
 from sp2dpo.training.reward_run import FoldConfig, RewardModelConfig, prepare_reward_run
 from sp2dpo.training.run import DataConfig, prepare_run
 from sp2dpo.training.run_config import ParsedSettings, compose, parse_settings, take_configs
@@ -179,5 +179,6 @@ def main(words: Sequence[str]) -> None:
     """Run the command that the first word names with the other words as its arguments."""
     name, *arguments = words
     run = {"train": train_command, "reward": reward_command}[name]
+    skip_compilation()
     command = shlex.split(os.environ.get(COMMAND, ""))
     run(arguments, program=f"sp2dpo {name}", command=command)

@@ -1,7 +1,7 @@
 """The rows of a run: one data set, a mixture of several, or a stream."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -125,14 +125,14 @@ class SourceRows:
     Attributes:
         source: Settings of the data set.
         read: The rows as they were read.
-        given: Number of rows that were read, without those held out; None for a stream.
+        available: Number of rows that were read, without those held out; None for a stream.
         train: Number of rows to train on, after marks and weights; None for a stream.
         test: Number of rows that are held out to evaluate on; None for a stream.
     """
 
     source: SourceConfig
     read: Any
-    given: int | None
+    available: int | None
     train: int | None
     test: int | None
 
@@ -154,9 +154,9 @@ class RunData:
     sources: Sequence[SourceRows]
 
     @property
-    def given(self) -> int | None:
+    def available(self) -> int | None:
         """Number of rows to train on before `keep`, `flip` and weights; None for a stream."""
-        counts = [rows.given for rows in self.sources]
+        counts = [rows.available for rows in self.sources]
         return None if None in counts else sum(count or 0 for count in counts)
 
 
@@ -207,18 +207,19 @@ class _Loaded:
     read: Any
     train: Any
     test: Any
-    given: int | None
+    available: int | None
     marks: MarkCounts | None
 
     def part(self, rows: Any) -> Part:
         return Part(label=self.source.label, rows=rows, weight=self.source.weight)
 
     def count(self) -> SourceRows:
-        sizes = [
-            len(rows) if isinstance(rows, Dataset) else None for rows in (self.train, self.test)
-        ]
         return SourceRows(
-            source=self.source, read=self.read, given=self.given, train=sizes[0], test=sizes[1]
+            source=self.source,
+            read=self.read,
+            available=self.available,
+            train=_count(self.train),
+            test=_count(self.test),
         )
 
 
@@ -234,12 +235,14 @@ def _load_source(data: DataConfig, source: SourceConfig) -> _Loaded:
         rows, test = split_by_prompt(
             rows, data.held_out, source.label, may_be_empty=len(data.datasets) > 1
         )
-    given = _count(rows)
+    available = _count(rows)
     # The marks are applied here and not by the trainer, because `provenance` hashes the rows that
     # are trained on. `apply_marks` removes the marks, so the trainer does not apply them again.
     train, marks = apply_marks(rows, name=source.label if data.datasets else "train")
     test = None if test is None else remove_marks(test)
-    return _Loaded(source=source, read=read, train=train, test=test, given=given, marks=marks)
+    return _Loaded(
+        source=source, read=read, train=train, test=test, available=available, marks=marks
+    )
 
 
 def split_by_prompt(
@@ -300,15 +303,10 @@ def _apply_weights(parts: Sequence[_Loaded], *, seed: int) -> list[_Loaded]:
         logger.warning(f"{part.source.label}: {count} of {sizes[number]} rows are in the mixture")
         test = part.test
         if test is not None and len(test):  # the same share, so that both sides are mixed alike
-            held = max(1, round(len(test) * count / sizes[number]))
-            test = sample_rows(test, held, seed=seed, number=number)
+            test_count = max(1, round(len(test) * count / sizes[number]))
+            test = sample_rows(test, test_count, seed=seed, number=number)
         train = sample_rows(part.train, count, seed=seed, number=number)
-        chosen.append(
-            _Loaded(
-                source=part.source, read=part.read, train=train, test=test, given=part.given,
-                marks=part.marks,
-            )
-        )  # fmt: skip
+        chosen.append(replace(part, train=train, test=test))
     return chosen
 
 

@@ -8,19 +8,16 @@ program of its own.
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from huggingface_hub.constants import HF_HOME
 
 from sp2dpo.inference import keeper
-from sp2dpo.interrupts import stopping_signals
+from sp2dpo.interrupts import forward_signals
 from sp2dpo.recipes import find_recipe, list_recipes
 from sp2dpo.settings import did_you_mean
 
@@ -46,6 +43,8 @@ class Engine:
         machine_rank: Number of this machine, from 0; None for that of the file.
         main_process_ip: Address of machine 0; None for that of the file.
         main_process_port: Port on machine 0; None for that of the file, or a free one.
+        mixed_precision: `no`, so that the settings `bf16` and `fp16` of a run decide alone; None
+            for that of the file, which would hold where both are false.
         is_carried: Whether the file is one of the package, whose number of processes is an example.
     """
 
@@ -56,6 +55,7 @@ class Engine:
     machine_rank: int | None = None
     main_process_ip: str | None = None
     main_process_port: int | None = None
+    mixed_precision: str | None = None
     is_carried: bool = False
 
     def launch_options(self) -> list[str]:
@@ -67,6 +67,7 @@ class Engine:
             ("machine_rank", self.machine_rank),
             ("main_process_ip", self.main_process_ip),
             ("main_process_port", self.main_process_port),
+            ("mixed_precision", self.mixed_precision),
         ):
             if value is not None:
                 options += [f"--{option}", str(value)]
@@ -144,23 +145,13 @@ def launch(engine: Engine, name: str, arguments: Sequence[str], command: Sequenc
     words += [json.dumps(asdict(engine)), name]
     # A file of the current folder must not take the place of a module of the same name.
     env = os.environ | {COMMAND: shlex.join(command), "PYTHONSAFEPATH": "1"}
-    received: list[int] = []
-    with subprocess.Popen(
-        [*words, *arguments], stdin=subprocess.DEVNULL, start_new_session=True, env=env
-    ) as process:
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            received.append(number)
-            process.send_signal(number)
-
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        numbers = stopping_signals() if in_main_thread else []
-        before = {number: signal.signal(number, forward) for number in numbers}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    with (
+        subprocess.Popen(
+            [*words, *arguments], stdin=subprocess.DEVNULL, start_new_session=True, env=env
+        ) as process,
+        forward_signals(lambda numbers: process.send_signal(numbers[-1])) as received,
+    ):
+        code = process.wait()
     if code and received:
         return 128 + received[0]
     return 128 - code if code < 0 else code

@@ -94,7 +94,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_engine(engine: Engine) -> Engine:
-    """Return the engine with its number of processes, and port 0 (any free one) on one machine.
+    """Return the engine as it runs here.
+
+    It has its number of processes, port 0 (any free one) on one machine, and no precision of its
+    own but fp8, for which a run has no setting.
 
     Raises:
         ValueError: If this machine cannot run it.
@@ -143,7 +146,8 @@ def check_engine(engine: Engine) -> Engine:
     port = engine.main_process_port
     if port is None and machines == 1 and not config.get("main_process_port"):
         port = 0  # a free one, so that two runs fit on one machine
-    return replace(engine, processes=processes, main_process_port=port)
+    precision = "no" if config.get("mixed_precision") != "fp8" else None
+    return replace(engine, processes=processes, main_process_port=port, mixed_precision=precision)
 
 
 def _is_on_cpu(engine: Engine) -> bool:
@@ -157,6 +161,18 @@ def _prepare_for_cpus(engine: Engine) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // max(1, here))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def skip_compilation() -> None:
+    """Keep DeepSpeed from compiling an operation of CPUs, for minutes and in all processes at once.
+
+    It is a reduction in shared memory, which only inference uses.
+    """
+    uses_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if uses_deepspeed and os.environ.get("DS_ACCELERATOR") == "cpu":
+        import deepspeed  # noqa: PLC0415 - not installed everywhere, and slow
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _exit_code(program: str, process: str, code: int, forwarder: _Forwarder) -> int:

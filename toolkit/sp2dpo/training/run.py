@@ -254,16 +254,16 @@ class TrainingRun:
         than the other counts suggest. The rows of a stream are not counted.
         """
         rows = self.rows
-        given = {"train": rows.given, "eval": None if rows.test is None else len(rows.test)}
+        available = {"train": rows.available, "eval": None if rows.test is None else len(rows.test)}
         used = {"train": self.trainer.train_dataset, "eval": self.trainer.eval_dataset}
         counts: dict[str, dict[str, Any]] = {
             name: {
-                "given": number,
+                "available": number,
                 "without_beta": self.trainer.rows_without_beta.get(name, 0),
                 "refused": self.trainer.rows_refused.get(name, 0),
                 "used": len(used[name]),
             }
-            for name, number in given.items()
+            for name, number in available.items()
             if number is not None
         }
         if "train" in counts and rows.marks is not None:
@@ -286,6 +286,9 @@ def prepare_run(data: DataConfig, args: PairDPOConfig, model: ModelConfig) -> Tr
     check_processes(args)
     if data.streaming and args.max_steps <= 0:
         raise ValueError("streaming: true needs max_steps, because a stream has no number of rows")
+    for name in ("eval_strategy", "save_strategy", "logging_strategy") if data.streaming else ():
+        if getattr(args, name) == "epoch":
+            raise ValueError(f"a stream has no end of an epoch: set {name} to steps, not to epoch")
     args.model_init_kwargs = model_options(model, args)
     needed = args.pair_columns if args.missing_values == "error" else []
     rows = load_data(data, needed=needed, seed=args.seed)
@@ -333,7 +336,7 @@ def trace_run(rows: RunData, columns: Sequence[str]) -> dict[str, Any]:
         more = {
             "config": source.name, "split": source.split, "columns": source.columns,
             "constants": source.constants or None, "weight": source.weight,
-            "rows": {"given": part.given, "train": part.train, "eval": part.test},
+            "rows": {"available": part.available, "train": part.train, "eval": part.test},
         }  # fmt: skip
         traces.append((asdict(origin), more))
     if len(traces) == 1:

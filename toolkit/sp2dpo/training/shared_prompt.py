@@ -31,6 +31,8 @@ PAIR_ROWS = "pair_rows"
 """Key of a batch that holds its PairRows."""
 SHARES = "shares_prompts"
 """Attribute of a forward that computes batches with PAIR_ROWS."""
+FORWARD = "_forward_of_shared_prompts"
+"""Attribute of a model with its forward for batches with PAIR_ROWS, a function of `self`."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 """Fields of TRL's output that have a value per token."""
 LOWEST = torch.finfo(torch.float16).min
@@ -51,10 +53,17 @@ other arguments of the backbone.
 def share_prompts(model: Any, run: Runner) -> None:
     """Make a model with TRL's fused LM head compute batches that carry PAIR_ROWS row by row.
 
+    A model that did so before `Accelerator.unwrap_model(model, keep_fp32_wrapper=False)`, which
+    removes TRL's LM head with the wrappers of accelerate, gets its forward back.
+
     Args:
         model: The causal language model itself, without wrappers.
         run: Computes the states of the rows.
     """
+    removed = vars(model).get(FORWARD)
+    if removed is not None and _unbound(model) in _wrapped(removed):
+        model.forward = types.MethodType(removed, model)
+        return
     backbone = model.base_model
     model_forward, backbone_forward = _unbound(model), _unbound(backbone)
 
@@ -89,14 +98,30 @@ def share_prompts(model: Any, run: Runner) -> None:
                 setattr(output, name, values.new_zeros(mask.shape).masked_scatter(mask, values))
         return output
 
-    backbone.forward = types.MethodType(forward_rows, backbone)
-    model.forward = types.MethodType(forward_pairs, model)
+    if not shares_prompts(backbone):
+        setattr(forward_rows, SHARES, True)
+        backbone.forward = types.MethodType(forward_rows, backbone)
     setattr(forward_pairs, SHARES, True)
+    setattr(model, FORWARD, forward_pairs)
+    model.forward = types.MethodType(forward_pairs, model)
 
 
-def shares_prompts(model: Any) -> bool:
-    """Return whether the forward of a model is that of `share_prompts`, wrapped or not."""
-    return getattr(model.forward, SHARES, False)
+def shares_prompts(module: Any) -> bool:
+    """Return whether the forward of a model or backbone is that of `share_prompts`, wrapped or not.
+
+    Accelerate wraps the forward of a model that it prepares after the reference log-probs have been
+    computed with it.
+    """
+    return any(getattr(forward, SHARES, False) for forward in _wrapped(module.forward))
+
+
+def _wrapped(forward: Any) -> list[Any]:
+    """Return a function and all functions that it wraps, the outermost first."""
+    forwards = []
+    while forward is not None:
+        forwards.append(forward)
+        forward = getattr(forward, "__wrapped__", None)
+    return forwards
 
 
 def _unbound(module: Any) -> Callable[..., Any]:
@@ -233,7 +258,6 @@ class SharedPrompt:
         if model not in self._prepared:
             reason = reason_against(self._trainer, model, with_adapters)
             self._prepared.add(model)
-        # Unwrapping a model for saving can give it an earlier forward.
         if reason is None and not shares_prompts(model):
             additive = model.config._attn_implementation == "eager"
             groups = functools.partial(run_groups, calls=self._calls(), additive=additive)

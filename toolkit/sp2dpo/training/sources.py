@@ -400,29 +400,29 @@ def common_features(types: Mapping[str, Features]) -> Features:
     return Features(features)
 
 
-def _merge(one: Any, other: Any) -> Any:
+def _merge(left: Any, right: Any) -> Any:
     """Return a type for the values of both types; None if there is none."""
-    if one == other or _is_null(other):
-        return one
-    if _is_null(one):
-        return other
-    if isinstance(one, ClassLabel) and isinstance(other, ClassLabel):
-        return ClassLabel(names=list(dict.fromkeys([*one.names, *other.names])))
-    if isinstance(one, ClassLabel | Value) and isinstance(other, ClassLabel | Value):
-        return _merge_values(one, other)
-    if isinstance(one, List) and isinstance(other, List):
-        inner = _merge(one.feature, other.feature)
+    if left == right or _is_null(right):
+        return left
+    if _is_null(left):
+        return right
+    if isinstance(left, ClassLabel) and isinstance(right, ClassLabel):
+        return ClassLabel(names=list(dict.fromkeys([*left.names, *right.names])))
+    if isinstance(left, ClassLabel | Value) and isinstance(right, ClassLabel | Value):
+        return _merge_values(left, right)
+    if isinstance(left, List) and isinstance(right, List):
+        inner = _merge(left.feature, right.feature)
         return None if inner is None else List(inner)
-    if isinstance(one, dict) and isinstance(other, dict):
+    if isinstance(left, dict) and isinstance(right, dict):
         merged = {
-            key: _merge(one.get(key, v), other.get(key, v)) for key, v in (one | other).items()
+            key: _merge(left.get(key, v), right.get(key, v)) for key, v in (left | right).items()
         }
         return None if None in merged.values() else merged
     return None
 
 
-def _merge_values(one: ClassLabel | Value, other: ClassLabel | Value) -> Value | None:
-    kinds = ["string" if isinstance(kind, ClassLabel) else kind.dtype for kind in (one, other)]
+def _merge_values(left: ClassLabel | Value, right: ClassLabel | Value) -> Value | None:
+    kinds = ["string" if isinstance(kind, ClassLabel) else kind.dtype for kind in (left, right)]
     if all("string" in kind for kind in kinds):
         return Value("string")
     numbers = ("int", "uint", "float", "decimal")

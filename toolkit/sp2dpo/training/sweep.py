@@ -5,17 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from sp2dpo.files import write_json
 from sp2dpo.inference import keeper
-from sp2dpo.interrupts import Interrupted, stopping_signals
+from sp2dpo.interrupts import Interrupted, forward_signals
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
 from sp2dpo.training.run_config import compose
@@ -165,28 +163,20 @@ def _launch(command: list[str], log: IO[str]) -> int:
     # The keeper passes the signal on to all processes, also if this process is killed.
     words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
     words += [str(os.getpid()), str(GRACE), *command]
-    received: list[int] = []
     # A file of the current folder must not take the place of a module of the same name.
     env = os.environ | {"PYTHONSAFEPATH": "1"}
     with subprocess.Popen(
         words, stdout=log, stderr=log, start_new_session=True, env=env
     ) as process:
 
-        def forward(number: int, frame: FrameType | None) -> None:
-            received.append(number)
-            if len(received) == 1:
+        def stop(numbers: Sequence[int]) -> None:
+            if len(numbers) == 1:
                 process.send_signal(signal.SIGTERM)
             else:
                 os.killpg(process.pid, signal.SIGKILL)
 
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        numbers = stopping_signals() if in_main_thread else []
-        before = {number: signal.signal(number, forward) for number in numbers}
-        try:
+        with forward_signals(stop) as received:
             code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
     if received:
         raise Interrupted(received[0])
     return code

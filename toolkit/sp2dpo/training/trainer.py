@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import DPOTrainer
 
 from sp2dpo.training.batch import (
@@ -67,6 +67,7 @@ from sp2dpo.training.preparation import RowPreparation, bind_arguments, check_ar
 from sp2dpo.training.reference import REFERENCE, add_log_probs
 from sp2dpo.training.rows import column_names
 from sp2dpo.training.shared_prompt import SharedPrompt
+from sp2dpo.training.streams import StreamRows
 
 # Per-pair numbers that must not be rounded to the precision of the model, as DeepSpeed would.
 EXACT_COLUMNS = (*PAIR_COLUMNS, *REFERENCE)
@@ -215,6 +216,12 @@ class PairColumnsMixin(Trainer):
         prepared = super()._prepare_inputs(inputs)
         device = self.args.device
         return prepared | {name: to_double(value, device) for name, value in exact.items()}
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **options: Any) -> Any:
+        """Return Trainer's loader of a data set; a stream is read as `streams` describes."""
+        if isinstance(dataset, IterableDataset):
+            dataset = StreamRows(dataset, endless=options.get("is_training", False))
+        return super()._get_dataloader(dataset, *args, **options)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as DPOTrainer does; check a data set that is passed here like all others."""
