@@ -12,8 +12,8 @@ from sp2dpo import files
 from sp2dpo.evaluation.prompts import read_prompts
 from sp2dpo.files import Journal, read_json_lines, read_text
 from sp2dpo.replacement import atomic_write
-from sp2dpo.settings import read_yaml
 from sp2dpo.training.run_config import compose
+from sp2dpo.yaml_files import read_yaml
 
 HEAD = {"of": "one", "sampling": {"temperature": 0.7}}
 

@@ -21,10 +21,9 @@ from sp2dpo.settings import (
     json_schema,
     number,
     one_of,
-    read_yaml,
-    read_yaml_file,
     validate,
 )
+from sp2dpo.yaml_files import read_yaml, read_yaml_file
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from methods import Method, load_methods
-from sp2dpo.settings import check_keys, did_you_mean, read_yaml
+from sp2dpo.settings import check_keys, did_you_mean
+from sp2dpo.yaml_files import read_yaml
 from teachers import SimulatedTeacher
 
 TEACHER_KEYS = [field.name for field in fields(SimulatedTeacher)]

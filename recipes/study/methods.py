@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from sp2dpo import AnnotationTable, Arm, Scores, compute_betas, load_arm, parse_schedule
-from sp2dpo.settings import check_keys, read_yaml
+from sp2dpo.settings import check_keys
+from sp2dpo.yaml_files import read_yaml
 
 HERE = Path(__file__).parent
 SCHEDULES = HERE.parent / "schedules"

@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import multiprocessing
 import platform
 import random
@@ -41,7 +42,6 @@ from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 
 STOCK = "stock"
 VALUES = {"beta": 0.1, "weight": 1.5, "margin": 0.2, "label_smoothing": 0.1}
-LOG_PROBS = {"ref_chosen_logps": -300.0, "ref_rejected_logps": -310.0}
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def measure(variants, trainers, shape, pairs, peaks, options):
         grouped: make_batches(shape, pairs, grouped, options)
         for grouped in {variant.grouped for variant in variants.values()}
     }
+    warmups = {grouped: largest(examples)[-1] for grouped, examples in batches.items()}
     times = {name: [] for name in variants}
     order = list(variants)
     generator = random.Random(0)
@@ -126,7 +127,8 @@ def measure(variants, trainers, shape, pairs, peaks, options):
         for name in order:
             variant = variants[name]
             trainer = trainers[key(variant)]
-            examples = batches[variant.grouped][max(0, number)]
+            # A process that grows takes much longer, so the warm-up takes the largest batch.
+            examples = batches[variant.grouped][number] if number >= 0 else warmups[variant.grouped]
             seconds, peak = step(trainer, trainer.data_collator(examples))
             if number >= 0:
                 times[name].append(seconds)
@@ -173,8 +175,20 @@ def make_batches(shape, pairs, grouped, options):
     batches = draw_batches(
         random.Random(1), shape, pairs=pairs, rounds=options.rounds, grouped=grouped
     )
-    values = VALUES | LOG_PROBS
-    return [make_examples(random.Random(2), batch, options.vocabulary, values) for batch in batches]
+    return [examples_of(batch, options) for batch in batches]
+
+
+def examples_of(batch, options):
+    """The examples of a batch of lengths, with a reference's log-probs near the policy's.
+
+    Where they are far from it, the loss is saturated, and on a CPU gradients so small that they
+    are denormal numbers take ten times as long.
+    """
+    examples = make_examples(random.Random(2), batch, options.vocabulary, VALUES)
+    for row in examples:
+        for side in ("chosen", "rejected"):
+            row[f"ref_{side}_logps"] = -len(row[f"{side}_ids"]) * math.log(options.vocabulary)
+    return examples
 
 
 def make(variant, options, *, rows=None, **overrides):
@@ -256,8 +270,7 @@ def send_growth(sender, variant, shape, pairs, options):
     """Send the peak memory in bytes above that after a step of two short pairs."""
     trainer = make(variant, options)
     short = draw_batches(random.Random(0), "4/4/4", pairs=2, rounds=1, grouped=False)[0]
-    examples = make_examples(random.Random(0), short, options.vocabulary, VALUES | LOG_PROBS)
-    step(trainer, trainer.data_collator(examples))
+    step(trainer, trainer.data_collator(examples_of(short, options)))
     before = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for examples in largest(make_batches(shape, pairs, variant.grouped, options)):

@@ -31,8 +31,9 @@ from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.betas.schedule import Schedule, parse_schedule, schedule_betas
 from sp2dpo.betas.scores import Scores
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import ABSENT, Settings, YamlFile, one_of, read_yaml_file, validate
+from sp2dpo.settings import ABSENT, Settings, one_of, validate
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.yaml_files import YamlFile, read_yaml_file
 
 Beta = Constant | ArithmeticMean | HarmonicMean | Uniform | Permuted
 Weight = GapWeight | BetaWeight | Madpo

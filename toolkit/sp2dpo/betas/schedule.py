@@ -14,16 +14,9 @@ from sp2dpo.betas.estimators import ESTIMATES, GAP_FORMS, Estimator, GapForm
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.betas.maps import BETA, MAPS, Envelope, Map, Quantile, places
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import (
-    NAME,
-    Settings,
-    YamlFile,
-    number,
-    one_of,
-    read_yaml_file,
-    validate,
-)
+from sp2dpo.settings import NAME, Settings, number, one_of, validate
 from sp2dpo.store.annotations import AnnotationTable
+from sp2dpo.yaml_files import YamlFile, read_yaml_file
 
 _ESTIMATE = (
     "write `estimate: sampled` to use the magnitude and confidence that a reply states, "

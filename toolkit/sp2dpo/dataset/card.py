@@ -23,7 +23,7 @@ from sp2dpo.files import check_regular, decode_text, read_capped
 from sp2dpo.hub import HubName
 from sp2dpo.listing import CONFIGS, LARGEST_CARD
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import is_json, parse_yaml
+from sp2dpo.settings import is_json
 from sp2dpo.text import (
     canonical_json,
     escape_controls,
@@ -34,6 +34,7 @@ from sp2dpo.text import (
     one_line,
     shorten,
 )
+from sp2dpo.yaml_files import parse_yaml
 
 BEGIN = "<!-- sp2dpo: what follows is generated; write above or below it, and it stays -->"
 END = "<!-- sp2dpo: up to here -->"

@@ -10,16 +10,8 @@ from pydantic import ConfigDict, Field, RootModel
 
 from sp2dpo.evaluation.prompts import PromptSet
 from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, LocalSamplingConfig, SamplingConfig
-from sp2dpo.settings import (
-    ABSENT,
-    NAME,
-    AsWritten,
-    Keys,
-    Settings,
-    number,
-    read_yaml_file,
-    validate,
-)
+from sp2dpo.settings import ABSENT, NAME, AsWritten, Settings, number, validate
+from sp2dpo.yaml_files import Keys, read_yaml_file
 
 OFFICIAL_MODEL = "gpt-4-1106-preview"
 OFFICIAL_HOST = "api.openai.com"

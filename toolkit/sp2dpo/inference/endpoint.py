@@ -12,18 +12,8 @@ from pydantic import ConfigDict
 
 from sp2dpo.inference.keys import key_problem
 from sp2dpo.inference.serve import Serve, ServeConfig
-from sp2dpo.settings import (
-    ABSENT,
-    NAME,
-    AsWritten,
-    Keys,
-    Rule,
-    Settings,
-    is_json,
-    number,
-    one_of,
-    rule,
-)
+from sp2dpo.settings import ABSENT, NAME, AsWritten, Rule, Settings, is_json, number, one_of, rule
+from sp2dpo.yaml_files import Keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationInfo, field_valid
 
 from sp2dpo.inference.endpoint import Endpoint, EndpointConfig, Price
 from sp2dpo.panel.rubric import Rubric, load_rubric
-from sp2dpo.settings import (
-    Keys,
-    Settings,
-    did_you_mean,
-    number,
-    one_of,
-    read_yaml_file,
-    rule,
-    validate,
-)
+from sp2dpo.settings import Settings, did_you_mean, number, one_of, rule, validate
+from sp2dpo.yaml_files import Keys, read_yaml_file
 
 BUDGETS = ("full", "adaptive")
 

@@ -17,18 +17,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from sp2dpo.pairs.pair import Message, Pair
-from sp2dpo.settings import (
-    NAME,
-    Keys,
-    Settings,
-    did_you_mean,
-    key_problems,
-    number,
-    one_of,
-    read_yaml_file,
-    validate,
-)
+from sp2dpo.settings import NAME, Settings, did_you_mean, key_problems, number, one_of, validate
 from sp2dpo.text import canonical_json, has_chat_marks, split_chat_marks
+from sp2dpo.yaml_files import Keys, read_yaml_file
 
 PACKAGED = ("semantic-gap", "semantic-gap-blind")
 CHOSEN_FIRST = "chosen-first"

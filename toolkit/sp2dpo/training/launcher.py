@@ -24,9 +24,9 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from sp2dpo.settings import read_yaml
 from sp2dpo.text import count_noun, one_line
 from sp2dpo.training.engines import Engine
+from sp2dpo.yaml_files import read_yaml
 
 _SIGNALS = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,

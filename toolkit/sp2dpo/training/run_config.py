@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from sp2dpo.settings import did_you_mean, read_yaml
+from sp2dpo.settings import did_you_mean
 from sp2dpo.training.trackers import check_trackers
+from sp2dpo.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
