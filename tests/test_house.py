@@ -12,7 +12,7 @@ from support.harness import ROOT
 PACKAGE = ROOT / "toolkit" / "sp2dpo"
 GROUND = {
     "text", "settings", "files", "hub", "interrupts", "replacement", "batches", "listing", "tables",
-    "recipes",
+    "recipes", "yaml_files",
 }  # fmt: skip
 ORDER = [
     {"pairs", "inference"},
@@ -59,7 +59,7 @@ def test_a_recipe_imports_the_public_api_alone(file):
     public = {f"sp2dpo.{name}" for name in sp2dpo.__all__}
     public |= {f"sp2dpo.training.{name}" for name in sp2dpo.training.__all__}
     page = (ROOT / "docs" / "python.md").read_text()
-    public |= set(re.findall(r"`(sp2dpo\.(?:settings|files)\.\w+)`", page))
+    public |= set(re.findall(r"`(sp2dpo\.(?:settings|files|yaml_files)\.\w+)`", page))
     assert {name for name in imported(ROOT / file) if name.startswith("sp2dpo.")} <= public
 
 
