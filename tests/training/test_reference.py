@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from sp2dpo.training.reference import LogProbCache, pair_keys
+from sp2dpo.training.reference import LogProbCache, pair_keys, weights_digest
 from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
 from support.training import BETAS, PAIRS, make, pairs, settings, train
 
@@ -163,3 +163,15 @@ def test_log_probs_are_kept_as_float32_and_keys_tell_the_sides_apart(tmp_path):
     cache.write({second_key: (-2.0, -3.0)})
     assert cache.read() == {first_key: (-1.5, pytest.approx(-0.1)), second_key: (-2.0, -3.0)}
     assert LogProbCache(tmp_path, {"weights": "b"}).read() == {}
+
+
+@pytest.mark.parametrize(
+    ("persistent", "is_same"), [(True, False), (False, True)], ids=["saved", "not saved"]
+)
+def test_buffers_that_are_saved_are_weights(persistent, is_same):
+    models = [torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for number, model in enumerate(models):
+        # As the layers of GPTQ, AWQ and BitNet keep theirs.
+        model[0].register_buffer("packed", torch.full((3,), number), persistent=persistent)
+    assert (weights_digest(models[0]) == weights_digest(models[1])) is is_same

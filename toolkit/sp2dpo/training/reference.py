@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -199,23 +199,32 @@ def pair_keys(
 def weights_digest(model: Any) -> str:
     """Return a SHA-256 of all weights of the reference of a model.
 
-    Weights that ZeRO-3 or a device mesh shards are gathered one at a time, so all processes have to
-    call this function. An adapter that is trained is not part of the reference; one named "ref" is.
+    Persistent buffers are weights, too: quantised layers keep theirs there. Weights that ZeRO-3 or
+    a device mesh shards are gathered one at a time, so all processes have to call this function. An
+    adapter that is trained is not part of the reference; one named "ref" is.
     """
     trained = [name for name in getattr(model, "peft_config", {}) if name != "ref"]
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, tensor in (*model.named_parameters(), *_persistent_buffers(model)):
         # PEFT names a parameter `...lora_A.ADAPTER.weight`.
         if any(adapter in name.split(".") for adapter in trained):
             continue
-        with _gathered(parameter):
-            value = parameter.detach()
+        with _gathered(tensor):
+            value = tensor.detach()
             value = value.full_tensor() if hasattr(value, "full_tensor") else value
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             # As bytes, because numpy has no bfloat16.
             # `reshape`, because torch refuses to view a scalar as bytes.
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers that are saved with the weights, with their names."""
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
 
 
 def _gathered(parameter: Any) -> Any:
