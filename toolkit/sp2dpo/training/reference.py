@@ -219,7 +219,7 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _persistent_buffers(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the buffers that are saved with the weights, with their names."""
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(prefix, recurse=False):
