@@ -6,6 +6,7 @@
 The first word is the module of this package whose `main` gets the other words.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def main(words: Sequence[str]) -> int | None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+    # It warns on some CPUs of a missing kernel, which only inference in four bits would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module, *arguments = words
     return import_module(f"sp2dpo.training.{module}").main(arguments)
 
