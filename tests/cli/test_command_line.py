@@ -123,6 +123,21 @@ def test_commands_on_a_missing_store_make_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_schedule_and_a_panel_may_be_named_as_recipes(demo, tmp_path):
+    store, out = demo / "run.sqlite", tmp_path / "betas.parquet"
+    named = run("schedule", "--store", store, "--schedule", "schedules/sp2dpo", "--out", out)
+    assert named.returncode == 0, named.stderr
+    assert f"sp2dpo schedule: --schedule schedules/sp2dpo is the recipe {SCHEDULE}" in named.stderr
+    succeed("schedule", "--store", store, "--schedule", SCHEDULE, "--out", tmp_path / "b.parquet")
+    assert out.read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    error = fail("schedule", "--store", store, "--schedule", "sp2dpo", "--out", out)
+    assert "no such recipe, did you mean 'schedules/sp2dpo'?" in error
+    error = fail("serve", "one-teacher", "--teacher", "x")
+    assert "no such recipe, did you mean 'panels/one-teacher'?" in error
+    error = fail("pilot", "--panel", tmp_path, "--pairs", "p.jsonl", "--store", out)
+    assert "is a folder: name a YAML file in it" in error
+
+
 def test_a_schedule_with_swapped_ends_writes_nothing(demo, tmp_path):
     settings = yaml.safe_load(SCHEDULE.read_text()) | {"beta_min": 0.4}
     schedule, out = tmp_path / "schedule.yaml", tmp_path / "betas.parquet"

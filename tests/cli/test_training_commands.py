@@ -6,18 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from datasets import Dataset
+from trl import DPOConfig, RewardConfig
 
 import sp2dpo.cli.training as cli_training
+from sp2dpo.cli.settings import REWARD, TRAIN
 from sp2dpo.inference import keeper
 from sp2dpo.training import engines
+from sp2dpo.training.config import PairDPOConfig
+from sp2dpo.training.data import DataConfig
 from sp2dpo.training.engines import Engine, choose_engine
 from sp2dpo.training.launcher import check_engine
+from sp2dpo.training.reward_run import FoldConfig, RewardModelConfig
 from support.harness import COMMAND, ROOT, fail, run, succeed
 from support.training import BETAS, conversations, settings
 
@@ -78,6 +84,22 @@ def test_bad_data_is_one_line_and_exit_code_1():
 
 def test_debug_shows_the_traceback_of_a_training():
     assert "Traceback" in run("--debug", "train", *DEMO, "--dataset", "no/folder").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "listed", "ours", "theirs"),
+    [
+        ("train", TRAIN, (DataConfig, PairDPOConfig), DPOConfig),
+        ("reward", REWARD, (FoldConfig, RewardModelConfig), RewardConfig),
+    ],
+)
+def test_help_lists_every_setting_that_is_not_one_of_trl(command, listed, ours, theirs):
+    inherited = {field.name for field in fields(theirs)}
+    settings = [field for config in ours for field in fields(config) if field.name not in inherited]
+    assert listed == {field.name: field.metadata["help"] for field in settings}
+    words = succeed(command, "--help").split()
+    assert {*listed} <= {*words}
+    assert f"`trl {'dpo' if command == 'train' else 'reward'} --help`" in " ".join(words)
 
 
 @pytest.mark.parametrize("command", ["train", "reward", "sweep"])

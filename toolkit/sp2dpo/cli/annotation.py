@@ -12,6 +12,7 @@ from sp2dpo.cli.options import (
     PAIRS,
     PAIRS_FROM,
     PANEL,
+    PANEL_FILE,
     PATIENCE,
     RETRY_REFUSED,
     RUN_STORE,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @COLUMNS
 @PAIRS_FROM
 @click.option(
-    "--panel", "panel_file", type=FILE, help="Panel YAML file; required except with --reread."
+    "--panel", "panel_file", type=PANEL_FILE, help="Panel YAML file; required except with --reread."
 )
 @RUN_STORE
 @PATIENCE
@@ -170,7 +171,7 @@ def _print_source(corpus: "Corpus") -> None:
 
 
 @click.command()
-@click.argument("panel_file", metavar="PANEL.yaml", type=FILE)
+@click.argument("panel_file", metavar="PANEL.yaml", type=PANEL_FILE)
 @click.option("--teacher", "name", required=True, help="Name of the teacher to serve.")
 @click.option("--log", type=FILE, help="Log file of the server [default: serve.TEACHER.log].")
 def serve(panel_file: Path, name: str, log: Path | None) -> None:

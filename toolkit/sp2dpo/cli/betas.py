@@ -9,6 +9,7 @@ import click
 from sp2dpo.cli.options import (
     BETAS,
     FILE,
+    SCHEDULE_FILE,
     STORE,
     print_lines,
 )
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 @click.command()
 @STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, required=True, help="Schedule or arm YAML file."
+    "--schedule",
+    "schedule_file",
+    type=SCHEDULE_FILE,
+    required=True,
+    help="Schedule or arm YAML file.",
 )
 @click.option(
     "--scores", "scores_file", type=FILE, help="Scores written by `score`, for MADPO and ODPO."

@@ -12,6 +12,7 @@ from sp2dpo.cli.options import (
     FILE,
     FOLDER,
     JSON,
+    PANEL_FILE,
     PATIENCE,
     SEND_KEY,
     SERVE,
@@ -174,7 +175,7 @@ def _publish_lines(options: "PublishOptions", result: "PublishResult") -> "Itera
     metavar="N",
     help="Ask the teachers again about N pairs and compare the replies.",
 )
-@click.option("--panel", "panel_file", type=FILE, help="Panel YAML file, for --resample.")
+@click.option("--panel", "panel_file", type=PANEL_FILE, help="Panel YAML file, for --resample.")
 @click.option("--store", "store_file", type=FILE, help="Store of the new replies, for --resample.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the sample.")
 @SERVE

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import click
 
-from sp2dpo.cli.options import BETAS, DRAWS, FILE, GOLD, JSON, STORE, print_lines, print_result
+from sp2dpo.cli.options import (
+    BETAS,
+    DRAWS,
+    FILE,
+    GOLD,
+    JSON,
+    SCHEDULE_FILE,
+    STORE,
+    print_lines,
+    print_result,
+)
 
 FAILED = 3
 """Exit code of an audit that fails `--fail-on`."""
@@ -14,7 +24,10 @@ FAILED = 3
 @click.command()
 @STORE
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: the paper's]."
+    "--schedule",
+    "schedule_file",
+    type=SCHEDULE_FILE,
+    help="Schedule YAML file [default: the paper's].",
 )
 @click.option(
     "--ids",
@@ -59,7 +72,7 @@ def agreement(
 @click.option(
     "--schedule",
     "schedule_file",
-    type=FILE,
+    type=SCHEDULE_FILE,
     required=True,
     help="Schedule YAML file that the alternatives are compared with.",
 )

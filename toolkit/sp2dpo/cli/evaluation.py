@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sp2dpo.cli.options import (
+    EVALUATION_FILE,
     FILE,
     FOLDER,
     JSON,
@@ -31,10 +32,10 @@ PROMPTS = click.option(
     help="alpaca_eval, or a .json or .jsonl file with `instruction` and optionally `output`.",
 )
 STUDENT = click.option(
-    "--student", "student_file", type=FILE, required=True, help="Student YAML file."
+    "--student", "student_file", type=EVALUATION_FILE, required=True, help="Student YAML file."
 )
 # A dict instead of an option, because `judge` requires it and `sweep` does not.
-JUDGE = {"type": FILE, "help": "Judge YAML file."}
+JUDGE = {"type": EVALUATION_FILE, "help": "Judge YAML file."}
 REFERENCE = click.option(
     "--reference",
     type=ANY,

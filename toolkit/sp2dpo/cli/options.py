@@ -16,7 +16,61 @@ if TYPE_CHECKING:
     from sp2dpo.store.questions import Shard
 
 
+def find_yaml(name: str, folder: str, *, option: str, program: str) -> Path:
+    """Return the path of a YAML file that is named by its path or as a recipe.
+
+    A line on stderr says which recipe it is.
+
+    Args:
+        name: The path, or the name of a recipe.
+        folder: Folder of the recipes that are meant, such as `dpo`, for a hint.
+        option: Name of the option, for messages.
+        program: Name of the program, for messages.
+
+    Raises:
+        ValueError: If it is a folder, or there is neither a file nor a recipe of this name.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():  # also a pipe, as of `<(...)`
+        return path
+    from sp2dpo.recipes import find_recipe, recipe_hint
+
+    recipe = find_recipe(name)
+    if recipe is not None and recipe.path.is_file():
+        print_lines([f"{program}: {option} {name} is the recipe {recipe.path}"], err=True)
+        return recipe.path
+    if path.is_dir():
+        raise ValueError(f"{option} {name} is a folder: name a YAML file in it")
+    raise ValueError(
+        f"{option} {name}: there is no such file, and no such recipe{recipe_hint(name, folder)}"
+    )
+
+
+class YamlType(click.ParamType):
+    """A YAML file, by its path or as the name of a recipe.
+
+    Args:
+        folder: Folder of the recipes that are meant, such as `panels`, for a hint.
+    """
+
+    name = "FILE_OR_RECIPE"
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def convert(
+        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path; raise ValueError if there is neither a file nor a recipe."""
+        if isinstance(value, Path):
+            return value
+        option = param.opts[0] if isinstance(param, click.Option) else ""
+        program = ctx.command_path if ctx else "sp2dpo"
+        return find_yaml(value, self._folder, option=option, program=program)
+
+
 FILE = click.Path(path_type=Path, dir_okay=False)
+PANEL_FILE, SCHEDULE_FILE, EVALUATION_FILE = map(YamlType, ("panels", "schedules", "evaluate"))
 FOLDER = click.Path(path_type=Path, file_okay=False)
 STORE = click.option(
     "--store", "store_file", type=FILE, required=True, help="Store written by `annotate`."
@@ -82,7 +136,9 @@ PAIRS_FROM = click.option(
     help="Pairs of a row with several scored responses: the best against each worse one, or all "
     "that differ [default: best-rest].",
 )
-PANEL = click.option("--panel", "panel_file", type=FILE, required=True, help="Panel YAML file.")
+PANEL = click.option(
+    "--panel", "panel_file", type=PANEL_FILE, required=True, help="Panel YAML file."
+)
 GOLD = click.option(
     "--gold",
     "gold_file",

@@ -17,6 +17,7 @@ from sp2dpo.cli.options import (
     PAIRS_FROM,
     PANEL,
     PATIENCE,
+    SCHEDULE_FILE,
     SEND_KEY,
     SERVE,
     STORE,
@@ -71,7 +72,10 @@ def status(store_file: Path, as_json: bool) -> None:
 )
 @GOLD
 @click.option(
-    "--schedule", "schedule_file", type=FILE, help="Schedule YAML file [default: the paper's]."
+    "--schedule",
+    "schedule_file",
+    type=SCHEDULE_FILE,
+    help="Schedule YAML file [default: the paper's].",
 )
 @click.option(
     "--sweep",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sp2dpo.cli.options import FILE, FOLDER, command_words, print_lines
+from sp2dpo.cli.options import FILE, FOLDER, command_words, find_yaml, print_lines
+from sp2dpo.cli.settings import SettingsCommand
 
 if TYPE_CHECKING:
     from click.decorators import FC
@@ -76,7 +77,7 @@ def _add_options(command: "FC") -> "FC":
     return command
 
 
-@click.command(context_settings=_PASS_ON, epilog=_TRAIN)
+@click.command(cls=SettingsCommand, context_settings=_PASS_ON, epilog=_TRAIN)
 @_add_options
 @click.pass_obj
 def train(debug: bool, **options: Any) -> None:
@@ -89,7 +90,7 @@ def train(debug: bool, **options: Any) -> None:
     _run_training("train", debug=debug, **options)
 
 
-@click.command(context_settings=_PASS_ON, epilog=_REWARD)
+@click.command(cls=SettingsCommand, context_settings=_PASS_ON, epilog=_REWARD)
 @_add_options
 @click.pass_obj
 def reward(debug: bool, **options: Any) -> None:
@@ -228,24 +229,10 @@ def _only_engine(program: str, engines: Sequence[str]) -> str:
 
 def _find_configs(program: str, option: str, names: Sequence[str], folder: str) -> list[str]:
     """Return the paths of YAML files that are named by path or as recipes."""
-    from sp2dpo.recipes import find_recipe, recipe_hint
-
-    paths = []
-    for name in names:
-        path, recipe = Path(name), find_recipe(name)
-        if recipe is not None and recipe.path.is_file() and not path.is_file():
-            print_lines([f"{program}: {option} {name} is the recipe {recipe.path}"], err=True)
-            path = recipe.path
-        elif path.is_dir():
-            _refuse(program, f"{option} {name} is a folder: name a YAML file in it")
-        elif not path.exists():
-            _refuse(
-                program,
-                f"{option} {name}: there is no such file, and no such recipe"
-                f"{recipe_hint(name, folder)}",
-            )
-        paths.append(str(path))
-    return paths
+    try:
+        return [str(find_yaml(name, folder, option=option, program=program)) for name in names]
+    except ValueError as error:
+        _refuse(program, str(error))
 
 
 def _refuse(program: str, message: str) -> NoReturn:
