@@ -93,6 +93,13 @@ def test_a_transform_of_the_user_stays():
     assert column_values(shouted, "beta") == BETAS
 
 
+def test_a_stream_without_marks_has_no_counts_and_may_be_empty():
+    stream = pairs(beta=BETAS).to_iterable_dataset()
+    assert apply_marks(stream, name="train") == (stream, None)
+    empty = IterableDataset.from_generator(lambda: iter(()))
+    assert apply_marks(empty, name="train") == (empty, None)
+
+
 def test_a_stream_whose_rows_differ_in_their_marks_is_read():
     def rows():
         yield {"beta": 0.1, "chosen": "a", "rejected": "b", "flip": True}

@@ -141,6 +141,14 @@ def test_messages_with_other_keys_and_categories_with_other_names_fit_together(w
     assert next(iter(stream))["category"] == 0
 
 
+@pytest.mark.parametrize("value", [True, "0.1"])
+def test_a_column_that_is_no_number_is_refused_in_a_mixture_as_alone(write, value):
+    first = write("a", {"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}, beta=[0.1])
+    second = write("b", {"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}, beta=[value])
+    with pytest.raises(ValueError, match=r"the column beta of b has the type (bool|text), which"):
+        mixture(first, second)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -246,6 +246,48 @@ def test_a_sweep_computes_the_reference_once_and_is_done_once(
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
+def test_a_sweep_over_a_stream_has_no_reference_cache_and_unknown_betas(
+    script, model_dir, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Dataset.from_dict(conversations(beta=BETAS)).to_parquet(folder / "train.parquet")
+    words = [
+        "--out", tmp_path / "sweep", "--config", DPO / "tiny-demo.yaml", "--vary", "seed=1",
+        "--model_name_or_path", model_dir, "--dataset", folder, "--streaming", "--eval_dataset",
+        folder, "--held_out", "0", "--max_steps", "1", "--use_cpu", "true", "--max_length", "64",
+        "--global_batch_size", "2", "--per_device_train_batch_size", "2", "--eval_strategy", "no",
+    ]  # fmt: skip
+    launched = []
+
+    def run(command, log):
+        launched.append(command)
+        script.main([*command[command.index("--config") :], "--traceback", "true"])
+        return 0
+
+    monkeypatch.setattr(sweep_module, "_launch", run)
+    assert recipe("sweep").main(list(map(str, words))) == 0
+    assert "--reference_cache" not in launched[0]
+    assert re.search(r"\nseed-1 +\S+ +8 +\d\.\d{3} \(", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("seed: 1\n", [], True),
+        ("streaming: true\n", [], False),
+        ("streaming: true\n", ["--streaming", "false"], True),
+        ("seed: 1\n", ["--streaming=yes"], False),
+        ("seed: 1\n", ["--streaming", "--seed", "2"], False),
+        ("sync_ref_model: true\n", [], False),
+    ],
+)
+def test_a_run_has_a_reference_cache_where_the_log_probs_are_known_before(
+    files, text, words, expected
+):
+    assert SweepRun("a", tuple(files(text)), tuple(words)).can_cache() == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

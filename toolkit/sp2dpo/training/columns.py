@@ -157,19 +157,20 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
 
     Returns:
         The data set (the same object if it has neither column, else without its format, such as
-        torch) and the counts, which are None for
-        a stream because its rows are not known in advance.
+        torch) and the counts, which are None for a stream because its rows are not known in
+        advance.
 
     Raises:
         ValueError: If a mark is not a boolean, or if no row is left. Marks of a stream are checked
             while it is read.
     """
     # A stream may not know its columns before its first row is read.
-    names = dataset.column_names or list(next(iter(dataset)))
+    names = dataset.column_names or list(next(iter(dataset), {}))
     marks = [column for column in MARK_COLUMNS if column in names]
     where = f"the {name} data set"
     if not marks:
-        return dataset, MarkCounts(left_out=0, flipped=0)
+        in_memory = not isinstance(dataset, IterableDataset)
+        return dataset, MarkCounts(left_out=0, flipped=0) if in_memory else None
     if isinstance(dataset, IterableDataset):
         logger.warning(f"{where}: rows with keep false are left out, those with flip true flipped")
         return _mark_stream(dataset, marks, where), None

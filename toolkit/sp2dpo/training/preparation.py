@@ -183,11 +183,14 @@ class RowPreparation:
         if isinstance(dataset, IterableDataset) and self._args.precompute_ref_log_probs:
             missing = [name for name in REFERENCE if name not in column_names(dataset)]
             if missing:
+                cache = self._args.reference_cache
+                way_out = (
+                    "unset reference_cache" if cache else "set precompute_ref_log_probs to false"
+                )
                 raise ValueError(
                     "precompute_ref_log_probs is not supported with IterableDataset, whose rows"
                     f" are read during training: the {name} data set is one and has no column"
-                    f" {missing[0]}; set precompute_ref_log_probs to false, or load the data set"
-                    " without streaming"
+                    f" {missing[0]}; {way_out}, or load the data set without streaming"
                 )
         return check_rows(self._prepare_columns(dataset, name), name, sees_images=self.sees_images)
 

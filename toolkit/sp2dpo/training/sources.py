@@ -1,6 +1,7 @@
 """The data sets of a run: how their columns are renamed and completed, and how they are mixed."""
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -30,6 +31,8 @@ USED_COLUMNS = (
 """Columns that a run reads; a mixture has no others."""
 _SAMPLED = 100
 """Rows of a stream from which its columns are inferred if it does not declare them."""
+_NUMBER = re.compile(r"u?int|float|decimal")
+"""Types of columns of numbers."""
 
 
 @dataclass(kw_only=False)
@@ -386,6 +389,12 @@ def common_features(types: Mapping[str, Features]) -> Features:
     for label, columns in types.items():
         for name, feature in columns.items():
             if name in PAIR_COLUMNS or name in REFERENCE:
+                # A cast would turn `true` and text into numbers; one data set alone refuses them.
+                if not (_is_null(feature) or _NUMBER.match(getattr(feature, "dtype", ""))):
+                    raise ValueError(
+                        f"the column {name} of {label} has the type {_describe(feature)}, which is"
+                        " not a number: convert it, or leave it out by columns"
+                    )
                 features[name] = Value("float64")
                 continue
             merged = _merge(features[name], feature) if name in features else feature

@@ -1,5 +1,6 @@
 """Train one model with several settings, each in its own process, with a shared reference cache."""
 
+import itertools
 import json
 import os
 import signal
@@ -50,6 +51,21 @@ class SweepRun:
             "settings": dict(compose(self.configs).settings),
             "command_line": list(self.arguments),
         }
+
+    def can_cache(self) -> bool:
+        """Return whether the reference log-probs can be computed before the training.
+
+        Not for a stream, which is not in memory, nor if the reference model follows the policy.
+        """
+        return not (self._is_set("streaming") or self._is_set("sync_ref_model"))
+
+    def _is_set(self, key: str) -> bool:
+        words = [part for word in self.arguments for part in word.split("=", 1)]
+        value = str(compose(self.configs).settings.get(key, "false"))
+        for option, following in itertools.pairwise([*words, "--"]):
+            if option == f"--{key}":  # a flag, or with a value; the last one counts
+                value = "true" if following.startswith("--") else following
+        return value.lower() in ("true", "yes", "1", "t", "y")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +140,7 @@ def _run(
     output, log = folder / run.name, folder / f"{run.name}.log"
     record, results = folder / f"{run.name}.json", output / "results.json"
     definition = run.definition()
+    cache = ("--reference_cache", str(folder / "reference")) if run.can_cache() else ()
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != definition:
         raise ValueError(f"{output} holds a run with other settings: choose another --out")
     # Before the run: a later call has to recognise a run that was killed.
@@ -137,7 +154,7 @@ def _run(
             *(sys.executable, "-m", "sp2dpo", "train", *launch),
             *(word for path in run.configs for word in ("--config", str(path))),
             # The last value of an option counts: a run may set its own cache, but no other folder.
-            *("--reference_cache", str(folder / "reference")),
+            *cache,
             # Of a run that was stopped; there is none before the first step.
             *("--resume_from_checkpoint", "true", *run.arguments),
             *("--output_dir", str(output)),
@@ -207,6 +224,10 @@ def sweep_lines(
             continue
         beta, metrics = result.results["beta"], _metrics(result)
         pairs = result.results["rows"].get("eval", {}).get("used", 0)
+        # The betas of a stream are not known.
+        betas = f"{beta['min']:g}" if beta else UNKNOWN
+        if beta and beta["max"] > beta["min"]:
+            betas += f" to {beta['max']:g}"
         accuracy = UNKNOWN
         if pairs:
             # Rounded, because TRL averages the accuracies of batches, and the last may be smaller.
@@ -215,7 +236,7 @@ def sweep_lines(
         lines.append(
             [
                 result.run,
-                f"{beta['min']:g}" + (f" to {beta['max']:g}" if beta["max"] > beta["min"] else ""),
+                betas,
                 str(pairs or UNKNOWN),
                 accuracy,
                 format_fixed(metrics.get(MARGIN), 3, signed=True),
