@@ -233,6 +233,22 @@ def test_marks_act_on_the_pairs_to_train_on_and_not_on_the_others(prepare):
     ]
 
 
+def test_the_card_and_the_results_of_a_reward_model_name_its_data(prepare, tmp_path):
+    run = prepare({}, held_out=0.6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = json.loads(run.train().read_text())
+    assert results["data"]["dataset"] == "data"
+    assert results["eval"]["step"] == 1
+    assert str(tmp_path) not in json.dumps(results)
+    for folder in ("out", "out/checkpoint-1"):
+        assert (tmp_path / folder).exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count("## Data and settings") == 1
+    assert f"fingerprint: {results['data']['fingerprint']}" in card
+    assert "held_out: 0.6" in card
+
+
 def test_a_share_of_the_prompts_can_be_held_out_of_a_single_model(prepare):
     run = prepare({}, held_out=0.6)
     assert 0 < run.eval_rows < 8

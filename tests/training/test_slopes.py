@@ -5,9 +5,19 @@ import math
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from trl import DPOTrainer
 
 from sp2dpo.training.gradients import GradientMetrics, inversion
-from support.training import BETAS, PAIRS, make, margin_by_hand, shake, train
+from support.training import (
+    BETAS,
+    PAIRS,
+    assert_same,
+    make,
+    margin_by_hand,
+    shake,
+    train,
+    without_ours,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning"),
@@ -41,7 +51,7 @@ def test_shares_are_of_all_pairs_since_the_last_log():
         beta=beta, slope=torch.tensor([0.01, 0.0]).double(), category=torch.tensor([0, -1]), **pairs
     )
     metrics = slopes.metrics()
-    assert metrics["gradient_share/beta_decile_1"] == pytest.approx(0.4)
+    assert metrics["gradient_share/beta_decile_01"] == pytest.approx(0.4)
     assert metrics["gradient_share/beta_decile_10"] == pytest.approx(0.6)
     assert metrics["gradient_share/category_safety"] == pytest.approx(0.4)
     assert metrics["accuracy/safety"] == 1
@@ -71,14 +81,18 @@ def test_an_inversion_is_logged_only_where_its_formula_holds(model_dir, tmp_path
     assert slopes.metrics().get("pairs/inverted") == (1.0 if shown else None)
 
 
-def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
+def categorized_pairs():
     text, names = Value("string"), ["safety", "style", "none"]
     features = Features(dict.fromkeys(PAIRS, text) | {
         "beta": Value("float64"), "category": ClassLabel(names=names),
     })  # fmt: skip
-    data = Dataset.from_dict(
+    return Dataset.from_dict(
         PAIRS | {"beta": BETAS, "category": [0, 1, 0, 1, 0, 1, 0, None]}, features=features
     )
+
+
+def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
+    data = categorized_pairs()
     run = {"per_device_train_batch_size": 8, "max_steps": 1, "learning_rate": 0.0}
     trainer = make(model_dir, tmp_path, data, **run)
     shake(trainer)
@@ -92,7 +106,26 @@ def test_a_run_logs_where_its_gradient_goes(model_dir, tmp_path):
     right = sum(margins[row] > 0 for row in (0, 2, 4, 6)) / 4
     assert logged["accuracy/safety"] == right
     assert "accuracy/none" not in logged
-    deciles = [logged[f"gradient_share/beta_decile_{n}"] for n in range(1, 11)]
+    deciles = [logged[f"gradient_share/beta_decile_{n:02}"] for n in range(1, 11)]
     assert sum(deciles) == pytest.approx(1)
     assert deciles[9] == pytest.approx(slopes[1] / sum(slopes), abs=1e-4)  # beta 0.3
     assert logged["pairs/inverted"] == sum(d > inversion(0.03, 0.3) for d in margins) / 8
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "aot"])
+def test_stock_dpo_on_a_data_set_with_categories_trains_the_same_and_logs_them(
+    model_dir, tmp_path, loss_type
+):
+    data, run = categorized_pairs(), {"loss_type": [loss_type], "beta": 0.3}
+    stock, stock_logs = train(make(model_dir, tmp_path, data, trainer=DPOTrainer, **run))
+    ours = make(model_dir, tmp_path, data, pair_columns=[], shared_prompt=False, **run)
+    parameters, logs = train(ours)
+    assert_same(parameters, stock)
+    assert without_ours(logs) == stock_logs
+    logged = {name for entry in logs for name in entry}
+    # A loss that sorts the batch has no value for each pair.
+    assert {"accuracy/safety", "accuracy/style"} <= logged or loss_type == "aot"
+    assert "gradient_share/beta_decile_01" not in logged
+    for entry, theirs in zip(logs[:3], stock_logs[:3], strict=True):
+        unscaled = pytest.approx(theirs["rewards/margins"] / 0.3, abs=1e-4)
+        assert entry["margins/unscaled"] == unscaled

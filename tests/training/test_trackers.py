@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,13 @@ from sp2dpo.training.config import PairDPOConfig
 from sp2dpo.training.console import ConsoleLine, console_line
 from sp2dpo.training.data import DataConfig
 from sp2dpo.training.sources import SourceConfig
-from sp2dpo.training.trackers import PACKAGES, check_trackers, flatten
+from sp2dpo.training.trackers import (
+    PACKAGES,
+    SwanLab,
+    check_trackers,
+    describe_run,
+    flatten,
+)
 from support.harness import ROOT
 from support.training import BETAS, conversations
 
@@ -163,3 +170,38 @@ def test_only_the_main_process_prints_one_line_for_a_log_entry(capsys):
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert "\r" not in printed
+
+
+@pytest.mark.parametrize(
+    ("project", "given", "expected"),
+    [
+        (None, {}, "sp2dpo"),
+        ("mine", {}, "mine"),
+        ("mine", {"WANDB_PROJECT": "theirs", "MLFLOW_EXPERIMENT_ID": "7"}, "theirs"),
+    ],
+)
+def test_the_project_is_that_of_every_tracker_unless_its_own_variable_is_set(
+    monkeypatch, project, given, expected
+):
+    for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.setenv(name, given.get(name, ""))
+    args = SimpleNamespace(
+        run_name=None, output_dir="student", project=project or "huggingface",
+        report_to=["wandb", "mlflow", "tensorboard"],
+    )  # fmt: skip
+    describe_run(args, {})
+    assert os.environ["WANDB_PROJECT"] == expected
+    assert os.environ["MLFLOW_EXPERIMENT_NAME"] == ("" if given else expected)
+    assert args.run_name == "student"
+
+
+def test_swanlab_is_started_with_the_project_where_it_has_no_run():
+    def no_run():
+        raise RuntimeError("No active Run. Call swanlab.init() first.")
+
+    module = SimpleNamespace(get_run=no_run, init=lambda **options: options, config={})
+    swanlab = SwanLab(module, SimpleNamespace(project="mine"))
+    assert swanlab.get_run() is None
+    started = swanlab.init(project=None, experiment_name="student")
+    assert started == {"project": "mine", "experiment_name": "student"}
+    assert swanlab.config is module.config

@@ -13,18 +13,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+import yaml
+from datasets import Dataset, DatasetDict, load_dataset
 from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
 from sp2dpo.training.columns import MarkCounts, apply_marks, exchange_responses
 from sp2dpo.training.config import FUSES_LIGER_LOSS
-from sp2dpo.training.trainer import PairDPOConfig, PairDPOTrainer
+from sp2dpo.training.provenance import hash_columns, trace_loaded
+from sp2dpo.training.trainer import PairColumnsMixin, PairDPOConfig, PairDPOTrainer
 from support.training import (
     BETAS,
     PAIRS,
     PairDoubled,
     assert_same,
+    conversations,
     loss_and_gradient,
     make,
     margin_by_hand,
@@ -514,6 +517,53 @@ def test_the_model_card_names_the_method_that_was_used(model_dir, tmp_path):
     assert "2601.22385" not in cards[1]
     assert "sp2dpo" not in cards[1]
     assert "2305.18290" in cards[1]
+
+
+def test_the_card_of_a_script_has_what_is_known_of_its_data_and_settings(model_dir, tmp_path):
+    rows = conversations(beta=BETAS)
+    folder = tmp_path / "hh-betas"
+    folder.mkdir()
+    Dataset.from_dict(rows).to_parquet(folder / "train.parquet")
+    loaded = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    secret = {"model_init_kwargs": {"token": "hf_planted"}, "learning_rate": 3.0e-5}
+    trainer = make(model_dir, tmp_path, loaded, **secret)
+    trainer.create_model_card(model_name="student")
+    card = Path(trainer.args.output_dir, "README.md").read_text()
+    section = yaml.safe_load(card.split("````yaml\n")[1].split("````")[0])
+    assert section["data"]["dataset"] == "hh-betas"
+    assert section["data"]["rows"] == {"given": 8, "used": 8}
+    assert section["data"]["columns_sha256"] == hash_columns(loaded, ["beta"])
+    assert section["data"]["fingerprint"] == loaded._fingerprint
+    assert section["settings"]["learning_rate"] == 3e-5
+    assert "hf_planted" not in card
+    assert str(tmp_path) not in card
+    # What `load_dataset` notes of a data set on the Hub.
+    commit = "abcdef0123" * 4
+    hub = Dataset.from_dict(rows)
+    hub.info.download_checksums = {f"hf://datasets/org/hh-betas@{commit}/train.parquet": {}}
+    known = trace_loaded(hub, hub, ["beta"])
+    assert (known["dataset"], known["revision"]) == ("org/hh-betas", commit)
+    trainer._known_rows = known
+    trainer.create_model_card(model_name="student")
+    card = Path(trainer.args.output_dir, "README.md").read_text()
+    assert f"revision: {commit}" in card
+    assert "datasets: org/hh-betas" in card
+    assert trace_loaded(hub.to_iterable_dataset(), None, [])["rows"] == {}
+    assert "dataset" not in trace_loaded(Dataset.from_dict(rows), hub, ["beta"])
+
+
+class WithoutCard(DPOTrainer):
+    """Somebody's own trainer, which writes no card."""
+
+    def create_model_card(self, *arguments, **options):
+        """Write nothing."""
+
+
+def test_a_trainer_that_writes_no_card_gets_none(model_dir, tmp_path):
+    kind = type("Mine", (PairColumnsMixin, WithoutCard), {})
+    trainer = make(model_dir, tmp_path, pairs(beta=BETAS), trainer=kind)
+    trainer.create_model_card(model_name="student")
+    assert not Path(trainer.args.output_dir, "README.md").exists()
 
 
 DEEPSPEED_RUN = """

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sp2dpo.text import escape_controls, longer_fence, redact
-from sp2dpo.training.provenance import display_name
+from sp2dpo.training.provenance import display_name, trace_loaded
 
 # The mixin is meant for TRL's trainers, whose methods differ between versions.
 Trainer: Any = object
@@ -37,15 +37,20 @@ class DataCardMixin(Trainer):
     """Write a section about the data and the settings into the card of a trainer's model.
 
     A trainer writes its card anew for every checkpoint and every push. The section is therefore
-    added by `create_model_card`, and set before the training begins.
+    added by `create_model_card`.
 
     Attributes:
-        card_section: Text that is appended to the card, in Markdown; see `card_section`.
-        card_datasets: Names of the data sets on the Hub, for the card's metadata.
+        card_section: Text that is appended to the card, in Markdown; see `card_section`. If it is
+            not set, what is known of the train data set and the settings; empty for no section.
+        card_datasets: Names of the data sets on the Hub, for the card's metadata; if it is not set,
+            that of the train data set, if it was loaded from the Hub.
+        card_rows: The train data set as it was given to the trainer.
     """
 
-    card_section: str = ""
-    card_datasets: Sequence[str] = ()
+    card_section: str | None = None
+    card_datasets: Sequence[str] | None = None
+    card_rows: Any = None
+    _known_rows: Mapping[str, Any] | None = None
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
@@ -53,7 +58,8 @@ class DataCardMixin(Trainer):
         """Write the card as TRL does, from its template, and append `card_section`."""
         if not self.is_world_process_zero():
             return
-        names = [dataset_name] if dataset_name else list(self.card_datasets)
+        section, known = self._describe()
+        names = [dataset_name] if dataset_name else list(known)
         args = self.args
         folder = Path(str(args.output_dir))
         # Written elsewhere and renamed: a push in the background may read the card at any time.
@@ -65,14 +71,32 @@ class DataCardMixin(Trainer):
                 super().create_model_card(model_name, names[0] if len(names) == 1 else None, tags)
             finally:
                 self.args = args
-            card = ModelCard.load(Path(temporary, "README.md"))
+            written = Path(temporary, "README.md")
+            if not written.exists():  # a trainer's own method may write it elsewhere, or not at all
+                return
+            card = ModelCard.load(written)
         if len(names) > 1:
             metadata: Any = card.data  # its attributes are the keys of the card
             metadata.datasets = names
         # The Trainer uploads no file whose name begins with an underscore.
-        written = folder / "_README.md"
-        written.write_text(f"{card}{self.card_section}", encoding="utf-8")
-        written.replace(folder / "README.md")
+        complete = folder / "_README.md"
+        complete.write_text(f"{card}{section}", encoding="utf-8")
+        complete.replace(folder / "README.md")
+
+    def _describe(self) -> tuple[str, Sequence[str]]:
+        """Return the section, and the names of the data sets on the Hub."""
+        section, names = self.card_section, self.card_datasets
+        if section is not None and names is not None:
+            return section, names
+        if self._known_rows is None:  # once: a hash of all rows
+            columns = getattr(self.args, "pair_columns", [])
+            self._known_rows = trace_loaded(self.card_rows, self.train_dataset, columns)
+        name = self._known_rows.get("dataset")
+        if section is None:
+            section = card_section(dict(self._known_rows), changed_settings([self.args]))
+        if names is None:
+            names = [name] if name and "/" in name else []
+        return section, names
 
 
 def card_section(data: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -138,7 +138,8 @@ class GradientMetrics:
         if self.inverts_at is not None:
             metrics["pairs/inverted"] = self._inverted / self._pairs
         for name, sums, labels in (
-            ("beta_decile", self._by_decile, [str(n + 1) for n in range(DECILES)]),
+            # Two digits, because trackers sort the names of metrics as text.
+            ("beta_decile", self._by_decile, [f"{n + 1:02}" for n in range(DECILES)]),
             ("category", self._by_category, self.categories),
         ):
             total = sums.sum().item()

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _SHARDS = 64
 """Number of parts in which a stream of local rows is read."""
 _COMMIT = re.compile(r"[@/]([0-9a-f]{40})/")
+_HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@[0-9a-f]{40}/")
+_HUB_CACHE = re.compile(r"/([^/]+)___([^/]+)/[^/]+/[^/]+/[0-9a-f]{40}/")
 
 
 def read_split(
@@ -284,6 +286,46 @@ def trace_rows(
         columns_sha256=hash_columns(dataset, columns),
         fingerprint=None if stream else read._fingerprint,
     )
+
+
+def trace_loaded(read: Any, trained: Any, columns: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of rows that a script has loaded itself, as `data` on a card.
+
+    `load_dataset` notes the repo and the commit of a data set on the Hub, and of a local folder the
+    name alone.
+
+    Args:
+        read: The data set that a trainer was given.
+        trained: The rows that it trains on.
+        columns: The per-pair columns that are used.
+    """
+    rows = {
+        name: len(each)
+        for name, each in (("given", read), ("used", trained))
+        if isinstance(each, Dataset)
+    }
+    name = _loaded_name(read)
+    if name is not None and "/" in name:
+        return asdict(trace_rows(name, None, trained, columns, read=read)) | {"rows": rows}
+    facts: dict[str, Any] = {"dataset": name} if name else {}
+    facts |= {"pair_columns": list(columns), "columns_sha256": hash_columns(trained, columns)}
+    return facts | {"fingerprint": getattr(read, "_fingerprint", None), "rows": rows}
+
+
+def _loaded_name(rows: Any) -> str | None:
+    """Return the name of a loaded data set, `org/name` of one on the Hub; None if it has none."""
+    info = getattr(rows, "info", None)
+    if info is None:
+        return None
+    cached = [str(file["filename"]) for file in getattr(rows, "cache_files", [])]
+    text = " ".join([*map(str, info.download_checksums or {}), *cached])
+    if found := _HUB_FILE.search(text):
+        return found[1]
+    if found := _HUB_CACHE.search(text):
+        return f"{found[1]}/{found[2]}"
+    # Rows of a file have the name of the format, and those of a generator that of the class.
+    name = info.dataset_name
+    return None if name in (info.builder_name, "generator") else name
 
 
 def hash_columns(dataset: Any, columns: Sequence[str]) -> str | None:

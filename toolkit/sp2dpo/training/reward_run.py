@@ -1,5 +1,6 @@
 """Train a reward model on all prompts but those of one fold, and evaluate it on that fold."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,12 @@ from typing import Any
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from sp2dpo.files import write_json
-from sp2dpo.training.card import remove_secrets
+from sp2dpo.training.card import (
+    DataCardMixin,
+    card_section,
+    changed_settings,
+    remove_secrets,
+)
 from sp2dpo.training.chat_templates import (
     REFUSALS,
     TEMPLATE_ERRORS,
@@ -20,7 +26,7 @@ from sp2dpo.training.config import set_current_names
 from sp2dpo.training.console import quiet_libraries, use_console
 from sp2dpo.training.lengths import check_lengths
 from sp2dpo.training.model_files import context_length, read_model_files
-from sp2dpo.training.provenance import display_name, read_split
+from sp2dpo.training.provenance import display_name, hub_names, read_split, trace_rows
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.rows import IDS, ROW, TEXTS, check_rows, number_rows
 from sp2dpo.training.run import (
@@ -101,7 +107,7 @@ class RewardModelConfig(RewardConfig):
         return settings | getattr(self, "run_facts", {})
 
 
-class CheckedRewardTrainer(RewardTrainer):
+class CheckedRewardTrainer(DataCardMixin, RewardTrainer):
     """RewardTrainer that names the row that cannot be tokenised or trained on.
 
     Args:
@@ -143,15 +149,18 @@ class RewardRun:
         train_rows: Number of pairs to train on.
         eval_rows: Number of pairs of the fold that is left out, or that are held out.
         marks: Number of pairs that the columns `keep` and `flip` affected among those to train on.
+        origin: What the model is trained on, as `data` in results.json; empty in all processes but
+            the main one.
         checkpoint: Checkpoint folder to resume from; None to start from the beginning.
     """
 
     data: FoldConfig
     model: ModelConfig
-    trainer: RewardTrainer
+    trainer: CheckedRewardTrainer
     train_rows: int
     eval_rows: int
     marks: MarkCounts | None
+    origin: Mapping[str, Any]
     checkpoint: str | None
 
     def train(self) -> Path:
@@ -169,20 +178,22 @@ class RewardRun:
         )
         trainer.save_model(args.output_dir, _internal_call=True)  # see `run.TrainingRun.train`
         if trainer.accelerator.is_main_process:
+            trainer.create_model_card(model_name=results.parent.name)
             rows = {"train": self.train_rows, "eval": self.eval_rows}
             content = {
                 "train_loss": loss,
-                "eval": metrics,
+                "eval": metrics and metrics | {"step": trainer.state.global_step},
                 "fold": data.fold,
                 "folds": data.folds,
                 "held_out": data.held_out,
                 "rows": rows | (asdict(self.marks) if self.marks else {}),
-                "model": self.model.model_name_or_path,
+                "model": display_name(str(self.model.model_name_or_path)),
                 "model_revision": self.model.model_revision,
                 "dataset": display_name(str(data.dataset)),
                 "dataset_revision": data.dataset_revision,
                 "seed": args.seed,
                 "versions": library_versions(),
+                "data": self.origin,
             }
             write_json(results, content, indent=2)
         if args.push_to_hub:
@@ -200,8 +211,9 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
     """
     quiet_libraries(args)
     check_processes(args)
-    rows = read_split(str(data.dataset), data.dataset_split, data.dataset_revision)
-    rows = check_rows(number_rows(rows), "train")
+    source = str(data.dataset)
+    read = read_split(source, data.dataset_split, data.dataset_revision)
+    rows = check_rows(number_rows(read), "train")
     if "prompt" not in rows.column_names:
         raise ValueError(f"a fold needs a column prompt, {data.dataset} has none")
     shares = [hash_fraction(prompt) for prompt in rows["prompt"]]
@@ -242,10 +254,17 @@ def prepare_reward_run(data: FoldConfig, args: RewardConfig, model: ModelConfig)
         )
     use_console(trainer)
     guard_trackers(trainer)
-    facts = {"dataset": data.dataset, "dataset_revision": data.dataset_revision, "rows": len(train)}
-    folds = {"fold": data.fold, "folds": data.folds, "held_out": data.held_out}
-    describe_run(args, {"data": facts | folds, "model_name": display_name(name)})
+    origin: dict[str, Any] = {}
+    if trainer.accelerator.is_main_process:
+        origin = asdict(trace_rows(source, data.dataset_revision, train, [], read=read))
+        del origin["pair_columns"]  # RewardTrainer has none
+        folds = {"fold": data.fold, "folds": data.folds, "held_out": data.held_out}
+        facts = origin | folds | {"rows": len(train)}
+        describe_run(args, {"data": facts, "model_name": display_name(name)})
+        # Before the training, because each checkpoint may push the card.
+        trainer.card_section = card_section(origin, changed_settings((data, args, model)))
+        trainer.card_datasets = hub_names([source])
     return RewardRun(
         data=data, model=model, trainer=trainer, train_rows=len(train), eval_rows=len(test),
-        marks=marks, checkpoint=checkpoint,
+        marks=marks, origin=origin, checkpoint=checkpoint,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Experiment trackers: their packages, what they know of a run, and a run that outlives them."""
 
 import importlib.util
+import os
 import sqlite3
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +35,11 @@ ALTERNATIVES = {"tensorboard": "tensorboardX", "mlflow": "mlflow_skinny"}
 """Another module that will do."""
 PROJECT = "sp2dpo"
 """Project of a run that names none."""
+PROJECT_VARIABLES = {
+    "wandb": ("WANDB_PROJECT",),
+    "mlflow": ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"),
+}
+"""Variables from which a tracker takes its project, the one that is set for it first."""
 FAILURES = (
     OSError, HTTPError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
     sqlite3.Error,
@@ -94,6 +100,11 @@ def describe_run(args: Any, facts: Mapping[str, Any]) -> None:
         args.run_name = Path(str(args.output_dir)).resolve().name
     if getattr(args, "project", None) == "huggingface":  # the default of transformers
         args.project = PROJECT
+    for name in args.report_to or []:
+        variables = PROJECT_VARIABLES.get(name, ())
+        # transformers gives the setting `project` to Trackio alone.
+        if variables and not any(os.environ.get(variable) for variable in variables):
+            os.environ[variables[0]] = getattr(args, "project", None) or PROJECT
     args.run_facts = flatten(facts)
 
 
@@ -121,11 +132,42 @@ def guard_trackers(trainer: Any) -> None:
         name = names.get(type(callback))
         if name is None:
             continue
+        if name == "swanlab":
+            callback._swanlab = SwanLab(callback._swanlab, trainer.args)
         guard = TrackerGuard(name)
         # Attributes of the object, whose type stays that by which a trainer finds it.
         for event in dir(callback):
             if event.startswith("on_"):
                 setattr(callback, event, guard.wrap(event, getattr(callback, event)))
+
+
+class SwanLab:
+    """The module swanlab, as the callback of transformers uses it.
+
+    Args:
+        module: The module. `get_run` of SwanLab 0.10 raises RuntimeError where the callback expects
+            None, and SwanLab 0.10 does not start with the variable from which the callback takes
+            the project.
+        args: TrainingArguments, whose `project` becomes the project of a run that has none.
+    """
+
+    def __init__(self, module: Any, args: Any) -> None:
+        self._module, self._args = module, args
+
+    def init(self, *, project: str | None = None, **options: Any) -> Any:
+        """Start a run."""
+        project = project or getattr(self._args, "project", None) or PROJECT
+        return self._module.init(project=project, **options)
+
+    def get_run(self) -> Any:
+        """Return the current run; None if there is none."""
+        try:
+            return self._module.get_run()
+        except RuntimeError:
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class TrackerGuard:
@@ -156,7 +198,7 @@ class TrackerGuard:
                 return method(args, state, control, **more)
             except (*FAILURES, *_own_errors()) as error:
                 reason = f"{type(error).__name__}: {redact(one_line(error))}"
-                if event in ("on_init_end", "on_train_begin"):
+                if event == "on_train_begin":
                     raise ValueError(
                         f"report_to: {self._name} cannot start ({reason}): correct its settings, or"
                         " set report_to: none"

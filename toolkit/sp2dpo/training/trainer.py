@@ -82,7 +82,7 @@ logger = get_logger(__name__)
 Trainer: Any = object
 
 
-class PairColumnsMixin(Trainer):
+class PairColumnsMixin(DataCardMixin, Trainer):
     """Make any DPOTrainer apply the per-pair columns of its data sets.
 
     Write `class Mine(PairColumnsMixin, TheirDPOTrainer)`. The arguments are those of
@@ -117,6 +117,7 @@ class PairColumnsMixin(Trainer):
         args = self._read_args(settings)
         train_dataset, eval_dataset = settings.get("train_dataset"), settings.get("eval_dataset")
         check_arguments(args, train_dataset)
+        self.card_rows = train_dataset
         # The rows are checked first, because TRL's constructor loads the model.
         self._preparation = RowPreparation(
             args, settings.get("model"), settings.get("processing_class")
@@ -301,7 +302,9 @@ class PairColumnsMixin(Trainer):
             reference_models = [] if self.precompute_ref_logps else [self.ref_model]
             models = [model, *(other for other in reference_models if other is not None)]
             inputs = self._shared_prompt.add_rows(inputs, *models)
-        if not self.args.pair_columns and not self.args.needs_pair_losses:
+        # Stock DPO needs TRL's own loss alone, unless its pairs have categories to report on.
+        reports = category is not None and self._has_pair_losses
+        if not self.args.pair_columns and not self.args.needs_pair_losses and not reports:
             result = super().compute_loss(model, inputs, **settings)
             # With one beta for all pairs, the mean reward margin is beta times the mean of D.
             metrics["margins/unscaled"].append(metrics["rewards/margins"][-1] / self.beta)
@@ -427,7 +430,7 @@ class PairColumnsMixin(Trainer):
 
 
 # TRL 1.0 calls compute_ref_log_probs with one argument, later versions with two.
-class PairDPOTrainer(PairColumnsMixin, DataCardMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+class PairDPOTrainer(PairColumnsMixin, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """DPOTrainer with one beta per pair; see PairColumnsMixin."""
 
     _tag_names: ClassVar = [*DPOTrainer._tag_names, "sp2dpo"]
