@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -50,19 +51,30 @@ class Recorder(TrainerCallback):
 
 
 @pytest.fixture
-def track(script, model_dir, tmp_path, monkeypatch):
-    """Trains three steps with the tracker."""
+def train(script, model_dir, tmp_path):
+    """Trains three steps with a tracker; the output folder."""
+
+    def train(dataset, tracker):
+        script.main([
+            "--config", str(ROOT / "recipes" / "dpo" / "tiny-demo.yaml"), "--model_name_or_path",
+            model_dir, "--dataset", str(dataset), "--output_dir", str(tmp_path / "my-run"),
+            "--max_steps", "3", "--max_length", "64", "--held_out", "0", "--eval_strategy", "no",
+            "--use_cpu", "true", "--report_to", tracker, "--logging_steps", "1",
+        ])  # fmt: skip
+        return tmp_path / "my-run"
+
+    return train
+
+
+@pytest.fixture
+def track(train, monkeypatch):
+    """Trains with the recorder as tracker."""
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
     monkeypatch.setitem(PACKAGES, "trackio", ("json", "trackio"))  # a module that is there
 
     def track(dataset, fails_at=None):
         Recorder.fails_at = fails_at
-        script.main([
-            "--config", str(ROOT / "recipes" / "dpo" / "tiny-demo.yaml"), "--model_name_or_path",
-            model_dir, "--dataset", str(dataset), "--output_dir", str(tmp_path / "my-run"),
-            "--max_steps", "3", "--max_length", "64", "--held_out", "0", "--eval_strategy", "no",
-            "--use_cpu", "true", "--report_to", "trackio", "--logging_steps", "1",
-        ])  # fmt: skip
+        train(dataset, "trackio")
         return Recorder
 
     return track
@@ -85,6 +97,16 @@ def test_a_tracker_knows_the_settings_the_schedule_and_the_name_of_a_run(track):
     assert len(recorder.config["data/columns_sha256"]) == 64
     assert recorder.names == ("my-run", "sp2dpo")
     assert recorder.logged[:3] == [1, 2, 3]
+
+
+def test_tensorboard_stores_the_metrics_and_the_settings(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    train(DEMO, "tensorboard")
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert {"train/beta/max", "train/rewards/margins"} <= set(events.Tags()["scalars"])
+    text = events.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert json.loads(text)["data/dataset"] == "demo"
 
 
 def test_a_training_goes_on_without_a_tracker_that_fails(track, rows, tmp_path, caplog):
