@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import sp2dpo.training.sweep as sweep_module
+from sp2dpo.interrupts import Interrupted
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.training import SweepRun, run_sweep
 from sp2dpo.training.provenance import trace_rows
@@ -482,3 +484,31 @@ def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"2 processes were started.*: set use_cpu: true"):
         check_processes(args)
     check_processes(SimpleNamespace(world_size=2))
+
+
+def test_a_sweep_lets_a_run_save_although_the_signal_comes_twice(tmp_path):
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    program = f"""
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path({str(saved)!r}).touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+
+    def press_twice():
+        while not ready.exists():
+            time.sleep(0.01)
+        for _ in range(2):  # as a terminal and a launcher that both pass it on
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    pressing = threading.Thread(target=press_twice)
+    pressing.start()
+    with (tmp_path / "log").open("w") as log, pytest.raises(Interrupted):
+        sweep_module._launch([sys.executable, "-c", program], log)
+    pressing.join()
+    assert saved.exists()

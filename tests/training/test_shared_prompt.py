@@ -23,6 +23,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from sp2dpo.training.columns import PairCollator
 from sp2dpo.training.exactness import reason_against
 from sp2dpo.training.pair_rows import group_rows, plan_rows
 from sp2dpo.training.shared_prompt import (
@@ -131,8 +132,9 @@ def test_every_row_is_in_one_group_and_the_groups_are_as_many_as_asked(lengths, 
 
 
 def test_a_shared_prompt_is_computed_once():
-    collator = DataCollatorForPreference(pad_token_id=0)
-    batch = collator([{"prompt_ids": [1] * 10, "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6]}])
+    batch = collator(None)(
+        [{"prompt_ids": [1] * 10, "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6]}]
+    )
     rows = plan_rows(*batch.values())
     # The last token of a response predicts nothing.
     assert rows.lengths == (10 + 2 + 1,)
@@ -218,10 +220,15 @@ def build(kind, changes):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes))
 
 
+def collator(max_length):
+    return DataCollatorForPreference(pad_token_id=0, max_length=max_length)
+
+
 def reasons(model, **trainer):
     trainer = {
         "accelerator": SimpleNamespace(parallelism_config=None),
-        "args": SimpleNamespace(n_gpu=1, max_length=1024),
+        "args": SimpleNamespace(n_gpu=1),
+        "data_collator": PairCollator(collator(1024), ("beta",)),
     } | trainer
     return reason_against(SimpleNamespace(**trainer), model, model)
 
@@ -286,8 +293,20 @@ def test_model_families_give_the_same_log_probs(kind, changes):
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_model_families_that_would_differ_are_left_out(kind, changes, reason):
-    long = {"args": SimpleNamespace(n_gpu=1, max_length=8192 if kind == "gemma3_text" else 1024)}
-    assert re.search(reason, reasons(build(kind, changes), **long))
+    longest = 8192 if kind == "gemma3_text" else 1024
+    assert re.search(reason, reasons(build(kind, changes), data_collator=collator(longest)))
+
+
+def test_a_collator_that_may_not_truncate_leaves_sharing_in_a_window_out():
+    network = build("mistral", SMALL | {"sliding_window": 1024})
+    assert reasons(network) is None
+    for other in (
+        collator(None),
+        lambda examples: {},
+        PairCollator(lambda examples: {}, ("beta",)),
+    ):
+        reason = reasons(network, data_collator=other)
+        assert reason == "the model attends to the last 1024 tokens only, and no max_length applies"
 
 
 def test_settings_that_would_change_the_numbers_leave_sharing_out():
@@ -296,7 +315,7 @@ def test_settings_that_would_change_the_numbers_leave_sharing_out():
     experts.config.output_router_logits = True  # TRL's head then reads what rows do not have
     assert "auxiliary loss" in reasons(experts)
     network = build("qwen2", SMALL)
-    noisy = SimpleNamespace(n_gpu=1, max_length=1024, neftune_noise_alpha=5.0)
+    noisy = SimpleNamespace(n_gpu=1, neftune_noise_alpha=5.0)
     assert "neftune_noise_alpha" in reasons(network, args=noisy)
     network.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     assert "split across devices" in reasons(network)

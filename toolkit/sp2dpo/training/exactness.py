@@ -1,7 +1,7 @@
 """Whether a model gives the same numbers if the prompt of a pair is computed once.
 
 Two answers: `reason_against` reads the settings and the model's configuration before training, and
-`difference` compares the two ways on a pair.
+`SharedPrompt` compares the two ways on a pair, by `relative_difference`.
 """
 
 import inspect
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from sp2dpo.training.config import CAPTURES, FIRST_WITH_LOG_PROBS
+from sp2dpo.training.columns import PairCollator
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations that take a mask for every pair of tokens; `packing` has flash's."""
@@ -31,8 +32,6 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
     attention = model.config._attn_implementation or ""
     backbone = getattr(model, "base_model", model)
     arguments = inspect.signature(type(backbone).forward).parameters
-    if not CAPTURES:
-        return f"it needs TRL {FIRST_WITH_LOG_PROBS}"
     if getattr(trainer, "_is_vision_dataset", False) or model.config.get_text_config() is not (
         model.config
     ):
@@ -60,7 +59,7 @@ def reason_against(trainer: Any, model: Any, wrapped: Any) -> str | None:
         return f"{type(model).__name__} does not pass on the lengths that {attention} needs"
     return (
         _of_adapters(wrapped)
-        or _of_attention(model, trainer.args.max_length)
+        or _of_attention(model, _length_limit(trainer))
         or _of_dropout(wrapped)
     )
 
@@ -72,6 +71,14 @@ def _of_adapters(wrapped: Any) -> str | None:
         if config.is_prompt_learning or kind == "ADAPTION_PROMPT" or depends_on_place:
             return f"the adapter ({kind}) adds tokens or depends on their place"
     return None
+
+
+def _length_limit(trainer: Any) -> int | None:
+    """Return the longest sequence of a batch in tokens; None if there is no limit."""
+    collator = trainer.data_collator
+    collator = collator.inner if isinstance(collator, PairCollator) else collator
+    # TRL truncates in its collator; one that the user gives need not.
+    return collator.max_length if isinstance(collator, DataCollatorForPreference) else None
 
 
 def _of_attention(model: Any, max_length: int | None) -> str | None:
@@ -94,7 +101,8 @@ def _of_attention(model: Any, max_length: int | None) -> str | None:
         return f"the model has layers without full attention ({names})"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < longest and types != {"full_attention"}:
-        return f"the model attends to the last {window} tokens only, and max_length is {max_length}"
+        most = "no max_length applies" if max_length is None else f"max_length is {max_length}"
+        return f"the model attends to the last {window} tokens only, and {most}"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for settings in rope.values() if all(isinstance(v, dict) for v in rope.values()) else (rope,):
         known = settings.get("original_max_position_embeddings") or getattr(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -53,7 +54,8 @@ class _Forwarder:
         if not children:  # no process has started yet
             os._exit(128 + number)
         for child in children:
-            child.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                child.send_signal(number)
 
 
 def main(words: Sequence[str]) -> int:

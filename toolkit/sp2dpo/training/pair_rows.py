@@ -59,8 +59,6 @@ def plan_rows(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     completion_mask: torch.Tensor,
-    *,
-    keep_last: bool = False,
 ) -> PairRows | None:
     """Return the rows of a batch; None if a scored token has no token before it to predict it.
 
@@ -68,17 +66,16 @@ def plan_rows(
         input_ids: Chosen sequences, then rejected ones, padded on either side, (2B, T).
         attention_mask: 1 for tokens, 0 for padding, (2B, T).
         completion_mask: 1 for scored tokens, (2B, T). The first column is never scored.
-        keep_last: Whether the last token of a sequence is computed too; no score depends on it.
     """
     ids, real, scored_mask = input_ids.cpu(), attention_mask.cpu() != 0, completion_mask.cpu() != 0
     width = ids.size(1)
     scored_mask = scored_mask[:, 1:]
     if (scored_mask & ~real[:, :-1]).any():
         return None
-    if not keep_last:
-        # A row must not be empty: the backward pass then had no way to the model.
-        last = real & (real.int().cumsum(1) == real.sum(1, keepdim=True))
-        real = real & ~(last & (real.sum(1, keepdim=True) > 1))
+    # No score depends on the last token of a sequence. A row must not be empty: the backward pass
+    # then had no way to the model.
+    last = real & (real.int().cumsum(1) == real.sum(1, keepdim=True))
+    real = real & ~(last & (real.sum(1, keepdim=True) > 1))
     chosen, rejected = ids.chunk(2)
     both = real[: len(chosen)] & real[len(chosen) :]
     # Padding on the left: sequences that begin in different columns have different positions.

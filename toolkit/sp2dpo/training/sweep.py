@@ -17,13 +17,12 @@ from sp2dpo.inference import keeper
 from sp2dpo.interrupts import Interrupted, forward_signals
 from sp2dpo.replacement import lock_exclusively
 from sp2dpo.text import UNKNOWN, format_duration, format_fixed, format_interval, format_table
+from sp2dpo.training.engines import PATIENCE
 from sp2dpo.training.run_config import compose
 
 ACCURACY, MARGIN = "eval_rewards/accuracies", "eval_margins/unscaled"
 RESERVED = ("sweep", "reference")
 """Names that no run may have: the table sweep.json, and the folder of the reference cache."""
-GRACE = 600
-"""Seconds in which a run that is stopped has to save its checkpoint, before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -175,25 +174,19 @@ def _launch(command: list[str], log: IO[str]) -> int:
     """Run a command and return its exit code; a signal stops it and everything it has started.
 
     Raises:
-        Interrupted: If a signal was received, after the command has ended. A second one kills it.
+        Interrupted: If a signal was received, after the command has ended. Another one, at least 3
+            seconds later, kills it.
     """
     # The keeper passes the signal on to all processes, also if this process is killed.
     words = [sys.executable, "-I", "-S", keeper.__file__, "--wait-for-all"]
-    words += [str(os.getpid()), str(GRACE), *command]
+    words += [str(os.getpid()), str(PATIENCE), *command]
     # A file of the current folder must not take the place of a module of the same name.
     env = os.environ | {"PYTHONSAFEPATH": "1"}
-    with subprocess.Popen(
-        words, stdout=log, stderr=log, start_new_session=True, env=env
-    ) as process:
-
-        def stop(numbers: Sequence[int]) -> None:
-            if len(numbers) == 1:
-                process.send_signal(signal.SIGTERM)
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-
-        with forward_signals(stop) as received:
-            code = process.wait()
+    with (
+        subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=env) as process,
+        forward_signals(lambda _: process.send_signal(signal.SIGTERM)) as received,
+    ):
+        code = process.wait()
     if received:
         raise Interrupted(received[0])
     return code
