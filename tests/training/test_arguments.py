@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +252,12 @@ if CAPTURES:  # the oldest TRL has no images in DPO's collator
             make(model_dir, tmp_path, with_images(beta=BETAS))
         with pytest.raises(ValueError, match="has images and no column prompt"):
             make(vision_model, tmp_path, with_images(beta=BETAS).remove_columns("prompt"))
+
+
+def test_a_stream_that_is_saved_by_epochs_has_them(model_dir, tmp_path):
+    stream = pairs(beta=BETAS).to_iterable_dataset()
+    changes = {"save_strategy": "epoch", "max_steps": 4, "per_device_train_batch_size": 4}
+    trainer = make(model_dir, tmp_path, stream, **changes)
+    trainer.train()
+    saved = {path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")}
+    assert saved == {"checkpoint-2", "checkpoint-4"}

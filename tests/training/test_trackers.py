@@ -227,3 +227,12 @@ def test_swanlab_is_started_with_the_project_where_it_has_no_run():
     started = swanlab.init(project=None, experiment_name="student")
     assert started == {"project": "mine", "experiment_name": "student"}
     assert swanlab.config is module.config
+
+
+def test_a_second_run_of_a_process_has_its_own_project(monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    for project in ("first", "second"):
+        describe_run(
+            SimpleNamespace(run_name="a", output_dir="a", project=project, report_to=["wandb"]), {}
+        )
+        assert os.environ["WANDB_PROJECT"] == project

@@ -531,7 +531,7 @@ def test_the_card_of_a_script_has_what_is_known_of_its_data_and_settings(model_d
     card = Path(trainer.args.output_dir, "README.md").read_text()
     section = yaml.safe_load(card.split("````yaml\n")[1].split("````")[0])
     assert section["data"]["dataset"] == "hh-betas"
-    assert section["data"]["rows"] == {"given": 8, "used": 8}
+    assert section["data"]["rows"] == {"available": 8, "used": 8}
     assert section["data"]["columns_sha256"] == hash_columns(loaded, ["beta"])
     assert section["data"]["fingerprint"] == loaded._fingerprint
     assert section["settings"]["learning_rate"] == 3e-5
@@ -543,6 +543,8 @@ def test_the_card_of_a_script_has_what_is_known_of_its_data_and_settings(model_d
     hub.info.download_checksums = {f"hf://datasets/org/hh-betas@{commit}/train.parquet": {}}
     known = trace_loaded(hub, hub, ["beta"])
     assert (known["dataset"], known["revision"]) == ("org/hh-betas", commit)
+    hub.info.download_checksums |= {f"hf://datasets/org/other@{commit}/train.parquet": {}}
+    assert trace_loaded(hub, hub, ["beta"]).get("dataset") is None
     trainer._known_rows = known
     trainer.create_model_card(model_name="student")
     card = Path(trainer.args.output_dir, "README.md").read_text()

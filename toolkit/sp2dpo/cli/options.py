@@ -64,7 +64,10 @@ class YamlType(click.ParamType):
         """Return the path; raise ValueError if there is neither a file nor a recipe."""
         if isinstance(value, Path):
             return value
-        option = param.opts[0] if isinstance(param, click.Option) else ""
+        option = ""
+        if param is not None:
+            is_option = isinstance(param, click.Option)
+            option = param.opts[0] if is_option else param.metavar or param.human_readable_name
         program = ctx.command_path if ctx else "sp2dpo"
         return find_yaml(value, self._folder, option=option, program=program)
 

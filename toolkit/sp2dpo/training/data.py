@@ -41,7 +41,7 @@ class DataConfig:
         mixture_seed: Seed of the choice of the rows of a mixture with weights.
         streaming: Whether to read the data while training, which needs `max_steps`.
         shuffle_buffer: Number of rows of a stream among which the next one is chosen at random; 0
-            keeps the order.
+            keeps the order of the first epoch.
         eval_dataset: A second folder, file or Hub name to evaluate on, instead of held-out prompts.
         eval_revision: Commit, tag or branch of `eval_dataset` on the Hub.
         eval_columns: As `columns`, for `eval_dataset`; `columns` if it is not set.

@@ -301,7 +301,7 @@ def trace_loaded(read: Any, trained: Any, columns: Sequence[str]) -> dict[str, A
     """
     rows = {
         name: len(each)
-        for name, each in (("given", read), ("used", trained))
+        for name, each in (("available", read), ("used", trained))
         if isinstance(each, Dataset)
     }
     name = _loaded_name(read)
@@ -312,17 +312,27 @@ def trace_loaded(read: Any, trained: Any, columns: Sequence[str]) -> dict[str, A
     return facts | {"fingerprint": getattr(read, "_fingerprint", None), "rows": rows}
 
 
+def _hub_name(file: str) -> str | None:
+    """Return the data set on the Hub that a downloaded or cached file is of; None if of none."""
+    if found := _HUB_FILE.search(file):
+        return found[1]
+    found = _HUB_CACHE.search(file)
+    return f"{found[1]}/{found[2]}" if found else None
+
+
 def _loaded_name(rows: Any) -> str | None:
-    """Return the name of a loaded data set, `org/name` of one on the Hub; None if it has none."""
+    """Return the name of a loaded data set, `org/name` of one on the Hub.
+
+    None if it has no name, or if its rows are of several data sets.
+    """
     info = getattr(rows, "info", None)
     if info is None:
         return None
     cached = [str(file["filename"]) for file in getattr(rows, "cache_files", [])]
-    text = " ".join([*map(str, info.download_checksums or {}), *cached])
-    if found := _HUB_FILE.search(text):
-        return found[1]
-    if found := _HUB_CACHE.search(text):
-        return f"{found[1]}/{found[2]}"
+    files = [*map(str, info.download_checksums or {}), *cached]
+    names = {_hub_name(file) for file in files}
+    if names - {None}:
+        return names.pop() if len(names) == 1 else None
     # Rows of a file have the name of the format, and those of a generator that of the class.
     name = info.dataset_name
     return None if name in (info.builder_name, "generator") else name

@@ -152,7 +152,10 @@ def train_and_evaluate(
 def _train(trainer: Any, checkpoint: str | None) -> float:
     """Train, and return the mean loss of all steps, also of those before the checkpoint."""
     if checkpoint is None:
-        return trainer.train().training_loss
+        loss = trainer.train().training_loss
+        if not trainer.state.global_step:  # a worker of a loader does not know of the others' rows
+            raise ValueError("the train data set has no rows to train on: check its filters")
+        return loss
     trainer.add_callback(_NoExtraStep)
     try:
         loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss

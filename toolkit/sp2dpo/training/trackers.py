@@ -40,6 +40,8 @@ PROJECT_VARIABLES = {
     "mlflow": ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"),
 }
 """Variables from which a tracker takes its project, the one that is set for it first."""
+_projects_set: dict[str, str] = {}
+"""Projects that this process has set in these variables, by tracker."""
 FAILURES = (
     OSError, HTTPError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
     sqlite3.Error,
@@ -102,9 +104,13 @@ def describe_run(args: Any, facts: Mapping[str, Any]) -> None:
         args.project = PROJECT
     for name in args.report_to or []:
         variables = PROJECT_VARIABLES.get(name, ())
+        values = [os.environ.get(variable) or None for variable in variables]
+        # An earlier run of this process may have set it.
+        is_ours = values == [_projects_set.get(name), *[None] * len(values[1:])]
         # transformers gives the setting `project` to Trackio alone.
-        if variables and not any(os.environ.get(variable) for variable in variables):
-            os.environ[variables[0]] = getattr(args, "project", None) or PROJECT
+        if variables and (is_ours or not any(values)):
+            _projects_set[name] = getattr(args, "project", None) or PROJECT
+            os.environ[variables[0]] = _projects_set[name]
     args.run_facts = flatten(facts)
 
 

@@ -221,7 +221,10 @@ class PairColumnsMixin(DataCardMixin, Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **options: Any) -> Any:
         """Return Trainer's loader of a data set; a stream is read as `streams` describes."""
         if isinstance(dataset, IterableDataset):
-            dataset = StreamRows(dataset, endless=options.get("is_training", False))
+            strategies = ("eval_strategy", "save_strategy", "logging_strategy")
+            needs_end = any(getattr(self.args, name) == "epoch" for name in strategies)
+            endless = options.get("is_training", False) and not needs_end
+            dataset = StreamRows(dataset, endless=endless)
         return super()._get_dataloader(dataset, *args, **options)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
