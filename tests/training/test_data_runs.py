@@ -88,3 +88,11 @@ def test_a_stream_without_steps_or_by_epochs_is_refused_before_the_model_is_read
         train("run", dataset=str(tmp_path), streaming=True, max_steps=-1, num_train_epochs=1)
     with pytest.raises(ValueError, match="set save_strategy to steps, not to epoch"):
         train("run", dataset=str(tmp_path), streaming=True, save_strategy="epoch")
+
+
+def test_a_training_of_no_epochs_evaluates_the_model_as_it_is(train, tmp_path):
+    Dataset.from_dict(conversations(beta=BETAS)).to_parquet(tmp_path / "pairs.parquet")
+    path = str(tmp_path / "pairs.parquet")
+    data = {"dataset": path, "eval_dataset": path, "held_out": 0}
+    results = train("run", **data, max_steps=-1, num_train_epochs=0, eval_strategy="steps")
+    assert results["eval"]["eval_loss"] == pytest.approx(0.6931, abs=1e-3)

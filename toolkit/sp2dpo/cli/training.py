@@ -180,6 +180,9 @@ def _run_training(
         words += ["--config", path]
     words += [*settings, *(["--traceback", "true"] if debug else [])]
     from sp2dpo.training.engines import choose_engine, launch, on_machines
+    from sp2dpo.training.process import quiet_imports
+
+    quiet_imports()
 
     try:
         engine = choose_engine(_only_engine(program, engines) if engines else None, processes)

@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from sp2dpo.settings import did_you_mean
+from sp2dpo.training.rows import column_names
 
 MISSING_VALUES = ("error", "drop", "constant")
 CATEGORY = "category"
@@ -165,7 +166,7 @@ def apply_marks(dataset: Any, *, name: str) -> tuple[Any, MarkCounts | None]:
             while it is read.
     """
     # A stream may not know its columns before its first row is read.
-    names = dataset.column_names or list(next(iter(dataset), {}))
+    names = column_names(dataset)
     marks = [column for column in MARK_COLUMNS if column in names]
     where = f"the {name} data set"
     if not marks:

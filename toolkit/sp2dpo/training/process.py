@@ -26,13 +26,20 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def quiet_imports() -> None:
+    """Keep a warning out of the output that bitsandbytes logs on some CPUs when it is imported.
+
+    It is of a missing kernel, which only inference in four bits would use.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def main(words: Sequence[str]) -> int | None:
     """Import a module, which takes seconds, and call its `main`; return what it returns."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
-    # It warns on some CPUs of a missing kernel, which only inference in four bits would use.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_imports()
     module, *arguments = words
     return import_module(f"sp2dpo.training.{module}").main(arguments)
 

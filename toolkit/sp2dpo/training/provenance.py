@@ -314,10 +314,10 @@ def trace_loaded(read: Any, trained: Any, columns: Sequence[str]) -> dict[str, A
 
 def _hub_name(file: str) -> str | None:
     """Return the data set on the Hub that a downloaded or cached file is of; None if of none."""
-    if found := _HUB_FILE.search(file):
-        return found[1]
-    found = _HUB_CACHE.search(file)
-    return f"{found[1]}/{found[2]}" if found else None
+    if downloaded := _HUB_FILE.search(file):
+        return downloaded[1]
+    cached = _HUB_CACHE.search(file)
+    return f"{cached[1]}/{cached[2]}" if cached else None
 
 
 def _loaded_name(rows: Any) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 import trl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -153,7 +153,9 @@ def _train(trainer: Any, checkpoint: str | None) -> float:
     """Train, and return the mean loss of all steps, also of those before the checkpoint."""
     if checkpoint is None:
         loss = trainer.train().training_loss
-        if not trainer.state.global_step:  # a worker of a loader does not know of the others' rows
+        is_stream = isinstance(trainer.train_dataset, IterableDataset)
+        # The workers of a loader do not know of one another's rows.
+        if is_stream and not trainer.state.global_step:
             raise ValueError("the train data set has no rows to train on: check its filters")
         return loss
     trainer.add_callback(_NoExtraStep)
