@@ -25,6 +25,7 @@ class Run:
             of training.
         corrected: Whether the labels that a careless annotator flipped are restored.
         chosen: Whether this is a trial, one of the runs from which validation chooses the best.
+        order: Number of the order of training; each number shuffles the pairs in another way.
     """
 
     method: str
@@ -33,11 +34,13 @@ class Run:
     seed: int
     corrected: bool
     chosen: bool
+    order: int = 0
 
     @property
     def name(self) -> str:
         """Name of the file with the results of the run."""
         suffix = "-corrected" if self.corrected else ""
+        suffix += f"-order-{self.order}" if self.order else ""
         return f"seed-{self.seed}-{self.method}-{self.panel}-x{self.scale:g}{suffix}"
 
 
@@ -55,10 +58,16 @@ class StudyConfig:
         clean: Number of pairs tried for each test prompt, to measure accuracy.
         training: Trainer settings for every student; a method adds its own.
         reward_model: `folds`, and the trainer settings for every reward model.
-        samples: Number of samples for each test prompt at each temperature.
+        samples: Number of samples for each test prompt at each temperature; validation takes twice
+            as many.
+        samples_at_one: Number of samples for each test prompt at temperature 1.
+        judge: `noise` and `length_bias` of the judge of the validation samples; empty if validation
+            sees the true reward.
+        orders: Number of orders of training of each trial.
         panels: Teachers of each panel, by name of the panel.
         scales: Factors of the betas to try, the same for every method.
         methods: Methods that run at all scales, as `NAME` or `NAME@PANEL`.
+        one_order: Further such methods, with one order of training.
         defaults: Further methods, which run only at scale 1.
         sweep: Further scales of a method, which are reported but never chosen.
         corrected: Methods that run again at scale 1 with the flipped labels restored.
@@ -74,25 +83,39 @@ class StudyConfig:
     training: dict[str, Any]
     reward_model: dict[str, Any]
     samples: int
+    samples_at_one: int
+    judge: dict[str, Any]
+    orders: int
     panels: dict[str, list[SimulatedTeacher]]
     scales: list[float]
     methods: list[str]
+    one_order: list[str]
     defaults: list[str]
     sweep: dict[str, list[float]]
     corrected: list[str]
     against: str
 
     def runs(self) -> list[Run]:
-        """Return all runs, seed by seed."""
+        """Return all runs: `methods` and what belongs to them seed by seed, then `one_order`."""
         methods = load_methods()
         runs = []
         for seed in self.seeds:
             for name in self.methods:
-                runs += [_run(methods, name, scale, seed, chosen=True) for scale in self.scales]
+                runs += [
+                    _run(methods, name, scale, seed, chosen=True, order=order)
+                    for order in range(self.orders)
+                    for scale in self.scales
+                ]
             runs += [_run(methods, name, 1.0, seed) for name in self.defaults]
             for name, scales in self.sweep.items():
                 runs += [_run(methods, name, scale, seed) for scale in scales]
             runs += [_run(methods, name, 1.0, seed, corrected=True) for name in self.corrected]
+        runs += [
+            _run(methods, name, scale, seed, chosen=True)
+            for seed in self.seeds
+            for name in self.one_order
+            for scale in self.scales
+        ]
         return runs
 
 
@@ -104,11 +127,12 @@ def _run(
     *,
     chosen: bool = False,
     corrected: bool = False,
+    order: int = 0,
 ) -> Run:
     method, _, panel = name.partition("@")
     return Run(
         method=method, panel=panel or methods[method].panel, scale=float(scale), seed=seed,
-        corrected=corrected, chosen=chosen,
+        corrected=corrected, chosen=chosen, order=order,
     )  # fmt: skip
 
 
@@ -154,7 +178,13 @@ def _parse_panel(where: str, teachers: Any) -> list[SimulatedTeacher]:
 def _check_names(config: StudyConfig, where: str) -> None:
     """Refuse unknown methods and panels, and trials without scale 1."""
     methods = load_methods()
-    for name in (*config.methods, *config.defaults, *config.sweep, *config.corrected):
+    for name in (
+        *config.methods,
+        *config.one_order,
+        *config.defaults,
+        *config.sweep,
+        *config.corrected,
+    ):
         method, _, panel = name.partition("@")
         if method not in methods:
             raise ValueError(f"{where}: no method {method!r}{did_you_mean(method, methods)}")

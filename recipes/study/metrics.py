@@ -1,6 +1,6 @@
 """Measure a student: its true rewards, KL and accuracy, and which pairs its gradient goes to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,30 @@ def sample_rewards(
     return np.array(rewards), responses
 
 
+def judge_rewards(
+    rewards: np.ndarray,
+    responses: Sequence[Sequence[int]],
+    judge: Mapping[str, float],
+    *,
+    seed: int,
+) -> np.ndarray:
+    """Return what a judge takes for the rewards of samples, (N,).
+
+    Args:
+        rewards: Parts of the true rewards, (N, 4).
+        responses: The samples.
+        judge: `noise`, standard deviation of the judge's error on one sample, and `length_bias`,
+            reward for each token; empty for a judge without errors.
+        seed: Seed of the errors, the same for all students of a seed.
+    """
+    true = rewards.sum(1)
+    if not judge:
+        return true
+    lengths = np.array([len(response) for response in responses])
+    noise = np.random.default_rng([seed, 7]).standard_normal(len(true))
+    return true + judge["length_bias"] * lengths + judge["noise"] * noise
+
+
 def measure_student(
     model: Any,
     reference: Any,
@@ -50,6 +74,8 @@ def measure_student(
     clean: Sequence[LabelledPair],
     clean_reference: PairLogProbs,
     each: int,
+    each_at_one: int,
+    judge: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
     """Return all measurements of one student.
@@ -63,6 +89,8 @@ def measure_student(
         clean: Pairs of test prompts with right labels.
         clean_reference: Log-probs of `clean` under the reference.
         each: Number of samples of each prompt and temperature.
+        each_at_one: Number of samples of each test prompt at temperature 1.
+        judge: Judge of the validation samples, see `judge_rewards`; empty for the true reward.
         seed: Seed of the samples, the same for all students of a seed.
 
     Returns:
@@ -71,25 +99,26 @@ def measure_student(
         length: Mean number of tokens of a response at temperature 1.
         kl: KL of the student from the reference in nats per response, estimated from its samples
             at temperature 1.
-        validation: Mean true reward at temperature 1 on the validation prompts.
+        validation: Mean reward at temperature 1 on the validation prompts, as judged.
         accuracy: Share of the clean pairs with D > 0.
     """
     result: dict[str, Any] = {"reward": {}}
     rewards, responses = np.empty((0, len(PARTS))), []
     for temperature in TEMPERATURES:  # the last temperature is 1, and its samples are used below
+        number = each_at_one if temperature == 1 else each
         rewards, responses = sample_rewards(
-            model, world, test, each=each, temperature=temperature, seed=seed
+            model, world, test, each=number, temperature=temperature, seed=seed
         )
         result["reward"][f"{temperature:g}"] = float(rewards.sum(1).mean())
-    prompts = [prompt_ids(PROMPTS[index]) for index in test for _ in range(each)]
+    prompts = [prompt_ids(PROMPTS[index]) for index in test for _ in range(each_at_one)]
     result["parts"] = rewards.mean(0).tolist()
     result["length"] = float(np.mean([len(response) for response in responses]))
     kl = log_probs(model, prompts, responses) - log_probs(reference, prompts, responses)
     result["kl"] = kl.mean().item()
-    rewards, _ = sample_rewards(
+    rewards, responses = sample_rewards(
         model, world, validation, each=2 * each, temperature=1.0, seed=seed + 1
     )
-    result["validation"] = float(rewards.sum(1).mean())
+    result["validation"] = float(judge_rewards(rewards, responses, judge, seed=seed + 2).mean())
     is_right = log_ratio_differences(model, clean, clean_reference) > 0
     result["accuracy"] = is_right.double().mean().item()
     return result
@@ -162,7 +191,7 @@ def measure_gradient(
         beta=column("beta", 0.0),
         weight=column("weight", 1.0),
         margin=column("margin", 0.0),
-        label_smoothing=torch.full_like(u, method.train.get("label_smoothing", 0.0)),
+        label_smoothing=column("label_smoothing", method.train.get("label_smoothing", 0.0)),
     )
     names = method.train.get("loss_type", ["sigmoid"])
     slopes = batch.slopes(Mixture(names=names, shares=[1.0], tau=1.0)).numpy()

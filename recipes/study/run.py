@@ -42,6 +42,9 @@ from sp2dpo import compute_betas, load_arm
 from sp2dpo.files import write_text
 from training import build_training_set, silence_libraries, train_student
 
+ORDER_STEP = 100_000
+"""Distance of the trainer's seeds of two orders; larger than any seed of a study."""
+
 
 def main(arguments: list[str]) -> int:
     """Train the missing students, write the tables, and return the exit code."""
@@ -166,7 +169,8 @@ def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]
 
     with tempfile.TemporaryDirectory() as scratch:
         model = train_student(
-            seed.start, data, columns, method, settings=config.training, seed=run.seed,
+            seed.start, data, columns, method, settings=config.training,
+            seed=run.seed + ORDER_STEP * run.order,
             on_epoch=measure_epoch, scratch=Path(scratch),
         )  # fmt: skip
     betas = table.filter("keep")["beta"].to_numpy()
@@ -176,7 +180,8 @@ def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]
         **measure_student(
             model, seed.reference, seed.world, validation=seed.split.validation,
             test=seed.split.test, clean=seed.clean, clean_reference=seed.clean_reference,
-            each=config.samples, seed=1000 + run.seed,
+            each=config.samples, each_at_one=config.samples_at_one, judge=config.judge,
+            seed=1000 + run.seed,
         ),
         "epochs": epochs,
     }  # fmt: skip

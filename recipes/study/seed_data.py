@@ -19,7 +19,8 @@ from teachers import annotate_pairs
 from training import score_out_of_fold
 from world import World
 
-RUBRIC = "semantic-gap-blind"
+RUBRICS = {False: "semantic-gap-blind", True: "semantic-gap"}
+"""Rubric by whether the teachers are told the label."""
 SP2DPO = SCHEDULES / "sp2dpo.yaml"
 
 
@@ -30,12 +31,12 @@ class LabelledPairs:
     Attributes:
         pairs: The pairs, sorted by pair_id.
         reference: Log-probs of both responses under the first model.
-        scores: Out-of-fold reward margins, for MADPO.
+        scores: Out-of-fold reward margins, for MADPO; None in a study without reward models.
     """
 
     pairs: list[LabelledPair]
     reference: PairLogProbs
-    scores: Scores
+    scores: Scores | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +82,16 @@ def build_seed(config: StudyConfig, seed: int, folder: Path) -> None:
     summary: dict[str, Any] = {"pairs": len(pairs), "clean": len(clean)}
     summary["wrong"] = float(np.mean([pair.difference < 0 for pair in pairs]))
     summary["gap"] = float(np.mean([abs(pair.difference) for pair in pairs]))
-    settings = {key: value for key, value in config.reward_model.items() if key != "folds"}
     for name, labelled in (("given", pairs), ("corrected", restore_flips(pairs))):
+        write_text(folder / f"pairs-{name}.json", json.dumps([asdict(pair) for pair in labelled]))
+        if not config.reward_model:
+            continue
+        settings = {key: value for key, value in config.reward_model.items() if key != "folds"}
         scores = score_out_of_fold(
             folder / "start", labelled, seed=seed, scratch=folder / "scratch",
             folds=config.reward_model["folds"], settings=settings,
         )  # fmt: skip
         scores.table.write_parquet(folder / f"scores-{name}.parquet")
-        write_text(folder / f"pairs-{name}.json", json.dumps([asdict(pair) for pair in labelled]))
         h = scores.table["reward_margin"].to_numpy()
         is_right = np.array([pair.difference > 0 for pair in labelled])
         summary[f"reward_model_{name}"] = float(((h > 0) == is_right).mean())
@@ -118,7 +121,9 @@ def load_seed(config: StudyConfig, seed: int, folder: Path) -> SeedData:
         labelled[name] = LabelledPairs(
             pairs=pairs,
             reference=pair_log_probs(reference, pairs),
-            scores=read_scores(folder / f"scores-{name}.parquet"),
+            scores=(
+                read_scores(folder / f"scores-{name}.parquet") if config.reward_model else None
+            ),
         )
     clean = _read_pairs(folder / "clean.json")
     return SeedData(
@@ -151,8 +156,12 @@ def describe_seeds(config: StudyConfig, out: Path) -> list[str]:
         "Means over the seeds (least to most): the first model's true reward "
         f"{span('reward', '1')} at temperature 1, {span('reward', '0')} greedy, its responses "
         f"{span('length')} tokens; wrong labels {span('wrong')}; difference of the rewards of a "
-        f"pair {span('gap')}; reward models rank rightly, out of fold, "
-        f"{span('reward_model_given')} of the pairs.",
+        f"pair {span('gap')}"
+        + (
+            f"; reward models rank rightly, out of fold, {span('reward_model_given')} of the pairs."
+            if config.reward_model
+            else "."
+        ),
     ]
     lines += [
         f"Panel {panel}: correlation of its signed gap with the true difference "
@@ -169,7 +178,9 @@ def annotate(
     config: StudyConfig, panel: str, pairs: list[LabelledPair], seed: int
 ) -> AnnotationTable:
     """Return the replies of a panel about the pairs."""
-    return annotate_pairs(pairs, config.panels[panel], load_rubric(RUBRIC), seed=seed)
+    teachers = config.panels[panel]
+    rubric = load_rubric(RUBRICS[teachers[0].labelled])
+    return annotate_pairs(pairs, teachers, rubric, seed=seed)
 
 
 def _measure_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> dict[str, float]:
@@ -178,7 +189,8 @@ def _measure_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> d
     differences = np.array([pair.difference for pair in pairs])
     wrong = differences < 0
     beta = table["beta"].to_numpy()
-    disputed = table["label_disputed"].to_numpy()
+    # Null if the teachers are told the label, and so cannot dispute it.
+    disputed = table["label_disputed"].fill_null(False).to_numpy()
     return {
         "correlation": float(np.corrcoef(table["signed_gap"].to_numpy(), differences)[0, 1]),
         "recall": float(disputed[wrong].mean()),

@@ -20,7 +20,7 @@ from pairs import LabelledPair
 from sp2dpo import Scores
 from sp2dpo.training import PairDPOConfig, PairDPOTrainer, prompt_fold
 
-COLUMNS = ("beta", "weight", "margin")
+COLUMNS = ("beta", "weight", "margin", "label_smoothing")
 TRAINER_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from sp2dpo.annotation.reply_files import import_replies
     from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.annotation.run import annotate_pairs
-    from sp2dpo.betas.arms import Arm, compute_betas, load_arm
+    from sp2dpo.betas.arms import Arm, compute_betas, load_arm, parse_arm
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.explain import explain_pair
     from sp2dpo.betas.file import BetaTable, read_betas, write_betas
+    from sp2dpo.betas.label_slope import LabelSlope, fit_slope
     from sp2dpo.betas.schedule import Schedule, load_schedule, parse_schedule
     from sp2dpo.betas.scores import Scores, read_scores
     from sp2dpo.dataset.build import build_dataset
@@ -55,6 +56,7 @@ _MODULES = {
     "Arm": "sp2dpo.betas.arms",
     "BetaTable": "sp2dpo.betas.file",
     "Endpoint": "sp2dpo.inference.endpoint",
+    "LabelSlope": "sp2dpo.betas.label_slope",
     "Pair": "sp2dpo.pairs.pair",
     "Panel": "sp2dpo.panel.panel",
     "PublishOptions": "sp2dpo.dataset.publish",
@@ -75,6 +77,7 @@ _MODULES = {
     "deploy_space": "sp2dpo.dataset.space",
     "explain_pair": "sp2dpo.betas.explain",
     "export_requests": "sp2dpo.annotation.request_files",
+    "fit_slope": "sp2dpo.betas.label_slope",
     "generate_outputs": "sp2dpo.evaluation.outputs",
     "import_replies": "sp2dpo.annotation.reply_files",
     "judge_outputs": "sp2dpo.evaluation.verdicts",
@@ -88,6 +91,7 @@ _MODULES = {
     "measure_store_agreement": "sp2dpo.diagnostics.panel_agreement",
     "merge_stores": "sp2dpo.store.merge",
     "open_source": "sp2dpo.pairs.sources",
+    "parse_arm": "sp2dpo.betas.arms",
     "parse_schedule": "sp2dpo.betas.schedule",
     "publish_dataset": "sp2dpo.dataset.publish",
     "read_betas": "sp2dpo.betas.file",
@@ -95,9 +99,9 @@ _MODULES = {
     "read_scores": "sp2dpo.betas.scores",
     "render_page": "sp2dpo.report.page",
     "reread_replies": "sp2dpo.store.reread",
+    "resample_dataset": "sp2dpo.dataset.resample",
     "run_pilot": "sp2dpo.report.pilot",
     "schedule_store": "sp2dpo.betas.compute",
-    "resample_dataset": "sp2dpo.dataset.resample",
     "sweep_temperatures": "sp2dpo.evaluation.temperatures",
     "verify_dataset": "sp2dpo.dataset.verify",
     "wilson_interval": "sp2dpo.diagnostics.agreement",
@@ -110,6 +114,7 @@ __all__ = [
     "Arm",
     "BetaTable",
     "Endpoint",
+    "LabelSlope",
     "Pair",
     "Panel",
     "PublishOptions",
@@ -131,6 +136,7 @@ __all__ = [
     "deploy_space",
     "explain_pair",
     "export_requests",
+    "fit_slope",
     "generate_outputs",
     "import_replies",
     "judge_outputs",
@@ -144,6 +150,7 @@ __all__ = [
     "measure_store_agreement",
     "merge_stores",
     "open_source",
+    "parse_arm",
     "parse_schedule",
     "publish_dataset",
     "read_betas",

@@ -4,11 +4,12 @@ The YAML file of an arm names its schedule (`of`) and its departures from that s
 marked (`keep`, `flip`) and never deleted, so every table shows which pairs are used for training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import polars as pl
 from pydantic import ConfigDict
 
@@ -20,23 +21,35 @@ from sp2dpo.betas.baselines import (
     GapMargin,
     GapWeight,
     HarmonicMean,
+    InverseBetaWeight,
     Madpo,
     Odpo,
     Permuted,
     Uniform,
+    apply_temperature,
 )
 from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.columns import OPTIONAL, REQUIRED
-from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.betas.schedule import Schedule, parse_schedule, schedule_betas
+from sp2dpo.betas.gaps import compute_teacher_gaps, disputes_labels
+from sp2dpo.betas.schedule import Schedule, add_betas, parse_schedule, schedule_gaps
 from sp2dpo.betas.scores import Scores
+from sp2dpo.betas.soft_labels import (
+    LARGEST_SMOOTHING,
+    Anchored,
+    Calibrated,
+    Free,
+    LabelFit,
+    Latent,
+    Readings,
+    SoftLabel,
+)
 from sp2dpo.panel.rubric import Rubric
-from sp2dpo.settings import ABSENT, Settings, one_of, validate
+from sp2dpo.settings import ABSENT, Keys, Settings, number, one_of, validate
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.yaml_files import YamlFile, read_yaml_file
 
 Beta = Constant | ArithmeticMean | HarmonicMean | Uniform | Permuted
-Weight = GapWeight | BetaWeight | Madpo
+Weight = GapWeight | BetaWeight | InverseBetaWeight | Madpo
 Margin = GapMargin | Odpo
 _KNOWN: dict[str, dict[str, type]] = {
     "beta": {
@@ -47,10 +60,28 @@ _KNOWN: dict[str, dict[str, type]] = {
         "permuted": Permuted,
     },
     "keep": {"drop-lowest": DropLowest},
-    "weight": {"gap": GapWeight, "beta": BetaWeight, "madpo": Madpo},
+    "weight": {
+        "gap": GapWeight,
+        "beta": BetaWeight,
+        "inverse-beta": InverseBetaWeight,
+        "madpo": Madpo,
+    },
     "margin": {"gap": GapMargin, "odpo": Odpo},
+    "label_smoothing": {
+        "free": Free,
+        "calibrated": Calibrated,
+        "latent": Latent,
+        "anchored": Anchored,
+    },
 }
+_EXCLUSIVE = (
+    ("temperature", "beta", "the betas"),
+    ("temperature", "weight", "the weights"),
+    ("label_smoothing", "disputed", "what happens to labels that are probably wrong"),
+)
+"""Departures that exclude each other, and why."""
 DISPUTED = ("drop", "flip")
+_LARGEST_TEMPERATURE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +98,10 @@ class Arm:
             `flip` exchanges their responses. Both are our choice.
         weight: weight of each pair's loss; see `baselines`.
         margin: margin gamma in each pair's loss, in nats; see `baselines`.
+        label_smoothing: soft labels; see `soft_labels`. A pair whose label is more likely wrong
+            than right is trained with its responses exchanged.
+        temperature: exponent tau of the schedule's betas, whose gradient at D = 0 is kept by a
+            weight; see `baselines.apply_temperature`.
     """
 
     of: Schedule
@@ -75,6 +110,8 @@ class Arm:
     disputed: str | None = None
     weight: Weight | None = None
     margin: Margin | None = None
+    label_smoothing: SoftLabel | None = None
+    temperature: float | None = None
 
     @property
     def uses_scores(self) -> bool:
@@ -101,7 +138,7 @@ class Arm:
     def departures(self) -> dict[str, str]:
         """Return the keys and values of the arm's YAML file without `of`; empty for a schedule."""
         config = {}
-        for key in ("beta", "keep", "disputed", "weight", "margin"):
+        for key in _DEPARTURES:
             value = getattr(self, key)
             if value is not None:
                 config[key] = format_choice(value, _KNOWN[key]) if key in _KNOWN else value
@@ -122,6 +159,21 @@ class Departures(Settings):
     """Weight of a pair's loss."""
     margin: Annotated[Margin, choice_of(_KNOWN["margin"])] = ABSENT
     """Margin in a pair's loss, in nats."""
+    label_smoothing: Annotated[SoftLabel, choice_of(_KNOWN["label_smoothing"])] = ABSENT
+    """How the probability that a label is right is estimated, for soft labels; pairs with a
+    probability below 1/2 have their responses exchanged."""
+    temperature: Annotated[
+        float, number(least=-_LARGEST_TEMPERATURE, most=_LARGEST_TEMPERATURE)
+    ] = ABSENT
+    """Exponent of beta inside the sigmoid; a weight keeps the gradient at D = 0. 1 is the schedule,
+    0 is one beta for all pairs."""
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+        """Yield the pairs of keys that would set the same column."""
+        for key, other, column in _EXCLUSIVE:
+            if values.get(key) is not None and values.get(other) is not None:
+                yield (key,), f"{key} and {other} exclude each other, because both set {column}"
 
 
 _DEPARTURES = tuple(Departures.model_fields)
@@ -194,6 +246,19 @@ def parse_arm(
     return Arm(of=schedule, **{key: getattr(departures, key) for key in _DEPARTURES})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """The table of betas of an arm.
+
+    Attributes:
+        table: The table, as `compute_betas` returns it.
+        labels: What the estimate of the soft labels found; None without soft labels.
+    """
+
+    table: pl.DataFrame
+    labels: LabelFit | None = None
+
+
 def compute_betas(
     annotations: AnnotationTable, arm: Arm, scores: Scores | None = None
 ) -> pl.DataFrame:
@@ -210,6 +275,8 @@ def compute_betas(
         weight: weight of its loss, at least 0; null without a beta.
         margin: margin gamma in its loss, in nats; null without a beta, and for a pair that has no
             offset and is therefore not kept.
+        label_smoothing: eps in [0, 1/2), the probability that the label of the pair as it is
+            trained is wrong; null without a beta.
         reward_margin: h from the scores, of chosen over rejected as the pair is trained (negated
             where its responses are exchanged); null without a beta.
 
@@ -217,17 +284,26 @@ def compute_betas(
         ValueError: the arm needs scores that are not given, or disputed labels although the
             replies cannot dispute any; scores are given that it does not use; or no pair is left.
     """
+    return compute_arm(annotations, arm, scores).table
+
+
+def compute_arm(annotations: AnnotationTable, arm: Arm, scores: Scores | None = None) -> ArmResult:
+    """Compute the table of betas, and what was estimated for it; as `compute_betas`."""
     _check(arm, annotations.rubric, scores)
-    table = schedule_betas(annotations, arm.of, flip=arm.disputed == "flip")
+    table = schedule_gaps(annotations, arm.of)
+    labels = None
     if arm.disputed == "flip":
         # Null below the quorum: such a pair is not trained on, so it is not exchanged.
         table = table.with_columns(flip=pl.col("label_disputed").fill_null(False))
-    elif arm.disputed == "drop":
+    elif arm.label_smoothing is not None:
+        table, labels = _with_soft_labels(table, annotations, arm)
+    table = add_betas(table, arm.of)
+    if arm.disputed == "drop":
         undisputed = ~pl.col("label_disputed").fill_null(False)
         table = table.with_columns(keep=pl.col("keep") & undisputed)
     if scores is not None:
         # After `flip`, which decides the sign of h.
-        table = _scored(table, scores, flipped=arm.disputed == "flip")
+        table = _scored(table, scores)
     # A pair without an offset is left out first: `percent` counts the pairs that can be trained on.
     if isinstance(arm.margin, Odpo):
         table = _with_values(table, "margin", arm.margin.values)
@@ -248,7 +324,31 @@ def compute_betas(
     # Last, because weights are computed from the schedule's own betas.
     if arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
-    return table.select(*REQUIRED, *(name for name in OPTIONAL if name in table.columns))
+    if arm.temperature is not None and table["keep"].any():
+        table = apply_temperature(table, arm.temperature)
+    columns = (*REQUIRED, *(name for name in OPTIONAL if name in table.columns))
+    return ArmResult(table=table.select(columns), labels=labels)
+
+
+def _with_soft_labels(
+    table: pl.DataFrame, annotations: AnnotationTable, arm: Arm
+) -> tuple[pl.DataFrame, LabelFit]:
+    """Add flip and label_smoothing to a table of gaps."""
+    assert arm.label_smoothing is not None
+    teachers, by_teacher = compute_teacher_gaps(annotations, arm.of.estimator)
+    readings = Readings(
+        signed_gap=table["signed_gap"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
+        by_teacher=by_teacher,
+        teachers=teachers,
+        can_dispute=disputes_labels(annotations.rubric, arm.of.estimator),
+    )
+    p, found = arm.label_smoothing.estimate(readings)
+    # Comparisons with NaN are false: a pair without a beta is not exchanged.
+    flip = p < 0.5
+    smoothing = np.where(flip, p, 1 - p).clip(0.0, LARGEST_SMOOTHING)
+    return table.with_columns(
+        pl.Series("flip", flip), pl.Series("label_smoothing", smoothing).fill_nan(None)
+    ), found
 
 
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
@@ -266,15 +366,17 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
         )
 
 
-def _scored(table: pl.DataFrame, scores: Scores, *, flipped: bool) -> pl.DataFrame:
+def _scored(table: pl.DataFrame, scores: Scores) -> pl.DataFrame:
     """Add the reward margins, negated for pairs that are trained with responses exchanged."""
     # Pairs below the quorum are not trained on, so they need no score.
     with_beta = table.filter("has_beta")["pair_id"]
     margins = pl.DataFrame({"pair_id": with_beta, "reward_margin": scores.margins(with_beta)})
     # Rows stay sorted by pair_id, on which ties and random draws rely.
     table = table.join(margins, on="pair_id", how="left", maintain_order="left")
+    if "flip" not in table.columns:
+        return table
     h = pl.col("reward_margin")
-    return table.with_columns(pl.when("flip").then(-h).otherwise(h)) if flipped else table
+    return table.with_columns(pl.when("flip").then(-h).otherwise(h))
 
 
 def _with_values(table: pl.DataFrame, name: str, values: Callable[[Any], Any]) -> pl.DataFrame:

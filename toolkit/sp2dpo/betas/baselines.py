@@ -175,6 +175,32 @@ class BetaWeight:
 
 
 @dataclass(frozen=True)
+class InverseBetaWeight:
+    """w_i = mean of beta / beta_i: cancels the beta_i in the gradient at D = 0.
+
+    With the schedule's betas, the gradient of every pair at D = 0 is then half the mean beta: of
+    SP2DPO only the temperature inside the sigmoid is left.
+    """
+
+    def values(self, table: pl.DataFrame) -> pl.Series:
+        """Return the weights of pairs with a beta."""
+        return _kept_betas(table).mean() / table["beta"]
+
+
+def apply_temperature(table: pl.DataFrame, tau: float) -> pl.DataFrame:
+    """Replace beta_i by b (beta_i / b)^tau, and add the weight (beta_i / b)^(1 - tau).
+
+    b is the mean beta of the kept pairs. The product of beta and weight is beta_i for every tau, so
+    the gradient at D = 0 is that of the schedule; only the temperature inside the sigmoid differs.
+    tau = 1 is the schedule, 0 one beta for all pairs with `beta` as the weight, and with tau = -1
+    the loss of a pair with a large beta_i is lowest at a large D. Our choice.
+    """
+    ratio = table["beta"] / _kept_betas(table).mean()
+    beta = pl.Series("beta", ratio**tau * _kept_betas(table).mean())
+    return table.with_columns(beta, pl.Series("weight", ratio ** (1 - tau)))
+
+
+@dataclass(frozen=True)
 class GapMargin:
     """gamma_i = scale g_i: the gap as an offset in the loss.
 

@@ -73,6 +73,13 @@ BETA_COLUMNS = (
         ranged=True,
     ),
     Column(
+        "label_smoothing",
+        "float64",
+        "eps, the estimated probability that the pair as it is trained has the wrong label",
+        optional=True,
+        ranged=True,
+    ),
+    Column(
         "reward_margin",
         "float64",
         "a reward model's score of the chosen response minus that of the rejected one",

@@ -93,15 +93,15 @@ def explain_lines(
     else:
         signed, steps = _gap(votes, rubric, estimator)
         flipped = bool(row.get("flip"))
-        # As in `schedule_betas`: the exchanged responses have the gap -s_i, which is above 0.
-        gap = -signed if flipped else max(0.0, signed)
+        # As in `add_betas`: the gap of the exchanged responses.
+        gap = max(0.0, -signed if flipped else signed)
         if flipped:
             steps.append(f"flipped, so the gap is {_number(gap)}")
         beta, step = _beta(gap, row["category"], arm.of, place)
         lines += ["", *steps, step]
     _check("signed gap", row["signed_gap"], signed)
-    # The beta of a baseline depends on other pairs or on a seed, and cannot be repeated here.
-    if arm.beta is None:
+    # Other betas depend on other pairs or on a seed, and cannot be repeated here.
+    if arm.beta is None and arm.temperature is None:
         _check("beta", row["beta"], beta)
     # Null if no reply counts.
     if row["category"]:
@@ -128,13 +128,24 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
     """Return the lines on what the arm did with this pair, from the table."""
     departures = arm.departures()
     lines = []
-    if "beta" in departures and row["beta"] is not None:
-        lines.append(f"beta  replaced by {departures['beta']}: {row['beta']:.6g}")
+    for key in ("beta", "temperature"):
+        if key in departures and row["beta"] is not None:
+            by = departures[key] if key == "beta" else f"{key}: {departures[key]}"
+            lines.append(f"beta  replaced by {by}: {row['beta']:.6g}")
     if row.get("reward_margin") is not None:
         lines.append(f"reward margin  {row['reward_margin']:.6g}")
     for key in ("weight", "margin"):
         if row.get(key) is not None:
-            lines.append(f"{key}  {departures[key]}: {row[key]:.6g}")
+            # `temperature` sets the weight, too.
+            by = departures.get(key, f"temperature: {departures.get('temperature')}")
+            lines.append(f"{key}  {by}: {row[key]:.6g}")
+    if row.get("label_smoothing") is not None:
+        eps = row["label_smoothing"]
+        right = eps if row["flip"] else 1 - eps
+        lines.append(
+            f"label  {departures['label_smoothing']}: right with probability {right:.3g}, so the "
+            f"label smoothing is {eps:.6g}"
+        )
     if departures and row["has_beta"]:
         flipped = ", with its responses exchanged" if row.get("flip") else ""
         lines.append(

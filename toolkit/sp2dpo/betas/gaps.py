@@ -16,7 +16,9 @@ disputed if s_i < 0.
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from sp2dpo.betas.estimators import WAYS, Estimator, combine_expr
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
@@ -108,6 +110,28 @@ def compute_reply_gaps(annotations: AnnotationTable, estimator: Estimator) -> pl
     m = rubric.magnitude.share(pl.col("magnitude"))
     c = rubric.confidence.share(pl.col("confidence"))
     return count_votes(annotations, estimator).with_columns(gap=estimator.gap.gap(m, c, sign))
+
+
+def compute_teacher_gaps(
+    annotations: AnnotationTable, estimator: Estimator
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Return the names of the T teachers, and the (N, T) signed gaps s_ai, NaN where missing.
+
+    The rows are in the order of `annotations.pair_ids`. An estimator that selects one variant or
+    one teacher selects it here too.
+
+    Raises:
+        ValueError: as for `compute_reply_gaps`.
+    """
+    replies = compute_reply_gaps(annotations, estimator)
+    gaps = combine_variants(average_orders(replies), estimator.over_variants)
+    teachers = tuple(gaps["teacher"].unique().sort())
+    rows = {pair_id: row for row, pair_id in enumerate(annotations.pair_ids)}
+    columns = {teacher: column for column, teacher in enumerate(teachers)}
+    values = np.full((len(rows), len(teachers)), np.nan)
+    at = gaps["pair_id"].replace_strict(rows), gaps["teacher"].replace_strict(columns)
+    values[at[0].to_numpy(), at[1].to_numpy()] = gaps["gap"].to_numpy()
+    return teachers, values
 
 
 def compute_signed_gap(reply: StoredReply, rubric: Rubric, estimator: Estimator) -> float | None:

@@ -179,16 +179,12 @@ def parse_schedule(
     return Schedule(**values)
 
 
-def schedule_betas(
-    annotations: AnnotationTable, schedule: Schedule, *, flip: bool = False
-) -> pl.DataFrame:
+def schedule_betas(annotations: AnnotationTable, schedule: Schedule) -> pl.DataFrame:
     """Return the table of betas, one row for every pair, sorted by pair_id.
 
     Args:
         annotations: annotations of one store.
         schedule: how to compute betas from them.
-        flip: whether pairs with a disputed label are to be trained with their responses exchanged;
-            the gap of such a pair is then -s_i, which is above 0.
 
     Returns:
         The columns `columns.REQUIRED`; `keep` equals `has_beta`. beta, gap, signed_gap and
@@ -199,21 +195,31 @@ def schedule_betas(
         ValueError: no reply counts under the schedule, or the rubric lacks a category that the
             schedule names.
     """
+    return add_betas(schedule_gaps(annotations, schedule), schedule).select(REQUIRED)
+
+
+def schedule_gaps(annotations: AnnotationTable, schedule: Schedule) -> pl.DataFrame:
+    """Return the table of `schedule_betas` without beta, has_beta and keep; raises like it."""
     schedule.check_categories(annotations.rubric, where="the schedule")
     # Null below the quorum before betas are computed: the map `quantile` must not rank these.
     enough = pl.col("votes") >= schedule.quorum
-    table = compute_gaps(annotations, schedule.estimator).with_columns(
+    return compute_gaps(annotations, schedule.estimator).with_columns(
         pl.when(enough).then(name).alias(name) for name in ("gap", "signed_gap", "label_disputed")
     )
-    if flip:
-        disputed = pl.col("label_disputed")
-        table = table.with_columns(
-            # `when` takes null for false, so a pair below the quorum keeps its null.
-            gap=pl.when(disputed).then(-pl.col("signed_gap")).otherwise("gap")
-        )
+
+
+def add_betas(table: pl.DataFrame, schedule: Schedule) -> pl.DataFrame:
+    """Add beta, has_beta and keep to a table of gaps.
+
+    If the table has the column `flip`, the gap of a pair that is trained with its responses
+    exchanged becomes that of the exchanged responses, max(0, -s_i), before its beta is computed.
+    """
+    if "flip" in table.columns:
+        exchanged = (-pl.col("signed_gap")).clip(lower_bound=0.0)
+        # A pair below the quorum is not exchanged, so it keeps its null.
+        table = table.with_columns(gap=pl.when("flip").then(exchanged).otherwise("gap"))
     has_beta = pl.col("gap").is_not_null()
-    table = table.with_columns(beta=beta(schedule), has_beta=has_beta, keep=has_beta)
-    return table.select(REQUIRED)
+    return table.with_columns(beta=beta(schedule), has_beta=has_beta, keep=has_beta)
 
 
 def beta(schedule: Schedule) -> pl.Expr:

@@ -1,0 +1,233 @@
+"""Soft labels: the probability that a pair's label is right, as the target of its loss.
+
+If the label of a pair is right with probability p, the loss with label smoothing eps = 1 - p,
+
+    l = -p log s(beta D) - (1 - p) log s(-beta D),
+
+is lowest at D* = logit(p) / beta, and its slope at D = 0 is -beta (p - 1/2). Where p is below 1/2,
+the pair is trained with its responses exchanged and eps = p, which is the same loss. This is
+conservative DPO (Mitchell 2023) with one eps per pair. The estimates of p are our choice.
+
+s_i is the signed gap of a pair and s_ai that of one teacher: see `gaps`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from sp2dpo.betas.choices import check_arguments
+from sp2dpo.betas.label_models import Interval, fit_anchored, fit_classes
+from sp2dpo.betas.label_slope import fit_slope
+from sp2dpo.settings import number
+
+LARGEST_SMOOTHING = 0.4999
+"""Largest label smoothing that is written. At 0.5 the label would count for nothing, and losses
+such as robust DPO divide by 1 - 2 eps."""
+_LARGEST_SLOPE = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """What the teachers say about the pairs of a table of betas, in its order.
+
+    Attributes:
+        signed_gap: (N,) s_i; NaN for a pair without a beta.
+        by_teacher: (N, T) s_ai; NaN where a teacher has no reply that counts.
+        teachers: The names of the T teachers.
+        can_dispute: Whether a signed gap can be negative.
+    """
+
+    signed_gap: NDArray[np.float64]
+    by_teacher: NDArray[np.float64]
+    teachers: tuple[str, ...]
+    can_dispute: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFit:
+    """What an estimate of the probabilities found.
+
+    Attributes:
+        pairs: Number of pairs that have a probability.
+        exchanged: Number of pairs whose label is more likely wrong than right.
+        right: Mean probability that a label is right; None without any pair.
+        slope: k of `Calibrated` or c of `Anchored`, with its interval where there is one.
+        slope_low: Lower end of the 95 % interval of the slope.
+        slope_high: Upper end.
+        label_accuracy: Share of right labels according to `Latent` or `Anchored`.
+        label_accuracy_low: Lower end of its 95 % interval.
+        label_accuracy_high: Upper end.
+        teacher_accuracy: By teacher, how often its preference is right, according to `Latent`.
+        iterations: Number of EM steps.
+        converged: Whether EM converged.
+    """
+
+    pairs: int
+    exchanged: int
+    right: float | None
+    slope: float | None = None
+    slope_low: float | None = None
+    slope_high: float | None = None
+    label_accuracy: float | None = None
+    label_accuracy_low: float | None = None
+    label_accuracy_high: float | None = None
+    teacher_accuracy: Mapping[str, float] = field(default_factory=dict)
+    iterations: int | None = None
+    converged: bool | None = None
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the values that are known, as the metadata of a table of betas hold them."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+
+@dataclass(frozen=True)
+class Free:
+    """p = (1 + s_i) / 2: the signed gap as it is, without a parameter."""
+
+    def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
+        """Return p, (N,), NaN for a pair without a beta, and what was found."""
+        p = (1 + readings.signed_gap) / 2
+        return p, LabelFit(**_counts(p))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """p = s(k s_i), with one slope k for all pairs.
+
+    k is fitted by logistic regression of the labels on the signed gaps, without an intercept: blind
+    teachers do not know the labels, so even labels with errors show how much a gap is worth. Errors
+    of the labels make k smaller. If the gaps say nothing about the labels, k is about 0, and
+    training has no direction.
+
+    Attributes:
+        slope: k, for example the slope on known truths that `sp2dpo audit --gold` prints; None to
+            fit it to the labels.
+    """
+
+    slope: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.slope is not None:
+            check_arguments(self, slope=number(above=0, most=_LARGEST_SLOPE))
+            # `calibrated(3)` and `calibrated(3.0)` are the same choice, and are recorded alike.
+            object.__setattr__(self, "slope", float(self.slope))
+
+    def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
+        """Return p, (N,), NaN for a pair without a beta, and what was found.
+
+        Raises:
+            ValueError: the slope is to be fitted, and the replies cannot dispute labels, or they
+                contradict the labels.
+        """
+        s = readings.signed_gap
+        if self.slope is not None:
+            p = expit(self.slope * s)
+            return p, LabelFit(**_counts(p), slope=self.slope)
+        _check_can_dispute(readings, "calibrated", ", or give a slope, as in calibrated(slope=3)")
+        fit = fit_slope(s[~np.isnan(s)])
+        if fit.slope is None:
+            raise ValueError(
+                "label_smoothing: calibrated: every signed gap is 0, so no slope can be fitted: "
+                "give one, as in calibrated(slope=3)"
+            )
+        if fit.slope <= 0:
+            raise ValueError(
+                f"label_smoothing: calibrated: the signed gaps contradict the labels (slope "
+                f"{fit.slope:.3g}, 95 % {fit.low:.3g} to {fit.high:.3g}), so no label could be "
+                "trusted more for a larger gap: check the replies with `sp2dpo audit`, or use "
+                "`label_smoothing: anchored`, which then relies on the labels"
+            )
+        p = expit(fit.slope * s)
+        found = LabelFit(**_counts(p), slope=fit.slope, slope_low=fit.low, slope_high=fit.high)
+        return p, found
+
+
+@dataclass(frozen=True)
+class Latent:
+    """p = P(the label is right | the label, every teacher): the label is one more annotator.
+
+    The model of Dawid and Skene with two classes, label right and label wrong. Given the class, the
+    teachers are independent; each teacher's s_ai falls in one of seven bins (`label_models.
+    BIN_EDGES` and their negatives). With blind teachers, the probabilities of the bins are mirrored
+    in the other class; with teachers who know the label they are not. EM finds them and the share
+    of right labels, with Dirichlet(2) and Beta(9, 3) priors. Teachers that err together violate the
+    independence: the model then takes what they share for the truth.
+    """
+
+    def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
+        """Return p, (N,), NaN for a pair without a beta, and what was found."""
+        known = ~np.isnan(readings.signed_gap)
+        model = fit_classes(readings.by_teacher[known], mirrored=readings.can_dispute)
+        p = _spread(model.right, known)
+        accuracies = dict(zip(readings.teachers, model.teacher_accuracy.tolist(), strict=True))
+        return p, LabelFit(
+            **_counts(p), **_accuracy(model.label_accuracy), teacher_accuracy=accuracies,
+            iterations=model.iterations, converged=model.converged,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """p = s(logit a + c s_i): the panel as one annotator, measured against the labels alone.
+
+    The panel's odds of being right are exp(c |s_i|), and a label is right with probability a,
+    independently. So the label agrees with the panel with probability
+
+        (1 - a) + (2a - 1) s(c |s_i|),
+
+    to which a and c are fitted: logistic regression with label noise, with a Beta(9, 3) prior of a
+    and a normal prior of c with the scale 10. The teachers are never compared with each other, so
+    errors that they share do no harm: if the gaps say nothing about the labels, c is 0 and p is a
+    for all pairs. On the other hand, where panel and label disagree, the data cannot show which is
+    wrong, so a good panel is trusted less than by `Latent`.
+    """
+
+    def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
+        """Return p, (N,), NaN for a pair without a beta, and what was found.
+
+        Raises:
+            ValueError: the replies cannot dispute labels.
+        """
+        _check_can_dispute(readings, "anchored")
+        known = ~np.isnan(readings.signed_gap)
+        model = fit_anchored(readings.signed_gap[known])
+        p = _spread(model.right, known)
+        found = LabelFit(**_counts(p), **_accuracy(model.label_accuracy), slope=model.slope)
+        return p, found
+
+
+SoftLabel = Free | Calibrated | Latent | Anchored
+
+
+def _check_can_dispute(readings: Readings, name: str, otherwise: str = "") -> None:
+    if not readings.can_dispute:
+        raise ValueError(
+            f"label_smoothing: {name}: teachers who see the label cannot dispute it under this gap "
+            "form, so their gaps say nothing about how often labels are right: use the blind "
+            f"rubric, or `gap: signed` in the schedule{otherwise}"
+        )
+
+
+def _counts(p: NDArray[np.float64]) -> dict[str, Any]:
+    known = p[~np.isnan(p)]
+    right = float(known.mean()) if len(known) else None
+    return {"pairs": len(known), "exchanged": int((known < 0.5).sum()), "right": right}
+
+
+def _accuracy(interval: Interval) -> dict[str, Any]:
+    return {
+        "label_accuracy": interval.estimate,
+        "label_accuracy_low": interval.low,
+        "label_accuracy_high": interval.high,
+    }
+
+
+def _spread(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the values at the known places, NaN elsewhere."""
+    spread = np.full(len(known), np.nan)
+    spread[known] = values
+    return spread
