@@ -117,11 +117,12 @@ def launch(folder, model_dir, engine, *extra_runs):
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory):
-    """The settings of a run of beta-DPO and AlphaDPO."""
+    """The settings of a run of all online variants."""
     folder = tmp_path_factory.mktemp("online")
     return settings(
-        folder, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.2, loss_type=["sigmoid_norm"]
-    )
+        folder, learning_rate=0.05, beta_dpo=0.6, alpha_dpo=0.2, gamma_po=4.0, re_po=0.7,
+        loss_type=["sigmoid_norm"],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,8 @@ def test_two_processes_keep_one_state(ddp, online, model_dir, tmp_path):
     for entry, expected in zip(entries, logs, strict=False):
         for key in ("beta_dpo/factor", "margins/unscaled", "pairs/saturated", "weight/mean"):
             assert entry[key] == pytest.approx(expected[key], abs=2e-2), key
+        for key in ("gamma_po/std", "re_po/reliability"):
+            assert entry[key] == pytest.approx(expected[key], abs=2e-3), key
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

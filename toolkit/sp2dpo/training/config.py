@@ -60,6 +60,12 @@ class PairDPOConfig(DPOConfig):
             needs the loss `sigmoid_norm`. 0 turns AlphaDPO off. See `online`.
         alpha_dpo_gamma: The target margin of AlphaDPO and SimPO, gamma / beta, in nats per token;
             0.6 in the same configuration.
+        gamma_po: gamma-PO's mean margin gamma_0, in nats; 0 turns gamma-PO off. Its released
+            configurations are for SimPO, from 0.375 to 5. See `online`.
+        gamma_po_tau: gamma-PO's tau, from 3 to 20 in its released configurations.
+        re_po: The reliability eta of the labels with which RE-PO starts, 0.9 in its paper; 0 turns
+            RE-PO off. See `online`.
+        re_po_momentum: Share of a batch in the new reliability, 0.1 in RE-PO's paper.
         reference_cache: A folder that caches reference log-probs, keyed by everything that they
             depend on; it implies `precompute_ref_log_probs`. See `reference`.
         global_batch_size: Pairs per update over all processes. If it is set,
@@ -98,6 +104,17 @@ class PairDPOConfig(DPOConfig):
     alpha_dpo_gamma: float = field(
         default=0.0, metadata={"help": "AlphaDPO's gamma / beta, in nats per token."}
     )
+    gamma_po: float = field(
+        default=0.0, metadata={"help": "gamma-PO's mean margin, in nats; 0 turns it off."}
+    )
+    gamma_po_tau: float = field(default=10.0, metadata={"help": "gamma-PO's tau."})
+    re_po: float = field(
+        default=0.0,
+        metadata={"help": "RE-PO's first reliability of the labels; 0 turns it off."},
+    )
+    re_po_momentum: float = field(
+        default=0.1, metadata={"help": "Share of a batch in RE-PO's next reliability."}
+    )
     reference_cache: str | None = field(
         default=None, metadata={"help": "A folder that keeps reference log-probs."}
     )
@@ -131,10 +148,11 @@ class PairDPOConfig(DPOConfig):
             )
         for name, most in (
             ("beta_dpo", 1e6), ("alpha_dpo", 1e6), ("alpha_dpo_gamma", 1e6),
-            ("beta_dpo_mode_weight", 0.99),
+            ("beta_dpo_mode_weight", 0.99), ("gamma_po", 1e6),
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be in [0, {most:g}], not {getattr(self, name)!r}")
+        self._check_re_po()
         if self.reference_cache:
             if not CAPTURES:
                 raise ValueError(
@@ -149,7 +167,7 @@ class PairDPOConfig(DPOConfig):
             self._accumulate(self.global_batch_size)
         # Not before TRL's own `__post_init__`, which turns a single `loss_type` into a list.
         self._check_combinations()
-        if self.beta_dpo or self.alpha_dpo:  # else a resumed run starts from 0
+        if self.is_online:  # else a resumed run starts from 0
             self.restore_callback_states_from_checkpoint = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +176,11 @@ class PairDPOConfig(DPOConfig):
         if isinstance(settings.get("model_init_kwargs"), dict):
             settings["model_init_kwargs"] = remove_secrets(settings["model_init_kwargs"])
         return settings | getattr(self, "run_facts", {})
+
+    @property
+    def is_online(self) -> bool:
+        """Whether a variant depends on the policy during training; see `online`."""
+        return bool(self.beta_dpo or self.alpha_dpo or self.gamma_po or self.re_po)
 
     @property
     def smooths(self) -> bool:
@@ -171,13 +194,14 @@ class PairDPOConfig(DPOConfig):
         more = set(self.pair_columns) - {"beta"}
         # TRL multiplies the output of relu in place, which its own backward pass refuses.
         repairs = CAPTURES and self.use_weighting and "hinge" in self.loss_type
-        return bool(more or self.beta_dpo or self.alpha_dpo or self.smooths or repairs)
+        return bool(more or self.is_online or self.smooths or repairs)
 
     @property
     def inverts(self) -> bool:
         """Whether the slope of the loss is beta s(-beta D), for which D* is defined."""
         logistic = list(self.loss_type) in (["sigmoid"], ["sigmoid_norm"])
-        shifted = self.alpha_dpo or self.label_smoothing or self.use_weighting
+        shifted = self.alpha_dpo or self.gamma_po or self.re_po
+        shifted = shifted or self.label_smoothing or self.use_weighting
         acting = {"margin", "label_smoothing"} & set(self.pair_columns)
         return logistic and not (shifted or acting or self.f_divergence_type != "reverse_kl")
 
@@ -222,6 +246,9 @@ class PairDPOConfig(DPOConfig):
             )
         if self.alpha_dpo or self.alpha_dpo_gamma:
             self._check_alpha_dpo()
+        for name in ("gamma_po", "re_po"):
+            if getattr(self, name):
+                self._check_logistic(name)
         acts = bool(self.pair_columns) or self.needs_pair_losses
         if self.use_liger_kernel and FUSES_LIGER_LOSS and acts:
             raise ValueError(
@@ -250,9 +277,39 @@ class PairDPOConfig(DPOConfig):
             )
         if not CAPTURES:
             raise ValueError(
-                f"weight, margin, label_smoothing, beta_dpo and alpha_dpo need TRL"
+                f"weight, margin, label_smoothing, beta_dpo, alpha_dpo, gamma_po and re_po need TRL"
                 f" {FIRST_WITH_LOG_PROBS}, this is {trl.__version__}: install it, or set"
                 " pair_columns: [beta]"
+            )
+
+    def _check_re_po(self) -> None:
+        """Raise ValueError if a setting of gamma-PO or RE-PO is not in its range."""
+        if not 0 < self.gamma_po_tau <= 1e6:
+            raise ValueError(f"gamma_po_tau must be in (0, 1e+06], not {self.gamma_po_tau!r}")
+        # At 1, no margin could lower the reliability; below 1/2, labels would count as wrong.
+        if self.re_po and not 0.5 <= self.re_po < 1:
+            raise ValueError(f"re_po must be in [0.5, 1), or 0 for off, not {self.re_po!r}")
+        if not 0 < self.re_po_momentum <= 1:
+            raise ValueError(f"re_po_momentum must be in (0, 1], not {self.re_po_momentum!r}")
+
+    def _check_logistic(self, name: str) -> None:
+        """Raise ValueError if the loss is not -log s(z), on which gamma-PO and RE-PO rely."""
+        if set(self.loss_type) - {SFT} not in ({"sigmoid"}, {"sigmoid_norm"}):
+            raise ValueError(
+                f"{name} is defined for -log sigmoid(z), not for loss_type"
+                f" {', '.join(self.loss_type)}: set loss_type: [sigmoid] or [sigmoid_norm], or set"
+                f" {name}: 0"
+            )
+        if self.f_divergence_type != "reverse_kl":
+            raise ValueError(
+                f"{name} is not defined for f_divergence_type {self.f_divergence_type}: set it to"
+                f" reverse_kl, or set {name}: 0"
+            )
+        smoothed = self.label_smoothing > 0 or "label_smoothing" in self.pair_columns
+        if name == "re_po" and smoothed:
+            raise ValueError(
+                "re_po computes the label smoothing of each pair itself: set label_smoothing: 0"
+                " and remove it from pair_columns, or set re_po: 0"
             )
 
     def _check_alpha_dpo(self) -> None:

@@ -60,7 +60,8 @@ from sp2dpo.training.losses import LOSSES, SFT
 from sp2dpo.training.online import (
     AlphaDpoState,
     BetaDpoState,
-    RunningMoments,
+    GammaPoState,
+    RePoState,
     apply_online_variants,
 )
 from sp2dpo.training.preparation import RowPreparation, bind_arguments, check_arguments
@@ -147,9 +148,13 @@ class PairColumnsMixin(DataCardMixin, Trainer):
             settings["eval_dataset"] = eval_dataset
         positional = [settings.pop(name) for name in list(settings)[: len(arguments)]]
         super().__init__(*positional, **settings)
-        for setting, state in (("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState)):
+        for setting, state in (
+            ("beta_dpo", BetaDpoState), ("alpha_dpo", AlphaDpoState), ("gamma_po", GammaPoState),
+        ):  # fmt: skip
             if getattr(args, setting):
                 self.add_callback(state())
+        if args.re_po:
+            self.add_callback(RePoState(args.re_po))
         # DPOTrainer's constructor creates the collator that this one wraps.
         self.data_collator = PairCollator(
             self.data_collator, tuple(args.pair_columns), category=names is not None,
@@ -393,7 +398,7 @@ class PairColumnsMixin(DataCardMixin, Trainer):
             divergence=self.f_divergence_type, divergence_coefficient=self.f_alpha_divergence_coef,
         )  # fmt: skip
 
-    def _state(self, kind: type[RunningMoments]) -> RunningMoments:
+    def _state(self, kind: type[Any]) -> Any:
         """Return the state of an online variant, looked up because resuming replaces callbacks."""
         return next(state for state in self.callback_handler.callbacks if type(state) is kind)
 
