@@ -40,6 +40,9 @@ def built(demo, tmp_path_factory):
         ("gap-as-margin", {"margin"}),
         ("flip-disputed", {"flip"}),
         ("madpo", {"weight", "reward_margin"}),
+        ("gdpo", {"flip"}),
+        ("cw-po", {"flip", "weight"}),
+        ("gamma-po", {"margin"}),
         ("drop-lowest", set()),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import polars as pl
 from pydantic import ConfigDict
+from scipy.special import expit
 
 from sp2dpo.betas.baselines import (
     ArithmeticMean,
@@ -31,6 +32,7 @@ from sp2dpo.betas.baselines import (
 from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.columns import OPTIONAL, REQUIRED
 from sp2dpo.betas.gaps import compute_teacher_gaps, disputes_labels
+from sp2dpo.betas.published_arms import ESTIMATES, RIGHT, SCORES, CwPo, GammaPo, Gdpo
 from sp2dpo.betas.schedule import Schedule, add_betas, parse_schedule, schedule_gaps
 from sp2dpo.betas.scores import Scores
 from sp2dpo.betas.soft_labels import (
@@ -48,9 +50,9 @@ from sp2dpo.settings import ABSENT, Keys, Settings, number, one_of, validate
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.yaml_files import YamlFile, read_yaml_file
 
-Beta = Constant | ArithmeticMean | HarmonicMean | Uniform | Permuted
-Weight = GapWeight | BetaWeight | InverseBetaWeight | Madpo
-Margin = GapMargin | Odpo
+Beta = Constant | ArithmeticMean | HarmonicMean | Uniform | Permuted | Gdpo
+Weight = GapWeight | BetaWeight | InverseBetaWeight | Madpo | CwPo
+Margin = GapMargin | Odpo | GammaPo
 _KNOWN: dict[str, dict[str, type]] = {
     "beta": {
         "constant": Constant,
@@ -58,6 +60,7 @@ _KNOWN: dict[str, dict[str, type]] = {
         "harmonic-mean": HarmonicMean,
         "uniform": Uniform,
         "permuted": Permuted,
+        "gdpo": Gdpo,
     },
     "keep": {"drop-lowest": DropLowest},
     "weight": {
@@ -65,8 +68,9 @@ _KNOWN: dict[str, dict[str, type]] = {
         "beta": BetaWeight,
         "inverse-beta": InverseBetaWeight,
         "madpo": Madpo,
+        "cw-po": CwPo,
     },
-    "margin": {"gap": GapMargin, "odpo": Odpo},
+    "margin": {"gap": GapMargin, "odpo": Odpo, "gamma-po": GammaPo},
     "label_smoothing": {
         "free": Free,
         "calibrated": Calibrated,
@@ -92,12 +96,12 @@ class Arm:
 
     Attributes:
         of: the schedule.
-        beta: baseline that replaces the betas of the schedule; see `baselines`.
+        beta: what replaces the betas of the schedule; see `baselines` and `published_arms`.
         keep: which pairs are left out because of their gap.
         disputed: what happens to pairs whose label the teachers dispute: `drop` leaves them out,
             `flip` exchanges their responses. Both are our choice.
-        weight: weight of each pair's loss; see `baselines`.
-        margin: margin gamma in each pair's loss, in nats; see `baselines`.
+        weight: weight of each pair's loss; see `baselines` and `published_arms`.
+        margin: margin gamma in each pair's loss, in nats; see `baselines` and `published_arms`.
         label_smoothing: soft labels; see `soft_labels`. A pair whose label is more likely wrong
             than right is trained with its responses exchanged.
         temperature: exponent tau of the schedule's betas, whose gradient at D = 0 is kept by a
@@ -113,10 +117,36 @@ class Arm:
     label_smoothing: SoftLabel | None = None
     temperature: float | None = None
 
+    def __post_init__(self) -> None:
+        sources = self._probability_sources
+        if len(set(sources.values())) > 1:
+            raise ValueError(
+                f"{' and '.join(sources)} must have the same source of p, not "
+                f"{' and '.join(sources.values())}"
+            )
+        for key in ("label_smoothing", "disputed"):
+            if sources and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{' and '.join(sources)} and {key} exclude each other, because both decide "
+                    "what happens to labels that are probably wrong"
+                )
+
+    @property
+    def _probability_sources(self) -> dict[str, str]:
+        """Source of the label's probability, by the departure that uses one."""
+        uses = {"beta: gdpo": self.beta, "weight: cw-po": self.weight}
+        return {key: use.p for key, use in uses.items() if isinstance(use, Gdpo | CwPo)}
+
+    @property
+    def probability_source(self) -> str | None:
+        """Source of the label's probability for GDPO and CW-PO; None for other arms."""
+        return next(iter(self._probability_sources.values()), None)
+
     @property
     def uses_scores(self) -> bool:
         """Whether the arm needs a reward model's scores."""
-        return isinstance(self.weight, Madpo) or isinstance(self.margin, Odpo)
+        uses = isinstance(self.weight, Madpo) or isinstance(self.margin, Odpo)
+        return uses or self.probability_source == SCORES
 
     def scale_betas(self, factor: float) -> "Arm":
         """Return a copy of the arm with its betas multiplied by `factor`, for tuning.
@@ -132,7 +162,9 @@ class Arm:
         schedule = replace(scale(self.of), envelopes=envelopes)
         constant = self.beta
         # Every map scales with both ends, and other baselines with the betas: they need no factor.
-        beta = Constant(constant.beta * factor) if isinstance(constant, Constant) else constant
+        beta = constant
+        if isinstance(constant, Constant | Gdpo):
+            beta = replace(constant, beta=constant.beta * factor)
         return replace(self, of=schedule, beta=beta)
 
     def departures(self) -> dict[str, str]:
@@ -243,7 +275,10 @@ def parse_arm(
         raise ValueError(
             f"{where}: an arm departs from its schedule in one of {', '.join(_DEPARTURES)}"
         )
-    return Arm(of=schedule, **{key: getattr(departures, key) for key in _DEPARTURES})
+    try:
+        return Arm(of=schedule, **{key: getattr(departures, key) for key in _DEPARTURES})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +331,12 @@ def compute_arm(annotations: AnnotationTable, arm: Arm, scores: Scores | None = 
         # Null below the quorum: such a pair is not trained on, so it is not exchanged.
         table = table.with_columns(flip=pl.col("label_disputed").fill_null(False))
     elif arm.label_smoothing is not None:
-        table, labels = _with_soft_labels(table, annotations, arm)
+        table, labels = _with_soft_labels(table, annotations, arm, arm.label_smoothing)
+    elif arm.probability_source == SCORES and scores is not None:
+        table = _with_score_labels(table, scores)
+    elif arm.probability_source is not None:
+        estimate = ESTIMATES[arm.probability_source]
+        table, labels = _with_soft_labels(table, annotations, arm, estimate)
     table = add_betas(table, arm.of)
     if arm.disputed == "drop":
         undisputed = ~pl.col("label_disputed").fill_null(False)
@@ -308,6 +348,8 @@ def compute_arm(annotations: AnnotationTable, arm: Arm, scores: Scores | None = 
     if isinstance(arm.margin, Odpo):
         table = _with_values(table, "margin", arm.margin.values)
         table = table.with_columns(keep=pl.col("keep") & pl.col("margin").is_not_null())
+    if isinstance(arm.beta, Gdpo):
+        table = table.with_columns(keep=arm.beta.keep(table))
     if arm.keep is not None:
         table = table.with_columns(keep=arm.keep.keep(table))
     # Without any beta, the quorum is the reason, which `schedule_store` reports.
@@ -318,11 +360,13 @@ def compute_arm(annotations: AnnotationTable, arm: Arm, scores: Scores | None = 
         table = _with_values(table, "weight", arm.weight.values)
     elif arm.weight is not None and table["keep"].any():
         table = table.with_columns(weight=arm.weight.values(table))
-    if isinstance(arm.margin, GapMargin) and table["keep"].any():
+    if isinstance(arm.margin, GapMargin | GammaPo) and table["keep"].any():
         table = table.with_columns(margin=arm.margin.values(table))
     # A mean over no kept pair is undefined.
     # Last, because weights are computed from the schedule's own betas.
-    if arm.beta is not None and table["keep"].any():
+    if isinstance(arm.beta, Gdpo):
+        table = table.with_columns(beta=arm.beta.betas(table))
+    elif arm.beta is not None and table["keep"].any():
         table = table.with_columns(beta=arm.beta.betas(table, arm.of))
     if arm.temperature is not None and table["keep"].any():
         table = apply_temperature(table, arm.temperature)
@@ -331,10 +375,9 @@ def compute_arm(annotations: AnnotationTable, arm: Arm, scores: Scores | None = 
 
 
 def _with_soft_labels(
-    table: pl.DataFrame, annotations: AnnotationTable, arm: Arm
+    table: pl.DataFrame, annotations: AnnotationTable, arm: Arm, estimate: SoftLabel
 ) -> tuple[pl.DataFrame, LabelFit]:
-    """Add flip and label_smoothing to a table of gaps."""
-    assert arm.label_smoothing is not None
+    """Add flip to a table of gaps, and label_smoothing or the probability of each label."""
     teachers, by_teacher = compute_teacher_gaps(annotations, arm.of.estimator)
     readings = Readings(
         signed_gap=table["signed_gap"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
@@ -342,13 +385,26 @@ def _with_soft_labels(
         teachers=teachers,
         can_dispute=disputes_labels(annotations.rubric, arm.of.estimator),
     )
-    p, found = arm.label_smoothing.estimate(readings)
+    p, found = estimate.estimate(readings)
     # Comparisons with NaN are false: a pair without a beta is not exchanged.
     flip = p < 0.5
+    if arm.label_smoothing is None:
+        right = pl.Series(RIGHT, np.where(flip, 1 - p, p)).fill_nan(None)
+        return table.with_columns(pl.Series("flip", flip), right), found
     smoothing = np.where(flip, p, 1 - p).clip(0.0, LARGEST_SMOOTHING)
     return table.with_columns(
         pl.Series("flip", flip), pl.Series("label_smoothing", smoothing).fill_nan(None)
     ), found
+
+
+def _with_score_labels(table: pl.DataFrame, scores: Scores) -> pl.DataFrame:
+    """Add flip and the probability of each label from a reward model: p = s(h)."""
+    known = table["signed_gap"].is_not_null()
+    h = np.full(len(table), np.nan)
+    h[known.to_numpy()] = scores.margins(table["pair_id"].filter(known)).to_numpy()
+    return table.with_columns(
+        pl.Series("flip", h < 0), pl.Series(RIGHT, expit(np.abs(h))).fill_nan(None)
+    )
 
 
 def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
@@ -361,8 +417,8 @@ def _check(arm: Arm, rubric: Rubric, scores: Scores | None) -> None:
         raise ValueError("this arm requires a reward model's scores: give --scores SCORES.parquet")
     if scores is not None and not arm.uses_scores:
         raise ValueError(
-            "--scores is not used: give an arm with `weight: madpo(...)` or "
-            "`margin: odpo(...)`, or omit --scores"
+            "--scores is not used: give an arm with `weight: madpo(...)`, `margin: odpo(...)` or "
+            "`p=scores`, or omit --scores"
         )
 
 
