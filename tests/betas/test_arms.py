@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sp2dpo.betas.arms import Arm, compute_betas, load_arm
+from sp2dpo.betas.arms import Arm, compute_betas, load_arm, parse_arm
 from sp2dpo.betas.baselines import (
     ArithmeticMean,
     BetaWeight,
@@ -111,6 +111,40 @@ def test_the_lowest_gaps_are_marked_and_no_row_is_deleted():
     assert len(table) == 6
     assert table["keep"].to_list() == [True, False, False, True, False, True]
     assert table["has_beta"].sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("ties", "percent", "left_out"),
+    [
+        # Gaps .3, .1, .1, .9, none, .1, .0: two of six pairs are 40 %, four are 70 %.
+        (None, 40, [1, 6]),
+        ("hash", 40, [1, 6]),
+        ("drop", 40, [1, 2, 5, 6]),
+        ("keep", 40, [6]),
+        # Where no tie is divided, all three agree.
+        (None, 70, [1, 2, 5, 6]),
+        ("drop", 70, [1, 2, 5, 6]),
+        ("keep", 70, [1, 2, 5, 6]),
+        # Not even one whole pair.
+        ("drop", 10, []),
+        ("keep", 10, []),
+    ],
+)
+def test_pairs_with_equal_gaps_are_left_out_by_hash_or_together(ties, percent, left_out):
+    annotations = annotations_of(3, 1, 1, 9, None, 1, 0)
+    table = arm_table(annotations, keep=DropLowest(percent, ties))
+    gone = table.filter(pl.col("has_beta") & ~pl.col("keep"))["pair_id"].to_list()
+    assert gone == [pair(number) for number in left_out]
+
+
+def test_arms_that_treat_ties_alike_are_written_and_read_back():
+    arm = Arm(of=PAPER, keep=DropLowest(20, "drop"))
+    assert arm.departures() == {"keep": "drop-lowest(percent=20, ties=drop)"}
+    assert parse_arm(arm.departures(), PAPER, where="here") == arm
+    with pytest.raises(ValueError, match="ties 'dropp' is not known, did you mean 'drop'"):
+        parse_arm({"keep": "drop-lowest(20, dropp)"}, PAPER, where="here")
+    with pytest.raises(ValueError, match="leaves no pair to train on"):
+        arm_table(annotations_of(1, 1, 1), keep=DropLowest(50, "drop"))
 
 
 def test_disputed_pairs_are_dropped_or_flipped():

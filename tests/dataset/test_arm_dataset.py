@@ -75,9 +75,16 @@ def test_a_student_is_trained_on_what_the_arm_keeps(built, tiny_student, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "columns"), [("madpo", ["beta", "weight"]), ("odpo", ["beta", "margin"])]
+    ("name", "columns"),
+    [
+        ("madpo", ["beta", "weight"]),
+        ("odpo", ["beta", "margin"]),
+        ("cw-po", ["beta", "weight"]),
+        ("gamma-po", ["beta", "margin"]),
+        ("gdpo", ["beta"]),
+    ],
 )
-def test_a_student_is_trained_with_a_reward_models_weights_and_margins(
+def test_a_student_is_trained_with_the_columns_of_published_methods(
     built, tiny_student, tmp_path, name, columns
 ):
     results = train(

@@ -120,18 +120,31 @@ class Permuted:
         return table["beta"].gather(source)
 
 
+TIES = ("hash", "drop", "keep")
+
+
 @dataclass(frozen=True)
 class DropLowest:
-    """Leave out the pairs with the lowest gaps; ties are broken by pair_id, a hash, so at random.
+    """Leave out the pairs with the lowest gaps.
+
+    Gaps tie often: blind teachers who find no difference give many pairs the gap 0. If there are
+    more of those than `percent`, `hash` leaves out some of them and keeps the others, chosen at
+    random; `drop` and `keep` treat pairs with equal gaps alike. All three are our choice.
 
     Attributes:
         percent: share of the kept pairs to leave out, in (0, 100), rounded down to whole pairs.
+        ties: pairs that tie with the last one to leave out: `hash` takes them in the order of
+            pair_id, a hash, until `percent` is reached; `drop` leaves all of them out, so more than
+            `percent`; `keep` keeps all of them if not all fit into `percent`. None is `hash`, as in
+            the published study.
     """
 
     percent: float
+    ties: str | None = None
 
     def __post_init__(self) -> None:
-        check_arguments(self, percent=number(above=0, below=100))
+        rules = {} if self.ties is None else {"ties": one_of(TIES)}
+        check_arguments(self, percent=number(above=0, below=100), **rules)
 
     def keep(self, table: pl.DataFrame) -> pl.Series:
         """Return whether each pair is kept."""
@@ -139,8 +152,14 @@ class DropLowest:
         left = np.flatnonzero(kept)
         gap = table["gap"].round(PLACE_DECIMALS).to_numpy()[left]
         # 1e-9: 29 percent of 100 pairs is 28.999999999999996 in floating point.
+        count = int(self.percent / 100 * len(left) + 1e-9)
         # Rows are sorted by pair_id, so a stable sort breaks ties by it.
-        lowest = np.argsort(gap, kind="stable")[: int(self.percent / 100 * len(left) + 1e-9)]
+        lowest = np.argsort(gap, kind="stable")[:count]
+        if count and self.ties in ("drop", "keep"):
+            last = gap[lowest[-1]]
+            divided = (gap == last).sum() > (gap[lowest] == last).sum()
+            below = gap < last if divided and self.ties == "keep" else gap <= last
+            lowest = np.flatnonzero(below)
         kept[left[lowest]] = False
         return pl.Series("keep", kept)
 
