@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 import polars as pl
 from pydantic import ConfigDict
-from scipy.special import expit
 
 from sp2dpo.betas.baselines import (
     ArithmeticMean,
@@ -32,6 +31,8 @@ from sp2dpo.betas.baselines import (
 from sp2dpo.betas.choices import choice_of, format_choice
 from sp2dpo.betas.columns import OPTIONAL, REQUIRED
 from sp2dpo.betas.gaps import compute_teacher_gaps, disputes_labels
+from sp2dpo.betas.label_fit import LabelFit
+from sp2dpo.betas.label_models import sigmoid
 from sp2dpo.betas.published_arms import ESTIMATES, RIGHT, SCORES, CwPo, GammaPo, Gdpo
 from sp2dpo.betas.schedule import Schedule, add_betas, parse_schedule, schedule_gaps
 from sp2dpo.betas.scores import Scores
@@ -40,7 +41,6 @@ from sp2dpo.betas.soft_labels import (
     Anchored,
     Calibrated,
     Free,
-    LabelFit,
     Latent,
     Readings,
     SoftLabel,
@@ -378,14 +378,21 @@ def _with_soft_labels(
     table: pl.DataFrame, annotations: AnnotationTable, arm: Arm, estimate: SoftLabel
 ) -> tuple[pl.DataFrame, LabelFit]:
     """Add flip to a table of gaps, and label_smoothing or the probability of each label."""
-    teachers, by_teacher = compute_teacher_gaps(annotations, arm.of.estimator)
-    readings = Readings(
-        signed_gap=table["signed_gap"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
-        by_teacher=by_teacher,
-        teachers=teachers,
-        can_dispute=disputes_labels(annotations.rubric, arm.of.estimator),
-    )
-    p, found = estimate.estimate(readings)
+    rubric, estimator = annotations.rubric, arm.of.estimator
+    s = table["signed_gap"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if np.isnan(s).all():
+        # Without any beta, the quorum is the reason, which `schedule_store` reports.
+        p, found = s, LabelFit(pairs=0, exchanged=0, blind=rubric.blind)
+    else:
+        teachers, by_teacher = compute_teacher_gaps(annotations, estimator)
+        readings = Readings(
+            signed_gap=s,
+            by_teacher=by_teacher,
+            teachers=teachers,
+            can_dispute=disputes_labels(rubric, estimator),
+            blind=rubric.blind,
+        )
+        p, found = estimate.estimate(readings)
     # Comparisons with NaN are false: a pair without a beta is not exchanged.
     flip = p < 0.5
     if arm.label_smoothing is None:
@@ -403,7 +410,7 @@ def _with_score_labels(table: pl.DataFrame, scores: Scores) -> pl.DataFrame:
     h = np.full(len(table), np.nan)
     h[known.to_numpy()] = scores.margins(table["pair_id"].filter(known)).to_numpy()
     return table.with_columns(
-        pl.Series("flip", h < 0), pl.Series(RIGHT, expit(np.abs(h))).fill_nan(None)
+        pl.Series("flip", h < 0), pl.Series(RIGHT, sigmoid(np.abs(h))).fill_nan(None)
     )
 
 

@@ -5,15 +5,14 @@ more annotator; `fit_anchored` is logistic regression with label noise (Bootkraj
 ECML PKDD, LNCS 7523:143). Bins, priors and symmetries are our choice.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize
-from scipy.special import expit, logit
-from scipy.stats import chi2
+
+from sp2dpo.betas.label_fit import Interval
 
 Floats = NDArray[np.float64]
 
@@ -27,24 +26,28 @@ _RIGHT, _WRONG = 9.0, 3.0
 """Parameters of the Beta prior of the share of right labels; its mean is 0.75."""
 _PSEUDO_COUNT = 1.0
 """Observations added to each bin of each teacher: a Dirichlet(2) prior."""
-_LIMITS = (0.5, 1 - 1e-6)
+_ACCURACIES = (0.5, 1 - 1e-6)
 """Range of the share of right labels. Below 1/2, the classes would only exchange their names."""
 _MAX_STEPS = 5_000
 _TOLERANCE = 1e-10
 """EM has converged if a step adds less than this to the mean log posterior of a pair."""
 _SLOPE_SCALE = 10.0
 """Standard deviation of the normal prior of the slope c."""
-_HALF_WIDTH = chi2.ppf(0.95, 1) / 2
-"""Fall of the log-likelihood at the ends of a 95 % interval."""
+_STARTS = (0.5, 3.0, 10.0)
+"""Slopes at which the search for c starts."""
+_SLOPES = (0.0, 100.0)
+"""Range of the slope c: to ten standard deviations of its prior."""
+_SMALLEST_STEP = 1e-10
+_HALF_WIDTH = 3.841459 / 2
+"""Fall of the log posterior at the ends of a 95 % interval: half the quantile of chi-square."""
+_END = 1e-5
+"""Largest error of an end of an interval."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An estimate with its 95 % interval of the profile likelihood."""
-
-    estimate: float
-    low: float
-    high: float
+def sigmoid(z: Floats) -> Floats:
+    """Return 1 / (1 + exp(-z)), without overflow for any z; NaN for NaN."""
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, small) / (1 + small)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class AnchoredModel:
 
     right: Floats
     label_accuracy: Interval
-    slope: float
+    slope: Interval
 
 
 def fit_classes(by_teacher: Floats, *, mirrored: bool) -> ClassModel:
@@ -113,10 +116,9 @@ def fit_classes(by_teacher: Floats, *, mirrored: bool) -> ClassModel:
         return em.objective - there.objective
 
     accuracy = em.parameters.accuracy
-    low, high = _interval(fall, accuracy)
     return ClassModel(
         right=em.right[inverse.reshape(-1)],
-        label_accuracy=Interval(estimate=accuracy, low=low, high=high),
+        label_accuracy=_interval(fall, accuracy, _ACCURACIES),
         emissions=em.parameters.emissions,
         iterations=em.iterations,
         converged=em.converged,
@@ -125,45 +127,89 @@ def fit_classes(by_teacher: Floats, *, mirrored: bool) -> ClassModel:
 
 def fit_anchored(signed_gaps: Floats) -> AnchoredModel:
     """Fit the model of `soft_labels.Anchored` to (N,) signed gaps."""
-
-    def fit(limits: tuple[float, float], slopes: tuple[float, ...]) -> tuple[float, float, float]:
-        """Return the best objective, a and c with a within the limits."""
-        tries = [
-            minimize(
-                _anchored_loss,
-                (np.clip(0.8, *limits), slope),
-                args=(signed_gaps,),
-                jac=True,
-                bounds=(limits, (0.0, None)),
-            )
-            for slope in slopes
-        ]
-        best = min(tries, key=lambda result: result.fun)
-        return -float(best.fun), float(best.x[0]), float(best.x[1])
-
-    # The likelihood can have several maxima: a steep curve with many wrong labels is like a flat
+    # A panel's gaps have few distinct values: each is evaluated once.
+    gaps, inverse, counts = np.unique(signed_gaps, return_inverse=True, return_counts=True)
+    posterior = _AnchoredPosterior(gaps, counts)
+    # The posterior can have several maxima: a steep curve with many wrong labels is like a flat
     # curve with few.
-    objective, accuracy, slope = fit(_LIMITS, (0.5, 3.0, 10.0))
-    low, high = _interval(
-        lambda at: objective - fit((at, at), (slope, 3.0))[0],
-        accuracy,
-    )
+    best = max((posterior.climb((0.8, slope)) for slope in _STARTS), key=lambda top: top.value)
+
+    def fall_by_accuracy(accuracy: float) -> float:
+        starts = (best.slope, _STARTS[1])
+        tops = [posterior.climb((accuracy, slope), fixed=0).value for slope in starts]
+        return best.value - max(tops)
+
+    def fall_by_slope(slope: float) -> float:
+        return best.value - posterior.climb((best.accuracy, slope), fixed=1).value
+
+    log_odds = math.log(best.accuracy / (1 - best.accuracy))
     return AnchoredModel(
-        right=expit(logit(accuracy) + slope * signed_gaps),
-        label_accuracy=Interval(estimate=accuracy, low=low, high=high),
-        slope=slope,
+        right=sigmoid(log_odds + best.slope * gaps)[inverse],
+        label_accuracy=_interval(fall_by_accuracy, best.accuracy, _ACCURACIES),
+        slope=_interval(fall_by_slope, best.slope, _SLOPES),
     )
 
 
-def _anchored_loss(parameters: Floats, s: Floats) -> tuple[float, Floats]:
-    """Return the negative log posterior of (a, c), and its gradient."""
-    a, c = parameters
-    teacher = expit(c * s)
-    agrees = (1 - a) + (2 * a - 1) * teacher
-    prior = (_RIGHT - 1) * np.log(a) + (_WRONG - 1) * np.log(1 - a) - (c / _SLOPE_SCALE) ** 2 / 2
-    by_a = ((2 * teacher - 1) / agrees).sum() + (_RIGHT - 1) / a - (_WRONG - 1) / (1 - a)
-    by_c = ((2 * a - 1) * teacher * (1 - teacher) * s / agrees).sum() - c / _SLOPE_SCALE**2
-    return -float(np.log(agrees).sum() + prior), -np.array([by_a, by_c])
+@dataclass(frozen=True, kw_only=True)
+class _Top:
+    """A maximum of the posterior of (a, c)."""
+
+    value: float
+    accuracy: float
+    slope: float
+
+
+class _AnchoredPosterior:
+    """Log posterior of (a, c), with its derivatives; `counts` gaps are equal."""
+
+    def __init__(self, gaps: Floats, counts: NDArray[np.int64]) -> None:
+        self._s, self._counts = gaps, counts.astype(np.float64)
+
+    def value(self, a: float, c: float) -> float:
+        """Return the log posterior, up to a constant."""
+        agrees = (1 - a) + (2 * a - 1) * sigmoid(c * self._s)
+        prior = (_RIGHT - 1) * math.log(a) + (_WRONG - 1) * math.log(1 - a)
+        return float(self._counts @ np.log(agrees)) + prior - (c / _SLOPE_SCALE) ** 2 / 2
+
+    def derivatives(self, a: float, c: float) -> tuple[Floats, Floats]:
+        """Return the gradient, (2,), and the expected information, (2, 2)."""
+        teacher = sigmoid(c * self._s)
+        agrees = (1 - a) + (2 * a - 1) * teacher
+        by = np.stack([2 * teacher - 1, (2 * a - 1) * teacher * (1 - teacher) * self._s])
+        gradient = by @ (self._counts / agrees)
+        gradient += ((_RIGHT - 1) / a - (_WRONG - 1) / (1 - a), -c / _SLOPE_SCALE**2)
+        information = (by * (self._counts / (agrees * (1 - agrees)))) @ by.T
+        information += np.diag(
+            ((_RIGHT - 1) / a**2 + (_WRONG - 1) / (1 - a) ** 2, 1 / _SLOPE_SCALE**2)
+        )
+        return gradient, information
+
+    def climb(self, start: tuple[float, float], *, fixed: int | None = None) -> _Top:
+        """Maximise by Fisher scoring within the ranges of a and c, with steps that never descend.
+
+        Args:
+            start: a and c to start from.
+            fixed: 0 to keep a as it is, 1 to keep c.
+        """
+        at, value = np.array(start), self.value(*start)
+        lowest, highest = np.array([_ACCURACIES, _SLOPES]).T
+        for _ in range(_MAX_STEPS):
+            gradient, information = self.derivatives(*at)
+            # At the end of its range, a parameter that would leave it stays where it is.
+            free = ~((at <= lowest) & (gradient < 0) | (at >= highest) & (gradient > 0))
+            if fixed is not None:
+                free[fixed] = False
+            step = np.zeros(2)
+            step[free] = np.linalg.solve(information[np.ix_(free, free)], gradient[free])
+            before = value
+            while value <= before and np.abs(step).max() > _SMALLEST_STEP:
+                there = np.clip(at + step, lowest, highest)
+                if (reached := self.value(*there)) > value:
+                    at, value = there, reached
+                step = step / 2
+            if value - before <= _TOLERANCE * self._counts.sum():
+                break
+        return _Top(value=value, accuracy=float(at[0]), slope=float(at[1]))
 
 
 def _bins(by_teacher: Floats) -> NDArray[np.int64]:
@@ -218,13 +264,12 @@ def _run_em(
         fix_accuracy: Whether the share of right labels keeps its value.
     """
     total = counts.sum()
-    # One row of indicators for each pattern and teacher; a missing reply has none.
-    hot = (patterns[:, :, None] == np.arange(_BINS)).astype(float)
+    # (P, T x 7) one row of indicators for each pattern; a missing reply has none.
+    hot = (patterns[:, :, None] == np.arange(_BINS)).astype(float).reshape(len(patterns), -1)
     before = -np.inf
     for step in range(1, _MAX_STEPS + 1):
         accuracy, logs = parameters.accuracy, np.log(parameters.emissions)
-        by_class = np.einsum("ptb,ctb->cp", hot, logs)
-        by_class += np.log([[accuracy], [1 - accuracy]])
+        by_class = logs.reshape(2, -1) @ hot.T + np.log([[accuracy], [1 - accuracy]])
         likelihood = np.logaddexp(*by_class)
         right = np.exp(by_class[0] - likelihood)
         prior = (_RIGHT - 1) * np.log(accuracy) + (_WRONG - 1) * np.log(1 - accuracy)
@@ -240,8 +285,8 @@ def _run_em(
         before = objective
         if not fix_accuracy:
             expected = (counts @ right + _RIGHT - 1) / (total + _RIGHT + _WRONG - 2)
-            accuracy = float(np.clip(expected, *_LIMITS))
-        in_bins = np.einsum("cp,ptb->ctb", counts * np.stack([right, 1 - right]), hot)
+            accuracy = float(np.clip(expected, *_ACCURACIES))
+        in_bins = (counts * np.stack([right, 1 - right]) @ hot).reshape(logs.shape)
         if mirrored:
             in_bins = in_bins[0] + in_bins[1, :, ::-1] + _PSEUDO_COUNT
             emissions = np.stack([in_bins, in_bins[:, ::-1]])
@@ -252,13 +297,39 @@ def _run_em(
     raise AssertionError("the loop returns at its last step")
 
 
-def _interval(fall: Callable[[float], float], estimate: float) -> tuple[float, float]:
-    """Return where the profile falls by `_HALF_WIDTH` on both sides, within `_LIMITS`."""
+def _interval(
+    fall: Callable[[float], float], estimate: float, limits: tuple[float, float]
+) -> Interval:
+    """Return the interval in which the profile falls by less than `_HALF_WIDTH`, within limits."""
+
+    def excess(at: float) -> float:
+        # The root of the fall is nearly linear, so that few evaluations find the end.
+        return math.sqrt(max(0.0, fall(at))) - math.sqrt(_HALF_WIDTH)
 
     def end(limit: float) -> float:
-        if fall(limit) <= _HALF_WIDTH:
+        if limit == estimate or (outside := excess(limit)) <= 0:
             return limit
-        root: Any = brentq(lambda at: fall(at) - _HALF_WIDTH, limit, estimate, xtol=1e-4)
-        return float(root)
+        return _find_root(excess, (estimate, -math.sqrt(_HALF_WIDTH)), (limit, outside))
 
-    return end(_LIMITS[0]), end(_LIMITS[1])
+    return Interval(estimate=estimate, low=end(limits[0]), high=end(limits[1]))
+
+
+def _find_root(
+    function: Callable[[float], float], inside: tuple[float, float], outside: tuple[float, float]
+) -> float:
+    """Return a root between two places, each with its value, by regula falsi (Illinois)."""
+    side = 0
+    while abs(outside[0] - inside[0]) > _END:
+        share = inside[1] / (inside[1] - outside[1])
+        at = inside[0] + share * (outside[0] - inside[0])
+        value = function(at)
+        if abs(value) < _END:
+            return at
+        if value < 0:
+            # A second point on the same side: halve the value at the other, so that it moves too.
+            outside = (outside[0], outside[1] / 2) if side == -1 else outside
+            inside, side = (at, value), -1
+        else:
+            inside = (inside[0], inside[1] / 2) if side == 1 else inside
+            outside, side = (at, value), 1
+    return (inside[0] + outside[0]) / 2

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sp2dpo.betas.label_fit import Interval
+
 _DECIMALS = 9
 """Gaps are rounded to this, so that floating-point residue of a gap of 0 is not information."""
 _CHI_SQUARE = 3.841459
@@ -47,6 +49,13 @@ class LabelSlope:
     low: float | None
     high: float | None
     pairs: int
+
+    @property
+    def interval(self) -> Interval | None:
+        """The slope with its interval; None without an informative pair."""
+        if self.slope is None or self.low is None or self.high is None:
+            return None
+        return Interval(estimate=self.slope, low=self.low, high=self.high)
 
 
 def fit_slope(signed_gaps: ArrayLike, right: ArrayLike | None = None) -> LabelSlope:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
 
 from sp2dpo.betas.choices import check_arguments
 from sp2dpo.betas.gaps import NOISE
+from sp2dpo.betas.label_models import sigmoid
 from sp2dpo.betas.maps import BETA, LARGEST_BETA
 from sp2dpo.betas.soft_labels import Anchored, Calibrated, Free, Latent, SoftLabel
 from sp2dpo.settings import number, one_of
@@ -145,7 +145,7 @@ def project_margins(
     # In logarithms, log(B p_i): a share that underflows to 0 would never grow again.
     log_share = np.zeros(len(rewards))
     for _ in range(_STEPS):
-        slope = gamma * expit(gamma * np.exp(log_share) - rewards) + tau * (1 + log_share)
+        slope = gamma * sigmoid(gamma * np.exp(log_share) - rewards) + tau * (1 + log_share)
         log_share = log_share - rate * slope
-        log_share = log_share - (logsumexp(log_share) - np.log(len(rewards)))
+        log_share = log_share - (np.logaddexp.reduce(log_share) - np.log(len(rewards)))
     return gamma * np.expm1(log_share)

@@ -11,16 +11,15 @@ conservative DPO (Mitchell 2023) with one eps per pair. The estimates of p are o
 s_i is the signed gap of a pair and s_ai that of one teacher: see `gaps`.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from sp2dpo.betas.choices import check_arguments
-from sp2dpo.betas.label_models import Interval, fit_anchored, fit_classes
+from sp2dpo.betas.label_fit import LabelFit
+from sp2dpo.betas.label_models import fit_anchored, fit_classes, sigmoid
 from sp2dpo.betas.label_slope import fit_slope
 from sp2dpo.settings import number
 
@@ -39,49 +38,14 @@ class Readings:
         by_teacher: (N, T) s_ai; NaN where a teacher has no reply that counts.
         teachers: The names of the T teachers.
         can_dispute: Whether a signed gap can be negative.
+        blind: Whether the teachers did not know the labels.
     """
 
     signed_gap: NDArray[np.float64]
     by_teacher: NDArray[np.float64]
     teachers: tuple[str, ...]
     can_dispute: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelFit:
-    """What an estimate of the probabilities found.
-
-    Attributes:
-        pairs: Number of pairs that have a probability.
-        exchanged: Number of pairs whose label is more likely wrong than right.
-        right: Mean probability that a label is right; None without any pair.
-        slope: k of `Calibrated` or c of `Anchored`, with its interval where there is one.
-        slope_low: Lower end of the 95 % interval of the slope.
-        slope_high: Upper end.
-        label_accuracy: Share of right labels according to `Latent` or `Anchored`.
-        label_accuracy_low: Lower end of its 95 % interval.
-        label_accuracy_high: Upper end.
-        teacher_accuracy: By teacher, how often its preference is right, according to `Latent`.
-        iterations: Number of EM steps.
-        converged: Whether EM converged.
-    """
-
-    pairs: int
-    exchanged: int
-    right: float | None
-    slope: float | None = None
-    slope_low: float | None = None
-    slope_high: float | None = None
-    label_accuracy: float | None = None
-    label_accuracy_low: float | None = None
-    label_accuracy_high: float | None = None
-    teacher_accuracy: Mapping[str, float] = field(default_factory=dict)
-    iterations: int | None = None
-    converged: bool | None = None
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the values that are known, as the metadata of a table of betas hold them."""
-        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+    blind: bool
 
 
 @dataclass(frozen=True)
@@ -91,7 +55,7 @@ class Free:
     def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
         """Return p, (N,), NaN for a pair without a beta, and what was found."""
         p = (1 + readings.signed_gap) / 2
-        return p, LabelFit(**_counts(p))
+        return p, _describe(p, readings)
 
 
 @dataclass(frozen=True)
@@ -125,25 +89,24 @@ class Calibrated:
         """
         s = readings.signed_gap
         if self.slope is not None:
-            p = expit(self.slope * s)
-            return p, LabelFit(**_counts(p), slope=self.slope)
+            p = sigmoid(self.slope * s)
+            return p, _describe(p, readings)
         _check_can_dispute(readings, "calibrated", ", or give a slope, as in calibrated(slope=3)")
         fit = fit_slope(s[~np.isnan(s)])
-        if fit.slope is None:
+        if fit.interval is None:
             raise ValueError(
                 "label_smoothing: calibrated: every signed gap is 0, so no slope can be fitted: "
                 "give one, as in calibrated(slope=3)"
             )
-        if fit.slope <= 0:
+        if fit.interval.estimate <= 0:
             raise ValueError(
-                f"label_smoothing: calibrated: the signed gaps contradict the labels (slope "
-                f"{fit.slope:.3g}, 95 % {fit.low:.3g} to {fit.high:.3g}), so no label could be "
-                "trusted more for a larger gap: check the replies with `sp2dpo audit`, or use "
-                "`label_smoothing: anchored`, which then relies on the labels"
+                "label_smoothing: calibrated: the signed gaps contradict the labels: their slope "
+                f"is {fit.interval}, so a larger gap would make a label more likely wrong: check "
+                "the replies with `sp2dpo audit`, or use `label_smoothing: anchored`, which then "
+                "relies on the labels"
             )
-        p = expit(fit.slope * s)
-        found = LabelFit(**_counts(p), slope=fit.slope, slope_low=fit.low, slope_high=fit.high)
-        return p, found
+        p = sigmoid(fit.interval.estimate * s)
+        return p, _describe(p, readings, slope=fit.interval)
 
 
 @dataclass(frozen=True)
@@ -161,12 +124,16 @@ class Latent:
     def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
         """Return p, (N,), NaN for a pair without a beta, and what was found."""
         known = ~np.isnan(readings.signed_gap)
-        model = fit_classes(readings.by_teacher[known], mirrored=readings.can_dispute)
+        model = fit_classes(readings.by_teacher[known], mirrored=readings.blind)
         p = _spread(model.right, known)
         accuracies = dict(zip(readings.teachers, model.teacher_accuracy.tolist(), strict=True))
-        return p, LabelFit(
-            **_counts(p), **_accuracy(model.label_accuracy), teacher_accuracy=accuracies,
-            iterations=model.iterations, converged=model.converged,
+        # Without the assumption of independence, for comparison.
+        anchored = None
+        if readings.can_dispute:
+            anchored = fit_anchored(readings.signed_gap[known]).label_accuracy
+        return p, _describe(
+            p, readings, label_accuracy=model.label_accuracy, anchored_accuracy=anchored,
+            teacher_accuracy=accuracies, iterations=model.iterations, converged=model.converged,
         )  # fmt: skip
 
 
@@ -196,8 +163,7 @@ class Anchored:
         known = ~np.isnan(readings.signed_gap)
         model = fit_anchored(readings.signed_gap[known])
         p = _spread(model.right, known)
-        found = LabelFit(**_counts(p), **_accuracy(model.label_accuracy), slope=model.slope)
-        return p, found
+        return p, _describe(p, readings, label_accuracy=model.label_accuracy, slope=model.slope)
 
 
 SoftLabel = Free | Calibrated | Latent | Anchored
@@ -212,18 +178,16 @@ def _check_can_dispute(readings: Readings, name: str, otherwise: str = "") -> No
         )
 
 
-def _counts(p: NDArray[np.float64]) -> dict[str, Any]:
+def _describe(p: NDArray[np.float64], readings: Readings, **found: Any) -> LabelFit:
+    """Return what was found, with the counts that follow from p."""
     known = p[~np.isnan(p)]
-    right = float(known.mean()) if len(known) else None
-    return {"pairs": len(known), "exchanged": int((known < 0.5).sum()), "right": right}
-
-
-def _accuracy(interval: Interval) -> dict[str, Any]:
-    return {
-        "label_accuracy": interval.estimate,
-        "label_accuracy_low": interval.low,
-        "label_accuracy_high": interval.high,
-    }
+    return LabelFit(
+        pairs=len(known),
+        exchanged=int((known < 0.5).sum()),
+        blind=readings.blind,
+        right=float(known.mean()),
+        **found,
+    )
 
 
 def _spread(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
