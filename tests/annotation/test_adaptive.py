@@ -10,6 +10,7 @@ import pytest
 from sp2dpo.annotation.adaptive_rule import LEVEL, StoppingRule, is_calibration, jmamp, slots
 from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
+from support.blind_panels import WORLDS, measure
 from support.harness import filled, kept_reply
 
 NO = np.nan
@@ -92,7 +93,7 @@ def test_the_calibration_pairs_are_few_of_many_and_all_of_a_handful(pairs, expec
 
 
 def test_without_a_reading_a_pair_is_never_settled():
-    rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=1.0)
+    rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=1.0, covers="beta")
     next_slots, chances = rule.next(
         np.full((2, 9), NO), np.array([[False] * 9, [True] * 8 + [False]])
     )
@@ -100,7 +101,7 @@ def test_without_a_reading_a_pair_is_never_settled():
 
 
 def test_a_pair_of_which_all_was_asked_is_settled_whatever_was_refused():
-    rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=0.0, level=2.0)
+    rule = StoppingRule.learn(panel(200, 0), ORDER, tolerance=0.0, covers="beta", level=2.0)
     readings = np.full((2, 9), NO)
     readings[0, 3] = 0.5
     next_slots, chances = rule.next(readings, np.ones((2, 9), dtype=bool))
@@ -112,31 +113,55 @@ def test_the_chance_is_the_share_of_like_readings_that_did_not_move():
     order = slots(("a",), ("one", "two"))
     calibration = np.full((20, 2), 0.5)
     calibration[16:, 1] = 0.8
-    rule = StoppingRule.learn(calibration, order, tolerance=0.074, level=0.85)
+    rule = StoppingRule.learn(calibration, order, tolerance=0.074, covers="beta", level=0.85)
     first = np.array([[0.5, NO]])
     next_slots, chances = rule.next(first, ~np.isnan(first))
     assert chances[0] == pytest.approx(32 / 37)  # 32 of 36 like it; one more counts as moved
     assert next_slots[0] == -1
-    stricter = StoppingRule.learn(calibration, order, tolerance=0.074, level=0.87)
+    stricter = StoppingRule.learn(calibration, order, tolerance=0.074, covers="beta", level=0.87)
     assert stricter.next(first, ~np.isnan(first))[0][0] == 1
 
 
 def test_a_gap_below_zero_does_not_move_a_beta():
     calibration = np.random.default_rng(0).uniform(-1, -0.1, (20, 9))
-    rule = StoppingRule.learn(calibration, ORDER, tolerance=0.0)
+    rule = StoppingRule.learn(calibration, ORDER, tolerance=0.0, covers="beta")
     next_slots, chances = rule.next(*after(1, np.full((1, 9), -0.1)))
     assert (next_slots[0], chances[0]) == (-1, pytest.approx(30 / 31))  # the nearest 30 all stayed
 
 
+def test_a_gap_below_zero_moves_a_signed_gap():
+    """Turned round, 40 readings: half of them say -0.5 and end at -0.3, half say -0.1."""
+    order = slots(("a",), ("one", "two"))
+    calibration = np.tile([-0.5, -0.1], (20, 1))
+    first = np.array([[-0.5, NO]])
+    rule = StoppingRule.learn(calibration, order, tolerance=0.1, covers="signed_gap")
+    assert rule.next(first, ~np.isnan(first))[1][0] == 0
+    assert rule.next(first, ~np.isnan(first))[0][0] == 1
+    wider = StoppingRule.learn(calibration, order, tolerance=0.2, covers="signed_gap")
+    assert wider.next(first, ~np.isnan(first))[1][0] == pytest.approx(40 / 41)
+    clipped = StoppingRule.learn(calibration, order, tolerance=0.1, covers="beta")
+    assert clipped.next(first, ~np.isnan(first))[1][0] == pytest.approx(40 / 41)
+
+
+def test_without_gaps_below_zero_both_rules_are_the_same():
+    readings, known = panel(100, 1), after(2, panel(80, 2))
+    signed, beta = (
+        StoppingRule.learn(readings, ORDER, tolerance=0.074, covers=covers).next(*known)
+        for covers in ("signed_gap", "beta")
+    )
+    assert np.array_equal(signed[0], beta[0])
+    assert np.array_equal(signed[1], beta[1])
+
+
 def test_fewer_than_eight_calibration_pairs_settle_nothing():
     for count, settled in ((0, False), (7, False), (8, True)):
-        rule = StoppingRule.learn(np.full((count, 9), 0.5), ORDER, tolerance=0.074)
+        rule = StoppingRule.learn(np.full((count, 9), 0.5), ORDER, tolerance=0.074, covers="beta")
         assert bool(rule.next(*after(1, np.full((1, 9), 0.5)))[0][0] == -1) is settled
 
 
 def test_a_refused_slot_counts_as_asked_and_the_rest_is_judged_by_the_same_slots():
     readings = panel(300, 1)
-    rule = StoppingRule.learn(readings, ORDER, tolerance=0.074)
+    rule = StoppingRule.learn(readings, ORDER, tolerance=0.074, covers="beta")
     known_readings, asked_mask = after(2, panel(50, 2))
     known_readings[:, 0] = NO
     next_slots, chances = rule.next(known_readings, asked_mask)
@@ -153,7 +178,7 @@ def test_calibration_pairs_with_refused_replies_teach_what_they_know():
     readings = panel(300, 1)
     readings[np.random.default_rng(5).random(readings.shape) < 0.2] = NO
     readings[:5] = NO
-    rule = StoppingRule.learn(readings, ORDER, tolerance=0.074)
+    rule = StoppingRule.learn(readings, ORDER, tolerance=0.074, covers="beta")
     assert len(rule.calibration) == 295 * 9
     next_slots, chances = rule.next(*after(3, panel(100, 2)))
     assert (chances > 0).all()
@@ -161,7 +186,7 @@ def test_calibration_pairs_with_refused_replies_teach_what_they_know():
 
 
 def test_one_page_or_many_decide_alike():
-    rule = StoppingRule.learn(panel(100, 1), ORDER, tolerance=0.074)
+    rule = StoppingRule.learn(panel(100, 1), ORDER, tolerance=0.074, covers="beta")
     draw = np.random.default_rng(4)
     asked_mask = draw.random((400, 9)) < 0.4
     readings = np.where(asked_mask & (draw.random((400, 9)) < 0.9), panel(400, 2), NO)
@@ -176,7 +201,8 @@ def test_the_order_of_the_calibration_pairs_changes_nothing():
     shuffled = np.random.default_rng(0).permutation(calibration)
     state = after(3, panel(200, 2))
     decision, shuffled_decision = (
-        StoppingRule.learn(c, ORDER, tolerance=0.074).next(*state) for c in (calibration, shuffled)
+        StoppingRule.learn(c, ORDER, tolerance=0.074, covers="beta").next(*state)
+        for c in (calibration, shuffled)
     )
     assert np.array_equal(decision[0], shuffled_decision[0])
     assert np.array_equal(decision[1], shuffled_decision[1])
@@ -203,7 +229,7 @@ readings = np.random.default_rng(1).random((300, 9)).round(2)
 known, asked = readings[:50].copy(), np.zeros((50, 9), dtype=bool)
 asked[:, :4], known[:, 4:] = True, np.nan
 three = slots("abc", ("direct", "critic", "reader"))
-rule = StoppingRule.learn(readings, three, tolerance=0.2, level=0.6)
+rule = StoppingRule.learn(readings, three, tolerance=0.2, covers="beta", level=0.6)
 print([part.tolist() for part in rule.next(known, asked)])
 print([is_calibration(str(number), pairs=1000) for number in range(1000)])
 """
@@ -213,7 +239,10 @@ def test_a_higher_level_never_asks_less():
     calibration, others = panel(100, 1), panel(300, 2)
     levels = (0.3, 0.6, 0.8, 0.9, 0.95, 1.1)
     sent = [
-        asked_by(StoppingRule.learn(calibration, ORDER, tolerance=0.074, level=level), others)
+        asked_by(
+            StoppingRule.learn(calibration, ORDER, tolerance=0.074, covers="beta", level=level),
+            others,
+        )
         for level in levels
     ]
     for fewer, more in itertools.pairwise(sent):
@@ -227,7 +256,8 @@ def test_pairs_that_it_never_saw_end_near_their_full_gap_as_often_as_it_says(noi
     for seed in range(4):
         readings = panel(700, seed, noise)
         asked_mask = asked_by(
-            StoppingRule.learn(readings[:100], ORDER, tolerance=0.074), readings[100:]
+            StoppingRule.learn(readings[:100], ORDER, tolerance=0.074, covers="beta"),
+            readings[100:],
         )
         reached = jmamp(np.where(asked_mask, readings[100:], NO), ORDER)
         moved = np.abs(np.maximum(reached, 0) - jmamp(readings[100:], ORDER))
@@ -239,6 +269,34 @@ def test_pairs_that_it_never_saw_end_near_their_full_gap_as_often_as_it_says(noi
 
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match=r"shape \(5, 8\) must have one column for each of the 9"):
-        StoppingRule.learn(np.zeros((5, 8)), ORDER, tolerance=0.074)
+        StoppingRule.learn(np.zeros((5, 8)), ORDER, tolerance=0.074, covers="beta")
     with pytest.raises(ValueError, match="level 0 must be above 0"):
-        StoppingRule.learn(np.zeros((5, 9)), ORDER, tolerance=0.074, level=0)
+        StoppingRule.learn(np.zeros((5, 9)), ORDER, tolerance=0.074, covers="beta", level=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [300, 2_000])
+@pytest.mark.parametrize("name", WORLDS)
+def test_signed_gaps_end_near_those_of_the_full_panel_as_often_as_promised(name, pairs):
+    seeds = range(6 if pairs == 300 else 3)
+    runs = [measure(pairs, seed, "signed_gap", **WORLDS[name]) for seed in seeds]
+    asked, beta, signed, _ = np.mean(runs, axis=0)
+    assert signed >= LEVEL
+    assert beta >= LEVEL
+    cheaper, beta, clipped, _ = np.mean(
+        [measure(pairs, seed, "beta", **WORLDS[name]) for seed in seeds], axis=0
+    )
+    # The other rule keeps its own promise, with fewer requests, and not that of the signed gap.
+    assert beta >= LEVEL
+    assert cheaper < asked < 0.7
+    assert clipped < signed
+
+
+def test_the_rule_of_betas_does_not_cover_signed_gaps():
+    loud = WORLDS["noise 0.12"]
+    (*_, clipped, disputed), (*_, signed, less_disputed) = (
+        np.mean([measure(1_000, seed, covers, **loud) for seed in range(3)], axis=0)
+        for covers in ("beta", "signed_gap")
+    )
+    assert clipped < 0.88 < LEVEL <= signed
+    assert less_disputed < disputed

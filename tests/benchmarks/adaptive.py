@@ -19,17 +19,25 @@ Magnitude is what comes of it, confidence 0.55 + 0.45 of it with noise of its ow
 0.032 of the gap against 0.044 and 0.039); 0.06 and 0.12 are two and four times that. Unlike
 teachers have twice the bias, and 1.5, 1 and 0.5 times the noise: the first one asked is the worst.
 
+Last, `covers: signed_gap` against `covers: beta` under the blind protocol, where gaps may be
+below 0 (tests/support/blind_panels.py): of the pairs that were settled early, the share whose signed gap
+ended within the tolerance.
+
     python tests/benchmarks/adaptive.py [--pairs 2000 20000] [--further 0.15] [--plot adaptive.svg]
 """
 
 import argparse
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from sp2dpo.annotation.adaptive_rule import LEVEL, StoppingRule, is_calibration, jmamp, slots
+from support.blind_panels import WORLDS, measure
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "replies.jsonl"
 READERS, VARIANTS = ("reader-a", "reader-b", "reader-c"), ("direct", "critic", "reader")
@@ -131,7 +139,7 @@ def chances_of(rule, readings, highest):
 def measured(readings, first, further, *, order=ORDER, levels=LEVELS, baselines=True):
     """(levels, columns) for readings in the order of the slots, `first` the calibration pairs."""
     readings = readings[:, [ORDER.index(slot) for slot in order]]
-    rule = StoppingRule.learn(readings[first], order, tolerance=TOLERANCE)
+    rule = StoppingRule.learn(readings[first], order, tolerance=TOLERANCE, covers="beta")
     chances, gaps = chances_of(rule, readings[~first], max(levels))
     share, reread = first.mean(), prompts_of(order, further)
     sizes = np.arange(10) / 9
@@ -210,6 +218,18 @@ def orders(pairs, noise, further):
         )
 
 
+def blind(pairs):
+    """What covering the signed gap costs in requests, and what it keeps."""
+    print(f"\n{pairs} simulated pairs under the blind protocol, mean of {SEEDS} seeds")
+    titles = ("requests", "betas within", "signed gaps within", "other disputes")
+    print(f"{'':>34}{'covers':>12}" + "".join(f"{title:>20}" for title in titles))
+    for name, world in WORLDS.items():
+        for covers in ("beta", "signed_gap"):
+            runs = [measure(pairs, seed, covers, **world) for seed in range(SEEDS)]
+            cells = "".join(f"{value:>20.3f}" for value in np.mean(runs, axis=0))
+            print(f"{name:>34}{covers:>12}{cells}")
+
+
 def plot(curves, path):
     """Share within against share of requests; full lines the rule, dotted the best subsets."""
     colours = ("#2a78d6", "#1baf7a", "#eda100", "#e34948")
@@ -261,6 +281,7 @@ def main():
     )
     print("\norder of the slots, 2000 simulated pairs, noise 0.06, at the rule's level")
     orders(2000, 0.06, options.further)
+    blind(2000)
     if options.plot:
         plot(curves, options.plot)
 

@@ -1,12 +1,13 @@
 """A panel is refused with the file, the key and the value before anyone is asked."""
 
+import json
 import re
 from dataclasses import asdict
 
 import pytest
 import yaml
 
-from sp2dpo.panel.panel import load_panel
+from sp2dpo.panel.panel import load_panel, parse_record
 from support.harness import ROOT
 
 TEACHER = {
@@ -116,6 +117,12 @@ def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
     assert (panel.budget, panel.tolerance) == ("adaptive", 0.074)
     assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
     assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
+    assert panel.covers == "signed_gap"
+    assert load(PANEL | {"budget": "adaptive", "covers": "beta"}).covers == "beta"
+    assert "covers requires" in error_of(PANEL | {"covers": "beta"})
+    assert "'betas' is not known, did you mean 'beta'" in error_of(
+        PANEL | {"budget": "adaptive", "covers": "betas"}
+    )
     assert "tolerance requires" in error_of(PANEL | {"tolerance": 0.1})
     assert "tolerance requires" in error_of(PANEL | {"tolerance": 0.1, "budget": "full"})
     assert "tolerance: must be a number above 0, at most 1, not 0" in error_of(
@@ -128,6 +135,13 @@ def test_logprobs_are_asked_for_with_their_number_or_not_at_all(load, error_of):
     assert teacher.sampling["top_logprobs"] == 20
     assert "together, or neither" in error_of(with_sampling(logprobs=True))
     assert "together, or neither" in error_of(with_sampling(top_logprobs=5))
+
+
+def test_the_record_of_an_earlier_version_covers_betas(load):
+    record = asdict(load(PANEL | {"budget": "adaptive"}).record())
+    assert record["covers"] == "signed_gap"
+    del record["covers"]
+    assert parse_record(json.dumps(record)).covers == "beta"
 
 
 def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):

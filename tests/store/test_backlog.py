@@ -120,6 +120,7 @@ def test_what_an_adaptive_panel_does_without_is_spared(new_store):
     "change",
     [
         {"tolerance": 0.01},
+        {"covers": "beta"},
         {"variants": ("direct",)},
         {"teachers": panel_of("a", "b", "c").teachers},
     ],

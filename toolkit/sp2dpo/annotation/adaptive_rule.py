@@ -10,6 +10,10 @@ Few calibration pairs suffice because each is used several times: with its teach
 rotated, as if another teacher or another variant had been asked first. This assumes that the
 teachers disagree with each other to a similar degree; gaps themselves do not depend on it.
 
+What must stay within the tolerance is the signed gap, on which soft labels and arms that flip or
+drop disputed pairs rely, or only what changes a beta: below 0 all gaps have the same beta, so a
+pair whose label is disputed is settled sooner. The two differ under the blind protocol alone.
+
 A decision depends only on the readings of the calibration pairs and of the pair itself. The same
 store therefore gives the same decisions, in pages of any size and after a restart.
 """
@@ -133,7 +137,8 @@ class StoppingRule:
         slots: All slots, in the order in which a pair is asked.
         calibration: Readings of the calibration pairs in all rotations, shape (n, S); NaN for a
             refused reply; every row has at least one reading.
-        tolerance: Largest change of a gap that is still accepted, in [0, 1]. Gaps below 0 count
+        tolerance: Largest change of a gap that is still accepted, in [0, 1].
+        covers: The gap that must not change: `signed_gap`, or `beta`, for which gaps below 0 count
             as 0.
         level: Probability of a change within the tolerance from which a pair is settled, above 0;
             above 1, every pair is asked in full.
@@ -142,6 +147,7 @@ class StoppingRule:
     slots: tuple[Slot, ...]
     calibration: Readings
     tolerance: float
+    covers: str
     level: float
 
     @classmethod
@@ -151,6 +157,7 @@ class StoppingRule:
         slots: Sequence[Slot],
         *,
         tolerance: float,
+        covers: str,
         level: float = LEVEL,
     ) -> Self:
         """Learn the rule from the readings of calibration pairs.
@@ -161,6 +168,7 @@ class StoppingRule:
             calibration: Signed gaps in [-1, 1], shape (n, S); rows without a reading are ignored.
             slots: All slots, in the order in which a pair is asked.
             tolerance: Largest change of a gap that is still accepted, in [0, 1].
+            covers: The gap that must not change, `signed_gap` or `beta`.
             level: Probability from which a pair is settled, above 0.
 
         Raises:
@@ -178,7 +186,13 @@ class StoppingRule:
         usable = calibration[~np.isnan(calibration).all(axis=1)]
         # Without calibration pairs no chance is above 0, so that every pair is asked in full.
         rotations = _rotate(usable if len(usable) >= _TOO_FEW else usable[:0], slots)
-        return cls(slots=tuple(slots), calibration=rotations, tolerance=tolerance, level=level)
+        return cls(
+            slots=tuple(slots),
+            calibration=rotations,
+            tolerance=tolerance,
+            covers=covers,
+            level=level,
+        )
 
     def next(self, readings: Readings, asked: Flags) -> tuple[NDArray[np.int64], Readings]:
         """Choose the slot that each of m pairs is asked next.
@@ -208,13 +222,12 @@ class StoppingRule:
         chances = np.zeros(len(readings))
         if not len(self.calibration):
             return chances
-        # Below 0 a gap gives the same beta as at 0, so a change there is none.
-        final = np.maximum(jmamp(self.calibration, self.slots), 0)
+        final = self._covered(self.calibration)
         neighbours = min(max(_NEIGHBOURS, len(final) // 10), len(final))
         for present, rows in _patterns(readings):
             # The calibration pairs after the same slots, and how far their gaps moved from there.
             same = np.where(present, self.calibration, np.nan)
-            moved = np.abs(np.maximum(jmamp(same, self.slots), 0) - final)
+            moved = np.abs(self._covered(same) - final)
             stayed = moved <= self.tolerance + _SLACK
             distances = self._distances(readings[rows], same)
             farthest = np.partition(distances, neighbours - 1, axis=1)[:, [neighbours - 1]]
@@ -222,6 +235,12 @@ class StoppingRule:
             # One more neighbour counts as outside the tolerance: no estimate is exactly 1.
             chances[rows] = (near & stayed).sum(axis=1) / (near.sum(axis=1) + 1)
         return chances
+
+    def _covered(self, readings: Readings) -> Readings:
+        """Return the gaps whose change counts, (m, S) -> (m,)."""
+        gaps = jmamp(readings, self.slots)
+        # Below 0 a gap gives the same beta as at 0, so a change there is none.
+        return np.maximum(gaps, 0) if self.covers == "beta" else gaps
 
     def _distances(self, readings: Readings, others: Readings) -> Readings:
         """Return squared distances in JMAMP and in the spread of the readings, shape (m, n).

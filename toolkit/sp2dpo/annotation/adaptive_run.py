@@ -145,7 +145,9 @@ class AdaptiveRun:
         ]
         # The shape must be (0, S) if there is no row.
         readings = np.array(rows).reshape(len(rows), len(self._slots))
-        self._rule = StoppingRule.learn(readings, self._slots, tolerance=self._panel.tolerance)
+        self._rule = StoppingRule.learn(
+            readings, self._slots, tolerance=self._panel.tolerance, covers=self._panel.covers
+        )
 
     async def count_waiting(self, *, calibrating: bool) -> Counter[str]:
         """Count the pairs that wait for each teacher, among calibration pairs or the others."""

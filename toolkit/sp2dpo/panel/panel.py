@@ -13,6 +13,7 @@ from sp2dpo.settings import Settings, did_you_mean, number, one_of, rule, valida
 from sp2dpo.yaml_files import Keys, read_yaml_file
 
 BUDGETS = ("full", "adaptive")
+COVERS = ("signed_gap", "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,15 @@ class PanelRecord:
         budget: `full` or `adaptive`.
         tolerance: Largest change of a gap that an adaptive panel accepts when it stops.
         teachers: Teachers in the order of the panel.
+        covers: The gap that must not change further, `signed_gap` or `beta`; the records of earlier
+            versions, which lack it, mean `beta`.
     """
 
     variants: list[str]
     budget: str
     tolerance: float
     teachers: list[TeacherRecord]
+    covers: str = "beta"
 
 
 _RECORD = TypeAdapter(PanelRecord)
@@ -73,6 +77,8 @@ class Panel:
             `adaptive` stops when more replies are unlikely to change the gap (ours).
         tolerance: Largest change of a gap that an adaptive panel still accepts when it stops, in
             (0, 1]. 0.074 corresponds to 0.02 in beta under the paper's schedule.
+        covers: The gap that must not change further: `signed_gap`, which may be below 0 under the
+            blind protocol, or `beta`, for which gaps below 0 count as 0.
     """
 
     rubric: Rubric
@@ -80,6 +86,7 @@ class Panel:
     teachers: tuple[Endpoint, ...] = field(default_factory=tuple)
     budget: str = "full"
     tolerance: float = 0.074
+    covers: str = "signed_gap"
 
     def record(self) -> PanelRecord:
         """Return what a store records of this panel."""
@@ -87,6 +94,7 @@ class Panel:
             variants=list(self.variants),
             budget=self.budget,
             tolerance=self.tolerance,
+            covers=self.covers,
             teachers=[
                 TeacherRecord(
                     name=teacher.name,
@@ -132,6 +140,10 @@ class PanelConfig(Settings):
     replies could hardly change the gap."""
     tolerance: Annotated[float, number(above=0, most=1)] = Panel.tolerance
     """Largest change of a gap that an adaptive panel still accepts when it stops."""
+    covers: Annotated[str, one_of(COVERS)] = Panel.covers
+    """The gap that an adaptive panel must not change further: signed_gap (the default) serves every
+    arm; beta settles pairs with a disputed label sooner, but flips, drops and soft labels of them
+    may then differ from the full panel's. The same under the labelled protocol."""
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
@@ -184,14 +196,14 @@ class PanelConfig(Settings):
             )
         return teachers
 
-    @field_validator("tolerance")
+    @field_validator("tolerance", "covers")
     @classmethod
-    def _has_a_budget(cls, tolerance: float, info: ValidationInfo) -> float:
+    def _has_a_budget(cls, value: Any, info: ValidationInfo) -> Any:
         # An invalid budget is not in `data` and reports itself.
-        # pydantic does not validate defaults, so this runs only if the file gives a tolerance.
+        # pydantic does not validate defaults, so this runs only if the file gives the key.
         if "budget" in info.data and info.data["budget"] != "adaptive":
-            raise ValueError("tolerance requires `budget: adaptive`")
-        return float(tolerance)
+            raise ValueError(f"{info.field_name} requires `budget: adaptive`")
+        return float(value) if info.field_name == "tolerance" else value
 
 
 def load_panel(path: Path | str) -> Panel:
@@ -212,4 +224,5 @@ def load_panel(path: Path | str) -> Panel:
         teachers=tuple(teacher.build(role="teacher") for teacher in config.teachers),
         budget=config.budget or Panel.budget,
         tolerance=config.tolerance,
+        covers=config.covers,
     )

@@ -105,6 +105,7 @@ def load_recorded_panel(store: Store) -> Panel:
         variants=tuple(record.variants),
         budget=record.budget,
         tolerance=record.tolerance,
+        covers=record.covers,
         teachers=tuple(
             Endpoint(
                 name=teacher.name,
