@@ -20,8 +20,8 @@ Magnitude is what comes of it, confidence 0.55 + 0.45 of it with noise of its ow
 teachers have twice the bias, and 1.5, 1 and 0.5 times the noise: the first one asked is the worst.
 
 Last, `covers: signed_gap` against `covers: beta` under the blind protocol, where gaps may be
-below 0 (tests/support/blind_panels.py): of the pairs that were settled early, the share whose signed gap
-ended within the tolerance.
+below 0 (tests/support/blind_panels.py): of the pairs that were settled early, the share whose
+signed gap ended within the tolerance.
 
     python tests/benchmarks/adaptive.py [--pairs 2000 20000] [--further 0.15] [--plot adaptive.svg]
 """
