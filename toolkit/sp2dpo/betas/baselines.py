@@ -203,7 +203,7 @@ class InverseBetaWeight:
 
     def values(self, table: pl.DataFrame) -> pl.Series:
         """Return the weights of pairs with a beta."""
-        return _kept_betas(table).mean() / table["beta"]
+        return float(_kept_betas(table).mean()) / table["beta"]
 
 
 def apply_temperature(table: pl.DataFrame, tau: float) -> pl.DataFrame:
@@ -214,9 +214,10 @@ def apply_temperature(table: pl.DataFrame, tau: float) -> pl.DataFrame:
     tau = 1 is the schedule, 0 one beta for all pairs with `beta` as the weight, and with tau = -1
     the loss of a pair with a large beta_i is lowest at a large D. Our choice.
     """
-    ratio = table["beta"] / _kept_betas(table).mean()
-    beta = pl.Series("beta", ratio**tau * _kept_betas(table).mean())
-    return table.with_columns(beta, pl.Series("weight", ratio ** (1 - tau)))
+    beta, mean = table["beta"], float(_kept_betas(table).mean())
+    # In this form, tau = 1 leaves every bit of the betas.
+    turned = beta**tau * mean ** (1 - tau)
+    return table.with_columns(turned.alias("beta"), ((beta / mean) ** (1 - tau)).alias("weight"))
 
 
 @dataclass(frozen=True)
