@@ -105,15 +105,20 @@ def _draw_frontier(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
             points.append(np.mean(values, axis=0))
         kl, reward = np.array(points).T
         axes.plot(kl, reward, "o-", color=colour, markersize=4, linewidth=1.3, label=name)
+    set_kl_axis(axes)
+    axes.set_title("every trial, mean over the seeds", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def set_kl_axis(axes: Axes) -> None:
+    """Label the axes of a plot of the true reward against KL."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([0.03, 0.1, 0.3, 1, 3, 10, 30]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("KL from the first model, nats per response")
     axes.set_ylabel("true reward at temperature 1")
-    axes.set_title("every trial, mean over the seeds", fontsize=9, loc="left")
     axes.grid()
-    axes.legend(frameon=False, fontsize=8)
 
 
 def draw_mechanism(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> Figure:

@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -209,17 +209,38 @@ def write_results(config: StudyConfig, out: Path) -> None:
         out / "table.json", json.dumps(comparison | {"mechanism": mechanism}, indent=1) + "\n"
     )
     write_text(out / "table.md", text)
-    columns = ("method", "panel", "scale", "seed", "corrected", "chosen", "pairs", "validation")
-    rows = [
-        {name: run[name] for name in columns}
-        | {f"reward_{temperature}": reward for temperature, reward in run["reward"].items()}
-        | {name: run[name] for name in ("kl", "accuracy", "length")}
-        | {f"D_{label}": run["epochs"][-1][label] for label in ("right", "wrong", "flipped")}
-        for run in runs
-    ]
-    write_text(out / "runs.csv", pl.DataFrame(rows).write_csv(float_precision=4))
+    write_text(out / "runs.csv", tabulate_runs(runs).write_csv(float_precision=4))
     save_figures(config, comparison, runs, out)
     print(text, end="")
+
+
+def tabulate_runs(runs: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Return the runs as a table with one row each.
+
+    The columns after `length` describe the mechanism: D of right, wrong and flipped labels before
+    training (0) and after each epoch; the mean loss slope of the pairs in each decile of SP2DPO's
+    beta, before training and at the end.
+    """
+    names = ("method", "panel", "scale", "seed", "order", "corrected", "chosen", "pairs")
+    rows = []
+    for run in runs:
+        epochs = run["epochs"]
+        rows.append(
+            {name: run[name] for name in (*names, "validation")}
+            | {f"reward_{temperature}": reward for temperature, reward in run["reward"].items()}
+            | {name: run[name] for name in ("kl", "accuracy", "length")}
+            | {
+                f"D_{label}_{number}": epoch[label]
+                for label in ("right", "wrong", "flipped")
+                for number, epoch in enumerate(epochs)
+            }
+            | {
+                f"slope_{when}_{decile}": slope
+                for when, epoch in (("start", epochs[0]), ("end", epochs[-1]))
+                for decile, slope in enumerate(epoch["slope"])
+            }
+        )
+    return pl.DataFrame(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,436 @@
+"""Answer the questions of RULES-2.md from the published runs: tables and the figure.
+
+    python recipes/study/uses.py recipes/study/results/uses --out study-uses/
+
+The folder holds `runs-*.csv`: the `runs.csv` of `uses.yaml`, `uses-panels.yaml` and
+`uses-arms.yaml`.
+
+A method is tuned for every seed and order of training by the validation score; its reward is the
+mean over the orders. At a matched KL, the reward is interpolated between the trials, linearly in
+the logarithm of KL. Seeds are paired; intervals and p-values are Student's over the seeds.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from figures import INK, QUIET, STYLE, set_kl_axis
+from sp2dpo.files import write_text
+
+MATCHED_KL = 1.0
+"""KL, in nats per response, at which methods are compared besides their tuned trials."""
+MARGIN = 0.1
+"""A method is as safe as DPO if it is not worse by this much, in true reward."""
+BAD_PANELS = ("guessing", "biased", "shared", "opinion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference over the seeds.
+
+    Attributes:
+        values: (S,) difference of each seed.
+    """
+
+    values: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(self.values.mean())
+
+    @property
+    def median(self) -> float:
+        """Median over the seeds."""
+        return float(np.median(self.values))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(self.values.std(ddof=1) / np.sqrt(len(self.values)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Student's 95 % interval of the mean."""
+        half = float(student_t.ppf(0.975, len(self.values) - 1)) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_value(self, above: float | None = None) -> float:
+        """Return the p-value of Student's test.
+
+        Args:
+            above: None for the two-sided test that the mean is 0; a number for the one-sided test
+                that it is not above this number.
+        """
+        degrees = len(self.values) - 1
+        if above is None:
+            return float(2 * student_t.sf(abs(self.mean) / self.error, degrees))
+        return float(student_t.sf((self.mean - above) / self.error, degrees))
+
+    def words(self) -> str:
+        """Return the mean with its interval as text, such as `+0.10 (+0.03 to +0.16)`."""
+        low, high = self.interval
+        return f"{self.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to a primary question.
+
+    Attributes:
+        question: The question.
+        differences: The differences that all must be on the claimed side, with their names.
+        p_value: The largest of their p-values, as all of them must hold.
+    """
+
+    question: str
+    differences: Mapping[str, Difference]
+    p_value: float
+
+
+class Runs:
+    """The runs of all configurations of the second part.
+
+    Attributes:
+        table: One row for each run, as `run.py` writes it, with the column `name` (`METHOD` or
+            `METHOD@PANEL`).
+        seeds: The seeds, sorted.
+    """
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        name = (
+            pl.when(pl.col("panel") == "panel")
+            .then("method")
+            .otherwise(pl.concat_str("method", "panel", separator="@"))
+        )
+        self.table = table.with_columns(name=name)
+        self.seeds = sorted(table["seed"].unique())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Runs":
+        """Read every `runs-*.csv` of a folder.
+
+        Raises:
+            ValueError: There is none, or a trial occurs twice.
+            OSError: A file cannot be read.
+        """
+        files = sorted(folder.glob("runs-*.csv"))
+        if not files:
+            raise ValueError(f"{folder}: no file runs-*.csv")
+        table = pl.concat([pl.read_csv(file) for file in files], how="diagonal")
+        twice = table.select("method", "panel", "scale", "seed", "order").is_duplicated()
+        if twice.any():
+            row = table.filter(twice).row(0, named=True)
+            raise ValueError(f"{folder}: {row['method']}, seed {row['seed']}, occurs twice")
+        return cls(table)
+
+    def names(self) -> list[str]:
+        """Return the methods in the order of the files."""
+        return list(dict.fromkeys(self.table["name"]))
+
+    def tuned(self, name: str, column: str = "reward_1") -> NDArray[np.float64]:
+        """Return a measurement of the chosen trials, (S,), averaged over the orders."""
+        chosen = self._trials(name).sort("validation", descending=True, maintain_order=True)
+        chosen = chosen.unique(["seed", "order"], keep="first", maintain_order=True)
+        return self._by_seed(chosen, column)
+
+    def at_scale(self, name: str, scale: float, column: str = "reward_1") -> NDArray[np.float64]:
+        """Return a measurement of the trials at one scale, (S,), averaged over the orders."""
+        return self._by_seed(self._trials(name).filter(pl.col("scale") == scale), column)
+
+    def at_kl(self, name: str, kl: float, column: str = "reward_1") -> NDArray[np.float64]:
+        """Return a measurement at a KL, (S,), interpolated for each seed and order; NaN outside.
+
+        Beyond the trials of any order, a seed has no value.
+        """
+        values = []
+        for seed in self.seeds:
+            orders = self._trials(name).filter(pl.col("seed") == seed).partition_by("order")
+            values.append(np.mean([_interpolate(trials, kl, column) for trials in orders]))
+        return np.array(values)
+
+    def scales(self, name: str) -> dict[float, int]:
+        """Return how often each scale was chosen, over seeds and orders."""
+        chosen = self._trials(name).sort("validation", descending=True, maintain_order=True)
+        chosen = chosen.unique(["seed", "order"], keep="first", maintain_order=True)
+        counts = chosen["scale"].value_counts().sort("scale")
+        return dict(counts.iter_rows())
+
+    def _trials(self, name: str) -> pl.DataFrame:
+        return self.table.filter(pl.col("name") == name)
+
+    def _by_seed(self, trials: pl.DataFrame, column: str) -> NDArray[np.float64]:
+        means = trials.group_by("seed").agg(pl.col(column).mean()).sort("seed")
+        if means["seed"].to_list() != self.seeds:
+            missing = sorted({*self.seeds} - {*means["seed"]})
+            raise ValueError(f"{trials['name'][:1].to_list()}: no run of the seeds {missing}")
+        return means[column].to_numpy()
+
+
+def _interpolate(trials: pl.DataFrame, kl: float, column: str) -> float:
+    trials = trials.sort("kl")
+    known = np.log(trials["kl"].to_numpy())
+    values = trials[column].to_numpy()
+    return float(np.interp(np.log(kl), known, values, left=np.nan, right=np.nan))
+
+
+def answer_questions(runs: Runs) -> list[Answer]:
+    """Return the answers to the primary questions, in the order of RULES-2.md."""
+
+    def less(name: str, other: str, kl: float | None = None) -> Difference:
+        if kl is None:
+            return Difference(values=runs.tuned(name) - runs.tuned(other))
+        return Difference(values=runs.at_kl(name, kl) - runs.at_kl(other, kl))
+
+    temperature = {
+        "sp2dpo less beta-as-weight": less("sp2dpo", "beta-as-weight", MATCHED_KL),
+    }
+    soft = {
+        f"soft-calibrated less {other}": less("soft-calibrated", other)
+        for other in ("sp2dpo", "gap-as-weight")
+    }
+    answers = [
+        Answer(
+            question=f"1. Does the temperature per pair help? (KL {MATCHED_KL:g})",
+            differences=temperature,
+            p_value=temperature["sp2dpo less beta-as-weight"].p_value(),
+        ),
+        Answer(
+            question="2. Do soft labels beat SP2DPO and the gap as a weight? (tuned)",
+            differences=soft,
+            p_value=max(difference.p_value(above=0) for difference in soft.values()) * 2,
+        ),
+    ]
+    for number, method in ((3, "soft-latent"), (4, "soft-anchored")):
+        safe = {
+            f"{method}@{panel} less dpo": less(f"{method}@{panel}", "dpo") for panel in BAD_PANELS
+        }
+        answers.append(
+            Answer(
+                question=f"{number}. Is {method} safe with bad teachers? (tuned)",
+                differences=safe,
+                p_value=max(difference.p_value(above=-MARGIN) for difference in safe.values()),
+            )
+        )
+    return answers
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's method (1979), in the given order."""
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.maximum.accumulate(np.array(p_values)[order] * factors).clip(max=1.0)
+    result = np.empty(len(p_values))
+    result[order] = adjusted
+    return result.tolist()
+
+
+def format_answers(answers: Sequence[Answer]) -> list[str]:
+    """Return the primary questions as lines of a Markdown table."""
+    lines = [
+        "| question | difference of the true reward (95 %) | median | p, Holm |",
+        "|---|---|---|---|",
+    ]
+    adjusted = holm([min(1.0, answer.p_value) for answer in answers])
+    for answer, p_value in zip(answers, adjusted, strict=True):
+        for position, (name, difference) in enumerate(answer.differences.items()):
+            question, p = (answer.question, f"{p_value:.2g}") if position == 0 else ("", "")
+            lines.append(
+                f"| {question} | {name}: {difference.words()} | {difference.median:+.2f} | {p} |"
+            )
+    return lines
+
+
+def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
+    """Return all measurements of methods as lines of a Markdown table, the best reward first."""
+    lines = [
+        "| method | reward, tuned | median | less sp2dpo | less gap-as-weight | less dpo "
+        f"| KL {MATCHED_KL:g}: less sp2dpo | reward, default | reward, greedy | KL | accuracy "
+        "| scale chosen |",
+        "|---" * 12 + "|",
+    ]
+    ranked = sorted(names, key=lambda name: -runs.tuned(name).mean())
+    for name in ranked:
+        rewards = Difference(values=runs.tuned(name))
+        default = Difference(values=runs.at_scale(name, 1.0))
+        cells = [
+            f"**{name}**" if name == "sp2dpo" else name,
+            _plain(rewards),
+            f"{rewards.median:.2f}",
+            *(
+                ""
+                if name == other
+                else Difference(values=rewards.values - runs.tuned(other)).words()
+                for other in ("sp2dpo", "gap-as-weight", "dpo")
+            ),
+            "" if name == "sp2dpo" else _at_kl(runs, name, "sp2dpo"),
+            _plain(default),
+            f"{runs.tuned(name, 'reward_0').mean():.2f}",
+            f"{runs.tuned(name, 'kl').mean():.2f}",
+            f"{runs.tuned(name, 'accuracy').mean():.3f}",
+            ", ".join(f"{scale:g}: {count}" for scale, count in runs.scales(name).items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def format_curves(runs: Runs, names: Sequence[str]) -> list[str]:
+    """Return the rewards at several KLs as lines of a Markdown table."""
+    kls = (0.5, 0.7, 1.0, 1.5, 2.0)
+    lines = [
+        "| method | " + " | ".join(f"KL {kl:g}" for kl in kls) + " |",
+        "|---" * (len(kls) + 1) + "|",
+    ]
+    for name in names:
+        cells = []
+        for kl in kls:
+            values = runs.at_kl(name, kl)
+            known = ~np.isnan(values)
+            # A mean over other seeds than in the next row would compare worlds.
+            cells.append(f"{values.mean():.2f}" if known.all() else f"{known.sum()} seeds")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def format_mechanism(runs: Runs, names: Sequence[str], scale: float = 3.0) -> list[str]:
+    """Return D and the slopes at one scale, by epoch, as lines of a Markdown table."""
+    lines = [
+        f"| method, scale {scale:g} | D right, by epoch | D wrong, by epoch "
+        "| slope, lowest over highest decile of beta, start to end |",
+        "|---|---|---|---|",
+    ]
+    epochs = sum(column.startswith("D_right_") for column in runs.table.columns)
+    for name in names:
+        means = {
+            label: " ".join(
+                f"{runs.at_scale(name, scale, f'D_{label}_{epoch}').mean():+.1f}"
+                for epoch in range(1, epochs)
+            )
+            for label in ("right", "wrong")
+        }
+        ratios = [
+            (
+                runs.at_scale(name, scale, f"slope_{when}_0")
+                / runs.at_scale(name, scale, f"slope_{when}_9")
+            ).mean()
+            for when in ("start", "end")
+        ]
+        lines.append(
+            f"| {name} | {means['right']} | {means['wrong']} | {ratios[0]:.2f} to {ratios[1]:.2f} |"
+        )
+    return lines
+
+
+def detectable(sd: float, seeds: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the smallest mean difference that a two-sided paired t-test detects.
+
+    Args:
+        sd: Standard deviation of the paired differences.
+        seeds: Number of seeds.
+        alpha: Level of the test.
+        power: Wanted power.
+    """
+    quantiles = student_t.ppf([1 - alpha / 2, power], seeds - 1)
+    return float(quantiles.sum() * sd / np.sqrt(seeds))
+
+
+def _plain(values: Difference) -> str:
+    low, high = values.interval
+    return f"{values.mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _at_kl(runs: Runs, name: str, other: str) -> str:
+    values = runs.at_kl(name, MATCHED_KL) - runs.at_kl(other, MATCHED_KL)
+    known = values[~np.isnan(values)]
+    if len(known) < len(values):
+        return f"{len(known)} of {len(values)} seeds reach it"
+    return Difference(values=values).words()
+
+
+COLOURS = (
+    ("dpo", INK), ("temperature-only", "#a9a294"), ("sp2dpo", "#2b5f94"),
+    ("beta-as-weight", "#7aa6d6"), ("temperature-turned", "#8a5aa8"), ("gap-as-weight", "#b4552d"),
+    ("soft-calibrated", "#3c8d5a"), ("soft-latent", "#c79a1b"),
+)  # fmt: skip
+"""Methods shown in the figure, with their colours."""
+
+
+def draw(runs: Runs) -> Figure:
+    """Draw the reward against KL, and the safety with bad teachers."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    for name, colour in COLOURS:
+        scales = sorted(runs.table.filter(pl.col("name") == name)["scale"].unique())
+        kl, reward = (
+            [runs.at_scale(name, scale, column).mean() for scale in scales]
+            for column in ("kl", "reward_1")
+        )
+        left.plot(kl, reward, "o-", color=colour, markersize=4, linewidth=1.3, label=name)
+    set_kl_axis(left)
+    left.set_title("every trial, mean over seeds and orders", fontsize=9, loc="left")
+    left.legend(frameon=False, fontsize=8)
+    dpo = runs.tuned("dpo")
+    names = [name for name in runs.names() if name.partition("@")[2] in BAD_PANELS][::-1]
+    for position, name in enumerate(names):
+        difference = Difference(values=runs.tuned(name) - dpo)
+        colour = dict(COLOURS).get(name.partition("@")[0], "#3c8d5a")
+        right.plot(difference.interval, [position, position], color=colour, linewidth=2)
+        right.plot(difference.mean, position, "o", color=colour, markersize=5)
+    right.axvline(0, color=INK, linewidth=0.8)
+    right.axvline(-MARGIN, color=QUIET, linewidth=0.8, linestyle="--")
+    right.set_yticks(range(len(names)), names)
+    right.tick_params(axis="y", length=0)
+    right.set_xlabel("true reward: the method less DPO, both tuned")
+    right.set_title(f"bad teachers; dashed: the margin of {MARGIN:g}", fontsize=9, loc="left")
+    right.grid(axis="x")
+    return figure
+
+
+def write_results(runs: Runs, out: Path) -> list[str]:
+    """Write the tables and the figure to a folder; return the lines of the tables."""
+    main = [name for name in runs.names() if "@" not in name]
+    bad = [name for name in runs.names() if "@" in name]
+    both = [name for name, _ in COLOURS if name in main]
+    lines = [
+        *format_answers(answer_questions(runs)), "",
+        *format_methods(runs, main), "",
+        *format_methods(runs, [*bad, "dpo"]), "",
+        *format_curves(runs, main), "",
+        *format_mechanism(runs, both),
+    ]  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "table.md", "\n".join(lines) + "\n")
+    with mpl.rc_context(STYLE):
+        figure = draw(runs)
+        FigureCanvasAgg(figure)
+        figure.savefig(out / "uses.png", dpi=160, metadata={"Software": None})
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Write the tables and the figure, print the tables, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Answer the questions of RULES-2.md.")
+    parser.add_argument("runs", type=Path, help="folder with runs-*.csv")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    options = parser.parse_args(arguments)
+    try:
+        lines = write_results(Runs.read(options.runs), options.out)
+    except (ValueError, OSError) as error:
+        print(f"uses.py: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
