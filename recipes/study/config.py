@@ -67,7 +67,6 @@ class StudyConfig:
         panels: Teachers of each panel, by name of the panel.
         scales: Factors of the betas to try, the same for every method.
         methods: Methods that run at all scales, as `NAME` or `NAME@PANEL`.
-        one_order: Further such methods, with one order of training.
         defaults: Further methods, which run only at scale 1.
         sweep: Further scales of a method, which are reported but never chosen.
         corrected: Methods that run again at scale 1 with the flipped labels restored.
@@ -89,14 +88,13 @@ class StudyConfig:
     panels: dict[str, list[SimulatedTeacher]]
     scales: list[float]
     methods: list[str]
-    one_order: list[str]
     defaults: list[str]
     sweep: dict[str, list[float]]
     corrected: list[str]
     against: str
 
     def runs(self) -> list[Run]:
-        """Return all runs: `methods` and what belongs to them seed by seed, then `one_order`."""
+        """Return all runs, seed by seed."""
         methods = load_methods()
         runs = []
         for seed in self.seeds:
@@ -110,12 +108,6 @@ class StudyConfig:
             for name, scales in self.sweep.items():
                 runs += [_run(methods, name, scale, seed) for scale in scales]
             runs += [_run(methods, name, 1.0, seed, corrected=True) for name in self.corrected]
-        runs += [
-            _run(methods, name, scale, seed, chosen=True)
-            for seed in self.seeds
-            for name in self.one_order
-            for scale in self.scales
-        ]
         return runs
 
 
@@ -178,13 +170,7 @@ def _parse_panel(where: str, teachers: Any) -> list[SimulatedTeacher]:
 def _check_names(config: StudyConfig, where: str) -> None:
     """Refuse unknown methods and panels, and trials without scale 1."""
     methods = load_methods()
-    for name in (
-        *config.methods,
-        *config.one_order,
-        *config.defaults,
-        *config.sweep,
-        *config.corrected,
-    ):
+    for name in (*config.methods, *config.defaults, *config.sweep, *config.corrected):
         method, _, panel = name.partition("@")
         if method not in methods:
             raise ValueError(f"{where}: no method {method!r}{did_you_mean(method, methods)}")
