@@ -1,0 +1,231 @@
+"""The second part of the study: its statistics by hand, its teachers, its judge."""
+
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from support.harness import ROOT
+
+STUDY = ROOT / "recipes" / "study"
+sys.path.insert(0, str(STUDY))
+
+from config import load_config  # noqa: E402
+from metrics import judge_rewards  # noqa: E402
+from pairs import LabelledPair  # noqa: E402
+from seed_data import annotate  # noqa: E402
+from sp2dpo import compute_betas, load_arm, load_rubric  # noqa: E402
+from teachers import SimulatedTeacher, annotate_pairs  # noqa: E402
+from uses import (  # noqa: E402
+    BAD_PANELS,
+    Difference,
+    Runs,
+    answer_questions,
+    detectable,
+    format_answers,
+    holm,
+    write_results,
+)
+
+SCHEDULE = ROOT / "recipes" / "schedules" / "sp2dpo.yaml"
+METHODS = (
+    "dpo", "sp2dpo", "beta-as-weight", "gap-as-weight", "soft-calibrated", "soft-latent",
+    "temperature-turned", "temperature-only",
+)  # fmt: skip
+
+
+def trial(method, seed, scale, *, order=0, panel="panel", reward=1.0, validation=1.0, kl=1.0):
+    row = {
+        "method": method, "panel": panel, "scale": scale, "seed": seed, "order": order,
+        "validation": validation, "reward_0": reward + 1, "reward_1": reward, "kl": kl,
+        "accuracy": 0.7,
+    }  # fmt: skip
+    row |= {f"D_{label}_{epoch}": float(epoch) for label in ("right", "wrong") for epoch in (0, 1)}
+    row |= {f"slope_{w}_{d}": 0.1 * (d + 1) for w in ("start", "end") for d in range(10)}
+    return row
+
+
+def study_of(gains, *, seeds=6, spread=0.01):
+    """Runs in which each method has its gain over DPO, at scale 3; scale 1 is worse."""
+    draw = np.random.default_rng(3)
+    rows = []
+    for seed in range(seeds):
+        world = draw.normal(1.5, 0.3)
+        for name, gain in gains.items():
+            method, _, panel = name.partition("@")
+            best = world + gain + draw.normal(0, spread)
+            shared = {"method": method, "seed": seed, "panel": panel or "panel"}
+            rows.append(trial(**shared, scale=1.0, reward=best - 0.2, validation=0.5, kl=4.0))
+            rows.append(trial(**shared, scale=3.0, reward=best, validation=0.9, kl=0.5))
+    return Runs(pl.DataFrame(rows))
+
+
+def gains(**more):
+    bad = {f"{method}@{panel}": 0.0 for method in ("soft-latent", "soft-anchored")
+           for panel in BAD_PANELS}  # fmt: skip
+    return dict.fromkeys(METHODS, 0.0) | {"soft-calibrated": 0.3, "gap-as-weight": 0.1} | bad | more
+
+
+def test_trials_are_chosen_for_each_order_by_validation_and_orders_are_averaged():
+    runs = Runs(
+        pl.DataFrame(
+            [
+                trial("dpo", 7, 1.0, order=0, reward=1.0, validation=2.0),
+                trial("dpo", 7, 3.0, order=0, reward=5.0, validation=1.0),
+                trial("dpo", 7, 1.0, order=1, reward=9.0, validation=1.0),
+                trial("dpo", 7, 3.0, order=1, reward=2.0, validation=3.0),
+            ]
+        )
+    )
+    assert runs.tuned("dpo").tolist() == [1.5]
+    assert runs.at_scale("dpo", 1.0).tolist() == [5.0]
+    assert runs.scales("dpo") == {1.0: 1, 3.0: 1}
+
+
+def test_a_reward_at_a_kl_lies_between_trials_and_is_never_extrapolated():
+    rows = [
+        trial("dpo", 0, 1.0, reward=1.0, kl=4.0),
+        trial("dpo", 0, 3.0, reward=2.0, kl=1.0),
+        trial("dpo", 0, 10.0, reward=0.0, kl=0.25),
+    ]
+    runs = Runs(pl.DataFrame(rows))
+    assert runs.at_kl("dpo", 2.0)[0] == pytest.approx(1.5)  # the middle of log 1 and log 4
+    assert runs.at_kl("dpo", 0.5)[0] == pytest.approx(1.0)
+    assert np.isnan(runs.at_kl("dpo", 5.0)[0])
+    assert np.isnan(runs.at_kl("dpo", 0.2)[0])
+
+
+def test_intervals_and_p_values_are_those_of_scipy():
+    values = np.random.default_rng(0).normal(0.05, 0.1, 12)
+    difference = Difference(values=values)
+    test = stats.ttest_1samp(values, 0.0)
+    assert difference.p_value() == pytest.approx(test.pvalue)
+    assert difference.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    above = stats.ttest_1samp(values, -0.1, alternative="greater")
+    assert difference.p_value(above=-0.1) == pytest.approx(above.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02], [0.02]),
+    ],
+)
+def test_holm_by_hand(p_values, adjusted):
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+def test_the_detectable_difference_has_the_power_that_it_names():
+    mean = detectable(0.1, 12)
+    draws = np.random.default_rng(1).normal(mean, 0.1, (20_000, 12))
+    share = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
+    assert share == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_claim_about_several_differences_needs_all_of_them():
+    won = answer_questions(study_of(gains()))[1]
+    assert won.p_value < 0.001
+    lost = answer_questions(study_of(gains(**{"gap-as-weight": 0.3})))[1]
+    assert lost.p_value > 0.01  # sp2dpo alone is beaten
+
+
+def test_a_method_that_is_worse_than_both_does_not_beat_them():
+    answer = answer_questions(study_of(gains(**{"soft-calibrated": -0.5})))[1]
+    assert answer.p_value > 0.99
+
+
+def test_safety_is_lost_with_one_panel():
+    safe, unsafe = (
+        answer_questions(study_of(gains(**{"soft-latent@opinion": loss})))[2] for loss in (0, -0.3)
+    )
+    assert safe.p_value < 0.001
+    assert unsafe.p_value > 0.99
+
+
+def test_the_temperature_is_judged_at_equal_kl():
+    answer = answer_questions(study_of(gains(**{"beta-as-weight": 0.2})))[0]
+    assert answer.differences["sp2dpo less beta-as-weight"].mean == pytest.approx(-0.2, abs=0.02)
+    assert "-0.2" in format_answers([answer])[2]
+
+
+def test_results_are_written_and_a_missing_seed_is_an_error(tmp_path):
+    runs = study_of(gains())
+    lines = write_results(runs, tmp_path / "out")
+    assert (tmp_path / "out" / "table.md").read_text() == "\n".join(lines) + "\n"
+    assert (tmp_path / "out" / "uses.png").read_bytes().startswith(b"\x89PNG")
+    short = runs.table.filter((pl.col("name") != "dpo") | (pl.col("seed") > 0)).drop("name")
+    with pytest.raises(ValueError, match=r"no run of the seeds \[0\]"):
+        write_results(Runs(short), tmp_path / "other")
+
+
+def test_runs_of_several_files_are_joined_and_none_counts_twice(tmp_path):
+    first = pl.DataFrame([trial("dpo", 0, 1.0)])
+    first.write_csv(tmp_path / "runs-a.csv")
+    pl.DataFrame([trial("sp2dpo", 0, 1.0)]).write_csv(tmp_path / "runs-b.csv")
+    assert Runs.read(tmp_path).names() == ["dpo", "sp2dpo"]
+    first.write_csv(tmp_path / "runs-c.csv")
+    with pytest.raises(ValueError, match="occurs twice"):
+        Runs.read(tmp_path)
+    with pytest.raises(ValueError, match=r"no file runs-\*\.csv"):
+        Runs.read(tmp_path / "nowhere")
+
+
+def pairs_of(differences):
+    return [
+        LabelledPair(
+            pair_id=f"pair-{number:05}", prompt=0, chosen=[5, 1], rejected=[5, 6, 1],
+            parts=[0.0, difference, 0.0, 0.0], flipped=False,
+        )
+        for number, difference in enumerate(differences)
+    ]  # fmt: skip
+
+
+def opinions(panel, differences):
+    config = load_config(STUDY / "uses-panels.yaml")
+    table = annotate(config, panel, pairs_of(differences), 0)
+    gaps = table.replies.group_by("pair_id", "teacher").len()
+    assert len(gaps) == 3 * len(differences)
+    return compute_betas(table, load_arm(SCHEDULE))["signed_gap"].to_numpy()
+
+
+def test_panels_are_as_bad_as_they_are_called():
+    true = np.random.default_rng(0).normal(0, 2, 1500)
+    correlation = {
+        panel: np.corrcoef(opinions(panel, true), true)[0, 1]
+        for panel in ("panel", "guessing", "shared", "opinion")
+    }
+    assert correlation["panel"] > 0.85
+    assert 0.5 < correlation["shared"] < 0.8
+    assert abs(correlation["guessing"]) < 0.08
+    assert abs(correlation["opinion"]) < 0.08
+    labelled = opinions("labelled", true)
+    assert labelled.min() == 0  # the label cannot be disputed
+    assert (labelled[true < -3] < 0.05).mean() > 0.8
+
+
+def test_teachers_share_an_error_and_keep_their_own():
+    teachers = [SimulatedTeacher(name=name, shared=3.0, noise=0.3) for name in "ab"]
+    rubric = load_rubric("semantic-gap-blind")
+    table = annotate_pairs(pairs_of(np.full(800, 0.01)), teachers, rubric, seed=0).replies
+    sign = {"A": 1, "B": -1, "tie": 0}
+    shown = table.filter(pl.col("order") == "chosen-first").with_columns(
+        value=pl.col("better").replace_strict(sign) * pl.col("magnitude")
+    )
+    means = shown.group_by("pair_id", "teacher").agg(pl.col("value").mean()).sort("pair_id")
+    a, b = (means.filter(pl.col("teacher") == name)["value"].to_numpy() for name in "ab")
+    assert 0.9 < np.corrcoef(a, b)[0, 1] < 0.999
+
+
+def test_a_judge_errs_alike_for_all_students_and_likes_length():
+    rewards, responses = np.zeros((4000, 4)), [[1, 2, 3]] * 4000
+    judge = {"noise": 1.0, "length_bias": 0.1}
+    judged = judge_rewards(rewards, responses, judge, seed=5)
+    assert judged.mean() == pytest.approx(0.3, abs=0.05)
+    assert judged.std() == pytest.approx(1.0, abs=0.05)
+    other = judge_rewards(rewards + 0.25, responses, judge, seed=5)
+    assert (other - judged) == pytest.approx(np.ones(4000))
+    assert judge_rewards(rewards, responses, {}, seed=5).tolist() == [0.0] * 4000
