@@ -190,7 +190,9 @@ def answer_questions(runs: Runs) -> list[Answer]:
     def less(name: str, other: str, kl: float | None = None) -> Difference:
         if kl is None:
             return Difference(values=runs.tuned(name) - runs.tuned(other))
-        return Difference(values=runs.at_kl(name, kl) - runs.at_kl(other, kl))
+        values = runs.at_kl(name, kl) - runs.at_kl(other, kl)
+        # A seed whose trials do not reach the KL has no value.
+        return Difference(values=values[~np.isnan(values)])
 
     temperature = {
         "sp2dpo less beta-as-weight": less("sp2dpo", "beta-as-weight", MATCHED_KL),
@@ -223,6 +225,33 @@ def answer_questions(runs: Runs) -> list[Answer]:
             )
         )
     return answers
+
+
+COMPARED = (
+    ("sp2dpo", "beta-as-weight"),
+    ("soft-calibrated", "sp2dpo"), ("soft-calibrated", "gap-as-weight"),
+    ("soft-latent@opinion", "dpo"), ("soft-anchored@opinion", "dpo"),
+)  # fmt: skip
+"""Differences whose spread the pilot estimates."""
+
+
+def format_power(runs: Runs, seeds: int) -> list[str]:
+    """Return the smallest differences that a study could detect, as lines of a Markdown table.
+
+    Args:
+        runs: Runs of the pilot.
+        seeds: Number of seeds of the study.
+    """
+    lines = [
+        f"| difference, tuned | standard deviation, {len(runs.seeds)} seeds "
+        f"| detectable with {seeds} seeds, level 0.05 | level {0.05 / 4:g} |",
+        "|---|---|---|---|",
+    ]
+    for name, other in COMPARED:
+        sd = float((runs.tuned(name) - runs.tuned(other)).std(ddof=1))
+        found = [detectable(sd, seeds, alpha=alpha) for alpha in (0.05, 0.05 / 4)]
+        lines.append(f"| {name} less {other} | {sd:.2f} | {found[0]:.2f} | {found[1]:.2f} |")
+    return lines
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -421,10 +450,15 @@ def main(arguments: list[str]) -> int:
     """Write the tables and the figure, print the tables, and return the exit code."""
     parser = argparse.ArgumentParser(description="Answer the questions of RULES-2.md.")
     parser.add_argument("runs", type=Path, help="folder with runs-*.csv")
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="output folder")
+    where.add_argument("--power", type=int, help="number of seeds: print what they could detect")
     options = parser.parse_args(arguments)
     try:
-        lines = write_results(Runs.read(options.runs), options.out)
+        runs = Runs.read(options.runs)
+        lines = (
+            format_power(runs, options.power) if options.power else write_results(runs, options.out)
+        )
     except (ValueError, OSError) as error:
         print(f"uses.py: {error}", file=sys.stderr)
         return 2
