@@ -29,6 +29,8 @@ from sp2dpo.files import write_text
 
 MATCHED_KL = 1.0
 """KL, in nats per response, at which methods are compared besides their tuned trials."""
+KLS = (0.7, 1.0, 1.5)
+"""KLs of the table of curves."""
 MARGIN = 0.1
 """A method is as safe as DPO if it is not worse by this much, in true reward."""
 BAD_PANELS = ("guessing", "biased", "shared", "opinion")
@@ -118,16 +120,20 @@ class Runs:
 
     @classmethod
     def read(cls, folder: Path) -> "Runs":
-        """Read every `runs-*.csv` of a folder.
+        """Read the trials in every `runs*.csv` of a folder.
 
         Raises:
             ValueError: There is none, or a trial occurs twice.
             OSError: A file cannot be read.
         """
-        files = sorted(folder.glob("runs-*.csv"))
+        files = sorted(folder.glob("runs*.csv"))
         if not files:
-            raise ValueError(f"{folder}: no file runs-*.csv")
+            raise ValueError(f"{folder}: no file runs*.csv")
         table = pl.concat([pl.read_csv(file) for file in files], how="diagonal")
+        if "order" not in table.columns:  # the first part has one order
+            table = table.with_columns(order=pl.lit(0))
+        # Runs with corrected labels and further scales are no trials.
+        table = table.filter("chosen")
         twice = table.select("method", "panel", "scale", "seed", "order").is_duplicated()
         if twice.any():
             row = table.filter(twice).row(0, named=True)
@@ -302,7 +308,7 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
                 else Difference(values=rewards.values - runs.tuned(other)).words()
                 for other in ("sp2dpo", "gap-as-weight", "dpo")
             ),
-            "" if name == "sp2dpo" else _at_kl(runs, name, "sp2dpo"),
+            "" if name == "sp2dpo" else _at_kl(runs, name, "sp2dpo", MATCHED_KL),
             _plain(default),
             f"{runs.tuned(name, 'reward_0').mean():.2f}",
             f"{runs.tuned(name, 'kl').mean():.2f}",
@@ -313,21 +319,31 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def format_curves(runs: Runs, names: Sequence[str]) -> list[str]:
-    """Return the rewards at several KLs as lines of a Markdown table."""
-    kls = (0.5, 0.7, 1.0, 1.5, 2.0)
-    lines = [
-        "| method | " + " | ".join(f"KL {kl:g}" for kl in kls) + " |",
-        "|---" * (len(kls) + 1) + "|",
-    ]
+def format_curves(runs: Runs, names: Sequence[str], against: str = "sp2dpo") -> list[str]:
+    """Return comparisons at equal KL and at equal scale as lines of a Markdown table.
+
+    Args:
+        runs: All runs.
+        names: Methods to list.
+        against: Method whose reward is subtracted from those of the others.
+    """
+    columns = [
+        "method", "KL at scale 1",
+        *(f"reward, KL {kl:g}: less {against}" for kl in KLS),
+        *(f"greedy, scale {scale:g}: less {against}" for scale in (3, 10)),
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name in names:
-        cells = []
-        for kl in kls:
-            values = runs.at_kl(name, kl)
-            known = ~np.isnan(values)
-            # A mean over other seeds than in the next row would compare worlds.
-            cells.append(f"{values.mean():.2f}" if known.all() else f"{known.sum()} seeds")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = [name, f"{runs.at_scale(name, 1.0, 'kl').mean():.1f}"]
+        if name == against:
+            cells += [f"({runs.at_kl(name, kl).mean():.2f})" for kl in KLS]
+            cells += [f"({runs.at_scale(name, scale, 'reward_0').mean():.2f})" for scale in (3, 10)]
+        else:
+            cells += [_at_kl(runs, name, against, kl) for kl in KLS]
+            for scale in (3.0, 10.0):
+                ours, theirs = (runs.at_scale(each, scale, "reward_0") for each in (name, against))
+                cells.append(Difference(values=ours - theirs).words())
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -378,12 +394,14 @@ def _plain(values: Difference) -> str:
     return f"{values.mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _at_kl(runs: Runs, name: str, other: str) -> str:
-    values = runs.at_kl(name, MATCHED_KL) - runs.at_kl(other, MATCHED_KL)
+def _at_kl(runs: Runs, name: str, other: str, kl: float) -> str:
+    """Return a difference at equal KL, with the number of seeds if not all have one."""
+    values = runs.at_kl(name, kl) - runs.at_kl(other, kl)
     known = values[~np.isnan(values)]
-    if len(known) < len(values):
-        return f"{len(known)} of {len(values)} seeds reach it"
-    return Difference(values=values).words()
+    if len(known) < 2:
+        return "-"
+    seeds = "" if len(known) == len(values) else f", {len(known)} seeds"
+    return Difference(values=known).words() + seeds
 
 
 COLOURS = (
@@ -453,12 +471,16 @@ def main(arguments: list[str]) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="output folder")
     where.add_argument("--power", type=int, help="number of seeds: print what they could detect")
+    where.add_argument("--curves", action="store_true", help="print the rewards at equal KL only")
     options = parser.parse_args(arguments)
     try:
         runs = Runs.read(options.runs)
-        lines = (
-            format_power(runs, options.power) if options.power else write_results(runs, options.out)
-        )
+        if options.power:
+            lines = format_power(runs, options.power)
+        elif options.curves:
+            lines = format_curves(runs, runs.names())
+        else:
+            lines = write_results(runs, options.out)
     except (ValueError, OSError) as error:
         print(f"uses.py: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ sys.path.insert(0, str(STUDY))
 
 from config import load_config  # noqa: E402
 from results import compare_methods, format_comparison  # noqa: E402
+from uses import Runs, format_curves  # noqa: E402
 
 RESULTS = STUDY / "results"
 PRESETS = {
@@ -53,6 +54,13 @@ def test_the_page_shows_the_table(name):
     page = (STUDY / "README.md").read_text()
     shown = page.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
     assert shown == (RESULTS / name / "table.md").read_text()
+
+
+def test_the_comparison_at_equal_kl_is_that_of_the_runs():
+    runs = Runs.read(RESULTS / "cpu")
+    table = "\n".join(format_curves(runs, runs.names())) + "\n"
+    assert table == (RESULTS / "cpu" / "equal-kl.md").read_text()
+    assert f"<!-- equal-kl -->\n{table}<!-- /equal-kl -->" in (STUDY / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])

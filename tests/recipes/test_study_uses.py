@@ -39,8 +39,8 @@ METHODS = (
 def trial(method, seed, scale, *, order=0, panel="panel", reward=1.0, validation=1.0, kl=1.0):
     row = {
         "method": method, "panel": panel, "scale": scale, "seed": seed, "order": order,
-        "validation": validation, "reward_0": reward + 1, "reward_1": reward, "kl": kl,
-        "accuracy": 0.7,
+        "validation": validation, "chosen": True, "reward_0": reward + 1, "reward_1": reward,
+        "kl": kl, "accuracy": 0.7,
     }  # fmt: skip
     row |= {f"D_{label}_{epoch}": float(epoch) for label in ("right", "wrong") for epoch in (0, 1)}
     row |= {f"slope_{w}_{d}": 0.1 * (d + 1) for w in ("start", "end") for d in range(10)}
@@ -170,7 +170,7 @@ def test_runs_of_several_files_are_joined_and_none_counts_twice(tmp_path):
     first.write_csv(tmp_path / "runs-c.csv")
     with pytest.raises(ValueError, match="occurs twice"):
         Runs.read(tmp_path)
-    with pytest.raises(ValueError, match=r"no file runs-\*\.csv"):
+    with pytest.raises(ValueError, match=r"no file runs\*\.csv"):
         Runs.read(tmp_path / "nowhere")
 
 
