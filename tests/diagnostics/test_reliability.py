@@ -1,11 +1,16 @@
 """Krippendorff's alpha and the bootstrap, held to the package and to brute force."""
 
+import math
+
 import krippendorff
 import numpy as np
 import pytest
 
+from sp2dpo.diagnostics.agreement import wilson_interval
 from sp2dpo.diagnostics.alpha import Alpha, Ratings, alpha_from_entries
 from sp2dpo.diagnostics.bootstrap import (
+    DISAGREEMENT,
+    FISHER,
     Estimate,
     Ranked,
     RankedWithin,
@@ -14,6 +19,7 @@ from sp2dpo.diagnostics.bootstrap import (
     estimate,
     rank_correlation,
     resamples,
+    student_quantile,
     weighted_spearman,
 )
 
@@ -125,7 +131,51 @@ def test_drawing_alike_rows_together_changes_no_value():
 
 def test_an_interval_of_nothing_is_nothing():
     nothing = Estimate(value=None, low=None, high=None)
-    assert estimate(None, [1.0]) == nothing
+    assert estimate(None, [1.0], units=20) == nothing
     assert bootstrap_estimates(lambda w: 1.0, 0, draws=3) == nothing
     assert rank_correlation([], [], draws=3) == nothing
-    assert estimate(1.0, [None, float("nan")]) == Estimate(value=1.0, low=None, high=None)
+    samples = [None, float("nan"), 0.5]
+    assert estimate(1.0, samples, units=20) == Estimate(value=1.0, low=None, high=None)
+    # Over nine units there is no interval.
+    assert estimate(1.0, [0.5, 1.5], units=9) == Estimate(value=1.0, low=None, high=None)
+
+
+def test_an_interval_is_students_on_its_scale():
+    # Standard deviation of 0.4 and 0.6: 0.1 sqrt(2); for 10 units times sqrt(10 / 9).
+    error = 0.1 * math.sqrt(2) * math.sqrt(10 / 9)
+    plain = estimate(0.5, [0.4, 0.6], units=10)
+    assert plain.high - 0.5 == pytest.approx(2.262157 * error, rel=1e-6)
+    assert 0.5 - plain.low == pytest.approx(2.262157 * error, rel=1e-6)
+    fisher = estimate(0.5, [0.4, 0.6], units=10, scale=FISHER)
+    half = 2.262157 * error / (1 - 0.25)
+    assert fisher.low == pytest.approx(math.tanh(math.atanh(0.5) - half), rel=1e-6)
+    assert fisher.high == pytest.approx(math.tanh(math.atanh(0.5) + half), rel=1e-6)
+    alpha = estimate(0.5, [0.4, 0.6], units=10, scale=DISAGREEMENT)
+    half = 2.262157 * error / 0.5
+    assert alpha.low == pytest.approx(1 - 0.5 * math.exp(half), rel=1e-5)
+    assert alpha.high == pytest.approx(1 - 0.5 * math.exp(-half), rel=1e-6)
+    exact = estimate(1.0, [1.0, 1.0], units=30, scale=FISHER)
+    assert exact == Estimate(value=1.0, low=1.0, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (30, 2.0423), (199, 1.9720),
+     (200, 1.9719), (1000, 1.9623)],
+)  # fmt: skip
+def test_students_quantile_is_that_of_the_tables(freedom, quantile):
+    assert student_quantile(freedom) == pytest.approx(quantile, abs=5e-5)
+
+
+def test_alpha_of_readers_who_hardly_differ_is_not_taken_as_certain():
+    # Every bootstrap sample of 20 equal units has an alpha of 1.
+    codes = np.repeat(np.arange(4), 5)[:, None].repeat(3, axis=1)
+    alpha = Ratings(codes, 4).alpha("nominal", draws=20)
+    # Wilson's upper end of 0 of 20: z^2 / (20 + z^2).
+    assert (alpha.value, alpha.high) == (1.0, 1.0)
+    assert alpha.low == pytest.approx(1 - 1.959964**2 / (20 + 1.959964**2))
+    codes[0, 0] = 1
+    one = Ratings(codes, 4).alpha("nominal", draws=200)
+    upper = wilson_interval(1, 20).high
+    assert one.low <= 1 - (1 - one.value) * 20 * upper + 1e-12
+    assert one.value < one.high < 1

@@ -1,6 +1,7 @@
 """The numbers of a report, each worked out by hand."""
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -275,7 +276,7 @@ def test_spearman_gives_ties_their_mean_rank():
 def test_intraclass_correlation(gaps, expected):
     rows = [(name, "x", gap) for name, pair_gaps in gaps.items() for gap in pair_gaps]
     replies = pl.DataFrame(rows, schema=["pair_id", "teacher", "gap"], orient="row")
-    ((teacher, pairs, icc),) = agreement.intraclass_correlation(replies).rows()
+    ((teacher, pairs, icc, *_),) = agreement.intraclass_correlation(replies).rows()
     assert teacher == "x"
     assert pairs == sum(len(pair_gaps) > 1 for pair_gaps in gaps.values())
     assert icc == (None if expected is None else pytest.approx(expected))
@@ -287,17 +288,22 @@ def signatures_of(shares):
     table = pl.DataFrame({"beta": [0.03 * (1 - share) + 0.3 * share for share in shares]})
     betas = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash="")
     none = pl.DataFrame(schema={"pair_id": pl.String, "teacher": pl.String, "gap": pl.Float64})
-    return {check.name: check for check in signatures.check_betas(betas, none, [])}
+    readings = none.rename({"teacher": "reader"})
+    return {check.name: check for check in signatures.check_betas(betas, none, readings, draws=20)}
 
 
-@pytest.mark.parametrize(("inside", "verdict"), [(4, "ok"), (5, "look"), (9, "look"), (10, "bad")])
+# Wilson's lower end of 26 of 40 is 0.495, of 27 of 40 is 0.520.
+@pytest.mark.parametrize(
+    ("inside", "verdict"), [(9, "ok"), (10, "look"), (26, "look"), (27, "bad")]
+)
 @pytest.mark.parametrize(
     ("name", "border", "unclumped"), [("clumped-low", 0.05, 0.06), ("clumped-high", 0.95, 0.94)]
 )
 def test_clumps_are_counted_with_the_border_of_their_end(name, border, unclumped, inside, verdict):
-    check = signatures_of([border] * inside + [unclumped] * (20 - inside))[name]
-    assert check.value == inside / 20
+    check = signatures_of([border] * inside + [unclumped] * (40 - inside))[name]
+    assert check.value == inside / 40
     assert check.verdict == verdict
+    assert check.low < check.value < check.high
 
 
 @pytest.mark.parametrize(("half", "verdict"), [(0.2, "ok"), (0.08, "look"), (0.03, "bad")])
@@ -305,6 +311,38 @@ def test_spread_is_the_deviation_over_the_width_of_the_envelope(half, verdict):
     check = signatures_of([0.5 - half, 0.5 + half] * 10)["no-spread"]
     assert check.value == pytest.approx(half)
     assert check.verdict == verdict
+
+
+def test_the_interval_of_a_deviation_follows_from_the_fourth_moment():
+    # Two values at a distance of 0.2 from their mean: m4 = s^4, so Var(s^2) = s^4 (2 / 19) / 20.
+    check = signatures_of([0.3, 0.7] * 10)["no-spread"]
+    error = math.sqrt(2 / 19 / 20) / 2
+    assert check.high / check.value == pytest.approx(math.exp(2.093024 * error), rel=1e-6)
+    assert check.value / check.low == pytest.approx(math.exp(2.093024 * error), rel=1e-6)
+
+
+def check_of(value, low, high, *, look, bad, needs_proof=False):
+    return signatures.Check(
+        name="", title="", measure="", unit="share", top=1.0, look=look, bad=bad, reason=None,
+        value=value, low=low, high=high, advice="", needs_proof=needs_proof,
+    ).verdict  # fmt: skip
+
+
+def test_a_verdict_is_that_of_the_interval():
+    assert check_of(0.6, 0.51, 0.7, look=0.3, bad=0.5) == "bad"
+    assert check_of(0.6, 0.49, 0.7, look=0.3, bad=0.5) == "look"
+    assert check_of(0.2, 0.1, 0.51, look=0.3, bad=0.5) == "look"  # may be bad
+    assert check_of(0.2, 0.1, 0.49, look=0.3, bad=0.5) == "ok"
+    assert check_of(0.0, -0.1, 0.1, look=0.1, bad=0.0) == "look"
+    assert check_of(-0.1, -0.2, 0.0, look=0.1, bad=0.0) == "bad"
+    assert check_of(0.6, None, None, look=0.3, bad=0.5) == "bad"
+    # Where validity must be shown, an interval that contains the threshold is bad.
+    assert check_of(0.8, -0.1, 0.9, look=1.0, bad=0.0, needs_proof=True) == "bad"
+    assert check_of(0.8, 0.1, 1.5, look=1.0, bad=0.0, needs_proof=True) == "look"
+    assert check_of(1.8, 0.1, 3.5, look=1.0, bad=0.0, needs_proof=True) == "ok"
+    # Without a threshold, a fact.
+    assert check_of(1.0, 0.9, 1.0, look=0.3, bad=None) == "look"
+    assert check_of(0.1, 0.0, 0.9, look=0.3, bad=None) == "ok"
 
 
 def test_a_few_pairs_get_numbers_but_no_verdicts():

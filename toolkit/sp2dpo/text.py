@@ -202,9 +202,11 @@ def format_interval(
     *,
     signed: bool = False,
 ) -> str:
-    """Format a value with its interval: `0.85 (0.80 to 0.90)`."""
+    """Format a value with its interval, if it has one: `0.85 (0.80 to 0.90)`."""
     if value is None:
         return UNKNOWN
+    if low is None or high is None:
+        return format_fixed(value, digits, signed=signed)
     value_text, *ends = (
         format_fixed(number, digits, signed=signed) for number in (value, low, high)
     )
@@ -213,7 +215,7 @@ def format_interval(
 
 def interval_note(draws: int) -> str:
     """Return the sentence that says how the intervals of a table were computed."""
-    return f"Intervals: 95 %, from {format_count(draws)} bootstrap samples of the pairs."
+    return f"Intervals: 95 %, from {format_count(draws)} bootstrap samples; none under 10 pairs."
 
 
 def format_significant(number: float | None) -> str:

@@ -70,6 +70,10 @@ class AnnotationResult:
         return sum(counts.pending for counts in self.teachers)
 
 
+class NoReplyKept(ValueError):
+    """A teacher has answered every question, and no reply could be kept."""
+
+
 @contextmanager
 def no_progress(total: int) -> Iterator[Callable[[int, int], object]]:
     """Show no progress."""
@@ -131,8 +135,9 @@ def annotate_pairs(
 
     Raises:
         ValueError: If the panel or the pairs are invalid or contradict the store, if an API key may
-            not be sent to the host of its teacher, if another process writes to the store, if a
-            teacher has no reply that could be kept, or if replies are still missing.
+            not be sent to the host of its teacher, if another process writes to the store, or if
+            replies are still missing.
+        NoReplyKept: If a teacher has no reply that could be kept; a ValueError.
         EndpointError: If a teacher cannot be reached, sends no reply for too long, or sends
             only unreadable replies. What was received before is stored.
         OSError: If a file cannot be read or written, or a server cannot be started.
@@ -212,7 +217,7 @@ def annotate_pairs(
                 f"no reply of {teacher.name} could be kept{f': {advice}' if advice else ''}"
             )
     if silent:
-        raise ValueError("; ".join(silent))
+        raise NoReplyKept("; ".join(silent))
     if result.missing:
         raise ValueError("some replies are still missing: run the same command again")
     return result

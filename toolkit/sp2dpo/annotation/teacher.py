@@ -13,6 +13,8 @@ from sp2dpo.panel.rubric import Rubric
 from sp2dpo.store.questions import Job, Question
 from sp2dpo.store.records import UNREADABLE, ReplyRecord, record_refusal, record_reply
 
+NOTHING_READABLE = "nothing-readable"
+"""Reason of the EndpointError if a teacher replies, but no reply can be parsed."""
 _HOPELESS = 20
 """Give up on a teacher after this many replies if none of them could be parsed."""
 _TEMPLATE = 1000
@@ -158,7 +160,8 @@ class TeacherSession:
             reasons = ", ".join(f"{why} {n}" for why, n in self._outcomes.most_common() if n)
             self._failure = EndpointError(
                 f"teacher {self.teacher.name}: none of its first {self._outcomes.total()} replies "
-                f"can be read ({reasons}); {self._advice()}"
+                f"can be read ({reasons}); {self._advice()}",
+                reason=NOTHING_READABLE,
             )
         raise self._failure
 

@@ -1,5 +1,6 @@
 """The commands that check annotations and betas: agreement, estimators, compare, audit."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -92,6 +93,44 @@ def estimators(
 
     result = compare_store_estimators(store_file, schedule_file, gold_file=gold_file, draws=draws)
     print_result(result, ablation_lines(result), as_json=as_json)
+
+
+@click.command("gold-size")
+@click.option(
+    "--accuracy",
+    type=click.FloatRange(0, 1),
+    required=True,
+    help="Assumed share of the pairs with a right label about which the teachers are right.",
+)
+@click.option(
+    "--accuracy-wrong",
+    type=click.FloatRange(0, 1),
+    help="The same of the pairs with a wrong label [default: that of --accuracy].",
+)
+@click.option(
+    "--power",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.8,
+    show_default=True,
+    help="Wanted probability that the rule passes.",
+)
+@JSON
+def gold_size(accuracy: float, accuracy_wrong: float | None, power: float, as_json: bool) -> None:
+    """Compute how many known labels a pilot needs.
+
+    A pilot with --gold passes its rule `gold` if the teachers are significantly better than chance.
+    Prints how many right and wrong labels must be known for the wanted power.
+    """
+    from sp2dpo.diagnostics.gold_size import gold_size as compute_gold_size
+    from sp2dpo.diagnostics.text import gold_size_lines
+
+    for number in (accuracy, accuracy_wrong, power):
+        # NaN passes click's range, because every comparison with it is false.
+        if number is not None and math.isnan(number):
+            raise click.UsageError("--accuracy, --accuracy-wrong and --power must be numbers")
+    wrong = accuracy if accuracy_wrong is None else accuracy_wrong
+    result = compute_gold_size((accuracy, wrong), power=power)
+    print_result(result, gold_size_lines(result), as_json=as_json)
 
 
 @click.command()

@@ -78,6 +78,10 @@ _COMMANDS = {
         "diagnostics",
         "Check replies and betas for common problems.",
     ),
+    "gold-size": (
+        "diagnostics",
+        "Compute how many known labels a pilot needs.",
+    ),
     "score": (
         "training",
         "Score every pair with a reward model, for MADPO and ODPO.",

@@ -30,8 +30,8 @@ from sp2dpo.cli.options import (
 if TYPE_CHECKING:
     from sp2dpo.pairs.reading import PairsFrom
 
-NO_GO = 3
-"""Exit code of a pilot whose verdict is no-go."""
+EXIT_CODES = {"go": 0, "no-go": 3, "ask": 4}
+"""Exit code of a pilot, by its decision."""
 
 
 @click.command()
@@ -68,7 +68,7 @@ def status(store_file: Path, as_json: bool) -> None:
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Number of pairs to sample.",
+    help="Number of pairs to draw; up to as many with a known label are added.",
 )
 @GOLD
 @click.option(
@@ -110,8 +110,8 @@ def pilot(
 ) -> None:
     """Try a panel on a sample: estimate quality, time and cost.
 
-    Prints a verdict, go or no-go, with its reasons. The exit code is 0 for go and 3 for no-go. A
-    rerun requests only missing replies.
+    Prints a verdict with its reasons: go, no-go, or ask for more known labels. The exit code is 0
+    for go, 3 for no-go and 4 for ask. A rerun requests only missing replies.
     """
     import sys
     from contextlib import redirect_stdout
@@ -145,7 +145,7 @@ def pilot(
         )
     print_result(result, ["", *pilot_lines(result)], as_json=as_json)
     if not result.verdict.go:
-        sys.exit(NO_GO)
+        sys.exit(EXIT_CODES[result.verdict.decision])
 
 
 @click.command()

@@ -162,7 +162,9 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
             yield Variation(group="gap", name=name, schedule=replace(schedule, gap=gap))
     # Without any log-probabilities, `estimate: expected` is an error.
     expected = ("expected_magnitude", "expected_confidence")
-    if len(annotations.replies.drop_nulls(expected)):
+    # Of the replies that the schedule uses: a teacher that it does not name may have them alone.
+    used = schedule.estimator.select_replies(annotations)
+    if len(used.drop_nulls(expected)):
         estimate = "sampled" if schedule.estimate == "expected" else "expected"
         other = replace(schedule, estimate=estimate)
         yield Variation(group="estimate", name=estimate, schedule=other)
@@ -200,7 +202,7 @@ def compare_estimators(
             pairs = with_gold(table, truths)
             gold = VariationGold(
                 magnitude=magnitude_rank(pairs, "beta", draws=draws),
-                labels=label_detection(pairs, "weak", draws=draws),
+                labels=label_detection(pairs, "weak"),
             )
         rows.append(_compare(variation, table, base, gold, draws=draws))
     return rows

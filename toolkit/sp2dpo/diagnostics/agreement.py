@@ -8,16 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from sp2dpo.betas.estimators import JMAMP, WAYS, Estimator
 from sp2dpo.betas.gaps import average_orders, combine_variants, compute_reply_gaps, find_majority
+from sp2dpo.diagnostics.bootstrap import Ranked, student_quantile, weighted_spearman
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST
 from sp2dpo.store.annotations import AnnotationTable
 
 _SCORES = ["gap", "magnitude", "confidence"]
-_Z = 1.959964
+Z = 1.959964
 """Quantile of the standard normal distribution for a 95 % interval."""
 
 
@@ -227,9 +231,9 @@ def wilson_interval(count: int, total: int) -> Proportion:
     """
     if not total:
         return Proportion(count=count)
-    share, square = count / total, _Z**2
+    share, square = count / total, Z**2
     centre = (share + square / (2 * total)) / (1 + square / total)
-    half = _Z * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    half = Z * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
     half /= 1 + square / total
     # Floating-point error can put an end of a share of 0 or 1 slightly outside of [0, 1].
     low, high = max(0.0, centre - half), min(1.0, centre + half)
@@ -241,10 +245,9 @@ def spearman(x: pl.Series, y: pl.Series) -> float | None:
 
     None if undefined: fewer than two values, or one side is constant.
     """
-    # The correlation would be NaN, which JSON cannot hold.
-    if x.n_unique() < 2 or y.n_unique() < 2:
+    if not len(x):
         return None
-    return pl.select(pl.corr(x.rank("average"), y.rank("average"))).item()
+    return weighted_spearman(Ranked(x), Ranked(y), np.ones(len(x)))
 
 
 def intraclass_correlation(replies: pl.DataFrame) -> pl.DataFrame:
@@ -252,39 +255,72 @@ def intraclass_correlation(replies: pl.DataFrame) -> pl.DataFrame:
 
         ICC(1) = (MSB - MSW) / (MSB + (k0 - 1) MSW),   k0 = (N - sum n_i^2 / N) / (pairs - 1)
 
-    (Shrout and Fleiss 1979; k0 for groups of unequal size.) Pairs with one reply are left out.
+    (Shrout and Fleiss 1979; k0 for groups of unequal size.) Pairs with one reply are left out. The
+    interval is that of log(MSB / MSW), with the jackknife's standard error over pairs and Student's
+    t: gaps are not normal, as an F interval would suppose. Our choice.
 
     Args:
         replies: table of pair_id, teacher and gap, one row per variant.
 
     Returns:
-        teacher, pairs, icc, sorted by teacher; icc is null for fewer than two pairs or equal gaps.
+        teacher, pairs, icc, low, high, sorted by teacher; icc is null for fewer than two pairs or
+        equal gaps, and the ends of its interval also where one pair alone has variants that differ.
     """
-    size, mean = pl.col("size"), pl.col("mean")
-    pairs, total = pl.len(), size.sum()
-    grand = (size * mean).sum() / total
-    between = (size * (mean - grand) ** 2).sum() / (pairs - 1)
-    within = pl.col("square").sum() / (total - pairs)
-    each = (total - (size**2).sum() / total) / (pairs - 1)
-    # Not by the variance: that of equal gaps may differ from 0 by floating-point error.
-    defined = (pairs > 1) & (pl.col("high").max() > pl.col("low").min())
     gap = pl.col("gap")
-    return (
+    groups = (
         replies.group_by("teacher", "pair_id")
         .agg(
-            # A float, because differences of UInt32 counts wrap below 0 and their squares overflow.
             size=pl.len().cast(pl.Float64),
             mean=gap.mean(),
             square=((gap - gap.mean()) ** 2).sum(),
             low=gap.min(),
             high=gap.max(),
         )
-        .filter(size > 1)
+        .filter(pl.col("size") > 1)
         # Groups come in no fixed order, and the last bits of the sums below depend on it.
         .sort("teacher", "pair_id")
-        .group_by("teacher", maintain_order=True)
-        .agg(
-            pairs=pairs,
-            icc=pl.when(defined).then((between - within) / (between + (each - 1) * within)),
-        )
     )
+    rows = []
+    for (teacher,), pairs in groups.group_by("teacher", maintain_order=True):
+        # Not by the variance: that of equal gaps may differ from 0 by floating-point error.
+        is_defined = len(pairs) > 1 and pairs["high"].max() != pairs["low"].min()
+        values = _icc_interval(pairs) if is_defined else (None, None, None)
+        rows.append((teacher, len(pairs), *values))
+    schema = {"teacher": pl.String, "pairs": pl.UInt32}
+    schema |= dict.fromkeys(("icc", "low", "high"), pl.Float64)
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _icc_interval(pairs: pl.DataFrame) -> tuple[float, float | None, float | None]:
+    """Return ICC(1) and its interval from the size, mean and squares of each pair's gaps."""
+    size, mean, square = (pairs[name].to_numpy() for name in ("size", "mean", "square"))
+    # Centred: sums of squares of small differences lose no digits.
+    mean = mean - (size @ mean) / size.sum()
+
+    def mean_squares(left_out: NDArray[np.float64]) -> tuple[Any, Any, Any]:
+        # Sums less the terms of the pair that is left out: all jackknife samples at once.
+        total, count = size.sum() - left_out * size, len(size) - left_out
+        first = size @ mean - left_out * size * mean
+        between = (size @ mean**2 - left_out * size * mean**2 - first**2 / total) / (count - 1)
+        within = (square.sum() - left_out * square) / (total - count)
+        each = (total - ((size**2).sum() - left_out * size**2) / total) / (count - 1)
+        return between, within, each
+
+    between, within, each = (float(values[0]) for values in mean_squares(np.zeros(len(size))))
+    icc = (between - within) / (between + (each - 1) * within)
+    if within <= 1e-18:
+        return icc, icc, icc
+    if len(size) < 3:
+        return icc, None, None
+    drawn_between, drawn_within, _ = mean_squares(np.ones(len(size)))
+    # Without the only pair whose variants differ, or whose mean does, the logarithm is infinite.
+    if between <= 0 or min(drawn_between.min(), drawn_within.min()) <= 1e-18:
+        return icc, None, None
+    logs, n = np.log(drawn_between / drawn_within), len(size)
+    error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
+    factor = math.exp(student_quantile(n - 1) * error)
+    low, high = (
+        (ratio - 1) / (ratio + each - 1)
+        for ratio in (between / within / factor, between / within * factor)
+    )
+    return icc, low, high

@@ -11,13 +11,14 @@ resample; a test checks that it gives the same values of alpha.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sp2dpo.diagnostics.bootstrap import Estimate, estimate, resamples
+from sp2dpo.diagnostics.agreement import Proportion, wilson_interval
+from sp2dpo.diagnostics.bootstrap import DISAGREEMENT, Estimate, estimate, resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,18 @@ class Ratings:
             readers: columns to compare; all if None.
             draws: number of bootstrap samples.
         """
+        pairs, disputed = self.count_pairs(readers)
+        value, samples = self.resample(level, readers, draws=draws)
+        fit = estimate(value, samples, units=pairs, scale=DISAGREEMENT)
+        return Alpha(**asdict(_widen(fit, wilson_interval(disputed, pairs))), pairs=pairs)
+
+    def count_pairs(self, readers: Sequence[int] | None = None) -> tuple[int, int]:
+        """Return the number of units with two readings or more, and of those where they differ."""
         codes = self.patterns if readers is None else self.patterns[:, list(readers)]
-        pairs = int(self.counts[(codes >= 0).sum(axis=1) >= 2].sum())
-        return Alpha(**asdict(estimate(*self.resample(level, readers, draws=draws))), pairs=pairs)
+        shared = (codes >= 0).sum(axis=1) >= 2
+        lowest = np.where(codes >= 0, codes, self.values).min(axis=1, initial=self.values)
+        differ = shared & (codes.max(axis=1, initial=-1) > lowest)
+        return int(self.counts[shared].sum()), int(self.counts[differ].sum())
 
     def resample(
         self, level: str, readers: Sequence[int] | None = None, *, draws: int
@@ -95,6 +105,24 @@ class Ratings:
                 # Each unit adds as many coincidences to o as it has readings (Krippendorff 2011).
                 shares.append(1 / (size[units[-1]] - 1))
         return np.concatenate(units), np.concatenate(cells), np.concatenate(shares)
+
+
+def _widen(fit: Estimate, disputed: Proportion) -> Estimate:
+    """Extend an interval of alpha by the uncertainty of the share of units that disagree.
+
+    If few units disagree, bootstrap samples vary less than new units would: those without any such
+    unit have an alpha of 1. 1 - alpha is this share times a factor, so the ends of the share's
+    Wilson interval, times the same factor, bound alpha at least. If no unit disagrees, the factor
+    is unknown; 1 is taken: a unit that disagrees does so as much as by chance. Our choice.
+    """
+    share, lowest, highest = disputed.share, disputed.low, disputed.high
+    if fit.value is None or fit.low is None or fit.high is None:
+        return fit
+    if share is None or lowest is None or highest is None:
+        return fit
+    factor = (1 - fit.value) / share if disputed.count else 1.0
+    low, high = 1 - factor * highest, 1 - factor * lowest
+    return replace(fit, low=min(fit.low, low), high=max(fit.high, high))
 
 
 def alpha_from_entries(coincidences: NDArray[np.float64], level: str) -> float | None:

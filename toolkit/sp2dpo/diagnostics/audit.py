@@ -12,10 +12,11 @@ from sp2dpo.betas.estimators import Magnitude, Product
 from sp2dpo.betas.file import BetaTable, open_store_and_betas
 from sp2dpo.betas.gaps import average_orders, disputes_labels
 from sp2dpo.betas.schedule import schedule_betas
-from sp2dpo.diagnostics.agreement import compare_readers, panel_reply_gaps, teacher_readings
+from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
 from sp2dpo.diagnostics.biases import check_biases
 from sp2dpo.diagnostics.bootstrap import (
     DRAWS,
+    FISHER,
     Estimate,
     Ranked,
     bootstrap_estimates,
@@ -32,6 +33,7 @@ from sp2dpo.diagnostics.gold import (
     load_gold,
     with_gold,
 )
+from sp2dpo.diagnostics.validity import check_validity
 from sp2dpo.store.annotations import AnnotationTable
 
 # From worst to best: the verdict of an audit is the first that occurs.
@@ -72,7 +74,9 @@ class Audit:
     """The result of an audit. Undefined values are None.
 
     Attributes:
-        verdict: the worst verdict of all checks that have one; `cannot be told` if none has.
+        verdict: the worst verdict of all checks that have one; `cannot be told` if none has. At
+            best `look` if validity cannot be told: the other checks do not show that the teachers
+            are right.
         counts: number of checks by verdict.
         checks: the checks.
         gold: comparison with known labels; None without them.
@@ -142,17 +146,21 @@ def audit_betas(
     # The whole panel is checked, even where the schedule takes a single teacher or variant.
     replies = panel_reply_gaps(annotations, estimator)
     readings = teacher_readings(replies, list(annotations.rubric.categories), estimator)
-    between = compare_readers(readings, sorted(readings["reader"].unique()))
-    checks = [
-        *check_betas(betas, average_orders(replies), between),
-        *check_biases(betas, annotations, lengths, draws=draws),
-    ]
-    verdicts = [check.verdict for check in checks]
     gold = None
     if truths is not None:
         gold = _gold(betas, annotations, truths, gold_count=gold_count, draws=draws)
+    validity = check_validity(betas.table, annotations.rubric, gold and gold.labels["weak"])
+    checks = [
+        *check_betas(betas, average_orders(replies), readings, draws=draws),
+        *check_biases(betas, annotations, lengths, draws=draws),
+        validity,
+    ]
+    verdicts = [check.verdict for check in checks]
+    verdict = next((verdict for verdict in VERDICTS if verdict in verdicts), UNKNOWN)
+    if verdict == OK and validity.verdict == UNKNOWN:
+        verdict = LOOK
     return Audit(
-        verdict=next((verdict for verdict in VERDICTS if verdict in verdicts), UNKNOWN),
+        verdict=verdict,
         counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
         checks=tuple(checks),
         gold=gold,
@@ -173,7 +181,7 @@ def _gold(
     rules = RULES if disputes_labels(rubric, betas.schedule.estimator) else ("weak",)
     return GoldAudit(
         panel=compare_with_gold(betas.table, truths, rubric, gold_count=gold_count),
-        labels={rule: label_detection(pairs, rule, draws=draws) for rule in rules},
+        labels={rule: label_detection(pairs, rule) for rule in rules},
         confidence=_confidence(betas, annotations, truths, draws=draws),
     )
 
@@ -202,8 +210,10 @@ def _confidence(
 
     pairs = len(sides[0])
     return ConfidenceGain(
-        with_confidence=bootstrap_estimates(with_confidence, pairs, draws=draws),
-        without_confidence=bootstrap_estimates(without_confidence, pairs, draws=draws),
+        with_confidence=bootstrap_estimates(with_confidence, pairs, draws=draws, scale=FISHER),
+        without_confidence=bootstrap_estimates(
+            without_confidence, pairs, draws=draws, scale=FISHER
+        ),
         # Sample by sample, not from both intervals: the sides share the pairs of a sample.
         gain=bootstrap_estimates(gain, pairs, draws=draws),
     )

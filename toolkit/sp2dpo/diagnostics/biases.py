@@ -14,12 +14,14 @@ import polars as pl
 from sp2dpo.betas.estimators import Magnitude
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import disputes_labels
-from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
+from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings, wilson_interval
 from sp2dpo.diagnostics.bootstrap import (
+    FISHER,
     Estimate,
     RankedWithin,
     bootstrap_estimates,
     rank_correlation,
+    student_quantile,
     weighted_spearman,
 )
 from sp2dpo.diagnostics.checks import FEWEST, Check
@@ -37,7 +39,7 @@ class LengthBin:
         low, high, middle: minimum, maximum and median difference.
         pairs: number of pairs.
         mean: mean signed gap, in [-1, 1].
-        lower, upper: ends of the mean's 95 % interval under a normal approximation.
+        lower, upper: ends of the mean's 95 % interval (Student's t); the mean itself for one pair.
     """
 
     low: float
@@ -73,8 +75,6 @@ def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[LengthBin]
     longer = pl.col("chosen") - pl.col("rejected")
     # Mean ranks, so that equal differences fall into the same bin.
     gap, share = pl.col("signed_gap"), (longer.rank("average") - 0.5) / pl.len()
-    # A single pair has no standard deviation: its interval is a point.
-    half = (1.96 * gap.std() / pl.len().sqrt()).fill_null(0.0)
     bins = (
         pairs_with_gap.with_columns(longer=longer, bin=(share * 10).floor().clip(0, 9))
         .group_by("bin")
@@ -84,13 +84,17 @@ def bin_by_length(table: pl.DataFrame, lengths: pl.DataFrame) -> list[LengthBin]
             middle=pl.col("longer").median(),
             pairs=pl.len(),
             mean=gap.mean(),
-            lower=gap.mean() - half,
-            upper=gap.mean() + half,
+            # A single pair has no standard deviation: its interval is a point.
+            error=(gap.std() / pl.len().sqrt()).fill_null(0.0),
         )
         .sort("bin")
         .drop("bin")
     )
-    return [LengthBin(**row) for row in bins.to_dicts()]
+    rows = []
+    for row in bins.to_dicts():
+        half = row.pop("error") * (student_quantile(row["pairs"] - 1) if row["pairs"] > 1 else 0)
+        rows.append(LengthBin(**row, lower=row["mean"] - half, upper=row["mean"] + half))
+    return rows
 
 
 def _length(pairs: pl.DataFrame, *, draws: int) -> list[Check]:
@@ -220,6 +224,7 @@ def _correlate_confidence(
         len(counts),
         draws=draws,
         counts=counts,
+        scale=FISHER,
     )
     return correlation, int(counts.sum())
 
@@ -230,11 +235,13 @@ def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationT
     signed = pairs["signed_gap"].round(9)
     disputes = disputes_labels(annotations.rubric, betas.schedule.estimator)
     ties = int((signed.abs() < NEAR).sum())
+    disputed = wilson_interval(int((signed <= -NEAR).sum()), len(pairs) if disputes else 0)
     return Check(
         name="label-noise", title="Labels disputed",
         measure=f"share of the pairs with a signed gap of -{NEAR} or less",
-        unit="share", top=1.0, look=0.1, bad=0.25,
-        value=int((signed <= -NEAR).sum()) / len(pairs) if disputes and len(pairs) else None,
+        # Wrong labels are no fault of the annotations: finding them is what these are for.
+        unit="share", top=1.0, look=0.1, bad=None,
+        value=disputed.share, low=disputed.low, high=disputed.high,
         reason=_explain_few(len(pairs))
         if disputes
         else "teachers who see the label cannot dispute it under this gap form; use `gap: signed` "

@@ -1,14 +1,34 @@
-"""Check the betas of a table: measure values, and compare them with thresholds for a verdict."""
+"""Check the betas of a table: measure values, and compare them with thresholds for a verdict.
 
+A verdict is that of the 95 % interval, not of the value alone: see `Check`. Measures, thresholds
+and this rule are our choice.
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import Schedule, category_envelopes
-from sp2dpo.diagnostics.agreement import ReaderComparison, intraclass_correlation
+from sp2dpo.diagnostics.agreement import (
+    compare_readers,
+    intraclass_correlation,
+    wilson_interval,
+)
+from sp2dpo.diagnostics.bootstrap import (
+    FISHER,
+    Estimate,
+    Ranked,
+    bootstrap_estimates,
+    student_quantile,
+    weighted_spearman,
+)
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
@@ -30,13 +50,18 @@ class Check:
         value: measured value, on a scale from 0 to `top`; None if it cannot be computed.
         top: upper end of the scale on which the value is shown.
         look: threshold of the verdict `look`.
-        bad: threshold of the verdict `bad`; above `look` if high values are bad, else below.
+        bad: threshold of the verdict `bad`; above `look` if high values are bad, else below. None
+            for a fact about the pairs, high values of which are no fault of the annotations.
         low: lower end of the value's 95 % interval; None without an interval.
         high: upper end of the interval; None without an interval.
         reason: why there is no verdict; None if there is one.
         note: which teacher or pairs the value describes and what was left out; None if obvious.
         advice: one sentence on what to do if the check fails.
-        verdict: `ok`, `look`, `bad` or `cannot be told`.
+        needs_proof: whether the check fails unless the whole interval is on the good side of `bad`;
+            otherwise it fails only if the whole interval is on the bad side.
+        verdict: `bad` as `needs_proof` says; `look` if the value is on the bad side of `look` or
+            the interval contains `bad`; `ok`; or `cannot be told`. Without an interval, the value
+            takes its place.
     """
 
     name: str
@@ -46,12 +71,13 @@ class Check:
     value: float | None
     top: float
     look: float
-    bad: float
+    bad: float | None
     reason: str | None
     low: float | None = None
     high: float | None = None
     note: str | None = None
     advice: str
+    needs_proof: bool = False
     verdict: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,15 +87,34 @@ class Check:
         if self.value is None or self.reason is not None:
             return UNKNOWN
         # Negated where low values are bad, so that the same comparisons serve both directions.
-        high_is_bad = self.bad > self.look
-        sign = 1 if high_is_bad else -1
-        if sign * self.value >= sign * self.bad:
+        sign = 1 if self.high_is_bad else -1
+        ends = [self.value if end is None else end for end in (self.low, self.high)]
+        best, worst = sorted(sign * end for end in ends)
+        has_alarm = sign * self.value >= sign * self.look
+        if self.bad is None:
+            return LOOK if has_alarm else OK
+        if (worst if self.needs_proof else best) >= sign * self.bad:
             return BAD
-        return LOOK if sign * self.value >= sign * self.look else OK
+        return LOOK if has_alarm or worst >= sign * self.bad else OK
+
+    @property
+    def high_is_bad(self) -> bool:
+        """Whether high values are on the bad side of the thresholds."""
+        return self.bad is None or self.bad > self.look
+
+    @property
+    def thresholds(self) -> str:
+        """The thresholds as text."""
+        form = "{:.0%}" if self.unit == "share" else "{:.2f}"
+        side = "or more" if self.high_is_bad else "or less"
+        look = f"look {form.format(self.look)}"
+        return (
+            f"{look} {side}" if self.bad is None else f"{look}, bad {form.format(self.bad)} {side}"
+        )
 
 
 def check_betas(
-    betas: BetaTable, replies: pl.DataFrame, between_teachers: Sequence[ReaderComparison]
+    betas: BetaTable, replies: pl.DataFrame, readings: pl.DataFrame, *, draws: int
 ) -> list[Check]:
     """Run the checks of the distribution of betas and of the teachers' consistency.
 
@@ -77,7 +122,8 @@ def check_betas(
         betas: the table of betas to check.
         replies: table of pair_id, teacher and gap, one row per variant; under the blind protocol
             averaged over the orders, so that position bias does not count as inconsistency.
-        between_teachers: comparisons from `agreement.compare_readers`.
+        readings: readings of each teacher, from `agreement.teacher_readings`.
+        draws: number of bootstrap samples.
     """
     shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
     # The paper names clumping as a warning sign; measures and thresholds are our choice.
@@ -85,7 +131,7 @@ def check_betas(
         name="clumped-low", title="Clumped at beta_min",
         measure="share of the betas in the lowest 5% of the envelope",
         unit="share", top=1.0, look=0.25, bad=0.5,
-        value=share_of(shares <= END),
+        **_share_of_betas(shares <= END),
         reason=_too_few(len(shares)),
         advice="Read the pairs with the smallest gaps: if their responses do differ, recalibrate "
         "the rubric's scales or the envelope; if not, these pairs express little preference.",
@@ -94,7 +140,7 @@ def check_betas(
         name="clumped-high", title="Clumped at beta_max",
         measure="share of the betas in the highest 5% of the envelope",
         unit="share", top=1.0, look=0.25, bad=0.5,
-        value=share_of(shares >= 1 - END),
+        **_share_of_betas(shares >= 1 - END),
         reason=_too_few(len(shares)),
         advice="Read the pairs with the largest gaps: if the preference is not clear in all of "
         "them, the teachers give high scores too often; recalibrate the rubric's scales or the "
@@ -105,12 +151,39 @@ def check_betas(
         measure="standard deviation of beta, as a share of the envelope's width",
         # Betas spread evenly over the envelope give 0.29, and 0.5 is the largest value possible.
         unit="share", top=0.5, look=0.1, bad=0.05,
-        value=shares.to_frame("share").select(pl.col("share").std(ddof=0)).item(),
+        **asdict(_deviation(shares.to_numpy())),
         reason=_too_few(len(shares)),
         advice="Betas this close to each other train much like one global beta: check whether the "
         "teachers use the full scales, and sharpen the rubric if they do not.",
     )  # fmt: skip
-    return [clumped_low, clumped_high, no_spread, _guessing(between_teachers), _wavering(replies)]
+    guessing, wavering = _guessing(readings, draws=draws), _wavering(replies)
+    return [clumped_low, clumped_high, no_spread, guessing, wavering]
+
+
+def _share_of_betas(inside: pl.Series) -> dict[str, Any]:
+    part = wilson_interval(int(inside.sum()), len(inside))
+    return {"value": part.share, "low": part.low, "high": part.high}
+
+
+def _deviation(values: NDArray[np.float64]) -> Estimate:
+    """Return the population standard deviation s with its interval on the scale log s.
+
+        Var(s^2) = (m_4 - s^4 (n - 3) / (n - 1)) / n
+
+    (Kenney and Keeping 1951, m_4 the fourth central moment); log s has the standard error
+    sqrt(Var(s^2)) / (2 s^2) by the delta method.
+    """
+    n = len(values)
+    if not n:
+        return Estimate()
+    square = float(values.var())
+    if n < FEWEST or square < 1e-18:
+        return Estimate(value=math.sqrt(square))
+    fourth = float(((values - values.mean()) ** 4).mean())
+    error = math.sqrt((fourth - square**2 * (n - 3) / (n - 1)) / n) / (2 * square)
+    factor = math.exp(student_quantile(n - 1) * error)
+    deviation = math.sqrt(square)
+    return Estimate(value=deviation, low=deviation / factor, high=deviation * factor)
 
 
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
@@ -124,33 +197,56 @@ def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
     return table.select(share.round(9)).to_series()
 
 
-def _guessing(between_teachers: Sequence[ReaderComparison]) -> Check:
+def _guessing(readings: pl.DataFrame, *, draws: int) -> Check:
     """Average Spearman's rho of the gaps over all pairs of teachers, in [-1, 1].
 
     Teachers that guess independently rank the pairs in unrelated orders, which gives 0. A teacher
     that is only stricter than another does not lower the value. Comparisons over fewer than 20
     pairs, or with a teacher whose gaps are all equal, are left out. Our choice.
     """
+    between_teachers = compare_readers(readings, sorted(readings["reader"].unique()))
     enough = [row for row in between_teachers if row.pairs >= FEWEST]
-    correlations = [row.spearman for row in enough if row.spearman is not None]
-    left_out = len(between_teachers) - len(correlations)
+    compared = [(row.one, row.other) for row in enough if row.spearman is not None]
+    left_out = len(between_teachers) - len(compared)
     reason = None
     if not between_teachers:
         reason = "a comparison needs two teachers"
     elif not enough:
         reason = f"no two teachers have {FEWEST} pairs in common"
-    elif not correlations:
+    elif not compared:
         reason = "a teacher whose gaps are all equal does not rank the pairs"
     return Check(
         name="guessing", title="Teachers guess",
         measure="rank correlation between two teachers' gaps, mean over all pairs of teachers",
         unit="coefficient", top=1.0, look=0.4, bad=0.2,
-        value=fmean(correlations) if correlations else None,
+        **asdict(_mean_correlation(readings, compared, draws=draws) if compared else Estimate()),
         reason=reason,
         note=f"{left_out} of {len(between_teachers)} comparisons left out" if left_out else None,
         advice="The teachers rank the pairs differently, so their mean carries little information: "
         "read a few rationales, then simplify the rubric or use stronger teachers.",
     )  # fmt: skip
+
+
+def _mean_correlation(
+    readings: pl.DataFrame, compared: Sequence[tuple[str, str]], *, draws: int
+) -> Estimate:
+    """Return the mean of Spearman's rho over pairs of teachers; samples are common to all."""
+    wide = readings.pivot("reader", index="pair_id", values="gap").drop("pair_id")
+    # Pairs with equal readings are resampled as one weighted unit, as in `rank_correlation`.
+    patterns = wide.group_by(wide.columns).len("pairs").sort(wide.columns)
+    counts = patterns["pairs"].to_numpy().astype(np.int64)
+    sides = []
+    for one, other in compared:
+        both = patterns.select(pl.col(one).is_not_null() & pl.col(other).is_not_null())
+        rows = np.flatnonzero(both.to_series().to_numpy())
+        sides.append((rows, *(Ranked(patterns[name].to_numpy()[rows]) for name in (one, other))))
+
+    def mean_rho(weights: NDArray[np.float64]) -> float | None:
+        values = [weighted_spearman(x, y, weights[rows]) for rows, x, y in sides]
+        defined = [value for value in values if value is not None]
+        return fmean(defined) if len(defined) == len(values) else None
+
+    return bootstrap_estimates(mean_rho, len(counts), draws=draws, counts=counts, scale=FISHER)
 
 
 def _wavering(replies: pl.DataFrame) -> Check:
@@ -162,9 +258,12 @@ def _wavering(replies: pl.DataFrame) -> Check:
     """
     measured = intraclass_correlation(replies).filter(pl.col("pairs") >= FEWEST)
     # Null where all gaps of a teacher are equal: they do not vary between pairs either.
-    by_teacher = dict(measured.drop_nulls("icc").select("teacher", "icc").iter_rows())
+    by_teacher = {
+        row["teacher"]: Estimate(value=row["icc"], low=row["low"], high=row["high"])
+        for row in measured.drop_nulls("icc").iter_rows(named=True)
+    }
     left_out = sorted(set(replies["teacher"]) - set(by_teacher))
-    lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher], default=None)
+    lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher].value or 0.0, default=None)
     reason = None
     if measured.is_empty():
         reason = f"no teacher has annotated {FEWEST} pairs under two variants"
@@ -176,7 +275,7 @@ def _wavering(replies: pl.DataFrame) -> Check:
         name="wavering", title="A teacher wavers",
         measure="share of the variance of a teacher's gaps that lies between pairs, not variants",
         unit="coefficient", top=1.0, look=0.5, bad=0.2,
-        value=None if lowest is None else by_teacher[lowest],
+        **asdict(Estimate() if lowest is None else by_teacher[lowest]),
         reason=reason,
         note="; ".join(notes) or None,
         advice="This teacher's answers depend on the wording of the request: read its rationales "

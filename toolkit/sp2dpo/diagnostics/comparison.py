@@ -12,6 +12,7 @@ from sp2dpo.betas.file import BetaTable
 from sp2dpo.diagnostics.agreement import spearman
 from sp2dpo.diagnostics.bootstrap import (
     DRAWS,
+    FISHER,
     Estimate,
     bootstrap_estimates,
     correlation,
@@ -194,7 +195,9 @@ def compare_betas(
         differs=_differs(one, other),
         draws=draws,
         same_annotations=one.annotations_hash == other.annotations_hash,
-        pearson=bootstrap_estimates(lambda w: correlation(a, b, w), len(a), draws=draws),
+        pearson=bootstrap_estimates(
+            lambda w: correlation(a, b, w), len(a), draws=draws, scale=FISHER
+        ),
         spearman=rank_correlation(a, b, draws=draws),
         shift=bootstrap_estimates(lambda w: float(w @ (b - a) / w.sum()), len(a), draws=draws),
         distance=float(np.abs(b - a).mean()),

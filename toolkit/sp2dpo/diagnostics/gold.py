@@ -9,18 +9,16 @@ or `tie`; alternatively `label_flipped` or `label_ok`, true or false. category, 
 magnitude is on the rubric's scale, and 0 means `tie`.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from sp2dpo.diagnostics.agreement import Proportion, spearman, wilson_interval
-from sp2dpo.diagnostics.bootstrap import Estimate, Ranked, bootstrap_estimates, rank_correlation
+from sp2dpo.diagnostics.bootstrap import Estimate, rank_correlation
+from sp2dpo.diagnostics.intervals import auc_estimate, mean_share
 from sp2dpo.files import read_json_lines
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.settings import check_keys, check_type
@@ -57,10 +55,12 @@ class GoldComparison:
         truths, sampled, judged: number of truths in the gold file, of those about pairs of the
             store, and of the latter whose pair has a gap.
         threshold: `NEAR`.
+        counts: number of judged pairs with each true label.
         labels: share that the panel gets right of the pairs with each true label.
         accuracy: share of all pairs that the panel gets right.
-        balanced, balanced_low: mean of the shares in `labels` without that of `tie`, and of the
-            lower ends of their intervals, in [0, 1]; 0.5 is chance level. None without any.
+        balanced, balanced_low, balanced_high: mean of the shares in `labels` without that of
+            `tie`, and the ends of its interval, see `intervals.mean_share`; 0.5 is chance level.
+            None unless there is a pair with each of these labels.
         always_chosen: accuracy of a panel that agrees with every label, in [0, 1].
         category: share of the pairs with a known category to which the panel gives this category.
         magnitude: Spearman's rho between the known magnitude and that of the panel, over pairs
@@ -71,10 +71,12 @@ class GoldComparison:
     sampled: int
     judged: int
     threshold: float
+    counts: Mapping[str, int]
     labels: Mapping[str, Proportion]
     accuracy: Proportion
     balanced: float | None
     balanced_low: float | None
+    balanced_high: float | None
     always_chosen: float | None
     category: Proportion
     magnitude: float | None
@@ -135,6 +137,13 @@ def _truth(fields: dict[str, Any], where: str, rubric: Rubric) -> Truth:
     label = _label(fields, where)
     if magnitude == 0 and label == "rejected":
         raise ValueError(f"{where}: magnitude 0 means a tie, which contradicts a wrong label")
+    if label == "tie":
+        if magnitude:
+            raise ValueError(
+                f"{where}: a tie has the magnitude 0, which contradicts magnitude {magnitude}"
+            )
+        # Said either way, a tie is the same truth.
+        magnitude = 0 if scale.min <= 0 else None
     return Truth(
         name=fields["pair_id"],
         label="tie" if magnitude == 0 else label,
@@ -235,26 +244,29 @@ def compare_with_gold(
         if row["pair_id"] in truths
     ]
     pairs = [(_true_label(truth, rubric), _panel_label(row, rubric)) for truth, row in rows]
-    labels = {
-        label: wilson_interval(
-            sum(true == judged == label for true, judged in pairs),
-            sum(true == label for true, _ in pairs),
-        )
+    counts = {
+        label: sum(true == label for true, _ in pairs)
         for label in (LABELS if rubric.blind else ("chosen", "not chosen"))
     }
+    labels = {
+        label: wilson_interval(sum(true == judged == label for true, judged in pairs), count)
+        for label, count in counts.items()
+    }
     # A tie has no direction to get right; between the two labels left, 0.5 is chance.
-    decisive = [share for label, share in labels.items() if label != "tie"]
+    balanced = mean_share([share for label, share in labels.items() if label != "tie"])
     categories = [(truth.category, row["category"]) for truth, row in rows if truth.category]
     return GoldComparison(
         truths=gold_count,
         sampled=len(truths),
         judged=len(rows),
         threshold=NEAR,
+        counts=counts,
         labels=labels,
         accuracy=wilson_interval(sum(true == judged for true, judged in pairs), len(pairs)),
-        balanced=_mean([label.share for label in decisive]),
-        balanced_low=_mean([label.low for label in decisive]),
-        always_chosen=_mean([float(true == "chosen") for true, _ in pairs]),
+        balanced=balanced.value,
+        balanced_low=balanced.low,
+        balanced_high=balanced.high,
+        always_chosen=counts["chosen"] / len(pairs) if pairs else None,
         category=wilson_interval(
             sum(true == judged for true, judged in categories), len(categories)
         ),
@@ -274,12 +286,6 @@ def _panel_label(row: Mapping[str, Any], rubric: Rubric) -> str:
     if not rubric.blind:
         return "not chosen"
     return "rejected" if gap <= -NEAR else "tie"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    # The share of a label that no truth has is None.
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _rank(rows: Sequence[tuple[Truth, Mapping[str, Any]]]) -> float | None:
@@ -313,7 +319,7 @@ def with_gold(table: pl.DataFrame, truths: Mapping[str, Truth]) -> pl.DataFrame:
     return table.drop_nulls("gap").join(truth_table, on="pair_id").sort("pair_id")
 
 
-def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetection:
+def label_detection(pairs: pl.DataFrame, rule: str) -> LabelDetection:
     """Measure how well one of `RULES` detects wrong labels, in the pairs of `with_gold`."""
     # Rounded for the same reason as in `_panel_label`.
     signed, wrong = pl.col("signed_gap").round(9), pl.col("label") == "rejected"
@@ -327,7 +333,11 @@ def label_detection(pairs: pl.DataFrame, rule: str, *, draws: int) -> LabelDetec
         flagged=flagged_count,
         recall=wilson_interval(both, wrong_count),
         precision=wilson_interval(both, flagged_count),
-        auc=_auc(pairs.filter(pl.col("label") != "tie"), draws=draws),
+        # Negated: the AUC is high if wrong labels have the lower gaps.
+        auc=auc_estimate(
+            -pairs.filter(label="rejected")["signed_gap"].to_numpy(),
+            -pairs.filter(label="chosen")["signed_gap"].to_numpy(),
+        ),
     )
 
 
@@ -335,24 +345,3 @@ def magnitude_rank(pairs: pl.DataFrame, column: str, *, draws: int) -> Estimate:
     """Compute Spearman's rho of a column with the known magnitude, over right labels."""
     right = pairs.filter(pl.col("label") != "rejected").drop_nulls(["known_magnitude", column])
     return rank_correlation(right["known_magnitude"], right[column], draws=draws)
-
-
-def _auc(pairs: pl.DataFrame, *, draws: int) -> Estimate:
-    wrong = (pairs["label"] == "rejected").to_numpy()
-    # Negated: the AUC is high if wrong labels have the lower gaps.
-    ranked = Ranked(-pairs["signed_gap"].to_numpy())
-
-    def auc(weights: NDArray[np.float64]) -> float | None:
-        wrong_weight = float(weights[wrong].sum())
-        right_weight = float(weights.sum()) - wrong_weight
-        # A bootstrap sample may contain only right or only wrong labels.
-        if not wrong_weight or not right_weight:
-            return None
-        # The Mann-Whitney U statistic of the wrong labels; divided by its maximum, it is the AUC.
-        above = (
-            float((weights * ranked.ranks(weights))[wrong].sum())
-            - wrong_weight * (wrong_weight + 1) / 2
-        )
-        return above / (wrong_weight * right_weight)
-
-    return bootstrap_estimates(auc, len(pairs), draws=draws)

@@ -395,7 +395,8 @@ def _gain(
 
     # Sample by sample: both see the same pairs, so their common variation cancels.
     drawn = map(difference, other_drawn, panel_drawn)
-    return estimate(difference(other_alpha, panel_alpha), drawn)
+    units, _ = ratings.count_pairs(others)
+    return estimate(difference(other_alpha, panel_alpha), drawn, units=units)
 
 
 def _bias(readings: pl.DataFrame, teacher: str, draws: int) -> Estimate:

@@ -9,6 +9,7 @@ from sp2dpo.diagnostics.alpha import Alpha
 from sp2dpo.diagnostics.audit import Audit, GoldAudit
 from sp2dpo.diagnostics.bootstrap import Estimate
 from sp2dpo.diagnostics.checks import BAD, LOOK, Check
+from sp2dpo.diagnostics.checks import UNKNOWN as UNKNOWN_VERDICT
 from sp2dpo.diagnostics.comparison import (
     BetaComparison,
     CategoryComparison,
@@ -16,6 +17,7 @@ from sp2dpo.diagnostics.comparison import (
     NamedMover,
 )
 from sp2dpo.diagnostics.gold import RULES
+from sp2dpo.diagnostics.gold_size import LARGEST, GoldSize
 from sp2dpo.diagnostics.panel_agreement import MEASURES, PanelAgreement, Splits, TeacherEffect
 from sp2dpo.text import (
     UNKNOWN,
@@ -46,6 +48,13 @@ def audit_lines(audit: Audit) -> Iterator[str]:
         yield ""
         yield from _gold(audit.gold)
     yield ""
+    yield (
+        "Verdicts are those of the 95 % intervals. Agreement is reliability, not validity: "
+        "teachers who share an error agree."
+    )
+    if any(check.name == "validity" and check.verdict == UNKNOWN_VERDICT for check in audit.checks):
+        yield "Whether these teachers are right is not known, so the verdict is at best `look`."
+    yield ""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in audit.counts.items() if count)
     yield f"{audit.verdict}: {counts}"
 
@@ -55,9 +64,7 @@ def _check(check: Check) -> tuple[str, ...]:
     value = format_value(check.value)
     if check.low is not None:
         value += f" ({format_value(check.low)} to {format_value(check.high)})"
-    side = "or more" if check.bad > check.look else "or less"
-    limits = f"look {format_value(check.look)}, bad {format_value(check.bad)} {side}"
-    return (check.verdict, check.name, value, limits, check.title)
+    return (check.verdict, check.name, value, check.thresholds, check.title)
 
 
 def _gold(gold: GoldAudit) -> Iterator[str]:
@@ -95,6 +102,22 @@ def _interval(estimate: Estimate, digits: int = 2, *, signed: bool = False) -> s
     return format_interval(estimate.value, estimate.low, estimate.high, digits, signed=signed)
 
 
+def gold_size_lines(size: GoldSize) -> Iterator[str]:
+    """Yield the lines of `sp2dpo gold-size`."""
+    right, wrong = map(format_percent, size.accuracies)
+    teachers = f"teachers who are right about {right} of the right and {wrong} of the wrong labels"
+    if size.each is None:
+        yield (
+            f"{teachers}: {LARGEST} right and {LARGEST} wrong labels are too few for a power of "
+            f"{format_percent(size.power)}"
+        )
+        return
+    yield (
+        f"{teachers}: {size.each} right and {size.each} wrong labels give a power of "
+        f"{format_percent(size.reached)}"
+    )
+
+
 def ablation_lines(ablation: Ablation) -> Iterator[str]:
     """Yield the lines of `sp2dpo estimators`."""
     # Either all rows have it or none does.
@@ -113,7 +136,7 @@ def ablation_lines(ablation: Ablation) -> Iterator[str]:
             "wrong found: wrong labels among pairs with a gap below 0.05 (recall); AUC: the chance "
             "that a wrong label has a lower signed gap than a right one."
         )
-    yield interval_note(ablation.draws) + (" Shares: Wilson's." if gold else "")
+    yield interval_note(ablation.draws) + (" Shares: Wilson's; AUC: Newcombe's." if gold else "")
 
 
 def _variation(row: VariationResult) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sp2dpo.diagnostics.bootstrap import Estimate, estimate, resampled_rows
+from sp2dpo.diagnostics.bootstrap import Estimate, percentile_estimate, resampled_rows
 from sp2dpo.evaluation.models import Student
 from sp2dpo.evaluation.outputs import GenerationSummary, generate_outputs
 from sp2dpo.evaluation.prompts import Output, PromptSet, order_rows, read_outputs
@@ -115,7 +115,7 @@ def bootstrap_mean(values: Sequence[float], *, draws: int, seed: int) -> Estimat
         return Estimate()
     array = np.asarray(values, dtype=np.float64)
     rows = resampled_rows(len(array), draws=draws, seed=seed)
-    return estimate(float(array.mean()), (array[sample].mean() for sample in rows))
+    return percentile_estimate(float(array.mean()), (array[sample].mean() for sample in rows))
 
 
 def sweep_temperatures(

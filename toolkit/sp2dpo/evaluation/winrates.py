@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sp2dpo.diagnostics.bootstrap import Estimate, estimate
+from sp2dpo.diagnostics.bootstrap import Estimate, percentile_estimate
 from sp2dpo.evaluation.prompts import download
 from sp2dpo.evaluation.verdicts import EvaluationResult, import_alpaca_eval, without_root_log
 
@@ -266,7 +266,8 @@ def _bootstrap(
 
 
 def _estimate(value: float, samples: Iterable[float]) -> Estimate:
-    return estimate(value if np.isfinite(value) else None, samples)  # NaN without any verdict
+    # NaN without any verdict.
+    return percentile_estimate(value if np.isfinite(value) else None, samples)
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:

@@ -3,7 +3,8 @@
 Strata are quantile bins of two lengths in characters: the length of the prompt, and the length of
 the chosen response minus that of the rejected one. Each stratum contributes in proportion to its
 size. Within a stratum, pairs are ordered by a hash of their ids, so the sample does not depend on
-the order of rows. This method is our choice.
+the order of rows. Pairs with a known answer may be added: the drawn pairs alone describe the
+source. This method is our choice.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ class Stratum:
         prompt: Shortest and longest prompt, in characters.
         difference: Smallest and largest length of chosen minus rejected response, in characters.
         pairs: Number of pairs.
-        sampled: Number of sampled pairs.
+        sampled: Number of drawn pairs.
     """
 
     prompt: tuple[int, int]
@@ -59,24 +60,26 @@ class Sample:
     """A stratified sample of the pairs in a source.
 
     Attributes:
-        pair_ids: Ids of the sampled pairs.
+        pair_ids: Ids of the sampled pairs: those that were drawn, and those that were added.
+        drawn_ids: Ids of the drawn pairs; only these are a random sample of the source.
         strata: Strata that the pairs were drawn from, without empty ones.
         rows: Number of rows in the source.
         pairs: Number of distinct pairs in the source.
         set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
-        preferred: Number of pairs in the source that `prefer` names.
+        named: Number of pairs in the source that `add` names.
         example: Content of the first row without a usable pair, as JSON; None if there is none.
         reading: Shapes and implicit prompts of the source.
     """
 
     pair_ids: frozenset[str]
+    drawn_ids: frozenset[str]
     strata: tuple[Stratum, ...]
     rows: int
     pairs: int
     set_aside: int
     skipped: tuple[SkippedPairs, ...]
-    preferred: int
+    named: int
     example: str | None = None
     reading: ReadingSummary = field(default_factory=ReadingSummary)
 
@@ -86,7 +89,7 @@ class _SourceIndex:
     """The lengths of a source's pairs and the counts of its rows, without texts."""
 
     lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
-    preferred: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
     rows: int = 0
     set_aside: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     """Number of rows and the row numbers of the first few, by reason."""
@@ -95,27 +98,24 @@ class _SourceIndex:
 
 
 def draw_sample(
-    rows: Iterable[SourceRow | SetAside], n: int, *, prefer: Collection[str] = ()
+    rows: Iterable[SourceRow | SetAside], n: int, *, add: Collection[str] = ()
 ) -> Sample:
     """Draw a stratified sample of the pairs in a source.
 
     Args:
         rows: All rows of the source; their texts are not kept in memory.
         n: Number of pairs to draw, at least 1; fewer are drawn if the source has fewer.
-        prefer: Pair ids or source ids of the pairs to draw first in their strata, such as pairs
-            with a known answer.
+        add: Pair ids or source ids of pairs to add to those that are drawn, such as pairs with a
+            known answer; at most n are added, and the draw does not depend on them.
     """
-    index = _read(rows, frozenset(prefer))
+    index = _read(rows, frozenset(add))
     places = _strata(index.lengths)
     quotas = _quotas({place: len(ids) for place, ids in places.items()}, n)
     chosen: set[str] = set()
     strata = []
     # Sorted, because otherwise the order of the strata would follow that of the rows.
     for place, ids in sorted(places.items()):
-        candidates = sorted(
-            ids, key=lambda pair_id: (pair_id not in index.preferred, _shuffle_key(pair_id))
-        )
-        chosen.update(candidates[: quotas[place]])
+        chosen.update(sorted(ids, key=_shuffle_key)[: quotas[place]])
         prompts, differences = zip(*(index.lengths[pair_id] for pair_id in ids), strict=True)
         strata.append(
             Stratum(
@@ -125,8 +125,11 @@ def draw_sample(
                 sampled=quotas[place],
             )
         )
+    # Limited, because every pair that is asked about costs requests.
+    added = sorted(index.named - chosen, key=_shuffle_key)[:n]
     return Sample(
-        pair_ids=frozenset(chosen),
+        pair_ids=frozenset(chosen).union(added),
+        drawn_ids=frozenset(chosen),
         strata=tuple(strata),
         rows=index.rows,
         pairs=len(index.lengths),
@@ -135,7 +138,7 @@ def draw_sample(
             SkippedPairs(reason=reason, count=count, rows=tuple(first))
             for reason, (count, first) in index.set_aside.items()
         ),
-        preferred=len(index.preferred),
+        named=len(index.named),
         example=index.example,
         reading=index.tally.summary(),
     )
@@ -148,7 +151,7 @@ def read_sampled(rows: Iterable[SourceRow | SetAside], sample: Sample) -> Iterat
             yield row
 
 
-def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _SourceIndex:
+def _read(rows: Iterable[SourceRow | SetAside], add: frozenset[str]) -> _SourceIndex:
     index = _SourceIndex()
     for row in rows:
         index.rows += 1
@@ -163,8 +166,8 @@ def _read(rows: Iterable[SourceRow | SetAside], prefer: frozenset[str]) -> _Sour
         if pair_id not in index.lengths:
             chosen, rejected = _length(row.pair.chosen), _length(row.pair.rejected)
             index.lengths[pair_id] = (_length(row.pair.prompt), chosen - rejected)
-        if prefer and (pair_id in prefer or row.source_id in prefer):
-            index.preferred.add(pair_id)
+        if add and (pair_id in add or row.source_id in add):
+            index.named.add(pair_id)
     return index
 
 

@@ -247,15 +247,18 @@ def axis_steps(highest: int) -> list[int]:
     return [size * number for number in range(max(1, math.ceil(highest / size)) + 1)]
 
 
-def build_gauge(value: float | None, *, top: float, look: float, bad: float) -> Gauge:
+def build_gauge(value: float | None, *, top: float, look: float, bad: float | None) -> Gauge:
     """Return the scale of a check with its zones.
 
     Args:
         value: measured value; None if unknown.
         top: upper end of the scale, which starts at 0.
         look: threshold of the verdict `look`.
-        bad: threshold of the verdict `bad`; above `look` if high values are bad.
+        bad: threshold of the verdict `bad`; above `look` if high values are bad. None if there is
+            no such verdict.
     """
+    # The zone of `bad` is empty then.
+    bad = top if bad is None else bad
     # For a check whose low values are bad, `bad` is the lower threshold and the zones are reversed.
     low, high = sorted((100 * look / top, 100 * bad / top))
     names = ("ok", "look", "bad") if bad > look else ("bad", "look", "ok")

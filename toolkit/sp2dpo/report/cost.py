@@ -1,7 +1,7 @@
 """Measure the refusals, throughput and tokens of teachers, and project the cost of a corpus."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sp2dpo.annotation.dry_run import Text, count_text
 from sp2dpo.annotation.local import phases
@@ -10,7 +10,7 @@ from sp2dpo.panel.panel import Panel
 from sp2dpo.report.status import sum_by_currency
 from sp2dpo.store.questions import count_outcomes
 from sp2dpo.store.store import Store
-from sp2dpo.store.usage import Usage, sum_usage
+from sp2dpo.store.usage import Slice, Usage, sum_usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +129,37 @@ class SweepComparison:
     even_money: dict[str, float]
 
 
-def measure_usage(store: Store, panel: Panel) -> dict[str, Usage]:
-    """Return the tokens and time of each teacher, for the variants that the panel asks."""
-    # The store may hold replies to variants that an earlier panel asked and this one does not.
-    slices = [part for part in store.usage.slices() if part.variant in panel.variants]
+def measure_usage(
+    store: Store, panel: Panel, *, pair_ids: Collection[str] | None = None
+) -> dict[str, Usage]:
+    """Return the tokens and time of each teacher, for the variants that the panel asks.
+
+    Args:
+        store: store with the replies.
+        panel: panel that was asked.
+        pair_ids: count only the replies about these pairs; None for all. The time in which a
+            teacher was busy with other pairs, too, is shared in proportion to the replies.
+    """
+    everything = _sum_slices(store.usage.slices(), panel)
+    if pair_ids is None:
+        return everything
+    selected = _sum_slices(store.usage.slices(pair_ids), panel)
     return {
-        teacher.name: sum_usage(part for part in slices if part.teacher == teacher.name)
+        name: replace(
+            usage,
+            seconds=everything[name].seconds * usage.timed / everything[name].timed
+            if usage.timed
+            else 0.0,
+        )
+        for name, usage in selected.items()
+    }
+
+
+def _sum_slices(slices: Sequence[Slice], panel: Panel) -> dict[str, Usage]:
+    # The store may hold replies to variants that an earlier panel asked and this one does not.
+    asked = [part for part in slices if part.variant in panel.variants]
+    return {
+        teacher.name: sum_usage(part for part in asked if part.teacher == teacher.name)
         for teacher in panel.teachers
     }
 

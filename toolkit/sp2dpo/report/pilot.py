@@ -8,18 +8,26 @@ import polars as pl
 
 from sp2dpo.annotation.run import (
     AnnotationResult,
+    NoReplyKept,
     Progress,
     annotate_pairs,
     do_nothing,
     no_progress,
 )
+from sp2dpo.annotation.teacher import NOTHING_READABLE
 from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import Product
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import average_orders
 from sp2dpo.betas.maps import Linear
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
-from sp2dpo.diagnostics.agreement import OrderConsistency, compare_orders, panel_reply_gaps
+from sp2dpo.diagnostics.agreement import (
+    OrderConsistency,
+    compare_orders,
+    panel_reply_gaps,
+    teacher_readings,
+)
+from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.checks import END, check_betas, envelope_shares
 from sp2dpo.diagnostics.gold import (
     GoldComparison,
@@ -29,7 +37,9 @@ from sp2dpo.diagnostics.gold import (
     match_pairs,
     read_gold,
 )
+from sp2dpo.diagnostics.validity import check_validity
 from sp2dpo.inference.endpoint import Endpoint
+from sp2dpo.inference.errors import EndpointError
 from sp2dpo.pairs.reading import PairsFrom
 from sp2dpo.pairs.sample import Sample, SkippedPairs, Stratum, draw_sample, read_sampled
 from sp2dpo.pairs.sources import Source, choose_source, read_rows
@@ -47,7 +57,6 @@ from sp2dpo.report.cost import (
 from sp2dpo.report.report import Agreement, compare_panel, mean
 from sp2dpo.report.verdict import Verdict, decide
 from sp2dpo.store.annotations import AnnotationTable, build_annotation_table
-from sp2dpo.store.counts import count_replies
 from sp2dpo.store.store import Store, open_store_for_writing
 
 BINS = 20
@@ -66,9 +75,6 @@ DEFAULT_SCHEDULE = Schedule(
     map=Linear(),
 )
 """SP2DPO's schedule, for a pilot without a schedule file. The quorum is our choice."""
-MIN_REPLIES = 20
-"""Number of replies after which a teacher is considered useless if no reply is readable. Our
-choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,9 @@ class SampleSummary:
         rows: number of rows of the source.
         set_aside: number of rows without a usable pair.
         pairs: number of distinct pairs of the source.
-        sampled: number of pairs in the sample.
+        sampled: number of annotated pairs: those that were drawn, and pairs with a known label.
+        drawn: number of drawn pairs. Betas, checks, agreement and cost are about these alone,
+            because pairs with a known label are no random sample of the source.
         skipped: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
         reading: shapes and implicit prompts of the source.
@@ -114,6 +122,7 @@ class SampleSummary:
     set_aside: int
     pairs: int
     sampled: int
+    drawn: int
     skipped: Sequence[SkippedPairs] = field(metadata={"json": "aside"})
     strata: Sequence[Stratum]
     reading: ReadingSummary
@@ -143,7 +152,7 @@ class BetaSummary:
     """Distribution of the betas over the envelope; means are None without any beta.
 
     Attributes:
-        pairs, with_beta: number of pairs in the sample, and of those that have a beta.
+        pairs, with_beta: number of drawn pairs, and of those that have a beta.
         mean, std: mean and standard deviation of the betas.
         quantiles: betas at `QUANTILES`, by quantile.
         floor, ceiling: share of the betas in the lowest and in the highest 5 % of the envelope.
@@ -233,8 +242,9 @@ def run_pilot(
         store: store that holds only this pilot; created if it does not exist.
         columns: columns of the pairs by role, see `annotate_pairs`.
         pairs_from: pairs of a row with several scored responses, see `annotate_pairs`.
-        n: number of sampled pairs.
-        gold: JSON Lines file of pairs whose label is known; these are sampled first.
+        n: number of pairs to draw.
+        gold: JSON Lines file of pairs whose label is known. Up to n of them are annotated in
+            addition to the drawn pairs; they enter the comparison with known labels only.
         schedule: how annotations become betas: a loaded schedule or its YAML file.
         runs: training runs of a sweep to compare the cost with; None for no comparison.
         run_hours: GPU-hours of one of these runs; None if unknown.
@@ -261,14 +271,14 @@ def run_pilot(
     _check_estimate(panel, schedule, where=where)
     truths = None if gold is None else read_gold(gold, panel.rubric)
     # Known truths are few: a random sample would hold too few of them for a verdict.
-    sample = draw_sample(read_rows(source), n, prefer=[truth.name for truth in truths or ()])
+    sample = draw_sample(read_rows(source), n, add=[truth.name for truth in truths or ()])
     reading = replace(sample.reading, options=source.reading.options())
     sample = replace(sample, reading=reading)
     if not sample.pairs:
         reasons = {skipped.reason: skipped.count for skipped in sample.skipped}
         raise no_pair_error(str(source), reasons, sample.example)
     if truths is not None and gold is not None:
-        check_matched(truths, sample.preferred, path=gold, source=str(source))
+        check_matched(truths, sample.named, path=gold, source=str(source))
     trial = Trial(
         panel=panel, sample=sample, schedule=schedule, truths=truths, runs=runs, run_hours=run_hours
     )
@@ -286,9 +296,13 @@ def run_pilot(
                 report=report,
                 on_result=on_result,
             )
-        except (ValueError, OSError) as error:
-            # That the panel sends nothing readable is a result of the pilot, not a failure of it.
-            if not _has_useless_teacher(opened, panel):
+        except NoReplyKept as error:
+            # That a teacher sends nothing readable is a result of the pilot, not a failure of it.
+            trial = replace(trial, trouble=str(error))
+        except EndpointError as error:
+            # Not by the replies in the store: a rerun may fail for another reason, such as a server
+            # that is gone.
+            if error.reason != NOTHING_READABLE:
                 raise
             trial = replace(trial, trouble=str(error))
     # The lock of the writer is released, so read one state while others may write.
@@ -318,20 +332,6 @@ def _add_sample(store: Store, source: Source, sample: Sample) -> None:
         ) from error
 
 
-def _has_useless_teacher(store: Store, panel: Panel) -> bool:
-    """Return whether a teacher sent enough replies for a judgement, and none was readable."""
-    outcomes = store.questions.outcomes()
-    for counts in count_replies(store, panel):
-        teacher_outcomes = [key for key in outcomes if key.teacher == counts.teacher]
-        # Attempts are numbered from 0.
-        replies = sum((key.attempt + 1) * key.count for key in teacher_outcomes)
-        # A short pilot may have fewer replies; then all of its questions must have been refused.
-        enough = replies >= MIN_REPLIES or (counts.refused and not counts.pending)
-        if enough and all(key.reason is not None for key in teacher_outcomes):
-            return True
-    return False
-
-
 def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
     """Evaluate the replies to the sample of a pilot.
 
@@ -344,7 +344,9 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             do not have.
     """
     panel, sample = trial.panel, trial.sample
-    annotations = _load_annotations(store, panel)
+    everything = _load_annotations(store, panel)
+    # Before the betas: a map such as `quantile` depends on all pairs.
+    annotations = _select_pairs(everything, sample.drawn_ids)
     betas = BetaTable(
         table=schedule_betas(annotations, trial.schedule),
         arm=Arm(of=trial.schedule),
@@ -368,12 +370,21 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
     gold = None
     if trial.truths is not None:
         truths = match_pairs(trial.truths, store.corpus.names())
-        gold = compare_with_gold(betas.table, truths, panel.rubric, gold_count=len(trial.truths))
+        table = schedule_betas(everything, trial.schedule)
+        gold = compare_with_gold(table, truths, panel.rubric, gold_count=len(trial.truths))
     summary = _summarize_betas(betas)
+    readings = teacher_readings(replies, list(panel.rubric.categories), trial.schedule.estimator)
+    checks = check_betas(betas, average_orders(replies), readings, draws=DRAWS)
+    # Under the labelled protocol only known labels can show validity: the rule `gold`.
+    if panel.rubric.blind or gold is None:
+        checks.append(check_validity(betas.table, panel.rubric, None))
     projection = sweep = None
     # Costs cannot be scaled up from a sample that was not asked in full.
     if trial.trouble is None:
-        projection = project_costs(panel, usage, sampled=len(sample.pair_ids), pairs=sample.pairs)
+        drawn_usage = measure_usage(store, panel, pair_ids=sample.drawn_ids)
+        projection = project_costs(
+            panel, drawn_usage, sampled=len(sample.drawn_ids), pairs=sample.pairs
+        )
         if trial.runs is not None:
             sweep = compare_with_sweep(projection, runs=trial.runs, run_hours=trial.run_hours)
     return PilotResult(
@@ -382,6 +393,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             set_aside=sample.set_aside,
             pairs=sample.pairs,
             sampled=len(sample.pair_ids),
+            drawn=len(sample.drawn_ids),
             skipped=sample.skipped,
             strata=sample.strata,
             reading=sample.reading,
@@ -404,7 +416,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
         sweep=sweep,
         verdict=decide(
             teachers,
-            check_betas(betas, average_orders(replies), compared.between_teachers),
+            checks,
             pairs=summary.pairs,
             with_beta=summary.with_beta,
             position=position,
@@ -425,6 +437,14 @@ def _load_annotations(store: Store, panel: Panel) -> AnnotationTable:
     return AnnotationTable(
         replies=annotations.replies.filter(in_panel),
         pair_ids=annotations.pair_ids,
+        rubric=annotations.rubric,
+    )
+
+
+def _select_pairs(annotations: AnnotationTable, pair_ids: Collection[str]) -> AnnotationTable:
+    return AnnotationTable(
+        replies=annotations.replies.filter(pl.col("pair_id").is_in(list(pair_ids))),
+        pair_ids=[pair_id for pair_id in annotations.pair_ids if pair_id in pair_ids],
         rubric=annotations.rubric,
     )
 

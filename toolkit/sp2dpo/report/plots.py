@@ -254,8 +254,8 @@ def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, Estimate]]) -> None:
     """Draw a value with its interval for each row, the first on top; skip unknown values."""
     for place, (_, estimate) in enumerate(reversed(rows)):
         if estimate.value is not None:
-            ends: Any = [estimate.low, estimate.high]
-            axes.plot(ends, [place, place], color=_ACCENT)
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [place, place], color=_ACCENT)
             axes.plot([estimate.value], [place], "o", color=_ACCENT, markersize=5)
     axes.set_yticks(range(len(rows)), [escape_controls(name) for name, _ in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)

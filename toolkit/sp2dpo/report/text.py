@@ -8,7 +8,7 @@ from sp2dpo.pairs.sample import SkippedPairs
 from sp2dpo.report.cost import CostProjection, SweepComparison, TeacherPerformance
 from sp2dpo.report.pilot import PilotAgreement, PilotResult, SampleSummary
 from sp2dpo.report.status import Progress, RunStatus, TeacherStatus
-from sp2dpo.report.verdict import Verdict
+from sp2dpo.report.verdict import ASK, Verdict
 from sp2dpo.store.counts import marked_lines
 from sp2dpo.store.usage import RECENT
 from sp2dpo.text import (
@@ -76,11 +76,21 @@ def _sample_lines(sample: SampleSummary) -> list[str]:
         *_wrapped(
             *sample.reading.lines(),
             *map(_skipped, sample.skipped),
-            f"{format_count(sample.sampled)} of {format_count(sample.pairs)} pairs, by the length "
+            f"{format_count(sample.drawn)} of {format_count(sample.pairs)} pairs, by the length "
             "of the prompt and by how much longer the chosen response is (characters)",
+            *_added(sample),
             *marked_lines(sample.marked_pairs),
         ),
         *_table(table),
+    ]
+
+
+def _added(sample: SampleSummary) -> list[str]:
+    added = sample.sampled - sample.drawn
+    if not added:
+        return []
+    return [
+        f"{format_count(added)} more with a known label, for the comparison with these labels only"
     ]
 
 
@@ -190,8 +200,8 @@ def _gold_lines(gold: GoldComparison | None) -> list[str]:
         f"  accuracy: {_share(gold.accuracy)}; if every label were trusted: "
         f"{format_percent(gold.always_chosen)}",
         *(f"  true label {label}: {_share(share)}" for label, share in gold.labels.items()),
-        f"  mean over the true labels {format_percent(gold.balanced)}, lower end of its 95% "
-        f"interval {format_percent(gold.balanced_low)}",
+        f"  mean over the true labels {format_percent(gold.balanced)} "
+        f"({format_percent(gold.balanced_low)} to {format_percent(gold.balanced_high)})",
         f"  category: {_share(gold.category)}; rank correlation of the magnitudes "
         f"{format_fixed(gold.magnitude)}",
     )
@@ -281,6 +291,10 @@ def _verdict_lines(verdict: Verdict) -> list[str]:
             lines += [f"        {text}" for text in (rule.note, rule.advice) if text]
     failed = [rule.name for rule in verdict.rules if rule.passed is False]
     conclusion = "GO" if verdict.go else f"NO-GO: {', '.join(failed)}"
+    if verdict.decision == ASK:
+        more = next(rule.more for rule in verdict.rules if rule.more is not None)
+        asked = ", ".join(f"{count} {label}" for label, count in more.items())
+        conclusion = f"ASK for the truth about {sum(more.values())} more pairs: {asked}"
     return ["rules", *_wrapped(*lines), "", *_wrapped(conclusion)]
 
 

@@ -1,21 +1,29 @@
-"""Decide go or no-go from the rules that a pilot must pass before a whole corpus is annotated."""
+"""Decide from rules whether a pilot is a go, a no-go, or needs more known labels.
 
-from collections.abc import Sequence
+A rule fails where the evidence is against the panel, not where it is missing: rules about quality
+look at a 95 % interval. `gold` alone needs evidence for the panel, because whoever gives known
+labels relies on them; too few of them lead to the verdict `ask`.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sp2dpo.diagnostics.agreement import OrderConsistency
+from sp2dpo.diagnostics.agreement import OrderConsistency, wilson_interval
 from sp2dpo.diagnostics.checks import BAD, FEWEST, UNKNOWN, Check
 from sp2dpo.diagnostics.gold import GoldComparison
+from sp2dpo.diagnostics.gold_size import CHANCE, LARGEST, POWER, further_truths
 from sp2dpo.panel.advice import advise_all
 from sp2dpo.report.cost import TeacherPerformance
 
 # All thresholds are our choice.
 MAX_REFUSED = 0.05
 """Largest share of refused questions of a teacher, and of pairs without a beta."""
-CHANCE = 0.5
-"""Accuracy of random guessing between two responses."""
 MIN_CACHED = 0.5
 """Smallest share of the cacheable prompt tokens that a working prefix cache serves."""
+GO, NO_GO, ASK = "go", "no-go", "ask"
+_POWER_NOTE = (
+    f": if the accuracy is as estimated, the rule then passes with a probability of {POWER:.0%}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,9 @@ class GoRule:
         threshold: threshold of the rule.
         passed: whether the rule passed; None if there is no verdict.
         note: which teacher the value describes, or why there is no verdict; None if obvious.
-        advice: what to do about a failed rule; None if it did not fail.
+        advice: what to do about a failed or undecided rule; None if there is nothing to do.
+        more: number of further truths, by true label, that would probably decide the rule; None if
+            the rule is decided or does not depend on truths.
     """
 
     name: str
@@ -39,18 +49,21 @@ class GoRule:
     passed: bool | None
     note: str | None = None
     advice: str | None = None
+    more: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Go or no-go, with the rules behind it.
+    """Go, no-go, or a request for more known labels, with the rules behind it.
 
     Attributes:
-        go: whether no rule failed.
+        go: whether the decision is `go`.
+        decision: `no-go` if a rule failed; else `ask` if more known labels are needed; else `go`.
         rules: results of all rules.
     """
 
     go: bool
+    decision: str
     rules: list[GoRule]
 
 
@@ -65,8 +78,8 @@ def decide(
 ) -> Verdict:
     """Apply all rules to the results of a pilot.
 
-    A rule without a verdict does not prevent a go, but too few betas (`enough`) and too few gold
-    labels (`gold`) count as failures.
+    A rule without a verdict does not prevent a go, with two exceptions: too few betas (`enough`)
+    are a failure, and too few known labels (`gold`) a request for more of them.
 
     Args:
         teachers: outcomes and throughput of each teacher.
@@ -83,7 +96,12 @@ def decide(
     if gold is not None:
         rules.append(_gold(gold))
     rules.append(_cache(teachers))
-    return Verdict(go=all(rule.passed is not False for rule in rules), rules=rules)
+    decision = GO
+    if any(rule.passed is False for rule in rules):
+        decision = NO_GO
+    elif any(rule.more is not None for rule in rules):
+        decision = ASK
+    return Verdict(go=decision == GO, decision=decision, rules=rules)
 
 
 def _refused(teachers: Sequence[TeacherPerformance]) -> GoRule:
@@ -133,12 +151,16 @@ def _betas(pairs: int, with_beta: int) -> list[GoRule]:
 
 
 def _check(check: Check) -> GoRule:
-    bad = f"{check.bad:.0%}" if check.unit == "share" else f"{check.bad:g}"
+    # A check without a threshold `bad` states a fact about the pairs: it fails no panel.
+    threshold = check.look if check.bad is None else check.bad
+    bound = f"{threshold:.0%}" if check.unit == "share" else f"{threshold:g}"
+    good, bad = ("below", "above") if check.high_is_bad else ("above", "below")
+    wanted = f"wholly {good}" if check.needs_proof else f"not wholly {bad}"
     return GoRule(
         name=check.name,
-        rule=f"{check.measure}: {'below' if check.bad > check.look else 'above'} {bad}",
+        rule=f"{check.measure}: the 95% interval is {wanted} {bound}",
         value=check.value,
-        threshold=check.bad,
+        threshold=threshold,
         # `look` only asks to read some pairs, so it does not prevent a go.
         passed=None if check.verdict == UNKNOWN else check.verdict != BAD,
         note="; ".join(note for note in (check.reason, check.note) if note) or None,
@@ -147,33 +169,53 @@ def _check(check: Check) -> GoRule:
 
 
 def _position(position: Sequence[OrderConsistency]) -> GoRule:
-    """Compare how often a teacher prefers the same response, or the same position, twice."""
-    shares = {}
+    """Compare how often a teacher prefers the same response, or the same position, twice.
+
+    The rule fails if the 95 % Wilson interval of any teacher's share is wholly at or below chance.
+    """
+    shares, ends = {}, {}
     for row in position:
         # A tie is evidence neither of a preference nor of a position bias.
         total = row.consistent.count + row.first.count + row.second.count
         # In fewer cases, the same position could be preferred by chance.
         if total >= FEWEST:
             shares[row.teacher] = row.consistent.count / total
+            ends[row.teacher] = wilson_interval(row.consistent.count, total).high or 0.0
     worst = min(shares, key=lambda teacher: shares[teacher], default=None)
     return GoRule(
         name="place",
-        rule="when asked in both orders, every teacher prefers the same response more often than "
-        "the same position",
+        rule="when asked in both orders, no teacher prefers the same position more often than the "
+        "same response: part of the 95% interval of the latter's share above "
+        f"{CHANCE:g}",
         value=None if worst is None else shares[worst],
         threshold=CHANCE,
-        passed=None if worst is None else shares[worst] > CHANCE,
+        passed=None if worst is None else min(ends.values()) > CHANCE,
         note=f"no teacher has {FEWEST} such cases" if worst is None else f"the worst: {worst}",
     )
 
 
 def _gold(gold: GoldComparison) -> GoRule:
-    low, judged = gold.balanced_low, gold.judged
-    note = None
-    if judged < FEWEST:
-        note = f"{judged} pairs with a known label were judged; at least {FEWEST} are needed"
-    elif low is None:
-        note = "all known labels are ties"
+    low, balanced = gold.balanced_low, gold.balanced
+    counts = {label: count for label, count in gold.counts.items() if label != "tie"}
+    passed, note, more, advice = None, None, None, None
+    if balanced is None or low is None or gold.judged < FEWEST:
+        note = _explain_few_truths(gold, counts)
+        more = _further_truths(gold, counts)
+        if more:
+            advice = f"{_request(more)}{_POWER_NOTE}"
+        else:
+            # Too few truths to estimate an accuracy from: ask for as many as any verdict needs.
+            more = {label: max(FEWEST // 2 - count, 0) for label, count in counts.items()}
+            advice = _request(more)
+    elif low > CHANCE:
+        passed = True
+    else:
+        more = _further_truths(gold, counts) if balanced > CHANCE else None
+        passed, advice = (None, f"{_request(more)}{_POWER_NOTE}") if more else (False, None)
+        if balanced <= CHANCE:
+            note = "the estimate itself is at or below chance: more truths would not help"
+        elif not more:
+            note = f"at this estimate, {LARGEST} truths of each label would not be enough"
     return GoRule(
         name="gold",
         rule="the teachers distinguish right labels from wrong ones: the lower end of the 95% "
@@ -181,11 +223,37 @@ def _gold(gold: GoldComparison) -> GoRule:
         f"{CHANCE:g} (chance)",
         value=low,
         threshold=CHANCE,
-        # A user who supplies gold labels relies on them, so an unknown accuracy fails, too.
-        passed=low is not None and note is None and low > CHANCE,
+        passed=passed,
         note=note,
-        advice=note and "provide more known labels, use a larger --n, or omit --gold",
+        advice=advice,
+        more=more,
     )
+
+
+def _explain_few_truths(gold: GoldComparison, counts: Mapping[str, int]) -> str:
+    missing = [label for label, count in counts.items() if not count]
+    if gold.judged < FEWEST:
+        return f"{gold.judged} pairs with a known label were judged; at least {FEWEST} are needed"
+    if len(missing) == len(counts):
+        return "all known labels are ties"
+    return f"no judged pair has the true label {missing[0]}"
+
+
+def _further_truths(gold: GoldComparison, counts: Mapping[str, int]) -> dict[str, int] | None:
+    """Return how many more truths of each label would give the rule its power; None if unknown."""
+    shares = [gold.labels[label].share for label in counts]
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return None
+    needed = further_truths(known, list(counts.values()))
+    if needed is None or not any(needed):
+        return None
+    return dict(zip(counts, needed, strict=True))
+
+
+def _request(more: Mapping[str, int]) -> str:
+    asked = " and ".join(f"{count} with the true label {label}" for label, count in more.items())
+    return f"find out the truth about more pairs, {asked}, and run the pilot again"
 
 
 def _cache(teachers: Sequence[TeacherPerformance]) -> GoRule:

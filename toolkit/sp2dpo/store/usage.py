@@ -1,7 +1,8 @@
 """Compute the tokens, time and money that the replies of a store took."""
 
+import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sp2dpo.inference.endpoint import Price, cost
@@ -119,8 +120,16 @@ class UsageLog:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._db = database
 
-    def slices(self) -> list[Slice]:
-        """Return the usage of all replies by teacher, variant, order and time slice."""
+    def slices(self, pair_ids: Collection[str] | None = None) -> list[Slice]:
+        """Return the usage of replies by teacher, variant, order and time slice.
+
+        Args:
+            pair_ids: count only the replies about these pairs; None for all replies.
+        """
+        about, values = "", ()
+        if pair_ids is not None:
+            about = "WHERE pair_id IN (SELECT value FROM json_each(?))"
+            values = (json.dumps(list(pair_ids)),)
         # Imported replies have no latency, and their arrival is the time of the import: it must not
         # extend the time in which requests were in flight.
         # Grouping by time first is faster, because rows are stored almost in the order of time.
@@ -130,7 +139,8 @@ class UsageLog:
             f"count(seconds), sum(seconds IS NULL AND {_ANSWERED}), "
             "coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
             "sum(cached_tokens), min(arrived - seconds), max(iif(seconds IS NULL, NULL, arrived)) "
-            f"FROM replies GROUP BY CAST(arrived / {_SLICE} AS INTEGER), 1, 2, 3"
+            f"FROM replies {about} GROUP BY CAST(arrived / {_SLICE} AS INTEGER), 1, 2, 3",
+            values,
         )
         # The query selects its columns in the order of these fields.
         names = Slice.__dataclass_fields__
