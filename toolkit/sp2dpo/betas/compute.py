@@ -1,12 +1,18 @@
 """Compute the betas of a store: read it, apply a schedule or an arm, and check the result."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sp2dpo.betas.arms import compute_betas, load_arm
+import numpy as np
+
+from sp2dpo.betas.arms import Arm, ArmResult, compute_arm, load_arm
 from sp2dpo.betas.file import BetaTable
-from sp2dpo.betas.scores import read_scores
+from sp2dpo.betas.label_slope import fit_slope
+from sp2dpo.betas.schedule import schedule_gaps
+from sp2dpo.betas.scores import Scores, read_scores
+from sp2dpo.betas.soft_labels import DECIMALS, Calibrated
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.counts import count_replies, load_recorded_panel
 from sp2dpo.store.questions import Shard
@@ -33,7 +39,11 @@ class ScheduleResult:
 
 
 def schedule_store(
-    store_file: Path | str, schedule_file: Path | str, scores_file: Path | str | None = None
+    store_file: Path | str,
+    schedule_file: Path | str,
+    scores_file: Path | str | None = None,
+    *,
+    truths: Mapping[str, bool] | None = None,
 ) -> ScheduleResult:
     """Compute one beta for every pair of a store.
 
@@ -41,6 +51,9 @@ def schedule_store(
         store_file: annotation store.
         schedule_file: YAML file of a schedule or of an arm.
         scores_file: Parquet file of reward margins, for arms that use them.
+        truths: whether the label of each pair is right, by pair_id, for an arm with
+            `label_smoothing: calibrated`: its slope is fitted to them and not to the labels. The
+            arm of the betas is then `calibrated` with this slope.
 
     Raises:
         ValueError: a file is invalid, or no pair has the quorum of replies.
@@ -57,10 +70,12 @@ def schedule_store(
             shard, shard_pairs = store.questions.shard(), store.questions.pair_count()
             pending, requested = _count_pending(store, annotations)
         # Everything needed is in memory now, so the snapshot does not have to stay open.
-        table = compute_betas(annotations, arm, scores)
+        arm, result = _compute(annotations, arm, scores, truths)
+        table = result.table
         betas = BetaTable(
             table=table,
             arm=arm,
+            labels=result.labels,
             annotations_hash=annotations_hash.result(),
             scores_hash=scores.hash if scores else None,
         )
@@ -72,6 +87,39 @@ def schedule_store(
     return ScheduleResult(
         betas=betas, shard=shard, shard_pairs=shard_pairs, pending=pending, requested=requested
     )
+
+
+def _compute(
+    annotations: AnnotationTable,
+    arm: Arm,
+    scores: Scores | None,
+    truths: Mapping[str, bool] | None,
+) -> tuple[Arm, ArmResult]:
+    """Return the arm, with its slope if there are truths to fit it to, and its table."""
+    if truths is None:
+        return arm, compute_arm(annotations, arm, scores)
+    if arm.label_smoothing != Calibrated():
+        raise ValueError(
+            "--gold is not used: give an arm with `label_smoothing: calibrated`, without a slope, "
+            "or omit --gold"
+        )
+    gaps = schedule_gaps(annotations, arm.of).drop_nulls("signed_gap")
+    known = gaps.filter(gaps["pair_id"].is_in(list(truths)))
+    right = np.array([truths[pair_id] for pair_id in known["pair_id"]], dtype=bool)
+    fit = fit_slope(known["signed_gap"].to_numpy(), right)
+    slope = fit.interval
+    if slope is None or slope.low <= 0:
+        found = "" if slope is None else f", whose slope on the signed gap is {slope}"
+        raise ValueError(
+            f"{fit.pairs} of the {len(truths)} known truths are about pairs with a signed gap "
+            f"other than 0{found}: these are too few, or too little related to the gaps, to fit a "
+            "slope to: add known truths, or omit --gold to fit it to the labels"
+        )
+    arm = replace(arm, label_smoothing=Calibrated(round(slope.estimate, DECIMALS)))
+    result = compute_arm(annotations, arm, scores)
+    labels = result.labels and replace(result.labels, slope=slope, truths=fit.pairs)
+    labels = labels and labels.rounded(DECIMALS)
+    return arm, replace(result, labels=labels)
 
 
 def _count_pending(store: Store, annotations: AnnotationTable) -> tuple[int, int]:

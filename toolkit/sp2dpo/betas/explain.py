@@ -13,8 +13,10 @@ from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.estimators import WAYS, Estimator, combine
 from sp2dpo.betas.file import open_store_and_betas
 from sp2dpo.betas.gaps import NOISE, compute_signed_gap, disputes_labels
+from sp2dpo.betas.label_fit import LabelFit
 from sp2dpo.betas.maps import Quantile, places
 from sp2dpo.betas.schedule import Schedule
+from sp2dpo.betas.soft_labels import Anchored, Calibrated, Free, SoftLabel
 from sp2dpo.pairs.pair import Message, Pair
 from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric
 from sp2dpo.store.records import StoredReply
@@ -59,7 +61,15 @@ def explain_pair(store_file: Path | str, betas_file: Path | str, pair_id: str) -
         # Only columns of the table may remain: `row` is part of the result.
         place = row.pop("place")
         replies = list(store.replies(pair.id))
-        lines = explain_lines(pair, replies, row, rubric=store.rubric(), arm=betas.arm, place=place)
+        lines = explain_lines(
+            pair,
+            replies,
+            row,
+            rubric=store.rubric(),
+            arm=betas.arm,
+            place=place,
+            labels=betas.labels,
+        )
     return PairExplanation(pair=pair, replies=tuple(replies), row=row, lines=tuple(lines))
 
 
@@ -71,6 +81,7 @@ def explain_lines(
     rubric: Rubric,
     arm: Arm,
     place: float | None = None,
+    labels: LabelFit | None = None,
 ) -> list[str]:
     """Return the lines that `sp2dpo explain` prints.
 
@@ -109,7 +120,7 @@ def explain_lines(
         spread = f"spread between teachers {row['spread']:.3g}"
         lines.append(f"category  {row['category']} ({share}), {spread}")
     # Texts are those of models and of the source: control characters must not reach a terminal.
-    return [escape_controls(line) for line in (*lines, *_departures(row, arm))]
+    return [escape_controls(line) for line in (*lines, *_departures(row, arm, labels))]
 
 
 def _beta(gap: float, category: str, schedule: Schedule, place: float | None) -> tuple[float, str]:
@@ -124,7 +135,7 @@ def _beta(gap: float, category: str, schedule: Schedule, place: float | None) ->
     return beta, f"beta  {words} = {beta:.6g}{whose}"
 
 
-def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
+def _departures(row: Mapping[str, Any], arm: Arm, labels: LabelFit | None) -> list[str]:
     """Return the lines on what the arm did with this pair, from the table."""
     departures = arm.departures()
     lines = []
@@ -142,9 +153,10 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
     if row.get("label_smoothing") is not None:
         eps = row["label_smoothing"]
         right = eps if row["flip"] else 1 - eps
+        formula = _probability(row["signed_gap"], arm.label_smoothing, labels)
         lines.append(
-            f"label  {departures['label_smoothing']}: right with probability {right:.3g}, so the "
-            f"label smoothing is {eps:.6g}"
+            f"label  {departures['label_smoothing']}: right with probability {formula}{right:.3g}, "
+            f"so the label smoothing is {eps:.6g}"
         )
     if departures and row["has_beta"]:
         flipped = ", with its responses exchanged" if row.get("flip") else ""
@@ -152,6 +164,20 @@ def _departures(row: Mapping[str, Any], arm: Arm) -> list[str]:
             "trained on" + flipped if row["keep"] else "not trained on: the arm leaves it out"
         )
     return lines
+
+
+def _probability(s: float, soft_label: SoftLabel | None, labels: LabelFit | None) -> str:
+    """Return the formula of the probability that a label is right, with an equals sign."""
+    if isinstance(soft_label, Free):
+        return f"(1 + {_number(s)}) / 2 = "
+    # What `Latent` computes has no formula of one line.
+    if isinstance(soft_label, Calibrated):
+        slope = labels.slope.estimate if labels and labels.slope else soft_label.slope
+        return f"sigmoid({_number(slope)} x {_number(s)}) = "
+    if isinstance(soft_label, Anchored) and labels and labels.slope and labels.label_accuracy:
+        odds = f"logit({_number(labels.label_accuracy.estimate)})"
+        return f"sigmoid({odds} + {_number(labels.slope.estimate)} x {_number(s)}) = "
+    return ""
 
 
 def _conversation(pair: Pair) -> list[str]:

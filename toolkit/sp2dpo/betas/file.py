@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp2dpo.batches import TooLarge, open_parquet, read_batches
-from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
+from sp2dpo.betas.arms import Arm, compute_arm, parse_arm
 from sp2dpo.betas.columns import BETA_COLUMNS, OPTIONAL, REQUIRED
+from sp2dpo.betas.label_fit import LabelFit, parse_label_fit
 from sp2dpo.betas.schedule import Schedule, parse_schedule
 from sp2dpo.betas.scores import Scores
 from sp2dpo.files import check_overwrite
@@ -45,12 +46,14 @@ class BetaTable:
         arm: the arm that the table was computed with.
         annotations_hash: hash of the annotations that the table was computed from.
         scores_hash: hash of the reward scores that it was computed from; None without scores.
+        labels: what the estimate of the labels found; None for an arm without one.
     """
 
     table: pl.DataFrame
     arm: Arm
     annotations_hash: str
     scores_hash: str | None = None
+    labels: LabelFit | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -74,6 +77,8 @@ def write_betas(betas: BetaTable, path: Path | str) -> None:
         "annotations": betas.annotations_hash,
         "scores": betas.scores_hash,
     }
+    if betas.labels is not None:
+        origin["labels"] = betas.labels.as_mapping()
     check_overwrite(path, _is_betas, "a table of betas")
     # Sorted, so that equal betas give equal bytes.
     metadata = {_METADATA: json.dumps(origin, sort_keys=True)}
@@ -115,6 +120,8 @@ def read_betas(path: Path | str) -> BetaTable:
             )
             if not isinstance(annotations_hash, str):
                 raise TypeError("the hash of the annotations is not text")
+            found = origin.get("labels")
+            labels = None if found is None else parse_label_fit(found, where="labels")
             _check_columns(file.schema_arrow, path)
             _check_size(file.metadata.num_rows, path)
         table = read_columns(path)
@@ -130,6 +137,7 @@ def read_betas(path: Path | str) -> BetaTable:
         arm=arm,
         annotations_hash=annotations_hash,
         scores_hash=origin.get("scores"),
+        labels=labels,
     )
 
 
@@ -222,7 +230,8 @@ def check_origin(
 
 def _difference(betas: BetaTable, annotations: AnnotationTable) -> str | None:
     """Return the first value that differs from the betas of the annotations; None if none does."""
-    computed = compute_betas(annotations, betas.arm, _scores(betas))
+    result = compute_arm(annotations, betas.arm, _scores(betas))
+    computed = result.table
     if computed.columns != betas.table.columns:
         return "the list of its columns"
     for name in computed.columns:
@@ -234,6 +243,9 @@ def _difference(betas: BetaTable, annotations: AnnotationTable) -> str | None:
         if not same.all():
             pair_id = betas.table["pair_id"].filter(~same)[0]
             return f"{name} of pair {str(pair_id)[:12]}"
+    # Files of earlier releases do not say what was found.
+    if betas.labels and not (result.labels and betas.labels.matches(result.labels)):
+        return "what the estimate of the labels found"
     return None
 
 

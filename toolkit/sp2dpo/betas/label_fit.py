@@ -1,6 +1,7 @@
 """What an estimate of the labels found: its values, in words, and when to doubt them."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -13,6 +14,10 @@ _FEW_RIGHT = 0.65
 """Share of right labels below which `LabelFit.cautions` asks whether the teachers err together."""
 _FAR = 0.05
 """Smallest difference between two estimates of the share of right labels that it mentions."""
+_COUNTS = ("pairs", "exchanged", "right", "blind")
+"""What follows from the probabilities alone."""
+_ROUNDING = 1e-6
+"""Largest difference between what two machines find."""
 _ANNOTATORS = 3
 """Annotators that a latent class model needs to tell their accuracies apart without a prior."""
 
@@ -63,6 +68,24 @@ class LabelFit:
     def as_mapping(self) -> dict[str, Any]:
         """Return the values that are known; `parse_label_fit` reads them back."""
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+    def rounded(self, decimals: int) -> "LabelFit":
+        """Return a copy in which every number is rounded."""
+        return _FIT.validate_python(_rounded(asdict(self), decimals))
+
+    def matches(self, other: "LabelFit") -> bool:
+        """Whether another fit found the same, up to rounding errors.
+
+        A slope that was fitted to known truths is not compared: they are not among the replies.
+        """
+        ours, theirs = _flat(self.as_mapping()), _flat(other.as_mapping())
+        if self.truths is not None:
+            ours = {key: value for key, value in ours.items() if key in _COUNTS}
+            theirs = {key: value for key, value in theirs.items() if key in _COUNTS}
+        return ours.keys() == theirs.keys() and all(
+            math.isclose(value, theirs[key], rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+            for key, value in ours.items()
+        )
 
     def lines(self) -> list[str]:
         """Return the values in words, a line for each."""
@@ -153,3 +176,20 @@ def parse_label_fit(values: Any, *, where: str) -> LabelFit:
 
 
 _FIT = TypeAdapter(LabelFit)
+
+
+def _rounded(value: Any, decimals: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner, decimals) for key, inner in value.items()}
+    return round(value, decimals) if isinstance(value, float) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return all numbers of nested mappings by their joined keys."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -27,6 +27,8 @@ LARGEST_SMOOTHING = 0.4999
 """Largest label smoothing that is written. At 0.5 the label would count for nothing, and losses
 such as robust DPO divide by 1 - 2 eps."""
 _LARGEST_SLOPE = 1e4
+DECIMALS = 9
+"""Values are rounded to this, so that another library of linear algebra gives the same bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,7 @@ class Free:
 
     def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:
         """Return p, (N,), NaN for a pair without a beta, and what was found."""
-        p = (1 + readings.signed_gap) / 2
-        return p, _describe(p, readings)
+        return _found((1 + readings.signed_gap) / 2, readings)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class Calibrated:
     training has no direction.
 
     Attributes:
-        slope: k, for example the slope on known truths that `sp2dpo audit --gold` prints; None to
-            fit it to the labels.
+        slope: k; None to fit it to the labels, or to known truths (`sp2dpo schedule --gold`).
     """
 
     slope: float | None = None
@@ -89,8 +89,7 @@ class Calibrated:
         """
         s = readings.signed_gap
         if self.slope is not None:
-            p = sigmoid(self.slope * s)
-            return p, _describe(p, readings)
+            return _found(sigmoid(self.slope * s), readings)
         _check_can_dispute(readings, "calibrated", ", or give a slope, as in calibrated(slope=3)")
         fit = fit_slope(s[~np.isnan(s)])
         if fit.interval is None:
@@ -105,8 +104,7 @@ class Calibrated:
                 "the replies with `sp2dpo audit`, or use `label_smoothing: anchored`, which then "
                 "relies on the labels"
             )
-        p = sigmoid(fit.interval.estimate * s)
-        return p, _describe(p, readings, slope=fit.interval)
+        return _found(sigmoid(fit.interval.estimate * s), readings, slope=fit.interval)
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class Latent:
         anchored = None
         if readings.can_dispute:
             anchored = fit_anchored(readings.signed_gap[known]).label_accuracy
-        return p, _describe(
+        return _found(
             p, readings, label_accuracy=model.label_accuracy, anchored_accuracy=anchored,
             teacher_accuracy=accuracies, iterations=model.iterations, converged=model.converged,
         )  # fmt: skip
@@ -163,7 +161,7 @@ class Anchored:
         known = ~np.isnan(readings.signed_gap)
         model = fit_anchored(readings.signed_gap[known])
         p = _spread(model.right, known)
-        return p, _describe(p, readings, label_accuracy=model.label_accuracy, slope=model.slope)
+        return _found(p, readings, label_accuracy=model.label_accuracy, slope=model.slope)
 
 
 SoftLabel = Free | Calibrated | Latent | Anchored
@@ -178,16 +176,20 @@ def _check_can_dispute(readings: Readings, name: str, otherwise: str = "") -> No
         )
 
 
-def _describe(p: NDArray[np.float64], readings: Readings, **found: Any) -> LabelFit:
-    """Return what was found, with the counts that follow from p."""
+def _found(
+    p: NDArray[np.float64], readings: Readings, **values: Any
+) -> tuple[NDArray[np.float64], LabelFit]:
+    """Return p and what was found, with the counts that follow from p."""
+    p = np.round(p, DECIMALS)
     known = p[~np.isnan(p)]
-    return LabelFit(
+    fit = LabelFit(
         pairs=len(known),
         exchanged=int((known < 0.5).sum()),
         blind=readings.blind,
         right=float(known.mean()),
-        **found,
+        **values,
     )
+    return p, fit.rounded(DECIMALS)
 
 
 def _spread(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -30,8 +30,21 @@ if TYPE_CHECKING:
 @click.option(
     "--scores", "scores_file", type=FILE, help="Scores written by `score`, for MADPO and ODPO."
 )
+@click.option(
+    "--gold",
+    "gold_file",
+    type=FILE,
+    help="JSON Lines file of pairs with known labels, to which the slope of "
+    "`label_smoothing: calibrated` is fitted.",
+)
 @click.option("--out", type=FILE, required=True, help="Parquet file to write.")
-def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, out: Path) -> None:
+def schedule(
+    store_file: Path,
+    schedule_file: Path,
+    scores_file: Path | None,
+    gold_file: Path | None,
+    out: Path,
+) -> None:
     """Compute one beta per pair from the replies.
 
     The YAML file is a schedule, or an arm: a baseline or ablation of a schedule.
@@ -39,7 +52,8 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.file import write_betas
 
-    result = schedule_store(store_file, schedule_file, scores_file)
+    truths = _read_truths(gold_file, store_file) if gold_file else None
+    result = schedule_store(store_file, schedule_file, scores_file, truths=truths)
     write_betas(result.betas, out)
     pairs = len(result.betas.table)
     share = (
@@ -54,6 +68,16 @@ def schedule(store_file: Path, schedule_file: Path, scores_file: Path | None, ou
             ]
         )
     print_lines([f"wrote {out}"])
+
+
+def _read_truths(gold_file: Path, store_file: Path) -> dict[str, bool]:
+    """Return whether the label of each pair is right; true ties are left out."""
+    from sp2dpo.diagnostics.gold import load_gold
+    from sp2dpo.store.store import Store
+
+    with Store(store_file) as store:
+        truths, _ = load_gold(gold_file, store)
+    return {name: truth.label == "chosen" for name, truth in truths.items() if truth.label != "tie"}
 
 
 def _beta_lines(betas: "BetaTable", share: str) -> "Iterator[str]":
@@ -71,6 +95,9 @@ def _beta_lines(betas: "BetaTable", share: str) -> "Iterator[str]":
             # Training uses the kept pairs only; an arm may leave the value of the others undefined.
             kept = table.filter("keep")[name]
             yield f"{name} mean {kept.mean():.4g}, min {kept.min():.4g}, max {kept.max():.4g}"
+    if betas.labels is not None:
+        yield from betas.labels.lines()
+        yield from (f"warning: {caution}" for caution in betas.labels.cautions())
     # The column is null throughout if the replies cannot dispute any label.
     if (disputed := table["label_disputed"]).count():
         yield f"{disputed.sum()} labels disputed: the panel considers them wrong"

@@ -45,6 +45,8 @@ from sp2dpo.report.charts import build_histogram
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.store import Store
 
+_ACTING = ("weight", "margin", "label_smoothing", "flip")
+"""Columns beside beta that change how a pair is trained."""
 _COLUMN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -174,8 +176,7 @@ def _check_others(others: Mapping[str, BetaTable]) -> None:
                 f"{name!r} cannot name a schedule: use letters, digits, - and _, and neither "
                 "pair_id nor default"
             )
-        acts = [key for key in ("weight", "margin") if key in betas.arm.departures()]
-        acts += ["disputed: flip"] * (betas.arm.disputed == "flip")
+        acts = [name for name in _ACTING if name in betas.table.columns]
         if acts:
             raise ValueError(
                 f"{name}: the config `schedules` holds betas only, and this arm also has "

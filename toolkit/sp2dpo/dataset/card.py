@@ -77,6 +77,7 @@ def render_card(
     template = _environment().get_template("card.md.jinja")
     block = template.render(
         facts=asdict(manifest),
+        labels=manifest.labels,
         rubric=rubric,
         # A placeholder in the snippets until `publish` knows the repo.
         repo=manifest.repo or "PATH_OR_REPO",
@@ -348,9 +349,12 @@ def _column_rows(
     meanings["confidence"] = f"{scale.format(rubric.confidence)}, {meanings['confidence']}"
     if manifest.schedule["estimate"] == "expected":
         meanings["votes"] += ": kept replies with expected scores"
-    for name in ("weight", "margin"):
+    for name in ("weight", "margin", "label_smoothing"):
         if name in arm:
             meanings[name] += f": {plain(arm[name])}"
+    if "temperature" in arm:
+        for name in ("beta", "weight"):
+            meanings[name] += f"; temperature: {plain(str(arm['temperature']))}"
     if counts.labels_disputed is None:
         reason = "the teachers know the label and cannot dispute it"
         values["label_disputed"] = "null"

@@ -76,6 +76,7 @@ def collect_facts(
         formulas=describe_formulas(betas.arm, rubric),
         annotations_sha256=betas.annotations_hash,
         scores_sha256=betas.scores_hash,
+        labels=betas.labels,
         schedules={
             name: BetaConfig(schedule=other.schedule.as_mapping(), arm=other.arm.departures())
             for name, other in others.items()

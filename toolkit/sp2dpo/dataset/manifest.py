@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sp2dpo.betas.formulas import Formulas
+from sp2dpo.betas.label_fit import LabelFit
 from sp2dpo.listing import (
     MANIFEST,
     DamagedManifest,
@@ -110,6 +111,7 @@ class Manifest:
         files: Hash and size of every other file except the card.
         card_sha256: Hash of the generated part of the card.
         json_columns: Columns of the source stored as JSON text, with the reason.
+        labels: What the estimate of the labels found; None for an arm without one.
     """
 
     format: int
@@ -136,6 +138,7 @@ class Manifest:
     card_sha256: str
     # Manifests of earlier releases lack it.
     json_columns: dict[str, str] = field(default_factory=dict)
+    labels: LabelFit | None = None
 
     def format_json(self) -> str:
         """Return the text of the file."""
@@ -143,6 +146,10 @@ class Manifest:
         # Left out if empty, so that such data sets have the same bytes as in earlier releases.
         if not self.json_columns:
             del values["json_columns"]
+        if self.labels is None:
+            del values["labels"]
+        else:
+            values["labels"] = self.labels.as_mapping()
         return format_json(values, ensure_ascii=False) + "\n"
 
     def config_files(self, config: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from datasets import Features
 
-from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
+from sp2dpo.betas.arms import Arm, compute_arm, compute_betas, parse_arm
 from sp2dpo.betas.columns import BETA_COLUMNS
 from sp2dpo.betas.schedule import parse_schedule
 from sp2dpo.betas.scores import Scores
@@ -263,8 +263,12 @@ class _Verification:
         if self.annotations is None or self.rows is None:
             raise _NotChecked
         arm = _parse_arm(self.manifest.schedule, self.manifest.arm)
-        table = compute_betas(self.annotations, arm, self._scores(arm))
+        result = compute_arm(self.annotations, arm, self._scores(arm))
+        table, labels = result.table, self.manifest.labels
         _compare(self.rows, table)
+        # Manifests of earlier releases do not say what was found.
+        if labels and not (result.labels and labels.matches(result.labels)):
+            raise _Mismatch("`labels` in the manifest does not follow from the replies")
         return f"{len(table)} pairs: beta and all other columns follow from the replies"
 
     def check_schedules(self) -> str | None:

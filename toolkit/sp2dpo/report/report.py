@@ -11,6 +11,7 @@ from sp2dpo.betas.estimators import Estimator
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.formulas import Formulas, describe_formulas
 from sp2dpo.betas.gaps import disputes_labels
+from sp2dpo.betas.label_fit import LabelFit
 from sp2dpo.betas.schedule import Schedule
 from sp2dpo.diagnostics.ablation import VariationResult, compare_estimators
 from sp2dpo.diagnostics.agreement import (
@@ -212,6 +213,8 @@ class Report:
         variants: variants with a reply.
         replies: questions by outcome.
         beta: distribution of the betas.
+        labels: what the estimate of the labels found; None for an arm without one.
+        label_cautions: reasons to doubt it, in words.
         histogram: histogram of beta by category.
         categories: statistics of each category, in order of priority.
         disputed: pairs whose label is disputed; None if the replies cannot dispute labels.
@@ -239,6 +242,8 @@ class Report:
     variants: list[str]
     replies: ReplyTotals
     beta: BetaStatistics
+    labels: LabelFit | None
+    label_cautions: list[str]
     histogram: Histogram
     categories: list[CategoryStatistics]
     disputed: LabelDisputes | None
@@ -311,6 +316,8 @@ def build_report(
         variants=variants,
         replies=_count_replies(store, teachers, rubric, variants),
         beta=_beta_statistics(table),
+        labels=betas.labels,
+        label_cautions=betas.labels.cautions() if betas.labels else [],
         histogram=build_histogram(betas, categories),
         categories=_category_statistics(table, categories),
         disputed=_count_disputes(table) if has_disputes else None,
