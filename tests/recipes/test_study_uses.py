@@ -48,7 +48,7 @@ def trial(method, seed, scale, *, order=0, panel="panel", reward=1.0, validation
 
 
 def study_of(gains, *, seeds=6, spread=0.01):
-    """Runs in which each method has its gain over DPO, at scale 3; scale 1 is worse."""
+    """Runs in which each method has its gain over DPO, at scale 3; other scales are worse."""
     draw = np.random.default_rng(3)
     rows = []
     for seed in range(seeds):
@@ -58,7 +58,8 @@ def study_of(gains, *, seeds=6, spread=0.01):
             best = world + gain + draw.normal(0, spread)
             shared = {"method": method, "seed": seed, "panel": panel or "panel"}
             rows.append(trial(**shared, scale=1.0, reward=best - 0.2, validation=0.5, kl=4.0))
-            rows.append(trial(**shared, scale=3.0, reward=best, validation=0.9, kl=0.5))
+            rows.append(trial(**shared, scale=3.0, reward=best, validation=0.9, kl=1.5))
+            rows.append(trial(**shared, scale=10.0, reward=best - 0.1, validation=0.4, kl=0.5))
     return Runs(pl.DataFrame(rows))
 
 
