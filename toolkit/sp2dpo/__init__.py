@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sp2dpo.annotation.reply_files import import_replies
     from sp2dpo.annotation.request_files import export_requests
     from sp2dpo.annotation.run import annotate_pairs
+    from sp2dpo.annotation.score_replies import import_scores
     from sp2dpo.betas.arms import Arm, compute_betas, load_arm, parse_arm
     from sp2dpo.betas.compute import schedule_store
     from sp2dpo.betas.explain import explain_pair
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sp2dpo.diagnostics.agreement import wilson_interval
     from sp2dpo.diagnostics.audit import audit_store
     from sp2dpo.diagnostics.comparison import compare_betas
+    from sp2dpo.diagnostics.gold_scores import export_gold
     from sp2dpo.diagnostics.panel_agreement import measure_store_agreement
     from sp2dpo.evaluation.models import load_judge, load_student
     from sp2dpo.evaluation.outputs import generate_outputs
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from sp2dpo.evaluation.winrates import compare_students
     from sp2dpo.inference.endpoint import Endpoint
     from sp2dpo.pairs.pair import Pair
+    from sp2dpo.pairs.source_scores import ScoreColumns
     from sp2dpo.pairs.sources import open_source, read_rows
     from sp2dpo.panel.panel import Panel, load_panel
     from sp2dpo.panel.rubric import Rubric, load_rubric
@@ -62,6 +65,7 @@ _MODULES = {
     "PublishOptions": "sp2dpo.dataset.publish",
     "Rubric": "sp2dpo.panel.rubric",
     "Schedule": "sp2dpo.betas.schedule",
+    "ScoreColumns": "sp2dpo.pairs.source_scores",
     "Scores": "sp2dpo.betas.scores",
     "Store": "sp2dpo.store.store",
     "annotate_pairs": "sp2dpo.annotation.run",
@@ -76,10 +80,12 @@ _MODULES = {
     "compute_betas": "sp2dpo.betas.arms",
     "deploy_space": "sp2dpo.dataset.space",
     "explain_pair": "sp2dpo.betas.explain",
+    "export_gold": "sp2dpo.diagnostics.gold_scores",
     "export_requests": "sp2dpo.annotation.request_files",
     "fit_slope": "sp2dpo.betas.label_slope",
     "generate_outputs": "sp2dpo.evaluation.outputs",
     "import_replies": "sp2dpo.annotation.reply_files",
+    "import_scores": "sp2dpo.annotation.score_replies",
     "judge_outputs": "sp2dpo.evaluation.verdicts",
     "load_arm": "sp2dpo.betas.arms",
     "load_judge": "sp2dpo.evaluation.models",
@@ -120,6 +126,7 @@ __all__ = [
     "PublishOptions",
     "Rubric",
     "Schedule",
+    "ScoreColumns",
     "Scores",
     "Store",
     "__version__",
@@ -135,10 +142,12 @@ __all__ = [
     "compute_betas",
     "deploy_space",
     "explain_pair",
+    "export_gold",
     "export_requests",
     "fit_slope",
     "generate_outputs",
     "import_replies",
+    "import_scores",
     "judge_outputs",
     "load_arm",
     "load_judge",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sp2dpo.cli.options import (
+    CHOSEN_SCORE,
     COLUMNS,
     FILE,
     PAIRS,
@@ -14,6 +15,7 @@ from sp2dpo.cli.options import (
     PANEL,
     PANEL_FILE,
     PATIENCE,
+    REJECTED_SCORE,
     RETRY_REFUSED,
     RUN_STORE,
     SEND_KEY,
@@ -297,6 +299,70 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
             f"no reply of {', '.join(result.silent)} is valid so far: {result.advice}; "
             "--retry-refused exports all of them again"
         )
+
+
+@click.command("import-scores")
+@RUN_STORE
+@click.option("--teacher", required=True, help="Name to store the scores under.")
+@CHOSEN_SCORE()
+@REJECTED_SCORE()
+@click.option(
+    "--strength",
+    metavar="COLUMN",
+    help="Column with the strength of the preference, in place of two scores.",
+)
+@click.option("--votes", metavar="COLUMN", help="Column with a list of the annotators' strengths.")
+@click.option(
+    "--width",
+    type=float,
+    required=True,
+    help="Largest possible difference of two scores (9 for scores from 1 to 10), or strength.",
+)
+@click.option(
+    "--confidence",
+    type=int,
+    help="Confidence of all replies, on the rubric's scale; with --votes their agreement.",
+)
+@click.option("--category", required=True, help="Category of all replies; scores have none.")
+@click.option(
+    "--panel",
+    "panel_file",
+    type=PANEL_FILE,
+    help="Panel YAML file, for a store without replies [default: the store's panel].",
+)
+def import_scores(
+    store_file: Path,
+    teacher: str,
+    chosen: str | None,
+    rejected: str | None,
+    strength: str | None,
+    votes: str | None,
+    width: float,
+    confidence: int | None,
+    category: str,
+    panel_file: Path | None,
+) -> None:
+    """Store a data set's own scores as the replies of a teacher.
+
+    The scores are read from columns that stay with the pairs, such as score_chosen and
+    score_rejected; A.B names a value inside a column. Importing them again changes nothing.
+    """
+    from sp2dpo.annotation.score_replies import import_scores
+    from sp2dpo.pairs.source_scores import ScoreColumns
+    from sp2dpo.text import count_noun
+
+    scores = ScoreColumns(
+        chosen=chosen, rejected=rejected, strength=strength, votes=votes, width=width
+    )
+    result = import_scores(
+        store_file, teacher, scores, confidence=confidence, category=category, panel=panel_file
+    )
+    print_lines(
+        [
+            f"{teacher}: {count_noun(result.pairs, 'pair')} = {result.added} new + {result.known} "
+            f"known + {result.left_out.total()} left out{_reasons(result.left_out)}"
+        ]
+    )
 
 
 @click.command()

@@ -3,20 +3,28 @@
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sp2dpo.cli.options import (
     BETAS,
+    CHOSEN_SCORE,
+    COLUMNS,
     DRAWS,
     FILE,
     GOLD,
     JSON,
+    PAIRS_FROM,
+    REJECTED_SCORE,
     SCHEDULE_FILE,
     STORE,
     print_lines,
     print_result,
 )
+
+if TYPE_CHECKING:
+    from sp2dpo.pairs.reading import PairsFrom
 
 FAILED = 3
 """Exit code of an audit that fails `--fail-on`."""
@@ -217,3 +225,49 @@ def audit(
     print_result(result, audit_lines(result), as_json=as_json)
     if fail_on and result.has_failed(fail_on):
         sys.exit(FAILED)
+
+
+@click.command("export-gold")
+@click.option(
+    "--pairs", metavar="P", required=True, help="Pairs: a file or a data set, as for `annotate`."
+)
+@COLUMNS
+@PAIRS_FROM
+@CHOSEN_SCORE(required=True)
+@REJECTED_SCORE(required=True)
+@click.option("--out", type=FILE, required=True, help="Output .jsonl file.")
+def export_gold(
+    pairs: str,
+    columns: dict[str, str],
+    pairs_from: "PairsFrom | None",
+    chosen: str,
+    rejected: str,
+    out: Path,
+) -> None:
+    """Write a gold file from scores beside the labels.
+
+    The response with the higher score is the better one; pairs with equal scores are left out. The
+    scores must be others than those that the labels were made from.
+    """
+    from sp2dpo.diagnostics.gold_scores import export_gold
+    from sp2dpo.text import count_noun
+
+    result = export_gold(
+        pairs, out, chosen=chosen, rejected=rejected, columns=columns, pairs_from=pairs_from
+    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(result.left_out.items()))
+    print_lines(
+        [
+            f"{count_noun(result.pairs, 'pair')} = {result.chosen} right labels + "
+            f"{result.rejected} wrong labels + {result.ties} ties + {result.left_out.total()} "
+            f"left out{f' ({reasons})' if reasons else ''}; {out} holds the first two"
+        ]
+    )
+    if not result.rejected:
+        print_lines(
+            [
+                "no label contradicts these scores: if the labels were made from them, they "
+                "cannot show whether teachers recognise wrong labels"
+            ],
+            err=True,
+        )

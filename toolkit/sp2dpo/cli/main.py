@@ -50,6 +50,14 @@ _COMMANDS = {
         "annotation",
         "Store the replies to exported requests.",
     ),
+    "import-scores": (
+        "annotation",
+        "Store a data set's own scores as the replies of a teacher.",
+    ),
+    "export-gold": (
+        "diagnostics",
+        "Write a gold file from scores beside the labels.",
+    ),
     "merge": (
         "annotation",
         "Merge the stores of several shards into one.",

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,18 @@ GOLD = click.option(
     "gold_file",
     type=FILE,
     help="JSON Lines file of pairs whose correct labels are known.",
+)
+CHOSEN_SCORE = partial(
+    click.option,
+    "--chosen",
+    metavar="COLUMN",
+    help="Column with the score of the chosen response.",
+)
+REJECTED_SCORE = partial(
+    click.option,
+    "--rejected",
+    metavar="COLUMN",
+    help="Column with the score of the rejected response.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -199,6 +199,40 @@ class Store:
                     )
             record_table_digests(self._db, "teachers")
 
+    def check_teacher(self, teacher: StoredTeacher) -> None:
+        """Refuse a teacher without a server whose definition differs from the recorded one.
+
+        Raises:
+            ValueError: If it does.
+        """
+        for recorded in self.teachers():
+            if recorded.name == teacher.name and recorded != teacher:
+                raise ValueError(
+                    f"{self.path} has the teacher {teacher.name} with {recorded.model}, "
+                    f"{recorded.sampling}, not {teacher.model}, {teacher.sampling}; give the "
+                    "changed teacher another name, or use another --store"
+                )
+
+    def record_teacher(self, teacher: StoredTeacher) -> None:
+        """Record a teacher that the panel does not ask, before its first reply.
+
+        Raises:
+            ValueError: If `check_teacher` refuses it.
+        """
+        self.check_teacher(teacher)
+        with transaction(self._db):
+            self._db.execute(
+                "INSERT OR REPLACE INTO teachers VALUES (?, ?, ?, ?)",
+                (teacher.name, teacher.model, teacher.revision,
+                 json.dumps(teacher.sampling, sort_keys=True)),
+            )  # fmt: skip
+            record_table_digests(self._db, "teachers")
+
+    def replied_pairs(self, teacher: str) -> set[str]:
+        """Return the ids of the pairs with a reply of a teacher."""
+        rows = self._db.execute("SELECT DISTINCT pair_id FROM replies WHERE teacher = ?", [teacher])
+        return {pair_id for (pair_id,) in rows}
+
     def reopen_settled(self, panel: Panel) -> None:
         """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
         stored = read_meta(self._db, "panel")

@@ -1,0 +1,258 @@
+"""A data set's own scores as a teacher's replies: by hand, repeated, published, and as gold."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from sp2dpo.annotation.score_replies import import_scores
+from sp2dpo.betas.estimators import JMAMP
+from sp2dpo.betas.gaps import compute_gaps
+from sp2dpo.diagnostics.gold_scores import export_gold
+from sp2dpo.pairs.source_scores import ScoreColumns
+from sp2dpo.pairs.sources import Source
+from sp2dpo.panel.annotation import parse_annotation
+from sp2dpo.panel.rubric import load_rubric
+from support.harness import SCHEDULE, fail, kept_reply, pairs_of, panel_of, succeed, write_panel
+
+BLIND, LABELLED = load_rubric("semantic-gap-blind"), load_rubric("semantic-gap")
+TWO = ScoreColumns(chosen="score_chosen", rejected="score_rejected", width=9)
+HOW = {"category": "completeness", "confidence": 8}
+
+
+@pytest.fixture
+def scored(new_store):
+    """Makes stores whose pairs have these scores of chosen and rejected beside them."""
+
+    def make(*scores, rubric=BLIND, name="run.sqlite"):
+        store = new_store(name)
+        rows = [
+            replace(row, columns={"score_chosen": chosen, "score_rejected": rejected})
+            for row, (chosen, rejected) in zip(pairs_of(len(scores)), scores, strict=True)
+        ]
+        store.corpus.add(Source(name="scored.jsonl"), rows)
+        store.record_panel(panel_of("a", rubric=rubric, variants=("direct", "critic")))
+        return store, [row.pair.id for row in rows]
+
+    return make
+
+
+def gaps_of(store, ids):
+    table = compute_gaps(store.annotations(), JMAMP)
+    gaps = dict(zip(table["pair_id"], table["signed_gap"], strict=True))
+    return [gaps[pair_id] for pair_id in ids]
+
+
+def test_a_difference_is_a_magnitude_with_the_sign_that_the_label_lacks(scored):
+    store, ids = scored((10, 1), (8.5, 4), (4, 8.5), (5, 5), (5, 4.9))
+    result = import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert (result.pairs, result.added, result.known, result.left_out) == (5, 5, 0, Counter())
+    # Magnitudes 10, 5, 5, 0, 0 of 10, each with the confidence 8 of 10.
+    assert gaps_of(store, ids) == pytest.approx([0.8, 0.4, -0.4, 0, 0])
+    replies = list(store.replies(ids[2]))
+    assert [(reply.order, reply.better, reply.variant) for reply in replies] == [
+        ("chosen-first", "B", "direct"), ("rejected-first", "A", "direct")
+    ]  # fmt: skip
+    assert {reply.better for reply in store.replies(ids[3])} == {"tie"}
+
+
+def test_a_reply_is_stored_as_a_teacher_would_have_sent_it(scored):
+    store, ids = scored((8.5, 4))
+    import_scores(store, "ultrafeedback", TWO, **HOW)
+    for reply in store.replies(ids[0]):
+        annotation = parse_annotation(reply.raw, BLIND)
+        assert annotation.rationale == "score_chosen 8.5, score_rejected 4 of 9" == reply.rationale
+        assert (annotation.magnitude, annotation.confidence) == (5, 8)
+        assert annotation.category == reply.category == "completeness"
+    (teacher,) = store.teachers()
+    assert (teacher.name, teacher.model) == ("ultrafeedback", "scores of the data set")
+    assert teacher.sampling == {
+        "chosen": "score_chosen", "rejected": "score_rejected", "width": 9.0,
+        "confidence": 8, "category": "completeness",
+    }  # fmt: skip
+
+
+def test_scores_that_contradict_a_label_are_no_difference_under_the_labelled_protocol(scored):
+    store, ids = scored((8.5, 4), (4, 8.5), rubric=LABELLED)
+    import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert gaps_of(store, ids) == pytest.approx([0.4, 0])
+    assert [reply.order for reply in store.replies(ids[0])] == ["chosen-first"]
+
+
+def test_votes_are_the_confidence(new_store):
+    store = new_store()
+    votes = ([-2, -2, -1], [-3, 1, -1], [-1, 1], [0, -1])
+    rows = [
+        replace(row, columns={"overall": -2, "votes": [{"score": vote} for vote in each]})
+        for row, each in zip(pairs_of(4), votes, strict=True)
+    ]
+    store.corpus.add(Source(name="helpsteer.jsonl"), rows)
+    store.record_panel(panel_of("a", rubric=BLIND))
+    names = ScoreColumns(strength="overall", votes="votes", width=3)
+    import_scores(store, "helpsteer", names, category="clarity")
+    # Magnitude 2 of 3: 7 of 10, half upwards. Agreement 1, 1/3, 0, 1/2: 10, 3, 0, 5 of 10.
+    ids = [row.pair.id for row in rows]
+    assert gaps_of(store, ids) == pytest.approx([0.7, 0.21, 0, 0.35])
+    (reply, *_) = store.replies(ids[1])
+    assert (reply.magnitude, reply.confidence) == (7, 3)
+    assert reply.rationale == "overall -2 of 3; votes -3, 1, -1"
+
+
+def test_the_scores_are_one_teacher_among_the_panels(scored):
+    store, ids = scored((10, 1), (5, 5))
+    store.add_replies([
+        kept_reply(pair_id, "a", "direct", 10, 5, order=order, better=better)
+        for pair_id in ids
+        for order, better in (("chosen-first", "A"), ("rejected-first", "B"))
+    ])  # fmt: skip
+    import_scores(store, "ultrafeedback", TWO, **HOW)
+    # JMAMP: the mean of 0.5 and 0.8, and of 0.5 and 0.
+    assert gaps_of(store, ids) == pytest.approx([0.65, 0.25])
+    assert [(each.name, each.model) for each in store.teachers()] == [
+        ("a", "model-a"), ("ultrafeedback", "scores of the data set")
+    ]  # fmt: skip
+    # The panel is not asked for them: its own questions stay as they were.
+    assert [teacher.name for teacher in store.panel().teachers] == ["a"]
+
+
+def test_importing_again_adds_what_is_missing_and_changes_nothing(scored):
+    store, _ = scored((10, 1), (7, 3))
+    import_scores(store, "ultrafeedback", TWO, **HOW)
+    before = list(store.replies())
+    again = import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert (again.added, again.known) == (0, 2)
+    assert list(store.replies()) == before
+    other = ScoreColumns(chosen="score_chosen", rejected="score_rejected", width=10)
+    with pytest.raises(ValueError, match="give the changed teacher another name"):
+        import_scores(store, "ultrafeedback", other, **HOW)
+    assert import_scores(store, "wider", other, **HOW).added == 2
+    assert store.integrity() == []
+
+
+def test_pairs_without_scores_are_counted_by_reason(new_store):
+    store = new_store()
+    first, second, third, fourth = pairs_of(4)
+    rows = [
+        replace(first, columns={"score_chosen": 9, "score_rejected": 1}),
+        replace(second, columns={"score_chosen": "N/A", "score_rejected": 1}),
+        replace(third, columns={}),
+        replace(fourth, columns={"score_chosen": 9, "score_rejected": 1}),
+        # The same pair again, with other scores: neither is right for both rows.
+        replace(fourth, row=5, columns={"score_chosen": 2, "score_rejected": 1}),
+    ]
+    store.corpus.add(Source(name="some.jsonl"), rows)
+    store.record_panel(panel_of("a", rubric=BLIND))
+    result = import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert result.added == 1
+    assert result.left_out == {
+        "no number in score_chosen": 1,
+        "no column score_chosen": 1,
+        "several rows with different scores": 1,
+    }
+    assert result.pairs == result.added + result.left_out.total() == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category": "complete"}, "no category 'complete', did you mean 'completeness'"),
+        ({"confidence": 11}, "confidence 11 must be 0 to 10"),
+        ({"confidence": None}, "give exactly one of them"),
+        ({"teacher": "a"}, "the panel has a teacher a with a server"),
+        ({"scores": replace(TWO, width=4)}, "row 1: .*is more than the width 4"),
+        (
+            {"scores": replace(TWO, chosen="score")},
+            r"no pair has scores: no column score \(1\); the columns beside the pairs are "
+            "score_chosen, score_rejected",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_stored(scored, change, message):
+    store, _ = scored((8.5, 4))
+    given = {"teacher": "ultrafeedback", "scores": TWO} | HOW | change
+    with pytest.raises(ValueError, match=message):
+        import_scores(store, given.pop("teacher"), given.pop("scores"), **given)
+    assert store.teachers() == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store of the command line: 40 pairs with scores, of which ten contradict the label."""
+    folder = tmp_path_factory.mktemp("scores")
+    rows = [
+        {"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}",
+         "score_chosen": 2 if n < 10 else 9, "score_rejected": 5}
+        for n in range(40)
+    ]  # fmt: skip
+    rows += [{"prompt": "q", "chosen": "left", "rejected": "right", "score_chosen": 5,
+              "score_rejected": 5}]  # fmt: skip
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panel = write_panel(folder / "panel.yaml", "http://127.0.0.1:9/v1", rubric="semantic-gap-blind")
+    succeed(
+        "export-requests", "--pairs", folder / "pairs.jsonl", "--panel", panel,
+        "--store", folder / "run.sqlite", "--out", folder / "requests.jsonl",
+    )  # fmt: skip
+    output = succeed(
+        "import-scores", "--store", folder / "run.sqlite", "--panel", panel, "--teacher", "people",
+        "--chosen", "score_chosen", "--rejected", "score_rejected", "--width", "9",
+        "--confidence", "10", "--category", "completeness",
+    )  # fmt: skip
+    assert output.strip() == "people: 41 pairs = 41 new + 0 known + 0 left out"
+    schedule = SCHEDULE.read_text().replace("quorum: 3", "quorum: 1")
+    (folder / "schedule.yaml").write_text(schedule)
+    succeed(
+        "schedule", "--store", folder / "run.sqlite", "--schedule", folder / "schedule.yaml",
+        "--out", folder / "betas.parquet",
+    )  # fmt: skip
+    return folder
+
+
+def test_explain_shows_the_numbers_of_the_data_set(folder):
+    name = succeed("export-gold", "--pairs", folder / "pairs.jsonl", "--chosen", "score_chosen",
+                   "--rejected", "score_rejected", "--out", folder / "names.jsonl")  # fmt: skip
+    assert "41 pairs = 30 right labels + 10 wrong labels + 1 tie" in name.replace("ties", "tie")
+    pair_id = json.loads((folder / "names.jsonl").read_text().splitlines()[0])["pair_id"]
+    text = succeed("explain", pair_id, "--store", folder / "run.sqlite",
+                   "--betas", folder / "betas.parquet")  # fmt: skip
+    assert "people" in text
+    assert "score_chosen 2, score_rejected 5 of 9" in text
+    assert "so the label is disputed" in text
+
+
+def test_the_scores_are_published_with_their_definition(folder):
+    out = folder / "dataset"
+    succeed(
+        "build", "--store", folder / "run.sqlite", "--betas", folder / "betas.parquet",
+        "--out", out, "--license", "cc0-1.0",
+    )  # fmt: skip
+    (teacher,) = json.loads((out / "manifest.json").read_text())["teachers"]
+    assert (teacher["model"], teacher["kept"]) == ("scores of the data set", 82)
+    assert teacher["sampling"]["rejected"] == "score_rejected"
+    assert "| people | scores of the data set |" in (out / "README.md").read_text()
+    succeed("verify", out)
+
+
+def test_scores_beside_the_labels_are_gold_for_the_audit(folder):
+    gold = folder / "gold.jsonl"
+    succeed("export-gold", "--pairs", folder / "pairs.jsonl", "--chosen", "score_chosen",
+            "--rejected", "score_rejected", "--out", gold)  # fmt: skip
+    lines = [json.loads(line) for line in gold.read_text().splitlines()]
+    assert Counter(line["label"] for line in lines) == {"chosen": 30, "rejected": 10}
+    text = succeed("audit", "--store", folder / "run.sqlite", "--betas", folder / "betas.parquet",
+                   "--gold", gold)  # fmt: skip
+    assert "40 pairs with a gap and a known label" in text
+
+
+def test_gold_that_agrees_with_every_label_is_announced_and_none_is_an_error(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(row))
+    result = export_gold(
+        pairs, tmp_path / "gold.jsonl", chosen="score_chosen", rejected="score_rejected"
+    )
+    assert (result.chosen, result.rejected, result.ties) == (1, 0, 0)
+    arguments = ("export-gold", "--pairs", pairs, "--chosen", "score_chosen")
+    text = fail(*arguments, "--rejected", "score", "--out", tmp_path / "none.jsonl")
+    assert "no pair has different scores: no column score (1)" in text
+    assert not (tmp_path / "none.jsonl").exists()
