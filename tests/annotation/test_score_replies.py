@@ -11,7 +11,7 @@ from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.gaps import compute_gaps
 from sp2dpo.diagnostics.gold_scores import export_gold
 from sp2dpo.pairs.source_scores import ScoreColumns
-from sp2dpo.pairs.sources import Source
+from sp2dpo.pairs.sources import Source, open_source, read_rows
 from sp2dpo.panel.annotation import parse_annotation
 from sp2dpo.panel.rubric import load_rubric
 from support.harness import SCHEDULE, fail, kept_reply, pairs_of, panel_of, succeed, write_panel
@@ -176,6 +176,54 @@ def test_what_does_not_fit_is_refused_and_nothing_is_stored(scored, change, mess
     assert store.teachers() == []
 
 
+def source_of(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_source(str(path))
+
+
+def test_the_ratings_of_ultrafeedback_are_found_in_every_comparison_of_a_row(new_store, tmp_path):
+    scores = (7.5, 3.0, "N/A", 6.0)
+    row = {
+        "instruction": "Name a prime.",
+        "completions": [
+            {"response": f"Number {n}", "model": f"m{n}", "overall_score": score}
+            for n, score in enumerate(scores)
+        ],
+    }
+    store, source = new_store(), source_of(tmp_path, row)
+    store.corpus.add(source, read_rows(source))
+    store.record_panel(panel_of("a", rubric=BLIND))
+    names = ScoreColumns(
+        chosen="comparison.chosen_score", rejected="comparison.rejected_score", width=9
+    )
+    assert import_scores(store, "ultrafeedback", names, **HOW).added == 2
+    # The best response against each worse one with a score: 4.5 and 1.5 of 9.
+    gaps = compute_gaps(store.annotations(), JMAMP)["signed_gap"].to_list()
+    assert sorted(gaps) == pytest.approx([0.8 * 0.2, 0.8 * 0.5])
+
+
+def test_the_preferences_of_helpsteer3_stay_with_its_pairs(new_store, tmp_path):
+    rows = [
+        {
+            "context": [{"role": "user", "content": f"Question {n}"}],
+            "response1": "First", "response2": "Second", "overall_preference": overall,
+            "individual_preference": [{"score": vote, "reasoning": "r"} for vote in votes],
+        }
+        for n, (overall, votes) in enumerate([(-3, (-3, -3, -2)), (1, (1, 1, -1)), (0, (0,))])
+    ]  # fmt: skip
+    store, source = new_store(), source_of(tmp_path, *rows)
+    store.corpus.add(source, read_rows(source))
+    store.record_panel(panel_of("a", rubric=BLIND))
+    names = ScoreColumns(
+        strength="overall_preference", votes="individual_preference", width=3
+    )  # a tie is no pair, so two of three rows are
+    assert import_scores(store, "helpsteer", names, category="clarity").added == 2
+    gaps = compute_gaps(store.annotations(), JMAMP)["signed_gap"].to_list()
+    # Magnitude 10 and confidence 10; magnitude 3 and confidence 3 (two of three agree: 1/3).
+    assert sorted(gaps) == pytest.approx([0.09, 1.0])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A store of the command line: 40 pairs with scores, of which ten contradict the label."""
@@ -231,6 +279,12 @@ def test_the_scores_are_published_with_their_definition(folder):
     assert teacher["sampling"]["rejected"] == "score_rejected"
     assert "| people | scores of the data set |" in (out / "README.md").read_text()
     succeed("verify", out)
+
+
+def test_the_report_counts_the_scores_as_a_teacher(folder):
+    succeed("report", "--store", folder / "run.sqlite", "--betas", folder / "betas.parquet",
+            "--out", folder / "report.html")  # fmt: skip
+    assert "people" in (folder / "report.html").read_text()
 
 
 def test_scores_beside_the_labels_are_gold_for_the_audit(folder):
