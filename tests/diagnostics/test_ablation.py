@@ -86,6 +86,33 @@ def test_expectations_are_tried_where_replies_have_them(annotations):
     assert (row["name"], row["moved"]) == ("expected", pytest.approx(0))
 
 
+def test_expectations_of_a_teacher_that_the_schedule_does_not_use_are_not_tried(annotations):
+    scores = {
+        f"expected_{name}": pl.when(pl.col("teacher") == "reader-a").then(pl.col(name).cast(float))
+        for name in ("magnitude", "confidence")
+    }
+    some = replace(annotations, replies=annotations.replies.with_columns(**scores))
+    other = replace(PAPER, over_teachers="reader-b")
+    assert "estimate" not in {row["group"] for row in rows_of(some, other)}
+    assert "estimate" in {row["group"] for row in rows_of(some)}
+
+
+def test_a_variant_with_too_few_teachers_to_trim_takes_the_papers_way(annotations):
+    # Five teachers, of which one has no reply under `critic`.
+    copies = [
+        annotations.replies.with_columns(teacher=pl.col("teacher") + suffix)
+        for suffix in ("", "-again")
+    ]
+    replies = pl.concat(copies).filter(pl.col("teacher") != "reader-c-again")
+    few = (pl.col("teacher") == "reader-c") & (pl.col("variant") == "critic")
+    # As a store gives them: sorted by key.
+    kept = replies.filter(~few).sort("pair_id", "teacher", "variant")
+    five = replace(annotations, replies=kept)
+    trimmed = replace(PAPER, over_teachers="trimmed")
+    names = {row["name"] for row in rows_of(five, trimmed) if row["group"] == "one variant"}
+    assert names == {"critic, mean over teachers", "direct", "reader"}
+
+
 def test_the_table_of_the_demo_knows_what_was_planted(demo):
     command = ["estimators", "--store", demo / "run.sqlite", "--schedule", SCHEDULE]
     result = json.loads(succeed(*command, "--gold", PLANTED, "--json", "--draws", 50))

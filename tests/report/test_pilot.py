@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sp2dpo.annotation.dry_run import plan_lines
+from sp2dpo.betas.maps import Quantile
 from sp2dpo.diagnostics.agreement import OrderConsistency, Proportion
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs, read_gold
 from sp2dpo.inference.client import Reply
@@ -24,7 +25,7 @@ from sp2dpo.pairs.sources import SetAside, Source, SourceRow
 from sp2dpo.panel.annotation import Annotation, Key
 from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
-from sp2dpo.report.cost import CostProjection, compare_with_sweep, project_costs
+from sp2dpo.report.cost import CostProjection, compare_with_sweep, measure_usage, project_costs
 from sp2dpo.report.pilot import DEFAULT_SCHEDULE, Trial, evaluate_pilot, run_pilot
 from sp2dpo.report.text import pilot_lines
 from sp2dpo.report.verdict import decide
@@ -311,6 +312,31 @@ def test_what_the_pilot_took_is_scaled_to_the_whole_corpus():
 
 def served(**settings):
     return Serve(environment=DEMO, **settings)
+
+
+def test_the_cost_is_that_of_the_drawn_pairs_and_not_of_those_with_a_known_label(tmp_path):
+    rows = [row(number, 50) for number in range(40)]
+    panel = panel_of(a_teacher("a"), variants=("direct",))
+    drawn = {source_row.pair.id for source_row in rows[:30]}
+    with Store(tmp_path / "pilot.sqlite", write=True) as store:
+        store.corpus.add(Source(name="hand.jsonl"), rows)
+        store.record_panel(panel)
+        entries = [entry(source_row.pair.id, "a", "direct", at=100.0) for source_row in rows]
+        # The pairs that were not drawn are ten times as long.
+        store.add_replies(
+            [
+                record
+                if record.key.pair_id in drawn
+                else replace(record, reply=replace(record.reply, prompt_tokens=10_000))
+                for record in entries
+            ]
+        )
+        usage = measure_usage(store, panel, pair_ids=drawn)["a"]
+        everything = measure_usage(store, panel)["a"]
+    assert (usage.requests, usage.prompt, usage.completion) == (30, 30_000, 600)
+    assert (everything.requests, everything.prompt) == (40, 130_000)
+    # All were in flight at the same time: the drawn pairs get three quarters of it.
+    assert usage.seconds == pytest.approx(0.75 * everything.seconds)
 
 
 def test_a_sweep_is_set_beside_the_annotation():
@@ -607,6 +633,44 @@ def test_a_true_label_without_a_truth_is_asked_for():
     assert "19 pairs with a known label were judged; at least 20 are needed" in rule.note
 
 
+def test_pairs_with_a_known_label_change_no_share_of_the_drawn_ones(tmp_path):
+    rows = [row(n, 50) for n in range(60)]
+    alone = draw_sample(rows, 30)
+    others = [f"q{n}" for n, other in enumerate(rows) if other.pair.id not in alone.drawn_ids]
+    sample = draw_sample(rows, 30, add=others[:20])
+    assert len(sample.pair_ids) == 50
+    with Store(tmp_path / "pilot.sqlite", write=True) as store:
+        store.corpus.add(Source(name="hand.jsonl"), read_sampled(rows, sample))
+        store.record_panel(TWO)
+        store.add_replies(
+            [
+                # The pairs with a known label are the ones with the largest gap.
+                entry(source_row.pair.id, teacher, variant, 10 if source_row.pair.id
+                      not in alone.drawn_ids else source_row.row % 9)
+                for source_row in read_sampled(rows, sample)
+                for teacher in "ab"
+                for variant in TWO.variants
+            ]
+        )  # fmt: skip
+    truths = [Truth(name=name, label="chosen") for name in others[:20]]
+    for map_ in (DEFAULT_SCHEDULE.map, Quantile()):
+        schedule = replace(DEFAULT_SCHEDULE, map=map_)
+        pilot = Trial(panel=TWO, sample=sample, schedule=schedule, truths=truths)
+        with Store(tmp_path / "pilot.sqlite") as store:
+            result = evaluate_pilot(store, pilot)
+        assert (result.betas.pairs, result.betas.with_beta) == (30, 30)
+        assert (result.sample.sampled, result.sample.drawn) == (50, 30)
+        assert result.gold.judged == 20
+        if not isinstance(map_, Quantile):
+            levels = [r.row % 9 for r in rows if r.pair.id in alone.drawn_ids]
+            mean = 0.03 + 0.27 * sum(levels) / len(levels) / 10
+            assert result.betas.mean == pytest.approx(mean)
+            assert result.betas.ceiling == 0
+        else:
+            # Ranks among the drawn pairs alone are symmetric around the middle.
+            assert result.betas.mean == pytest.approx(0.165)
+
+
 def test_a_rule_that_fails_is_a_no_go_and_not_a_request():
     signed = table_of(*[0.5] * 20)
     gold = compare_with_gold(signed, truths_of(*["chosen"] * 20), BLIND, gold_count=20)
@@ -820,6 +884,15 @@ def test_a_short_pilot_of_a_teacher_that_talks_is_a_no_go_too(scripted, tmp_path
 
 def test_a_teacher_that_is_not_there_is_no_finding(tmp_path):
     write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", names=READERS)
+    assert "nothing answers at" in fail(*command(tmp_path))
+
+
+def test_an_error_of_a_rerun_is_no_finding_about_the_teacher(scripted, tmp_path):
+    teacher = scripted("prose")
+    write_panel(tmp_path / "panel.yaml", teacher.url, max_in_flight=4, retries=0)
+    assert run(*command(tmp_path)).returncode == 3
+    # The store now holds unreadable replies of this teacher, and its server is gone.
+    write_panel(tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", retries=0)
     assert "nothing answers at" in fail(*command(tmp_path))
 
 

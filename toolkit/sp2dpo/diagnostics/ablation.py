@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from sp2dpo.betas.choices import format_choice
-from sp2dpo.betas.estimators import COMPARED_GAPS, GAP_FORMS, WAYS, Signed
+from sp2dpo.betas.estimators import COMPARED_GAPS, GAP_FORMS, JMAMP, WAYS, Signed
 from sp2dpo.betas.gaps import count_votes
 from sp2dpo.betas.maps import MAPS, Linear, LogLinear, Power, Quantile
 from sp2dpo.betas.schedule import Schedule, load_schedule, schedule_betas
@@ -151,10 +151,16 @@ def variations(annotations: AnnotationTable, schedule: Schedule) -> Iterator[Var
             other = replace(panel, over_variants=over_variants, over_teachers=over_teachers)
             if other != schedule:
                 yield Variation(group="combined", name=describe_combination(other), schedule=other)
-    for axis in ("teacher", "variant"):
+    for axis, across in (("teacher", "variant"), ("variant", "teacher")):
         for name in names[axis]:
-            other = replace(panel, **{f"over_{axis}s": name, "quorum": 1})
-            yield Variation(group=f"one {axis}", name=name, schedule=other)
+            way = getattr(panel, f"over_{across}s")
+            # Replies of one teacher may be under too few variants for `trimmed`, or the reverse.
+            count = votes.filter(pl.col(axis) == name)[across].n_unique()
+            usable = way if count >= WAYS[way].fewest else getattr(JMAMP, f"over_{across}s")
+            title = name if usable == way else f"{name}, {usable} over {across}s"
+            settings = {f"over_{axis}s": name, f"over_{across}s": usable, "quorum": 1}
+            other = replace(panel, **settings)
+            yield Variation(group=f"one {axis}", name=title, schedule=other)
     for gap in COMPARED_GAPS:
         # Under the blind protocol, `signed` gives the same gaps as `product`.
         if gap != schedule.gap and not (annotations.rubric.blind and isinstance(gap, Signed)):

@@ -151,7 +151,7 @@ def check_betas(
         measure="standard deviation of beta, as a share of the envelope's width",
         # Betas spread evenly over the envelope give 0.29, and 0.5 is the largest value possible.
         unit="share", top=0.5, look=0.1, bad=0.05,
-        **asdict(_deviation(shares.to_numpy())),
+        **asdict(deviation_estimate(shares.to_numpy())),
         reason=_too_few(len(shares)),
         advice="Betas this close to each other train much like one global beta: check whether the "
         "teachers use the full scales, and sharpen the rubric if they do not.",
@@ -165,7 +165,7 @@ def _share_of_betas(inside: pl.Series) -> dict[str, Any]:
     return {"value": part.share, "low": part.low, "high": part.high}
 
 
-def _deviation(values: NDArray[np.float64]) -> Estimate:
+def deviation_estimate(values: NDArray[np.float64]) -> Estimate:
     """Return the population standard deviation s with its interval on the scale log s.
 
         Var(s^2) = (m_4 - s^4 (n - 3) / (n - 1)) / n
@@ -219,7 +219,7 @@ def _guessing(readings: pl.DataFrame, *, draws: int) -> Check:
         name="guessing", title="Teachers guess",
         measure="rank correlation between two teachers' gaps, mean over all pairs of teachers",
         unit="coefficient", top=1.0, look=0.4, bad=0.2,
-        **asdict(_mean_correlation(readings, compared, draws=draws) if compared else Estimate()),
+        **asdict(mean_correlation(readings, compared, draws=draws) if compared else Estimate()),
         reason=reason,
         note=f"{left_out} of {len(between_teachers)} comparisons left out" if left_out else None,
         advice="The teachers rank the pairs differently, so their mean carries little information: "
@@ -227,7 +227,7 @@ def _guessing(readings: pl.DataFrame, *, draws: int) -> Check:
     )  # fmt: skip
 
 
-def _mean_correlation(
+def mean_correlation(
     readings: pl.DataFrame, compared: Sequence[tuple[str, str]], *, draws: int
 ) -> Estimate:
     """Return the mean of Spearman's rho over pairs of teachers; samples are common to all."""
