@@ -33,6 +33,8 @@ KLS = (0.7, 1.0, 1.5)
 """KLs of the table of curves."""
 MARGIN = 0.1
 """A method is as safe as DPO if it is not worse by this much, in true reward."""
+POOLED = {"gap-as-margin, best scale": ("gap-as-margin-0.3", "gap-as-margin", "gap-as-margin-3")}
+"""Methods whose trials compete as those of one method, by its name."""
 BAD_PANELS = ("guessing", "biased", "shared", "opinion")
 
 
@@ -115,7 +117,13 @@ class Runs:
             .then("method")
             .otherwise(pl.concat_str("method", "panel", separator="@"))
         )
-        self.table = table.with_columns(name=name)
+        table = table.with_columns(name=name)
+        pooled = [
+            table.filter(pl.col("name").is_in(names)).with_columns(name=pl.lit(together))
+            for together, names in POOLED.items()
+            if {*names} <= {*table["name"]}
+        ]
+        self.table = pl.concat([table, *pooled])
         self.seeds = sorted(table["seed"].unique())
 
     @classmethod
@@ -152,6 +160,8 @@ class Runs:
 
     def at_scale(self, name: str, scale: float, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement of the trials at one scale, (S,), averaged over the orders."""
+        if name in POOLED:  # several trials have this scale
+            return np.full(len(self.seeds), np.nan)
         return self._by_seed(self._trials(name).filter(pl.col("scale") == scale), column)
 
     def at_kl(self, name: str, kl: float, column: str = "reward_1") -> NDArray[np.float64]:
@@ -159,6 +169,8 @@ class Runs:
 
         Beyond the trials of any order, a seed has no value.
         """
+        if name in POOLED:  # their trials are on several curves
+            return np.full(len(self.seeds), np.nan)
         values = []
         for seed in self.seeds:
             orders = self._trials(name).filter(pl.col("seed") == seed).partition_by("order")
@@ -294,7 +306,9 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
         "| scale chosen |",
         "|---" * 12 + "|",
     ]
-    ranked = sorted(names, key=lambda name: -runs.tuned(name).mean())
+    in_pools = {name for pool in POOLED.values() for name in pool}
+    shown = [name for name in names if name not in in_pools]
+    ranked = sorted(shown, key=lambda name: -runs.tuned(name).mean())
     for name in ranked:
         rewards = Difference(values=runs.tuned(name))
         default = Difference(values=runs.at_scale(name, 1.0))
@@ -390,6 +404,8 @@ def detectable(sd: float, seeds: int, *, alpha: float = 0.05, power: float = 0.8
 
 
 def _plain(values: Difference) -> str:
+    if np.isnan(values.mean):
+        return "-"
     low, high = values.interval
     return f"{values.mean:.2f} ({low:.2f} to {high:.2f})"
 
@@ -446,13 +462,14 @@ def draw(runs: Runs) -> Figure:
 def write_results(runs: Runs, out: Path) -> list[str]:
     """Write the tables and the figure to a folder; return the lines of the tables."""
     main = [name for name in runs.names() if "@" not in name]
+    curves = [name for name in main if name not in POOLED]
     bad = [name for name in runs.names() if "@" in name]
     both = [name for name, _ in COLOURS if name in main]
     lines = [
         *format_answers(answer_questions(runs)), "",
         *format_methods(runs, main), "",
         *format_methods(runs, [*bad, "dpo"]), "",
-        *format_curves(runs, main), "",
+        *format_curves(runs, curves), "",
         *format_mechanism(runs, both),
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -478,7 +495,7 @@ def main(arguments: list[str]) -> int:
         if options.power:
             lines = format_power(runs, options.power)
         elif options.curves:
-            lines = format_curves(runs, runs.names())
+            lines = format_curves(runs, [name for name in runs.names() if name not in POOLED])
         else:
             lines = write_results(runs, options.out)
     except (ValueError, OSError) as error:

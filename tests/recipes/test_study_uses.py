@@ -85,6 +85,18 @@ def test_trials_are_chosen_for_each_order_by_validation_and_orders_are_averaged(
     assert runs.scales("dpo") == {1.0: 1, 3.0: 1}
 
 
+def test_the_scales_of_the_margin_compete_as_trials_of_one_method():
+    rows = [
+        trial("gap-as-margin", 0, 1.0, reward=1.0, validation=0.5),
+        trial("gap-as-margin-3", 0, 1.0, reward=2.0, validation=0.7),
+        trial("gap-as-margin-0.3", 0, 3.0, reward=9.0, validation=0.6),
+    ]
+    runs = Runs(pl.DataFrame(rows))
+    assert runs.tuned("gap-as-margin, best scale").tolist() == [2.0]
+    assert runs.tuned("gap-as-margin").tolist() == [1.0]
+    assert np.isnan(runs.at_kl("gap-as-margin, best scale", 1.0)).all()
+
+
 def test_a_reward_at_a_kl_lies_between_trials_and_is_never_extrapolated():
     rows = [
         trial("dpo", 0, 1.0, reward=1.0, kl=4.0),
