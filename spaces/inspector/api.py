@@ -251,7 +251,8 @@ def find_pairs(query: str = "", data: str = "", limit: int = 20, offset: int = 0
         query: terms that must all hold, such as `beta:0.1..0.2 category:safety,factuality
             -disputed:yes "some words" sort:-gap`; empty for all pairs. Fields: id, beta, gap,
             signed_gap, magnitude, confidence, spread, agreement, votes, teachers, category,
-            disputed, kept, teacher, refused, dissent, and columns of the source.
+            disputed, kept, exchanged, weight, margin, label_smoothing, teacher, refused, dissent,
+            and columns of the source.
         data: data set to search, org/name or org/name@revision; empty for the Space's own.
         limit: number of pairs to return, at most 100.
         offset: number of pairs to skip first.

@@ -25,14 +25,16 @@ pc: Any = pyarrow.compute  # type checkers do not see its functions, which exist
 
 NUMBER_COLUMNS = (
     "beta", "gap", "signed_gap", "magnitude", "confidence", "spread", "agreement", "votes",
-    "teachers", "weight", "margin", "reward_margin",
+    "teachers", "weight", "margin", "label_smoothing", "reward_margin",
 )  # fmt: skip
 """Columns that become number fields if the data set has them."""
 FLAGS = {"disputed": "label_disputed", "kept": "keep"}
 """Columns of the data set that become yes/no fields, by name of the field."""
+OPTIONAL_FLAGS = {"exchanged": "flip"}
+"""Columns that become yes/no fields if the data set has them."""
 _OURS = {
     "pair_id", "prompt", "chosen", "rejected", "tools", "has_beta", "category", "source_id",
-    "source_row", "flip", SEARCHED, *FLAGS.values(), *NUMBER_COLUMNS,
+    "source_row", SEARCHED, *FLAGS.values(), *OPTIONAL_FLAGS.values(), *NUMBER_COLUMNS,
 }  # fmt: skip
 # A set of teachers is the bits of a uint32, and the number of a slot is one byte.
 MAX_LEVELS, MAX_FACETS, MAX_TEACHERS, MAX_SLOTS = 40, 4, 32, 255
@@ -47,6 +49,7 @@ _TEXT_COLUMNS = {
 }  # fmt: skip
 _OTHER_TEXT_COLUMNS = {
     **dict.fromkeys(NUMBER_COLUMNS, NUMBERS), **dict.fromkeys(FLAGS.values(), FLAG),
+    **dict.fromkeys(OPTIONAL_FLAGS.values(), FLAG),
     "source_id": STRINGS,
 }  # fmt: skip
 _REPLY_COLUMNS = {
@@ -285,7 +288,8 @@ def _column_fields(texts: pa.Table, categories: Sequence[str]) -> dict[str, Fiel
         if name in names
     }
     fields["category"] = Field("level", _to_numpy(texts["category"], np.int8, -1), categories)
-    for field, name in FLAGS.items():
+    optional = {field: name for field, name in OPTIONAL_FLAGS.items() if name in names}
+    for field, name in (FLAGS | optional).items():
         # An empty column may have no type.
         if name not in names or texts[name].null_count == len(texts):
             values = np.full(len(texts), -1, np.int8)

@@ -6,8 +6,10 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import polars as pl
 import pytest
 from datasets import load_dataset
+from safetensors.numpy import load_file
 
 from sp2dpo.betas.file import read_betas, write_betas
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
@@ -196,10 +198,26 @@ def test_two_uses_of_the_replies_are_compared(run):
 
 @pytest.mark.slow
 def test_training_exchanges_and_smooths_the_labels(run, built, tiny_student, tmp_path):
-    short = ("--max_steps", "1", "--held_out", "0", "--eval_strategy", "no")
-    smooth = ("--pair_columns", "beta", "label_smoothing")
+    # One plain step over all rows: at D = 0 the gradient of a pair is -beta (1/2 - eps) times that
+    # of D, which is the share 1 - 2 eps of that of a hard label.
+    short = (
+        "--max_steps", "1", "--held_out", "0", "--eval_strategy", "no", "--optim", "sgd",
+        "--lr_scheduler_type", "constant", "--learning_rate", "1.0", "--max_grad_norm", "0",
+        "--warmup_steps", "0", "--per_device_train_batch_size", "20",
+        "--gradient_accumulation_steps", "4",
+    )  # fmt: skip
+    start = load_file(tiny_student / "model.safetensors")
     table = read_betas(run / "soft-latent.parquet").table
-    soft = train(tiny_student, built, tmp_path / "soft", *short, *smooth)
-    assert soft["rows"]["train"]["flipped"] == table["flip"].sum()
-    hard = train(tiny_student, built, tmp_path / "hard", *short)
-    assert hard["rows"]["train"]["flipped"] == table["flip"].sum()
+    moved = {}
+    for name, columns in (("soft", ("beta", "label_smoothing")), ("hard", ("beta",))):
+        results = train(tiny_student, built, tmp_path / name, *short, "--pair_columns", *columns)
+        assert results["rows"]["train"]["flipped"] == table["flip"].sum()
+        end = load_file(tmp_path / name / "model.safetensors")
+        moved[name] = np.concatenate([(end[key] - start[key]).ravel() for key in start])
+    ratio = np.linalg.norm(moved["soft"]) / np.linalg.norm(moved["hard"])
+    # The responses of this source differ alike in all pairs, so their gradients add up, with the
+    # opposite sign where they are exchanged.
+    signs = 1 - 2 * table["flip"].cast(pl.Int8)
+    shares = 1 - 2 * table["label_smoothing"]
+    assert ratio == pytest.approx((signs * shares).sum() / signs.sum(), abs=0.02)
+    assert 0.9 < ratio < 1

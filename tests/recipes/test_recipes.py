@@ -203,6 +203,25 @@ def test_rows_are_left_out_and_flipped_as_an_arm_marks_them():
     assert remove_marks(rows).column_names == ["chosen", "rejected", "beta"]
 
 
+def test_rows_to_evaluate_on_are_not_smoothed_for_the_exchanged_label():
+    rows = Dataset.from_dict(
+        {
+            "chosen": ["a", "b", "c"],
+            "rejected": ["d", "e", "f"],
+            "label_smoothing": [0.2, 0.3, None],
+            "flip": [False, True, True],
+        }
+    )
+    plain = remove_marks(rows)
+    # The second label is wrong with the probability 0.7; the largest legal smoothing is 0.4999.
+    assert plain["label_smoothing"][:] == [0.2, 0.4999, None]
+    assert plain["chosen"][:] == ["a", "b", "c"]
+    assert "flip" not in plain.column_names
+    exchanged, counts = apply_marks(rows, name="train")
+    assert exchanged["label_smoothing"][:] == [0.2, 0.3, None]
+    assert (exchanged["chosen"][:], counts.flipped) == (["a", "e", "f"], 2)
+
+
 def test_a_run_leaves_a_model_and_its_results(tmp_path, model_dir):
     arguments = write_run(
         tmp_path,

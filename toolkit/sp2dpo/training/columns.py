@@ -73,6 +73,8 @@ RULES: Mapping[str, ColumnRule] = {
     ),
 }
 PAIR_COLUMNS = tuple(RULES)
+LARGEST_SMOOTHING = 0.4999
+"""Stands for a label that is more likely wrong than right where it is not exchanged."""
 
 
 @dataclass(frozen=True)

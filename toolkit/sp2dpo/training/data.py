@@ -7,7 +7,13 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from sp2dpo.training.columns import MARK_COLUMNS, MarkCounts, apply_marks
+from sp2dpo.training.columns import (
+    LARGEST_SMOOTHING,
+    MARK_COLUMNS,
+    MarkCounts,
+    apply_marks,
+    column_values,
+)
 from sp2dpo.training.provenance import read_split
 from sp2dpo.training.reward_model import hash_fraction
 from sp2dpo.training.rows import RESPONSES, column_names, number_rows
@@ -274,7 +280,21 @@ def split_by_prompt(
 
 
 def remove_marks(rows: Dataset) -> Dataset:
-    """Return the rows without the columns `keep` and `flip`, so that neither acts on any row."""
+    """Return the rows without the columns `keep` and `flip`, so that neither acts on any row.
+
+    The label smoothing eps of a row with `flip: true` belongs to the exchanged responses. That of
+    the row as it is would be 1 - eps, above 1/2; it becomes the largest that is legal.
+    """
+    if "flip" in rows.column_names and "label_smoothing" in rows.column_names:
+        flips, smoothing = (column_values(rows, name) for name in ("flip", "label_smoothing"))
+        kept = [
+            LARGEST_SMOOTHING if flip and eps is not None else eps
+            for flip, eps in zip(flips, smoothing, strict=True)
+        ]
+        feature = rows.features["label_smoothing"]
+        rows = rows.remove_columns("label_smoothing").add_column(
+            "label_smoothing", kept, feature=feature
+        )
     return rows.remove_columns([name for name in MARK_COLUMNS if name in rows.column_names])
 
 

@@ -5,6 +5,7 @@ the model is given.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -240,9 +241,12 @@ class RowPreparation:
         for column in PAIR_COLUMNS:
             if column in columns and column not in args.pair_columns:
                 listed = ", ".join(args.pair_columns) or "empty"
-                logger.info(
+                # Without its other columns, the betas of an arm are not those of the arm.
+                level = logging.INFO if column == "beta" else logging.WARNING
+                logger.log(
+                    level,
                     f"pair_columns is {listed}: the column {column} of the {name} data set is"
-                    " ignored"
+                    " ignored",
                 )
         for column in args.pair_columns:
             if column not in columns:

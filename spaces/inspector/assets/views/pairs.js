@@ -1,7 +1,7 @@
 // View: the pairs, with a histogram, facets, a search and a table.
 const pairs = (() => {
   const {el, fixed, whole, plural, colour, select} = page;
-  const PAGE = 50, MEASURES = ["gap", "magnitude", "confidence", "agreement", "spread", "votes", "weight", "margin", "reward_margin"];
+  const PAGE = 50, MEASURES = ["gap", "magnitude", "confidence", "agreement", "spread", "votes", "weight", "margin", "label_smoothing", "reward_margin"];
   // Number fields without a facet: beta has the large histogram, the others repeat what others show.
   const WITHOUT_FACET = ["beta", "signed_gap", "teachers"];
   const TITLES = {
@@ -9,7 +9,7 @@ const pairs = (() => {
     spread: "spread between teachers", votes: "votes", category: "category", disputed: "label disputed",
     kept: "kept for training", teacher: "reply from", refused: "refused reply from", dissent: "other category from",
     signed_gap: "signed gap", teachers: "teachers", weight: "weight", margin: "margin",
-    reward_margin: "reward margin",
+    label_smoothing: "label smoothing", reward_margin: "reward margin", exchanged: "responses exchanged",
   };
   const WORDS = {flag: ["no", "yes"]};
   const COUNTED = ["votes", "teachers"];
@@ -127,7 +127,7 @@ const pairs = (() => {
     };
     const made = [facet(app, "category", levelled(app, "category"), true)];
     for (const name of Object.keys(app.D.labels)) made.push(facet(app, name, levelled(app, name), true));
-    for (const name of ["disputed", "kept"]) if (varied(name)) made.push(facet(app, name, levelled(app, name), true));
+    for (const name of ["disputed", "kept", "exchanged"]) if (fields[name] && varied(name)) made.push(facet(app, name, levelled(app, name), true));
     const numbers = Object.keys(fields).filter((name) => fields[name].kind === "number" && !WITHOUT_FACET.includes(name));
     for (const name of [...MEASURES.filter((name) => fields[name]), ...numbers.filter((name) => !MEASURES.includes(name))]) {
       if (!varied(name)) continue;
