@@ -72,7 +72,7 @@ class Gdpo:
 
 @dataclass(frozen=True)
 class CwPo:
-    """w_i = 2 (p_i - 1/2): the annotator's confidence as a weight (arXiv 2603.04968, eq. 8).
+    """w_i = 2 (p_i - 1/2): the annotator's confidence as a weight (arXiv 2603.04968).
 
     In the paper p_i = s(r(chosen) - r(rejected)) for the scores r of a small reward model, which is
     `p=scores` here; p from the panel is our choice. The weights are in [0, 1] and, as in the paper,
