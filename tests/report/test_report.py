@@ -389,6 +389,12 @@ def test_teachers_that_are_sure_of_a_guess_do_not_waver_but_guess(new_store):
     assert verdicts(report)["wavering"] == "ok"
 
 
+def test_a_teacher_may_have_the_name_of_a_column(new_store):
+    teachers = ("pair_id", "pairs", "reader")
+    report = annotated(new_store, lambda n, *_: n % 11, teachers=teachers)
+    assert values(report)["guessing"] == pytest.approx(1)
+
+
 def test_the_one_teacher_that_wavers_is_named(new_store):
     dice = random.Random(0)
     report = annotated(

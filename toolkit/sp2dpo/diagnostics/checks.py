@@ -34,6 +34,8 @@ OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
 """Minimum number of pairs for a verdict; below it, the value could be due to chance. Our choice.
 (The standard error of a rank correlation of 0 over n pairs is 1 / sqrt(n - 1): 0.23 for 20.)"""
+_SAMPLES = 200
+"""Largest number of bootstrap samples of a mean over pairs of teachers."""
 END = 0.05
 """Width of either end of the envelope, as a share of its full width. Our choice."""
 
@@ -231,22 +233,27 @@ def mean_correlation(
     readings: pl.DataFrame, compared: Sequence[tuple[str, str]], *, draws: int
 ) -> Estimate:
     """Return the mean of Spearman's rho over pairs of teachers; samples are common to all."""
-    wide = readings.pivot("reader", index="pair_id", values="gap").drop("pair_id")
+    # By number: a teacher may have the name of any column.
+    numbers = {name: f"reader {n}" for n, name in enumerate(readings["reader"].unique().sort())}
+    numbered = readings.select("pair_id", "gap", reader=pl.col("reader").replace_strict(numbers))
+    wide = numbered.pivot("reader", index="pair_id", values="gap").drop("pair_id")
     # Pairs with equal readings are resampled as one weighted unit, as in `rank_correlation`.
     patterns = wide.group_by(wide.columns).len("pairs").sort(wide.columns)
     counts = patterns["pairs"].to_numpy().astype(np.int64)
     sides = []
     for one, other in compared:
-        both = patterns.select(pl.col(one).is_not_null() & pl.col(other).is_not_null())
-        rows = np.flatnonzero(both.to_series().to_numpy())
-        sides.append((rows, *(Ranked(patterns[name].to_numpy()[rows]) for name in (one, other))))
+        columns = [patterns[numbers[name]] for name in (one, other)]
+        rows = np.flatnonzero((columns[0].is_not_null() & columns[1].is_not_null()).to_numpy())
+        sides.append((rows, *(Ranked(column.to_numpy()[rows]) for column in columns)))
 
     def mean_rho(weights: NDArray[np.float64]) -> float | None:
         values = [weighted_spearman(x, y, weights[rows]) for rows, x, y in sides]
         defined = [value for value in values if value is not None]
         return fmean(defined) if len(defined) == len(values) else None
 
-    return bootstrap_estimates(mean_rho, len(counts), draws=draws, counts=counts, scale=FISHER)
+    # A standard error needs fewer samples than percentiles would.
+    samples = min(draws, _SAMPLES)
+    return bootstrap_estimates(mean_rho, len(counts), draws=samples, counts=counts, scale=FISHER)
 
 
 def _wavering(replies: pl.DataFrame) -> Check:
