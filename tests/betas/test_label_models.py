@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 
@@ -282,3 +284,38 @@ def test_the_intervals_of_anchored_cover_the_truths():
         ):
             covered[place] += interval.low <= truth <= interval.high
     assert (covered / 300 > 0.9).all()
+
+
+gaps = st.one_of(st.just(math.nan), st.sampled_from([-1, -0.3, -0.1, 0, 1e-12, 0.1, 0.3, 1]))
+
+
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(st.lists(st.tuples(gaps, gaps), min_size=1, max_size=30), st.booleans())
+def test_estimates_lie_in_their_intervals_and_probabilities_are_probabilities(rows, mirrored):
+    by_teacher = np.array(rows, dtype=float)
+    classes = fit_classes(by_teacher, mirrored=mirrored)
+    signed = by_teacher[~np.isnan(by_teacher)]
+    fits = [(classes.right, [classes.label_accuracy])]
+    if len(signed):
+        anchored = fit_anchored(signed)
+        fits.append((anchored.right, [anchored.label_accuracy, anchored.slope]))
+    for right, intervals in fits:
+        assert ((right >= 0) & (right <= 1)).all()
+        assert all(each.low <= each.estimate <= each.high for each in intervals)
+    assert np.isfinite(classes.emissions).all()
+    assert classes.emissions.sum(-1) == pytest.approx(np.ones((2, 2)))
+    assert ((classes.teacher_accuracy > 0) & (classes.teacher_accuracy < 1)).all()
+
+
+def test_a_fit_that_did_not_converge_or_whose_slope_may_be_0_raises_a_doubt():
+    cut = LabelFit(pairs=9, exchanged=2, blind=True, iterations=5_000, converged=False)
+    assert "EM did not converge in 5000 steps" in cut.cautions()[0]
+    assert not any("converged" in line for line in cut.lines())
+    flat = Interval(estimate=0.2, low=-0.1, high=0.5)
+    weak = LabelFit(pairs=9, exchanged=2, blind=True, slope=flat)
+    assert weak.cautions() == [
+        "the slope may be 0 (95 % -0.1 to 0.5): the signed gaps hardly tell right labels from "
+        "wrong ones"
+    ]
+    # Known truths are a witness of their own; `schedule --gold` refuses a slope that may be 0.
+    assert LabelFit(pairs=9, exchanged=2, blind=True, slope=flat, truths=40).cautions() == []

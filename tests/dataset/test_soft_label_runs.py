@@ -12,7 +12,10 @@ from datasets import load_dataset
 from safetensors.numpy import load_file
 
 from sp2dpo.betas.file import read_betas, write_betas
+from sp2dpo.betas.label_fit import Interval
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
+from sp2dpo.report.page import render_page
+from sp2dpo.report.report import build_report
 from sp2dpo.store.store import Store
 from support.harness import BUILD, SCHEDULE, fail, filled, kept_reply, succeed, train
 from support.harness import run as run_command
@@ -188,6 +191,17 @@ def test_the_report_shows_what_was_found(run, tmp_path):
     html = page.read_text()
     assert '<h2 id="labels">Soft labels</h2>' in html
     assert "if teachers may err together" in html
+
+
+def test_the_report_warns_of_a_fit_that_cannot_be_trusted(run):
+    betas_file, _ = schedule(run, "soft-latent")
+    betas = read_betas(betas_file)
+    doubtful = Interval(estimate=0.51, low=0.5, high=0.55)
+    betas = replace(betas, labels=replace(betas.labels, label_accuracy=doubtful, converged=False))
+    with Store(run / "run.sqlite") as store:
+        page = render_page(build_report(store, betas, store.annotations(), draws=20))
+    assert "either many labels are wrong, or the teachers err together" in page
+    assert "did not converge in" in page
 
 
 def test_two_uses_of_the_replies_are_compared(run):
