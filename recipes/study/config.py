@@ -66,11 +66,13 @@ class StudyConfig:
         orders: Number of orders of training of each trial.
         panels: Teachers of each panel, by name of the panel.
         scales: Factors of the betas to try, the same for every method.
-        methods: Methods that run at all scales, as `NAME` or `NAME@PANEL`.
+        methods: Methods that run at all scales, as `NAME` or `NAME@PANEL`; none in a study that
+            only adds scales to another.
         defaults: Further methods, which run only at scale 1.
         sweep: Further scales of a method, which are reported but never chosen.
         corrected: Methods that run again at scale 1 with the flipped labels restored.
-        against: Name of the method that all others are compared with.
+        against: Name of the method that all others are compared with; empty for runs that
+            `uses.py` compares.
     """
 
     seeds: list[int]
@@ -106,7 +108,11 @@ class StudyConfig:
                 ]
             runs += [_run(methods, name, 1.0, seed) for name in self.defaults]
             for name, scales in self.sweep.items():
-                runs += [_run(methods, name, scale, seed) for scale in scales]
+                runs += [
+                    _run(methods, name, scale, seed, order=order)
+                    for order in range(self.orders)
+                    for scale in scales
+                ]
             runs += [_run(methods, name, 1.0, seed, corrected=True) for name in self.corrected]
         return runs
 
@@ -177,7 +183,7 @@ def _check_names(config: StudyConfig, where: str) -> None:
         panel = panel or methods[method].panel
         if panel not in config.panels:
             raise ValueError(f"{where}: {name}: no panel {panel!r}")
-    if config.against not in config.methods:
+    if config.against and config.against not in config.methods:
         raise ValueError(f"{where}: against: {config.against!r} is none of its methods")
     if 1 not in config.scales:
         raise ValueError(f"{where}: scales: the default, 1, must be one of the trials")

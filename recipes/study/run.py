@@ -194,8 +194,12 @@ def rank_deciles(values: np.ndarray) -> np.ndarray:
 
 
 def write_results(config: StudyConfig, out: Path) -> None:
-    """Write the tables, the figures and every run; print the tables."""
+    """Write every run; if one method is compared with the others, also tables and figures."""
     runs = load_runs(config, out)
+    write_text(out / "runs.csv", tabulate_runs(runs).write_csv(float_precision=4))
+    if not config.against:
+        print(f"wrote {out / 'runs.csv'}")
+        return
     comparison = compare_methods(config, runs)
     mechanism = summarise_mechanism(config, runs)
     text = "\n".join(
@@ -209,7 +213,6 @@ def write_results(config: StudyConfig, out: Path) -> None:
         out / "table.json", json.dumps(comparison | {"mechanism": mechanism}, indent=1) + "\n"
     )
     write_text(out / "table.md", text)
-    write_text(out / "runs.csv", tabulate_runs(runs).write_csv(float_precision=4))
     save_figures(config, comparison, runs, out)
     print(text, end="")
 

@@ -128,10 +128,10 @@ class Runs:
 
     @classmethod
     def read(cls, folder: Path) -> "Runs":
-        """Read the trials in every `runs*.csv` of a folder.
+        """Read the runs in every `runs*.csv` of a folder.
 
         Raises:
-            ValueError: There is none, or a trial occurs twice.
+            ValueError: There is none, or a run occurs twice.
             OSError: A file cannot be read.
         """
         files = sorted(folder.glob("runs*.csv"))
@@ -140,8 +140,8 @@ class Runs:
         table = pl.concat([pl.read_csv(file) for file in files], how="diagonal")
         if "order" not in table.columns:  # the first part has one order
             table = table.with_columns(order=pl.lit(0))
-        # Runs with corrected labels and further scales are no trials.
-        table = table.filter("chosen")
+        # Those with corrected labels train on other pairs.
+        table = table.filter(~pl.col("corrected"))
         twice = table.select("method", "panel", "scale", "seed", "order").is_duplicated()
         if twice.any():
             row = table.filter(twice).row(0, named=True)
@@ -149,20 +149,18 @@ class Runs:
         return cls(table)
 
     def names(self) -> list[str]:
-        """Return the methods in the order of the files."""
-        return list(dict.fromkeys(self.table["name"]))
+        """Return the methods that have trials, in the order of the files."""
+        return list(dict.fromkeys(self.table.filter("chosen")["name"]))
 
     def tuned(self, name: str, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement of the chosen trials, (S,), averaged over the orders."""
-        chosen = self._trials(name).sort("validation", descending=True, maintain_order=True)
-        chosen = chosen.unique(["seed", "order"], keep="first", maintain_order=True)
-        return self._by_seed(chosen, column)
+        return self._by_seed(self._chosen(name), column)
 
     def at_scale(self, name: str, scale: float, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement of the trials at one scale, (S,), averaged over the orders."""
         if name in POOLED:  # several trials have this scale
             return np.full(len(self.seeds), np.nan)
-        return self._by_seed(self._trials(name).filter(pl.col("scale") == scale), column)
+        return self._by_seed(self._runs(name).filter(pl.col("scale") == scale), column)
 
     def at_kl(self, name: str, kl: float, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement at a KL, (S,), interpolated for each seed and order; NaN outside.
@@ -173,19 +171,24 @@ class Runs:
             return np.full(len(self.seeds), np.nan)
         values = []
         for seed in self.seeds:
-            orders = self._trials(name).filter(pl.col("seed") == seed).partition_by("order")
+            orders = self._runs(name).filter(pl.col("seed") == seed).partition_by("order")
             values.append(np.mean([_interpolate(trials, kl, column) for trials in orders]))
         return np.array(values)
 
     def scales(self, name: str) -> dict[float, int]:
         """Return how often each scale was chosen, over seeds and orders."""
-        chosen = self._trials(name).sort("validation", descending=True, maintain_order=True)
-        chosen = chosen.unique(["seed", "order"], keep="first", maintain_order=True)
-        counts = chosen["scale"].value_counts().sort("scale")
+        counts = self._chosen(name)["scale"].value_counts().sort("scale")
         return dict(counts.iter_rows())
 
-    def _trials(self, name: str) -> pl.DataFrame:
+    def _runs(self, name: str) -> pl.DataFrame:
         return self.table.filter(pl.col("name") == name)
+
+    def _chosen(self, name: str) -> pl.DataFrame:
+        """Return the trial with the highest validation score of each seed and order."""
+        # Further scales, which are reported only, are no trials.
+        trials = self._runs(name).filter("chosen")
+        best = trials.sort("validation", descending=True, maintain_order=True)
+        return best.unique(["seed", "order"], keep="first", maintain_order=True)
 
     def _by_seed(self, trials: pl.DataFrame, column: str) -> NDArray[np.float64]:
         means = trials.group_by("seed").agg(pl.col(column).mean()).sort("seed")

@@ -39,8 +39,8 @@ METHODS = (
 def trial(method, seed, scale, *, order=0, panel="panel", reward=1.0, validation=1.0, kl=1.0):
     row = {
         "method": method, "panel": panel, "scale": scale, "seed": seed, "order": order,
-        "validation": validation, "chosen": True, "reward_0": reward + 1, "reward_1": reward,
-        "kl": kl, "accuracy": 0.7,
+        "validation": validation, "chosen": True, "corrected": False, "reward_0": reward + 1,
+        "reward_1": reward, "kl": kl, "accuracy": 0.7,
     }  # fmt: skip
     row |= {f"D_{label}_{epoch}": float(epoch) for label in ("right", "wrong") for epoch in (0, 1)}
     row |= {f"slope_{w}_{d}": 0.1 * (d + 1) for w in ("start", "end") for d in range(10)}
@@ -85,6 +85,16 @@ def test_trials_are_chosen_for_each_order_by_validation_and_orders_are_averaged(
     assert runs.scales("dpo") == {1.0: 1, 3.0: 1}
 
 
+def test_a_scale_for_equal_kl_is_never_chosen():
+    rows = [
+        trial("dpo", 0, 10.0, reward=1.0, kl=2.0),
+        trial("dpo", 0, 30.0, reward=2.0, kl=0.5, validation=9.0) | {"chosen": False},
+    ]
+    runs = Runs(pl.DataFrame(rows))
+    assert runs.tuned("dpo").tolist() == [1.0]
+    assert runs.at_kl("dpo", 1.0)[0] == pytest.approx(1.5)
+
+
 def test_the_scales_of_the_margin_compete_as_trials_of_one_method():
     rows = [
         trial("gap-as-margin", 0, 1.0, reward=1.0, validation=0.5),
@@ -113,11 +123,12 @@ def test_a_reward_at_a_kl_lies_between_trials_and_is_never_extrapolated():
 def test_intervals_and_p_values_are_those_of_scipy():
     values = np.random.default_rng(0).normal(0.05, 0.1, 12)
     difference = Difference(values=values)
-    test = stats.ttest_1samp(values, 0.0)
-    assert difference.p_value() == pytest.approx(test.pvalue)
-    assert difference.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
-    above = stats.ttest_1samp(values, -0.1, alternative="greater")
-    assert difference.p_value(above=-0.1) == pytest.approx(above.pvalue)
+    statistic, p_value = stats.ttest_1samp(values, 0.0)
+    assert difference.p_value() == pytest.approx(p_value)
+    half = stats.t.ppf(0.975, 11) * values.mean() / statistic
+    assert difference.interval == pytest.approx((values.mean() - half, values.mean() + half))
+    _, above = stats.ttest_1samp(values, -0.1, alternative="greater")
+    assert difference.p_value(above=-0.1) == pytest.approx(above)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +146,8 @@ def test_holm_by_hand(p_values, adjusted):
 def test_the_detectable_difference_has_the_power_that_it_names():
     mean = detectable(0.1, 12)
     draws = np.random.default_rng(1).normal(mean, 0.1, (20_000, 12))
-    share = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
-    assert share == pytest.approx(0.8, abs=0.02)
+    _, p_values = stats.ttest_1samp(draws, 0.0, axis=1)
+    assert (np.asarray(p_values) < 0.05).mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_a_claim_about_several_differences_needs_all_of_them():
