@@ -1,4 +1,4 @@
-"""Simulated coverage of the intervals for which percentiles of the bootstrap would be too narrow."""
+"""Simulated coverage of the intervals where percentiles of the bootstrap would be too narrow."""
 
 import pytest
 

@@ -1,26 +1,25 @@
 """Suggest a use of the annotations by what the replies show of the panel.
 
-The uses are arms of a schedule (`betas.arms`). What each of them assumes, and the suggestion, follow
-the project's controlled study (`recipes/study`): a synthetic task with small models. Both are our
-choice.
+Each use is a recipe: a schedule, or an arm of one (`betas.arms`). What it assumes and what is
+suggested follow the controlled study in `recipes/study`, on a synthetic task with small models. The
+rules are our choice.
 """
 
 from dataclasses import dataclass, replace
 
 from sp2dpo.betas.arms import Arm, compute_arm
-from sp2dpo.betas.gaps import disputes_labels
 from sp2dpo.betas.label_fit import Interval
 from sp2dpo.betas.label_slope import LabelSlope, fit_slope
-from sp2dpo.betas.schedule import Schedule
-from sp2dpo.betas.soft_labels import Anchored, Latent
+from sp2dpo.betas.schedule import Schedule, schedule_gaps
+from sp2dpo.betas.soft_labels import Latent
 from sp2dpo.diagnostics.validity import USEFUL_SLOPE
 from sp2dpo.store.annotations import AnnotationTable
 
+SP2DPO = "schedules/sp2dpo"
+WEIGHT = "schedules/arms/gap-as-weight"
 CALIBRATED = "schedules/arms/soft-calibrated"
 LATENT = "schedules/arms/soft-latent"
 ANCHORED = "schedules/arms/soft-anchored"
-WEIGHT = "schedules/arms/gap-as-weight"
-SP2DPO = "schedules/sp2dpo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,45 +27,123 @@ class Use:
     """A use of the annotations.
 
     Attributes:
-        recipe: name of its recipe, as `sp2dpo schedule --schedule` takes it.
+        recipe: its recipe, as `sp2dpo schedule --schedule` takes it.
         assumes: what must hold for it to help.
-        evidence: what the replies show of that, in words.
-        suggested: whether it is the suggested one.
+        evidence: what the replies show of that.
+        suggested: whether it is the suggested use.
     """
 
     recipe: str
     assumes: str
     evidence: str
-    suggested: bool
+    suggested: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """The uses of a panel's annotations, and why one of them is suggested.
+    """Which use of a panel's annotations is suggested, and why.
 
     Attributes:
-        uses: the uses, the suggested one first.
         reason: why, in one sentence.
+        uses: all uses that the replies allow; one is suggested.
         slope: slope of the labels on the signed gaps; None if the teachers saw the labels.
-        latent_accuracy: share of right labels if the teachers err independently; None if the
-            teachers saw the labels or no pair has a gap.
-        anchored_accuracy: the same if they may err together.
+        independent: share of right labels if the teachers err independently of each other; None
+            if the teachers saw the labels.
+        dependent: the same if they may err together.
     """
 
-    uses: tuple[Use, ...]
     reason: str
+    uses: tuple[Use, ...]
     slope: LabelSlope | None
-    latent_accuracy: Interval | None
-    anchored_accuracy: Interval | None
+    independent: Interval | None
+    dependent: Interval | None
 
 
 def suggest_use(annotations: AnnotationTable, schedule: Schedule) -> Suggestion:
-    """Suggest a use of the annotations.
+    """Suggest a use of the annotations of a store.
 
     Args:
-        annotations: annotations of one store.
-        schedule: defines the gaps.
+        annotations: the annotations.
+        schedule: the schedule, which defines the gaps.
 
     Raises:
         ValueError: no reply counts under the schedule.
     """
+    gaps = schedule_gaps(annotations, schedule)["signed_gap"].drop_nulls()
+    if not annotations.rubric.blind or gaps.is_empty():
+        return Suggestion(
+            reason="the teachers saw the labels, so their replies do not show whether they are "
+            "right: annotate a sample with a blind rubric, or check it with `--gold`",
+            uses=(replace(_SP2DPO, suggested=True), _WEIGHT),
+            slope=None,
+            independent=None,
+            dependent=None,
+        )
+    slope = fit_slope(gaps.to_numpy())
+    labels = compute_arm(annotations, Arm(of=schedule, label_smoothing=Latent())).labels
+    independent = labels.label_accuracy if labels else None
+    dependent = labels.anchored_accuracy if labels else None
+    suggested, reason = _choose(slope)
+    uses = (
+        _SP2DPO,
+        _WEIGHT,
+        Use(
+            recipe=CALIBRATED,
+            assumes="larger gaps mean that the label is more likely right",
+            evidence=_describe_slope(slope),
+        ),
+        Use(
+            recipe=LATENT,
+            assumes="the same, and teachers who err independently of each other",
+            evidence=f"then {independent} of the labels are right",
+        ),
+        Use(
+            recipe=ANCHORED,
+            assumes="labels that are mostly right; a useless panel does no harm",
+            evidence=f"{dependent} of the labels are right if teachers may err together",
+        ),
+    )
+    return Suggestion(
+        reason=reason,
+        uses=tuple(replace(use, suggested=use.recipe == suggested) for use in uses),
+        slope=slope,
+        independent=independent,
+        dependent=dependent,
+    )
+
+
+_SP2DPO = Use(
+    recipe=SP2DPO,
+    assumes="larger gaps mean that the label is more likely right, or matters more",
+    evidence="the method of the paper",
+)
+_WEIGHT = Use(
+    recipe=WEIGHT,
+    assumes="the same, and a beta that is tuned",
+    evidence="",
+)
+
+
+def _choose(slope: LabelSlope) -> tuple[str, str]:
+    """Return the suggested recipe of a blind panel, and why."""
+    if slope.slope is None or slope.low is None or slope.low <= 0:
+        return ANCHORED, (
+            "the gaps may say nothing about the labels, and then this use trains on the labels "
+            "alone, with the same label smoothing for all pairs"
+        )
+    if slope.slope < USEFUL_SLOPE:
+        return ANCHORED, (
+            "the gaps say little about the labels, so the labels themselves should keep a say"
+        )
+    return CALIBRATED, (
+        "the gaps predict the labels, and nothing need be assumed of how the teachers err"
+    )
+
+
+def _describe_slope(slope: LabelSlope) -> str:
+    if slope.slope is None:
+        return "every gap is 0"
+    return (
+        f"slope of the labels on the gaps {slope.slope:.2f} (95 % {slope.low:.2f} to "
+        f"{slope.high:.2f}); useful from {USEFUL_SLOPE:g} on"
+    )

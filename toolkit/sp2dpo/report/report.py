@@ -30,6 +30,7 @@ from sp2dpo.diagnostics.bootstrap import DRAWS
 from sp2dpo.diagnostics.checks import Check
 from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.panel_agreement import Splits, TeacherEffect, measure_agreement
+from sp2dpo.diagnostics.uses import Suggestion, suggest_use
 from sp2dpo.panel.rubric import Rubric
 from sp2dpo.report.charts import Histogram, build_histogram
 from sp2dpo.report.examples import Example, select_examples
@@ -215,6 +216,7 @@ class Report:
         beta: distribution of the betas.
         labels: what the estimate of the labels found; None for an arm without one.
         label_cautions: reasons to doubt it, in words.
+        suggestion: which use of the annotations is suggested, and why.
         histogram: histogram of beta by category.
         categories: statistics of each category, in order of priority.
         disputed: pairs whose label is disputed; None if the replies cannot dispute labels.
@@ -244,6 +246,7 @@ class Report:
     beta: BetaStatistics
     labels: LabelFit | None
     label_cautions: list[str]
+    suggestion: Suggestion
     histogram: Histogram
     categories: list[CategoryStatistics]
     disputed: LabelDisputes | None
@@ -318,6 +321,7 @@ def build_report(
         beta=_beta_statistics(table),
         labels=betas.labels,
         label_cautions=betas.labels.cautions() if betas.labels else [],
+        suggestion=suggest_use(annotations, betas.schedule),
         histogram=build_histogram(betas, categories),
         categories=_category_statistics(table, categories),
         disputed=_count_disputes(table) if has_disputes else None,
