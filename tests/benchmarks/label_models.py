@@ -102,11 +102,15 @@ def print_coverage(runs):
                 1_000, 0.75,
                 lambda s=share: shared_errors(rng, pairs=1_000, accuracy=0.75, share=s), fit,
             )  # fmt: skip
-    for name, fit in (("latent", accuracy_of_classes), ("anchored", accuracy_of_anchored)):
-        add(
-            f"labels' accuracy ({name}), guessing teachers", 1_000, 0.65,
-            lambda: simulate_classes(rng, pairs=1_000, accuracy=0.65, strength=0.0), fit,
-        )  # fmt: skip
+    for teachers in (3, 9):
+        for name, fit in (("latent", accuracy_of_classes), ("anchored", accuracy_of_anchored)):
+            add(
+                f"labels' accuracy ({name}), {teachers} guessing teachers", 1_000, 0.75,
+                lambda t=teachers: simulate_classes(
+                    rng, pairs=1_000, accuracy=0.75, strength=0.0, teachers=t
+                ),
+                fit,
+            )  # fmt: skip
     head = ("interval", "pairs", "truth", "covers", "mean estimate", "mean width")
     print("\n".join(format_table(head, rows)))
 

@@ -143,6 +143,20 @@ def test_teachers_who_share_an_opinion_are_taken_for_the_truth():
     assert anchored.right.min() > 0.5
 
 
+def test_many_guessing_teachers_are_taken_for_annotators_whose_labels_are_wrong():
+    # The class that fits the noise best is unrelated to the labels: the low accuracy shows it, not
+    # the interval. Three guessing teachers leave the prior of the labels as it is.
+    rng = np.random.default_rng(0)
+    nine = simulate_classes(rng, pairs=1_000, accuracy=0.72, strength=0.0, teachers=9)
+    model = fit_classes(nine.by_teacher, mirrored=True)
+    assert model.label_accuracy.estimate < 0.65
+    assert model.right.min() < 0.1
+    assert fit_anchored(nine.signed_gap).right.min() > 0.5
+    few = fit_classes(nine.by_teacher[:, :3], mirrored=True)
+    assert few.label_accuracy.high - few.label_accuracy.low > 0.3
+    assert few.right.min() > 0.5
+
+
 def test_anchored_finds_the_maximum_that_a_general_optimiser_finds():
     rng = np.random.default_rng(7)
     s = simulate_anchored(rng, pairs=400, accuracy=0.75, slope=8.0).signed_gap
@@ -246,11 +260,12 @@ def test_labels_that_seem_mostly_wrong_or_differ_between_the_models_raise_a_doub
     assert fitted(0.72, 0.719, 0.721, other=(0.76, 0.755, 0.765)).cautions() == []
     assert fitted(0.51, 0.5, 0.6).cautions() == [
         "the estimated accuracy of the labels is 0.51 (95 % 0.5 to 0.6): either many labels are "
-        "wrong, or the teachers err together; `label_smoothing: anchored` does not rely on their "
-        "independence"
+        "wrong, or the teachers err together or guess; `label_smoothing: anchored` does not rely "
+        "on their independence"
     ]
     apart = fitted(0.7, 0.68, 0.72, other=(0.8, 0.75, 0.85)).cautions()
     assert "and 0.8 (95 % 0.75 to 0.85) if teachers may err together" in apart[0]
+    assert "hardly known: 0.7 (95 % 0.5 to 0.95)" in fitted(0.7, 0.5, 0.95).cautions()[0]
     assert "too few annotators" in fitted(0.5, 0.5, 0.6, teachers=1).cautions()[0]
     # Labels are no annotators of teachers who saw them.
     assert (

@@ -14,6 +14,8 @@ _FEW_RIGHT = 0.65
 """Share of right labels below which `LabelFit.cautions` asks whether the teachers err together."""
 _FAR = 0.05
 """Smallest difference between two estimates of the share of right labels that it mentions."""
+_WIDE = 0.3
+"""Width of the interval of the share of right labels above which it is called unknown."""
 _COUNTS = ("pairs", "exchanged", "right", "blind")
 """What follows from the probabilities alone."""
 _ROUNDING = 1e-6
@@ -131,7 +133,14 @@ class LabelFit:
                 f"EM did not converge in {self.iterations} steps, so the probabilities are not "
                 "final: request more replies, or use `label_smoothing: anchored`"
             )
-        if not self.teacher_accuracy or self.label_accuracy is None:
+        if self.label_accuracy is None:
+            return
+        if self.label_accuracy.high - self.label_accuracy.low > _WIDE:
+            yield (
+                f"the accuracy of the labels is hardly known: {self.label_accuracy}, which rests "
+                "on the prior (3 of 4 labels are right): the replies say little about the labels"
+            )
+        if not self.teacher_accuracy:
             return
         # Blind teachers do not know the label, so it is one more annotator.
         if len(self.teacher_accuracy) + self.blind < _ANNOTATORS:
@@ -146,8 +155,8 @@ class LabelFit:
                 other = f", and {self.anchored_accuracy} if teachers may err together"
             yield (
                 f"the estimated accuracy of the labels is {self.label_accuracy}{other}: either "
-                "many labels are wrong, or the teachers err together; `label_smoothing: anchored` "
-                "does not rely on their independence"
+                "many labels are wrong, or the teachers err together or guess; `label_smoothing: "
+                "anchored` does not rely on their independence"
             )
 
     def _is_doubtful(self, accuracy: Interval) -> bool:
