@@ -95,12 +95,12 @@ def suggest_use(annotations: AnnotationTable, schedule: Schedule) -> Suggestion:
         Use(
             recipe=LATENT,
             assumes="the same, and teachers who err independently of each other",
-            evidence=f"then {independent} of the labels are right",
+            evidence=f"share of right labels in this model: {independent}",
         ),
         Use(
             recipe=ANCHORED,
             assumes="labels that are mostly right; a useless panel does no harm",
-            evidence=f"{dependent} of the labels are right if teachers may err together",
+            evidence=f"share of right labels in this model: {dependent}",
         ),
     )
     return Suggestion(
@@ -144,6 +144,6 @@ def _describe_slope(slope: LabelSlope) -> str:
     if slope.slope is None:
         return "every gap is 0"
     return (
-        f"slope of the labels on the gaps {slope.slope:.2f} (95 % {slope.low:.2f} to "
-        f"{slope.high:.2f}); useful from {USEFUL_SLOPE:g} on"
+        f"slope of the labels on the gaps: {slope.slope:.3g} (95 % {slope.low:.3g} to "
+        f"{slope.high:.3g}); 0 is chance, below {USEFUL_SLOPE:g} is weak"
     )
