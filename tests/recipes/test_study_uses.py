@@ -1,10 +1,12 @@
 """The second part of the study: its statistics by hand, its teachers, its judge."""
 
+import subprocess
 import sys
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from scipy import stats
 
 from support.harness import ROOT
@@ -253,3 +255,30 @@ def test_a_judge_errs_alike_for_all_students_and_likes_length():
     other = judge_rewards(rewards + 0.25, responses, judge, seed=5)
     assert (other - judged) == pytest.approx(np.ones(4000))
     assert judge_rewards(rewards, responses, {}, seed=5).tolist() == [0.0] * 4000
+
+
+@pytest.mark.slow
+def test_orders_of_training_differ_and_a_further_scale_is_no_trial(tmp_path):
+    settings = {
+        "like": str(STUDY / "smoke.yaml"), "seeds": [2], "reward_model": {}, "orders": 2,
+        "judge": {"noise": 1.0, "length_bias": 0.1}, "samples_at_one": 4, "scales": [1],
+        "methods": ["soft-latent"], "sweep": {"soft-latent": [3]}, "defaults": [], "corrected": [],
+        "against": "",
+    }  # fmt: skip
+    (tmp_path / "uses.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, STUDY / "run.py", tmp_path / "uses.yaml", "--out", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.endswith(f"wrote {tmp_path / 'out' / 'runs.csv'}\n")
+    runs = Runs.read(tmp_path / "out")
+    rows = {(row["scale"], row["order"]): row for row in runs.table.to_dicts()}
+    assert {key: row["chosen"] for key, row in rows.items()} == {
+        (1.0, 0): True, (1.0, 1): True, (3.0, 0): False, (3.0, 1): False,
+    }  # fmt: skip
+    first, second = rows[1.0, 0], rows[1.0, 1]
+    assert first["D_right_1"] != second["D_right_1"]
+    assert first["slope_start_9"] == second["slope_start_9"]  # the same pairs and labels
+    assert first["D_right_0"] == pytest.approx(0, abs=1e-4)
+    assert runs.tuned("soft-latent").tolist() == [
+        pytest.approx((first["reward_1"] + second["reward_1"]) / 2)
+    ]
