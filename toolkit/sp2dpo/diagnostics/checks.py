@@ -173,7 +173,8 @@ def deviation_estimate(values: NDArray[np.float64]) -> Estimate:
         Var(s^2) = (m_4 - s^4 (n - 3) / (n - 1)) / n
 
     (Kenney and Keeping 1951, m_4 the fourth central moment); log s has the standard error
-    sqrt(Var(s^2)) / (2 s^2) by the delta method.
+    sqrt(Var(s^2)) / (2 s^2) by the delta method. The interval's centre is the sample's deviation,
+    with n - 1 in place of n: the population's is too small over few pairs.
     """
     n = len(values)
     if not n:
@@ -184,8 +185,8 @@ def deviation_estimate(values: NDArray[np.float64]) -> Estimate:
     fourth = float(((values - values.mean()) ** 4).mean())
     error = math.sqrt((fourth - square**2 * (n - 3) / (n - 1)) / n) / (2 * square)
     factor = math.exp(student_quantile(n - 1) * error)
-    deviation = math.sqrt(square)
-    return Estimate(value=deviation, low=deviation / factor, high=deviation * factor)
+    centre = math.sqrt(square * n / (n - 1))
+    return Estimate(value=math.sqrt(square), low=centre / factor, high=centre * factor)
 
 
 def envelope_shares(table: pl.DataFrame, schedule: Schedule) -> pl.Series:
