@@ -31,6 +31,10 @@ _ACCURACIES = (0.5, 1 - 1e-6)
 _MAX_STEPS = 5_000
 _TOLERANCE = 1e-10
 """EM has converged if a step adds less than this to the mean log posterior of a pair."""
+_GROWTH = 4.0
+"""Factor by which the longest extrapolation grows after a success, and shrinks after a failure."""
+_SMALLEST_SHARE = 1e-12
+"""Smallest probability of a bin after an extrapolation."""
 _SLOPE_SCALE = 10.0
 """Standard deviation of the normal prior of the slope c."""
 _STARTS = (0.5, 3.0, 10.0)
@@ -246,6 +250,16 @@ class _Em:
     converged: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One step of EM: the log posterior and `right` before it, and the parameters after it."""
+
+    before: _Parameters
+    objective: float
+    right: Floats
+    after: _Parameters
+
+
 def _run_em(
     patterns: NDArray[np.int64],
     counts: NDArray[np.int64],
@@ -254,7 +268,11 @@ def _run_em(
     mirrored: bool,
     fix_accuracy: bool = False,
 ) -> _Em:
-    """Maximise the posterior by EM.
+    """Maximise the posterior by EM, extrapolated by SQUAREM.
+
+    After every two steps, the parameters are extrapolated along the path of these steps (Varadhan
+    and Roland 2008, Scandinavian Journal of Statistics 35:335, scheme S3). EM alone needs thousands
+    of steps if the teachers guess. An extrapolation that lowers the posterior is discarded.
 
     Args:
         patterns: (P, T) the different rows of bins.
@@ -263,38 +281,105 @@ def _run_em(
         mirrored: Whether the bins of the second class are those of the first, reversed.
         fix_accuracy: Whether the share of right labels keeps its value.
     """
-    total = counts.sum()
-    # (P, T x 7) one row of indicators for each pattern; a missing reply has none.
-    hot = (patterns[:, :, None] == np.arange(_BINS)).astype(float).reshape(len(patterns), -1)
-    before = -np.inf
-    for step in range(1, _MAX_STEPS + 1):
+    em = _ClassPosterior(patterns, counts, mirrored=mirrored, fix_accuracy=fix_accuracy)
+    first, steps = em.step(parameters), 1
+    longest = 1.0
+    while True:
+        second, steps = em.step(first.after), steps + 1
+        converged = second.objective - first.objective <= em.tolerance
+        if converged or steps >= _MAX_STEPS:
+            return _Em(
+                right=second.right, parameters=second.before, objective=second.objective,
+                iterations=steps, converged=bool(converged),
+            )  # fmt: skip
+        length = _extrapolation_length(first, second)
+        far, steps = em.step(_extrapolate(first, second, min(length, longest))), steps + 1
+        if far.objective > second.objective:
+            first = far
+            longest *= _GROWTH if length >= longest else 1
+        else:
+            first, steps = em.step(second.after), steps + 1
+            longest = max(1.0, longest / _GROWTH)
+
+
+class _ClassPosterior:
+    """The log posterior of the model with two classes, and its EM step."""
+
+    def __init__(
+        self,
+        patterns: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        *,
+        mirrored: bool,
+        fix_accuracy: bool,
+    ) -> None:
+        self._counts, self._total = counts, counts.sum()
+        # (P, T x 7) one row of indicators for each pattern; a missing reply has none.
+        hot = (patterns[:, :, None] == np.arange(_BINS)).astype(float)
+        self._hot = hot.reshape(len(patterns), -1)
+        self._mirrored, self._fix_accuracy = mirrored, fix_accuracy
+
+    @property
+    def tolerance(self) -> float:
+        """Gain of the log posterior in one step below which EM has converged."""
+        return _TOLERANCE * float(self._total)
+
+    def step(self, parameters: _Parameters) -> _Step:
+        """Return the posterior at some parameters, and the next parameters of EM."""
         accuracy, logs = parameters.accuracy, np.log(parameters.emissions)
-        by_class = logs.reshape(2, -1) @ hot.T + np.log([[accuracy], [1 - accuracy]])
+        by_class = logs.reshape(2, -1) @ self._hot.T + np.log([[accuracy], [1 - accuracy]])
         likelihood = np.logaddexp(*by_class)
         right = np.exp(by_class[0] - likelihood)
         prior = (_RIGHT - 1) * np.log(accuracy) + (_WRONG - 1) * np.log(1 - accuracy)
         # Mirrored bins are one set of parameters, so their prior counts once.
-        prior += _PSEUDO_COUNT * logs[: 1 if mirrored else 2].sum()
-        objective = float(counts @ likelihood + prior)
-        converged = objective - before <= _TOLERANCE * total
-        if converged or step == _MAX_STEPS:
-            return _Em(
-                right=right, parameters=parameters, objective=objective, iterations=step,
-                converged=bool(converged),
-            )  # fmt: skip
-        before = objective
-        if not fix_accuracy:
-            expected = (counts @ right + _RIGHT - 1) / (total + _RIGHT + _WRONG - 2)
-            accuracy = float(np.clip(expected, *_ACCURACIES))
-        in_bins = (counts * np.stack([right, 1 - right]) @ hot).reshape(logs.shape)
-        if mirrored:
+        prior += _PSEUDO_COUNT * logs[: 1 if self._mirrored else 2].sum()
+        if not self._fix_accuracy:
+            expected = self._counts @ right + _RIGHT - 1
+            accuracy = float(np.clip(expected / (self._total + _RIGHT + _WRONG - 2), *_ACCURACIES))
+        in_bins = (self._counts * np.stack([right, 1 - right]) @ self._hot).reshape(logs.shape)
+        if self._mirrored:
             in_bins = in_bins[0] + in_bins[1, :, ::-1] + _PSEUDO_COUNT
             emissions = np.stack([in_bins, in_bins[:, ::-1]])
         else:
             emissions = in_bins + _PSEUDO_COUNT
         emissions /= emissions.sum(-1, keepdims=True)
-        parameters = _Parameters(accuracy=accuracy, emissions=emissions)
-    raise AssertionError("the loop returns at its last step")
+        return _Step(
+            before=parameters,
+            objective=float(self._counts @ likelihood + prior),
+            right=right,
+            after=_Parameters(accuracy=accuracy, emissions=emissions),
+        )
+
+
+def _extrapolation_length(first: _Step, second: _Step) -> float:
+    """Return how far to go along the path of two steps; 1 is where the second step ends."""
+    change, bend = _path(first, second)
+    size = float(np.linalg.norm(bend))
+    return max(1.0, float(np.linalg.norm(change)) / size) if size else 1.0
+
+
+def _extrapolate(first: _Step, second: _Step, length: float) -> _Parameters:
+    """Return parameters further along the path of two steps."""
+    change, bend = _path(first, second)
+    there = _to_vector(first.before) + 2 * length * change + length**2 * bend
+    logs = there[1:].reshape(second.after.emissions.shape)
+    emissions = np.exp(logs - logs.max(-1, keepdims=True)).clip(_SMALLEST_SHARE)
+    return _Parameters(
+        accuracy=float(np.clip(sigmoid(there[0]), *_ACCURACIES)),
+        emissions=emissions / emissions.sum(-1, keepdims=True),
+    )
+
+
+def _path(first: _Step, second: _Step) -> tuple[Floats, Floats]:
+    """Return the first and the second difference of the parameters along two steps."""
+    points = [_to_vector(each) for each in (first.before, second.before, second.after)]
+    return points[1] - points[0], points[2] - 2 * points[1] + points[0]
+
+
+def _to_vector(parameters: _Parameters) -> Floats:
+    """Return the parameters as log odds and log probabilities, which have no bounds."""
+    log_odds = np.log(parameters.accuracy) - np.log1p(-parameters.accuracy)
+    return np.concatenate([[log_odds], np.log(parameters.emissions).ravel()])
 
 
 def _interval(
