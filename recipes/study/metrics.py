@@ -1,5 +1,6 @@
 """Measure a student: its true rewards, KL and accuracy, and which pairs its gradient goes to."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def judge_rewards(
     responses: Sequence[Sequence[int]],
     judge: Mapping[str, float],
     *,
-    seed: int,
+    name: str,
 ) -> np.ndarray:
     """Return what a judge takes for the rewards of samples, (N,).
 
@@ -54,13 +55,14 @@ def judge_rewards(
         responses: The samples.
         judge: `noise`, standard deviation of the judge's error on one sample, and `length_bias`,
             reward for each token; empty for a judge without errors.
-        seed: Seed of the errors, the same for all students of a seed.
+        name: Name of the run, which seeds the errors: equal errors would cancel between the trials
+            that are compared.
     """
     true = rewards.sum(1)
     if not judge:
         return true
     lengths = np.array([len(response) for response in responses])
-    noise = np.random.default_rng([seed, 7]).standard_normal(len(true))
+    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(len(true))
     return true + judge["length_bias"] * lengths + judge["noise"] * noise
 
 
@@ -76,6 +78,7 @@ def measure_student(
     each: int,
     each_at_one: int,
     judge: Mapping[str, float],
+    name: str,
     seed: int,
 ) -> dict[str, Any]:
     """Return all measurements of one student.
@@ -91,6 +94,7 @@ def measure_student(
         each: Number of samples of each prompt and temperature.
         each_at_one: Number of samples of each test prompt at temperature 1.
         judge: Judge of the validation samples, see `judge_rewards`; empty for the true reward.
+        name: Name of the run.
         seed: Seed of the samples, the same for all students of a seed.
 
     Returns:
@@ -118,7 +122,7 @@ def measure_student(
     rewards, responses = sample_rewards(
         model, world, validation, each=2 * each, temperature=1.0, seed=seed + 1
     )
-    result["validation"] = float(judge_rewards(rewards, responses, judge, seed=seed + 2).mean())
+    result["validation"] = float(judge_rewards(rewards, responses, judge, name=name).mean())
     is_right = log_ratio_differences(model, clean, clean_reference) > 0
     result["accuracy"] = is_right.double().mean().item()
     return result

@@ -181,7 +181,7 @@ def run_student(config: StudyConfig, run: Run, seed: SeedData) -> dict[str, Any]
             model, seed.reference, seed.world, validation=seed.split.validation,
             test=seed.split.test, clean=seed.clean, clean_reference=seed.clean_reference,
             each=config.samples, each_at_one=config.samples_at_one, judge=config.judge,
-            seed=1000 + run.seed,
+            name=run.name, seed=1000 + run.seed,
         ),
         "epochs": epochs,
     }  # fmt: skip

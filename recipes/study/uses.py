@@ -6,8 +6,9 @@ The folder holds `runs-*.csv`: the `runs.csv` of `uses.yaml`, `uses-panels.yaml`
 `uses-arms.yaml`.
 
 A method is tuned for every seed and order of training by the validation score; its reward is the
-mean over the orders. At a matched KL, the reward is interpolated between the trials, linearly in
-the logarithm of KL. Seeds are paired; intervals and p-values are Student's over the seeds.
+mean over the orders. At a matched KL, the reward is interpolated between runs of neighbouring
+scales, linearly in the logarithm of KL. Seeds are paired; intervals and p-values are Student's over
+the seeds.
 """
 
 import argparse
@@ -198,25 +199,27 @@ class Runs:
         return means[column].to_numpy()
 
 
-def _interpolate(trials: pl.DataFrame, kl: float, column: str) -> float:
-    trials = trials.sort("kl")
-    known = np.log(trials["kl"].to_numpy())
-    values = trials[column].to_numpy()
-    return float(np.interp(np.log(kl), known, values, left=np.nan, right=np.nan))
+def _interpolate(runs: pl.DataFrame, kl: float, column: str) -> float:
+    """Return a measurement at a KL, between runs of neighbouring scales; NaN if none enclose it."""
+    runs = runs.sort("scale", descending=True)
+    kls, values = np.log(runs["kl"].to_numpy()), runs[column].to_numpy()
+    at = np.log(kl)
+    for left in range(len(kls) - 1):
+        low, high = sorted(kls[left : left + 2])
+        if low <= at <= high:
+            share = (at - kls[left]) / (kls[left + 1] - kls[left]) if high > low else 0.5
+            return float(values[left] + share * (values[left + 1] - values[left]))
+    return float("nan")
 
 
 def answer_questions(runs: Runs) -> list[Answer]:
     """Return the answers to the primary questions, in the order of RULES-2.md."""
 
-    def less(name: str, other: str, kl: float | None = None) -> Difference:
-        if kl is None:
-            return Difference(values=runs.tuned(name) - runs.tuned(other))
-        values = runs.at_kl(name, kl) - runs.at_kl(other, kl)
-        # A seed whose trials do not reach the KL has no value.
-        return Difference(values=values[~np.isnan(values)])
+    def less(name: str, other: str) -> Difference:
+        return Difference(values=runs.tuned(name) - runs.tuned(other))
 
     temperature = {
-        "sp2dpo less beta-as-weight": less("sp2dpo", "beta-as-weight", MATCHED_KL),
+        "sp2dpo less beta-as-weight": _at_equal_kl(runs, "sp2dpo", "beta-as-weight", MATCHED_KL),
     }
     soft = {
         f"soft-calibrated less {other}": less("soft-calibrated", other)
@@ -275,6 +278,19 @@ def format_power(runs: Runs, seeds: int) -> list[str]:
     return lines
 
 
+def _at_equal_kl(runs: Runs, name: str, other: str, kl: float) -> Difference:
+    """Return the difference of two methods at a KL, over the seeds in which both reach it.
+
+    Raises:
+        ValueError: Fewer than two seeds do.
+    """
+    values = runs.at_kl(name, kl) - runs.at_kl(other, kl)
+    known = values[~np.isnan(values)]
+    if len(known) < 2:
+        raise ValueError(f"{name} and {other}: {len(known)} seeds reach a KL of {kl:g}")
+    return Difference(values=known)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted by Holm's method (1979), in the given order."""
     order = np.argsort(p_values)
@@ -288,15 +304,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def format_answers(answers: Sequence[Answer]) -> list[str]:
     """Return the primary questions as lines of a Markdown table."""
     lines = [
-        "| question | difference of the true reward (95 %) | median | p, Holm |",
-        "|---|---|---|---|",
+        "| question | difference of the true reward (95 %) | median | seeds | p, Holm |",
+        "|---|---|---|---|---|",
     ]
     adjusted = holm([min(1.0, answer.p_value) for answer in answers])
     for answer, p_value in zip(answers, adjusted, strict=True):
         for position, (name, difference) in enumerate(answer.differences.items()):
             question, p = (answer.question, f"{p_value:.2g}") if position == 0 else ("", "")
             lines.append(
-                f"| {question} | {name}: {difference.words()} | {difference.median:+.2f} | {p} |"
+                f"| {question} | {name}: {difference.words()} | {difference.median:+.2f} "
+                f"| {len(difference.values)} | {p} |"
             )
     return lines
 
@@ -468,8 +485,12 @@ def write_results(runs: Runs, out: Path) -> list[str]:
     curves = [name for name in main if name not in POOLED]
     bad = [name for name in runs.names() if "@" in name]
     both = [name for name, _ in COLOURS if name in main]
+    trials = Runs(runs.table.filter("chosen").drop("name"))
+    without = _at_equal_kl(trials, "sp2dpo", "beta-as-weight", MATCHED_KL)
     lines = [
         *format_answers(answer_questions(runs)), "",
+        f"Question 1 without the further scales, over the {len(without.values)} seeds whose trials "
+        f"reach the KL: {without.words()}.", "",
         *format_methods(runs, main), "",
         *format_methods(runs, [*bad, "dpo"]), "",
         *format_curves(runs, curves), "",
