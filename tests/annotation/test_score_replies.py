@@ -58,7 +58,7 @@ def test_a_difference_is_a_magnitude_with_the_sign_that_the_label_lacks(scored):
 
 
 def test_a_reply_is_stored_as_a_teacher_would_have_sent_it(scored):
-    store, ids = scored((8.5, 4))
+    store, ids = scored((8.5, 4), (2, 3))
     import_scores(store, "ultrafeedback", TWO, **HOW)
     for reply in store.replies(ids[0]):
         annotation = parse_annotation(reply.raw, BLIND)
@@ -80,6 +80,48 @@ def test_scores_that_contradict_a_label_are_no_difference_under_the_labelled_pro
     assert [reply.order for reply in store.replies(ids[0])] == ["chosen-first"]
 
 
+@pytest.mark.parametrize(
+    ("scores", "counts"),
+    [(((8.5, 4),), "1 agree, 0 ties"), (((8.5, 4), (5, 5), (9, 2)), "2 agree, 1 tie")],
+)
+def test_scores_that_only_repeat_the_labels_are_no_blind_teacher(scored, scores, counts):
+    store, _ = scored(*scores)
+    with pytest.raises(ValueError, match=rf"label of no pair \({counts}\).*semantic-gap-blind"):
+        import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert store.teachers() == []
+    known, _ = scored(*scores, rubric=LABELLED, name="labelled.sqlite")
+    assert import_scores(known, "ultrafeedback", TWO, **HOW).added == len(scores)
+
+
+def test_one_contradicted_label_makes_scores_a_blind_teacher(scored):
+    store, ids = scored((8.5, 4), (9, 2), (4.9, 5))
+    assert import_scores(store, "ultrafeedback", TWO, **HOW).added == 3
+    # 0.1 of 9 is a magnitude of 0 of 10, so the gap is 0, but the reply prefers the other response.
+    assert {(each.order, each.better) for each in store.replies(ids[2])} == {
+        ("chosen-first", "B"), ("rejected-first", "A")
+    }  # fmt: skip
+
+
+def test_scores_that_prefer_no_response_repeat_no_label(scored):
+    store, ids = scored((5, 5), (7, 7))
+    assert import_scores(store, "ultrafeedback", TWO, **HOW).added == 2
+    assert gaps_of(store, ids) == [0, 0]
+
+
+def test_a_strength_is_no_blind_teacher_because_its_sign_is_the_label(new_store):
+    store = new_store()
+    rows = [
+        replace(row, columns={"overall": overall})
+        for row, overall in zip(pairs_of(3), (-2, 1, 3), strict=True)
+    ]
+    store.corpus.add(Source(name="helpsteer.jsonl"), rows)
+    store.record_panel(panel_of("a", rubric=BLIND))
+    names = ScoreColumns(strength="overall", width=3)
+    with pytest.raises(ValueError, match=r"3 agree, 0 ties.*export-gold"):
+        import_scores(store, "helpsteer", names, **HOW)
+    assert store.teachers() == []
+
+
 def test_votes_are_the_confidence(new_store):
     store = new_store()
     votes = ([-2, -2, -1], [-3, 1, -1], [-1, 1], [0, -1])
@@ -88,7 +130,7 @@ def test_votes_are_the_confidence(new_store):
         for row, each in zip(pairs_of(4), votes, strict=True)
     ]
     store.corpus.add(Source(name="helpsteer.jsonl"), rows)
-    store.record_panel(panel_of("a", rubric=BLIND))
+    store.record_panel(panel_of("a", rubric=LABELLED))
     names = ScoreColumns(strength="overall", votes="votes", width=3)
     import_scores(store, "helpsteer", names, category="clarity")
     # Magnitude 2 of 3: 7 of 10, half upwards. Agreement 1, 1/3, 0, 1/2: 10, 3, 0, 5 of 10.
@@ -100,15 +142,15 @@ def test_votes_are_the_confidence(new_store):
 
 
 def test_the_scores_are_one_teacher_among_the_panels(scored):
-    store, ids = scored((10, 1), (5, 5))
+    store, ids = scored((10, 1), (5, 5), (4, 8.5))
     store.add_replies([
         kept_reply(pair_id, "a", "direct", 10, 5, order=order, better=better)
         for pair_id in ids
         for order, better in (("chosen-first", "A"), ("rejected-first", "B"))
     ])  # fmt: skip
     import_scores(store, "ultrafeedback", TWO, **HOW)
-    # JMAMP: the mean of 0.5 and 0.8, and of 0.5 and 0.
-    assert gaps_of(store, ids) == pytest.approx([0.65, 0.25])
+    # JMAMP: the mean of 0.5 and 0.8, of 0.5 and 0, and of 0.5 and -0.4.
+    assert gaps_of(store, ids) == pytest.approx([0.65, 0.25, 0.05])
     assert [(each.name, each.model) for each in store.teachers()] == [
         ("a", "model-a"), ("ultrafeedback", "scores of the data set")
     ]  # fmt: skip
@@ -117,7 +159,7 @@ def test_the_scores_are_one_teacher_among_the_panels(scored):
 
 
 def test_importing_again_adds_what_is_missing_and_changes_nothing(scored):
-    store, _ = scored((10, 1), (7, 3))
+    store, _ = scored((10, 1), (3, 7))
     import_scores(store, "ultrafeedback", TWO, **HOW)
     before = list(store.replies())
     again = import_scores(store, "ultrafeedback", TWO, **HOW)
@@ -134,7 +176,7 @@ def test_pairs_without_scores_are_counted_by_reason(new_store):
     store = new_store()
     first, second, third, fourth = pairs_of(4)
     rows = [
-        replace(first, columns={"score_chosen": 9, "score_rejected": 1}),
+        replace(first, columns={"score_chosen": 1, "score_rejected": 9}),
         replace(second, columns={"score_chosen": "N/A", "score_rejected": 1}),
         replace(third, columns={}),
         replace(fourth, columns={"score_chosen": 9, "score_rejected": 1}),
@@ -193,7 +235,7 @@ def test_the_ratings_of_ultrafeedback_are_found_in_every_comparison_of_a_row(new
     }
     store, source = new_store(), source_of(tmp_path, row)
     store.corpus.add(source, read_rows(source))
-    store.record_panel(panel_of("a", rubric=BLIND))
+    store.record_panel(panel_of("a", rubric=LABELLED))
     names = ScoreColumns(
         chosen="comparison.chosen_score", rejected="comparison.rejected_score", width=9
     )
@@ -214,7 +256,7 @@ def test_the_preferences_of_helpsteer3_stay_with_its_pairs(new_store, tmp_path):
     ]  # fmt: skip
     store, source = new_store(), source_of(tmp_path, *rows)
     store.corpus.add(source, read_rows(source))
-    store.record_panel(panel_of("a", rubric=BLIND))
+    store.record_panel(panel_of("a", rubric=LABELLED))
     names = ScoreColumns(
         strength="overall_preference", votes="individual_preference", width=3
     )  # a tie is no pair, so two of three rows are

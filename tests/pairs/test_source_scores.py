@@ -101,11 +101,20 @@ def test_a_difference_beyond_the_width_is_an_error_of_the_width():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"width": 3}, "name either both columns of scores, or one of strengths"),
-        ({"width": 3, "chosen": "a"}, "name either both"),
-        ({"width": 3, "chosen": "a", "rejected": "b", "strength": "c"}, "name either both"),
-        ({"width": 3, "chosen": "a", "rejected": "b", "votes": "c"}, "votes are read beside"),
-        ({"width": 0, "strength": "c"}, "the width must be a number above 0, not 0"),
+        (
+            {"width": 3},
+            r"two scores \(--chosen and --rejected\), or the column `strength` \(--strength\)",
+        ),
+        ({"width": 3, "chosen": "a"}, "name either the columns `chosen` and `rejected`"),
+        (
+            {"width": 3, "chosen": "a", "rejected": "b", "strength": "c"},
+            "name either the columns `chosen` and `rejected`",
+        ),
+        (
+            {"width": 3, "chosen": "a", "rejected": "b", "votes": "c"},
+            r"`votes` \(--votes\) are compared .* with `strength` \(--strength\)",
+        ),
+        ({"width": 0, "strength": "c"}, r"`width` \(--width\) must be a number above 0, not 0"),
     ],
 )
 def test_columns_that_do_not_fit_together_are_refused(names, message):

@@ -12,12 +12,17 @@ share of their width (`pairs.source_scores`), a reply is (our choice)
     category     stated by the user, because scores have none
 
 There is one reply in each order of the rubric and for the panel's first variant alone.
+
+A blind teacher is a witness of the labels: the checks of validity and the soft labels ask how often
+it agrees with them. Scores that the labels were made from always agree, so under the blind protocol
+scores that contradict no label are refused. Under the labelled protocol no teacher is such a
+witness, and they add the size of a gap alone.
 """
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,7 @@ from sp2dpo.panel.rubric import CHOSEN_FIRST, Rubric, Scale
 from sp2dpo.store.counts import load_recorded_panel
 from sp2dpo.store.records import ReplyRecord
 from sp2dpo.store.store import Store, StoredTeacher, open_store_for_writing
+from sp2dpo.text import count_noun
 
 _PAGE = 500
 """Pairs whose replies are committed at a time."""
@@ -76,7 +82,8 @@ def import_scores(
 
     Raises:
         ValueError: The category or the confidence is not of the rubric, the teacher has another
-            definition, a difference is larger than the width, or no pair has scores.
+            definition, a difference is larger than the width, no pair has scores, or the protocol
+            is blind and the scores contradict no label.
         OSError: The file cannot be read or written.
     """
     with ExitStack() as stack:
@@ -101,6 +108,8 @@ def import_scores(
         )
         store.check_teacher(definition)
         found, left_out = _read(store, scores)
+        if asked.rubric.blind:
+            _check_contradicts(found, teacher, asked.rubric.name)
         new = sorted(found.keys() - store.replied_pairs(teacher))
         if new and panel is not None:
             # A recorded panel has only what counting needs, so it is not recorded again.
@@ -137,8 +146,8 @@ def _check(
     panel.rubric.check_category(category, where="")
     if (confidence is None) == (scores.votes is None):
         raise ValueError(
-            "the confidence of a reply is either one number for all pairs or the agreement of the "
-            "votes: give exactly one of them"
+            "the confidence of a reply is either `confidence` (--confidence), one number for all "
+            "pairs, or the agreement of `votes` (--votes): give exactly one of them"
         )
     scale = panel.rubric.confidence
     if confidence is not None and not scale.min <= confidence <= scale.max:
@@ -175,6 +184,22 @@ def _read(store: Store, names: ScoreColumns) -> tuple[dict[str, SourceScore], Co
     # With either of them, the reply would depend on the order of the rows.
     left_out["several rows with different scores"] += len(conflicting)
     return {i: score for i, score in found.items() if i not in conflicting}, +left_out
+
+
+def _check_contradicts(scores: Mapping[str, SourceScore], teacher: str, rubric: str) -> None:
+    """Refuse scores that differ and never prefer the rejected response: they repeat the labels."""
+    differences = [score.difference for score in scores.values()]
+    agreeing = sum(difference > 0 for difference in differences)
+    if agreeing and not any(difference < 0 for difference in differences):
+        raise ValueError(
+            f"{teacher}: the scores contradict the label of no pair ({agreeing} agree, "
+            f"{count_noun(len(differences) - agreeing, 'tie')}), as scores do from which the "
+            f"labels were made. Under the blind rubric {rubric} they would count as a teacher who "
+            "did not know the labels, so that checks of validity and soft labels would confirm "
+            "the labels by themselves: import them under a labelled rubric such as semantic-gap, "
+            "where they add the size of a gap alone, or, if they are trusted as known labels, "
+            "write them with `sp2dpo export-gold`"
+        )
 
 
 def _records(

@@ -311,7 +311,11 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
     metavar="COLUMN",
     help="Column with the strength of the preference, in place of two scores.",
 )
-@click.option("--votes", metavar="COLUMN", help="Column with a list of the annotators' strengths.")
+@click.option(
+    "--votes",
+    metavar="COLUMN",
+    help="Column with a list of the annotators' strengths; their agreement is the confidence.",
+)
 @click.option(
     "--width",
     type=float,
@@ -321,7 +325,7 @@ def import_replies(panel_file: Path, store_file: Path, replies: tuple[Path, ...]
 @click.option(
     "--confidence",
     type=int,
-    help="Confidence of all replies, on the rubric's scale; with --votes their agreement.",
+    help="Confidence of all replies, on the rubric's scale; omit it with --votes.",
 )
 @click.option("--category", required=True, help="Category of all replies; scores have none.")
 @click.option(
@@ -345,7 +349,8 @@ def import_scores(
     """Store a data set's own scores as the replies of a teacher.
 
     The scores are read from columns that stay with the pairs, such as score_chosen and
-    score_rejected; A.B names a value inside a column. Importing them again changes nothing.
+    score_rejected; A.B names a value inside a column. Importing them again changes nothing. Under a
+    blind rubric, scores that contradict no label are refused, because they only repeat the labels.
     """
     from sp2dpo.annotation.score_replies import import_scores
     from sp2dpo.pairs.source_scores import ScoreColumns

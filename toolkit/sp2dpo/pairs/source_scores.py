@@ -51,11 +51,17 @@ class ScoreColumns:
         if (self.chosen is None) != (self.rejected is None) or (
             (self.chosen is None) == (self.strength is None)
         ):
-            raise ValueError("name either both columns of scores, or one of strengths")
+            raise ValueError(
+                "name either the columns `chosen` and `rejected` with two scores (--chosen and "
+                "--rejected), or the column `strength` (--strength)"
+            )
         if self.votes is not None and self.strength is None:
-            raise ValueError("votes are read beside a strength, whose sign they are compared with")
+            raise ValueError(
+                "`votes` (--votes) are compared with the sign of a strength: name its column, too, "
+                "with `strength` (--strength)"
+            )
         if not (math.isfinite(self.width) and self.width > 0):
-            raise ValueError(f"the width must be a number above 0, not {self.width!r}")
+            raise ValueError(f"`width` (--width) must be a number above 0, not {self.width!r}")
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the names that are given, and the width."""
