@@ -1,6 +1,7 @@
 """The suggested use of the annotations, for panels of known quality."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_a_panel_without_information_leaves_the_labels_their_say(shared):
     assert suggested(suggestion) == ANCHORED
     assert suggestion.slope.low <= 0
     assert "may say nothing" in suggestion.reason
+
+
+def test_a_suggestion_names_what_it_takes_for_granted():
+    annotations = annotate(panel(600, signal=1.5, noise=0.4))
+    plain = suggest_use(annotations, PAPER)
+    assert any("do not share the errors" in caution for caution in plain.cautions)
+    checks = [
+        SimpleNamespace(name=name, verdict=verdict)
+        for name, verdict in (("length-bias", "look"), ("guessing", "bad"))
+    ]
+    doubted = suggest_use(annotations, PAPER, checks)
+    assert [*doubted.cautions][: len(plain.cautions)] == [*plain.cautions]
+    assert "length of the responses" in doubted.cautions[-1]
+    fine = [SimpleNamespace(name="length-bias", verdict="ok")]
+    assert suggest_use(annotations, PAPER, fine).cautions == plain.cautions
 
 
 def test_a_weak_panel_leaves_the_labels_their_say():

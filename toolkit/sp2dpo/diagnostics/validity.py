@@ -1,8 +1,9 @@
 """Check validity: whether the gaps say which response is better, not only that teachers agree.
 
 Agreement measures reliability. Teachers who share an error agree, so no check of agreement can show
-that they are right; something else must witness it. Under the blind protocol the labels do: they
-may be wrong, but not in the direction of teachers who have not seen them. Under the labelled
+that they are right; something else must witness it. Under the blind protocol the labels do, as long
+as their errors are unrelated to those of the teachers, who have not seen them. If labels and
+teachers have the same bias, such as one for length, they confirm each other. Under the labelled
 protocol, pairs with known labels are needed. Measures and thresholds are our choice.
 """
 
