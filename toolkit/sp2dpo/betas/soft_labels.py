@@ -146,9 +146,9 @@ class Anchored:
 
     to which a and c are fitted: logistic regression with label noise, with a Beta(9, 3) prior of a
     and a normal prior of c with the scale 10. The teachers are never compared with each other, so
-    errors that they share, but not with the labels, do no harm: if the gaps say nothing about the labels, c is 0 and p is a
-    for all pairs. On the other hand, where panel and label disagree, the data cannot show which is
-    wrong, so a good panel is trusted less than by `Latent`.
+    errors that they share, but not with the labels, do no harm: if the gaps say nothing about the
+    labels, c is 0 and p is a for all pairs. On the other hand, where panel and label disagree, the
+    data cannot show which is wrong, so a good panel is trusted less than by `Latent`.
     """
 
     def estimate(self, readings: Readings) -> tuple[NDArray[np.float64], LabelFit]:

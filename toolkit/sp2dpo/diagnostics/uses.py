@@ -143,7 +143,7 @@ def _choose(slope: LabelSlope) -> tuple[str, str]:
         )
     if slope.slope < USEFUL_SLOPE:
         return ANCHORED, "the gaps say little about the labels, which therefore keep a say"
-    return CALIBRATED, "the gaps predict the labels, also if the teachers err together"
+    return CALIBRATED, "the gaps predict the labels, and the teachers need not err independently"
 
 
 def _doubts(suggested: str, checks: Sequence[Check]) -> Iterator[str]:
