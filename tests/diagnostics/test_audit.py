@@ -7,20 +7,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sp2dpo.betas.arms import Arm, compute_betas
-from sp2dpo.betas.baselines import Constant, Permuted
+from sp2dpo.betas.arms import Arm, compute_betas, load_arm
+from sp2dpo.betas.baselines import Permuted
 from sp2dpo.betas.estimators import Signed
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.diagnostics.audit import Audit, audit_betas
 from sp2dpo.diagnostics.biases import bin_by_length
+from sp2dpo.diagnostics.checks import SCHEDULE_NOTE, Check
 from sp2dpo.diagnostics.gold import Truth, label_detection, with_gold
+from sp2dpo.diagnostics.text import audit_lines
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.annotations import build_annotation_table
 from sp2dpo.text import json_values
 from support.harness import DEMO, ROOT, SCHEDULE, fail, run, succeed
 
 RUBRIC = load_rubric("semantic-gap")
+BLIND = load_rubric("semantic-gap-blind")
+ARMS = ROOT / "recipes" / "schedules" / "arms"
 PAPER = replace(load_schedule(SCHEDULE), quorum=1)
 PLANTED = DEMO / "planted.jsonl"
 
@@ -147,9 +151,69 @@ def test_betas_on_the_wrong_pairs_do_not_follow_the_gap():
     assert checked(rows)["by_name"]["unrelated"]["value"] == pytest.approx(1)
     permuted = checked(rows, arm=Arm(of=PAPER, beta=Permuted(seed=0)))["by_name"]["unrelated"]
     assert permuted["verdict"] == "bad"
-    constant = checked(rows, arm=Arm(of=PAPER, beta=Constant(0.1)))["by_name"]["unrelated"]
-    assert constant["verdict"] == "cannot be told"
-    assert "all equal" in constant["reason"]
+    equal = annotations_of(*((n, "a", "style", 5, 10) for n in range(200)))
+    flat = checked(equal)["by_name"]["unrelated"]
+    assert flat["verdict"] == "cannot be told"
+    assert "all equal" in flat["reason"]
+
+
+def blind_replies(pairs, seed):
+    """Two blind teachers who prefer the chosen response of about five pairs in six."""
+    dice = np.random.default_rng(seed)
+    lean = np.clip(dice.normal(0.5, 0.5, pairs), -1, 1)
+    replies = []
+    for teacher in "ab":
+        seen = np.clip(np.round(10 * (lean + dice.normal(0, 0.1, pairs))), -10, 10)
+        for n, value in enumerate(seen.astype(int).tolist()):
+            # A is the chosen response in this order.
+            better = "tie" if not value else "A" if value > 0 else "B"
+            replies += [
+                (pair(n), teacher, variant, "chosen-first", 0, "style", abs(value), 10, better,
+                 None, None)
+                for variant in ("direct", "critic")
+            ]  # fmt: skip
+    pair_ids = [pair(n) for n in range(pairs)]
+    return build_annotation_table(replies, pair_ids=pair_ids, rubric=BLIND)
+
+
+@pytest.mark.parametrize(
+    "name", ["soft-calibrated", "soft-latent", "gap-as-weight", "gdpo", "temperature", "constant"]
+)
+def test_an_arm_that_replaces_the_betas_is_judged_by_those_of_its_schedule(name):
+    annotations = blind_replies(120, seed=3)
+    arm = load_arm(ARMS / f"{name}.yaml")
+    arm = replace(arm, of=replace(arm.of, quorum=1))
+    lengths = [float(n % 7) for n in range(120)]
+    changed, own = (
+        checked(annotations, lengths, arm=arm),
+        checked(annotations, lengths, arm=Arm(of=arm.of)),
+    )
+    assert changed["verdict"] == own["verdict"] != "bad"
+    for check in ("clumped-low", "clumped-high", "no-spread", "unrelated"):
+        ours, schedules = changed["by_name"][check], own["by_name"][check]
+        assert (ours["value"], ours["verdict"]) == (schedules["value"], schedules["verdict"])
+        assert (ours["note"], schedules["note"]) == (SCHEDULE_NOTE, None)
+    assert changed["by_name"]["no-spread"]["value"] > 0.1
+
+
+def test_the_text_of_an_audit_says_which_checks_are_of_the_schedules_own_betas():
+    spread = Check(
+        name="no-spread", title="No spread", measure="deviation", unit="share", value=0.3, top=0.5,
+        look=0.1, bad=0.05, reason=None, note=SCHEDULE_NOTE, advice="none",
+    )  # fmt: skip
+    audit = Audit(verdict="ok", counts={"ok": 1}, checks=(spread,), gold=None)
+    assert f"no-spread: {SCHEDULE_NOTE}" in list(audit_lines(audit))
+    plain = replace(audit, checks=(replace(spread, note=None),))
+    assert SCHEDULE_NOTE not in "\n".join(audit_lines(plain))
+
+
+def test_an_arm_that_keeps_the_betas_is_judged_by_them():
+    annotations = blind_replies(120, seed=3)
+    arm = Arm(of=PAPER, disputed="flip")
+    checks = checked(annotations, arm=arm)["by_name"]
+    assert checks["no-spread"]["note"] is None
+    beta = compute_betas(annotations, arm)["beta"]
+    assert checks["no-spread"]["value"] == pytest.approx(beta.std(ddof=0) / (0.3 - 0.03))
 
 
 def test_few_pairs_get_no_verdict():

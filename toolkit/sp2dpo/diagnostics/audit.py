@@ -13,7 +13,7 @@ from sp2dpo.betas.file import BetaTable, open_store_and_betas
 from sp2dpo.betas.gaps import average_orders, disputes_labels
 from sp2dpo.betas.schedule import schedule_betas
 from sp2dpo.diagnostics.agreement import panel_reply_gaps, teacher_readings
-from sp2dpo.diagnostics.biases import check_biases
+from sp2dpo.diagnostics.biases import check_biases, check_relation
 from sp2dpo.diagnostics.bootstrap import (
     DRAWS,
     FISHER,
@@ -22,7 +22,15 @@ from sp2dpo.diagnostics.bootstrap import (
     bootstrap_estimates,
     weighted_spearman,
 )
-from sp2dpo.diagnostics.checks import BAD, LOOK, OK, UNKNOWN, Check, check_betas
+from sp2dpo.diagnostics.checks import (
+    BAD,
+    LOOK,
+    OK,
+    UNKNOWN,
+    Check,
+    check_betas,
+    judged_betas,
+)
 from sp2dpo.diagnostics.gold import (
     RULES,
     GoldComparison,
@@ -150,9 +158,11 @@ def audit_betas(
     if truths is not None:
         gold = _gold(betas, annotations, truths, gold_count=gold_count, draws=draws)
     validity = check_validity(betas.table, annotations.rubric, gold and gold.labels["weak"])
+    judged, note = judged_betas(betas, annotations)
     checks = [
-        *check_betas(betas, average_orders(replies), readings, draws=draws),
+        *check_betas(judged, average_orders(replies), readings, draws=draws, note=note),
         *check_biases(betas, annotations, lengths, draws=draws),
+        check_relation(betas, judged, draws=draws, note=note),
         validity,
     ]
     verdicts = [check.verdict for check in checks]

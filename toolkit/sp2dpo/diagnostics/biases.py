@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sp2dpo.betas.baselines import Permuted, Uniform
 from sp2dpo.betas.estimators import Magnitude
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.gaps import disputes_labels
@@ -61,7 +62,6 @@ def check_biases(
         *_length(pairs, draws=draws),
         _confidence(betas, annotations, draws=draws),
         _label_noise(pairs, betas, annotations),
-        _follows(pairs.filter("keep"), draws=draws),
     ]
 
 
@@ -252,8 +252,22 @@ def _label_noise(pairs: pl.DataFrame, betas: BetaTable, annotations: AnnotationT
     )  # fmt: skip
 
 
-def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
-    """Correlate beta with the gap over the kept pairs: 1 for a schedule with one envelope."""
+def check_relation(
+    betas: BetaTable, judged: BetaTable, *, draws: int, note: str | None = None
+) -> Check:
+    """Correlate beta with the gap over the kept pairs: 1 for a schedule with one envelope.
+
+    Args:
+        betas: the table of betas.
+        judged: the betas to check in their place, from `checks.judged_betas`. Random betas stand
+            for themselves: to recognize them is what the check is for.
+        draws: number of bootstrap samples.
+        note: note of the check where it uses `judged`.
+    """
+    if isinstance(betas.arm.beta, Uniform | Permuted):
+        judged, note = betas, None
+    # Sorted, because bootstrap samples are drawn by row.
+    pairs = judged.table.drop_nulls("gap").filter("keep").sort("pair_id")
     correlation = rank_correlation(pairs["beta"], pairs["gap"], draws=draws)
     return Check(
         name="unrelated", title="Betas do not follow the gap",
@@ -261,6 +275,7 @@ def _follows(pairs: pl.DataFrame, *, draws: int) -> Check:
         unit="coefficient", top=1.0, look=0.8, bad=0.3,
         **asdict(correlation),
         reason=_explain_missing(correlation, len(pairs), "the betas, or the gaps, are all equal"),
+        note=note,
         advice="These betas do not reflect the annotations: check whether they come from a "
         "baseline (Rand-beta, permuted) or from another tool.",
     )  # fmt: skip

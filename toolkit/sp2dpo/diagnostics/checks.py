@@ -6,7 +6,7 @@ and this rule are our choice.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from sp2dpo.betas.arms import Arm
 from sp2dpo.betas.file import BetaTable
-from sp2dpo.betas.schedule import Schedule, category_envelopes
+from sp2dpo.betas.schedule import Schedule, category_envelopes, schedule_betas
 from sp2dpo.diagnostics.agreement import (
     compare_readers,
     intraclass_correlation,
@@ -29,6 +30,7 @@ from sp2dpo.diagnostics.bootstrap import (
     student_quantile,
     weighted_spearman,
 )
+from sp2dpo.store.annotations import AnnotationTable
 
 OK, LOOK, BAD, UNKNOWN = "ok", "look", "bad", "cannot be told"
 FEWEST = 20
@@ -36,6 +38,7 @@ FEWEST = 20
 (The standard error of a rank correlation of 0 over n pairs is 1 / sqrt(n - 1): 0.23 for 20.)"""
 _SAMPLES = 200
 """Largest number of bootstrap samples of a mean over pairs of teachers."""
+SCHEDULE_NOTE = "of the schedule's own betas, because the arm replaces them"
 END = 0.05
 """Width of either end of the envelope, as a share of its full width. Our choice."""
 
@@ -116,16 +119,22 @@ class Check:
 
 
 def check_betas(
-    betas: BetaTable, replies: pl.DataFrame, readings: pl.DataFrame, *, draws: int
+    betas: BetaTable,
+    replies: pl.DataFrame,
+    readings: pl.DataFrame,
+    *,
+    draws: int,
+    note: str | None = None,
 ) -> list[Check]:
     """Run the checks of the distribution of betas and of the teachers' consistency.
 
     Args:
-        betas: the table of betas to check.
+        betas: the table of betas to check; see `judged_betas` for an arm's.
         replies: table of pair_id, teacher and gap, one row per variant; under the blind protocol
             averaged over the orders, so that position bias does not count as inconsistency.
         readings: readings of each teacher, from `agreement.teacher_readings`.
         draws: number of bootstrap samples.
+        note: note of the checks of the distribution.
     """
     shares = envelope_shares(betas.table, betas.schedule).drop_nulls()
     # The paper names clumping as a warning sign; measures and thresholds are our choice.
@@ -135,6 +144,7 @@ def check_betas(
         unit="share", top=1.0, look=0.25, bad=0.5,
         **_share_of_betas(shares <= END),
         reason=_too_few(len(shares)),
+        note=note,
         advice="Read the pairs with the smallest gaps: if their responses do differ, recalibrate "
         "the rubric's scales or the envelope; if not, these pairs express little preference.",
     )  # fmt: skip
@@ -144,6 +154,7 @@ def check_betas(
         unit="share", top=1.0, look=0.25, bad=0.5,
         **_share_of_betas(shares >= 1 - END),
         reason=_too_few(len(shares)),
+        note=note,
         advice="Read the pairs with the largest gaps: if the preference is not clear in all of "
         "them, the teachers give high scores too often; recalibrate the rubric's scales or the "
         "envelope.",
@@ -155,11 +166,26 @@ def check_betas(
         unit="share", top=0.5, look=0.1, bad=0.05,
         **asdict(deviation_estimate(shares.to_numpy())),
         reason=_too_few(len(shares)),
+        note=note,
         advice="Betas this close to each other train much like one global beta: check whether the "
         "teachers use the full scales, and sharpen the rubric if they do not.",
     )  # fmt: skip
     guessing, wavering = _guessing(readings, draws=draws), _wavering(replies)
     return [clumped_low, clumped_high, no_spread, guessing, wavering]
+
+
+def judged_betas(betas: BetaTable, annotations: AnnotationTable) -> tuple[BetaTable, str | None]:
+    """Return the betas whose distribution is checked, and the note of these checks.
+
+    An arm that replaces the schedule's betas, such as one beta for all pairs beside soft labels,
+    does so on purpose: that its own betas have no spread says nothing about the annotations. The
+    schedule's betas of the same annotations are checked in their place. Our choice.
+    """
+    arm = betas.arm
+    if arm.beta is None and arm.temperature is None and arm.label_smoothing is None:
+        return betas, None
+    table = schedule_betas(annotations, arm.of)
+    return replace(betas, table=table, arm=Arm(of=arm.of)), SCHEDULE_NOTE
 
 
 def _share_of_betas(inside: pl.Series) -> dict[str, Any]:

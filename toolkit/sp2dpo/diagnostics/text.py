@@ -8,7 +8,7 @@ from sp2dpo.diagnostics.agreement import Proportion, ReaderComparison
 from sp2dpo.diagnostics.alpha import Alpha
 from sp2dpo.diagnostics.audit import Audit, GoldAudit
 from sp2dpo.diagnostics.bootstrap import Estimate
-from sp2dpo.diagnostics.checks import BAD, LOOK, Check
+from sp2dpo.diagnostics.checks import BAD, LOOK, SCHEDULE_NOTE, Check
 from sp2dpo.diagnostics.checks import UNKNOWN as UNKNOWN_VERDICT
 from sp2dpo.diagnostics.comparison import (
     BetaComparison,
@@ -44,6 +44,10 @@ def audit_lines(audit: Audit) -> Iterator[str]:
     if unknown:
         yield ""
         yield from (f"{check.name}: cannot be told: {check.reason}" for check in unknown)
+    replaced = [check.name for check in audit.checks if check.note == SCHEDULE_NOTE]
+    if replaced:
+        yield ""
+        yield f"{', '.join(replaced)}: {SCHEDULE_NOTE}"
     if audit.gold:
         yield ""
         yield from _gold(audit.gold)
