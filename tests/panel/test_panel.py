@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -117,7 +117,8 @@ def test_an_adaptive_panel_says_how_far_a_gap_may_still_move(load, error_of):
     assert (panel.budget, panel.tolerance) == ("adaptive", 0.074)
     assert load(PANEL | {"budget": "adaptive", "tolerance": 0.1}).tolerance == 0.1
     assert "did you mean 'adaptive'" in error_of(PANEL | {"budget": "adaptiv"})
-    assert panel.covers == "signed_gap"
+    assert panel.covers is None
+    assert panel.record().covers == "signed_gap"
     assert load(PANEL | {"budget": "adaptive", "covers": "beta"}).covers == "beta"
     assert "covers requires" in error_of(PANEL | {"covers": "beta"})
     assert "'betas' is not known, did you mean 'beta'" in error_of(
@@ -142,6 +143,17 @@ def test_the_record_of_an_earlier_version_covers_betas(load):
     assert record["covers"] == "signed_gap"
     del record["covers"]
     assert parse_record(json.dumps(record)).covers == "beta"
+
+
+def test_a_panel_that_does_not_say_what_it_covers_goes_on_with_the_stores_adaptive_panel(load):
+    panel, full = load(PANEL | {"budget": "adaptive"}), load(PANEL).record()
+    before = replace(panel.record(), covers="beta")
+    assert panel.with_covers(before).covers == "beta"
+    assert panel.with_covers(None).covers == "signed_gap"
+    # A full panel settles no pair, so its record says nothing.
+    assert panel.with_covers(replace(full, covers="beta")).covers == "signed_gap"
+    stated = load(PANEL | {"budget": "adaptive", "covers": "signed_gap"})
+    assert stated.with_covers(before).covers == "signed_gap"
 
 
 def test_what_a_store_remembers_of_a_panel_holds_no_address_and_no_key(load):

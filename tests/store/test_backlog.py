@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from sp2dpo.annotation.run import annotate_pairs
+from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.store.counts import count_replies
 from sp2dpo.store.questions import QuestionPlan, SettledPair, Shard
 from sp2dpo.store.store import Store
-from support.harness import filled, kept_reply, panel_of, refused_reply
+from support.harness import change_store, filled, kept_reply, panel_of, refused_reply
 
 VARIANTS = ("direct", "critic", "reader")
 
@@ -138,6 +140,62 @@ def test_what_another_panel_settled_is_open_again(new_store, change):
     assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 1
     store.record_panel(replace(adaptive, **change))
     assert len(store.questions.replied_pairs(settled=False, after=0, limit=5)) == 2
+
+
+def open_pairs(store):
+    return len(store.questions.replied_pairs(settled=False, after=0, limit=5))
+
+
+def test_what_a_panel_of_an_earlier_version_settled_stays_so_until_the_file_says_otherwise(
+    new_store,
+):
+    store = new_store()
+    first, _ = filled(store, 2, "a", "b")
+    adaptive = replace(panel_of("a", "b"), budget="adaptive")
+    store.record_panel(adaptive)
+    store.add_replies(
+        [kept_reply(first, "a", "direct", 5, 5)],
+        [SettledPair(pair_id=first, replies=1, chance=0.97)],
+    )
+    change_store(
+        store.path, "UPDATE meta SET value = json_remove(value, '$.covers') WHERE key = 'panel'"
+    )
+    store.reopen_settled(adaptive)
+    store.record_panel(adaptive)
+    assert open_pairs(store) == 1
+    assert store.panel().covers == "beta"
+    store.record_panel(replace(adaptive, covers="signed_gap"))
+    assert open_pairs(store) == 2
+    assert store.panel().covers == "signed_gap"
+
+
+@pytest.mark.parametrize(
+    ("rubric", "covers", "announced"),
+    [
+        ("semantic-gap-blind", None, True),
+        ("semantic-gap-blind", "beta", False),
+        ("semantic-gap", None, False),
+    ],
+)
+def test_a_finished_run_says_that_it_keeps_what_the_store_covers(
+    new_store, rubric, covers, announced
+):
+    store = new_store()
+    panel = panel_of("a", rubric=load_rubric(rubric), variants=("direct",))
+    (first,) = filled(store, 1, "a")
+    store.record_panel(replace(panel, budget="adaptive", covers="beta"))
+    better = "A" if panel.rubric.blind else None
+    store.add_replies(
+        [
+            kept_reply(first, "a", "direct", 5, 5, order=order, better=better)
+            for order in panel.rubric.orders(first)
+        ],
+        [SettledPair(pair_id=first, replies=1, chance=0.97)],
+    )
+    lines = []
+    again = replace(panel, budget="adaptive", covers=covers)
+    annotate_pairs(None, again, store, report=lines.append)
+    assert ["`covers: beta` of the store is kept" in line for line in lines] == [True] * announced
 
 
 def test_shards_share_all_pairs_out_and_none_twice(new_store, tmp_path):

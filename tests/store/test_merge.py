@@ -210,6 +210,29 @@ def test_stores_that_do_not_belong_together_are_refused(shards, new_store, sourc
     assert not shards.out.exists()
 
 
+WITHOUT_COVERS = "UPDATE meta SET value = json_remove(value, '$.covers') WHERE key = 'panel'"
+
+
+def test_shards_of_a_full_panel_from_before_and_after_an_upgrade_are_merged(shards):
+    change_store(shards.paths[1], WITHOUT_COVERS)
+    merge_stores(shards.out, shards.paths)
+    with Store(shards.out) as store:
+        assert len(list(store.replies())) == 72
+
+
+def test_shards_that_adaptive_panels_settled_by_different_rules_are_refused(shards):
+    adaptive = replace(panel_of("anna", "ben"), budget="adaptive")
+    for path in shards.paths:
+        with Store(path, write=True) as store:
+            store.record_panel(adaptive)
+    change_store(shards.paths[1], WITHOUT_COVERS)
+    error = fail("merge", "--out", shards.out, *shards.paths)
+    assert (
+        f'{shards.paths[1]} cannot be merged with {shards.paths[0]}: its panel\'s covers is "beta"'
+        in error
+    )
+
+
 def test_another_rubric_is_refused(shards, new_store):
     from sp2dpo.panel.rubric import load_rubric
 

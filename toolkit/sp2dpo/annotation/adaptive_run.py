@@ -119,7 +119,7 @@ class AdaptiveRun:
         """Create a run; nothing is read yet.
 
         Args:
-            panel: The panel, with the tolerance of a gap.
+            panel: The panel, with the tolerance of a gap and what it covers.
             pairs: Number of distinct pairs that it is asked about.
             read_replies: Reads all pairs, with or without settled ones.
             stop: Set when no more requests should be sent.
@@ -145,8 +145,9 @@ class AdaptiveRun:
         ]
         # The shape must be (0, S) if there is no row.
         readings = np.array(rows).reshape(len(rows), len(self._slots))
+        record = self._panel.record()
         self._rule = StoppingRule.learn(
-            readings, self._slots, tolerance=self._panel.tolerance, covers=self._panel.covers
+            readings, self._slots, tolerance=record.tolerance, covers=record.covers
         )
 
     async def count_waiting(self, *, calibrating: bool) -> Counter[str]:

@@ -109,7 +109,8 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
         raise ValueError(f"{store.path} is for {current or 'all pairs'}, not for the shard {shard}")
     rubric, shard = panel.rubric, shard or current
     protocol = f"{rubric.protocol}, both orders" if rubric.blind else rubric.protocol
-    budget = f"{panel.budget}, tolerance {panel.tolerance:g} of the {panel.covers}"
+    covers = store.complete_panel(panel).covers
+    budget = f"{panel.budget}, tolerance {panel.tolerance:g} of the {covers}"
     lines = [
         f"rubric {rubric.name} ({rubric.hash[:12]}), protocol {protocol}",
         f"variants {', '.join(panel.variants)}; budget "

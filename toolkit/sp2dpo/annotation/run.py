@@ -155,6 +155,15 @@ def annotate_pairs(
         if reread.kept:
             for line in reread_lines(reread):
                 report(line)
+        stated, panel = panel.covers, opened.complete_panel(panel)
+        # Under the labelled protocol no gap is below 0, so both choices are the same.
+        is_narrower = panel.rubric.blind and panel.covers == "beta" != stated
+        if panel.budget == "adaptive" and is_narrower:
+            report(
+                "the panel does not set `covers`, so `covers: beta` of the store is kept: signed "
+                "gaps below 0 may differ from the full panel's; for arms that flip or drop pairs, "
+                "or soft labels, set `covers: signed_gap` in the panel, which asks for more replies"
+            )
         # Before counting: a changed adaptive panel may need more replies about settled pairs.
         opened.reopen_settled(panel)
         needed = {

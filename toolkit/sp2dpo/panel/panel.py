@@ -1,7 +1,7 @@
 """Load panels: which teachers are asked, under which rubric, in which variants."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,8 @@ from sp2dpo.yaml_files import Keys, read_yaml_file
 
 BUDGETS = ("full", "adaptive")
 COVERS = ("signed_gap", "beta")
+_NEW_COVERS = "signed_gap"
+"""What an adaptive panel covers if neither its file nor the store says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ class Panel:
         tolerance: Largest change of a gap that an adaptive panel still accepts when it stops, in
             (0, 1]. 0.074 corresponds to 0.02 in beta under the paper's schedule.
         covers: The gap that must not change further: `signed_gap`, which may be below 0 under the
-            blind protocol, or `beta`, for which gaps below 0 count as 0.
+            blind protocol, or `beta`, for which gaps below 0 count as 0. None if the panel does not
+            say it: then what the store has settled pairs by, or `signed_gap` in a new store.
     """
 
     rubric: Rubric
@@ -86,7 +89,22 @@ class Panel:
     teachers: tuple[Endpoint, ...] = field(default_factory=tuple)
     budget: str = "full"
     tolerance: float = 0.074
-    covers: str = "signed_gap"
+    covers: str | None = None
+
+    def with_covers(self, recorded: PanelRecord | None) -> "Panel":
+        """Return this panel with `covers`: its own, an adaptive record's, or the default.
+
+        Pairs that were settled by one rule would be asked about again under another. So a panel
+        that does not say which it wants goes on with that of the store.
+
+        Args:
+            recorded: The last panel of the store; None if there is none.
+        """
+        if self.covers is not None:
+            return self
+        if recorded is not None and recorded.budget == "adaptive":
+            return replace(self, covers=recorded.covers)
+        return replace(self, covers=_NEW_COVERS)
 
     def record(self) -> PanelRecord:
         """Return what a store records of this panel."""
@@ -94,7 +112,7 @@ class Panel:
             variants=list(self.variants),
             budget=self.budget,
             tolerance=self.tolerance,
-            covers=self.covers,
+            covers=self.covers or _NEW_COVERS,
             teachers=[
                 TeacherRecord(
                     name=teacher.name,
@@ -140,10 +158,11 @@ class PanelConfig(Settings):
     replies could hardly change the gap."""
     tolerance: Annotated[float, number(above=0, most=1)] = Panel.tolerance
     """Largest change of a gap that an adaptive panel still accepts when it stops."""
-    covers: Annotated[str, one_of(COVERS)] = Panel.covers
-    """The gap that an adaptive panel must not change further: signed_gap (the default) serves every
-    arm; beta settles pairs with a disputed label sooner, but flips, drops and soft labels of them
-    may then differ from the full panel's. The same under the labelled protocol."""
+    covers: Annotated[str | None, one_of(COVERS)] = None
+    """The gap that an adaptive panel must not change further: signed_gap (the default of a new
+    store; another store keeps its own) serves every arm; beta settles pairs with a disputed label
+    sooner, but flips, drops and soft labels of them may then differ from the full panel's. The same
+    under the labelled protocol."""
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:

@@ -161,7 +161,10 @@ def _shared_properties(store: Store, database: sqlite3.Connection) -> dict[str, 
         if name in teachers:
             properties[f"teacher {name} (model, revision, sampling)"] = values
     for key, value in asdict(panel).items():
-        properties[f"panel's {key}"] = value
+        # A full panel never uses them, and its file cannot set them; their defaults may differ
+        # between versions.
+        if panel.budget == "adaptive" or key not in ("tolerance", "covers"):
+            properties[f"panel's {key}"] = value
     return properties
 
 

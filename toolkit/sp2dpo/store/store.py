@@ -180,6 +180,7 @@ class Store:
             ValueError: If `check_panel` refuses the panel.
         """
         self.check_panel(panel)
+        panel = self.complete_panel(panel)
         # Before the new panel is recorded: a run that is killed in between
         # leaves no pair that the old panel has settled.
         self.reopen_settled(panel)
@@ -233,16 +234,24 @@ class Store:
         rows = self._db.execute("SELECT DISTINCT pair_id FROM replies WHERE teacher = ?", [teacher])
         return {pair_id for (pair_id,) in rows}
 
+    def complete_panel(self, panel: Panel) -> Panel:
+        """Return the panel with what it leaves to the store: see `Panel.with_covers`."""
+        return panel.with_covers(self._recorded_panel())
+
     def reopen_settled(self, panel: Panel) -> None:
         """Mark pairs as not settled if the adaptive panel differs from the recorded one."""
-        stored = read_meta(self._db, "panel")
-        if panel.budget == "adaptive" and stored is not None:
-            try:
-                before = _settling(parse_record(stored))
-            except ValueError:  # a damaged record: unknown which panel has settled them
-                before = None
-            if before != _settling(panel.record()):
+        if panel.budget == "adaptive" and read_meta(self._db, "panel") is not None:
+            before, now = self._recorded_panel(), self.complete_panel(panel).record()
+            if before is None or _settling(before) != _settling(now):
                 self.questions.reopen()
+
+    def _recorded_panel(self) -> PanelRecord | None:
+        """Return the record of the last panel; None without one, or if it is damaged."""
+        stored = read_meta(self._db, "panel")
+        try:
+            return None if stored is None else parse_record(stored)
+        except ValueError:  # unknown which panel has settled pairs
+            return None
 
     def rubric(self) -> Rubric:
         """Return the rubric of all replies.
