@@ -144,6 +144,9 @@ def test_no_more_pairs_are_added_than_are_drawn():
     rows = [row(number, prompt=20 + number % 50) for number in range(200)]
     sample = draw_sample(rows, 10, add=[f"q{number}" for number in range(200)])
     assert (len(sample.drawn_ids), len(sample.pair_ids), sample.named) == (10, 20, 200)
+    # Pairs that are drawn anyway are not left out: 10 drawn and 10 added of 200.
+    assert sample.left_out == 180
+    assert draw_sample(rows, 100, add=[f"q{number}" for number in range(200)]).left_out == 0
 
 
 def test_labels_made_for_a_sample_do_not_change_the_sample():
@@ -589,13 +592,13 @@ def test_gold_that_a_coin_could_match_is_a_no_go():
     assert is_gold_passed(balanced_low=0.51) is True
 
 
-def gold_rule(right, wrong, ties=0):
+def gold_rule(right, wrong, ties=0, left_out=0):
     """The verdict on a panel that is right about (hits, truths) right and wrong labels."""
     signed = [0.5] * right[0] + [-0.5] * (right[1] - right[0])
     signed += [-0.5] * wrong[0] + [0.5] * (wrong[1] - wrong[0]) + [0.0] * ties
     truths = truths_of(*["chosen"] * right[1], *["rejected"] * wrong[1], *["tie"] * ties)
     gold = compare_with_gold(table_of(*signed), truths, BLIND, gold_count=len(signed))
-    verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold)
+    verdict = decide([], [], pairs=40, with_beta=40, position=None, gold=gold, left_out=left_out)
     return verdict, next(rule for rule in verdict.rules if rule.name == "gold")
 
 
@@ -610,6 +613,22 @@ def test_truths_that_do_not_decide_are_a_request_for_more():
     assert "with a probability of 80%" in rule.advice
     verdict, rule = gold_rule((29, 42), (5 * 6, 8 * 6))
     assert (verdict.decision, rule.passed, rule.more) == ("go", True, None)
+
+
+def test_a_request_for_truths_can_be_followed():
+    _, rule = gold_rule((29, 42), (5, 8))
+    # The 50 truths so far and the further ones must all be annotated; a store holds one sample.
+    size = 50 + rule.more["rejected"]
+    assert f"--n {size} or more, and a new --store" in rule.advice
+    assert "true label chosen" not in rule.advice
+    assert rule.note is None
+    _, rule = gold_rule((29, 42), (5, 8), left_out=600)
+    assert rule.note.startswith("600 pairs with a known label left out")
+    assert "--n 650 or more" in rule.advice
+    assert "(those left out count)" in rule.advice
+    verdict, rule = gold_rule((40, 42), (8, 8), left_out=1)
+    assert (verdict.decision, rule.advice) == ("go", None)
+    assert rule.note.startswith("1 pair with a known label left out")
 
 
 def test_an_estimate_at_chance_is_a_no_go_however_many_truths_follow():

@@ -68,6 +68,7 @@ class Sample:
         set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
         named: Number of pairs in the source that `add` names.
+        left_out: Number of these that were neither drawn nor added, because at most n are added.
         example: Content of the first row without a usable pair, as JSON; None if there is none.
         reading: Shapes and implicit prompts of the source.
     """
@@ -80,6 +81,7 @@ class Sample:
     set_aside: int
     skipped: tuple[SkippedPairs, ...]
     named: int
+    left_out: int = 0
     example: str | None = None
     reading: ReadingSummary = field(default_factory=ReadingSummary)
 
@@ -126,7 +128,8 @@ def draw_sample(
             )
         )
     # Limited, because every pair that is asked about costs requests.
-    added = sorted(index.named - chosen, key=_shuffle_key)[:n]
+    candidates = sorted(index.named - chosen, key=_shuffle_key)
+    added = candidates[:n]
     return Sample(
         pair_ids=frozenset(chosen).union(added),
         drawn_ids=frozenset(chosen),
@@ -139,6 +142,7 @@ def draw_sample(
             for reason, (count, first) in index.set_aside.items()
         ),
         named=len(index.named),
+        left_out=len(candidates) - len(added),
         example=index.example,
         reading=index.tally.summary(),
     )

@@ -421,6 +421,7 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
             with_beta=summary.with_beta,
             position=position,
             gold=gold,
+            left_out=sample.left_out,
         ),
     )
 

@@ -14,6 +14,7 @@ from sp2dpo.diagnostics.gold import GoldComparison
 from sp2dpo.diagnostics.gold_size import CHANCE, LARGEST, POWER, further_truths
 from sp2dpo.panel.advice import advise_all
 from sp2dpo.report.cost import TeacherPerformance
+from sp2dpo.text import count_noun
 
 # All thresholds are our choice.
 MAX_REFUSED = 0.05
@@ -75,6 +76,7 @@ def decide(
     with_beta: int,
     position: Sequence[OrderConsistency] | None,
     gold: GoldComparison | None,
+    left_out: int = 0,
 ) -> Verdict:
     """Apply all rules to the results of a pilot.
 
@@ -89,12 +91,13 @@ def decide(
         position: consistency over both orders, from `compare_orders`; None under the labelled
             protocol.
         gold: comparison with known labels, from `compare_with_gold`; None without them.
+        left_out: number of pairs with a known label that the sample left out.
     """
     rules = [_refused(teachers), *_betas(pairs, with_beta), *map(_check, checks)]
     if position is not None:
         rules.append(_position(position))
     if gold is not None:
-        rules.append(_gold(gold))
+        rules.append(_gold(gold, left_out))
     rules.append(_cache(teachers))
     decision = GO
     if any(rule.passed is False for rule in rules):
@@ -194,7 +197,7 @@ def _position(position: Sequence[OrderConsistency]) -> GoRule:
     )
 
 
-def _gold(gold: GoldComparison) -> GoRule:
+def _gold(gold: GoldComparison, left_out: int) -> GoRule:
     low, balanced = gold.balanced_low, gold.balanced
     counts = {label: count for label, count in gold.counts.items() if label != "tie"}
     passed, note, more, advice = None, None, None, None
@@ -202,16 +205,18 @@ def _gold(gold: GoldComparison) -> GoRule:
         note = _explain_few_truths(gold, counts)
         more = _further_truths(gold, counts)
         if more:
-            advice = f"{_request(more)}{_POWER_NOTE}"
+            advice = f"{_request(more, gold, left_out)}{_POWER_NOTE}"
         else:
             # Too few truths to estimate an accuracy from: ask for as many as any verdict needs.
             more = {label: max(FEWEST // 2 - count, 0) for label, count in counts.items()}
-            advice = _request(more)
+            advice = _request(more, gold, left_out)
     elif low > CHANCE:
         passed = True
     else:
         more = _further_truths(gold, counts) if balanced > CHANCE else None
-        passed, advice = (None, f"{_request(more)}{_POWER_NOTE}") if more else (False, None)
+        passed = None if more else False
+        if more:
+            advice = f"{_request(more, gold, left_out)}{_POWER_NOTE}"
         if balanced <= CHANCE:
             note = "the estimate itself is at or below chance: more truths would not help"
         elif not more:
@@ -224,7 +229,7 @@ def _gold(gold: GoldComparison) -> GoRule:
         value=low,
         threshold=CHANCE,
         passed=passed,
-        note=note,
+        note="; ".join(text for text in (note, _explain_left_out(left_out)) if text) or None,
         advice=advice,
         more=more,
     )
@@ -251,9 +256,25 @@ def _further_truths(gold: GoldComparison, counts: Mapping[str, int]) -> dict[str
     return dict(zip(counts, needed, strict=True))
 
 
-def _request(more: Mapping[str, int]) -> str:
-    asked = " and ".join(f"{count} with the true label {label}" for label, count in more.items())
-    return f"find out the truth about more pairs, {asked}, and run the pilot again"
+def _explain_left_out(left_out: int) -> str | None:
+    if not left_out:
+        return None
+    pairs = count_noun(left_out, "pair")
+    return f"{pairs} with a known label left out, because at most --n are added to the drawn ones"
+
+
+def _request(more: Mapping[str, int], gold: GoldComparison, left_out: int) -> str:
+    """Return what to do for the truths in `more`: a sample and its store cannot be extended."""
+    asked = " and ".join(
+        f"{count} with the true label {label}" for label, count in more.items() if count
+    )
+    # All pairs in the gold file, or those so far and the new ones, whichever is more.
+    size = gold.sampled + max(left_out, sum(more.values()))
+    known = " (those left out count)" if left_out else ""
+    return (
+        f"find out the truth about more pairs, {asked}{known}, and run the pilot again with all "
+        f"truths in --gold, --n {size} or more, and a new --store"
+    )
 
 
 def _cache(teachers: Sequence[TeacherPerformance]) -> GoRule:
