@@ -261,8 +261,8 @@ def test_labels_that_seem_mostly_wrong_or_differ_between_the_models_raise_a_doub
     assert fitted(0.72, 0.719, 0.721, other=(0.76, 0.755, 0.765)).cautions() == []
     assert fitted(0.51, 0.5, 0.6).cautions() == [
         "the estimated accuracy of the labels is 0.51 (95 % 0.5 to 0.6): either many labels are "
-        "wrong, or the teachers err together or guess; `label_smoothing: anchored` does not rely "
-        "on their independence"
+        "wrong, or the teachers err together or guess; the estimate `anchored` does not rely on "
+        "their independence"
     ]
     apart = fitted(0.7, 0.68, 0.72, other=(0.8, 0.75, 0.85)).cautions()
     assert "and 0.8 (95 % 0.75 to 0.85) if teachers may err together" in apart[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sp2dpo.betas.arms import Arm, compute_betas, parse_arm
 from sp2dpo.betas.baselines import ArithmeticMean, Constant
-from sp2dpo.betas.estimators import Signed
+from sp2dpo.betas.estimators import Product, Signed
 from sp2dpo.betas.published_arms import CwPo, GammaPo, Gdpo, project_margins
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.betas.scores import Scores
@@ -104,6 +104,46 @@ def test_every_estimate_of_soft_labels_is_a_source(p):
     assert (kept["beta"] > 0).all()
     # One probability stands behind both: beta_i = beta w_i.
     assert (kept["beta"] - 0.1 * kept["weight"]).abs().max() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("departures", "named"),
+    [
+        ({"beta": Gdpo(0.1, "calibrated")}, "beta: gdpo"),
+        ({"weight": CwPo("calibrated")}, "weight: cw-po"),
+        (
+            {"beta": Gdpo(0.1, "calibrated"), "weight": CwPo("calibrated")},
+            "beta: gdpo and weight: cw-po",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("replies", "message"),
+    [
+        ([(8, 1)] * 9, "the signed gaps contradict the labels: .*, or use `p=anchored`, which"),
+        (
+            [(8, 1), (8, 1), (8, 9)],
+            "do not show which labels are right: .*, or use `p=anchored`, which",
+        ),
+        ([(0, 1)], "every signed gap is 0, so no slope can be fitted: use `p=anchored`, which"),
+    ],
+)
+def test_a_slope_that_cannot_be_fitted_names_the_departure_and_what_it_accepts(
+    departures, named, replies, message
+):
+    with pytest.raises(ValueError, match=f"^{named} with p=calibrated: .*{message}") as error:
+        table_of(replies, **departures)
+    assert "label_smoothing" not in str(error.value)
+    assert "slope=" not in str(error.value)
+    assert table_of(replies, beta=Gdpo(0.1, "anchored"))["keep"].any()
+
+
+@pytest.mark.parametrize("p", ["calibrated", "anchored"])
+def test_a_gap_form_that_cannot_dispute_labels_names_the_departure(p):
+    arm = Arm(of=replace(SIGNED, gap=Product()), beta=Gdpo(0.1, p))
+    with pytest.raises(ValueError, match=f"^beta: gdpo with p={p}: teachers who see") as error:
+        compute_betas(annotations_of(*REPLIES), arm)
+    assert str(error.value).endswith("use the blind rubric, or `gap: signed` in the schedule")
 
 
 def mirror_descent(rewards, gamma, tau):

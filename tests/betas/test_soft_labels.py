@@ -89,9 +89,14 @@ def test_the_fitted_slope_is_that_of_the_labels():
 
 
 def test_gaps_that_contradict_the_labels_or_say_nothing_are_refused():
-    with pytest.raises(
-        ValueError, match=r"the signed gaps contradict the labels: their slope is -"
-    ):
+    against = (
+        r"label_smoothing: calibrated: the signed gaps contradict the labels: their slope is -.*"
+        "use `label_smoothing: anchored`"
+    )
+    with pytest.raises(ValueError, match=against):
+        soft(blind_panel(*[[-4]] * 9, [4]), Calibrated())
+    # One pair more on one side is no evidence: the interval has numbers on both sides of 0.
+    with pytest.raises(ValueError, match=r"do not show which labels are right.*is -.*% -.* to \d"):
         soft(blind_panel([4], [-4], [-4]), Calibrated())
     with pytest.raises(ValueError, match=r"every signed gap is 0.*calibrated\(slope=3\)"):
         soft(blind_panel([0], [0]), Calibrated())
@@ -168,7 +173,7 @@ def test_exchanging_all_responses_exchanges_the_probabilities(choice):
 def test_a_slope_that_is_fitted_exchanges_with_the_responses_where_it_stays_positive():
     gaps = [[5], [-5], [3], [-3], [2]]
     there = soft(blind_panel(*gaps), Calibrated())
-    with pytest.raises(ValueError, match="contradict the labels"):
+    with pytest.raises(ValueError, match="do not show which labels are right"):
         soft(blind_panel(*[[-s] for (s,) in gaps]), Calibrated())
     assert there.labels.slope.estimate > 0
 

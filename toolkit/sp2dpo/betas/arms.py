@@ -391,6 +391,7 @@ def _with_soft_labels(
             teachers=teachers,
             can_dispute=disputes_labels(rubric, estimator),
             blind=rubric.blind,
+            departures=tuple(arm._probability_sources),
         )
         p, found = estimate.estimate(readings)
     # Comparisons with NaN are false: a pair without a beta is not exchanged.

@@ -131,7 +131,7 @@ class LabelFit:
         if self.converged is False:
             yield (
                 f"EM did not converge in {self.iterations} steps, so the probabilities are not "
-                "final: request more replies, or use `label_smoothing: anchored`"
+                "final: request more replies, or use the estimate `anchored`"
             )
         if self.label_accuracy is None:
             return
@@ -155,8 +155,8 @@ class LabelFit:
                 other = f", and {self.anchored_accuracy} if teachers may err together"
             yield (
                 f"the estimated accuracy of the labels is {self.label_accuracy}{other}: either "
-                "many labels are wrong, or the teachers err together or guess; `label_smoothing: "
-                "anchored` does not rely on their independence"
+                "many labels are wrong, or the teachers err together or guess; the estimate "
+                "`anchored` does not rely on their independence"
             )
 
     def _is_doubtful(self, accuracy: Interval) -> bool:

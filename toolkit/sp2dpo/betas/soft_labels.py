@@ -41,6 +41,8 @@ class Readings:
         teachers: The names of the T teachers.
         can_dispute: Whether a signed gap can be negative.
         blind: Whether the teachers did not know the labels.
+        departures: Departures of an arm that use p, such as `beta: gdpo`; without any, p becomes
+            `label_smoothing`. Messages name them, because their choices are written in other ways.
     """
 
     signed_gap: NDArray[np.float64]
@@ -48,6 +50,17 @@ class Readings:
     teachers: tuple[str, ...]
     can_dispute: bool
     blind: bool
+    departures: tuple[str, ...] = ()
+
+    def choice(self, name: str) -> str:
+        """Return how an arm states an estimate, such as `label_smoothing: calibrated`."""
+        if not self.departures:
+            return f"label_smoothing: {name}"
+        return f"{' and '.join(self.departures)} with p={name}"
+
+    def alternative(self, name: str) -> str:
+        """Return how an arm states another estimate in its place, such as `p=anchored`."""
+        return f"label_smoothing: {name}" if not self.departures else f"p={name}"
 
 
 @dataclass(frozen=True)
@@ -84,25 +97,33 @@ class Calibrated:
         """Return p, (N,), NaN for a pair without a beta, and what was found.
 
         Raises:
-            ValueError: the slope is to be fitted, and the replies cannot dispute labels, or they
-                contradict the labels.
+            ValueError: the slope is to be fitted, and the replies cannot dispute labels, or the
+                fitted slope is not above 0.
         """
         s = readings.signed_gap
         if self.slope is not None:
             return _found(sigmoid(self.slope * s), readings)
-        _check_can_dispute(readings, "calibrated", ", or give a slope, as in calibrated(slope=3)")
+        # GDPO and CW-PO name an estimate without its arguments.
+        is_free = not readings.departures
+        given = "give a slope, as in calibrated(slope=3)" if is_free else ""
+        _check_can_dispute(readings, "calibrated", given)
         fit = fit_slope(s[~np.isnan(s)])
+        choice, anchored = readings.choice("calibrated"), readings.alternative("anchored")
         if fit.interval is None:
             raise ValueError(
-                "label_smoothing: calibrated: every signed gap is 0, so no slope can be fitted: "
-                "give one, as in calibrated(slope=3)"
+                f"{choice}: every signed gap is 0, so no slope can be fitted: "
+                f"{given or f'use `{anchored}`, which then relies on the labels'}"
             )
         if fit.interval.estimate <= 0:
+            shown = (
+                "contradict the labels: their slope is"
+                if fit.interval.high <= 0
+                else "do not show which labels are right: their slope may be 0, it is"
+            )
             raise ValueError(
-                "label_smoothing: calibrated: the signed gaps contradict the labels: their slope "
-                f"is {fit.interval}, so a larger gap would make a label more likely wrong: check "
-                "the replies with `sp2dpo audit`, or use `label_smoothing: anchored`, which then "
-                "relies on the labels"
+                f"{choice}: the signed gaps {shown} {fit.interval}. With a slope that is not above "
+                "0, a larger gap would not make a label more likely right: check the replies with "
+                f"`sp2dpo audit`, or use `{anchored}`, which then relies on the labels"
             )
         return _found(sigmoid(fit.interval.estimate * s), readings, slope=fit.interval)
 
@@ -170,9 +191,9 @@ SoftLabel = Free | Calibrated | Latent | Anchored
 def _check_can_dispute(readings: Readings, name: str, otherwise: str = "") -> None:
     if not readings.can_dispute:
         raise ValueError(
-            f"label_smoothing: {name}: teachers who see the label cannot dispute it under this gap "
+            f"{readings.choice(name)}: teachers who see the label cannot dispute it under this gap "
             "form, so their gaps say nothing about how often labels are right: use the blind "
-            f"rubric, or `gap: signed` in the schedule{otherwise}"
+            f"rubric, or `gap: signed` in the schedule{otherwise and f', or {otherwise}'}"
         )
 
 
