@@ -293,6 +293,23 @@ def test_the_loss_of_re_po_is_the_one_of_its_paper(model_dir, tmp_path):
     assert gradient.abs().max() > 0
 
 
+def test_each_micro_batch_of_an_update_moves_the_reliability(model_dir, tmp_path):
+    trainer = make(
+        model_dir, tmp_path, pairs(beta=BETAS), re_po=0.8, max_steps=1, learning_rate=0.0,
+        per_device_train_batch_size=2, gradient_accumulation_steps=4,
+        train_sampling_strategy="sequential",
+    )  # fmt: skip
+    shake(trainer)
+    z = np.array([b * margin_by_hand(trainer, row) for row, b in enumerate(BETAS)])
+    trainer.train()
+    assert trainer.state.global_step == 1
+    eta = 0.8
+    for part in z.reshape(4, 2):
+        w = eta * expit(part) / (eta * expit(part) + (1 - eta) * expit(-part))
+        eta = 0.9 * eta + 0.1 * w.mean()
+    assert trainer._state(RePoState).reliability == pytest.approx(eta, abs=1e-6)
+
+
 def test_labels_that_a_calibrated_policy_contradicts_lower_the_reliability():
     # Theorem 4.1 of the paper: with calibrated probabilities, eta converges to the truth.
     dice, state = np.random.default_rng(3), RePoState(0.95)

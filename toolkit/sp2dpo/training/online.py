@@ -1,6 +1,7 @@
 """Variants that depend on the policy during training: beta-DPO, AlphaDPO, gamma-PO and RE-PO.
 
-All use the margins of all processes, so that every process has the same state.
+All use the margins of all processes, so that every process has the same state. It changes at each
+micro-batch, not at each update, so gradient accumulation is not the same as a larger batch here.
 The state is saved with checkpoints and restored when a run resumes.
 
 beta-DPO and AlphaDPO keep running moments:
