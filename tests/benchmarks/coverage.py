@@ -108,6 +108,37 @@ def gap_pairs(rng, size, noise):
     return np.round(np.clip(sides, 0, 1), 1).T
 
 
+def replaced_pairs(rng, size, share):
+    """Gaps of two teachers who differ about so many pairs only, and about these by chance."""
+    truth, other = np.round(np.clip(rng.normal(0.3, 0.4, (2, size)), 0, 1), 1)
+    return truth, np.where(rng.random(size) < share, other, truth)
+
+
+def rare(share):
+    """A measure of Spearman's rho of two teachers who rarely differ."""
+    return lambda rng, size, draws=DRAWS: rank_correlation(
+        *replaced_pairs(rng, size, share), draws=draws
+    )
+
+
+def rare_mean(share):
+    """A measure of the mean rank correlation of three teachers, two of whom rarely differ."""
+
+    def measure(rng, size, draws=DRAWS):
+        first, second = replaced_pairs(rng, size, share)
+        readings = pl.DataFrame(
+            {
+                "pair_id": np.repeat(np.arange(size), 3),
+                "reader": list("abc") * size,
+                "gap": np.stack([first, second, first], axis=1).ravel(),
+            }
+        )
+        compared = [("a", "b"), ("a", "c"), ("b", "c")]
+        return mean_correlation(readings, compared, draws=draws)
+
+    return measure
+
+
 def spearman(noise):
     """A measure of Spearman's rho of two teachers."""
     return lambda rng, size, draws=DRAWS: rank_correlation(
@@ -248,6 +279,10 @@ def cases() -> Iterator[Case]:
             sizes=(20, 50, 100), measure=measure, truth=value(measure, draws=2),
         )  # fmt: skip
     yield Case(
+        name="Spearman's rho (audit, compare)", setting="1 % differ", sizes=(20, 50, 100),
+        measure=rare(0.01), truth=value(rare(0.01), draws=2),
+    )  # fmt: skip
+    yield Case(
         name="Pearson's correlation (compare)", setting="noise 0.2", sizes=(20, 50, 100),
         measure=pearson, truth=value(pearson, draws=2),
     )  # fmt: skip
@@ -261,6 +296,10 @@ def cases() -> Iterator[Case]:
             name="mean rho of teachers (audit)", setting=f"noise {noise:g}", sizes=(20, 50, 100),
             measure=measure, truth=value(measure, draws=2),
         )  # fmt: skip
+    yield Case(
+        name="mean rho of teachers (audit)", setting="1 % differ", sizes=(20, 50, 100),
+        measure=rare_mean(0.01), truth=value(rare_mean(0.01), draws=2),
+    )  # fmt: skip
     for noise in (0.1, 0.4, 2.0):
         measure = icc(noise)
         yield Case(

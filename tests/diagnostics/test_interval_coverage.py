@@ -12,7 +12,9 @@ LEAST = 0.95 - 0.046
 MENDED = {
     ("alpha, nominal (agreement)", "readers right 99%"): 20,
     ("alpha, ordinal (agreement)", "noise 0.3"): 20,
+    ("Spearman's rho (audit, compare)", "1 % differ"): 20,
     ("mean rho of teachers (audit)", "noise 0.1"): 50,
+    ("mean rho of teachers (audit)", "1 % differ"): 20,
     ("ICC (audit)", "noise 0.4"): 50,
     ("deviation of beta (audit)", "a third at the floor"): 50,
     ("AUC of wrong labels (audit)", "noise 0.3, 12 % wrong"): 100,

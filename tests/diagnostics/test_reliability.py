@@ -154,8 +154,35 @@ def test_an_interval_is_students_on_its_scale():
     half = 2.262157 * error / 0.5
     assert alpha.low == pytest.approx(1 - 0.5 * math.exp(half), rel=1e-5)
     assert alpha.high == pytest.approx(1 - 0.5 * math.exp(-half), rel=1e-6)
+    equal = estimate(0.3, [0.3, 0.3], units=30, scale=FISHER)
+    assert equal == Estimate(value=0.3, low=0.3, high=0.3)
+
+
+def test_a_correlation_of_one_in_the_sample_is_not_taken_as_certain():
+    # Wilson's upper end of 0 deviating pairs of 30: z^2 / (30 + z^2).
+    unseen = wilson_interval(0, 30).high
+    assert unseen == pytest.approx(1.959964**2 / (30 + 1.959964**2))
     exact = estimate(1.0, [1.0, 1.0], units=30, scale=FISHER)
-    assert exact == Estimate(value=1.0, low=1.0, high=1.0)
+    assert (exact.low, exact.high) == (pytest.approx(1 - unseen), 1.0)
+    opposite = estimate(-1.0, [-1.0, -1.0], units=30, scale=FISHER)
+    assert (opposite.low, opposite.high) == (-1.0, pytest.approx(unseen - 1))
+    ranks = rank_correlation(np.arange(30), np.arange(30) ** 2, draws=20)
+    assert (ranks.value, ranks.low) == (pytest.approx(1), pytest.approx(1 - unseen))
+    # An alpha of -1 is no end of its scale.
+    alpha = estimate(-1.0, [-1.1, -0.9], units=30, scale=DISAGREEMENT)
+    assert alpha.low < -1 < alpha.high
+
+
+def test_a_correlation_near_one_is_covered_over_few_pairs():
+    # Two teachers who differ about 1 % of the pairs: most samples of 25 pairs have a rho of 1.
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        one, other = rng.integers(0, 11, (2, 25))
+        result = rank_correlation(one, np.where(rng.random(25) < 0.01, other, one), draws=20)
+        # The true rho of a share p of independent pairs is 1 - p.
+        covered += result.low <= 0.99 <= result.high
+    # Three standard errors of 100 trials are 0.065.
+    assert covered / 100 >= 0.95 - 0.065
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,11 @@ def _compare(
     # Variations differ in their quorum and replies, so a pair may have a beta in one table only.
     both = (table["has_beta"] & base["has_beta"]).to_numpy()
     own, other = (side["beta"].to_numpy()[both] for side in (table, base))
+    rho = rank_correlation(own, other, draws=draws)
+    same_gaps = (table["gap"] == base["gap"]).to_numpy()[both].all()
+    if same_gaps and rho.value is not None and rho.value >= 1 - 1e-12:
+        # By construction, such as with another map, and so in any other pairs as well.
+        rho = Estimate(value=rho.value, low=rho.value, high=rho.value)
     return VariationResult(
         group=variation.group,
         name=variation.name,
@@ -237,7 +242,7 @@ def _compare(
         **statistics.row(0, named=True),
         floor=share_of(shares <= END),
         ceiling=share_of(shares >= 1 - END),
-        rho=rank_correlation(own, other, draws=draws),
+        rho=rho,
         moved=float(np.abs(own - other).mean()) if len(own) else None,
         gold=gold,
     )

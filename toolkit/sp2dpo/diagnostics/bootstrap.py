@@ -36,17 +36,25 @@ class Scale:
         back: its inverse.
         slope: derivative of `to`.
         limit: largest value of the statistic, at which `to` is infinite; infinite if there is none.
+        lowest: the smallest such value.
     """
 
     to: Callable[[float], float]
     back: Callable[[float], float]
     slope: Callable[[float], float]
     limit: float
+    lowest: float = -math.inf
 
 
 PLAIN = Scale(to=float, back=float, slope=lambda value: 1.0, limit=math.inf)
 """Means and differences."""
-FISHER = Scale(to=math.atanh, back=math.tanh, slope=lambda value: 1 / (1 - value**2), limit=1.0)
+FISHER = Scale(
+    to=math.atanh,
+    back=math.tanh,
+    slope=lambda value: 1 / (1 - value**2),
+    limit=1.0,
+    lowest=-1.0,
+)
 """Correlations (Fisher 1921)."""
 DISAGREEMENT = Scale(
     to=lambda value: -math.log(1 - value),
@@ -112,6 +120,11 @@ def estimate(
     The interval is that of Student's t with units - 1 degrees of freedom on the scale; the standard
     error there is the bootstrap's, times the derivative (delta method).
 
+    At the end of the scale, such as a rho of 1, the relation is exact in every sample, but need not
+    be in new units. The interval then extends to the end minus the upper end of the Wilson interval
+    of 0 deviating units, as for alpha: a unit that deviates does so as much as by chance. Our
+    choice.
+
     Args:
         value: statistic of the full sample.
         samples: statistic of each bootstrap sample; None where it is undefined.
@@ -124,8 +137,12 @@ def estimate(
         return Estimate(value=value)
     # A bootstrap variance divides by the number of units, not by one less.
     error = float(np.std(defined, ddof=1)) * math.sqrt(units / (units - 1))
-    # At the end of the scale, such as a rho of 1, the relation is exact in every sample.
-    if error == 0 or abs(value) >= scale.limit - 1e-12:
+    unseen = _QUANTILE**2 / (units + _QUANTILE**2)
+    if value >= scale.limit - 1e-12:
+        return Estimate(value=float(value), low=scale.limit - unseen, high=scale.limit)
+    if value <= scale.lowest + 1e-12:
+        return Estimate(value=float(value), low=scale.lowest, high=scale.lowest + unseen)
+    if error == 0:
         return Estimate(value=float(value), low=float(value), high=float(value))
     half = student_quantile(units - 1) * error * scale.slope(value)
     centre = scale.to(value)
