@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sp2dpo.pairs.source_scores import NoScore, ScoreColumns, SourceScore, read_score
@@ -53,6 +53,8 @@ def test_a_strength_says_by_how_much_and_its_votes_how_surely():
     assert read_score(row, alone).agreement is None
 
 
+# On a busy machine, drawing a few numbers alone may exceed a second.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     strength=st.integers(-3, 3).filter(bool),
     votes=st.lists(st.integers(-3, 3), min_size=1, max_size=5),
