@@ -761,6 +761,19 @@ def test_a_teacher_that_names_a_place_more_often_than_a_response_is_a_no_go():
     assert is_place_passed(10, 9) is None
 
 
+def test_the_teacher_that_fails_the_rule_on_places_is_the_one_that_is_named():
+    def order(teacher, consistent, first):
+        counts = {"consistent": consistent, "first": first, "second": 0, "tie": 0}
+        shares = {kind: Proportion(count=count) for kind, count in counts.items()}
+        return OrderConsistency(teacher=teacher, both=consistent + first, **shares)
+
+    # 8 of 20 is the smaller share, but its interval contains 0.5; that of 450 of 1000 does not.
+    position = [order("few", 8, 12), order("many", 450, 550)]
+    verdict = decide([], [], pairs=40, with_beta=40, position=position, gold=None)
+    rule = next(rule for rule in verdict.rules if rule.name == "place")
+    assert (rule.passed, rule.value, rule.note) == (False, 0.45, "the worst: many")
+
+
 def test_an_adaptive_panel_is_not_held_to_its_layout(tmp_path):
     panel = panel_of(a_teacher("a"), a_teacher("b"), budget="adaptive")
     pilot = trial(tmp_path, panel, lambda n, *_: n % 11, cached=0)

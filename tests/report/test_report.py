@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -282,14 +283,19 @@ def test_intraclass_correlation(gaps, expected):
     assert icc == (None if expected is None else pytest.approx(expected))
 
 
-def signatures_of(shares):
-    """The signatures of betas that stand so in the envelope, without any reply."""
+def signatures_of(shares, replies=None):
+    """The signatures of betas that stand so in the envelope, without any reply if None is given."""
     schedule = load_schedule(SCHEDULE)
     table = pl.DataFrame({"beta": [0.03 * (1 - share) + 0.3 * share for share in shares]})
     betas = BetaTable(table=table, arm=Arm(of=schedule), annotations_hash="")
     none = pl.DataFrame(schema={"pair_id": pl.String, "teacher": pl.String, "gap": pl.Float64})
     readings = none.rename({"teacher": "reader"})
-    return {check.name: check for check in signatures.check_betas(betas, none, readings, draws=20)}
+    return {
+        check.name: check
+        for check in signatures.check_betas(
+            betas, none if replies is None else replies, readings, draws=20
+        )
+    }
 
 
 # Wilson's lower end of 26 of 40 is 0.495, of 27 of 40 is 0.520.
@@ -403,7 +409,32 @@ def test_the_one_teacher_that_wavers_is_named(new_store):
     )
     wavering = report["signatures"][4]
     assert wavering["verdict"] == "bad"
-    assert wavering["note"] == "lowest of 3: y"
+    assert wavering["note"] == "the worst of 3: y"
+
+
+def test_the_named_teacher_is_the_one_whose_interval_decides():
+    draw = np.random.default_rng(0)
+    # Guesses about many pairs, and about 20 pairs that happen to be still less consistent.
+    guesses = draw.random((2000, 2))
+    first = np.linspace(0, 1, 20)
+    rows = [("many", n, gap) for n, gaps in enumerate(guesses) for gap in gaps]
+    few = zip(first, np.roll(first, 5), strict=True)
+    rows += [("few", n, gap) for n, gaps in enumerate(few) for gap in gaps]
+    replies = pl.DataFrame(
+        {
+            "pair_id": [str(number) for _, number, _ in rows],
+            "teacher": [teacher for teacher, _, _ in rows],
+            "gap": [gap for _, _, gap in rows],
+        }
+    )
+    by_teacher = {
+        row["teacher"]: row for row in agreement.intraclass_correlation(replies).to_dicts()
+    }
+    assert by_teacher["few"]["icc"] < by_teacher["many"]["icc"]
+    assert by_teacher["many"]["high"] < 0.2 < by_teacher["few"]["high"]
+    wavering = signatures_of([0.5] * 20, replies)["wavering"]
+    assert wavering.verdict == "bad"
+    assert wavering.note == "the worst of 2: many"
 
 
 def test_one_teacher_and_one_variant_leave_two_verdicts_open(new_store):
@@ -428,7 +459,7 @@ def test_a_teacher_that_always_says_the_same_is_left_out_by_name(new_store):
     guessing, wavering = report["signatures"][3:5]
     assert guessing["value"] == pytest.approx(1)
     assert guessing["note"] == "2 of 3 comparisons left out"
-    assert wavering["note"] == "lowest of 2: x; left out: z"
+    assert wavering["note"] == "the worst of 2: x; left out: z"
 
 
 def test_one_pair_gives_numbers_and_no_verdict(new_store):

@@ -284,7 +284,9 @@ def mean_correlation(
 
 
 def _wavering(replies: pl.DataFrame) -> Check:
-    """Measure the lowest ICC(1) of any teacher's gaps over the variants, in [-1, 1].
+    """Measure the ICC(1) of the worst teacher's gaps over the variants, in [-1, 1].
+
+    The worst is the one with the worst verdict, and of those the one with the lowest value.
 
     ICC(1) is the share of the variance of single gaps that lies between pairs: 0 for a teacher that
     answers at random, 1 for a teacher that the wording of a request does not affect. Teachers with
@@ -297,21 +299,34 @@ def _wavering(replies: pl.DataFrame) -> Check:
         for row in measured.drop_nulls("icc").iter_rows(named=True)
     }
     left_out = sorted(set(replies["teacher"]) - set(by_teacher))
-    lowest = min(by_teacher, key=lambda teacher: by_teacher[teacher].value or 0.0, default=None)
     reason = None
     if measured.is_empty():
         reason = f"no teacher has annotated {FEWEST} pairs under two variants"
-    elif lowest is None:
+    elif not by_teacher:
         reason = "every teacher's gaps are all equal"
-    notes = [] if lowest is None else [f"lowest of {len(by_teacher)}: {lowest}"]
-    notes += [f"left out: {', '.join(left_out)}"] if left_out else []
+    note = f"left out: {', '.join(left_out)}" if left_out else None
+    checks = {name: _wavering_of(icc, reason=None, note=note) for name, icc in by_teacher.items()}
+    # By the verdict first: with few pairs, a lower value may be due to chance.
+    order = (BAD, LOOK, OK)
+    worst = min(
+        checks,
+        key=lambda name: (order.index(checks[name].verdict), by_teacher[name].value or 0.0),
+        default=None,
+    )
+    if worst is None:
+        return _wavering_of(Estimate(), reason=reason, note=note)
+    notes = [f"the worst of {len(checks)}: {worst}", *([note] if note else [])]
+    return replace(checks[worst], note="; ".join(notes))
+
+
+def _wavering_of(icc: Estimate, *, reason: str | None, note: str | None) -> Check:
     return Check(
         name="wavering", title="A teacher wavers",
         measure="share of the variance of a teacher's gaps that lies between pairs, not variants",
         unit="coefficient", top=1.0, look=0.5, bad=0.2,
-        **asdict(Estimate() if lowest is None else by_teacher[lowest]),
+        **asdict(icc),
         reason=reason,
-        note="; ".join(notes) or None,
+        note=note,
         advice="This teacher's answers depend on the wording of the request: read its rationales "
         "for one pair under all variants, and use another teacher if they contradict each other.",
     )  # fmt: skip

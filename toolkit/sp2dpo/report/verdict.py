@@ -1,8 +1,9 @@
 """Decide from rules whether a pilot is a go, a no-go, or needs more known labels.
 
 A rule fails where the evidence is against the panel, not where it is missing: rules about quality
-look at a 95 % interval. `gold` alone needs evidence for the panel, because whoever gives known
-labels relies on them; too few of them lead to the verdict `ask`.
+look at a 95 % interval. Two need evidence for the panel, because agreement alone does not show that
+the teachers are right: `validity`, which fails if the interval is not wholly above 0 although there
+are enough pairs to tell, and `gold`, where too few known labels lead to the verdict `ask`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -184,7 +185,8 @@ def _position(position: Sequence[OrderConsistency]) -> GoRule:
         if total >= FEWEST:
             shares[row.teacher] = row.consistent.count / total
             ends[row.teacher] = wilson_interval(row.consistent.count, total).high or 0.0
-    worst = min(shares, key=lambda teacher: shares[teacher], default=None)
+    # By the end that decides, not by the share: a few pairs may have a smaller share by chance.
+    worst = min(ends, key=lambda teacher: ends[teacher], default=None)
     return GoRule(
         name="place",
         rule="when asked in both orders, no teacher prefers the same position more often than the "
@@ -192,7 +194,7 @@ def _position(position: Sequence[OrderConsistency]) -> GoRule:
         f"{CHANCE:g}",
         value=None if worst is None else shares[worst],
         threshold=CHANCE,
-        passed=None if worst is None else min(ends.values()) > CHANCE,
+        passed=None if worst is None else ends[worst] > CHANCE,
         note=f"no teacher has {FEWEST} such cases" if worst is None else f"the worst: {worst}",
     )
 
