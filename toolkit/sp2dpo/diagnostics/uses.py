@@ -1,9 +1,9 @@
 """Suggest a use of the annotations by what the replies show of the panel.
 
-Each use is a recipe: a schedule, or an arm of one (`betas.arms`). The rules are our choice, after
-the controlled study in `recipes/study`: a synthetic task with small models. They take for granted
-that labels and teachers err independently of each other. Replies and labels cannot show whether
-they do: if both prefer long responses, they confirm each other.
+Each use is a recipe: a schedule, or an arm of one (`betas.arms`). The rules are our choice; no
+finished study confirms them. They take for granted that labels and teachers err independently of
+each other. Replies and labels cannot show whether they do: if both prefer long responses, they
+confirm each other.
 """
 
 from collections.abc import Iterator, Sequence
