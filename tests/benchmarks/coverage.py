@@ -121,20 +121,27 @@ def rare(share):
     )
 
 
+COMPARED = (("a", "b"), ("a", "c"), ("b", "c"))
+
+
+def as_readings(gaps):
+    """Gaps of three teachers, (N, 3), as `teacher_readings` gives them."""
+    return pl.DataFrame(
+        {
+            "pair_id": np.repeat(np.arange(len(gaps)), 3),
+            "reader": list("abc") * len(gaps),
+            "gap": gaps.ravel(),
+        }
+    )
+
+
 def rare_mean(share):
     """A measure of the mean rank correlation of three teachers, two of whom rarely differ."""
 
     def measure(rng, size, draws=DRAWS):
         first, second = replaced_pairs(rng, size, share)
-        readings = pl.DataFrame(
-            {
-                "pair_id": np.repeat(np.arange(size), 3),
-                "reader": list("abc") * size,
-                "gap": np.stack([first, second, first], axis=1).ravel(),
-            }
-        )
-        compared = [("a", "b"), ("a", "c"), ("b", "c")]
-        return mean_correlation(readings, compared, draws=draws)
+        gaps = np.stack([first, second, first], axis=1)
+        return mean_correlation(as_readings(gaps), COMPARED, draws=draws)
 
     return measure
 
@@ -159,23 +166,15 @@ def shift(rng, size, draws=DRAWS):
 
 
 def readings_of(rng, size, noise):
-    """Readings of three teachers, as `teacher_readings` gives them."""
+    """Readings of three teachers with so much noise."""
     truth = rng.normal(0.3, 0.4, size)[:, None]
-    gaps = np.round(np.clip(truth + noise * rng.normal(size=(size, 3)), 0, 1), 2)
-    return pl.DataFrame(
-        {
-            "pair_id": np.repeat(np.arange(size), 3),
-            "reader": list("abc") * size,
-            "gap": gaps.ravel(),
-        }
-    )
+    return as_readings(np.round(np.clip(truth + noise * rng.normal(size=(size, 3)), 0, 1), 2))
 
 
 def guessing(noise):
     """A measure of the mean rank correlation of three teachers."""
-    compared = [("a", "b"), ("a", "c"), ("b", "c")]
     return lambda rng, size, draws=DRAWS: mean_correlation(
-        readings_of(rng, size, noise), compared, draws=draws
+        readings_of(rng, size, noise), COMPARED, draws=draws
     )
 
 
