@@ -14,6 +14,7 @@ import yaml
 from sp2dpo.annotation.dry_run import plan_lines
 from sp2dpo.betas.maps import Quantile
 from sp2dpo.diagnostics.agreement import OrderConsistency, Proportion
+from sp2dpo.diagnostics.checks import Check
 from sp2dpo.diagnostics.gold import Truth, compare_with_gold, match_pairs, read_gold
 from sp2dpo.inference.client import Reply
 from sp2dpo.inference.endpoint import Endpoint, Price
@@ -27,7 +28,7 @@ from sp2dpo.panel.panel import Panel
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.report.cost import CostProjection, compare_with_sweep, measure_usage, project_costs
 from sp2dpo.report.pilot import DEFAULT_SCHEDULE, Trial, evaluate_pilot, run_pilot
-from sp2dpo.report.text import pilot_lines
+from sp2dpo.report.text import pilot_lines, verdict_lines
 from sp2dpo.report.verdict import decide
 from sp2dpo.store.questions import Shard
 from sp2dpo.store.records import ReplyRecord
@@ -138,6 +139,15 @@ def test_pairs_whose_truth_is_known_are_added_to_the_same_draw():
     assert sample.pair_ids == alone.pair_ids | gold_ids
     assert sample.strata == alone.strata
     assert [stratum.sampled for stratum in sample.strata] == [20, 20]
+
+
+def test_the_number_of_added_pairs_can_be_stated():
+    rows = [row(n, 50) for n in range(60)]
+    names = [f"q{n}" for n in range(60)]
+    few = draw_sample(rows, 10, add=names, add_most=3)
+    assert (len(few.drawn_ids), len(few.pair_ids), few.left_out) == (10, 13, 47)
+    many = draw_sample(rows, 10, add=names, add_most=40)
+    assert (many.drawn_ids, len(many.pair_ids), many.left_out) == (few.drawn_ids, 50, 10)
 
 
 def test_no_more_pairs_are_added_than_are_drawn():
@@ -602,6 +612,20 @@ def gold_rule(right, wrong, ties=0, left_out=0):
     return verdict, next(rule for rule in verdict.rules if rule.name == "gold")
 
 
+def conclusion(verdict):
+    """The last line that a pilot with this verdict prints."""
+    return " ".join(verdict_lines(verdict)[-1:])
+
+
+def test_a_fact_about_the_pairs_is_no_rule():
+    fact = Check(
+        name="label-noise", title="disputed labels", measure="share of disputed labels",
+        unit="share", value=0.4, top=1.0, look=0.1, bad=None, reason=None, advice="read them",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="label-noise has no threshold `bad`"):
+        decide([], [fact], pairs=40, with_beta=40, position=None, gold=None)
+
+
 def test_truths_that_do_not_decide_are_a_request_for_more():
     verdict, rule = gold_rule((29, 42), (5, 8))  # 0.69 and 0.625
     assert (verdict.decision, verdict.go) == ("ask", False)
@@ -619,12 +643,12 @@ def test_a_request_for_truths_can_be_followed():
     _, rule = gold_rule((29, 42), (5, 8))
     # The 50 truths so far and the further ones must all be annotated; a store holds one sample.
     size = 50 + rule.more["rejected"]
-    assert f"--n {size} or more, and a new --store" in rule.advice
+    assert f"--n-gold {size} or more, and a new --store" in rule.advice
     assert "true label chosen" not in rule.advice
     assert rule.note is None
     _, rule = gold_rule((29, 42), (5, 8), left_out=600)
     assert rule.note.startswith("600 pairs with a known label left out")
-    assert "--n 650 or more" in rule.advice
+    assert "--n-gold 650 or more" in rule.advice
     assert "(those left out count)" in rule.advice
     verdict, rule = gold_rule((40, 42), (8, 8), left_out=1)
     assert (verdict.decision, rule.advice) == ("go", None)
@@ -644,9 +668,11 @@ def test_a_true_label_without_a_truth_is_asked_for():
     verdict, rule = gold_rule((40, 40), (0, 0))
     assert (verdict.decision, rule.more) == ("ask", {"chosen": 0, "rejected": 10})
     assert rule.note == "no judged pair has the true label rejected"
+    assert conclusion(verdict) == "ASK for the truth about 10 more pairs: 10 rejected"
     verdict, rule = gold_rule((0, 0), (0, 0), ties=25)
     assert (verdict.decision, rule.more) == ("ask", {"chosen": 10, "rejected": 10})
     assert rule.note == "all known labels are ties"
+    assert conclusion(verdict) == "ASK for the truth about 20 more pairs: 10 chosen, 10 rejected"
     verdict, rule = gold_rule((10, 10), (9, 9))
     assert (verdict.decision, rule.more) == ("ask", {"chosen": 0, "rejected": 1})
     assert "19 pairs with a known label were judged; at least 20 are needed" in rule.note
@@ -688,6 +714,47 @@ def test_pairs_with_a_known_label_change_no_share_of_the_drawn_ones(tmp_path):
         else:
             # Ranks among the drawn pairs alone are symmetric around the middle.
             assert result.betas.mean == pytest.approx(0.165)
+
+
+@pytest.mark.parametrize("trouble", [None, "the teacher has gone"])
+def test_replies_about_pairs_with_a_known_label_fail_no_rule_about_the_drawn_ones(
+    tmp_path, trouble
+):
+    rows = [row(n, 50) for n in range(60)]
+    alone = draw_sample(rows, 30)
+    others = [f"q{n}" for n, other in enumerate(rows) if other.pair.id not in alone.drawn_ids]
+    sample = draw_sample(rows, 30, add=others, add_most=20)
+    # All replies about the pairs with a known label are refused, and nothing of them was cached.
+    with Store(tmp_path / "pilot.sqlite", write=True) as store:
+        store.corpus.add(Source(name="hand.jsonl"), read_sampled(rows, sample))
+        store.record_panel(TWO)
+        for source_row in read_sampled(rows, sample):
+            drawn = source_row.pair.id in alone.drawn_ids
+            store.add_replies(
+                [
+                    entry(
+                        source_row.pair.id, teacher, variant, source_row.row % 11,
+                        cached=600 if drawn else 0, reason=None if drawn else "empty",
+                    )
+                    for teacher in "ab"
+                    for variant in TWO.variants
+                ]
+            )  # fmt: skip
+    pilot = Trial(panel=TWO, sample=sample, schedule=DEFAULT_SCHEDULE, trouble=trouble)
+    with Store(tmp_path / "pilot.sqlite") as store:
+        result = evaluate_pilot(store, pilot)
+    teacher, rules = result.teachers[0], rules_of(result)
+    if trouble is None:
+        assert (teacher.answered, teacher.refused, teacher.requests) == (90, {}, 90)
+        assert teacher.details == {}
+        assert teacher.cached_share == pytest.approx(0.6)
+        assert (rules["refused"]["value"], rules["cache"]["passed"]) == (0, True)
+        assert "replies about the drawn pairs" in pilot_lines(result)
+    else:
+        # The reason why the annotation ended may be in any reply.
+        assert (teacher.answered, teacher.refused) == (150, {"empty": 60})
+        assert rules["refused"]["value"] == pytest.approx(60 / 150)
+        assert teacher.cached_share == pytest.approx(0.36)
 
 
 def test_a_rule_that_fails_is_a_no_go_and_not_a_request():
@@ -849,7 +916,9 @@ def test_the_findings_agree_with_what_was_planted(demo_pilot):
     projection = result["projection"]
     assert [teacher["requests"] for teacher in projection["teachers"]] == [96 * 3] * 3
     first, measured = projection["teachers"][0], result["teachers"][0]
-    assert first["hours"] * 3600 == pytest.approx(measured["busy_seconds"])  # all 96 were asked
+    assert measured["heard"] == 60 * 3
+    # The time of the 60 drawn pairs, scaled to the 96 of the corpus.
+    assert first["hours"] * 3600 == pytest.approx(measured["busy_seconds"] * 96 / 60)
     assert first["money"] == pytest.approx(2 * first["hours"])
 
 

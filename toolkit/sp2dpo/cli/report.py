@@ -68,9 +68,14 @@ def status(store_file: Path, as_json: bool) -> None:
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Number of pairs to draw; up to as many with a known label are added.",
+    help="Number of pairs to draw.",
 )
 @GOLD
+@click.option(
+    "--n-gold",
+    type=click.IntRange(min=1),
+    help="Largest number of pairs with a known label to add to the drawn ones [default: --n].",
+)
 @click.option(
     "--schedule",
     "schedule_file",
@@ -100,6 +105,7 @@ def pilot(
     store_file: Path,
     n: int,
     gold_file: Path | None,
+    n_gold: int | None,
     schedule_file: Path | None,
     runs: int | None,
     run_hours: float | None,
@@ -122,6 +128,8 @@ def pilot(
 
     if run_hours is not None and runs is None:
         raise click.UsageError("--run-hours requires --sweep")
+    if n_gold is not None and gold_file is None:
+        raise click.UsageError("--n-gold requires --gold")
     # NaN passes click's range, because every comparison with it is false.
     if run_hours is not None and math.isnan(run_hours):
         raise click.UsageError("--run-hours must be a number of hours")
@@ -136,6 +144,7 @@ def pilot(
             pairs_from=pairs_from,
             n=n,
             gold=gold_file,
+            n_gold=n_gold,
             schedule=schedule_file or DEFAULT_SCHEDULE,
             runs=runs,
             run_hours=run_hours,

@@ -68,7 +68,7 @@ class Sample:
         set_aside: Number of rows without a usable pair.
         skipped: Rows without a usable pair, grouped by reason, in source order.
         named: Number of pairs in the source that `add` names.
-        left_out: Number of these that were neither drawn nor added, because at most n are added.
+        left_out: Number of these that were neither drawn nor added, for the limit on added pairs.
         example: Content of the first row without a usable pair, as JSON; None if there is none.
         reading: Shapes and implicit prompts of the source.
     """
@@ -100,7 +100,11 @@ class _SourceIndex:
 
 
 def draw_sample(
-    rows: Iterable[SourceRow | SetAside], n: int, *, add: Collection[str] = ()
+    rows: Iterable[SourceRow | SetAside],
+    n: int,
+    *,
+    add: Collection[str] = (),
+    add_most: int | None = None,
 ) -> Sample:
     """Draw a stratified sample of the pairs in a source.
 
@@ -108,7 +112,8 @@ def draw_sample(
         rows: All rows of the source; their texts are not kept in memory.
         n: Number of pairs to draw, at least 1; fewer are drawn if the source has fewer.
         add: Pair ids or source ids of pairs to add to those that are drawn, such as pairs with a
-            known answer; at most n are added, and the draw does not depend on them.
+            known answer; the draw does not depend on them.
+        add_most: Largest number of pairs to add; None for n.
     """
     index = _read(rows, frozenset(add))
     places = _strata(index.lengths)
@@ -129,7 +134,7 @@ def draw_sample(
         )
     # Limited, because every pair that is asked about costs requests.
     candidates = sorted(index.named - chosen, key=_shuffle_key)
-    added = candidates[:n]
+    added = candidates[: n if add_most is None else add_most]
     return Sample(
         pair_ids=frozenset(chosen).union(added),
         drawn_ids=frozenset(chosen),

@@ -165,14 +165,22 @@ def _sum_slices(slices: Sequence[Slice], panel: Panel) -> dict[str, Usage]:
 
 
 def measure_performance(
-    store: Store, panel: Panel, usage: Mapping[str, Usage]
+    store: Store, panel: Panel, *, pair_ids: Collection[str] | None = None
 ) -> list[TeacherPerformance]:
-    """Return the outcomes, tokens and throughput of each teacher; usage is by teacher."""
-    outcomes = [key for key in store.questions.outcomes() if key.variant in panel.variants]
-    details = _first_details(store, panel.variants)
+    """Return the outcomes, tokens and throughput of each teacher, for the variants of the panel.
+
+    Args:
+        store: store with the replies.
+        panel: panel that was asked.
+        pair_ids: use only the replies about these pairs; None for all. Busy seconds are shared as
+            in `measure_usage`.
+    """
+    usage = measure_usage(store, panel, pair_ids=pair_ids)
+    outcomes = [key for key in store.questions.outcomes(pair_ids) if key.variant in panel.variants]
+    details = _first_details(store, panel.variants, pair_ids)
     # An adaptive panel asks about a pair at different times, when its prefix may be gone.
     # The share of characters stands for that of tokens, which no tokenizer counts here.
-    cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel).share
+    cacheable = None if panel.budget == "adaptive" else _prompt_text(store, panel, pair_ids).share
     rows = []
     for teacher in panel.teachers:
         teacher_usage = usage[teacher.name]
@@ -209,23 +217,29 @@ def measure_performance(
     return rows
 
 
-def _first_details(store: Store, variants: Collection[str]) -> dict[str, dict[str, str]]:
+def _first_details(
+    store: Store, variants: Collection[str], pair_ids: Collection[str] | None
+) -> dict[str, dict[str, str]]:
     """Return the detail of the first refusal for each teacher and reason."""
     details: dict[str, dict[str, str]] = {}
     for reply in store.replies():
+        if pair_ids is not None and reply.pair_id not in pair_ids:
+            continue
         if reply.reason is not None and reply.detail and reply.variant in variants:
             details.setdefault(reply.teacher, {}).setdefault(reply.reason, reply.detail)
     return details
 
 
-def _prompt_text(store: Store, panel: Panel) -> Text:
-    """Return the size of all prompts of one teacher about the pairs of a store."""
+def _prompt_text(store: Store, panel: Panel, pair_ids: Collection[str] | None) -> Text:
+    """Return the size of all prompts of one teacher about these pairs of a store, or about all."""
     text = Text()
-    pair_ids: set[str] = set()
+    counted: set[str] = set()
     for row, pair_id in store.corpus.rows():
+        if pair_ids is not None and pair_id not in pair_ids:
+            continue
         # A pair that the source repeats is asked about once.
-        if pair_id not in pair_ids:
-            pair_ids.add(pair_id)
+        if pair_id not in counted:
+            counted.add(pair_id)
             orders = panel.rubric.orders(pair_id)
             questions = [(variant, order) for order in orders for variant in panel.variants]
             text += count_text(row.pair, questions, panel.rubric)

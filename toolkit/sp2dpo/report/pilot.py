@@ -109,8 +109,8 @@ class SampleSummary:
         set_aside: number of rows without a usable pair.
         pairs: number of distinct pairs of the source.
         sampled: number of annotated pairs: those that were drawn, and pairs with a known label.
-        drawn: number of drawn pairs. Betas, checks, agreement and cost are about these alone,
-            because pairs with a known label are no random sample of the source.
+        drawn: number of drawn pairs. Refusals, throughput, betas, checks, agreement and cost are
+            about these alone, because pairs with a known label are no random sample of the source.
         skipped: the rows without a usable pair, by reason.
         strata: the strata that the sample was drawn from.
         reading: shapes and implicit prompts of the source.
@@ -190,7 +190,8 @@ class PilotResult:
         panel: identity of the panel.
         schedule: the schedule of the betas.
         trouble: why the annotation ended early; None if it was completed.
-        teachers: outcomes, tokens and throughput of each teacher.
+        teachers: outcomes, tokens and throughput of each teacher for the drawn pairs; for all pairs
+            if the annotation ended early, because the reason may be in either.
         betas: distribution of the betas.
         agreement: agreement of teachers and variants.
         gold: comparison with known labels, from `compare_with_gold`; None without a gold file.
@@ -222,6 +223,7 @@ def run_pilot(
     pairs_from: PairsFrom | None = None,
     n: int = 300,
     gold: Path | str | None = None,
+    n_gold: int | None = None,
     schedule: Schedule | Path | str = DEFAULT_SCHEDULE,
     runs: int | None = None,
     run_hours: float | None = None,
@@ -243,8 +245,9 @@ def run_pilot(
         columns: columns of the pairs by role, see `annotate_pairs`.
         pairs_from: pairs of a row with several scored responses, see `annotate_pairs`.
         n: number of pairs to draw.
-        gold: JSON Lines file of pairs whose label is known. Up to n of them are annotated in
+        gold: JSON Lines file of pairs whose label is known. Up to `n_gold` of them are annotated in
             addition to the drawn pairs; they enter the comparison with known labels only.
+        n_gold: largest number of pairs with a known label to add; None for `n`.
         schedule: how annotations become betas: a loaded schedule or its YAML file.
         runs: training runs of a sweep to compare the cost with; None for no comparison.
         run_hours: GPU-hours of one of these runs; None if unknown.
@@ -271,7 +274,8 @@ def run_pilot(
     _check_estimate(panel, schedule, where=where)
     truths = None if gold is None else read_gold(gold, panel.rubric)
     # Known truths are few: a random sample would hold too few of them for a verdict.
-    sample = draw_sample(read_rows(source), n, add=[truth.name for truth in truths or ()])
+    names = [truth.name for truth in truths or ()]
+    sample = draw_sample(read_rows(source), n, add=names, add_most=n_gold)
     reading = replace(sample.reading, options=source.reading.options())
     sample = replace(sample, reading=reading)
     if not sample.pairs:
@@ -352,8 +356,9 @@ def evaluate_pilot(store: Store, trial: Trial) -> PilotResult:
         arm=Arm(of=trial.schedule),
         annotations_hash=annotations.hash,
     )
-    usage = measure_usage(store, panel)
-    teachers = measure_performance(store, panel, usage)
+    # Why the annotation ended early may be in the replies about any pair.
+    measured = None if trial.trouble is not None else sample.drawn_ids
+    teachers = measure_performance(store, panel, pair_ids=measured)
     replies = panel_reply_gaps(annotations, trial.schedule.estimator)
     names = [teacher.name for teacher in panel.teachers]
     compared = compare_panel(

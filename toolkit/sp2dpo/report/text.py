@@ -40,7 +40,7 @@ def pilot_lines(result: PilotResult) -> list[str]:
         _agreement_lines(result.agreement),
         _gold_lines(result.gold),
         _projection_lines(result),
-        _verdict_lines(result.verdict),
+        verdict_lines(result.verdict),
     ]
     # Without the blank line after the last section.
     return [line for section in sections if section for line in (*section, "")][:-1]
@@ -119,7 +119,9 @@ def _reply_lines(result: PilotResult) -> list[str]:
     ]
     if result.trouble:
         notes.append(f"  the annotation ended early: {result.trouble}")
-    return ["replies", *_table(table), *_wrapped(*notes)]
+    some = result.trouble is None and result.sample.sampled > result.sample.drawn
+    head = "replies about the drawn pairs" if some else "replies"
+    return [head, *_table(table), *_wrapped(*notes)]
 
 
 def _performance_lines(teachers: Sequence[TeacherPerformance]) -> list[str]:
@@ -282,7 +284,8 @@ def _sweep_line(sweep: SweepComparison, projection: CostProjection) -> str:
     return unknown
 
 
-def _verdict_lines(verdict: Verdict) -> list[str]:
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Return the lines of a pilot's rules and of its verdict, which is the last paragraph."""
     lines = []
     for rule in verdict.rules:
         value = format_count(rule.value) if rule.name == "enough" else format_fixed(rule.value, 3)
@@ -293,7 +296,7 @@ def _verdict_lines(verdict: Verdict) -> list[str]:
     conclusion = "GO" if verdict.go else f"NO-GO: {', '.join(failed)}"
     if verdict.decision == ASK:
         more = next(rule.more for rule in verdict.rules if rule.more is not None)
-        asked = ", ".join(f"{count} {label}" for label, count in more.items())
+        asked = ", ".join(f"{count} {label}" for label, count in more.items() if count)
         conclusion = f"ASK for the truth about {sum(more.values())} more pairs: {asked}"
     return ["rules", *_wrapped(*lines), "", *_wrapped(conclusion)]
 

@@ -3,7 +3,9 @@
 A rule fails where the evidence is against the panel, not where it is missing: rules about quality
 look at a 95 % interval. Two need evidence for the panel, because agreement alone does not show that
 the teachers are right: `validity`, which fails if the interval is not wholly above 0 although there
-are enough pairs to tell, and `gold`, where too few known labels lead to the verdict `ask`.
+are enough pairs to tell, and `gold`, where too few known labels lead to the verdict `ask`. A pilot
+that follows such a request looks at the same rule again at the same level, so that teachers who
+guess pass more often than at a single look (tests/benchmarks/audit_power.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,9 @@ MIN_CACHED = 0.5
 """Smallest share of the cacheable prompt tokens that a working prefix cache serves."""
 GO, NO_GO, ASK = "go", "no-go", "ask"
 _POWER_NOTE = (
-    f": if the accuracy is as estimated, the rule then passes with a probability of {POWER:.0%}"
+    f": if the accuracy is as estimated, the rule then passes with a probability of {POWER:.0%}. "
+    "Teachers who guess pass it more often the more often one looks: with 25 truths of each label "
+    "in 3.2% of the pilots at the first look, 4.8% with a second one"
 )
 
 
@@ -93,6 +97,9 @@ def decide(
             protocol.
         gold: comparison with known labels, from `compare_with_gold`; None without them.
         left_out: number of pairs with a known label that the sample left out.
+
+    Raises:
+        ValueError: a check has no threshold `bad`: it states a fact, which no rule can be about.
     """
     rules = [_refused(teachers), *_betas(pairs, with_beta), *map(_check, checks)]
     if position is not None:
@@ -155,8 +162,9 @@ def _betas(pairs: int, with_beta: int) -> list[GoRule]:
 
 
 def _check(check: Check) -> GoRule:
-    # A check without a threshold `bad` states a fact about the pairs: it fails no panel.
-    threshold = check.look if check.bad is None else check.bad
+    threshold = check.bad
+    if threshold is None:
+        raise ValueError(f"check {check.name} has no threshold `bad`, so it cannot be a rule")
     bound = f"{threshold:.0%}" if check.unit == "share" else f"{threshold:g}"
     good, bad = ("below", "above") if check.high_is_bad else ("above", "below")
     wanted = f"wholly {good}" if check.needs_proof else f"not wholly {bad}"
@@ -262,7 +270,10 @@ def _explain_left_out(left_out: int) -> str | None:
     if not left_out:
         return None
     pairs = count_noun(left_out, "pair")
-    return f"{pairs} with a known label left out, because at most --n are added to the drawn ones"
+    return (
+        f"{pairs} with a known label left out, because at most --n-gold, by default --n, are added "
+        "to the drawn ones"
+    )
 
 
 def _request(more: Mapping[str, int], gold: GoldComparison, left_out: int) -> str:
@@ -270,12 +281,14 @@ def _request(more: Mapping[str, int], gold: GoldComparison, left_out: int) -> st
     asked = " and ".join(
         f"{count} with the true label {label}" for label, count in more.items() if count
     )
-    # All pairs in the gold file, or those so far and the new ones, whichever is more.
+    # All pairs in the gold file, or those so far and the new ones, whichever is more. As --n-gold:
+    # a larger --n would draw, and pay for, as many other pairs.
     size = gold.sampled + max(left_out, sum(more.values()))
     known = " (those left out count)" if left_out else ""
     return (
         f"find out the truth about more pairs, {asked}{known}, and run the pilot again with all "
-        f"truths in --gold, --n {size} or more, and a new --store"
+        f"truths in --gold, --n-gold {size} or more, and a new --store, which asks about all pairs "
+        "again"
     )
 
 

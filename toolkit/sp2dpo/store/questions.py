@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -250,32 +250,40 @@ class Questions:
             for number, pair_id, *texts, replies in rows
         ]
 
-    def outcomes(self) -> list[KeyCount]:
-        """Count the outcomes of all keys: a kept reply, or the reason of the last refusal."""
-        return [*self.kept(), *self.refused()]
+    def outcomes(self, pair_ids: Collection[str] | None = None) -> list[KeyCount]:
+        """Count the outcomes of all keys: a kept reply, or the reason of the last refusal.
 
-    def kept(self) -> list[KeyCount]:
-        """Count the keys with a kept reply."""
+        Args:
+            pair_ids: Count only the keys of these pairs; None for all pairs.
+        """
+        return [*self.kept(pair_ids), *self.refused(pair_ids)]
+
+    def kept(self, pair_ids: Collection[str] | None = None) -> list[KeyCount]:
+        """Count the keys with a kept reply, of these pairs or of all."""
         highest = self._db.execute(f"SELECT max(attempt) {_KEPT}").fetchone()[0]
+        about, values = _about(pair_ids)
         # `attempt < ?` skips the subquery for all rows if no key has a second attempt.
         rows = self._db.execute(
-            f"""SELECT teacher, variant, "order", NULL, 0, count(*) {_KEPT}
+            f"""SELECT teacher, variant, "order", NULL, 0, count(*) {_KEPT} {about}
             AND NOT (attempt < ? AND EXISTS (
                 SELECT 1 FROM replies k WHERE {_SAME_KEY} AND k.status = 'kept'
                 AND k.attempt > r.attempt
             )) GROUP BY 1, 2, 3""",
-            (highest,),
+            (*values, highest),
         )
         return _key_counts(rows)
 
-    def refused(self) -> list[KeyCount]:
+    def refused(self, pair_ids: Collection[str] | None = None) -> list[KeyCount]:
         """Count the keys without a kept reply, by the reason of their last refusal."""
+        about, values = _about(pair_ids)
         rows = self._db.execute(
             f"""SELECT teacher, variant, "order", reason, attempt, count(*)
-            FROM replies r INDEXED BY replies_narrow WHERE status = 'refused' AND NOT EXISTS (
+            FROM replies r INDEXED BY replies_narrow WHERE status = 'refused' {about}
+            AND NOT EXISTS (
                 SELECT 1 FROM replies k WHERE {_SAME_KEY}
                 AND (k.status = 'kept' OR k.attempt > r.attempt)
-            ) GROUP BY 1, 2, 3, 4, 5"""
+            ) GROUP BY 1, 2, 3, 4, 5""",
+            values,
         )
         return _key_counts(rows)
 
@@ -344,6 +352,13 @@ class Questions:
         # SQLite evaluates it row by row, so that pairs of other shards never become objects.
         self._db.create_function("in_shard", 1, shard.contains, deterministic=True)
         return "in_shard(pair_id)"
+
+
+def _about(pair_ids: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
+    """Return an SQL condition on the pair of a reply, and its values; empty for all pairs."""
+    if pair_ids is None:
+        return "", ()
+    return "AND pair_id IN (SELECT value FROM json_each(?))", (json.dumps(list(pair_ids)),)
 
 
 def _key_counts(rows: Iterable[tuple[Any, ...]]) -> list[KeyCount]:
