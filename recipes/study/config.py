@@ -170,7 +170,10 @@ def _parse_panel(where: str, teachers: Any) -> list[SimulatedTeacher]:
         raise ValueError(f"{where}: must be a list, not {teachers!r}")
     for teacher in teachers:
         check_keys(where, teacher, required=("name",), optional=TEACHER_KEYS)
-    return [SimulatedTeacher(**teacher) for teacher in teachers]
+    parsed = [SimulatedTeacher(**teacher) for teacher in teachers]
+    if len({teacher.labelled for teacher in parsed}) > 1:
+        raise ValueError(f"{where}: labelled: the teachers of a panel are told the label alike")
+    return parsed
 
 
 def _check_names(config: StudyConfig, where: str) -> None:

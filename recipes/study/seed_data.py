@@ -104,8 +104,7 @@ def build_seed(config: StudyConfig, seed: int, folder: Path) -> None:
         summary["reward"][f"{temperature:g}"] = float(rewards.sum(1).mean())
         summary["length"] = float(np.mean([len(response) for response in responses]))
     summary["teachers"] = {
-        panel: _measure_panel(annotate(config, panel, pairs, seed), pairs)
-        for panel in config.panels
+        panel: measure_panel(annotate(config, panel, pairs, seed), pairs) for panel in config.panels
     }
     write_text(
         folder / "summary.json", json.dumps(summary)
@@ -117,7 +116,7 @@ def load_seed(config: StudyConfig, seed: int, folder: Path) -> SeedData:
     reference = load_model(folder / "start")
     labelled = {}
     for name in ("given", "corrected"):
-        pairs = _read_pairs(folder / f"pairs-{name}.json")
+        pairs = read_pairs(folder / f"pairs-{name}.json")
         labelled[name] = LabelledPairs(
             pairs=pairs,
             reference=pair_log_probs(reference, pairs),
@@ -125,7 +124,7 @@ def load_seed(config: StudyConfig, seed: int, folder: Path) -> SeedData:
                 read_scores(folder / f"scores-{name}.parquet") if config.reward_model else None
             ),
         )
-    clean = _read_pairs(folder / "clean.json")
+    clean = read_pairs(folder / "clean.json")
     return SeedData(
         seed=seed, world=World(seed), split=split_prompts(seed, **config.prompts),
         start=folder / "start", reference=reference, given=labelled["given"],
@@ -183,7 +182,7 @@ def annotate(
     return annotate_pairs(pairs, teachers, rubric, seed=seed)
 
 
-def _measure_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> dict[str, float]:
+def measure_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> dict[str, float]:
     """Return how well a panel's gaps match the true differences and find the wrong labels."""
     table = compute_betas(annotations, load_arm(SP2DPO))
     differences = np.array([pair.difference for pair in pairs])
@@ -200,5 +199,6 @@ def _measure_panel(annotations: AnnotationTable, pairs: list[LabelledPair]) -> d
     }
 
 
-def _read_pairs(path: Path) -> list[LabelledPair]:
+def read_pairs(path: Path) -> list[LabelledPair]:
+    """Return the labelled pairs in a file of `build_seed`."""
     return [LabelledPair(**values) for values in json.loads(path.read_text())]

@@ -2,8 +2,8 @@
 
     python recipes/study/uses.py recipes/study/results/uses --out study-uses/
 
-The folder holds `runs-*.csv`: the `runs.csv` of `uses.yaml`, `uses-panels.yaml` and
-`uses-arms.yaml`.
+The folder holds `runs-*.csv`, the `runs.csv` that `run.py` writes for `uses.yaml`, `uses-kl.yaml`,
+`uses-panels.yaml` and `uses-arms.yaml`, and `panels.csv`, which `panels.py` writes.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import numpy as np
 import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from figures import INK, QUIET, STYLE, set_kl_axis
+from panels import format_panels
 from sp2dpo.files import write_text
-from uses_runs import POOLED, Difference, Runs
+from uses_runs import POOLED, Difference, Neighbours, Runs
 
 MATCHED_KL = 1.0
 """KL, in nats per response, at which methods are compared besides their tuned trials."""
@@ -29,6 +31,8 @@ KLS = (0.7, 1.0, 1.5)
 """KLs of the table of curves."""
 MARGIN = 0.1
 """A method is as safe as DPO if it is not worse by this much, in true reward."""
+TEMPERATURE = ("sp2dpo", "beta-as-weight")
+"""Methods that differ by the temperature alone."""
 BAD_PANELS = ("guessing", "biased", "shared", "opinion")
 
 
@@ -53,9 +57,7 @@ def answer_questions(runs: Runs) -> list[Answer]:
     def less(name: str, other: str) -> Difference:
         return Difference(values=runs.tuned(name) - runs.tuned(other))
 
-    temperature = {
-        "sp2dpo less beta-as-weight": _at_equal_kl(runs, "sp2dpo", "beta-as-weight", MATCHED_KL),
-    }
+    temperature = _at_equal_kl(runs, *TEMPERATURE, MATCHED_KL)
     soft = {
         f"soft-calibrated less {other}": less("soft-calibrated", other)
         for other in ("sp2dpo", "gap-as-weight")
@@ -63,8 +65,8 @@ def answer_questions(runs: Runs) -> list[Answer]:
     answers = [
         Answer(
             question=f"1. Does the temperature per pair help? (KL {MATCHED_KL:g})",
-            differences=temperature,
-            p_value=temperature["sp2dpo less beta-as-weight"].p_value(),
+            differences={" less ".join(TEMPERATURE): temperature},
+            p_value=temperature.p_value(),
         ),
         Answer(
             question="2. Do soft labels beat SP2DPO and the gap as a weight? (tuned)",
@@ -86,6 +88,8 @@ def answer_questions(runs: Runs) -> list[Answer]:
     return answers
 
 
+OTHERS = ("sp2dpo", "gap-as-weight", "dpo")
+"""Methods with which the tables compare all others."""
 COMPARED = (
     ("sp2dpo", "beta-as-weight"),
     ("soft-calibrated", "sp2dpo"), ("soft-calibrated", "gap-as-weight"),
@@ -113,14 +117,16 @@ def format_power(runs: Runs, seeds: int) -> list[str]:
     return lines
 
 
-def _at_equal_kl(runs: Runs, name: str, other: str, kl: float) -> Difference:
+def _at_equal_kl(
+    runs: Runs, name: str, other: str, kl: float, neighbours: Neighbours = "scale"
+) -> Difference:
     """Return the difference of two methods at a KL, over the seeds in which both reach it.
 
     Raises:
         ValueError: Fewer than two seeds do.
     """
-    values = runs.at_kl(name, kl) - runs.at_kl(other, kl)
-    known = values[~np.isnan(values)]
+    ours, theirs = (runs.at_kl(each, kl, neighbours=neighbours) for each in (name, other))
+    known = (ours - theirs)[~np.isnan(ours - theirs)]
     if len(known) < 2:
         raise ValueError(f"{name} and {other}: {len(known)} seeds reach a KL of {kl:g}")
     return Difference(values=known)
@@ -154,31 +160,45 @@ def format_answers(answers: Sequence[Answer]) -> list[str]:
 
 
 def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
-    """Return all measurements of methods as lines of a Markdown table, the best reward first."""
-    lines = [
-        "| method | reward, tuned | median | less sp2dpo | less gap-as-weight | less dpo "
-        f"| KL {MATCHED_KL:g}: less sp2dpo | reward, default | reward, greedy | KL | accuracy "
-        "| scale chosen |",
-        "|---" * 12 + "|",
-    ]
+    """Return all measurements of methods as lines of a Markdown table, the best reward first.
+
+    A method with another panel than `panel` is compared with the methods that have the same panel,
+    and with DPO, which has none; a cell is empty where there is no such method.
+    """
+    columns = [
+        "method",
+        "reward, tuned", "median", *(f"tuned: less {other}" for other in OTHERS),
+        "reward, default", *(f"default: less {other}" for other in OTHERS),
+        f"KL {MATCHED_KL:g}: less sp2dpo",
+        "reward, greedy", "KL", "accuracy", "scale chosen",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     in_pools = {name for pool in POOLED.values() for name in pool}
     shown = [name for name in names if name not in in_pools]
     ranked = sorted(shown, key=lambda name: -runs.tuned(name).mean())
+    known = set(runs.names())
     for name in ranked:
-        rewards = Difference(values=runs.tuned(name))
-        default = Difference(values=runs.at_scale(name, 1.0))
+        others = {other: _with_panel_of(name, other) for other in OTHERS}
+        sp2dpo = others["sp2dpo"]
+        tuned, default = runs.tuned(name), runs.at_scale(name, 1.0)
+
+        def less(values: NDArray[np.float64], theirs: Mapping[str, NDArray[np.float64]]) -> str:
+            """Return a cell for each of the others."""
+            return " | ".join(
+                Difference(values=values - theirs[other]).words() if other in theirs else ""
+                for other in OTHERS
+            )
+
+        compared = {other: same for other, same in others.items() if same in known and same != name}
+        has_sp2dpo = "sp2dpo" in compared
         cells = [
             f"**{name}**" if name == "sp2dpo" else name,
-            _plain(rewards),
-            f"{rewards.median:.2f}",
-            *(
-                ""
-                if name == other
-                else Difference(values=rewards.values - runs.tuned(other)).words()
-                for other in ("sp2dpo", "gap-as-weight", "dpo")
-            ),
-            "" if name == "sp2dpo" else _at_kl(runs, name, "sp2dpo", MATCHED_KL),
-            _plain(default),
+            _plain(Difference(values=tuned)),
+            f"{np.median(tuned):.2f}",
+            less(tuned, {other: runs.tuned(same) for other, same in compared.items()}),
+            _plain(Difference(values=default)),
+            less(default, {other: runs.at_scale(same, 1.0) for other, same in compared.items()}),
+            _at_kl(runs, name, sp2dpo, MATCHED_KL) if has_sp2dpo else "",
             f"{runs.tuned(name, 'reward_0').mean():.2f}",
             f"{runs.tuned(name, 'kl').mean():.2f}",
             f"{runs.tuned(name, 'accuracy').mean():.3f}",
@@ -186,6 +206,12 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _with_panel_of(name: str, other: str) -> str:
+    """Return another method with the panel of a method; DPO has none."""
+    panel = name.partition("@")[2]
+    return f"{other}@{panel}" if panel and other != "dpo" else other
 
 
 def format_curves(runs: Runs, names: Sequence[str], against: str = "sp2dpo") -> list[str]:
@@ -205,7 +231,7 @@ def format_curves(runs: Runs, names: Sequence[str], against: str = "sp2dpo") -> 
     for name in names:
         cells = [name, f"{runs.at_scale(name, 1.0, 'kl').mean():.1f}"]
         if name == against:
-            cells += [f"({runs.at_kl(name, kl).mean():.2f})" for kl in KLS]
+            cells += [_mean_at_kl(runs, name, kl) for kl in KLS]
             cells += [f"({runs.at_scale(name, scale, 'reward_0').mean():.2f})" for scale in (3, 10)]
         else:
             cells += [_at_kl(runs, name, against, kl) for kl in KLS]
@@ -271,8 +297,34 @@ def _at_kl(runs: Runs, name: str, other: str, kl: float) -> str:
     known = values[~np.isnan(values)]
     if len(known) < 2:
         return "-"
-    seeds = "" if len(known) == len(values) else f", {len(known)} seeds"
-    return Difference(values=known).words() + seeds
+    return Difference(values=known).words() + _seeds(known, values)
+
+
+def _mean_at_kl(runs: Runs, name: str, kl: float) -> str:
+    """Return a mean reward at a KL, with the number of seeds if not all have one."""
+    values = runs.at_kl(name, kl)
+    known = values[~np.isnan(values)]
+    return f"({known.mean():.2f})" + _seeds(known, values) if len(known) else "-"
+
+
+def _seeds(known: NDArray[np.float64], values: NDArray[np.float64]) -> str:
+    return "" if len(known) == len(values) else f", {len(known)} seeds"
+
+
+def _without_amendments(runs: Runs) -> list[str]:
+    """Return question 1 by the rules before their amendments, as lines of text."""
+    rules: dict[str, Neighbours] = {
+        "without the further scales": "scale",
+        "without them, by the first rule of interpolation": "kl",
+    }
+    lines = []
+    for words, neighbours in rules.items():
+        found = _at_equal_kl(runs.trials(), *TEMPERATURE, MATCHED_KL, neighbours)
+        lines.append(
+            f"Question 1 {words}, over the {len(found.values)} seeds whose trials reach the KL: "
+            f"{found.words()}."
+        )
+    return lines
 
 
 COLOURS = (
@@ -314,22 +366,26 @@ def draw(runs: Runs) -> Figure:
     return figure
 
 
-def write_results(runs: Runs, out: Path) -> list[str]:
-    """Write the tables and the figure to a folder; return the lines of the tables."""
+def write_results(runs: Runs, panels: pl.DataFrame | None, out: Path) -> list[str]:
+    """Write the tables and the figure to a folder; return the lines of the tables.
+
+    Args:
+        runs: All runs.
+        panels: What `panels.measure_panels` returns; None leaves its table out.
+        out: The folder.
+    """
     main = [name for name in runs.names() if "@" not in name]
     curves = [name for name in main if name not in POOLED]
     bad = [name for name in runs.names() if "@" in name]
     both = [name for name, _ in COLOURS if name in main]
-    trials = Runs(runs.table.filter("chosen").drop("name"))
-    without = _at_equal_kl(trials, "sp2dpo", "beta-as-weight", MATCHED_KL)
     lines = [
         *format_answers(answer_questions(runs)), "",
-        f"Question 1 without the further scales, over the {len(without.values)} seeds whose trials "
-        f"reach the KL: {without.words()}.", "",
+        *_without_amendments(runs), "",
         *format_methods(runs, main), "",
         *format_methods(runs, [*bad, "dpo"]), "",
         *format_curves(runs, curves), "",
         *format_mechanism(runs, both),
+        *([] if panels is None else ["", *format_panels(panels)]),
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "table.md", "\n".join(lines) + "\n")
@@ -349,14 +405,18 @@ def main(arguments: list[str]) -> int:
     where.add_argument("--power", type=int, help="number of seeds: print what they could detect")
     where.add_argument("--curves", action="store_true", help="print the rewards at equal KL only")
     options = parser.parse_args(arguments)
+    if options.power is not None and options.power < 2:
+        parser.error(f"--power {options.power}: a paired test needs at least 2 seeds")
     try:
         runs = Runs.read(options.runs)
-        if options.power:
+        if options.power is not None:
             lines = format_power(runs, options.power)
         elif options.curves:
             lines = format_curves(runs, [name for name in runs.names() if name not in POOLED])
         else:
-            lines = write_results(runs, options.out)
+            file = options.runs / "panels.csv"
+            panels = pl.read_csv(file) if file.exists() else None
+            lines = write_results(runs, panels, options.out)
     except (ValueError, OSError) as error:
         print(f"uses.py: {error}", file=sys.stderr)
         return 2

@@ -8,12 +8,15 @@ the seeds.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+Neighbours = Literal["scale", "kl"]
+"""Which runs are neighbours on a method's curve: those of neighbouring scales, or KLs."""
 POOLED = {"gap-as-margin, best scale": ("gap-as-margin-0.3", "gap-as-margin", "gap-as-margin-3")}
 """Methods whose trials compete as those of one method, by its name."""
 
@@ -117,27 +120,47 @@ class Runs:
         """Return the methods that have trials, in the order of the files."""
         return list(dict.fromkeys(self.table.filter("chosen")["name"]))
 
+    def trials(self) -> "Runs":
+        """Return the runs without those of further scales, which are reported only."""
+        table = self.table.filter("chosen", ~pl.col("name").is_in([*POOLED]))
+        return Runs(table.drop("name"))
+
     def tuned(self, name: str, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement of the chosen trials, (S,), averaged over the orders."""
-        return self._by_seed(self._chosen(name), column)
+        return self._by_seed(name, self._chosen(name), column)
 
     def at_scale(self, name: str, scale: float, column: str = "reward_1") -> NDArray[np.float64]:
         """Return a measurement of the trials at one scale, (S,), averaged over the orders."""
         if name in POOLED:  # several trials have this scale
             return np.full(len(self.seeds), np.nan)
-        return self._by_seed(self._runs(name).filter(pl.col("scale") == scale), column)
+        return self._by_seed(name, self._runs(name).filter(pl.col("scale") == scale), column)
 
-    def at_kl(self, name: str, kl: float, column: str = "reward_1") -> NDArray[np.float64]:
+    def at_kl(
+        self,
+        name: str,
+        kl: float,
+        column: str = "reward_1",
+        neighbours: Neighbours = "scale",
+    ) -> NDArray[np.float64]:
         """Return a measurement at a KL, (S,), interpolated for each seed and order; NaN outside.
 
         Beyond the trials of any order, a seed has no value.
+
+        Args:
+            name: The method.
+            kl: The KL, in nats per response.
+            column: The measurement.
+            neighbours: `scale` interpolates between runs of neighbouring scales, the largest scales
+                first; `kl` between runs of neighbouring KLs, even if other scales lie between.
         """
         if name in POOLED:  # their trials are on several curves
             return np.full(len(self.seeds), np.nan)
         values = []
         for seed in self.seeds:
             orders = self._runs(name).filter(pl.col("seed") == seed).partition_by("order")
-            values.append(np.mean([_interpolate(trials, kl, column) for trials in orders]))
+            values.append(
+                np.mean([_interpolate(trials, kl, column, neighbours) for trials in orders])
+            )
         return np.array(values)
 
     def scales(self, name: str) -> dict[float, int]:
@@ -155,17 +178,17 @@ class Runs:
         best = trials.sort("validation", descending=True, maintain_order=True)
         return best.unique(["seed", "order"], keep="first", maintain_order=True)
 
-    def _by_seed(self, trials: pl.DataFrame, column: str) -> NDArray[np.float64]:
+    def _by_seed(self, name: str, trials: pl.DataFrame, column: str) -> NDArray[np.float64]:
         means = trials.group_by("seed").agg(pl.col(column).mean()).sort("seed")
         if means["seed"].to_list() != self.seeds:
             missing = sorted({*self.seeds} - {*means["seed"]})
-            raise ValueError(f"{trials['name'][:1].to_list()}: no run of the seeds {missing}")
+            raise ValueError(f"{name}: no run of the seeds {missing}")
         return means[column].to_numpy()
 
 
-def _interpolate(runs: pl.DataFrame, kl: float, column: str) -> float:
-    """Return a measurement at a KL, between runs of neighbouring scales; NaN if none enclose it."""
-    runs = runs.sort("scale", descending=True)
+def _interpolate(runs: pl.DataFrame, kl: float, column: str, neighbours: Neighbours) -> float:
+    """Return a measurement at a KL, between neighbouring runs; NaN if none enclose it."""
+    runs = runs.sort(neighbours, descending=True)
     kls, values = np.log(runs["kl"].to_numpy()), runs[column].to_numpy()
     at = np.log(kl)
     for left in range(len(kls) - 1):

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,6 +13,7 @@ STUDY = ROOT / "recipes" / "study"
 sys.path.insert(0, str(STUDY))
 
 from config import load_config  # noqa: E402
+from metrics import judge_rewards  # noqa: E402
 from results import compare_methods, format_comparison  # noqa: E402
 from uses import Runs, format_curves  # noqa: E402
 
@@ -61,6 +63,30 @@ def test_the_comparison_at_equal_kl_is_that_of_the_runs():
     table = "\n".join(format_curves(runs, runs.names())) + "\n"
     assert table == (RESULTS / "cpu" / "equal-kl.md").read_text()
     assert f"<!-- equal-kl -->\n{table}<!-- /equal-kl -->" in (STUDY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("uses*/runs-*.csv")), ids=lambda f: f.stem)
+def test_the_judge_has_erred_anew_in_each_published_run(file):
+    """The scores of the first runs were computed again: none may have been missed."""
+    name = "uses" if file.stem == "runs-uses" else f"uses-{file.stem.removeprefix('runs-')}"
+    config = load_config(STUDY / f"{name}.yaml")
+    rows = pl.read_csv(file).rows(named=True)
+    names = {
+        (run.method, run.panel, run.scale, run.seed, run.order): run.name for run in config.runs()
+    }
+    samples = 2 * config.samples * config.prompts["validation"]
+    errors, read = {}, {}
+    for row in rows:
+        key = tuple(row[column] for column in ("method", "panel", "scale", "seed", "order"))
+        name = names.pop(key)
+        error = judge_rewards(np.zeros((samples, 4)), [[]] * samples, config.judge, name=name)
+        errors.setdefault(row["seed"], []).append(error.mean())
+        # What is left are the difference of the prompts, equal for a seed, and that of the samples.
+        true = row["reward_1"] + config.judge["length_bias"] * row["length"]
+        read.setdefault(row["seed"], []).append(row["validation"] - true)
+    assert not names
+    slopes = [np.polyfit(errors[seed], read[seed], 1)[0] for seed in errors]
+    assert np.mean(slopes) == pytest.approx(1, abs=0.25)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])

@@ -1,7 +1,9 @@
 """The second part of the study: its statistics by hand, its teachers, its judge."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import polars as pl
@@ -17,6 +19,7 @@ sys.path.insert(0, str(STUDY))
 from config import load_config  # noqa: E402
 from metrics import judge_rewards  # noqa: E402
 from pairs import LabelledPair  # noqa: E402
+from panels import format_panels, measure_panels  # noqa: E402
 from seed_data import annotate  # noqa: E402
 from sp2dpo import compute_betas, load_arm, load_rubric  # noqa: E402
 from teachers import SimulatedTeacher, annotate_pairs  # noqa: E402
@@ -27,7 +30,9 @@ from uses import (  # noqa: E402
     answer_questions,
     detectable,
     format_answers,
+    format_methods,
     holm,
+    main,
     write_results,
 )
 
@@ -132,6 +137,80 @@ def test_a_curve_that_turns_back_is_followed_from_the_largest_scale():
     assert Runs(pl.DataFrame(rows)).at_kl("dpo", 1.0)[0] == pytest.approx(1.5)
 
 
+def test_neighbours_in_kl_ignore_the_scales_between_them():
+    rows = [
+        trial("dpo", 0, 10.0, reward=1.0, kl=0.25),
+        trial("dpo", 0, 3.0, reward=2.0, kl=4.0),
+        trial("dpo", 0, 1.0, reward=-5.0, kl=2.0),  # collapsed, between the two in KL
+    ]
+    runs = Runs(pl.DataFrame(rows))
+    assert runs.at_kl("dpo", 1.0)[0] == pytest.approx(1.5)
+    # A third of the way from log 2 to log 0.25.
+    expected = -5.0 + 6.0 / 3
+    assert runs.at_kl("dpo", 1.0, neighbours="kl")[0] == pytest.approx(expected)
+
+
+def test_the_trials_leave_out_further_scales_and_count_pooled_methods_once():
+    rows = [
+        trial("gap-as-margin", 0, 1.0), trial("gap-as-margin-3", 0, 1.0),
+        trial("gap-as-margin-0.3", 0, 3.0), trial("dpo", 0, 1.0),
+        trial("dpo", 0, 30.0) | {"chosen": False},
+    ]  # fmt: skip
+    trials = Runs(pl.DataFrame(rows)).trials().table
+    assert trials.filter(pl.col("name") == "dpo")["scale"].to_list() == [1.0]
+    assert len(trials.filter(pl.col("name") == "gap-as-margin, best scale")) == 3
+    assert len(trials) == 4 + 3
+
+
+def cells(runs, name, names):
+    """The cells of a method in the table, by column."""
+    header, _, *rows = (line.strip("| ").split(" | ") for line in format_methods(runs, names))
+    row = next(row for row in rows if row[0] == name)
+    return dict(zip(header, row, strict=True))
+
+
+def test_a_method_with_a_bad_panel_is_compared_with_those_of_the_same_panel():
+    names = {
+        "dpo": 0.0, "sp2dpo": 0.5, "gap-as-weight": 0.6, "soft-latent@shared": 0.1,
+        "sp2dpo@shared": -0.2, "soft-latent@opinion": -0.7,
+    }  # fmt: skip
+    runs = study_of(names)
+    shared = cells(runs, "soft-latent@shared", [*names])
+    for column in ("tuned: less sp2dpo", "default: less sp2dpo", "KL 1: less sp2dpo"):
+        assert float(shared[column].split()[0]) == pytest.approx(0.3, abs=0.03)
+    assert float(shared["tuned: less dpo"].split()[0]) == pytest.approx(0.1, abs=0.03)
+    assert shared["tuned: less gap-as-weight"] == ""  # not run with this panel
+    opinion = cells(runs, "soft-latent@opinion", [*names])
+    assert opinion["tuned: less sp2dpo"] == opinion["KL 1: less sp2dpo"] == ""
+    assert float(opinion["default: less dpo"].split()[0]) == pytest.approx(-0.7, abs=0.03)
+    assert opinion["scale chosen"] == "3: 6"
+
+
+def test_question_1_is_answered_by_the_rules_before_their_amendments_too(tmp_path):
+    first, second = [
+        line
+        for line in write_results(study_of(gains(**{"beta-as-weight": 0.2})), None, tmp_path)
+        if line.startswith("Question 1")
+    ]
+    assert "over the 6 seeds" in first
+    assert "by the first rule of interpolation" in second
+    for line in (first, second):
+        assert float(line.split("KL: ")[1].split()[0]) == pytest.approx(-0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("seeds", ["0", "1", "-3"])
+def test_a_power_needs_two_seeds(seeds, capsys):
+    with pytest.raises(SystemExit) as error:
+        main([str(STUDY / "results" / "uses-pilot"), "--power", seeds])
+    assert error.value.code == 2
+    assert "a paired test needs at least 2 seeds" in capsys.readouterr().err
+
+
+def test_the_rules_quote_what_the_pilot_prints(capsys):
+    assert main([str(STUDY / "results" / "uses-pilot"), "--power", "12"]) == 0
+    assert capsys.readouterr().out in (STUDY / "RULES-2.md").read_text()
+
+
 def test_intervals_and_p_values_are_those_of_scipy():
     values = np.random.default_rng(0).normal(0.05, 0.1, 12)
     difference = Difference(values=values)
@@ -190,12 +269,12 @@ def test_the_temperature_is_judged_at_equal_kl():
 
 def test_results_are_written_and_a_missing_seed_is_an_error(tmp_path):
     runs = study_of(gains())
-    lines = write_results(runs, tmp_path / "out")
+    lines = write_results(runs, None, tmp_path / "out")
     assert (tmp_path / "out" / "table.md").read_text() == "\n".join(lines) + "\n"
     assert (tmp_path / "out" / "uses.png").read_bytes().startswith(b"\x89PNG")
     short = runs.table.filter((pl.col("name") != "dpo") | (pl.col("seed") > 0)).drop("name")
-    with pytest.raises(ValueError, match=r"no run of the seeds \[0\]"):
-        write_results(Runs(short), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"dpo: no run of the seeds \[0\]"):
+        write_results(Runs(short), None, tmp_path / "other")
 
 
 def test_runs_of_several_files_are_joined_and_none_counts_twice(tmp_path):
@@ -241,6 +320,45 @@ def test_panels_are_as_bad_as_they_are_called():
     labelled = opinions("labelled", true)
     assert labelled.min() == 0  # the label cannot be disputed
     assert (labelled[true < -3] < 0.05).mean() > 0.8
+
+
+def test_the_panels_are_measured_from_the_pairs_of_a_seed(tmp_path):
+    config = load_config(STUDY / "uses-panels.yaml")
+    config = replace(config, seeds=[7], panels={k: config.panels[k] for k in ("panel", "labelled")})
+    differences = np.random.default_rng(1).normal(1.0, 1.5, 400)
+    pairs = pairs_of(differences)
+    (tmp_path / "seed-7").mkdir()
+    (tmp_path / "seed-7" / "pairs-given.json").write_text(
+        json.dumps([asdict(pair) for pair in pairs])
+    )
+    table = measure_panels(config, tmp_path)
+    good, labelled = table.rows(named=True)
+    assert good["right"] == labelled["right"] == pytest.approx((differences > 0).mean())
+    assert good["correlation"] == pytest.approx(
+        np.corrcoef(annotated_gaps(config, pairs), differences)[0, 1]
+    )
+    assert good["k_low"] < good["k"] < good["k_high"]
+    assert good["k_low"] > 1
+    assert good["latent"] == pytest.approx(good["right"], abs=0.1)
+    # Teachers who are told the label cannot dispute it.
+    assert {labelled[name] for name in ("recall", "precision", "k", "latent", "anchored")} == {None}
+    shown = format_panels(table)
+    assert shown[2].startswith(f"| panel | {good['correlation']:.2f} (")
+    assert shown[3].endswith("| |  |") or shown[3].count("|  |") > 0
+
+
+def annotated_gaps(config, pairs):
+    table = annotate(config, "panel", pairs, 7)
+    return compute_betas(table, load_arm(SCHEDULE))["signed_gap"].to_numpy()
+
+
+def test_the_teachers_of_a_panel_are_told_the_label_alike(tmp_path):
+    panels = {"mixed": [{"name": "a", "labelled": True}, {"name": "b"}]}
+    (tmp_path / "x.yaml").write_text(
+        yaml.safe_dump({"like": str(STUDY / "uses.yaml"), "panels": panels})
+    )
+    with pytest.raises(ValueError, match="panels: mixed: labelled: the teachers of a panel"):
+        load_config(tmp_path / "x.yaml")
 
 
 def test_teachers_share_an_error_and_keep_their_own():
