@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from sp2dpo.betas.arms import Arm, compute_arm, compute_betas, load_arm
 from sp2dpo.betas.baselines import Constant
+from sp2dpo.betas.compute import schedule_store
 from sp2dpo.betas.estimators import Signed
+from sp2dpo.betas.label_slope import fit_slope
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.betas.soft_labels import LARGEST_SMOOTHING, Anchored, Calibrated, Free, Latent
+from sp2dpo.pairs.sources import Source
 from sp2dpo.panel.rubric import CHOSEN_FIRST, REJECTED_FIRST, load_rubric
 from sp2dpo.store.annotations import build_annotation_table
-from support.harness import ROOT, SCHEDULE
+from support.harness import ROOT, SCHEDULE, kept_reply, pairs_of, panel_of
 
 PAPER = replace(load_schedule(SCHEDULE), quorum=1)
 BLIND, LABELLED = load_rubric("semantic-gap-blind"), load_rubric("semantic-gap")
@@ -106,6 +109,41 @@ def test_gaps_that_contradict_the_labels_or_say_nothing_are_refused():
     assert probabilities(soft(blind_panel([0], [0]), Free())) == pytest.approx(
         [1 - LARGEST_SMOOTHING] * 2
     )
+
+
+def test_the_slope_of_known_truths_must_be_shown_to_be_above_0(new_store):
+    store = new_store()
+    rows = pairs_of(60)
+    store.corpus.add(Source(name="hand.jsonl"), rows)
+    store.record_panel(panel_of("a", rubric=BLIND))
+    # The teacher prefers the chosen response of the first 40 pairs, with the gap 0.8.
+    store.add_replies(
+        [
+            kept_reply(row.pair.id, "a", variant, 8, 10, order=order,
+                       better="A" if (n < 40) == (order == CHOSEN_FIRST) else "B")
+            for n, row in enumerate(rows)
+            for variant in ("direct", "critic", "reader")
+            for order in (CHOSEN_FIRST, REJECTED_FIRST)
+        ]
+    )  # fmt: skip
+    ids = [row.pair.id for row in rows]
+
+    def fitted(*right):
+        truths = dict(zip(ids, right, strict=False))
+        return schedule_store(store.path, ARMS / "soft-calibrated.yaml", truths=truths)
+
+    # Of 40 labels that it prefers, 30 are right, of 20 others 5: 45 of 60 opinions are right.
+    right = [True] * 30 + [False] * 10 + [True] * 5 + [False] * 15
+    known = fitted(*right)
+    slope = fit_slope([0.8] * 40 + [-0.8] * 20, right)
+    assert known.betas.labels.slope.estimate == pytest.approx(slope.slope, abs=1e-6)
+    assert known.betas.labels.truths == 60
+    with pytest.raises(ValueError, match=r"4 of the 4 known truths .* too few, or too little"):
+        fitted(True, True, False, False)
+    # Strongly related, but the wrong way round: more truths would not help.
+    with pytest.raises(ValueError, match=r"slope of the truth .* is not above 0 on 60") as error:
+        fitted(*(not known for known in right))
+    assert "omit --gold" not in str(error.value)
 
 
 def test_teachers_who_see_the_label_cannot_calibrate_it_unless_the_gap_is_signed():

@@ -69,5 +69,9 @@ def test_the_command_prints_the_size():
     size = json.loads(succeed("gold-size", "--accuracy", 0.9, "--accuracy-wrong", 0.5, "--json"))
     assert size["accuracies"] == [0.9, 0.5]
     assert size["each"] == gold_size((0.9, 0.5)).each
-    assert "are too few for a power of 80.0%" in succeed("gold-size", "--accuracy", 0.5)
+    assert "are too few for a power of 80.0%" in succeed("gold-size", "--accuracy", 0.51)
+    assert succeed("gold-size", "--accuracy", 0.9, "--accuracy-wrong", 0.1) == (
+        "teachers who are right about 90.0% of the right and 10.0% of the wrong labels are on "
+        "average not better than chance (50.0%): no number of known labels can show that they are\n"
+    )
     assert "must be numbers" in fail("gold-size", "--accuracy", "nan", code=2)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sp2dpo.betas.label_slope import fit_slope
 from sp2dpo.betas.schedule import load_schedule
+from sp2dpo.diagnostics.gold import Truth
 from sp2dpo.diagnostics.uses import ANCHORED, CALIBRATED, LATENT, SP2DPO, suggest_use
 from sp2dpo.panel.rubric import load_rubric
 from sp2dpo.recipes import find_recipe
@@ -111,6 +113,101 @@ def test_no_pair_and_no_preference_are_no_error():
     assert "every gap is 0" in [use.evidence for use in ties.uses]
     below_quorum = suggest_use(annotate(np.ones((5, 1))), replace(PAPER, quorum=3))
     assert suggested(below_quorum) == SP2DPO
+    # Blind teachers did not see the labels: the reason is another one.
+    texts = [below_quorum.reason, *(use.evidence for use in below_quorum.uses)]
+    assert all("no pair has the quorum of 3 replies" in text for text in texts)
+    assert not any("saw the labels" in text for text in texts)
+
+
+def test_a_handful_of_pairs_that_agree_is_no_evidence():
+    few = suggest_use(annotate(np.ones((19, 3))), PAPER)
+    assert few.slope.low > 0
+    assert suggested(few) == ANCHORED
+    assert ", of 19 pairs alone;" in few.uses[0].evidence
+    assert suggested(suggest_use(annotate(np.ones((20, 3))), PAPER)) == CALIBRATED
+
+
+def truths_of(right):
+    """The known labels of the first pairs, by whether each is right; None is a tie."""
+    labels = {True: "chosen", False: "rejected", None: "tie"}
+    return {
+        f"{number:064x}": Truth(name=f"{number:064x}", label=labels[known])
+        for number, known in enumerate(right)
+    }
+
+
+def test_known_labels_answer_the_caution_about_shared_errors():
+    # 80 labels are right, 20 wrong; the teachers know all but 10 of either.
+    right = [True] * 80 + [False] * 20
+    opinions = [[0.8 if known else -0.8] * 3 for known in right]
+    for mistaken in (*range(10), *range(80, 90)):
+        opinions[mistaken] = [-value for value in opinions[mistaken]]
+    annotations = annotate(opinions)
+    alone = suggest_use(annotations, PAPER)
+    assert (suggested(alone), alone.truth_slope) == (CALIBRATED, None)
+    assert any("check some pairs with known labels" in caution for caution in alone.cautions)
+    checked = suggest_use(annotations, PAPER, truths=truths_of(right))
+    assert (suggested(checked), checked.cautions) == (CALIBRATED, ())
+    gaps = [0.8 if opinion[0] > 0 else -0.8 for opinion in opinions]
+    assert checked.truth_slope == fit_slope(gaps, right)
+    # 80 of 100 opinions are right: sigmoid(0.8 k) = 0.8, but for the penalty.
+    assert checked.truth_slope.slope == pytest.approx(np.log(4) / 0.8, rel=0.03)
+    assert "On 100 known labels: 1.7" in checked.uses[0].evidence
+
+
+def test_known_labels_that_are_too_few_are_asked_for():
+    right = [True] * 12 + [None] * 30
+    suggestion = suggest_use(annotate([[0.8] * 3] * 60), PAPER, truths=truths_of(right))
+    assert suggested(suggestion) == CALIBRATED
+    # A tie has no direction, so it says nothing about the slope.
+    assert "12 known labels about pairs with a gap are too few" in suggestion.cautions[0]
+
+
+def test_known_labels_show_that_labels_and_teachers_share_errors():
+    # The teachers agree with 190 of 200 labels, of which 120 are right, whatever the truth is.
+    opinions = [[0.9] * 3] * 190 + [[-0.9] * 3] * 10
+    right = ([True] * 6 + [False] * 4) * 20
+    suggestion = suggest_use(annotate(opinions), PAPER, truths=truths_of(right))
+    assert suggestion.truth_slope.low > 0
+    assert suggestion.truth_slope.high < suggestion.slope.low
+    assert "labels and teachers share errors" in suggestion.cautions[0]
+    wrong = suggest_use(annotate(opinions), PAPER, truths=truths_of([False] * 150 + [True] * 50))
+    assert suggested(wrong) == ANCHORED
+    assert "contradict the gaps" in wrong.reason
+    assert "below 0 on 200 known labels" in wrong.cautions[0]
+
+
+def test_known_labels_are_the_witness_where_teachers_saw_the_labels():
+    # Teachers who saw the labels give wrong ones a lower gap: 0.1 in place of 0.7.
+    right = [True] * 30 + [False] * 10
+    good = annotate([[0.7 if known else 0.1] * 3 for known in right], rubric=LABELLED)
+    assert "do not show" in suggest_use(good, PAPER).reason
+    shown = suggest_use(good, PAPER, truths=truths_of(right))
+    assert (suggested(shown), shown.cautions) == (SP2DPO, ())
+    assert "the known labels show that a wrong label has a lower gap" in shown.reason
+    assert shown.uses[0].evidence.startswith("AUC of known wrong labels: 1 (95 % ")
+    useless = annotate([[0.7 if n % 2 else 0.1] * 3 for n in range(400)], rubric=LABELLED)
+    doubted = suggest_use(useless, PAPER, truths=truths_of(right * 10))
+    assert "do not show that the gaps tell wrong labels" in doubted.cautions[0]
+    few = suggest_use(good, PAPER, truths=truths_of(right[25:35]))
+    assert "5 known wrong labels and 5 right ones are too few" in few.cautions[0]
+
+
+def test_pairs_that_the_recipe_leaves_without_a_beta_are_counted():
+    # An adaptive panel: 70 pairs have a single reply, 30 have all three.
+    opinions = [[0.8]] * 70 + [[0.8, 0.7, 0.9]] * 30
+    suggestion = suggest_use(annotate(opinions), PAPER)
+    assert suggested(suggestion) == CALIBRATED
+    caution = suggestion.cautions[-1]
+    assert "a quorum of 3 replies, which leaves 70 pairs of 100 without a beta" in caution
+    assert "`quorum: 1`" in caution
+    labelled = suggest_use(annotate(opinions, rubric=LABELLED), PAPER)
+    assert "use schedules/adaptive" in labelled.cautions[-1]
+    # With the quorum of the recipe, nothing is lost that the report has.
+    assert not any(
+        "quorum" in text
+        for text in suggest_use(annotate(opinions), replace(PAPER, quorum=3)).cautions
+    )
 
 
 def test_every_use_is_a_recipe_of_the_package():

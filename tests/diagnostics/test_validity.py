@@ -57,6 +57,15 @@ def test_few_pairs_do_not_tell_whether_gaps_are_valid():
     assert check_validity(gaps_of(None), BLIND, None).reason == "no pair has a gap"
 
 
+def test_a_handful_of_pairs_gives_no_verdict_however_they_agree():
+    few = check_validity(gaps_of(*[1.0] * 19, *[0.0] * 30), BLIND, None)
+    # The interval is above 0, but of 19 pairs alone.
+    assert few.low > 0
+    assert few.verdict == "cannot be told"
+    assert few.reason.startswith("19 pairs with a gap other than 0 are too few: at least 20")
+    assert check_validity(gaps_of(*[1.0] * 20), BLIND, None).verdict == "ok"
+
+
 def shared_opinions(reads_truth, *, pairs=300, seed=0):
     """A labelled panel of three that share an opinion, and the truths about the labels.
 
@@ -136,14 +145,25 @@ def test_an_audit_that_cannot_tell_validity_is_at_best_to_be_looked_at():
     ("signed", "labels", "reason"),
     [
         ([0.5, 0.1], ["chosen", "chosen"], "must include right and wrong ones"),
-        ([0.5, 0.1], ["chosen", "rejected"], "1 known wrong labels are too few"),
+        (
+            [0.5] * 18 + [0.1],
+            ["chosen"] * 18 + ["rejected"],
+            "1 known wrong labels and 18 right ones are too few: together at least 20 are needed",
+        ),
+        # The interval of an AUC with so few wrong labels contains 0.5 and 0.6.
+        (
+            [0.5, 0.1] * 10 + [0.3],
+            ["chosen"] * 20 + ["rejected"],
+            "1 known wrong labels are too few: an AUC of 0.5 (chance)",
+        ),
     ],
 )
 def test_known_labels_of_one_kind_or_too_few_do_not_tell(signed, labels, reason):
-    table = pl.DataFrame({"pair_id": ["a", "b"], "gap": signed, "signed_gap": signed})
+    names = [f"pair {number}" for number in range(len(signed))]
+    table = pl.DataFrame({"pair_id": names, "gap": signed, "signed_gap": signed})
     truths = {
         pair_id: Truth(name=pair_id, label=label)
-        for pair_id, label in zip("ab", labels, strict=True)
+        for pair_id, label in zip(names, labels, strict=True)
     }
     detection = label_detection(with_gold(table, truths), "weak")
     check = check_validity(table, LABELLED, detection)

@@ -108,6 +108,12 @@ def _compute(
     right = np.array([truths[pair_id] for pair_id in known["pair_id"]], dtype=bool)
     fit = fit_slope(known["signed_gap"].to_numpy(), right)
     slope = fit.interval
+    if slope is not None and slope.high <= 0:
+        raise ValueError(
+            f"the slope of the truth on the signed gaps, {slope}, is not above 0 on {fit.pairs} "
+            "known truths: the teachers prefer the worse responses, so use the gaps of other "
+            "teachers or of another rubric"
+        )
     if slope is None or slope.low <= 0:
         found = "" if slope is None else f", whose slope on the signed gap is {slope}"
         raise ValueError(

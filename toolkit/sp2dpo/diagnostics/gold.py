@@ -87,13 +87,15 @@ class LabelDetection:
     """How well a rule detects wrong labels.
 
     Attributes:
-        wrong, flagged: number of pairs with a wrong label, and of pairs that the rule flags.
+        right, wrong, flagged: number of pairs with a right label, with a wrong one, and of pairs
+            that the rule flags.
         recall, precision: share of the wrong labels that are flagged, and of the flagged labels
             that are wrong.
         auc: probability that a pair with a wrong label has a lower signed gap than one with a right
             label. Equal gaps count one half; true ties are left out.
     """
 
+    right: int
     wrong: int
     flagged: int = field(metadata={"json": "found"})
     recall: Proportion
@@ -329,6 +331,7 @@ def label_detection(pairs: pl.DataFrame, rule: str) -> LabelDetection:
         wrong.sum(), flagged=flagged.sum(), both=(wrong & flagged).sum()
     ).row(0)
     return LabelDetection(
+        right=pairs.filter(label="chosen").height,
         wrong=wrong_count,
         flagged=flagged_count,
         recall=wilson_interval(both, wrong_count),

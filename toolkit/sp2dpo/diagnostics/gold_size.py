@@ -31,7 +31,8 @@ class GoldSize:
     Attributes:
         accuracies: assumed accuracy for the pairs with each of the two true labels.
         power: wanted power of the rule.
-        each: number of truths of each label; None if `LARGEST` are too few.
+        each: number of truths of each label; None if `LARGEST` are too few, or if the accuracies
+            are on average not above `CHANCE`, so that no number would do.
         reached: power of the rule with that number; None if there is none.
     """
 

@@ -17,7 +17,7 @@ from sp2dpo.diagnostics.comparison import (
     NamedMover,
 )
 from sp2dpo.diagnostics.gold import RULES
-from sp2dpo.diagnostics.gold_size import LARGEST, GoldSize
+from sp2dpo.diagnostics.gold_size import CHANCE, LARGEST, GoldSize
 from sp2dpo.diagnostics.panel_agreement import MEASURES, PanelAgreement, Splits, TeacherEffect
 from sp2dpo.text import (
     UNKNOWN,
@@ -110,6 +110,12 @@ def gold_size_lines(size: GoldSize) -> Iterator[str]:
     """Yield the lines of `sp2dpo gold-size`."""
     right, wrong = map(format_percent, size.accuracies)
     teachers = f"teachers who are right about {right} of the right and {wrong} of the wrong labels"
+    if size.each is None and sum(size.accuracies) / 2 <= CHANCE:
+        yield (
+            f"{teachers} are on average not better than chance ({format_percent(CHANCE)}): no "
+            "number of known labels can show that they are"
+        )
+        return
     if size.each is None:
         yield (
             f"{teachers}: {LARGEST} right and {LARGEST} wrong labels are too few for a power of "

@@ -10,7 +10,7 @@ protocol, pairs with known labels are needed. Measures and thresholds are our ch
 import polars as pl
 
 from sp2dpo.betas.label_slope import fit_slope
-from sp2dpo.diagnostics.checks import Check
+from sp2dpo.diagnostics.checks import FEWEST, Check
 from sp2dpo.diagnostics.gold import LabelDetection
 from sp2dpo.panel.rubric import Rubric
 
@@ -40,6 +40,10 @@ def _slope(table: pl.DataFrame) -> Check:
     reason = None
     if fit.slope is None:
         reason = "no pair has a gap" if not len(gaps) else "the gaps are all 0"
+    elif fit.pairs < FEWEST:
+        reason = (
+            f"{fit.pairs} pairs with a gap other than 0 are too few: at least {FEWEST} are needed"
+        )
     elif fit.low is not None and fit.high is not None and fit.low <= 0 and fit.high >= USEFUL_SLOPE:
         reason = (
             f"{fit.pairs} pairs with a gap other than 0 are too few: a slope of 0, and one of "
@@ -67,6 +71,11 @@ def _auc(gold: LabelDetection | None) -> Check:
         )
     elif auc.value is None:
         reason = "the known labels must include right and wrong ones"
+    elif gold.right + gold.wrong < FEWEST:
+        reason = (
+            f"{gold.wrong} known wrong labels and {gold.right} right ones are too few: together at "
+            f"least {FEWEST} are needed"
+        )
     elif auc.low is not None and auc.high is not None and auc.low <= 0.5 and auc.high >= USEFUL_AUC:
         reason = (
             f"{gold.wrong} known wrong labels are too few: an AUC of 0.5 (chance), and one of "

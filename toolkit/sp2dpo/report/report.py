@@ -321,7 +321,7 @@ def build_report(
         beta=_beta_statistics(table),
         labels=betas.labels,
         label_cautions=betas.labels.cautions() if betas.labels else [],
-        suggestion=suggest_use(annotations, betas.schedule, audit.checks),
+        suggestion=suggest_use(annotations, betas.schedule, audit.checks, truths=truths),
         histogram=build_histogram(betas, categories),
         categories=_category_statistics(table, categories),
         disputed=_count_disputes(table) if has_disputes else None,
