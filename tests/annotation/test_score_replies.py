@@ -14,7 +14,16 @@ from sp2dpo.pairs.source_scores import ScoreColumns
 from sp2dpo.pairs.sources import Source, open_source, read_rows
 from sp2dpo.panel.annotation import parse_annotation
 from sp2dpo.panel.rubric import load_rubric
-from support.harness import SCHEDULE, fail, kept_reply, pairs_of, panel_of, succeed, write_panel
+from support.harness import (
+    SCHEDULE,
+    fail,
+    kept_reply,
+    pairs_of,
+    panel_of,
+    run,
+    succeed,
+    write_panel,
+)
 
 BLIND, LABELLED = load_rubric("semantic-gap-blind"), load_rubric("semantic-gap")
 TWO = ScoreColumns(chosen="score_chosen", rejected="score_rejected", width=9)
@@ -100,6 +109,62 @@ def test_one_contradicted_label_makes_scores_a_blind_teacher(scored):
     assert {(each.order, each.better) for each in store.replies(ids[2])} == {
         ("chosen-first", "B"), ("rejected-first", "A")
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("agreeing", "suspected"), [(98, False), (99, False), (100, True)])
+def test_blind_scores_that_contradict_hardly_a_label_are_suspected(scored, agreeing, suspected):
+    # One label of 99 or of 100 is contradicted: not below 1 %. Of 101 it is.
+    store, _ = scored(*[(5, 4)] * agreeing, (4, 5), (5, 5))
+    result = import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert (result.agreeing, result.contradicting, result.blind) == (agreeing, 1, True)
+    assert result.repeats_labels is suspected
+
+
+def test_labelled_scores_are_no_witness_and_not_suspected(scored):
+    store, _ = scored(*[(5, 4)] * 3, rubric=LABELLED)
+    result = import_scores(store, "ultrafeedback", TWO, **HOW)
+    assert (result.agreeing, result.contradicting, result.repeats_labels) == (3, 0, False)
+
+
+def test_the_command_warns_of_scores_that_may_have_made_the_labels(tmp_path):
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a", "rejected": "b", "score_chosen": 4 + (n > 0),
+         "score_rejected": 4 + (n == 0)}
+        for n in range(150)
+    ]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panel = write_panel(
+        tmp_path / "panel.yaml", "http://127.0.0.1:9/v1", rubric="semantic-gap-blind"
+    )
+    succeed("export-requests", "--pairs", tmp_path / "pairs.jsonl", "--panel", panel,
+            "--store", tmp_path / "run.sqlite", "--out", tmp_path / "requests.jsonl")  # fmt: skip
+    done = run(
+        "import-scores", "--store", tmp_path / "run.sqlite", "--panel", panel, "--teacher",
+        "people", "--chosen", "score_chosen", "--rejected", "score_rejected", "--width", "9",
+        "--confidence", "10", "--category", "completeness",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "the scores contradict 1 of 150 labels" in done.stdout
+    assert done.stderr.startswith("warning: so few that the labels may have been made")
+
+
+def test_a_strength_is_gold_for_other_labels_once_it_is_two_scores(tmp_path):
+    # HelpSteer3's strength is negative for the first response. A model's labels are checked.
+    strengths, first_is_chosen = (-2, -1, 3, 0), (True, False, True, True)
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a" if first else "b", "rejected": "b" if first else "a",
+         "human_chosen": -strength if first else strength, "human_rejected": 0}
+        for n, (strength, first) in enumerate(zip(strengths, first_is_chosen, strict=True))
+    ]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = export_gold(
+        tmp_path / "pairs.jsonl", tmp_path / "gold.jsonl",
+        chosen="human_chosen", rejected="human_rejected",
+    )  # fmt: skip
+    lines = (tmp_path / "gold.jsonl").read_text().splitlines()
+    labels = [json.loads(line)["label"] for line in lines]
+    assert labels == ["chosen", "rejected", "rejected"]
+    assert (result.chosen, result.rejected, result.ties) == (1, 2, 1)
 
 
 def test_scores_that_prefer_no_response_repeat_no_label(scored):
@@ -288,7 +353,10 @@ def folder(tmp_path_factory):
         "--chosen", "score_chosen", "--rejected", "score_rejected", "--width", "9",
         "--confidence", "10", "--category", "completeness",
     )  # fmt: skip
-    assert output.strip() == "people: 41 pairs = 41 new + 0 known + 0 left out"
+    assert output.splitlines() == [
+        "people: 41 pairs = 41 new + 0 known + 0 left out",
+        "the scores contradict 10 of 40 labels",
+    ]
     schedule = SCHEDULE.read_text().replace("quorum: 3", "quorum: 1")
     (folder / "schedule.yaml").write_text(schedule)
     succeed(

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from sp2dpo.betas.arms import Arm, compute_arm, compute_betas, load_arm
 from sp2dpo.betas.baselines import Constant
-from sp2dpo.betas.compute import schedule_store
+from sp2dpo.betas.compute import explain_uncovered, schedule_store
 from sp2dpo.betas.estimators import Signed
 from sp2dpo.betas.label_slope import fit_slope
+from sp2dpo.betas.published_arms import CwPo
 from sp2dpo.betas.schedule import load_schedule
 from sp2dpo.betas.soft_labels import LARGEST_SMOOTHING, Anchored, Calibrated, Free, Latent
 from sp2dpo.pairs.sources import Source
@@ -288,6 +289,57 @@ def test_latent_trusts_two_teachers_who_agree_over_a_label():
     assert result.labels.teacher_accuracy.keys() == {"a", "b", "c"}
     assert result.labels.converged
     assert result.labels.exchanged == sum(each < 0.5 for each in p)
+
+
+def test_an_adaptive_panel_covers_the_gap_but_not_the_readings_of_single_teachers():
+    """What `explain_uncovered` says of latent: equal signed gaps, other probabilities."""
+    rng = np.random.default_rng(0)
+    gaps = rng.integers(-9, 10, (200, 3)).tolist() + [[8, 8, 8]] * 40 + [[-8, -8, -8]] * 10
+    # The teachers agree about the last 50 pairs, so one reply gives the gap of all three.
+    settled = [by_teacher if n < 200 else by_teacher[:1] for n, by_teacher in enumerate(gaps)]
+    full, adaptive = (soft(blind_panel(*panel), Latent()) for panel in (gaps, settled))
+    assert full.table["signed_gap"].to_list() == pytest.approx(
+        adaptive.table["signed_gap"].to_list()
+    )
+    p, other = probabilities(full)[200], probabilities(adaptive)[200]
+    assert abs(p - other) > 0.05
+    # What uses the signed gap alone is the same.
+    free, other_free = (soft(blind_panel(*panel), Free()) for panel in (gaps, settled))
+    assert probabilities(free) == pytest.approx(probabilities(other_free))
+
+
+def test_the_form_signed_separates_gaps_that_an_adaptive_panel_takes_for_equal():
+    rows = [
+        (pair(n), "a", "direct", CHOSEN_FIRST, 0, "style", magnitude, confidence, None, None, None)
+        for n, (magnitude, confidence) in enumerate([(6, 5), (3, 10)])
+    ]
+    annotations = build_annotation_table(rows, pair_ids=[pair(0), pair(1)], rubric=LABELLED)
+    product = compute_betas(annotations, Arm(of=PAPER))["signed_gap"]
+    signed = compute_betas(annotations, Arm(of=replace(PAPER, gap=Signed())))["signed_gap"]
+    assert product.to_list() == pytest.approx([0.3, 0.3])
+    assert signed.to_list() == pytest.approx([0.0, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("arm", "rubric", "covers", "expected"),
+    [
+        ({}, BLIND, "beta", None),
+        ({"label_smoothing": Latent()}, BLIND, "signed_gap", "single teachers"),
+        ({"weight": CwPo("latent")}, BLIND, "signed_gap", "single teachers"),
+        ({"label_smoothing": Calibrated()}, BLIND, "signed_gap", None),
+        ({"of": replace(PAPER, gap=Signed())}, LABELLED, "signed_gap", "this schedule"),
+        ({"of": replace(PAPER, over_teachers="median")}, BLIND, "signed_gap", "this schedule"),
+        ({"label_smoothing": Free()}, BLIND, "beta", "signed gaps below 0"),
+        ({"disputed": "flip"}, BLIND, "beta", "signed gaps below 0"),
+        ({"disputed": "flip"}, LABELLED, "beta", None),
+    ],
+)
+def test_what_an_adaptive_panel_does_not_cover_is_named(arm, rubric, covers, expected):
+    arm = Arm(**{"of": PAPER} | arm)
+    panel = replace(panel_of("a", rubric=rubric), budget="adaptive", covers=covers)
+    found = explain_uncovered(panel, arm)
+    assert found is None if expected is None else expected in found
+    assert explain_uncovered(replace(panel, budget="full"), arm) is None
 
 
 def test_few_annotators_are_reported():

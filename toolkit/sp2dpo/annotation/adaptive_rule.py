@@ -10,9 +10,12 @@ Few calibration pairs suffice because each is used several times: with its teach
 rotated, as if another teacher or another variant had been asked first. This assumes that the
 teachers disagree with each other to a similar degree; gaps themselves do not depend on it.
 
-What must stay within the tolerance is the signed gap, on which soft labels and arms that flip or
-drop disputed pairs rely, or only what changes a beta: below 0 all gaps have the same beta, so a
-pair whose label is disputed is settled sooner. The two differ under the blind protocol alone.
+What must stay within the tolerance is the signed gap of JMAMP (of the form `product`), on which
+most soft labels and arms that flip or drop disputed pairs rely under the blind protocol, or only
+what changes a beta: below 0 all gaps have the same beta, so a pair whose label is disputed is
+settled sooner. The two differ under the blind protocol alone. Neither covers other gap forms or
+estimators, nor the readings of single teachers, which the soft labels `latent` use, nor the sign of
+a gap near 0: see `betas.compute.explain_uncovered`.
 
 A decision depends only on the readings of the calibration pairs and of the pair itself. The same
 store therefore gives the same decisions, in pages of any size and after a restart.

@@ -110,7 +110,9 @@ def plan_lines(store: Store, panel: Panel, *, shard: Shard | None = None) -> lis
     rubric, shard = panel.rubric, shard or current
     protocol = f"{rubric.protocol}, both orders" if rubric.blind else rubric.protocol
     covers = store.complete_panel(panel).covers
-    budget = f"{panel.budget}, tolerance {panel.tolerance:g} of the {covers}"
+    # The values of `covers` are names of a panel's YAML, not prose.
+    gap = "signed gap" if covers == "signed_gap" else "gap, below 0 counted as 0"
+    budget = f"{panel.budget}, tolerance {panel.tolerance:g} of the {gap} (covers: {covers})"
     lines = [
         f"rubric {rubric.name} ({rubric.hash[:12]}), protocol {protocol}",
         f"variants {', '.join(panel.variants)}; budget "

@@ -38,6 +38,9 @@ from sp2dpo.text import count_noun
 
 _PAGE = 500
 """Pairs whose replies are committed at a time."""
+FEW_CONTRADICTED = 0.01
+"""Share of contradicted labels below which blind scores are suspected to repeat the labels, but for
+errors of the data. Our choice: people who judge pairs again contradict far more of them."""
 MODEL = "scores of the data set"
 """Model of a teacher whose replies are a data set's own scores."""
 
@@ -52,6 +55,9 @@ class ScoreImport:
         added: Pairs that have a new reply.
         known: Pairs that had one already.
         left_out: Pairs without a reply, by reason.
+        agreeing: Pairs with a reply whose chosen response has the higher score.
+        contradicting: Pairs with a reply whose rejected response has the higher score.
+        blind: Whether the replies count as those of a teacher who does not know the labels.
     """
 
     teacher: str
@@ -59,6 +65,18 @@ class ScoreImport:
     added: int
     known: int
     left_out: Counter[str]
+    agreeing: int
+    contradicting: int
+    blind: bool
+
+    @property
+    def repeats_labels(self) -> bool:
+        """Whether a blind teacher contradicts so few labels that they may be made from its scores.
+
+        It is True if the share is below `FEW_CONTRADICTED`.
+        """
+        decided = self.agreeing + self.contradicting
+        return self.blind and decided > 0 and self.contradicting < FEW_CONTRADICTED * decided
 
 
 def import_scores(
@@ -133,6 +151,9 @@ def import_scores(
             added=len(new),
             known=len(found) - len(new),
             left_out=left_out,
+            agreeing=sum(score.difference > 0 for score in found.values()),
+            contradicting=sum(score.difference < 0 for score in found.values()),
+            blind=asked.rubric.blind,
         )
 
 

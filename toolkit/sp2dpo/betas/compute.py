@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from sp2dpo.betas.arms import Arm, ArmResult, compute_arm, load_arm
+from sp2dpo.betas.estimators import JMAMP
 from sp2dpo.betas.file import BetaTable
 from sp2dpo.betas.label_slope import fit_slope
+from sp2dpo.betas.published_arms import ESTIMATES, GammaPo
 from sp2dpo.betas.schedule import schedule_gaps
 from sp2dpo.betas.scores import Scores, read_scores
-from sp2dpo.betas.soft_labels import DECIMALS, Calibrated
+from sp2dpo.betas.soft_labels import DECIMALS, Calibrated, Latent
+from sp2dpo.panel.panel import Panel
 from sp2dpo.store.annotations import AnnotationTable
 from sp2dpo.store.counts import count_replies, load_recorded_panel
 from sp2dpo.store.questions import Shard
@@ -29,6 +32,8 @@ class ScheduleResult:
         shard_pairs: number of pairs in that shard.
         pending: number of replies that the run has not received yet; 0 without a recorded panel.
         requested: number of replies that the recorded panel asks for; 0 without a recorded panel.
+        uncovered: what the arm uses that the stopping rule of an adaptive panel does not cover, in
+            words; None if there is nothing, or the panel is not adaptive.
     """
 
     betas: BetaTable
@@ -36,6 +41,7 @@ class ScheduleResult:
     shard_pairs: int
     pending: int
     requested: int
+    uncovered: str | None = None
 
 
 def schedule_store(
@@ -68,7 +74,7 @@ def schedule_store(
             # This gains time because hashlib and polars release the interpreter's lock.
             annotations_hash = executor.submit(getattr, annotations, "hash")
             shard, shard_pairs = store.questions.shard(), store.questions.pair_count()
-            pending, requested = _count_pending(store, annotations)
+            pending, requested, uncovered = _count_pending(store, annotations, arm)
         # Everything needed is in memory now, so the snapshot does not have to stay open.
         arm, result = _compute(annotations, arm, scores, truths)
         table = result.table
@@ -85,7 +91,12 @@ def schedule_store(
             f"{table['votes'].max()}: lower `quorum` in the schedule, or request more replies"
         )
     return ScheduleResult(
-        betas=betas, shard=shard, shard_pairs=shard_pairs, pending=pending, requested=requested
+        betas=betas,
+        shard=shard,
+        shard_pairs=shard_pairs,
+        pending=pending,
+        requested=requested,
+        uncovered=uncovered,
     )
 
 
@@ -128,11 +139,42 @@ def _compute(
     return arm, replace(result, labels=labels)
 
 
-def _count_pending(store: Store, annotations: AnnotationTable) -> tuple[int, int]:
-    """Return the pending and the requested replies; zeros if no panel is recorded."""
+def _count_pending(
+    store: Store, annotations: AnnotationTable, arm: Arm
+) -> tuple[int, int, str | None]:
+    """Return the pending and the requested replies, and `uncovered`; 0 without a recorded panel."""
     try:
         panel = load_recorded_panel(store)
     except NotAnnotated:  # replies that were stored by other means
-        return 0, 0
+        return 0, 0, None
     counts = count_replies(store, panel, annotations)
-    return sum(count.pending for count in counts), sum(count.all for count in counts)
+    uncovered = explain_uncovered(panel, arm)
+    return sum(count.pending for count in counts), sum(count.all for count in counts), uncovered
+
+
+def explain_uncovered(panel: Panel, arm: Arm) -> str | None:
+    """Return what an arm uses that the stopping rule of an adaptive panel does not cover.
+
+    The rule covers the gap of SP2DPO (`estimators.JMAMP`) for each pair. Two pairs with the same
+    such gap may differ in another: magnitude 0.6 with confidence 0.5 and magnitude 0.3 with
+    confidence 1 have the gap 0.3, but under `gap: signed` 0 and 0.3. Or in the readings of single
+    teachers, which `latent` uses: one sure teacher is not three.
+
+    Returns:
+        It in words; None if there is nothing, or the panel is not adaptive.
+    """
+    if panel.budget != "adaptive":
+        return None
+    if isinstance(arm.label_smoothing, Latent) or arm.probability_source == "latent":
+        return "the gaps of single teachers, which `latent` uses"
+    if arm.of.estimator != JMAMP:
+        return (
+            "the gaps of this schedule, whose `estimate`, `gap`, `over_variants` or "
+            "`over_teachers` is not SP2DPO's"
+        )
+    soft = arm.label_smoothing is not None or arm.probability_source in ESTIMATES
+    uses_sign = soft or arm.disputed is not None or isinstance(arm.margin, GammaPo)
+    # Under the labelled protocol no gap of JMAMP is below 0.
+    if panel.rubric.blind and panel.covers == "beta" and uses_sign:
+        return "signed gaps below 0, because the panel has `covers: beta`"
+    return None

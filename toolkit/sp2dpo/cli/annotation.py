@@ -368,6 +368,18 @@ def import_scores(
             f"known + {result.left_out.total()} left out{_reasons(result.left_out)}"
         ]
     )
+    if result.blind:
+        decided = result.agreeing + result.contradicting
+        print_lines([f"the scores contradict {result.contradicting} of {decided} labels"])
+    if result.repeats_labels:
+        print_lines(
+            [
+                "warning: so few that the labels may have been made from these scores; then checks "
+                "of validity and soft labels confirm the labels by themselves: import the scores "
+                "under a labelled rubric instead"
+            ],
+            err=True,
+        )
 
 
 @click.command()

@@ -67,6 +67,14 @@ def schedule(
                 "are not final"
             ]
         )
+    if result.uncovered:
+        print_lines(
+            [
+                "warning: the adaptive panel stops when the gap of SP2DPO is near that of all "
+                f"replies. This does not cover {result.uncovered}: they may differ from the full "
+                "panel's (`budget: full`)"
+            ]
+        )
     print_lines([f"wrote {out}"])
 
 

@@ -1,7 +1,8 @@
 """Write a gold file from scores that a data set has beside its labels.
 
 The scores must be others than those that the labels were made from, such as those of people beside
-the labels of a model; otherwise every label is right by definition.
+the labels of a model; otherwise every label is right by definition. A strength of preference cannot
+be read, because its sign stands for a response by its place in the source, not for the chosen one.
 """
 
 import json

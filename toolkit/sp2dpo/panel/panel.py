@@ -80,8 +80,10 @@ class Panel:
         tolerance: Largest change of a gap that an adaptive panel still accepts when it stops, in
             (0, 1]. 0.074 corresponds to 0.02 in beta under the paper's schedule.
         covers: The gap that must not change further: `signed_gap`, which may be below 0 under the
-            blind protocol, or `beta`, for which gaps below 0 count as 0. None if the panel does not
-            say it: then what the store has settled pairs by, or `signed_gap` in a new store.
+            blind protocol, or `beta`, for which gaps below 0 count as 0. Both are JMAMP's gap
+            (`estimators.JMAMP`) and cover no other, see `compute.explain_uncovered`. None if the
+            panel does not say it: then what the store has settled pairs by, or `signed_gap` in a
+            new store.
     """
 
     rubric: Rubric
@@ -159,10 +161,11 @@ class PanelConfig(Settings):
     tolerance: Annotated[float, number(above=0, most=1)] = Panel.tolerance
     """Largest change of a gap that an adaptive panel still accepts when it stops."""
     covers: Annotated[str | None, one_of(COVERS)] = None
-    """The gap that an adaptive panel must not change further: signed_gap (the default of a new
-    store; another store keeps its own) serves every arm; beta settles pairs with a disputed label
-    sooner, but flips, drops and soft labels of them may then differ from the full panel's. The same
-    under the labelled protocol."""
+    """What an adaptive panel must not change further: signed_gap (the default of a new store;
+    another store keeps its own), the gap of SP2DPO, blind with its sign; or beta, which settles
+    pairs with a disputed label sooner, but flips, drops and soft labels of them may then differ
+    from the full panel's. The same under the labelled protocol. Neither covers label_smoothing:
+    latent, which uses single teachers, or schedules with another gap, such as gap: signed."""
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
