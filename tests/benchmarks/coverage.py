@@ -17,12 +17,15 @@ import polars as pl
 from sp2dpo.betas.label_slope import fit_slope
 from sp2dpo.diagnostics.agreement import intraclass_correlation, wilson_interval
 from sp2dpo.diagnostics.alpha import Ratings
+from sp2dpo.diagnostics.biases import correlate_confidence
 from sp2dpo.diagnostics.bootstrap import (
     FISHER,
+    Ranked,
     bootstrap_estimates,
     correlation,
     estimate,
     rank_correlation,
+    weighted_spearman,
 )
 from sp2dpo.diagnostics.checks import deviation_estimate, mean_correlation
 from sp2dpo.diagnostics.intervals import auc_estimate, mean_share
@@ -198,6 +201,51 @@ class Interval:
     high: float | None
 
 
+def within_categories(effect):
+    """A measure of the rank correlation of gap and length within three categories."""
+
+    def measure(rng, size, draws=DRAWS):
+        category = rng.integers(3, size=size)
+        # Categories differ in gap and in length, so that the correlation over all pairs is larger.
+        longer = np.round(40 * (category + rng.normal(size=size)))
+        gaps = np.clip(0.2 + 0.2 * category + 0.2 * rng.normal(size=size) + effect * longer, 0, 1)
+        gaps, parts = pl.Series(np.round(gaps, 2)), pl.Series([f"c{c}" for c in category])
+        return rank_correlation(gaps, pl.Series(longer), parts=parts, draws=draws)
+
+    return measure
+
+
+def confident(informative):
+    """A measure of the check `confidence`: three teachers with confidences from 1 to 10.
+
+    The noise of a teacher's magnitude falls with its confidence, or has nothing to do with it.
+    """
+
+    def measure(rng, size, draws=DRAWS):
+        truth = rng.uniform(0, 1, (size, 1))
+        confidence = rng.integers(1, 11, (size, 3))
+        noise = 0.3 * (1.1 - confidence / 10) if informative else np.full((size, 3), 0.15)
+        gaps = np.round(np.clip(truth + noise * rng.normal(size=(size, 3)), 0, 1), 1)
+        readings = as_readings(gaps).cast({"pair_id": pl.String})
+        readings = readings.with_columns(confidence=pl.Series((confidence / 10).ravel()))
+        return correlate_confidence(readings, steps=10, draws=draws)[0]
+
+    return measure
+
+
+def confidence_gain(rng, size, draws=DRAWS):
+    """The gain in rho with the known magnitude by the product with an informative confidence."""
+    truth = np.round(rng.uniform(0, 10, size))
+    confidence = rng.integers(1, 11, size) / 10
+    magnitude = np.round(np.clip(truth + 4 * (1.1 - confidence) * rng.normal(size=size), 0, 10))
+    known, product, alone = (Ranked(x) for x in (truth, magnitude * confidence, magnitude))
+
+    def gained(weights):
+        return weighted_spearman(product, known, weights) - weighted_spearman(alone, known, weights)
+
+    return bootstrap_estimates(gained, size, draws=draws)
+
+
 def deviation(rng, size):
     """The standard deviation of betas, a third of them at the floor."""
     return deviation_estimate(np.where(rng.random(size) < 0.3, 0.0, rng.beta(2, 3, size)))
@@ -308,6 +356,24 @@ def cases() -> Iterator[Case]:
     yield Case(
         name="deviation of beta (audit)", setting="a third at the floor", sizes=(20, 50, 300),
         measure=deviation, truth=value(deviation),
+    )  # fmt: skip
+    # A generator of its own, so that the truths of the other rows do not depend on these.
+    within = np.random.default_rng(1)
+    for effect in (0.0, 0.002):
+        measure = within_categories(effect)
+        yield Case(
+            name="rho within categories (audit)", setting=f"gap + {effect:g} x length",
+            sizes=(20, 50, 100), measure=measure, truth=measure(within, LARGE, draws=2).value,
+        )  # fmt: skip
+    for informative in (False, True):
+        measure = confident(informative)
+        yield Case(
+            name="confidence (audit)", setting="informative" if informative else "random",
+            sizes=(20, 50, 100), measure=measure, truth=measure(within, LARGE, draws=2).value,
+        )  # fmt: skip
+    yield Case(
+        name="gain by confidence (audit)", setting="informative", sizes=(20, 50, 100),
+        measure=confidence_gain, truth=confidence_gain(within, LARGE, draws=2).value,
     )  # fmt: skip
     for noise in (0.3, 1.0, 4.0):
         measure = auc(noise)

@@ -162,7 +162,7 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
         panel_reply_gaps(annotations, estimator), list(annotations.rubric.categories), estimator
     )
     scale = annotations.rubric.magnitude
-    correlation, pairs = _correlate_confidence(readings, steps=scale.max - scale.min, draws=draws)
+    correlation, pairs = correlate_confidence(readings, steps=scale.max - scale.min, draws=draws)
     reason = None
     if readings["reader"].n_unique() < 2:
         reason = "a comparison needs two teachers"
@@ -182,10 +182,14 @@ def _confidence(betas: BetaTable, annotations: AnnotationTable, *, draws: int) -
     )  # fmt: skip
 
 
-def _correlate_confidence(
-    readings: pl.DataFrame, *, steps: int, draws: int
-) -> tuple[Estimate, int]:
-    """Return the correlation with its interval, and the number of pairs that it is based on."""
+def correlate_confidence(readings: pl.DataFrame, *, steps: int, draws: int) -> tuple[Estimate, int]:
+    """Return the correlation of the check `confidence`, and the number of pairs behind it.
+
+    Args:
+        readings: from `teacher_readings`: pair_id, reader, gap and confidence in [0, 1].
+        steps: steps of the magnitude scale; magnitudes that round to the same step are compared.
+        draws: number of bootstrap samples.
+    """
     sums = readings.group_by("pair_id").agg(total=pl.col("gap").sum(), readers=pl.len())
     shared = (
         readings.join(sums, on="pair_id").filter(pl.col("readers") > 1).sort("reader", "pair_id")
