@@ -330,7 +330,7 @@ def _without_amendments(runs: Runs) -> list[str]:
 COLOURS = (
     ("dpo", INK), ("temperature-only", "#a9a294"), ("sp2dpo", "#2b5f94"),
     ("beta-as-weight", "#7aa6d6"), ("temperature-turned", "#8a5aa8"), ("gap-as-weight", "#b4552d"),
-    ("soft-calibrated", "#3c8d5a"), ("soft-latent", "#c79a1b"),
+    ("soft-calibrated", "#3c8d5a"), ("soft-latent", "#c79a1b"), ("soft-anchored", "#1d8a8a"),
 )  # fmt: skip
 """Methods shown in the figure, with their colours."""
 
@@ -353,7 +353,7 @@ def draw(runs: Runs) -> Figure:
     names = [name for name in runs.names() if name.partition("@")[2] in BAD_PANELS][::-1]
     for position, name in enumerate(names):
         difference = Difference(values=runs.tuned(name) - dpo)
-        colour = dict(COLOURS).get(name.partition("@")[0], "#3c8d5a")
+        colour = dict(COLOURS).get(name.partition("@")[0], QUIET)
         right.plot(difference.interval, [position, position], color=colour, linewidth=2)
         right.plot(difference.mean, position, "o", color=colour, markersize=5)
     right.axvline(0, color=INK, linewidth=0.8)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,14 @@ sys.path.insert(0, str(STUDY))
 from config import load_config  # noqa: E402
 from metrics import judge_rewards  # noqa: E402
 from results import compare_methods, format_comparison  # noqa: E402
-from uses import Runs, format_curves  # noqa: E402
+from uses import (  # noqa: E402
+    POOLED,
+    Runs,
+    answer_questions,
+    format_answers,
+    format_curves,
+    write_results,
+)
 
 RESULTS = STUDY / "results"
 PRESETS = {
@@ -78,22 +86,47 @@ def test_the_judge_has_erred_anew_in_each_published_run(file):
     errors, read = {}, {}
     for row in rows:
         key = tuple(row[column] for column in ("method", "panel", "scale", "seed", "order"))
-        name = names.pop(key)
+        name = names[key]
         error = judge_rewards(np.zeros((samples, 4)), [[]] * samples, config.judge, name=name)
         errors.setdefault(row["seed"], []).append(error.mean())
         # What is left are the difference of the prompts, equal for a seed, and that of the samples.
         true = row["reward_1"] + config.judge["length_bias"] * row["length"]
         read.setdefault(row["seed"], []).append(row["validation"] - true)
-    assert not names
     slopes = [np.polyfit(errors[seed], read[seed], 1)[0] for seed in errors]
     assert np.mean(slopes) == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_what_other_pages_quote_stands_in_the_table(page):
+def test_the_tables_of_the_second_part_are_those_of_its_runs(tmp_path):
+    folder = RESULTS / "uses"
+    runs, panels = Runs.read(folder), pl.read_csv(folder / "panels.csv")
+    assert len(panels) == len(runs.seeds) * panels["panel"].n_unique()
+    lines = write_results(runs, panels, tmp_path)
+    table = "\n".join(lines) + "\n"
+    assert table == (folder / "table.md").read_text()
+    assert f"<!-- uses -->\n{table}<!-- /uses -->" in (STUDY / "USES.md").read_text()
+    answers = "\n".join(format_answers(answer_questions(runs)))
+    assert answers in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_no_method_of_the_second_part_is_published_in_part():
+    table = Runs.read(RESULTS / "uses").table.filter(~pl.col("name").is_in([*POOLED]))
+    configs = [load_config(STUDY / f"uses{part}.yaml") for part in ("", "-kl", "-panels", "-arms")]
+    expected = Counter((run.method, run.panel) for config in configs for run in config.runs())
+    published = Counter(table.select("method", "panel").iter_rows())
+    assert published == {key: count for key, count in expected.items() if key in published}
+
+
+@pytest.mark.parametrize(
+    ("page", "start", "end"),
+    [
+        ("README.md", "controlled study", "## Guides"),
+        ("docs/results.md", "## The controlled study", "## Evaluating"),
+        ("recipes/study/README.md", "## Which use to pick", "## Findings"),
+    ],
+)
+def test_what_pages_quote_stands_in_the_tables(page, start, end):
     text = (ROOT / page).read_text()
-    start = text.index("controlled study")
-    quoted = INTERVAL.findall(text[start : start + 1800])
-    table = (RESULTS / "cpu" / "table.md").read_text()
-    assert len(quoted) >= 2
-    assert [interval for interval in quoted if interval not in table] == []
+    quoted = INTERVAL.findall(text[text.index(start) : text.index(end)])
+    tables = "".join((RESULTS / name / "table.md").read_text() for name in ("cpu", "uses"))
+    assert len(quoted) >= 3
+    assert [interval for interval in quoted if interval not in tables] == []
