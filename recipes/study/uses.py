@@ -8,7 +8,7 @@ The folder holds `runs-*.csv`, the `runs.csv` that `run.py` writes for `uses.yam
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,26 +179,16 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
     known = set(runs.names())
     for name in ranked:
         others = {other: _with_panel_of(name, other) for other in OTHERS}
-        sp2dpo = others["sp2dpo"]
-        tuned, default = runs.tuned(name), runs.at_scale(name, 1.0)
-
-        def less(values: NDArray[np.float64], theirs: Mapping[str, NDArray[np.float64]]) -> str:
-            """Return a cell for each of the others."""
-            return " | ".join(
-                Difference(values=values - theirs[other]).words() if other in theirs else ""
-                for other in OTHERS
-            )
-
         compared = {other: same for other, same in others.items() if same in known and same != name}
-        has_sp2dpo = "sp2dpo" in compared
+        tuned, default = runs.tuned(name), runs.at_scale(name, 1.0)
         cells = [
             f"**{name}**" if name == "sp2dpo" else name,
             _plain(Difference(values=tuned)),
             f"{np.median(tuned):.2f}",
-            less(tuned, {other: runs.tuned(same) for other, same in compared.items()}),
+            *_less(tuned, {other: runs.tuned(same) for other, same in compared.items()}),
             _plain(Difference(values=default)),
-            less(default, {other: runs.at_scale(same, 1.0) for other, same in compared.items()}),
-            _at_kl(runs, name, sp2dpo, MATCHED_KL) if has_sp2dpo else "",
+            *_less(default, {other: runs.at_scale(same, 1.0) for other, same in compared.items()}),
+            _at_kl(runs, name, others["sp2dpo"], MATCHED_KL) if "sp2dpo" in compared else "",
             f"{runs.tuned(name, 'reward_0').mean():.2f}",
             f"{runs.tuned(name, 'kl').mean():.2f}",
             f"{runs.tuned(name, 'accuracy').mean():.3f}",
@@ -206,6 +196,17 @@ def format_methods(runs: Runs, names: Sequence[str]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _less(values: NDArray[np.float64], theirs: Mapping[str, NDArray[np.float64]]) -> Iterator[str]:
+    """Yield the difference from each of `OTHERS` as a cell, empty for those that are missing."""
+    for other in OTHERS:
+        if other not in theirs:
+            yield ""
+        elif np.isnan(values).any():
+            yield "-"
+        else:
+            yield Difference(values=values - theirs[other]).words()
 
 
 def _with_panel_of(name: str, other: str) -> str:

@@ -74,7 +74,8 @@ def schedule_store(
             # This gains time because hashlib and polars release the interpreter's lock.
             annotations_hash = executor.submit(getattr, annotations, "hash")
             shard, shard_pairs = store.questions.shard(), store.questions.pair_count()
-            pending, requested, uncovered = _count_pending(store, annotations, arm)
+            panel = _recorded_panel(store)
+            pending, requested = _count_pending(store, panel, annotations)
         # Everything needed is in memory now, so the snapshot does not have to stay open.
         arm, result = _compute(annotations, arm, scores, truths)
         table = result.table
@@ -96,7 +97,7 @@ def schedule_store(
         shard_pairs=shard_pairs,
         pending=pending,
         requested=requested,
-        uncovered=uncovered,
+        uncovered=None if panel is None else explain_uncovered(panel, arm),
     )
 
 
@@ -139,17 +140,21 @@ def _compute(
     return arm, replace(result, labels=labels)
 
 
-def _count_pending(
-    store: Store, annotations: AnnotationTable, arm: Arm
-) -> tuple[int, int, str | None]:
-    """Return the pending and the requested replies, and `uncovered`; 0 without a recorded panel."""
+def _recorded_panel(store: Store) -> Panel | None:
     try:
-        panel = load_recorded_panel(store)
+        return load_recorded_panel(store)
     except NotAnnotated:  # replies that were stored by other means
-        return 0, 0, None
+        return None
+
+
+def _count_pending(
+    store: Store, panel: Panel | None, annotations: AnnotationTable
+) -> tuple[int, int]:
+    """Return the pending and the requested replies; zeros if no panel is recorded."""
+    if panel is None:
+        return 0, 0
     counts = count_replies(store, panel, annotations)
-    uncovered = explain_uncovered(panel, arm)
-    return sum(count.pending for count in counts), sum(count.all for count in counts), uncovered
+    return sum(count.pending for count in counts), sum(count.all for count in counts)
 
 
 def explain_uncovered(panel: Panel, arm: Arm) -> str | None:

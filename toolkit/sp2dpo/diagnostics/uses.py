@@ -1,11 +1,11 @@
 """Suggest a use of the annotations by what the replies show of the panel.
 
 Each use is a recipe: a schedule, or an arm of one (`betas.arms`). The rules are our choice; the
-second part of the study in `recipes/study` supports them on one synthetic task. They take for
-granted that labels and teachers err independently of each other. Replies and labels cannot show
-whether they do: if both prefer long responses, they confirm each other. Known labels can: under the
-blind protocol by the slope of the truth on the signed gaps (`betas.label_slope`), under the
-labelled one by the check `validity`.
+second part of the study in `recipes/study` supports those for blind teachers, on one synthetic
+task. They take for granted that labels and teachers err independently of each other. Replies and
+labels cannot show whether they do: if both prefer long responses, they confirm each other. Known
+labels can: under the blind protocol by the slope of the truth on the signed gaps
+(`betas.label_slope`), under the labelled one by the check `validity`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
